@@ -1,0 +1,104 @@
+"""What the Array API standard leaves open: which namespace, which dtype, which device, what can be read now."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import array_api_compat
+
+Array: TypeAlias = Any
+"""An array of any namespace that follows the Array API standard."""
+
+Namespace: TypeAlias = Any
+"""A module that follows the Array API standard, such as ``array_api_compat.torch``."""
+
+
+def is_array(value: object) -> bool:
+    """Tell whether `value` is an array of a supported library (numbers and numpy's scalars are not)."""
+    return not isinstance(value, numbers.Real) and array_api_compat.is_array_api_obj(value)
+
+
+def is_compiling(xp: Namespace) -> bool:
+    """Tell whether `xp` is being traced by a compiler that hides itself from the arrays (torch.compile)."""
+    compiler = getattr(xp, "compiler", None)
+    return compiler is not None and bool(compiler.is_compiling())
+
+
+def device_of(array: Array) -> Any:
+    """Return the array's device; None where a tracer has none."""
+    return array_api_compat.device(array)
+
+
+def values_visible(array: Array, xp: Namespace) -> bool:
+    """Tell whether looking at values is free of charge: a concrete array that lives on the host.
+
+    On an accelerator a look costs a synchronisation, and under tracing there is nothing to look at yet.
+    """
+    if is_compiling(xp):
+        return False
+    device = device_of(array)
+    kind = getattr(device, "platform", None) or getattr(device, "type", None) or str(device)
+    return "cpu" in str(kind).lower()
+
+
+def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Namespace:
+    """Return the one namespace of all `arrays`.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        Arguments by name.
+    xp : namespace, optional
+        What the caller says; under torch.compile the arrays themselves are not asked.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, the arrays come from different libraries, or `xp` is not theirs.
+    """
+    if xp is not None:
+        if not hasattr(xp, "__array_namespace_info__"):
+            raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
+        if is_compiling(xp):
+            return xp
+    first = ""
+    found: Namespace | None = None
+    for name, array in arrays.items():
+        if not is_array(array):
+            raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+        its = array_api_compat.array_namespace(array)
+        if found is None:
+            first, found = name, its
+        elif its is not found:
+            raise TypeError(
+                f"{name} must come from the library of {first} ({library(found)}), got an array of {library(its)}"
+            )
+    if xp is None:
+        return found
+    if library(xp) != library(found):
+        raise TypeError(f"xp must be the namespace of {first} ({library(found)}), got {library(xp)}")
+    return xp
+
+
+def library(xp: Namespace) -> str:
+    """Return a namespace's name without the wrapper's: ``torch`` for ``array_api_compat.torch``."""
+    return str(xp.__name__).removeprefix("array_api_compat.")
+
+
+def wide_dtype(dtype: Any, xp: Namespace) -> Any:
+    """Return the dtype that sums of `dtype` are kept in: float32 for half types, else `dtype`."""
+    return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
+
+
+def supports_index_assignment(array: Array, xp: Namespace) -> bool:
+    """Tell whether ``array[integer_array] = values`` works in place; the standard does not promise it."""
+    if not array_api_compat.is_writeable_array(array):
+        return False
+    probe = xp.zeros((1,), dtype=array.dtype, device=device_of(array))
+    try:
+        probe[xp.zeros((1,), dtype=xp.int64, device=device_of(array))] = probe
+    except (IndexError, TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,125 @@
+"""Every validation of the library and its message, in one voice: argument, rule, received value.
+
+Shapes, dtypes, namespaces and devices are always checked. Values are checked where looking is free (see
+`drrho_core._arrays.values_visible`). A check raises before anything is computed, so no state is lost.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+from drrho_core._arrays import Array, Namespace, device_of, is_array, is_compiling, values_visible
+
+
+def describe(value: object) -> str:
+    """Say what was received, short enough for one line."""
+    if is_array(value):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"  # type: ignore[attr-defined]
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def finite_number(name: str, value: object) -> float:
+    """Return a Python number after checking that it is a real, finite one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {describe(value)}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def integer(name: str, value: object, *, minimum: int) -> int:
+    """Return a Python integer after checking its type and smallest value."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {describe(value)}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def floating(name: str, array: Array, xp: Namespace) -> None:
+    """Check that an array has a real floating dtype."""
+    if not xp.isdtype(array.dtype, "real floating"):
+        raise TypeError(f"{name} must have a real floating dtype, got {array.dtype}")
+
+
+def state_dtype(name: str, array: Array, xp: Namespace) -> None:
+    """Check that estimator state is float32 or wider: half types lose visits."""
+    floating(name, array, xp)
+    if xp.finfo(array.dtype).bits < 32:
+        raise TypeError(f"{name} must be float32 or wider, got {array.dtype}")
+
+
+def same_dtype(arrays: Mapping[str, Array]) -> None:
+    """Check that all arrays share one dtype."""
+    (first, reference), *rest = arrays.items()
+    for name, array in rest:
+        if array.dtype != reference.dtype:
+            raise TypeError(f"{name} must have the dtype of {first} ({reference.dtype}), got {array.dtype}")
+
+
+def same_device(arrays: Mapping[str, Array], xp: Namespace) -> None:
+    """Check that all arrays live on one device (tracers have none and pass)."""
+    if is_compiling(xp):
+        return
+    first, reference = "", None
+    for name, array in arrays.items():
+        device = device_of(array)
+        if device is None:
+            continue
+        if reference is None:
+            first, reference = name, device
+        elif device != reference:
+            raise ValueError(f"{name} must be on the device of {first} ({reference}), got {device}")
+
+
+def shape(name: str, array: Array, expected: tuple[int, ...], meaning: str) -> None:
+    """Check an exact shape; `meaning` spells it in names, such as ``(batch_size,)``."""
+    if tuple(array.shape) != expected:
+        raise ValueError(f"{name} must have shape {meaning} = {expected}, got {tuple(array.shape)}")
+
+
+def ndim(name: str, array: Array, expected: int, meaning: str) -> None:
+    """Check the number of axes."""
+    if array.ndim != expected:
+        raise ValueError(f"{name} must have {expected} axes {meaning}, got shape {tuple(array.shape)}")
+
+
+def detached(arrays: Mapping[str, Array]) -> None:
+    """Refuse arrays that ask for autograd: core results are constants to it, so the gradient would be wrong."""
+    for name, array in arrays.items():
+        if getattr(array, "requires_grad", False):
+            raise ValueError(
+                f"{name} must not ask for autograd, because results are constants to it: detach it, or use drrho_torch; "
+                "got requires_grad=True"
+            )
+
+
+def finite(name: str, array: Array, xp: Namespace) -> None:
+    """Check that every value is finite, where looking is free."""
+    values(name, array, xp.isfinite, "be finite", xp)
+
+
+def values(name: str, array: Array, holds: Any, rule: str, xp: Namespace) -> None:
+    """Check a rule that holds elementwise, where looking is free, and show the first value that breaks it."""
+    if not values_visible(array, xp):
+        return
+    good = holds(array)
+    if bool(xp.all(good)):
+        return
+    position = int(xp.argmax(xp.astype(xp.reshape(~good, (-1,)), xp.int8)))
+    received = xp.reshape(array, (-1,))[position]
+    raise ValueError(f"{name} must {rule}, got {received.__str__() if array.ndim == 0 else float(received)}"
+                     + ("" if array.ndim == 0 else f" at position {_unravel(position, tuple(array.shape))}"))
+
+
+def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
+    """Turn a flat position into an index; a plain integer for one axis."""
+    index: list[int] = []
+    for size in reversed(shape):
+        position, remainder = divmod(position, size)
+        index.append(remainder)
+    return index[0] if len(index) == 1 else tuple(reversed(index))

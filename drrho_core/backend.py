@@ -1,0 +1,130 @@
+"""The contract of a backend: the few operations that the Array API lacks, and how a backend is found.
+
+A backend knows one array library. It moves arrays, runs encoders forward and pulls a feature gradient back through
+them, updates parameters, and compiles a step where its library can. Everything else is written once.
+``backends/README.md`` says how to add one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from drrho_core._arrays import Array, Namespace
+
+Parameters: TypeAlias = Mapping[str, Array]
+"""Parameters, gradients or optimiser state: flat, by name, so that a checkpoint can hold them as they are."""
+
+Pullback: TypeAlias = Callable[[Array, Array], Parameters]
+"""Takes the gradient of the image features and of the text features, returns that of the parameters."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Model(Protocol):
+    """A pair of encoders, as pure functions of their parameters. Features have unit norm, shape (b, feature_dim)."""
+
+    def encode(self, parameters: Parameters, images: Array, texts: Array, /) -> tuple[Array, Array, Pullback]:
+        """Return image features, text features (both free of autograd) and the pullback of this call."""
+        ...
+
+    def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
+        """Return image features alone, nothing kept for a gradient."""
+        ...
+
+    def encode_texts(self, parameters: Parameters, texts: Array, /) -> Array:
+        """Return text features alone, nothing kept for a gradient."""
+        ...
+
+
+class Optimizer(Protocol):
+    """An optimiser whose whole memory is the flat mapping that it returns."""
+
+    def init(self, parameters: Parameters, /) -> Parameters:
+        """Return the state before the first update."""
+        ...
+
+    def update(
+        self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Array | float, /
+    ) -> tuple[Parameters, Parameters]:
+        """Return new parameters and new state; the old ones may have been overwritten."""
+        ...
+
+
+class Backend(Protocol):
+    """One array library on one device, in one floating dtype (``float32`` or ``float64``)."""
+
+    name: str
+    xp: Namespace
+    device: str
+    dtype: str
+
+    def asarray(self, array: Any, /) -> Array:
+        """Move a host array here: floating ones to the backend's dtype, the others as they are."""
+        ...
+
+    def to_numpy(self, array: Array, /) -> Any:
+        """Copy an array to a NumPy array on the host."""
+        ...
+
+    def model(self, spec: Any, /) -> Model:
+        """Build the encoders of a `drrho_core.training.architecture.ModelSpec`; ValueError for one it does not have."""
+        ...
+
+    def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> Optimizer:
+        """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
+        ...
+
+    def compile(self, function: Function, /) -> Function:
+        """Compile a pure function of arrays where the library can; else return it."""
+        ...
+
+
+GROUP = "drrho.backends"
+
+
+def backend_names() -> list[str]:
+    """Return the names of all registered backends, installed libraries or not."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def get_backend(name: str, *, device: str | None = None, dtype: str = "float32") -> Backend:
+    """Build a backend by name.
+
+    Parameters
+    ----------
+    name : str
+        A name of the entry-point group ``drrho.backends``, such as ``"torch"``.
+    device : str, optional
+        In the library's own words, such as ``"cuda:0"``; the library's default when left out.
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+
+    Raises
+    ------
+    ValueError
+        If no backend has that name, or the dtype is another one.
+    ImportError
+        If the backend's library is not installed; the message says which extra to install.
+
+    Examples
+    --------
+    >>> get_backend("numpy", dtype="float64").dtype
+    'float64'
+    """
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
+        raise ValueError(f"backend must be one of {', '.join(sorted(points))}, got {name!r}")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    try:
+        build = points[name].load()
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0].startswith("drrho"):
+            raise
+        raise ImportError(
+            f"the {name} backend needs {error.name}, which is not installed: pip install 'drrho-core[{name}]'"
+        ) from error
+    backend: Backend = build(device=device, dtype=dtype)
+    return backend
