@@ -1,7 +1,7 @@
 """Data sets, preprocessing, tokens and batches.
 
-Three families of data set, one protocol: rendered scenes, scikit-learn's digits, and a table of the user's own images and
-captions. NumPy is enough for the scenes; the digits need scikit-learn and image files need Pillow (extra `train`).
+Three families of data set, one protocol: rendered scenes, scikit-learn's digits, and a table of the user's own images
+and captions. NumPy is enough for the scenes; the digits need scikit-learn and image files need Pillow (extra `train`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from drrho_core.training.data.arrays import ArrayDataset, swap_captions
 from drrho_core.training.data.digits import digit_splits, digits
 from drrho_core.training.data.loader import BatchSource, HostBatch, batches
 from drrho_core.training.data.preprocess import normalise, resize, to_channels
-from drrho_core.training.data.protocol import DataSplits, Dataset, Sample, ZeroShot, captions_of
+from drrho_core.training.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of
 from drrho_core.training.data.scenes import scene_splits, scenes
 from drrho_core.training.data.tokenizer import WordTokenizer
 

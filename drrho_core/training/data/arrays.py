@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from drrho_core.training.data.protocol import Sample, UInt8, ZeroShot
 from drrho_core.training.errors import BadInput
 
 __all__ = ["ArrayDataset", "swap_captions"]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class ArrayDataset:
@@ -83,7 +86,8 @@ class ArrayDataset:
 
     def __repr__(self) -> str:
         """Name, size and share of swapped captions."""
-        return f"<{self.name}: {len(self)} pairs {self.images.shape[1:]}, {int(self.is_swapped.sum())} captions swapped>"
+        swapped = int(self.is_swapped.sum())
+        return f"<{self.name}: {len(self)} pairs {self.images.shape[1:]}, {swapped} captions swapped>"
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -182,7 +186,7 @@ def swap_captions(
     return tuple(mixed), is_swapped
 
 
-def _read_only(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _read_only(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
     view = array.view()
     view.flags.writeable = False
     return view

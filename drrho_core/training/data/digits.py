@@ -1,7 +1,8 @@
-"""Scikit-learn's handwritten digits (1,797 real 8 x 8 images, no download) with captions made from what the images show.
+"""Scikit-learn's handwritten digits, with captions made from what the images show.
 
-Besides the digit, a caption tells what was measured on the image: how much ink it has, how it leans, how wide it is and
-where its weight lies. Each measure is a ratio of integers, and its two thresholds are tertiles over all images.
+They are 1,797 real images of 8 x 8 pixels that come with scikit-learn: nothing is downloaded. Besides the digit, a
+caption tells what was measured on the image: how much ink it has, how it leans, how wide it is and where its weight
+lies. Each measure is a ratio of integers, and its two thresholds are tertiles over all images.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def digits(
 ) -> ArrayDataset:
     """Return one part of scikit-learn's digits with captions.
 
-    Validation and test have 200 pairs each, 20 of every digit, one caption template that tells everything. Of the other 1,397
-    a share is kept for a reference model, class by class, so that it can see other images than the learner; the rest is
-    for training. Captions of these two vary in template, leave attributes out and may be swapped.
+    Validation and test have 200 pairs each, 20 of every digit, one caption template that tells everything. Of the
+    other 1,397 a share is kept for a reference model, class by class, so that it can see other images than the
+    learner; the rest is for training. Captions of these two vary in template, leave attributes out and may be swapped.
 
     Parameters
     ----------
@@ -69,8 +70,8 @@ def digits(
     seed : int
         At least 0. Deals the images to the parts, and draws the captions.
     swapped_fraction : float, optional
-        Share in [0, 1] of the captions that are exchanged. Left out: 0.3 for train and reference. It must be 0 or left out
-        for validation and test.
+        Share in [0, 1] of the captions that are exchanged. Left out: 0.3 for train and reference. It must be 0 or left
+        out for validation and test.
     omit_probability : float
         In [0, 1]. How often each of the four attributes is left out of a training caption.
     reference_share : float
@@ -97,7 +98,8 @@ def digits(
         raise BadInput(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     seed = whole_number(seed, "seed", at_least=0)
     heldout = part in ("validation", "test")
-    fraction = share(0.0 if heldout else 0.3, "") if swapped_fraction is None else share(swapped_fraction, "swapped_fraction")
+    default_fraction = 0.0 if heldout else 0.3
+    fraction = share(default_fraction if swapped_fraction is None else swapped_fraction, "swapped_fraction")
     if heldout and fraction > 0.0:
         raise BadInput(f"swapped_fraction must be 0 for {part}: held-out pairs are clean, got {fraction}")
     omit_probability = share(omit_probability, "omit_probability")
@@ -138,8 +140,8 @@ def digit_splits(
     Returns
     -------
     DataSplits
-        200 pairs each for validation and test. The images kept for a reference model are `digits("reference", ...)` with
-        the same seed and share, disjoint from all three.
+        200 pairs each for validation and test. The images kept for a reference model are `digits("reference", ...)`
+        with the same seed and share, disjoint from all three.
 
     Raises
     ------
@@ -176,7 +178,8 @@ def _measure(ink: Int64) -> Int64:
     total = ink.sum(axis=(1, 2))
 
     def central(values: Int64) -> Int64:
-        return (ink * values).sum(axis=(1, 2))
+        moment: Int64 = (ink * values).sum(axis=(1, 2))
+        return moment
 
     sum_x, sum_y = central(x), central(y)
     var_x = total * central(x * x) - sum_x * sum_x

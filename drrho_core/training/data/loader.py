@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -133,12 +134,13 @@ class BatchSource:
         self._tokens = tokenizer.encode(captions_of(dataset))
         self._shape = (self.image_size, self.image_size, self.channels)
         images: UInt8 | None = getattr(dataset, "images", None)
-        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == self._shape:
+        whole = (len(dataset), *self._shape)
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == whole:
             self._cache: UInt8 | None = images  # in memory and of the right size already
             self._cached = np.ones(len(dataset), dtype=np.bool_)
         else:
-            fits = len(dataset) * int(np.prod(self._shape)) <= cache_bytes
-            self._cache = np.zeros((len(dataset), *self._shape), dtype=np.uint8) if fits else None
+            fits = math.prod(whole) <= cache_bytes
+            self._cache = np.zeros(whole, dtype=np.uint8) if fits else None
             self._cached = np.zeros(len(dataset), dtype=np.bool_)
 
     def __len__(self) -> int:
@@ -206,8 +208,10 @@ class BatchSource:
         for row in index[~self._cached[index]].tolist():
             self._cache[row] = self._decode_one(row)
             self._cached[row] = True
-        return self._cache[index]
+        images: UInt8 = self._cache[index]
+        return images
 
     def _decode_one(self, row: int) -> UInt8:
         image = to_channels(self.dataset[row].image, self.channels)
-        return resize(image[None], self.image_size)[0]
+        resized: UInt8 = resize(image[None], self.image_size)[0]
+        return resized

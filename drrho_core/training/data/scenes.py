@@ -1,13 +1,13 @@
 """Rendered scenes with captions: two objects, their attributes, and how they stand to each other.
 
-Every number comes from NumPy's Generator and from +, -, *, / and square roots, which IEEE 754 rounds in one way only, so
-a seed gives the same bytes on every machine. Coverage of a pixel is the clipped distance to the shape's edge: that is
-antialiasing for the price of one evaluation per pixel.
+Every number comes from NumPy's Generator and from +, -, *, / and square roots, which IEEE 754 rounds in one way only,
+so a seed gives the same bytes on every machine. Coverage of a pixel is the clipped distance to the shape's edge: that
+is antialiasing for the price of one evaluation per pixel.
 
-The random streams are children of one `numpy.random.SeedSequence(seed)`: spawn key (stream, part, chunk), where stream is
-the position in `STREAMS`, part is 0 for scenes, 1 for captions, 2 for the swaps, 3 for zero-shot images, and a
-chunk is 1024 scenes. So the streams of one seed never meet, and `scenes(n, ...)` begins with the scenes and own captions
-of every shorter call with the same arguments.
+The random streams are children of one `numpy.random.SeedSequence(seed)`: spawn key (stream, part, chunk), where stream
+is the position in `STREAMS`, part is 0 for scenes, 1 for captions, 2 for the swaps, 3 for zero-shot images, and a chunk
+is 1024 scenes. So the streams of one seed never meet, and `scenes(n, ...)` begins with the scenes and own captions of
+every shorter call with the same arguments.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _RGB: Final = np.array(
     dtype=np.float32,
 )
 _RADIUS: Final = np.array([4.3, 7.0], dtype=np.float32)  # in pixels of a 32 x 32 image
+_REACH: Final = np.float32(1.05)  # how far a shape goes from its centre, in radii
 _CHUNK: Final = 1024
 _ZERO_SHOT_PER_CLASS: Final = 8
 
@@ -213,16 +214,18 @@ def _two_objects(count: int, image_size: int, rng: np.random.Generator) -> tuple
 
     # Along the relation's axis, the room that two discs leave is dealt to both margins and to the gap between them.
     low_is_first = (relation == 0) | (relation == 2)
-    low_radius, high_radius = np.where(low_is_first, radii[0], radii[1]), np.where(low_is_first, radii[1], radii[0])
+    reaches = [radius * _REACH for radius in radii]
+    low_reach = np.where(low_is_first, reaches[0], reaches[1])
+    high_reach = np.where(low_is_first, reaches[1], reaches[0])
     gap_floor = np.float32(1.0 * scale)
-    room = image_size - 2.0 * (low_radius + high_radius) - gap_floor
+    room = image_size - 2.0 * (low_reach + high_reach) - gap_floor
     cuts = np.sort(rng.random((2, count)), axis=0).astype(np.float32)
-    low = low_radius + cuts[0] * room
-    high = low + low_radius + high_radius + gap_floor + (cuts[1] - cuts[0]) * room
+    low = low_reach + cuts[0] * room
+    high = low + low_reach + high_reach + gap_floor + (cuts[1] - cuts[0]) * room
     # Across it, both may wander, but by less than they are apart along it: the relation stays plain to see.
-    across_low = low_radius + _uniform(rng, 0.0, 1.0, count) * (image_size - 2.0 * low_radius)
+    across_low = low_reach + _uniform(rng, 0.0, 1.0, count) * (image_size - 2.0 * low_reach)
     wander = _uniform(rng, -0.5, 0.5, count) * (high - low)
-    across_high = np.minimum(np.maximum(across_low + wander, high_radius), image_size - high_radius)
+    across_high = np.minimum(np.maximum(across_low + wander, high_reach), image_size - high_reach)
 
     along_first, along_second = np.where(low_is_first, low, high), np.where(low_is_first, high, low)
     across_first = np.where(low_is_first, across_low, across_high)
@@ -272,27 +275,31 @@ def _render(objects: tuple[_Objects, ...], keep: int, image_size: int, rng: np.r
     return np.minimum(np.maximum(np.rint(canvas), 0.0), 255.0).astype(np.uint8)
 
 
-# Signed distances from (x, y), y downwards, to the edge of a shape about as wide as the unit disc; negative inside. Some
-# are exact only near the edge, and only there are they looked at.
+# Signed distances from (x, y), y downwards, to the edge of a shape about as wide as the unit disc; negative inside.
+# Some are exact only near the edge, and only there are they looked at.
 
 
 def _circle(x: Float32, y: Float32) -> Float32:
-    return np.sqrt(x * x + y * y) - np.float32(0.95)
+    distance: Float32 = np.sqrt(x * x + y * y) - np.float32(0.95)
+    return distance
 
 
 def _square(x: Float32, y: Float32) -> Float32:
-    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.84)
+    distance: Float32 = np.maximum(np.abs(x), np.abs(y)) - np.float32(0.84)
+    return distance
 
 
 def _triangle(x: Float32, y: Float32) -> Float32:
     # Apex (0, -0.98), base from (-1, 0.8) to (1, 0.8).
-    side = (np.float32(1.78) * np.abs(x) - (y + np.float32(0.98))) * np.float32(1.0 / 2.0417)
-    return np.maximum(side, y - np.float32(0.8))
+    side: Float32 = (np.float32(1.78) * np.abs(x) - (y + np.float32(0.98))) * np.float32(1.0 / 2.0417)
+    inside: Float32 = np.maximum(side, y - np.float32(0.8))
+    return inside
 
 
 def _diamond(x: Float32, y: Float32) -> Float32:
     # Taller than wide, so that a turned square cannot be taken for it.
-    return (np.abs(x) * np.float32(1.05) + np.abs(y) * np.float32(0.72) - np.float32(0.756)) * np.float32(1.0 / 1.2732)
+    side: Float32 = np.abs(x) * np.float32(1.05) + np.abs(y) * np.float32(0.72) - np.float32(0.756)
+    return side * np.float32(1.0 / 1.2732)
 
 
 def _cross(x: Float32, y: Float32) -> Float32:
@@ -324,7 +331,8 @@ def _star(x: Float32, y: Float32) -> Float32:
         distance = np.float32(normal_x) * x + np.float32(normal_y) * y
         second = np.maximum(second, np.minimum(largest, distance))
         largest = np.maximum(largest, distance)
-    return second - np.float32(0.37)
+    edge: Float32 = second - np.float32(0.33)
+    return edge
 
 
 def _heart(x: Float32, y: Float32) -> Float32:
@@ -334,7 +342,8 @@ def _heart(x: Float32, y: Float32) -> Float32:
     disc = np.sqrt(across * across + down * down) - np.float32(0.5)
     tangent = np.float32(0.75) * np.abs(x) + np.float32(0.6614) * y - np.float32(0.6284)
     spoke = np.float32(0.6614) * across - np.float32(0.75) * down
-    return np.minimum(disc, np.maximum(np.maximum(tangent, spoke), -down))
+    joined: Float32 = np.minimum(disc, np.maximum(np.maximum(tangent, spoke), -down))
+    return joined
 
 
 _DISTANCES: Final[tuple[Callable[[Float32, Float32], Float32], ...]] = (
@@ -369,7 +378,7 @@ def _captions(
     first: _Objects, second: _Objects, relation: Int64, omit_probability: float, rng: np.random.Generator
 ) -> list[str]:
     count = relation.shape[0]
-    told = (rng.random((5, count)) >= omit_probability).T.tolist()
+    thrown: list[list[float]] = rng.random((count, 5)).tolist()
     template = rng.integers(0, len(_RELATED), count).tolist()
     inverted = (rng.random(count) < 0.5).tolist()
     columns = [array.tolist() for thing in (first, second) for array in (thing.size, thing.colour, thing.shape)]
@@ -377,14 +386,14 @@ def _captions(
     for row, (size_1, colour_1, shape_1, size_2, colour_2, shape_2, related) in enumerate(
         zip(*columns, relation.tolist(), strict=True)
     ):
-        tell = told[row]
+        tell = [throw >= omit_probability for throw in thrown[row]]
         phrases = [
             _phrase(size_1 if tell[0] else None, colour_1 if tell[1] else None, shape_1),
             _phrase(size_2 if tell[2] else None, colour_2 if tell[3] else None, shape_2),
         ]
         if inverted[row]:
             phrases.reverse()
-            related = _INVERSE[related]  # noqa: PLW2901
+            related = _INVERSE[related]
         if not tell[4]:
             text = _UNRELATED[template[row]].format(first=phrases[0], second=phrases[1])
         else:
@@ -412,7 +421,8 @@ def _zero_shot(seed: int, stream: int, default_size: int, image_size: int | None
     count = labels.shape[0]
     sizes = rng.integers(0, len(SIZES), count)
     radius = _RADIUS[sizes] * _uniform(rng, 0.92, 1.04, count) * np.float32(size / 32.0)
-    x, y = (radius + _uniform(rng, 0.0, 1.0, count) * (size - 2.0 * radius) for _ in range(2))
+    reach = radius * _REACH
+    x, y = (reach + _uniform(rng, 0.0, 1.0, count) * (size - 2.0 * reach) for _ in range(2))
     alone = _Objects(labels % len(SHAPES), labels // len(SHAPES), sizes, radius, x, y)
     names = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
     prompts = tuple(_phrase(None, colour, shape) for colour in range(len(COLOURS)) for shape in range(len(SHAPES)))

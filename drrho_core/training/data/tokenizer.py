@@ -31,9 +31,9 @@ _PIECES: Final = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S")
 class WordTokenizer:
     r"""Split captions into words and number them.
 
-    A caption is brought to Unicode form NFKC and lower case, then cut by ``[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S``: a run of letters
-    (apostrophes inside it stay), a run of digits, or any other single sign. A script without spaces gives long "words": such
-    captions want a tokenizer of their own.
+    A caption is brought to Unicode form NFKC and lower case, then cut by ``[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S``: a run of
+    letters (apostrophes inside it stay), a run of digits, or any other single sign. A script without spaces gives long
+    "words": such captions want a tokenizer of their own.
 
     Parameters
     ----------
@@ -79,9 +79,7 @@ class WordTokenizer:
         return len(self.vocabulary) + _FIRST_WORD
 
     @classmethod
-    def fit(
-        cls, captions: Iterable[str], *, context_length: int | None = None, max_words: int = 8192
-    ) -> WordTokenizer:
+    def fit(cls, captions: Iterable[str], *, context_length: int | None = None, max_words: int = 8192) -> WordTokenizer:
         """Take the most frequent words of some captions.
 
         Parameters
@@ -170,7 +168,8 @@ class WordTokenizer:
         bag = counts.reshape(tokens.shape[0], size).astype(np.float32)
         bag[:, PADDING] = 0.0
         norms = np.sqrt(np.sum(bag * bag, axis=1, keepdims=True))
-        return bag / np.maximum(norms, np.float32(1.0))
+        bag /= np.maximum(norms, np.float32(1.0))
+        return bag
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` needs, as an object that `json.dump` takes."""
