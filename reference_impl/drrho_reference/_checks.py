@@ -1,0 +1,119 @@
+"""Every validation of the oracle, in one voice: ``argument must rule, got received``."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+__all__ = [
+    "BoolArray",
+    "FloatArray",
+    "fraction",
+    "mask",
+    "non_negative",
+    "number",
+    "number_or_pair",
+    "positive",
+    "raw_array",
+    "real_array",
+    "real_matrix",
+]
+
+
+def number(argument: str, value: object) -> float:
+    """Return a finite real number as a float: a Python or NumPy number or a 0-d array, but no bool."""
+    item = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(item, (bool, np.bool_)) or not isinstance(item, numbers.Real):
+        raise TypeError(f"{argument} must be a real number, got {value!r}")
+    result = float(item)
+    if not math.isfinite(result):
+        raise ValueError(f"{argument} must be finite, got {result}")
+    return result
+
+
+def positive(argument: str, value: object) -> float:
+    """Return a finite number above 0."""
+    result = number(argument, value)
+    if result <= 0.0:
+        raise ValueError(f"{argument} must be positive, got {result}")
+    return result
+
+
+def non_negative(argument: str, value: object) -> float:
+    """Return a finite number of at least 0."""
+    result = number(argument, value)
+    if result < 0.0:
+        raise ValueError(f"{argument} must be at least 0, got {result}")
+    return result
+
+
+def fraction(argument: str, value: object) -> float:
+    """Return a number in (0, 1]."""
+    result = number(argument, value)
+    if not 0.0 < result <= 1.0:
+        raise ValueError(f"{argument} must lie in (0, 1], got {result}")
+    return result
+
+
+def raw_array(argument: str, value: object) -> npt.NDArray[Any]:
+    """Return an array of integers or floats in the dtype that it came in; its entries are not looked at."""
+    try:
+        result = np.asarray(value)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(f"{argument} must be a rectangular array of real numbers, got {value!r}") from error
+    if result.dtype.kind not in "iuf":
+        raise TypeError(f"{argument} must be an array of real numbers, got dtype {result.dtype}")
+    return result
+
+
+def real_array(argument: str, value: object, shape: tuple[int, ...] | None = None) -> FloatArray:
+    """Return a finite float64 array, of the given shape where one is given."""
+    result = raw_array(argument, value).astype(np.float64)
+    if shape is not None and result.shape != shape:
+        raise ValueError(f"{argument} must have the shape {shape}, got {result.shape}")
+    if not np.all(np.isfinite(result)):
+        raise ValueError(f"{argument} must be finite, got {result[~np.isfinite(result)][0]} among its entries")
+    return result
+
+
+def real_matrix(argument: str, value: object) -> FloatArray:
+    """Return a finite float64 array with two axes, neither of them empty."""
+    result = real_array(argument, value)
+    if result.ndim != 2 or 0 in result.shape:
+        raise ValueError(f"{argument} must have two axes, neither of them empty, got the shape {result.shape}")
+    return result
+
+
+def mask(argument: str, value: object, shape: tuple[int, ...]) -> BoolArray:
+    """Return an array of bool that was broadcast to a shape."""
+    result = np.asarray(value)
+    if result.dtype != np.bool_:
+        raise TypeError(f"{argument} must be an array of bool, got dtype {result.dtype}")
+    try:
+        return np.broadcast_to(result, shape)
+    except ValueError as error:
+        raise ValueError(f"{argument} must broadcast to the shape {shape}, got {result.shape}") from error
+
+
+def number_or_pair(argument: str, value: object, batch_size: int) -> tuple[FloatArray, FloatArray, bool]:
+    """Return one entry per image anchor, one per text anchor, and whether a pair of arrays was given.
+
+    A number is repeated for every anchor. The domain is not checked here.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != 2:
+            raise ValueError(f"{argument} must be a number or a pair of arrays, got {len(value)} entries")
+        image, text = (real_array(f"{argument}[{side}]", value[side], (batch_size,)) for side in (0, 1))
+        return image, text, True
+    if np.ndim(np.asarray(value)) != 0:
+        raise TypeError(f"{argument} must be a number or a pair of arrays, got {type(value).__name__}")
+    scalar = number(argument, value)
+    return np.full(batch_size, scalar), np.full(batch_size, scalar), False

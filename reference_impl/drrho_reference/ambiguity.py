@@ -1,0 +1,614 @@
+r"""Worst-case weights over an ambiguity set, in the primal form: look for the weights, then read off the risk.
+
+For losses :math:`x_1, \dots, x_n` every set answers
+
+    F = sup { sum_i p_i x_i : p in the simplex, D(p || 1/n) <= radius }          (a ball, and CVaR)
+    F = sup { sum_i p_i x_i - strength D(p || 1/n) : p in the simplex }          (a penalty)
+    D(p || 1/n) = (1/n) sum_i phi(n p_i)
+
+with the weights p* that attain it and the dual variables (nu, s) that certify it:
+
+    F = min over nu and s >= 0 of  nu + s radius + s mean_i phi*((x_i - nu) / s).
+
+Source: DRRho risk minimization, arXiv 2505.06699, for the risk over excess losses; Duchi and Namkoong 2019 for the
+chi-square ball. Excess losses are signed, so nothing here takes a loss to be non-negative.
+
+Every solver below takes plain lists of floats. Losses enter as differences from the largest one: those are exact where
+losses lie close together, which is where accuracy is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_reference._checks import BoolArray, FloatArray, fraction, mask, non_negative, number, positive, raw_array
+
+__all__ = [
+    "AmbiguitySet",
+    "CVaR",
+    "ChiSquareBall",
+    "ChiSquarePenalty",
+    "CressieReadBall",
+    "KLBall",
+    "KLPenalty",
+    "WorstCase",
+    "worst_case",
+]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sets
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CVaR:
+    """Weights of at most ``1 / (alpha n)``: the mean of the worst share ``alpha`` of the losses.
+
+    Parameters
+    ----------
+    alpha : float
+        The share, in (0, 1]. 1 is the mean of all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``alpha`` is no number in (0, 1].
+
+    Examples
+    --------
+    >>> CVaR(0.25)
+    CVaR(alpha=0.25)
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", fraction("alpha", self.alpha))
+
+
+@dataclass(frozen=True)
+class KLPenalty:
+    """Weights pay ``temperature`` times their Kullback-Leibler divergence from uniform.
+
+    Parameters
+    ----------
+    temperature : float
+        The price, above 0. A small one gives the maximum, a large one the mean.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``temperature`` is no positive number.
+
+    Examples
+    --------
+    >>> KLPenalty(2)
+    KLPenalty(temperature=2.0)
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", positive("temperature", self.temperature))
+
+
+@dataclass(frozen=True)
+class KLBall:
+    """Weights within a Kullback-Leibler divergence of ``radius`` from uniform.
+
+    Parameters
+    ----------
+    radius : float
+        At least 0. 0 gives the mean, ``log n`` and more the maximum.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``radius`` is no number of at least 0.
+
+    Examples
+    --------
+    >>> KLBall(0.5)
+    KLBall(radius=0.5)
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", non_negative("radius", self.radius))
+
+
+@dataclass(frozen=True)
+class ChiSquarePenalty:
+    """Weights pay ``strength`` times their chi-square divergence from uniform, phi(t) = (t - 1)^2 / 2.
+
+    Parameters
+    ----------
+    strength : float
+        The price, above 0. A small one gives the maximum, a large one the mean.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``strength`` is no positive number.
+
+    Examples
+    --------
+    >>> ChiSquarePenalty(1.5)
+    ChiSquarePenalty(strength=1.5)
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", positive("strength", self.strength))
+
+
+@dataclass(frozen=True)
+class ChiSquareBall:
+    """Weights within a chi-square divergence of ``radius`` from uniform, phi(t) = (t - 1)^2 / 2.
+
+    Parameters
+    ----------
+    radius : float
+        At least 0. 0 gives the mean, ``(n - 1) / 2`` and more the maximum.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``radius`` is no number of at least 0.
+
+    Examples
+    --------
+    >>> ChiSquareBall(0.5)
+    ChiSquareBall(radius=0.5)
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", non_negative("radius", self.radius))
+
+
+@dataclass(frozen=True)
+class CressieReadBall:
+    """Weights within a Cressie-Read divergence of ``radius`` from uniform.
+
+    phi(t) = (t^k - k t + k - 1) / (k (k - 1)) with k = ``order``: order 2 is chi-square, orders near 1 come near to
+    Kullback-Leibler.
+
+    Parameters
+    ----------
+    order : float
+        Above 1.
+    radius : float
+        At least 0. 0 gives the mean, ``(n^(k-1) - 1) / (k (k - 1))`` and more the maximum.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is no number in its domain.
+
+    Examples
+    --------
+    >>> CressieReadBall(3, radius=0.5)
+    CressieReadBall(order=3.0, radius=0.5)
+    """
+
+    order: float
+    radius: float
+
+    def __post_init__(self) -> None:
+        order = number("order", self.order)
+        if order <= 1.0:
+            raise ValueError(f"order must be above 1, got {order}")
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "radius", non_negative("radius", self.radius))
+
+
+AmbiguitySet: TypeAlias = CVaR | KLPenalty | KLBall | ChiSquarePenalty | ChiSquareBall | CressieReadBall
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The public function
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class WorstCase(NamedTuple):
+    """What :func:`worst_case` returns: the risk, the weights that attain it, and the dual pair (nu, s)."""
+
+    risk: FloatArray
+    weights: FloatArray
+    dual: tuple[FloatArray, FloatArray]
+
+
+def worst_case(
+    losses: npt.ArrayLike,
+    ambiguity_set: AmbiguitySet,
+    /,
+    *,
+    axis: int = -1,
+    where: npt.ArrayLike | None = None,
+) -> WorstCase:
+    """Find the worst-case weights of every slice of losses.
+
+    Parameters
+    ----------
+    losses : array of real numbers, any shape with at least one axis
+        Of either sign. Every slice along ``axis`` is a problem of its own.
+    ambiguity_set : CVaR, KLPenalty, KLBall, ChiSquarePenalty, ChiSquareBall or CressieReadBall
+        What the weights may be.
+    axis : int
+        The axis of the samples.
+    where : array of bool, broadcast to the shape of ``losses``, optional
+        The entries that count. Others are never read, not even where they hold nan, and get weight 0; n is the
+        number of entries that count.
+
+    Returns
+    -------
+    WorstCase
+        ``risk`` without ``axis``, ``weights`` in the shape of ``losses``, ``dual`` the pair (nu, s), each in the
+        shape of ``risk``; all float64. At radius 0 the dual is (mean, inf), for CVaR (quantile, 0).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or shape, a loss that counts is not finite, or a slice has no entry that
+        counts.
+
+    Notes
+    -----
+    The weights are the gradient of the risk in the losses (Danskin's theorem); among several solutions they are the
+    one that treats equal losses equally. Source: DRRho, arXiv 2505.06699.
+
+    Examples
+    --------
+    The mean of the worst half of four losses; the loss 2 has a share of the quantile with its equal.
+
+    >>> result = worst_case([5.0, 2.0, -1.0, 2.0], CVaR(0.5))
+    >>> float(result.risk), result.weights.tolist()
+    (3.5, [0.5, 0.25, 0.0, 0.25])
+    """
+    raw = raw_array("losses", losses)
+    counted = mask("where", True if where is None else where, raw.shape)
+    return solve_slices(raw, ambiguity_set, axis, counted, raw.dtype)
+
+
+def solve_slices(
+    values: npt.NDArray[Any],
+    ambiguity_set: AmbiguitySet,
+    axis: int,
+    counted: BoolArray,
+    input_dtype: np.dtype[Any],
+) -> WorstCase:
+    """Check what :func:`worst_case` promises and solve one slice after the other.
+
+    ``input_dtype`` is the dtype in which the caller's losses came; it sets the ulp of CVaR's quantile.
+    """
+    if values.ndim == 0:
+        raise ValueError("losses must have at least one axis, got a 0-d array")
+    if not isinstance(ambiguity_set, AmbiguitySet):
+        raise TypeError(f"ambiguity_set must be one of the ambiguity sets, got {ambiguity_set!r}")
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis must be an integer, got {axis!r}")
+    if not -values.ndim <= axis < values.ndim:
+        raise ValueError(f"axis must lie in [{-values.ndim}, {values.ndim}), got {axis}")
+    ulp_dtype = input_dtype if input_dtype.kind == "f" else np.dtype(np.float64)  # whole numbers count as float64
+    values, counted = np.moveaxis(values, axis, -1), np.moveaxis(counted, axis, -1)
+
+    weights = np.zeros(values.shape)
+    risk, nu, s = (np.empty(values.shape[:-1]) for _ in range(3))
+    for index in np.ndindex(values.shape[:-1]):
+        chosen = [i for i in range(values.shape[-1]) if counted[index][i]]
+        if not chosen:
+            raise ValueError("losses must have an entry that counts in every slice, got a slice without one")
+        x = [float(values[index][i]) for i in chosen]
+        if not all(math.isfinite(value) for value in x):
+            raise ValueError(f"losses must be finite where they count, got {x}")
+        solution = _solve(x, ambiguity_set, ulp_dtype)
+        risk[index], nu[index], s[index] = solution.risk, solution.nu, solution.s
+        for i, weight in zip(chosen, solution.weights, strict=True):
+            weights[(*index, i)] = weight
+    return WorstCase(risk, np.moveaxis(weights, -1, axis), (nu, s))
+
+
+class _Solution(NamedTuple):
+    """One slice: the risk, one weight per loss, and the dual pair."""
+
+    risk: float
+    weights: list[float]
+    nu: float
+    s: float
+
+
+def _solve(x: list[float], ambiguity_set: AmbiguitySet, ulp_dtype: np.dtype[Any]) -> _Solution:
+    """Send one slice to the solver of its set; radius 0 first, then saturation, so that solvers meet neither."""
+    match ambiguity_set:
+        case CVaR(alpha):
+            return _cvar(x, alpha, ulp_dtype)
+        case KLPenalty(temperature):
+            return _kl_penalty(x, temperature)
+        case ChiSquarePenalty(strength):
+            return _chi_square_penalty(x, strength)
+        case _ if ambiguity_set.radius == 0.0:
+            return _uniform(x)
+        case KLBall(radius):
+            return _saturated(x) if radius >= math.log(_crowding(x)) else _kl_ball(x, radius)
+        case ChiSquareBall(radius):
+            return _saturated(x) if radius >= (_crowding(x) - 1.0) / 2.0 else _chi_square_ball(x, radius)
+        case CressieReadBall(order, radius):
+            # ((n/m)^(k-1) - 1) / (k (k-1)), with the power behind expm1 so that orders near 1 lose nothing.
+            largest = math.expm1((order - 1.0) * math.log(_crowding(x))) / (order * (order - 1.0))
+            return _saturated(x) if radius >= largest else _cressie_read_ball(x, order, radius)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small words that the solvers share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _expectation(weights: list[float], x: list[float]) -> float:
+    """Return sum_i p_i x_i."""
+    return math.fsum(p * value for p, value in zip(weights, x, strict=True))
+
+
+def _crowding(x: list[float]) -> float:
+    """Return n / m, where m of the n losses equal the maximum exactly."""
+    return len(x) / x.count(max(x))
+
+
+def _levels(x: list[float]) -> list[float]:
+    """List the distinct losses, the largest first."""
+    return sorted(set(x), reverse=True)
+
+
+def _uniform(x: list[float]) -> _Solution:
+    """Solve radius 0: the uniform weights are the only ones. F = mean, dual (mean, inf)."""
+    mean = math.fsum(x) / len(x)
+    return _Solution(mean, [1.0 / len(x)] * len(x), mean, math.inf)
+
+
+def _saturated(x: list[float]) -> _Solution:
+    """Solve a ball so large that it holds the uniform weights on the maxima. F = max, dual (max, 0)."""
+    largest = max(x)
+    weights = [1.0 / x.count(largest) if value == largest else 0.0 for value in x]
+    return _Solution(largest, weights, largest, 0.0)
+
+
+def _log_mean_exp(exponents: list[float]) -> float:
+    """Return log mean_i exp(a_i) for a_i <= 0 of which one is 0; -inf is allowed.
+
+    Where the mean is near 1 its logarithm is small, and log1p keeps the digits that 1 + tiny would lose.
+    """
+    excess = math.fsum(math.expm1(a) for a in exponents) / len(exponents)
+    if excess > -0.5:
+        return math.log1p(excess)
+    return math.log(math.fsum(math.exp(a) for a in exponents) / len(exponents))
+
+
+def _phi(log_t: float, order: float) -> float:
+    """Return phi(t) = (t^k - k t + k - 1) / (k (k - 1)), k the order; order 1: t log t - t + 1.
+
+    Near t = 1 the terms cancel, so there the power series in L = log t is summed instead:
+    phi = sum over j >= 2 of (1 + k + ... + k^(j-2)) L^j / j!.
+    """
+    if log_t == -math.inf:
+        return 1.0 / order
+    if abs(log_t) * order > 0.5:
+        t = math.exp(log_t)
+        if order == 1.0:
+            return t * log_t - t + 1.0
+        return (t * math.expm1((order - 1.0) * log_t) / (order - 1.0) - math.expm1(log_t)) / order
+    total, geometric, power = 0.0, 1.0, log_t
+    for j in range(2, 30):
+        power *= log_t / j  # L^j / j!
+        total += geometric * power
+        geometric = 1.0 + order * geometric
+    return total
+
+
+def _bisect(decreasing: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """Halve [low, high] until its ends are neighbours; ``decreasing`` is above ``target`` at low and not at high."""
+    while True:
+        middle = low + (high - low) / 2.0
+        if not low < middle < high:
+            return high
+        if decreasing(middle) > target:
+            low = middle
+        else:
+            high = middle
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One solver per set
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _cvar(x: list[float], alpha: float, ulp_dtype: np.dtype[Any]) -> _Solution:
+    """CVaR: pour the weight 1 over the losses, the largest first, at most 1/(alpha n) on each.
+
+    With k = alpha n this is counting: k units of weight 1/k, at most one per loss. Losses that are equal share equally.
+    The level that gets the last unit is the quantile nu. k within 4 ulp of an integer is that integer: 0.07 * 100 is
+    7.000000000000001. Source: the primal form of CVaR (Rockafellar and Uryasev 2000).
+    """
+    k = alpha * len(x)
+    nearest = ulp_dtype.type(round(k))
+    if abs(k - float(nearest)) <= 4.0 * float(np.spacing(nearest)):
+        k = float(nearest)
+    share: dict[float, float] = {}  # weight of each loss at a level
+    left = k
+    quantile = max(x)
+    for level in _levels(x):
+        if left <= 0.0:
+            break
+        taken = min(left, float(x.count(level)))
+        share[level] = taken / k / x.count(level)
+        left -= taken
+        quantile = level
+    weights = [share.get(value, 0.0) for value in x]
+    return _Solution(_expectation(weights, x), weights, quantile, 0.0)
+
+
+def _kl_penalty(x: list[float], temperature: float) -> _Solution:
+    """KL penalty: p = softmax(x / t), and the risk is what these weights earn less what they pay, sum p x - t D(p).
+
+    D(p) = mean phi(n p) with phi(t) = t log t - t + 1. The dual nu is t log mean exp(x / t), the risk itself.
+    Source: the Gibbs variational principle; as a training risk DRRho, arXiv 2505.06699.
+    """
+    weights, divergence = _tilted(x, temperature)
+    risk = _expectation(weights, x) - temperature * divergence
+    return _Solution(risk, weights, risk, temperature)
+
+
+def _tilted(x: list[float], temperature: float) -> tuple[list[float], float]:
+    """Return the weights softmax(x / t) and their Kullback-Leibler divergence from uniform."""
+    exponents = [(value - max(x)) / temperature for value in x]
+    log_mean = _log_mean_exp(exponents)
+    log_ratios = [a - log_mean for a in exponents]  # log(n p_i)
+    weights = [math.exp(a) / len(x) for a in log_ratios]
+    return weights, math.fsum(_phi(a, 1.0) for a in log_ratios) / len(x)
+
+
+def _kl_ball(x: list[float], radius: float) -> _Solution:
+    """KL ball: p = softmax(x / s) with s such that D(p) = radius, found by bisection in log s.
+
+    D falls as s grows. Where s is a thousandth of the gap below the maximum, nothing but the maxima has weight left.
+    The dual nu is s log mean exp(x / s), which is sum p x - s D(p). Source: Donsker and Varadhan's dual of the ball.
+    """
+    first, second = _levels(x)[:2]
+    low = high = math.log((first - second) / 1000.0)
+    while _tilted(x, math.exp(high))[1] > radius:
+        high += 1.0
+    s = math.exp(_bisect(lambda log_s: _tilted(x, math.exp(log_s))[1], radius, low, high))
+    weights, divergence = _tilted(x, s)
+    risk = _expectation(weights, x)
+    return _Solution(risk, weights, risk - s * divergence, s)
+
+
+def _chi_square_weights(x: list[float], smallest: float, s: float) -> tuple[list[float], float]:
+    """Weights p_i = (1/n)(1 + (x_i - nu)/s) on the k losses of at least ``smallest``, 0 elsewhere; and nu.
+
+    That they sum to 1 fixes nu = mean - s (n - k)/k, the mean over these k losses, so p_i = 1/k + (x_i - mean)/(n s).
+    A weight may come out negative: then this ``smallest`` is not the right one.
+    """
+    n, largest = len(x), max(x)
+    active = [value - largest for value in x if value >= smallest]
+    k, mean = len(active), math.fsum(active) / len(active)
+    weights = [1.0 / k + (value - largest - mean) / (n * s) if value >= smallest else 0.0 for value in x]
+    return weights, largest + mean - s * (n - k) / k
+
+
+def _chi_square_penalty(x: list[float], strength: float) -> _Solution:
+    """Chi-square penalty: try every set of the largest losses, keep the best weights without a negative one.
+
+    For each set the best weights on it are known (:func:`_chi_square_weights`); the answer is one of them.
+    The risk is sum p x - strength D(p), D(p) = mean (n p - 1)^2 / 2.
+    """
+    best: _Solution | None = None
+    for level in _levels(x):
+        weights, nu = _chi_square_weights(x, level, strength)
+        if min(weights) < 0.0:
+            continue
+        divergence = math.fsum((len(x) * p - 1.0) ** 2 / 2.0 for p in weights) / len(x)
+        value = _expectation(weights, x) - strength * divergence
+        if best is None or value > best.risk:
+            best = _Solution(value, weights, nu, strength)
+    assert best is not None  # the maxima alone share 1 equally: never negative
+    return best
+
+
+def _chi_square_ball(x: list[float], radius: float) -> _Solution:
+    """Chi-square ball: try every set of the largest losses, keep the best weights without a negative one.
+
+    On a set of k losses the weights are p_i = 1/k + (x_i - mean)/(n s), and the edge of the ball fixes s. With
+    D = (n sum p^2 - 1)/2 the edge is sum p^2 = (1 + 2 radius)/n, while these weights have
+    sum p^2 = 1/k + k var/(n s)^2, var the variance of the k losses. Hence
+
+        s = sqrt(k var / (n (2 radius - (n - k)/k))),
+
+    and a k without a positive denominator cannot reach out to the edge. Where no weight is clipped, k = n and
+    F = mean + sqrt(2 radius var): variance regularisation. Source: Duchi and Namkoong 2019.
+    """
+    n, largest = len(x), max(x)
+    best: _Solution | None = None
+    for level in _levels(x)[1:]:  # the maxima alone are the saturated case, settled before
+        active = [value - largest for value in x if value >= level]
+        k, mean = len(active), math.fsum(active) / len(active)
+        room = 2.0 * radius - (n - k) / k
+        if room <= 0.0:
+            continue
+        s = math.sqrt(math.fsum((value - mean) ** 2 for value in active) / (n * room))
+        weights, nu = _chi_square_weights(x, level, s)
+        risk = _expectation(weights, x)
+        if min(weights) >= 0.0 and (best is None or risk > best.risk):
+            best = _Solution(risk, weights, nu, s)
+    # Within rounding of saturation every set may show a weight of -1e-17: then it is saturated.
+    return _saturated(x) if best is None else best
+
+
+def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution:
+    """Cressie-Read ball: p_i is proportional to relu(x_i - theta)^(1/(k-1)), theta such that D(p) = radius.
+
+    D falls as theta falls. First find the level below which theta need not go; then bisect the logarithm of the
+    distance from theta to the smallest loss above it, for that loss has the weight that reacts most.
+    Source: the family of Cressie and Read 1984; as a training risk Duchi and Namkoong.
+    """
+    levels = _levels(x)
+    for position in range(1, len(levels)):
+        smallest = levels[position]
+
+        def divergence(log_distance: float, smallest: float = smallest) -> float:
+            return _power_weights(x, smallest, log_distance, order)[1]
+
+        if position + 1 < len(levels):
+            high = math.log(smallest - levels[position + 1])
+            if divergence(high) > radius:
+                continue
+        else:
+            high = math.log(levels[0] - levels[-1])
+            while divergence(high) > radius:
+                high += 1.0
+        # So close that the smallest loss has a weight of e^-800 = 0 next to the largest.
+        low = min(high, math.log(levels[0] - smallest)) - 800.0 * (order - 1.0)
+        log_distance = _bisect(divergence, radius, low, high)
+        weights, _, nu, s = _power_weights(x, smallest, log_distance, order)
+        return _Solution(_expectation(weights, x), weights, nu, s)
+    raise AssertionError("the last level has no lower end")  # pragma: no cover
+
+
+def _power_weights(
+    x: list[float], smallest: float, log_distance: float, order: float
+) -> tuple[list[float], float, float, float]:
+    """p_i proportional to relu(x_i - theta)^(1/(k-1)) with theta = smallest - distance; their divergence, nu and s.
+
+    Relative to the largest loss, q_i = (x_i - theta)/(max - theta) lies in [0, 1], and n p_i = q_i^(1/(k-1)) / mean.
+    In p_i = (1/n) relu(1 + (k-1)(x_i - nu)/s)^(1/(k-1)) this means s = (k-1)(max - theta) mean(q^(1/(k-1)))^(k-1) and
+    nu = theta + s/(k-1).
+    """
+    n, largest, power = len(x), max(x), 1.0 / (order - 1.0)
+    reach = (largest - smallest) + math.exp(log_distance)  # max - theta
+    exponents = []
+    for value in x:
+        if value < smallest:
+            log_q = -math.inf
+        elif largest - value < 0.5 * reach:
+            log_q = math.log1p((value - largest) / reach)
+        elif value == smallest:
+            log_q = log_distance - math.log(reach)  # the distance may be too small for anything but its logarithm
+        else:
+            log_q = math.log(((value - smallest) + math.exp(log_distance)) / reach)
+        exponents.append(power * log_q)
+    log_mean = _log_mean_exp(exponents)
+    log_ratios = [a - log_mean for a in exponents]  # log(n p_i)
+    weights = [math.exp(a) / n for a in log_ratios]
+    divergence = math.fsum(_phi(a, order) for a in log_ratios) / n
+    nu = largest + reach * math.expm1(log_mean / power)
+    s = (order - 1.0) * reach * math.exp(log_mean / power)
+    return weights, divergence, nu, s
