@@ -92,7 +92,7 @@ def digits(
     Examples
     --------
     >>> digits("test").captions[0]
-    'a medium regular handwritten three, leaning left and balanced'
+    'a thin wide handwritten five, leaning left and balanced'
     """
     if part not in PARTS:
         raise BadInput(f"part must be one of {', '.join(PARTS)}, got {part!r}")

@@ -299,7 +299,8 @@ def _triangle(x: Float32, y: Float32) -> Float32:
 def _diamond(x: Float32, y: Float32) -> Float32:
     # Taller than wide, so that a turned square cannot be taken for it.
     side: Float32 = np.abs(x) * np.float32(1.05) + np.abs(y) * np.float32(0.72) - np.float32(0.756)
-    return side * np.float32(1.0 / 1.2732)
+    side *= np.float32(1.0 / 1.2732)
+    return side
 
 
 def _cross(x: Float32, y: Float32) -> Float32:
@@ -377,10 +378,10 @@ _INVERSE: Final = (1, 0, 3, 2)
 def _captions(
     first: _Objects, second: _Objects, relation: Int64, omit_probability: float, rng: np.random.Generator
 ) -> list[str]:
-    count = relation.shape[0]
+    count = len(relation)
     thrown: list[list[float]] = rng.random((count, 5)).tolist()
-    template = rng.integers(0, len(_RELATED), count).tolist()
-    inverted = (rng.random(count) < 0.5).tolist()
+    template: list[int] = rng.integers(0, len(_RELATED), count).tolist()
+    inverted: list[bool] = (rng.random(count) < 0.5).tolist()
     columns = [array.tolist() for thing in (first, second) for array in (thing.size, thing.colour, thing.shape)]
     captions = []
     for row, (size_1, colour_1, shape_1, size_2, colour_2, shape_2, related) in enumerate(
