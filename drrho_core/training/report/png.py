@@ -19,7 +19,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def encode_png(image: NDArray[np.uint8], /) -> bytes:
-    """Encode a picture as a PNG file.
+    r"""Encode a picture as a PNG file.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def encode_png(image: NDArray[np.uint8], /) -> bytes:
     --------
     >>> import numpy as np
     >>> encode_png(np.zeros((2, 3), dtype=np.uint8))[:8]
-    b'\\x89PNG\\r\\n\\x1a\\n'
+    b'\x89PNG\r\n\x1a\n'
     """
     pixels = np.asarray(image)
     if pixels.ndim == 2:
