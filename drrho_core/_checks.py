@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from drrho_core._arrays import Array, Namespace, device_of, is_array, is_compiling, values_visible
@@ -29,6 +29,14 @@ def finite_number(name: str, value: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
+
+
+def number(name: str, value: object, holds: Callable[[Any], Any], rule: str) -> float:
+    """Return a Python number after checking that it is real, finite and keeps a rule."""
+    checked = finite_number(name, value)
+    if not holds(checked):
+        raise ValueError(f"{name} must {rule}, got {value}")
+    return checked
 
 
 def integer(name: str, value: object, *, minimum: int) -> int:
@@ -93,8 +101,8 @@ def detached(arrays: Mapping[str, Array]) -> None:
     for name, array in arrays.items():
         if getattr(array, "requires_grad", False):
             raise ValueError(
-                f"{name} must not ask for autograd, because results are constants to it: detach it, or use drrho_torch; "
-                "got requires_grad=True"
+                f"{name} must not ask for autograd, because results are constants to it (detach it, or use drrho_torch), "
+                f"got requires_grad={array.requires_grad}"
             )
 
 
@@ -103,7 +111,7 @@ def finite(name: str, array: Array, xp: Namespace) -> None:
     values(name, array, xp.isfinite, "be finite", xp)
 
 
-def values(name: str, array: Array, holds: Any, rule: str, xp: Namespace) -> None:
+def values(name: str, array: Array, holds: Callable[[Any], Any], rule: str, xp: Namespace) -> None:
     """Check a rule that holds elementwise, where looking is free, and show the first value that breaks it."""
     if not values_visible(array, xp):
         return
@@ -111,9 +119,10 @@ def values(name: str, array: Array, holds: Any, rule: str, xp: Namespace) -> Non
     if bool(xp.all(good)):
         return
     position = int(xp.argmax(xp.astype(xp.reshape(~good, (-1,)), xp.int8)))
-    received = xp.reshape(array, (-1,))[position]
-    raise ValueError(f"{name} must {rule}, got {received.__str__() if array.ndim == 0 else float(received)}"
-                     + ("" if array.ndim == 0 else f" at position {_unravel(position, tuple(array.shape))}"))
+    first = xp.reshape(array, (-1,))[position]
+    received = int(first) if xp.isdtype(array.dtype, "integral") else float(first)
+    where = f" at position {_unravel(position, tuple(array.shape))}" if array.ndim else ""
+    raise ValueError(f"{name} must {rule}, got {received}{where}")
 
 
 def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
@@ -123,3 +132,50 @@ def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
         position, remainder = divmod(position, size)
         index.append(remainder)
     return index[0] if len(index) == 1 else tuple(reversed(index))
+
+
+def parameter(
+    name: str,
+    value: Any,
+    holds: Callable[[Any], Any],
+    rule: str,
+    xp: Namespace,
+    *,
+    per_anchor: int | None = None,
+) -> Any:
+    """Check a number, a 0-d array or, where `per_anchor` is given, a pair of arrays with one value per anchor.
+
+    Parameters
+    ----------
+    name : str
+        The argument.
+    value : number, array of shape () or pair of arrays of shape (per_anchor,)
+        What was received; numbers come back as floats.
+    holds : callable
+        The rule, on floats and elementwise on arrays.
+    rule : str
+        The rule in words.
+    xp : namespace
+        The arrays' namespace.
+    per_anchor : int, optional
+        The length of the arrays of a pair; None where a pair is not allowed.
+    """
+    if per_anchor is not None and isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be a scalar or a pair (image, text anchors), got {len(value)} entries")
+        for position, array in enumerate(value):
+            label = f"{name}[{position}]"
+            if not is_array(array):
+                raise TypeError(f"{label} must be an array of shape (batch_size,), got {describe(array)}")
+            floating(label, array, xp)
+            shape(label, array, (per_anchor,), "(batch_size,)")
+            values(label, array, lambda x: xp.isfinite(x) & holds(x), rule, xp)
+        return tuple(value)
+    if is_array(value):
+        floating(name, value, xp)
+        if value.ndim != 0:
+            either = "a scalar" if per_anchor is None else "a scalar or a pair of arrays, one value per anchor"
+            raise ValueError(f"{name} must be {either}, got {describe(value)}")
+        values(name, value, lambda x: xp.isfinite(x) & holds(x), rule, xp)
+        return value
+    return number(name, value, holds, rule)

@@ -72,7 +72,9 @@ class Backend(Protocol):
         """Build the encoders of a `drrho_core.training.architecture.ModelSpec`; ValueError for one it does not have."""
         ...
 
-    def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> Optimizer:
+    def adamw(
+        self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8
+    ) -> Optimizer:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         ...
 

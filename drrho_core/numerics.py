@@ -1,0 +1,99 @@
+"""What the standard lacks: log-sum-exp with a mask, and averages in the log domain.
+
+Everything here takes and returns logarithms of non-negative numbers; ``-inf`` is the logarithm of 0 and a legal value.
+"""
+
+from __future__ import annotations
+
+import math
+
+from drrho_core._arrays import Array, Namespace, device_of
+
+
+def log_sum_exp(x: Array, /, *, axis: int, where: Array | None, xp: Namespace) -> Array:
+    """Return ``log(sum(exp(x)))`` along one axis over the entries that `where` marks.
+
+    The largest entry is taken out first, so nothing overflows; a slice without an entry gives ``-inf``.
+
+    Parameters
+    ----------
+    x : array
+        Any shape, finite where `where` is True.
+    axis : int
+        The axis to sum over.
+    where : array of bool or None
+        Same shape as `x`; None counts every entry.
+    xp : namespace
+        The arrays' namespace.
+
+    Returns
+    -------
+    array
+        The shape of `x` without `axis`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(log_sum_exp(np.asarray([1000.0, 1000.0]), axis=0, where=None, xp=np)) - 1000.0  # log 2
+    0.693147180559...
+    """
+    if where is not None:
+        x = xp.where(where, x, -xp.inf)
+    peak = xp.max(x, axis=axis, keepdims=True)
+    peak = xp.where(xp.isfinite(peak), peak, xp.zeros_like(peak))
+    total = xp.squeeze(xp.sum(xp.exp(x - peak), axis=axis, keepdims=True), axis=axis)
+    return log(total, xp=xp) + xp.squeeze(peak, axis=axis)
+
+
+def log(x: Array, /, *, xp: Namespace) -> Array:
+    """Return ``log(x)`` of non-negative numbers, ``-inf`` at 0 without the warning that numpy gives."""
+    positive = x > 0
+    return xp.where(positive, xp.log(xp.where(positive, x, xp.ones_like(x))), -xp.inf)
+
+
+def log_moving_average(log_old: Array, log_new: Array, gamma: Array | float, /, *, xp: Namespace) -> Array:
+    """Return ``log((1 - gamma) exp(log_old) + gamma exp(log_new))``; where `log_old` is ``-inf``, `log_new`.
+
+    SogCLR's update of the inner estimate (arXiv 2202.12387) in the log domain. ``-inf`` means never visited: the first
+    visit takes the new value whatever gamma is.
+
+    Parameters
+    ----------
+    log_old, log_new : array, shape (b,)
+        Logarithms of the old estimate and of the batch's own.
+    gamma : float or array of shape () or (b,)
+        Weight of the new estimate, in (0, 1]; 1 has no memory.
+    xp : namespace
+        The arrays' namespace.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> old, new = np.log(np.asarray([2.0, 4.0])), np.log(np.asarray([1.0, 1.0]))
+    >>> np.round(np.exp(log_moving_average(old, new, 0.25, xp=np)), 12).tolist()
+    [1.75, 3.25]
+    """
+    if isinstance(gamma, float):
+        keep, take = (math.log1p(-gamma) if gamma < 1 else -math.inf), math.log(gamma)
+        average = xp.logaddexp(keep + log_old, take + log_new)
+    else:
+        memory = gamma < 1
+        keep = xp.where(memory, xp.log1p(-xp.where(memory, gamma, xp.zeros_like(gamma))), -xp.inf)
+        average = xp.logaddexp(keep + log_old, xp.log(gamma) + log_new)
+    return xp.where(log_old == -xp.inf, log_new, average)
+
+
+def log_add_constant(log_x: Array, constant: Array | float, /, *, xp: Namespace) -> Array:
+    """Return ``log(constant + exp(log_x))`` for a constant >= 0; `log_x` itself, to the bit, where it is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(log_add_constant(np.asarray(-1000.0), 1.0, xp=np))
+    0.0
+    """
+    if isinstance(constant, float):
+        if constant == 0.0:
+            return log_x
+        constant = xp.asarray(constant, dtype=log_x.dtype, device=device_of(log_x))
+    return xp.logaddexp(log_x, log(constant, xp=xp))
