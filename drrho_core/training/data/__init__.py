@@ -9,6 +9,7 @@ from __future__ import annotations
 from drrho_core.training.data.arrays import ArrayDataset, swap_captions
 from drrho_core.training.data.digits import digit_splits, digits
 from drrho_core.training.data.loader import BatchSource, HostBatch, batches
+from drrho_core.training.data.pairs import PairsDataset, pair_splits, read_pairs
 from drrho_core.training.data.preprocess import normalise, resize, to_channels
 from drrho_core.training.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of
 from drrho_core.training.data.scenes import scene_splits, scenes
@@ -20,6 +21,7 @@ __all__ = [
     "DataSplits",
     "Dataset",
     "HostBatch",
+    "PairsDataset",
     "Sample",
     "WordTokenizer",
     "ZeroShot",
@@ -28,6 +30,8 @@ __all__ = [
     "digit_splits",
     "digits",
     "normalise",
+    "pair_splits",
+    "read_pairs",
     "resize",
     "scene_splits",
     "scenes",

@@ -298,9 +298,9 @@ def _triangle(x: Float32, y: Float32) -> Float32:
 
 def _diamond(x: Float32, y: Float32) -> Float32:
     # Taller than wide, so that a turned square cannot be taken for it.
-    side: Float32 = np.abs(x) * np.float32(1.05) + np.abs(y) * np.float32(0.72) - np.float32(0.756)
-    side *= np.float32(1.0 / 1.2732)
-    return side
+    across, up = np.float32(1.05 / 1.2732) * np.abs(x), np.float32(0.72 / 1.2732) * np.abs(y)
+    distance: Float32 = across + up - np.float32(0.756 / 1.2732)
+    return distance
 
 
 def _cross(x: Float32, y: Float32) -> Float32:
