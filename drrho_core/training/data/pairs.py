@@ -97,8 +97,8 @@ class PairsDataset:
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
         """Return the classification task of the label column, or None where there are fewer than two labels.
 
-        The classes are those of the whole table; the images are those of this split that have a label, cut to a square of
-        `image_size` (224 when left out).
+        The classes are those of the whole table; the images are those of this split that have a label, cut to a square
+        of `image_size` (224 when left out).
 
         Raises
         ------
@@ -122,9 +122,8 @@ class PairsDataset:
         except MissingExtra:
             raise
         except Exception as error:  # Pillow's readers raise nearly everything on damaged files
-            raise BadInput(
-                f"{self._table}, row {row.number}: cannot decode image {row.file}: {_one_line(error)}"
-            ) from error
+            reason = _one_line(error)
+            raise BadInput(f"{self._table}, row {row.number}: cannot decode image {row.file}: {reason}") from error
 
 
 def read_pairs(
@@ -134,10 +133,10 @@ def read_pairs(
     caption_column: str = "caption",
     label_column: str | None = None,
 ) -> PairsDataset:
-    """Read a table of image path and caption.
+    r"""Read a table of image path and caption.
 
-    A name that ends in .tsv or .tab means tabs; otherwise the first of comma, tab and semicolon that splits the header into
-    the wanted columns is taken. A byte-order mark is skipped, and so are empty lines.
+    A name that ends in .tsv or .tab means tabs; otherwise the first of comma, tab and semicolon that splits the header
+    into the wanted columns is taken. A byte-order mark is skipped, and so are empty lines.
 
     Parameters
     ----------
@@ -168,7 +167,7 @@ def read_pairs(
     >>> from PIL import Image
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> Image.new("RGB", (12, 8), "red").save(folder / "red.png")
-    >>> _ = (folder / "pairs.csv").write_text("image,caption\\nred.png,something red\\n")
+    >>> _ = (folder / "pairs.csv").write_text("image,caption\nred.png,something red\n")
     >>> data = read_pairs(folder / "pairs.csv")
     >>> data[0].image.shape, data[0].caption
     ((8, 12, 3), 'something red')
@@ -192,9 +191,9 @@ def pair_splits(
 ) -> DataSplits:
     """Read a table and hold some of its images out.
 
-    An image's split follows from a hash of the seed and its path as written: it does not change when rows are appended or
-    moved, and all captions of one image fall on one side. A held-out split that gets fewer than two images this way
-    takes those whose hashes come next.
+    An image's split follows from a hash of the seed and its path as written: it does not change when rows are appended,
+    and all captions of one image fall on one side. A held-out split that gets fewer than two images this way takes
+    those whose hashes come next.
 
     Parameters
     ----------
@@ -234,7 +233,8 @@ def pair_splits(
 
     table = Path(path)
     rows = read(table)
-    places = {key: _place(seed, key) for key in {_key(row) for row in rows}}
+    keys = _image_keys(rows)
+    places = {key: _place(seed, key) for key in set(keys)}
     ordered = sorted(places, key=lambda key: (places[key], key))
     held: list[list[str]] = []
     start, limit = 0, 0.0
@@ -250,12 +250,13 @@ def pair_splits(
             f"of which {start} would be held out: lower the shares, or name tables for validation and test"
         )
 
-    parts = [(table, [row for row in rows if _key(row) in set(ordered[start:])])]
-    for given, keys in zip((validation, test), held, strict=True):
-        if given is None:
-            parts.append((table, [row for row in rows if _key(row) in set(keys)]))
-        else:
-            parts.append((Path(given), read(Path(given))))
+    def select(chosen: Sequence[str]) -> list[_Row]:
+        wanted = set(chosen)
+        return [row for row, key in zip(rows, keys, strict=True) if key in wanted]
+
+    parts = [(table, select(ordered[start:]))]
+    for given, chosen in zip((validation, test), held, strict=True):
+        parts.append((table, select(chosen)) if given is None else (Path(given), read(Path(given))))
     _check_disjoint(parts)
     class_names = _class_names([row for _, part in parts for row in part])
     names = (table.stem, f"{table.stem}-validation", f"{table.stem}-test")
@@ -270,10 +271,7 @@ def _read_rows(table: Path, image_column: str, caption_column: str, label_column
     wanted = [image_column, caption_column] + ([] if label_column is None else [label_column])
     for column in wanted:
         if header.count(column) != 1:
-            found = "twice" if column in header else "not there"
-            raise BadInput(
-                f"{table} must have one column {column!r}, got it {found}; the columns are: {', '.join(header)}"
-            )
+            raise BadInput(f"{table} must have one column named {column!r}, got the columns {', '.join(header)}")
     if label_column is None and header.count(_DEFAULT_LABEL) == 1:
         label_column = _DEFAULT_LABEL
     check_image = _image_checker()
@@ -334,7 +332,7 @@ def _parse(table: Path, text: str, wanted: tuple[str, str]) -> tuple[list[tuple[
     try:
         # Blank lines count as rows, as in a spreadsheet, but are passed over.
         for number, fields in enumerate(_reader(text, delimiter), start=1):
-            if any(field.strip() for field in fields):
+            if _holds_text(fields):
                 records.append((number, fields))
     except csv.Error as error:
         last = records[-1][0] if records else 0
@@ -344,9 +342,15 @@ def _parse(table: Path, text: str, wanted: tuple[str, str]) -> tuple[list[tuple[
 
 def _header(text: str, delimiter: str) -> list[str]:
     try:
-        return next(([field.strip() for field in fields] for fields in _reader(text, delimiter) if any(fields)), [])
+        return next(
+            ([field.strip() for field in fields] for fields in _reader(text, delimiter) if _holds_text(fields)), []
+        )
     except csv.Error:
         return []
+
+
+def _holds_text(fields: Sequence[str]) -> bool:
+    return any(field.strip() for field in fields)
 
 
 def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
@@ -356,7 +360,7 @@ def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
 def _image_checker() -> Callable[[Path], str | None]:
     """Return a function that tells why a file is no image, or None: it reads headers, not pixels."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise MissingExtra("reading images", "Pillow") from None
 
@@ -366,6 +370,8 @@ def _image_checker() -> Callable[[Path], str | None]:
                 if picture.mode == "F":
                     return "its pixels are floating-point numbers of unknown range"
                 picture.verify()
+        except UnidentifiedImageError:
+            return "no image format that Pillow knows"
         except Exception as error:  # Pillow's readers raise nearly everything on damaged files
             return _one_line(error)
         return None
@@ -393,8 +399,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _key(row: _Row) -> str:
-    return os.path.normpath(row.written)
+def _image_keys(rows: Sequence[_Row]) -> list[str]:
+    """Return what names each row's image: its path as the table writes it first, whatever way later rows write it."""
+    first: dict[str, str] = {}
+    return [
+        first.setdefault(os.path.realpath(row.file), os.path.normpath(row.written).replace(os.sep, "/")) for row in rows
+    ]
 
 
 def _place(seed: int, key: str) -> float:
