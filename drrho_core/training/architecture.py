@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drrho_core._arrays import Array
 from drrho_core.training.errors import BadInput
 
 ARCHITECTURES = ("mlp", "conv")
@@ -119,6 +120,20 @@ class ModelSpec:
     def text_width(self) -> int:
         """Numbers per token inside the transformer."""
         return 2 * self.width
+
+    def check_images(self, images: Array, /) -> None:
+        """Raise ValueError unless images have shape (b, s, s, C)."""
+        expected = (self.image_size, self.image_size, self.channels)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images must have shape (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+
+    def check_texts(self, texts: Array, /) -> None:
+        """Raise ValueError unless texts have shape (b, V) or, where they are tokens, (b, at most L)."""
+        bag = self.text_input == "bag_of_words"
+        expected = self.vocabulary_size if bag else self.context_length
+        if texts.ndim != 2 or texts.shape[1] > expected or (bag and texts.shape[1] < expected):
+            rule = f"(b, {expected})" if bag else f"(b, at most {expected})"
+            raise ValueError(f"texts must have shape {rule}, got {tuple(texts.shape)}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a dictionary of numbers and strings."""

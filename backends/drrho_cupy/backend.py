@@ -1,0 +1,79 @@
+"""CuPy behind the contract of `drrho_core.backend`: NumPy's encoders and optimiser on an NVIDIA or AMD GPU.
+
+CuPy is imported when a backend is built, so that this file can be read and its types checked without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from drrho_core._arrays import Array, Namespace
+from drrho_core.backend import Function
+from drrho_core.training.architecture import ModelSpec
+from drrho_core.training.optimizer import AdamW
+from drrho_core.training.towers import MLPModel
+
+
+class CupyBackend:
+    """CuPy on one GPU; see `drrho_core.backend.Backend`.
+
+    Parameters
+    ----------
+    device : str, optional
+        ``"cuda:0"``, ``"cuda:1"`` ...; CuPy's current device when left out. It becomes the thread's current device,
+        because CuPy makes its arrays there.
+    dtype : {"float32", "float64"}
+        What floating arrays become.
+
+    Raises
+    ------
+    ValueError
+        If there is no such GPU, or the dtype is another one.
+    ImportError
+        If CuPy is not installed.
+    """
+
+    name = "cupy"
+
+    def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+        import array_api_compat.cupy as xp
+
+        cuda = xp.cuda
+        try:
+            devices = [f"cuda:{number}" for number in range(cuda.runtime.getDeviceCount())]
+            self.device = f"cuda:{cuda.Device().id}" if device is None else device
+        except cuda.runtime.CUDARuntimeError as error:  # no driver or no GPU
+            raise ValueError(f"device must be a GPU that CuPy has here, got {device!r}: {error}") from error
+        if self.device not in devices:
+            raise ValueError(f"device must be {' or '.join(map(repr, devices))} for the cupy backend, got {device!r}")
+        cuda.Device(devices.index(self.device)).use()
+        self.xp: Namespace = xp
+        self.dtype = dtype
+
+    def asarray(self, array: Any, /) -> Array:
+        """Copy a host array here: floating ones to the backend's dtype, the others as they are."""
+        array = np.asarray(array)
+        dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype
+        return self.xp.asarray(array, dtype=dtype, copy=True)
+
+    def to_numpy(self, array: Array, /) -> np.ndarray:
+        """Copy an array to a NumPy array on the host."""
+        return np.asarray(self.xp.asnumpy(array))
+
+    def model(self, spec: ModelSpec, /) -> MLPModel:
+        """Build the MLP towers, the only ones whose gradient is written by hand."""
+        if spec.architecture != "mlp":
+            raise ValueError(f"architecture must be 'mlp' for the cupy backend, got {spec.architecture!r}")
+        return MLPModel(spec, self.xp)
+
+    def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
+        """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
+        return AdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    def compile(self, function: Function, /) -> Function:
+        """Return the function: CuPy compiles single kernels, not whole steps."""
+        return function

@@ -1,0 +1,78 @@
+"""NumPy and every other Array API namespace that lives on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat.numpy
+import numpy as np
+
+from drrho_core._arrays import Array, Namespace
+from drrho_core.backend import Function
+from drrho_core.training.architecture import ModelSpec
+from drrho_core.training.optimizer import AdamW
+from drrho_core.training.towers import MLPModel
+
+
+class NumpyBackend:
+    """The reading copy of a backend: nothing is needed beyond the Array API; see `drrho_core.backend.Backend`.
+
+    Parameters
+    ----------
+    device : device, optional
+        One of the namespace's devices (NumPy's is ``"cpu"``); its default when left out.
+    dtype : {"float32", "float64"}
+        What floating arrays become.
+    xp : namespace, optional
+        Another namespace on the host, such as ``array_api_strict``; NumPy when left out.
+
+    Raises
+    ------
+    ValueError
+        If the namespace has no such device, or the dtype is another one.
+
+    Examples
+    --------
+    >>> backend = NumpyBackend(dtype="float64")
+    >>> backend.asarray([1, 2]).dtype, backend.asarray([1.0, 2.0]).dtype
+    (dtype('int64'), dtype('float64'))
+    """
+
+    name = "numpy"
+
+    def __init__(self, device: Any = None, dtype: str = "float32", *, xp: Namespace | None = None) -> None:
+        self.xp: Namespace = array_api_compat.numpy if xp is None else xp
+        info = self.xp.__array_namespace_info__()
+        self._host = info.default_device()
+        self._device = self._host if device is None else device
+        if self._device not in info.devices():
+            rule = " or ".join(repr(one) for one in info.devices())
+            raise ValueError(f"device must be {rule} for the numpy backend, got {device!r}")
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+        self.device = str(self._device)
+        self.dtype = dtype
+
+    def asarray(self, array: Any, /) -> Array:
+        """Copy a host array here: floating ones to the backend's dtype, the others as they are."""
+        array = np.asarray(array)
+        dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype.name
+        return self.xp.asarray(array, dtype=getattr(self.xp, dtype), device=self._device, copy=True)
+
+    def to_numpy(self, array: Array, /) -> np.ndarray:
+        """Copy an array to a NumPy array."""
+        return np.array(self.xp.asarray(array, device=self._host))
+
+    def model(self, spec: ModelSpec, /) -> MLPModel:
+        """Build the MLP towers, the only ones whose gradient is written by hand."""
+        if spec.architecture != "mlp":
+            raise ValueError(f"architecture must be 'mlp' for the numpy backend, got {spec.architecture!r}")
+        return MLPModel(spec, self.xp)
+
+    def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
+        """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
+        return AdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    def compile(self, function: Function, /) -> Function:
+        """Return the function: there is no compiler here."""
+        return function
