@@ -341,12 +341,12 @@ def _parse(table: Path, text: str, wanted: tuple[str, str]) -> tuple[list[tuple[
 
 
 def _header(text: str, delimiter: str) -> list[str]:
+    """Return the header cut at that delimiter, or nothing where that cannot be read."""
     try:
-        return next(
-            ([field.strip() for field in fields] for fields in _reader(text, delimiter) if _holds_text(fields)), []
-        )
+        first = next((fields for fields in _reader(text, delimiter) if _holds_text(fields)), [])
     except csv.Error:
         return []
+    return [field.strip() for field in first]
 
 
 def _holds_text(fields: Sequence[str]) -> bool:
