@@ -40,18 +40,19 @@ class CupyBackend:
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
-        import array_api_compat.cupy as xp
+        import array_api_compat.cupy
+        import cupy
 
-        cuda = xp.cuda
         try:
-            devices = [f"cuda:{number}" for number in range(cuda.runtime.getDeviceCount())]
-            self.device = f"cuda:{cuda.Device().id}" if device is None else device
-        except cuda.runtime.CUDARuntimeError as error:  # no driver or no GPU
+            devices = [f"cuda:{number}" for number in range(cupy.cuda.runtime.getDeviceCount())]
+            self.device = f"cuda:{cupy.cuda.Device().id}" if device is None else device
+        except cupy.cuda.runtime.CUDARuntimeError as error:  # no driver or no GPU
             raise ValueError(f"device must be a GPU that CuPy has here, got {device!r}: {error}") from error
         if self.device not in devices:
             raise ValueError(f"device must be {' or '.join(map(repr, devices))} for the cupy backend, got {device!r}")
-        cuda.Device(devices.index(self.device)).use()
-        self.xp: Namespace = xp
+        cupy.cuda.Device(devices.index(self.device)).use()
+        self.xp: Namespace = array_api_compat.cupy
+        self._asnumpy = cupy.asnumpy
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Array:
@@ -62,7 +63,7 @@ class CupyBackend:
 
     def to_numpy(self, array: Array, /) -> np.ndarray:
         """Copy an array to a NumPy array on the host."""
-        return np.asarray(self.xp.asnumpy(array))
+        return np.asarray(self._asnumpy(array))
 
     def model(self, spec: ModelSpec, /) -> MLPModel:
         """Build the MLP towers, the only ones whose gradient is written by hand."""

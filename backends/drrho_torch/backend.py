@@ -50,7 +50,8 @@ class TorchBackend:
         try:
             self._device = torch.empty(0, device=device, dtype=self._dtype).device
         except (RuntimeError, AssertionError, TypeError) as error:  # bad words, no such device, no such dtype there
-            raise ValueError(f"device must be 'cpu' or another that torch has here, got {device!r}: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device must be 'cpu' or another that torch has, got {device!r}: {reason}") from error
         self.device = str(self._device)
         self.dtype = dtype
 

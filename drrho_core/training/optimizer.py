@@ -97,20 +97,20 @@ class AdamW:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return new parameters and new state."""
         xp = self.xp
-        step = xp.asarray(state["step"] + 1)  # numpy's sum of 0-d arrays is a scalar, no array
+        step = xp.asarray(state["step"] + 1)  # numpy makes scalars of sums of 0-d arrays; checkpoints hold arrays
         new_parameters = {}
         new_state = {"step": step}
         for name, p in parameters.items():
             g = gradients[name]
             m = self.beta1 * state[f"first_moment/{name}"] + (1 - self.beta1) * g
             v = self.beta2 * state[f"second_moment/{name}"] + (1 - self.beta2) * g * g
-            new_state[f"first_moment/{name}"], new_state[f"second_moment/{name}"] = m, v
+            new_state[f"first_moment/{name}"], new_state[f"second_moment/{name}"] = xp.asarray(m), xp.asarray(v)
             k = xp.astype(step, p.dtype)
             m_hat = m / _one_minus_power(self.beta1, k, xp)
             v_hat = v / _one_minus_power(self.beta2, k, xp)
             if p.ndim >= 2:
                 p = p * (1 - learning_rate * self.weight_decay)
-            new_parameters[name] = p - learning_rate * m_hat / (xp.sqrt(v_hat) + self.epsilon)
+            new_parameters[name] = xp.asarray(p - learning_rate * m_hat / (xp.sqrt(v_hat) + self.epsilon))
         return new_parameters, new_state
 
 
