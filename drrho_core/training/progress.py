@@ -1,0 +1,89 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Shows how far a piece of work is.
+
+    Parameters
+    ----------
+    title : str
+        What is being done.
+    total : int
+        Number of steps.
+    done : int
+        Steps that were done before.
+    stream : file, optional
+        Where to write; standard error when left out, so that results on standard output stay clean.
+    quiet : bool
+        Write nothing.
+    seconds_between_lines : float
+        How often a plain line is written.
+
+    Examples
+    --------
+    >>> with Reporter("counting", 3, quiet=True) as reporter:
+    ...     for step in range(3):
+    ...         reporter.advance("no figures yet")
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        quiet: bool = False,
+        seconds_between_lines: float = 10.0,
+    ) -> None:
+        self._title, self._total, self._done = title, total, done
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet, self._pause = quiet, seconds_between_lines
+        self._last = time.monotonic()
+        self._note = ""
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Reporter:
+        """Start the bar, or write the first line."""
+        if not self._quiet and self._stream.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            more = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, *more, console=Console(file=self._stream))
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, completed=self._done, note="")
+        else:
+            self._line()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the bar, or write the last line."""
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._line()
+
+    def advance(self, note: str | None = None) -> None:
+        """Count one step; `note` replaces the text at the end of the line."""
+        self._done += 1
+        self._note = self._note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, note=self._note)
+        elif time.monotonic() - self._last >= self._pause and self._done < self._total:
+            self._line()
+
+    def _line(self) -> None:
+        if not self._quiet:
+            print(f"{self._title}: {self._done}/{self._total} {self._note}".rstrip(), file=self._stream, flush=True)
+        self._last = time.monotonic()
