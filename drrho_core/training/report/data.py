@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class RetrievedImage:
     """One image that a model retrieved.
 
@@ -29,7 +29,7 @@ class RetrievedImage:
     correct: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class GalleryRow:
     """One caption as a query and what every model retrieved for it, best first.
 
@@ -48,7 +48,7 @@ class GalleryRow:
     image: NDArray[np.uint8] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class ReportData:
     """Everything that `write_report` shows; what is empty is left out of the page.
 
@@ -79,6 +79,8 @@ class ReportData:
     facts : sequence of (name, text)
         What makes the comparison fair and the page reproducible: initialisation, order, samples seen, temperature,
         optimiser, what the reference model saw, versions, seed, machine.
+    gallery_size : int, default 200
+        Held-out pairs in a gallery of `drrho_core.training.evaluation.retrieval`, for the text of the page.
     command : str
         The command line that reproduces the page.
 
@@ -100,4 +102,5 @@ class ReportData:
     learning_rates: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
     chosen_learning_rates: Mapping[str, float] = field(default_factory=dict)
     facts: Sequence[tuple[str, str]] = ()
+    gallery_size: int = 200
     command: str = ""

@@ -17,9 +17,26 @@ _LIGHT = {"reference": "#787d85", "clip": "#3794cf", "sogclr": "#0b4f8a", "drrho
 _DARK = {"reference": "#9aa1aa", "clip": "#9cd6f7", "sogclr": "#4088d8", "drrho": "#ff8f45"}
 _OTHERS = ("#8a5fbf", "#2f8f5b", "#b3416f", "#8a7a1f")
 _INK = {
-    "light": {"page": "#fcfbf9", "card": "#ffffff", "ink": "#1d2126", "soft": "#5b626b", "rule": "#e2dfd9", "hit": "#1a7f4b"},
-    "dark": {"page": "#14171b", "card": "#1b1f24", "ink": "#eceef0", "soft": "#a5adb6", "rule": "#333941", "hit": "#4fcf8e"},
+    "light": {
+        "page": "#fcfbf9",
+        "card": "#ffffff",
+        "ink": "#1d2126",
+        "soft": "#5b626b",
+        "rule": "#e2dfd9",
+        "hit": "#1a7f4b",
+    },
+    "dark": {
+        "page": "#14171b",
+        "card": "#1b1f24",
+        "ink": "#eceef0",
+        "soft": "#a5adb6",
+        "rule": "#333941",
+        "hit": "#4fcf8e",
+    },
 }
+
+UNKNOWN = "\N{EN DASH}"
+"""What stands where a figure is not known."""
 
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff￾￿]")
 
@@ -47,19 +64,24 @@ def css_class(method: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share in [0, 1] as a percentage with one decimal; "–" where it is not known."""
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
+    """Write a share in [0, 1] as a percentage with one decimal; a dash where it is not known."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else UNKNOWN
+
+
+def tenths(share: float) -> str:
+    """Write a share in [0, 1] in per cent without the sign, for a column whose head has it."""
+    return f"{100 * share:.1f}" if math.isfinite(share) else UNKNOWN
 
 
 def number(value: float) -> str:
     """Write a number with three significant digits, without an exponent where that stays short."""
     if not math.isfinite(value):
-        return "–"
+        return UNKNOWN
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     else:
         text = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-    return text.replace("-", "−")
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def colours() -> str:

@@ -13,10 +13,45 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drrho_core.training.report.style import css_class, escape, label, number, percent
+from drrho_core.training.report.style import colours, css_class, escape, label, number, percent, style_sheet
 
 WIDTH = 480
 _MOST_POINTS = 120  # more than a line of this width can show
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart: its elements, its height, its name and what it shows in words."""
+
+    key: str
+    title: str
+    told: str
+    height: float
+    body: Sequence[str]
+
+    def inline(self) -> str:
+        """Return the chart as an element of a page that has the style sheet; `key` must be unique there."""
+        return f"<svg {self._opening(f'0 0 {WIDTH} {self.height:g}')}{''.join(self.body)}</svg>"
+
+    def as_file(self, *, heading: str, note: str) -> str:
+        """Return the chart as a file of its own: with its style, a heading, a note and a card behind it."""
+        pad, head = 24, 72
+        width, height = WIDTH + 2 * pad, self.height + head + pad
+        opening = self._opening(f"0 0 {width} {height:g}")
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{1.25 * width:g}" {opening}'
+            f"<style>{colours()}\n{style_sheet('chart')}</style>"
+            f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="{height - 1:g}" rx="10"/>'
+            f'<g transform="translate({pad} 0)">{_text(0, 34, heading, "strong")}{_text(0, 54, note, "soft")}</g>'
+            f'<g transform="translate({pad} {head})">{"".join(self.body)}</g></svg>\n'
+        )
+
+    def _opening(self, box: str) -> str:
+        key = escape(self.key)
+        return (
+            f'class="chart" viewBox="{box}" role="img" aria-labelledby="{key}-title {key}-desc">'
+            f'<title id="{key}-title">{escape(self.title)}</title><desc id="{key}-desc">{escape(self.told)}</desc>'
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +63,7 @@ class Bar:
 
     @property
     def mean(self) -> float:
+        """The bar's length."""
         return math.fsum(self.values) / len(self.values)
 
 
@@ -62,11 +98,11 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [i * step if step >= 1 else i * factor / 10.0**-power for i in range(first, last + 1)]
 
 
-def bars(bars: Sequence[Bar], /, *, key: str, title: str, standalone: bool = False) -> str:
+def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
     """Draw one horizontal bar per method, its value beside it and a dot per seed where there are several."""
     known = [bar for bar in bars if bar.values]
-    top = 52 if standalone else 8
-    left, right, step, thickness = 130, 392, 44, 22
+    top = 4
+    left, right, step, thickness = 130, 392, 58, 30
     bottom = top + step * len(known)
     high = max([value for bar in known for value in bar.values], default=1.0) or 1.0
     x = _scale(0, high, left, right)
@@ -90,15 +126,13 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str, standalone: bool = Fal
     seeds = max((len(bar.values) for bar in known), default=1)
     told = "; ".join(f"{label(bar.method)} {percent(bar.mean)}" for bar in known)
     note = f" Means of {seeds} seeds; the dots are the seeds." if seeds > 1 else ""
-    return _figure(key, title, f"{told}.{note}", bottom + 30, body, standalone=standalone)
+    return Chart(key, title, f"{told}.{note}", bottom + 30, body)
 
 
-def lines(
-    lines: Sequence[Line], /, *, key: str, title: str, x_name: str, y_name: str, share: bool = False
-) -> str:
+def lines(lines: Sequence[Line], /, *, key: str, title: str, x_name: str, y_name: str, share: bool = False) -> Chart:
     """Draw the curves of several methods on one pair of axes, each named at its end."""
     drawn = [_thinned(line) for line in lines]
-    top, bottom, left, right, height = 30, 254, 46, 358, 300
+    top, bottom, left, right, height = 30, 254, 46, 338, 300
     x, y, body = _axes(drawn, (left, right, top, bottom), share=share, from_zero=share)
     body.append(_text(0, 14, y_name, "soft"))
     body.append(_text(right, bottom + 40, x_name, "soft", "end"))
@@ -114,10 +148,10 @@ def lines(
         body.append(_text(right + 15, place + 5, label(line.method), strong))
     form = percent if share else number
     told = "; ".join(f"{label(line.method)} from {form(line.y[0])} to {form(line.y[-1])}" for line in drawn)
-    return _figure(key, title, f"{told}.", height, body)
+    return Chart(key, title, f"{told}.", height, body)
 
 
-def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> str:
+def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Chart:
     """Draw every method's curve on axes of its own, two beside each other: heights of different losses say nothing."""
     drawn = [_thinned(line) for line in lines]
     body = []
@@ -134,7 +168,7 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> st
     height = cell_height * ((len(drawn) + 1) // 2) + 14
     body.append(_text(WIDTH, height - 4, x_name, "soft", "end"))
     told = "; ".join(f"{label(line.method)} from {number(line.y[0])} to {number(line.y[-1])}" for line in drawn)
-    return _figure(key, title, f"{told}.", height, body)
+    return Chart(key, title, f"{told}.", height, body)
 
 
 @dataclass(frozen=True)
@@ -173,7 +207,7 @@ def histogram(
     key: str,
     title: str,
     x_name: str,
-) -> str:
+) -> Chart:
     """Draw two groups' histograms over each other, the second in the method's colour, with their medians."""
     top, bottom, left, right, height = 62, 254, 46, 470, 300
     edges = bins.edges
@@ -199,46 +233,21 @@ def histogram(
         corners.append((x(edges[-1]), bottom + 0.0))
         body.append(f'<path class="{kind}" d="{_polyline(corners)}"/>')
     body.append(_line(left, bottom, right, bottom, "axis"))
-    # The medians are named in two rows above the picture, so that they never meet.
-    for row, ((name, values), kind) in enumerate(zip(groups.items(), kinds, strict=False)):
-        at, height_of_name = x(float(np.median(values))), 34 + 18 * row
-        side = "start" if at < (left + right) / 2 else "end"
-        shift = 6 if side == "start" else -6
+    # The medians are named in two rows above the picture, the lower one to its left where there is room.
+    medians = {name: float(np.median(values)) for name, values in groups.items()}
+    for row, (name, median) in enumerate(medians.items()):
+        text = f"{name}: median {number(median)}"
+        at, baseline, room = x(median), 34 + 18 * row, 8.5 * len(text)
+        to_the_left = (median == min(medians.values()) and at > room) or at + room > WIDTH
         mark = "median" if row == 0 else f"median second-median {css_class(method)}"
-        body.append(_line(at, height_of_name - 10, at, bottom, mark))
-        text = f"{name}: median {number(float(np.median(values)))}"
-        body.append(_text(at + shift, height_of_name + 2, text, "strong" if row else "", side))
+        body.append(_line(at, baseline - 10, at, bottom, mark))
+        shift, anchor = (-6, "end") if to_the_left else (6, "start")
+        body.append(_text(at + shift, baseline + 2, text, "strong" if row else "", anchor))
     told = "; ".join(
-        f"{name}: {values.size} pairs, median {number(float(np.median(values)))}, mean {number(float(values.mean()))}"
+        f"{name}: {values.size} pairs, median {number(medians[name])}, mean {number(float(values.mean()))}"
         for name, values in groups.items()
     )
-    return _figure(key, title, f"{told}.", height, body)
-
-
-def _figure(key: str, title: str, told: str, height: float, body: Sequence[str]) -> str:
-    """Close a chart: its size, its name and its content in words."""
-    key = escape(key)
-    return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="{key}-title {key}-desc">'
-        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(told)}</desc>'
-        f"{''.join(body)}</svg>"
-    )
-
-
-def as_file(chart: str, /, *, heading: str, note: str) -> str:
-    """Make a chart of this module a file of its own: with its style, a heading, a note and a card behind it."""
-    height = float(chart.split('viewBox="', 1)[1].split('"', 1)[0].split()[3])
-    inside = chart.split(">", 1)[1].removesuffix("</svg>")
-    pad, head = 24, 60
-    box = f'viewBox="0 0 {WIDTH + 2 * pad} {height + head + pad:g}" width="{1.25 * (WIDTH + 2 * pad):g}"'
-    opening = chart.split(">", 1)[0].split("viewBox", 1)[0] + box + chart.split('"', 4)[4].split(">", 1)[0]
-    return (
-        f'{opening.replace("<svg", "<svg xmlns=" + chr(34) + "http://www.w3.org/2000/svg" + chr(34))}>'
-        f"<style>{colours()}\n{style_sheet('chart')}</style>"
-        f'<rect class="card" x="0.5" y="0.5" width="{WIDTH + 2 * pad - 1}" height="{height + head + pad - 1:g}" rx="10"/>'
-        f'<g transform="translate({pad} 0)">{_text(0, 32, heading, "strong")}{_text(0, 51, note, "soft")}</g>'
-        f'<g transform="translate({pad} {head})">{inside}</g></svg>\n'
-    )
+    return Chart(key, title, f"{told}.", height, body)
 
 
 def _axes(
@@ -272,7 +281,9 @@ def _thinned(line: Line) -> Line:
     """Return at most `_MOST_POINTS` points of a curve, each the mean of its neighbours."""
     if len(line.x) <= _MOST_POINTS:
         return line
-    parts = list(zip(*(np.array_split(np.asarray(v, dtype=np.float64), _MOST_POINTS) for v in (line.x, line.y)), strict=True))
+    parts = list(
+        zip(*(np.array_split(np.asarray(v, dtype=np.float64), _MOST_POINTS) for v in (line.x, line.y)), strict=True)
+    )
     return Line(line.method, [float(part.mean()) for part, _ in parts], [float(part.mean()) for _, part in parts])
 
 
