@@ -343,7 +343,7 @@ def _solve(x: list[float], ambiguity_set: AmbiguitySet, ulp_dtype: np.dtype[Any]
             return _saturated(x) if radius >= math.log(_crowding(x)) else _kl_ball(x, radius)
         case ChiSquareBall(radius):
             return _saturated(x) if radius >= (_crowding(x) - 1.0) / 2.0 else _chi_square_ball(x, radius)
-        case CressieReadBall(order, radius):
+        case CressieReadBall(order, radius):  # pragma: no branch
             # ((n/m)^(k-1) - 1) / (k (k-1)), with the power behind expm1 so that orders near 1 lose nothing.
             largest = math.expm1((order - 1.0) * math.log(_crowding(x))) / (order * (order - 1.0))
             return _saturated(x) if radius >= largest else _cressie_read_ball(x, order, radius)
@@ -483,84 +483,86 @@ def _kl_ball(x: list[float], radius: float) -> _Solution:
     The dual nu is s log mean exp(x / s), which is sum p x - s D(p). Source: Donsker and Varadhan's dual of the ball.
     """
     first, second = _levels(x)[:2]
-    low = high = math.log((first - second) / 1000.0)
-    while _tilted(x, math.exp(high))[1] > radius:
+
+    def s_of(log_ratio: float) -> float:
+        return (first - second) * math.exp(log_ratio)
+
+    low = high = -math.log(1000.0)
+    while _tilted(x, s_of(high))[1] > radius:
         high += 1.0
-    s = math.exp(_bisect(lambda log_s: _tilted(x, math.exp(log_s))[1], radius, low, high))
+    s = s_of(_bisect(lambda log_ratio: _tilted(x, s_of(log_ratio))[1], radius, low, high))
     weights, divergence = _tilted(x, s)
     risk = _expectation(weights, x)
     return _Solution(risk, weights, risk - s * divergence, s)
 
 
-def _chi_square_weights(x: list[float], smallest: float, s: float) -> tuple[list[float], float]:
-    """Weights p_i = (1/n)(1 + (x_i - nu)/s) on the k losses of at least ``smallest``, 0 elsewhere; and nu.
+def _chi_square_weights(x: list[float], smallest: float, s: float) -> tuple[list[float], float] | None:
+    """Weigh by p_i = (1/n)(1 + (x_i - nu)/s) the k losses of at least ``smallest``, others by 0; also give nu.
 
-    That they sum to 1 fixes nu = mean - s (n - k)/k, the mean over these k losses, so p_i = 1/k + (x_i - mean)/(n s).
-    A weight may come out negative: then this ``smallest`` is not the right one.
+    That the weights sum to 1 fixes nu = mean - s (n - k)/k, the mean over these k losses, so
+    p_i = 1/k + (x_i - mean)/(n s). None where a weight is negative: then ``smallest`` is not the right one. -1e-15 is
+    0 that was rounded.
     """
     n, largest = len(x), max(x)
     active = [value - largest for value in x if value >= smallest]
     k, mean = len(active), math.fsum(active) / len(active)
     weights = [1.0 / k + (value - largest - mean) / (n * s) if value >= smallest else 0.0 for value in x]
-    return weights, largest + mean - s * (n - k) / k
+    if min(weights) < -1e-15:
+        return None
+    return [max(weight, 0.0) for weight in weights], largest + mean - s * (n - k) / k
 
 
 def _chi_square_penalty(x: list[float], strength: float) -> _Solution:
-    """Chi-square penalty: try every set of the largest losses, keep the best weights without a negative one.
+    """Chi-square penalty: drop the smallest losses until no weight is negative.
 
-    For each set the best weights on it are known (:func:`_chi_square_weights`); the answer is one of them.
-    The risk is sum p x - strength D(p), D(p) = mean (n p - 1)^2 / 2.
+    For each set of the largest losses the best weights on it are known (:func:`_chi_square_weights`), signs aside. The
+    first set on which none is negative therefore beats every smaller one.
+    The risk is sum p x - strength D(p), D(p) = mean (n p - 1)^2 / 2. Source: Duchi and Namkoong 2019.
     """
-    best: _Solution | None = None
-    for level in _levels(x):
-        weights, nu = _chi_square_weights(x, level, strength)
-        if min(weights) < 0.0:
-            continue
-        divergence = math.fsum((len(x) * p - 1.0) ** 2 / 2.0 for p in weights) / len(x)
-        value = _expectation(weights, x) - strength * divergence
-        if best is None or value > best.risk:
-            best = _Solution(value, weights, nu, strength)
-    assert best is not None  # the maxima alone share 1 equally: never negative
-    return best
+    for level in sorted(set(x)):
+        candidate = _chi_square_weights(x, level, strength)
+        if candidate is not None:
+            weights, nu = candidate
+            divergence = math.fsum((len(x) * p - 1.0) ** 2 / 2.0 for p in weights) / len(x)
+            return _Solution(_expectation(weights, x) - strength * divergence, weights, nu, strength)
+    raise AssertionError("the maxima alone share 1 equally")  # pragma: no cover
 
 
 def _chi_square_ball(x: list[float], radius: float) -> _Solution:
-    """Chi-square ball: try every set of the largest losses, keep the best weights without a negative one.
+    """Chi-square ball: drop the smallest losses until no weight is negative.
 
     On a set of k losses the weights are p_i = 1/k + (x_i - mean)/(n s), and the edge of the ball fixes s. With
     D = (n sum p^2 - 1)/2 the edge is sum p^2 = (1 + 2 radius)/n, while these weights have
     sum p^2 = 1/k + k var/(n s)^2, var the variance of the k losses. Hence
 
-        s = sqrt(k var / (n (2 radius - (n - k)/k))),
+        s = sqrt(k var / (n (2 radius - (n - k)/k))).
 
-    and a k without a positive denominator cannot reach out to the edge. Where no weight is clipped, k = n and
-    F = mean + sqrt(2 radius var): variance regularisation. Source: Duchi and Namkoong 2019.
+    As in :func:`_chi_square_penalty`, the first set without a negative weight is the right one. Where no weight is
+    clipped, k = n and F = mean + sqrt(2 radius var): variance regularisation. Source: Duchi and Namkoong 2019.
     """
     n, largest = len(x), max(x)
-    best: _Solution | None = None
-    for level in _levels(x)[1:]:  # the maxima alone are the saturated case, settled before
+    for level in sorted(set(x)):
         active = [value - largest for value in x if value >= level]
         k, mean = len(active), math.fsum(active) / len(active)
-        room = 2.0 * radius - (n - k) / k
-        if room <= 0.0:
-            continue
-        s = math.sqrt(math.fsum((value - mean) ** 2 for value in active) / (n * room))
-        weights, nu = _chi_square_weights(x, level, s)
-        risk = _expectation(weights, x)
-        if min(weights) >= 0.0 and (best is None or risk > best.risk):
-            best = _Solution(risk, weights, nu, s)
-    # Within rounding of saturation every set may show a weight of -1e-17: then it is saturated.
-    return _saturated(x) if best is None else best
+        length = math.hypot(*(value - mean for value in active))  # sqrt(k var)
+        s = length / math.sqrt(n * (2.0 * radius - (n - k) / k))
+        candidate = _chi_square_weights(x, level, s)
+        if candidate is not None:
+            weights, nu = candidate
+            return _Solution(_expectation(weights, x), weights, nu, s)
+    raise AssertionError("below saturation the edge of the ball is within reach")  # pragma: no cover
 
 
 def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution:
     """Cressie-Read ball: p_i is proportional to relu(x_i - theta)^(1/(k-1)), theta such that D(p) = radius.
 
     D falls as theta falls. First find the level below which theta need not go; then bisect the logarithm of the
-    distance from theta to the smallest loss above it, for that loss has the weight that reacts most.
-    Source: the family of Cressie and Read 1984; as a training risk Duchi and Namkoong.
+    distance from theta to the smallest loss above it, for that loss has the weight that reacts most. Distances are
+    measured in units of the range of the losses. Source: the family of Cressie and Read 1984; as a set of weights for
+    losses Duchi and Namkoong 2021.
     """
     levels = _levels(x)
+    unit = levels[0] - levels[-1]
     for position in range(1, len(levels)):
         smallest = levels[position]
 
@@ -568,15 +570,15 @@ def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution
             return _power_weights(x, smallest, log_distance, order)[1]
 
         if position + 1 < len(levels):
-            high = math.log(smallest - levels[position + 1])
+            high = math.log((smallest - levels[position + 1]) / unit)
             if divergence(high) > radius:
                 continue
         else:
-            high = math.log(levels[0] - levels[-1])
+            high = 0.0
             while divergence(high) > radius:
                 high += 1.0
         # So close that the smallest loss has a weight of e^-800 = 0 next to the largest.
-        low = min(high, math.log(levels[0] - smallest)) - 800.0 * (order - 1.0)
+        low = min(high, math.log((levels[0] - smallest) / unit)) - 800.0 * (order - 1.0)
         log_distance = _bisect(divergence, radius, low, high)
         weights, _, nu, s = _power_weights(x, smallest, log_distance, order)
         return _Solution(_expectation(weights, x), weights, nu, s)
@@ -586,14 +588,16 @@ def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution
 def _power_weights(
     x: list[float], smallest: float, log_distance: float, order: float
 ) -> tuple[list[float], float, float, float]:
-    """p_i proportional to relu(x_i - theta)^(1/(k-1)) with theta = smallest - distance; their divergence, nu and s.
+    """Return p_i proportional to relu(x_i - theta)^(1/(k-1)), their divergence, nu and s.
 
-    Relative to the largest loss, q_i = (x_i - theta)/(max - theta) lies in [0, 1], and n p_i = q_i^(1/(k-1)) / mean.
-    In p_i = (1/n) relu(1 + (k-1)(x_i - nu)/s)^(1/(k-1)) this means s = (k-1)(max - theta) mean(q^(1/(k-1)))^(k-1) and
+    theta lies e^log_distance times the range of the losses below ``smallest``. Relative to the largest loss,
+    q_i = (x_i - theta)/(max - theta) lies in [0, 1], and n p_i = q_i^(1/(k-1)) / mean. In
+    p_i = (1/n) relu(1 + (k-1)(x_i - nu)/s)^(1/(k-1)) this means s = (k-1)(max - theta) mean(q^(1/(k-1)))^(k-1) and
     nu = theta + s/(k-1).
     """
-    n, largest, power = len(x), max(x), 1.0 / (order - 1.0)
-    reach = (largest - smallest) + math.exp(log_distance)  # max - theta
+    n, largest, unit, power = len(x), max(x), max(x) - min(x), 1.0 / (order - 1.0)
+    distance = unit * math.exp(log_distance)
+    reach = (largest - smallest) + distance  # max - theta
     exponents = []
     for value in x:
         if value < smallest:
@@ -601,9 +605,9 @@ def _power_weights(
         elif largest - value < 0.5 * reach:
             log_q = math.log1p((value - largest) / reach)
         elif value == smallest:
-            log_q = log_distance - math.log(reach)  # the distance may be too small for anything but its logarithm
+            log_q = log_distance - math.log(reach / unit)  # the distance may underflow, its logarithm does not
         else:
-            log_q = math.log(((value - smallest) + math.exp(log_distance)) / reach)
+            log_q = math.log(((value - smallest) + distance) / reach)
         exponents.append(power * log_q)
     log_mean = _log_mean_exp(exponents)
     log_ratios = [a - log_mean for a in exponents]  # log(n p_i)
