@@ -57,13 +57,13 @@ class TorchBackend:
 
     def asarray(self, array: Any, /) -> Tensor:
         """Copy a host array here: floating ones to the backend's dtype, the others as they are."""
-        array = np.asarray(array)
+        array = np.asarray(array, order="C")  # torch refuses the negative strides of a flipped view
         dtype = self._dtype if np.issubdtype(array.dtype, np.floating) else None
         return torch.tensor(array, dtype=dtype, device=self._device)
 
     def to_numpy(self, array: Tensor, /) -> np.ndarray:
         """Copy a tensor to a NumPy array on the host."""
-        return np.array(array.detach().cpu())
+        return array.detach().cpu().numpy().copy()
 
     def model(self, spec: ModelSpec, /) -> Model:
         """Build the encoders, MLP towers or convolution and transformer."""
