@@ -178,10 +178,9 @@ def swap_captions(
         groups.setdefault(captions[row], []).append(row)  # in random order, equal texts together
     longest = max(len(rows) for rows in groups.values())
     chosen = [row for rows in groups.values() for row in rows]
-    shift = longest if longest < count else 1
     mixed = list(captions)
     for position, row in enumerate(chosen):
-        mixed[row] = captions[chosen[(position + shift) % count]]
+        mixed[row] = captions[chosen[(position + longest) % count]]
     is_swapped[chosen] = True
     return tuple(mixed), is_swapped
 

@@ -135,8 +135,8 @@ def read_pairs(
 ) -> PairsDataset:
     r"""Read a table of image path and caption.
 
-    A name that ends in .tsv or .tab means tabs; otherwise the first of comma, tab and semicolon that splits the header
-    into the wanted columns is taken. A byte-order mark is skipped, and so are empty lines.
+    Fields are parted by commas, tabs or semicolons, whichever cuts the header into the wanted columns. A byte-order mark
+    is skipped, and so are empty lines.
 
     Parameters
     ----------
@@ -324,10 +324,9 @@ def _read_text(table: Path) -> str:
 
 def _parse(table: Path, text: str, wanted: tuple[str, str]) -> tuple[list[tuple[int, list[str]]], list[str]]:
     """Return the numbered records below the header, and the header."""
-    tabs_only = table.suffix.lower() in (".tsv", ".tab")
-    headers = {mark: _header(text, mark) for mark in (("\t",) if tabs_only else _DELIMITERS)}
-    first = next(iter(headers))
-    delimiter = next((mark for mark, header in headers.items() if set(wanted) <= set(header)), first)
+    headers = {mark: _header(text, mark) for mark in _DELIMITERS}
+    # Where none fits, the one that finds most columns makes the error that follows easiest to read.
+    delimiter = max(headers, key=lambda mark: (set(wanted) <= set(headers[mark]), len(headers[mark])))
     records = []
     try:
         # Blank lines count as rows, as in a spreadsheet, but are passed over.

@@ -48,7 +48,7 @@ class GalleryRow:
     image: NDArray[np.uint8] | None = None
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one truth value
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ReportData:
     """Everything that `write_report` shows; what is empty is left out of the page.
 
@@ -76,11 +76,11 @@ class ReportData:
         The trials that chose the learning rates.
     chosen_learning_rates : mapping of method to learning rate
         What was used; by default the best of `learning_rates`.
+    gallery_size : int, default 200
+        Held-out pairs in a gallery of `drrho_core.training.evaluation.retrieval`, for the text of the page.
     facts : sequence of (name, text)
         What makes the comparison fair and the page reproducible: initialisation, order, samples seen, temperature,
         optimiser, what the reference model saw, versions, seed, machine.
-    gallery_size : int, default 200
-        Held-out pairs in a gallery of `drrho_core.training.evaluation.retrieval`, for the text of the page.
     command : str
         The command line that reproduces the page.
 
@@ -101,6 +101,6 @@ class ReportData:
     weights_note: str = ""
     learning_rates: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
     chosen_learning_rates: Mapping[str, float] = field(default_factory=dict)
-    facts: Sequence[tuple[str, str]] = ()
     gallery_size: int = 200
+    facts: Sequence[tuple[str, str]] = ()
     command: str = ""

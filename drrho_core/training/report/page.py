@@ -93,7 +93,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     ...        "metrics": {"retrieval_r1": 0.25, "retrieval_r5": 0.5, "retrieval_r10": 0.75, "zero_shot_accuracy": 0.5}}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     written = write_report(f"{folder}/report.html", ReportData(title="A first run", results=[row]))
-    ...     "25.0 %" in written.read_text(encoding="utf-8")
+    ...     "CLIP puts the right partner first" in written.read_text(encoding="utf-8")
     True
     """
     page = render_report(data)
@@ -254,7 +254,8 @@ def _headline(summaries: Sequence[_Summary]) -> str:
     verb = "puts" if len(leaders) == 1 else "put"
     ahead = f", ahead of {_listed(others)}" if others else ""
     sentence = f"{names[0].upper()}{names[1:]} {verb} the right partner first in BEST of the searches{ahead}."
-    return escape(sentence).replace("BEST", f"<strong>{best}</strong>", 1)
+    kind = f' class="{css_class(known[0].method)}"' if len(leaders) == 1 else ""
+    return escape(sentence).replace("BEST", f"<strong{kind}>{best}</strong>", 1)
 
 
 def _in_a_sentence(summary: _Summary) -> str:
