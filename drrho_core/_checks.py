@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from drrho_core._arrays import Array, Namespace, device_of, is_array, is_compiling, values_visible
+from drrho_core._arrays import Array, Namespace, device_of, is_array, is_compiling, namespace_of, values_visible
 
 
 def describe(value: object) -> str:
@@ -37,6 +37,20 @@ def number(name: str, value: object, holds: Callable[[Any], Any], rule: str) -> 
     if not holds(checked):
         raise ValueError(f"{name} must {rule}, got {value}")
     return checked
+
+
+def static_number(name: str, value: object, holds: Callable[[Any], Any], rule: str) -> float:
+    """Return a Python number for a parameter that stays fixed; an array without axes is read once, where it can be."""
+    if is_array(value):
+        xp = namespace_of({name: value})
+        detached({name: value})
+        if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):  # type: ignore[attr-defined]
+            raise TypeError(f"{name} must be a real number, got {describe(value)}")
+        try:
+            value = float(value)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise TypeError(f"{name} must be a constant where code is traced, got {describe(value)}") from error
+    return number(name, value, holds, rule)
 
 
 def integer(name: str, value: object, *, minimum: int) -> int:
@@ -96,13 +110,33 @@ def ndim(name: str, array: Array, expected: int, meaning: str) -> None:
         raise ValueError(f"{name} must have {expected} axes {meaning}, got shape {tuple(array.shape)}")
 
 
+def axis(value: object, name: str, array: Array) -> None:
+    """Check that an array has the axis that is asked for, and entries along it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"axis must be an integer, got {describe(value)}")
+    if not -array.ndim <= value < array.ndim:
+        raise ValueError(f"axis must be an axis of {name}, which has shape {tuple(array.shape)}, got {value}")
+    if array.shape[value] == 0:
+        raise ValueError(f"{name} must have at least one entry along axis {value}, got shape {tuple(array.shape)}")
+
+
+def mask(name: str, array: Array, of: str, like: Array, xp: Namespace) -> None:
+    """Check that an array is boolean and broadcasts to another one's shape without growing it."""
+    if not xp.isdtype(array.dtype, "bool"):
+        raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
+    missing = like.ndim - array.ndim
+    fits = missing >= 0 and all(mine in (1, its) for mine, its in zip(array.shape, like.shape[missing:], strict=True))
+    if not fits:
+        raise ValueError(f"{name} must broadcast to the shape of {of} {tuple(like.shape)}, got {tuple(array.shape)}")
+
+
 def detached(arrays: Mapping[str, Array]) -> None:
     """Refuse arrays that ask for autograd: core results are constants to it, so the gradient would be wrong."""
     for name, array in arrays.items():
         if getattr(array, "requires_grad", False):
             raise ValueError(
-                f"{name} must not ask for autograd, because results are constants to it (detach it, or use drrho_torch), "
-                f"got requires_grad={array.requires_grad}"
+                f"{name} must not ask for autograd, because results are constants to it (detach it, or use "
+                f"drrho_torch), got requires_grad={array.requires_grad}"
             )
 
 
