@@ -135,8 +135,8 @@ def read_pairs(
 ) -> PairsDataset:
     r"""Read a table of image path and caption.
 
-    Fields are parted by commas, tabs or semicolons, whichever cuts the header into the wanted columns. A byte-order mark
-    is skipped, and so are empty lines.
+    Fields are parted by commas, tabs or semicolons, whichever cuts the header into the wanted columns. A byte-order
+    mark is skipped, and so are empty lines.
 
     Parameters
     ----------

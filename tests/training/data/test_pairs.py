@@ -69,7 +69,8 @@ def test_rows_become_pairs_with_paths_relative_to_the_table(folder: Path, monkey
         ("pairs.csv", "\n\ncaption, image \none, a.png\ntwo, sub/b.png\n"),
         ("pairs.csv", "image;caption\na.png;one\nsub/b.png;two\n"),
         ("pairs.csv", "image\tcaption\na.png\tone\nsub/b.png\ttwo\n"),
-        ("pairs.txt", "image\tcaption,x\tcaption\na.png\t,,\tone\nsub/b.png\t,,\ttwo\n"),
+        ("pairs.txt", "image\tx,y,z,w\tcaption\na.png\t,\tone\nsub/b.png\t,\ttwo\n"),
+        ("pairs.csv", 'image, caption, note\na.png, one, "a, b"\nsub/b.png, two, "c"\n'),
         ("pairs.tsv", "image\tcaption\na.png\tone\nsub/b.png\ttwo\n"),
         ("PAIRS.TSV", "extra\timage\tcaption\n1,2\ta.png\tone\n\tsub/b.png\ttwo\n"),
     ],
@@ -100,6 +101,7 @@ _ABSENT = object()
         (b"image,caption\na.png,caf\xe9\n", "pairs.csv must be UTF-8, got byte 0xe9 on line 2"),
         ("image,caption\na.png,x\n".encode("utf-16"), "pairs.csv must be UTF-8, got byte 0xff on line 1"),
         (b"image,text\na.png,x\n", "pairs.csv must have one column named 'caption', got the columns image, text"),
+        (b"image\ttext\na.png\tx\n", "pairs.csv must have one column named 'caption', got the columns image, text"),
         (b"a.png,one\nsub/b.png,two\n", "must have one column named 'image', got the columns a.png, one"),
         (
             b"image,caption,caption\na.png,x,y\n",
@@ -299,7 +301,7 @@ def test_tables_of_their_own_for_validation_and_test(tmp_path: Path) -> None:
     other = pair_splits(train, test=test)
     assert len(other.test) == 20
     assert _files(other.validation) < {f"{number}.png" for number in range(20)}
-    shared = _table(tmp_path / "shared.csv", "image,caption\n20.png,x\n7.png,y\n")
+    shared = _table(tmp_path / "shared.csv", f"image,caption\n20.png,x\n{tmp_path / '7.png'},y\n")
     with pytest.raises(
         BadInput, match=r"shared.csv, row 3: image .*7.png is in another split too \(.*train.csv, row 9\)"
     ):
