@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, namespace_of, values_visible, wide_dtype
+from drrho_core._arrays import Array, Namespace, namespace_of, values_visible, wide_dtype
 
 
 class WorstCase(NamedTuple):
@@ -306,7 +306,7 @@ def solve(
     """Solve without checks; results in `dtype`. A slice with a bad loss, or with none that counts, becomes nan."""
     x = xp.moveaxis(xp.astype(losses, wide_dtype(losses.dtype, xp)), axis, -1)
     if where is None:
-        counted = xp.ones(x.shape, dtype=xp.bool, device=device_of(x))
+        counted = xp.ones_like(x, dtype=xp.bool)
     else:
         counted = xp.moveaxis(xp.broadcast_to(where, losses.shape), axis, -1)
     usable = xp.abs(x) <= _largest_usable(losses, axis, xp)
