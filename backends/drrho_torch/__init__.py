@@ -1,7 +1,8 @@
-"""The torch backend."""
+"""PyTorch: the backend of the harness, and the loss as a module for a loop of one's own."""
 
 from __future__ import annotations
 
 from drrho_torch.backend import TorchBackend
+from drrho_torch.loss import ContrastiveLoss
 
-__all__ = ["TorchBackend"]
+__all__ = ["ContrastiveLoss", "TorchBackend"]
