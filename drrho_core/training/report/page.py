@@ -22,6 +22,7 @@ from drrho_core.training.report.style import (
     colours,
     css_class,
     escape,
+    figures,
     label,
     number,
     ordered,
@@ -58,7 +59,8 @@ _HOW_TO_READ_THE_GALLERY = (
     "first. A framed image with a tick is correct: its caption equals the query. The image beside the query is its own."
 )
 _HOW_RATES_WERE_CHOSEN = (
-    "Every method tried the same learning rates; the one with the best R@1 on the validation split, in bold, was kept."
+    "Every method tried the same learning rates; the one with the best R@1 on the validation split (in per cent, the "
+    "best in bold) was kept."
 )
 
 # The browser itself then refuses whatever this page would load or run.
@@ -280,10 +282,10 @@ def _results(data: ReportData, summaries: Sequence[_Summary]) -> str:
             if values and round(mean, 3) == best[name] and len(summaries) > 1:
                 written = f"<strong>{written}</strong>"
             if len(values) > 1:
-                written += f"<small>{tenths(min(values))} to {tenths(max(values))}</small>"
+                written += f"<small>{tenths(min(values))}\N{EN DASH}{tenths(max(values))}</small>"
             cells.append(f"<td>{written}</td>")
         cells.append(f"<td>{_mean(summary.samples_seen, ',.0f')}</td><td>{_mean(summary.seconds, ',.0f')}</td>")
-        rows.append(f'<tr class="{css_class(summary.method)}">{_method_cell(summary.method)}{"".join(cells)}</tr>')
+        rows.append(f"<tr>{_method_cell(summary.method)}{''.join(cells)}</tr>")
     heads = "".join(f'<th scope="col">{name}<small>%</small></th>' for name in _METRICS.values())
     seeds = _seeds(summaries)
     spread = (
@@ -294,7 +296,7 @@ def _results(data: ReportData, summaries: Sequence[_Summary]) -> str:
         f'<th scope="col">Method</th>{heads}<th scope="col">Samples seen</th><th scope="col">Seconds</th>',
         rows,
     )
-    figures = [_figure(_bars(summaries), "R@1 on the held-out pairs")]
+    drawn = [_figure(_bars(summaries), "R@1 on the held-out pairs")]
     validation = _curves(data, "validation_r1")
     if validation:
         chart = svg.lines(
@@ -305,19 +307,21 @@ def _results(data: ReportData, summaries: Sequence[_Summary]) -> str:
             y_name="R@1 on the validation split",
             share=True,
         )
-        figures.append(_figure(chart, "R@1 while training"))
+        drawn.append(_figure(chart, "R@1 while training"))
     note = f'<p class="note">{_HOW_MEASURED.format(gallery_size=data.gallery_size)}{spread}</p>'
-    return _section("results", "Results", table + note + _pair(figures))
+    return _section("results", "Results", table + note + _pair(drawn))
 
 
 def _training_curves(data: ReportData) -> str:
-    figures = []
+    drawn = []
     for name, (heading, meaning) in _CURVES.items():
         curves = _curves(data, name)
         if curves:
+            if any(len(curve.x) > svg.MOST_POINTS for curve in curves):
+                meaning += " The points are means of neighbouring steps."
             chart = svg.panels(curves, key=name, title=f"{heading} against samples seen", x_name="samples seen")
-            figures.append(_figure(chart, heading, meaning))
-    return _section("training", "Training curves", _pair(figures)) if figures else ""
+            drawn.append(_figure(chart, heading, meaning))
+    return _section("training", "Training curves", _pair(drawn)) if drawn else ""
 
 
 def _curves(data: ReportData, name: str) -> list[svg.Line]:
@@ -351,7 +355,7 @@ def _strip(method: str, images: Sequence[RetrievedImage]) -> str:
         told = f"{rank}: “{found.caption}”, {'correct' if found.correct else 'wrong'}"
         items.append(f'<li class="{"hit" if found.correct else "miss"}">{_picture(found.image, told)}</li>')
     return (
-        f'<div class="strip {css_class(method)}"><h4><span class="swatch"></span>{escape(label(method))}</h4>'
+        f'<div class="strip"><h4 class="method {css_class(method)}">{escape(label(method))}</h4>'
         f"<ol>{''.join(items)}</ol></div>"
     )
 
@@ -374,7 +378,7 @@ def _weights(data: ReportData) -> str:
         return ""
     bins = svg.Bins.shared([values for groups in groups_of.values() for values in groups.values()])
     highest = 1.08 * max(float(bins.shares(v).max()) for groups in groups_of.values() for v in groups.values())
-    figures, rows, sentences = [], [], []
+    drawn, rows, sentences = [], [], []
     for method, groups in groups_of.items():
         chart = svg.histogram(
             method,
@@ -385,16 +389,16 @@ def _weights(data: ReportData) -> str:
             title=f"Weights that {label(method)} gives",
             x_name="weight (logarithmic)" if bins.logarithmic else "weight",
         )
-        figures.append(_figure(chart, label(method)))
+        drawn.append(_figure(chart, label(method)))
         for name, values in groups.items():
             rows.append(
-                f'<tr class="{css_class(method)}">{_method_cell(method)}<td class="word">{escape(name)}</td>'
-                f"<td>{values.size:,}</td><td>{number(float(values.mean()))}</td>"
-                f"<td>{number(float(np.median(values)))}</td></tr>"
+                f'<tr>{_method_cell(method)}<td class="word">{escape(name)}</td>'
+                f"<td>{values.size:,}</td><td>{figures(float(values.mean()))}</td>"
+                f"<td>{figures(float(np.median(values)))}</td></tr>"
             )
         if len(groups) == 2 and next(iter(groups.values())).mean() > 0:
             (first, a), (second, b) = groups.items()
-            ratio = number(float(b.mean() / a.mean()))
+            ratio = figures(float(b.mean() / a.mean()))
             sentences.append(
                 f"With {label(method)} the mean weight of a {second} caption is {ratio} times that of a {first} one."
             )
@@ -406,7 +410,7 @@ def _weights(data: ReportData) -> str:
     )
     note = f'<p class="note">{escape(data.weights_note)}</p>' if data.weights_note else ""
     told = f"<p>{escape(' '.join(sentences))}</p>" if sentences else ""
-    return _section("weights", _weights_heading(groups_of), f"{told}{note}{_pair(figures)}{table}")
+    return _section("weights", _weights_heading(groups_of), f"{told}{note}{_pair(drawn)}{table}")
 
 
 def _weights_heading(groups_of: Mapping[str, Mapping[str, Any]]) -> str:
@@ -451,8 +455,8 @@ def _learning_rates(data: ReportData) -> str:
             if rate == float(chosen):
                 written = f"<strong>{written}</strong><small>chosen</small>"
             cells.append(f"<td>{written}</td>")
-        rows.append(f'<tr class="{css_class(method)}">{_method_cell(method)}{"".join(cells)}</tr>')
-    heads = "".join(f'<th scope="col">{number(rate)}<small>%</small></th>' for rate in rates)
+        rows.append(f"<tr>{_method_cell(method)}{''.join(cells)}</tr>")
+    heads = "".join(f'<th scope="col">{number(rate)}</th>' for rate in rates)
     table = _table("R@1 on the validation split by learning rate", f'<th scope="col">Method</th>{heads}', rows)
     return f'<h3>Learning rates</h3><p class="note">{_HOW_RATES_WERE_CHOSEN}</p>{table}'
 
@@ -465,8 +469,8 @@ def _section(key: str, heading: str, content: str) -> str:
 """
 
 
-def _pair(figures: Sequence[str]) -> str:
-    return f'<div class="pair">{"".join(figures)}</div>'
+def _pair(drawn: Sequence[str]) -> str:
+    return f'<div class="pair">{"".join(drawn)}</div>'
 
 
 def _figure(chart: svg.Chart, heading: str, meaning: str = "") -> str:
@@ -482,7 +486,7 @@ def _table(name: str, heads: str, rows: Sequence[str]) -> str:
 
 
 def _method_cell(method: str) -> str:
-    return f'<th scope="row"><span class="swatch"></span>{escape(label(method))}</th>'
+    return f'<th scope="row" class="method {css_class(method)}">{escape(label(method))}</th>'
 
 
 def _mean(values: Sequence[float], form: str) -> str:

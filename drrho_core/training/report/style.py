@@ -74,14 +74,24 @@ def tenths(share: float) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with three significant digits, without an exponent where that stays short."""
+    """Write a number as short as three significant digits allow: for an axis."""
+    return _three_digits(value, ".3g")
+
+
+def figures(value: float) -> str:
+    """Write a number with three significant digits, zeros too: for a column or a sentence."""
+    return _three_digits(value, "#.3g").removesuffix(".")
+
+
+def _three_digits(value: float, form: str) -> str:
     if not math.isfinite(value):
         return UNKNOWN
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    size = abs(value)
+    if size >= 1000:
+        text = f"{value:,.0f}" if size < 1e6 else f"{value:.1e}"
     else:
-        text = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-    return text.replace("-", "\N{MINUS SIGN}")
+        text = f"{value:.1e}" if 0 < size < 1e-4 else f"{value:{form}}"
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "\N{MINUS SIGN}")
 
 
 def colours() -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drrho_core.training.report.style import colours, css_class, escape, label, number, percent, style_sheet
+from drrho_core.training.report.style import colours, css_class, escape, figures, label, number, percent, style_sheet
 
 WIDTH = 480
-_MOST_POINTS = 120  # more than a line of this width can show
+MOST_POINTS = 120
+"""A longer curve is drawn as means of neighbouring points: more a line of this width cannot show."""
 
 
 @dataclass(frozen=True)
@@ -233,18 +234,16 @@ def histogram(
         corners.append((x(edges[-1]), bottom + 0.0))
         body.append(f'<path class="{kind}" d="{_polyline(corners)}"/>')
     body.append(_line(left, bottom, right, bottom, "axis"))
-    # The medians are named in two rows above the picture, the lower one to its left where there is room.
+    # A key in one row above the picture: words at the medians themselves would meet wherever these are close.
     medians = {name: float(np.median(values)) for name, values in groups.items()}
-    for row, (name, median) in enumerate(medians.items()):
-        text = f"{name}: median {number(median)}"
-        at, baseline, room = x(median), 34 + 18 * row, 8.5 * len(text)
-        to_the_left = (median == min(medians.values()) and at > room) or at + room > WIDTH
-        mark = "median" if row == 0 else f"median second-median {css_class(method)}"
-        body.append(_line(at, baseline - 10, at, bottom, mark))
-        shift, anchor = (-6, "end") if to_the_left else (6, "start")
-        body.append(_text(at + shift, baseline + 2, text, "strong" if row else "", anchor))
+    for i, ((name, median), kind) in enumerate(zip(medians.items(), kinds, strict=False)):
+        start = left + 212 * i
+        mark = "median" if i == 0 else f"median second-median {css_class(method)}"
+        body.append(_line(x(median), top - 10, x(median), bottom, mark))
+        body.append(f'<rect class="{kind}" x="{start + 1}" y="27" width="12" height="12"/>')
+        body.append(_text(start + 20, 38, f"{name}: median {figures(median)}", "strong" if i else ""))
     told = "; ".join(
-        f"{name}: {values.size} pairs, median {number(medians[name])}, mean {number(float(values.mean()))}"
+        f"{name}: {values.size} pairs, median {figures(medians[name])}, mean {figures(float(values.mean()))}"
         for name, values in groups.items()
     )
     return Chart(key, title, f"{told}.", height, body)
@@ -278,11 +277,11 @@ def _axes(
 
 
 def _thinned(line: Line) -> Line:
-    """Return at most `_MOST_POINTS` points of a curve, each the mean of its neighbours."""
-    if len(line.x) <= _MOST_POINTS:
+    """Return at most `MOST_POINTS` points of a curve, each the mean of its neighbours."""
+    if len(line.x) <= MOST_POINTS:
         return line
     parts = list(
-        zip(*(np.array_split(np.asarray(v, dtype=np.float64), _MOST_POINTS) for v in (line.x, line.y)), strict=True)
+        zip(*(np.array_split(np.asarray(v, dtype=np.float64), MOST_POINTS) for v in (line.x, line.y)), strict=True)
     )
     return Line(line.method, [float(part.mean()) for part, _ in parts], [float(part.mean()) for _, part in parts])
 
