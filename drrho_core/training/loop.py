@@ -16,7 +16,7 @@ from drrho_core import InnerEstimator, cosine_gamma
 from drrho_core.backend import Backend, get_backend
 from drrho_core.training.architecture import ModelSpec, initial_parameters
 from drrho_core.training.checkpoint import load_arrays, save_arrays, write_atomic
-from drrho_core.training.config import TrainConfig
+from drrho_core.training.config import BUILT_IN_DATA, TrainConfig
 from drrho_core.training.data import (
     BatchSource,
     Dataset,
@@ -57,22 +57,15 @@ def open_splits(config: TrainConfig) -> DataSplits:
     MissingExtra
         If a library that the data need is not installed.
     """
+    if config.data not in BUILT_IN_DATA:
+        return pair_splits(config.data, seed=config.data_seed)
     family, _, stream = config.data.partition(":")
+    made: dict[str, Any] = {"seed": config.data_seed, "swapped_fraction": config.swapped_fraction}
     if family == "scenes":
-        splits = scene_splits(config.train_size, seed=config.data_seed, swapped_fraction=config.swapped_fraction)
-        if stream:
-            own = scenes(
-                config.train_size, seed=config.data_seed, stream=stream, swapped_fraction=config.swapped_fraction
-            )
-            splits = splits._replace(train=own)
-        return splits
-    if family == "digits":
-        splits = digit_splits(seed=config.data_seed, swapped_fraction=config.swapped_fraction)
-        if stream:
-            own = digits(stream, seed=config.data_seed, swapped_fraction=config.swapped_fraction)
-            splits = splits._replace(train=own)
-        return splits
-    return pair_splits(config.data, seed=config.data_seed)
+        splits = scene_splits(config.train_size, **made)
+        return splits._replace(train=scenes(config.train_size, stream=stream, **made)) if stream else splits
+    splits = digit_splits(**made)
+    return splits._replace(train=digits(stream, **made)) if stream else splits
 
 
 def evaluate(encoder: Encoder, dataset: Dataset, *, zero_shot: bool = True) -> dict[str, float]:
@@ -169,7 +162,7 @@ def train(
         if run.fingerprint != splits.train.fingerprint():
             raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
     else:
-        run = _describe(folder, config, splits.train)
+        run = describe_run(folder, config, splits.train)
     trainer = Trainer(run, backend, splits)
     if resume and run.checkpoint.exists():
         trainer.load()
@@ -306,14 +299,14 @@ class Trainer:
                 epoch, first = divmod(self.done, self.steps_per_epoch)
                 stream = self.source.epoch(config.batch_size, seed=config.seed, epoch=epoch, first_batch=first)
                 for batch in itertools.islice(stream, stop - self.done):
-                    reporter.advance(self._take_step(batch, epoch))
+                    reporter.advance(self.take_step(batch, epoch=epoch))
                     end_of_epoch = self.done % self.steps_per_epoch == 0
                     if end_of_epoch:
                         self._validate(epoch)
                     if end_of_epoch or self.done % config.checkpoint_every == 0 or self.done == stop:
                         self.save()
 
-    def _take_step(self, batch: HostBatch, epoch: int) -> str | None:
+    def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
         """Take one step and, every `log_every` steps, write a line of metrics; return a note for the bar."""
         config, backend = self.run.config, self.backend
         began = time.monotonic()
@@ -390,7 +383,7 @@ def _forget_after(path: Path, step: int) -> None:
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def _describe(folder: Path, config: TrainConfig, data: Dataset) -> Run:
+def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
     """Fit the tokenizer and size the encoders for a data set."""
     tokenizer = WordTokenizer.fit(captions_of(data))
     spec = ModelSpec(

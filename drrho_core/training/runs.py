@@ -21,7 +21,7 @@ from drrho_core.backend import Backend, Model, Parameters
 from drrho_core.training.architecture import ModelSpec, parameter_shapes
 from drrho_core.training.checkpoint import load_arrays, save_arrays, write_atomic
 from drrho_core.training.config import TrainConfig
-from drrho_core.training.data import BatchSource, Dataset, HostBatch, WordTokenizer, normalise
+from drrho_core.training.data import BatchSource, Dataset, HostBatch, WordTokenizer, normalise, to_channels
 from drrho_core.training.errors import BadInput
 
 FORMAT = "drrho-run"
@@ -206,7 +206,8 @@ class Encoder:
         return np.concatenate(images), np.concatenate(texts)
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-        """Return features (n, d) of uint8 images of this model's size and channels."""
+        """Return features (n, d) of uint8 images (n, s, s, C) of this model's size."""
+        images = to_channels(images, self._spec.channels)
         parts = [normalise(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
         return np.concatenate([self._run(self._encode_images, one) for one in parts])
 

@@ -1,0 +1,57 @@
+"""What a reference model costs: time of a drrho training step over a clip step, interleaved in one process.
+
+    python benchmarks/step_ratio.py [--backend torch] [--steps 60]
+
+Both train the demo's towers on the scenes; reference features are at hand, as in a run. Prints the median of each and
+of the ratio of neighbours, so a machine whose speed drifts does not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from drrho_core.backend import get_backend
+from drrho_core.training.demo import demo_configs
+from drrho_core.training.loop import Trainer, describe_run, open_splits, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    backend = get_backend(options.backend)
+    data = "digits" if options.backend in ("numpy", "cupy") else "scenes"
+    with tempfile.TemporaryDirectory() as folder:
+        configs = demo_configs(data, options.backend, seed=0, quick=False, runs=Path(folder))
+        small = {"train_size": 2048, "epochs": 1}
+        train(replace(configs["reference"], **small), Path(folder) / "reference", backend=backend, quiet=True)
+        trainers = {}
+        for method in ("clip", "drrho"):
+            config = replace(configs[method], train_size=2048)
+            splits = open_splits(config)
+            trainers[method] = Trainer(describe_run(Path(folder) / method, config, splits.train), backend, splits)
+            (Path(folder) / method).mkdir()
+        batch = next(trainers["clip"].source.epoch(config.batch_size, seed=0, epoch=0))
+        times: dict[str, list[float]] = {"clip": [], "drrho": []}
+        for step in range(options.steps + 5):
+            for method in ("clip", "drrho") if step % 2 else ("drrho", "clip"):
+                began = time.perf_counter()
+                trainers[method].take_step(batch, epoch=0)
+                if step >= 5:  # the first ones compile, allocate and warm the caches
+                    times[method].append(time.perf_counter() - began)
+    ratios = [d / c for c, d in zip(times["clip"], times["drrho"], strict=True)]
+    figures = {name: round(1e3 * statistics.median(values), 2) for name, values in times.items()}
+    print(
+        json.dumps({"backend": options.backend, "milliseconds": figures, "ratio": round(statistics.median(ratios), 3)})
+    )
+
+
+if __name__ == "__main__":
+    main()

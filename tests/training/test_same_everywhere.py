@@ -1,0 +1,76 @@
+"""The same numbers on every array library: fifty float64 steps of MLP towers on the digits, from one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drrho_core.backend import get_backend
+from drrho_core.training.config import TrainConfig, preset
+from drrho_core.training.data import DataSplits
+from drrho_core.training.loop import Trainer, describe_run, open_splits, train
+from drrho_numpy import NumpyBackend
+
+STEPS = 50
+
+
+def _strict() -> Any:
+    import array_api_strict
+
+    return NumpyBackend(dtype="float64", xp=array_api_strict)
+
+
+BACKENDS: dict[str, Callable[[], Any]] = {
+    "numpy": lambda: get_backend("numpy", dtype="float64"),
+    "strict": _strict,
+    "torch": lambda: get_backend("torch", dtype="float64"),
+    "jax": lambda: get_backend("jax", dtype="float64"),
+}
+
+
+@pytest.fixture(scope="module")
+def splits() -> DataSplits:
+    return open_splits(TrainConfig(data="digits", method="clip"))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference run, made once with NumPy; every backend reads it."""
+    folder = tmp_path_factory.mktemp("same") / "reference"
+    settings = preset("digits", "numpy") | {"backend": "numpy", "dtype": "float64", "epochs": 4, "width": 8}
+    train(TrainConfig(data="digits:reference", method="clip", **settings), folder, quiet=True)
+    return folder
+
+
+def _arrays_after(name: str, method: str, splits: DataSplits, reference: Path, folder: Path) -> dict[str, np.ndarray]:
+    """Return parameters, estimator state and reference features' effect after `STEPS` steps."""
+    backend = BACKENDS[name]()
+    settings = preset("digits", "numpy") | {"backend": "numpy", "dtype": "float64", "epochs": 10, "width": 16}
+    config = TrainConfig(data="digits", method="clip", **settings)
+    config = replace(config, method=method, reference=str(reference) if method == "drrho" else None)
+    folder.mkdir()
+    trainer = Trainer(describe_run(folder, config, splits.train), backend, splits)
+    assert trainer.total_steps >= STEPS
+    trainer.fit(quiet=True, stop_after=STEPS)
+    assert trainer.done == STEPS
+    found = {name: backend.to_numpy(array) for name, array in trainer.state.parameters.items()}
+    return found | {name: backend.to_numpy(array) for name, array in trainer.estimator.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["clip", "sogclr", "drrho"])
+def test_fifty_steps_are_equal_on_every_library(
+    method: str, splits: DataSplits, reference: Path, tmp_path: Path
+) -> None:
+    expected = _arrays_after("numpy", method, splits, reference, tmp_path / "numpy")
+    if method != "clip":
+        assert np.isfinite(expected["log_inner_image"]).sum() > len(splits.train) // 2  # the estimator was used
+    for name in ("strict", "torch", "jax"):
+        found = _arrays_after(name, method, splits, reference, tmp_path / name)
+        assert found.keys() == expected.keys()
+        for key, array in expected.items():
+            np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-9, err_msg=f"{name}: {key}")
