@@ -53,13 +53,23 @@ def test_one_side_is_a_gradient_of_its_own() -> None:
 
 def test_the_graph_dies_with_its_pullback() -> None:
     parameters, images, texts = batch(6)
-    image_features, text_features, pullback = ConvModel(SPEC).encode(parameters, images, texts)
+    image_features, _, pullback = ConvModel(SPEC).encode(parameters, images, texts)
     held = [weakref.ref(cell.cell_contents[0]) for cell in pullback.__closure__ if type(cell.cell_contents) is tuple]
     assert held[0]().requires_grad
     del pullback
     assert held[0]() is None  # at once: no cycle keeps a batch of activations until the collector comes
     assert not image_features.requires_grad
     assert not any(parameter.requires_grad for parameter in parameters.values())
+
+
+def test_parameters_that_ask_for_autograd_get_none() -> None:
+    parameters, images, texts = batch(4)
+    parameters = {name: parameter.requires_grad_() for name, parameter in parameters.items()}
+    model = ConvModel(SPEC)
+    image_features, text_features, pullback = model.encode(parameters, images, texts)
+    everything = [image_features, text_features, *pullback(image_features, text_features).values()]
+    everything += [model.encode_images(parameters, images), model.encode_texts(parameters, texts)]
+    assert not any(array.requires_grad for array in everything)
 
 
 def test_no_grad_outside_does_not_matter() -> None:
