@@ -90,8 +90,8 @@ def _three_digits(value: float, form: str) -> str:
     if size >= 1000:
         text = f"{value:,.0f}" if size < 1e6 else f"{value:.1e}"
     else:
-        text = f"{value:.1e}" if 0 < size < 1e-4 else f"{value:{form}}"
-    return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "\N{MINUS SIGN}")
+        text = f"{value:.1e}" if 0 < size < 1e-3 else f"{value:{form}}"
+    return text.replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e").replace("-", "\N{MINUS SIGN}")
 
 
 def colours() -> str:

@@ -133,7 +133,7 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
 def lines(lines: Sequence[Line], /, *, key: str, title: str, x_name: str, y_name: str, share: bool = False) -> Chart:
     """Draw the curves of several methods on one pair of axes, each named at its end."""
     drawn = [_thinned(line) for line in lines]
-    top, bottom, left, right, height = 30, 254, 46, 338, 300
+    top, bottom, left, right, height = 30, 254, 56, 338, 300
     x, y, body = _axes(drawn, (left, right, top, bottom), share=share, from_zero=share)
     body.append(_text(0, 14, y_name, "soft"))
     body.append(_text(right, bottom + 40, x_name, "soft", "end"))
@@ -159,7 +159,7 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Ch
     cell_height = 168
     for i, line in enumerate(drawn):
         left, top = (i % 2) * 248, (i // 2) * cell_height
-        inner = (left + 46, left + 226, top + 30, top + 130)
+        inner = (left + 62, left + 214, top + 30, top + 130)
         x, y, axes = _axes([line], inner, share=False, from_zero=False, most=3)
         body.extend(axes)
         strong = "strong" if line.method == "drrho" else ""
@@ -210,7 +210,7 @@ def histogram(
     x_name: str,
 ) -> Chart:
     """Draw two groups' histograms over each other, the second in the method's colour, with their medians."""
-    top, bottom, left, right, height = 62, 254, 46, 470, 300
+    top, bottom, left, right, height = 62, 254, 56, 466, 300
     edges = bins.edges
     forward: Callable[[float], float] = math.log if bins.logarithmic else float
     along = _scale(forward(edges[0]), forward(edges[-1]), left, right)
@@ -268,7 +268,7 @@ def _axes(
     body = []
     for tick in nice_ticks(low, high, most=most):
         body.append(_line(left, y(tick), right, y(tick), "grid"))
-        body.append(_text(left - 8, y(tick) + 5, f"{100 * tick:g} %" if share else number(tick), "soft", "end"))
+        body.append(_text(left - 8, y(tick) + 5, f"{100 * tick:g} %" if share else _thousands(tick), "soft", "end"))
     for tick in nice_ticks(0, max(all_x) or 1.0, most=most):
         body.append(_line(x(tick), bottom, x(tick), bottom + 5, "axis"))
         body.append(_text(x(tick), bottom + 20, _thousands(tick), "soft", "middle"))
@@ -311,7 +311,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _thousands(value: float) -> str:
-    return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}"
+    """Write a tick's number in the least room."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{number(value / size)} {unit}"
+    return number(value)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -328,4 +332,7 @@ def _polyline(points: Sequence[tuple[float, float]]) -> str:
 
 def _path(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> str:
     points = [(x(a), y(b)) for a, b in zip(line.x, line.y, strict=True)]
-    return f'<path class="line {css_class(line.method)}" d="{_polyline(points)}"/>'
+    kind = f"line {css_class(line.method)}"
+    if len(points) == 1:  # a path of one point draws nothing
+        return f'<circle class="{kind}" cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="2.5"/>'
+    return f'<path class="{kind}" d="{_polyline(points)}"/>'
