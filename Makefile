@@ -1,0 +1,71 @@
+# `make demo` and `make test` work on a fresh machine that has Python >= 3.11 and make: they build .venv and install into
+# it first. Everything else here is for those who change the code; `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+ifndef OUT
+OUT := demo/$(shell date +%Y-%m-%d-%H%M%S)
+endif
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+
+# What each kind of work needs of pyproject.toml's extras.
+EXTRAS_demo := torch,train
+EXTRAS_test := torch,jax,test
+EXTRAS_dev := dev
+EXTRAS_docs := docs
+
+# Every test worker gets one core; a library that starts a thread per core inside each of them only makes them wait.
+TEST_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help demo test coverage lint types imports check docs clean
+
+help:
+	@echo "make demo      train the demo (OUT=folder, DEMO_FLAGS='--quick')"
+	@echo "make test      run all tests (WORKERS=n processes, PYTEST_FLAGS='-k name')"
+	@echo "make coverage  the tests of the core under coverage; its objectives must be covered in full"
+	@echo "make check     lint, types and imports: what CI asks before the tests"
+	@echo "make docs      build the documentation into build/docs"
+	@echo "make clean     remove what the tools left behind, not .venv, demo/ or runs/"
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/drrho demo --out $(OUT) $(DEMO_FLAGS)
+	@echo "The report is $(abspath $(OUT))/report.html"
+
+test: $(VENV)/.installed-test
+	$(TEST_THREADS) $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(RUN) mypy
+
+imports: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+check: lint types imports
+
+docs: $(VENV)/.installed-docs
+	$(RUN) sphinx --fail-on-warning --quiet docs build/docs
+	@echo "Open $(abspath build/docs)/index.html"
+
+clean:
+	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# One stamp per set of extras, so that nothing is installed twice and a change of the versions installs again.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/.created
+	$(RUN) pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[$(EXTRAS_$*)]"
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drrho_core needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The stamps are made by a pattern rule: keep them.
+.PRECIOUS: $(VENV)/.installed-%
