@@ -58,10 +58,14 @@ class Chromium:
         self._last_id = 0
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        target = self.command("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.command(f"{domain}.enable")
+        try:
+            target = self.command("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.command(f"{domain}.enable")
+        except BaseException:
+            self._clean_up()
+            raise
 
     @staticmethod
     def _high_pipe() -> tuple[int, int]:
@@ -152,12 +156,15 @@ class Chromium:
             self.command("Browser.close")
             self._process.wait(timeout=PATIENCE)
         finally:
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-            os.close(self._write)
-            os.close(self._read)
-            self._profile.cleanup()
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        os.close(self._write)
+        os.close(self._read)
+        self._profile.cleanup()
 
 
 # What a reader would see, asked of the page itself.
