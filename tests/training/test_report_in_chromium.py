@@ -35,7 +35,7 @@ def test_hard_figures_fit_too(check_report: Callable[[Path], None], sample_repor
     # Equal ends, a flat curve, one point, great and tiny numbers, a perfect score, an unknown method, a long caption.
     row = dict(sample_report.results[0])
     metrics = {"retrieval_r1": 1.0, "retrieval_r5": 1.0, "retrieval_r10": 1.0, "zero_shot_accuracy": float("nan")}
-    methods = ["reference", "clip", "sogclr", "drrho", "siglip"]
+    methods = ["reference", "clip", "sogclr", "drrho", "a method that has a long name"]
     curves: dict[str, list[dict[str, float | None]]] = {
         method: [
             {"samples_seen": 1e7 * k, "loss": -1234.5 * i * k, "surrogate": 1.3e-7 * k * i, "validation_r1": 0.5}

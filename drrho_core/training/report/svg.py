@@ -114,7 +114,7 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
     for i, bar in enumerate(known):
         middle = top + step * (i + 0.5)
         strong = " strong" if bar.method == "drrho" else ""
-        body.append(_text(0, middle + 5, label(bar.method), strong))
+        body.append(_text(0, middle + 5, _name(bar.method), strong))
         body.append(
             f'<rect class="bar {css_class(bar.method)}" x="{left}" y="{middle - thickness / 2:.1f}" '
             f'width="{max(x(bar.mean) - left, 0.5):.1f}" height="{thickness}" rx="3"/>'
@@ -134,7 +134,7 @@ def lines(lines: Sequence[Line], /, *, key: str, title: str, x_name: str, y_name
     """Draw the curves of several methods on one pair of axes, each named at its end."""
     drawn = [_thinned(line) for line in lines]
     top, bottom, left, right, height = 30, 254, 56, 338, 300
-    x, y, body = _axes(drawn, (left, right, top, bottom), share=share, from_zero=share)
+    x, y, body = _axes(drawn, (left, right, top, bottom), share=share)
     body.append(_text(0, 14, y_name, "soft"))
     body.append(_text(right, bottom + 40, x_name, "soft", "end"))
     body.extend(_path(line, x, y) for line in drawn)
@@ -146,7 +146,7 @@ def lines(lines: Sequence[Line], /, *, key: str, title: str, x_name: str, y_name
         strong = "strong" if line.method == "drrho" else ""
         body.append(_line(end_x, end_y, right + 12, place, f"leader {kind}"))
         body.append(f'<circle class="dot {kind}" cx="{end_x:.1f}" cy="{end_y:.1f}" r="4.5"/>')
-        body.append(_text(right + 15, place + 5, label(line.method), strong))
+        body.append(_text(right + 15, place + 5, _name(line.method), strong))
     form = percent if share else number
     told = "; ".join(f"{label(line.method)} from {form(line.y[0])} to {form(line.y[-1])}" for line in drawn)
     return Chart(key, title, f"{told}.", height, body)
@@ -160,11 +160,11 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Ch
     for i, line in enumerate(drawn):
         left, top = (i % 2) * 248, (i // 2) * cell_height
         inner = (left + 62, left + 214, top + 30, top + 130)
-        x, y, axes = _axes([line], inner, share=False, from_zero=False, most=3)
+        x, y, axes = _axes([line], inner, share=False, most=3)
         body.extend(axes)
         strong = "strong" if line.method == "drrho" else ""
         body.append(f'<circle class="dot {css_class(line.method)}" cx="{left + 6}" cy="{top + 11}" r="5"/>')
-        body.append(_text(left + 16, top + 16, label(line.method), strong))
+        body.append(_text(left + 16, top + 16, _name(line.method), strong))
         body.append(_path(line, x, y))
     height = cell_height * ((len(drawn) + 1) // 2) + 14
     body.append(_text(WIDTH, height - 4, x_name, "soft", "end"))
@@ -254,14 +254,15 @@ def _axes(
     box: tuple[float, float, float, float],
     *,
     share: bool,
-    from_zero: bool,
     most: int = 5,
 ) -> tuple[Callable[[float], float], Callable[[float], float], list[str]]:
     """Return the two scales and the drawn grid for curves inside a box (left, right, top, bottom)."""
     left, right, top, bottom = box
     all_x = [value for line in lines for value in line.x]
     all_y = [value for line in lines for value in line.y]
-    low, high = (0.0 if from_zero else min(all_y)), max(all_y)
+    low, high = min(all_y), max(all_y)
+    if share and low < high / 2:  # rates that grow from little grow from the axis
+        low = 0.0
     if not high > low:  # a flat curve runs through the middle
         low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
     x, y = _scale(0, max(all_x) or 1.0, left, right), _scale(low, high, bottom, top)
@@ -316,6 +317,12 @@ def _thousands(value: float) -> str:
         if abs(value) >= size:
             return f"{number(value / size)} {unit}"
     return number(value)
+
+
+def _name(method: str) -> str:
+    """Return a method's name as long as a chart has room for; the description has it whole."""
+    name = label(method)
+    return name if len(name) <= 15 else f"{name[:13]}…"
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
