@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-from drrho_core import _checks
+from drrho_core import _checks, risk
 from drrho_core._arrays import namespace_of
+from drrho_core.ambiguity import AmbiguitySet
 from drrho_core.contrastive import contrastive_step
 from drrho_core.estimator import check_index
 
@@ -154,10 +155,14 @@ def contrastive_loss(
     _check_state(constant)
     num_samples = constant.log_inner_image.shape[0]
     check_index(sample_index, num_samples, like=constant.log_inner_image, xp=jnp)
+    namespace_of({"image_features": image_features, "text_features": text_features}, jnp)
+    _checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
+    _checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
     images, texts, references = _wide((image_features, text_features, reference_features))
     # Under tracing nobody can look at the index. What is out of range reads nan, so that the loss shows it; negative
     # ones would count from the end.
-    rows = jnp.where(sample_index < 0, num_samples, sample_index)
+    index = sample_index.astype(jnp.promote_types(sample_index.dtype, jnp.int32))
+    rows = jnp.where(index < 0, num_samples, index)
     log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in constant)
     with jax.default_matmul_precision("float32"):
         step = contrastive_step(
@@ -182,6 +187,70 @@ def contrastive_loss(
         constant.log_inner_text.at[rows].set(step.log_inner_text, mode="drop"),
     )
     return _with_gradient(step.loss, *_matched(inputs, gradients)), new_state
+
+
+def drrho_risk(
+    loss: Array,
+    reference_loss: Array,
+    ambiguity_set: AmbiguitySet,
+    /,
+    *,
+    reference_weight: Scalar = 1.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Return the DRRho risk, differentiable in `loss`.
+
+    Parameters
+    ----------
+    loss : array, shape (..., n, ...)
+        The learner's losses, real floating, any unit.
+    reference_loss : array, the same shape
+        The frozen reference model's losses on the same samples, in the same dtype: constants.
+    ambiguity_set : AmbiguitySet
+        The weights that the adversary may choose, such as ``drrho_core.CVaR(0.1)``.
+    reference_weight : float or array of shape ()
+        lambda >= 0: 0 is plain distributionally robust optimisation, 1 is DRRho.
+    axis : int
+        The axis of the n samples.
+    where : array of bool, optional
+        Marks the samples that count, broadcast to the losses' shape; neither loss of the others is read, and their
+        gradient is 0.
+
+    Returns
+    -------
+    array
+        The risk: the shape of `loss` without `axis`; a scalar for one axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `drrho_core.drrho_risk` does.
+    NotImplementedError
+        If it is differentiated twice.
+
+    Notes
+    -----
+    The gradient is the vector of worst-case weights (Danskin's theorem), so no solver is differentiated through.
+    DRRho (arXiv 2505.06699).
+
+    Examples
+    --------
+    >>> from drrho_core.ambiguity import CVaR
+    >>> loss, reference_loss = jnp.asarray([3.0, 2.0, 1.0]), jnp.asarray([2.9, 0.5, 0.5])
+    >>> risk, gradient = jax.value_and_grad(drrho_risk)(loss, reference_loss, CVaR(0.5))  # one sample and a half
+    >>> round(float(risk), 4), [round(weight, 4) for weight in gradient.tolist()]
+    (1.1667, [0.0, 0.6667, 0.3333])
+    """
+    worst = risk.drrho_risk(
+        *_constants((loss, reference_loss)),
+        ambiguity_set,
+        reference_weight=_constants(reference_weight),
+        axis=axis,
+        where=where,
+        xp=jnp,
+    )
+    return jnp.squeeze(_with_gradient(jnp.expand_dims(worst.risk, axis), [loss], [worst.weights]), axis)
 
 
 def _check_state(state: ContrastiveState) -> None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from drrho_torch.backend import TorchBackend
-from drrho_torch.loss import ContrastiveLoss
+from drrho_torch.loss import ContrastiveLoss, drrho_risk
 
-__all__ = ["ContrastiveLoss", "TorchBackend"]
+__all__ = ["ContrastiveLoss", "TorchBackend", "drrho_risk"]

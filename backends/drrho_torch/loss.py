@@ -1,4 +1,4 @@
-"""The contrastive loss as a torch module, differentiable through its closed-form gradient.
+"""The contrastive loss as a torch module, and the DRRho risk, both differentiable through their closed-form gradients.
 
 The core returns values together with closed-form gradients. Here a `torch.autograd.Function` ties the two: autograd
 never enters the core, it multiplies the gradient that is there already by the incoming one.
@@ -13,8 +13,9 @@ import array_api_compat.torch
 import torch
 from torch import Tensor, nn
 
-from drrho_core import _checks
+from drrho_core import _checks, risk
 from drrho_core._arrays import namespace_of
+from drrho_core.ambiguity import AmbiguitySet
 from drrho_core.contrastive import contrastive_step
 from drrho_core.estimator import check_index
 
@@ -96,7 +97,7 @@ class ContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         num_samples = _checks.integer("num_samples", num_samples, minimum=1)
-        temperature = _checks.parameter("temperature", temperature, lambda x: x > 0, "be > 0", _XP)
+        checked = _checks.parameter("temperature", _detached(temperature), lambda x: x > 0, "be > 0", _XP)
         self._gamma_tensor = torch.ones((), dtype=torch.float64)
         self.gamma = gamma
         self.eps = _checks.number("eps", eps, lambda x: x >= 0, "be >= 0")
@@ -109,7 +110,7 @@ class ContrastiveLoss(nn.Module):
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
-            self.temperature = temperature
+            self.temperature = temperature if isinstance(temperature, Tensor) else checked
         for name in ("log_inner_image", "log_inner_text"):
             self.register_buffer(name, torch.full((num_samples,), -torch.inf, dtype=torch.float32))
 
@@ -229,6 +230,74 @@ class ContrastiveLoss(nn.Module):
                 _checks.state_dtype(key, incoming, _XP)
                 _checks.shape(key, incoming, (self.num_samples,), "(num_samples,)")
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def drrho_risk(
+    loss: Tensor,
+    reference_loss: Tensor,
+    ambiguity_set: AmbiguitySet,
+    /,
+    *,
+    reference_weight: float | Tensor = 1.0,
+    axis: int = -1,
+    where: Tensor | None = None,
+) -> Tensor:
+    """Return the DRRho risk, differentiable in `loss`.
+
+    Parameters
+    ----------
+    loss : tensor, shape (..., n, ...)
+        The learner's losses, real floating, any unit.
+    reference_loss : tensor, the same shape
+        The frozen reference model's losses on the same samples, in the same dtype: constants.
+    ambiguity_set : AmbiguitySet
+        The weights that the adversary may choose, such as ``drrho_core.CVaR(0.1)``.
+    reference_weight : float or tensor of shape ()
+        lambda >= 0: 0 is plain distributionally robust optimisation, 1 is DRRho.
+    axis : int
+        The axis of the n samples.
+    where : tensor of bool, optional
+        Marks the samples that count, broadcast to the losses' shape; neither loss of the others is read, and their
+        gradient is 0.
+
+    Returns
+    -------
+    tensor
+        The risk: the shape of `loss` without `axis`; a scalar for one axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `drrho_core.drrho_risk` does.
+    RuntimeError
+        In ``backward()``, if it is differentiated twice.
+
+    Notes
+    -----
+    The gradient is the vector of worst-case weights (Danskin's theorem), so no solver is differentiated through.
+    DRRho (arXiv 2505.06699).
+
+    Examples
+    --------
+    >>> from drrho_core.ambiguity import CVaR
+    >>> loss = torch.tensor([3.0, 2.0, 1.0], requires_grad=True)
+    >>> value = drrho_risk(loss, torch.tensor([2.9, 0.5, 0.5]), CVaR(0.5))  # the worst half: one sample and a half
+    >>> value.backward()
+    >>> round(value.item(), 4), [round(weight, 4) for weight in loss.grad.tolist()]
+    (1.1667, [0.0, 0.6667, 0.3333])
+    """
+    namespace_of({"loss": loss}, _XP)
+    with torch.autocast(loss.device.type, enabled=False), torch.no_grad():
+        worst = risk.drrho_risk(
+            loss.detach(),
+            _detached(reference_loss),
+            ambiguity_set,
+            reference_weight=_detached(reference_weight),
+            axis=axis,
+            where=where,
+            xp=_XP,
+        )
+    return _with_gradients(worst.risk.unsqueeze(axis), [loss], [worst.weights]).squeeze(axis)
 
 
 def _check_world_size() -> None:
