@@ -134,6 +134,28 @@ class TestCharts:
         assert svg.nice_ticks(-4, 11, 5) == [0.0, 5.0, 10.0]
         assert svg.nice_ticks(2, 2) == [2]
 
+    @pytest.mark.parametrize(
+        ("ticks", "names"),
+        [
+            ([0.0, 0.1, 0.2], ["0", "0.1", "0.2"]),
+            ([-0.5, 0.0, 0.5], ["\N{MINUS SIGN}0.5", "0", "0.5"]),
+            ([4.88, 4.885, 4.89], ["4.880", "4.885", "4.890"]),
+            ([0.0, 5.0, 10.0], ["0", "5", "10"]),
+            ([500.0, 1000.0], ["0.5 k", "1.0 k"]),
+            ([0.0, 1e6, 2e6], ["0", "1 M", "2 M"]),
+            ([0.0, 2e-7], ["0", "2e\N{MINUS SIGN}7"]),
+            ([3.0], ["3"]),
+            ([0.0], ["0"]),
+        ],
+    )
+    def test_names_of_ticks(self, ticks: list[float], names: list[str]) -> None:
+        assert svg.tick_names(ticks) == names
+
+    @given(low=st.floats(-1e5, 1e5), width=st.floats(1e-3, 1e5))
+    def test_names_of_ticks_differ(self, low: float, width: float) -> None:
+        names = svg.tick_names(svg.nice_ticks(low, low + width))
+        assert len(set(names)) == len(names)
+
     def test_bars_are_as_long_as_their_means(self) -> None:
         chart = svg.bars([svg.Bar("clip", [0.2, 0.3]), svg.Bar("drrho", [0.5])], key="k", title="t").inline()
         drawn = re.findall(r'<rect class="bar (\w+)" x="130" y="[^"]*" width="([^"]*)"', chart)
@@ -172,7 +194,9 @@ class TestCharts:
         np.testing.assert_allclose(np.diff(np.log(wide.edges)), np.log(wide.edges[1] / wide.edges[0]))
         narrow = svg.Bins.shared([np.linspace(0.5, 1, 100)], count=4)
         assert not narrow.logarithmic
-        np.testing.assert_allclose(narrow.edges, [0, 0.255, 0.51, 0.765, 1.02])
+        np.testing.assert_allclose(
+            narrow.edges, np.array([0, 0.255, 0.51, 0.765, 1.02]) * np.quantile(np.linspace(0.5, 1, 100), 0.998)
+        )
         assert not svg.Bins.shared([np.zeros(3)]).logarithmic
 
     def test_shares_count_everything_once(self) -> None:
@@ -188,7 +212,7 @@ class TestCharts:
         assert (
             'class="second drrho" d="M56.0 254.0L56.0 110.0L261.0 110.0L261.0 206.0L466.0 206.0L466.0 254.0"' in chart
         )
-        assert "swapped: 4 pairs, median 0.500, mean 0.750" in chart
+        assert "swapped: 4, median 0.500, mean 0.750" in chart
 
 
 class Page(HTMLParser):
@@ -243,7 +267,7 @@ def row(method: str, r1: float | None, seed: object = 0, **changes: Any) -> dict
         "seed": seed,
         "metrics": metrics,
         "samples_seen": 1000,
-        "seconds": 2,
+        "seconds": 20,
     } | changes
 
 
@@ -322,9 +346,16 @@ class TestPage:
     def test_results_of_one_seed(self) -> None:
         results = [row("drrho", 0.52), row("clip", 0.262), row("reference", None, samples_seen=123456.0)]
         assert table_rows(render_report(ReportData(title="t", results=results))) == [
-            ["Reference model", DASH, "*50.0*", "*75.0*", "*40.0*", "123,456", "2"],
-            ["CLIP", "26.2", "*50.0*", "*75.0*", "*40.0*", "1,000", "2"],
-            ["DRRho-CLIP", "*52.0*", "*50.0*", "*75.0*", "*40.0*", "1,000", "2"],
+            ["Reference model", DASH, "*50.0*", "*75.0*", "*40.0*", "123,456", "20"],
+            ["CLIP", "26.2", "*50.0*", "*75.0*", "*40.0*", "1,000", "20"],
+            ["DRRho-CLIP", "*52.0*", "*50.0*", "*75.0*", "*40.0*", "1,000", "20"],
+        ]
+
+    def test_short_times_have_a_decimal(self) -> None:
+        results = [row("clip", 0.5, seconds=3.25), row("drrho", 0.5, seconds=12)]
+        assert [cells[-1] for cells in table_rows(render_report(ReportData(title="t", results=results)))] == [
+            "3.2",
+            "12.0",
         ]
 
     def test_several_seeds_are_averaged_and_their_range_is_told(self) -> None:
@@ -351,7 +382,7 @@ class TestPage:
             ),
             (
                 {"drrho": 0.50001, "sogclr": 0.49999, "clip": 0.1},
-                "DRRho-CLIP and SogCLR put the right partner first in 50.0 % of the searches, ahead of CLIP (10.0 %).",
+                "SogCLR and DRRho-CLIP put the right partner first in 50.0 % of the searches, ahead of CLIP (10.0 %).",
             ),
             ({"clip": 0.25}, "CLIP puts the right partner first in 25.0 % of the searches."),
             ({"clip": None}, "No retrieval was measured."),
@@ -391,7 +422,7 @@ class TestPage:
     def test_other_groups_than_clean_and_swapped(self) -> None:
         weights = {"drrho": {"short": np.zeros(2), "long": np.array([1.0])}}
         text = render_report(ReportData(title="t", results=[row("drrho", 0.5)], weights=weights))
-        assert "The weights that the pairs get" in text
+        assert "The weights that the captions get" in text
         assert "times that of" not in text
 
     def test_learning_rates(self) -> None:

@@ -68,8 +68,9 @@ class ReportData:
     gallery : sequence of GalleryRow
         Retrieval examples.
     weights : mapping of method to (mapping of group to array)
-        Weights (non-negative, any shape) that the loss gives to groups of pairs: ``{"drrho": {"clean": ..., "swapped":
-        ...}}``. Two groups a method; the first is drawn as the background, the second in the method's colour.
+        Weights (non-negative, any shape) that the loss gives to groups of captions:
+        ``{"drrho": {"clean": ..., "swapped": ...}}``. Two groups a method; the first is drawn as the
+        background, the second in the method's colour.
     weights_note : str
         One or two sentences: what exactly such a weight is and when it was taken.
     learning_rates : mapping of method to (mapping of learning rate to validation R@1)

@@ -250,7 +250,7 @@ def _headline(summaries: Sequence[_Summary]) -> str:
     if not known:
         return "No retrieval was measured."
     best = percent(known[0].mean("retrieval_r1"))
-    leaders = [_in_a_sentence(s) for s in known if percent(s.mean("retrieval_r1")) == best]
+    leaders = [_in_a_sentence(s) for s in summaries if percent(s.mean("retrieval_r1")) == best]
     others = [f"{_in_a_sentence(s)} ({percent(s.mean('retrieval_r1'))})" for s in known[len(leaders) :]]
     names = _listed(leaders)
     verb = "puts" if len(leaders) == 1 else "put"
@@ -274,6 +274,7 @@ def _results(data: ReportData, summaries: Sequence[_Summary]) -> str:
         for name in _METRICS
     }
     rows = []
+    seconds_form = ",.0f" if all(second >= 10 for summary in summaries for second in summary.seconds) else ",.1f"
     for summary in summaries:
         cells = []
         for name in _METRICS:
@@ -284,7 +285,7 @@ def _results(data: ReportData, summaries: Sequence[_Summary]) -> str:
             if len(values) > 1:
                 written += f"<small>{tenths(min(values))}\N{EN DASH}{tenths(max(values))}</small>"
             cells.append(f"<td>{written}</td>")
-        cells.append(f"<td>{_mean(summary.samples_seen, ',.0f')}</td><td>{_mean(summary.seconds, ',.0f')}</td>")
+        cells.append(f"<td>{_mean(summary.samples_seen, ',.0f')}</td><td>{_mean(summary.seconds, seconds_form)}</td>")
         rows.append(f"<tr>{_method_cell(summary.method)}{''.join(cells)}</tr>")
     heads = "".join(f'<th scope="col">{name}<small>%</small></th>' for name in _METRICS.values())
     seeds = _seeds(summaries)
@@ -404,7 +405,7 @@ def _weights(data: ReportData) -> str:
             )
     table = _table(
         "Weights in numbers",
-        '<th scope="col">Method</th><th scope="col" class="word">Captions</th><th scope="col">Pairs</th>'
+        '<th scope="col">Method</th><th scope="col" class="word">Captions</th><th scope="col">Number</th>'
         '<th scope="col">Mean</th><th scope="col">Median</th>',
         rows,
     )
@@ -416,7 +417,7 @@ def _weights(data: ReportData) -> str:
 def _weights_heading(groups_of: Mapping[str, Mapping[str, Any]]) -> str:
     if all(set(groups) == {"clean", "swapped"} for groups in groups_of.values()):
         return "The weights DRRho gives to swapped and to clean captions"
-    return "The weights that the pairs get"
+    return "The weights that the captions get"
 
 
 def _checked_weights(method: str, group: str, values: Any) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,11 +187,11 @@ class Bins:
         positive = values[values > 0]
         if positive.size == 0:
             return cls(np.linspace(0.0, 1.0, count + 1), False)
-        # A few tiny weights must not squeeze all others into a corner: the axis ends at the outer half per mille.
-        low, high = np.quantile(positive, [0.0005, 0.9995])
+        # A few extreme weights must not squeeze all others into a corner: they go into the outer bins.
+        low, high = np.quantile(positive, [0.002, 0.998])
         if high > 20 * low:
             return cls(np.geomspace(low / 1.02, high * 1.02, count + 1), True)
-        return cls(np.linspace(0.0, float(positive.max()) * 1.02, count + 1), False)
+        return cls(np.linspace(0.0, float(high) * 1.02, count + 1), False)
 
     def shares(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the share of the values in each bin; what lies outside counts in the outer bins."""
@@ -219,7 +220,7 @@ def histogram(
         return along(forward(min(max(value, edges[0]), edges[-1])))
 
     y = _scale(0, highest, bottom, top)
-    body = [_text(0, 14, "share of the pairs", "soft"), _text(right, bottom + 40, x_name, "soft", "end")]
+    body = [_text(0, 14, "share of the captions", "soft"), _text(right, bottom + 40, x_name, "soft", "end")]
     for tick in nice_ticks(0, highest, most=5):
         body.append(_line(left, y(tick), right, y(tick), "grid"))
         body.append(_text(left - 8, y(tick) + 5, f"{100 * tick:g} %", "soft", "end"))
@@ -243,7 +244,7 @@ def histogram(
         body.append(f'<rect class="{kind}" x="{start + 1}" y="27" width="12" height="12"/>')
         body.append(_text(start + 20, 38, f"{name}: median {figures(median)}", "strong" if i else ""))
     told = "; ".join(
-        f"{name}: {values.size} pairs, median {figures(medians[name])}, mean {figures(float(values.mean()))}"
+        f"{name}: {values.size}, median {figures(medians[name])}, mean {figures(float(values.mean()))}"
         for name, values in groups.items()
     )
     return Chart(key, title, f"{told}.", height, body)
@@ -267,12 +268,14 @@ def _axes(
         low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
     x, y = _scale(0, max(all_x) or 1.0, left, right), _scale(low, high, bottom, top)
     body = []
-    for tick in nice_ticks(low, high, most=most):
+    ticks = nice_ticks(low, high, most=most)
+    for tick, name in zip(ticks, tick_names(ticks), strict=True):
         body.append(_line(left, y(tick), right, y(tick), "grid"))
-        body.append(_text(left - 8, y(tick) + 5, f"{100 * tick:g} %" if share else _thousands(tick), "soft", "end"))
-    for tick in nice_ticks(0, max(all_x) or 1.0, most=most):
+        body.append(_text(left - 8, y(tick) + 5, f"{100 * tick:g} %" if share else name, "soft", "end"))
+    ticks = nice_ticks(0, max(all_x) or 1.0, most=most)
+    for tick, name in zip(ticks, tick_names(ticks), strict=True):
         body.append(_line(x(tick), bottom, x(tick), bottom + 5, "axis"))
-        body.append(_text(x(tick), bottom + 20, _thousands(tick), "soft", "middle"))
+        body.append(_text(x(tick), bottom + 20, name, "soft", "middle"))
     body.append(_line(left, bottom, right, bottom, "axis"))
     return x, y, body
 
@@ -311,12 +314,24 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside[:: max(1, math.ceil(len(inside) / 7))]
 
 
-def _thousands(value: float) -> str:
-    """Write a tick's number in the least room."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{number(value / size)} {unit}"
-    return number(value)
+def tick_names(ticks: Sequence[float]) -> list[str]:
+    """Write ticks with as many digits as tell them apart, in the least room.
+
+    Examples
+    --------
+    >>> tick_names([4.88, 4.8805, 4.881])
+    ['4.8800', '4.8805', '4.8810']
+    >>> tick_names([0, 50_000, 100_000])
+    ['0', '50 k', '100 k']
+    """
+    largest = max(abs(tick) for tick in ticks)
+    step = min((high - low for low, high in pairwise(ticks)), default=largest)
+    if 0 < step < 1e-4:
+        return [number(tick) if largest < 1e-3 else f"{tick:.6g}" for tick in ticks]
+    size, unit = (1e6, " M") if largest >= 1e6 else (1e3, " k") if largest >= 1e3 else (1.0, "")
+    decimals = max(0, -math.floor(math.log10(step / size) + 1e-6)) if step else 0
+    written = [f"{tick / size:.{decimals}f}{unit}" if tick else "0" for tick in ticks]
+    return [text.replace("-", "\N{MINUS SIGN}") for text in written]
 
 
 def _name(method: str) -> str:
