@@ -171,8 +171,15 @@ class TestCharts:
     def test_a_line_goes_where_its_points_are(self) -> None:
         curve = svg.Line("drrho", [50, 100], [0.0, 1.0])
         chart = svg.lines([curve], key="k", title="t", x_name="x", y_name="y", share=True).inline()
-        # x runs from 0 at 56 to 100 at 338, y from 0 at 254 to 1 at 30.
-        assert '<path class="line drrho" d="M197.0 254.0L338.0 30.0"/>' in chart
+        # x runs from 0 at 55 (room for "100 %") to 100 at 338, y from 0 at 254 to 1 at 30.
+        assert '<path class="line drrho" d="M196.5 254.0L338.0 30.0"/>' in chart
+
+    def test_noise_is_not_enlarged(self) -> None:
+        # A range of a thousandth of the level, an axis of a hundredth: the curve keeps to a tenth of the height.
+        curve = svg.Line("clip", [0, 1], [10.0, 10.01])
+        chart = svg.panels([curve], key="k", title="t", x_name="x").inline()
+        (start, end) = re.findall(r'<path class="line clip" d="M([^L]*)L([^"]*)"', chart)[0]
+        assert float(start.split()[1]) - float(end.split()[1]) == pytest.approx(10, abs=0.11)  # of 100
 
     def test_a_long_line_is_drawn_as_means_of_neighbours(self) -> None:
         curve = svg.Line("clip", list(range(480)), [float(i % 2) for i in range(480)])

@@ -134,8 +134,9 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
 def lines(lines: Sequence[Line], /, *, key: str, title: str, x_name: str, y_name: str, share: bool = False) -> Chart:
     """Draw the curves of several methods on one pair of axes, each named at its end."""
     drawn = [_thinned(line) for line in lines]
-    top, bottom, left, right, height = 30, 254, 56, 338, 300
-    x, y, body = _axes(drawn, (left, right, top, bottom), share=share)
+    top, bottom, right, height = 30, 254, 338, 300
+    heights = _Heights.of(drawn, share=share)
+    x, y, body = _axes(drawn, heights, heights.room, right, top, bottom)
     body.append(_text(0, 14, y_name, "soft"))
     body.append(_text(right, bottom + 40, x_name, "soft", "end"))
     body.extend(_path(line, x, y) for line in drawn)
@@ -158,10 +159,11 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Ch
     drawn = [_thinned(line) for line in lines]
     body = []
     cell_height = 168
-    for i, line in enumerate(drawn):
+    all_heights = [_Heights.of([line], most=3) for line in drawn]
+    room = max(heights.room for heights in all_heights)
+    for i, (line, heights) in enumerate(zip(drawn, all_heights, strict=True)):
         left, top = (i % 2) * 248, (i // 2) * cell_height
-        inner = (left + 62, left + 214, top + 30, top + 130)
-        x, y, axes = _axes([line], inner, share=False, most=3)
+        x, y, axes = _axes([line], heights, left + room, left + 214, top + 30, top + 130, most=3)
         body.extend(axes)
         strong = "strong" if line.method == "drrho" else ""
         body.append(f'<circle class="dot {css_class(line.method)}" cx="{left + 6}" cy="{top + 11}" r="5"/>')
@@ -250,29 +252,45 @@ def histogram(
     return Chart(key, title, f"{told}.", height, body)
 
 
+@dataclass(frozen=True)
+class _Heights:
+    """The vertical axis of some curves: its range, its ticks and their names."""
+
+    low: float
+    high: float
+    ticks: list[float]
+    names: list[str]
+
+    @classmethod
+    def of(cls, lines: Sequence[Line], *, share: bool = False, most: int = 5) -> _Heights:
+        values = [value for line in lines for value in line.y]
+        low, high = min(values), max(values)
+        if share and low < high / 2:  # rates that grow from little grow from the axis
+            low = 0.0
+        # A curve that is flat to one per cent runs through the middle: enlarged, its noise would look like news.
+        least = max(abs(low), abs(high)) / 100 or 1.0
+        if high - low < least:
+            low, high = (low + high - least) / 2, (low + high + least) / 2
+        ticks = nice_ticks(low, high, most=most)
+        return cls(low, high, ticks, [f"{100 * tick:.3g} %" for tick in ticks] if share else tick_names(ticks))
+
+    @property
+    def room(self) -> float:
+        """How much room the names need beside the axis."""
+        return 10 + 9 * max((len(name) for name in self.names), default=0)
+
+
 def _axes(
-    lines: Sequence[Line],
-    box: tuple[float, float, float, float],
-    *,
-    share: bool,
-    most: int = 5,
+    lines: Sequence[Line], heights: _Heights, left: float, right: float, top: float, bottom: float, *, most: int = 5
 ) -> tuple[Callable[[float], float], Callable[[float], float], list[str]]:
-    """Return the two scales and the drawn grid for curves inside a box (left, right, top, bottom)."""
-    left, right, top, bottom = box
-    all_x = [value for line in lines for value in line.x]
-    all_y = [value for line in lines for value in line.y]
-    low, high = min(all_y), max(all_y)
-    if share and low < high / 2:  # rates that grow from little grow from the axis
-        low = 0.0
-    if not high > low:  # a flat curve runs through the middle
-        low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
-    x, y = _scale(0, max(all_x) or 1.0, left, right), _scale(low, high, bottom, top)
+    """Return the two scales and the drawn grid for curves inside a box."""
+    longest = max(value for line in lines for value in line.x) or 1.0
+    x, y = _scale(0, longest, left, right), _scale(heights.low, heights.high, bottom, top)
     body = []
-    ticks = nice_ticks(low, high, most=most)
-    for tick, name in zip(ticks, tick_names(ticks), strict=True):
+    for tick, name in zip(heights.ticks, heights.names, strict=True):
         body.append(_line(left, y(tick), right, y(tick), "grid"))
-        body.append(_text(left - 8, y(tick) + 5, f"{100 * tick:g} %" if share else name, "soft", "end"))
-    ticks = nice_ticks(0, max(all_x) or 1.0, most=most)
+        body.append(_text(left - 8, y(tick) + 5, name, "soft", "end"))
+    ticks = nice_ticks(0, longest, most=most)
     for tick, name in zip(ticks, tick_names(ticks), strict=True):
         body.append(_line(x(tick), bottom, x(tick), bottom + 5, "axis"))
         body.append(_text(x(tick), bottom + 20, name, "soft", "middle"))
