@@ -16,7 +16,7 @@ from drrho_reference._checks import FloatArray, fraction, non_negative, number, 
 __all__ = ["cosine_gamma", "recommended_gamma_min", "scent_gamma"]
 
 
-def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> float:
+def cosine_gamma(epoch: float, *, num_epochs: float, gamma_min: float) -> float:
     """Let gamma fall from 1 to ``gamma_min`` along half a cosine, then stay.
 
     Parameters
@@ -52,7 +52,7 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     return smallest + (1.0 - smallest) * (1.0 + math.cos(math.pi * reached / last)) / 2.0
 
 
-def recommended_gamma_min(num_epochs: float, /) -> float:
+def recommended_gamma_min(num_epochs: float) -> float:
     """Choose the smallest gamma by the number of epochs: min(1, 4.177 E^-0.7265).
 
     Parameters
