@@ -37,11 +37,13 @@ from drrho_core.training.progress import Reporter
 from drrho_core.training.runs import (
     Encoder,
     Run,
+    build_model,
     load_reference_features,
     model_inputs,
     open_run,
     part,
     refuse_existing,
+    remove_torn_files,
     save_reference_features,
 )
 from drrho_core.training.step import StepBatch, StepState, build_step
@@ -164,6 +166,7 @@ def train(
     else:
         run = describe_run(folder, config, splits.train)
     trainer = Trainer(run, backend, splits)
+    remove_torn_files(folder)
     if resume and run.checkpoint.exists():
         trainer.load()
     else:
@@ -220,7 +223,7 @@ class Trainer:
         self.steps_per_epoch = sum(1 for _ in batches(len(self.source), config.batch_size, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds = 0, 0.0
-        model = backend.model(run.spec)
+        model = build_model(backend, run.spec)
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self._step = build_step(backend, model, optimizer, config)
         start = initial_parameters(run.spec, seed=config.seed)

@@ -111,6 +111,13 @@ def refuse_existing(folder: Path) -> None:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
 
 
+def remove_torn_files(folder: Path) -> None:
+    """Remove what a kill in the middle of a write left; the file that it was to replace is whole."""
+    for name in FILES:
+        for torn in folder.glob(f".{name}.*.tmp"):
+            torn.unlink()
+
+
 def open_run(folder: str | Path) -> Run:
     """Read a run's description.
 
@@ -182,7 +189,7 @@ class Encoder:
     def load(cls, run: Run, backend: Backend) -> Encoder:
         """Build the encoder of a run's checkpoint."""
         parameters = {name: backend.asarray(array) for name, array in run.load_parameters().items()}
-        return cls(backend, backend.model(run.spec), parameters, run.spec, run.tokenizer)
+        return cls(backend, build_model(backend, run.spec), parameters, run.spec, run.tokenizer)
 
     @property
     def image_size(self) -> int:
@@ -221,6 +228,20 @@ class Encoder:
     def _run(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
         features: np.ndarray = self._backend.to_numpy(encode(self._parameters, self._backend.asarray(inputs)))
         return features
+
+
+def build_model(backend: Backend, spec: ModelSpec) -> Model:
+    """Build the encoders of a run.
+
+    Raises
+    ------
+    BadInput
+        If the backend has no such encoders.
+    """
+    try:
+        return backend.model(spec)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
 
 
 def save_reference_features(path: Path, image: np.ndarray, text: np.ndarray, identity: Mapping[str, str]) -> None:

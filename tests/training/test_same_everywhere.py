@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drrho_numpy import NumpyBackend
 
 from drrho_core.backend import get_backend
 from drrho_core.training.config import TrainConfig, preset
 from drrho_core.training.data import DataSplits
 from drrho_core.training.loop import Trainer, describe_run, open_splits, train
-from drrho_numpy import NumpyBackend
 
 STEPS = 50
 
