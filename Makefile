@@ -15,7 +15,7 @@ RUN := $(BIN)/python -m
 EXTRAS_demo := torch,train
 EXTRAS_test := torch,jax,test
 EXTRAS_dev := dev
-EXTRAS_docs := docs
+EXTRAS_docs := docs,torch,jax
 
 # Every test worker gets one core; a library that starts a thread per core inside each of them only makes them wait.
 TEST_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
