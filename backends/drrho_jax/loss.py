@@ -151,8 +151,8 @@ def contrastive_loss(
     >>> [round(x, 4) for x in state.log_inner_image.tolist()]
     [-2.0, 1.4338, 1.4338]
     """
-    constant = _constants(state)
-    _check_state(constant)
+    _check_state(state)
+    constant = ContrastiveState(*_constants(tuple(state)))
     num_samples = constant.log_inner_image.shape[0]
     check_index(sample_index, num_samples, like=constant.log_inner_image, xp=jnp)
     namespace_of({"image_features": image_features, "text_features": text_features}, jnp)
@@ -255,6 +255,8 @@ def drrho_risk(
 
 def _check_state(state: ContrastiveState) -> None:
     """Check the state's shapes; the core checks the dtypes of its rows."""
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        raise TypeError(f"state must be a ContrastiveState, got {_checks.describe(state)}")
     for name, side in (("log_inner_image", state[0]), ("log_inner_text", state[1])):
         namespace_of({f"state.{name}": side}, jnp)
         _checks.ndim(f"state.{name}", side, 1, "(num_samples,)")
