@@ -16,8 +16,11 @@ Namespace: TypeAlias = Any
 
 
 def is_array(value: object) -> bool:
-    """Tell whether `value` is an array of a supported library (numbers and numpy's scalars are not)."""
-    return not isinstance(value, numbers.Real) and array_api_compat.is_array_api_obj(value)
+    """Tell whether `value` looks like an array (numbers and numpy's scalars do not); `namespace_of` knows for sure.
+
+    Looks decide, because torch.compile warns when it traces array-api-compat's own, cached question.
+    """
+    return not isinstance(value, numbers.Real) and all(hasattr(value, name) for name in ("dtype", "shape", "ndim"))
 
 
 def is_compiling(xp: Namespace) -> bool:
@@ -28,7 +31,7 @@ def is_compiling(xp: Namespace) -> bool:
 
 def device_of(array: Array) -> Any:
     """Return the array's device; None where a tracer has none."""
-    return array_api_compat.device(array)
+    return getattr(array, "device", None)  # array_api_compat.device asks through a cache that torch.compile warns of
 
 
 def values_visible(array: Array, xp: Namespace) -> bool:
@@ -40,7 +43,10 @@ def values_visible(array: Array, xp: Namespace) -> bool:
         return False
     device = device_of(array)
     kind = getattr(device, "platform", None) or getattr(device, "type", None) or str(device)
-    return "cpu" in str(kind).lower()
+    if "cpu" not in str(kind).lower():
+        return False
+    # jax.jit lets concrete arrays in, but whatever is computed from them is a tracer: a fresh array tells.
+    return device_of(xp.zeros(())) is not None
 
 
 def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Namespace:
@@ -68,7 +74,10 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
     for name, array in arrays.items():
         if not is_array(array):
             raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-        its = array_api_compat.array_namespace(array)
+        try:
+            its = array_api_compat.array_namespace(array)
+        except TypeError as error:
+            raise TypeError(f"{name} must be an array of a supported library, got {type(array).__name__}") from error
         if found is None:
             first, found = name, its
         elif its is not found:
@@ -96,9 +105,9 @@ def supports_index_assignment(array: Array, xp: Namespace) -> bool:
     """Tell whether ``array[integer_array] = values`` works in place; the standard does not promise it."""
     if not array_api_compat.is_writeable_array(array):
         return False
-    probe = xp.zeros((1,), dtype=array.dtype, device=device_of(array))
+    probe, value = (xp.zeros((1,), dtype=array.dtype, device=device_of(array)) for _ in range(2))
     try:
-        probe[xp.zeros((1,), dtype=xp.int64, device=device_of(array))] = probe
+        probe[xp.zeros((1,), dtype=xp.int64, device=device_of(array))] = value
     except (IndexError, TypeError, ValueError):
         return False
     return True

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, namespace_of, supports_index_assignment, values_visible
+from drrho_core._arrays import (
+    Array,
+    Namespace,
+    device_of,
+    is_array,
+    namespace_of,
+    supports_index_assignment,
+    values_visible,
+)
 
 
 class InnerEstimator:
@@ -89,7 +97,7 @@ class InnerEstimator:
         TypeError, ValueError
             If `index` is no such array. Values are looked at on the host and outside tracing.
         """
-        self._check_index(index)
+        index = self._checked(index)
         take = self._xp.take
         return take(self.log_inner_image, index, axis=0), take(self.log_inner_text, index, axis=0)
 
@@ -113,16 +121,18 @@ class InnerEstimator:
         TypeError, ValueError
             If an argument breaks these rules; nothing has been written then.
         """
-        self._check_index(index)
+        index, xp = self._checked(index), self._xp
         for name, rows in (("log_inner_image", log_inner_image), ("log_inner_text", log_inner_text)):
-            namespace_of({"index": index, name: rows}, self._xp)
+            namespace_of({"the state": self.log_inner_image, name: rows}, xp)
+            _checks.detached({name: rows})
+            _checks.same_device({"the state": self.log_inner_image, name: rows}, xp)
             _checks.shape(name, rows, tuple(index.shape), "(batch_size,)")
             if rows.dtype != self.log_inner_image.dtype:
                 raise TypeError(f"{name} must have the state's dtype {self.log_inner_image.dtype}, got {rows.dtype}")
-            _checks.values(name, rows, lambda x: x < self._xp.inf, "be finite, or -inf for never visited", self._xp)
+            _checks.values(name, rows, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
         return self._with(
-            scatter_rows(self.log_inner_image, index, log_inner_image, xp=self._xp),
-            scatter_rows(self.log_inner_text, index, log_inner_text, xp=self._xp),
+            scatter_rows(self.log_inner_image, index, log_inner_image, xp=xp),
+            scatter_rows(self.log_inner_text, index, log_inner_text, xp=xp),
         )
 
     def grow(self, num_samples: int, /) -> InnerEstimator:
@@ -156,9 +166,12 @@ class InnerEstimator:
             If names, shapes, dtypes or values differ; nothing has been changed then.
         """
         names = ("log_inner_image", "log_inner_text")
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping, got {type(state).__name__}")
         if set(state) != set(names):
-            raise ValueError(f"state must hold {' and '.join(names)} and nothing else, got {sorted(state)}")
-        xp = namespace_of({name: state[name] for name in names}, self._xp)
+            raise ValueError(f"state must hold {' and '.join(names)} and nothing else, got {list(state)}")
+        xp = namespace_of({"the estimator": self.log_inner_image, **{name: state[name] for name in names}}, self._xp)
+        _checks.detached(state)
         _checks.same_device({"the estimator": self.log_inner_image, **{name: state[name] for name in names}}, xp)
         for name in names:
             _checks.shape(name, state[name], (self.num_samples,), "(num_samples,)")
@@ -176,12 +189,17 @@ class InnerEstimator:
         other._xp, other.log_inner_image, other.log_inner_text = self._xp, log_inner_image, log_inner_text
         return other
 
-    def _check_index(self, index: Array) -> None:
-        check_index(index, self.num_samples, like=self.log_inner_image, xp=self._xp)
+    def _checked(self, index: Array) -> Array:
+        return check_index(index, self.num_samples, like=self.log_inner_image, xp=self._xp)
 
 
-def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace) -> None:
+def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace) -> Array:
     """Check a batch's `sample_index`: integers (b,) in [0, num_samples), no repeats, where `like` lives.
+
+    Returns
+    -------
+    array of int32 or int64, shape (b,)
+        The index in a dtype that every library can index with and that can count any sample.
 
     Raises
     ------
@@ -193,6 +211,8 @@ def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace
     if not xp.isdtype(index.dtype, "integral"):
         raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
     _checks.same_device({"the state": like, "sample_index": index}, xp)
+    if index.dtype not in (xp.int32, xp.int64):
+        index = xp.astype(index, xp.__array_namespace_info__().default_dtypes()["indexing"])
     _checks.values("sample_index", index, lambda i: (i >= 0) & (i < num_samples), f"be in [0, {num_samples})", xp)
     if values_visible(index, xp) and index.shape[0] > 1:
         ordered = xp.sort(index)
@@ -200,6 +220,7 @@ def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace
         if bool(xp.any(repeated)):
             first = int(ordered[int(xp.argmax(xp.astype(repeated, xp.int8)))])
             raise ValueError(f"sample_index must not repeat an index within a batch, got {first} twice")
+    return index
 
 
 def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -> Array:
@@ -213,6 +234,8 @@ def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -
         return state
     if hasattr(state, "at"):
         return state.at[index].set(rows)
+    if index.shape[0] == 0:
+        return state
     order = xp.argsort(index)
     ordered = xp.take(index, order, axis=0)
     samples = xp.arange(state.shape[0], dtype=index.dtype, device=device_of(state))
@@ -252,9 +275,9 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     >>> [round(cosine_gamma(epoch, num_epochs=4, gamma_min=0.2), 3) for epoch in (0, 1, 2, 4, 9)]
     [1.0, 0.883, 0.6, 0.2, 0.2]
     """
-    epoch = _checks.number("epoch", epoch, lambda x: x >= 0, "be >= 0")
-    num_epochs = _checks.number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
-    gamma_min = _checks.number("gamma_min", gamma_min, lambda x: 0 < x <= 1, "be in (0, 1]")
+    epoch = _checks.static_number("epoch", epoch, lambda x: x >= 0, "be >= 0")
+    num_epochs = _checks.static_number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
+    gamma_min = _checks.static_number("gamma_min", gamma_min, lambda x: 0 < x <= 1, "be in (0, 1]")
     done = min(epoch, num_epochs) / num_epochs
     return gamma_min + (1.0 - gamma_min) * (1.0 + math.cos(math.pi * done)) / 2.0
 
@@ -281,21 +304,30 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
     >>> recommended_gamma_min(7), round(recommended_gamma_min(30), 3)
     (1.0, 0.353)
     """
-    num_epochs = _checks.number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
+    num_epochs = _checks.static_number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
     return min(1.0, 4.177 * math.pow(num_epochs, -0.7265))
 
 
-def scent_gamma(log_inner: Array, /, *, log_alpha: float, gamma_floor: float = 1e-3) -> Array:
+def scent_gamma(
+    log_inner: Array,
+    /,
+    *,
+    log_alpha: float | Array,
+    gamma_floor: float | Array = 1e-3,
+    xp: Namespace | None = None,
+) -> Array:
     """Return SCENT's gamma, one per sample: ``max(gamma_floor, sigmoid(log_alpha + log_inner))``.
 
     Parameters
     ----------
     log_inner : array, shape (b,)
         The OLD logarithmic inner estimates; ``-inf`` = never visited, where gamma is 1.
-    log_alpha : float
+    log_alpha : float or array of shape ()
         Logarithm of the step size alpha; about 10 for CLIP.
-    gamma_floor : float
+    gamma_floor : float or array of shape ()
         Smallest gamma, in (0, 1]; without one an estimate far too small would give weights without bound.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
@@ -318,14 +350,21 @@ def scent_gamma(log_inner: Array, /, *, log_alpha: float, gamma_floor: float = 1
     >>> np.round(scent_gamma(np.asarray([-np.inf, -10.0, 0.0, -20.0]), log_alpha=10.0), 4).tolist()
     [1.0, 0.5, 1.0, 0.001]
     """
-    xp = namespace_of({"log_inner": log_inner})
+    arrays = {"log_inner": log_inner, "log_alpha": log_alpha, "gamma_floor": gamma_floor}
+    arrays = {name: value for name, value in arrays.items() if name == "log_inner" or is_array(value)}
+    xp = namespace_of(arrays, xp)
+    _checks.detached(arrays)
+    _checks.same_device(arrays, xp)
     _checks.state_dtype("log_inner", log_inner, xp)
     _checks.values("log_inner", log_inner, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
-    log_alpha = _checks.finite_number("log_alpha", log_alpha)
-    gamma_floor = _checks.number("gamma_floor", gamma_floor, lambda x: 0 < x <= 1, "be in (0, 1]")
+    log_alpha = _checks.parameter("log_alpha", log_alpha, lambda _: True, "be finite", xp)
+    gamma_floor = _checks.parameter("gamma_floor", gamma_floor, lambda x: (x > 0) & (x <= 1), "be in (0, 1]", xp)
+    log_alpha, gamma_floor = (
+        value if isinstance(value, float) else xp.astype(value, log_inner.dtype) for value in (log_alpha, gamma_floor)
+    )
     unseen = log_inner == -xp.inf
     x = log_alpha + xp.where(unseen, xp.zeros_like(log_inner), log_inner)
     # The exponential of -|x| never overflows, whichever side of 0 x is on.
     small = xp.exp(-xp.abs(x))
     sigmoid = xp.where(x >= 0, xp.ones_like(small), small) / (1.0 + small)
-    return xp.where(unseen, xp.ones_like(sigmoid), xp.maximum(sigmoid, xp.full_like(sigmoid, gamma_floor)))
+    return xp.where(unseen, xp.ones_like(sigmoid), xp.maximum(sigmoid, gamma_floor + xp.zeros_like(sigmoid)))
