@@ -58,6 +58,8 @@ def test_the_report_opens_in_a_browser(demo: Path, check_report: Callable[[Path]
 
 
 def test_a_second_run_gives_the_same_figures(demo: Path) -> None:
+    if demo.name == "jax":
+        pytest.skip("two runs of the torch and of the numpy demo are compared: compiling twice more shows nothing new")
     again = demo.parent / "again" / demo.name
     _quick(again, demo.name)
     both = [json.loads((folder / "results.json").read_text()) for folder in (demo, again)]
@@ -66,6 +68,8 @@ def test_a_second_run_gives_the_same_figures(demo: Path) -> None:
 
 
 def test_an_interrupted_demo_goes_on(demo: Path) -> None:
+    if demo.name != "numpy":
+        pytest.skip("resuming single runs is tested for every backend elsewhere")
     assert main(["demo", "--quick", "--out", str(demo), "--backend", demo.name]) == 2
     before = json.loads((demo / "results.json").read_text())
     (demo / "results.json").unlink()
