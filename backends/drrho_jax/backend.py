@@ -134,7 +134,10 @@ def _find_device(name: str | None) -> jax.Device:
         return jax.devices()[0]
     platform, _, number = name.partition(":")
     try:
-        return jax.devices(platform)[int(number or 0)]
-    except (RuntimeError, IndexError, ValueError):
+        found = jax.devices(platform)
+    except RuntimeError:
+        found = []
+    if not (number or "0").isdecimal() or int(number or "0") >= len(found):
         known = ", ".join(f"{device.platform}:{device.id}" for device in jax.devices())
-        raise ValueError(f"device must be one of JAX's ({known}), got {name!r}") from None
+        raise ValueError(f"device must be one of JAX's ({known}), got {name!r}")
+    return found[int(number or "0")]
