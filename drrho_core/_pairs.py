@@ -70,15 +70,12 @@ def tiling(
 
     An integer `tile_size` asks for two passes and no b x b array; else one pass while the logits fit the budget.
     """
+    budget, side = DEFAULT_MEMORY_BUDGET, DEFAULT_TILE
+    if memory_budget is not None:
+        budget = _checks.integer("memory_budget", memory_budget, minimum=0)
     if tile_size is not None:
-        keep = False
         side = _checks.integer("tile_size", tile_size, minimum=1)
-    else:
-        budget = DEFAULT_MEMORY_BUDGET
-        if memory_budget is not None:
-            budget = _checks.integer("memory_budget", memory_budget, minimum=0)
-        keep = batch_size * batch_size * item_size <= budget
-        side = DEFAULT_TILE
+    keep = tile_size is None and batch_size * batch_size * item_size <= budget
     return (*range(0, batch_size, side), batch_size), keep
 
 

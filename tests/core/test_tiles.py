@@ -1,0 +1,162 @@
+"""How the step is computed never changes what: one pass, two passes, any tiles; and what then exists in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drrho_core import _pairs, contrastive_step, info_nce
+
+B = 5
+
+
+def draw(problems: Any) -> Any:
+    forms = {"per_anchor_temperature": True, "gamma": "pair", "mask": "empty"}
+    return problems.draw(5, b=B, d=4, r=3, temperature=(0.05, 0.5), radius=0.3, eps=1e-4, **forms)
+
+
+@pytest.mark.parametrize("tile_size", [1, 2, 3, 5, 100])
+def test_tiles_change_nothing(space: Any, problems: Any, tile_size: int) -> None:
+    if space.name == "jax" and (tile_size != 3 or not (space.jit or space.dtype_name == "float64")):
+        pytest.skip("XLA compiles every tile: one size is enough")
+    p = draw(problems)
+    dense = p.run(space)
+    problems.check_step(p.run(space, tile_size=tile_size), dense, p.rounded(space), space.unit)
+
+
+@pytest.mark.parametrize("mask", [None, "random", "none"])
+@pytest.mark.parametrize("b", [2, 3, 8, 9])
+def test_tiles_change_nothing_with_and_without_a_mask(problems: Any, b: int, mask: str | None) -> None:
+    p = problems.draw(6, b=b, mask=mask, temperature=(1e-4, 1e-3), gamma="pair", log_inner=1e3)
+    dense = contrastive_step(*p.arrays, **p.options)
+    for tile_size in range(1, b + 1):
+        tiled = contrastive_step(*p.arrays, **p.options, tile_size=tile_size)
+        problems.check_step(tiled, dense, p, 1e-13, far=True)
+
+
+def test_one_pass_and_two_passes_over_the_default_tiles_are_equal(
+    problems: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 3)
+    p = draw(problems)
+    forced = contrastive_step(*p.arrays, **p.options, tile_size=3)
+    for budget in (0, B * B * 8 - 1, B * B * 8, None):
+        step = contrastive_step(*p.arrays, **p.options, memory_budget=budget)
+        for one, other in zip(step, forced, strict=True):
+            assert np.array_equal(one, other), budget
+
+
+def products(p: Any, monkeypatch: pytest.MonkeyPatch, function: Any, **options: Any) -> int:
+    """Count how often a tile of logits is computed: the sweeps ask `Pairs.left` for its rows just then."""
+    asked = []
+    build = _pairs.Pairs
+
+    class Rows(np.ndarray):
+        def __matmul__(self, other: Any) -> Any:
+            asked.append(self.shape)
+            return np.asarray(self) @ np.asarray(other)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        pairs = build(*args, **kwargs)
+        return pairs._replace(left=pairs.left.view(Rows))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_pairs, "Pairs", watched)
+        function(*p.arrays[: 4 if function is contrastive_step else 2], **options)
+    return len(asked)
+
+
+@pytest.mark.parametrize("function", [contrastive_step, info_nce])
+def test_the_budget_decides_how_often_logits_are_computed(
+    problems: Any, monkeypatch: pytest.MonkeyPatch, function: Any
+) -> None:
+    p = problems.draw(8, b=B, r=None)
+    for options, expected in (
+        ({}, 1),
+        ({"memory_budget": B * B * 8}, 1),
+        ({"memory_budget": B * B * 8 - 1}, 2),
+        ({"memory_budget": 0}, 2),
+        ({"tile_size": B}, 2),
+        ({"tile_size": 4}, 8),
+        ({"tile_size": 4, "memory_budget": 10**9}, 8),
+        ({"tile_size": 1}, 2 * B * B),
+    ):
+        assert products(p, monkeypatch, function, temperature=0.3, **options) == expected, options
+
+
+def test_the_default_budget_is_a_gibibyte() -> None:
+    assert _pairs.tiling(11585, 8, None, None)[1]  # 11585^2 * 8 = 0.99997 GiB
+    assert not _pairs.tiling(11586, 8, None, None)[1]
+    assert _pairs.tiling(16384, 4, None, None)[1]
+    assert not _pairs.tiling(16385, 4, None, None)[1]
+
+
+def test_where_tiles_start() -> None:
+    assert _pairs.tiling(5, 4, 2, None) == ((0, 2, 4, 5), False)
+    assert _pairs.tiling(4, 4, 2, None) == ((0, 2, 4), False)
+    assert _pairs.tiling(2, 4, 9, None) == ((0, 2), False)
+    assert _pairs.tiling(2500, 4, None, None) == ((0, 1024, 2048, 2500), True)
+
+
+@pytest.mark.parametrize("function", [contrastive_step, info_nce])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tile_size": 0}, ValueError, "tile_size must be at least 1, got 0"),
+        ({"tile_size": -2}, ValueError, "tile_size must be at least 1, got -2"),
+        ({"tile_size": 1.5}, TypeError, r"tile_size must be an integer, got 1\.5"),
+        ({"tile_size": True}, TypeError, "tile_size must be an integer, got True"),
+        ({"tile_size": "3"}, TypeError, "tile_size must be an integer, got '3'"),
+        ({"memory_budget": -1}, ValueError, "memory_budget must be at least 0, got -1"),
+        ({"memory_budget": 1e9}, TypeError, r"memory_budget must be an integer, got 1000000000\.0"),
+        ({"memory_budget": -1, "tile_size": 2}, ValueError, "memory_budget must be at least 0, got -1"),
+    ],
+)
+def test_bad_sizes_are_refused(problems: Any, function: Any, options: Any, error: Any, message: str) -> None:
+    p = problems.draw(8, r=None)
+    with pytest.raises(error, match=message):
+        function(*p.arrays[: 4 if function is contrastive_step else 2], temperature=0.3, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What exists
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
+    """The shapes of all values of a jaxpr and of the jaxprs inside it."""
+    found = {tuple(v.aval.shape) for v in (*jaxpr.invars, *jaxpr.constvars, *jaxpr.outvars) if hasattr(v.aval, "shape")}
+    for equation in jaxpr.eqns:
+        found |= {tuple(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")}
+        for parameter in equation.params.values():
+            for inner in parameter if isinstance(parameter, (tuple, list)) else [parameter]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    found |= shapes(inner)
+    return found
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_with_a_tile_size_no_array_is_b_by_b(problems: Any, reference: bool) -> None:
+    import jax
+
+    b = 11  # no other axis is as long
+    p = problems.draw(9, b=b, d=4, r=3 if reference else None, per_anchor_temperature=True)
+
+    def all_shapes(function: Any, count: int, **options: Any) -> set[tuple[int, ...]]:
+        arrays = [jax.numpy.asarray(x) for x in p.arrays[:count]]
+        return shapes(jax.make_jaxpr(jax.jit(lambda *inner: function(*inner, **options)))(*arrays).jaxpr)
+
+    options = {"temperature": 0.3}
+    if reference:
+        options["reference_features"] = tuple(jax.numpy.asarray(side) for side in p.reference_features)
+    for function, count, more in ((contrastive_step, 4, options), (info_nce, 2, {"temperature": 0.3})):
+        dense, tiled = all_shapes(function, count, **more), all_shapes(function, count, **more, tile_size=4)
+        largest = max(int(np.prod(shape)) for shape in tiled)
+        assert (b, b) in dense  # so the check does see one
+        assert not any(shape.count(b) > 1 for shape in tiled)
+        assert largest <= b * (4 + 3)  # the widened features, nothing greater
+        assert (4, 4) in tiled
+        assert (3, 4) in tiled
