@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, namespace_of, values_visible, wide_dtype
+from drrho_core._arrays import Array, Namespace, device_of, namespace_of, values_visible, wide_dtype
+from drrho_core._loops import Carry, repeat
 
 
 class WorstCase(NamedTuple):
@@ -160,6 +161,76 @@ class KLPenalty(AmbiguitySet):
 
 
 @dataclass(frozen=True)
+class KLBall(AmbiguitySet):
+    """Kullback-Leibler ball: the smooth maximum whose temperature fits the radius.
+
+    ``phi(t) = t log t - t + 1``, ``D(p) <= radius``; ``risk = min_{s >= 0} s log mean exp(x / s) + s radius``, the
+    weights are ``softmax(x / s)``.
+
+    Parameters
+    ----------
+    radius : float
+        At least 0: 0 gives the mean; ``log(n/m)`` and more give the maximum, where m losses reach it.
+
+    Raises
+    ------
+    TypeError
+        If `radius` is not a real number.
+    ValueError
+        If `radius` is not finite or negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> worst_case(np.asarray([1.0, 2.0, 3.0, 4.0]), KLBall(1.0)).weights.round(3).tolist()
+    [0.005, 0.026, 0.149, 0.82]
+    """
+
+    radius: float
+
+    def __post_init__(self) -> None:
+        _validate(self, "radius", lambda radius: radius >= 0, "be at least 0")
+
+    def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
+        return _in_ball(slices, _exp_minus_one(self.radius), _tempered, xp)
+
+
+@dataclass(frozen=True)
+class ChiSquarePenalty(AmbiguitySet):
+    """Chi-square penalty: weights that rise linearly with the loss, clipped at 0.
+
+    ``phi(t) = (t - 1)^2 / 2``; the weights are ``relu(1 + (x - nu) / strength) / n``, with nu such that they sum
+    to 1, and the dual is (nu, strength). Where none is clipped, ``risk = mean(x) + var(x) / (2 strength)``.
+
+    Parameters
+    ----------
+    strength : float
+        Positive, in units of the losses; towards 0 the risk is the maximum, towards infinity the mean.
+
+    Raises
+    ------
+    TypeError
+        If `strength` is not a real number.
+    ValueError
+        If `strength` is not finite and positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> worst_case(np.asarray([1.0, 2.0, 3.0, 6.0]), ChiSquarePenalty(4.0)).weights.tolist()
+    [0.125, 0.1875, 0.25, 0.4375]
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        _validate(self, "strength", lambda strength: strength > 0, "be positive")
+
+    def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
+        return _tilted(slices, self.strength, xp)
+
+
+@dataclass(frozen=True)
 class ChiSquareBall(AmbiguitySet):
     """Chi-square ball: the mean plus the standard deviation, as long as no weight has to be clipped.
 
@@ -191,9 +262,59 @@ class ChiSquareBall(AmbiguitySet):
         _validate(self, "radius", lambda radius: radius >= 0, "be at least 0")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
-        # n D = sum (n p)^2 / 2 - n / 2: the bound reads n sum p^2 <= 1 + growth.
-        growth = 2 * self.radius
-        return _in_ball(slices, self.radius, growth, _clipped_line(slices, growth, xp), xp)
+        return _in_ball(slices, 2 * self.radius, _clipped_line, xp)
+
+
+@dataclass(frozen=True)
+class CressieReadBall(AmbiguitySet):
+    """Cressie-Read ball of any order above 1: order 2 is the chi-square ball, towards 1 it becomes the KL ball.
+
+    ``phi(t) = (t^k - k t + k - 1) / (k (k - 1))``, k the order, ``D(p) <= radius``; the weights are
+    ``relu(1 + (k - 1) (x - nu) / s)^(1/(k - 1)) / n``. With ``k' = k / (k - 1)``,
+    ``risk = min_theta theta + (1 + k (k - 1) radius)^(1/k) mean(relu(x - theta)^k')^(1/k')`` (Duchi and Namkoong 2019).
+
+    Parameters
+    ----------
+    order : float
+        Above 1. The larger, the more evenly the weights spread over the losses that have any.
+    radius : float
+        At least 0: 0 gives the mean; ``((n/m)^(k-1) - 1) / (k (k-1))`` and more give the maximum, where m losses
+        reach it.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not a real number.
+    ValueError
+        If a parameter is not finite, `order` is not above 1 or `radius` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> worst_case(np.asarray([1.0, 2.0, 3.0, 4.0]), CressieReadBall(3.0, 0.1)).weights.round(3).tolist()
+    [0.104, 0.227, 0.304, 0.365]
+    """
+
+    order: float
+    radius: float
+
+    def __post_init__(self) -> None:
+        _validate(self, "order", lambda order: order > 1, "be greater than 1")
+        _validate(self, "radius", lambda radius: radius >= 0, "be at least 0")
+
+    def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
+        # Far above this order the weights are uniform in any dtype, and float32 still holds what is computed from it.
+        order = min(self.order, 1e30)
+        product = order * (order - 1) * self.radius
+        if product < 1e15:
+            logarithm = math.log1p(product)
+        else:  # the product itself may overflow
+            logarithm = math.log(order) + math.log(order - 1) + math.log(self.radius)
+
+        def solver(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
+            return _clipped_power(slices, order, ball, xp)
+
+        return _in_ball(slices, _exp_minus_one(logarithm / (order - 1)), solver, xp)
 
 
 def worst_case(
@@ -337,10 +458,9 @@ def _largest_usable(losses: Array, axis: int, xp: Namespace) -> float:
     return largest / (8 * int(losses.shape[axis]))
 
 
-def _count(mask: Array, xp: Namespace, dtype: object = None) -> Array:
-    """Return the number of True along the last axis, (..., 1), counted in integers, as `dtype`."""
-    number = xp.sum(xp.astype(mask, xp.int32), axis=-1, keepdims=True)
-    return number if dtype is None else xp.astype(number, dtype)
+def _count(mask: Array, xp: Namespace) -> Array:
+    """Return the number of True along the last axis, (..., 1), an integer."""
+    return xp.sum(xp.astype(mask, xp.int32), axis=-1, keepdims=True)
 
 
 def _sum(values: Array, mask: Array, xp: Namespace) -> Array:
@@ -358,22 +478,27 @@ def _or_one(values: Array, xp: Namespace) -> Array:
     return xp.where(values > 0, values, xp.ones_like(values))
 
 
-def _in_units(shifted: Array, parameter: float, xp: Namespace) -> tuple[Array, float, float]:
-    """Return shifted losses and a positive parameter in a unit in which the dtype can hold them, and that unit.
+def _in_units(parameter: float, like: Array, xp: Namespace) -> tuple[float, float]:
+    """Return a positive parameter in a unit in which the array's dtype can hold it, and that unit, a power of two.
 
-    The unit is 1, but for parameters that float32 would make 0 or infinite. Losses far below -parameter, that no
-    formula can tell from minus infinity, are moved up so that they fit.
+    The unit is 1, but for parameters that float32 would make 0 or infinite.
     """
-    limits = xp.finfo(shifted.dtype)
-    smallest, largest = float(limits.smallest_normal), float(limits.max)
-    if parameter > largest:
-        unit = 2.0**100
-    elif parameter < smallest:
-        unit = 2.0**-100
-        shifted = xp.where(shifted > -1, shifted, -xp.ones_like(shifted))
-    else:
-        return shifted, parameter, 1.0
-    return shifted / unit, min(max(parameter / unit, smallest), largest), unit
+    smallest, largest = float(xp.finfo(like.dtype).smallest_normal), float(xp.finfo(like.dtype).max)
+    unit = 2.0**100 if parameter > largest else 2.0**-100 if parameter < smallest else 1.0
+    return min(max(parameter / unit, smallest), largest), unit
+
+
+def _distance(distance: Array, unit: float, xp: Namespace) -> Array:
+    """Return distances >= 0 in that unit; in a tiny one those above 1 become 1, which is as good as infinite there."""
+    if unit < 1:
+        distance = xp.where(distance < 1, distance, xp.ones_like(distance))
+    return distance / unit
+
+
+def _times(scale: Array, unit: Array, xp: Namespace) -> Array:
+    """Return a product of positive numbers, infinite where the dtype cannot hold it."""
+    fits = scale < float(xp.finfo(scale.dtype).max) / xp.clip(unit, min=1.0)
+    return xp.where(fits, xp.where(fits, scale, 0.0) * unit, xp.inf)
 
 
 def _constant(parameter: float, like: Array, xp: Namespace) -> Array:
@@ -382,7 +507,7 @@ def _constant(parameter: float, like: Array, xp: Namespace) -> Array:
 
 
 def _product_minus(factor: float, count: Array, other: Array, longest: int, xp: Namespace) -> Array:
-    """Return ``factor * count - other`` for whole numbers `count` <= `longest` and `other`, cancellation harmless.
+    """Return ``factor * count - other`` for whole numbers, `count` at most `longest`, cancellation harmless.
 
     Which weights are 0 hangs on such a difference, and near 0 the weights move with its square root: a product rounded
     in float32 would cost them half of their digits. So the factor is cut into pieces so short that every piece times
@@ -391,7 +516,8 @@ def _product_minus(factor: float, count: Array, other: Array, longest: int, xp: 
     precision = 1 - round(math.log2(float(xp.finfo(count.dtype).eps)))
     bits = max(precision - longest.bit_length(), 4)
     total = -other
-    while factor > 0:
+    negligible = factor * 2.0**-60
+    while factor > negligible:
         step = math.ldexp(1.0, math.frexp(factor)[1] - bits)
         piece = math.floor(factor / step) * step
         total = total + piece * count
@@ -399,24 +525,62 @@ def _product_minus(factor: float, count: Array, other: Array, longest: int, xp: 
     return total
 
 
-def _smallest_active(slices: _Slices, is_active: Callable[[Array], Array], xp: Namespace) -> Array:
-    """Return the smallest loss whose weight is positive, (..., 1), by a binary search over the sorted losses.
-
-    ``is_active(loss)``, (..., 1) to bool, has to be True down to that loss and False from there on.
-    """
-    ordered = xp.sort(slices.losses, axis=-1, descending=True)
-    high = slices.number - 1
-    low = xp.zeros_like(high)
-    for _ in range((ordered.shape[-1] - 1).bit_length()):
-        middle = (low + high + 1) // 2
-        active = is_active(xp.take_along_axis(ordered, middle, axis=-1))
-        low = xp.where(active, middle, low)
-        high = xp.where(active, high, middle - 1)
-    return xp.take_along_axis(ordered, low, axis=-1)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The solvers.
+# Balls. Each divergence here is an increasing function of the Renyi divergence R of its order k (KL: order 1), so each
+# ball is a bound on R. Solvers get it as ``exp(R) <= 1 + growth``, because a comparison with uniform weights on k of n
+# losses, whose exp(R) is n/k, is then a comparison of ``(1 + growth) k`` with n, and can be exact:
+#
+#     KL          growth = exp(radius) - 1
+#     chi-square  growth = 2 radius
+#     order k     growth = (1 + k (k - 1) radius)^(1 / (k - 1)) - 1
+
+_SMALLEST_GROWTH, _LARGEST_GROWTH = 1e-36, 1e18
+"""Less is radius 0 in any dtype; more is saturated on any axis. Both are within the range of float32."""
+
+_DOUBLE_ULPS = 8 * 2.0**-53
+"""Rounding of a parameter that is a Python float, and of the few operations on it, relative to its size."""
+
+
+class _Ball(NamedTuple):
+    """A bound on a divergence, compared with uniform weights on k losses, for k = 1 .. n along the last axis."""
+
+    growth: float
+    number: Array  # (n,), k
+    room: Array  # (..., n), (1 + growth) k - n, without rounding error
+
+
+def _exp_minus_one(logarithm: float) -> float:
+    """Return ``exp(logarithm) - 1``, or something large."""
+    return math.expm1(min(logarithm, 50.0))
+
+
+def _in_ball(
+    slices: _Slices, growth: float, solver: Callable[[_Slices, _Ball, Namespace], _Solution], xp: Namespace
+) -> _Solution:
+    """Solve a ball, its two ends first: radius 0, and a ball that holds uniform weights on the m largest, equal losses.
+
+    Those are taken, too, where the difference is within the rounding of `growth` itself.
+    """
+    if growth < _SMALLEST_GROWTH:
+        return _uniform(slices, xp)
+    growth = min(growth, _LARGEST_GROWTH)
+    x = slices.losses
+    number = xp.astype(xp.arange(1, x.shape[-1] + 1, device=device_of(x)), x.dtype)
+    ball = _Ball(growth, number, _product_minus(growth, number, slices.size - number, x.shape[-1], xp))
+    inner = solver(slices, ball, xp)
+    at_top = slices.counted & (x == slices.top)
+    ties = _count(at_top, xp)
+    saturated = _pick(ball.room, ties, xp) >= -_DOUBLE_ULPS * slices.size
+    at_top_only = xp.where(at_top, 1 / xp.astype(ties, x.dtype), xp.zeros_like(inner.weights))
+    zero = xp.zeros_like(slices.top)
+    return _Solution(
+        xp.where(saturated, at_top_only, inner.weights), *(xp.where(saturated, zero, value) for value in inner[1:])
+    )
+
+
+def _pick(table: Array, number: Array, xp: Namespace) -> Array:
+    """Return the entry for k = `number`, (..., 1), of a table for k = 1 .. n."""
+    return xp.take_along_axis(table, number - 1, axis=-1)
 
 
 def _uniform(slices: _Slices, xp: Namespace) -> _Solution:
@@ -426,27 +590,112 @@ def _uniform(slices: _Slices, xp: Namespace) -> _Solution:
     return _Solution(weights, mean, mean, xp.full_like(mean, xp.inf))
 
 
-def _in_ball(slices: _Slices, radius: float, growth: float, inner: _Solution, xp: Namespace) -> _Solution:
-    """Put the two ends of a ball around the solver's solution: radius 0, and a ball that holds the maximum's weights.
+def _smallest_active(slices: _Slices, is_active: Callable[[Array], Array], xp: Namespace) -> Array:
+    """Return the smallest loss whose weight is positive, (..., 1), by a binary search over the sorted losses.
 
-    With m losses at the maximum, their uniform weights are in the ball if and only if ``(1 + growth) m >= n``. They are
-    taken, too, where the difference is within the rounding of `radius` itself.
+    ``is_active(loss)``, (..., 1) to bool, has to be True down to that loss and False from there on.
     """
-    if radius <= float(xp.finfo(slices.losses.dtype).smallest_normal):
-        return _uniform(slices, xp)
-    at_top = slices.counted & (slices.losses == slices.top)
-    number = _count(at_top, xp, slices.losses.dtype)
-    room = _product_minus(growth, number, slices.size - number, slices.losses.shape[-1], xp)
-    saturated = room >= -_DOUBLE_ULPS * slices.size
-    zero = xp.zeros_like(slices.top)
-    return _Solution(
-        xp.where(saturated, xp.where(at_top, 1 / number, xp.zeros_like(inner.weights)), inner.weights),
-        *(xp.where(saturated, zero, value) for value in inner[1:]),
-    )
+    ordered = xp.sort(slices.losses, axis=-1, descending=True)
+
+    def halve(bracket: Carry) -> Carry:
+        low, high = bracket
+        middle = (low + high + 1) // 2
+        active = is_active(xp.take_along_axis(ordered, middle, axis=-1))
+        return xp.where(active, middle, low), xp.where(active, high, middle - 1)
+
+    bracket = (xp.zeros_like(slices.number), slices.number - 1)
+    low, _ = repeat((ordered.shape[-1] - 1).bit_length(), halve, bracket, xp)
+    return xp.take_along_axis(ordered, low, axis=-1)
 
 
-_DOUBLE_ULPS = 8 * 2.0**-53
-"""Rounding of a parameter that is a Python float, and of the few operations on it, relative to its size."""
+_NONE = -1000.0
+"""An exponent whose exponential is 0 in any dtype, and that may be multiplied with 0."""
+
+_LARGE = -0.5
+"""Exponents above this, relative to the largest, are large."""
+
+
+def _softmax(exponent: Array, large: Array, number: Array, allowed: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Return ``p = exp(e) / sum exp(e)`` and ``-log mean exp(e) - log(1 + growth)``.
+
+    The Renyi divergence of p less that of the ball is a mean of e plus the latter. Near uniform weights, and on a
+    plateau where some losses are close together and the rest is far below, that difference is tiny and its digits
+    decide the weights. So both logarithms are taken relative to uniform weights on the `number` = k losses with a
+    `large` exponent, ``-log(sum exp(e) / k) - log((1 + growth) k / n)``, the second from the table `allowed`; and
+    exponents come relative to the middle of those, so that all that is summed is of the order of the divergence.
+    """
+    value = xp.exp(exponent)
+    total = xp.astype(number, value.dtype)
+    change = xp.sum(xp.where(large, xp.expm1(exponent), value), axis=-1, keepdims=True) / total
+    return value / (total * (1 + change)), -xp.log1p(change) - _pick(allowed, number, xp)
+
+
+def _allowed(slices: _Slices, ball: _Ball, xp: Namespace) -> Array:
+    """Return ``log((1 + growth) k / n)`` for k = 1 .. n."""
+    return _log_one_plus(ball.room / slices.size, (1 + ball.growth) * (ball.number / slices.size), xp)
+
+
+def _log_one_plus(change: Array, total: Array, xp: Namespace) -> Array:
+    """Return ``log(total)``, ``total = 1 + change`` > 0, as precise near 0 as far from it."""
+    near = xp.abs(change) < 0.5
+    return xp.where(near, xp.log1p(xp.where(near, change, 0.0)), xp.log(xp.where(near, 1.0, total)))
+
+
+def _log_mean_exp(exponent: Array, slices: _Slices, xp: Namespace) -> Array:
+    """Return ``log mean exp`` of exponents, as precise near 0 as far from it."""
+    change = _sum(xp.expm1(exponent), slices.counted, xp) / slices.size
+    return _log_one_plus(change, xp.sum(xp.exp(exponent), axis=-1, keepdims=True) / slices.size, xp)
+
+
+def _ratio(slices: _Slices, z: Array, scale: Array | float, xp: Namespace) -> Array:
+    """Return the exponents ``z / scale``; `_NONE` for what does not count and for all below, so nothing overflows."""
+    usable = slices.counted & (z / _NONE < scale)
+    return xp.where(usable, z, _NONE) / xp.where(usable, scale, 1.0)
+
+
+_STEPS = 20
+"""Steps of `_root`; the hardest of some thousand problems, with losses from 1e-100 to 1e100, took 14."""
+
+
+def _root(
+    surplus: Callable[[Array], tuple[Array, ...]],
+    low: Array,
+    high: Array,
+    at_low: Array,
+    growth: float,
+    xp: Namespace,
+) -> Array:
+    """Return where a divergence is that of the ball, by Newton's method within a bracket.
+
+    ``surplus(position)`` gives the divergence less the ball's, which falls from `at_low` > 0 to minus the ball's, and
+    minus its derivative. Newton's method works on ``log(divergence) - log(largest divergence - divergence)``, almost
+    linear at both ends. A step that leaves the bracket, is not half as long as the one before, or starts where nothing
+    moves any more, gives way to bisection; one at the noise floor is taken in any case.
+    """
+    small = math.sqrt(float(xp.finfo(low.dtype).eps))
+    target = math.log1p(growth)
+    at_low = xp.clip(at_low, min=_DOUBLE_ULPS)
+
+    def improve(carry: Carry) -> Carry:
+        position, low, high, last = carry
+        value, slope, *_ = surplus(position)
+        low, high = xp.where(value > 0, position, low), xp.where(value > 0, high, position)
+        gained = xp.clip(value / target, min=small - 1)  # divergence / target - 1
+        lost = xp.clip(value / at_low, max=1 - small)
+        rate = slope / (target * (1 + gained)) + slope / (at_low * (1 - lost))
+        step = (xp.log1p(gained) - xp.log1p(-lost)) / xp.clip(rate, min=1e-9)
+        newton = position + step
+        length, middle = xp.abs(step), (low + high) / 2
+        moving = (gained > small - 1) & (lost < 1 - small) & (newton > low) & (newton < high) & (length < last / 2)
+        settled = (length < small) & (xp.abs(gained) < small) & (xp.abs(lost) < small)
+        taken = moving | settled
+        return xp.where(taken, newton, middle), low, high, xp.where(taken, length, middle - low)
+
+    return repeat(_STEPS, improve, ((low + high) / 2, low, high, high - low), xp)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One solver per set; the balls' ends are dealt with above.
 
 
 def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
@@ -454,50 +703,62 @@ def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
     x, counted, size = slices.losses, slices.counted, slices.size
     # k = nearest + part, the part without rounding error.
     nearest = xp.round(alpha * size)
-    part = _product_minus(alpha, size, nearest, x.shape[-1], xp)
+    part = _product_minus(max(alpha, _SMALLEST_GROWTH), size, nearest, x.shape[-1], xp)
     part = xp.where(xp.abs(part) <= _DOUBLE_ULPS * nearest, xp.zeros_like(part), part)
     less_than_one = nearest + part < 1
     nearest = xp.where(less_than_one, xp.ones_like(nearest), nearest)
     part = xp.where(less_than_one, xp.zeros_like(part), part)
     share = nearest + part
 
-    index = nearest - xp.where(part > 0, xp.zeros_like(part), xp.ones_like(part))  # ceil(k) - 1, from 0
+    index = xp.where(part > 0, nearest, nearest - 1)  # of the ceil(k)-th largest, counted from 0
     ordered = xp.sort(x, axis=-1, descending=True)
     quantile = xp.take_along_axis(ordered, xp.astype(index, slices.number.dtype), axis=-1)
 
     above, tied = counted & (x > quantile), counted & (x == quantile)
-    rest = (nearest - _count(above, xp, x.dtype) + part) / _count(tied, xp, x.dtype)
-    weights = (xp.where(above, xp.ones_like(x), xp.where(tied, rest, xp.zeros_like(x)))) / share
-    excess = _sum(weights * slices.shifted, counted, xp)
+    rest = (nearest - xp.astype(_count(above, xp), x.dtype) + part) / xp.astype(_count(tied, xp), x.dtype)
+    weights = xp.where(above, xp.ones_like(x), xp.where(tied, rest, xp.zeros_like(x))) / share
+    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
     return _Solution(weights, excess, quantile - slices.top, xp.zeros_like(excess))
 
 
 def _soft_maximum(slices: _Slices, temperature: float, xp: Namespace) -> _Solution:
     """KLPenalty. excess = t log mean exp(z / t), weights = softmax(z / t)."""
-    z, t, unit = _in_units(slices.shifted, temperature, xp)
-    exponent = _ratio(z, t, xp)
-    log_mean = _log_mean_exp(exponent, slices, xp)
-    weights = xp.where(slices.counted, xp.exp(exponent), xp.zeros_like(z))
+    t, unit = _in_units(temperature, slices.shifted, xp)
+    z = -_distance(-slices.shifted, unit, xp)
+    exponent = _ratio(slices, z, t, xp)
+    weights = xp.exp(exponent)
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     # Where the temperature dwarfs the losses, the ratio loses its digits to underflow; there the mean is exact enough.
-    flat = xp.min(exponent, axis=-1, keepdims=True) >= -float(xp.finfo(z.dtype).eps) / 4
-    excess = xp.where(flat, _uniform(slices, xp).excess, t * log_mean * unit)
+    flat = xp.min(z, axis=-1, keepdims=True) >= -t * (float(xp.finfo(z.dtype).eps) / 4)
+    excess = xp.where(flat, _uniform(slices, xp).excess, t * _log_mean_exp(exponent, slices, xp) * unit)
     return _Solution(weights, excess, excess, _constant(temperature, excess, xp))
 
 
-def _ratio(z: Array, scale: Array | float, xp: Namespace) -> Array:
-    """Return ``z / scale`` for z <= 0, not below -1000, where its exponential is 0 in any dtype: no overflow."""
-    return xp.where(z / 1000 > -scale, z, -1000.0) / xp.where(z / 1000 > -scale, scale, 1.0)
+def _tilted(slices: _Slices, strength: float, xp: Namespace) -> _Solution:
+    """ChiSquarePenalty. ``n p = relu(1 + tilt)``, ``tilt = (lift + z) / s``, lift = top - nu such that p sums to 1.
+
+    With k losses active, ``k lift = (n - k) s - sum z`` over them. A loss is active if the sum is still too small where
+    its own weight begins: ``mean relu(x - loss) < s``.
+    """
+    x, counted, size = slices.losses, slices.counted, slices.size
+    s, unit = _in_units(strength, x, xp)
+
+    def is_active(loss: Array) -> Array:
+        return (loss == slices.top) | (_sum(_distance(_relu(x - loss, xp), unit, xp), counted, xp) / size < s)
+
+    active = counted & (x >= _smallest_active(slices, is_active, xp))
+    number = xp.astype(_count(active, xp), x.dtype)
+    z = -_distance(-slices.shifted, unit, xp)
+    lift = ((size - number) * s - _sum(z, active, xp)) / number
+    tilt = xp.where(active, lift + z, -s) / s
+    weights = xp.where(active, _relu(1 + tilt, xp), xp.zeros_like(x))
+    weights = weights / xp.sum(weights, axis=-1, keepdims=True)  # n, but for rounding
+    divergence = _sum(tilt**2, counted, xp) / (2 * size)
+    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True) - s * divergence * unit
+    return _Solution(weights, excess, -lift * unit, _constant(strength, excess, xp))
 
 
-def _log_mean_exp(exponent: Array, slices: _Slices, xp: Namespace) -> Array:
-    """Return ``log mean exp`` of exponents <= 0 whose largest is 0, as precise near 0 as far from it."""
-    mean = _sum(xp.exp(exponent), slices.counted, xp) / slices.size
-    below_one = _sum(xp.expm1(exponent), slices.counted, xp) / slices.size
-    return xp.where(mean > 0.5, xp.log1p(xp.where(mean > 0.5, below_one, 0.0)), xp.log(mean))
-
-
-def _clipped_line(slices: _Slices, growth: float, xp: Namespace) -> _Solution:
+def _clipped_line(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
     """ChiSquareBall. p = relu(c + z) / sum relu(c + z) with c such that n sum p^2 = 1 + growth.
 
     With k losses active, of mean mu and variance v, ``n sum p^2 = (n/k) (1 + v / (c + mu)^2)``. So
@@ -506,26 +767,132 @@ def _clipped_line(slices: _Slices, growth: float, xp: Namespace) -> _Solution:
     """
     x, counted, size = slices.losses, slices.counted, slices.size
 
-    def moments(active: Array, lowest: Array) -> tuple[Array, ...]:
+    def moments(lowest: Array) -> tuple[Array, ...]:
         # Heights above the lowest loss, in units of the span from there to the top: scales from 1e-30 to 1e30 alike.
-        number = _or_one(_count(active, xp, x.dtype), xp)
+        active = counted & (x >= lowest)
+        number = _count(active, xp)
         span = slices.top - lowest
         height = xp.where(active, x - lowest, xp.zeros_like(x)) / _or_one(span, xp)
-        mean = _sum(height, active, xp) / number
-        variance = _sum((height - mean) ** 2, active, xp) / number
-        room = _product_minus(growth, number, size - number, x.shape[-1], xp)
-        return number, span, height, mean, variance, room
+        total = xp.astype(number, x.dtype)
+        mean = xp.sum(height, axis=-1, keepdims=True) / total
+        variance = _sum((height - mean) ** 2, active, xp) / total
+        return active, total, span, height, mean, variance, _pick(ball.room, number, xp)
 
     def is_active(loss: Array) -> Array:
-        _, _, _, mean, variance, room = moments(counted & (x > loss), loss)
+        _, _, _, _, mean, variance, room = moments(loss)
         return (loss == slices.top) | (size * variance > room * mean**2)
 
-    lowest = _smallest_active(slices, is_active, xp)
-    active = counted & (x >= lowest)
-    number, span, height, mean, variance, room = moments(active, lowest)
+    active, number, span, height, mean, variance, room = moments(_smallest_active(slices, is_active, xp))
     reach = xp.sqrt(size * variance / _or_one(room, xp))  # c + mu, in units of the span
     tilt = (height - mean) / _or_one(reach, xp)
     weights = xp.where(active, _relu(1 + tilt, xp), xp.zeros_like(x)) / number
-    excess = _sum(weights * slices.shifted, active, xp)
+    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
     nu_excess = -span * (1 - mean + reach * ((size - number) / size))
     return _Solution(weights, excess, nu_excess, span * reach * (number / size))
+
+
+def _tempered(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
+    """KLBall. p = softmax(z / s), with s such that ``sum p z/s - log mean exp(z/s)``, its divergence, is the radius.
+
+    The divergence falls as s grows; its derivative with respect to log s is minus the variance of z/s under p. It is at
+    most ``(range / s)^2 / 8``, which bounds s from above; at a hundredth of the gap below the maximum it is saturated.
+    """
+    reach = _or_one(-xp.min(slices.shifted, axis=-1, keepdims=True), xp)
+    # Large losses in a unit that leaves room for a scale s far larger than they are.
+    half_range = 2.0 ** round(math.log2(float(xp.finfo(reach.dtype).max)) / 2)
+    unit = xp.where(reach > half_range, half_range, xp.ones_like(reach))
+    z, reach = slices.shifted / unit, reach / unit
+    allowed = _allowed(slices, ball, xp)
+
+    def surplus(s: Array) -> tuple[Array, Array, Array, Array]:
+        exponent = _ratio(slices, z, s, xp)
+        large = exponent > _LARGE
+        number = _count(large, xp)
+        relative = exponent - _sum(exponent, large, xp) / xp.astype(number, z.dtype)
+        weights, rest = _softmax(relative, large, number, allowed, xp)
+        mean = xp.sum(weights * relative, axis=-1, keepdims=True)
+        variance = xp.sum(weights * (relative - mean) ** 2, axis=-1, keepdims=True)
+        return mean + rest, variance, weights, exponent
+
+    gap = _or_one(-xp.max(xp.where(slices.losses < slices.top, z, -reach), axis=-1, keepdims=True), xp)
+    low = xp.log(gap) - math.log(100)
+    high = xp.log(reach) - 0.5 * math.log(8 * math.log1p(ball.growth))
+    at_low = surplus(xp.exp(low))[0]
+    s = xp.exp(_root(lambda log_s: surplus(xp.exp(log_s)), low, high, at_low, ball.growth, xp))
+    # The rounding of log s is not relative to s; one more step, on s itself, takes it away.
+    value, slope, _, _ = surplus(s)
+    s = s * (1 + xp.clip(value / xp.clip(slope, min=1e-9), min=-1e-3, max=1e-3))
+    _, _, weights, exponent = surplus(s)
+    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
+    return _Solution(weights, excess, s * _log_mean_exp(exponent, slices, xp) * unit, _times(s, unit, xp))
+
+
+def _clipped_power(slices: _Slices, order: float, ball: _Ball, xp: Namespace) -> _Solution:
+    """CressieReadBall. p = relu(c + z)^b / sum, b = 1 / (order - 1), with c such that the divergence is the radius.
+
+    With ``y = relu(c + z) / c``, the height relative to the largest, the Renyi divergence is
+    ``b log m - log mean(y^b)``, ``m = sum p y``, and its derivative with respect to c is
+    ``-b (b + 1) sum p (y / m - 1)^2 / (c y)``.
+
+    The unknown is the logarithm of the distance d = c + z of the lowest active loss: for small b its power counts,
+    however close to 0 d itself may be. Lengths are in units of the span from the lowest active loss to the top.
+    """
+    x = slices.losses
+    b = 1 / (order - 1)
+    allowed = _allowed(slices, ball, xp)
+    limits = xp.finfo(x.dtype)
+
+    def lengths(lowest: Array) -> tuple[Array, ...]:
+        active = slices.counted & (x >= lowest)
+        span = _or_one(slices.top - lowest, xp)
+        zero = xp.zeros_like(x)
+        height = xp.where(x == slices.top, xp.ones_like(x), xp.where(active, x - lowest, zero) / span)
+        return active, height, xp.where(active, slices.shifted, zero) / span, span
+
+    def surplus(parts: tuple[Array, ...], log_d: Array) -> tuple[Array, ...]:
+        active, height, depth, _ = parts
+        d = xp.exp(log_d)
+        above = height > 0
+        distance = xp.where(above, height + d, 1.0)  # c + z
+        depth = depth / (1 + d)  # y - 1
+        large = active & (depth > math.expm1(_LARGE / b))
+        number = _count(large, xp)
+        total = xp.astype(number, x.dtype)
+        middle, middle_depth = _sum(height + d, large, xp) / total, _sum(depth, large, xp) / total
+        relative = (depth - middle_depth) * ((1 + d) / middle)  # y / its mean over the large ones - 1
+        log_y = xp.where(above, xp.log(distance), log_d) - xp.log(middle)
+        log_y = xp.where(xp.abs(relative) < 0.5, xp.log1p(xp.clip(relative, min=-0.5, max=0.5)), log_y)
+        exponent = xp.where(active, xp.clip(b * log_y, min=_NONE), _NONE)
+        weights, rest = _softmax(exponent, large, number, allowed, xp)
+        mean = xp.sum(weights * (height + d), axis=-1, keepdims=True) / middle
+        change = xp.sum(weights * relative, axis=-1, keepdims=True)
+        steepness = weights * ((relative - change) / mean) ** 2 * xp.where(above, d / distance, 1.0)
+        slope = b * (b + 1) * xp.sum(steepness, axis=-1, keepdims=True)
+        return b * _log_one_plus(change, mean, xp) + rest, slope, weights, exponent, middle, middle_depth
+
+    # d = 0, its power too
+    stretch = max(1.0, 1 / b)
+    at_zero = xp.full_like(slices.top, 10 * _NONE * stretch)
+    lowest = _smallest_active(
+        slices, lambda loss: (loss == slices.top) | (surplus(lengths(loss), at_zero)[0] > 0), xp
+    )
+    parts = lengths(lowest)
+    span = parts[-1]
+    # d lies between where its power is lost in rounding and where the next loss becomes active; if there is none, the
+    # divergence, at most b (b + 1) / (2 d^2), bounds it.
+    lower = x < lowest
+    some = xp.any(lower, axis=-1, keepdims=True)
+    next_gap = xp.where(some, -xp.max(xp.where(lower, x - lowest, -xp.inf), axis=-1, keepdims=True), 1.0)
+    bound = 0.5 * math.log(b * (b + 1) / (2 * math.log1p(ball.growth)))
+    high = xp.where(some, xp.log(next_gap) - xp.log(span), bound)
+    high = xp.clip(high, max=0.75 * math.log(float(limits.max)))
+    low = xp.clip(high - 1, max=2 * math.log(float(limits.eps)) * stretch)
+    at_low = surplus(parts, at_zero)[0]
+    log_d = _root(lambda position: surplus(parts, position), low, high, at_low, ball.growth, xp)
+
+    _, _, weights, exponent, middle, middle_depth = surplus(parts, log_d)
+    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
+    # s / (order - 1) is the mean of (c + z)^b, to the power of 1/b; nu = top + s / (order - 1) - c.
+    c = 1 + xp.exp(log_d)
+    log_ratio = _log_mean_exp(exponent, slices, xp) / b + _log_one_plus(middle_depth, middle / c, xp)
+    return _Solution(weights, excess, span * (c * xp.expm1(log_ratio)), _times(c * xp.exp(log_ratio) / b, span, xp))
