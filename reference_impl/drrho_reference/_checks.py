@@ -12,11 +12,18 @@ import numpy.typing as npt
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Number: TypeAlias = float | npt.ArrayLike
+Pair: TypeAlias = tuple[npt.ArrayLike, npt.ArrayLike]
 
 __all__ = [
     "BoolArray",
     "FloatArray",
+    "Number",
+    "Pair",
+    "feature_pair",
     "fraction",
+    "gammas",
+    "log_estimates",
     "mask",
     "non_negative",
     "number",
@@ -25,6 +32,9 @@ __all__ = [
     "raw_array",
     "real_array",
     "real_matrix",
+    "reference_pair",
+    "temperatures",
+    "whole_number",
 ]
 
 
@@ -60,6 +70,18 @@ def fraction(argument: str, value: object) -> float:
     result = number(argument, value)
     if not 0.0 < result <= 1.0:
         raise ValueError(f"{argument} must lie in (0, 1], got {result}")
+    return result
+
+
+def whole_number(argument: str, value: object, smallest: int, largest: int | None = None) -> int:
+    """Return an integer of at least ``smallest`` and, where given, at most ``largest``; no bool."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    result = int(value)
+    if largest is not None and not smallest <= result <= largest:
+        raise ValueError(f"{argument} must lie in [{smallest}, {largest}], got {result}")
+    if result < smallest:
+        raise ValueError(f"{argument} must be at least {smallest}, got {result}")
     return result
 
 
@@ -117,3 +139,51 @@ def number_or_pair(argument: str, value: object, batch_size: int) -> tuple[Float
         raise TypeError(f"{argument} must be a number or a pair of arrays, got {type(value).__name__}")
     scalar = number(argument, value)
     return np.full(batch_size, scalar), np.full(batch_size, scalar), False
+
+
+def feature_pair(
+    first_name: str, first: npt.ArrayLike, second_name: str, second: npt.ArrayLike
+) -> tuple[FloatArray, FloatArray]:
+    """Check two matrices of one shape."""
+    left = real_matrix(first_name, first)
+    return left, real_array(second_name, second, left.shape)
+
+
+def reference_pair(reference_features: Pair | None, b: int) -> tuple[FloatArray, FloatArray] | None:
+    """Check the reference model's features: None, or two matrices of one shape with b rows."""
+    if reference_features is None:
+        return None
+    if not isinstance(reference_features, Sequence) or len(reference_features) != 2:
+        raise TypeError(f"reference_features must be a pair of arrays, got {type(reference_features).__name__}")
+    pair = feature_pair("reference_features[0]", reference_features[0], "reference_features[1]", reference_features[1])
+    if pair[0].shape[0] != b:
+        raise ValueError(f"reference_features must have {b} rows, got {pair[0].shape[0]}")
+    return pair
+
+
+def log_estimates(argument: str, value: npt.ArrayLike, b: int) -> FloatArray:
+    """Check logarithms of estimates: finite, or -inf where never visited."""
+    result = raw_array(argument, value).astype(np.float64)
+    if result.shape != (b,):
+        raise ValueError(f"{argument} must have the shape {(b,)}, got {result.shape}")
+    if np.any(np.isnan(result) | (result == np.inf)):
+        raise ValueError(f"{argument} must be finite or -inf, got {result.tolist()}")
+    return result
+
+
+def temperatures(temperature: Number | Pair, b: int) -> tuple[FloatArray, FloatArray, bool]:
+    """Return one temperature per image anchor and per text anchor, and whether they were given so."""
+    image, text, per_anchor = number_or_pair("temperature", temperature, b)
+    smallest = min(image.min(), text.min())
+    if smallest <= 0.0:
+        raise ValueError(f"temperature must be positive, got {smallest}")
+    return image, text, per_anchor
+
+
+def gammas(gamma: Number | Pair, b: int) -> tuple[FloatArray, FloatArray]:
+    """Return one gamma per image anchor and per text anchor."""
+    image, text, _ = number_or_pair("gamma", gamma, b)
+    for value in [*image, *text]:
+        if not 0.0 < value <= 1.0:
+            raise ValueError(f"gamma must lie in (0, 1], got {value}")
+    return image, text

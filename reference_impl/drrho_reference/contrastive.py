@@ -28,12 +28,16 @@ import numpy.typing as npt
 from drrho_reference._checks import (
     BoolArray,
     FloatArray,
+    Number,
+    Pair,
+    feature_pair,
+    gammas,
+    log_estimates,
     mask,
     non_negative,
-    number_or_pair,
-    raw_array,
     real_array,
-    real_matrix,
+    reference_pair,
+    temperatures,
 )
 
 __all__ = [
@@ -47,9 +51,6 @@ __all__ = [
     "pair_similarities",
     "pair_weights",
 ]
-
-Number = float | npt.ArrayLike
-Pair = tuple[npt.ArrayLike, npt.ArrayLike]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,20 +96,20 @@ def pair_similarities(
     >>> pair_similarities([[1.0, 0.0], [0.6, 0.8]], [[0.0, 1.0], [1.0, 0.0]]).tolist()
     [[0.0, 1.0], [0.8, 0.6]]
     """
-    image, text = _feature_pair("image_features", image_features, "text_features", text_features)
+    image, text = feature_pair("image_features", image_features, "text_features", text_features)
     weight = non_negative("reference_weight", reference_weight)
     b = image.shape[0]
-    reference = _reference_pair(reference_features, b)
+    reference = reference_pair(reference_features, b)
     similarities = np.empty((b, b))
     for i in range(b):
         for j in range(b):
-            similarities[i, j] = _dot(image[i], text[j])
+            similarities[i, j] = dot(image[i], text[j])
             if reference is not None:
-                similarities[i, j] -= weight * _dot(reference[0][i], reference[1][j])
+                similarities[i, j] -= weight * dot(reference[0][i], reference[1][j])
     return similarities
 
 
-def _dot(left: FloatArray, right: FloatArray) -> float:
+def dot(left: FloatArray, right: FloatArray) -> float:
     """Return <left, right>."""
     return math.fsum(float(a) * float(b) for a, b in zip(left, right, strict=True))
 
@@ -180,10 +181,10 @@ def inner_estimate(
         g = math.fsum(math.exp(D) for D in exponents) / len(exponents)
     except OverflowError:
         g = math.inf
-    return _within_range("temperature", temperature, g)
+    return within_range("temperature", temperature, g)
 
 
-def _within_range(argument: str, received: float, value: float) -> float:
+def within_range(argument: str, received: float, value: float) -> float:
     """Return a value of the linear domain, or say which argument took it out of float64's range."""
     if not sys.float_info.min <= value <= sys.float_info.max:
         raise FloatingPointError(
@@ -264,7 +265,7 @@ def pair_weights(
     return weights
 
 
-class _Anchor(NamedTuple):
+class Anchor(NamedTuple):
     """What one anchor adds, before the division by 2 b."""
 
     loss: float
@@ -274,7 +275,7 @@ class _Anchor(NamedTuple):
     log_inner: float
 
 
-def _anchor_step(
+def anchor_step(
     similarities: FloatArray,
     anchor: int,
     negatives: list[int],
@@ -283,7 +284,7 @@ def _anchor_step(
     gamma: float,
     radius: float,
     eps: float,
-) -> _Anchor:
+) -> Anchor:
     """Do one anchor: update u, then its loss t (L + radius) with L = log(eps + u), and what follows from it.
 
     surrogate: t (L + radius) + t g / (eps + u), of which autograd would see only g and the t of t (L + radius).
@@ -291,13 +292,13 @@ def _anchor_step(
     Without negatives it adds nothing and keeps its state.
     """
     if not negatives:
-        return _Anchor(0.0, 0.0, 0.0, [0.0] * len(similarities), log_inner)
+        return Anchor(0.0, 0.0, 0.0, [0.0] * len(similarities), log_inner)
     g = inner_estimate(similarities, anchor, negatives, temperature)
-    u = moving_average(_exp_of_state(log_inner), g, gamma)
+    u = moving_average(estimate_of_state(log_inner), g, gamma)
     weights = pair_weights(similarities, anchor, negatives, temperature, u, eps=eps)
     exponents = pair_exponents(similarities, anchor, negatives, temperature)
     level = math.log(eps + u) + radius
-    return _Anchor(
+    return Anchor(
         loss=temperature * level,
         surrogate=temperature * level + temperature * g / (eps + u),
         temperature_gradient=level - math.fsum(weights[j] * D for j, D in zip(negatives, exponents, strict=True)),
@@ -306,7 +307,7 @@ def _anchor_step(
     )
 
 
-def _exp_of_state(log_inner: float) -> float:
+def estimate_of_state(log_inner: float) -> float:
     """Return u for log u: 0 where never visited (-inf)."""
     if log_inner == -math.inf:
         return 0.0
@@ -314,7 +315,7 @@ def _exp_of_state(log_inner: float) -> float:
         u = math.exp(log_inner)
     except OverflowError:
         u = math.inf
-    return _within_range("log_inner", log_inner, u)
+    return within_range("log_inner", log_inner, u)
 
 
 def feature_gradients(
@@ -356,7 +357,7 @@ def feature_gradients(
     >>> image.tolist(), text.tolist()
     ([[0.1, -0.2], [0.0, 0.0]], [[-0.25, 0.0], [0.25, 0.0]])
     """
-    image, text = _feature_pair("image_features", image_features, "text_features", text_features)
+    image, text = feature_pair("image_features", image_features, "text_features", text_features)
     b = image.shape[0]
     of_images, of_texts = (
         real_array("image_weights", image_weights, (b, b)),
@@ -468,18 +469,18 @@ def contrastive_step(
     similarities = pair_similarities(
         image_features, text_features, reference_features=reference_features, reference_weight=reference_weight
     )
-    b = _batch_size(similarities)
-    old_image = _state("log_inner_image", log_inner_image, b)
-    old_text = _state("log_inner_text", log_inner_text, b)
-    temperature_image, temperature_text, per_anchor = _temperatures(temperature, b)
-    gamma_image, gamma_text = _gammas(gamma, b)
+    b = batch_size(similarities)
+    old_image = log_estimates("log_inner_image", log_inner_image, b)
+    old_text = log_estimates("log_inner_text", log_inner_text, b)
+    temperature_image, temperature_text, per_anchor = temperatures(temperature, b)
+    gamma_image, gamma_text = gammas(gamma, b)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
-    is_negative = _negatives(pair_mask, b)
+    is_negative = negative_pairs(pair_mask, b)
 
     of_images, of_texts = [], []
     for anchor in range(b):
         of_images.append(
-            _anchor_step(
+            anchor_step(
                 similarities[anchor, :],
                 anchor,
                 [j for j in range(b) if is_negative[anchor, j]],
@@ -491,7 +492,7 @@ def contrastive_step(
             )
         )
         of_texts.append(
-            _anchor_step(
+            anchor_step(
                 similarities[:, anchor],
                 anchor,
                 [i for i in range(b) if is_negative[i, anchor]],
@@ -571,10 +572,10 @@ def contrastive_objective(
     Z = pair_similarities(
         image_features, text_features, reference_features=reference_features, reference_weight=reference_weight
     )
-    n = _batch_size(Z)
-    temperature_image, temperature_text, _ = _temperatures(temperature, n)
+    n = batch_size(Z)
+    temperature_image, temperature_text, _ = temperatures(temperature, n)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
-    is_negative = _negatives(pair_mask, n)
+    is_negative = negative_pairs(pair_mask, n)
     total = []
     for i in range(n):
         texts = [j for j in range(n) if is_negative[i, j]]
@@ -593,27 +594,7 @@ def contrastive_objective(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _feature_pair(
-    first_name: str, first: npt.ArrayLike, second_name: str, second: npt.ArrayLike
-) -> tuple[FloatArray, FloatArray]:
-    """Check two matrices of one shape."""
-    left = real_matrix(first_name, first)
-    return left, real_array(second_name, second, left.shape)
-
-
-def _reference_pair(reference_features: Pair | None, b: int) -> tuple[FloatArray, FloatArray] | None:
-    """Check the reference model's features: None, or two matrices of one shape with b rows."""
-    if reference_features is None:
-        return None
-    if not isinstance(reference_features, Sequence) or len(reference_features) != 2:
-        raise TypeError(f"reference_features must be a pair of arrays, got {type(reference_features).__name__}")
-    pair = _feature_pair("reference_features[0]", reference_features[0], "reference_features[1]", reference_features[1])
-    if pair[0].shape[0] != b:
-        raise ValueError(f"reference_features must have {b} rows, got {pair[0].shape[0]}")
-    return pair
-
-
-def _batch_size(similarities: FloatArray) -> int:
+def batch_size(similarities: FloatArray) -> int:
     """Return b, at least 2: a pair alone has no negatives."""
     b = len(similarities)
     if b < 2:
@@ -621,35 +602,7 @@ def _batch_size(similarities: FloatArray) -> int:
     return b
 
 
-def _state(argument: str, value: npt.ArrayLike, b: int) -> FloatArray:
-    """Check logarithms of estimates: finite, or -inf where never visited."""
-    result = raw_array(argument, value).astype(np.float64)
-    if result.shape != (b,):
-        raise ValueError(f"{argument} must have the shape {(b,)}, got {result.shape}")
-    if np.any(np.isnan(result) | (result == np.inf)):
-        raise ValueError(f"{argument} must be finite or -inf, got {result.tolist()}")
-    return result
-
-
-def _temperatures(temperature: Number | Pair, b: int) -> tuple[FloatArray, FloatArray, bool]:
-    """Return one temperature per image anchor and per text anchor, and whether they were given so."""
-    image, text, per_anchor = number_or_pair("temperature", temperature, b)
-    smallest = min(image.min(), text.min())
-    if smallest <= 0.0:
-        raise ValueError(f"temperature must be positive, got {smallest}")
-    return image, text, per_anchor
-
-
-def _gammas(gamma: Number | Pair, b: int) -> tuple[FloatArray, FloatArray]:
-    """Return one gamma per image anchor and per text anchor."""
-    image, text, _ = number_or_pair("gamma", gamma, b)
-    for value in [*image, *text]:
-        if not 0.0 < value <= 1.0:
-            raise ValueError(f"gamma must lie in (0, 1], got {value}")
-    return image, text
-
-
-def _negatives(pair_mask: npt.ArrayLike | None, b: int) -> BoolArray:
+def negative_pairs(pair_mask: npt.ArrayLike | None, b: int) -> BoolArray:
     """Mark where image i and text j are negatives of each other; never on the diagonal."""
     if pair_mask is not None and np.shape(pair_mask) != (b, b):
         raise ValueError(f"pair_mask must have the shape {(b, b)}, got {np.shape(pair_mask)}")
