@@ -337,8 +337,7 @@ def _wide(image_features: Tensor, text_features: Tensor, references: Any) -> tup
 def _with_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
     """Return `value`, of which autograd says that its gradients with respect to `inputs` are `gradients`."""
     distinct: list[Tensor] = []
-    for x, gradient in zip(inputs, gradients, strict=True):
-        x = x.to(gradient.dtype)
+    for x in inputs:
         # torch.compile loses the gradient of a tensor that a Function receives twice.
         distinct.append(x.view_as(x) if any(x is other for other in distinct) else x)
     result: Tensor = _WithGradients.apply(value, *distinct, *gradients)  # type: ignore[no-untyped-call]
