@@ -33,6 +33,7 @@ from drrho_reference.contrastive import (
 from drrho_reference.estimator import cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_reference.losses import PairLoss, cross_entropy, info_nce
 from drrho_reference.risk import drrho_risk, excess_loss
+from drrho_reference.unimodal import UnimodalStep, unimodal_contrastive_step, unimodal_objective, view_positions
 
 __all__ = [
     "AmbiguitySet",
@@ -44,6 +45,7 @@ __all__ = [
     "KLBall",
     "KLPenalty",
     "PairLoss",
+    "UnimodalStep",
     "WorstCase",
     "contrastive_objective",
     "contrastive_step",
@@ -60,5 +62,8 @@ __all__ = [
     "pair_weights",
     "recommended_gamma_min",
     "scent_gamma",
+    "unimodal_contrastive_step",
+    "unimodal_objective",
+    "view_positions",
     "worst_case",
 ]

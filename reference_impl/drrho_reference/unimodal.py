@@ -1,0 +1,275 @@
+"""The contrastive loss of two views of one modality, with a reference model: the same anchors, more negatives.
+
+    Z = (Z1 on top of Z2),  A = Z Z^T - lambda R R^T                      (2 b rows: first view 1, then view 2)
+
+An anchor is a row of A. Its positive is the other view of the same sample; its negatives are both views of every other
+sample, 2 b - 2 of them. What happens to an anchor is what happens to an image or a text in ``contrastive.py``: the same
+exponents, the same moving average, the same weights. There is one u per sample and view.
+
+Sources: SogCLR, arXiv 2202.12387, for the loss of two views; DRRho, arXiv 2505.06699, for the reference model inside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_reference._checks import (
+    FloatArray,
+    Number,
+    Pair,
+    feature_pair,
+    gammas,
+    log_estimates,
+    non_negative,
+    reference_pair,
+    temperatures,
+)
+from drrho_reference.contrastive import anchor_step, dot, inner_estimate
+
+__all__ = ["UnimodalStep", "unimodal_contrastive_step", "unimodal_objective", "view_positions"]
+
+
+class UnimodalStep(NamedTuple):
+    """What :func:`unimodal_contrastive_step` returns.
+
+    ``loss`` is the estimate of the objective, to be watched; ``surrogate`` is what autograd would see: the gradients
+    are its gradients, and its value means nothing.
+    """
+
+    loss: float
+    surrogate: float
+    view1_gradient: FloatArray
+    view2_gradient: FloatArray
+    temperature_gradient: float | tuple[FloatArray, FloatArray]
+    log_inner_view1: FloatArray
+    log_inner_view2: FloatArray
+
+
+def view_positions(anchor: int, b: int, /) -> tuple[int, list[int]]:
+    """Say where an anchor's positive and its negatives stand among the 2 b rows.
+
+    Parameters
+    ----------
+    anchor : int
+        A row: i for view 1 of sample i, b + i for view 2 of it.
+    b : int
+        The number of samples.
+
+    Returns
+    -------
+    positive : int
+        The other view of the same sample.
+    negatives : list of int
+        Both views of all other samples: 2 b - 2 rows.
+
+    Notes
+    -----
+    Source: SogCLR, arXiv 2202.12387.
+
+    Examples
+    --------
+    View 2 of sample 0 among three samples.
+
+    >>> view_positions(3, 3)
+    (0, [1, 2, 4, 5])
+    """
+    sample = anchor % b
+    positive = sample + b if anchor < b else sample
+    return positive, [row for row in range(2 * b) if row % b != sample]
+
+
+def unimodal_contrastive_step(
+    view1_features: npt.ArrayLike,
+    view2_features: npt.ArrayLike,
+    log_inner_view1: npt.ArrayLike,
+    log_inner_view2: npt.ArrayLike,
+    /,
+    *,
+    temperature: Number | Pair,
+    gamma: Number | Pair = 1.0,
+    reference_features: Pair | None = None,
+    reference_weight: float = 1.0,
+    radius: float = 0.0,
+    eps: float = 0.0,
+) -> UnimodalStep:
+    """Do one batch of the two-view contrastive loss: update the estimates, then loss and gradients.
+
+    Parameters
+    ----------
+    view1_features, view2_features : array (b, d)
+        Features of unit norm, b >= 2; row i of both is sample i.
+    log_inner_view1, log_inner_view2 : array (b,)
+        Logarithms of the estimates u of these samples, one per view; -inf: never visited.
+    temperature : float, or a pair of arrays (b,)
+        Above 0; a pair gives every anchor of view 1 and every anchor of view 2 its own.
+    gamma : float, or a pair of arrays (b,)
+        Weight of the batch's value in the moving average, in (0, 1].
+    reference_features : pair of arrays (b, r), optional
+        The frozen reference model's features of view 1 and view 2.
+    reference_weight : float
+        lambda, at least 0.
+    radius : float
+        At least 0; above 0 only where temperatures are learned.
+    eps : float
+        The floor in log(eps + u), at least 0.
+
+    Returns
+    -------
+    UnimodalStep
+        ``loss`` and ``surrogate`` float; gradients (b, d); ``temperature_gradient`` a float or, where ``temperature``
+        is a pair, a pair of (b,); the new logarithms (b,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit, values leave their domains, or b = 1.
+    FloatingPointError
+        If the linear domain leaves float64's range: an exponent or |log u| above about 700.
+
+    Notes
+    -----
+    loss = (1/2b) sum over the 2 b anchors a of t_a (log(eps + u_a) + radius); u_a follows
+    g_a = mean over the 2 b - 2 negatives k of exp((A_ak - A_ap) / t_a), p the positive of a.
+    The negative k of the anchor a adds w_ak d(A_ak - A_ap) / 2b to the gradient, where d A_ak / d z_a = z_k and
+    d A_ak / d z_k = z_a. Sources: SogCLR, arXiv 2202.12387; DRRho, arXiv 2505.06699.
+
+    Examples
+    --------
+    Two samples, so two negatives each. The second view of sample 0 looks like sample 1.
+
+    >>> never = [-float("inf")] * 2
+    >>> step = unimodal_contrastive_step([[1, 0], [0, 1]], [[0, 1], [0, 1]], never, never, temperature=1.0)
+    >>> step.log_inner_view1.round(4).tolist()  # log((e^0 + e^0)/2), log((e^-1 + e^0)/2)
+    [0.0, -0.3799]
+    """
+    A = _view_similarities(view1_features, view2_features, reference_features, reference_weight)
+    b = len(A) // 2
+    states = [
+        *log_estimates("log_inner_view1", log_inner_view1, b),
+        *log_estimates("log_inner_view2", log_inner_view2, b),
+    ]
+    temperature1, temperature2, per_anchor = temperatures(temperature, b)
+    temperature_of = [*temperature1, *temperature2]
+    gamma1, gamma2 = gammas(gamma, b)
+    gamma_of = [*gamma1, *gamma2]
+    radius, eps = non_negative("radius", radius), non_negative("eps", eps)
+
+    anchors = []
+    for a in range(2 * b):
+        positive, negatives = view_positions(a, b)
+        anchors.append(
+            anchor_step(
+                A[a, :],
+                positive,
+                negatives,
+                float(states[a]),
+                float(temperature_of[a]),
+                float(gamma_of[a]),
+                radius,
+                eps,
+            )
+        )
+
+    features = np.vstack(feature_pair("view1_features", view1_features, "view2_features", view2_features))
+    gradient = np.zeros_like(features)
+    for a in range(2 * b):
+        positive, negatives = view_positions(a, b)
+        for k in negatives:
+            w = anchors[a].weights[k] / (2 * b)  # A_ak - A_ap
+            gradient[a] += w * (features[k] - features[positive])
+            gradient[k] += w * features[a]
+            gradient[positive] -= w * features[a]
+
+    temperature_gradient = np.array([anchor.temperature_gradient for anchor in anchors]) / (2 * b)
+    log_inner = np.array([anchor.log_inner for anchor in anchors])
+    return UnimodalStep(
+        loss=math.fsum(anchor.loss for anchor in anchors) / (2 * b),
+        surrogate=math.fsum(anchor.surrogate for anchor in anchors) / (2 * b),
+        view1_gradient=gradient[:b],
+        view2_gradient=gradient[b:],
+        temperature_gradient=(
+            (temperature_gradient[:b], temperature_gradient[b:]) if per_anchor else math.fsum(temperature_gradient)
+        ),
+        log_inner_view1=log_inner[:b],
+        log_inner_view2=log_inner[b:],
+    )
+
+
+def unimodal_objective(
+    view1_features: npt.ArrayLike,
+    view2_features: npt.ArrayLike,
+    /,
+    *,
+    temperature: Number | Pair,
+    reference_features: Pair | None = None,
+    reference_weight: float = 1.0,
+    radius: float = 0.0,
+    eps: float = 0.0,
+) -> float:
+    """Evaluate the two-view objective itself on all n samples: no state, no gamma, no estimate.
+
+    Parameters
+    ----------
+    view1_features, view2_features : array (n, d)
+        Features of unit norm of the whole data set, n >= 2.
+    temperature, reference_features, reference_weight, radius, eps
+        As in :func:`unimodal_contrastive_step`.
+
+    Returns
+    -------
+    float
+        (1/2n) sum over the 2 n anchors a of t_a (log(eps + g_a) + radius).
+
+    Raises
+    ------
+    TypeError, ValueError, FloatingPointError
+        As in :func:`unimodal_contrastive_step`.
+
+    Notes
+    -----
+    :func:`unimodal_contrastive_step` with gamma = 1 on all samples gives this value and its exact gradient.
+    Sources: SogCLR, arXiv 2202.12387; DRRho, arXiv 2505.06699.
+
+    Examples
+    --------
+    Both views of a sample are equal, the samples orthogonal: every negative has the exponent -1 / 0.5.
+
+    >>> unimodal_objective([[1, 0], [0, 1]], [[1, 0], [0, 1]], temperature=0.5)
+    -1.0
+    """
+    A = _view_similarities(view1_features, view2_features, reference_features, reference_weight)
+    n = len(A) // 2
+    temperature1, temperature2, _ = temperatures(temperature, n)
+    radius, eps = non_negative("radius", radius), non_negative("eps", eps)
+    total = []
+    for a, t in enumerate([*temperature1, *temperature2]):
+        positive, negatives = view_positions(a, n)
+        total.append(float(t) * (math.log(eps + inner_estimate(A[a, :], positive, negatives, float(t))) + radius))
+    return math.fsum(total) / (2 * n)
+
+
+def _view_similarities(
+    view1_features: npt.ArrayLike,
+    view2_features: npt.ArrayLike,
+    reference_features: Pair | None,
+    reference_weight: float,
+) -> FloatArray:
+    """Compare every row with every row: A = Z Z^T - lambda R R^T, both views of all samples, view 1 first."""
+    views = feature_pair("view1_features", view1_features, "view2_features", view2_features)
+    b, weight = len(views[0]), non_negative("reference_weight", reference_weight)
+    if b < 2:
+        raise ValueError(f"view1_features must have at least 2 rows, got {b}")
+    reference = reference_pair(reference_features, b)
+    features = np.vstack(views)
+    reference_rows = None if reference is None else np.vstack(reference)
+    similarities = np.empty((2 * b, 2 * b))
+    for a in range(2 * b):
+        for k in range(2 * b):
+            similarities[a, k] = dot(features[a], features[k])
+            if reference_rows is not None:
+                similarities[a, k] -= weight * dot(reference_rows[a], reference_rows[k])
+    return similarities
