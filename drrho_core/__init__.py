@@ -3,7 +3,17 @@
 Sources: Model Steering / DRRho (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP (arXiv 2407.01445).
 """
 
-from drrho_core.ambiguity import AmbiguitySet, ChiSquareBall, CVaR, KLPenalty, WorstCase, worst_case
+from drrho_core.ambiguity import (
+    AmbiguitySet,
+    ChiSquareBall,
+    ChiSquarePenalty,
+    CressieReadBall,
+    CVaR,
+    KLBall,
+    KLPenalty,
+    WorstCase,
+    worst_case,
+)
 from drrho_core.contrastive import ContrastiveStep, contrastive_step
 from drrho_core.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core.losses import LossGradients, info_nce
@@ -13,8 +23,11 @@ __all__ = [
     "AmbiguitySet",
     "CVaR",
     "ChiSquareBall",
+    "ChiSquarePenalty",
     "ContrastiveStep",
+    "CressieReadBall",
     "InnerEstimator",
+    "KLBall",
     "KLPenalty",
     "LossGradients",
     "WorstCase",
