@@ -42,7 +42,7 @@ class Space:
         values = np.asarray(values)
         if dtype is None and np.issubdtype(values.dtype, np.floating):
             dtype = self.dtype
-        return self.xp.asarray(values if self.name != "strict" else values, dtype=dtype, device=self.device, copy=True)
+        return self.xp.asarray(values, dtype=dtype, device=self.device, copy=True)
 
     def rounded(self, values: Any) -> np.ndarray:
         """What `asarray` really holds, as float64: the oracle gets this, so that rounding the input is no error."""

@@ -29,7 +29,7 @@ from drrho_core.training.report.data import GalleryRow, ReportData, RetrievedIma
 from drrho_core.training.report.page import write_report
 from drrho_core.training.runs import Encoder, open_run
 
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 """What every method's learning rate is chosen from."""
 
 ROLES = ("reference", *METHODS)
