@@ -176,6 +176,7 @@ def parameter(
     xp: Namespace,
     *,
     per_anchor: int | None = None,
+    sides: tuple[str, str] = ("image", "text"),
 ) -> Any:
     """Check a number, a 0-d array or, where `per_anchor` is given, a pair of arrays with one value per anchor.
 
@@ -193,10 +194,13 @@ def parameter(
         The arrays' namespace.
     per_anchor : int, optional
         The length of the arrays of a pair; None where a pair is not allowed.
+    sides : pair of str
+        Whose anchors the first and the second array of a pair belong to.
     """
     if per_anchor is not None and isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise ValueError(f"{name} must be a scalar or a pair (image, text anchors), got {len(value)} entries")
+            pair = ", ".join(sides)
+            raise ValueError(f"{name} must be a scalar or a pair ({pair} anchors), got {len(value)} entries")
         for position, array in enumerate(value):
             label = f"{name}[{position}]"
             if not is_array(array):

@@ -12,6 +12,9 @@ of it is a logarithmic denominator per anchor. `pull_back` is the second: with
 
 it returns ``V E2``, ``V^T E1`` and the sums over weights that the closed-form gradients need. A sweep either keeps the
 tiles of Z (one pass: 4 matrix products in all) or computes them again (two passes: 6 products, memory grows with b).
+
+Where both sides are one view (`sum_negatives_within`, `weigh_within`) Z is symmetric, a sample has one anchor and not
+two, and the tiles above the diagonal are enough: such a tile's rows and its columns are different anchors.
 """
 
 from __future__ import annotations
@@ -55,12 +58,20 @@ class Negatives(NamedTuple):
 class Sums(NamedTuple):
     """What the second sweep gives back."""
 
-    image_pull: Array  # (b, d)  V E2 - c * E2
-    text_pull: Array  # (b, d)  V^T E1 - c * E1
+    image_pull: Array  # (b, d)  V E2;   after `pull_back`  V E2 - c * E2
+    text_pull: Array  # (b, d)  V^T E1;   after `pull_back`  V^T E1 - c * E1
     weight_image: Array  # (b,)    sum_j w_ij
     weight_text: Array  # (b,)    sum_i w'_ij
     weighted_image: Array  # (b,)    sum_j w_ij D_ij
     weighted_text: Array  # (b,)    sum_i w'_ij D'_ij
+
+
+class SumsWithin(NamedTuple):
+    """What the second sweep gives back where both sides are one view."""
+
+    pull: Array  # (b, d)  (w + w^T) E
+    weight: Array  # (b,)    sum_j w_ij
+    weighted: Array  # (b,)    sum_j w_ij D_ij
 
 
 def tiling(
@@ -79,11 +90,18 @@ def tiling(
     return (*range(0, batch_size, side), batch_size), keep
 
 
-def _tiles(pairs: Pairs, xp: Namespace) -> Iterator[tuple[int, int, slice, slice, Array, Array | None]]:
-    """Yield each tile of Z with its place and, where not all its pairs count, the mask of those that do."""
+def _tiles(
+    pairs: Pairs, xp: Namespace, *, symmetric: bool = False
+) -> Iterator[tuple[int, int, slice, slice, Array, Array | None]]:
+    """Yield each tile of Z with its place and, where not all its pairs count, the mask of those that do.
+
+    Of a symmetric Z only the tiles on the diagonal and above it.
+    """
     spans = [slice(start, stop) for start, stop in zip(pairs.starts, pairs.starts[1:], strict=False)]
     for i, rows in enumerate(spans):
         for j, columns in enumerate(spans):
+            if symmetric and j < i:
+                continue
             z = None if pairs.kept is None else pairs.kept.get((i, j))
             if z is None:
                 z = pairs.left[rows, :] @ pairs.right[columns, :].T
@@ -121,7 +139,18 @@ def sum_negatives(pairs: Pairs, *, xp: Namespace) -> tuple[Negatives, Negatives]
     return Negatives(image.join(), number), Negatives(text.join(), number)
 
 
-def pull_back(pairs: Pairs, log_denominator_image: Array, log_denominator_text: Array, *, xp: Namespace) -> Sums:
+def sum_negatives_within(pairs: Pairs, *, xp: Namespace) -> Array:
+    """Return the log-sum-exp (b,) of the negatives of each anchor in its own view."""
+    log_sum = _Parts(xp)
+    for i, j, rows, columns, z, counts in _tiles(pairs, xp, symmetric=True):
+        d_rows, d_columns = _excess(pairs, rows, columns, z)
+        log_sum.merge(i, log_sum_exp(d_rows, axis=1, where=counts, xp=xp), xp.logaddexp)
+        if i != j:
+            log_sum.merge(j, log_sum_exp(d_columns, axis=0, where=counts, xp=xp), xp.logaddexp)
+    return log_sum.join()
+
+
+def weigh(pairs: Pairs, log_denominator_image: Array, log_denominator_text: Array, *, xp: Namespace) -> Sums:
     """Return the weighted sums of the closed-form gradients, given one logarithmic denominator (b,) per anchor."""
     image_pull, weight_image, weighted_image = _Parts(xp), _Parts(xp), _Parts(xp)
     text_pull, weight_text, weighted_text = _Parts(xp), _Parts(xp), _Parts(xp)
@@ -142,15 +171,39 @@ def pull_back(pairs: Pairs, log_denominator_image: Array, log_denominator_text: 
         weight_text.add(j, xp.sum(w_text, axis=0))
         weighted_image.add(i, xp.sum(w_image * d_image, axis=1))
         weighted_text.add(j, xp.sum(w_text * d_text, axis=0))
-    row, column = weight_image.join(), weight_text.join()
-    c = (row + column)[:, None]
     return Sums(
-        image_pull.join() - c * pairs.text_features,
-        text_pull.join() - c * pairs.image_features,
-        row,
-        column,
-        weighted_image.join(),
-        weighted_text.join(),
+        *(part.join() for part in (image_pull, text_pull, weight_image, weight_text, weighted_image, weighted_text))
+    )
+
+
+def weigh_within(pairs: Pairs, log_denominator: Array, *, xp: Namespace) -> SumsWithin:
+    """Return the same sums where both sides are one view."""
+    pull, weight, weighted = _Parts(xp), _Parts(xp), _Parts(xp)
+    log_denominator = xp.astype(log_denominator, pairs.left.dtype)
+    for i, j, rows, columns, z, counts in _tiles(pairs, xp, symmetric=True):
+        d_rows, d_columns = _excess(pairs, rows, columns, z)
+        log_w = d_rows - log_denominator[rows][:, None]
+        w = xp.exp(log_w if counts is None else xp.where(counts, log_w, -xp.inf))
+        weight.add(i, xp.sum(w, axis=1))
+        weighted.add(i, xp.sum(w * d_rows, axis=1))
+        if i == j:
+            v = w + w.T
+        else:
+            w_columns = xp.exp(d_columns - log_denominator[columns][None, :])
+            weight.add(j, xp.sum(w_columns, axis=0))
+            weighted.add(j, xp.sum(w_columns * d_columns, axis=0))
+            v = w + w_columns
+            pull.add(j, v.T @ pairs.image_features[rows, :])
+        pull.add(i, v @ pairs.image_features[columns, :])
+    return SumsWithin(pull.join(), weight.join(), weighted.join())
+
+
+def pull_back(pairs: Pairs, log_denominator_image: Array, log_denominator_text: Array, *, xp: Namespace) -> Sums:
+    """Return what `weigh` does, less what the positives pull: ``V E2 - c * E2`` and ``V^T E1 - c * E1``."""
+    sums = weigh(pairs, log_denominator_image, log_denominator_text, xp=xp)
+    c = (sums.weight_image + sums.weight_text)[:, None]
+    return sums._replace(
+        image_pull=sums.image_pull - c * pairs.text_features, text_pull=sums.text_pull - c * pairs.image_features
     )
 
 

@@ -131,12 +131,83 @@ def contrastive_step(
     >>> round(float(step.loss), 4)
     0.1446
     """
-    required = {
-        "image_features": image_features,
-        "text_features": text_features,
-        "log_inner_image": log_inner_image,
-        "log_inner_text": log_inner_text,
-    }
+    xp, setting = settle(
+        {
+            "image_features": image_features,
+            "text_features": text_features,
+            "log_inner_image": log_inner_image,
+            "log_inner_text": log_inner_text,
+        },
+        temperature=temperature,
+        gamma=gamma,
+        reference_features=reference_features,
+        reference_weight=reference_weight,
+        radius=radius,
+        eps=eps,
+        pair_mask=pair_mask,
+        xp=xp,
+    )
+    pairs = prepare(
+        image_features,
+        text_features,
+        setting.temperatures,
+        reference_features=reference_features,
+        reference_weight=setting.reference_weight,
+        pair_mask=pair_mask,
+        tile_size=tile_size,
+        memory_budget=memory_budget,
+        xp=xp,
+    )
+    image, text = _pairs.sum_negatives(pairs, xp=xp)
+    sides = (
+        update(image, log_inner_image, setting.gammas[0], setting.eps, xp),
+        update(text, log_inner_text, setting.gammas[1], setting.eps, xp),
+    )
+    sums = _pairs.pull_back(pairs, sides[0].log_denominator, sides[1].log_denominator, xp=xp)
+    scale, loss, surrogate, temperature_gradient = evaluate(
+        setting,
+        sides,
+        weights=(sums.weight_image, sums.weight_text),
+        weighted=(sums.weighted_image, sums.weighted_text),
+        xp=xp,
+    )
+    return ContrastiveStep(
+        loss=loss,
+        surrogate=surrogate,
+        image_gradient=xp.astype(scale * sums.image_pull, image_features.dtype),
+        text_gradient=xp.astype(scale * sums.text_pull, text_features.dtype),
+        temperature_gradient=temperature_gradient,
+        log_inner_image=sides[0].log_inner,
+        log_inner_text=sides[1].log_inner,
+    )
+
+
+class Setting(NamedTuple):
+    """The checked options of a step: one of each per direction, in the dtype that losses are computed in."""
+
+    batch_size: int
+    temperatures: tuple[Array, Array]  # (b,) each
+    has_pair: bool  # a temperature per anchor was given, so each gets its own gradient
+    gammas: tuple[Scalar, Scalar]
+    reference_weight: Scalar
+    radius: Scalar
+    eps: Scalar
+
+
+def settle(
+    required: dict[str, Array],
+    *,
+    temperature: PerAnchor,
+    gamma: PerAnchor,
+    reference_features: tuple[Array, Array] | None,
+    reference_weight: Scalar,
+    radius: Scalar,
+    eps: Scalar,
+    pair_mask: Array | None = None,
+    sides: tuple[str, str] = ("image", "text"),
+    xp: Namespace | None,
+) -> tuple[Namespace, Setting]:
+    """Check all arguments of a step, given its features and state by name; return their namespace and the options."""
     arrays = required | optional_arrays(
         temperature=temperature,
         gamma=gamma,
@@ -145,13 +216,17 @@ def contrastive_step(
         radius=radius,
         eps=eps,
         pair_mask=pair_mask,
+        sides=sides,
     )
     xp = namespace_of(arrays, xp)
-    batch_size = check_features(arrays, xp)
-    for name in ("log_inner_image", "log_inner_text"):
+    batch_size = check_features(arrays, xp, sides=sides)
+    states = [f"log_inner_{side}" for side in sides]
+    for name in states:
         check_state(name, arrays[name], batch_size, xp)
-    temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp, per_anchor=batch_size)
-    gamma = _checks.parameter("gamma", gamma, _in_unit_interval, "be in (0, 1]", xp, per_anchor=batch_size)
+    temperature = _checks.parameter(
+        "temperature", temperature, positive, "be > 0", xp, per_anchor=batch_size, sides=sides
+    )
+    gamma = _checks.parameter("gamma", gamma, _in_unit_interval, "be in (0, 1]", xp, per_anchor=batch_size, sides=sides)
     reference_weight = _checks.parameter("reference_weight", reference_weight, _not_negative, "be >= 0", xp)
     radius = _checks.parameter("radius", radius, _not_negative, "be >= 0", xp)
     eps = _checks.parameter("eps", eps, _not_negative, "be >= 0", xp)
@@ -160,53 +235,22 @@ def contrastive_step(
         if pair_mask.dtype != xp.bool:
             raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
 
-    work = wide_dtype(image_features.dtype, xp)
-    wide = xp.result_type(work, log_inner_image.dtype, log_inner_text.dtype)
-    temperatures = per_anchor(temperature, image_features, wide, xp)
+    features = arrays[f"{sides[0]}_features"]
+    work = wide_dtype(features.dtype, xp)
+    wide = xp.result_type(work, *(arrays[name].dtype for name in states))
     gammas = gamma if isinstance(gamma, tuple) else (gamma, gamma)
-    radius, eps = cast(radius, wide, xp), cast(eps, wide, xp)
-
-    pairs = prepare(
-        image_features,
-        text_features,
-        temperatures,
-        reference_features=reference_features,
+    return xp, Setting(
+        batch_size=batch_size,
+        temperatures=per_anchor(temperature, features, wide, xp),
+        has_pair=isinstance(temperature, tuple),
+        gammas=(cast(gammas[0], wide, xp), cast(gammas[1], wide, xp)),
         reference_weight=cast(reference_weight, work, xp),
-        pair_mask=pair_mask,
-        tile_size=tile_size,
-        memory_budget=memory_budget,
-        xp=xp,
-    )
-    image, text = _pairs.sum_negatives(pairs, xp=xp)
-    sides = (
-        _update(image, log_inner_image, cast(gammas[0], wide, xp), eps, xp),
-        _update(text, log_inner_text, cast(gammas[1], wide, xp), eps, xp),
-    )
-    sums = _pairs.pull_back(pairs, sides[0].log_denominator, sides[1].log_denominator, xp=xp)
-
-    scale = 1.0 / (2.0 * batch_size)
-    values = [xp.where(side.active, side.log_value + radius, xp.zeros_like(side.log_value)) for side in sides]
-    loss = scale * (xp.sum(temperatures[0] * values[0]) + xp.sum(temperatures[1] * values[1]))
-    ratio_image, ratio_text = xp.astype(sums.weight_image, wide), xp.astype(sums.weight_text, wide)  # g / (eps + u)
-    ratio = scale * (xp.sum(temperatures[0] * ratio_image) + xp.sum(temperatures[1] * ratio_text))
-    gradient_image = scale * (values[0] - xp.astype(sums.weighted_image, wide))
-    gradient_text = scale * (values[1] - xp.astype(sums.weighted_text, wide))
-    return ContrastiveStep(
-        loss=loss,
-        surrogate=loss + ratio,
-        image_gradient=xp.astype(scale * sums.image_pull, image_features.dtype),
-        text_gradient=xp.astype(scale * sums.text_pull, text_features.dtype),
-        temperature_gradient=(
-            (gradient_image, gradient_text)
-            if isinstance(temperature, tuple)
-            else xp.sum(gradient_image) + xp.sum(gradient_text)
-        ),
-        log_inner_image=sides[0].log_inner,
-        log_inner_text=sides[1].log_inner,
+        radius=cast(radius, wide, xp),
+        eps=cast(eps, wide, xp),
     )
 
 
-class _Side(NamedTuple):
+class Side(NamedTuple):
     """One direction's anchors after the update; all (b,)."""
 
     log_inner: Array  # log u, in the state's dtype
@@ -215,7 +259,7 @@ class _Side(NamedTuple):
     active: Array  # has a negative
 
 
-def _update(negatives: _pairs.Negatives, log_inner: Array, gamma: Scalar, eps: Scalar, xp: Namespace) -> _Side:
+def update(negatives: _pairs.Negatives, log_inner: Array, gamma: Scalar, eps: Scalar, xp: Namespace) -> Side:
     """Average the batch's own estimate, the mean over its negatives, into the state: in the log domain."""
     old = xp.astype(log_inner, xp.result_type(negatives.log_sum.dtype, log_inner.dtype))
     log_sum, count = xp.astype(negatives.log_sum, old.dtype), xp.astype(negatives.count, old.dtype)
@@ -226,7 +270,26 @@ def _update(negatives: _pairs.Negatives, log_inner: Array, gamma: Scalar, eps: S
     new = log_moving_average(xp.where(active, old, xp.zeros_like(old)), own, gamma, xp=xp)
     log_value = log_add_constant(new, eps, xp=xp)
     kept = xp.where(active, xp.astype(new, log_inner.dtype), log_inner)
-    return _Side(kept, log_value, log_value + log_count, active)
+    return Side(kept, log_value, log_value + log_count, active)
+
+
+def evaluate(
+    setting: Setting,
+    sides: tuple[Side, Side],
+    *,
+    weights: tuple[Array, Array],
+    weighted: tuple[Array, Array],
+    xp: Namespace,
+) -> tuple[float, Array, Array, Array | tuple[Array, Array]]:
+    """Return 1/2b, the loss, the surrogate and the temperature's gradient, given both directions' sums over weights."""
+    temperatures, wide = setting.temperatures, setting.temperatures[0].dtype
+    scale = 1.0 / (2.0 * setting.batch_size)
+    values = [xp.where(side.active, side.log_value + setting.radius, xp.zeros_like(side.log_value)) for side in sides]
+    loss = scale * (xp.sum(temperatures[0] * values[0]) + xp.sum(temperatures[1] * values[1]))
+    first, second = (xp.astype(side, wide) for side in weights)  # g / (eps + u)
+    ratio = scale * (xp.sum(temperatures[0] * first) + xp.sum(temperatures[1] * second))
+    slopes = tuple(scale * (value - xp.astype(side, wide)) for value, side in zip(values, weighted, strict=True))
+    return scale, loss, loss + ratio, slopes if setting.has_pair else xp.sum(slopes[0]) + xp.sum(slopes[1])
 
 
 def prepare(
@@ -239,16 +302,17 @@ def prepare(
     pair_mask: Array | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
+    matrices: int = 1,
     xp: Namespace,
 ) -> _pairs.Pairs:
-    """Widen half types, append the reference features and lay out the tiles."""
+    """Widen half types, append the reference features and lay out the tiles of what is one of so many `matrices`."""
     dtype = wide_dtype(image_features.dtype, xp)
     images, texts = xp.astype(image_features, dtype), xp.astype(text_features, dtype)
     left, right = images, texts
     if reference_features is not None:
         left = xp.concat([images, -reference_weight * xp.astype(reference_features[0], dtype)], axis=1)
         right = xp.concat([texts, xp.astype(reference_features[1], dtype)], axis=1)
-    starts, keep = _pairs.tiling(images.shape[0], xp.finfo(dtype).bits // 8, tile_size, memory_budget)
+    starts, keep = _pairs.tiling(images.shape[0], matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
     return _pairs.Pairs(
         left=left,
         right=right,
@@ -263,7 +327,7 @@ def prepare(
     )
 
 
-def check_features(arrays: dict[str, Array], xp: Namespace) -> int:
+def check_features(arrays: dict[str, Array], xp: Namespace, *, sides: tuple[str, str] = ("image", "text")) -> int:
     """Check what every contrastive objective asks of its features; return the batch size."""
     _checks.detached(arrays)
     _checks.same_device(arrays, xp)
@@ -272,10 +336,11 @@ def check_features(arrays: dict[str, Array], xp: Namespace) -> int:
         _checks.floating(name, array, xp)
         _checks.ndim(name, array, 2, "(batch_size, feature_dim)")
     _checks.same_dtype(features)
-    batch_size, feature_dim = features["image_features"].shape
+    first, second = (f"{side}_features" for side in sides)
+    batch_size, feature_dim = features[first].shape
     if batch_size < 2:
-        raise ValueError(f"image_features must hold at least 2 pairs, because one has no negatives, got {batch_size}")
-    _checks.shape("text_features", features["text_features"], (batch_size, feature_dim), "(batch_size, feature_dim)")
+        raise ValueError(f"{first} must hold at least 2 pairs, because one has no negatives, got {batch_size}")
+    _checks.shape(second, features[second], (batch_size, feature_dim), "(batch_size, feature_dim)")
     if "reference_features[0]" in features:
         width = features["reference_features[0]"].shape[1]
         for name in ("reference_features[0]", "reference_features[1]"):
@@ -294,14 +359,14 @@ def optional_arrays(
     radius: Any = None,
     eps: Any = None,
     pair_mask: Any = None,
+    sides: tuple[str, str] = ("image", "text"),
 ) -> dict[str, Array]:
     """Return the arrays among the options by name, members of pairs as ``name[0]`` and ``name[1]``."""
     arrays: dict[str, Array] = {}
     if reference_features is not None:
         if not isinstance(reference_features, (tuple, list)) or len(reference_features) != 2:
-            raise TypeError(
-                f"reference_features must be a pair (image, text) of arrays, got {_checks.describe(reference_features)}"
-            )
+            pair, received = ", ".join(sides), _checks.describe(reference_features)
+            raise TypeError(f"reference_features must be a pair ({pair}) of arrays, got {received}")
         arrays |= {f"reference_features[{side}]": array for side, array in enumerate(reference_features)}
     if pair_mask is not None:
         arrays["pair_mask"] = pair_mask
@@ -309,8 +374,8 @@ def optional_arrays(
         "temperature": temperature, "gamma": gamma, "reference_weight": reference_weight, "radius": radius, "eps": eps
     }  # fmt: skip
     for name, value in options.items():
-        pair = isinstance(value, (tuple, list))
-        members = {f"{name}[{side}]": member for side, member in enumerate(value)} if pair else {name: value}
+        is_pair = isinstance(value, (tuple, list))
+        members = {f"{name}[{side}]": member for side, member in enumerate(value)} if is_pair else {name: value}
         arrays |= {label: member for label, member in members.items() if is_array(member)}
     return arrays
 
