@@ -47,8 +47,8 @@ def log_sum_exp(x: Array, /, *, axis: int, where: Array | None, xp: Namespace) -
 
 def log(x: Array, /, *, xp: Namespace) -> Array:
     """Return ``log(x)`` of non-negative numbers, ``-inf`` at 0 without the warning that numpy gives."""
-    positive = x > 0
-    return xp.where(positive, xp.log(xp.where(positive, x, xp.ones_like(x))), -xp.inf)
+    zero = x == 0  # asked this way round, nan stays nan
+    return xp.where(zero, -xp.inf, xp.log(xp.where(zero, xp.ones_like(x), x)))
 
 
 def log_moving_average(log_old: Array, log_new: Array, gamma: Array | float, /, *, xp: Namespace) -> Array:
