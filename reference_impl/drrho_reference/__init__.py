@@ -31,8 +31,18 @@ from drrho_reference.contrastive import (
     pair_weights,
 )
 from drrho_reference.estimator import cosine_gamma, recommended_gamma_min, scent_gamma
-from drrho_reference.losses import PairLoss, cross_entropy, info_nce
-from drrho_reference.risk import drrho_risk, excess_loss
+from drrho_reference.losses import (
+    HingeLoss,
+    PairLoss,
+    SigmoidLoss,
+    cross_entropy,
+    distillation_loss,
+    hinge_margin_loss,
+    info_nce,
+    sigmoid_loss,
+    soft_cross_entropy,
+)
+from drrho_reference.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
 from drrho_reference.unimodal import UnimodalStep, unimodal_contrastive_step, unimodal_objective, view_positions
 
 __all__ = [
@@ -42,26 +52,34 @@ __all__ = [
     "ChiSquarePenalty",
     "ContrastiveStep",
     "CressieReadBall",
+    "HingeLoss",
     "KLBall",
     "KLPenalty",
+    "MovingAverageKL",
     "PairLoss",
+    "SigmoidLoss",
     "UnimodalStep",
     "WorstCase",
     "contrastive_objective",
     "contrastive_step",
     "cosine_gamma",
     "cross_entropy",
+    "distillation_loss",
     "drrho_risk",
     "excess_loss",
     "feature_gradients",
+    "hinge_margin_loss",
     "info_nce",
     "inner_estimate",
     "moving_average",
+    "moving_average_kl",
     "pair_exponents",
     "pair_similarities",
     "pair_weights",
     "recommended_gamma_min",
     "scent_gamma",
+    "sigmoid_loss",
+    "soft_cross_entropy",
     "unimodal_contrastive_step",
     "unimodal_objective",
     "view_positions",

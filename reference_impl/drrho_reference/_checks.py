@@ -33,6 +33,7 @@ __all__ = [
     "real_array",
     "real_matrix",
     "reference_pair",
+    "state_number",
     "temperatures",
     "whole_number",
 ]
@@ -169,6 +170,14 @@ def log_estimates(argument: str, value: npt.ArrayLike, b: int) -> FloatArray:
     if np.any(np.isnan(result) | (result == np.inf)):
         raise ValueError(f"{argument} must be finite or -inf, got {result.tolist()}")
     return result
+
+
+def state_number(argument: str, value: object) -> float:
+    """Check the logarithm of one estimate: a finite number, or -inf where nothing was seen yet."""
+    array = raw_array(argument, value)
+    if array.ndim != 0:
+        raise TypeError(f"{argument} must be a number, got an array of the shape {array.shape}")
+    return float(log_estimates(argument, array.reshape(1), 1)[0])
 
 
 def temperatures(temperature: Number | Pair, b: int) -> tuple[FloatArray, FloatArray, bool]:

@@ -1,20 +1,35 @@
-"""InfoNCE, the loss of plain CLIP, to compare with.
+"""Losses of a batch of pairs to compare with: InfoNCE, SigLIP, distillation, hinge margin.
 
-Source: CLIP, arXiv 2103.00020; InfoNCE, arXiv 1807.03748.
+Each one is a function of the table of similarities S_ij = <e1_i, e2_j> (rows: images, columns: texts). Each first
+finds dS_ij, the change of the loss with S_ij, and then adds up dE1_i = sum_j dS_ij e2_j and dE2_j = sum_i dS_ij e1_i.
+
+Sources: CLIP, arXiv 2103.00020, and InfoNCE, arXiv 1807.03748; SigLIP, arXiv 2303.15343; MobileCLIP, arXiv 2311.17049,
+for the distillation; TuneCLIP, arXiv 2601.09859, for the hinge.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drrho_reference._checks import FloatArray, positive, real_array, real_matrix
+from drrho_reference._checks import FloatArray, feature_pair, non_negative, number, positive, real_array, real_matrix
 from drrho_reference.contrastive import pair_similarities
 
-__all__ = ["PairLoss", "cross_entropy", "info_nce"]
+__all__ = [
+    "HingeLoss",
+    "PairLoss",
+    "SigmoidLoss",
+    "cross_entropy",
+    "distillation_loss",
+    "hinge_margin_loss",
+    "info_nce",
+    "sigmoid_loss",
+    "soft_cross_entropy",
+]
 
 
 class PairLoss(NamedTuple):
@@ -103,7 +118,6 @@ def info_nce(
     0.693147
     """
     S = pair_similarities(image_features, text_features)
-    image, text = real_matrix("image_features", image_features), real_matrix("text_features", text_features)
     t, b = positive("temperature", temperature), S.shape[0]
     losses = []
     logit_gradient = np.zeros((b, b))
@@ -117,11 +131,273 @@ def info_nce(
         for j in range(b):
             logit_gradient[j, i] += gradient[j] / (2 * b)
 
+    image_gradient, text_gradient = _through_similarities(logit_gradient / t, image_features, text_features)
+    return PairLoss(
+        math.fsum(losses) / (2 * b), image_gradient, text_gradient, _temperature_gradient(logit_gradient, S, t)
+    )
+
+
+def _through_similarities(
+    dS: FloatArray, image_features: npt.ArrayLike, text_features: npt.ArrayLike
+) -> tuple[FloatArray, FloatArray]:
+    """Turn the gradient in the similarities into those in the features: d S_ij = <d e1_i, e2_j> + <e1_i, d e2_j>."""
+    image, text = real_matrix("image_features", image_features), real_matrix("text_features", text_features)
     image_gradient, text_gradient = np.zeros_like(image), np.zeros_like(text)
-    temperature_terms = []
+    for i in range(len(image)):
+        for j in range(len(text)):
+            image_gradient[i] += dS[i, j] * text[j]
+            text_gradient[j] += dS[i, j] * image[i]
+    return image_gradient, text_gradient
+
+
+def _temperature_gradient(logit_gradient: FloatArray, S: FloatArray, t: float) -> float:
+    """Turn the gradient in the logits S / t into that in t: d(S_ij / t) / dt = -S_ij / t^2."""
+    return math.fsum(-logit_gradient[index] * S[index] / t**2 for index in np.ndindex(S.shape))
+
+
+class SigmoidLoss(NamedTuple):
+    """The loss of :func:`sigmoid_loss` and its gradients."""
+
+    loss: float
+    image_gradient: FloatArray
+    text_gradient: FloatArray
+    scale_gradient: float
+    bias_gradient: float
+
+
+def sigmoid_loss(
+    image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, scale: float, bias: float
+) -> SigmoidLoss:
+    """Ask of every image and every text whether they belong together: b^2 questions, each answered on its own.
+
+    Parameters
+    ----------
+    image_features, text_features : array (b, d)
+        Features of unit norm; row i of both is pair i.
+    scale : float
+        What multiplies a similarity, above 0: one over a temperature.
+    bias : float
+        What is added then; below 0 it says that most pairs do not belong together.
+
+    Returns
+    -------
+    SigmoidLoss
+        ``loss``, gradients (b, d), ``scale_gradient`` and ``bias_gradient``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit or values leave their domains.
+
+    Notes
+    -----
+    loss = (1/b) sum over all i, j of -log sigmoid(y_ij z_ij), z_ij = scale S_ij + bias, y = 1 on the diagonal and -1
+    off it. Its gradient in z_ij is -y_ij sigmoid(-y_ij z_ij) / b. Source: SigLIP, arXiv 2303.15343.
+
+    Examples
+    --------
+    Nothing is known (z = 0), so every one of two questions per image costs log 2.
+
+    >>> result = sigmoid_loss([[1, 0], [0, 1]], [[0, 1], [0, 1]], scale=1e-9, bias=0)
+    >>> round(result.loss, 6), round(result.bias_gradient, 6)
+    (1.386294, 0.0)
+    """
+    S = pair_similarities(image_features, text_features)
+    scale, bias, b = positive("scale", scale), number("bias", bias), S.shape[0]
+    losses = []
+    z_gradient = np.zeros((b, b))
     for i in range(b):
         for j in range(b):
-            image_gradient[i] += logit_gradient[i, j] * text[j] / t
-            text_gradient[j] += logit_gradient[i, j] * image[i] / t
-            temperature_terms.append(-logit_gradient[i, j] * S[i, j] / t**2)
-    return PairLoss(math.fsum(losses) / (2 * b), image_gradient, text_gradient, math.fsum(temperature_terms))
+            y = 1.0 if i == j else -1.0
+            margin = y * (scale * S[i, j] + bias)
+            losses.append(max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))))  # log(1 + e^-margin), no overflow
+            z_gradient[i, j] = -y * _sigmoid(-margin) / b
+    image_gradient, text_gradient = _through_similarities(scale * z_gradient, image_features, text_features)
+    return SigmoidLoss(
+        loss=math.fsum(losses) / b,
+        image_gradient=image_gradient,
+        text_gradient=text_gradient,
+        scale_gradient=math.fsum(z_gradient[index] * S[index] for index in np.ndindex(S.shape)),
+        bias_gradient=math.fsum(z_gradient.flat),
+    )
+
+
+def _sigmoid(z: float) -> float:
+    """1 / (1 + e^-z), with the exponential that is at most 1."""
+    small = math.exp(-abs(z))
+    return (1.0 if z >= 0.0 else small) / (1.0 + small)
+
+
+def soft_cross_entropy(logits: Sequence[float] | FloatArray, target: Sequence[float], /) -> tuple[float, list[float]]:
+    """Compare the softmax of logits with a distribution: -sum_j p_j log q_j, q = softmax(logits).
+
+    Parameters
+    ----------
+    logits : sequence of float (n,)
+        Of any size and sign.
+    target : sequence of float (n,)
+        p, of sum 1.
+
+    Returns
+    -------
+    loss : float
+        At least the entropy of p.
+    gradient : list of float (n,)
+        Its gradient in the logits, q_j - p_j.
+
+    Notes
+    -----
+    Each answer j is right with probability p_j: the mean of :func:`cross_entropy`. Source: distillation,
+    arXiv 1503.02531.
+
+    Examples
+    --------
+    >>> loss, gradient = soft_cross_entropy([0.0, 0.0], [0.25, 0.75])
+    >>> round(loss, 6), gradient
+    (0.693147, [0.25, -0.25])
+    """
+    answers = [cross_entropy(logits, j) for j in range(len(target))]
+    loss = math.fsum(p * loss for p, (loss, _) in zip(target, answers, strict=True))
+    gradient = [
+        math.fsum(p * answer[j] for p, (_, answer) in zip(target, answers, strict=True)) for j in range(len(target))
+    ]
+    return loss, gradient
+
+
+def distillation_loss(
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    reference_image: npt.ArrayLike,
+    reference_text: npt.ArrayLike,
+    /,
+    *,
+    temperature: float,
+    reference_temperature: float,
+) -> PairLoss:
+    """Answer like the reference model: which text for each image, which image for each text.
+
+    Parameters
+    ----------
+    image_features, text_features : array (b, d)
+        Features of unit norm; row i of both is pair i.
+    reference_image, reference_text : array (b, r)
+        The frozen reference model's features of the same pairs.
+    temperature : float
+        t, above 0.
+    reference_temperature : float
+        t_R, above 0: the reference model's own.
+
+    Returns
+    -------
+    PairLoss
+        ``loss``, gradients (b, d) and ``temperature_gradient``, that of t.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit or values leave their domains.
+
+    Notes
+    -----
+    loss = (1/2b) sum_i [CE(softmax(R_i: / t_R), softmax(S_i: / t)) + the same of columns], R_ij = <r1_i, r2_j>, the
+    positive among the candidates. The cross-entropy, not the Kullback-Leibler divergence: they differ by the entropy of
+    the reference model, which no gradient sees. Source: MobileCLIP, arXiv 2311.17049.
+
+    Examples
+    --------
+    A cold reference model is sure of the right pairs: InfoNCE.
+
+    >>> image, text, sure = [[1, 0], [0, 1]], [[0.6, 0.8], [0, 1]], [[1, 0], [0, 1]]
+    >>> result = distillation_loss(image, text, sure, sure, temperature=0.5, reference_temperature=1e-3)
+    >>> result.loss == info_nce(image, text, temperature=0.5).loss
+    True
+    """
+    S = pair_similarities(image_features, text_features)
+    R = pair_similarities(*feature_pair("reference_image", reference_image, "reference_text", reference_text))
+    t, t_R = positive("temperature", temperature), positive("reference_temperature", reference_temperature)
+    b = S.shape[0]
+    if R.shape != S.shape:
+        raise ValueError(f"reference_image must have {b} rows, got {R.shape[0]}")
+    losses = []
+    logit_gradient = np.zeros((b, b))
+    for i in range(b):
+        loss, gradient = soft_cross_entropy(S[i, :] / t, _softmax(R[i, :] / t_R))
+        losses.append(loss)
+        for j in range(b):
+            logit_gradient[i, j] += gradient[j] / (2 * b)
+        loss, gradient = soft_cross_entropy(S[:, i] / t, _softmax(R[:, i] / t_R))
+        losses.append(loss)
+        for j in range(b):
+            logit_gradient[j, i] += gradient[j] / (2 * b)
+    image_gradient, text_gradient = _through_similarities(logit_gradient / t, image_features, text_features)
+    return PairLoss(
+        math.fsum(losses) / (2 * b), image_gradient, text_gradient, _temperature_gradient(logit_gradient, S, t)
+    )
+
+
+def _softmax(logits: FloatArray) -> list[float]:
+    """q_j = e^l_j / sum_k e^l_k; the largest is subtracted before exp."""
+    exponentials = [math.exp(float(logit - logits.max())) for logit in logits]
+    total = math.fsum(exponentials)
+    return [exponential / total for exponential in exponentials]
+
+
+class HingeLoss(NamedTuple):
+    """The loss of :func:`hinge_margin_loss` and its gradients."""
+
+    loss: float
+    image_gradient: FloatArray
+    text_gradient: FloatArray
+
+
+def hinge_margin_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, margin: float) -> HingeLoss:
+    """Want every positive above every negative by a margin, and forget the pairs where it is.
+
+    Parameters
+    ----------
+    image_features, text_features : array (b, d)
+        Features of unit norm, b >= 2; row i of both is pair i.
+    margin : float
+        m, at least 0.
+
+    Returns
+    -------
+    HingeLoss
+        ``loss`` and gradients (b, d).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit, values leave their domains, or b = 1.
+
+    Notes
+    -----
+    loss = (1/2b) sum_i mean over j != i of [S_ij - S_ii + m]_+^2 + [S_ji - S_ii + m]_+^2. The pair (i, j) of an image
+    anchor adds 2 [S_ij - S_ii + m]_+ d(S_ij - S_ii) / (2b (b - 1)). Source: TuneCLIP, arXiv 2601.09859.
+
+    Examples
+    --------
+    Only image 1 wants more than it has: text 0 fits it better than its own by 0.2, and the margin is 0.1.
+
+    >>> round(hinge_margin_loss([[1, 0], [0.6, 0.8]], [[1, 0], [0, 0.5]], margin=0.1).loss, 6)  # 0.3^2 / (2 b)
+    0.0225
+    """
+    S = pair_similarities(image_features, text_features)
+    m, b = non_negative("margin", margin), S.shape[0]
+    if b < 2:
+        raise ValueError(f"image_features must have at least 2 rows, got {b}")
+    losses = []
+    dS = np.zeros((b, b))
+    for i in range(b):
+        for j in range(b):
+            if j != i:
+                short = max(S[i, j] - S[i, i] + m, 0.0)  # image i, text j a negative
+                losses.append(short**2)
+                dS[i, j] += 2.0 * short / (2 * b * (b - 1))
+                dS[i, i] -= 2.0 * short / (2 * b * (b - 1))
+                short = max(S[j, i] - S[i, i] + m, 0.0)  # text i, image j a negative
+                losses.append(short**2)
+                dS[j, i] += 2.0 * short / (2 * b * (b - 1))
+                dS[i, i] -= 2.0 * short / (2 * b * (b - 1))
+    image_gradient, text_gradient = _through_similarities(dS, image_features, text_features)
+    return HingeLoss(math.fsum(losses) / (2 * b * (b - 1)), image_gradient, text_gradient)

@@ -5,13 +5,27 @@ Source: DRRho risk minimization, arXiv 2505.06699; the excess loss is the RHO lo
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from drrho_reference._checks import FloatArray, mask, non_negative, raw_array, real_array
+from drrho_reference._checks import (
+    BoolArray,
+    FloatArray,
+    fraction,
+    mask,
+    non_negative,
+    positive,
+    raw_array,
+    real_array,
+    state_number,
+)
 from drrho_reference.ambiguity import AmbiguitySet, WorstCase, solve_slices
+from drrho_reference.contrastive import estimate_of_state, moving_average, within_range
 
-__all__ = ["drrho_risk", "excess_loss"]
+__all__ = ["MovingAverageKL", "drrho_risk", "excess_loss", "moving_average_kl"]
 
 
 def excess_loss(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, reference_weight: float = 1.0) -> FloatArray:
@@ -108,6 +122,14 @@ def drrho_risk(
     >>> float(result.risk), result.weights.tolist()
     (0.75, [1.0, 0.0, 0.0])
     """
+    excess, counted = _counted_excess(loss, reference_loss, reference_weight, where)
+    return solve_slices(excess, ambiguity_set, axis, counted, raw_array("loss", loss).dtype)
+
+
+def _counted_excess(
+    loss: npt.ArrayLike, reference_loss: npt.ArrayLike, reference_weight: float, where: npt.ArrayLike | None
+) -> tuple[FloatArray, BoolArray]:
+    """Return the excess losses, 0 where an entry does not count, and which entries count."""
     learner, reference = raw_array("loss", loss), raw_array("reference_loss", reference_loss)
     if reference.shape != learner.shape:
         raise ValueError(f"reference_loss must have the shape {learner.shape}, got {reference.shape}")
@@ -118,4 +140,89 @@ def drrho_risk(
         real_array("reference_loss", np.where(counted, reference, 0)),
         reference_weight,
     )
-    return solve_slices(excess, ambiguity_set, axis, counted, learner.dtype)
+    return excess, counted
+
+
+class MovingAverageKL(NamedTuple):
+    """What :func:`moving_average_kl` returns."""
+
+    risk: float
+    weights: FloatArray
+    log_inner: float
+
+
+def moving_average_kl(
+    loss: npt.ArrayLike,
+    reference_loss: npt.ArrayLike,
+    log_inner: float,
+    /,
+    *,
+    temperature: float,
+    gamma: float = 1.0,
+    reference_weight: float = 1.0,
+    where: npt.ArrayLike | None = None,
+) -> MovingAverageKL:
+    """Estimate the KL-penalised risk of a whole data set from one batch after another: one u for all samples.
+
+    Parameters
+    ----------
+    loss : array of real numbers, any shape
+        The model's losses of a batch.
+    reference_loss : array of real numbers, the shape of ``loss``
+        The frozen reference model's losses on the same samples.
+    log_inner : float
+        The logarithm of the estimate u; -inf: no batch seen yet.
+    temperature : float
+        tau, above 0: the price of the Kullback-Leibler divergence.
+    gamma : float
+        Weight of the batch's value in the moving average, in (0, 1]; 1 has no memory.
+    reference_weight : float
+        lambda, at least 0.
+    where : array of bool, broadcast to the shape of ``loss``, optional
+        The entries that count; the others are never read and get weight 0.
+
+    Returns
+    -------
+    MovingAverageKL
+        ``risk`` tau log u, ``weights`` in the shape of ``loss``, and the new ``log_inner``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit, values leave their domains, or no entry counts.
+    FloatingPointError
+        If the linear domain leaves float64's range: |x / tau| or |log u| above about 700.
+
+    Notes
+    -----
+    x_i = l_i - lambda r_i;  u <- (1 - gamma) u + gamma mean_i exp(x_i / tau), the mean alone on the first batch;
+    risk = tau log u, weights exp(x_i / tau) / u / n, n the number of entries that count. The weights are the gradient
+    of the risk in the losses where u, new as it is, counts as a constant: tau / u times d mean_i exp(x_i / tau).
+    They sum to 1 without memory, when they are those of :class:`KLPenalty`.
+    Sources: SogCLR, arXiv 2202.12387, for the moving average; DRRho, arXiv 2505.06699, for the risk.
+
+    Examples
+    --------
+    The excess losses are log 1 and log 3, their exponentials 1 and 3; u was 4 and becomes 3.
+
+    >>> import math
+    >>> result = moving_average_kl([1, 1 + math.log(3)], [1, 1], math.log(4), temperature=1, gamma=0.5)
+    >>> round(result.risk, 6) == round(math.log(3), 6), result.weights.round(4).tolist()
+    (True, [0.1667, 0.5])
+    """
+    excess, counted = _counted_excess(loss, reference_loss, reference_weight, where)
+    tau, new = positive("temperature", temperature), fraction("gamma", gamma)
+    old = estimate_of_state(state_number("log_inner", log_inner))
+    chosen = [index for index in np.ndindex(excess.shape) if counted[index]]
+    if not chosen:
+        raise ValueError(f"loss must have an entry that counts, got {excess.size} entries, none of which counts")
+    try:
+        exponentials = {index: math.exp(excess[index] / tau) for index in chosen}
+    except OverflowError:
+        exponentials = dict.fromkeys(chosen, math.inf)
+    batch = within_range("temperature", tau, math.fsum(exponentials.values()) / len(chosen))
+    u = moving_average(old, batch, new)
+    weights = np.zeros(excess.shape)
+    for index in chosen:
+        weights[index] = exponentials[index] / u / len(chosen)
+    return MovingAverageKL(tau * math.log(u), weights, math.log(u))

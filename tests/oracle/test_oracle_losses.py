@@ -1,13 +1,22 @@
-"""InfoNCE of the oracle: worked by hand, SciPy, finite differences."""
+"""InfoNCE, SigLIP, distillation and the hinge of the oracle: worked by hand, SciPy, mpmath, finite differences."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import mpmath as mp
 import numpy as np
 import pytest
-from drrho_reference import cross_entropy, info_nce
+from drrho_reference import (
+    cross_entropy,
+    distillation_loss,
+    hinge_margin_loss,
+    info_nce,
+    sigmoid_loss,
+    soft_cross_entropy,
+)
 from scipy.special import log_softmax
 
 
@@ -88,3 +97,195 @@ def test_bad_input_is_refused(arguments: Any, temperature: Any, error: Any, mess
 def test_cross_entropy_wants_one_axis() -> None:
     with pytest.raises(ValueError, match=r"logits must have one axis, got the shape \(2, 2\)"):
         cross_entropy(np.ones((2, 2)), 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SigLIP, distillation, hinge
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def slope(function: Callable[[np.ndarray], float], at: np.ndarray) -> np.ndarray:
+    """Central differences with one Richardson step: error of order h^4."""
+    gradient = np.empty_like(at)
+    for index in np.ndindex(at.shape):
+        estimates = []
+        for h in (2e-3, 1e-3):
+            nudge = np.zeros_like(at)
+            nudge[index] = h
+            estimates.append((function(at + nudge) - function(at - nudge)) / (2 * h))
+        gradient[index] = (4 * estimates[1] - estimates[0]) / 3
+    return gradient
+
+
+# Unit vectors as images make S the transpose of the texts. This S has no symmetry, and b = 3 tells b from b - 1 and 2.
+S = np.array([[0.5, 0.75, -0.25], [0.0, 0.25, 0.5], [1.0, -0.5, 0.75]])
+IMAGES, TEXTS = np.eye(3), S.T
+
+
+def test_sigmoid_loss_by_hand() -> None:
+    # scale 4 log 3, bias -log 3: z = log 3 * (4 S - 1), so e^z = 3^(4 S - 1):
+    #   3^1 3^2 3^-2 / 3^-1 3^0 3^1 / 3^3 3^-3 3^2
+    # A question costs log(1 + e^(-y z)): on the diagonal 1 + e^-z, off it 1 + e^z.
+    cost = [[1 + 1 / 3, 1 + 9, 1 + 1 / 9], [1 + 1 / 3, 1 + 1, 1 + 3], [1 + 27, 1 + 1 / 27, 1 + 1 / 9]]
+    result = sigmoid_loss(IMAGES, TEXTS, scale=4 * math.log(3), bias=-math.log(3))
+    assert result.loss == pytest.approx(float(np.sum(np.log(cost))) / 3)
+    # dz = (sigmoid(z) - [i = j]) / 3 with sigmoid = e^z / (1 + e^z).
+    dz = (np.array([[3 / 4, 9 / 10, 1 / 10], [1 / 4, 1 / 2, 3 / 4], [27 / 28, 1 / 28, 9 / 10]]) - np.eye(3)) / 3
+    np.testing.assert_allclose(result.image_gradient, 4 * math.log(3) * dz @ TEXTS, atol=1e-15)
+    np.testing.assert_allclose(result.text_gradient, 4 * math.log(3) * dz.T, atol=1e-15)
+    assert result.scale_gradient == pytest.approx(float(np.sum(dz * S)), abs=1e-15)
+    assert result.bias_gradient == pytest.approx(float(np.sum(dz)), abs=1e-15)
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (0.5, 2.0), (1e4, -300.0)])
+def test_sigmoid_loss_agrees_with_mpmath_even_where_exp_overflows(scale: float, bias: float) -> None:
+    image, text = features(2)
+    result = sigmoid_loss(image, text, scale=scale, bias=bias)
+    with mp.workdps(60):
+        total = mp.mpf(0)
+        for i in range(5):
+            for j in range(5):
+                similarity = mp.fsum(mp.mpf(a) * mp.mpf(c) for a, c in zip(image[i].tolist(), text[j].tolist(),
+                                                                           strict=True))  # fmt: skip
+                z = mp.mpf(scale) * similarity + mp.mpf(bias)
+                total += mp.log(1 + mp.exp(-z if i == j else z))
+        assert result.loss == pytest.approx(float(total / 5), rel=1e-12)
+    assert all(np.all(np.isfinite(value)) for value in result)
+
+
+def test_sigmoid_gradients_agree_with_finite_differences() -> None:
+    image, text = features(3)
+    result = sigmoid_loss(image, text, scale=3.0, bias=-1.0)
+    expected = slope(lambda value: sigmoid_loss(value, text, scale=3.0, bias=-1.0).loss, image)
+    np.testing.assert_allclose(result.image_gradient, expected, atol=1e-9)
+    expected = slope(lambda value: sigmoid_loss(image, value, scale=3.0, bias=-1.0).loss, text)
+    np.testing.assert_allclose(result.text_gradient, expected, atol=1e-9)
+    both = slope(lambda pair: sigmoid_loss(image, text, scale=pair[0], bias=pair[1]).loss, np.array([3.0, -1.0]))
+    assert (result.scale_gradient, result.bias_gradient) == pytest.approx(tuple(both), abs=1e-9)
+
+
+def test_one_pair_is_one_question() -> None:
+    assert sigmoid_loss([[1.0]], [[0.5]], scale=2.0, bias=1.0).loss == pytest.approx(math.log1p(math.exp(-2.0)))
+
+
+def test_soft_cross_entropy_by_hand() -> None:
+    # q = 1/8, 2/8, 5/8
+    loss, gradient = soft_cross_entropy([0.0, math.log(2.0), math.log(5.0)], [0.5, 0.25, 0.25])
+    assert loss == pytest.approx((2 * math.log(8) + math.log(4) + math.log(8 / 5)) / 4, abs=1e-15)
+    assert gradient == pytest.approx([1 / 8 - 1 / 2, 0.0, 5 / 8 - 1 / 4], abs=1e-15)
+
+
+def test_distillation_by_hand() -> None:
+    # t = 1/2: exp(S / t) = [[1, 2], [6, 3]]; t_R = 2: exp(R / t_R) = [[1, 4], [1, 3]]; other widths.
+    texts = np.log([[1.0, 2.0], [6.0, 3.0]]).T / 2
+    R = 2 * np.log([[1.0, 4.0], [1.0, 3.0]])
+    result = distillation_loss(
+        np.eye(2), texts, np.eye(2, 3), np.hstack([R.T, [[7.0], [-9.0]]]), temperature=0.5, reference_temperature=2.0
+    )
+    # Rows: p = (1/5, 4/5), (1/4, 3/4) and q = (1/3, 2/3), (2/3, 1/3). Columns: p = (1/2, 1/2), (4/7, 3/7) and
+    # q = (1/7, 6/7), (2/5, 3/5).
+    p_row, q_row = np.array([[1 / 5, 4 / 5], [1 / 4, 3 / 4]]), np.array([[1 / 3, 2 / 3], [2 / 3, 1 / 3]])
+    p_column, q_column = np.array([[1 / 2, 4 / 7], [1 / 2, 3 / 7]]), np.array([[1 / 7, 2 / 5], [6 / 7, 3 / 5]])
+    loss = -(np.sum(p_row * np.log(q_row)) + np.sum(p_column * np.log(q_column))) / 4
+    assert result.loss == pytest.approx(float(loss), abs=1e-15)
+    dS = (q_row - p_row + q_column - p_column) / (4 * 0.5)
+    np.testing.assert_allclose(result.image_gradient, dS @ texts, atol=1e-15)
+    np.testing.assert_allclose(result.text_gradient, dS.T, atol=1e-15)
+    assert result.temperature_gradient == pytest.approx(-float(np.sum(dS * texts.T)) / 0.5, abs=1e-15)
+
+
+@pytest.mark.parametrize(("temperature", "reference_temperature"), [(0.3, 0.9), (0.01, 0.05), (1e-4, 1e-3)])
+def test_distillation_agrees_with_scipy(temperature: float, reference_temperature: float) -> None:
+    image, text = features(4)
+    reference_image, reference_text = features(5, d=4)
+    logits, reference = image @ text.T / temperature, reference_image @ reference_text.T / reference_temperature
+    expected = (
+        -sum(np.sum(np.exp(log_softmax(reference, axis=axis)) * log_softmax(logits, axis=axis)) for axis in (0, 1)) / 10
+    )
+    result = distillation_loss(
+        image, text, reference_image, reference_text, temperature=temperature,
+        reference_temperature=reference_temperature,
+    )  # fmt: skip
+    assert result.loss == pytest.approx(expected, rel=1e-11)
+
+
+def test_distillation_gradients_agree_with_finite_differences() -> None:
+    image, text = features(6)
+    reference = features(7, d=4)
+    options: dict[str, Any] = {"temperature": 0.4, "reference_temperature": 0.7}
+    result = distillation_loss(image, text, *reference, **options)
+    expected = slope(lambda value: distillation_loss(value, text, *reference, **options).loss, image)
+    np.testing.assert_allclose(result.image_gradient, expected, atol=1e-8)
+    expected = slope(lambda value: distillation_loss(image, value, *reference, **options).loss, text)
+    np.testing.assert_allclose(result.text_gradient, expected, atol=1e-8)
+    single = slope(
+        lambda value: distillation_loss(image, text, *reference, **{**options, "temperature": float(value)}).loss,
+        np.array(0.4),
+    )
+    assert result.temperature_gradient == pytest.approx(float(single), abs=1e-7)
+
+
+def test_a_model_that_is_its_own_reference_is_at_a_minimum() -> None:
+    image, text = features(8)
+    result = distillation_loss(image, text, image, text, temperature=0.5, reference_temperature=0.5)
+    for gradient in (result.image_gradient, result.text_gradient, result.temperature_gradient):
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-14)
+    assert result.loss > 0.1  # the entropy of the reference model: a cross-entropy, not a divergence
+
+
+def test_hinge_by_hand() -> None:
+    # S_ij - S_ii + 1/2 of image anchors (rows) and S_ij - S_jj + 1/2 of text anchors (columns):
+    #     .    3/4  -1/4           .     1   -1/2
+    #    1/4    .    3/4           0     .    1/4
+    #    3/4  -3/4    .            1   -1/4    .
+    image_short = np.array([[0, 3 / 4, 0], [1 / 4, 0, 3 / 4], [3 / 4, 0, 0]])
+    text_short = np.array([[0, 1, 0], [0, 0, 1 / 4], [1, 0, 0]])
+    result = hinge_margin_loss(IMAGES, TEXTS, margin=0.5)
+    # Each direction: mean over 2 negatives, over 3 anchors; then half of each: 1/12 of all squares.
+    assert result.loss == pytest.approx(float(np.sum(image_short**2) + np.sum(text_short**2)) / 12, abs=1e-15)
+    dS = image_short + text_short - np.diag(image_short.sum(axis=1) + text_short.sum(axis=0))
+    np.testing.assert_allclose(result.image_gradient, 2 * dS @ TEXTS / 12, atol=1e-15)
+    np.testing.assert_allclose(result.text_gradient, 2 * dS.T / 12, atol=1e-15)
+
+
+def test_hinge_gradients_agree_with_finite_differences() -> None:
+    image, text = features(9)
+    for margin in (0.0, 0.2):
+        result = hinge_margin_loss(image, text, margin=margin)
+        assert result.loss > 0.0
+        expected = slope(lambda value, m=margin: hinge_margin_loss(value, text, margin=m).loss, image)
+        np.testing.assert_allclose(result.image_gradient, expected, atol=1e-5)
+        expected = slope(lambda value, m=margin: hinge_margin_loss(image, value, margin=m).loss, text)
+        np.testing.assert_allclose(result.text_gradient, expected, atol=1e-5)
+
+
+def test_pairs_beyond_the_margin_are_forgotten() -> None:
+    result = hinge_margin_loss(np.eye(3), np.eye(3), margin=1.0)
+    assert result.loss == 0.0
+    assert not np.any(result.image_gradient)
+    assert hinge_margin_loss(np.eye(3), np.eye(3), margin=1.5).loss == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda x, y: sigmoid_loss(x[:2], y, scale=1.0, bias=0.0), r"text_features must have the shape \(2, 3\)"),
+        (lambda x, y: sigmoid_loss(x, y, scale=0.0, bias=0.0), "scale must be positive, got 0.0"),
+        (lambda x, y: sigmoid_loss(x, y, scale=1.0, bias=np.inf), "bias must be finite, got inf"),
+        (lambda x, y: hinge_margin_loss(x, y, margin=-0.1), "margin must be at least 0, got -0.1"),
+        (lambda x, y: hinge_margin_loss(x[:1], y[:1], margin=0.1), "image_features must have at least 2 rows, got 1"),
+        (lambda x, y: distillation_loss(x, y, x, y, temperature=0.0, reference_temperature=1.0),
+         "temperature must be positive, got 0.0"),
+        (lambda x, y: distillation_loss(x, y, x, y, temperature=1.0, reference_temperature=-1.0),
+         "reference_temperature must be positive, got -1.0"),
+        (lambda x, y: distillation_loss(x, y, x, y[:2], temperature=1.0, reference_temperature=1.0),
+         r"reference_text must have the shape \(5, 3\), got \(2, 3\)"),
+        (lambda x, y: distillation_loss(x, y, x[:2], y[:2], temperature=1.0, reference_temperature=1.0),
+         "reference_image must have 5 rows, got 2"),
+        (lambda x, y: distillation_loss(x, y, x * np.nan, y, temperature=1.0, reference_temperature=1.0),
+         "reference_image must be finite, got nan"),
+    ],
+)  # fmt: skip
+def test_the_other_losses_refuse_bad_input(loss: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loss(*features())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import mpmath as mp
 import numpy as np
 import pytest
-from drrho_reference import ChiSquareBall, CVaR, KLPenalty, drrho_risk, excess_loss, worst_case
+from drrho_reference import ChiSquareBall, CVaR, KLPenalty, drrho_risk, excess_loss, moving_average_kl, worst_case
 
 
 def test_excess_loss_by_hand() -> None:
@@ -66,3 +68,113 @@ def test_bad_input_is_refused(arguments: Any, options: Any, error: Any, message:
         excess_loss(*arguments, **options)
     with pytest.raises(error, match=message):
         drrho_risk(*arguments, CVaR(0.5), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The moving average
+# ---------------------------------------------------------------------------------------------------------------------
+
+NEVER = -math.inf
+
+
+def test_moving_average_by_hand() -> None:
+    # x = l - r / 2 = 2 log(2, 4, 9), so exp(x / 2) = 2, 4, 9 with the mean 5; u was 1 and gamma is 1/4: u = 2.
+    reference = np.array([1.0, -3.0, 0.5])
+    loss = 2 * np.log([2.0, 4.0, 9.0]) + reference / 2
+    result = moving_average_kl(loss, reference, 0.0, temperature=2.0, gamma=0.25, reference_weight=0.5)
+    assert (result.risk, result.log_inner) == pytest.approx((2 * math.log(2.0), math.log(2.0)), abs=1e-15)
+    np.testing.assert_allclose(result.weights, [2 / 6, 4 / 6, 9 / 6], rtol=1e-15)
+    # On the first batch u is the batch's mean.
+    first = moving_average_kl(loss, reference, NEVER, temperature=2.0, gamma=0.25, reference_weight=0.5)
+    assert (first.risk, first.log_inner) == pytest.approx((2 * math.log(5.0), math.log(5.0)), abs=1e-15)
+    np.testing.assert_allclose(first.weights, [2 / 15, 4 / 15, 9 / 15], rtol=1e-15)
+    # Without the second entry the mean is 11/2, u = (3 + 11/2) / 4 = 17/8 and two entries share.
+    loss[1] = np.nan
+    result = moving_average_kl(
+        loss, reference, 0.0, temperature=2.0, gamma=0.25, reference_weight=0.5, where=[True, False, True]
+    )
+    assert result.log_inner == pytest.approx(math.log(17 / 8), abs=1e-15)
+    np.testing.assert_allclose(result.weights, [2 / (17 / 4), 0.0, 9 / (17 / 4)], rtol=1e-15)
+
+
+def test_without_memory_it_is_the_kl_penalty() -> None:
+    rng = np.random.default_rng(6)
+    loss, reference = rng.normal(size=(2, 3)), rng.normal(size=(2, 3))
+    counted = np.array([[True, False, True], [True, True, True]])
+    result = moving_average_kl(loss, reference, 0.7, temperature=0.3, reference_weight=1.5, where=counted)
+    expected = drrho_risk(loss.ravel(), reference.ravel(), KLPenalty(0.3), reference_weight=1.5, where=counted.ravel())
+    assert result.risk == pytest.approx(float(expected.risk), abs=1e-14)
+    np.testing.assert_allclose(result.weights.ravel(), expected.weights, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 1.0, 50.0])
+def test_moving_average_agrees_with_mpmath(temperature: float) -> None:
+    rng = np.random.default_rng(7)
+    loss, reference = rng.normal(size=(2, 5))
+    result = moving_average_kl(loss, reference, -1.5, temperature=temperature, gamma=0.2)
+    with mp.workdps(40):
+        exponentials = [
+            mp.exp((mp.mpf(a) - mp.mpf(b)) / mp.mpf(temperature))
+            for a, b in zip(loss.tolist(), reference.tolist(), strict=True)
+        ]
+        new = mp.mpf(0.2)
+        u = (1 - new) * mp.exp(mp.mpf(-1.5)) + new * mp.fsum(exponentials) / 5
+        assert result.log_inner == pytest.approx(float(mp.log(u)), rel=1e-13)
+        assert result.risk == pytest.approx(float(mp.mpf(temperature) * mp.log(u)), rel=1e-13)
+        np.testing.assert_allclose(result.weights, [float(e / u / 5) for e in exponentials], rtol=1e-12)
+
+
+def test_weights_are_the_gradient_with_u_held_fixed() -> None:
+    rng = np.random.default_rng(8)
+    loss, reference = rng.normal(size=(2, 4))
+    result = moving_average_kl(loss, reference, 0.4, temperature=0.8, gamma=0.3)
+    u, h = math.exp(result.log_inner), 1e-5
+
+    def surrogate(loss: np.ndarray) -> float:
+        return 0.8 * float(np.mean(np.exp((loss - reference) / 0.8))) / u
+
+    for i in range(4):
+        nudge = np.eye(4)[i] * h
+        slope = (surrogate(loss + nudge) - surrogate(loss - nudge)) / (2 * h)
+        assert result.weights[i] == pytest.approx(slope, rel=1e-8)
+
+
+def test_batches_in_turn_lead_to_the_risk_of_all() -> None:
+    # Two batches of a fixed data set in turn: u goes back and forth around the mean of all, ever closer as gamma falls.
+    rng = np.random.default_rng(9)
+    loss, reference = rng.normal(size=(2, 8))
+    exact = float(drrho_risk(loss, reference, KLPenalty(0.7)).risk)
+    distance = []
+    for gamma in (0.3, 0.03):
+        log_inner = NEVER
+        for step in range(400):
+            part = slice(0, 4) if step % 2 else slice(4, 8)
+            log_inner = moving_average_kl(
+                loss[part], reference[part], log_inner, temperature=0.7, gamma=gamma
+            ).log_inner
+        distance.append(abs(0.7 * log_inner - exact))
+    assert distance[1] < distance[0] / 5
+    assert distance[1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (([1.0, 2.0], [1.0], 0.0), {}, ValueError, r"reference_loss must have the shape \(2,\), got \(1,\)"),
+        (([1.0], [1.0], math.inf), {}, ValueError, "log_inner must be finite or -inf"),
+        (([1.0], [1.0], math.nan), {}, ValueError, "log_inner must be finite or -inf"),
+        (([1.0], [1.0], [0.0]), {}, TypeError, "log_inner must be a number, got an array"),
+        (([1.0], [1.0], "0"), {}, TypeError, "log_inner must be an array of real numbers"),
+        (([1.0], [1.0], 0.0), {"temperature": 0.0}, ValueError, "temperature must be positive, got 0.0"),
+        (([1.0], [1.0], 0.0), {"gamma": 0.0}, ValueError, r"gamma must lie in \(0, 1\], got 0.0"),
+        (([1.0], [1.0], 0.0), {"reference_weight": -1}, ValueError, "reference_weight must be at least 0, got -1.0"),
+        (([1.0], [1.0], 0.0), {"where": [False]}, ValueError, "loss must have an entry that counts"),
+        (([1.0], [np.nan], 0.0), {}, ValueError, "reference_loss must be finite, got nan"),
+        (([1e3], [0.0], 0.0), {}, FloatingPointError, "temperature must keep the linear domain .*, got 1.0"),
+        (([-1e3], [0.0], 0.0), {}, FloatingPointError, "temperature must keep the linear domain .*, got 1.0"),
+        (([1.0], [1.0], 1e4), {}, FloatingPointError, "log_inner must keep the linear domain .*, got 10000.0"),
+    ],
+)
+def test_moving_average_refuses_bad_input(arguments: Any, options: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        moving_average_kl(*arguments, **{"temperature": 1.0, **options})
