@@ -43,6 +43,7 @@ from drrho_reference.losses import (
     soft_cross_entropy,
 )
 from drrho_reference.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
+from drrho_reference.selection import chunk_sizes, joint_scores, select_jest, select_top_excess
 from drrho_reference.unimodal import UnimodalStep, unimodal_contrastive_step, unimodal_objective, view_positions
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "SigmoidLoss",
     "UnimodalStep",
     "WorstCase",
+    "chunk_sizes",
     "contrastive_objective",
     "contrastive_step",
     "cosine_gamma",
@@ -71,6 +73,7 @@ __all__ = [
     "hinge_margin_loss",
     "info_nce",
     "inner_estimate",
+    "joint_scores",
     "moving_average",
     "moving_average_kl",
     "pair_exponents",
@@ -78,6 +81,8 @@ __all__ = [
     "pair_weights",
     "recommended_gamma_min",
     "scent_gamma",
+    "select_jest",
+    "select_top_excess",
     "sigmoid_loss",
     "soft_cross_entropy",
     "unimodal_contrastive_step",

@@ -1,0 +1,222 @@
+"""Which samples of a large batch to train on: those on which the model is worst, compared with the reference model.
+
+Sources: RHO-LOSS, arXiv 2206.07137, for single samples; JEST, arXiv 2406.17711, for samples that are chosen together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_reference._checks import FloatArray, real_array, real_matrix, whole_number
+from drrho_reference.contrastive import within_range
+from drrho_reference.risk import excess_loss
+
+__all__ = ["chunk_sizes", "joint_scores", "select_jest", "select_top_excess"]
+
+IntegerArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def select_top_excess(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, k: int) -> IntegerArray:
+    """Keep the k samples of largest excess loss.
+
+    Parameters
+    ----------
+    loss, reference_loss : array (n,)
+        The losses of the model and of the frozen reference model.
+    k : int
+        How many to keep, 1 to n.
+
+    Returns
+    -------
+    array (k,) of int64
+        Their positions, the largest excess loss first; among equals the lower position first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the losses are no finite real numbers along one axis, or k is out of range.
+
+    Notes
+    -----
+    Source: RHO-LOSS, arXiv 2206.07137.
+
+    Examples
+    --------
+    Sample 1 has the largest loss, but the reference model finds it just as hard.
+
+    >>> select_top_excess([1.0, 9.0, 2.0, 3.0], [0.5, 9.0, 2.5, 2.5], k=2).tolist()
+    [0, 3]
+    """
+    excess = excess_loss(loss, reference_loss)
+    if excess.ndim != 1:
+        raise ValueError(f"loss must have one axis, got the shape {excess.shape}")
+    k = whole_number("k", k, 1, len(excess))
+    return np.array(_largest(excess, k), dtype=np.int64)
+
+
+def _largest(scores: Sequence[float] | FloatArray, count: int) -> list[int]:
+    """Return the positions of the largest scores, largest first, among equals the lower position."""
+    return sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i))[:count]
+
+
+def chunk_sizes(k: int, num_chunks: int, /) -> list[int]:
+    """Share k samples out over the chunks: k // num_chunks each, and one more for the first k % num_chunks.
+
+    Parameters
+    ----------
+    k : int
+        How many samples, at least ``num_chunks``.
+    num_chunks : int
+        How many chunks, at least 1.
+
+    Returns
+    -------
+    list of int
+        Their sizes, of sum k.
+
+    Notes
+    -----
+    Source: JEST, arXiv 2406.17711, chooses a batch chunk by chunk.
+
+    Examples
+    --------
+    >>> chunk_sizes(8, 3)
+    [3, 3, 2]
+    """
+    return [k // num_chunks + (1 if chunk < k % num_chunks else 0) for chunk in range(num_chunks)]
+
+
+def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chosen: Sequence[int], /) -> list[float]:
+    """Score every sample by the excess loss that it would have beside those chosen so far.
+
+    Parameters
+    ----------
+    learner_logits, reference_logits : array (n, n)
+        Scaled similarities, row i: image i, column j: text j.
+    chosen : sequence of int
+        C, what is chosen so far.
+
+    Returns
+    -------
+    list of float (n,)
+        -inf for what is chosen.
+
+    Raises
+    ------
+    FloatingPointError
+        If an exponential leaves the range of float64: logits above about 700.
+
+    Notes
+    -----
+    own_i = R_ii - L_ii, and with C not empty
+    score_i = own_i + [log sum_{j in C} e^L_ij - log sum_{j in C} e^R_ij + the same of e^L_ji and e^R_ji] / 2.
+    That is the mean over both directions of the contrastive loss log sum_{j in C} e^(L_ij - L_ii), minus the reference
+    model's. Source: JEST, arXiv 2406.17711.
+
+    Examples
+    --------
+    Nothing is chosen: sample 0 is scored by its own pair, where the reference model is better by 2.
+
+    >>> import numpy as np
+    >>> joint_scores(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[3.0, 0.0], [0.0, 1.0]]), [])
+    [2.0, 0.0]
+    """
+    scores = []
+    for i in range(len(learner_logits)):
+        if i in chosen:
+            scores.append(-math.inf)
+            continue
+        score = float(reference_logits[i, i]) - float(learner_logits[i, i])
+        if chosen:
+            score += 0.5 * _log_sum("learner_logits", [learner_logits[i, j] for j in chosen])
+            score -= 0.5 * _log_sum("reference_logits", [reference_logits[i, j] for j in chosen])
+            score += 0.5 * _log_sum("learner_logits", [learner_logits[j, i] for j in chosen])
+            score -= 0.5 * _log_sum("reference_logits", [reference_logits[j, i] for j in chosen])
+        scores.append(score)
+    return scores
+
+
+def _log_sum(argument: str, logits: Sequence[float]) -> float:
+    """Log sum_j e^l_j, as it is written."""
+    try:
+        total = math.fsum(math.exp(logit) for logit in logits)
+    except OverflowError:
+        total = math.inf
+    return math.log(within_range(argument, float(max(logits)), total))
+
+
+def select_jest(
+    learner_logits: npt.ArrayLike,
+    reference_logits: npt.ArrayLike,
+    /,
+    *,
+    k: int,
+    num_chunks: int,
+    top_k: bool = False,
+    gumbel: npt.ArrayLike | None = None,
+) -> IntegerArray:
+    """Choose k pairs chunk by chunk, each chunk by how hard it is beside those chosen before.
+
+    Parameters
+    ----------
+    learner_logits, reference_logits : array (n, n)
+        Scaled similarities of the model and of the frozen reference model, row i: image i, column j: text j.
+    k : int
+        How many pairs to choose, 1 to n.
+    num_chunks : int
+        In how many chunks, 1 to k.
+    top_k : bool
+        True takes the pairs of largest score, among equals the lower position. False draws them without replacement,
+        with chances like e^score.
+    gumbel : array (num_chunks, n), optional
+        Gumbel noise, one row for each chunk: needed for drawing, refused by ``top_k``.
+
+    Returns
+    -------
+    array (k,) of int64
+        The positions in the order in which they were chosen.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit or values leave their domains.
+    FloatingPointError
+        If an exponential leaves the range of float64: logits above about 700.
+
+    Notes
+    -----
+    A chunk is the top of score + noise, see :func:`joint_scores`: the largest of Gumbel-perturbed scores are a draw
+    without replacement. Source: JEST, arXiv 2406.17711.
+
+    Examples
+    --------
+    Pair 0 is the hardest one. Beside it pair 2 is harder than pair 1, as the model takes image 2 for text 0.
+
+    >>> learner = [[0.0, 1.0, 1.0], [1.0, 2.0, 0.0], [5.0, 0.0, 2.0]]
+    >>> reference = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]
+    >>> select_jest(learner, reference, k=2, num_chunks=2, top_k=True).tolist()
+    [0, 2]
+    """
+    learner = real_matrix("learner_logits", learner_logits)
+    n = learner.shape[0]
+    if learner.shape != (n, n):
+        raise ValueError(f"learner_logits must be square, got the shape {learner.shape}")
+    reference = real_array("reference_logits", reference_logits, (n, n))
+    k = whole_number("k", k, 1, n)
+    num_chunks = whole_number("num_chunks", num_chunks, 1, k)
+    if not isinstance(top_k, bool):
+        raise TypeError(f"top_k must be True or False, got {top_k!r}")
+    if top_k != (gumbel is None):
+        raise ValueError(f"gumbel must be given for drawing and only then, got {gumbel!r} with top_k={top_k}")
+    noise = np.zeros((num_chunks, n)) if gumbel is None else real_array("gumbel", gumbel, (num_chunks, n))
+
+    chosen: list[int] = []
+    for chunk, size in enumerate(chunk_sizes(k, num_chunks)):
+        scores = joint_scores(learner, reference, chosen)
+        chosen += _largest([score + float(noise[chunk, i]) for i, score in enumerate(scores)], size)
+    return np.array(chosen, dtype=np.int64)
