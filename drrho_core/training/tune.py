@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record.setdefault("chosen_with", {})[options.data] = {
         "command": f"python -m drrho_core.training.tune --data {options.data} --backend {options.backend} --out DIR",
         "seed": 0,
-        "machine": platform.machine(),
     }
     write_atomic(RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
