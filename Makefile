@@ -34,8 +34,15 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/drrho demo --out $(OUT) $(DEMO_FLAGS)
 	@echo "The report is $(abspath $(OUT))/report.html"
 
+PYTEST := $(TEST_THREADS) $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.installed-test
-	$(TEST_THREADS) $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
+
+# The mathematics: everything beside the harness, all lines and branches.
+coverage: $(VENV)/.installed-test
+	$(PYTEST) --cov=drrho_core --cov-report= tests/core tests/backends drrho_core $(PYTEST_FLAGS)
+	$(RUN) coverage report --include='drrho_core/*.py' --show-missing --fail-under=100
 
 lint: $(VENV)/.installed-dev
 	$(RUN) ruff check .

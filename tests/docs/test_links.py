@@ -48,6 +48,24 @@ def test_paths_in_the_text_exist(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+@pages
+def test_formulas_are_whole(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", _text(page), flags=re.MULTILINE | re.DOTALL)
+    display = text.split("$$")
+    assert len(display) % 2 == 1, "a $$ is not closed"
+    formulas = display[1::2]
+    for paragraph in "\n\n".join(display[::2]).split("\n\n"):
+        inline = paragraph.split("$")
+        assert len(inline) % 2 == 1, paragraph
+        formulas += inline[1::2]
+    for formula in formulas:
+        assert formula.count("{") == formula.count("}"), formula
+        assert len(re.findall(r"[(\[]", formula)) == len(re.findall(r"[)\]]", formula)), formula  # (0, 1] is whole, too
+        assert formula.count("\\lbrace") == formula.count("\\rbrace"), formula
+        # Markdown takes the backslash away before punctuation, and one viewer forbids a macro.
+        assert re.findall(r"\\[,;:!{}]|operatorname", formula) == [], formula
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     seen: set[Path] = set()
     waiting = [ROOT / "README.md"]
