@@ -30,6 +30,7 @@ from drrho_reference.contrastive import (
     pair_similarities,
     pair_weights,
 )
+from drrho_reference.distributed import sharded_contrastive_step
 from drrho_reference.estimator import cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_reference.losses import (
     HingeLoss,
@@ -83,6 +84,7 @@ __all__ = [
     "scent_gamma",
     "select_jest",
     "select_top_excess",
+    "sharded_contrastive_step",
     "sigmoid_loss",
     "soft_cross_entropy",
     "unimodal_contrastive_step",

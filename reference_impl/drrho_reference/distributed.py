@@ -1,0 +1,286 @@
+"""The contrastive step of a batch that lies on several ranks: two phases, and no rank sees the whole table.
+
+Every rank holds some rows of the batch, and of the table Z of all images by all texts it needs two blocks:
+
+    its own images x all texts        its own rows of Z       (its image anchors; its images as negatives of all texts)
+    all images x its own texts        its own columns of Z    (its text anchors; its texts as negatives of all images)
+
+Phase 1 needs everybody's features and gives each rank the estimates u of its own anchors. Phase 2 needs everybody's
+updated estimates too and gives each rank the gradient of its own rows. Ranks are calls of a function here, and what they
+tell each other is an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
+
+Source: FastCLIP, arXiv 2407.01445, for gathering estimates and positives instead of gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_reference._checks import (
+    BoolArray,
+    FloatArray,
+    Number,
+    Pair,
+    feature_pair,
+    gammas,
+    log_estimates,
+    non_negative,
+    reference_pair,
+    temperatures,
+    whole_number,
+)
+from drrho_reference.contrastive import (
+    Anchor,
+    ContrastiveStep,
+    anchor_step,
+    dot,
+    estimate_of_state,
+    negative_pairs,
+)
+
+__all__ = ["sharded_contrastive_step"]
+
+
+class _Features(NamedTuple):
+    """What all ranks know before phase 1: features (n, d), reference features (n, r), temperatures (n,)."""
+
+    image: FloatArray
+    text: FloatArray
+    reference: tuple[FloatArray, FloatArray] | None
+    reference_weight: float
+    temperature_image: FloatArray
+    temperature_text: FloatArray
+
+    def similarity(self, i: int, j: int) -> float:
+        """Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>."""
+        z = dot(self.image[i], self.text[j])
+        if self.reference is not None:
+            z -= self.reference_weight * dot(self.reference[0][i], self.reference[1][j])
+        return z
+
+
+class _Estimates(NamedTuple):
+    """What all ranks know before phase 2, one entry per anchor of the whole batch.
+
+    The positive's similarity is the same for image anchor i and text anchor i; log u and the number of negatives are
+    not.
+    """
+
+    positive: list[float]
+    log_inner_image: list[float]
+    log_inner_text: list[float]
+    number_image: list[int]
+    number_text: list[int]
+
+
+class _Phase1(NamedTuple):
+    """What a rank finds in phase 1 for its own anchors; its blocks of Z stay with it."""
+
+    row_block: dict[int, FloatArray]
+    column_block: dict[int, FloatArray]
+    of_images: dict[int, Anchor]
+    of_texts: dict[int, Anchor]
+
+
+def sharded_contrastive_step(
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    log_inner_image: npt.ArrayLike,
+    log_inner_text: npt.ArrayLike,
+    /,
+    *,
+    num_shards: int,
+    temperature: Number | Pair,
+    gamma: Number | Pair = 1.0,
+    reference_features: Pair | None = None,
+    reference_weight: float = 1.0,
+    radius: float = 0.0,
+    eps: float = 0.0,
+    pair_mask: npt.ArrayLike | None = None,
+) -> list[ContrastiveStep]:
+    """Do one batch as W ranks would do it, each with its own rows: the same step as one rank's on all rows.
+
+    Parameters
+    ----------
+    image_features, text_features, log_inner_image, log_inner_text
+        As in :func:`contrastive_step`, of the whole batch of n rows. Rank r holds the r-th block of n / W rows.
+    num_shards : int
+        W, a divisor of n.
+    temperature, gamma, reference_features, reference_weight, radius, eps, pair_mask
+        As in :func:`contrastive_step`, of the whole batch. A rank reads its own rows and columns of ``pair_mask``.
+
+    Returns
+    -------
+    list of ContrastiveStep
+        One per rank: gradients, estimates and temperature gradients per anchor of its own rows. ``loss``,
+        ``surrogate`` and the gradient of a temperature for all are sums over the ranks, equal on every rank.
+
+    Raises
+    ------
+    TypeError, ValueError, FloatingPointError
+        As in :func:`contrastive_step`; or if W does not divide n.
+
+    Notes
+    -----
+    With V = W + W' (weights of image and of text anchors) the gradient of image i is
+    [sum_j V_ij e2_j - c_i e2_i] / 2n, c_i = sum_j w_ij + sum_k w'_ki. A rank knows its own row of V from its row block
+    and everybody's estimates, and c_i from its own two anchors i. n is the whole batch; a wrapper that averages
+    gradients over ranks divides by W once more, and must be given W times these.
+    Source: FastCLIP, arXiv 2407.01445.
+
+    Examples
+    --------
+    >>> never = [-float("inf")] * 2
+    >>> batch = ([[1, 0], [0, 1]], [[1, 0], [1, 0]], never, never)
+    >>> ranks = sharded_contrastive_step(*batch, num_shards=2, temperature=0.5)
+    >>> [rank.log_inner_text.tolist() for rank in ranks]  # as of contrastive_step, one row each
+    [[-2.0], [2.0]]
+    """
+    image, text = feature_pair("image_features", image_features, "text_features", text_features)
+    n = len(image)
+    if n < 2:
+        raise ValueError(f"image_features must have at least 2 rows, got {n}")
+    num_shards = whole_number("num_shards", num_shards, 1, n)
+    if n % num_shards != 0:
+        raise ValueError(f"num_shards must divide the {n} rows, got {num_shards}")
+    old_image = log_estimates("log_inner_image", log_inner_image, n)
+    old_text = log_estimates("log_inner_text", log_inner_text, n)
+    temperature_image, temperature_text, per_anchor = temperatures(temperature, n)
+    gamma_image, gamma_text = gammas(gamma, n)
+    radius, eps = non_negative("radius", radius), non_negative("eps", eps)
+    is_negative = negative_pairs(pair_mask, n)
+    features = _Features(
+        image=image,
+        text=text,
+        reference=reference_pair(reference_features, n),
+        reference_weight=non_negative("reference_weight", reference_weight),
+        temperature_image=temperature_image,
+        temperature_text=temperature_text,
+    )
+
+    rows = [range(start, start + n // num_shards) for start in range(0, n, n // num_shards)]
+    phase1 = [
+        _phase_1(
+            own, features, old_image[own], old_text[own], gamma_image[own], gamma_text[own], is_negative, radius, eps
+        )
+        for own in rows
+    ]
+    estimates = _gather(rows, phase1, is_negative)
+    gradients = [
+        _phase_2(own, features, found, estimates, is_negative, eps) for own, found in zip(rows, phase1, strict=True)
+    ]
+
+    # Sums over all ranks: the value of the loss, and the gradient of a temperature that all share.
+    everybody = [anchor for found in phase1 for anchor in (*found.of_images.values(), *found.of_texts.values())]
+    loss = math.fsum(anchor.loss for anchor in everybody) / (2 * n)
+    surrogate = math.fsum(anchor.surrogate for anchor in everybody) / (2 * n)
+    shared = math.fsum(anchor.temperature_gradient for anchor in everybody) / (2 * n)
+    steps = []
+    for found, (image_gradient, text_gradient) in zip(phase1, gradients, strict=True):
+        of_images, of_texts = list(found.of_images.values()), list(found.of_texts.values())
+        own_temperatures = (
+            np.array([anchor.temperature_gradient for anchor in of_images]) / (2 * n),
+            np.array([anchor.temperature_gradient for anchor in of_texts]) / (2 * n),
+        )
+        steps.append(
+            ContrastiveStep(
+                loss=loss,
+                surrogate=surrogate,
+                image_gradient=image_gradient,
+                text_gradient=text_gradient,
+                temperature_gradient=own_temperatures if per_anchor else shared,
+                log_inner_image=np.array([anchor.log_inner for anchor in of_images]),
+                log_inner_text=np.array([anchor.log_inner for anchor in of_texts]),
+            )
+        )
+    return steps
+
+
+def _phase_1(
+    own: range,
+    features: _Features,
+    old_image: FloatArray,
+    old_text: FloatArray,
+    gamma_image: FloatArray,
+    gamma_text: FloatArray,
+    is_negative: BoolArray,
+    radius: float,
+    eps: float,
+) -> _Phase1:
+    """On one rank: fill its two blocks of Z and update the estimates of its own anchors.
+
+    ``old_*`` and ``gamma_*`` are those of its own rows only.
+    """
+    n = len(features.image)
+    found = _Phase1({}, {}, {}, {})
+    for local, a in enumerate(own):
+        found.row_block[a] = np.array([features.similarity(a, j) for j in range(n)])
+        found.column_block[a] = np.array([features.similarity(i, a) for i in range(n)])
+        found.of_images[a] = anchor_step(
+            found.row_block[a],
+            a,
+            [j for j in range(n) if is_negative[a, j]],
+            float(old_image[local]),
+            float(features.temperature_image[a]),
+            float(gamma_image[local]),
+            radius,
+            eps,
+        )
+        found.of_texts[a] = anchor_step(
+            found.column_block[a],
+            a,
+            [i for i in range(n) if is_negative[i, a]],
+            float(old_text[local]),
+            float(features.temperature_text[a]),
+            float(gamma_text[local]),
+            radius,
+            eps,
+        )
+    return found
+
+
+def _gather(rows: Sequence[range], phase1: Sequence[_Phase1], is_negative: BoolArray) -> _Estimates:
+    """Put together what the ranks tell each other between the phases: five numbers per row."""
+    estimates = _Estimates([], [], [], [], [])
+    for own, found in zip(rows, phase1, strict=True):
+        for a in own:
+            estimates.positive.append(float(found.row_block[a][a]))
+            estimates.log_inner_image.append(found.of_images[a].log_inner)
+            estimates.log_inner_text.append(found.of_texts[a].log_inner)
+            estimates.number_image.append(int(is_negative[a, :].sum()))
+            estimates.number_text.append(int(is_negative[:, a].sum()))
+    return estimates
+
+
+def _phase_2(
+    own: range, features: _Features, found: _Phase1, estimates: _Estimates, is_negative: BoolArray, eps: float
+) -> tuple[FloatArray, FloatArray]:
+    """On one rank: the gradients of its own rows, from the same two blocks and everybody's estimates."""
+    n = len(features.image)
+    image_gradient, text_gradient = np.zeros((2, len(own), features.image.shape[1]))
+    for local, a in enumerate(own):
+        of_image, of_text = found.of_images[a].weights, found.of_texts[a].weights
+        c = math.fsum(of_image) + math.fsum(of_text)  # how strongly the two anchors a push their common positive pair
+        for k in range(n):
+            # Image a as a negative of text anchor k, which may live on another rank.
+            as_negative = 0.0
+            if is_negative[a, k]:
+                D = (found.row_block[a][k] - estimates.positive[k]) / features.temperature_text[k]
+                u = estimate_of_state(estimates.log_inner_text[k])
+                as_negative = math.exp(D) / (eps + u) / estimates.number_text[k]
+            image_gradient[local] += (of_image[k] + as_negative) * features.text[k] / (2 * n)
+            # Text a as a negative of image anchor k.
+            as_negative = 0.0
+            if is_negative[k, a]:
+                D = (found.column_block[a][k] - estimates.positive[k]) / features.temperature_image[k]
+                u = estimate_of_state(estimates.log_inner_image[k])
+                as_negative = math.exp(D) / (eps + u) / estimates.number_image[k]
+            text_gradient[local] += (of_text[k] + as_negative) * features.image[k] / (2 * n)
+        image_gradient[local] -= c * features.text[a] / (2 * n)
+        text_gradient[local] -= c * features.image[a] / (2 * n)
+    return image_gradient, text_gradient
