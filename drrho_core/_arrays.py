@@ -20,7 +20,8 @@ def is_array(value: object) -> bool:
 
     Looks decide, because torch.compile warns when it traces array-api-compat's own, cached question.
     """
-    return not isinstance(value, numbers.Real) and all(hasattr(value, name) for name in ("dtype", "shape", "ndim"))
+    looks = all(hasattr(value, name) for name in ("dtype", "shape", "ndim"))
+    return looks and not isinstance(value, (numbers.Real, type))
 
 
 def is_compiling(xp: Namespace) -> bool:

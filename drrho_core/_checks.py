@@ -18,7 +18,7 @@ def describe(value: object) -> str:
     """Say what was received, short enough for one line."""
     if is_array(value):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"  # type: ignore[attr-defined]
-    text = repr(value)
+    text = str(value) if isinstance(value, numbers.Real) else " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -26,9 +26,13 @@ def finite_number(name: str, value: object) -> float:
     """Return a Python number after checking that it is a real, finite one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    try:
+        converted = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        converted = math.inf
+    if not math.isfinite(converted):
+        raise ValueError(f"{name} must be finite, got {describe(value)}")
+    return converted
 
 
 def number(name: str, value: object, holds: Callable[[Any], Any], rule: str) -> float:

@@ -262,6 +262,7 @@ def problems() -> Any:
 
     class Problems:
         Problem = Problem
+        replace = staticmethod(replace)
         draw = staticmethod(draw)
         draw_mask = staticmethod(draw_mask)
         sizes = staticmethod(sizes)

@@ -1,0 +1,358 @@
+"""Namespaces, devices and every validation: one error that names argument, rule and received value."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import array_api_compat.numpy as numpy_namespace
+import array_api_compat.torch as torch_namespace
+import array_api_strict
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from drrho_core import _arrays, _checks
+
+DEVICE1 = array_api_strict.Device("device1")
+
+
+class Pretender:
+    """Looks like an array and is of no library."""
+
+    dtype, shape, ndim = np.float64, (3,), 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Namespaces and devices
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_an_array(eager_space: Any) -> None:
+    assert _arrays.is_array(eager_space.asarray(np.zeros(3)))
+    assert _arrays.is_array(eager_space.asarray(np.zeros((2, 3))))
+    for other in (1, 1.5, True, np.float32(1.5), np.int64(3), [1.0], (1.0,), "a", None, np.float64, object()):
+        assert not _arrays.is_array(other)
+
+
+def test_one_namespace_for_all_arrays(eager_space: Any) -> None:
+    x = eager_space.asarray(np.zeros(3))
+    assert _arrays.namespace_of({"x": x, "y": x}) is eager_space.xp
+    assert _arrays.namespace_of({"x": x}, eager_space.xp) is eager_space.xp
+
+
+def test_the_bare_library_may_be_named_where_it_follows_the_standard() -> None:
+    assert _arrays.namespace_of({"x": np.zeros(1)}, np) is np
+
+
+@pytest.mark.parametrize(
+    ("arrays", "xp", "message"),
+    [
+        ({"x": [1.0]}, None, "x must be an array, got list"),
+        ({"x": 1.0}, None, "x must be an array, got float"),
+        ({"x": np.float64(1.0)}, None, "x must be an array, got float64"),
+        ({"x": Pretender()}, None, "x must be an array of a supported library, got Pretender"),
+        ({"x": np.zeros(1), "y": None}, None, "y must be an array, got NoneType"),
+        ({"x": np.zeros(1), "y": torch.zeros(1)}, None, r"y must come from the library of x \(numpy\), got .*torch"),
+        ({"x": jnp.zeros(1), "y": np.zeros(1)}, None, r"y must come from the library of x \(jax\.numpy\), got"),
+        ({"x": np.zeros(1)}, torch_namespace, r"xp must be the namespace of x \(numpy\), got torch"),
+        ({"x": torch.zeros(1)}, np, r"xp must be the namespace of x \(torch\), got numpy"),
+        ({"x": torch.zeros(1)}, torch, "xp must be an Array API namespace such as .*, got <module 'torch'"),
+        ({"x": np.zeros(1)}, "numpy", "xp must be an Array API namespace such as .*, got 'numpy'"),
+        ({"x": np.zeros(1), "y": torch.zeros(1)}, np, "y must come from the library of x"),
+    ],
+)  # fmt: skip
+def test_mixed_namespaces_are_refused(arrays: Any, xp: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        _arrays.namespace_of(arrays, xp)
+
+
+def test_names_of_libraries() -> None:
+    names = [_arrays.library(xp) for xp in (numpy_namespace, torch_namespace, jnp, array_api_strict)]
+    assert names == ["numpy", "torch", "jax.numpy", "array_api_strict"]
+
+
+def test_half_types_are_widened_and_no_others(eager_space: Any) -> None:
+    xp = eager_space.xp
+    assert _arrays.wide_dtype(xp.float32, xp) == xp.float32
+    assert _arrays.wide_dtype(xp.float64, xp) == xp.float64
+    for narrow in ("float16", "bfloat16"):
+        if hasattr(xp, narrow):
+            assert _arrays.wide_dtype(getattr(xp, narrow), xp) == xp.float32
+
+
+def test_values_can_be_seen_on_the_host_only(eager_space: Any) -> None:
+    x = eager_space.asarray(np.zeros(3))
+    assert _arrays.values_visible(x, eager_space.xp) == (eager_space.name in ("numpy", "torch", "jax", "strict")
+                                                         and "device1" not in str(eager_space.device)
+                                                         and "cuda" not in str(eager_space.device).lower())  # fmt: skip
+
+
+def test_who_can_be_written_to_by_an_integer_array() -> None:
+    def answer(array: Any, xp: Any) -> bool:
+        before = np.asarray(array).tolist()
+        result = _arrays.supports_index_assignment(array, xp)
+        assert np.asarray(array).tolist() == before
+        return result
+
+    read_only = np.zeros(3)
+    read_only.flags.writeable = False
+    assert answer(np.zeros(3), numpy_namespace)
+    assert answer(torch.zeros(3), torch_namespace)
+    assert not answer(read_only, numpy_namespace)
+    assert not answer(jnp.zeros(3), jnp)
+    assert not answer(array_api_strict.zeros(3), array_api_strict)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_descriptions_are_one_short_line() -> None:
+    assert _checks.describe(np.zeros((2, 3))) == "ndarray of shape (2, 3) and dtype float64"
+    assert _checks.describe("warm") == "'warm'"
+    assert _checks.describe(list(range(100)))[-3:] == "..."
+    assert len(_checks.describe(list(range(100)))) == 80
+    assert _checks.describe("x" * 78) == repr("x" * 78)
+    assert "\n" not in _checks.describe((np.zeros((2, 2)), np.ones((2, 2))))
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int8(2), np.float64(2)])
+def test_numbers_are_numbers(value: Any) -> None:
+    assert _checks.number("x", value, lambda x: x > 1, "be > 1") == 2.0
+    assert type(_checks.finite_number("x", value)) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (True, TypeError, "x must be a real number, got True"),
+        (np.bool_(True), TypeError, "x must be a real number, got bool"),
+        ("2", TypeError, "x must be a real number, got '2'"),
+        (None, TypeError, "x must be a real number, got None"),
+        (2j, TypeError, "x must be a real number, got 2j"),
+        (np.zeros(2), TypeError, r"x must be a real number, got ndarray of shape \(2,\) and dtype float64"),
+        (math.nan, ValueError, "x must be finite, got nan"),
+        (-math.inf, ValueError, "x must be finite, got -inf"),
+        pytest.param(10**400, ValueError, r"x must be finite, got 1000.*\.\.\.$", id="huge"),
+        (1, ValueError, "x must be > 1, got 1"),
+    ],
+)
+def test_bad_numbers(value: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        _checks.number("x", value, lambda x: x > 1, "be > 1")
+
+
+def test_static_numbers_may_be_arrays_without_axes(eager_space: Any) -> None:
+    x = eager_space.asarray(np.asarray(2.5, dtype=eager_space.dtype_name))
+    got = _checks.static_number("x", x, lambda x: x > 1, "be > 1")
+    assert (got, type(got)) == (2.5, float)
+    assert _checks.static_number("x", eager_space.asarray(np.asarray(3)), lambda x: x > 1, "be > 1") == 3.0
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (np.zeros(1), TypeError, r"x must be a real number, got ndarray of shape \(1,\)"),
+        (np.asarray(True), TypeError, "x must be a real number, got ndarray of shape .* bool"),
+        (np.asarray(0.5), ValueError, r"x must be > 1, got 0\.5"),
+        (np.asarray(np.nan), ValueError, "x must be finite, got nan"),
+        (torch.tensor(2.0, requires_grad=True), ValueError, "x must not ask for autograd"),
+        ("2", TypeError, "x must be a real number, got '2'"),
+    ],
+)
+def test_bad_static_numbers(value: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        _checks.static_number("x", value, lambda x: x > 1, "be > 1")
+
+
+def test_static_numbers_cannot_be_traced() -> None:
+    import jax
+
+    with pytest.raises(TypeError, match="x must be a constant where code is traced, got "):
+        jax.jit(lambda x: _checks.static_number("x", x, lambda x: x > 1, "be > 1"))(2.0)
+
+
+def test_integers() -> None:
+    assert _checks.integer("x", np.int64(3), minimum=3) == 3
+    assert type(_checks.integer("x", np.int64(3), minimum=3)) is int
+    for bad, error, message in (
+        (2, ValueError, "x must be at least 3, got 2"),
+        (3.0, TypeError, r"x must be an integer, got 3\.0"),
+        (True, TypeError, "x must be an integer, got True"),
+        (None, TypeError, "x must be an integer, got None"),
+    ):
+        with pytest.raises(error, match=message):
+            _checks.integer("x", bad, minimum=3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arrays
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_dtypes(eager_space: Any) -> None:
+    xp, x = eager_space.xp, eager_space.asarray(np.zeros(3))
+    whole = eager_space.asarray(np.zeros(3, dtype=np.int64))
+    _checks.floating("x", x, xp)
+    _checks.state_dtype("x", x, xp)
+    _checks.same_dtype({"x": x, "y": x})
+    with pytest.raises(TypeError, match=r"x must have a real floating dtype, got .*int64"):
+        _checks.floating("x", whole, xp)
+    with pytest.raises(TypeError, match=r"x must have a real floating dtype, got .*int64"):
+        _checks.state_dtype("x", whole, xp)
+    with pytest.raises(TypeError, match=r"z must have the dtype of x \(.*float.*\), got .*int64"):
+        _checks.same_dtype({"x": x, "y": x, "z": whole})
+    for narrow in ("float16", "bfloat16"):
+        if hasattr(xp, narrow):
+            half = xp.astype(x, getattr(xp, narrow))
+            _checks.floating("x", half, xp)
+            with pytest.raises(TypeError, match=f"x must be float32 or wider, got .*{narrow}"):
+                _checks.state_dtype("x", half, xp)
+
+
+def test_devices() -> None:
+    xp = array_api_strict
+    here, there = xp.zeros(2), xp.zeros(2, device=DEVICE1)
+    _checks.same_device({"x": here, "y": here}, xp)
+    _checks.same_device({"x": there, "y": there}, xp)
+    with pytest.raises(ValueError, match=r"y must be on the device of x \(.*CPU_DEVICE.*\), got .*device1"):
+        _checks.same_device({"x": here, "y": there, "z": here}, xp)
+
+
+def test_a_tracer_has_no_device() -> None:
+    import jax
+
+    jax.jit(lambda x, y: _checks.same_device({"x": x, "y": jnp.zeros(2), "z": y}, jnp) or x)(jnp.zeros(2), jnp.zeros(1))
+
+
+def test_shapes() -> None:
+    x = np.zeros((2, 3))
+    _checks.shape("x", x, (2, 3), "(batch_size, feature_dim)")
+    _checks.ndim("x", x, 2, "(batch_size, feature_dim)")
+    with pytest.raises(ValueError, match=r"^x must have shape \(batch_size,\) = \(2,\), got \(2, 3\)$"):
+        _checks.shape("x", x, (2,), "(batch_size,)")
+    with pytest.raises(ValueError, match=r"^x must have 1 axes \(batch_size,\), got shape \(2, 3\)$"):
+        _checks.ndim("x", x, 1, "(batch_size,)")
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, -2, np.int64(1)])
+def test_an_axis_that_is_there(value: Any) -> None:
+    _checks.axis(value, "losses", np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "error", "message"),
+    [
+        (2, (2, 3), ValueError, r"axis must be an axis of losses, which has shape \(2, 3\), got 2"),
+        (-3, (2, 3), ValueError, r"axis must be an axis of losses, which has shape \(2, 3\), got -3"),
+        (0, (), ValueError, r"axis must be an axis of losses, which has shape \(\), got 0"),
+        (1.0, (2, 3), TypeError, r"axis must be an integer, got 1\.0"),
+        (True, (2, 3), TypeError, "axis must be an integer, got True"),
+        (1, (2, 0), ValueError, r"losses must have at least one entry along axis 1, got shape \(2, 0\)"),
+    ],
+)
+def test_an_axis_that_is_not_there(value: Any, shape: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        _checks.axis(value, "losses", np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1,), (2, 3), (1, 3), (2, 1)])
+def test_a_mask_may_broadcast(shape: Any) -> None:
+    _checks.mask("where", np.ones(shape, dtype=bool), "losses", np.zeros((2, 3)), np)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (3, 2), (1, 2, 3), (4, 3)])
+def test_a_mask_may_not_grow(shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"where must broadcast to the shape of losses \(2, 3\), got \("):
+        _checks.mask("where", np.ones(shape, dtype=bool), "losses", np.zeros((2, 3)), np)
+
+
+def test_a_mask_is_boolean() -> None:
+    with pytest.raises(TypeError, match="where must have dtype bool, got int64"):
+        _checks.mask("where", np.ones(3, dtype=np.int64), "losses", np.zeros(3), np)
+
+
+def test_autograd_is_refused() -> None:
+    x = torch.zeros(2)
+    _checks.detached({"x": x, "y": np.zeros(1)})
+    _checks.detached({"x": torch.nn.Parameter(x).detach()})
+    with pytest.raises(
+        ValueError, match=r"y must not ask for autograd, .*detach it, or use drrho_torch.*got requires_grad=True"
+    ):
+        _checks.detached({"x": x, "y": torch.zeros(2, requires_grad=True)})
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([1.0, np.nan, np.inf]), "x must be finite, got nan at position 1$"),
+        (np.array([[1.0, 2.0], [-np.inf, np.nan]]), r"x must be finite, got -inf at position \(1, 0\)$"),
+        (np.array(np.nan), "x must be finite, got nan$"),
+        (np.where(np.arange(24).reshape(2, 3, 4) == 23, np.inf, 0.0), r"got inf at position \(1, 2, 3\)$"),
+    ],
+)  # fmt: skip
+def test_the_first_value_that_breaks_a_rule_is_shown(eager_space: Any, array: np.ndarray, message: str) -> None:
+    given = eager_space.asarray(np.asarray(array, dtype=eager_space.dtype_name))
+    if not _arrays.values_visible(given, eager_space.xp):
+        _checks.finite("x", given, eager_space.xp)
+        pytest.skip("values are looked at on the host only")
+    with pytest.raises(ValueError, match=message):
+        _checks.finite("x", given, eager_space.xp)
+
+
+def test_integers_are_shown_as_integers(eager_space: Any) -> None:
+    given = eager_space.asarray(np.array([3, -7]))
+    if _arrays.values_visible(given, eager_space.xp):
+        with pytest.raises(ValueError, match=r"x must be >= 0, got -7 at position 1$"):
+            _checks.values("x", given, lambda x: x >= 0, "be >= 0", eager_space.xp)
+    _checks.values("x", given, lambda x: x >= -7, "be >= -7", eager_space.xp)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parameters
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parameter(value: Any, per_anchor: int | None = 3) -> Any:
+    return _checks.parameter("tau", value, lambda x: x > 0, "be > 0", np, per_anchor=per_anchor)
+
+
+def test_parameters_come_back_as_they_are_meant() -> None:
+    assert parameter(np.float32(0.5)) == 0.5
+    assert type(parameter(2)) is float
+    scalar, pair = np.asarray(0.5), [np.ones(3), np.ones(3)]
+    assert parameter(scalar) is scalar
+    got = parameter(pair)
+    assert type(got) is tuple
+    assert got[0] is pair[0]
+    assert got[1] is pair[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "per_anchor", "error", "message"),
+    [
+        (0.0, 3, ValueError, r"tau must be > 0, got 0\.0"),
+        (math.nan, 3, ValueError, "tau must be finite, got nan"),
+        ("1", 3, TypeError, "tau must be a real number, got '1'"),
+        (np.asarray(-1.0), 3, ValueError, r"tau must be > 0, got -1\.0"),
+        (np.asarray(np.inf), 3, ValueError, "tau must be > 0, got inf"),
+        (np.asarray(1), 3, TypeError, "tau must have a real floating dtype, got int64"),
+        (np.ones(3), 3, ValueError, r"tau must be a scalar or a pair of arrays, one value per anchor, got"),
+        (np.ones(3), None, ValueError, r"tau must be a scalar, got ndarray of shape \(3,\)"),
+        ((np.ones(3),), 3, ValueError, r"tau must be a scalar or a pair \(image, text anchors\), got 1 entries"),
+        ((np.ones(3),) * 3, 3, ValueError, "tau must be a scalar or a pair .*, got 3 entries"),
+        ((np.ones(3), np.ones(2)), 3, ValueError, r"tau\[1\] must have shape \(batch_size,\) = \(3,\), got \(2,\)"),
+        ((0.5, np.ones(3)), 3, TypeError, r"tau\[0\] must be an array of shape \(batch_size,\), got 0\.5"),
+        ((np.ones(3), np.ones(3, dtype=int)), 3, TypeError, r"tau\[1\] must have a real floating dtype, got int64"),
+        ((np.ones(3), np.array([1.0, 0, 1])), 3, ValueError, r"tau\[1\] must be > 0, got 0\.0 at position 1"),
+        ((np.array([1, 1, np.nan]), np.ones(3)), 3, ValueError, r"tau\[0\] must be > 0, got nan at position 2"),
+        ((np.array([1, 1, np.inf]), np.ones(3)), 3, ValueError, r"tau\[0\] must be > 0, got inf at position 2"),
+        ((np.ones(3), np.ones(3)), None, TypeError, "tau must be a real number, got "),
+    ],
+)  # fmt: skip
+def test_bad_parameters(value: Any, per_anchor: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        parameter(value, per_anchor)
