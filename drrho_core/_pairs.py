@@ -90,7 +90,7 @@ def tiling(
     return (*range(0, batch_size, side), batch_size), keep
 
 
-def _tiles(
+def tiles(
     pairs: Pairs, xp: Namespace, *, symmetric: bool = False
 ) -> Iterator[tuple[int, int, slice, slice, Array, Array | None]]:
     """Yield each tile of Z with its place and, where not all its pairs count, the mask of those that do.
@@ -115,7 +115,7 @@ def _tiles(
             yield i, j, rows, columns, z, counts
 
 
-def _excess(pairs: Pairs, rows: slice, columns: slice, z: Array) -> tuple[Array, Array]:
+def excess(pairs: Pairs, rows: slice, columns: slice, z: Array) -> tuple[Array, Array]:
     """Return a tile of D and of D'. The positive is subtracted before the division, while the difference is exact."""
     image = (z - pairs.positive[rows][:, None]) / pairs.temperature_image[rows][:, None]
     text = (z - pairs.positive[columns][None, :]) / pairs.temperature_text[columns][None, :]
@@ -124,9 +124,9 @@ def _excess(pairs: Pairs, rows: slice, columns: slice, z: Array) -> tuple[Array,
 
 def sum_negatives(pairs: Pairs, *, xp: Namespace) -> tuple[Negatives, Negatives]:
     """Return log-sum-exp and number of the negatives of the image anchors and of the text anchors."""
-    image, text, image_count, text_count = _Parts(xp), _Parts(xp), _Parts(xp), _Parts(xp)
-    for i, j, rows, columns, z, counts in _tiles(pairs, xp):
-        d_image, d_text = _excess(pairs, rows, columns, z)
+    image, text, image_count, text_count = Parts(xp), Parts(xp), Parts(xp), Parts(xp)
+    for i, j, rows, columns, z, counts in tiles(pairs, xp):
+        d_image, d_text = excess(pairs, rows, columns, z)
         image.merge(i, log_sum_exp(d_image, axis=1, where=counts, xp=xp), xp.logaddexp)
         text.merge(j, log_sum_exp(d_text, axis=0, where=counts, xp=xp), xp.logaddexp)
         if pairs.pair_mask is not None:
@@ -141,9 +141,9 @@ def sum_negatives(pairs: Pairs, *, xp: Namespace) -> tuple[Negatives, Negatives]
 
 def sum_negatives_within(pairs: Pairs, *, xp: Namespace) -> Array:
     """Return the log-sum-exp (b,) of the negatives of each anchor in its own view."""
-    log_sum = _Parts(xp)
-    for i, j, rows, columns, z, counts in _tiles(pairs, xp, symmetric=True):
-        d_rows, d_columns = _excess(pairs, rows, columns, z)
+    log_sum = Parts(xp)
+    for i, j, rows, columns, z, counts in tiles(pairs, xp, symmetric=True):
+        d_rows, d_columns = excess(pairs, rows, columns, z)
         log_sum.merge(i, log_sum_exp(d_rows, axis=1, where=counts, xp=xp), xp.logaddexp)
         if i != j:
             log_sum.merge(j, log_sum_exp(d_columns, axis=0, where=counts, xp=xp), xp.logaddexp)
@@ -152,12 +152,12 @@ def sum_negatives_within(pairs: Pairs, *, xp: Namespace) -> Array:
 
 def weigh(pairs: Pairs, log_denominator_image: Array, log_denominator_text: Array, *, xp: Namespace) -> Sums:
     """Return the weighted sums of the closed-form gradients, given one logarithmic denominator (b,) per anchor."""
-    image_pull, weight_image, weighted_image = _Parts(xp), _Parts(xp), _Parts(xp)
-    text_pull, weight_text, weighted_text = _Parts(xp), _Parts(xp), _Parts(xp)
+    image_pull, weight_image, weighted_image = Parts(xp), Parts(xp), Parts(xp)
+    text_pull, weight_text, weighted_text = Parts(xp), Parts(xp), Parts(xp)
     log_denominator_image = xp.astype(log_denominator_image, pairs.left.dtype)
     log_denominator_text = xp.astype(log_denominator_text, pairs.left.dtype)
-    for i, j, rows, columns, z, counts in _tiles(pairs, xp):
-        d_image, d_text = _excess(pairs, rows, columns, z)
+    for i, j, rows, columns, z, counts in tiles(pairs, xp):
+        d_image, d_text = excess(pairs, rows, columns, z)
         log_w_image = d_image - log_denominator_image[rows][:, None]
         log_w_text = d_text - log_denominator_text[columns][None, :]
         if counts is not None:  # before the exponential: what does not count may be huge
@@ -178,10 +178,10 @@ def weigh(pairs: Pairs, log_denominator_image: Array, log_denominator_text: Arra
 
 def weigh_within(pairs: Pairs, log_denominator: Array, *, xp: Namespace) -> SumsWithin:
     """Return the same sums where both sides are one view."""
-    pull, weight, weighted = _Parts(xp), _Parts(xp), _Parts(xp)
+    pull, weight, weighted = Parts(xp), Parts(xp), Parts(xp)
     log_denominator = xp.astype(log_denominator, pairs.left.dtype)
-    for i, j, rows, columns, z, counts in _tiles(pairs, xp, symmetric=True):
-        d_rows, d_columns = _excess(pairs, rows, columns, z)
+    for i, j, rows, columns, z, counts in tiles(pairs, xp, symmetric=True):
+        d_rows, d_columns = excess(pairs, rows, columns, z)
         log_w = d_rows - log_denominator[rows][:, None]
         w = xp.exp(log_w if counts is None else xp.where(counts, log_w, -xp.inf))
         weight.add(i, xp.sum(w, axis=1))
@@ -207,7 +207,7 @@ def pull_back(pairs: Pairs, log_denominator_image: Array, log_denominator_text: 
     )
 
 
-class _Parts:
+class Parts:
     """A vector or matrix that grows row block by row block: one part per tile index, merged, joined at the end."""
 
     def __init__(self, xp: Namespace) -> None:

@@ -53,10 +53,10 @@ def excess_loss(
     """
     arrays = {"loss": loss, "reference_loss": reference_loss}
     xp = check_losses(arrays, None, xp)
-    weight = _check_weight(reference_weight, loss, xp)
+    weight = check_weight(reference_weight, loss, xp)
     for name, array in arrays.items():
         _checks.finite(name, array, xp)
-    return xp.astype(_difference(loss, reference_loss, weight, xp), loss.dtype, copy=False)
+    return xp.astype(difference(loss, reference_loss, weight, xp), loss.dtype, copy=False)
 
 
 def drrho_risk(
@@ -113,18 +113,18 @@ def drrho_risk(
     check_ambiguity_set(ambiguity_set)
     arrays = {"loss": loss, "reference_loss": reference_loss}
     xp = check_losses(arrays, where, xp)
-    weight = _check_weight(reference_weight, loss, xp)
+    weight = check_weight(reference_weight, loss, xp)
     _checks.axis(axis, "loss", loss)
     if where is not None:
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
         _checks.finite(name, array, xp)
-    excess = _difference(arrays["loss"], arrays["reference_loss"], weight, xp)
+    excess = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     check_values("loss - reference_weight * reference_loss", excess, axis, where, xp)
     return solve(excess, ambiguity_set, axis, where, loss.dtype, xp)
 
 
-def _check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) -> float | Array:
+def check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) -> float | Array:
     """Check the weight of the reference loss and return it in the dtype that the difference is computed in."""
     weight = _checks.parameter("reference_weight", reference_weight, lambda w: w >= 0, "be at least 0", xp)
     if not is_array(weight):
@@ -136,7 +136,7 @@ def _check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) -
     return xp.astype(weight, wide_dtype(loss.dtype, xp), copy=False)
 
 
-def _difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:
+def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:
     """Return the excess loss in float32 or wider."""
     dtype = wide_dtype(loss.dtype, xp)
     return xp.astype(loss, dtype, copy=False) - weight * xp.astype(reference_loss, dtype, copy=False)

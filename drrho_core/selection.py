@@ -1,0 +1,207 @@
+"""Choosing what to train on by excess losses: RHO-LOSS sample by sample, JEST chunk by chunk of a batch.
+
+Shapes: losses (n,), logits of a super-batch (n, n), row = image, column = text, positives on the diagonal. Results are
+indices into the super-batch. Sizes are static, so nothing here depends on data but the indices themselves.
+
+Sources: RHO-LOSS (arXiv 2206.07137), JEST (arXiv 2406.17711).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from drrho_core import _checks
+from drrho_core._arrays import Array, Namespace, device_of, is_compiling, namespace_of, wide_dtype
+from drrho_core.ambiguity import check_losses
+from drrho_core.numerics import log_sum_exp
+from drrho_core.risk import check_weight, difference
+
+
+def select_top_excess(
+    loss: Array,
+    reference_loss: Array,
+    /,
+    *,
+    k: int,
+    reference_weight: float | Array = 1.0,
+    xp: Namespace | None = None,
+) -> Array:
+    """Return the indices of the k samples with the largest excess loss: RHO-LOSS selection from a super-batch.
+
+    Parameters
+    ----------
+    loss : array, shape (n,)
+        The learner's losses, real floating.
+    reference_loss : array, shape (n,)
+        The frozen reference model's losses on the same samples, in the same dtype.
+    k : int
+        How many to keep, 1 <= k <= n; static under jit.
+    reference_weight : float or array of shape ()
+        At least 0: 0 keeps the largest losses, 1 is RHO-LOSS.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    array of integers, shape (k,)
+        Largest excess loss first; of equal ones the lower index first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument breaks these rules, a value is nan or infinite (looked at on the host outside tracing only), or
+        an array asks for autograd.
+
+    Notes
+    -----
+    The k largest ``loss - reference_weight * reference_loss``, RHO-LOSS (arXiv 2206.07137). Half types are subtracted
+    in float32, so that rounding makes no ties. Where nobody looks, a nan counts as the smallest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> select_top_excess(np.asarray([5.0, 1.0, 2.0, 2.0]), np.asarray([4.9, 0.5, 0.0, 0.0]), k=3).tolist()
+    [2, 3, 1]
+    """
+    arrays = {"loss": loss, "reference_loss": reference_loss}
+    xp = check_losses(arrays, None, xp)
+    weight = check_weight(reference_weight, loss, xp)
+    _checks.ndim("loss", loss, 1, "(num_samples,)")
+    k = _at_most(_checks.integer("k", k, minimum=1), loss.shape[0])
+    for name, array in arrays.items():
+        _checks.finite(name, array, xp)
+    return _top(difference(loss, reference_loss, weight, xp), k, xp)
+
+
+def select_jest(
+    learner_logits: Array,
+    reference_logits: Array,
+    /,
+    *,
+    k: int,
+    num_chunks: int,
+    top_k: bool = False,
+    gumbel: Array | None = None,
+    xp: Namespace | None = None,
+) -> Array:
+    """Return the indices of a batch that is hard for the learner and easy for the reference model: JEST.
+
+    The batch grows chunk by chunk, and each chunk is chosen given the pairs that are in the batch already.
+
+    Parameters
+    ----------
+    learner_logits, reference_logits : array, shape (n, n)
+        Scaled similarities (already divided by each model's temperature) of the super-batch's images and texts, one
+        floating dtype.
+    k : int
+        How many pairs to keep, 1 <= k <= n; static under jit.
+    num_chunks : int
+        In how many steps, at least 1. A chunk has ``k // num_chunks`` pairs, the first ``k % num_chunks`` one more.
+    top_k : bool
+        False: chunks are drawn at random, more often where the score is high. True: chunks are the largest scores, of
+        equal ones the lower index first.
+    gumbel : array, shape (num_chunks, n), optional
+        Standard Gumbel noise ``-log(-log(u))``, one row per chunk, in the dtype of the logits: the same noise, the same
+        choice. None: drawn from Python's ``random``, which tracing refuses, because the noise would be a constant.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    array of integers, shape (k,)
+        In the order in which they were chosen: chunk by chunk, within a chunk by score plus noise. None twice.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument breaks these rules, noise is given together with ``top_k=True``, or is missing where code is
+        traced. Values (finite) are looked at on the host outside tracing only.
+
+    Notes
+    -----
+    With C what is chosen so far, ``score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji -
+    lse_{j in C} R_ji]``, ``own_i = -(L_ii - R_ii)``, ``-inf`` for what is chosen; the first chunk is scored by ``own``.
+    JEST (arXiv 2406.17711). The largest of score + Gumbel noise are a draw without replacement from softmax(score), and
+    no exponential of a score is taken: it would overflow at the scale of CLIP's logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> learner = np.asarray([[0.0, 9.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0]])   # image 0 is close to text 1
+    >>> select_jest(learner, np.zeros((3, 3)), k=2, num_chunks=1, top_k=True).tolist()
+    [0, 1]
+    >>> select_jest(learner, np.zeros((3, 3)), k=2, num_chunks=2, gumbel=np.asarray([[0.0, 5, 0], [0, 0, 0]])).tolist()
+    [1, 0]
+    """
+    arrays = {"learner_logits": learner_logits, "reference_logits": reference_logits}
+    if gumbel is not None:
+        arrays["gumbel"] = gumbel
+    xp = namespace_of(arrays, xp)
+    _checks.detached(arrays)
+    _checks.same_device(arrays, xp)
+    for name, array in arrays.items():
+        _checks.floating(name, array, xp)
+        _checks.ndim(name, array, 2, "(num_chunks, num_samples)" if name == "gumbel" else "(num_samples, num_samples)")
+    _checks.same_dtype(arrays)
+    n = int(learner_logits.shape[0])
+    for name in ("learner_logits", "reference_logits"):
+        _checks.shape(name, arrays[name], (n, n), "(num_samples, num_samples)")
+    k = _at_most(_checks.integer("k", k, minimum=1), n)
+    num_chunks = _checks.integer("num_chunks", num_chunks, minimum=1)
+    if not isinstance(top_k, bool):
+        raise TypeError(f"top_k must be True or False, got {_checks.describe(top_k)}")
+    if gumbel is not None:
+        if top_k:
+            raise ValueError("gumbel must be None where top_k is True, because nothing is drawn, got an array")
+        _checks.shape("gumbel", gumbel, (num_chunks, n), "(num_chunks, num_samples)")
+    for name, array in arrays.items():
+        _checks.finite(name, array, xp)
+
+    dtype = wide_dtype(learner_logits.dtype, xp)
+    learner, reference = xp.astype(learner_logits, dtype), xp.astype(reference_logits, dtype)
+    if gumbel is None and not top_k:
+        gumbel = _draw_gumbel(num_chunks, learner, xp)
+    samples = xp.arange(n, device=device_of(learner))
+    own = xp.reshape(reference - learner, (-1,))[:: n + 1]  # the diagonal
+    free = xp.ones((n,), dtype=xp.bool, device=device_of(learner))
+    reach: list[Array] | None = None  # the four log-sum-exp over what is chosen
+    chosen = []
+    for chunk in range(min(num_chunks, k)):
+        score = own
+        if reach is not None:
+            score = score + 0.5 * ((reach[0] - reach[1]) + (reach[2] - reach[3]))
+        if gumbel is not None:
+            score = score + xp.astype(gumbel[chunk, :], dtype)
+        size = k // num_chunks + (chunk < k % num_chunks)
+        index = _top(xp.where(free, score, -xp.inf), size, xp)
+        chosen.append(index)
+        free = free & xp.all(samples[:, None] != index[None, :], axis=1)
+        new = [
+            log_sum_exp(xp.take(logits, index, axis=axis), axis=axis, where=None, xp=xp)
+            for axis in (1, 0)
+            for logits in (learner, reference)
+        ]
+        reach = new if reach is None else [xp.logaddexp(old, more) for old, more in zip(reach, new, strict=True)]
+    return chosen[0] if len(chosen) == 1 else xp.concat(chosen)
+
+
+def _at_most(k: int, n: int) -> int:
+    if k > n:
+        raise ValueError(f"k must be at most the number of samples {n}, got {k}")
+    return k
+
+
+def _top(score: Array, k: int, xp: Namespace) -> Array:
+    """Return the indices of the k largest entries of (n,), ties to the lower index: a stable sort of what is wanted."""
+    return xp.argsort(-score, stable=True)[:k]
+
+
+def _draw_gumbel(num_chunks: int, like: Array, xp: Namespace) -> Array:
+    """Return standard Gumbel noise (num_chunks, n) drawn on the host: the standard has no random numbers."""
+    if is_compiling(xp) or device_of(xp.zeros(())) is None:
+        raise ValueError("gumbel must be given where code is traced and top_k is False, got None")
+    n = like.shape[0]
+    # An exponential variate is -log(u), and 0 once in 2^53 draws.
+    noise = [[-math.log(random.expovariate(1.0) or 1e-17) for _ in range(n)] for _ in range(num_chunks)]
+    return xp.asarray(noise, dtype=like.dtype, device=device_of(like))
