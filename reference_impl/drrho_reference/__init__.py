@@ -45,6 +45,15 @@ from drrho_reference.losses import (
 )
 from drrho_reference.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
 from drrho_reference.selection import chunk_sizes, joint_scores, select_jest, select_top_excess
+from drrho_reference.theory import (
+    ExcessVariance,
+    ScalingLaw,
+    effective_sample_size,
+    excess_variance,
+    fit_scaling_law,
+    generalization_bound,
+    log_mean_exp_bias,
+)
 from drrho_reference.unimodal import UnimodalStep, unimodal_contrastive_step, unimodal_objective, view_positions
 
 __all__ = [
@@ -54,11 +63,13 @@ __all__ = [
     "ChiSquarePenalty",
     "ContrastiveStep",
     "CressieReadBall",
+    "ExcessVariance",
     "HingeLoss",
     "KLBall",
     "KLPenalty",
     "MovingAverageKL",
     "PairLoss",
+    "ScalingLaw",
     "SigmoidLoss",
     "UnimodalStep",
     "WorstCase",
@@ -69,12 +80,17 @@ __all__ = [
     "cross_entropy",
     "distillation_loss",
     "drrho_risk",
+    "effective_sample_size",
     "excess_loss",
+    "excess_variance",
     "feature_gradients",
+    "fit_scaling_law",
+    "generalization_bound",
     "hinge_margin_loss",
     "info_nce",
     "inner_estimate",
     "joint_scores",
+    "log_mean_exp_bias",
     "moving_average",
     "moving_average_kl",
     "pair_exponents",

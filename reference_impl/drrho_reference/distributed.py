@@ -6,8 +6,8 @@ Every rank holds some rows of the batch, and of the table Z of all images by all
     all images x its own texts        its own columns of Z    (its text anchors; its texts as negatives of all images)
 
 Phase 1 needs everybody's features and gives each rank the estimates u of its own anchors. Phase 2 needs everybody's
-updated estimates too and gives each rank the gradient of its own rows. Ranks are calls of a function here, and what they
-tell each other is an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
+updated estimates too and gives each rank the gradient of its own rows. A rank is a call of a function here, and what
+ranks tell each other is an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
 
 Source: FastCLIP, arXiv 2407.01445, for gathering estimates and positives instead of gradients.
 """

@@ -122,11 +122,11 @@ def drrho_risk(
     >>> float(result.risk), result.weights.tolist()
     (0.75, [1.0, 0.0, 0.0])
     """
-    excess, counted = _counted_excess(loss, reference_loss, reference_weight, where)
+    excess, counted = counted_excess(loss, reference_loss, reference_weight, where)
     return solve_slices(excess, ambiguity_set, axis, counted, raw_array("loss", loss).dtype)
 
 
-def _counted_excess(
+def counted_excess(
     loss: npt.ArrayLike, reference_loss: npt.ArrayLike, reference_weight: float, where: npt.ArrayLike | None
 ) -> tuple[FloatArray, BoolArray]:
     """Return the excess losses, 0 where an entry does not count, and which entries count."""
@@ -210,7 +210,7 @@ def moving_average_kl(
     >>> round(result.risk, 6) == round(math.log(3), 6), result.weights.round(4).tolist()
     (True, [0.1667, 0.5])
     """
-    excess, counted = _counted_excess(loss, reference_loss, reference_weight, where)
+    excess, counted = counted_excess(loss, reference_loss, reference_weight, where)
     tau, new = positive("temperature", temperature), fraction("gamma", gamma)
     old = estimate_of_state(state_number("log_inner", log_inner))
     chosen = [index for index in np.ndindex(excess.shape) if counted[index]]

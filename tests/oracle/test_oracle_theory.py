@@ -1,0 +1,307 @@
+"""The theory tools of the oracle: worked by hand, mpmath, SciPy, brute force."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import mpmath as mp
+import numpy as np
+import pytest
+from drrho_reference import (
+    ChiSquareBall,
+    effective_sample_size,
+    excess_variance,
+    fit_scaling_law,
+    generalization_bound,
+    log_mean_exp_bias,
+    worst_case,
+)
+from scipy.optimize import least_squares
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Variance and effective sample size
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_variances_by_hand() -> None:
+    # l: mean 2, squares 4 + 1 + 9 = 14 over 3. l - 2 r: 2, 1, -1 with mean 2/3: 16/9 + 1/9 + 25/9 = 42/9 over 3.
+    loss, reference = [0.0, 1.0, 5.0], [-1.0, 0.0, 3.0]
+    assert excess_variance(loss, reference, reference_weight=2.0) == pytest.approx((14 / 3, 14 / 9), abs=1e-15)
+    assert excess_variance(loss, reference, reference_weight=0.0) == pytest.approx((14 / 3, 14 / 3), abs=1e-15)
+    assert excess_variance(loss, loss) == (pytest.approx(14 / 3), 0.0)
+
+
+def test_variances_of_pairs_read_the_negatives_only() -> None:
+    # Off the diagonal 1, 3, 2, 6 with mean 3: 4 + 0 + 1 + 9 = 14 over 4; minus 1, 1, 1, 3: 0, 2, 1, 3 with mean 3/2.
+    loss = np.array([[np.nan, 1.0, 3.0], [2.0, np.inf, 6.0]])
+    reference = np.array([[0.0, 1.0, 1.0], [1.0, np.nan, 3.0]])
+    result = excess_variance(loss, reference, where=np.isfinite(loss))
+    assert result == pytest.approx((14 / 4, 5 / 4), abs=1e-15)
+
+
+def test_variance_of_pairs_is_that_between_anchors_and_that_within() -> None:
+    # The law of total variance, for anchors with equally many pairs: what the paper measures over pairs and anchors.
+    rng = np.random.default_rng(1)
+    loss, reference = rng.normal(size=(2, 5, 7)) + 4.0
+    pairs = excess_variance(loss, reference)
+    anchors = excess_variance(loss.mean(axis=1), reference.mean(axis=1))
+    within = [excess_variance(*rows) for rows in zip(loss, reference, strict=True)]
+    assert pairs.loss == pytest.approx(anchors.loss + np.mean([w.loss for w in within]), abs=1e-14)
+    assert pairs.excess_loss == pytest.approx(anchors.excess_loss + np.mean([w.excess_loss for w in within]), abs=1e-14)
+
+
+def test_effective_sample_size_by_hand() -> None:
+    weights = [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.6, 0.2, 0.2]]
+    np.testing.assert_allclose(effective_sample_size(weights), [2.0, 1.0, 1 / 0.44])
+    np.testing.assert_allclose(effective_sample_size(np.transpose(weights), axis=0), [2.0, 1.0, 1 / 0.44])
+    assert float(effective_sample_size(np.full(7, 1 / 7))) == pytest.approx(7.0)
+
+
+def test_effective_sample_size_of_a_chi_square_ball() -> None:
+    # On its sphere D = (n sum p^2 - 1)/2 = radius, so the size is n / (1 + 2 radius), whatever the losses.
+    losses = np.random.default_rng(2).normal(size=8)
+    weights = worst_case(losses, ChiSquareBall(0.3)).weights
+    assert float(effective_sample_size(weights)) == pytest.approx(8 / 1.6, rel=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bias of the mini-batch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_bias_by_hand() -> None:
+    # exp(x / 2) = 1, 2, 6, mean 3. Pairs have the means 3/2, 7/2, 4, so the bias is 2 (log(21) / 3 - log 3).
+    losses = 2 * np.log([1.0, 2.0, 6.0])
+    bias = log_mean_exp_bias(losses, temperature=2.0, batch_size=2)
+    assert bias == pytest.approx(2 * (math.log(21) / 3 - math.log(3)), abs=1e-15)
+    # One at a time: the mean of the losses minus the risk.
+    bias = log_mean_exp_bias(losses, temperature=2.0, batch_size=1)
+    assert bias == pytest.approx(2 * (math.log(12) / 3 - math.log(3)), abs=1e-15)
+
+
+def test_bias_shrinks_with_the_batch_and_is_gone_with_all() -> None:
+    losses = np.random.default_rng(3).normal(size=7)
+    bias = [log_mean_exp_bias(losses, temperature=0.3, batch_size=b) for b in range(1, 8)]
+    assert np.all(np.diff(bias) > 0.0)
+    assert bias[-1] == pytest.approx(0.0, abs=1e-15)
+    assert log_mean_exp_bias([2.0] * 4, temperature=0.3, batch_size=2) == pytest.approx(0.0, abs=1e-15)
+
+
+def test_bias_of_a_warm_risk_is_that_of_second_order() -> None:
+    # tau -> inf: -(tau / 2) var(exp(x/tau)) / mean^2 / b * (n - b)/(n - 1), the variance of a mean drawn without
+    # replacement, and the next order is 1 / tau smaller.
+    losses = np.random.default_rng(4).normal(size=8)
+    for b in (1, 3, 6):
+        e = np.exp(losses / 1e3)
+        expected = -500.0 * e.var() / e.mean() ** 2 / b * (8 - b) / 7
+        assert log_mean_exp_bias(losses, temperature=1e3, batch_size=b) == pytest.approx(expected, rel=2e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bound
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_bound_by_hand() -> None:
+    # 1 + 3 sqrt(2 * 1/8 * 4) = 4 and 2 + 3 sqrt(2 * 1/8 * 1/9) = 5/2, plus 10/20.
+    bound = generalization_bound([1.0, 2.0], [4.0, 1 / 9], radius=1 / 8, num_samples=20, c1=3.0, c2=10.0)
+    assert bound == pytest.approx(3.0, abs=1e-15)
+    assert generalization_bound([1.0, 2.0], [4.0, 1 / 9], radius=0.0, num_samples=1, c1=3.0, c2=0.0) == 1.0
+
+
+def test_bound_of_one_model_is_the_risk_of_the_ball() -> None:
+    # Where no weight is clipped the chi-square ball adds exactly sqrt(2 radius var_n) to the mean.
+    x = np.array([0.4, -0.1, 0.2, 0.3])
+    variance = excess_variance(x + 1.0, np.ones(4)).excess_loss
+    bound = generalization_bound([x.mean()], [variance], radius=0.05, num_samples=4, c1=1.0, c2=0.0)
+    assert bound == pytest.approx(float(worst_case(x, ChiSquareBall(0.05)).risk), abs=1e-15)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The scaling law
+# ---------------------------------------------------------------------------------------------------------------------
+
+COMPUTE = np.logspace(9.0, 12.0, 10)
+PUBLISHED = [(5.77, 0.116), (7.15, 0.127)]
+
+
+def noisy(a: float, beta: float, noise: float, seed: int) -> np.ndarray:
+    return a * COMPUTE**-beta * np.exp(noise * np.random.default_rng(seed).normal(size=10))
+
+
+@pytest.mark.parametrize(("a", "beta"), PUBLISHED)
+def test_published_laws_are_recovered_within_their_intervals(a: float, beta: float) -> None:
+    law = fit_scaling_law(COMPUTE, noisy(a, beta, 0.02, seed=1), seed=2)
+    for value, interval, truth in [
+        (law.coefficient, law.coefficient_interval, a),
+        (law.exponent, law.exponent_interval, beta),
+    ]:
+        assert interval[0] < value < interval[1]
+        assert interval[0] < truth < interval[1]
+    assert law.exponent_interval[1] - law.exponent_interval[0] < 0.02
+    assert (law.floor, law.floor_interval) == (0.0, (0.0, 0.0))
+    assert law.points[3] == (COMPUTE[3], noisy(a, beta, 0.02, seed=1)[3])
+
+
+def test_intervals_cover_about_as_often_as_they_say() -> None:
+    # 60 data sets: a bootstrap over ten points covers a little less than 95 %. Fewer than 45 has a chance below 1e-4
+    # even at 90 %; all 60 would say that the intervals are far too wide.
+    inside = 0
+    for seed in range(60):
+        low, high = fit_scaling_law(COMPUTE, noisy(7.15, 0.127, 0.05, seed), num_resamples=60).exponent_interval
+        inside += low < 0.127 < high
+    assert 45 <= inside < 60
+
+
+def test_line_agrees_with_mpmath() -> None:
+    error = noisy(5.77, 0.116, 0.1, seed=3)
+    with mp.workdps(40):
+        x, y = ([mp.log(mp.mpf(value)) for value in values] for values in (COMPUTE.tolist(), error.tolist()))
+        n, sx, sy = len(x), mp.fsum(x), mp.fsum(y)
+        slope = (n * mp.fdot(x, y) - sx * sy) / (n * mp.fdot(x, x) - sx**2)
+        law = fit_scaling_law(COMPUTE, error, num_resamples=1)
+        assert law.exponent == pytest.approx(float(-slope), rel=1e-12)
+        assert law.coefficient == pytest.approx(float(mp.exp((sy - slope * sx) / n)), rel=1e-11)
+
+
+def test_intervals_are_quantiles_of_all_resamples() -> None:
+    # Three points: 27 resamples, 24 of them with two different computes or more. The bootstrap draws from these.
+    C, e = np.array([1.0, math.e, math.e**2]), np.exp([0.0, -1.0, -1.5])
+    slopes = []
+    for drawn in product(range(3), repeat=3):
+        if len(set(drawn)) > 1:
+            slopes.append(-np.polyfit(np.log(C)[list(drawn)], np.log(e)[list(drawn)], 1)[0])
+    # They are 1/2 and 1, a quarter each, and 3/4.
+    assert np.array(sorted(slopes)) == pytest.approx([0.5] * 6 + [0.75] * 12 + [1.0] * 6)
+    for level, interval in ((0.6, (0.5, 1.0)), (0.4, (0.75, 0.75))):
+        law = fit_scaling_law(C, e, num_resamples=2000, level=level, seed=4)
+        assert law.exponent_interval == pytest.approx(interval, abs=1e-12)
+        assert law.exponent_interval == pytest.approx(
+            tuple(np.quantile(slopes, [0.5 - level / 2, 0.5 + level / 2])), abs=1e-12
+        )
+    whole = fit_scaling_law(C, e, num_resamples=1000, level=1.0, seed=4).exponent_interval
+    assert whole == pytest.approx((min(slopes), max(slopes)), abs=1e-12)
+
+
+def test_intervals_depend_on_the_seed_alone() -> None:
+    error = noisy(5.77, 0.116, 0.05, seed=5)
+    assert fit_scaling_law(COMPUTE, error, seed=6) == fit_scaling_law(COMPUTE, error, seed=6)
+    assert fit_scaling_law(COMPUTE, error, seed=6) != fit_scaling_law(COMPUTE, error, seed=7)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05, 0.2])
+def test_a_floor_is_found(floor: float) -> None:
+    law = fit_scaling_law(COMPUTE, floor + 7.15 * COMPUTE**-0.127, with_floor=True, num_resamples=1)
+    assert (law.floor, law.exponent, law.coefficient) == pytest.approx((floor, 0.127, 7.15), rel=1e-5, abs=1e-6)
+
+
+def test_floor_agrees_with_scipy() -> None:
+    error = 0.05 + 300.0 * COMPUTE**-0.35 * np.exp(0.01 * np.random.default_rng(8).normal(size=10))
+    law = fit_scaling_law(COMPUTE, error, with_floor=True, num_resamples=10, seed=9)
+    # In scaled parameters: C in units of 1e10.
+    scaled = COMPUTE / 1e10
+    expected = least_squares(
+        lambda at: np.log(error) - np.log(at[2] + np.exp(at[0]) * scaled ** -at[1]),
+        [0.0, 0.3, 0.01], bounds=([-np.inf, -np.inf, 0.0], [np.inf, np.inf, error.min()]),
+        xtol=1e-14, ftol=1e-14, gtol=1e-14,
+    ).x  # fmt: skip
+    actual = (math.log(law.coefficient) - law.exponent * math.log(1e10), law.exponent, law.floor)
+    assert actual == pytest.approx(tuple(expected), rel=1e-5)
+    assert law.floor_interval[0] < law.floor < law.floor_interval[1]
+    # The squares are those of the logarithm: the law beats its neighbours there.
+    best = np.sum((np.log(error) - np.log(law.floor + law.coefficient * COMPUTE**-law.exponent)) ** 2)
+    for change in (0.999, 1.001):
+        for a, beta, e0 in [(change, 1, 1), (1, change, 1), (1, 1, change)]:
+            model = e0 * law.floor + a * law.coefficient * COMPUTE ** -(beta * law.exponent)
+            assert np.sum((np.log(error) - np.log(model)) ** 2) > best
+
+
+def test_a_curve_that_bends_down_has_no_floor() -> None:
+    error = np.exp(-0.05 * (np.arange(10.0) + 0.1 * np.arange(10.0) ** 2))
+    law, line = (fit_scaling_law(COMPUTE, error, with_floor=f, num_resamples=1) for f in (True, False))
+    assert law.floor == 0.0
+    assert law[:2] == pytest.approx(line[:2], rel=1e-12)
+
+
+def test_a_curve_that_stays_level_has_its_floor_below_the_smallest_error() -> None:
+    error = np.array([0.5, 0.4, 0.35, 0.2, 0.21, 0.2, 0.2, 0.201, 0.199, 0.2])
+    law = fit_scaling_law(COMPUTE, error, with_floor=True, num_resamples=1)
+    assert 0.15 < law.floor < 0.199
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: excess_variance([1.0], [1.0, 2.0]), ValueError, r"reference_loss must have the shape \(1,\)"),
+        (lambda: excess_variance([1.0], [1.0], where=[False]), ValueError, "loss must have an entry that counts"),
+        (lambda: excess_variance([1.0], [1.0], reference_weight=-1), ValueError, "reference_weight must be at least 0"),
+        (lambda: excess_variance([np.nan], [1.0]), ValueError, "loss must be finite, got nan"),
+        (lambda: effective_sample_size(1.0), ValueError, "weights must have at least one axis"),
+        (lambda: effective_sample_size([0.5, -0.5]), ValueError, "weights must be at least 0, got -0.5"),
+        (lambda: effective_sample_size([0.0, 0.0]), ValueError, "weights must have an entry above 0"),
+        (lambda: effective_sample_size([1.0], axis=1), ValueError, r"axis must lie in \[-1, 0\], got 1"),
+        (lambda: log_mean_exp_bias([], temperature=1.0, batch_size=1), ValueError, "losses must have one axis"),
+        (lambda: log_mean_exp_bias([1.0], temperature=0.0, batch_size=1), ValueError, "temperature must be positive"),
+        (lambda: log_mean_exp_bias([1.0], temperature=1.0, batch_size=2), ValueError, "batch_size must lie in"),
+        (lambda: log_mean_exp_bias([1e3], temperature=1.0, batch_size=1), FloatingPointError, "temperature must keep"),
+        (lambda: log_mean_exp_bias([-1e3], temperature=1.0, batch_size=1), FloatingPointError, "temperature must keep"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"risk": []}, ValueError, "risk must have one axis that is not empty"),
+        ({"variance": [1.0, 2.0]}, ValueError, r"variance must have the shape \(1,\), got \(2,\)"),
+        ({"variance": [-1.0]}, ValueError, "variance must be at least 0, got -1.0"),
+        ({"radius": -1.0}, ValueError, "radius must be at least 0, got -1.0"),
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
+        ({"num_samples": 1.0}, TypeError, "num_samples must be an integer, got 1.0"),
+        ({"c1": -1.0}, ValueError, "c1 must be at least 0, got -1.0"),
+        ({"c2": None}, TypeError, "c2 must be a real number, got None"),
+    ],
+)
+def test_bound_refuses_bad_input(changes: dict[str, Any], error: Any, message: str) -> None:
+    arguments: dict[str, Any] = {
+        "risk": [1.0],
+        "variance": [1.0],
+        "radius": 0.1,
+        "num_samples": 5,
+        "c1": 1.0,
+        "c2": 1.0,
+    }
+    arguments |= changes
+    with pytest.raises(error, match=message):
+        generalization_bound(arguments.pop("risk"), arguments.pop("variance"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"compute": [[1.0, 2.0, 3.0]]}, ValueError, "compute must have one axis"),
+        ({"error": [1.0, 2.0]}, ValueError, r"error must have the shape \(3,\), got \(2,\)"),
+        ({"compute": [0.0, 1.0, 2.0]}, ValueError, "compute must be positive, got 0.0"),
+        ({"error": [1.0, -1.0, 2.0]}, ValueError, "error must be positive, got -1.0"),
+        ({"compute": [2.0, 2.0, 2.0]}, ValueError, r"compute must have at least 2 different values, got \[2.0\]"),
+        ({"compute": [2.0, 2.0, 3.0], "with_floor": True}, ValueError, "compute must have at least 3 different values"),
+        ({"with_floor": 1}, TypeError, "with_floor must be True or False, got 1"),
+        ({"level": 1.5}, ValueError, r"level must lie in \(0, 1\], got 1.5"),
+        ({"num_resamples": 0}, ValueError, "num_resamples must be at least 1, got 0"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+    ],
+)
+def test_fit_refuses_bad_input(changes: dict[str, Any], error: Any, message: str) -> None:
+    arguments: dict[str, Any] = {"compute": [1.0, 2.0, 3.0], "error": [3.0, 2.0, 1.0]} | changes
+    with pytest.raises(error, match=message):
+        fit_scaling_law(arguments.pop("compute"), arguments.pop("error"), **arguments)
