@@ -1,0 +1,192 @@
+"""The global contrastive loss of two views of one modality, one SogCLR step at a time, with closed-form gradients.
+
+Shapes, stated once: b samples in the batch, features of two views (b, d), reference features (b, r), one inner estimate
+per sample and view (b,). An anchor meets both views of every other sample: 2b - 2 negatives. Formulas: SogCLR (arXiv
+2202.12387) with the reference model of DRRho-CLIP (arXiv 2505.06699); see docs/theory/contrastive.md.
+
+    A11 = Z1 Z1^T - lambda R1 R1^T,   A12, A22 alike,   p = diag(A12)
+    view 1's anchor i:  D11_ij = (A11_ij - p_i) / t_i,      D12_ij = (A12_ij - p_i) / t_i
+    view 2's anchor j:  D22_ji = (A22_ji - p_j) / t'_j,     D21_ij = (A12_ij - p_j) / t'_j
+    g of an anchor = mean of its exponentials;   w = exp(D) / (eps + u) / (2b - 2);   u and the loss as in `contrastive`
+    V11 = w11 + w11^T,   V12 = w12 + w21,   V22 = w22 + w22^T,   c_i = all weights of both anchors of sample i
+    dZ1 = (V11 Z1 + V12 Z2 - c Z2) / 2b,     dZ2 = (V22 Z2 + V12^T Z1 - c Z1) / 2b
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from drrho_core import _pairs
+from drrho_core._arrays import Array, Namespace
+from drrho_core.contrastive import PerAnchor, Scalar, evaluate, prepare, settle, update
+
+
+class UnimodalStep(NamedTuple):
+    """Result of `unimodal_contrastive_step`.
+
+    Attributes
+    ----------
+    loss : array, shape ()
+        Estimate of the objective with the updated inner estimates: the curve to watch.
+    surrogate : array, shape ()
+        The function whose gradient this is; its value means nothing.
+    view1_gradient, view2_gradient : array, shape (b, d)
+        Gradient of `surrogate` with respect to the features.
+    temperature_gradient : array, shape (), or pair of arrays, shape (b,)
+        Gradient of `surrogate` with respect to the temperature, shaped like the temperature that was given.
+    log_inner_view1, log_inner_view2 : array, shape (b,)
+        Logarithms of the updated inner estimates.
+    """
+
+    loss: Array
+    surrogate: Array
+    view1_gradient: Array
+    view2_gradient: Array
+    temperature_gradient: Array | tuple[Array, Array]
+    log_inner_view1: Array
+    log_inner_view2: Array
+
+
+def unimodal_contrastive_step(
+    view1_features: Array,
+    view2_features: Array,
+    log_inner_view1: Array,
+    log_inner_view2: Array,
+    /,
+    *,
+    temperature: PerAnchor,
+    gamma: PerAnchor = 1.0,
+    reference_features: tuple[Array, Array] | None = None,
+    reference_weight: Scalar = 1.0,
+    radius: Scalar = 0.0,
+    eps: Scalar = 0.0,
+    tile_size: int | None = None,
+    memory_budget: int | None = None,
+    xp: Namespace | None = None,
+) -> UnimodalStep:
+    """Take one SogCLR step of the contrastive loss of two views: new inner estimates, loss, closed-form gradients.
+
+    Parameters
+    ----------
+    view1_features, view2_features : array, shape (b, d)
+        Features of two views of each sample, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
+    log_inner_view1, log_inner_view2 : array, shape (b,)
+        The batch's rows of the estimator's state, float32 or wider; ``-inf`` = never visited. An `InnerEstimator` keeps
+        them: view 1 as its images, view 2 as its texts.
+    temperature : float, array of shape () or pair of arrays of shape (b,)
+        Temperature tau > 0, global or one per anchor of view 1 and one per anchor of view 2.
+    gamma : float, array of shape () or pair of arrays of shape (b,)
+        Weight of the batch's own estimate, in (0, 1]; 1 has no memory: the mini-batch loss.
+    reference_features : pair of arrays, shape (b, r), optional
+        The frozen reference model's features of view 1 and of view 2; r may differ from d. None: SogCLR.
+    reference_weight : float or array of shape ()
+        lambda >= 0: 0 ignores the reference model, 1 is DRRho; may exceed 1.
+    radius : float or array of shape ()
+        Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
+    eps : float or array of shape ()
+        Added to the inner estimate, >= 0. Part of the objective, not a guard: the log domain needs none.
+    tile_size : int, optional
+        Side of square tiles: two passes, and no b x b array exists. How it is computed, never what.
+    memory_budget : int, optional
+        Bytes that the three b x b matrices of logits may take (default 1 GiB): above it, two passes over tiles.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    UnimodalStep
+        Gradients have the features' dtype, the new state that of the old one.
+
+    Raises
+    ------
+    TypeError
+        If arrays come from different libraries or have a wrong dtype.
+    ValueError
+        If shapes, devices or values break the rules above, b = 1, or an input asks for autograd. Values are looked at
+        on the host only and never under tracing.
+
+    Notes
+    -----
+    Means over negatives divide by 2b - 2, both views are averaged (1/2), the batch is averaged (1/b), losses are
+    multiplied by tau. Formulas at the top of this module; SogCLR (arXiv 2202.12387), DRRho-CLIP (arXiv 2505.06699).
+    With ``gamma=1``, ``eps=1/(2b-2)`` and no reference the loss is exactly tau times (NT-Xent - log(2b - 2)), the loss
+    of SimCLR (arXiv 2002.05709).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> view1, view2 = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and third pair are the wrong way round
+    >>> unseen = np.full(3, -np.inf)
+    >>> step = unimodal_contrastive_step(view1, view2, unseen, unseen, temperature=0.5)
+    >>> np.round(step.log_inner_view1, 4).tolist()                # log mean of four exp(-2); of three 1 and exp(2); ...
+    [-2.0, 0.9545, 0.9545]
+    >>> round(float(step.loss), 4)
+    -0.0152
+    """
+    xp, setting = settle(
+        {
+            "view1_features": view1_features,
+            "view2_features": view2_features,
+            "log_inner_view1": log_inner_view1,
+            "log_inner_view2": log_inner_view2,
+        },
+        temperature=temperature,
+        gamma=gamma,
+        reference_features=reference_features,
+        reference_weight=reference_weight,
+        radius=radius,
+        eps=eps,
+        sides=("view1", "view2"),
+        xp=xp,
+    )
+
+    def matrix(first: int, second: int) -> _pairs.Pairs:
+        views, reference = (view1_features, view2_features), reference_features
+        return prepare(
+            views[first],
+            views[second],
+            (setting.temperatures[first], setting.temperatures[second]),
+            reference_features=None if reference is None else (reference[first], reference[second]),
+            reference_weight=setting.reference_weight,
+            tile_size=tile_size,
+            memory_budget=memory_budget,
+            matrices=3,
+            xp=xp,
+        )
+
+    across = matrix(0, 1)
+    # The positive of an anchor is the other view of its sample, also where the negatives are of its own view.
+    within1, within2 = (matrix(view, view)._replace(positive=across.positive) for view in (0, 1))
+    negatives1, negatives2 = (
+        other._replace(
+            log_sum=xp.logaddexp(other.log_sum, _pairs.sum_negatives_within(own, xp=xp)), count=2 * other.count
+        )
+        for other, own in zip(_pairs.sum_negatives(across, xp=xp), (within1, within2), strict=True)
+    )
+    sides = (
+        update(negatives1, log_inner_view1, setting.gammas[0], setting.eps, xp),
+        update(negatives2, log_inner_view2, setting.gammas[1], setting.eps, xp),
+    )
+    sums = _pairs.weigh(across, sides[0].log_denominator, sides[1].log_denominator, xp=xp)
+    own1 = _pairs.weigh_within(within1, sides[0].log_denominator, xp=xp)
+    own2 = _pairs.weigh_within(within2, sides[1].log_denominator, xp=xp)
+    weight1, weight2 = sums.weight_image + own1.weight, sums.weight_text + own2.weight
+    c = (weight1 + weight2)[:, None]
+    scale, loss, surrogate, temperature_gradient = evaluate(
+        setting,
+        sides,
+        weights=(weight1, weight2),
+        weighted=(sums.weighted_image + own1.weighted, sums.weighted_text + own2.weighted),
+        xp=xp,
+    )
+    gradient1 = scale * (own1.pull + sums.image_pull - c * across.text_features)
+    gradient2 = scale * (own2.pull + sums.text_pull - c * across.image_features)
+    return UnimodalStep(
+        loss=loss,
+        surrogate=surrogate,
+        view1_gradient=xp.astype(gradient1, view1_features.dtype),
+        view2_gradient=xp.astype(gradient2, view2_features.dtype),
+        temperature_gradient=temperature_gradient,
+        log_inner_view1=sides[0].log_inner,
+        log_inner_view2=sides[1].log_inner,
+    )
