@@ -372,6 +372,7 @@ def _batch_size_for(num_samples: int) -> int:
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print results rows as a table, the best figure of every column in bold."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -384,13 +385,13 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     shown = [name for name in names if any(name in row["metrics"] for row in rows)]
     best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in shown}
     timed = any("seconds" in row for row in rows)
-    table = Table()
+    table = Table(box=box.SIMPLE)  # narrow: nothing is cut off in eighty columns
     for title in ("method", "data", "seed"):
         table.add_column(title)
     for name in shown:
         table.add_column(names[name], justify="right")
     if timed:
-        table.add_column("samples seen", justify="right")
+        table.add_column("seen", justify="right")
         table.add_column("seconds", justify="right")
     for row in rows:
         cells = [row["method"], row["dataset"], str(row["seed"])]

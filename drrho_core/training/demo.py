@@ -199,9 +199,10 @@ def report_data(
         gallery=gallery(splits, outcomes),
         weights=swapped_caption_weights(splits, outcomes),
         weights_note=(
-            "For an image whose caption was swapped away: the weight with which the objective pushes the image away "
-            "from that caption, which still is true of it (swapped), and from 255 captions of other images (clean); "
-            "1 is the average over all of them. Taken from the trained models, on training pairs."
+            "For an image whose caption was swapped away: the weight with which an objective pushes the image away from "
+            "that caption, which still is true of it (swapped), and from 255 captions of other images (clean); 1 is the "
+            "average over all of them. Both objectives weigh the same training pairs by the same features, those that "
+            "SogCLR trained, so the reference model is all the difference."
         ),
         learning_rates=trials,
         chosen_learning_rates=chosen_learning_rates(data),
@@ -252,8 +253,9 @@ def swapped_caption_weights(
 
     An image anchor i with a swapped caption has the positive (i, i), that wrong caption; its negatives here are its own
     caption, which another sample got, and `num_others` captions of other images. Their weights are
-    ``w_ij = exp(D_ij) / mean_j exp(D_ij)`` with ``D_ij = (Z_ij - Z_ii) / tau`` and ``Z = S - lambda R`` for drrho,
-    ``Z = S`` for sogclr: 1 on average over the negatives.
+    ``w_ij = exp(D_ij) / mean_j exp(D_ij)`` with ``D_ij = (Z_ij - Z_ii) / tau``: 1 on average over the negatives. Both
+    objectives weigh the same features, those that SogCLR trained, so the reference model is all the difference:
+    ``Z = S`` for sogclr, ``Z = S - lambda R`` for drrho.
 
     Returns
     -------
@@ -267,16 +269,12 @@ def swapped_caption_weights(
     anchors = rng.permutation(np.flatnonzero(data.is_swapped))[:num_images]
     others = rng.integers(0, len(data), size=(anchors.size, min(num_others, len(data))))
     own_captions = [data.own_captions[row] for row in anchors.tolist()]
-    reference = outcomes["reference"].encoder
+    config = outcomes["drrho"].run.config
+    similarity = _against(outcomes["sogclr"].encoder, data, anchors, others, own_captions)
+    reference = _against(outcomes["reference"].encoder, data, anchors, others, own_captions)
     weights = {}
-    for method in ("sogclr", "drrho"):
-        outcome = outcomes[method]
-        config = outcome.run.config
-        excess = _against(outcome.encoder, data, anchors, others, own_captions)
-        if method == "drrho":
-            excess = excess - config.reference_weight * _against(reference, data, anchors, others, own_captions)
-        scaled = (excess - excess.max(axis=1, keepdims=True)) / config.temperature
-        w = np.exp(scaled)
+    for method, z in (("sogclr", similarity), ("drrho", similarity - config.reference_weight * reference)):
+        w = np.exp((z - z.max(axis=1, keepdims=True)) / config.temperature)
         w /= w.mean(axis=1, keepdims=True)
         weights[method] = {"clean": w[:, 1:].ravel(), "swapped": w[:, 0]}
     return weights

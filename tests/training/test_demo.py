@@ -118,7 +118,7 @@ def test_pair_weights_by_hand(demo: Path) -> None:
         terms = []
         for caption in captions:
             z = 0.0
-            for model, weight in ((outcomes[method], 1.0), (outcomes["reference"], -1.0 * (method == "drrho"))):
+            for model, weight in ((outcomes["sogclr"], 1.0), (outcomes["reference"], -1.0 * (method == "drrho"))):
                 image = model.encoder.pairs(data)[0][anchor].astype(np.float64)
                 z += weight * float(image @ model.encoder.texts([caption])[0].astype(np.float64))
             terms.append(np.exp(z / config.temperature))
