@@ -236,7 +236,7 @@ def drrho_risk(
 
     Examples
     --------
-    >>> from drrho_core.ambiguity import CVaR
+    >>> from drrho_core import CVaR
     >>> loss, reference_loss = jnp.asarray([3.0, 2.0, 1.0]), jnp.asarray([2.9, 0.5, 0.5])
     >>> risk, gradient = jax.value_and_grad(drrho_risk)(loss, reference_loss, CVaR(0.5))  # one sample and a half
     >>> round(float(risk), 4), [round(weight, 4) for weight in gradient.tolist()]

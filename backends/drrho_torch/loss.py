@@ -279,7 +279,7 @@ def drrho_risk(
 
     Examples
     --------
-    >>> from drrho_core.ambiguity import CVaR
+    >>> from drrho_core import CVaR
     >>> loss = torch.tensor([3.0, 2.0, 1.0], requires_grad=True)
     >>> value = drrho_risk(loss, torch.tensor([2.9, 0.5, 0.5]), CVaR(0.5))  # the worst half: one sample and a half
     >>> value.backward()

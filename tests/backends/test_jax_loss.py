@@ -16,7 +16,8 @@ import optax  # noqa: E402
 from drrho_jax import ContrastiveState, contrastive_loss, drrho_risk, init_state  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
-from drrho_core.ambiguity import ChiSquareBall, CVaR, KLPenalty  # noqa: E402
+import drrho_core  # noqa: E402
+from drrho_core import ChiSquareBall, CVaR, KLBall, KLPenalty  # noqa: E402
 
 B, D, R, N = 5, 4, 3, 11
 INDEX = [7, 0, 10, 4, 2]
@@ -374,6 +375,15 @@ def test_nothing_moves_between_host_and_device_in_a_step() -> None:
             jax.jit(lambda x: x)(np.ones(3))
 
 
+def test_products_are_in_full_precision() -> None:
+    # No CPU rounds the factors of a product, so the compiler's own words have to do.
+    problem = draw("float32")
+    text = jax.jit(step_of(problem)).lower(*arguments_of(problem)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_one_compilation_for_a_schedule_of_gamma() -> None:
     problem = draw()
     traces = 0
@@ -720,7 +730,7 @@ def test_bad_states(arguments: dict[str, Any], error: type[Exception], message: 
 # --------------------------------------------------------------------------------------------------------------- risk
 
 
-SETS = [CVaR(0.35), KLPenalty(0.7), ChiSquareBall(0.3)]
+SETS = [CVaR(0.35), KLPenalty(0.7), KLBall(0.2), ChiSquareBall(0.3)]
 
 
 @pytest.mark.parametrize(("ambiguity_set", "axis"), [(CVaR(0.35), 0), *((each, -1) for each in SETS)])
@@ -763,3 +773,11 @@ def test_risk_errors() -> None:
         drrho_risk(jnp.ones(3), jnp.ones(4), CVaR(0.5))
     with pytest.raises(NotImplementedError, match=r"^the contrastive loss and .* must be differentiated once only"):
         jax.jit(jax.hessian(lambda x: drrho_risk(x, jnp.zeros(3), KLPenalty(1.0))))(jnp.ones(3))
+
+
+def test_risk_is_compiled_with_a_rolled_up_loop() -> None:
+    loss = np.random.default_rng(0).normal(size=(2, 9))
+    risk = jax.jit(lambda x: drrho_risk(x, jnp.zeros_like(x), KLBall(0.2)))
+    assert "stablehlo.while" in risk.lower(jnp.asarray(loss)).as_text()
+    expected = drrho_core.drrho_risk(loss, np.zeros_like(loss), KLBall(0.2)).risk
+    np.testing.assert_allclose(risk(jnp.asarray(loss)), expected, rtol=1e-13)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from drrho_torch import ContrastiveLoss, drrho_risk  # noqa: E402
 
-from drrho_core.ambiguity import ChiSquareBall, CVaR, KLPenalty  # noqa: E402
+from drrho_core import ChiSquareBall, CVaR, KLBall, KLPenalty  # noqa: E402
 
 B, D, R, N = 5, 4, 3, 11
 INDEX = [7, 0, 10, 4, 2]
@@ -801,7 +801,7 @@ def test_repr_shows_the_settings() -> None:
 # --------------------------------------------------------------------------------------------------------------- risk
 
 
-SETS = [CVaR(0.35), KLPenalty(0.7), ChiSquareBall(0.3)]
+SETS = [CVaR(0.35), KLPenalty(0.7), KLBall(0.2), ChiSquareBall(0.3)]
 
 
 @pytest.mark.parametrize("ambiguity_set", SETS, ids=lambda s: type(s).__name__)
