@@ -385,7 +385,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     shown = [name for name in names if any(name in row["metrics"] for row in rows)]
     best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in shown}
     timed = any("seconds" in row for row in rows)
-    table = Table(box=box.SIMPLE)  # narrow: nothing is cut off in eighty columns
+    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)  # narrow: nothing is cut off in eighty columns
     for title in ("method", "data", "seed"):
         table.add_column(title)
     for name in shown:

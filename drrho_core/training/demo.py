@@ -199,10 +199,10 @@ def report_data(
         gallery=gallery(splits, outcomes),
         weights=swapped_caption_weights(splits, outcomes),
         weights_note=(
-            "For an image whose caption was swapped away: the weight with which an objective pushes the image away from "
-            "that caption, which still is true of it (swapped), and from 255 captions of other images (clean); 1 is the "
-            "average over all of them. Both objectives weigh the same training pairs by the same features, those that "
-            "SogCLR trained, so the reference model is all the difference."
+            "For an image whose caption was swapped away: the weight with which an objective pushes the image away "
+            "from that caption, which still is true of it (swapped), and from 255 captions of other images (clean); "
+            "1 is the average over all of them. Both objectives weigh the same training pairs by the same features, "
+            "those that SogCLR trained, so the reference model is all the difference."
         ),
         learning_rates=trials,
         chosen_learning_rates=chosen_learning_rates(data),
