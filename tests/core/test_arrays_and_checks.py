@@ -356,3 +356,24 @@ def test_parameters_come_back_as_they_are_meant() -> None:
 def test_bad_parameters(value: Any, per_anchor: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         parameter(value, per_anchor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Under a compiler
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_compiler_is_asked_nothing_about_arrays() -> None:
+    """torch.compile traces through this code, which no coverage sees: a namespace that says it is compiling."""
+    from types import SimpleNamespace
+
+    compiling = SimpleNamespace(
+        __array_namespace_info__=None, compiler=SimpleNamespace(is_compiling=lambda: True), __name__="compiling"
+    )
+    assert _arrays.is_compiling(compiling)
+    assert not _arrays.is_compiling(SimpleNamespace(compiler=SimpleNamespace(is_compiling=lambda: False)))
+    assert not any(map(_arrays.is_compiling, (numpy_namespace, torch_namespace, jnp, array_api_strict)))
+    assert _arrays.namespace_of({"x": object()}, compiling) is compiling
+    assert not _arrays.values_visible(np.zeros(1), compiling)
+    _checks.same_device({"x": array_api_strict.zeros(1), "y": array_api_strict.zeros(1, device=DEVICE1)}, compiling)
+    _checks.finite("x", np.full(1, np.nan), compiling)
