@@ -16,8 +16,31 @@ from drrho_core.ambiguity import (
 )
 from drrho_core.contrastive import ContrastiveStep, contrastive_step
 from drrho_core.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
-from drrho_core.losses import LossGradients, info_nce
+from drrho_core.losses import (
+    FeatureGradients,
+    LossGradients,
+    SigmoidLossGradients,
+    WeightedSum,
+    distillation_loss,
+    hinge_margin_loss,
+    info_nce,
+    sigmoid_loss,
+    weighted_sum,
+)
+from drrho_core.moving_average import MovingAverageKL, moving_average_kl
 from drrho_core.risk import drrho_risk, excess_loss
+from drrho_core.selection import select_jest, select_top_excess
+from drrho_core.theory import (
+    ExcessVariance,
+    LogMeanExpBias,
+    ScalingLaw,
+    effective_sample_size,
+    excess_variance,
+    fit_scaling_law,
+    generalization_bound,
+    log_mean_exp_bias,
+)
+from drrho_core.unimodal import UnimodalStep, unimodal_contrastive_step
 
 __all__ = [
     "AmbiguitySet",
@@ -26,18 +49,39 @@ __all__ = [
     "ChiSquarePenalty",
     "ContrastiveStep",
     "CressieReadBall",
+    "ExcessVariance",
+    "FeatureGradients",
     "InnerEstimator",
     "KLBall",
     "KLPenalty",
+    "LogMeanExpBias",
     "LossGradients",
+    "MovingAverageKL",
+    "ScalingLaw",
+    "SigmoidLossGradients",
+    "UnimodalStep",
+    "WeightedSum",
     "WorstCase",
     "contrastive_step",
     "cosine_gamma",
+    "distillation_loss",
     "drrho_risk",
+    "effective_sample_size",
     "excess_loss",
+    "excess_variance",
+    "fit_scaling_law",
+    "generalization_bound",
+    "hinge_margin_loss",
     "info_nce",
+    "log_mean_exp_bias",
+    "moving_average_kl",
     "recommended_gamma_min",
     "scent_gamma",
+    "select_jest",
+    "select_top_excess",
+    "sigmoid_loss",
+    "unimodal_contrastive_step",
+    "weighted_sum",
     "worst_case",
 ]
 
