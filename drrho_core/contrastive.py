@@ -226,7 +226,7 @@ def settle(
     temperature = _checks.parameter(
         "temperature", temperature, positive, "be > 0", xp, per_anchor=batch_size, sides=sides
     )
-    gamma = _checks.parameter("gamma", gamma, _in_unit_interval, "be in (0, 1]", xp, per_anchor=batch_size, sides=sides)
+    gamma = _checks.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp, per_anchor=batch_size, sides=sides)
     reference_weight = _checks.parameter("reference_weight", reference_weight, _not_negative, "be >= 0", xp)
     radius = _checks.parameter("radius", radius, _not_negative, "be >= 0", xp)
     eps = _checks.parameter("eps", eps, _not_negative, "be >= 0", xp)
@@ -416,6 +416,7 @@ def _not_negative(x: Any) -> Any:
     return x >= 0
 
 
-def _in_unit_interval(x: Any) -> Any:
+def in_unit_interval(x: Any) -> Any:
+    """Say whether 0 < x <= 1, for numbers and arrays."""
     # `&` for arrays; the comparison of Python numbers gives bools, for which it is `and`.
     return (x > 0) & (x <= 1)
