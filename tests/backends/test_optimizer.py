@@ -18,9 +18,7 @@ def problem() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     generator = np.random.default_rng(2)
     shapes = {"kernel": (3, 4), "bias": (4,), "conv": (2, 3, 3, 3), "scale": ()}
     parameters = {name: np.asarray(generator.standard_normal(shape)) for name, shape in shapes.items()}
-    steps = [
-        {name: np.asarray(generator.standard_normal(shape)) for name, shape in shapes.items()} for _ in RATES
-    ]
+    steps = [{name: np.asarray(generator.standard_normal(shape)) for name, shape in shapes.items()} for _ in RATES]
     return parameters, steps
 
 
