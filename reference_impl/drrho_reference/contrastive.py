@@ -124,7 +124,8 @@ def pair_exponents(
     similarities : sequence of float (b,)
         Z's row of an image anchor, or Z's column of a text anchor.
     anchor : int
-        The anchor's position, where its positive stands.
+        Where the positive stands: the anchor's own position. With two views it is the other view's, see
+        ``unimodal.py``.
     negatives : sequence of int
         The positions of its negatives.
     temperature : float
