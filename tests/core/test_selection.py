@@ -126,7 +126,7 @@ def test_jest_is_the_loops(space: Any, top_k: bool, scale: float) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 8), data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_jest_is_the_loops_for_all_sizes(seed: int, n: int, data: Any) -> None:
     k, num_chunks = data.draw(st.integers(1, n)), data.draw(st.integers(1, 5))
     L, R, noise = draw(seed, n, num_chunks, data.draw(st.sampled_from([0.0, 1.0, 30.0])))
@@ -164,9 +164,9 @@ def test_a_batch_grows_around_what_is_hard_together() -> None:
 def test_noise_that_is_not_given_draws_from_the_softmax_of_the_scores() -> None:
     random.seed(0)
     R = np.diag(np.log([0.5, 0.3, 0.2]))
-    draws = [int(select_jest(np.zeros((3, 3)), R, k=1, num_chunks=1)[0]) for _ in range(1500)]
-    shares = np.bincount(draws, minlength=3) / 1500
-    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.04)  # three standard deviations
+    draws = [int(select_jest(np.zeros((3, 3)), R, k=1, num_chunks=1)[0]) for _ in range(600)]
+    shares = np.bincount(draws, minlength=3) / 600
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.06)  # three standard deviations
 
 
 def test_the_rarest_draw_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
