@@ -41,7 +41,7 @@ class Space:
         """Floating values to this space's dtype, others as they are; `dtype` overrides."""
         values = np.asarray(values)
         if dtype is None and np.issubdtype(values.dtype, np.floating):
-            dtype = self.dtype
+            values = values.astype(self.dtype_name)  # here: torch does not copy and cast an array of no axes at once
         return self.xp.asarray(values, dtype=dtype, device=self.device, copy=True)
 
     def rounded(self, values: Any) -> np.ndarray:
