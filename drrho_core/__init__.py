@@ -27,6 +27,12 @@ from drrho_core.losses import (
     sigmoid_loss,
     weighted_sum,
 )
+from drrho_core.migration import (
+    log_inner_from_fastclip_loss,
+    log_inner_from_libauc_v1,
+    log_inner_from_libauc_v2,
+    log_inner_from_sogclr_loss,
+)
 from drrho_core.moving_average import MovingAverageKL, moving_average_kl
 from drrho_core.risk import drrho_risk, excess_loss
 from drrho_core.selection import select_jest, select_top_excess
@@ -73,6 +79,10 @@ __all__ = [
     "generalization_bound",
     "hinge_margin_loss",
     "info_nce",
+    "log_inner_from_fastclip_loss",
+    "log_inner_from_libauc_v1",
+    "log_inner_from_libauc_v2",
+    "log_inner_from_sogclr_loss",
     "log_mean_exp_bias",
     "moving_average_kl",
     "recommended_gamma_min",
