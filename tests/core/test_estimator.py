@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from drrho_core import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core._arrays import device_of
 from drrho_core.estimator import scatter_rows
+from drrho_core.numerics import log_moving_average
 
 NEVER = -math.inf
 
@@ -418,6 +419,16 @@ def test_scent_gamma_is_a_proximal_step() -> None:
         argmin = minimize_scalar(step, bounds=(-6, 6), method="bounded", options={"xatol": 1e-10}).x
         gamma = float(scent_gamma(np.asarray([nu]), log_alpha=log_alpha)[0])
         assert math.log((1 - gamma) * math.exp(nu) + gamma * math.exp(s)) == pytest.approx(argmin, abs=1e-6)
+
+
+def test_above_the_floor_scents_step_has_a_closed_form_in_the_logarithm() -> None:
+    """nu + log(1 + alpha e^s) - log(1 + alpha e^nu), whatever the sizes; at the floor gamma is the floor's."""
+    nu, s = np.array([-3.0, 0.5, 40.0, -8.0]), np.array([2.0, -600.0, 700.0, -700.0])
+    for log_alpha in (-2.0, 10.0):
+        gamma = scent_gamma(nu, log_alpha=log_alpha, gamma_floor=1e-12)
+        closed = nu + np.logaddexp(0, log_alpha + s) - np.logaddexp(0, log_alpha + nu)
+        np.testing.assert_allclose(log_moving_average(nu, s, gamma, xp=np), closed, rtol=0, atol=1e-12 * 700)
+    assert scent_gamma(nu, log_alpha=-2.0, gamma_floor=0.25).tolist()[:2] == [0.25, 0.25]
 
 
 @pytest.mark.parametrize(
