@@ -401,8 +401,8 @@ def fit_scaling_law(
     -----
     Least squares on the logarithm of the error. Without a floor this is a straight line. With one, every floor of a
     grid is tried, amplitude and exponent by a damped Gauss-Newton iteration, and the grid is refined around the best.
-    Intervals are percentiles of a residual bootstrap: residuals, scaled by ``sqrt(n / (n - parameters))`` and centred,
-    are drawn with replacement, added to the fit and fitted again. Published fits: OpenCLIP 5.77 C^-0.116, DRRho-CLIP
+    Intervals are percentiles of a residual bootstrap: residuals, scaled by ``sqrt(n / (n - parameters))``, are drawn
+    with replacement, added to the fit and fitted again. Published fits: OpenCLIP 5.77 C^-0.116, DRRho-CLIP
     7.15 C^-0.127 (arXiv 2505.06699, code).
 
     Examples
@@ -453,8 +453,7 @@ def fit_scaling_law(
     level, slope, floor = fit(x, y[None, :], xp)
     value = _predict(x, level, slope, floor, xp)[0, :]
     residuals = y - value
-    spread = residuals - xp.mean(residuals)
-    spread = spread * math.sqrt(len(positions) / (len(positions) - needed + 1))
+    spread = residuals * math.sqrt(len(positions) / (len(positions) - needed + 1))
     draws = random.Random(seed).choices(range(len(positions)), k=num_resamples * len(positions))
     drawn = xp.take(spread, xp.asarray(draws, dtype=xp.int64, device=device))
     again = fit(x, value[None, :] + xp.reshape(drawn, (num_resamples, len(positions))), xp)

@@ -300,7 +300,7 @@ def test_torch_compiles_them_whole() -> None:
 
     def everything(arrays: list[Any], scale: Any) -> Any:
         sigmoid = dc.sigmoid_loss(*arrays[:2], scale=scale, bias=-1.0, xp=xp)
-        hinge = dc.hinge_margin_loss(*arrays[:2], margin=0.2, tile_size=3, xp=xp)
+        hinge = dc.hinge_margin_loss(*arrays[:2], margin=0.2, xp=xp)
         teacher = dc.distillation_loss(*arrays, temperature=0.2, reference_temperature=0.3, xp=xp)
         return sigmoid, hinge, teacher, dc.weighted_sum((0.5, sigmoid), (scale, hinge), (1.0, teacher), xp=xp)
 
