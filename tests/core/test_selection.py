@@ -15,6 +15,12 @@ from hypothesis import strategies as st
 from drrho_core import select_jest, select_top_excess
 
 
+def thin(space: Any) -> None:
+    """JAX compiles every operation that is not jitted, and does the same."""
+    if space.name == "jax" and space.jit is None:
+        pytest.skip("JAX is met jitted")
+
+
 def best(score: list[float], k: int) -> list[int]:
     return sorted(range(len(score)), key=lambda i: (-score[i], i))[:k]
 
@@ -112,6 +118,7 @@ def test_bad_losses_get_one_clear_error(arrays: Any, options: Any, error: Any, m
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("top_k", [False, True])
 def test_jest_is_the_loops(space: Any, top_k: bool, scale: float) -> None:
+    thin(space)
     L, R, noise = draw(5, 9, 3, scale)
     arrays = [space.asarray(L), space.asarray(R)]
     if top_k:

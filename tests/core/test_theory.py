@@ -19,6 +19,13 @@ from drrho_core import (
     worst_case,
 )
 
+
+def thin(space: Any) -> None:
+    """JAX compiles every operation that is not jitted: one dtype of it is enough."""
+    if space.name == "jax" and space.jit is None and space.dtype_name == "float32":
+        pytest.skip("JAX without jit is met in float64")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Variance
 # ---------------------------------------------------------------------------------------------------------------------
@@ -30,6 +37,7 @@ def draw(seed: int = 0, shape: tuple[int, ...] = (5, 7)) -> tuple[np.ndarray, np
 
 
 def test_variances_of_a_matrix_with_a_mask(space: Any) -> None:
+    thin(space)
     loss, reference, where = draw()
     where[2] = False  # an anchor without any pair
     got = space.run(
@@ -78,6 +86,7 @@ def test_bad_losses_have_no_variance(arrays: Any, options: Any, error: Any, mess
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_effective_sample_size(space: Any, axis: int) -> None:
+    thin(space)
     p = np.abs(draw(2, (4, 5))[0])
     p = space.rounded(p / p.sum(axis=axis, keepdims=True))
     got = space.to_numpy(space.run(effective_sample_size, space.asarray(p), axis=axis))
@@ -113,6 +122,7 @@ def test_bad_weights_get_one_clear_error(weights: Any, axis: int, error: Any, me
 
 
 def test_the_bound(space: Any) -> None:
+    thin(space)
     risk, variance = np.array([[0.8, 0.3], [0.4, 0.9]]), np.array([[0.0, 0.08], [0.02, 0.0]])
     here = [space.asarray(x) for x in (risk, variance, np.asarray(0.25, dtype=space.dtype_name))]
     got = space.run(
@@ -175,6 +185,7 @@ def test_the_prediction_is_the_first_order() -> None:
 
 
 def test_the_rest_that_fills_no_batch_is_left_out(space: Any) -> None:
+    thin(space)
     losses = space.rounded(draw(4, (3, 7, 2))[0])
     got = space.run(log_mean_exp_bias, space.asarray(losses), batch_size=3, axis=1, temperature=0.5)
     wanted = log_mean_exp_bias(np.moveaxis(losses, 1, 2)[..., :6], batch_size=3, temperature=0.5)
@@ -237,6 +248,7 @@ def test_the_published_laws_come_back_from_noise(prefactor: float, exponent: flo
 
 
 def test_a_line_is_polyfits(eager_space: Any) -> None:
+    thin(eager_space)
     error = noisy(5.77, 0.116, 3, 0.05)
     compute, error = eager_space.rounded(COMPUTE), eager_space.rounded(error)
     law = fit_scaling_law(eager_space.asarray(compute), eager_space.asarray(error), num_resamples=50, seed=4)
@@ -292,8 +304,8 @@ def test_the_floor_is_scipys(floor: float, noise: float) -> None:
 
 
 def test_a_floor_comes_back_from_noise_within_its_interval(eager_space: Any) -> None:
-    if eager_space.dtype_name == "float32":
-        pytest.skip("a floor needs float64, as the docstring says")
+    if eager_space.name == "jax" or eager_space.dtype_name == "float32":
+        pytest.skip("a floor needs float64, as the docstring says; JAX compiles every operation, and a line has most")
     arrays = [eager_space.asarray(x) for x in (COMPUTE, noisy(200.0, 0.35, 1, 0.01, 0.1))]
     law = fit_scaling_law(*arrays, with_floor=True, num_resamples=60)
     assert inside(0.1, law.floor_interval)
