@@ -117,6 +117,14 @@ def test_without_memory_it_is_the_worst_case_under_a_kl_penalty(space: Any, size
     np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=unit / min(1.0, temperature))
 
 
+def test_one_large_loss_among_thousands_keeps_its_digits() -> None:
+    loss = np.zeros(3000, dtype="float32")
+    loss[7] = 1000.0
+    step = moving_average_kl(loss, 0 * loss, NEVER, temperature=1.0)
+    assert step.risk == pytest.approx(1000.0 - np.log(3000.0), rel=1e-7)
+    assert step.weights[7] == pytest.approx(1.0, abs=1e-6)
+
+
 def test_the_gradient_is_autograds_where_the_average_is_a_constant() -> None:
     import torch
 
@@ -234,6 +242,16 @@ def test_under_tracing_what_cannot_be_refused_is_nan() -> None:
     assert not any(bool(jnp.any(jnp.isnan(x))) for x in step(good, every))
     for loss, where in ((good, ~every), (good.at[1].set(jnp.nan), every), (good.at[1].set(jnp.inf), every)):
         assert all(bool(jnp.all(jnp.isnan(x))) for x in step(loss, where))
+
+
+def test_on_a_device_what_is_not_looked_at_is_nan() -> None:
+    import array_api_strict as xp
+
+    loss = xp.asarray([1.0, 2.0], device=xp.Device("device1"))
+    for where, weight in ((loss > 9.0, 1.0), (None, xp.nan)):
+        bad = xp.asarray([weight, 1.0], device=xp.Device("device1"))
+        step = moving_average_kl(loss * bad, loss, 0.0, temperature=1.0, where=where)  # and nothing warns
+        assert all(bool(xp.all(xp.isnan(x))) for x in step)
 
 
 X = np.array([1.0, 2.0])
