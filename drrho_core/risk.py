@@ -126,14 +126,13 @@ def drrho_risk(
 
 def check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) -> float | Array:
     """Check the weight of the reference loss and return it in the dtype that the difference is computed in."""
+    together = {"loss": loss, "reference_weight": reference_weight}
+    if is_array(reference_weight):
+        namespace_of(together, xp)
+        _checks.same_device(together, xp)
+        _checks.detached(together)
     weight = _checks.parameter("reference_weight", reference_weight, lambda w: w >= 0, "be at least 0", xp)
-    if not is_array(weight):
-        return weight
-    together = {"loss": loss, "reference_weight": weight}
-    namespace_of(together, xp)
-    _checks.same_device(together, xp)
-    _checks.detached(together)
-    return xp.astype(weight, wide_dtype(loss.dtype, xp), copy=False)
+    return xp.astype(weight, wide_dtype(loss.dtype, xp), copy=False) if is_array(weight) else weight
 
 
 def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:
