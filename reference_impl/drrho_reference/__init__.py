@@ -4,10 +4,12 @@ It knows NumPy and the standard library only, works in the linear domain (u, g a
 the weights, then read off the risk): another form than the core's, so that a mistake is not made twice.
 
 Start with :func:`worst_case`, then :func:`contrastive_step`; ``reference_impl/README.md`` gives the reading order.
+:func:`conformance.check` holds another implementation against it.
 """
 
 from __future__ import annotations
 
+from drrho_reference import conformance
 from drrho_reference.ambiguity import (
     AmbiguitySet,
     ChiSquareBall,
@@ -74,6 +76,7 @@ __all__ = [
     "UnimodalStep",
     "WorstCase",
     "chunk_sizes",
+    "conformance",
     "contrastive_objective",
     "contrastive_step",
     "cosine_gamma",

@@ -1,0 +1,419 @@
+"""The conformance kit, which tells whether an implementation of these formulas is right.
+
+:func:`check` gives an implementation (a module, a mapping of names to functions, or one function) a few dozen small
+problems and compares what comes back with the oracle, field by field. It knows NumPy and the standard library only;
+what it checks is an argument.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+import drrho_reference._cases as cases
+import drrho_reference.ambiguity
+import drrho_reference.contrastive
+import drrho_reference.estimator
+import drrho_reference.losses
+import drrho_reference.risk
+import drrho_reference.selection
+import drrho_reference.unimodal
+from drrho_reference._cases import Arguments, Problem, SetOf
+from drrho_reference._checks import FloatArray
+
+PASSED, FAILED, NOT_GIVEN, NOT_SUPPORTED, ERROR = "passed", "failed", "not given", "not supported", "error"
+_MODULES = (
+    drrho_reference.ambiguity,
+    drrho_reference.risk,
+    drrho_reference.contrastive,
+    drrho_reference.unimodal,
+    drrho_reference.estimator,
+    drrho_reference.losses,
+    drrho_reference.selection,
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of one answer.
+
+    Attributes
+    ----------
+    name : str
+        The field's name; ``"value"`` or ``"index"`` where the answer is a single array.
+    verdict : str
+        ``"passed"``, ``"failed"``, ``"not given"``, ``"not supported"`` or ``"error"``.
+    relative : float or None
+        The largest error, over the size that the field is measured against; None where nothing was compared.
+    ulps : float or None
+        The same in units of the dtype's machine epsilon.
+    bound : float
+        What ``relative`` may be.
+    note : str
+        What went wrong, in words, where numbers do not say it.
+    """
+
+    name: str
+    verdict: str
+    relative: float | None
+    ulps: float | None
+    bound: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem in one dtype: the function, the case's name and sentence, and its fields."""
+
+    function: str
+    name: str
+    sentence: str
+    dtype: str
+    fields: tuple[Field, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check` found.
+
+    Attributes
+    ----------
+    cases : tuple of Case
+        Every problem in every dtype.
+    not_given : tuple of str
+        Functions that a module or a mapping does not have.
+    """
+
+    cases: tuple[Case, ...]
+    not_given: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """True where nothing failed or raised, and at least one field passed."""
+        verdicts = [field.verdict for case in self.cases for field in case.fields]
+        return PASSED in verdicts and FAILED not in verdicts and ERROR not in verdicts
+
+    def table(self) -> str:
+        """Return plain text: per function and dtype the counts of verdicts and the worst error, then what is wrong."""
+        lines = [
+            f"{'function':<26} {'dtype':<8} {'passed':>6} {'failed':>6} {'error':>6} {'absent':>6} {'worst error':>11}"
+            f" {'ulps':>9} {'bound':>8}  worst at"
+        ]
+        groups: dict[tuple[str, str], list[tuple[Case, Field]]] = {}
+        for case in self.cases:
+            groups.setdefault((case.function, case.dtype), []).extend((case, field) for field in case.fields)
+        for (function, dtype), members in groups.items():
+            verdicts = [field.verdict for _, field in members]
+            absent = verdicts.count(NOT_GIVEN) + verdicts.count(NOT_SUPPORTED)
+            counts = f"{verdicts.count(PASSED):>6} {verdicts.count(FAILED):>6} {verdicts.count(ERROR):>6} {absent:>6}"
+            compared = [
+                (field.relative / field.bound, case, field) for case, field in members if field.relative is not None
+            ]
+            line = f"{function:<26} {dtype:<8} {counts}"
+            if compared:
+                _, case, worst = max(compared, key=lambda one: one[0])
+                line += f" {worst.relative:>11.1e} {worst.ulps:>9.2g} {worst.bound:>8.0e}  {case.name}, {worst.name}"
+            lines.append(line)
+        lines += [
+            f"{field.verdict}: {case.function}, {case.name}, {case.dtype}: {field.name}"
+            + (f": {field.note}" if field.note else f": {field.relative:.1e}, allowed {field.bound:.1e}")
+            for case in self.cases
+            for field in case.fields
+            if field.verdict in (FAILED, ERROR)
+        ]
+        absences: dict[tuple[str, str, str], list[str]] = {}
+        for case in self.cases:
+            for field in case.fields:
+                if field.verdict in (NOT_GIVEN, NOT_SUPPORTED):
+                    what = field.note or field.name  # a refused option is one line, not one for each field
+                    places = absences.setdefault((field.verdict, case.function, what), [])
+                    places += [] if case.name in places else [case.name]
+        for (verdict, function, what), places in absences.items():
+            where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+            lines.append(f"{verdict}: {function}: {what} ({where})")
+        if self.not_given:
+            lines.append(f"not given: {', '.join(self.not_given)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dictionaries and lists for :mod:`json`; an error that is not finite becomes None."""
+
+        def finite(value: Any) -> Any:
+            return None if isinstance(value, float) and not np.isfinite(value) else value
+
+        return {
+            "passed": self.passed,
+            "not_given": list(self.not_given),
+            "cases": [
+                {
+                    "function": case.function,
+                    "name": case.name,
+                    "sentence": case.sentence,
+                    "dtype": case.dtype,
+                    "fields": [{key: finite(value) for key, value in asdict(field).items()} for field in case.fields],
+                }
+                for case in self.cases
+            ],
+        }
+
+
+def check(
+    implementation: Any,
+    *,
+    xp: Any = np,
+    device: Any = None,
+    dtypes: Iterable[str] = ("float64", "float32"),
+) -> Report:
+    """Compare an implementation with the oracle.
+
+    Parameters
+    ----------
+    implementation : module, mapping or function
+        Something with the names and signatures of ``docs/api.md``: a namespace, a mapping of names to functions, or one
+        function, which is known by its ``__name__``. It may return some of the fields only, as a tuple with named
+        fields, another object with attributes, or a mapping. Ambiguity sets are built from its own classes where it has
+        any, else they are the oracle's.
+    xp : namespace
+        Whose arrays it takes: NumPy, ``torch``, ``jax.numpy``, ``cupy`` or another one like them.
+    device : device, optional
+        Where the arrays are to be, in the words of ``xp.asarray``.
+    dtypes : iterable of str
+        ``"float64"`` and ``"float32"``, or one of them.
+
+    Returns
+    -------
+    Report
+        ``passed``, ``table()``, ``to_json()`` and all the cases.
+
+    Raises
+    ------
+    TypeError
+        If there is no function in the implementation that has a name of the API, or it is of no use at all.
+    ValueError
+        If a dtype is another one.
+
+    Notes
+    -----
+    The oracle is given the inputs as they are after rounding to the dtype. Errors are measured against the size of what
+    is summed before it cancels: a feature gradient against the largest sum of weights, a loss against max(its size,
+    temperature), a state log u against max(1, its size), a risk against the largest loss, weights against the largest
+    weight; of (nu, s) the value that they certify is compared. A missing field is "not given", a refused option or a
+    ``NotImplementedError`` is "not supported"; neither counts as passed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def excess_loss(loss, reference_loss, /, *, reference_weight=1.0):
+    ...     return loss - reference_loss
+    >>> report = check(excess_loss, dtypes=["float64"])
+    >>> report.passed, [field.verdict for case in report.cases for field in case.fields]
+    (False, ['failed'])
+    >>> def fixed(loss, reference_loss, /, *, reference_weight=1.0):
+    ...     return loss - reference_weight * reference_loss
+    >>> check({"excess_loss": fixed}).passed
+    True
+    """
+    names = tuple(dtypes)
+    for name in names:
+        if name not in ("float64", "float32"):
+            raise ValueError(f"dtypes must hold 'float64' and 'float32' only, got {name!r}")
+    if not names:
+        raise ValueError("dtypes must hold at least one dtype, got none")
+    functions, own_sets = _found(implementation)
+    done = tuple(
+        _run(problem, functions[problem.function], own_sets, xp, device, dtype)
+        for dtype in names
+        for problem in _ordered()
+        if problem.function in functions
+    )
+    several = len(functions) > 1 or not callable(implementation)
+    return Report(done, tuple(name for name in cases.FUNCTIONS if several and name not in functions))
+
+
+def _ordered() -> list[Problem]:
+    return sorted(cases.PROBLEMS, key=lambda problem: cases.FUNCTIONS.index(problem.function))
+
+
+def _found(implementation: Any) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]:
+    """Return its functions and its ambiguity sets by name."""
+
+    def look_up(name: str) -> Any:
+        if isinstance(implementation, Mapping):
+            return implementation.get(name)
+        return getattr(implementation, name, None)
+
+    functions = {name: look_up(name) for name in cases.FUNCTIONS if callable(look_up(name))}
+    own_name = getattr(implementation, "__name__", None)
+    if not functions and callable(implementation) and own_name in cases.FUNCTIONS:
+        functions = {str(own_name): implementation}
+    if not functions:
+        raise TypeError(
+            f"implementation must be a module, a mapping or a function with a name of {', '.join(cases.FUNCTIONS)}, "
+            f"got {implementation!r}"
+        )
+    return functions, {name: look_up(name) for name in cases.SET_NAMES if look_up(name) is not None}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One problem
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _run(
+    problem: Problem, function: Callable[..., Any], own_sets: Mapping[str, Any], xp: Any, device: Any, dtype: str
+) -> Case:
+    """Ask the oracle and the implementation, and compare."""
+    arguments, expected, scales = _answer(problem, dtype)
+    bound = cases.bound(problem.function, arguments, dtype)
+
+    def everywhere(verdict: str, note: str) -> Case:
+        fields = tuple(Field(name, verdict, None, None, bound, note) for name in expected)
+        return Case(problem.function, problem.name, problem.sentence, dtype, fields)
+
+    asked = {**arguments.options, **arguments.how}
+    refused = _refused(function, asked)
+    if refused:
+        return everywhere(NOT_SUPPORTED, f"no option {', '.join(refused)}")
+    for one in arguments.positional:
+        if isinstance(one, SetOf) and own_sets and one.name not in own_sets:
+            return everywhere(NOT_SUPPORTED, f"no {one.name}")
+
+    def given(value: Any) -> Any:
+        if isinstance(value, SetOf):
+            return own_sets[value.name](**value.parameters) if own_sets else cases.oracle_set(value)
+        if isinstance(value, tuple):
+            return tuple(map(given, value))
+        if isinstance(value, np.ndarray):
+            boolean = xp.bool if hasattr(xp, "bool") else xp.bool_
+            kind = boolean if value.dtype == np.bool_ else getattr(xp, dtype)
+            place = {} if device is None else {"device": device}
+            return xp.asarray(value.tolist(), dtype=kind, **place)
+        return value
+
+    try:
+        answer = function(*map(given, arguments.positional), **{name: given(value) for name, value in asked.items()})
+    except NotImplementedError as error:
+        return everywhere(NOT_SUPPORTED, _one_line(error))
+    except TypeError as error:
+        verdict = NOT_SUPPORTED if "unexpected keyword argument" in str(error) else ERROR
+        return everywhere(verdict, _one_line(error))
+    except Exception as error:  # whatever a user's function raises is a finding, not the end of the report
+        return everywhere(ERROR, _one_line(error))
+
+    fields = []
+    for name, wanted in expected.items():
+        value = _field(answer, name, single=problem.function in cases.SINGLE)
+        if value is None:
+            fields.append(Field(name, NOT_GIVEN, None, None, bound))
+            continue
+        try:
+            got = _to_numpy(value)
+            if name == "dual":
+                got, wanted = _certificate(arguments, got, expected)
+        except Exception as error:  # not an array, say
+            fields.append(Field(name, ERROR, None, None, bound, _one_line(error)))
+            continue
+        fields.append(_compare(name, got, wanted, scales[name], bound, dtype))
+    return Case(problem.function, problem.name, problem.sentence, dtype, tuple(fields))
+
+
+@functools.cache
+def _answer(problem: Problem, dtype: str) -> tuple[Arguments, dict[str, Any], dict[str, Any]]:
+    """Return the arguments after rounding to the dtype, the oracle's fields, and what errors are measured against."""
+    drawn = problem.arguments()
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(rounded, value))
+        if isinstance(value, np.ndarray) and value.dtype != np.bool_:
+            return value.astype(dtype).astype(np.float64)
+        return float(np.dtype(dtype).type(value)) if isinstance(value, float) else value
+
+    arguments = Arguments(
+        tuple(map(rounded, drawn.positional)),
+        {name: rounded(value) for name, value in drawn.options.items()},
+        drawn.how,
+    )
+    oracle = next(getattr(module, problem.function) for module in _MODULES if hasattr(module, problem.function))
+    positional = [cases.oracle_set(one) if isinstance(one, SetOf) else one for one in arguments.positional]
+    positional = [float(one) if isinstance(one, np.ndarray) and one.ndim == 0 else one for one in positional]
+    answer = oracle(*positional, **arguments.options)
+    if problem.function in cases.SINGLE:
+        expected = {cases.SINGLE[problem.function]: np.asarray(answer, dtype=np.float64)}
+    else:
+        expected = answer._asdict()
+    return arguments, expected, cases.SCALES[problem.function](arguments, expected)
+
+
+def _refused(function: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
+    """Return the options that the signature does not have; none where it cannot be read."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return []
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    return [
+        name for name in options if name not in parameters or parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY
+    ]
+
+
+def _field(answer: Any, name: str, *, single: bool) -> Any:
+    """Return a field of an answer: a key, an attribute, or the answer itself where it is a single array."""
+    if isinstance(answer, Mapping):
+        return answer.get(name)
+    return answer if single else getattr(answer, name, None)
+
+
+def _to_numpy(value: Any) -> Any:
+    """Copy to NumPy in float64; pairs stay pairs."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_to_numpy, value))
+    for method in ("detach", "cpu", "get"):  # torch, torch on a device, CuPy
+        if hasattr(value, method):
+            value = getattr(value, method)()
+    return np.asarray(value).astype(np.float64)
+
+
+def _certificate(arguments: Arguments, got: Any, expected: Mapping[str, Any]) -> tuple[FloatArray, FloatArray]:
+    """Return the values that (nu, s) certifies and the risks that they should be."""
+    if not isinstance(got, tuple) or len(got) != 2:
+        raise TypeError("dual must be a pair (nu, s)")
+    for part in got:
+        if np.shape(part) != np.shape(expected["risk"]):
+            raise ValueError(f"dual must have the shape {np.shape(expected['risk'])}, got {np.shape(part)}")
+    return cases.dual_value(arguments, got), np.asarray(expected["risk"])
+
+
+def _compare(name: str, got: Any, wanted: Any, scale: Any, bound: float, dtype: str) -> Field:
+    """Return the largest error of a field over its scale."""
+    if isinstance(wanted, tuple):
+        if not isinstance(got, tuple) or len(got) != len(wanted):
+            return Field(name, FAILED, np.inf, np.inf, bound, "a pair of arrays was expected")
+        parts = [_compare(name, *three, bound, dtype) for three in zip(got, wanted, scale, strict=True)]
+        return max(parts, key=lambda part: (part.verdict == FAILED, part.relative or 0.0))
+    if isinstance(got, tuple):
+        got = np.asarray(got)
+    if np.shape(got) != np.shape(wanted):
+        note = f"shape {np.shape(wanted)} was expected, got {np.shape(got)}"
+        return Field(name, FAILED, np.inf, np.inf, bound, note)
+    here, there, size = np.broadcast_arrays(got, wanted, scale)
+    differ = here != there  # log u of what was never visited is -inf on both sides
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        errors = np.abs(here[differ] - there[differ]) / size[differ]
+    worst = float(np.max(np.where(np.isnan(errors), np.inf, errors), initial=0.0))
+    verdict = PASSED if worst <= bound else FAILED
+    return Field(name, verdict, worst, worst / float(np.finfo(dtype).eps), bound)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+__all__: Sequence[str] = ["Case", "Field", "Report", "check"]
