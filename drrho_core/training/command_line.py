@@ -1,7 +1,8 @@
-"""The command ``drrho``: demo, train, evaluate.
+"""The command ``drrho``: demo, train, evaluate, verify.
 
-Exit codes: 0, or 2 for bad usage or bad input with one clear line on standard error. Progress goes to standard error,
-tables to standard output. Everything heavy is imported inside the commands, so that ``drrho --help`` is quick.
+Exit codes: 0; 1 where a check failed; 2 for bad usage or bad input with one clear line on standard error. Progress goes
+to standard error, tables to standard output. Everything heavy is imported inside the commands, so that ``drrho --help``
+is quick.
 """
 
 from __future__ import annotations
@@ -204,10 +205,38 @@ class Evaluate:
     json: Annotated[Path | None, _option("FILE", "none")] = None
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Hold drrho_core against the oracle, in float64 and float32, on every array library that is installed.
+
+    Prints a table per library: how many fields passed, the worst error, and what is wrong. The exit code is 1 where a
+    case fails.
+
+    For example:
+      drrho verify
+      drrho verify --backend numpy --backend torch
+      drrho verify --backend torch --device cuda:0 --json errors.json
+
+    Attributes
+    ----------
+    backend
+        Array library; may be repeated.
+    device
+        In the library's own words, such as cuda:0.
+    json
+        Write all cases and errors into this file, too.
+    """
+
+    backend: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _option("NAME", "all that are installed")] = ()
+    device: Device = None
+    json: Annotated[Path | None, _option("FILE", "none")] = None
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
 
@@ -225,8 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _demo(command)
         elif isinstance(command, Train):
             _train(command)
-        else:
+        elif isinstance(command, Evaluate):
             _evaluate(command)
+        else:
+            return _verify(command)
     except (BadInput, MissingExtra) as error:
         print(f"drrho: {error}", file=sys.stderr)
         return 2
@@ -236,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> Demo | Train | Evaluate:
+def _parse(arguments: list[str]) -> Demo | Train | Evaluate | Verify:
     """Parse; a usage error becomes one line instead of tyro's panel."""
     panel = io.StringIO()
     try:
@@ -348,6 +379,44 @@ def _evaluate(command: Evaluate) -> None:
     _write_json(command.json, [row])
 
 
+def _verify(command: Verify) -> int:
+    """Check every library; return 1 where one fails."""
+    import drrho_reference
+
+    import drrho_core
+
+    reports = {}
+    for name, (xp, device, described) in _libraries(command).items():
+        report = drrho_reference.conformance.check(drrho_core, xp=xp, device=device)
+        reports[name] = {"device": described, **report.to_json()}
+        print(f"{name} on {described}: {'passed' if report.passed else 'FAILED'}\n{report.table()}\n", flush=True)
+    _write_json(command.json, reports)
+    return 0 if all(report["passed"] for report in reports.values()) else 1
+
+
+def _libraries(command: Verify) -> dict[str, tuple[Any, Any, str]]:
+    """Return namespace, device and the device's name of the libraries to check: those named, else all that load."""
+    import array_api_compat
+    import numpy as np
+
+    from drrho_core.backend import backend_names, get_backend
+
+    found = {}
+    for name in command.backend or backend_names():
+        try:
+            # float64 first: JAX has it only where it was asked for.
+            backend = get_backend(name, device=command.device, dtype="float64")
+        except (ValueError, ImportError) as error:
+            if name in command.backend:
+                raise BadInput(str(error)) from error
+            continue
+        array = backend.asarray(np.zeros(1))
+        found[name] = array_api_compat.array_namespace(array), array_api_compat.device(array), backend.device
+    if not found:
+        raise BadInput(f"device must be one that an installed library has, got {command.device!r}")
+    return found
+
+
 def default_backend() -> str:
     """Return ``"torch"`` where it is installed, else ``"numpy"``."""
     return "torch" if importlib.util.find_spec("torch") else "numpy"
@@ -405,7 +474,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def _write_json(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_json(path: Path | None, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
     if path is not None:
         from drrho_core.training.checkpoint import write_atomic
 
