@@ -64,6 +64,8 @@ def check(got: MovingAverageKL, expected: MovingAverageKL, *, size: float, tempe
 @given(data=st.data())
 @settings(max_examples=20)
 def test_the_step_is_exact(space: Any, data: Any) -> None:
+    if space.name == "jax" and space.jit is None and space.dtype_name == "float32":
+        pytest.skip("XLA compiles every operation: one dtype, and both jitted, are enough")
     n = 5 if space.name == "jax" else data.draw(st.integers(1, 8))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     size = data.draw(st.sampled_from([1e-6, 1.0, 100.0]))
@@ -261,7 +263,7 @@ X = np.array([1.0, 2.0])
     ("arguments", "options", "error", "message"),
     [
         ([[1.0], X, 0.0], {}, TypeError, "loss must be an array, got list"),
-        ([X, X[:1], 0.0], {}, ValueError, r"reference_loss must have shape the shape of loss = \(2,\), got \(1,\)"),
+        ([X, X[:1], 0.0], {}, ValueError, r"reference_loss must have shape .* = \(2,\), got \(1,\)"),
         ([X, X.astype("f4"), 0.0], {}, TypeError, "reference_loss must have the dtype of loss"),
         ([X.astype(int), X.astype(int), 0.0], {}, TypeError, "loss must have a real floating dtype, got int64"),
         ([X[None], X[None], 0.0], {}, ValueError, r"loss must have 1 axes \(batch_size,\), got shape \(1, 2\)"),
