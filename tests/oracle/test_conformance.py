@@ -137,6 +137,13 @@ def test_an_exception_is_an_error() -> None:
     assert verdicts(report)["loss"] == {"error"}
     assert "ZeroDivisionError: of all things" in report.table()
 
+    def only_with_eps(arrays: Any, given: Any) -> Any:
+        return change(arrays, given) if "eps" in given else contrastive_step(*arrays, **given)
+
+    report = step_with(only_with_eps)
+    assert verdicts(report)["loss"] == {"passed", "error"}
+    assert not report.passed
+
 
 def test_a_namespace_may_lack_functions_and_sets() -> None:
     part = SimpleNamespace(worst_case=worst_case, CVaR=drrho_core.CVaR)
