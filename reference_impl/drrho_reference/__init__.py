@@ -33,25 +33,29 @@ from drrho_reference.contrastive import (
     pair_weights,
 )
 from drrho_reference.distributed import sharded_contrastive_step
-from drrho_reference.estimator import cosine_gamma, recommended_gamma_min, scent_gamma
+from drrho_reference.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_reference.losses import (
     HingeLoss,
     PairLoss,
     SigmoidLoss,
+    WeightedSum,
     cross_entropy,
     distillation_loss,
     hinge_margin_loss,
     info_nce,
     sigmoid_loss,
     soft_cross_entropy,
+    weighted_sum,
 )
 from drrho_reference.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
 from drrho_reference.selection import chunk_sizes, joint_scores, select_jest, select_top_excess
 from drrho_reference.theory import (
     ExcessVariance,
+    LogMeanExpBias,
     ScalingLaw,
     effective_sample_size,
     excess_variance,
+    expected_log_mean_exp_bias,
     fit_scaling_law,
     generalization_bound,
     log_mean_exp_bias,
@@ -67,13 +71,16 @@ __all__ = [
     "CressieReadBall",
     "ExcessVariance",
     "HingeLoss",
+    "InnerEstimator",
     "KLBall",
     "KLPenalty",
+    "LogMeanExpBias",
     "MovingAverageKL",
     "PairLoss",
     "ScalingLaw",
     "SigmoidLoss",
     "UnimodalStep",
+    "WeightedSum",
     "WorstCase",
     "chunk_sizes",
     "conformance",
@@ -86,6 +93,7 @@ __all__ = [
     "effective_sample_size",
     "excess_loss",
     "excess_variance",
+    "expected_log_mean_exp_bias",
     "feature_gradients",
     "fit_scaling_law",
     "generalization_bound",
@@ -109,5 +117,6 @@ __all__ = [
     "unimodal_contrastive_step",
     "unimodal_objective",
     "view_positions",
+    "weighted_sum",
     "worst_case",
 ]

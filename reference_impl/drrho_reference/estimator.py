@@ -1,4 +1,4 @@
-"""Rules for gamma, the weight of the new value in the moving average.
+"""A data set's estimates, and rules for gamma, the weight of the new value in the moving average.
 
 Sources: FastCLIP, arXiv 2407.01445, for the cosine; DRRho, arXiv 2505.06699, its released code, for the smallest gamma;
 SCENT, arXiv 2602.02877, for a gamma per sample.
@@ -7,16 +7,27 @@ SCENT, arXiv 2602.02877, for a gamma per sample.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from drrho_reference._checks import FloatArray, fraction, non_negative, number, positive, raw_array
+from drrho_reference._checks import (
+    FloatArray,
+    fraction,
+    log_estimates,
+    non_negative,
+    number,
+    positive,
+    raw_array,
+    whole_number,
+)
 
-__all__ = ["cosine_gamma", "recommended_gamma_min", "scent_gamma"]
+__all__ = ["InnerEstimator", "cosine_gamma", "recommended_gamma_min", "scent_gamma"]
 
 
-def cosine_gamma(epoch: float, *, num_epochs: float, gamma_min: float) -> float:
+def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> float:
     """Let gamma fall from 1 to ``gamma_min`` along half a cosine, then stay.
 
     Parameters
@@ -52,7 +63,7 @@ def cosine_gamma(epoch: float, *, num_epochs: float, gamma_min: float) -> float:
     return smallest + (1.0 - smallest) * (1.0 + math.cos(math.pi * reached / last)) / 2.0
 
 
-def recommended_gamma_min(num_epochs: float) -> float:
+def recommended_gamma_min(num_epochs: float, /) -> float:
     """Choose the smallest gamma by the number of epochs: min(1, 4.177 E^-0.7265).
 
     Parameters
@@ -125,3 +136,143 @@ def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: f
             small = math.exp(-abs(exponent))
             gamma[index] = max(floor, (1.0 if exponent >= 0.0 else small) / (1.0 + small))
     return gamma
+
+
+class InnerEstimator:
+    """Remember log u of both directions for every sample of a data set: two dictionaries from positions to numbers.
+
+    Parameters
+    ----------
+    num_samples : int
+        n, at least 1.
+    like : object
+        Where the state is to live. Here it is always in float64 on the host, so nothing is read from it.
+    dtype : object, optional
+        Not read either.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``num_samples`` is no integer of at least 1.
+
+    Notes
+    -----
+    Source: SogCLR, arXiv 2202.12387, whose u this keeps as log u.
+
+    Examples
+    --------
+    >>> estimator = InnerEstimator(3, like=None).scatter([2], [0.5], [-1.5])
+    >>> [side.tolist() for side in estimator.gather([0, 2])]
+    [[-inf, 0.5], [-inf, -1.5]]
+    """
+
+    def __init__(self, num_samples: int, *, like: Any, dtype: Any = None) -> None:
+        del like, dtype
+        self.num_samples = whole_number("num_samples", num_samples, 1)
+        self._image: dict[int, float] = {}
+        self._text: dict[int, float] = {}
+
+    def gather(self, index: npt.ArrayLike, /) -> tuple[FloatArray, FloatArray]:
+        """Return log u of some samples, -inf where never visited.
+
+        Parameters
+        ----------
+        index : array (b,) of integers
+            Positions in [0, n), no repeats.
+
+        Returns
+        -------
+        image, text : array (b,) of float64
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``index`` is no such array.
+        """
+        positions = self._positions(index)
+        image = np.array([self._image.get(position, -math.inf) for position in positions])
+        return image, np.array([self._text.get(position, -math.inf) for position in positions])
+
+    def scatter(
+        self, index: npt.ArrayLike, log_inner_image: npt.ArrayLike, log_inner_text: npt.ArrayLike, /
+    ) -> InnerEstimator:
+        """Write log u of some samples and return the estimator, which is this one.
+
+        Parameters
+        ----------
+        index : array (b,) of integers
+            Positions in [0, n), no repeats.
+        log_inner_image, log_inner_text : array (b,)
+            Finite, or -inf: never visited.
+
+        Returns
+        -------
+        InnerEstimator
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is no such array; nothing has been written then.
+        """
+        positions = self._positions(index)
+        image = log_estimates("log_inner_image", log_inner_image, len(positions))
+        text = log_estimates("log_inner_text", log_inner_text, len(positions))
+        for position, of_image, of_text in zip(positions, image.tolist(), text.tolist(), strict=True):
+            self._image[position], self._text[position] = of_image, of_text
+        return self
+
+    def grow(self, num_samples: int, /) -> InnerEstimator:
+        """Return an estimator of more samples, of which the new ones were never visited.
+
+        Parameters
+        ----------
+        num_samples : int
+            At least as many as there are.
+
+        Returns
+        -------
+        InnerEstimator
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``num_samples`` is smaller, or no integer.
+        """
+        grown = InnerEstimator(whole_number("num_samples", num_samples, self.num_samples), like=None)
+        grown._image, grown._text = dict(self._image), dict(self._text)
+        return grown
+
+    def state_dict(self) -> dict[str, FloatArray]:
+        """Return ``log_inner_image`` and ``log_inner_text``, each (n,)."""
+        image, text = self.gather(np.arange(self.num_samples))
+        return {"log_inner_image": image, "log_inner_text": text}
+
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike], /) -> None:
+        """Take over what :meth:`state_dict` has returned.
+
+        Parameters
+        ----------
+        state : mapping
+            ``log_inner_image`` and ``log_inner_text``, each (n,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a name is missing or an array does not fit; nothing has been changed then.
+        """
+        if set(state) != {"log_inner_image", "log_inner_text"}:
+            raise ValueError(f"state must hold log_inner_image and log_inner_text, got {sorted(state)}")
+        self.scatter(np.arange(self.num_samples), state["log_inner_image"], state["log_inner_text"])
+
+    def _positions(self, index: npt.ArrayLike) -> list[int]:
+        """Check positions: integers along one axis, in [0, n), no repeats."""
+        array = np.asarray(index)
+        if array.dtype.kind not in "iu" or array.ndim != 1:
+            raise TypeError(f"index must be integers along one axis, got dtype {array.dtype}, shape {array.shape}")
+        positions = [int(position) for position in array]
+        for position in positions:
+            if not 0 <= position < self.num_samples:
+                raise ValueError(f"index must lie in [0, {self.num_samples}), got {position}")
+        if len(set(positions)) < len(positions):
+            raise ValueError(f"index must have no repeats, got {positions}")
+        return positions

@@ -11,24 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from drrho_reference._checks import FloatArray, feature_pair, non_negative, number, positive, real_array, real_matrix
-from drrho_reference.contrastive import pair_similarities
+from drrho_reference.contrastive import negative_pairs, pair_similarities
 
 __all__ = [
     "HingeLoss",
     "PairLoss",
     "SigmoidLoss",
+    "WeightedSum",
     "cross_entropy",
     "distillation_loss",
     "hinge_margin_loss",
     "info_nce",
     "sigmoid_loss",
     "soft_cross_entropy",
+    "weighted_sum",
 ]
 
 
@@ -83,9 +85,7 @@ def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[fl
     return math.log(total) - shifted[target], gradient
 
 
-def info_nce(
-    image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, temperature: float | npt.ArrayLike
-) -> PairLoss:
+def info_nce(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, temperature: float) -> PairLoss:
     """Classify the right text for each image and the right image for each text.
 
     Parameters
@@ -166,7 +166,13 @@ class SigmoidLoss(NamedTuple):
 
 
 def sigmoid_loss(
-    image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, scale: float, bias: float
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    /,
+    *,
+    scale: float,
+    bias: float,
+    pair_mask: npt.ArrayLike | None = None,
 ) -> SigmoidLoss:
     """Ask of every image and every text whether they belong together: b^2 questions, each answered on its own.
 
@@ -178,6 +184,9 @@ def sigmoid_loss(
         What multiplies a similarity, above 0: one over a temperature.
     bias : float
         What is added then; below 0 it says that most pairs do not belong together.
+    pair_mask : array (b, b) of bool, optional
+        Row i: image i; column j: text j; False: not a negative, so that nobody asks. The diagonal holds the positives
+        and is always asked.
 
     Returns
     -------
@@ -192,7 +201,8 @@ def sigmoid_loss(
     Notes
     -----
     loss = (1/b) sum over all i, j of -log sigmoid(y_ij z_ij), z_ij = scale S_ij + bias, y = 1 on the diagonal and -1
-    off it. Its gradient in z_ij is -y_ij sigmoid(-y_ij z_ij) / b. Source: SigLIP, arXiv 2303.15343.
+    off it. Its gradient in z_ij is -y_ij sigmoid(-y_ij z_ij) / b. A pair that is no negative is left out of the sum;
+    b stays b. Source: SigLIP, arXiv 2303.15343.
 
     Examples
     --------
@@ -204,10 +214,13 @@ def sigmoid_loss(
     """
     S = pair_similarities(image_features, text_features)
     scale, bias, b = positive("scale", scale), number("bias", bias), S.shape[0]
+    is_negative = negative_pairs(pair_mask, b)
     losses = []
     z_gradient = np.zeros((b, b))
     for i in range(b):
         for j in range(b):
+            if i != j and not is_negative[i, j]:
+                continue
             y = 1.0 if i == j else -1.0
             margin = y * (scale * S[i, j] + bias)
             losses.append(max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))))  # log(1 + e^-margin), no overflow
@@ -350,7 +363,14 @@ class HingeLoss(NamedTuple):
     text_gradient: FloatArray
 
 
-def hinge_margin_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, margin: float) -> HingeLoss:
+def hinge_margin_loss(
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    /,
+    *,
+    margin: float,
+    pair_mask: npt.ArrayLike | None = None,
+) -> HingeLoss:
     """Want every positive above every negative by a margin, and forget the pairs where it is.
 
     Parameters
@@ -359,6 +379,8 @@ def hinge_margin_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLik
         Features of unit norm, b >= 2; row i of both is pair i.
     margin : float
         m, at least 0.
+    pair_mask : array (b, b) of bool, optional
+        Row i: image i; column j: text j; False: not a negative. The diagonal never is one.
 
     Returns
     -------
@@ -372,8 +394,10 @@ def hinge_margin_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLik
 
     Notes
     -----
-    loss = (1/2b) sum_i mean over j != i of [S_ij - S_ii + m]_+^2 + [S_ji - S_ii + m]_+^2. The pair (i, j) of an image
-    anchor adds 2 [S_ij - S_ii + m]_+ d(S_ij - S_ii) / (2b (b - 1)). Source: TuneCLIP, arXiv 2601.09859.
+    loss = (1/2b) sum_i mean over j of [S_ij - S_ii + m]_+^2 + mean over j of [S_ji - S_ii + m]_+^2, over the anchor's N
+    negatives: b - 1 of them, or as many as the mask leaves. An anchor without negatives adds nothing; b stays b.
+    A pair (i, j) of the image anchor i adds 2 [S_ij - S_ii + m]_+ d(S_ij - S_ii) / (2b N). Source: TuneCLIP,
+    arXiv 2601.09859.
 
     Examples
     --------
@@ -386,18 +410,98 @@ def hinge_margin_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLik
     m, b = non_negative("margin", margin), S.shape[0]
     if b < 2:
         raise ValueError(f"image_features must have at least 2 rows, got {b}")
+    is_negative = negative_pairs(pair_mask, b)
     losses = []
     dS = np.zeros((b, b))
     for i in range(b):
-        for j in range(b):
-            if j != i:
-                short = max(S[i, j] - S[i, i] + m, 0.0)  # image i, text j a negative
-                losses.append(short**2)
-                dS[i, j] += 2.0 * short / (2 * b * (b - 1))
-                dS[i, i] -= 2.0 * short / (2 * b * (b - 1))
-                short = max(S[j, i] - S[i, i] + m, 0.0)  # text i, image j a negative
-                losses.append(short**2)
-                dS[j, i] += 2.0 * short / (2 * b * (b - 1))
-                dS[i, i] -= 2.0 * short / (2 * b * (b - 1))
+        texts = [j for j in range(b) if is_negative[i, j]]  # negatives of image i
+        for j in texts:
+            short = max(S[i, j] - S[i, i] + m, 0.0)
+            losses.append(short**2 / len(texts))
+            dS[i, j] += 2.0 * short / (2 * b * len(texts))
+            dS[i, i] -= 2.0 * short / (2 * b * len(texts))
+        images = [j for j in range(b) if is_negative[j, i]]  # negatives of text i
+        for j in images:
+            short = max(S[j, i] - S[i, i] + m, 0.0)
+            losses.append(short**2 / len(images))
+            dS[j, i] += 2.0 * short / (2 * b * len(images))
+            dS[i, i] -= 2.0 * short / (2 * b * len(images))
     image_gradient, text_gradient = _through_similarities(dS, image_features, text_features)
-    return HingeLoss(math.fsum(losses) / (2 * b * (b - 1)), image_gradient, text_gradient)
+    return HingeLoss(math.fsum(losses) / (2 * b), image_gradient, text_gradient)
+
+
+class WeightedSum(NamedTuple):
+    """The loss of :func:`weighted_sum` and its gradients; ``parameter_gradients`` has one mapping for each term."""
+
+    loss: float
+    image_gradient: FloatArray
+    text_gradient: FloatArray
+    parameter_gradients: tuple[dict[str, Any], ...]
+
+
+def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
+    """Add up losses of the same features, each with its weight.
+
+    Parameters
+    ----------
+    *terms : pair of (weight, result)
+        A number, and what a loss above, ``contrastive_step`` or this function has returned.
+
+    Returns
+    -------
+    WeightedSum
+        ``loss``, gradients (b, d), and per term the gradients of its own parameters times its weight: whether two terms
+        share a temperature is for the caller to say.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no term, a term is no such pair, or the gradients' shapes differ.
+
+    Notes
+    -----
+    The gradient of a sum is the sum of the gradients. Source: calculus.
+
+    Examples
+    --------
+    >>> features = [[1, 0], [0.6, 0.8]], [[1, 0], [0, 0.5]]
+    >>> hinge = hinge_margin_loss(*features, margin=0.1)
+    >>> clip = info_nce(*features, temperature=0.5)
+    >>> total = weighted_sum((2.0, hinge), (0.5, clip))
+    >>> total.loss == 2.0 * hinge.loss + 0.5 * clip.loss
+    True
+    >>> [list(gradients) for gradients in total.parameter_gradients]
+    [[], ['temperature_gradient']]
+    """
+    if not terms:
+        raise ValueError("terms must hold at least one pair of (weight, result), got none")
+    losses, parameter_gradients = [], []
+    image_gradient, text_gradient = np.zeros(0), np.zeros(0)
+    for position, term in enumerate(terms):
+        if not isinstance(term, tuple) or len(term) != 2 or not hasattr(term[1], "image_gradient"):
+            raise TypeError(f"terms[{position}] must be a pair of (weight, result of a loss), got {term!r}")
+        weight, result = number(f"terms[{position}][0]", term[0]), term[1]
+        of_image = real_matrix(f"terms[{position}].image_gradient", result.image_gradient)
+        of_text = real_array(f"terms[{position}].text_gradient", result.text_gradient, of_image.shape)
+        if position == 0:
+            image_gradient, text_gradient = np.zeros(of_image.shape), np.zeros(of_image.shape)
+        elif of_image.shape != image_gradient.shape:
+            raise ValueError(
+                f"terms[{position}] must have gradients of the shape {image_gradient.shape}, got {of_image.shape}"
+            )
+        losses.append(weight * float(result.loss))
+        image_gradient = image_gradient + weight * of_image
+        text_gradient = text_gradient + weight * of_text
+        parameter_gradients.append(_parameter_gradients(weight, result))
+    return WeightedSum(math.fsum(losses), image_gradient, text_gradient, tuple(parameter_gradients))
+
+
+def _parameter_gradients(weight: float, result: Any) -> dict[str, Any]:
+    """Return the gradients of a result that are not the features', times the weight; a pair stays a pair."""
+    found: dict[str, Any] = {}
+    for name in result._fields:
+        value = getattr(result, name)
+        if name.endswith("_gradient") and name not in ("image_gradient", "text_gradient"):
+            pair = isinstance(value, tuple)
+            found[name] = tuple(weight * np.asarray(side) for side in value) if pair else weight * float(value)
+    return found

@@ -21,7 +21,9 @@ __all__ = ["chunk_sizes", "joint_scores", "select_jest", "select_top_excess"]
 IntegerArray: TypeAlias = npt.NDArray[np.int64]
 
 
-def select_top_excess(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, k: int) -> IntegerArray:
+def select_top_excess(
+    loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, k: int, reference_weight: float = 1.0
+) -> IntegerArray:
     """Keep the k samples of largest excess loss.
 
     Parameters
@@ -30,6 +32,8 @@ def select_top_excess(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, 
         The losses of the model and of the frozen reference model.
     k : int
         How many to keep, 1 to n.
+    reference_weight : float
+        lambda, at least 0; 0 keeps the largest losses.
 
     Returns
     -------
@@ -52,7 +56,7 @@ def select_top_excess(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, 
     >>> select_top_excess([1.0, 9.0, 2.0, 3.0], [0.5, 9.0, 2.5, 2.5], k=2).tolist()
     [0, 3]
     """
-    excess = excess_loss(loss, reference_loss)
+    excess = excess_loss(loss, reference_loss, reference_weight=reference_weight)
     if excess.ndim != 1:
         raise ValueError(f"loss must have one axis, got the shape {excess.shape}")
     k = whole_number("k", k, 1, len(excess))

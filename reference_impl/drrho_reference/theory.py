@@ -15,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_reference._checks import (
+    BoolArray,
     FloatArray,
-    fraction,
+    mask,
     non_negative,
+    number,
     positive,
+    raw_array,
     real_array,
     whole_number,
 )
@@ -27,9 +30,11 @@ from drrho_reference.risk import counted_excess
 
 __all__ = [
     "ExcessVariance",
+    "LogMeanExpBias",
     "ScalingLaw",
     "effective_sample_size",
     "excess_variance",
+    "expected_log_mean_exp_bias",
     "fit_scaling_law",
     "generalization_bound",
     "log_mean_exp_bias",
@@ -37,10 +42,11 @@ __all__ = [
 
 
 class ExcessVariance(NamedTuple):
-    """The variance of the losses and that of the excess losses."""
+    """The variance of the excess losses of all pairs, and its two parts; ``over_pairs`` is their sum."""
 
-    loss: float
-    excess_loss: float
+    over_pairs: float
+    within_anchors: float
+    between_anchors: float
 
 
 def excess_variance(
@@ -51,46 +57,62 @@ def excess_variance(
     reference_weight: float = 1.0,
     where: npt.ArrayLike | None = None,
 ) -> ExcessVariance:
-    """Measure what the reference model is good for: Var(l - lambda r) against Var(l).
+    """Measure what the reference model is good for: Var(l - lambda r), to be compared with that of lambda = 0.
 
     Parameters
     ----------
-    loss : array of real numbers, any shape
-        The model's losses: one per anchor, or one per pair with ``where`` for the pairs that are negatives.
-    reference_loss : array of real numbers, the shape of ``loss``
+    loss : array (n,) or (m, n)
+        The model's losses. A row is an anchor with its pairs; a vector is one anchor.
+    reference_loss : array, the shape of ``loss``
         The frozen reference model's losses.
     reference_weight : float
         lambda, at least 0.
     where : array of bool, broadcast to the shape of ``loss``, optional
-        The entries that count.
+        The pairs that count.
 
     Returns
     -------
     ExcessVariance
-        Variances over all entries that count, divided by their number. Unit: the square of the losses' unit.
+        Over all pairs that count, within anchors and between anchors. Unit: the square of the losses' unit.
 
     Raises
     ------
     TypeError, ValueError
-        If shapes do not fit, values leave their domains, or no entry counts.
+        If shapes do not fit, values leave their domains, or no pair counts.
 
     Notes
     -----
-    var_n(x) = (1/n) sum_i (x_i - mean x)^2. The bound of :func:`generalization_bound` has the second variance where
-    that of plain DRO has the first. Source: DRRho, arXiv 2505.06699.
+    N pairs count, N_i of them with anchor i: over pairs (1/N) sum (x_ij - mean)^2, within anchors
+    (1/N) sum (x_ij - mean_i)^2, between anchors (1/N) sum_i N_i (mean_i - mean)^2. The bound of
+    :func:`generalization_bound` has the variance of l - r where that of plain DRO has that of l.
+    Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------
     The reference model finds the same samples hard, if not as hard.
 
-    >>> excess_variance([1.0, 3.0, 5.0, 7.0], [0.0, 1.0, 2.0, 3.0])
-    ExcessVariance(loss=5.0, excess_loss=1.25)
+    >>> loss, reference_loss = [[1.0, 3.0], [5.0, 7.0]], [[0.0, 1.0], [2.0, 3.0]]
+    >>> excess_variance(loss, reference_loss, reference_weight=0.0)
+    ExcessVariance(over_pairs=5.0, within_anchors=1.0, between_anchors=4.0)
+    >>> excess_variance(loss, reference_loss)
+    ExcessVariance(over_pairs=1.25, within_anchors=0.25, between_anchors=1.0)
     """
-    plain, counted = counted_excess(loss, reference_loss, 0.0, where)
-    excess, _ = counted_excess(loss, reference_loss, reference_weight, where)
+    excess, counted = counted_excess(loss, reference_loss, reference_weight, where)
+    if excess.ndim not in (1, 2):
+        raise ValueError(f"loss must have one or two axes, got the shape {excess.shape}")
     if not counted.any():
-        raise ValueError(f"loss must have an entry that counts, got {plain.size} entries, none of which counts")
-    return ExcessVariance(_variance(plain[counted].tolist()), _variance(excess[counted].tolist()))
+        raise ValueError(f"loss must have an entry that counts, got {excess.size} entries, none of which counts")
+    everything = excess[counted].tolist()
+    mean = math.fsum(everything) / len(everything)
+    within, between = [], []
+    for row, chosen in zip(np.atleast_2d(excess), np.atleast_2d(counted), strict=True):
+        pairs = row[chosen].tolist()
+        if pairs:
+            within.append(len(pairs) * _variance(pairs))
+            between.append(len(pairs) * (math.fsum(pairs) / len(pairs) - mean) ** 2)
+    return ExcessVariance(
+        _variance(everything), math.fsum(within) / len(everything), math.fsum(between) / len(everything)
+    )
 
 
 def _variance(values: Sequence[float]) -> float:
@@ -143,7 +165,7 @@ def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> Float
     return sizes
 
 
-def log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, batch_size: int) -> float:
+def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, batch_size: int) -> float:
     """Tell how far below the risk of all samples that of a mini-batch lies on average.
 
     Parameters
@@ -177,38 +199,123 @@ def log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, batch_siz
     exp(x) is 1 and 3: the mean of log 1 and log 3 is below log 2.
 
     >>> import math
-    >>> round(log_mean_exp_bias([0.0, math.log(3.0)], temperature=1.0, batch_size=1), 6)
+    >>> round(expected_log_mean_exp_bias([0.0, math.log(3.0)], temperature=1.0, batch_size=1), 6)
     -0.143841
     """
     x = real_array("losses", losses)
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"losses must have one axis that is not empty, got the shape {x.shape}")
     tau, b = positive("temperature", temperature), whole_number("batch_size", batch_size, 1, len(x))
-    try:
-        exponentials = [within_range("temperature", tau, math.exp(value / tau)) for value in x]
-    except OverflowError:
-        within_range("temperature", tau, math.inf)
+    exponentials = _exponentials(x.tolist(), tau)
     risks = [tau * math.log(math.fsum(batch) / b) for batch in combinations(exponentials, b)]
     return math.fsum(risks) / len(risks) - tau * math.log(math.fsum(exponentials) / len(x))
 
 
+def _exponentials(x: list[float], tau: float) -> list[float]:
+    """exp(x_i / tau), as long as float64 has them."""
+    try:
+        return [within_range("temperature", tau, math.exp(value / tau)) for value in x]
+    except OverflowError:
+        within_range("temperature", tau, math.inf)
+        raise  # never reached: inf is out of range
+
+
+class LogMeanExpBias(NamedTuple):
+    """How far mini-batches miss the risk: as measured, and to first order in 1 / batch_size."""
+
+    measured: FloatArray
+    predicted: FloatArray
+
+
+def log_mean_exp_bias(
+    losses: npt.ArrayLike, /, *, batch_size: int, temperature: float = 1.0, axis: int = -1
+) -> LogMeanExpBias:
+    """Measure how far below the risk of all samples that of one batch after another lies on average.
+
+    Parameters
+    ----------
+    losses : array of real numbers, at least 2 along ``axis``
+        Losses in random order. They are cut into n // b batches, what is left over is left out.
+    batch_size : int
+        b, 1 to n.
+    temperature : float
+        tau, above 0.
+    axis : int
+        The axis of the samples.
+
+    Returns
+    -------
+    LogMeanExpBias
+        Two arrays in the shape of ``losses`` without ``axis``. Unit: that of the losses.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument leaves its domain.
+    FloatingPointError
+        If an exponential leaves the range of float64.
+
+    Notes
+    -----
+    measured: mean over batches B of tau log mean_{i in B} exp(x_i / tau), minus the same of all m samples in batches.
+    predicted: -(tau / 2) (m / E - 1) (m / b - 1) / (m - 1), E = 1 / sum p_i^2 and p = softmax(x / tau): the variance of
+    a mean that is drawn without replacement, and the second derivative of the logarithm. Why a mini-batch loss needs
+    large batches: SogCLR, arXiv 2202.12387. :func:`expected_log_mean_exp_bias` looks at all batches there are.
+
+    Examples
+    --------
+    The exponentials are 1 and 3: log(1) and log(3) have a mean below log(2).
+
+    >>> import math
+    >>> bias = log_mean_exp_bias([0.0, math.log(3.0)], batch_size=1)
+    >>> round(float(bias.measured), 6), round(float(bias.predicted), 6)
+    (-0.143841, -0.125)
+    """
+    x = real_array("losses", losses)
+    if x.ndim == 0:
+        raise ValueError("losses must have at least one axis, got a 0-d array")
+    slices = np.moveaxis(x, whole_number("axis", axis, -x.ndim, x.ndim - 1), -1)
+    n = slices.shape[-1]
+    if n < 2:
+        raise ValueError(f"losses must have at least 2 entries along axis, got {n}")
+    b, tau = whole_number("batch_size", batch_size, 1, n), positive("temperature", temperature)
+    batches = n // b
+    m = batches * b
+    measured, predicted = np.empty(slices.shape[:-1]), np.empty(slices.shape[:-1])
+    for index in np.ndindex(measured.shape):
+        exponentials = _exponentials(slices[index][:m].tolist(), tau)
+        total = math.fsum(exponentials)
+        risks = [tau * math.log(math.fsum(exponentials[k * b : (k + 1) * b]) / b) for k in range(batches)]
+        measured[index] = math.fsum(risks) / batches - tau * math.log(total / m)
+        effective = 1.0 / math.fsum((value / total) ** 2 for value in exponentials)
+        predicted[index] = -(tau / 2.0) * (m / effective - 1.0) * (m / b - 1.0) / max(m - 1, 1)
+    return LogMeanExpBias(measured, predicted)
+
+
 def generalization_bound(
-    risk: npt.ArrayLike, variance: npt.ArrayLike, /, *, radius: float, num_samples: int, c1: float, c2: float
+    risk: npt.ArrayLike,
+    variance: npt.ArrayLike,
+    /,
+    *,
+    radius: float,
+    num_samples: int,
+    c1: float = 1.0,
+    c2: float = 0.0,
 ) -> float:
     """Bound the risk of the trained model by the best compromise of risk and variance among all models.
 
     Parameters
     ----------
-    risk : array (m,)
+    risk : array of any shape
         R(theta) of some models theta, the expected loss.
-    variance : array (m,)
+    variance : array, the shape of ``risk``
         Var(l(theta, .) - l(theta_ref, .)) of the same models, at least 0.
     radius : float
         rho / n, the radius of the chi-square ball that was trained with, at least 0.
     num_samples : int
         n, the samples that were trained on, at least 1.
     c1, c2 : float
-        The constants of the bound, at least 0.
+        The constants of the bound, at least 0; 1 and 0 give its form, enough to compare reference models.
 
     Returns
     -------
@@ -234,14 +341,16 @@ def generalization_bound(
     1.3
     """
     risks = real_array("risk", risk)
-    if risks.ndim != 1 or len(risks) == 0:
-        raise ValueError(f"risk must have one axis that is not empty, got the shape {risks.shape}")
+    if risks.size == 0:
+        raise ValueError(f"risk must have at least one entry, got the shape {risks.shape}")
     variances = real_array("variance", variance, risks.shape)
     if np.any(variances < 0.0):
         raise ValueError(f"variance must be at least 0, got {variances.min()}")
     radius, n = non_negative("radius", radius), whole_number("num_samples", num_samples, 1)
     c1, c2 = non_negative("c1", c1), non_negative("c2", c2)
-    compromises = [float(R) + c1 * math.sqrt(2.0 * radius * float(V)) for R, V in zip(risks, variances, strict=True)]
+    compromises = [
+        float(R) + c1 * math.sqrt(2.0 * radius * float(V)) for R, V in zip(risks.flat, variances.flat, strict=True)
+    ]
     return min(compromises) + c2 / n
 
 
@@ -253,15 +362,20 @@ Interval = tuple[float, float]
 
 
 class ScalingLaw(NamedTuple):
-    """error = floor + coefficient * compute^(-exponent), its bootstrap intervals, and the points that were fitted."""
+    """error = floor + prefactor * compute^(-exponent), its bootstrap intervals, and what was fitted.
 
-    coefficient: float
+    ``residual`` is the root of the mean square of the residuals, in natural logarithms of the error; ``fitted`` marks
+    the points that were fitted.
+    """
+
+    prefactor: float
     exponent: float
     floor: float
-    coefficient_interval: Interval
+    prefactor_interval: Interval
     exponent_interval: Interval
     floor_interval: Interval
-    points: tuple[tuple[float, float], ...]
+    residual: float
+    fitted: BoolArray
 
 
 def fit_scaling_law(
@@ -270,86 +384,96 @@ def fit_scaling_law(
     /,
     *,
     with_floor: bool = False,
-    level: float = 0.95,
-    num_resamples: int = 200,
+    where: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
     seed: int = 0,
 ) -> ScalingLaw:
     """Fit error = e0 + a C^(-beta) by least squares on the logarithm of the error.
 
     Parameters
     ----------
-    compute : array (m,)
+    compute : array (n,)
         C of every run, above 0.
-    error : array (m,)
+    error : array (n,)
         The errors of the same runs, above 0.
     with_floor : bool
         False holds e0 at 0: a straight line in logarithms. True looks for 0 <= e0 < the smallest error.
-    level : float
-        The share of bootstrap fits inside an interval, in (0, 1].
+    where : array (n,) of bool, optional
+        The points to fit: at least 3, with a floor 4. The others are never read.
+    confidence : float
+        The share of bootstrap fits inside an interval, in (0, 1).
     num_resamples : int
-        How many bootstrap fits, at least 1.
+        How many bootstrap fits, at least 2. With a floor a fit takes some milliseconds here.
     seed : int
-        Of the resampling.
+        Of the bootstrap.
 
     Returns
     -------
     ScalingLaw
-        a, beta, e0; an interval for each; and the points.
+        a, beta, e0; an interval for each; the size of the residuals and the points that were fitted.
 
     Raises
     ------
     TypeError, ValueError
-        If shapes do not fit, values leave their domains, or there are fewer different computes than parameters.
+        If shapes do not fit, values leave their domains, or there are too few points or different computes.
 
     Notes
     -----
-    A resample draws m points with replacement; one with fewer different computes than parameters is drawn anew. The
-    interval cuts off (1 - level) / 2 of the fits on either side. Source: the power law of error in compute that DRRho,
-    arXiv 2505.06699, reports.
+    The bootstrap draws residuals with replacement, scaled by sqrt(n / (n - parameters)) because a fit makes them too
+    small, adds them to the fitted logarithms and fits again; an interval cuts off (1 - confidence) / 2 of these fits
+    on either side. Source: the power law of error in compute that DRRho, arXiv 2505.06699, reports.
 
     Examples
     --------
-    >>> law = fit_scaling_law([1.0, 4.0, 16.0, 64.0], [8.0, 4.0, 2.0, 1.0])
-    >>> round(law.coefficient, 6), round(law.exponent, 6), law.floor
-    (8.0, 0.5, 0.0)
+    >>> law = fit_scaling_law([1.0, 4.0, 16.0, 64.0], [8.0, 4.0, 2.0, 1.0], num_resamples=2)
+    >>> round(law.prefactor, 6), round(law.exponent, 6), law.floor, law.fitted.tolist()
+    (8.0, 0.5, 0.0, [True, True, True, True])
     """
-    C = real_array("compute", compute)
-    if C.ndim != 1 or len(C) == 0:
-        raise ValueError(f"compute must have one axis that is not empty, got the shape {C.shape}")
-    e = real_array("error", error, C.shape)
+    compute, error = raw_array("compute", compute), raw_array("error", error)
+    if compute.ndim != 1 or len(compute) == 0:
+        raise ValueError(f"compute must have one axis that is not empty, got the shape {compute.shape}")
+    if error.shape != compute.shape:
+        raise ValueError(f"error must have the shape {compute.shape}, got {error.shape}")
+    fitted = mask("where", True if where is None else where, compute.shape)
+    C, e = real_array("compute", compute[fitted]), real_array("error", error[fitted])
+    if not isinstance(with_floor, bool):
+        raise TypeError(f"with_floor must be True or False, got {with_floor!r}")
+    parameters = 3 if with_floor else 2
+    if len(C) <= parameters:
+        raise ValueError(f"compute must have at least {parameters + 1} points to fit, got {len(C)}")
     for argument, values in (("compute", C), ("error", e)):
         if values.min() <= 0.0:
             raise ValueError(f"{argument} must be positive, got {values.min()}")
-    if not isinstance(with_floor, bool):
-        raise TypeError(f"with_floor must be True or False, got {with_floor!r}")
-    needed = 3 if with_floor else 2
-    if len(set(C.tolist())) < needed:
-        raise ValueError(f"compute must have at least {needed} different values, got {sorted(set(C.tolist()))}")
-    level, num_resamples = fraction("level", level), whole_number("num_resamples", num_resamples, 1)
+    if len(set(C.tolist())) < 2:
+        raise ValueError(f"compute must have at least 2 different values, got {sorted(set(C.tolist()))}")
+    confidence, num_resamples = number("confidence", confidence), whole_number("num_resamples", num_resamples, 2)
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
 
     fit = _fit_with_floor if with_floor else _fit_line
+    prefactor, exponent, floor = fit(np.log(C), e)
+    line = np.log(floor + prefactor * C**-exponent)
+    residuals = np.log(e) - line
     rng = np.random.default_rng(whole_number("seed", seed, 0))
-    fits: list[tuple[float, float, float]] = []
-    while len(fits) < num_resamples:
-        drawn = rng.integers(0, len(C), size=len(C))
-        if len(set(C[drawn].tolist())) >= needed:
-            fits.append(fit(np.log(C[drawn]), e[drawn]))
-    coefficient, exponent, floor = fit(np.log(C), e)
-    coefficients, exponents, floors = zip(*fits, strict=True)
+    wide = math.sqrt(len(C) / (len(C) - parameters)) * residuals
+    fits = [fit(np.log(C), np.exp(line + rng.choice(wide, size=len(C)))) for _ in range(num_resamples)]
+    prefactors, exponents, floors = zip(*fits, strict=True)
     return ScalingLaw(
-        coefficient=coefficient,
+        prefactor=prefactor,
         exponent=exponent,
         floor=floor,
-        coefficient_interval=_interval(coefficients, level),
-        exponent_interval=_interval(exponents, level),
-        floor_interval=_interval(floors, level),
-        points=tuple(zip(C.tolist(), e.tolist(), strict=True)),
+        prefactor_interval=_interval(prefactors, confidence),
+        exponent_interval=_interval(exponents, confidence),
+        floor_interval=_interval(floors, confidence),
+        residual=math.sqrt(math.fsum(residuals**2) / len(C)),
+        fitted=np.array(fitted),
     )
 
 
-def _interval(values: Sequence[float], level: float) -> Interval:
-    """Cut off (1 - level) / 2 on either side."""
-    low, high = np.quantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+def _interval(values: Sequence[float], confidence: float) -> Interval:
+    """Cut off (1 - confidence) / 2 on either side."""
+    low, high = np.quantile(values, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return float(low), float(high)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drrho_reference import cosine_gamma, moving_average, recommended_gamma_min, scent_gamma
+from drrho_reference import InnerEstimator, cosine_gamma, moving_average, recommended_gamma_min, scent_gamma
 from scipy.optimize import minimize_scalar
 
 
@@ -64,3 +64,38 @@ def test_scent_gamma_is_a_proximal_step(log_u: float, log_g: float, log_alpha: f
 def test_bad_input_is_refused(function: Any, arguments: Any, options: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         function(*arguments, **options)
+
+
+def test_an_estimator_remembers() -> None:
+    estimator = InnerEstimator(4, like=None)
+    assert estimator.scatter([2, 0], [0.5, 1.5], [-1.0, 1.0]) is estimator
+    image, text = estimator.gather([0, 1, 2])
+    assert (image.tolist(), text.tolist()) == ([1.5, -math.inf, 0.5], [1.0, -math.inf, -1.0])
+    grown = estimator.grow(6)
+    grown.scatter([5, 2], [7.0, 8.0], [9.0, -math.inf])
+    assert grown.state_dict()["log_inner_image"].tolist() == [1.5, -math.inf, 8.0, -math.inf, -math.inf, 7.0]
+    assert grown.state_dict()["log_inner_text"].tolist() == [1.0] + [-math.inf] * 4 + [9.0]
+    assert estimator.state_dict()["log_inner_image"].tolist() == [1.5, -math.inf, 0.5, -math.inf]
+    other = InnerEstimator(6, like=None)
+    other.load_state_dict(grown.state_dict())
+    assert other.gather([5, 0])[0].tolist() == [7.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda e: InnerEstimator(0, like=None), ValueError, "num_samples must be at least 1, got 0"),
+        (lambda e: e.gather([0.0]), TypeError, "index must be integers along one axis, got dtype float64"),
+        (lambda e: e.gather([4]), ValueError, r"index must lie in \[0, 4\), got 4"),
+        (lambda e: e.gather([-1]), ValueError, r"index must lie in \[0, 4\), got -1"),
+        (lambda e: e.scatter([1, 1], [0.0, 0.0], [0.0, 0.0]), ValueError, r"index must have no repeats, got \[1, 1\]"),
+        (lambda e: e.scatter([1], [0.0], [np.nan]), ValueError, "log_inner_text must be finite or -inf"),
+        (lambda e: e.grow(3), ValueError, "num_samples must be at least 4, got 3"),
+        (lambda e: e.load_state_dict({}), ValueError, "state must hold log_inner_image and log_inner_text"),
+    ],
+)
+def test_an_estimator_refuses_bad_input(call: Any, error: Any, message: str) -> None:
+    estimator = InnerEstimator(4, like=None)
+    with pytest.raises(error, match=message):
+        call(estimator)
+    assert not np.any(np.isfinite(estimator.gather(np.arange(4))))

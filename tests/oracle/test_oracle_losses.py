@@ -10,12 +10,14 @@ import mpmath as mp
 import numpy as np
 import pytest
 from drrho_reference import (
+    contrastive_step,
     cross_entropy,
     distillation_loss,
     hinge_margin_loss,
     info_nce,
     sigmoid_loss,
     soft_cross_entropy,
+    weighted_sum,
 )
 from scipy.special import log_softmax
 
@@ -266,9 +268,100 @@ def test_pairs_beyond_the_margin_are_forgotten() -> None:
     assert hinge_margin_loss(np.eye(3), np.eye(3), margin=1.5).loss == pytest.approx(0.25)
 
 
+# Image 0 has no negatives left, text 1 none either; image 1 has text 0, image 2 texts 0; the diagonal says nothing.
+MASK = np.array([[True, False, False], [True, False, True], [True, False, True]])
+
+
+def test_masked_hinge_by_hand() -> None:
+    # Of the table above: image 1 keeps 1/4 and 3/4, image 2 keeps 3/4; text 0 keeps 0 and 1, text 2 keeps 1/4.
+    image_short = np.array([[0, 0, 0], [1 / 4, 0, 3 / 4], [3 / 4, 0, 0]]) / np.array([[1], [2], [1]])
+    text_short = np.array([[0, 0, 0], [0, 0, 1 / 4], [1, 0, 0]]) / np.array([2, 1, 1])
+    result = hinge_margin_loss(IMAGES, TEXTS, margin=0.5, pair_mask=MASK)
+    # Means (1/16 + 9/16)/2, 9/16 and (0 + 1)/2, 1/16; over 3 anchors, half of each direction.
+    assert result.loss == pytest.approx((10 / 32 + 9 / 16 + 1 / 2 + 1 / 16) / 6, abs=1e-15)
+    dS = image_short + text_short - np.diag(image_short.sum(axis=1) + text_short.sum(axis=0))
+    np.testing.assert_allclose(result.image_gradient, 2 * dS @ TEXTS / 6, atol=1e-15)
+    np.testing.assert_allclose(result.text_gradient, 2 * dS.T / 6, atol=1e-15)
+
+
+def test_masked_sigmoid_loss_by_hand() -> None:
+    # The questions of the table above that are left: the diagonal, (1, 0), (1, 2) and (2, 0); still over b = 3.
+    result = sigmoid_loss(IMAGES, TEXTS, scale=4 * math.log(3), bias=-math.log(3), pair_mask=MASK)
+    cost = [1 + 1 / 3, 1 + 1, 1 + 1 / 9, 1 + 1 / 3, 1 + 3, 1 + 27]
+    assert result.loss == pytest.approx(float(np.sum(np.log(cost))) / 3)
+    dz = np.array([[3 / 4 - 1, 0, 0], [1 / 4, 1 / 2 - 1, 3 / 4], [27 / 28, 0, 9 / 10 - 1]]) / 3
+    np.testing.assert_allclose(result.image_gradient, 4 * math.log(3) * dz @ TEXTS, atol=1e-15)
+    np.testing.assert_allclose(result.text_gradient, 4 * math.log(3) * dz.T, atol=1e-15)
+    assert result.scale_gradient == pytest.approx(float(np.sum(dz * S)), abs=1e-15)
+    assert result.bias_gradient == pytest.approx(float(np.sum(dz)), abs=1e-15)
+
+
+@pytest.mark.parametrize("loss", [sigmoid_loss, hinge_margin_loss])
+def test_masked_gradients_agree_with_finite_differences(loss: Any) -> None:
+    image, text = features(10)
+    options: dict[str, Any] = {"margin": 0.3} if loss is hinge_margin_loss else {"scale": 3.0, "bias": -1.0}
+    plain = loss(image, text, **options)
+    everybody = loss(image, text, **options, pair_mask=~np.eye(5, dtype=bool))
+    assert everybody.loss == plain.loss
+    np.testing.assert_array_equal(everybody.image_gradient, plain.image_gradient)
+    options["pair_mask"] = np.random.default_rng(11).uniform(size=(5, 5)) < 0.6
+    result = loss(image, text, **options)
+    assert result.loss != plain.loss
+    expected = slope(lambda value: loss(value, text, **options).loss, image)
+    np.testing.assert_allclose(result.image_gradient, expected, atol=1e-5)
+    expected = slope(lambda value: loss(image, value, **options).loss, text)
+    np.testing.assert_allclose(result.text_gradient, expected, atol=1e-5)
+
+
+def test_nothing_but_positives() -> None:
+    nobody = np.zeros((3, 3), dtype=bool)
+    result = hinge_margin_loss(IMAGES, TEXTS, margin=0.5, pair_mask=nobody)
+    assert result.loss == 0.0
+    assert not np.any(result.image_gradient)
+    assert not np.any(result.text_gradient)
+    assert sigmoid_loss(np.eye(2), np.eye(2), scale=2.0, bias=-1.0, pair_mask=nobody[:2, :2]).loss == pytest.approx(
+        math.log1p(math.exp(-1.0))
+    )
+
+
+def test_weighted_sum_by_hand() -> None:
+    image, text = features(12)
+    hinge, clip = hinge_margin_loss(image, text, margin=0.3), info_nce(image, text, temperature=0.5)
+    never = np.full(5, -np.inf)
+    t = np.linspace(0.2, 0.6, 5)
+    step = contrastive_step(image, text, never, never, temperature=(t, 2 * t))
+    total = weighted_sum((-0.5, hinge), (2, weighted_sum((3.0, clip))), (4.0, step))
+    assert total.loss == pytest.approx(-0.5 * hinge.loss + 6.0 * clip.loss + 4.0 * step.loss, abs=1e-15)
+    for name in ("image_gradient", "text_gradient"):
+        parts = [getattr(term, name) for term in (hinge, clip, step)]
+        np.testing.assert_allclose(getattr(total, name), -0.5 * parts[0] + 6 * parts[1] + 4 * parts[2], atol=1e-15)
+    none, of_sum, of_step = total.parameter_gradients
+    assert (none, of_sum) == ({}, {})  # a sum has no parameters of its own
+    assert weighted_sum((3.0, clip)).parameter_gradients == ({"temperature_gradient": 3 * clip.temperature_gradient},)
+    for got, wanted in zip(of_step["temperature_gradient"], step.temperature_gradient, strict=True):  # type: ignore[arg-type]
+        np.testing.assert_array_equal(got, 4 * wanted)
+
+
+@pytest.mark.parametrize(
+    ("terms", "error", "message"),
+    [
+        ([], ValueError, "terms must hold at least one pair"),
+        ([(1.0, 2.0)], TypeError, r"terms\[0\] must be a pair of \(weight, result of a loss\)"),
+        ([(np.nan, info_nce(S, S, temperature=1.0))], ValueError, r"terms\[0\]\[0\] must be finite, got nan"),
+        ([(1.0, info_nce(S, S, temperature=1.0)), (1.0, info_nce(S[:2], S[:2], temperature=1.0))], ValueError,
+         r"terms\[1\] must have gradients of the shape \(3, 3\), got \(2, 3\)"),
+    ],
+)  # fmt: skip
+def test_weighted_sum_refuses_bad_input(terms: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        weighted_sum(*terms)
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
+        (lambda x, y: hinge_margin_loss(x, y, margin=0.1, pair_mask=np.ones((5, 4), bool)),
+         r"pair_mask must have the shape \(5, 5\), got \(5, 4\)"),
         (lambda x, y: sigmoid_loss(x[:2], y, scale=1.0, bias=0.0), r"text_features must have the shape \(2, 3\)"),
         (lambda x, y: sigmoid_loss(x, y, scale=0.0, bias=0.0), "scale must be positive, got 0.0"),
         (lambda x, y: sigmoid_loss(x, y, scale=1.0, bias=np.inf), "bias must be finite, got inf"),

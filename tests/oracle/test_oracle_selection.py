@@ -23,6 +23,9 @@ def test_top_excess_by_hand() -> None:
     assert select_top_excess(loss, reference, k=2).tolist() == [2, 0]  # 0 and 3 are equal: the lower one
     assert select_top_excess(loss, reference, k=5).tolist() == [2, 0, 3, 4, 1]
     assert select_top_excess([0.0] * 4, [0.0] * 4, k=3).tolist() == [0, 1, 2]
+    assert select_top_excess([3.0, 2.0, 1.0], [2.0, 0.0, -1.0], k=3).tolist() == [1, 2, 0]  # 1, 2, 2
+    assert select_top_excess([3.0, 2.0, 1.0], [2.0, 0.0, -1.0], k=3, reference_weight=0.25).tolist() == [0, 1, 2]
+    assert select_top_excess([3.0, 2.0, 1.0], [2.0, 0.0, -1.0], k=3, reference_weight=2.0).tolist() == [2, 1, 0]
 
 
 def test_top_excess_keeps_the_largest() -> None:

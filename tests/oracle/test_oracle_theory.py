@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import permutations
 from typing import Any
 
 import mpmath as mp
@@ -13,6 +13,7 @@ from drrho_reference import (
     ChiSquareBall,
     effective_sample_size,
     excess_variance,
+    expected_log_mean_exp_bias,
     fit_scaling_law,
     generalization_bound,
     log_mean_exp_bias,
@@ -28,28 +29,31 @@ from scipy.optimize import least_squares
 def test_variances_by_hand() -> None:
     # l: mean 2, squares 4 + 1 + 9 = 14 over 3. l - 2 r: 2, 1, -1 with mean 2/3: 16/9 + 1/9 + 25/9 = 42/9 over 3.
     loss, reference = [0.0, 1.0, 5.0], [-1.0, 0.0, 3.0]
-    assert excess_variance(loss, reference, reference_weight=2.0) == pytest.approx((14 / 3, 14 / 9), abs=1e-15)
-    assert excess_variance(loss, reference, reference_weight=0.0) == pytest.approx((14 / 3, 14 / 3), abs=1e-15)
-    assert excess_variance(loss, loss) == (pytest.approx(14 / 3), 0.0)
+    assert excess_variance(loss, reference, reference_weight=2.0) == pytest.approx((14 / 9, 14 / 9, 0.0), abs=1e-15)
+    assert excess_variance(loss, reference, reference_weight=0.0) == pytest.approx((14 / 3, 14 / 3, 0.0), abs=1e-15)
+    assert excess_variance(loss, loss) == (0.0, 0.0, 0.0)
 
 
 def test_variances_of_pairs_read_the_negatives_only() -> None:
-    # Off the diagonal 1, 3, 2, 6 with mean 3: 4 + 0 + 1 + 9 = 14 over 4; minus 1, 1, 1, 3: 0, 2, 1, 3 with mean 3/2.
-    loss = np.array([[np.nan, 1.0, 3.0], [2.0, np.inf, 6.0]])
-    reference = np.array([[0.0, 1.0, 1.0], [1.0, np.nan, 3.0]])
+    # Off the diagonal 1, 3, 2, 6 minus 1, 1, 1, 3: 0, 2 and 1, 3. Means 1 and 2, of all 3/2.
+    loss = np.array([[np.nan, 1.0, 3.0], [2.0, np.inf, 6.0], [np.nan] * 3])
+    reference = np.array([[0.0, 1.0, 1.0], [1.0, np.nan, 3.0], [0.0] * 3])
     result = excess_variance(loss, reference, where=np.isfinite(loss))
-    assert result == pytest.approx((14 / 4, 5 / 4), abs=1e-15)
+    assert result == pytest.approx((5 / 4, 1.0, 1 / 4), abs=1e-15)
+    # Anchors with 1 and 3 pairs: 4 and 0, 2, 4. Means 4 and 2, of all 5/2; within 8/4, between (9/4 + 3/4)/4.
+    where = np.array([[True, False, False], [True, True, True]])
+    result = excess_variance([[4.0, 9.0, 9.0], [0.0, 2.0, 4.0]], np.zeros((2, 3)), where=where)
+    assert result == pytest.approx((11 / 4, 2.0, 3 / 4), abs=1e-15)
 
 
 def test_variance_of_pairs_is_that_between_anchors_and_that_within() -> None:
-    # The law of total variance, for anchors with equally many pairs: what the paper measures over pairs and anchors.
+    # The law of total variance: what the paper measures over pairs and over anchors.
     rng = np.random.default_rng(1)
     loss, reference = rng.normal(size=(2, 5, 7)) + 4.0
     pairs = excess_variance(loss, reference)
-    anchors = excess_variance(loss.mean(axis=1), reference.mean(axis=1))
-    within = [excess_variance(*rows) for rows in zip(loss, reference, strict=True)]
-    assert pairs.loss == pytest.approx(anchors.loss + np.mean([w.loss for w in within]), abs=1e-14)
-    assert pairs.excess_loss == pytest.approx(anchors.excess_loss + np.mean([w.excess_loss for w in within]), abs=1e-14)
+    assert pairs.over_pairs == pytest.approx(pairs.within_anchors + pairs.between_anchors, abs=1e-14)
+    assert pairs.between_anchors == pytest.approx(np.var((loss - reference).mean(axis=1)), abs=1e-14)
+    assert pairs.within_anchors == pytest.approx(np.mean(np.var(loss - reference, axis=1)), abs=1e-14)
 
 
 def test_effective_sample_size_by_hand() -> None:
@@ -74,19 +78,19 @@ def test_effective_sample_size_of_a_chi_square_ball() -> None:
 def test_bias_by_hand() -> None:
     # exp(x / 2) = 1, 2, 6, mean 3. Pairs have the means 3/2, 7/2, 4, so the bias is 2 (log(21) / 3 - log 3).
     losses = 2 * np.log([1.0, 2.0, 6.0])
-    bias = log_mean_exp_bias(losses, temperature=2.0, batch_size=2)
+    bias = expected_log_mean_exp_bias(losses, temperature=2.0, batch_size=2)
     assert bias == pytest.approx(2 * (math.log(21) / 3 - math.log(3)), abs=1e-15)
     # One at a time: the mean of the losses minus the risk.
-    bias = log_mean_exp_bias(losses, temperature=2.0, batch_size=1)
+    bias = expected_log_mean_exp_bias(losses, temperature=2.0, batch_size=1)
     assert bias == pytest.approx(2 * (math.log(12) / 3 - math.log(3)), abs=1e-15)
 
 
 def test_bias_shrinks_with_the_batch_and_is_gone_with_all() -> None:
     losses = np.random.default_rng(3).normal(size=7)
-    bias = [log_mean_exp_bias(losses, temperature=0.3, batch_size=b) for b in range(1, 8)]
+    bias = [expected_log_mean_exp_bias(losses, temperature=0.3, batch_size=b) for b in range(1, 8)]
     assert np.all(np.diff(bias) > 0.0)
     assert bias[-1] == pytest.approx(0.0, abs=1e-15)
-    assert log_mean_exp_bias([2.0] * 4, temperature=0.3, batch_size=2) == pytest.approx(0.0, abs=1e-15)
+    assert expected_log_mean_exp_bias([2.0] * 4, temperature=0.3, batch_size=2) == pytest.approx(0.0, abs=1e-15)
 
 
 def test_bias_of_a_warm_risk_is_that_of_second_order() -> None:
@@ -96,7 +100,38 @@ def test_bias_of_a_warm_risk_is_that_of_second_order() -> None:
     for b in (1, 3, 6):
         e = np.exp(losses / 1e3)
         expected = -500.0 * e.var() / e.mean() ** 2 / b * (8 - b) / 7
-        assert log_mean_exp_bias(losses, temperature=1e3, batch_size=b) == pytest.approx(expected, rel=2e-2)
+        assert expected_log_mean_exp_bias(losses, temperature=1e3, batch_size=b) == pytest.approx(expected, rel=2e-2)
+
+
+def test_bias_of_one_batch_after_another_by_hand() -> None:
+    # exp(x / 2) = 1, 3 | 2, 6 | 9 (left over): means 2, 4 and 3 of the four.
+    losses = 2 * np.log([1.0, 3.0, 2.0, 6.0, 9.0])
+    bias = log_mean_exp_bias(losses, temperature=2.0, batch_size=2)
+    assert float(bias.measured) == pytest.approx(math.log(2) + math.log(4) - 2 * math.log(3), abs=1e-15)
+    # p = (1, 3, 2, 6) / 12, so 1 / E = 50/144: -(2/2) (4 * 50/144 - 1) (4/2 - 1) / 3.
+    assert float(bias.predicted) == pytest.approx(-(200 / 144 - 1) / 3, abs=1e-15)
+
+
+def test_bias_over_all_orders_is_the_expected_one() -> None:
+    losses = np.random.default_rng(11).normal(size=5)
+    orders = np.array([losses[list(order)] for order in permutations(range(5), 4)])
+    for b in (1, 2):
+        four = [log_mean_exp_bias(order, temperature=0.7, batch_size=b).measured for order in orders]
+        wanted = [expected_log_mean_exp_bias(order, temperature=0.7, batch_size=b) for order in orders]
+        assert np.mean(four) == pytest.approx(np.mean(wanted), abs=1e-14)
+    whole = log_mean_exp_bias(orders, temperature=0.7, batch_size=2)
+    other = log_mean_exp_bias(orders.T, temperature=0.7, batch_size=2, axis=0)
+    assert whole.measured.shape == (len(orders),)
+    np.testing.assert_array_equal(whole.measured, other.measured)
+    np.testing.assert_array_equal(whole.predicted, other.predicted)
+
+
+def test_predicted_bias_is_the_one_of_second_order() -> None:
+    losses = np.random.default_rng(12).normal(size=8)
+    for b in (1, 2, 4, 8):
+        exact = expected_log_mean_exp_bias(losses, temperature=1e3, batch_size=b)
+        predicted = float(log_mean_exp_bias(losses, temperature=1e3, batch_size=b).predicted)
+        assert predicted == pytest.approx(exact, rel=2e-2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,8 +149,8 @@ def test_bound_by_hand() -> None:
 def test_bound_of_one_model_is_the_risk_of_the_ball() -> None:
     # Where no weight is clipped the chi-square ball adds exactly sqrt(2 radius var_n) to the mean.
     x = np.array([0.4, -0.1, 0.2, 0.3])
-    variance = excess_variance(x + 1.0, np.ones(4)).excess_loss
-    bound = generalization_bound([x.mean()], [variance], radius=0.05, num_samples=4, c1=1.0, c2=0.0)
+    variance = excess_variance(x + 1.0, np.ones(4)).over_pairs
+    bound = generalization_bound([x.mean()], [variance], radius=0.05, num_samples=4)
     assert bound == pytest.approx(float(worst_case(x, ChiSquareBall(0.05)).risk), abs=1e-15)
 
 
@@ -123,6 +158,7 @@ def test_bound_of_one_model_is_the_risk_of_the_ball() -> None:
 # The scaling law
 # ---------------------------------------------------------------------------------------------------------------------
 
+expected_bias = expected_log_mean_exp_bias
 COMPUTE = np.logspace(9.0, 12.0, 10)
 PUBLISHED = [(5.77, 0.116), (7.15, 0.127)]
 
@@ -135,14 +171,14 @@ def noisy(a: float, beta: float, noise: float, seed: int) -> np.ndarray:
 def test_published_laws_are_recovered_within_their_intervals(a: float, beta: float) -> None:
     law = fit_scaling_law(COMPUTE, noisy(a, beta, 0.02, seed=1), seed=2)
     for value, interval, truth in [
-        (law.coefficient, law.coefficient_interval, a),
+        (law.prefactor, law.prefactor_interval, a),
         (law.exponent, law.exponent_interval, beta),
     ]:
         assert interval[0] < value < interval[1]
         assert interval[0] < truth < interval[1]
     assert law.exponent_interval[1] - law.exponent_interval[0] < 0.02
     assert (law.floor, law.floor_interval) == (0.0, (0.0, 0.0))
-    assert law.points[3] == (COMPUTE[3], noisy(a, beta, 0.02, seed=1)[3])
+    assert law.fitted.tolist() == [True] * 10
 
 
 def test_intervals_cover_about_as_often_as_they_say() -> None:
@@ -161,40 +197,42 @@ def test_line_agrees_with_mpmath() -> None:
         x, y = ([mp.log(mp.mpf(value)) for value in values] for values in (COMPUTE.tolist(), error.tolist()))
         n, sx, sy = len(x), mp.fsum(x), mp.fsum(y)
         slope = (n * mp.fdot(x, y) - sx * sy) / (n * mp.fdot(x, x) - sx**2)
-        law = fit_scaling_law(COMPUTE, error, num_resamples=1)
+        law = fit_scaling_law(COMPUTE, error, num_resamples=2)
         assert law.exponent == pytest.approx(float(-slope), rel=1e-12)
-        assert law.coefficient == pytest.approx(float(mp.exp((sy - slope * sx) / n)), rel=1e-11)
+        assert law.prefactor == pytest.approx(float(mp.exp((sy - slope * sx) / n)), rel=1e-11)
 
 
-def test_intervals_are_quantiles_of_all_resamples() -> None:
-    # Three points: 27 resamples, 24 of them with two different computes or more. The bootstrap draws from these.
+def test_intervals_are_quantiles_of_refits_to_the_line_plus_its_residuals() -> None:
+    # y = 0, -1, -1.5 at x = 0, 1, 2: the slope is -3/4, the residuals (-1, 2, -1)/12, wider by sqrt(3 / (3 - 2)). A
+    # resample moves the slope by half the difference of its outer residuals: 0 with the chance 5/9, else 3/24 sqrt(3).
     C, e = np.array([1.0, math.e, math.e**2]), np.exp([0.0, -1.0, -1.5])
-    slopes = []
-    for drawn in product(range(3), repeat=3):
-        if len(set(drawn)) > 1:
-            slopes.append(-np.polyfit(np.log(C)[list(drawn)], np.log(e)[list(drawn)], 1)[0])
-    # They are 1/2 and 1, a quarter each, and 3/4.
-    assert np.array(sorted(slopes)) == pytest.approx([0.5] * 6 + [0.75] * 12 + [1.0] * 6)
-    for level, interval in ((0.6, (0.5, 1.0)), (0.4, (0.75, 0.75))):
-        law = fit_scaling_law(C, e, num_resamples=2000, level=level, seed=4)
-        assert law.exponent_interval == pytest.approx(interval, abs=1e-12)
-        assert law.exponent_interval == pytest.approx(
-            tuple(np.quantile(slopes, [0.5 - level / 2, 0.5 + level / 2])), abs=1e-12
-        )
-    whole = fit_scaling_law(C, e, num_resamples=1000, level=1.0, seed=4).exponent_interval
-    assert whole == pytest.approx((min(slopes), max(slopes)), abs=1e-12)
+    move = 3 / 24 * math.sqrt(3)
+    for confidence, low, high in ((0.9, -move, move), (0.5, 0.0, 0.0)):
+        law = fit_scaling_law(C, e, num_resamples=2000, confidence=confidence, seed=4)
+        assert law.exponent_interval == pytest.approx((0.75 + low, 0.75 + high), abs=1e-12)
+        assert law.exponent == pytest.approx(0.75, abs=1e-15)
+        assert law.residual == pytest.approx(math.sqrt(6 / 144 / 3), abs=1e-15)
+
+
+def test_points_that_do_not_count_are_never_read() -> None:
+    C, e = np.array([1.0, np.nan, 4.0, 16.0, -1.0]), np.array([8.0, 3.0, 4.0, 2.0, np.inf])
+    where = np.array([True, False, True, True, False])
+    law = fit_scaling_law(C, e, where=where, num_resamples=2)
+    assert (law.prefactor, law.exponent) == pytest.approx((8.0, 0.5))
+    assert law.fitted.tolist() == where.tolist()
+    assert law[:-1] == fit_scaling_law(C[where], e[where], num_resamples=2)[:-1]
 
 
 def test_intervals_depend_on_the_seed_alone() -> None:
     error = noisy(5.77, 0.116, 0.05, seed=5)
-    assert fit_scaling_law(COMPUTE, error, seed=6) == fit_scaling_law(COMPUTE, error, seed=6)
-    assert fit_scaling_law(COMPUTE, error, seed=6) != fit_scaling_law(COMPUTE, error, seed=7)
+    assert fit_scaling_law(COMPUTE, error, seed=6)[:-1] == fit_scaling_law(COMPUTE, error, seed=6)[:-1]
+    assert fit_scaling_law(COMPUTE, error, seed=6)[:-1] != fit_scaling_law(COMPUTE, error, seed=7)[:-1]
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.05, 0.12, 0.2])
 def test_a_floor_is_found(floor: float) -> None:
-    law = fit_scaling_law(COMPUTE, floor + 7.15 * COMPUTE**-0.127, with_floor=True, num_resamples=1)
-    assert (law.floor, law.exponent, law.coefficient) == pytest.approx((floor, 0.127, 7.15), rel=1e-5, abs=1e-6)
+    law = fit_scaling_law(COMPUTE, floor + 7.15 * COMPUTE**-0.127, with_floor=True, num_resamples=2)
+    assert (law.floor, law.exponent, law.prefactor) == pytest.approx((floor, 0.127, 7.15), rel=1e-5, abs=1e-6)
 
 
 def test_floor_agrees_with_scipy() -> None:
@@ -207,20 +245,20 @@ def test_floor_agrees_with_scipy() -> None:
         [0.0, 0.3, 0.01], bounds=([-np.inf, -np.inf, 0.0], [np.inf, np.inf, error.min()]),
         xtol=1e-14, ftol=1e-14, gtol=1e-14,
     ).x  # fmt: skip
-    actual = (math.log(law.coefficient) - law.exponent * math.log(1e10), law.exponent, law.floor)
+    actual = (math.log(law.prefactor) - law.exponent * math.log(1e10), law.exponent, law.floor)
     assert actual == pytest.approx(tuple(expected), rel=1e-5)
     assert law.floor_interval[0] < law.floor < law.floor_interval[1]
     # The squares are those of the logarithm: the law beats its neighbours there.
-    best = np.sum((np.log(error) - np.log(law.floor + law.coefficient * COMPUTE**-law.exponent)) ** 2)
+    best = np.sum((np.log(error) - np.log(law.floor + law.prefactor * COMPUTE**-law.exponent)) ** 2)
     for change in (0.999, 1.001):
         for a, beta, e0 in [(change, 1, 1), (1, change, 1), (1, 1, change)]:
-            model = e0 * law.floor + a * law.coefficient * COMPUTE ** -(beta * law.exponent)
+            model = e0 * law.floor + a * law.prefactor * COMPUTE ** -(beta * law.exponent)
             assert np.sum((np.log(error) - np.log(model)) ** 2) > best
 
 
 def test_a_curve_that_bends_down_has_no_floor() -> None:
     error = np.exp(-0.05 * (np.arange(10.0) + 0.1 * np.arange(10.0) ** 2))
-    law, line = (fit_scaling_law(COMPUTE, error, with_floor=f, num_resamples=1) for f in (True, False))
+    law, line = (fit_scaling_law(COMPUTE, error, with_floor=f, num_resamples=2) for f in (True, False))
     assert law.floor == 0.0
     assert law[:2] == pytest.approx(line[:2], rel=1e-12)
 
@@ -228,14 +266,14 @@ def test_a_curve_that_bends_down_has_no_floor() -> None:
 def test_the_floor_stays_below_the_smallest_error() -> None:
     # A level curve and one lucky run far below it: the floor goes as high as it may.
     error = np.array([0.5, 0.4, 0.1, 0.3, 0.2, 0.22, 0.18, 0.201, 0.199, 0.2])
-    law = fit_scaling_law(COMPUTE, error, with_floor=True, num_resamples=1)
+    law = fit_scaling_law(COMPUTE, error, with_floor=True, num_resamples=2)
     assert 0.1 * (1.0 - 1e-8) < law.floor < 0.1
     scaled = COMPUTE / 1e10
     expected = least_squares(
         lambda at: np.log(error) - np.log(law.floor + np.exp(at[0]) * scaled ** -at[1]), [-2.0, 0.1],
         xtol=1e-15, ftol=1e-15, gtol=1e-15,
     ).x  # fmt: skip
-    actual = (math.log(law.coefficient) - law.exponent * math.log(1e10), law.exponent)
+    actual = (math.log(law.prefactor) - law.exponent * math.log(1e10), law.exponent)
     assert actual == pytest.approx(tuple(expected), rel=1e-5)
 
 
@@ -251,15 +289,22 @@ def test_the_floor_stays_below_the_smallest_error() -> None:
         (lambda: excess_variance([1.0], [1.0], where=[False]), ValueError, "loss must have an entry that counts"),
         (lambda: excess_variance([1.0], [1.0], reference_weight=-1), ValueError, "reference_weight must be at least 0"),
         (lambda: excess_variance([np.nan], [1.0]), ValueError, "loss must be finite, got nan"),
+        (lambda: excess_variance([[[1.0]]], [[[1.0]]]), ValueError, r"loss must have one or two axes, got .*1, 1, 1"),
         (lambda: effective_sample_size(1.0), ValueError, "weights must have at least one axis"),
         (lambda: effective_sample_size([0.5, -0.5]), ValueError, "weights must be at least 0, got -0.5"),
         (lambda: effective_sample_size([0.0, 0.0]), ValueError, "weights must have an entry above 0"),
         (lambda: effective_sample_size([1.0], axis=1), ValueError, r"axis must lie in \[-1, 0\], got 1"),
-        (lambda: log_mean_exp_bias([], temperature=1.0, batch_size=1), ValueError, "losses must have one axis"),
-        (lambda: log_mean_exp_bias([1.0], temperature=0.0, batch_size=1), ValueError, "temperature must be positive"),
-        (lambda: log_mean_exp_bias([1.0], temperature=1.0, batch_size=2), ValueError, "batch_size must lie in"),
-        (lambda: log_mean_exp_bias([1e3], temperature=1.0, batch_size=1), FloatingPointError, "temperature must keep"),
-        (lambda: log_mean_exp_bias([-1e3], temperature=1.0, batch_size=1), FloatingPointError, "temperature must keep"),
+        (lambda: log_mean_exp_bias(1.0, batch_size=1), ValueError, "losses must have at least one axis"),
+        (lambda: log_mean_exp_bias([1.0], batch_size=1), ValueError, "losses must have at least 2 entries along axis"),
+        (lambda: log_mean_exp_bias([1.0] * 2, temperature=0.0, batch_size=1), ValueError, "temperature must be posit"),
+        (lambda: log_mean_exp_bias([1.0] * 2, batch_size=3), ValueError, r"batch_size must lie in \[1, 2\], got 3"),
+        (lambda: log_mean_exp_bias([1.0] * 2, batch_size=1, axis=1), ValueError, r"axis must lie in \[-1, 0\], got 1"),
+        (lambda: log_mean_exp_bias([1e3, 0.0], batch_size=1), FloatingPointError, "temperature must keep"),
+        (lambda: expected_bias([], temperature=1.0, batch_size=1), ValueError, "losses must have one axis"),
+        (lambda: expected_bias([1.0], temperature=0.0, batch_size=1), ValueError, "temperature must be p"),
+        (lambda: expected_bias([1.0], temperature=1.0, batch_size=2), ValueError, "batch_size must lie in"),
+        (lambda: expected_bias([1e3], temperature=1.0, batch_size=1), FloatingPointError, "temperature must"),
+        (lambda: expected_bias([-1e3], temperature=1.0, batch_size=1), FloatingPointError, "temperature m"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(call: Any, error: Any, message: str) -> None:
@@ -270,7 +315,7 @@ def test_bad_input_is_refused(call: Any, error: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"risk": []}, ValueError, "risk must have one axis that is not empty"),
+        ({"risk": []}, ValueError, "risk must have at least one entry"),
         ({"variance": [1.0, 2.0]}, ValueError, r"variance must have the shape \(1,\), got \(2,\)"),
         ({"variance": [-1.0]}, ValueError, "variance must be at least 0, got -1.0"),
         ({"radius": -1.0}, ValueError, "radius must be at least 0, got -1.0"),
@@ -302,10 +347,12 @@ def test_bound_refuses_bad_input(changes: dict[str, Any], error: Any, message: s
         ({"compute": [0.0, 1.0, 2.0]}, ValueError, "compute must be positive, got 0.0"),
         ({"error": [1.0, -1.0, 2.0]}, ValueError, "error must be positive, got -1.0"),
         ({"compute": [2.0, 2.0, 2.0]}, ValueError, r"compute must have at least 2 different values, got \[2.0\]"),
-        ({"compute": [2.0, 2.0, 3.0], "with_floor": True}, ValueError, "compute must have at least 3 different values"),
+        ({"with_floor": True}, ValueError, "compute must have at least 4 points to fit, got 3"),
+        ({"where": [True, True, False]}, ValueError, "compute must have at least 3 points to fit, got 2"),
+        ({"where": [1, 1, 1]}, TypeError, "where must be an array of bool"),
         ({"with_floor": 1}, TypeError, "with_floor must be True or False, got 1"),
-        ({"level": 1.5}, ValueError, r"level must lie in \(0, 1\], got 1.5"),
-        ({"num_resamples": 0}, ValueError, "num_resamples must be at least 1, got 0"),
+        ({"confidence": 1.0}, ValueError, r"confidence must lie in \(0, 1\), got 1.0"),
+        ({"num_resamples": 1}, ValueError, "num_resamples must be at least 2, got 1"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
     ],
 )
