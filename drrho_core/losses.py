@@ -3,6 +3,13 @@
 Shapes, stated once: b pairs in the batch, features (b, d), reference features (b, r), S = E1 E2^T (b, b), row = image,
 column = text, positives on the diagonal. Every loss averages its two directions (1/2) and the batch (1/b).
 
+Which options they take. `pair_mask` drops pairs from a sum over negatives: SigLIP's and the hinge's. Under a softmax
+(InfoNCE, distillation) a pair is a class and not a term, and both models' classes have to be the same ones; the masked
+softmax over negatives is `contrastive_step`. Reference features are subtracted in `contrastive_step` alone: there only
+differences of similarities count. SigLIP's bias and the hinge's margin are absolute amounts of similarity, which would
+mean something else for an excess similarity, and distillation imitates the reference model, so it has no
+`reference_weight` but its weight in a `weighted_sum`. These losses are here to compare with, and are as published.
+
 Sources: CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), MobileCLIP (arXiv 2311.17049), TuneCLIP (arXiv 2601.09859).
 """
 
@@ -11,7 +18,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from drrho_core import _checks, _pairs
-from drrho_core._arrays import Array, Namespace, is_array, namespace_of, wide_dtype
+from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
 from drrho_core.contrastive import Scalar, cast, check_features, per_anchor, positive, prepare
 from drrho_core.numerics import log_add_constant
 
@@ -166,6 +173,7 @@ def sigmoid_loss(
     *,
     scale: Scalar,
     bias: Scalar,
+    pair_mask: Array | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
     xp: Namespace | None = None,
@@ -181,6 +189,9 @@ def sigmoid_loss(
         `scale_gradient` by the scale.
     bias : float or array of shape ()
         Added to all logits; SigLIP starts at -10.
+    pair_mask : array of bool, shape (b, b), optional
+        Entry (i, j) False: image i and text j are no question, for their answer is not known to be "no". The diagonal
+        always is one, and its answer "yes".
     tile_size, memory_budget : int, optional
         How it is computed, never what: see `contrastive_step`. One sweep is enough, so neither costs a product.
     xp : namespace, optional
@@ -200,7 +211,8 @@ def sigmoid_loss(
     -----
     ``(1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias))`` with y = 1 on the diagonal and -1 off it, SigLIP
     (arXiv 2303.15343). With ``a_ij = -y_ij sigmoid(-y_ij (scale S_ij + bias)) / b`` the gradients are ``scale a E2``,
-    ``scale a^T E1``, ``sum a_ij S_ij`` and ``sum a_ij``.
+    ``scale a^T E1``, ``sum a_ij S_ij`` and ``sum a_ij``. Pairs that `pair_mask` leaves out are not summed; the sum is
+    still divided by b, the number of "yes".
 
     Examples
     --------
@@ -209,8 +221,10 @@ def sigmoid_loss(
     >>> round(float(result.loss), 6), round(float(2 * np.log(1 + np.exp(-1))), 6)
     (0.626523, 0.626523)
     """
-    xp, arrays = _gather(image_features, text_features, {}, {"scale": scale, "bias": bias}, xp)
+    more = {} if pair_mask is None else {"pair_mask": pair_mask}
+    xp, arrays = _gather(image_features, text_features, more, {"scale": scale, "bias": bias}, xp)
     batch_size = check_features(arrays, xp)
+    _check_pair_mask(pair_mask, batch_size, xp)
     work = wide_dtype(image_features.dtype, xp)
     scale = cast(_checks.parameter("scale", scale, positive, "be > 0", xp), work, xp)
     bias = cast(_checks.parameter("bias", bias, lambda _: True, "be finite", xp), work, xp)
@@ -218,6 +232,7 @@ def sigmoid_loss(
         image_features,
         text_features,
         per_anchor(1.0, image_features, work, xp),
+        pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
         xp=xp,
@@ -226,13 +241,18 @@ def sigmoid_loss(
     loss = scale_gradient = bias_gradient = xp.sum(xp.zeros_like(pairs.positive))
     for i, j, rows, columns, z, negatives in _pairs.tiles(pairs, xp):
         logits = scale * z + bias
+        positives = _on_diagonal(z, xp) if i == j else None
         # The logit of the wrong answer. Its softplus is the loss, its sigmoid the slope.
-        wrong = logits if negatives is None else xp.where(negatives, logits, -logits)
+        wrong = logits if positives is None else xp.where(positives, -logits, logits)
         small = xp.exp(-xp.abs(wrong))  # never overflows, whichever side of 0 `wrong` is on
-        loss = loss + xp.sum(xp.where(wrong > 0, wrong, xp.zeros_like(wrong)) + xp.log1p(small))
+        terms = xp.where(wrong > 0, wrong, xp.zeros_like(wrong)) + xp.log1p(small)
         slope = xp.where(wrong >= 0, xp.ones_like(small), small) / (1.0 + small)
-        if negatives is not None:
-            slope = xp.where(negatives, slope, -slope)
+        if positives is not None:
+            slope = xp.where(positives, -slope, slope)
+        if pair_mask is not None:
+            asked = negatives if positives is None else negatives | positives
+            terms, slope = (xp.where(asked, x, xp.zeros_like(x)) for x in (terms, slope))
+        loss = loss + xp.sum(terms)
         scale_gradient = scale_gradient + xp.sum(slope * z)
         bias_gradient = bias_gradient + xp.sum(slope)
         pull.add(i, j, rows, columns, slope)
@@ -370,6 +390,7 @@ def hinge_margin_loss(
     /,
     *,
     margin: Scalar,
+    pair_mask: Array | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
     xp: Namespace | None = None,
@@ -382,6 +403,8 @@ def hinge_margin_loss(
         Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
     margin : float or array of shape ()
         The distance to keep, >= 0, in units of the similarity.
+    pair_mask : array of bool, shape (b, b), optional
+        Entry (i, j) False: text j is not a negative of image i, nor image i one of text j. The diagonal never is one.
     tile_size, memory_budget : int, optional
         How it is computed, never what: see `contrastive_step`. One sweep is enough, so neither costs a product.
     xp : namespace, optional
@@ -400,7 +423,8 @@ def hinge_margin_loss(
     Notes
     -----
     ``relu(S_ij - S_ii + margin)^2`` for image anchor i, ``relu(S_ij - S_jj + margin)^2`` for text anchor j: mean over
-    the b - 1 negatives and over anchors, half of each direction. TuneCLIP (arXiv 2601.09859).
+    the negatives and over anchors, half of each direction. TuneCLIP (arXiv 2601.09859). An anchor has b - 1 negatives,
+    or as many as `pair_mask` leaves it: without any it contributes 0, and the mean over anchors still divides by b.
 
     Examples
     --------
@@ -410,30 +434,35 @@ def hinge_margin_loss(
     >>> round(float(result.loss), 6), round((0.0 + 0.1**2 + 0.5**2 + 0.0) / 4, 6)
     (0.065, 0.065)
     """
-    xp, arrays = _gather(image_features, text_features, {}, {"margin": margin}, xp)
+    more = {} if pair_mask is None else {"pair_mask": pair_mask}
+    xp, arrays = _gather(image_features, text_features, more, {"margin": margin}, xp)
     batch_size = check_features(arrays, xp)
+    _check_pair_mask(pair_mask, batch_size, xp)
     work = wide_dtype(image_features.dtype, xp)
     margin = cast(_checks.parameter("margin", margin, lambda x: x >= 0, "be >= 0", xp), work, xp)
     pairs = prepare(
         image_features,
         text_features,
         per_anchor(1.0, image_features, work, xp),
+        pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
         xp=xp,
     )
     pull, c = _Pull(pairs, xp), _pairs.Parts(xp)
+    image_share, text_share = _one_over_negatives(pairs, xp)
     loss = xp.sum(xp.zeros_like(pairs.positive))
     for i, j, rows, columns, z, negatives in _pairs.tiles(pairs, xp):
         image, text = (d + margin for d in _pairs.excess(pairs, rows, columns, z))
         counted = xp.ones_like(z, dtype=xp.bool) if negatives is None else negatives
         image, text = (xp.where(counted & (h > 0), h, xp.zeros_like(h)) for h in (image, text))
-        loss = loss + xp.sum(image * image) + xp.sum(text * text)
-        c.add(i, xp.sum(image, axis=1))
-        c.add(j, xp.sum(text, axis=0))
-        pull.add(i, j, rows, columns, image + text)
+        image_slope, text_slope = image * image_share[rows][:, None], text * text_share[columns][None, :]
+        loss = loss + xp.sum(image_slope * image) + xp.sum(text_slope * text)
+        c.add(i, xp.sum(image_slope, axis=1))
+        c.add(j, xp.sum(text_slope, axis=0))
+        pull.add(i, j, rows, columns, image_slope + text_slope)
     image_pull, text_pull = pull.join(c)
-    scale = 1.0 / (2.0 * batch_size * (batch_size - 1))
+    scale = 1.0 / (2.0 * batch_size)
     return FeatureGradients(
         loss=scale * loss,
         image_gradient=xp.astype(2.0 * scale * image_pull, image_features.dtype),
@@ -553,6 +582,41 @@ def _gather(
     arrays = {"image_features": image_features, "text_features": text_features, **more}
     arrays |= {name: value for name, value in scalars.items() if is_array(value)}
     return namespace_of(arrays, xp), arrays
+
+
+def _check_pair_mask(pair_mask: Array | None, batch_size: int, xp: Namespace) -> None:
+    """Check what marks the negatives, as `contrastive_step` does."""
+    if pair_mask is not None:
+        _checks.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
+        if pair_mask.dtype != xp.bool:
+            raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
+
+
+def _on_diagonal(tile: Array, xp: Namespace) -> Array:
+    """Return where a square tile's diagonal is."""
+    index = xp.arange(tile.shape[0], device=device_of(tile))
+    return index[:, None] == index[None, :]
+
+
+def _one_over_negatives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[Array, Array]:
+    """Return one over the number of negatives of each image anchor and each text anchor, 0 without any; (b,)."""
+    positive = pairs.positive
+    batch_size = positive.shape[0]
+    if pairs.pair_mask is None:
+        share = xp.full_like(positive, 1.0 / (batch_size - 1))
+        return share, share
+    image, text = _pairs.Parts(xp), _pairs.Parts(xp)
+    every = xp.arange(batch_size, device=device_of(positive))
+    for i, (start, stop) in enumerate(zip(pairs.starts, pairs.starts[1:], strict=False)):  # no b x b array of numbers
+        negatives = pairs.pair_mask[start:stop, :] & (every[start:stop][:, None] != every[None, :])
+        numbers = xp.astype(negatives, positive.dtype)
+        image.add(i, xp.sum(numbers, axis=1))
+        text.add(0, xp.sum(numbers, axis=0))
+
+    def share_of(number: Array) -> Array:
+        return xp.where(number > 0, 1.0 / xp.clip(number, min=1.0), xp.zeros_like(number))
+
+    return share_of(image.join()), share_of(text.join())
 
 
 def _log_denominators(pairs: _pairs.Pairs, xp: Namespace) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import drrho_reference
 import mpmath as mp
 import numpy as np
 import pytest
@@ -32,10 +33,12 @@ def dot(left: Any, right: Any) -> Any:
     return mp.fsum(x * y for x, y in zip(left, right, strict=True))
 
 
-def sigmoid_formula(images: Any, texts: Any, scale: Any, bias: Any) -> Any:
+def sigmoid_formula(images: Any, texts: Any, scale: Any, bias: Any, mask: Any = None) -> Any:
     total = mp.mpf(0)
     for i, image in enumerate(images):
         for j, text in enumerate(texts):
+            if mask is not None and i != j and not mask[i, j]:
+                continue
             y = 1 if i == j else -1
             total -= mp.log(1 / (1 + mp.exp(-y * (scale * dot(image, text) + bias))))
     return total / len(images)
@@ -53,15 +56,16 @@ def distillation_formula(images: Any, texts: Any, r1: Any, r2: Any, tau: Any, re
     return total / (2 * b)
 
 
-def hinge_formula(images: Any, texts: Any, margin: Any) -> Any:
+def hinge_formula(images: Any, texts: Any, margin: Any, mask: Any = None) -> Any:
     b, total = len(images), mp.mpf(0)
-    for i in range(b):
-        for j in range(b):
-            if i != j:
-                s = dot(images[i], texts[j])
-                total += max(mp.mpf(0), s - dot(images[i], texts[i]) + margin) ** 2
-                total += max(mp.mpf(0), s - dot(images[j], texts[j]) + margin) ** 2
-    return total / (2 * b * (b - 1))
+    for columns in (False, True):
+        for anchor in range(b):
+            pairs = [(other, anchor) if columns else (anchor, other) for other in range(b) if other != anchor]
+            pairs = [pair for pair in pairs if mask is None or mask[pair]]
+            own = dot(images[anchor], texts[anchor])
+            terms = [max(mp.mpf(0), dot(images[i], texts[j]) - own + margin) ** 2 for i, j in pairs]
+            total += mp.fsum(terms) / max(len(terms), 1)
+    return total / (2 * b)
 
 
 CASES = {
@@ -76,6 +80,11 @@ CASES = {
     "hinge": Case(dc.hinge_margin_loss, {"margin": 0.2}, hinge_formula, 1.0),
     "hinge, wide": Case(dc.hinge_margin_loss, {"margin": 4.0}, hinge_formula, 1.0),
 }
+
+
+# Not symmetric; the second image and the first text have no negatives. What the diagonal says does not matter.
+MASK = np.array([[0, 1, 0, 1], [0, 1, 0, 0], [0, 1, 0, 1], [0, 1, 1, 1]], dtype=bool)
+assert MASK.shape == (B, B)
 
 
 def thin(space: Any, dtypes: tuple[str, ...] = ("float64", "float32")) -> None:
@@ -98,9 +107,10 @@ def draw(seed: int = 3, b: int = B) -> list[np.ndarray]:
 
 
 @functools.cache
-def exact(name: str, dtype: str) -> dict[str, Any]:
+def exact(name: str, dtype: str, masked: bool = False) -> dict[str, Any]:
     """Loss and all gradients of the inputs as `dtype` has them: 60 digits, differences taken over 1e-20."""
     case = CASES[name]
+    formula = functools.partial(case.formula, mask=MASK) if masked else case.formula
     rounded = [np.asarray(x, dtype=dtype).astype(np.float64) for x in draw()[: case.arrays]]
     scalars = {key: float(np.asarray(value, dtype=dtype)) for key, value in case.scalars.items()}
     with mp.workdps(60):
@@ -112,11 +122,11 @@ def exact(name: str, dtype: str) -> dict[str, Any]:
             middle, ends = place[index], []
             for step in (h, -h):
                 place[index] = middle + step
-                ends.append(case.formula(*features, *values))
+                ends.append(formula(*features, *values))
             place[index] = middle
             return float((ends[0] - ends[1]) / (2 * h))
 
-        result: dict[str, Any] = {"loss": float(case.formula(*features, *values))}
+        result: dict[str, Any] = {"loss": float(formula(*features, *values))}
         for side, field in enumerate(FIELDS[1:]):
             result[field] = np.array([[slope(row, k) for k in range(D)] for row in features[side]])
         for index, key in enumerate(scalars):
@@ -239,6 +249,97 @@ def test_a_well_separated_batch_costs_a_hinge_nothing() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Pairs that are no negatives
+# ---------------------------------------------------------------------------------------------------------------------
+
+MASKED = ("sigmoid", "sigmoid, steep", "hinge", "hinge, wide")
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_losses_are_the_loops(space: Any, name: str) -> None:
+    # The gradients are differences of the loops, in 60 digits.
+    thin(space)
+    case = CASES[name]
+    arrays, scalars = given(space, case, as_arrays=False)
+    result = space.run(
+        lambda e1, e2, mask: case.function(e1, e2, pair_mask=mask, **scalars), *arrays, space.asarray(MASK)
+    )
+    wanted = exact(name, space.dtype_name, masked=True)
+    assert wanted["loss"] != exact(name, space.dtype_name)["loss"]
+    check(result, wanted, case.steepness * space.unit, space.to_numpy)
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("seed", range(3))
+def test_masked_losses_are_the_oracles(name: str, seed: int) -> None:
+    case, b = CASES[name], 7
+    arrays = draw(seed, b=b)[:2]
+    mask = np.random.default_rng(seed).uniform(size=(b, b)) < 0.5
+    oracle = getattr(drrho_reference, case.function.__name__)
+    wanted = oracle(*arrays, pair_mask=mask, **case.scalars)
+    got = case.function(*arrays, pair_mask=mask, **case.scalars)
+    check(got, {field: getattr(wanted, field) for field in got._fields}, case.steepness * 1e-13)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "hinge"])
+def test_a_mask_in_tiles(name: str) -> None:
+    case, b = CASES[name], 7
+    arrays = draw(b=b)[:2]
+    mask = np.random.default_rng(4).uniform(size=(b, b)) < 0.5
+    dense = case.function(*arrays, pair_mask=mask, **case.scalars)
+    for options in ({"tile_size": 1}, {"tile_size": 3}, {"memory_budget": 0}):
+        check(case.function(*arrays, pair_mask=mask, **case.scalars, **options), dense._asdict(), 1e-14)
+    whole, none = np.ones((b, b), dtype=bool), case.function(*arrays, **case.scalars)
+    for full in (whole, whole & ~np.eye(b, dtype=bool)):  # whatever it says of the diagonal
+        for options in ({}, {"tile_size": 3}):
+            check(case.function(*arrays, pair_mask=full, **case.scalars, **options), none._asdict(), 1e-15)
+
+
+def test_no_negatives_at_all() -> None:
+    images, texts = draw()[:2]
+    nothing = np.zeros((B, B), dtype=bool)
+    hinge = dc.hinge_margin_loss(images, texts, margin=4.0, pair_mask=nothing)
+    assert hinge.loss == 0
+    assert not np.any(hinge.image_gradient)
+    assert not np.any(hinge.text_gradient)
+    positives = dc.sigmoid_loss(images, texts, scale=3.0, bias=-1.0, pair_mask=nothing)
+    logits = 3.0 * np.sum(images * texts, axis=1) - 1.0
+    assert positives.loss == pytest.approx(np.mean(np.log1p(np.exp(-logits))), rel=1e-14)
+    slopes = -1 / (1 + np.exp(logits)) / B
+    np.testing.assert_allclose(positives.image_gradient, 3.0 * slopes[:, None] * texts, rtol=1e-13)
+    assert positives.bias_gradient == pytest.approx(np.sum(slopes), rel=1e-13)
+
+
+def test_twins_that_are_masked_are_as_good_as_apart() -> None:
+    # Every pair is met as if one of the two had been left out; those of the others are then met twice.
+    images, texts = draw()[:2]
+    mask = np.ones((B, B), dtype=bool)
+    mask[0, 1] = mask[1, 0] = False
+    texts[1] = texts[0]
+    whole, first, second, rest = (
+        len(rows) * dc.sigmoid_loss(images[rows], texts[rows], scale=5.0, bias=0.0, pair_mask=mask[rows][:, rows]).loss
+        for rows in ([0, 1, 2, 3], [0, 2, 3], [1, 2, 3], [2, 3])
+    )
+    assert whole == pytest.approx(first + second - rest, rel=1e-14)
+
+
+@pytest.mark.parametrize("function", [dc.sigmoid_loss, dc.hinge_margin_loss])
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (MASK[:3], ValueError, r"pair_mask must have shape \(batch_size, batch_size\) = \(4, 4\), got \(3, 4\)"),
+        (MASK[0], ValueError, r"pair_mask must have shape .* got \(4,\)"),
+        (MASK.astype(float), TypeError, "pair_mask must have dtype bool, got float64"),
+        (MASK.tolist(), TypeError, "pair_mask must be an array, got list"),
+    ],
+)
+def test_a_bad_mask_is_refused(function: Any, mask: Any, error: Any, message: str) -> None:
+    scalars = {"scale": 1.0, "bias": 0.0} if function is dc.sigmoid_loss else {"margin": 1.0}
+    with pytest.raises(error, match=message):
+        function(*draw()[:2], pair_mask=mask, **scalars)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # How it is computed
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -262,6 +363,12 @@ def test_with_a_tile_size_no_array_is_b_by_b(name: str) -> None:
 
     def traced(**options: Any) -> str:
         return str(jax.make_jaxpr(lambda *inner: case.function(*inner, **case.scalars, **options))(*arrays))
+
+    if name != "distillation":  # beside the mask itself
+        mask = jax.numpy.ones((b, b), dtype=bool)
+        assert f"f64[{b},{b}]" in traced(pair_mask=mask)
+        assert f"f64[{b},{b}]" not in traced(pair_mask=mask, tile_size=6)
+        assert f"i32[{b},{b}]" not in traced(pair_mask=mask, tile_size=6)
 
     assert f"[{b},{b}]" in traced()  # so the check does see one
     assert f"[{b},{b}]" not in traced(tile_size=6)
@@ -306,15 +413,16 @@ def test_torch_compiles_them_whole() -> None:
     import array_api_compat.torch as xp
     import torch
 
-    def everything(arrays: list[Any], scale: Any) -> Any:
-        sigmoid = dc.sigmoid_loss(*arrays[:2], scale=scale, bias=-1.0, xp=xp)
-        hinge = dc.hinge_margin_loss(*arrays[:2], margin=0.2, xp=xp)
+    def everything(arrays: list[Any], scale: Any, mask: Any) -> Any:
+        sigmoid = dc.sigmoid_loss(*arrays[:2], scale=scale, bias=-1.0, pair_mask=mask, xp=xp)
+        hinge = dc.hinge_margin_loss(*arrays[:2], margin=0.2, pair_mask=mask, xp=xp)
         teacher = dc.distillation_loss(*arrays, temperature=0.2, reference_temperature=0.3, xp=xp)
         return sigmoid, hinge, teacher, dc.weighted_sum((0.5, sigmoid), (scale, hinge), (1.0, teacher), xp=xp)
 
     arrays, scale = [torch.asarray(x) for x in draw()], torch.tensor(2.0, dtype=torch.float64)
-    compiled = torch.compile(everything, backend="aot_eager", fullgraph=True)(arrays, scale)
-    for got, wanted in zip(compiled, everything(arrays, scale), strict=True):
+    mask = torch.asarray(MASK)
+    compiled = torch.compile(everything, backend="aot_eager", fullgraph=True)(arrays, scale, mask)
+    for got, wanted in zip(compiled, everything(arrays, scale, mask), strict=True):
         for field in FIELDS:
             torch.testing.assert_close(getattr(got, field), getattr(wanted, field), rtol=1e-13, atol=1e-15)
 
