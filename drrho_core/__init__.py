@@ -36,6 +36,14 @@ from drrho_core.migration import (
 from drrho_core.moving_average import MovingAverageKL, moving_average_kl
 from drrho_core.risk import drrho_risk, excess_loss
 from drrho_core.selection import select_jest, select_top_excess
+from drrho_core.temperature import (
+    GlobalTemperature,
+    GlobalTemperatureState,
+    PerSampleTemperature,
+    TemperatureRows,
+    update_global_temperature,
+    update_temperature_rows,
+)
 from drrho_core.theory import (
     ExcessVariance,
     LogMeanExpBias,
@@ -57,14 +65,18 @@ __all__ = [
     "CressieReadBall",
     "ExcessVariance",
     "FeatureGradients",
+    "GlobalTemperature",
+    "GlobalTemperatureState",
     "InnerEstimator",
     "KLBall",
     "KLPenalty",
     "LogMeanExpBias",
     "LossGradients",
     "MovingAverageKL",
+    "PerSampleTemperature",
     "ScalingLaw",
     "SigmoidLossGradients",
+    "TemperatureRows",
     "UnimodalStep",
     "WeightedSum",
     "WorstCase",
@@ -91,6 +103,8 @@ __all__ = [
     "select_top_excess",
     "sigmoid_loss",
     "unimodal_contrastive_step",
+    "update_global_temperature",
+    "update_temperature_rows",
     "weighted_sum",
     "worst_case",
 ]

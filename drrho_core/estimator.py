@@ -61,11 +61,7 @@ class InnerEstimator:
     def __init__(self, num_samples: int, *, like: Array, dtype: Any = None) -> None:
         xp = namespace_of({"like": like})
         num_samples = _checks.integer("num_samples", num_samples, minimum=1)
-        if dtype is None:
-            wide = xp.isdtype(like.dtype, "real floating") and xp.finfo(like.dtype).bits > 32
-            dtype = like.dtype if wide else xp.float32
-        elif not xp.isdtype(dtype, "real floating") or xp.finfo(dtype).bits < 32:
-            raise TypeError(f"dtype must be float32 or wider, got {dtype}")
+        dtype = storage_dtype(like, dtype, xp)
         self._xp = xp
         self.log_inner_image = xp.full((num_samples,), -xp.inf, dtype=dtype, device=device_of(like))
         self.log_inner_text = xp.full((num_samples,), -xp.inf, dtype=dtype, device=device_of(like))
@@ -191,6 +187,16 @@ class InnerEstimator:
 
     def _checked(self, index: Array) -> Array:
         return check_index(index, self.num_samples, like=self.log_inner_image, xp=self._xp)
+
+
+def storage_dtype(like: Array, dtype: Any, xp: Namespace) -> Any:
+    """Return the dtype that state is kept in: what was asked for, else that of `like`, float32 at least."""
+    if dtype is None:
+        wide = xp.isdtype(like.dtype, "real floating") and xp.finfo(like.dtype).bits > 32
+        return like.dtype if wide else xp.float32
+    if not xp.isdtype(dtype, "real floating") or xp.finfo(dtype).bits < 32:
+        raise TypeError(f"dtype must be float32 or wider, got {dtype}")
+    return dtype
 
 
 def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace) -> Array:
