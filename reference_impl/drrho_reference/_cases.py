@@ -2,28 +2,40 @@
 
 A problem is a function of a random generator that returns positional arguments and options in float64; its name is the
 case's name and its docstring says what the case is about. ``conformance.py`` rounds them to a dtype, asks the oracle,
-asks the implementation and compares.
+asks the implementation and compares. What the oracle's linear domain cannot hold is in ``_extremes.json``, inputs and
+answers; ``reference_impl/recipes/extremes.py`` has worked them out with mpmath.
 """
 # ruff: noqa: D401 - a problem's docstring is the case's sentence in the report
 
 from __future__ import annotations
 
+import inspect
+import json
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import drrho_reference.ambiguity as sets
 from drrho_reference._checks import FloatArray
-from drrho_reference.contrastive import negative_pairs, pair_exponents, pair_similarities, pair_weights
+from drrho_reference.contrastive import (
+    contrastive_step,
+    negative_pairs,
+    pair_exponents,
+    pair_similarities,
+    pair_weights,
+)
+from drrho_reference.losses import hinge_margin_loss, info_nce
 from drrho_reference.unimodal import view_positions
 
 NEVER = -np.inf
-# Few shapes: libraries that compile do so per shape.
+# Few shapes, and calls that answer many questions: libraries that compile do so per shape and per call.
 BATCH, WIDTH, OTHER_WIDTH = 5, 4, 3
-SAMPLES = 6
+SAMPLES, SLICES = 6, 7
 
 
 @dataclass(frozen=True)
@@ -47,14 +59,28 @@ class Arguments:
     how: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An answer from ``_extremes.json``: fields, and what they are measured against where that is stored, too."""
+
+    expected: Mapping[str, Any]
+    scales: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """A named case of one function."""
+    """A named problem of one function. Where it asks for many slices at once, ``rows`` names them one by one."""
 
     function: str
     name: str
     sentence: str
     draw: Callable[[np.random.Generator], tuple[Any, ...]]
+    rows: tuple[str, ...] = ()
+    stored: Stored | None = None
+
+    def row_name(self, row: str) -> str:
+        """Name one row among all cases."""
+        return f"{self.name}{', ' if ': ' in self.name else ': '}{row}"
 
     def arguments(self) -> Arguments:
         """Draw the arguments; the seed is the name's."""
@@ -94,64 +120,68 @@ _SETS = (
 
 
 def _losses(rng: np.random.Generator) -> FloatArray:
-    """Three rows of losses, positive and skewed."""
-    return rng.gamma(2.0, size=(3, SAMPLES))
+    """One slice of losses for each row, positive and skewed."""
+    return rng.gamma(2.0, size=(SLICES, SAMPLES))
+
+
+_KINDS = ("positive", "signed", "negative", "ties", "all equal", "small", "large")
+_MASKS = {
+    "four": (1, 0, 1, 1, 0, 1),
+    "one": (0, 0, 0, 1, 0, 0),
+    "all": (1, 1, 1, 1, 1, 1),
+    "five": (1, 1, 1, 0, 1, 1),
+    "first two": (1, 1, 0, 0, 0, 0),
+    "last": (0, 0, 0, 0, 0, 1),
+    "three": (0, 1, 0, 1, 1, 0),
+}
+
+
+def _masks() -> Any:
+    """Return the masks as an array (SLICES, SAMPLES) of bool."""
+    return np.array([*_MASKS.values()], dtype=bool)
+
+
+def _kinds(rng: np.random.Generator) -> FloatArray:
+    """Return one row of losses for each of _KINDS."""
+    rows = [rng.gamma(2.0, size=SAMPLES), rng.normal(size=SAMPLES), -1.0 - rng.gamma(2.0, size=SAMPLES)]
+    rows += [np.array([0.5, 1.0, 1.0, 0.0, 1.0, 0.5]), np.full(SAMPLES, rng.normal())]
+    return np.stack([*rows, *(scale * rng.normal(size=SAMPLES) for scale in (1e-30, 1e30))])
 
 
 def _enter_risks(ambiguity_set: SetOf) -> None:
     """Enter what every set is asked."""
-    is_ball = "radius" in ambiguity_set.parameters
 
-    def enter(name: str, sentence: str, losses: Callable[[np.random.Generator], Any], **options: Any) -> None:
-        def draw(rng: np.random.Generator) -> tuple[Any, ...]:
-            return (losses(rng), with_radius(options.get("radius"))), {
-                key: value for key, value in options.items() if key != "radius"
-            }
+    def enter(function: str, name: str, sentence: str, rows: tuple[str, ...], draw: Draw) -> None:
+        PROBLEMS.append(Problem(function, f"{ambiguity_set.name}{name}", sentence, draw, rows))
 
-        PROBLEMS.append(Problem("worst_case", f"{ambiguity_set.name}: {name}", sentence, draw))
+    def masked(rng: np.random.Generator) -> tuple[Any, ...]:
+        losses = np.where(_masks(), rng.normal(size=(SLICES, SAMPLES)), np.nan)
+        return (losses.T, ambiguity_set), {"axis": 0, "where": _masks().T}
 
-    def with_radius(radius: float | None) -> SetOf:
-        if radius is None:
-            return ambiguity_set
-        return SetOf(ambiguity_set.name, {**ambiguity_set.parameters, "radius": radius})
+    def steered(rng: np.random.Generator) -> tuple[Any, ...]:
+        losses = (np.where(_masks(), _losses(rng), np.nan) for _ in range(2))
+        return (*losses, ambiguity_set), {"reference_weight": 1.5, "where": _masks()}
 
-    # One call solves many slices, so libraries that compile do so once: a row per kind of losses.
-    def rows(rng: np.random.Generator) -> FloatArray:
-        kinds = [rng.gamma(2.0, size=SAMPLES), rng.normal(size=SAMPLES), -1.0 - rng.gamma(2.0, size=SAMPLES)]
-        kinds += [np.array([0.5, 1.0, 1.0, 0.0, 1.0, 0.5]), np.full(SAMPLES, rng.normal())]
-        scales = (1e-30, 1e30) if is_ball or ambiguity_set.name == "CVaR" else (0.01, 10.0)
-        return np.stack([*kinds, *(scale * rng.normal(size=SAMPLES) for scale in scales)])
+    def kinds_of(one: SetOf) -> Draw:
+        return lambda rng: ((_kinds(rng), one),)
 
-    mask = np.array([[1, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 0]], dtype=bool).T
-    enter("rows", "Positive, signed and negative losses, ties, all equal, small and large ones.", rows)
-    enter("mask", "The first axis, and entries that count for nothing, not even in n.", _columns, axis=0, where=mask)
-    if is_ball:
-        enter("radius 0", "The smallest ball is the mean.", rows, radius=0.0)
-        enter("saturation", "A large ball is the maximum, shared by its ties.", rows, radius=64.0)
-
-
-def _columns(rng: np.random.Generator) -> FloatArray:
-    """Return four columns of signed losses."""
-    return rng.normal(size=(SAMPLES, 4))
+    enter("worst_case", "", "Losses of every kind.", _KINDS, kinds_of(ambiguity_set))
+    masks = tuple(_MASKS)
+    sentence = "The first axis; entries that hold nan and count for nothing, not even in n."
+    enter("worst_case", ": mask", sentence, masks, masked)
+    sentence = "Excess losses, with a reference weight above 1; entries that hold nan and count for nothing."
+    enter("drrho_risk", ": mask", sentence, masks, steered)
+    if "radius" in ambiguity_set.parameters:
+        for radius, name, sentence in (
+            (0.0, ": radius 0", "The smallest ball is the mean."),
+            (64.0, ": saturation", "A large ball is the maximum, shared by its ties."),
+        ):
+            other = SetOf(ambiguity_set.name, {**ambiguity_set.parameters, "radius": radius})
+            enter("worst_case", name, sentence, _KINDS, kinds_of(other))
 
 
 for _one in _SETS:
     _enter_risks(_one)
-
-
-def _enter_steered_risk(ambiguity_set: SetOf) -> None:
-    """Enter a risk of excess losses for one set."""
-
-    def weighted(rng: np.random.Generator) -> tuple[Any, ...]:
-        mask = np.array([[1, 1, 1, 0, 1, 1], [0, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]], dtype=bool)
-        return (_losses(rng), _losses(rng), ambiguity_set), {"reference_weight": 1.5, "where": mask}
-
-    sentence = "Excess losses, with a reference weight above 1 and a mask."
-    PROBLEMS.append(Problem("drrho_risk", f"{ambiguity_set.name}: reference weight", sentence, weighted))
-
-
-for _one in _SETS[:2] + _SETS[4:5]:  # the other sets differ in worst_case only
-    _enter_steered_risk(_one)
 
 
 @_problem("drrho_risk")
@@ -175,9 +205,16 @@ def first_visit(rng: np.random.Generator) -> tuple[Any, ...]:
 @_problem("moving_average_kl")
 def memory(rng: np.random.Generator) -> tuple[Any, ...]:
     """An average with a memory, a mask and a reference weight."""
-    mask = np.array([1, 0, 1, 1, 1, 0], dtype=bool)
+    mask = _masks()[0]
     options = {"temperature": 1.5, "gamma": 0.3, "reference_weight": 0.5, "where": mask}
-    return (_losses(rng)[0], _losses(rng)[0], np.array(0.4)), options
+    losses = (np.where(mask, _losses(rng)[0], np.nan) for _ in range(2))
+    return (*losses, np.array(0.4)), options
+
+
+@_problem("moving_average_kl")
+def no_memory(rng: np.random.Generator) -> tuple[Any, ...]:
+    """With gamma = 1 the state says nothing: the KL penalty's risk and weights."""
+    return (_losses(rng)[0], _losses(rng)[0], np.array(-3.0)), {"temperature": 0.75}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,6 +304,28 @@ def temperature_per_anchor(rng: np.random.Generator) -> tuple[Any, ...]:
     return _batch(rng, visited=True), {"temperature": temperature, "gamma": 0.7, "radius": 0.5}
 
 
+@_problem(*_STEPS)
+def aligned(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Both sides are equal, as in a model that has learned everything."""
+    image, _, *states = _batch(rng)
+    return (image, image.copy(), *states), {"temperature": 0.05}
+
+
+@_problem(*_STEPS)
+def opposite(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Every positive is opposite to its anchor."""
+    image, _, *states = _batch(rng)
+    return (image, -image, *states), {"temperature": 0.05}
+
+
+@_problem(*_STEPS)
+def collapsed(rng: np.random.Generator) -> tuple[Any, ...]:
+    """All features are equal: every exponent is 0."""
+    image, _, *states = _batch(rng, visited=True)
+    same = np.tile(image[:1], (BATCH, 1))
+    return (same, same.copy(), *states), {"temperature": 0.05, "gamma": 0.5}
+
+
 @_problem("contrastive_step")
 def pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
     """Pairs that are no negatives; image 1 and text 3 have none left and keep their state."""
@@ -276,9 +335,23 @@ def pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
     return _batch(rng, visited=True), {"temperature": 0.3, "gamma": 0.5, "radius": 0.25, "pair_mask": mask}
 
 
+@_problem(*_STEPS)
+def all_options(rng: np.random.Generator) -> tuple[Any, ...]:
+    """All options that both steps have, at once."""
+    options = {
+        "temperature": tuple(rng.uniform(0.2, 0.8, size=(2, BATCH))),
+        "gamma": tuple(rng.uniform(0.1, 1.0, size=(2, BATCH))),
+        "reference_features": _reference(rng, OTHER_WIDTH),
+        "reference_weight": 0.5,
+        "radius": 0.25,
+        "eps": 0.125,
+    }
+    return _batch(rng, visited=True), options
+
+
 @_problem("contrastive_step")
 def everything(rng: np.random.Generator) -> tuple[Any, ...]:
-    """All options at once."""
+    """All options at once, a mask too."""
     options = {
         "temperature": tuple(rng.uniform(0.2, 0.8, size=(2, BATCH))),
         "gamma": tuple(rng.uniform(0.1, 1.0, size=(2, BATCH))),
@@ -333,6 +406,15 @@ def few_epochs(rng: np.random.Generator) -> tuple[Any, ...]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@_problem("InnerEstimator")
+def a_data_set_that_grows(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Gather before and after a scatter, grow, scatter again, copy the state; what was never visited is -inf."""
+    values = rng.normal(size=(4, 3))
+    values[1, 1] = values[2, 0] = NEVER
+    first, later = np.array([4, 0, 2]), np.array([7, 2, 5])
+    return (SAMPLES, first, values[0], values[1], SAMPLES + 2, later, values[2], values[3]), {}
+
+
 @_problem("info_nce")
 def warm(rng: np.random.Generator) -> tuple[Any, ...]:
     """Temperature 0.5."""
@@ -345,16 +427,49 @@ def _cold(rng: np.random.Generator) -> tuple[Any, ...]:
     return _batch(rng)[:2], {"temperature": 0.05}
 
 
+@_problem("info_nce")
+def temperature_1e_4(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Logits that differ by ten thousands."""
+    return _batch(rng)[:2], {"temperature": 1e-4}
+
+
 @_problem("sigmoid_loss")
 def scale_and_bias(rng: np.random.Generator) -> tuple[Any, ...]:
     """A scale of 6 and a bias of -2."""
     return _batch(rng)[:2], {"scale": 6.0, "bias": -2.0}
 
 
+@_problem("sigmoid_loss")
+def scale_1000(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Logits whose exponentials overflow."""
+    return _batch(rng)[:2], {"scale": 1000.0, "bias": -10.0}
+
+
+@_problem("sigmoid_loss")
+def pairs_that_are_no_negatives(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Pairs that a mask leaves out; the diagonal stays whatever it says."""
+    return _batch(rng)[:2], {"scale": 6.0, "bias": -2.0, "pair_mask": _pair_mask(rng)}
+
+
+def _pair_mask(rng: np.random.Generator) -> Any:
+    """Mark negatives (BATCH, BATCH), asymmetric; image 1 and text 3 have none."""
+    mask = rng.uniform(size=(BATCH, BATCH)) < 0.6
+    mask[:, 3] = mask[1, :] = False
+    mask[0, 1] = mask[0, 2] = mask[2, 0] = mask[3, 2] = mask[4, 0] = True
+    return mask
+
+
 @_problem("distillation_loss")
 def two_temperatures(rng: np.random.Generator) -> tuple[Any, ...]:
-    """The teacher is narrower and has a temperature of its own."""
+    """The reference model is narrower and has a temperature of its own."""
     options = {"temperature": 0.5, "reference_temperature": 0.25}
+    return (*_batch(rng)[:2], *_reference(rng, OTHER_WIDTH)), options
+
+
+@_problem("distillation_loss")
+def two_cold_temperatures(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Temperatures of 1e-3: logits that differ by thousands."""
+    options = {"temperature": 1e-3, "reference_temperature": 2e-3}
     return (*_batch(rng)[:2], *_reference(rng, OTHER_WIDTH)), options
 
 
@@ -364,14 +479,44 @@ def margin(rng: np.random.Generator) -> tuple[Any, ...]:
     return _batch(rng)[:2], {"margin": 0.25}
 
 
+@_problem("hinge_margin_loss")
+def pairs_that_are_no_negative(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Means over the negatives that a mask leaves; image 1 and text 3 have none and add nothing."""
+    return _batch(rng)[:2], {"margin": 0.75, "pair_mask": _pair_mask(rng)}
+
+
+@_problem("weighted_sum")
+def three_terms(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A step with a temperature per anchor, InfoNCE and the hinge; parameters stay apart."""
+    image, text, *states = _batch(rng)
+    step = contrastive_step(image, text, *states, temperature=tuple(rng.uniform(0.2, 0.8, size=(2, BATCH))))
+    clip, hinge = info_nce(image, text, temperature=0.5), hinge_margin_loss(image, text, margin=0.25)
+    return tuple((weight, _arrays(term)) for weight, term in ((0.75, step), (-0.5, clip), (2.0, hinge))), {}
+
+
+def _arrays(result: Any) -> Any:
+    """Turn the fields of a result into arrays."""
+    if isinstance(result, tuple):
+        parts = [_arrays(part) for part in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    return np.asarray(result, dtype=np.float64)
+
+
 @_problem("select_top_excess")
 def top_three(rng: np.random.Generator) -> tuple[Any, ...]:
     """The three samples of largest excess loss."""
     return (_losses(rng)[0], _losses(rng)[0]), {"k": 3}
 
 
-def _logits(rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    return rng.normal(size=(SAMPLES, SAMPLES)), rng.normal(size=(SAMPLES, SAMPLES))
+@_problem("select_top_excess")
+def ties_and_a_weight(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A reference weight of 2; among equals the lower index comes first."""
+    loss = rng.integers(0, 3, size=SAMPLES).astype(np.float64)
+    return (loss, rng.integers(0, 2, size=SAMPLES).astype(np.float64)), {"k": 4, "reference_weight": 2.0}
+
+
+def _logits(rng: np.random.Generator, scale: float = 1.0) -> tuple[FloatArray, FloatArray]:
+    return scale * rng.normal(size=(SAMPLES, SAMPLES)), scale * rng.normal(size=(SAMPLES, SAMPLES))
 
 
 @_problem("select_jest")
@@ -381,9 +526,75 @@ def top_k(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 @_problem("select_jest")
+def scale_100(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Logits of a trained model; a noise that matters little."""
+    return _logits(rng, 100.0), {"k": 4, "num_chunks": 2, "gumbel": rng.gumbel(size=(2, SAMPLES))}
+
+
+@_problem("select_jest")
 def with_noise(rng: np.random.Generator) -> tuple[Any, ...]:
     """With given Gumbel noise."""
     return _logits(rng), {"k": 4, "num_chunks": 2, "gumbel": rng.gumbel(size=(2, SAMPLES))}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Theory
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@_problem("excess_variance")
+def over_pairs_and_anchors(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Anchors with unequally many pairs, one of them with a single one."""
+    losses = (np.where(_masks(), rng.normal(size=(SLICES, SAMPLES)), np.nan) for _ in range(2))
+    return tuple(losses), {"reference_weight": 0.5, "where": _masks()}
+
+
+@_problem("effective_sample_size")
+def between_one_and_n(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Uneven, uniform and one-hot weights."""
+    weights = rng.dirichlet(np.ones(SAMPLES), size=SLICES)
+    weights[1], weights[2] = 1.0 / SAMPLES, np.arange(SAMPLES) == 3
+    return (weights,), {}
+
+
+@_problem("log_mean_exp_bias")
+def batches_of_two(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Batches along the first axis, which leave one sample over."""
+    return (rng.normal(size=(SLICES, SAMPLES)),), {"batch_size": 2, "temperature": 0.5, "axis": 0}
+
+
+@_problem("generalization_bound")
+def the_best_of_some(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A minimum over models that is neither the smallest risk nor the smallest variance."""
+    risk = np.array([1.0, 0.75, 0.5, 0.25, 0.125, 0.0]) + 0.01 * rng.normal(size=SAMPLES)
+    variance = np.array([0.0, 0.01, 0.25, 4.0, 9.0, 25.0])
+    return (risk, variance), {"radius": 0.125, "num_samples": 50, "c1": 1.5, "c2": 2.0}
+
+
+@_problem("generalization_bound")
+def the_form_alone(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Without constants."""
+    return (rng.gamma(2.0, size=SAMPLES), rng.gamma(2.0, size=SAMPLES)), {"radius": 0.125, "num_samples": 50}
+
+
+def _scaling(rng: np.random.Generator, floor: float, noise: float) -> tuple[FloatArray, FloatArray]:
+    """Compute and error of nine runs; numbers beside the law where they do not count."""
+    compute = np.logspace(0.0, 4.0, 9)
+    return compute, (floor + 0.5 * compute**-0.25) * np.exp(noise * rng.normal(size=9))
+
+
+@_problem("fit_scaling_law")
+def a_line(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A power law without a floor; two points are not fitted. Intervals are random and are not compared."""
+    compute, error = _scaling(rng, 0.0, 0.05)
+    where = np.arange(9) % 5 != 2
+    return (compute, np.where(where, error, np.nan)), {"where": where, "num_resamples": 2}
+
+
+@_problem("fit_scaling_law")
+def a_floor(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A power law above a floor, without noise. Intervals are not compared."""
+    return _scaling(rng, 0.125, 0.0), {"with_floor": True, "num_resamples": 2}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -445,11 +656,11 @@ def average_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[st
     """What the exponents are exact to: 1 + largest excess / temperature + |log u|."""
     loss, reference_loss, _ = arguments.positional
     options = arguments.options
-    excess = np.abs(loss - options.get("reference_weight", 1.0) * reference_loss)
+    excess = np.abs(loss - options.get("reference_weight", 1.0) * reference_loss)[options.get("where", ...)]
     size = 1.0 + float(np.max(excess)) / options["temperature"] + abs(float(expected["log_inner"]))
     return {
         "risk": size * options["temperature"],
-        "weights": size * np.max(expected["weights"]),
+        "weights": size * max(float(np.max(expected["weights"])), 1.0 / loss.size),  # a memory may leave all at 0
         "log_inner": size,
     }
 
@@ -483,8 +694,13 @@ def step_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
         f"{sides[0]}_gradient": gradient,
         f"{sides[1]}_gradient": gradient,
         "temperature_gradient": slope,
-        **{name: np.maximum(1.0, np.abs(expected[name])) for name in (f"log_inner_{side}" for side in sides)},
+        **{name: _state_scale(expected[name]) for name in (f"log_inner_{side}" for side in sides)},
     }
+
+
+def _state_scale(state: FloatArray) -> FloatArray:
+    """max(1, |log u|), and 1 where nothing was visited."""
+    return np.where(np.isfinite(state), np.maximum(1.0, np.abs(state)), 1.0)
 
 
 def _twice(options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -535,6 +751,51 @@ def value_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str,
     return {"value": max(1.0, float(np.max(np.abs(expected["value"]))))}
 
 
+def estimator_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """What is copied, against max(1, its size)."""
+    del arguments
+    return {name: tuple(map(_state_scale, pair)) for name, pair in expected.items()}
+
+
+def sum_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """A sum against the sum of its terms' largest entries."""
+
+    def size(name: str) -> float:
+        return math.fsum(
+            abs(weight) * float(np.max(np.abs(getattr(term, name)))) for weight, term in arguments.positional
+        )
+
+    scales: dict[str, Any] = {name: size(name) for name in ("loss", "image_gradient", "text_gradient")}
+    for name in expected:
+        if name not in scales:
+            scales[name] = _largest_of(expected[name])
+    return scales
+
+
+def _largest_of(value: Any) -> Any:
+    return tuple(map(_largest_of, value)) if isinstance(value, tuple) else float(np.max(np.abs(value)))
+
+
+def variance_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Variances against the largest square of an excess loss."""
+    loss, reference_loss = arguments.positional
+    excess = np.where(arguments.options["where"], loss - arguments.options["reference_weight"] * reference_loss, 0.0)
+    return dict.fromkeys(expected, float(np.max(excess**2)))
+
+
+def bias_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """A difference of risks against temperature + largest loss."""
+    return dict.fromkeys(expected, arguments.options["temperature"] + float(np.max(np.abs(arguments.positional[0]))))
+
+
+def fit_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The prefactor against itself times the span of log C, a floor against the smallest error, the rest against 1."""
+    compute, error = arguments.positional
+    counted = arguments.options.get("where", np.ones(len(compute), dtype=bool))
+    prefactor = float(expected["prefactor"]) * (1.0 + float(np.max(np.abs(np.log(compute[counted])))))
+    return dict.fromkeys(expected, 1.0) | {"prefactor": prefactor, "floor": float(np.min(error[counted]))}
+
+
 def index_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Indices are right or wrong."""
     del arguments, expected
@@ -548,6 +809,7 @@ SCALES: dict[str, Callable[[Arguments, Mapping[str, Any]], dict[str, Any]]] = {
     "moving_average_kl": average_scales,
     "contrastive_step": step_scales,
     "unimodal_contrastive_step": step_scales,
+    "InnerEstimator": estimator_scales,
     "scent_gamma": value_scales,
     "cosine_gamma": value_scales,
     "recommended_gamma_min": value_scales,
@@ -555,8 +817,14 @@ SCALES: dict[str, Callable[[Arguments, Mapping[str, Any]], dict[str, Any]]] = {
     "sigmoid_loss": loss_scales,
     "distillation_loss": loss_scales,
     "hinge_margin_loss": loss_scales,
+    "weighted_sum": sum_scales,
     "select_top_excess": index_scales,
     "select_jest": index_scales,
+    "excess_variance": variance_scales,
+    "effective_sample_size": value_scales,
+    "log_mean_exp_bias": bias_scales,
+    "generalization_bound": value_scales,
+    "fit_scaling_law": fit_scales,
 }
 FUNCTIONS = tuple(SCALES)
 SINGLE = {name: "value" for name, scales in SCALES.items() if scales is value_scales} | {
@@ -575,6 +843,112 @@ def bound(function: str, arguments: Arguments, dtype: str) -> float:
     if function in ("worst_case", "drrho_risk"):
         return {"float64": 1e-10, "float32": 1e-5}[dtype]
     unit = {"float64": 1e-12, "float32": 5e-6}[dtype]
+    if function == "fit_scaling_law" and arguments.options.get("with_floor"):
+        # A search: the misfit is flat to the square root of the dtype's epsilon around its minimum.
+        return {"float64": 1e-6, "float32": 1e-3}[dtype]
     temperature = arguments.options.get("temperature", 1.0)
     coldest = min(float(np.min(side)) for side in (temperature if isinstance(temperature, tuple) else (temperature,)))
     return max(1.0, 0.1 / coldest) * unit
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is more than one call, or gives more than is compared
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _tell_the_story(
+    estimator_class: Any,
+    num_samples: int,
+    index: Any,
+    log_inner_image: Any,
+    log_inner_text: Any,
+    num_samples_grown: int,
+    later_index: Any,
+    later_image: Any,
+    later_text: Any,
+    /,
+) -> dict[str, Any]:
+    """Use an estimator as a training run does."""
+
+    def method(owner: Any, name: str) -> Any:
+        if not hasattr(owner, name):
+            raise NotImplementedError(f"no method {name}")
+        return getattr(owner, name)
+
+    estimator = estimator_class(num_samples, like=log_inner_image)
+    fresh = method(estimator, "gather")(index)
+    estimator = method(estimator, "scatter")(index, log_inner_image, log_inner_text)
+    visited = method(estimator, "gather")(index)
+    estimator = method(estimator, "grow")(num_samples_grown)
+    estimator = estimator.scatter(later_index, later_image, later_text)
+    state = method(estimator, "state_dict")()
+    copied = estimator_class(num_samples_grown, like=log_inner_image)
+    method(copied, "load_state_dict")(state)
+    return {
+        "fresh": tuple(fresh),
+        "visited": tuple(visited),
+        "state": (state["log_inner_image"], state["log_inner_text"]),
+        "copied": tuple(copied.gather(later_index)),
+    }
+
+
+def _add_up(weighted_sum: Any, *terms: Any) -> dict[str, Any]:
+    """Give every parameter gradient a name of its own."""
+    answer = weighted_sum(*terms)
+    found = {
+        name: answer[name] if isinstance(answer, Mapping) else getattr(answer, name, None)
+        for name in ("loss", "image_gradient", "text_gradient", "parameter_gradients")
+    }
+    for position, gradients in enumerate(found.pop("parameter_gradients") or ()):
+        for name, value in gradients.items():
+            found[f"parameter_gradients[{position}].{name}"] = value
+    return {name: value for name, value in found.items() if value is not None}
+
+
+STORIES: dict[str, Callable[..., Any]] = {"InnerEstimator": _tell_the_story, "weighted_sum": _add_up}
+COMPARED = {"fit_scaling_law": ("prefactor", "exponent", "floor", "residual", "fitted")}
+
+
+def names_of_arguments(problem: Problem, oracle: Callable[..., Any], count: int) -> list[str]:
+    """Return the names of the positional arguments."""
+    function = STORIES.get(problem.function, oracle)
+    parameters = [*inspect.signature(function).parameters.values()][1 if problem.function in STORIES else 0 :]
+    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return [f"{parameters[0].name}[{position}]" for position in range(count)]
+    return [parameter.name for parameter in parameters[:count]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stored numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _enter_extremes() -> None:
+    """Enter the problems of ``_extremes.json``."""
+
+    def number(value: Any) -> Any:
+        return [number(one) for one in value] if isinstance(value, list) else float(value)
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, dict):
+            return SetOf(value["set"], value["parameters"]) if "set" in value else np.array(number(value["array"]))
+        return value
+
+    def always(arguments: tuple[Any, ...]) -> Draw:
+        return lambda _: arguments
+
+    def field(name: str, value: Any) -> Any:
+        return tuple(map(np.array, value)) if name == "dual" else np.array(value, dtype=np.float64)
+
+    for entry in json.loads(Path(__file__).with_name("_extremes.json").read_text(encoding="utf-8")):
+        arguments = tuple(map(argument, entry["positional"])), entry["options"]
+        stored = Stored(
+            {name: field(name, value) for name, value in entry["expected"].items()},
+            {name: field(name, value) for name, value in entry["scales"].items()} if "scales" in entry else None,
+        )
+        rows = tuple(entry["rows"])
+        name, sentence = entry["name"], entry["sentence"]
+        PROBLEMS.append(Problem(entry["function"], name, sentence, always(arguments), rows, stored))
+
+
+_enter_extremes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ import drrho_reference.estimator
 import drrho_reference.losses
 import drrho_reference.risk
 import drrho_reference.selection
+import drrho_reference.theory
 import drrho_reference.unimodal
 from drrho_reference._cases import Arguments, Problem, SetOf
 from drrho_reference._checks import FloatArray
 
 PASSED, FAILED, NOT_GIVEN, NOT_SUPPORTED, ERROR = "passed", "failed", "not given", "not supported", "error"
+INCOMPLETE = "incomplete"
 _MODULES = (
     drrho_reference.ambiguity,
     drrho_reference.risk,
@@ -35,6 +37,7 @@ _MODULES = (
     drrho_reference.estimator,
     drrho_reference.losses,
     drrho_reference.selection,
+    drrho_reference.theory,
 )
 
 
@@ -56,6 +59,9 @@ class Field:
         What ``relative`` may be.
     note : str
         What went wrong, in words, where numbers do not say it.
+    at : tuple of int
+        Where in the field the error is largest; of a pair the first number says which side. Empty where nothing was
+        compared, or the field is a number.
     """
 
     name: str
@@ -64,11 +70,12 @@ class Field:
     ulps: float | None
     bound: float
     note: str = ""
+    at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem in one dtype: the function, the case's name and sentence, and its fields."""
+    """One problem, or one row of it, in one dtype: function, the case's name and sentence, and its fields."""
 
     function: str
     name: str
@@ -93,10 +100,21 @@ class Report:
     not_given: tuple[str, ...] = ()
 
     @property
+    def verdict(self) -> str:
+        """Say how it went: ``"passed"``, ``"failed"`` or ``"incomplete"``.
+
+        ``"passed"`` where every field of every case is right; ``"failed"`` where one is wrong or something was raised;
+        ``"incomplete"`` where nothing is wrong, but a field was not given or an option not supported.
+        """
+        verdicts = {field.verdict for case in self.cases for field in case.fields}
+        if verdicts & {FAILED, ERROR}:
+            return FAILED
+        return PASSED if verdicts == {PASSED} else INCOMPLETE
+
+    @property
     def passed(self) -> bool:
-        """True where nothing failed or raised, and at least one field passed."""
-        verdicts = [field.verdict for case in self.cases for field in case.fields]
-        return PASSED in verdicts and FAILED not in verdicts and ERROR not in verdicts
+        """True where every field of every case is right; what is not given or not supported has not passed."""
+        return self.verdict == PASSED
 
     def table(self) -> str:
         """Return plain text: per function and dtype the counts of verdicts and the worst error, then what is wrong."""
@@ -121,7 +139,7 @@ class Report:
             lines.append(line)
         lines += [
             f"{field.verdict}: {case.function}, {case.name}, {case.dtype}: {field.name}"
-            + (f": {field.note}" if field.note else f": {field.relative:.1e}, allowed {field.bound:.1e}")
+            + (f": {field.note}" if field.note else _how_far(field))
             for case in self.cases
             for field in case.fields
             if field.verdict in (FAILED, ERROR)
@@ -148,6 +166,7 @@ class Report:
 
         return {
             "passed": self.passed,
+            "verdict": self.verdict,
             "not_given": list(self.not_given),
             "cases": [
                 {
@@ -160,6 +179,12 @@ class Report:
                 for case in self.cases
             ],
         }
+
+
+def _how_far(field: Field) -> str:
+    """Tell the error of a failed field: relative, in ulps, and where."""
+    where = f" at {list(field.at)}" if field.at else ""
+    return f": {field.relative:.1e} ({field.ulps:.2g} ulps), allowed {field.bound:.1e}{where}"
 
 
 def check(
@@ -188,7 +213,7 @@ def check(
     Returns
     -------
     Report
-        ``passed``, ``table()``, ``to_json()`` and all the cases.
+        ``passed``, ``verdict``, ``table()``, ``to_json()`` and all the cases.
 
     Raises
     ------
@@ -203,7 +228,9 @@ def check(
     is summed before it cancels: a feature gradient against the largest sum of weights, a loss against max(its size,
     temperature), a state log u against max(1, its size), a risk against the largest loss, weights against the largest
     weight; of (nu, s) the value that they certify is compared. A missing field is "not given", a refused option or a
-    ``NotImplementedError`` is "not supported"; neither counts as passed.
+    ``NotImplementedError`` is "not supported"; neither is a failure, and neither counts as passed. A problem that asks
+    for many slices at once is one call and a case for every row. Extremes, which leave float64's range in the linear
+    domain, are compared with stored numbers that mpmath has worked out.
 
     Examples
     --------
@@ -226,16 +253,18 @@ def check(
         raise ValueError("dtypes must hold at least one dtype, got none")
     functions, own_sets = _found(implementation)
     done = tuple(
-        _run(problem, functions[problem.function], own_sets, xp, device, dtype)
+        case
         for dtype in names
-        for problem in _ordered()
+        for problem in ordered_problems()
         if problem.function in functions
+        for case in _run(problem, functions[problem.function], own_sets, xp, device, dtype)
     )
     several = len(functions) > 1 or not callable(implementation)
     return Report(done, tuple(name for name in cases.FUNCTIONS if several and name not in functions))
 
 
-def _ordered() -> list[Problem]:
+def ordered_problems() -> list[Problem]:
+    """Return all problems, function by function."""
     return sorted(cases.PROBLEMS, key=lambda problem: cases.FUNCTIONS.index(problem.function))
 
 
@@ -266,14 +295,14 @@ def _found(implementation: Any) -> tuple[dict[str, Callable[..., Any]], dict[str
 
 def _run(
     problem: Problem, function: Callable[..., Any], own_sets: Mapping[str, Any], xp: Any, device: Any, dtype: str
-) -> Case:
-    """Ask the oracle and the implementation, and compare."""
-    arguments, expected, scales = _answer(problem, dtype)
-    bound = cases.bound(problem.function, arguments, dtype)
+) -> list[Case]:
+    """Ask the oracle and the implementation, and compare; a problem with named rows becomes a case for each."""
+    question = answered(problem, dtype)
+    arguments, expected = question.arguments, question.expected
 
-    def everywhere(verdict: str, note: str) -> Case:
-        fields = tuple(Field(name, verdict, None, None, bound, note) for name in expected)
-        return Case(problem.function, problem.name, problem.sentence, dtype, fields)
+    def everywhere(verdict: str, note: str) -> list[Case]:
+        fields = tuple(Field(name, verdict, None, None, question.bound, note) for name in expected)
+        return _cases(problem, dtype, [fields] * max(1, len(problem.rows)))
 
     asked = {**arguments.options, **arguments.how}
     refused = _refused(function, asked)
@@ -287,16 +316,19 @@ def _run(
         if isinstance(value, SetOf):
             return own_sets[value.name](**value.parameters) if own_sets else cases.oracle_set(value)
         if isinstance(value, tuple):
-            return tuple(map(given, value))
+            return _rebuilt(value, map(given, value))
         if isinstance(value, np.ndarray):
+            place = {} if device is None else {"device": device}
+            if value.dtype.kind in "iu":  # the library's own integers
+                return xp.asarray(value.tolist(), **place)
             boolean = xp.bool if hasattr(xp, "bool") else xp.bool_
             kind = boolean if value.dtype == np.bool_ else getattr(xp, dtype)
-            place = {} if device is None else {"device": device}
             return xp.asarray(value.tolist(), dtype=kind, **place)
         return value
 
     try:
-        answer = function(*map(given, arguments.positional), **{name: given(value) for name, value in asked.items()})
+        call = functools.partial(cases.STORIES[problem.function], function) if _is_story(problem) else function
+        answer = call(*map(given, arguments.positional), **{name: given(value) for name, value in asked.items()})
     except NotImplementedError as error:
         return everywhere(NOT_SUPPORTED, _one_line(error))
     except TypeError as error:
@@ -305,32 +337,74 @@ def _run(
     except Exception as error:  # whatever a user's function raises is a finding, not the end of the report
         return everywhere(ERROR, _one_line(error))
 
-    fields = []
-    for name, wanted in expected.items():
-        value = _field(answer, name, single=problem.function in cases.SINGLE)
-        if value is None:
-            fields.append(Field(name, NOT_GIVEN, None, None, bound))
-            continue
-        try:
-            got = _to_numpy(value)
-            if name == "dual":
-                got, wanted = _certificate(arguments, got, expected)
-        except Exception as error:  # not an array, say
-            fields.append(Field(name, ERROR, None, None, bound, _one_line(error)))
-            continue
-        fields.append(_compare(name, got, wanted, scales[name], bound, dtype))
-    return Case(problem.function, problem.name, problem.sentence, dtype, tuple(fields))
+    rows: list[list[Field]] = [[] for _ in range(max(1, len(problem.rows)))]
+    for name in expected:
+        for row, field in zip(rows, _fields(problem, question, answer, name, dtype), strict=True):
+            row.append(field)
+    return _cases(problem, dtype, [tuple(row) for row in rows])
+
+
+def _cases(problem: Problem, dtype: str, rows: Sequence[tuple[Field, ...]]) -> list[Case]:
+    """Name the rows of a problem."""
+    names = [problem.row_name(row) for row in problem.rows] or [problem.name]
+    return [
+        Case(problem.function, name, problem.sentence, dtype, fields) for name, fields in zip(names, rows, strict=True)
+    ]
+
+
+def _is_story(problem: Problem) -> bool:
+    return problem.function in cases.STORIES
+
+
+def _fields(problem: Problem, question: Question, answer: Any, name: str, dtype: str) -> list[Field]:
+    """Compare one field: one verdict, or one for each row of the problem."""
+    count, bound = max(1, len(problem.rows)), question.bound
+    value = _field(answer, name, single=problem.function in cases.SINGLE)
+    if value is None:
+        return [Field(name, NOT_GIVEN, None, None, bound)] * count
+    wanted, scale = question.expected[name], question.scales[name]
+    try:
+        got = _to_numpy(value)
+        if name == "dual":
+            got, wanted = _certificate(question.arguments, got, question.expected)
+    except Exception as error:  # not an array, say
+        return [Field(name, ERROR, None, None, bound, _one_line(error))] * count
+    if not problem.rows or np.shape(got) != np.shape(wanted):
+        return [_compare(name, got, wanted, scale, bound, dtype)] * count
+    axis = 1 if name == "weights" and question.arguments.options.get("axis") == 0 else 0
+    found = []
+    for row in range(count):
+        here, there, size = (
+            np.take(one, row, axis=axis) for one in (got, wanted, np.broadcast_to(scale, wanted.shape))
+        )
+        found.append(_compare(name, here, there, size, bound, dtype))
+    return found
+
+
+def _rebuilt(value: Any, parts: Iterable[Any]) -> Any:
+    """Return a tuple of the same kind; one with named fields keeps its class."""
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem in one dtype with the oracle's answer: arguments, fields, what errors are measured against, bound."""
+
+    arguments: Arguments
+    expected: Mapping[str, Any]
+    scales: Mapping[str, Any]
+    bound: float
 
 
 @functools.cache
-def _answer(problem: Problem, dtype: str) -> tuple[Arguments, dict[str, Any], dict[str, Any]]:
-    """Return the arguments after rounding to the dtype, the oracle's fields, and what errors are measured against."""
+def answered(problem: Problem, dtype: str) -> Question:
+    """Round the arguments to the dtype and answer: the oracle, or the stored numbers."""
     drawn = problem.arguments()
 
     def rounded(value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(map(rounded, value))
-        if isinstance(value, np.ndarray) and value.dtype != np.bool_:
+            return _rebuilt(value, map(rounded, value))
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
             return value.astype(dtype).astype(np.float64)
         return float(np.dtype(dtype).type(value)) if isinstance(value, float) else value
 
@@ -339,15 +413,28 @@ def _answer(problem: Problem, dtype: str) -> tuple[Arguments, dict[str, Any], di
         {name: rounded(value) for name, value in drawn.options.items()},
         drawn.how,
     )
-    oracle = next(getattr(module, problem.function) for module in _MODULES if hasattr(module, problem.function))
+    expected = problem.stored.expected if problem.stored else _of_the_oracle(problem, arguments)
+    scales = problem.stored.scales if problem.stored and problem.stored.scales else None
+    if scales is None:
+        scales = cases.SCALES[problem.function](arguments, expected)
+    return Question(arguments, expected, scales, cases.bound(problem.function, arguments, dtype))
+
+
+def oracle_of(problem: Problem) -> Callable[..., Any]:
+    """Return the oracle's function."""
+    found = next(getattr(module, problem.function) for module in _MODULES if hasattr(module, problem.function))
+    return functools.partial(cases.STORIES[problem.function], found) if _is_story(problem) else found
+
+
+def _of_the_oracle(problem: Problem, arguments: Arguments) -> dict[str, Any]:
+    """Ask the oracle; return its fields."""
     positional = [cases.oracle_set(one) if isinstance(one, SetOf) else one for one in arguments.positional]
     positional = [float(one) if isinstance(one, np.ndarray) and one.ndim == 0 else one for one in positional]
-    answer = oracle(*positional, **arguments.options)
+    answer = oracle_of(problem)(*positional, **arguments.options)
     if problem.function in cases.SINGLE:
-        expected = {cases.SINGLE[problem.function]: np.asarray(answer, dtype=np.float64)}
-    else:
-        expected = answer._asdict()
-    return arguments, expected, cases.SCALES[problem.function](arguments, expected)
+        return {cases.SINGLE[problem.function]: np.asarray(answer, dtype=np.float64)}
+    fields = dict(answer) if isinstance(answer, dict) else answer._asdict()
+    return {name: fields[name] for name in cases.COMPARED.get(problem.function, fields)}
 
 
 def _refused(function: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
@@ -396,19 +483,22 @@ def _compare(name: str, got: Any, wanted: Any, scale: Any, bound: float, dtype: 
         if not isinstance(got, tuple) or len(got) != len(wanted):
             return Field(name, FAILED, np.inf, np.inf, bound, "a pair of arrays was expected")
         parts = [_compare(name, *three, bound, dtype) for three in zip(got, wanted, scale, strict=True)]
-        return max(parts, key=lambda part: (part.verdict == FAILED, part.relative or 0.0))
+        side = max(range(len(parts)), key=lambda one: (parts[one].verdict == FAILED, parts[one].relative or 0.0))
+        return replace(parts[side], at=(side, *parts[side].at))
     if isinstance(got, tuple):
         got = np.asarray(got)
     if np.shape(got) != np.shape(wanted):
         note = f"shape {np.shape(wanted)} was expected, got {np.shape(got)}"
         return Field(name, FAILED, np.inf, np.inf, bound, note)
     here, there, size = np.broadcast_arrays(got, wanted, scale)
-    differ = here != there  # log u of what was never visited is -inf on both sides
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        errors = np.abs(here[differ] - there[differ]) / size[differ]
-    worst = float(np.max(np.where(np.isnan(errors), np.inf, errors), initial=0.0))
+        errors = np.abs(here - there) / size
+    errors = np.where(here == there, 0.0, errors)  # log u of what was never visited is -inf on both sides
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    worst = float(np.max(errors, initial=0.0))
     verdict = PASSED if worst <= bound else FAILED
-    return Field(name, verdict, worst, worst / float(np.finfo(dtype).eps), bound)
+    at = tuple(int(i) for i in np.unravel_index(np.argmax(errors), errors.shape)) if errors.size else ()
+    return Field(name, verdict, worst, worst / float(np.finfo(dtype).eps), bound, at=at)
 
 
 def _one_line(error: BaseException) -> str:

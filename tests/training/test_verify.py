@@ -36,6 +36,17 @@ def test_a_failed_case_is_exit_code_1(
     assert json.loads(out.read_text())["numpy"]["passed"] is False
 
 
+@pytest.mark.parametrize("missing", ["cosine_gamma", "CVaR"])
+def test_what_is_missing_has_not_passed(
+    missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(drrho_core, missing)
+    assert main(["verify", "--backend", "numpy"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("numpy on cpu: INCOMPLETE\n")
+    assert f"not given: {missing}" in printed or f"not supported: worst_case: no {missing}" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
