@@ -137,6 +137,7 @@ class ContrastiveLoss(nn.Module):
         *,
         reference_features: tuple[Tensor, Tensor] | None = None,
         pair_mask: Tensor | None = None,
+        temperature: float | Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Return the loss of a batch, differentiable in features and temperature, and update the estimates.
 
@@ -150,6 +151,9 @@ class ContrastiveLoss(nn.Module):
             Image and text features of the frozen reference model; r may differ from d. None: SogCLR / FastCLIP.
         pair_mask : tensor of bool, shape (b, b), optional
             Entry (i, j) False: text j is not a negative of image i, nor image i one of text j.
+        temperature : float, tensor of shape () or pair of tensors of shape (b,), optional
+            In place of the module's, > 0: one per image anchor and one per text anchor, say the rows of `sample_index`
+            in tables that are learned. Tensors get their gradients; they carry the 1/2b of the mean over anchors.
 
         Returns
         -------
@@ -169,6 +173,7 @@ class ContrastiveLoss(nn.Module):
         _checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
         _checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
         rows = sample_index.to(torch.int64)
+        tau = self.temperature if temperature is None else temperature
         # A product in half precision is no use below a temperature of 0.1, so autocast stays outside.
         with torch.autocast(self.log_inner_image.device.type, enabled=False):
             images, texts, references = _wide(image_features, text_features, reference_features)
@@ -178,7 +183,7 @@ class ContrastiveLoss(nn.Module):
                     texts.detach(),
                     self.log_inner_image[rows],
                     self.log_inner_text[rows],
-                    temperature=_detached(self.temperature),
+                    temperature=_detached(tau),
                     # As a tensor gamma is no constant of the compiled graph: a schedule compiles nothing again.
                     gamma=self._gamma_tensor if torch.compiler.is_compiling() else self._gamma,
                     reference_features=references,
@@ -191,8 +196,11 @@ class ContrastiveLoss(nn.Module):
                     xp=_XP,
                 )
             inputs, gradients = [images, texts], [step.image_gradient, step.text_gradient]
-            if isinstance(self.temperature, Tensor):
-                inputs.append(self.temperature)
+            if isinstance(tau, (tuple, list)):
+                inputs += tau
+                gradients += step.temperature_gradient
+            elif isinstance(tau, Tensor):
+                inputs.append(tau)
                 gradients.append(step.temperature_gradient)
             loss = _with_gradients(step.loss, inputs, gradients)
         if self.training and torch.is_grad_enabled():
@@ -312,6 +320,9 @@ def _check_world_size() -> None:
 
 
 def _detached(value: Any) -> Any:
+    """Cut a tensor, or the members of a pair, loose from autograd; numbers stay as they are."""
+    if isinstance(value, (tuple, list)):
+        return tuple(member.detach() if isinstance(member, Tensor) else member for member in value)
     return value.detach() if isinstance(value, Tensor) else value
 
 

@@ -17,7 +17,7 @@ from drrho_jax import ContrastiveState, contrastive_loss, drrho_risk, init_state
 from jax.test_util import check_grads  # noqa: E402
 
 import drrho_core  # noqa: E402
-from drrho_core import ChiSquareBall, CVaR, KLBall, KLPenalty  # noqa: E402
+from drrho_core import ChiSquareBall, CVaR, KLBall, KLPenalty, contrastive_step  # noqa: E402
 
 B, D, R, N = 5, 4, 3, 11
 INDEX = [7, 0, 10, 4, 2]
@@ -221,6 +221,32 @@ def test_check_grads_without_memory(visited: bool, extras: bool) -> None:
 
     arguments = (problem.images[rows], problem.texts[rows], temperature)
     check_grads(jax.jit(function), arguments, order=1, modes=["rev"], atol=1e-8, rtol=1e-8, eps=1e-5)
+
+
+def test_temperatures_of_their_own_get_the_closed_form() -> None:
+    """Tables of all samples, gathered inside: the step's gradient arrives in the batch's rows, 0 elsewhere."""
+    problem = draw()
+    tables = jnp.asarray(np.random.default_rng(1).uniform(0.2, 0.8, (2, N)))
+
+    @jax.jit
+    @jax.grad
+    def gradient(tables: Any) -> Any:
+        rows = tables[:, problem.index]
+        options = {"temperature": (rows[0], rows[1]), "gamma": 0.7, "radius": 0.4}
+        return 3.0 * contrastive_loss(problem.state, problem.images, problem.texts, problem.index, **options)[0]
+
+    step = contrastive_step(
+        problem.images,
+        problem.texts,
+        *(side[problem.index] for side in problem.state),
+        temperature=tuple(tables[:, problem.index]),
+        gamma=0.7,
+        radius=0.4,
+    )
+    expected = np.zeros((2, N))
+    expected[:, np.asarray(problem.index)] = 3.0 * np.stack(step.temperature_gradient)
+    np.testing.assert_allclose(gradient(tables), expected, rtol=1e-12, atol=1e-14)
+    assert np.count_nonzero(expected) == 2 * B
 
 
 def test_the_whole_data_set_without_memory_is_the_objective() -> None:

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from drrho_torch import ContrastiveLoss, drrho_risk  # noqa: E402
 
-from drrho_core import ChiSquareBall, CVaR, KLBall, KLPenalty  # noqa: E402
+from drrho_core import ChiSquareBall, CVaR, KLBall, KLPenalty, contrastive_step  # noqa: E402
 
 B, D, R, N = 5, 4, 3, 11
 INDEX = [7, 0, 10, 4, 2]
@@ -207,6 +207,27 @@ def test_gradcheck_without_memory(visited: bool, extras: bool) -> None:
     assert torch.autograd.gradcheck(function, (*inputs, temperature), eps=1e-6, atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "reference, mask, eps, radius"])
+def test_gradcheck_of_a_temperature_per_anchor(extras: bool) -> None:
+    problem = Problem.draw()
+    options = {"eps": 0.1, "radius": 0.3, "reference_weight": 0.7} if extras else {}
+    module = problem.module(temperature=0.9, gamma=1.0, **options).eval()
+
+    def function(images: Any, texts: Any, image_table: Any, text_table: Any) -> Any:
+        return module(
+            images,
+            texts,
+            problem.index,
+            reference_features=problem.references if extras else None,
+            pair_mask=problem.pair_mask if extras else None,
+            temperature=(image_table[problem.index], text_table[problem.index]),
+        )
+
+    tables = torch.tensor(np.random.default_rng(1).uniform(0.2, 0.8, (2, N)))
+    inputs = [x.clone().requires_grad_() for x in (problem.images, problem.texts, *tables)]
+    assert torch.autograd.gradcheck(function, inputs, eps=1e-6, atol=1e-8, rtol=1e-6)
+
+
 def test_the_whole_data_set_without_memory_is_the_objective() -> None:
     problem = Problem.draw()
     weight, radius = 0.8, 0.4
@@ -313,6 +334,57 @@ def test_a_tensor_is_a_buffer_and_gets_its_gradient() -> None:
     module(problem.images, problem.texts, problem.index).backward()
     assert temperature.grad is not None
     assert temperature.grad.dtype == torch.float64
+
+
+def test_a_call_may_bring_its_own_temperature() -> None:
+    """A number, a tensor or a pair, in place of the module's: the same loss as of a module that was built with it."""
+    problem = Problem.draw()
+    own = torch.nn.Parameter(torch.tensor(0.9, dtype=torch.float64))
+    for given, same in ((0.3, 0.3), (torch.tensor(0.3), 0.3), ([torch.full((B,), 0.3)] * 2, 0.3), (None, 0.9)):
+        results = []
+        for module, options in (
+            (problem.module(temperature=own, radius=0.5), {"temperature": given}),
+            (problem.module(temperature=same, radius=0.5), {}),
+        ):
+            images = problem.images.clone().requires_grad_()
+            loss = module(images, problem.texts, problem.index, **options)
+            loss.backward()
+            results.append([loss.detach(), images.grad, module.log_inner_image, module.log_inner_text])
+        for one, other in zip(*results, strict=True):
+            # The tensors are float32: 0.3 is another number there.
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+        assert (own.grad is not None) == (given is None)  # the module's own was used where nothing was given
+
+
+def test_temperatures_of_their_own_get_the_closed_form() -> None:
+    """What arrives at the tables of all samples is `contrastive_step`'s gradient, in the batch's rows only."""
+    problem = Problem.draw()
+    tables = torch.tensor(np.random.default_rng(1).uniform(0.2, 0.8, (2, N)), requires_grad=True)
+    module = problem.module(radius=0.4, temperature=0.9)
+    rows = tables[:, problem.index]
+    (3.0 * module(problem.images, problem.texts, problem.index, temperature=(rows[0], rows[1]))).backward()
+    step = contrastive_step(
+        problem.images,
+        problem.texts,
+        *(state[problem.index] for state in problem.log_inner),
+        temperature=tuple(rows.detach()),
+        gamma=0.7,
+        radius=0.4,
+    )
+    expected = torch.zeros_like(tables)
+    expected[:, problem.index] = 3.0 * torch.stack(list(step.temperature_gradient))
+    torch.testing.assert_close(tables.grad, expected, rtol=1e-14, atol=0)
+    assert torch.count_nonzero(expected) == 2 * B
+
+
+def test_one_table_for_both_sides() -> None:
+    problem = Problem.draw()
+    module = problem.module(radius=0.4)
+    table = torch.full((B,), 0.3, dtype=torch.float64, requires_grad=True)
+    module(problem.images, problem.texts, problem.index, temperature=(table, table)).backward()
+    sides = [torch.full((B,), 0.3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    problem.module(radius=0.4)(problem.images, problem.texts, problem.index, temperature=sides).backward()
+    torch.testing.assert_close(table.grad, sides[0].grad + sides[1].grad, rtol=1e-14, atol=0)
 
 
 # --------------------------------------------------------------------------------------------------------------- state
@@ -571,6 +643,29 @@ def test_compiled_is_eager(extras: bool, fresh_compiler: None) -> None:
 
 
 @compiles
+def test_a_temperature_per_anchor_compiles(fresh_compiler: None) -> None:
+    problem = Problem.draw()
+    tables = torch.tensor(np.random.default_rng(1).uniform(0.2, 0.8, (2, N)))
+    results = []
+    for compiled in (False, True):
+        module = problem.module(radius=0.5)
+
+        def function(images: Any, *tables: Any, module: Any = module) -> Any:
+            rows = tuple(table[problem.index] for table in tables)
+            return module(images, problem.texts, problem.index, temperature=rows)
+
+        call = torch.compile(function, fullgraph=True, backend="aot_eager") if compiled else function
+        images = problem.images.clone().requires_grad_()
+        image_table, text_table = (table.clone().requires_grad_() for table in tables)
+        for both in ((image_table, text_table), (text_table, text_table)):  # one table for both sides, too
+            loss = call(images, *both)
+            loss.backward()
+        results.append([loss, images.grad, image_table.grad, text_table.grad, module.log_inner_image])
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, eager, rtol=1e-13, atol=1e-15)
+
+
+@compiles
 def test_one_tensor_in_both_roles_compiled(fresh_compiler: None) -> None:
     problem = Problem.draw()
     gradients = []
@@ -680,6 +775,27 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], dict[str, Any]], type[Exception],
         r"pair_mask must have shape \(batch_size, batch_size\) = \(5, 5\), got \(4, 5\)",
     ),
     "mask dtype": (lambda p: {"pair_mask": p.pair_mask.float()}, TypeError, "pair_mask must have dtype bool"),
+    "temperature": (lambda p: {"temperature": -0.5}, ValueError, r"temperature must be > 0, got -0\.5"),
+    "temperature of one side": (
+        lambda p: {"temperature": (torch.ones(5), torch.ones(4))},
+        ValueError,
+        r"temperature\[1\] must have shape \(batch_size,\) = \(5,\), got \(4,\)",
+    ),
+    "temperatures of a side alone": (
+        lambda p: {"temperature": torch.ones(5)},
+        ValueError,
+        "temperature must be a scalar or a pair of arrays, one value per anchor, got Tensor",
+    ),
+    "temperature of zero": (
+        lambda p: {"temperature": (torch.ones(5), torch.tensor([1.0, 1, 0, 1, 1]))},
+        ValueError,
+        r"temperature\[1\] must be > 0, got 0\.0 at position 2",
+    ),
+    "a list of numbers": (
+        lambda p: {"temperature": (0.1, torch.ones(5))},
+        TypeError,
+        r"temperature\[0\] must be an array of shape \(batch_size,\), got 0\.1",
+    ),
     "one pair": (
         lambda p: {
             "image_features": p.images[:1],
