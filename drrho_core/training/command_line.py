@@ -1,4 +1,4 @@
-"""The command ``drrho``: demo, train, evaluate, verify.
+"""The command ``drrho``: demo, train, evaluate, verify, vectors.
 
 Exit codes: 0; 1 where a check failed; 2 for bad usage or bad input with one clear line on standard error. Progress goes
 to standard error, tables to standard output. Everything heavy is imported inside the commands, so that ``drrho --help``
@@ -108,7 +108,17 @@ class Train:
     weight_decay
         AdamW's.
     temperature
-        tau.
+        tau; where it starts if it is learned.
+    temperature_scheme
+        fixed, global (one, learned) or per_sample (one per sample and direction, learned).
+    temperature_learning_rate
+        Of a learned temperature; one per sample wants about ten times as much.
+    temperature_min
+        Lower bound of a learned temperature.
+    temperature_max
+        Upper bound of a learned temperature.
+    radius
+        Of a learned temperature, for sogclr and drrho: above 0, below the logarithm of the batch size.
     gamma_min
         Where the cosine of gamma ends: the weight of a new estimate, 1 = no memory.
     reference_weight
@@ -155,6 +165,11 @@ class Train:
     warmup_steps: Annotated[int | None, _option("INT", "50; digits 20")] = None
     weight_decay: Annotated[float | None, _option("NUMBER", "0.1")] = None
     temperature: Annotated[float | None, _option("NUMBER", "0.07")] = None
+    temperature_scheme: Annotated[str | None, _option("{fixed,global,per_sample}", "fixed")] = None
+    temperature_learning_rate: Annotated[float | None, _option("NUMBER", "0.0001")] = None
+    temperature_min: Annotated[float | None, _option("NUMBER", "0.01")] = None
+    temperature_max: Annotated[float | None, _option("NUMBER", "1")] = None
+    radius: Annotated[float | None, _option("NUMBER", "0")] = None
     gamma_min: Annotated[float | None, _option("NUMBER", "0.5")] = None
     reference_weight: Annotated[float | None, _option("NUMBER", "1")] = None
     eps: Annotated[float | None, _option("NUMBER", "0")] = None
@@ -232,11 +247,35 @@ class Verify:
     json: Annotated[Path | None, _option("FILE", "none")] = None
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """Write test vectors: inputs and the oracle's answers as files that a program in any language can read.
+
+    One .safetensors file per function, an index vectors.json with the rules of comparison, and the index's JSON Schema.
+    The same command writes the same bytes.
+
+    For example:
+      drrho vectors --out vectors
+      drrho vectors --out vectors --dtype float32
+
+    Attributes
+    ----------
+    out
+        A new or an empty folder.
+    dtype
+        Of the inputs; may be repeated.
+    """
+
+    out: Path
+    dtype: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _option("{float64,float32}", "both")] = ()
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Vectors, tyro.conf.subcommand("vectors")]
 )
 
 
@@ -256,6 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _train(command)
         elif isinstance(command, Evaluate):
             _evaluate(command)
+        elif isinstance(command, Vectors):
+            _vectors(command)
         else:
             return _verify(command)
     except (BadInput, MissingExtra) as error:
@@ -267,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> Demo | Train | Evaluate | Verify:
+def _parse(arguments: list[str]) -> Demo | Train | Evaluate | Verify | Vectors:
     """Parse; a usage error becomes one line instead of tyro's panel."""
     panel = io.StringIO()
     try:
@@ -418,6 +459,31 @@ def _libraries(command: Verify) -> dict[str, tuple[Any, Any, str]]:
     if not found:
         raise BadInput(f"device must be one that an installed library has, got {command.device!r}")
     return found
+
+
+def _vectors(command: Vectors) -> None:
+    """Write the test vectors, the index last: a folder with an index is whole."""
+    import drrho_reference
+
+    import drrho_core
+    from drrho_core.training.checkpoint import write_atomic
+
+    if command.out.exists() and not command.out.is_dir():
+        raise BadInput(f"out must be a folder, got the file {command.out}")
+    present = sorted(path.name for path in command.out.iterdir()) if command.out.exists() else []
+    if present:
+        raise BadInput(f"out must be a new or an empty folder, got {command.out} with {', '.join(present[:3])}")
+    dtypes = command.dtype or ("float64", "float32")
+    try:
+        content = drrho_reference.vectors.files(library_version=drrho_core.__version__, dtypes=dtypes)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    command.out.mkdir(parents=True, exist_ok=True)
+    for name, data in content.items():
+        write_atomic(command.out / name, data)
+    count = len(json.loads(content[drrho_reference.vectors.INDEX])["cases"])
+    size = sum(map(len, content.values())) / 1e6
+    print(f"wrote {count} cases, {len(content)} files, {size:.1f} MB: {command.out}")
 
 
 def default_backend() -> str:

@@ -11,6 +11,8 @@ from drrho_core.training.errors import BadInput
 
 METHODS = ("clip", "sogclr", "drrho")
 
+TEMPERATURE_SCHEMES = ("fixed", "global", "per_sample")
+
 BUILT_IN_DATA = ("scenes", "scenes:reference", "digits", "digits:reference")
 """Data sets by name; ``:reference`` is the part that a reference model is trained on, disjoint from the learner's."""
 
@@ -44,7 +46,16 @@ class TrainConfig:
     weight_decay : float
         AdamW's, on parameters with two or more axes.
     temperature : float
-        tau, fixed, > 0.
+        tau > 0, where it starts; within the bounds where it is learned.
+    temperature_scheme : {"fixed", "global", "per_sample"}
+        Constant; learned, one for all (RGCL-g; InfoNCE's own gradient for clip); learned, one per sample and direction
+        (RGCL, iSogCLR), which clip has not.
+    temperature_learning_rate : float
+        Of a learned temperature, constant, >= 0: Adam's, or per unit of slope and visit for one per sample.
+    temperature_min, temperature_max : float
+        Bounds of a learned temperature, 0 < temperature_min <= temperature_max.
+    radius : float
+        Size of the ball that a learned temperature stands for: > 0 where sogclr or drrho learn one, else 0.
     gamma_min : float
         Where the cosine schedule of gamma ends, in (0, 1]; 1 has no memory.
     reference_weight : float
@@ -81,6 +92,11 @@ class TrainConfig:
     warmup_steps: int = 50
     weight_decay: float = 0.1
     temperature: float = 0.07
+    temperature_scheme: str = "fixed"
+    temperature_learning_rate: float = 1e-4
+    temperature_min: float = 0.01
+    temperature_max: float = 1.0
+    radius: float = 0.0
     gamma_min: float = 0.5
     reference_weight: float = 1.0
     eps: float = 0.0
@@ -113,6 +129,26 @@ class TrainConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise BadInput(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        self._check_temperature()
+
+    def _check_temperature(self) -> None:
+        """Raise BadInput where temperature, bounds, radius, scheme and method do not fit together."""
+        scheme, low, high = self.temperature_scheme, self.temperature_min, self.temperature_max
+        if high < low:
+            raise BadInput(f"temperature_max must be at least temperature_min ({low}), got {high}")
+        if scheme == "per_sample" and self.method == "clip":
+            raise BadInput("temperature_scheme must be fixed or global for method clip, got 'per_sample'")
+        if scheme != "fixed" and not low <= self.temperature <= high:
+            raise BadInput(f"temperature must be in [{low}, {high}] where it is learned, got {self.temperature}")
+        if scheme == "fixed" and self.radius != 0:
+            raise BadInput(f"radius must be 0 where the temperature is fixed, got {self.radius}")
+        if scheme != "fixed" and self.method == "clip" and self.radius != 0:
+            raise BadInput(f"radius must be 0 for method clip, whose loss has none, got {self.radius}")
+        if scheme != "fixed" and self.method != "clip" and self.radius == 0:
+            raise BadInput(
+                f"radius must be > 0 where {self.method} learns the temperature, because it only rises at 0, "
+                f"got {self.radius}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as a dictionary of numbers, strings and None."""
@@ -120,7 +156,9 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Build settings from what `to_json` returned.
+        """Build settings from what `to_json` returned, now or before there were learned temperatures.
+
+        Settings that came later take their defaults, which are what every run did before.
 
         Raises
         ------
@@ -128,8 +166,8 @@ class TrainConfig:
             If a setting is unknown, missing or bad.
         """
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            odd = sorted(set(values) ^ known)
+        odd = sorted((known - set(values) - _LATER) | (set(values) - known))
+        if odd:
             raise BadInput(f"the settings of a run must be those of this version, got a difference in {', '.join(odd)}")
         return cls(**values)
 
@@ -161,12 +199,23 @@ _NUMBERS = {
     "learning_rate": (0.0, math.inf, "> 0"),
     "weight_decay": (0.0, math.inf, ">= 0"),
     "temperature": (0.0, math.inf, "> 0"),
+    "temperature_learning_rate": (0.0, math.inf, ">= 0"),
+    "temperature_min": (0.0, math.inf, "> 0"),
+    "temperature_max": (0.0, math.inf, "> 0"),
+    "radius": (0.0, math.inf, ">= 0"),
     "gamma_min": (0.0, 1.0, "> 0 and at most 1"),
     "reference_weight": (0.0, math.inf, ">= 0"),
     "eps": (0.0, math.inf, ">= 0"),
 }
 
-_CHOICES = {"architecture": ("mlp", "conv"), "dtype": ("float32", "float64")}
+_CHOICES = {
+    "temperature_scheme": TEMPERATURE_SCHEMES,
+    "architecture": ("mlp", "conv"),
+    "dtype": ("float32", "float64"),
+}
+
+_LATER = {"temperature_scheme", "temperature_learning_rate", "temperature_min", "temperature_max", "radius"}
+"""Settings that runs of earlier versions do not name."""
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "scenes": {"image_size": 32},

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_core import InnerEstimator, cosine_gamma
+from drrho_core import GlobalTemperature, InnerEstimator, PerSampleTemperature, cosine_gamma
+from drrho_core._arrays import Array
 from drrho_core.backend import Backend, get_backend
 from drrho_core.training.architecture import ModelSpec, initial_parameters
 from drrho_core.training.checkpoint import load_arrays, save_arrays, write_atomic
@@ -210,6 +211,8 @@ class Trainer:
         Parameters and optimiser state.
     estimator : InnerEstimator
         One inner estimate per training pair and direction.
+    temperature : GlobalTemperature, PerSampleTemperature or None
+        What is learned, with its optimiser's state; None: the fixed one of the settings.
     encoder : Encoder
         The model as it stands.
     """
@@ -229,7 +232,9 @@ class Trainer:
         start = initial_parameters(run.spec, seed=config.seed)
         parameters = {name: backend.asarray(array) for name, array in start.items()}
         self.state = StepState(parameters, optimizer.init(parameters))
-        self.estimator = InnerEstimator(len(self.source), like=backend.asarray(np.zeros(1)))
+        like = backend.asarray(np.zeros(1))
+        self.estimator = InnerEstimator(len(self.source), like=like)
+        self.temperature = _start_temperature(config, len(self.source), like)
         self.encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer)
         self._reference = self._reference_features()
 
@@ -251,17 +256,21 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        groups = {
+        arrays = {
+            f"{group}/{name}": self.backend.to_numpy(array)
+            for group, members in self._groups().items()
+            for name, array in members.items()
+        }
+        save_arrays(self.run.checkpoint, "checkpoint", arrays, {"step": self.done, "seconds": self.seconds})
+
+    def _groups(self) -> dict[str, Mapping[str, Array]]:
+        """Return all that a checkpoint holds; a fixed temperature has no state."""
+        groups: dict[str, Mapping[str, Array]] = {
             "parameters": self.state.parameters,
             "optimizer": self.state.optimizer,
             "estimator": self.estimator.state_dict(),
         }
-        arrays = {
-            f"{group}/{name}": self.backend.to_numpy(array)
-            for group, members in groups.items()
-            for name, array in members.items()
-        }
-        save_arrays(self.run.checkpoint, "checkpoint", arrays, {"step": self.done, "seconds": self.seconds})
+        return groups if self.temperature is None else groups | {"temperature": self.temperature.state_dict()}
 
     def load(self) -> None:
         """Take over the checkpoint.
@@ -272,11 +281,7 @@ class Trainer:
             If it is damaged, or of another model or data set; nothing has been changed then.
         """
         arrays, state = load_arrays(self.run.checkpoint, "checkpoint")
-        groups = {
-            "parameters": self.state.parameters,
-            "optimizer": self.state.optimizer,
-            "estimator": self.estimator.state_dict(),
-        }
+        groups = self._groups()
         expected = {
             f"{group}/{name}": tuple(a.shape) for group, members in groups.items() for name, a in members.items()
         }
@@ -286,6 +291,11 @@ class Trainer:
             group: {name: self.backend.asarray(array) for name, array in part(arrays, group).items()}
             for group in groups
         }
+        if self.temperature is not None:
+            try:
+                self.temperature.load_state_dict(loaded["temperature"])
+            except (TypeError, ValueError) as error:
+                raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
         self.estimator.load_state_dict(loaded["estimator"])
         self.state = StepState(loaded["parameters"], loaded["optimizer"])
         self.encoder.use(self.state.parameters)
@@ -317,6 +327,11 @@ class Trainer:
         gamma = cosine_gamma(epoch, num_epochs=config.epochs, gamma_min=config.gamma_min)
         index = backend.asarray(batch.sample_index)
         log_inner_image, log_inner_text = self.estimator.gather(index)
+        temperature: Array | tuple[Array, Array] | None = None
+        if isinstance(self.temperature, GlobalTemperature):
+            temperature = self.temperature.temperature
+        elif self.temperature is not None:
+            temperature = self.temperature.gather(index)
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
         reference = None
         if self._reference is not None:
@@ -332,10 +347,12 @@ class Trainer:
                 reference_features=reference,
                 learning_rate=learning_rate,
                 gamma=gamma,
+                temperature=temperature,
             ),
         )
         self.state = result.state
         self.estimator = self.estimator.scatter(index, result.log_inner_image, result.log_inner_text)
+        self._learn_temperature(index, result.temperature_gradient)
         self.encoder.use(self.state.parameters)
         self.done += 1
         note = None
@@ -344,10 +361,35 @@ class Trainer:
             if not math.isfinite(loss):
                 raise BadInput(f"the loss must stay finite, got {loss} at step {self.done}: lower the learning_rate")
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
+            figures |= self._temperature_figures(result.temperature_gradient)
             self._log(epoch, figures)
             note = f"loss {loss:.4f}"
         self.seconds += time.monotonic() - began
         return note
+
+    def _learn_temperature(self, index: Array, gradient: Any) -> None:
+        rate = self.run.config.temperature_learning_rate
+        if isinstance(self.temperature, GlobalTemperature):
+            self.temperature = self.temperature.update(gradient, learning_rate=rate)
+        elif self.temperature is not None:
+            self.temperature = self.temperature.update(index, gradient, learning_rate=rate)
+
+    def _temperature_figures(self, gradient: Any) -> dict[str, float]:
+        """Return what to log of a learned temperature: where it stands after the step, and the gradient that moved it.
+
+        That of one temperature per sample is the sum over the batch's anchors, which a global one would have got.
+        """
+        if self.temperature is None:
+            return {}
+        if isinstance(self.temperature, GlobalTemperature):
+            return {"temperature": float(self.temperature.temperature), "temperature_gradient": float(gradient)}
+        both = [self.backend.to_numpy(self.temperature.state_dict()[f"temperature_{s}"]) for s in ("image", "text")]
+        return {
+            "temperature": float(np.mean(both)),
+            "smallest_temperature": float(np.min(both)),
+            "largest_temperature": float(np.max(both)),
+            "temperature_gradient": float(sum(np.sum(self.backend.to_numpy(side)) for side in gradient)),
+        }
 
     def _validate(self, epoch: int) -> None:
         metrics = evaluate(self.encoder, self.splits.validation, zero_shot=False)
@@ -357,6 +399,18 @@ class Trainer:
         record = {"step": self.done, "epoch": epoch, "samples_seen": self.done * self.run.config.batch_size, **figures}
         with self.run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _start_temperature(
+    config: TrainConfig, num_samples: int, like: Array
+) -> GlobalTemperature | PerSampleTemperature | None:
+    """Return the state of a learned temperature, or None for a fixed one."""
+    bounds = {"minimum": config.temperature_min, "maximum": config.temperature_max}
+    if config.temperature_scheme == "global":
+        return GlobalTemperature(config.temperature, like=like, **bounds)
+    if config.temperature_scheme == "per_sample":
+        return PerSampleTemperature(num_samples, config.temperature, like=like, **bounds)
+    return None
 
 
 def require_same(stored: TrainConfig, given: TrainConfig) -> None:

@@ -16,7 +16,7 @@ from drrho_core.training.config import TrainConfig
 
 
 class StepState(NamedTuple):
-    """Everything that a step changes, but for the estimator of the whole data set."""
+    """Everything that a step changes, but for the estimator of the whole data set and a learned temperature."""
 
     parameters: Parameters
     optimizer: Parameters
@@ -32,6 +32,7 @@ class StepBatch(NamedTuple):
     reference_features: tuple[Array, Array] | None  # (b, r) each
     learning_rate: float | Array
     gamma: float | Array
+    temperature: Array | tuple[Array, Array] | None  # (), or (b,) each; None: the fixed one of the settings
 
 
 class StepResult(NamedTuple):
@@ -42,6 +43,7 @@ class StepResult(NamedTuple):
     log_inner_text: Array
     loss: Array
     surrogate: Array
+    temperature_gradient: Array | tuple[Array, Array] | None  # of the temperature in the batch, where there is one
 
 
 Step = Callable[[StepState, StepBatch], StepResult]
@@ -55,7 +57,7 @@ def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: Tra
     backend, model, optimizer
         What runs it.
     config : TrainConfig
-        Method, temperature, reference_weight and eps are used.
+        Method, a fixed temperature, radius, reference_weight and eps are used.
 
     Returns
     -------
@@ -66,9 +68,11 @@ def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: Tra
     def step(state: StepState, batch: StepBatch) -> StepResult:
         image_features, text_features, pullback = model.encode(state.parameters, batch.images, batch.texts)
         log_inner_image, log_inner_text = batch.log_inner_image, batch.log_inner_text
+        temperature = config.temperature if batch.temperature is None else batch.temperature
+        slope: Array | tuple[Array, Array]
         if config.method == "clip":
-            plain = info_nce(image_features, text_features, temperature=config.temperature, xp=backend.xp)
-            loss = surrogate = plain.loss
+            plain = info_nce(image_features, text_features, temperature=temperature, xp=backend.xp)
+            loss, surrogate, slope = plain.loss, plain.loss, plain.temperature_gradient
             gradients = pullback(plain.image_gradient, plain.text_gradient)
         else:
             result = contrastive_step(
@@ -76,17 +80,19 @@ def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: Tra
                 text_features,
                 log_inner_image,
                 log_inner_text,
-                temperature=config.temperature,
+                temperature=temperature,
                 gamma=batch.gamma,
                 reference_features=batch.reference_features,
                 reference_weight=config.reference_weight,
+                radius=config.radius,
                 eps=config.eps,
                 xp=backend.xp,
             )
-            loss, surrogate = result.loss, result.surrogate
+            loss, surrogate, slope = result.loss, result.surrogate, result.temperature_gradient
             log_inner_image, log_inner_text = result.log_inner_image, result.log_inner_text
             gradients = pullback(result.image_gradient, result.text_gradient)
         new = optimizer.update(state.parameters, gradients, state.optimizer, batch.learning_rate)
-        return StepResult(StepState(*new), log_inner_image, log_inner_text, loss, surrogate)
+        learned = None if batch.temperature is None else slope
+        return StepResult(StepState(*new), log_inner_image, log_inner_text, loss, surrogate, learned)
 
     return backend.compile(step)

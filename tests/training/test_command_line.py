@@ -14,6 +14,8 @@ import safetensors.numpy
 
 from drrho_core.backend import get_backend
 from drrho_core.training.command_line import default_backend, main
+from drrho_core.training.config import TrainConfig
+from drrho_core.training.errors import BadInput
 
 TINY = ["--backend", "numpy", "--epochs", "1", "--width", "4", "--feature-dim", "8"]
 
@@ -168,6 +170,84 @@ def test_bad_usage_is_one_line(
     for part in parts:
         assert part in message
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("sogclr", "--temperature-scheme warm", "temperature_scheme must be one of fixed, global, per_sample, got"),
+        ("clip", "--temperature-scheme per_sample", "temperature_scheme must be fixed or global for method clip, got"),
+        ("clip", "--temperature-scheme global --radius 1", "radius must be 0 for method clip, whose loss has none"),
+        ("sogclr", "--radius 1", "radius must be 0 where the temperature is fixed, got 1.0"),
+        (
+            "sogclr",
+            "--temperature-scheme global",
+            "radius must be > 0 where sogclr learns the temperature, because it only rises at 0, got 0.0",
+        ),
+        ("sogclr", "--temperature-scheme per_sample --radius -1", "radius must be >= 0, got -1.0"),
+        ("clip", "--temperature-min 0", "temperature_min must be > 0, got 0.0"),
+        ("clip", "--temperature-max inf", "temperature_max must be > 0, got inf"),
+        ("clip", "--temperature-max 0.001", "temperature_max must be at least temperature_min (0.01), got 0.001"),
+        ("clip", "--temperature-learning-rate -1", "temperature_learning_rate must be >= 0, got -1.0"),
+        (
+            "clip",
+            "--temperature-scheme global --temperature 2",
+            "temperature must be in [0.01, 1.0] where it is learned, got 2.0",
+        ),
+    ],
+)  # fmt: skip
+def test_temperatures_that_do_not_fit_are_one_line(
+    method: str, options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train = ["train", "--data", "digits", "--method", method, "--out", str(out), *TINY]
+    assert fails(capsys, *train, *options.split()).startswith(f"drrho: {message}")
+    assert not out.exists()
+
+
+def test_settings_from_before_take_their_defaults_and_unknown_ones_are_refused() -> None:
+    now = TrainConfig(data="digits", method="clip")
+    later = {"temperature_scheme", "temperature_learning_rate", "temperature_min", "temperature_max", "radius"}
+    before = {name: value for name, value in now.to_json().items() if name not in later}
+    assert TrainConfig.from_json(before) == TrainConfig.from_json(now.to_json()) == now
+    assert now.temperature_scheme == "fixed"
+    for odd in (before | {"colour": 3}, {name: value for name, value in before.items() if name != "eps"}):
+        with pytest.raises(BadInput, match="the settings of a run must be those of this version, got a difference in"):
+            TrainConfig.from_json(odd)
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "radius", "names"),
+    [
+        ("clip", "fixed", "0", set()),
+        ("clip", "global", "0", {"temperature", "temperature_gradient"}),
+        (
+            "sogclr",
+            "per_sample",
+            "1",
+            {"temperature", "smallest_temperature", "largest_temperature", "temperature_gradient"},
+        ),
+    ],
+)
+def test_learned_temperatures_are_logged(
+    method: str, scheme: str, radius: str, names: set[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = ["--method", method, "--temperature-scheme", scheme, "--radius", radius, "--log-every", "1"]
+    assert main(["train", "--data", "digits", "--out", str(out), *options, *TINY]) == 0
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert len(steps) > 2
+    for record in steps:
+        assert {name for name in record if "temperature" in name} == names
+        if names:
+            assert 0.01 <= record["temperature"] <= 1.0
+            assert record["temperature_gradient"] != 0.0
+        if "smallest_temperature" in names:
+            assert record["smallest_temperature"] < record["temperature"] < record["largest_temperature"]
+    if scheme == "global":  # Adam's first step: the learning rate, against the gradient
+        moved = steps[0]["temperature"] - 0.07
+        assert moved == pytest.approx(-1e-4 * np.sign(steps[0]["temperature_gradient"]), abs=1e-7)
 
 
 def test_the_process_exits_with_two(tmp_path: Path) -> None:

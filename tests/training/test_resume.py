@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drrho_core.training.checkpoint import load_arrays
+from drrho_core.training.checkpoint import load_arrays, save_arrays
 from drrho_core.training.command_line import main
 
 # A training run that kills itself with SIGKILL at a chosen moment: no exit handler, no flush, as power loss would.
@@ -142,6 +142,74 @@ def test_killed_again_and_again(untouched: Path, reference: Path, tmp_path: Path
         _kill("after a step", 4, resume)
     assert main(resume) == 0
     _assert_same(out, untouched)
+
+
+LEARNED = {"global": "--radius 1", "per_sample": "--radius 1 --temperature-learning-rate 0.01"}
+
+
+@pytest.mark.parametrize("scheme", list(LEARNED))
+def test_learned_temperatures_resume_to_the_same_bits(scheme: str, reference: Path, tmp_path: Path) -> None:
+    """Killed within an epoch, two steps after a checkpoint: temperatures and their optimiser's state are in it."""
+    learned = ["--temperature-scheme", scheme, *LEARNED[scheme].split()]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert main([*_arguments("torch", whole, reference), *learned]) == 0
+    _kill("after a step", 8, [*_arguments("torch", out, reference), *learned])
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    _assert_same(out, whole)
+    arrays, _ = load_arrays(out / "checkpoint.safetensors", "checkpoint")
+    assert arrays["temperature/version"] == 1
+    if scheme == "global":
+        assert arrays["temperature/step"] == 15
+        assert arrays["temperature/temperature"] != np.float32(0.07)
+    else:
+        assert np.sum(arrays["temperature/momentum_image"] != 0) > 600
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    records = [record for record in records if "loss" in record]
+    if scheme == "global":
+        assert records[-1]["temperature"] == arrays["temperature/temperature"]
+    else:
+        tables = np.concatenate([arrays["temperature/temperature_image"], arrays["temperature/temperature_text"]])
+        assert records[-1]["smallest_temperature"] == tables.min()
+        assert records[-1]["largest_temperature"] == tables.max()
+        assert records[-1]["temperature"] == pytest.approx(tables.mean(), rel=1e-6)
+    assert all(np.isfinite(record["temperature_gradient"]) for record in records)
+
+
+def test_a_run_from_before_there_were_learned_temperatures_goes_on(
+    untouched: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Its config.json lacks the settings that came later: they take their defaults, a fixed temperature."""
+    out = tmp_path / "run"
+    _kill("after a step", 8, _arguments(untouched.name, out, reference))
+    document = json.loads((out / "config.json").read_text())
+    later = [name for name in document["config"] if name.startswith("temperature_") or name == "radius"]
+    assert len(later) == 5
+    for name in later:
+        del document["config"][name]
+    (out / "config.json").write_text(json.dumps(document))
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    _assert_same(out, untouched)
+
+
+def test_a_checkpoint_of_another_scheme_or_version_is_refused(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    _kill("after a step", 8, [*_arguments("numpy", out, reference), "--temperature-scheme", "global", "--radius", "1"])
+    checkpoint = out / "checkpoint.safetensors"
+    arrays, state = load_arrays(checkpoint, "checkpoint")
+    without = {name: array for name, array in arrays.items() if not name.startswith("temperature/")}
+    for changed, message in (
+        (without, "must hold the arrays of this run's model and data, got others"),
+        (
+            arrays | {"temperature/version": np.asarray(2, dtype=np.int32)},
+            "must hold this version's temperature: version must be 1, got 2",
+        ),
+    ):
+        save_arrays(checkpoint, "checkpoint", changed, state)
+        capsys.readouterr()
+        assert main(["train", "--resume", "--out", str(out)]) == 2
+        assert capsys.readouterr().err == f"drrho: {checkpoint} {message}\n"
 
 
 def test_resuming_needs_the_settings_of_the_run(

@@ -17,6 +17,7 @@ from drrho_core.training.data import DataSplits
 from drrho_core.training.loop import Trainer, describe_run, open_splits, train
 
 STEPS = 50
+LEARNING_RATES = {"fixed": 1e-4, "global": 1e-3, "per_sample": 1e-2}
 
 
 def _strict() -> Any:
@@ -47,30 +48,51 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _arrays_after(name: str, method: str, splits: DataSplits, reference: Path, folder: Path) -> dict[str, np.ndarray]:
-    """Return parameters, estimator state and reference features' effect after `STEPS` steps."""
+def _arrays_after(
+    name: str, method: str, scheme: str, splits: DataSplits, reference: Path, folder: Path
+) -> dict[str, np.ndarray]:
+    """Return parameters, estimator and temperature after `STEPS` steps, in which the reference features had a part."""
     backend = BACKENDS[name]()
     settings = preset("digits", "numpy") | {"backend": "numpy", "dtype": "float64", "epochs": 10, "width": 16}
     config = TrainConfig(data="digits", method="clip", **settings)
     config = replace(config, method=method, reference=str(reference) if method == "drrho" else None)
+    radius = 0.0 if method == "clip" or scheme == "fixed" else 1.0
+    config = replace(config, temperature_scheme=scheme, radius=radius, temperature_learning_rate=LEARNING_RATES[scheme])
     folder.mkdir()
     trainer = Trainer(describe_run(folder, config, splits.train), backend, splits)
     assert trainer.total_steps >= STEPS
     trainer.fit(quiet=True, stop_after=STEPS)
     assert trainer.done == STEPS
-    found = {name: backend.to_numpy(array) for name, array in trainer.state.parameters.items()}
-    return found | {name: backend.to_numpy(array) for name, array in trainer.estimator.state_dict().items()}
+    found = dict(trainer.state.parameters) | trainer.estimator.state_dict()
+    if trainer.temperature is not None:
+        found |= trainer.temperature.state_dict()
+    return {name: backend.to_numpy(array) for name, array in found.items()}
 
 
-@pytest.mark.parametrize("method", ["clip", "sogclr", "drrho"])
+@pytest.mark.parametrize(
+    ("method", "scheme"),
+    [
+        ("clip", "fixed"),
+        ("sogclr", "fixed"),
+        ("drrho", "fixed"),
+        ("clip", "global"),
+        ("drrho", "global"),
+        ("drrho", "per_sample"),
+    ],
+)
 def test_fifty_steps_are_equal_on_every_library(
-    method: str, splits: DataSplits, reference: Path, tmp_path: Path
+    method: str, scheme: str, splits: DataSplits, reference: Path, tmp_path: Path
 ) -> None:
-    expected = _arrays_after("numpy", method, splits, reference, tmp_path / "numpy")
+    expected = _arrays_after("numpy", method, scheme, splits, reference, tmp_path / "numpy")
+    if scheme == "global":
+        assert expected["step"] == STEPS
+        assert abs(expected["temperature"] - 0.07) > 1e-3
+    if scheme == "per_sample":
+        assert np.sum(np.abs(expected["temperature_text"] - 0.07) > 1e-4) > len(splits.train) // 2
     if method != "clip":
         assert np.isfinite(expected["log_inner_image"]).sum() > len(splits.train) // 2  # the estimator was used
     for name in ("strict", "torch", "jax"):
-        found = _arrays_after(name, method, splits, reference, tmp_path / name)
+        found = _arrays_after(name, method, scheme, splits, reference, tmp_path / name)
         assert found.keys() == expected.keys()
         for key, array in expected.items():
             np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-9, err_msg=f"{name}: {key}")
