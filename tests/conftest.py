@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "drrho", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+# A mutant is dead when a test fails, however large the example.
+settings.register_profile(
+    "mutants", settings.get_profile("drrho"), max_examples=10, database=None, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile("drrho")
 
@@ -101,6 +105,8 @@ SPACES: dict[str, Callable[[str], Space]] = {
     "cupy": lambda dtype: _cupy_space(dtype),
 }
 GPU_SPACES = ("torch-cuda", "jax-gpu", "cupy")
+CHOSEN = [name for name in os.environ.get("DRRHO_SPACES", ",".join(SPACES)).split(",") if SPACES[name]]
+"""All spaces, or those that the environment names: a suite in NumPy alone is what the mutants are killed with."""
 
 
 def _build(name: str, dtype: str) -> Space:
@@ -121,6 +127,7 @@ def _parameters(names: list[str]) -> list[Any]:
     return [
         pytest.param((name, dtype), id=f"{name}-{dtype}", marks=[pytest.mark.gpu] if name in GPU_SPACES else [])
         for name in names
+        if name in CHOSEN
         for dtype in ("float64", "float32")
     ]
 
