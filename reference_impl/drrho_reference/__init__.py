@@ -4,12 +4,12 @@ It knows NumPy and the standard library only, works in the linear domain (u, g a
 the weights, then read off the risk): another form than the core's, so that a mistake is not made twice.
 
 Start with :func:`worst_case`, then :func:`contrastive_step`; ``reference_impl/README.md`` gives the reading order.
-:func:`conformance.check` holds another implementation against it.
+:func:`conformance.check` holds another implementation against it, :func:`vectors.files` writes its answers down.
 """
 
 from __future__ import annotations
 
-from drrho_reference import conformance
+from drrho_reference import conformance, vectors
 from drrho_reference.ambiguity import (
     AmbiguitySet,
     ChiSquareBall,
@@ -116,6 +116,7 @@ __all__ = [
     "soft_cross_entropy",
     "unimodal_contrastive_step",
     "unimodal_objective",
+    "vectors",
     "view_positions",
     "weighted_sum",
     "worst_case",

@@ -938,7 +938,9 @@ def _enter_extremes() -> None:
         return lambda _: arguments
 
     def field(name: str, value: Any) -> Any:
-        return tuple(map(np.array, value)) if name == "dual" else np.array(value, dtype=np.float64)
+        if name == "dual":
+            return tuple(map(np.array, value))
+        return np.array(value, dtype=np.int64 if name == "index" else np.float64)
 
     for entry in json.loads(Path(__file__).with_name("_extremes.json").read_text(encoding="utf-8")):
         arguments = tuple(map(argument, entry["positional"])), entry["options"]

@@ -245,12 +245,7 @@ def check(
     >>> check({"excess_loss": fixed}).passed
     True
     """
-    names = tuple(dtypes)
-    for name in names:
-        if name not in ("float64", "float32"):
-            raise ValueError(f"dtypes must hold 'float64' and 'float32' only, got {name!r}")
-    if not names:
-        raise ValueError("dtypes must hold at least one dtype, got none")
+    names = checked_dtypes(dtypes)
     functions, own_sets = _found(implementation)
     done = tuple(
         case
@@ -261,6 +256,17 @@ def check(
     )
     several = len(functions) > 1 or not callable(implementation)
     return Report(done, tuple(name for name in cases.FUNCTIONS if several and name not in functions))
+
+
+def checked_dtypes(dtypes: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of dtypes, at least one, each once."""
+    names = tuple(dict.fromkeys(dtypes))
+    for name in names:
+        if name not in ("float64", "float32"):
+            raise ValueError(f"dtypes must hold 'float64' and 'float32' only, got {name!r}")
+    if not names:
+        raise ValueError("dtypes must hold at least one dtype, got none")
+    return names
 
 
 def ordered_problems() -> list[Problem]:
@@ -432,7 +438,8 @@ def _of_the_oracle(problem: Problem, arguments: Arguments) -> dict[str, Any]:
     positional = [float(one) if isinstance(one, np.ndarray) and one.ndim == 0 else one for one in positional]
     answer = oracle_of(problem)(*positional, **arguments.options)
     if problem.function in cases.SINGLE:
-        return {cases.SINGLE[problem.function]: np.asarray(answer, dtype=np.float64)}
+        kind = np.int64 if cases.SINGLE[problem.function] == "index" else np.float64
+        return {cases.SINGLE[problem.function]: np.asarray(answer, dtype=kind)}
     fields = dict(answer) if isinstance(answer, dict) else answer._asdict()
     return {name: fields[name] for name in cases.COMPARED.get(problem.function, fields)}
 

@@ -1,4 +1,4 @@
-"""``drrho verify`` as its user meets it: a table, a file, an exit code."""
+"""``drrho verify`` and ``drrho vectors`` as their user meets them: a table, files, an exit code."""
 
 from __future__ import annotations
 
@@ -62,3 +62,32 @@ def test_bad_usage_is_exit_code_2(arguments: list[str], message: str, capsys: py
     assert captured.out == ""
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+def test_vectors_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "deep" / "first", tmp_path / "second"
+    second.mkdir()
+    for folder in (first, second):
+        assert main(["vectors", "--out", str(folder), "--dtype", "float32"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (first, second)]
+    assert contents[0] == contents[1]
+    index = json.loads(contents[0]["vectors.json"])
+    assert index["library_version"] == drrho_core.__version__
+    assert index["dtypes"] == ["float32"]
+    assert set(contents[0]) == {"vectors.json", "vectors.schema.json"} | {
+        entry["file"] for entry in index["functions"].values()
+    }
+    assert printed[0].startswith(f"wrote {len(index['cases'])} cases, {len(contents[0])} files, ")
+    assert printed[0].endswith(str(first))
+
+
+def test_vectors_overwrite_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["vectors", "--out", str(tmp_path)]) == 2
+    assert f"out must be a new or an empty folder, got {tmp_path} with mine.txt" in capsys.readouterr().err
+    assert main(["vectors", "--out", str(tmp_path / "mine.txt")]) == 2
+    assert "out must be a folder, got the file" in capsys.readouterr().err
+    assert main(["vectors", "--out", str(tmp_path / "new"), "--dtype", "float16"]) == 2
+    assert "dtypes must hold 'float64' and 'float32' only, got 'float16'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,279 @@
+"""Test vectors: the conformance kit's problems and the oracle's answers as files that any language can read.
+
+:func:`files` returns the content of all of them: an index ``vectors.json``, its JSON Schema ``vectors.schema.json``,
+and one ``.safetensors`` file for each function. The format of safetensors is a length, a JSON header and the numbers,
+so it is written here with the standard library: the kit needs no package for it. ``docs/verify.md`` tells the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import drrho_reference._cases as cases
+from drrho_reference._cases import Problem, SetOf
+from drrho_reference.conformance import answered, checked_dtypes, oracle_of, ordered_problems
+
+__all__ = ["FORMAT_VERSION", "INDEX", "SCHEMA", "files", "schema"]
+
+FORMAT_VERSION = "1.0"
+INDEX, SCHEMA = "vectors.json", "vectors.schema.json"
+RULES = {
+    "error": (
+        "max over entries of |got - expected| / scale must be at most bound. Entries that are equal have the error 0, "
+        "also -inf and -inf; an error that is nan fails. scale broadcasts over expected."
+    ),
+    "certificate": (
+        "got is a pair (nu, s). nu + s radius + s mean phi*((x - nu) / s), evaluated in float64, must lie within bound "
+        "times scale of the expected risk; several pairs may do. CVaR: nu + mean(max(x - nu, 0)) / alpha. At s = 0 and "
+        "s = inf the value is nu. A penalty has no radius term. phi*(y) is e^y - 1 for KL and "
+        "(max(1 + (k - 1) y, 0)^(k / (k - 1)) - 1) / k for Cressie-Read of order k, chi-square being order 2. "
+        "x are the losses that count; for drrho_risk they are loss - reference_weight * reference_loss."
+    ),
+}
+_TENSOR_TYPES = {"float64": "F64", "float32": "F32", "int64": "I64", "bool": "BOOL"}
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32")) -> dict[str, bytes]:
+    """Return the test vectors: the content of every file by its name, the index last.
+
+    Parameters
+    ----------
+    library_version : str
+        What is written into the index as the version of drrho-core.
+    dtypes : iterable of str
+        ``"float64"`` and ``"float32"``, or one of them: the dtypes of the inputs. Answers are in float64.
+
+    Returns
+    -------
+    dict of str to bytes
+        The same bytes for the same arguments.
+
+    Raises
+    ------
+    ValueError
+        If a dtype is another one, or there is none.
+
+    Notes
+    -----
+    Inputs are stored as they are after rounding to their dtype, answers belong to these. Source: the oracle, and
+    mpmath for what its linear domain cannot hold.
+
+    Examples
+    --------
+    >>> content = files(library_version="0.1.0", dtypes=["float64"])
+    >>> list(content)[-1], "contrastive_step.safetensors" in content
+    ('vectors.json', True)
+    """
+    names = checked_dtypes(dtypes)
+    tensors: dict[str, Tensors] = {}
+    entries = [
+        _entry(problem, dtype, tensors.setdefault(problem.function, {}))
+        for problem in ordered_problems()
+        for dtype in names
+    ]
+    index = {
+        "format": "drrho-vectors",
+        "format_version": FORMAT_VERSION,
+        "library": "drrho-core",
+        "library_version": library_version,
+        "dtypes": list(names),
+        "rules": RULES,
+        "functions": {
+            function: {"file": f"{function}.safetensors", "tensors": len(found)} for function, found in tensors.items()
+        },
+        "cases": entries,
+    }
+    content = {f"{function}.safetensors": safetensors(found) for function, found in tensors.items()}
+    content[SCHEMA] = _json(schema())
+    content[INDEX] = _json(index)
+    return content
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return a file in the format of safetensors: 8 bytes of length, a JSON header, then the numbers.
+
+    Parameters
+    ----------
+    tensors : mapping of str to array
+        Arrays of float64, float32, int64 or bool.
+
+    Returns
+    -------
+    bytes
+        Little-endian, wide dtypes first so that every tensor starts at a multiple of its item size.
+
+    Examples
+    --------
+    >>> content = safetensors({"x": np.array([1.0, 2.0])})
+    >>> content[8:56].decode()
+    '{"x":{"dtype":"F64","shape":[2],"data_offsets":['
+    """
+    header: dict[str, Any] = {}
+    body = bytearray()
+    for name in sorted(tensors, key=lambda one: (-tensors[one].dtype.itemsize, one)):
+        tensor = tensors[name]
+        raw = np.ascontiguousarray(tensor).astype(tensor.dtype.newbyteorder("<")).tobytes()
+        header[name] = {
+            "dtype": _TENSOR_TYPES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [len(body), len(body) + len(raw)],
+        }
+        body += raw
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + bytes(body)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One case
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _entry(problem: Problem, dtype: str, tensors: Tensors) -> dict[str, Any]:
+    """Describe a problem in one dtype; its arrays go into ``tensors``."""
+    question = answered(problem, dtype)
+    arguments = question.arguments
+    prefix = f"{_slug(problem.name)}/{dtype}"
+    store = _storer(tensors, dtype)
+    positional = cases.names_of_arguments(problem, oracle_of(problem), len(arguments.positional))
+    fields = []
+    for name, value in question.expected.items():
+        fields.append(
+            {
+                "field": name,
+                "expected": store(f"{prefix}/expected/{name}", value, exact=True),
+                "scale": store(f"{prefix}/scale/{name}", question.scales[name], exact=True),
+                "bound": question.bound,
+                "rule": "certificate" if name == "dual" else "error",
+            }
+        )
+    return {
+        "id": f"{problem.function}/{prefix}",
+        "function": problem.function,
+        "name": problem.name,
+        "description": problem.sentence,
+        "dtype": dtype,
+        "file": f"{problem.function}.safetensors",
+        "rows": list(problem.rows),
+        "arguments": [
+            {"name": name, **store(f"{prefix}/argument/{name}", value)}
+            for name, value in zip(positional, arguments.positional, strict=True)
+        ],
+        "options": {name: store(f"{prefix}/option/{name}", value) for name, value in arguments.options.items()},
+        "how": dict(arguments.how),
+        "fields": fields,
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_")
+
+
+def _storer(tensors: Tensors, dtype: str) -> Callable[..., dict[str, Any]]:
+    """Return a function that describes a value as JSON; arrays are stored and named."""
+
+    def store(name: str, value: Any, *, exact: bool = False) -> dict[str, Any]:
+        if isinstance(value, SetOf):
+            return {"ambiguity_set": value.name, "parameters": dict(value.parameters)}
+        if hasattr(value, "_fields"):
+            parts = {part: store(f"{name}.{part}", getattr(value, part), exact=exact) for part in value._fields}
+            return {"fields": parts}
+        if isinstance(value, tuple):
+            return {"items": [store(f"{name}[{i}]", one, exact=exact) for i, one in enumerate(value)]}
+        if isinstance(value, (bool, int)) or (isinstance(value, float) and not exact):
+            return {"value": value}
+        array = np.asarray(value)
+        if array.dtype.kind in "iu":
+            array = array.astype(np.int64)
+        elif array.dtype.kind == "f":
+            array = array.astype(np.float64 if exact else dtype)
+        if name in tensors:
+            raise ValueError(f"name must be unique, got {name!r} twice")
+        tensors[name] = array
+        return {"tensor": name}
+
+    return store
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The schema of the index
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the index.
+
+    Examples
+    --------
+    >>> schema()["$schema"]
+    'https://json-schema.org/draft/2020-12/schema'
+    """
+    text, number = {"type": "string", "minLength": 1}, {"type": "number"}
+
+    def record(**properties: Any) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+
+    def mapping(values: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "object", "additionalProperties": values}
+
+    value = {"$ref": "#/$defs/value"}
+    kinds = {
+        "tensor": record(tensor=text),
+        "scalar": record(value={"type": ["number", "boolean"]}),
+        "items": record(items={"type": "array", "items": value}),
+        "fields": record(fields=mapping(value)),
+        "ambiguity_set": record(ambiguity_set={"enum": list(cases.SET_NAMES)}, parameters=mapping(number)),
+    }
+    field = record(
+        field=text, expected=value, scale=value, bound={**number, "exclusiveMinimum": 0}, rule={"enum": list(RULES)}
+    )
+    named = [
+        {**kind, "properties": {"name": text, **kind["properties"]}, "required": ["name", *kind["required"]]}
+        for kind in kinds.values()
+    ]
+    case = record(
+        id=text,
+        function=text,
+        name=text,
+        description=text,
+        dtype={"enum": ["float64", "float32"]},
+        file={"type": "string", "pattern": "^[A-Za-z_]+\\.safetensors$"},
+        rows={"type": "array", "items": text},
+        arguments={"type": "array", "items": {"oneOf": named}},
+        options=mapping(value),
+        how=mapping({"type": "integer"}),
+        fields={"type": "array", "items": field, "minItems": 1},
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Index of the test vectors of drrho-core",
+        **record(
+            format={"const": "drrho-vectors"},
+            format_version={"type": "string", "pattern": "^1\\.[0-9]+$"},
+            library={"const": "drrho-core"},
+            library_version=text,
+            dtypes={"type": "array", "items": {"enum": ["float64", "float32"]}, "minItems": 1},
+            rules=record(**dict.fromkeys(RULES, text)),
+            functions=mapping(record(file=text, tensors={"type": "integer", "minimum": 1})),
+            cases={"type": "array", "items": case, "minItems": 1},
+        ),
+        "$defs": {"value": {"oneOf": list(kinds.values())}},
+    }
