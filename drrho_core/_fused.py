@@ -1,0 +1,173 @@
+"""Kernels that a backend may have for the two sweeps over all pairs of a batch.
+
+`drrho_core._pairs` writes the sweeps once, in the standard's operations. On a GPU a kernel of the library's own does
+better: it multiplies half types where they are fastest, and what follows a matrix product happens before the product
+leaves the chip. A backend registers its `Sweeps` when it is imported. They say themselves what they cannot do, and
+then the plain core does it.
+
+Shapes: b pairs, features (b, d), reference features (b, r); everything per anchor is (b,) and float32 or wider.
+
+    Z = E1 E2^T - lambda R1 R2^T,   D_ij = (Z_ij - Z_ii) / t_i,   D'_ij = (Z_ij - Z_jj) / t'_j
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, Protocol
+
+from drrho_core._arrays import Array, Namespace, is_compiling, library
+
+MODES = ("never", "auto", "always")
+"""What `fused_kernels` may be given."""
+
+
+class Batch(NamedTuple):
+    """What the sweeps are about, as the user gave it: half types are not widened, nothing is concatenated."""
+
+    image_features: Array  # (b, d)
+    text_features: Array  # (b, d)
+    reference_features: tuple[Array, Array] | None  # (b, r) each
+    reference_weight: float | Array  # lambda, a number or an array of shape ()
+    temperature_image: Array  # (b,)
+    temperature_text: Array  # (b,)
+    pair_mask: Array | None  # (b, b) bool
+
+
+class FirstSweep(NamedTuple):
+    """What `Sweeps.sum_negatives` gives back, all of it float32."""
+
+    positive: Array  # (b,)  the diagonal of Z
+    log_sum_image: Array  # (b,)  log sum_j exp(D_ij) over the negatives of image anchor i, -inf without any
+    log_sum_text: Array  # (b,)  log sum_i exp(D'_ij) over the negatives of text anchor j
+    count_image: Array  # (b,)  how many negatives there are
+    count_text: Array  # (b,)
+
+
+class SecondSweep(NamedTuple):
+    """What `Sweeps.pull_back` gives back, all of it float32; w and w' as in `drrho_core._pairs`, V = w + w'."""
+
+    image_pull: Array  # (b, d)  V E2
+    text_pull: Array  # (b, d)  V^T E1
+    weight_image: Array  # (b,)  sum_j w_ij
+    weight_text: Array  # (b,)  sum_i w'_ij
+    weighted_image: Array  # (b,)  sum_j w_ij D_ij
+    weighted_text: Array  # (b,)  sum_i w'_ij D'_ij
+
+
+class Sweeps(Protocol):
+    """One library's kernels."""
+
+    def declines(self, batch: Batch, mode: str, /) -> str | None:
+        """Say in a few words why these kernels do not take this batch, or None where they do.
+
+        In the mode ``"auto"`` they take what they are thought to be faster at, in ``"always"`` whatever they can.
+        """
+        ...
+
+    def sum_negatives(self, batch: Batch, /) -> FirstSweep:
+        """Sweep once over all pairs, for the log-sum-exps."""
+        ...
+
+    def pull_back(
+        self, batch: Batch, positive: Array, log_denominator_image: Array, log_denominator_text: Array, /
+    ) -> SecondSweep:
+        """Sweep again: ``w_ij = exp(D_ij - log denominator_i)``, ``w'_ij = exp(D'_ij - log denominator'_j)``."""
+        ...
+
+
+_LOADERS: dict[str, Callable[[], Sweeps | str]] = {}
+_SWEEPS: dict[str, Sweeps | str] = {}
+_MODE: ContextVar[str | None] = ContextVar("fused_kernels", default=None)
+
+
+def register_sweeps(name: str, load: Callable[[], Sweeps | str]) -> None:
+    """Let the sweeps of a library's arrays use its own kernels.
+
+    Parameters
+    ----------
+    name : str
+        The library, named as its namespace without the wrapper's: ``torch``, ``jax.numpy``.
+    load : callable
+        Called once, when the first batch asks: returns the kernels, or says in a few words why there are none here.
+    """
+    _LOADERS[name] = load
+    _SWEEPS.pop(name, None)
+
+
+@contextmanager
+def fused_kernels(mode: str) -> Iterator[None]:
+    """Say whether the contrastive steps use the kernels of the arrays' library.
+
+    Parameters
+    ----------
+    mode : {"never", "auto", "always"}
+        ``"never"``: the plain core. ``"auto"``: kernels where they are expected to be faster. ``"always"``: kernels, or
+        an error that says why not. It holds inside the ``with`` block, in this thread or task, and for what is traced
+        there. Outside of all blocks the environment variable ``DRRHO_FUSED`` holds it; the default is ``"never"``.
+
+    Raises
+    ------
+    ValueError
+        If the mode is another one; later, under ``"always"``, if the kernels do not apply.
+
+    Notes
+    -----
+    The default will be ``"auto"`` once the kernels have been measured on a GPU.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from drrho_core import contrastive_step
+    >>> unseen = np.full(3, -np.inf)
+    >>> with fused_kernels("auto"):                               # NumPy has no kernels: the plain core runs
+    ...     step = contrastive_step(np.eye(3), np.eye(3), unseen, unseen, temperature=0.5)
+    >>> float(step.loss)
+    -1.0
+    """
+    token = _MODE.set(_checked("mode", mode))
+    try:
+        yield
+    finally:
+        _MODE.reset(token)
+
+
+def find(batch: Batch, xp: Namespace) -> Sweeps | None:
+    """Return the kernels for a batch, or None where the plain core is to run.
+
+    Raises
+    ------
+    ValueError
+        If the mode is ``"always"`` and they do not apply, or the environment holds another mode than the three.
+    """
+    if is_compiling(xp):  # inductor fuses the plain core itself, and cannot trace what is below
+        return None
+    mode = _MODE.get() or _checked("DRRHO_FUSED", os.environ.get("DRRHO_FUSED") or "never")
+    if mode == "never":
+        return None
+    sweeps = _load(library(xp))
+    if isinstance(sweeps, str):
+        reason: str | None = sweeps
+    else:
+        reason = sweeps.declines(batch, mode)
+        if reason is None:
+            return sweeps
+    if mode == "always":
+        raise ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
+    return None
+
+
+def _load(name: str) -> Sweeps | str:
+    if name not in _LOADERS:  # not remembered: the backend may be imported later
+        return f"no kernels are registered for {name}"
+    if name not in _SWEEPS:
+        _SWEEPS[name] = _LOADERS[name]()
+    return _SWEEPS[name]
+
+
+def _checked(name: str, mode: object) -> str:
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"{name} must be {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
+    return mode

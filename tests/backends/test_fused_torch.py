@@ -1,0 +1,191 @@
+"""The Triton kernels: on a GPU, or interpreted on the CPU (TRITON_INTERPRET=1); compiled for Hopper with neither."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drrho_reference import conformance
+
+from drrho_core._fused import Batch
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+GPU = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+runs = pytest.mark.skipif(not GPU and not INTERPRETED, reason="Triton needs a GPU, or TRITON_INTERPRET=1")
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PULL_UNITS = {"float32": None, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""V is rounded before it is multiplied: to TensorFloat-32's 11 bits for float16, to bfloat16's 8."""
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, with tiles so small that a small batch has many, where they are interpreted."""
+    from drrho_torch import fused
+
+    if fused.interpreted():
+        small = fused.Blocks(rows=16, columns=16, depth=16, warps=1, stages=1)
+        plans = {dtype: plan._replace(panel=32, sweep=small, pull=small) for dtype, plan in fused.PLANS.items()}
+        monkeypatch.setattr(fused, "PLANS", plans)
+    return fused
+
+
+def rounding(name: str) -> Any:
+    return lambda x: torch.tensor(x).to(DTYPES[name]).double().numpy()
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    return x.detach().double().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def both_sweeps(kernels: Any, problem: Any, name: str) -> tuple[Any, Any]:
+    def anchors(x: np.ndarray) -> torch.Tensor:
+        return torch.tensor(x, dtype=torch.float32, device=DEVICE)
+
+    batch = problem.given(
+        lambda x: torch.tensor(x, device=DEVICE).to(DTYPES[name]), anchors, lambda x: torch.tensor(x, device=DEVICE)
+    )
+    sweeps = kernels.TritonSweeps()
+    assert sweeps.declines(batch, "always") is None
+    first = sweeps.sum_negatives(batch)
+    logs = map(anchors, (problem.log_denominator_image, problem.log_denominator_text))
+    second = sweeps.pull_back(batch, first.positive, *logs)
+    return first._make(map(to_numpy, first)), second._make(map(to_numpy, second))
+
+
+SHAPES = [
+    {"b": 2, "d": 1},
+    {"b": 16, "d": 16, "r": 16},
+    {"b": 33, "d": 20, "r": 7},
+    {"b": 65, "d": 7, "r": 40, "mask": True},
+    {"b": 40, "d": 33, "mask": True},
+]
+
+
+@runs
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_both_sweeps_are_the_formula(kernels: Any, fused: Any, shape: dict[str, Any], name: str) -> None:
+    problem = fused.draw(**shape, rounded=rounding(name))
+    fused.check(*both_sweeps(kernels, problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
+
+
+def test_a_buffer_has_no_part_that_nobody_writes() -> None:
+    from drrho_torch import fused
+
+    for plan in fused.PLANS.values():
+        for side in (plan.sweep.rows, plan.sweep.columns):
+            assert plan.panel % side == 0
+            assert side % plan.pull.depth == 0
+
+
+@runs
+def test_cold_temperatures_overflow_nothing(kernels: Any, fused: Any) -> None:
+    problem = fused.draw(b=20, d=8, r=8, coldest=0.001)
+    fused.check(*both_sweeps(kernels, problem, "float32"), problem, unit=100 * 5e-6)
+
+
+@runs
+def test_the_same_inputs_give_the_same_bits(kernels: Any, fused: Any) -> None:
+    problem = fused.draw(b=70, d=24, r=9, mask=True)
+    torch.set_default_dtype(torch.float64)  # which is none of their business
+    try:
+        one, other = (both_sweeps(kernels, problem, "bfloat16") for _ in range(2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for left, right in zip(one, other, strict=True):
+        for first, second in zip(left, right, strict=True):
+            assert np.array_equal(first, second)
+
+
+@runs
+def test_the_kit_passes_a_step_that_is_made_of_them(kernels: Any, fused: Any) -> None:
+    step = fused.step(kernels.TritonSweeps(), to_numpy)
+    report = conformance.check({"contrastive_step": step}, xp=torch, device=DEVICE, dtypes=["float32"])
+    assert report.passed, report.table()
+
+
+@runs
+@pytest.mark.parametrize(
+    ("change", "mode", "reason"),
+    [
+        ({}, "always", None),
+        ({"dtype": torch.float64}, "always", r"take float32 and half types, not torch\.float64"),
+        ({}, "auto", "float32 has no faster product"),
+        ({"dtype": torch.bfloat16}, "auto", "smaller than 1024"),
+        ({"dtype": torch.bfloat16, "b": 1024}, "auto", None),
+    ],
+)
+def test_what_they_decline(kernels: Any, change: dict[str, Any], mode: str, reason: str | None) -> None:
+    options = {"dtype": torch.float32, "b": 2} | change
+    features = torch.zeros((options["b"], 3), dtype=options["dtype"], device=DEVICE)
+    ones = torch.ones(options["b"], device=DEVICE)
+    said = kernels.TritonSweeps().declines(Batch(features, features, None, 1.0, ones, ones, None), mode)
+    if reason is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert re.search(reason, said)
+
+
+COMPILE = """
+import torch
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from drrho_torch import fused
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+FEATURES, ANY = ("e1", "e2", "r1", "r2", "features"), {"mask": "*u8"}
+INTEGERS = {"first_row", "first_column", "first_inner", "row_tiles", "column_tiles", "panel", "b", "d", "r",
+            "row_stride", "inner_stride", "num_rows", "num_inner"}
+
+
+def build(kernel, dtype, plan, blocks, constants, ones=()):
+    constants = constants | dict(ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, GROUP=fused.GROUP)
+    constants |= {one: 1 for one in ones}  # Triton makes a constant of an integer that is 1
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        types = {"v": "*" + NAMES[plan.buffer], "mask": "*u8"} | dict.fromkeys(FEATURES, "*" + NAMES[dtype])
+        signature[name] = "i32" if name in INTEGERS else types.get(name, "*fp32")
+        if not name.endswith("tiles"):
+            attributes[place,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {key: value for key, value in fused._launch(blocks).items()}
+    built = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert built.metadata.shared <= 227 * 1024, (kernel.__name__, dtype, built.metadata.shared)
+    assert "wgmma" in built.asm["ptx"] or dtype == torch.float32, (kernel.__name__, dtype)
+
+
+for dtype, plan in fused.PLANS.items():
+    for mask, tiny in ((False, ()), (True, ("row_tiles", "column_tiles"))):
+        constants = dict(EVEN_D=not mask, EVEN_R=not mask, HAS_REFERENCE=not mask, HAS_MASK=mask, WIDEN=False)
+        for kernel in (fused._negatives_kernel, fused._weights_kernel):
+            build(kernel, dtype, plan, plan.sweep, constants | {"PRECISION": plan.sweep_precision}, tiny)
+    for ones in (("inner_stride",), ("row_stride", "row_tiles", "column_tiles")):
+        constants = dict(WIDEN=plan.buffer != dtype, PRECISION=plan.pull_precision)
+        build(fused._pull_kernel, dtype, plan, plan.pull, constants, ones)
+"""
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_hopper_without_a_gpu(tmp_path: Any) -> None:
+    script = tmp_path / "compile_kernels.py"
+    script.write_text(COMPILE)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
