@@ -118,14 +118,7 @@ class InnerEstimator:
             If an argument breaks these rules; nothing has been written then.
         """
         index, xp = self._checked(index), self._xp
-        for name, rows in (("log_inner_image", log_inner_image), ("log_inner_text", log_inner_text)):
-            namespace_of({"the state": self.log_inner_image, name: rows}, xp)
-            _checks.detached({name: rows})
-            _checks.same_device({"the state": self.log_inner_image, name: rows}, xp)
-            _checks.shape(name, rows, tuple(index.shape), "(batch_size,)")
-            if rows.dtype != self.log_inner_image.dtype:
-                raise TypeError(f"{name} must have the state's dtype {self.log_inner_image.dtype}, got {rows.dtype}")
-            _checks.values(name, rows, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
+        check_rows(log_inner_image, log_inner_text, size=index.shape[0], like=self.log_inner_image, xp=xp)
         return self._with(
             scatter_rows(self.log_inner_image, index, log_inner_image, xp=xp),
             scatter_rows(self.log_inner_text, index, log_inner_text, xp=xp),
@@ -136,10 +129,7 @@ class InnerEstimator:
         num_samples = _checks.integer("num_samples", num_samples, minimum=self.num_samples)
         xp, old = self._xp, self.log_inner_image
         fresh = xp.full((num_samples - self.num_samples,), -xp.inf, dtype=old.dtype, device=device_of(old))
-        grown = InnerEstimator(num_samples, like=old, dtype=old.dtype)
-        grown.log_inner_image = xp.concat([self.log_inner_image, fresh])
-        grown.log_inner_text = xp.concat([self.log_inner_text, fresh])
-        return grown
+        return self._with(xp.concat([old, fresh]), xp.concat([self.log_inner_text, fresh]))
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the state by name: ``log_inner_image`` and ``log_inner_text``, each (n,)."""
@@ -181,7 +171,7 @@ class InnerEstimator:
         """Return self where both arrays are the ones it holds, else a new estimator around them."""
         if log_inner_image is self.log_inner_image and log_inner_text is self.log_inner_text:
             return self
-        other = object.__new__(InnerEstimator)
+        other = object.__new__(type(self))
         other._xp, other.log_inner_image, other.log_inner_text = self._xp, log_inner_image, log_inner_text
         return other
 
@@ -227,6 +217,24 @@ def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace
             first = int(ordered[int(xp.argmax(xp.astype(repeated, xp.int8)))])
             raise ValueError(f"sample_index must not repeat an index within a batch, got {first} twice")
     return index
+
+
+def check_rows(log_inner_image: Array, log_inner_text: Array, /, *, size: int, like: Array, xp: Namespace) -> None:
+    """Check a batch's updated rows: (size,) each, of the dtype, library and device of `like`, finite or -inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If not. Values are looked at on the host and outside tracing.
+    """
+    for name, rows in (("log_inner_image", log_inner_image), ("log_inner_text", log_inner_text)):
+        namespace_of({"the state": like, name: rows}, xp)
+        _checks.detached({name: rows})
+        _checks.same_device({"the state": like, name: rows}, xp)
+        _checks.shape(name, rows, (size,), "(batch_size,)")
+        if rows.dtype != like.dtype:
+            raise TypeError(f"{name} must have the state's dtype {like.dtype}, got {rows.dtype}")
+        _checks.values(name, rows, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
 
 
 def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -> Array:

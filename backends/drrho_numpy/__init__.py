@@ -1,7 +1,8 @@
-"""The numpy backend."""
+"""The numpy backend, and the inner estimates in a file."""
 
 from __future__ import annotations
 
 from drrho_numpy.backend import NumpyBackend
+from drrho_numpy.estimator import MemoryMappedEstimator
 
-__all__ = ["NumpyBackend"]
+__all__ = ["MemoryMappedEstimator", "NumpyBackend"]
