@@ -410,8 +410,7 @@ class PerSampleTemperature:
         self._beta = _checks.number("beta", beta, lambda x: 0 < x <= 1, "be in (0, 1]")
         self._xp = xp
         for name in _ROWS:
-            value = self._start if name.startswith("temperature") else 0.0
-            setattr(self, name, xp.full((num_samples,), value, dtype=dtype, device=device_of(like)))
+            setattr(self, name, self._fresh(name, num_samples, dtype, device_of(like)))
 
     temperature_image: Array
     temperature_text: Array
@@ -501,17 +500,9 @@ class PerSampleTemperature:
     def grow(self, num_samples: int, /) -> PerSampleTemperature:
         """Return one of `num_samples` >= n samples: the old rows first, the new ones where all of them started."""
         num_samples = _checks.integer("num_samples", num_samples, minimum=self.num_samples)
-        xp, more = self._xp, num_samples - self.num_samples
+        more, old = num_samples - self.num_samples, self.temperature_image
         return self._with({
-            name: xp.concat([
-                getattr(self, name),
-                xp.full(
-                    (more,),
-                    self._start if name.startswith("temperature") else 0.0,
-                    dtype=self.temperature_image.dtype,
-                    device=device_of(self.temperature_image),
-                ),
-            ])
+            name: self._xp.concat([getattr(self, name), self._fresh(name, more, old.dtype, device_of(old))])
             for name in _ROWS
         })  # fmt: skip
 
@@ -530,6 +521,10 @@ class PerSampleTemperature:
         loaded = _loaded(state, {name: getattr(self, name) for name in _ROWS}, self._xp)
         for name, array in loaded.items():
             setattr(self, name, array)
+
+    def _fresh(self, name: str, count: int, dtype: Any, device: Any) -> Array:
+        value = self._start if name.startswith("temperature") else 0.0
+        return self._xp.full((count,), value, dtype=dtype, device=device)
 
     def _with(self, rows: Mapping[str, Array]) -> PerSampleTemperature:
         other = object.__new__(PerSampleTemperature)

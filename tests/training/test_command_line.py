@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from drrho_core.backend import get_backend
+from drrho_core.training.checkpoint import load_arrays
 from drrho_core.training.command_line import default_backend, main
 from drrho_core.training.config import TrainConfig
 from drrho_core.training.errors import BadInput
@@ -248,6 +249,34 @@ def test_learned_temperatures_are_logged(
     if scheme == "global":  # Adam's first step: the learning rate, against the gradient
         moved = steps[0]["temperature"] - 0.07
         assert moved == pytest.approx(-1e-4 * np.sign(steps[0]["temperature_gradient"]), abs=1e-7)
+
+
+@pytest.mark.parametrize("scheme", ["global", "per_sample"])
+def test_the_radius_reaches_the_objective(scheme: str, tmp_path: Path) -> None:
+    """At the first step nothing but the radius differs: by 0.5 in the gradient, by 0.5 tau in the loss."""
+    first = []
+    for radius in ("1", "1.5"):
+        out = tmp_path / radius
+        options = ["--method", "sogclr", "--temperature-scheme", scheme, "--radius", radius, "--log-every", "1"]
+        assert main(["train", "--data", "digits", "--out", str(out), "--dtype", "float64", *options, *TINY]) == 0
+        first.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[0]))
+    small, large = first
+    assert large["temperature_gradient"] - small["temperature_gradient"] == pytest.approx(0.5, abs=1e-12)
+    assert large["loss"] - small["loss"] == pytest.approx(0.5 * 0.07, abs=1e-12)
+
+
+@pytest.mark.parametrize("scheme", ["global", "per_sample"])
+@pytest.mark.parametrize(("radius", "bound"), [("1e-9", 0.08), ("5", 0.06)])  # the logarithm of 127 negatives is 4.8
+def test_the_bounds_reach_the_temperature(scheme: str, radius: str, bound: float, tmp_path: Path) -> None:
+    """At a rate far too large the first visit ends at a bound: which one, the radius says."""
+    out = tmp_path / "run"
+    options = f"--method sogclr --radius {radius} --temperature-scheme {scheme} --temperature-learning-rate 1000"
+    bounds = "--temperature-min 0.06 --temperature-max 0.08 --dtype float64"
+    assert main(["train", "--data", "digits", "--out", str(out), *TINY, *options.split(), *bounds.split()]) == 0
+    arrays, _ = load_arrays(out / "checkpoint.safetensors", "checkpoint")
+    tables = [np.ravel(array) for name, array in arrays.items() if name.startswith("temperature/temperature")]
+    never_visited = set() if scheme == "global" else {0.07}
+    assert set(np.concatenate(tables).tolist()) == {bound} | never_visited
 
 
 def test_the_process_exits_with_two(tmp_path: Path) -> None:
