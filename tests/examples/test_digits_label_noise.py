@@ -239,7 +239,8 @@ def test_the_published_table_and_picture_are_those_of_the_published_figures(exam
     published = json.loads((ROOT / "docs/benchmarks/digits.json").read_text(encoding="utf-8"))
     _check_schema(published, seeds=5, trials=16)
     text = example.picture(published, published["settings"]["noise"])
-    assert (ROOT / "docs/pictures/digits.svg").read_text(encoding="utf-8") == text
+    drawn = (ROOT / "docs/pictures/digits.svg").read_text(encoding="utf-8")
+    assert drawn == text, "run the example and copy its picture.svg and results.json to where the page has them"
     _check_picture(text, published)
     page = (ROOT / "docs/examples/digits.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| (.*) \|$", page, flags=re.MULTILINE)
