@@ -446,7 +446,7 @@ def scale_1000(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 @_problem("sigmoid_loss")
-def pairs_that_are_no_negatives(rng: np.random.Generator) -> tuple[Any, ...]:
+def masked(rng: np.random.Generator) -> tuple[Any, ...]:
     """Pairs that a mask leaves out; the diagonal stays whatever it says."""
     return _batch(rng)[:2], {"scale": 6.0, "bias": -2.0, "pair_mask": _pair_mask(rng)}
 
@@ -480,7 +480,7 @@ def margin(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 @_problem("hinge_margin_loss")
-def pairs_that_are_no_negative(rng: np.random.Generator) -> tuple[Any, ...]:
+def _masked(rng: np.random.Generator) -> tuple[Any, ...]:
     """Means over the negatives that a mask leaves; image 1 and text 3 have none and add nothing."""
     return _batch(rng)[:2], {"margin": 0.75, "pair_mask": _pair_mask(rng)}
 

@@ -84,6 +84,20 @@ def test_a_temperature_gradient_off_by_a_half() -> None:
     assert verdicts(report)["temperature_gradient"] == {"failed"}
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_each_side_of_a_pair_is_looked_at(side: int) -> None:
+    def change(arrays: Any, given: Any) -> Any:
+        step = contrastive_step(*arrays, **given)
+        if isinstance(step.temperature_gradient, tuple):
+            step.temperature_gradient[side][3] += 0.5
+        return step
+
+    report = step_with(change)
+    assert failed(report) == {"temperature_gradient"}
+    wrong = [field.at for case in report.cases for field in case.fields if field.verdict == "failed"]
+    assert set(wrong) == {(side, 3)}
+
+
 def test_eps_stored_in_the_state() -> None:
     def change(arrays: Any, given: Any) -> Any:
         step = contrastive_step(*arrays, **given)

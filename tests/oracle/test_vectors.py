@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -108,9 +111,41 @@ def test_the_schema_refuses_what_is_not_an_index(written: dict[str, bytes], chan
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+DIGEST = """
+import hashlib
+from drrho_reference import vectors
+content = vectors.files(library_version="1.2.3", dtypes=["float32"])
+print(hashlib.sha256(repr(content).encode()).hexdigest())
+"""
+
+
 def test_the_same_command_gives_the_same_bytes(written: dict[str, bytes]) -> None:
     answered.cache_clear()
     assert vectors.files(library_version="1.2.3") == written
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", DIGEST], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_inputs_have_the_dtype_and_answers_are_in_float64(
+    index: dict[str, Any], tensors: dict[str, dict[str, np.ndarray]]
+) -> None:
+    seen: dict[tuple[str, str], set[str]] = {}
+    for found in tensors.values():
+        for name, tensor in found.items():
+            _, dtype, part = name.split("/")[:3]
+            seen.setdefault((part, dtype), set()).add(tensor.dtype.name)
+    for dtype in ("float64", "float32"):
+        assert seen["expected", dtype] == {"float64", "int64", "bool"}
+        assert seen["scale", dtype] == {"float64"}
+        assert seen["argument", dtype] == {dtype, "int64"}
+        assert seen["option", dtype] == {dtype, "bool"}
+    (tiles,) = (case for case in index["cases"] if case["id"] == "contrastive_step/tiles/float32")
+    assert tiles["how"] == {"tile_size": 2}
 
 
 def test_the_index_names_every_tensor_once(index: dict[str, Any], tensors: dict[str, dict[str, np.ndarray]]) -> None:
