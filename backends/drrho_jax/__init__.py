@@ -1,8 +1,23 @@
 """JAX: the backend of the harness, and the loss as a differentiable function for a loop of one's own."""
 
+from __future__ import annotations
+
 import drrho_jax.loops  # noqa: F401  (registers JAX's loop)
+from drrho_core._fused import Sweeps, register_sweeps
 from drrho_jax.backend import JaxBackend
 from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.loss import ContrastiveState, contrastive_loss, drrho_risk, init_state
 
 __all__ = ["ContrastiveState", "DonatingEstimator", "JaxBackend", "contrastive_loss", "drrho_risk", "init_state"]
+
+
+def _pallas() -> Sweeps | str:
+    """Return the fused kernels, which not every build of JAX can have."""
+    try:
+        from drrho_jax.fused import PallasSweeps
+    except ImportError as error:
+        return f"this JAX has no Pallas for GPUs ({error})"
+    return PallasSweeps()
+
+
+register_sweeps("jax.numpy", _pallas)

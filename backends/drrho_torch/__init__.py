@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from drrho_core._fused import Sweeps, register_sweeps
 from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.loss import ContrastiveLoss, drrho_risk
 
 __all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk"]
+
+
+def _triton() -> Sweeps | str:
+    """Return the fused kernels, which need what is not installed with torch everywhere."""
+    try:
+        from drrho_torch.fused import TritonSweeps
+    except ImportError as error:
+        return f"the kernels need Triton: pip install 'drrho-core[triton]' ({error})"
+    return TritonSweeps()
+
+
+register_sweeps("torch", _triton)

@@ -9,19 +9,25 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+import array_api_compat.torch
+import drrho_torch  # noqa: F401  (registers the kernels)
 import numpy as np
 import pytest
 import torch
 from drrho_reference import conformance
 
-from drrho_core._fused import Batch
+from drrho_core._fused import Batch, find, fused_kernels
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+HAS_TRITON = find_spec("triton") is not None
+triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-runs = pytest.mark.skipif(not GPU and not INTERPRETED, reason="Triton needs a GPU, or TRITON_INTERPRET=1")
+runs = pytest.mark.skipif(
+    not HAS_TRITON or not (GPU or INTERPRETED),
+    reason="Triton is not installed, or has no GPU and no TRITON_INTERPRET=1",
+)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PULL_UNITS = {"float32": None, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -80,6 +86,7 @@ def test_both_sweeps_are_the_formula(kernels: Any, fused: Any, shape: dict[str, 
     fused.check(*both_sweeps(kernels, problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
 
 
+@triton
 def test_a_buffer_has_no_part_that_nobody_writes() -> None:
     from drrho_torch import fused
 
@@ -113,6 +120,14 @@ def test_the_kit_passes_a_step_that_is_made_of_them(kernels: Any, fused: Any) ->
     step = fused.step(kernels.TritonSweeps(), to_numpy)
     report = conformance.check({"contrastive_step": step}, xp=torch, device=DEVICE, dtypes=["float32"])
     assert report.passed, report.table()
+
+
+def test_importing_the_backend_registers_them() -> None:
+    features, ones = torch.ones((2, 3), dtype=torch.float64), torch.ones(2)
+    batch = Batch(features, features, None, 1.0, ones, ones, None)
+    reason = r"because the Triton kernels take float32 and half" if HAS_TRITON else r"drrho-core\[triton\]"
+    with fused_kernels("always"), pytest.raises(ValueError, match=reason):
+        find(batch, array_api_compat.torch)
 
 
 @runs
@@ -181,6 +196,7 @@ for dtype, plan in fused.PLANS.items():
 """
 
 
+@triton
 @pytest.mark.slow
 def test_every_kernel_compiles_for_hopper_without_a_gpu(tmp_path: Any) -> None:
     script = tmp_path / "compile_kernels.py"
