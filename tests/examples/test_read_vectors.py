@@ -77,6 +77,26 @@ def test_a_changed_number_is_noticed(written: Path, tmp_path: Path, file: str, c
     assert case in wrong[0]
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node, which no package brings along")
+def test_another_language_reads_the_vectors_and_agrees(written: Path, tmp_path: Path) -> None:
+    def run(folder: Path) -> subprocess.CompletedProcess[str]:
+        command = ["node", str(EXAMPLE.with_suffix(".mjs")), str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    right = run(written)
+    assert right.returncode == 0, right.stderr
+    assert right.stdout.splitlines()[-1] == "8 of 8 fields are right"
+    index = json.loads((written / "vectors.json").read_text())
+    for case in index["cases"]:
+        if case["id"] == "excess_loss/weighted_difference/float32":
+            case["options"]["reference_weight"] = {"value": 0.7501}
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "vectors.json").write_text(json.dumps(index))
+    changed = run(tmp_path)
+    assert changed.returncode == 1
+    assert changed.stdout.count("WRONG") == 1
+
+
 def test_another_format_is_refused(written: Path, tmp_path: Path) -> None:
     index = json.loads((written / "vectors.json").read_text())
     (tmp_path / "vectors.json").write_text(json.dumps(index | {"format_version": "2.0"}))
