@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from drrho_core._fused import Sweeps, register_sweeps
+
 if TYPE_CHECKING:
     from drrho_cupy.backend import CupyBackend
 
@@ -19,3 +21,18 @@ def __getattr__(name: str) -> Any:
     from drrho_cupy.backend import CupyBackend
 
     return CupyBackend
+
+
+def _kernels() -> Sweeps | str:
+    """Return the fused kernels, which are written for NVIDIA's compiler and cuBLAS."""
+    import cupy
+    from cupy_backends.cuda.libs import cublas
+
+    from drrho_cupy.fused import CupySweeps
+
+    if cupy.cuda.runtime.is_hip:
+        return "the kernels for CuPy need an NVIDIA GPU"
+    return CupySweeps(cupy, cublas)
+
+
+register_sweeps("cupy", _kernels)
