@@ -416,6 +416,8 @@ def check_values(name: str, losses: Array, axis: int, where: Array | None, xp: N
                 f"where must mark at least one entry of every slice along axis {axis}, "
                 f"got {empty} of {math.prod(filled.shape)} slices without any"
             )
+    if not values_visible(losses, xp):  # also because a compiler that leaves shapes open cannot write the message
+        return
     limit = _largest_usable(losses, axis, xp)
     seen = losses if where is None else xp.where(where, losses, xp.zeros_like(losses))
     _checks.values(name, seen, lambda x: xp.abs(x) <= limit, f"be finite and at most {limit:.3g} in size", xp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import drrho_torch.loops  # noqa: F401  (registers torch.compile's loop)
 from drrho_core._fused import Sweeps, register_sweeps
 from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator

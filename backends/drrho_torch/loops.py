@@ -1,0 +1,33 @@
+"""torch.compile's own loop for the solvers of the core: importing `drrho_torch` registers it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
+
+from drrho_core._loops import Body, Carry, register_loop, repeat_in_python
+
+
+def repeat(count: int, body: Body, carry: Carry) -> Carry:
+    """Take `count` steps: rolled up where they are compiled, one after the other elsewhere.
+
+    Unrolled, the longest solver takes a minute and more to compile.
+    """
+    if count == 0 or not torch.compiler.is_compiling():
+        return repeat_in_python(count, body, carry)
+
+    def more(done: Tensor, *_: Tensor) -> Tensor:
+        return done < count
+
+    def step(done: Tensor, *inner: Tensor) -> tuple[Tensor, ...]:
+        # The loop refuses a result that shares memory with what came in, such as a bracket's end that stays.
+        return (done + 1, *(array.clone() for array in body(inner)))
+
+    # The counter lives on the host, so that no step waits for a device.
+    first = torch.zeros((), dtype=torch.int64)
+    _, *last = while_loop(more, step, (first, *(array.clone() for array in carry)))  # type: ignore[no-untyped-call]
+    return tuple(last)
+
+
+register_loop("torch", repeat)
