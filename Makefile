@@ -20,13 +20,14 @@ EXTRAS_docs := docs,torch,jax
 # Every test worker gets one core; a library that starts a thread per core inside each of them only makes them wait.
 TEST_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test coverage lint types imports check docs clean
+.PHONY: help demo test coverage mutation lint types imports check docs clean
 
 help:
 	@echo "make demo      train the demo (OUT=folder, DEMO_FLAGS='--quick')"
 	@echo "make test      run all tests (WORKERS=n processes, PYTEST_FLAGS='-k name')"
 	@echo "make coverage  the tests of the core under coverage; its objectives must be covered in full"
 	@echo "make check     lint, types and imports: what CI asks before the tests"
+	@echo "make mutation  mutants by the thousand against the tests; hours (MUTANTS='numerics ambiguity')"
 	@echo "make docs      build the documentation into build/docs"
 	@echo "make clean     remove what the tools left behind, not .venv, demo/ or runs/"
 
@@ -43,6 +44,11 @@ test: $(VENV)/.installed-test
 coverage: $(VENV)/.installed-test
 	$(PYTEST) --cov=drrho_core --cov-report= tests/core tests/backends drrho_core $(PYTEST_FLAGS)
 	$(RUN) coverage report --include='drrho_core/*.py' --show-missing --fail-under=100
+
+# Not part of CI: see docs/mutation.md.
+MUTANTS ?= numerics ambiguity contrastive _pairs
+mutation: $(VENV)/.installed-dev
+	$(TEST_THREADS) $(BIN)/python tests/mutants/mutate.py $(MUTANTS) --out build/mutation.json
 
 lint: $(VENV)/.installed-dev
 	$(RUN) ruff check .

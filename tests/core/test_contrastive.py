@@ -411,3 +411,19 @@ def test_numbers_of_any_kind_are_scalars(problems: Any) -> None:
         got = contrastive_step(*p.arrays, temperature=kind(0.5), gamma=kind(0.25), radius=1)
         problems.check_step(got, expected, replace(p, temperature=0.5), 1e-15)
         assert np.shape(got.temperature_gradient) == ()
+
+
+def test_what_is_not_given_is_the_mini_batch_loss_with_the_whole_reference(problems: Any) -> None:
+    p = problems.draw(31, gamma="one", never=0.0)
+    given = contrastive_step(
+        *p.arrays,
+        temperature=0.5,
+        gamma=1.0,
+        reference_features=p.reference_features,
+        reference_weight=1.0,
+        radius=0.0,
+        eps=0.0,
+    )
+    default = contrastive_step(*p.arrays, temperature=0.5, reference_features=p.reference_features)
+    for one, other in zip(default, given, strict=True):
+        np.testing.assert_array_equal(one, other)

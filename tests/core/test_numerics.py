@@ -56,6 +56,11 @@ def test_log_sum_exp_of_nothing_and_of_infinities() -> None:
     assert log_sum_exp(x, axis=1, where=np.zeros_like(x, dtype=bool), xp=np).tolist() == [NEVER] * 4
 
 
+def test_only_the_axis_that_is_summed_goes() -> None:
+    x = np.zeros((1, 3, 1))
+    assert [log_sum_exp(x, axis=axis, where=None, xp=np).shape for axis in (0, 1, 2)] == [(3, 1), (1, 1), (1, 3)]
+
+
 def test_log_does_not_warn_at_0_and_keeps_nan(eager_space: Any) -> None:
     got = numbers(
         eager_space, log(eager_space.asarray(np.array([0.0, 1.0, math.e, np.nan, math.inf])), xp=eager_space.xp)
