@@ -16,7 +16,7 @@ def _triton() -> Sweeps | str:
     try:
         from drrho_torch.fused import TritonSweeps
     except ImportError as error:
-        return f"the kernels need Triton: pip install 'drrho-core[triton]' ({error})"
+        return f"the kernels need Triton, see docs/fused.md ({error})"
     return TritonSweeps()
 
 

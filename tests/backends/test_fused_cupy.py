@@ -79,6 +79,7 @@ class Cublas:
         b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute: int, algorithm: int,
     ) -> None:  # fmt: skip
         assert self.mode == 1
+        assert min(m, n, k) > 0  # nothing to sum: nobody has tried that on a device
         assert a_type == b_type
         assert compute in ((68, 77) if a_type == 0 else (68,))
         assert lda >= max(1, k if transa else m)

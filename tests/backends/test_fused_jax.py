@@ -20,11 +20,22 @@ PULL_UNITS = {"float32": None, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @pytest.fixture(autouse=True)
-def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small batch has many tiles and several panels, where they are interpreted."""
-    if ON_CPU:
-        plans = {name: plan._replace(panel=16, rows=8, columns=8, depth=8) for name, plan in kernels.PLANS.items()}
-        monkeypatch.setattr(kernels, "PLANS", plans)
+def _small_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small batch has several panels, and many tiles where they are interpreted."""
+    small = {"panel": 16, "rows": 8, "columns": 8, "depth": 8} if ON_CPU else {"panel": 256}
+    plans = {name: plan._replace(**small) for name, plan in kernels.PLANS.items()}
+    monkeypatch.setattr(kernels, "PLANS", plans)
+
+
+SHAPES = [
+    ({"b": 2, "d": 1}, "float32"),
+    ({"b": 33, "d": 20, "r": 7}, "float32"),
+    ({"b": 37, "d": 7, "r": 20, "mask": True}, "bfloat16"),
+    ({"b": 24, "d": 8, "mask": True}, "float16"),
+]
+if not ON_CPU:
+    SHAPES += [({"b": 700, "d": 200, "r": 130}, name) for name in DTYPES]
+    SHAPES += [({"b": 1030, "d": 128, "r": 64, "mask": True}, name) for name in DTYPES]
 
 
 def to_numpy(x: Any) -> np.ndarray:
@@ -46,16 +57,7 @@ def both_sweeps(batch: Batch, problem: Any) -> tuple[Any, Any]:
     return first._make(map(to_numpy, first)), second._make(map(to_numpy, second))
 
 
-@pytest.mark.parametrize(
-    ("shape", "name"),
-    [
-        ({"b": 2, "d": 1}, "float32"),
-        ({"b": 33, "d": 20, "r": 7}, "float32"),
-        ({"b": 37, "d": 7, "r": 20, "mask": True}, "bfloat16"),
-        ({"b": 24, "d": 8, "mask": True}, "float16"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "name"), SHAPES, ids=str)
 def test_both_sweeps_are_the_formula(fused: Any, shape: dict[str, Any], name: str) -> None:
     problem = fused.draw(**shape, rounded=lambda x: np.asarray(jnp.asarray(x, dtype=DTYPES[name]), dtype=np.float64))
     fused.check(*both_sweeps(given(problem, name), problem), problem, unit=5e-6, pull_unit=PULL_UNITS[name])

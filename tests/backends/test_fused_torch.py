@@ -36,13 +36,15 @@ PULL_UNITS = {"float32": None, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, with tiles so small that a small batch has many, where they are interpreted."""
+    """The module, with tiles so small that a small batch has many where they are interpreted, and small panels."""
     from drrho_torch import fused
 
     if fused.interpreted():
         small = fused.Blocks(rows=16, columns=16, depth=16, warps=1, stages=1)
         plans = {dtype: plan._replace(panel=32, sweep=small, pull=small) for dtype, plan in fused.PLANS.items()}
-        monkeypatch.setattr(fused, "PLANS", plans)
+    else:  # several panels of real tiles
+        plans = {dtype: plan._replace(panel=256) for dtype, plan in fused.PLANS.items()}
+    monkeypatch.setattr(fused, "PLANS", plans)
     return fused
 
 
@@ -76,6 +78,8 @@ SHAPES = [
     {"b": 65, "d": 7, "r": 40, "mask": True},
     {"b": 40, "d": 33, "mask": True},
 ]
+if GPU and not INTERPRETED:
+    SHAPES += [{"b": 700, "d": 200, "r": 130}, {"b": 1030, "d": 128, "r": 64, "mask": True}]
 
 
 @runs
@@ -125,7 +129,11 @@ def test_the_kit_passes_a_step_that_is_made_of_them(kernels: Any, fused: Any) ->
 def test_importing_the_backend_registers_them() -> None:
     features, ones = torch.ones((2, 3), dtype=torch.float64), torch.ones(2)
     batch = Batch(features, features, None, 1.0, ones, ones, None)
-    reason = r"because the Triton kernels take float32 and half" if HAS_TRITON else r"drrho-core\[triton\]"
+    reason = (
+        r"because the Triton kernels take float32 and half"
+        if HAS_TRITON
+        else r"because the kernels need Triton, see docs/fused\.md"
+    )
     with fused_kernels("always"), pytest.raises(ValueError, match=reason):
         find(batch, array_api_compat.torch)
 
