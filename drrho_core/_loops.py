@@ -7,7 +7,7 @@ So a backend may register its library's own loop for when code is traced.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from drrho_core._arrays import Array, Namespace, library
 
@@ -20,7 +20,17 @@ Body: TypeAlias = Callable[[Carry], Carry]
 Loop: TypeAlias = Callable[[int, Body, Carry], Carry]
 """``loop(count, body, carry)`` returns the carry after `count` steps."""
 
-_LOOPS: dict[str, Loop] = {}
+Put: TypeAlias = Callable[[Array, Array, Array], Array]
+"""``put(stack, index, value)`` returns the stack with ``stack[index] = value``, for an index that is being traced."""
+
+
+class _Library(NamedTuple):
+    loop: Loop
+    put: Put | None
+    traces: Callable[[], bool] | None
+
+
+_LIBRARIES: dict[str, _Library] = {}
 
 
 def repeat_in_python(count: int, body: Body, carry: Carry) -> Carry:
@@ -30,14 +40,37 @@ def repeat_in_python(count: int, body: Body, carry: Carry) -> Carry:
     return carry
 
 
-def register_loop(name: str, loop: Loop) -> None:
-    """Let `repeat` use `loop` for the arrays of a library, named as its namespace without the wrapper's: ``jax.numpy``.
+def register_loop(name: str, loop: Loop, *, put: Put | None = None, traces: Callable[[], bool] | None = None) -> None:
+    """Let `repeat` use `loop` for the arrays of a library.
 
-    The loop decides itself whether it is being traced, and falls back on `repeat_in_python` where it is not.
+    Parameters
+    ----------
+    name : str
+        The library's namespace without the wrapper's name: ``jax.numpy``.
+    loop : callable
+        ``loop(count, body, carry)``. It decides itself whether code is being traced, and falls back on
+        `repeat_in_python` where it is not.
+    put, traces : callable, optional
+        ``put(stack, index, value)`` and ``traces()``, which tells whether code is being traced. With both, tiles are
+        met in a loop as well, with arrays that are cut into a stack of blocks.
     """
-    _LOOPS[name] = loop
+    _LIBRARIES[name] = _Library(loop, put, traces)
+
+
+def rolls(xp: Namespace) -> bool:
+    """Tell whether a loop over stacked blocks would be rolled up now."""
+    its = _LIBRARIES.get(library(xp))
+    return its is not None and its.put is not None and its.traces is not None and its.traces()
+
+
+def put(xp: Namespace) -> Put:
+    """Return the assignment of a library whose loop `rolls`."""
+    its = _LIBRARIES[library(xp)].put
+    assert its is not None
+    return its
 
 
 def repeat(count: int, body: Body, carry: Carry, xp: Namespace) -> Carry:
     """Take `count` steps with the loop of the arrays' library."""
-    return _LOOPS.get(library(xp), repeat_in_python)(count, body, carry)
+    its = _LIBRARIES.get(library(xp))
+    return (repeat_in_python if its is None else its.loop)(count, body, carry)

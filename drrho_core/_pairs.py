@@ -1,30 +1,35 @@
 """The two sweeps over all pairs of a batch that every contrastive objective here is made of.
 
-Notation of docs/theory. Rows are image anchors, columns text anchors, ``[b, b]`` matrices are met in square tiles:
+Notation of docs/theory. Rows are image anchors, columns text anchors; [b, b] matrices are met in square tiles:
 
-    Z = left right^T,   left = [E1, -lambda R1],   right = [E2, R2]           the (excess) similarity
-    image anchor i:  D_ij  = (Z_ij - Z_ii) / t_i       text anchor j:  D'_ij = (Z_ij - Z_jj) / t'_j
+    Z = scale [E1, -lambda R1] [E2, R2]^T        the (excess) similarity, or the logits: scale = 1 / t where t is global
+    image anchor i:  D_ij = (Z_ij - Z_ii) / (scale t_i)          text anchor j:  D'_ij = (Z_ij - Z_jj) / (scale t'_j)
 
-`sum_negatives` is the first sweep: the log-sum-exp of D over each row, of D' over each column. What an objective makes
-of it is a logarithmic denominator per anchor. `pull_back` is the second: with
+`sum_negatives` is the first sweep: for each anchor the largest Z among its negatives (the peak) and the sum of the
+exponentials relative to it, so that nothing overflows. Positives come out of the same products: those of equal
+features are then equal to the bit. What an objective makes of it is a logarithmic denominator per anchor.
+`weigh` is the second sweep: with
 
     w_ij = exp(D_ij - log denominator_i),   w'_ij = exp(D'_ij - log denominator'_j),   V = w + w'
 
 it returns ``V E2``, ``V^T E1`` and the sums over weights that the closed-form gradients need. A sweep either keeps the
-tiles of Z (one pass: 4 matrix products in all) or computes them again (two passes: 6 products, memory grows with b).
+tiles of Z (one pass: 4 products b x b x d in all, half of them for the reference) or computes them again (two passes:
+6 products, memory grows with b). Tiles cost more than their products only by what is done to their b^2 entries, so that
+is little: in the first sweep a maximum, a difference, an exponential and a sum per direction; in the second a
+difference, an exponential, and a product and a sum for the temperature's gradient. Everything else is of size b.
 
-Where both sides are one view (`sum_negatives_within`, `weigh_within`) Z is symmetric, a sample has one anchor and not
-two, and the tiles above the diagonal are enough: such a tile's rows and its columns are different anchors.
+Where both sides are one view (`symmetric`) Z is symmetric, a sample has one anchor and not two, and the tiles above the
+diagonal are enough: such a tile's rows and its columns are different anchors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from drrho_core import _checks
+from drrho_core import _checks, _loops
 from drrho_core._arrays import Array, Namespace, device_of
-from drrho_core.numerics import log_sum_exp
+from drrho_core.numerics import log
 
 DEFAULT_TILE = 1024
 """Square tiles of this side run at the matrix product's own rate and stay in cache between their uses."""
@@ -32,52 +37,72 @@ DEFAULT_TILE = 1024
 DEFAULT_MEMORY_BUDGET = 2**30
 """Bytes that the logits of one batch may take before they are computed twice instead."""
 
+MOST_UNROLLED_TILES = 16
+"""A compiler that unrolls loops gets at most so many tiles; beyond, the library's own loop where there is one."""
 
-class Pairs(NamedTuple):
-    """One batch, ready for the sweeps. All arrays share one floating dtype, float32 or wider."""
+_NOTHING = -1e5
+"""The exponent of what does not count: its exponential is 0 in every dtype, and 0 times it is 0 and not nan."""
 
-    left: Array  # (b, d + r)
-    right: Array  # (b, d + r)
-    positive: Array  # (b,), the diagonal of Z
-    image_features: Array  # (b, d)
-    text_features: Array  # (b, d)
-    temperature_image: Array  # (b,)
-    temperature_text: Array  # (b,)
-    pair_mask: Array | None  # (b, b) bool
-    starts: tuple[int, ...]  # where tiles start; ends with b
-    kept: dict[tuple[int, int], Array] | None  # tiles of Z, or None where they are computed again
+Scalar: TypeAlias = float | Array
+"""A number or an array of shape ()."""
+
+Blocks: TypeAlias = Any
+"""An array cut into blocks, to be indexed by a block's number: a list of arrays, or one stack of them."""
+
+Values: TypeAlias = tuple[Any, ...]
+"""What a visit gives to one block of anchors: arrays; None where a tile has nothing to say."""
+
+
+class Tile(NamedTuple):
+    """One tile of Z."""
+
+    i: Array  # number of its block of rows: an int, or traced
+    j: Array  # and of its block of columns
+    z: Array  # (rows, columns)
+    counts: Array | None  # which entries are pairs of an anchor and a negative; None: all
+    diagonal: bool
+
+    def block(self, which: int) -> Array:
+        """Return the number of its block of rows (0) or of columns (1)."""
+        return self.j if which else self.i
+
+
+Visit: TypeAlias = Callable[[Tile], tuple[Values, Values]]
+"""``visit(tile)`` returns what a tile gives to its rows and to its columns."""
+
+Combine: TypeAlias = Callable[[int, Array, Values, Values], Values]
+"""``combine(which, block, old, new)`` merges what two tiles gave to a block: of rows (which = 0) or of columns (1)."""
+
+Shapes: TypeAlias = Sequence[tuple[int, ...]]
+Stacks: TypeAlias = tuple[Array, ...]
 
 
 class Negatives(NamedTuple):
     """What the first sweep gives back for one direction; (b,)."""
 
-    log_sum: Array  # log sum exp(D) over negatives, -inf without any
+    peak: Array  # max Z over negatives; some number where there are none
+    total: Array  # sum exp((Z - peak) / (scale t)), 0 without any
     count: Array  # how many they are
 
 
 class Sums(NamedTuple):
     """What the second sweep gives back."""
 
-    image_pull: Array  # (b, d)  V E2;   after `pull_back`  V E2 - c * E2
-    text_pull: Array  # (b, d)  V^T E1;   after `pull_back`  V^T E1 - c * E1
-    weight_image: Array  # (b,)    sum_j w_ij
-    weight_text: Array  # (b,)    sum_i w'_ij
-    weighted_image: Array  # (b,)    sum_j w_ij D_ij
-    weighted_text: Array  # (b,)    sum_i w'_ij D'_ij
+    image_pull: Array  # (b, d)  V E2
+    text_pull: Array  # (b, d)  V^T E1
+    weighted_image: Array  # (b,)    sum_j w_ij Z_ij
+    weighted_text: Array  # (b,)    sum_i w'_ij Z_ij
 
 
 class SumsWithin(NamedTuple):
     """What the second sweep gives back where both sides are one view."""
 
     pull: Array  # (b, d)  (w + w^T) E
-    weight: Array  # (b,)    sum_j w_ij
-    weighted: Array  # (b,)    sum_j w_ij D_ij
+    weighted: Array  # (b,)    sum_j w_ij Z_ij
 
 
-def tiling(
-    batch_size: int, item_size: int, tile_size: int | None, memory_budget: int | None
-) -> tuple[tuple[int, ...], bool]:
-    """Return where tiles start (with the end appended) and whether the logits are kept between the sweeps.
+def tiling(batch_size: int, item_size: int, tile_size: int | None, memory_budget: int | None) -> tuple[int, bool]:
+    """Return the side of tiles and whether the logits are kept between the sweeps.
 
     An integer `tile_size` asks for two passes and no b x b array; else one pass while the logits fit the budget.
     """
@@ -86,143 +111,368 @@ def tiling(
         budget = _checks.integer("memory_budget", memory_budget, minimum=0)
     if tile_size is not None:
         side = _checks.integer("tile_size", tile_size, minimum=1)
-    keep = tile_size is None and batch_size * batch_size * item_size <= budget
-    return (*range(0, batch_size, side), batch_size), keep
+    return side, tile_size is None and batch_size * batch_size * item_size <= budget
 
 
-def tiles(
-    pairs: Pairs, xp: Namespace, *, symmetric: bool = False
-) -> Iterator[tuple[int, int, slice, slice, Array, Array | None]]:
-    """Yield each tile of Z with its place and, where not all its pairs count, the mask of those that do.
+class Pairs:
+    """One batch, ready for the sweeps. All arrays share one floating dtype, float32 or wider.
 
-    Of a symmetric Z only the tiles on the diagonal and above it.
+    Parameters
+    ----------
+    image_features, text_features : array, shape (b, d)
+        The learner's features.
+    reference_features : pair of arrays, shape (b, r), or None
+        The reference model's, multiplied by ``-reference_weight`` on the image side.
+    scale : float or array of shape ()
+        Factor of Z.
+    rates : pair of arrays, shape (b,), or None
+        ``1 / (scale t)`` of image and of text anchors; None where it is 1.
+    pair_mask : array of bool, shape (b, b), or None
+        False: not a negative.
+    side : int
+        Of a tile.
+    keep : bool
+        Keep the tiles of Z between the sweeps.
     """
-    spans = [slice(start, stop) for start, stop in zip(pairs.starts, pairs.starts[1:], strict=False)]
-    for i, rows in enumerate(spans):
-        for j, columns in enumerate(spans):
-            if symmetric and j < i:
-                continue
-            z = None if pairs.kept is None else pairs.kept.get((i, j))
-            if z is None:
-                z = pairs.left[rows, :] @ pairs.right[columns, :].T
-                if pairs.kept is not None:
-                    pairs.kept[i, j] = z
-            counts = None if pairs.pair_mask is None else pairs.pair_mask[rows, columns]
-            if i == j:
-                index = xp.arange(rows.stop - rows.start, device=device_of(z))
-                off_diagonal = index[:, None] != index[None, :]
-                counts = off_diagonal if counts is None else counts & off_diagonal
-            yield i, j, rows, columns, z, counts
 
+    def __init__(
+        self,
+        image_features: Array,
+        text_features: Array,
+        *,
+        reference_features: tuple[Array, Array] | None = None,
+        reference_weight: Scalar = 1.0,
+        scale: Scalar = 1.0,
+        rates: tuple[Array, Array] | None = None,
+        pair_mask: Array | None = None,
+        side: int = DEFAULT_TILE,
+        keep: bool = True,
+        xp: Namespace,
+    ) -> None:
+        self.xp = xp
+        self.image_features, self.text_features = image_features, text_features
+        self.batch_size = batch_size = int(image_features.shape[0])
+        self.feature_dim = int(image_features.shape[1])
+        in_one_row = -(-batch_size // side)
+        self.rolled = in_one_row**2 > MOST_UNROLLED_TILES and _loops.rolls(xp)
+        if self.rolled and keep:  # a compiler fuses what is done to the entries: one tile is as good as many
+            side, self.rolled = batch_size, False
+        if self.rolled:  # its tiles have one shape
+            side = -(-batch_size // in_one_row)
+        self.side = min(side, batch_size)
+        self.num_blocks = -(-batch_size // side)
+        starts = range(0, batch_size, self.side)
+        self.spans = [slice(start, min(start + self.side, batch_size)) for start in starts]
+        self.padding = self.num_blocks * self.side - batch_size if self.rolled else 0
+        self._reference_image = None
+        right = text_features
+        if reference_features is not None:
+            self._reference_image = self.cut(reference_features[0])
+            right = xp.concat([text_features, reference_features[1]], axis=1)
+        self._scale, self._reference_scale = scale, -reference_weight * scale
+        self._images, self._right = self.cut(image_features), self.cut(right)
+        self.images, self.texts = self._images, self.cut(text_features)
+        self.anchor_rates: tuple[Array | None, Array | None] = (None, None) if rates is None else rates
+        self.rates = None if rates is None else (self.cut(rates[0]), self.cut(rates[1]))
+        self.pair_mask, self.has_mask = pair_mask, pair_mask is not None
+        self._mask = None if pair_mask is None else self._cut_mask(pair_mask)
+        self._kept: dict[tuple[int, int], Array] | None = {} if keep else None
+        self._row: tuple[int, Array] | None = None
 
-def excess(pairs: Pairs, rows: slice, columns: slice, z: Array) -> tuple[Array, Array]:
-    """Return a tile of D and of D'. The positive is subtracted before the division, while the difference is exact."""
-    image = (z - pairs.positive[rows][:, None]) / pairs.temperature_image[rows][:, None]
-    text = (z - pairs.positive[columns][None, :]) / pairs.temperature_text[columns][None, :]
-    return image, text
+    def cut(self, x: Array) -> Blocks:
+        """Return the blocks of an array along its first axis, to be indexed by a block's number."""
+        xp = self.xp
+        if not self.rolled:
+            return [x[rows, ...] for rows in self.spans]
+        if self.padding:
+            fill = xp.zeros((self.padding, *x.shape[1:]), dtype=x.dtype)
+            x = xp.concat([x, fill], axis=0)
+        return xp.reshape(x, (self.num_blocks, self.side, *x.shape[1:]))
 
+    def join(self, blocks: Blocks) -> Array:
+        """Undo `cut`."""
+        if not self.rolled:
+            return blocks[0] if len(blocks) == 1 else self.xp.concat(list(blocks), axis=0)
+        flat = self.xp.reshape(blocks, (self.num_blocks * self.side, *blocks.shape[2:]))
+        return flat[: self.batch_size, ...]
 
-def sum_negatives(pairs: Pairs, *, xp: Namespace) -> tuple[Negatives, Negatives]:
-    """Return log-sum-exp and number of the negatives of the image anchors and of the text anchors."""
-    image, text, image_count, text_count = Parts(xp), Parts(xp), Parts(xp), Parts(xp)
-    for i, j, rows, columns, z, counts in tiles(pairs, xp):
-        d_image, d_text = excess(pairs, rows, columns, z)
-        image.merge(i, log_sum_exp(d_image, axis=1, where=counts, xp=xp), xp.logaddexp)
-        text.merge(j, log_sum_exp(d_text, axis=0, where=counts, xp=xp), xp.logaddexp)
-        if pairs.pair_mask is not None:
-            numbers = xp.astype(counts if counts is not None else pairs.pair_mask[rows, columns], z.dtype)
-            image_count.add(i, xp.sum(numbers, axis=1))
-            text_count.add(j, xp.sum(numbers, axis=0))
-    if pairs.pair_mask is not None:
-        return Negatives(image.join(), image_count.join()), Negatives(text.join(), text_count.join())
-    number = xp.full_like(pairs.positive, pairs.starts[-1] - 1)
-    return Negatives(image.join(), number), Negatives(text.join(), number)
+    def _cut_mask(self, mask: Array) -> Blocks:
+        rows = self.cut(mask)
+        if not self.rolled:
+            return rows
+        if self.padding:
+            fill = self.xp.zeros((self.num_blocks, self.side, self.padding), dtype=mask.dtype)
+            rows = self.xp.concat([rows, fill], axis=2)
+        tiles = self.xp.reshape(rows, (self.num_blocks, self.side, self.num_blocks, self.side))
+        return self.xp.permute_dims(tiles, (0, 2, 1, 3))
 
+    def similarity(self, i: Array, j: Array) -> Array:
+        """Return tile (i, j) of Z."""
+        z = None if self._kept is None else self._kept.get((i, j))
+        if z is None:
+            z = self._left(i) @ self._right[j].T
+            if self._kept is not None:
+                self._kept[i, j] = z
+        return z
 
-def sum_negatives_within(pairs: Pairs, *, xp: Namespace) -> Array:
-    """Return the log-sum-exp (b,) of the negatives of each anchor in its own view."""
-    log_sum = Parts(xp)
-    for i, j, rows, columns, z, counts in tiles(pairs, xp, symmetric=True):
-        d_rows, d_columns = excess(pairs, rows, columns, z)
-        log_sum.merge(i, log_sum_exp(d_rows, axis=1, where=counts, xp=xp), xp.logaddexp)
-        if i != j:
-            log_sum.merge(j, log_sum_exp(d_columns, axis=0, where=counts, xp=xp), xp.logaddexp)
-    return log_sum.join()
+    def _tile(self, i: Array, j: Array, *, diagonal: bool) -> Tile:
+        return Tile(i, j, self.similarity(i, j), self.counts(i, j, diagonal=diagonal), diagonal)
 
+    def _left(self, i: Array) -> Array:
+        """Return the rows of ``scale [E1, -lambda R1]``: only those of a block, and once for all its tiles."""
+        if not self.rolled and self._row is not None and self._row[0] == i:
+            return self._row[1]
+        left = _times(self._images[i], self._scale)
+        if self._reference_image is not None:
+            reference = _times(self._reference_image[i], self._reference_scale)
+            left = self.xp.concat([left, reference], axis=1)
+        self._row = None if self.rolled else (i, left)
+        return left
 
-def weigh(pairs: Pairs, log_denominator_image: Array, log_denominator_text: Array, *, xp: Namespace) -> Sums:
-    """Return the weighted sums of the closed-form gradients, given one logarithmic denominator (b,) per anchor."""
-    image_pull, weight_image, weighted_image = Parts(xp), Parts(xp), Parts(xp)
-    text_pull, weight_text, weighted_text = Parts(xp), Parts(xp), Parts(xp)
-    log_denominator_image = xp.astype(log_denominator_image, pairs.left.dtype)
-    log_denominator_text = xp.astype(log_denominator_text, pairs.left.dtype)
-    for i, j, rows, columns, z, counts in tiles(pairs, xp):
-        d_image, d_text = excess(pairs, rows, columns, z)
-        log_w_image = d_image - log_denominator_image[rows][:, None]
-        log_w_text = d_text - log_denominator_text[columns][None, :]
-        if counts is not None:  # before the exponential: what does not count may be huge
-            log_w_image = xp.where(counts, log_w_image, -xp.inf)
-            log_w_text = xp.where(counts, log_w_text, -xp.inf)
-        w_image, w_text = xp.exp(log_w_image), xp.exp(log_w_text)
-        v = w_image + w_text
-        image_pull.add(i, v @ pairs.text_features[columns, :])
-        text_pull.add(j, v.T @ pairs.image_features[rows, :])
-        weight_image.add(i, xp.sum(w_image, axis=1))
-        weight_text.add(j, xp.sum(w_text, axis=0))
-        weighted_image.add(i, xp.sum(w_image * d_image, axis=1))
-        weighted_text.add(j, xp.sum(w_text * d_text, axis=0))
-    return Sums(
-        *(part.join() for part in (image_pull, text_pull, weight_image, weight_text, weighted_image, weighted_text))
-    )
+    def positives(self) -> Array:
+        """Return the diagonal of Z (b,), out of the same products as all the rest."""
+        if not self.rolled:
+            return self.join([self.xp.linalg.diagonal(self.similarity(i, i)) for i in range(self.num_blocks)])
+        put = _loops.put(self.xp)
 
+        def step(carry: Stacks) -> Stacks:
+            i, positives = carry
+            return i + 1, put(positives, i, self.xp.linalg.diagonal(self.similarity(i, i)))
 
-def weigh_within(pairs: Pairs, log_denominator: Array, *, xp: Namespace) -> SumsWithin:
-    """Return the same sums where both sides are one view."""
-    pull, weight, weighted = Parts(xp), Parts(xp), Parts(xp)
-    log_denominator = xp.astype(log_denominator, pairs.left.dtype)
-    for i, j, rows, columns, z, counts in tiles(pairs, xp, symmetric=True):
-        d_rows, d_columns = excess(pairs, rows, columns, z)
-        log_w = d_rows - log_denominator[rows][:, None]
-        w = xp.exp(log_w if counts is None else xp.where(counts, log_w, -xp.inf))
-        weight.add(i, xp.sum(w, axis=1))
-        weighted.add(i, xp.sum(w * d_rows, axis=1))
-        if i == j:
-            v = w + w.T
+        start = self.xp.zeros((), dtype=self.xp.int32), self.xp.zeros_like(self.images[:, :, 0])
+        return self.join(_loops.repeat(self.num_blocks, step, start, self.xp)[1])
+
+    def counts(self, i: Array, j: Array, *, diagonal: bool) -> Array | None:
+        """Return which entries of a tile count; None where all do."""
+        xp = self.xp
+        counts = None
+        if self._mask is not None:
+            counts = self._mask[i, j] if self.rolled else self._mask[i][:, self.spans[j]]
+        device = device_of(self.image_features)
+        size = int(self._images[i].shape[0])
+        if diagonal:
+            index = xp.arange(size, device=device)
+            off_diagonal = index[:, None] != index[None, :]
+            counts = off_diagonal if counts is None else counts & off_diagonal
+        if self.padding:
+            index = xp.arange(size, device=device)
+            real = (i * size + index < self.batch_size)[:, None] & (j * size + index < self.batch_size)[None, :]
+            counts = real if counts is None else counts & real
+        return counts
+
+    def sweep(
+        self, visit: Visit, combine: Combine, rows: Shapes, columns: Shapes | None = None
+    ) -> tuple[Stacks, Stacks]:
+        """Visit every tile and combine what it gives to its rows and to its columns; return both, joined.
+
+        `rows` and `columns` are what follows the first axis of a visit's values. Without columns Z is symmetric: only
+        the tiles on the diagonal and above it are visited, rows and columns are the same anchors, both results one.
+        """
+        if self.rolled:
+            to_rows, to_columns = self._sweep_rolled(visit, combine, rows, columns)
         else:
-            w_columns = xp.exp(d_columns - log_denominator[columns][None, :])
-            weight.add(j, xp.sum(w_columns, axis=0))
-            weighted.add(j, xp.sum(w_columns * d_columns, axis=0))
-            v = w + w_columns
-            pull.add(j, v.T @ pairs.image_features[rows, :])
-        pull.add(i, v @ pairs.image_features[columns, :])
-    return SumsWithin(pull.join(), weight.join(), weighted.join())
+            to_rows, to_columns = self._sweep_unrolled(visit, combine, symmetric=columns is None)
+        joined = tuple(self.join(part) for part in to_rows)
+        return joined, joined if columns is None else tuple(self.join(part) for part in to_columns)
+
+    def _sweep_unrolled(self, visit: Visit, combine: Combine, *, symmetric: bool) -> Any:
+        to_rows: list[Any] = [None] * self.num_blocks
+        to_columns = to_rows if symmetric else list(to_rows)
+
+        def merge(which: int, block: int, collected: list[Any], new: Values) -> None:
+            old = collected[block]
+            collected[block] = new if old is None else combine(which, block, old, new)
+
+        for i in range(self.num_blocks):
+            for j in range(i if symmetric else 0, self.num_blocks):
+                new = visit(self._tile(i, j, diagonal=i == j))
+                merge(0, i, to_rows, new[0])
+                if not (symmetric and i == j):
+                    merge(1, j, to_columns, new[1])
+        return zip(*to_rows, strict=True), zip(*to_columns, strict=True)
+
+    def _sweep_rolled(self, visit: Visit, combine: Combine, rows: Shapes, columns: Shapes | None) -> Any:
+        """Do the same with the library's own loop: first along the diagonal, then over all other tiles."""
+        xp, put = self.xp, _loops.put(self.xp)
+        split = 1 + len(rows)
+
+        def merge(which: int, block: Array, stacks: Stacks, new: Values) -> Stacks:
+            both = combine(which, block, tuple(stack[block] for stack in stacks), new)
+            return tuple(put(stack, block, value) for stack, value in zip(stacks, both, strict=True))
+
+        def on_diagonal(carry: Stacks) -> Stacks:
+            i, stacks = carry[0], carry[1:]
+            new = visit(self._tile(i, i, diagonal=True))
+            values = new[0] if columns is None else (*new[0], *new[1])
+            return (i + 1, *(put(stack, i, value) for stack, value in zip(stacks, values, strict=True)))
+
+        def off_diagonal(carry: Stacks) -> Stacks:
+            i, j = places[carry[0], 0], places[carry[0], 1]
+            new = visit(self._tile(i, j, diagonal=False))
+            to_rows = merge(0, i, carry[1:split], new[0])
+            if columns is None:
+                return (carry[0] + 1, *merge(1, j, to_rows, new[1]))
+            return (carry[0] + 1, *to_rows, *merge(1, j, carry[split:], new[1]))
+
+        shapes = [*rows, *(columns or ())]
+        empty = (xp.zeros((self.num_blocks, self.side, *shape), dtype=self.image_features.dtype) for shape in shapes)
+        zero = xp.zeros((), dtype=xp.int32)
+        carry = _loops.repeat(self.num_blocks, on_diagonal, (zero, *empty), xp)
+        blocks = range(self.num_blocks)
+        order = [(i, j) for i in blocks for j in blocks if (i < j if columns is None else i != j)]
+        places = xp.asarray(order, dtype=xp.int32)
+        carry = _loops.repeat(len(order), off_diagonal, (zero, *carry[1:]), xp)
+        return carry[1:split], carry[split:]
 
 
-def pull_back(pairs: Pairs, log_denominator_image: Array, log_denominator_text: Array, *, xp: Namespace) -> Sums:
-    """Return what `weigh` does, less what the positives pull: ``V E2 - c * E2`` and ``V^T E1 - c * E1``."""
-    sums = weigh(pairs, log_denominator_image, log_denominator_text, xp=xp)
-    c = (sums.weight_image + sums.weight_text)[:, None]
-    return sums._replace(
-        image_pull=sums.image_pull - c * pairs.text_features, text_pull=sums.text_pull - c * pairs.image_features
-    )
+def sum_negatives(pairs: Pairs) -> tuple[Negatives, Negatives, Array]:
+    """Return the negatives of the image anchors and of the text anchors, and the positives, the diagonal of Z; (b,)."""
+    shapes: Shapes = [()] * (4 if pairs.has_mask else 3)
+    image, text = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), shapes, shapes)
+    if pairs.has_mask:
+        return Negatives(image[0], image[1], image[3]), Negatives(text[0], text[1], text[3]), image[2]
+    count = pairs.xp.full_like(image[0], float(pairs.batch_size - 1))
+    return Negatives(image[0], image[1], count), Negatives(text[0], text[1], count), image[2]
 
 
-class Parts:
-    """A vector or matrix that grows row block by row block: one part per tile index, merged, joined at the end."""
+def sum_negatives_within(pairs: Pairs) -> Negatives:
+    """Return the negatives of each anchor in its own view."""
+    (peak, total, _), _ = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), [()] * 3)
+    return Negatives(peak, total, pairs.xp.full_like(peak, float(pairs.batch_size - 1)))
 
-    def __init__(self, xp: Namespace) -> None:
-        self._xp = xp
-        self._parts: dict[int, Array] = {}
 
-    def merge(self, tile: int, value: Array, combine: Callable[[Array, Array], Array]) -> None:
-        """Combine `value` with what is there."""
-        self._parts[tile] = combine(self._parts[tile], value) if tile in self._parts else value
+def merge(one: Negatives, other: Negatives, rate: Array | None, *, xp: Namespace) -> Negatives:
+    """Return the negatives of the same anchors in two tiles or two matrices as one."""
+    peak = xp.maximum(one.peak, other.peak)
+    first, second = (part.total * xp.exp(_above(part, peak, rate, xp)) for part in (one, other))
+    return Negatives(peak, first + second, one.count + other.count)
 
-    def add(self, tile: int, value: Array) -> None:
-        """Add `value` to what is there."""
-        self.merge(tile, value, lambda old, new: old + new)
 
-    def join(self) -> Array:
-        """Concatenate all parts in order."""
-        parts = [self._parts[tile] for tile in sorted(self._parts)]
-        return parts[0] if len(parts) == 1 else self._xp.concat(parts, axis=0)
+def log_sum(negatives: Negatives, positive: Array, rate: Array | None, *, xp: Namespace) -> Array:
+    """Return ``log sum exp(D)`` (b,) over negatives, -inf without any."""
+    return _above(negatives, positive, rate, xp) + log(negatives.total, xp=xp)
+
+
+def threshold(positive: Array, log_denominator: Array, rate: Array | None) -> Array:
+    """Return the Z (b,) at which an anchor's weight is 1: ``D - log denominator = rate (Z - threshold)``."""
+    return positive + (log_denominator if rate is None else log_denominator / rate)
+
+
+def sum_of_weights(negatives: Negatives, threshold: Array, rate: Array | None, *, xp: Namespace) -> Array:
+    """Return ``sum_j w_ij`` (b,): what the second sweep would sum up, known from the first."""
+    return xp.exp(_above(negatives, threshold, rate, xp)) * negatives.total
+
+
+def weighted_excess(weighted: Array, positive: Array, weight: Array, rate: Array | None) -> Array:
+    """Return ``sum_j w_ij D_ij`` (b,) given ``sum_j w_ij Z_ij``; it cancels no more than D itself does."""
+    return _times(weighted - positive * weight, rate)
+
+
+def _above(negatives: Negatives, z: Array, rate: Array | None, xp: Namespace) -> Array:
+    """Return how far a peak is above some Z, as an exponent; 0 without negatives, for their peak is only a number."""
+    difference = xp.where(negatives.total > 0, negatives.peak - z, xp.zeros_like(z))
+    return _times(difference, rate)
+
+
+def weigh(pairs: Pairs, threshold_image: Array, threshold_text: Array) -> Sums:
+    """Return the weighted sums of the closed-form gradients, given each anchor's threshold (b,)."""
+    weights = _weights(pairs, (pairs.cut(threshold_image), pairs.cut(threshold_text)))
+
+    def visit(tile: Tile) -> tuple[Values, Values]:
+        v, weighted_image = weights(0, tile)
+        w, weighted_text = weights(1, tile)
+        v += w
+        return (v @ pairs.texts[tile.j], weighted_image), (v.T @ pairs.images[tile.i], weighted_text)
+
+    shapes: Shapes = [(pairs.feature_dim,), ()]
+    image, text = pairs.sweep(visit, add, shapes, shapes)
+    return Sums(image[0], text[0], image[1], text[1])
+
+
+def weigh_within(pairs: Pairs, threshold: Array) -> SumsWithin:
+    """Return the same sums where both sides are one view."""
+    thresholds = pairs.cut(threshold)
+    weights = _weights(pairs, (thresholds, thresholds))
+
+    def visit(tile: Tile) -> tuple[Values, Values]:
+        v, weighted = weights(0, tile)
+        if tile.diagonal:  # both its anchors and its others are of the same block
+            return ((v + v.T) @ pairs.images[tile.i], weighted), (None, None)
+        w, weighted_columns = weights(1, tile)
+        v += w
+        return (v @ pairs.images[tile.j], weighted), (v.T @ pairs.images[tile.i], weighted_columns)
+
+    (pull, weighted), _ = pairs.sweep(visit, add, [(pairs.feature_dim,), ()])
+    return SumsWithin(pull, weighted)
+
+
+def _meet_negatives(pairs: Pairs) -> Visit:
+    """Return the first sweep's visit: peak, sum, positive (of the diagonal's tiles) and, with a mask, number."""
+    xp = pairs.xp
+    lowest = -float(xp.finfo(pairs.image_features.dtype).max) / 4
+
+    def one_side(which: int, tile: Tile, positive: Array | None) -> Values:
+        axis, block, z, counts = 1 - which, tile.block(which), tile.z, tile.counts
+        peak = xp.max(z, axis=axis)
+        if counts is not None:  # an anchor without negatives gets a peak that any other exceeds
+            peak = xp.where(peak < lowest, lowest, peak)
+        x = z - along(axis, peak)
+        if pairs.rates is not None:
+            x *= along(axis, pairs.rates[which][block])
+        total = xp.sum(xp.exp(x), axis=axis)
+        if not pairs.has_mask:
+            return peak, total, positive
+        return peak, total, positive, xp.sum(xp.astype(counts, z.dtype), axis=axis)
+
+    def visit(tile: Tile) -> tuple[Values, Values]:
+        positive = xp.linalg.diagonal(tile.z) if tile.diagonal else None
+        if tile.counts is not None:
+            tile = tile._replace(z=xp.where(tile.counts, tile.z, -xp.inf))
+        return one_side(0, tile, positive), one_side(1, tile, positive)
+
+    return visit
+
+
+def _merge_negatives(pairs: Pairs) -> Combine:
+    """Return how two tiles' peaks, sums, positives and numbers become one."""
+
+    def combine(which: int, block: Array, old: Values, new: Values) -> Values:
+        rate = None if pairs.rates is None else pairs.rates[which][block]
+        first, second = (Negatives(part[0], part[1], part[3] if pairs.has_mask else 0) for part in (old, new))
+        merged = merge(first, second, rate, xp=pairs.xp)
+        positive = old[2] if new[2] is None else new[2]
+        return (merged.peak, merged.total, positive, *((merged.count,) if pairs.has_mask else ()))
+
+    return combine
+
+
+def _weights(pairs: Pairs, thresholds: tuple[Blocks, Blocks]) -> Callable[[int, Tile], tuple[Array, Array]]:
+    """Return a function that gives a tile's weights in one direction and each anchor's ``sum w Z``."""
+    xp = pairs.xp
+
+    def weights(which: int, tile: Tile) -> tuple[Array, Array]:
+        axis, block = 1 - which, tile.block(which)
+        x = tile.z - along(axis, thresholds[which][block])
+        if pairs.rates is not None:
+            x *= along(axis, pairs.rates[which][block])
+        if tile.counts is not None:  # before the exponential: what does not count may be huge
+            x = xp.where(tile.counts, x, _NOTHING)
+        w = xp.exp(x)
+        return w, xp.sum(w * tile.z, axis=axis)
+
+    return weights
+
+
+def add(_which: int, _block: Array, old: Values, new: Values) -> Values:
+    """Add what two tiles gave."""
+    return tuple(a + b for a, b in zip(old, new, strict=True))
+
+
+def along(axis: int, x: Array) -> Array:
+    """Lay one number per anchor out along the axis that its tile is summed over."""
+    return x[:, None] if axis == 1 else x[None, :]
+
+
+def _times(x: Array, factor: Scalar | None) -> Array:
+    """Return ``x * factor``; `x` itself where the factor is 1."""
+    return x if factor is None or (isinstance(factor, float) and factor == 1.0) else x * factor

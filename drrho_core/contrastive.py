@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from drrho_core import _checks, _pairs
 from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
+from drrho_core._fused import Batch, FirstSweep, SecondSweep, Sweeps
+from drrho_core._fused import find as find_kernels
 from drrho_core.numerics import log_add_constant, log_moving_average
 
 Scalar: TypeAlias = float | Array
@@ -147,38 +149,37 @@ def contrastive_step(
         pair_mask=pair_mask,
         xp=xp,
     )
-    pairs = prepare(
+    temperatures = cast(setting.temperatures, wide_dtype(image_features.dtype, xp), xp)
+    batch = Batch(
         image_features,
         text_features,
-        setting.temperatures,
-        reference_features=reference_features,
-        reference_weight=setting.reference_weight,
-        pair_mask=pair_mask,
-        tile_size=tile_size,
-        memory_budget=memory_budget,
-        xp=xp,
+        reference_features,
+        setting.reference_weight,
+        temperatures[0],
+        temperatures[1],
+        pair_mask,
     )
-    image, text = _pairs.sum_negatives(pairs, xp=xp)
-    sides = (
-        update(image, log_inner_image, setting.gammas[0], setting.eps, xp),
-        update(text, log_inner_text, setting.gammas[1], setting.eps, xp),
-    )
-    sums = _pairs.pull_back(pairs, sides[0].log_denominator, sides[1].log_denominator, xp=xp)
+    sweeps = find_sweeps(batch, setting.temperature, tile_size, memory_budget, xp)
+    first = sweeps.sum_negatives(batch)
+    image = update(first.log_sum_image, first.count_image, log_inner_image, setting.gammas[0], setting.eps, xp)
+    text = update(first.log_sum_text, first.count_text, log_inner_text, setting.gammas[1], setting.eps, xp)
+    sums = sweeps.pull_back(batch, first.positive, image.log_denominator, text.log_denominator)
     scale, loss, surrogate, temperature_gradient = evaluate(
         setting,
-        sides,
+        (image, text),
         weights=(sums.weight_image, sums.weight_text),
         weighted=(sums.weighted_image, sums.weighted_text),
         xp=xp,
     )
+    c = (sums.weight_image + sums.weight_text)[:, None]
     return ContrastiveStep(
         loss=loss,
         surrogate=surrogate,
-        image_gradient=xp.astype(scale * sums.image_pull, image_features.dtype),
-        text_gradient=xp.astype(scale * sums.text_pull, text_features.dtype),
+        image_gradient=pull_back(sums.image_pull, c, text_features, scale, xp),
+        text_gradient=pull_back(sums.text_pull, c, image_features, scale, xp),
         temperature_gradient=temperature_gradient,
-        log_inner_image=sides[0].log_inner,
-        log_inner_text=sides[1].log_inner,
+        log_inner_image=image.log_inner,
+        log_inner_text=text.log_inner,
     )
 
 
@@ -186,8 +187,8 @@ class Setting(NamedTuple):
     """The checked options of a step: one of each per direction, in the dtype that losses are computed in."""
 
     batch_size: int
+    temperature: PerAnchor  # as it was given, in the dtype of the products
     temperatures: tuple[Array, Array]  # (b,) each
-    has_pair: bool  # a temperature per anchor was given, so each gets its own gradient
     gammas: tuple[Scalar, Scalar]
     reference_weight: Scalar
     radius: Scalar
@@ -241,8 +242,8 @@ def settle(
     gammas = gamma if isinstance(gamma, tuple) else (gamma, gamma)
     return xp, Setting(
         batch_size=batch_size,
+        temperature=cast(temperature, work, xp),
         temperatures=per_anchor(temperature, features, wide, xp),
-        has_pair=isinstance(temperature, tuple),
         gammas=(cast(gammas[0], wide, xp), cast(gammas[1], wide, xp)),
         reference_weight=cast(reference_weight, work, xp),
         radius=cast(radius, wide, xp),
@@ -259,10 +260,10 @@ class Side(NamedTuple):
     active: Array  # has a negative
 
 
-def update(negatives: _pairs.Negatives, log_inner: Array, gamma: Scalar, eps: Scalar, xp: Namespace) -> Side:
+def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: Scalar, xp: Namespace) -> Side:
     """Average the batch's own estimate, the mean over its negatives, into the state: in the log domain."""
-    old = xp.astype(log_inner, xp.result_type(negatives.log_sum.dtype, log_inner.dtype))
-    log_sum, count = xp.astype(negatives.log_sum, old.dtype), xp.astype(negatives.count, old.dtype)
+    old = xp.astype(log_inner, xp.result_type(log_sum.dtype, log_inner.dtype))
+    log_sum, count = xp.astype(log_sum, old.dtype), xp.astype(count, old.dtype)
     active = count > 0
     log_count = xp.log(xp.where(active, count, xp.ones_like(count)))
     # An anchor without negatives is given u = 1 in between, so that nothing infinite is subtracted later.
@@ -289,14 +290,90 @@ def evaluate(
     first, second = (xp.astype(side, wide) for side in weights)  # g / (eps + u)
     ratio = scale * (xp.sum(temperatures[0] * first) + xp.sum(temperatures[1] * second))
     slopes = tuple(scale * (value - xp.astype(side, wide)) for value, side in zip(values, weighted, strict=True))
-    return scale, loss, loss + ratio, slopes if setting.has_pair else xp.sum(slopes[0]) + xp.sum(slopes[1])
+    is_pair = isinstance(setting.temperature, tuple)
+    return scale, loss, loss + ratio, slopes if is_pair else xp.sum(slopes[0]) + xp.sum(slopes[1])
+
+
+def pull_back(pull: Array, c: Array, features: Array, scale: Scalar, xp: Namespace) -> Array:
+    """Return ``scale (pull - c * features)``, what negatives and positives pull together, in the features' dtype."""
+    pull -= c * xp.astype(features, pull.dtype, copy=False)  # into what the sweep made: b x d numbers less
+    pull *= scale
+    return xp.astype(pull, features.dtype, copy=False)
+
+
+class PlainSweeps:
+    """The two sweeps in the standard's own operations; see `drrho_core._fused.Sweeps`."""
+
+    def __init__(self, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace) -> None:
+        self._temperature, self._tile_size, self._memory_budget = temperature, tile_size, memory_budget
+        self._xp = xp
+
+    def declines(self, _batch: Batch, _mode: str, /) -> str | None:
+        """Take every batch."""
+        return None
+
+    def sum_negatives(self, batch: Batch, /) -> FirstSweep:
+        """Sweep once over all pairs, for the log-sum-exps."""
+        xp = self._xp
+        self._pairs = pairs = prepare(
+            batch.image_features,
+            batch.text_features,
+            temperature=self._temperature,
+            reference_features=batch.reference_features,
+            reference_weight=batch.reference_weight,
+            pair_mask=batch.pair_mask,
+            tile_size=self._tile_size,
+            memory_budget=self._memory_budget,
+            xp=xp,
+        )
+        image, text, positive = _pairs.sum_negatives(pairs)
+        self._negatives = image, text
+        rates = pairs.anchor_rates
+        return FirstSweep(
+            positive=positive,
+            log_sum_image=_pairs.log_sum(image, positive, rates[0], xp=xp),
+            log_sum_text=_pairs.log_sum(text, positive, rates[1], xp=xp),
+            count_image=image.count,
+            count_text=text.count,
+        )
+
+    def pull_back(
+        self, _batch: Batch, positive: Array, log_denominator_image: Array, log_denominator_text: Array, /
+    ) -> SecondSweep:
+        """Sweep again, for the weighted sums."""
+        xp, pairs, rates = self._xp, self._pairs, self._pairs.anchor_rates
+        thresholds = [
+            _pairs.threshold(positive, xp.astype(log_denominator, positive.dtype), rate)
+            for log_denominator, rate in zip((log_denominator_image, log_denominator_text), rates, strict=True)
+        ]
+        sums = _pairs.weigh(pairs, thresholds[0], thresholds[1])
+        weights = [
+            _pairs.sum_of_weights(negatives, threshold, rate, xp=xp)
+            for negatives, threshold, rate in zip(self._negatives, thresholds, rates, strict=True)
+        ]
+        return SecondSweep(
+            image_pull=sums.image_pull,
+            text_pull=sums.text_pull,
+            weight_image=weights[0],
+            weight_text=weights[1],
+            weighted_image=_pairs.weighted_excess(sums.weighted_image, positive, weights[0], rates[0]),
+            weighted_text=_pairs.weighted_excess(sums.weighted_text, positive, weights[1], rates[1]),
+        )
+
+
+def find_sweeps(
+    batch: Batch, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace
+) -> Sweeps:
+    """Return the library's own kernels where they are wanted and apply, else the plain sweeps."""
+    kernels = find_kernels(batch, xp)
+    return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
 
 
 def prepare(
     image_features: Array,
     text_features: Array,
-    temperatures: tuple[Array, Array],
     *,
+    temperature: PerAnchor = 1.0,
     reference_features: tuple[Array, Array] | None = None,
     reference_weight: Scalar = 1.0,
     pair_mask: Array | None = None,
@@ -305,25 +382,37 @@ def prepare(
     matrices: int = 1,
     xp: Namespace,
 ) -> _pairs.Pairs:
-    """Widen half types, append the reference features and lay out the tiles of what is one of so many `matrices`."""
+    """Widen half types and lay out the tiles of what is one of so many `matrices`.
+
+    Their entries are logits where the temperature is global, else similarities.
+    """
     dtype = wide_dtype(image_features.dtype, xp)
-    images, texts = xp.astype(image_features, dtype), xp.astype(text_features, dtype)
-    left, right = images, texts
+    scale: Scalar = 1.0
+    rates = None
+    if isinstance(temperature, tuple):
+        rates = (1.0 / xp.astype(temperature[0], dtype), 1.0 / xp.astype(temperature[1], dtype))
+    else:
+        scale = 1.0 / temperature
+    reference = None
     if reference_features is not None:
-        left = xp.concat([images, -reference_weight * xp.astype(reference_features[0], dtype)], axis=1)
-        right = xp.concat([texts, xp.astype(reference_features[1], dtype)], axis=1)
-    starts, keep = _pairs.tiling(images.shape[0], matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
+        reference = (
+            xp.astype(reference_features[0], dtype, copy=False),
+            xp.astype(reference_features[1], dtype, copy=False),
+        )
+    side, keep = _pairs.tiling(
+        int(image_features.shape[0]), matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget
+    )
     return _pairs.Pairs(
-        left=left,
-        right=right,
-        positive=xp.sum(left * right, axis=1),
-        image_features=images,
-        text_features=texts,
-        temperature_image=xp.astype(temperatures[0], dtype),
-        temperature_text=xp.astype(temperatures[1], dtype),
+        xp.astype(image_features, dtype, copy=False),
+        xp.astype(text_features, dtype, copy=False),
+        reference_features=reference,
+        reference_weight=reference_weight,
+        scale=scale,
+        rates=rates,
         pair_mask=pair_mask,
-        starts=starts,
-        kept={} if keep else None,
+        side=side,
+        keep=keep,
+        xp=xp,
     )
 
 
@@ -388,7 +477,9 @@ def check_state(name: str, log_inner: Array, batch_size: int, xp: Namespace) -> 
 
 
 def cast(value: Any, dtype: Any, xp: Namespace) -> Any:
-    """Give a 0-d or longer array a dtype; numbers stay numbers, which promote nothing."""
+    """Give an array, or each of a pair, a dtype; numbers stay numbers, which promote nothing."""
+    if isinstance(value, tuple):
+        return tuple(xp.astype(member, dtype) for member in value)
     return value if isinstance(value, float) else xp.astype(value, dtype)
 
 

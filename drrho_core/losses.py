@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 from drrho_core import _checks, _pairs
 from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
-from drrho_core.contrastive import Scalar, cast, check_features, per_anchor, positive, prepare
+from drrho_core._fused import Batch
+from drrho_core._pairs import Shapes, Tile, Values, add, along
+from drrho_core.contrastive import Scalar, cast, check_features, find_sweeps, per_anchor, positive, prepare, pull_back
 from drrho_core.numerics import log_add_constant
 
 FEATURES = ("image_gradient", "text_gradient")
@@ -150,19 +152,21 @@ def info_nce(
     xp, arrays = _gather(image_features, text_features, {}, {"temperature": temperature}, xp)
     batch_size = check_features(arrays, xp)
     temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp)
-    temperatures = per_anchor(temperature, image_features, wide_dtype(image_features.dtype, xp), xp)
-    pairs = prepare(
-        image_features, text_features, temperatures, tile_size=tile_size, memory_budget=memory_budget, xp=xp
-    )
-    log_image, log_text = _log_denominators(pairs, xp)
-    sums = _pairs.pull_back(pairs, log_image, log_text, xp=xp)
-    scale = 1.0 / (2.0 * batch_size)
-    tau = temperatures[0][0]
+    work = wide_dtype(image_features.dtype, xp)
+    temperature = cast(temperature, work, xp)
+    temperatures = per_anchor(temperature, image_features, work, xp)
+    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
+    sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
+    first = sweeps.sum_negatives(batch)
+    # The positive adds exp(0).
+    image, text = (log_add_constant(side, 1.0, xp=xp) for side in (first.log_sum_image, first.log_sum_text))
+    sums = sweeps.pull_back(batch, first.positive, image, text)
+    scale, c = 1.0 / (2.0 * batch_size), (sums.weight_image + sums.weight_text)[:, None]
     return LossGradients(
-        loss=scale * (xp.sum(log_image) + xp.sum(log_text)),
-        image_gradient=xp.astype(scale / tau * sums.image_pull, image_features.dtype),
-        text_gradient=xp.astype(scale / tau * sums.text_pull, text_features.dtype),
-        temperature_gradient=-scale / tau * (xp.sum(sums.weighted_image) + xp.sum(sums.weighted_text)),
+        loss=scale * (xp.sum(image) + xp.sum(text)),
+        image_gradient=pull_back(sums.image_pull, c, text_features, scale / temperature, xp),
+        text_gradient=pull_back(sums.text_pull, c, image_features, scale / temperature, xp),
+        temperature_gradient=-scale / temperature * (xp.sum(sums.weighted_image) + xp.sum(sums.weighted_text)),
     )
 
 
@@ -231,17 +235,16 @@ def sigmoid_loss(
     pairs = prepare(
         image_features,
         text_features,
-        per_anchor(1.0, image_features, work, xp),
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
         xp=xp,
     )
-    pull = _Pull(pairs, xp)
-    loss = scale_gradient = bias_gradient = xp.sum(xp.zeros_like(pairs.positive))
-    for i, j, rows, columns, z, negatives in _pairs.tiles(pairs, xp):
+
+    def visit(tile: Tile) -> tuple[Values, Values]:
+        z = tile.z
         logits = scale * z + bias
-        positives = _on_diagonal(z, xp) if i == j else None
+        positives = _on_diagonal(z, xp) if tile.diagonal else None
         # The logit of the wrong answer. Its softplus is the loss, its sigmoid the slope.
         wrong = logits if positives is None else xp.where(positives, -logits, logits)
         small = xp.exp(-xp.abs(wrong))  # never overflows, whichever side of 0 `wrong` is on
@@ -249,14 +252,16 @@ def sigmoid_loss(
         slope = xp.where(wrong >= 0, xp.ones_like(small), small) / (1.0 + small)
         if positives is not None:
             slope = xp.where(positives, -slope, slope)
-        if pair_mask is not None:
-            asked = negatives if positives is None else negatives | positives
+        asked = pairs.counts(tile.i, tile.j, diagonal=False)
+        if asked is not None:
+            asked = asked if positives is None else asked | positives
             terms, slope = (xp.where(asked, x, xp.zeros_like(x)) for x in (terms, slope))
-        loss = loss + xp.sum(terms)
-        scale_gradient = scale_gradient + xp.sum(slope * z)
-        bias_gradient = bias_gradient + xp.sum(slope)
-        pull.add(i, j, rows, columns, slope)
-    image_pull, text_pull = pull.join()
+        sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
+        return (slope @ pairs.texts[tile.j], *sums), (slope.T @ pairs.images[tile.i],)
+
+    image_shapes: Shapes = [(pairs.feature_dim,), (), (), ()]
+    (image_pull, *sums), (text_pull,) = pairs.sweep(visit, add, image_shapes, [(pairs.feature_dim,)])
+    loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
     share = 1.0 / batch_size
     return SigmoidLossGradients(
         loss=share * loss,
@@ -336,51 +341,45 @@ def distillation_loss(
         _checks.shape(name, array, (batch_size, reference_image.shape[1]), "(batch_size, reference_dim)")
         _checks.finite(name, array, xp)
     work = wide_dtype(image_features.dtype, xp)
-    temperatures, reference_temperatures = (
-        per_anchor(_checks.parameter(name, value, positive, "be > 0", xp), image_features, work, xp)
-        for name, value in scalars.items()
+    temperature, reference_temperature = (
+        cast(_checks.parameter(name, value, positive, "be > 0", xp), work, xp) for name, value in scalars.items()
     )
-    learner, teacher = (
-        prepare(*two, t, tile_size=tile_size, memory_budget=memory_budget, matrices=2, xp=xp)
-        for two, t in (
-            ((image_features, text_features), temperatures),
-            ((reference_image, reference_text), reference_temperatures),
-        )
-    )
-    log_p, log_q = _log_denominators(learner, xp), _log_denominators(teacher, xp)
-    pull, c = _Pull(learner, xp), _pairs.Parts(xp)
-    # The positives' own terms: D is 0 there, so -q log p is exp(-log_q) log_p.
-    loss = xp.sum(xp.exp(-log_q[0]) * log_p[0]) + xp.sum(xp.exp(-log_q[1]) * log_p[1])
-    weighted = xp.zeros_like(loss)
-    both = zip(_pairs.tiles(learner, xp), _pairs.tiles(teacher, xp), strict=True)
-    for (i, j, rows, columns, z, negatives), (*_, reference_z, _) in both:
-        slopes = []
-        for side, (d, reference_d) in enumerate(
-            zip(
-                _pairs.excess(learner, rows, columns, z),
-                _pairs.excess(teacher, rows, columns, reference_z),
-                strict=True,
-            )
-        ):
-            place = (rows, None) if side == 0 else (None, columns)
-            log_match = d - log_p[side][place]
-            q = xp.exp(reference_d - log_q[side][place])
-            slope = xp.exp(log_match) - q
+    options: dict[str, Any] = {"tile_size": tile_size, "memory_budget": memory_budget, "matrices": 2, "xp": xp}
+    learner = prepare(image_features, text_features, temperature=temperature, **options)
+    teacher = prepare(reference_image, reference_text, temperature=reference_temperature, **options)
+    p, own = _with_positives(learner, xp)
+    q, _ = _with_positives(teacher, xp)
+    thresholds = tuple((learner.cut(p[side].threshold), teacher.cut(q[side].threshold)) for side in (0, 1))
+
+    def visit(tile: Tile) -> tuple[Values, Values]:
+        z, negatives, reference_z = tile.z, tile.counts, teacher.similarity(tile.i, tile.j)
+        slopes, values = [], []
+        for side, block in enumerate((tile.i, tile.j)):
+            axis = 1 - side
+            log_match = z - along(axis, thresholds[side][0][block])
+            target = xp.exp(reference_z - along(axis, thresholds[side][1][block]))
+            slope = xp.exp(log_match) - target
             if negatives is not None:
-                q, slope = (xp.where(negatives, x, xp.zeros_like(x)) for x in (q, slope))
-            loss = loss - xp.sum(q * log_match)
-            weighted = weighted + xp.sum(slope * d)
-            c.add(j if side else i, xp.sum(slope, axis=1 - side))
+                target, slope = (xp.where(negatives, x, xp.zeros_like(x)) for x in (target, slope))
             slopes.append(slope)
-        pull.add(i, j, rows, columns, slopes[0] + slopes[1])
-    image_pull, text_pull = pull.join(c)
+            values.append(tuple(xp.sum(x, axis=axis) for x in (target * log_match, slope * z, slope)))
+        slope = slopes[0] + slopes[1]
+        return (slope @ learner.texts[tile.j], *values[0]), (slope.T @ learner.images[tile.i], *values[1])
+
+    shapes: Shapes = [(learner.feature_dim,), (), (), ()]
+    image, text = learner.sweep(visit, add, shapes, shapes)
+    # The positives' own terms: D is 0 there, so -q log p is exp(-log_q) log_p.
+    loss = xp.sum(sum(xp.exp(-q[side].log_denominator) * p[side].log_denominator for side in (0, 1)))
+    loss = loss - xp.sum(image[1] + text[1])
     scale = 1.0 / (2.0 * batch_size)
-    tau = temperatures[0][0]
+    c = image[3] + text[3]
+    weighted = _pairs.weighted_excess(image[2] + text[2], own, c, None)
+    c = c[:, None]
     return LossGradients(
         loss=scale * loss,
-        image_gradient=xp.astype(scale / tau * image_pull, image_features.dtype),
-        text_gradient=xp.astype(scale / tau * text_pull, text_features.dtype),
-        temperature_gradient=-scale / tau * weighted,
+        image_gradient=pull_back(image[0], c, text_features, scale / temperature, xp),
+        text_gradient=pull_back(text[0], c, image_features, scale / temperature, xp),
+        temperature_gradient=-scale / temperature * xp.sum(weighted),
     )
 
 
@@ -443,30 +442,33 @@ def hinge_margin_loss(
     pairs = prepare(
         image_features,
         text_features,
-        per_anchor(1.0, image_features, work, xp),
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
         xp=xp,
     )
-    pull, c = _Pull(pairs, xp), _pairs.Parts(xp)
-    image_share, text_share = _one_over_negatives(pairs, xp)
-    loss = xp.sum(xp.zeros_like(pairs.positive))
-    for i, j, rows, columns, z, negatives in _pairs.tiles(pairs, xp):
-        image, text = (d + margin for d in _pairs.excess(pairs, rows, columns, z))
-        counted = xp.ones_like(z, dtype=xp.bool) if negatives is None else negatives
-        image, text = (xp.where(counted & (h > 0), h, xp.zeros_like(h)) for h in (image, text))
-        image_slope, text_slope = image * image_share[rows][:, None], text * text_share[columns][None, :]
-        loss = loss + xp.sum(image_slope * image) + xp.sum(text_slope * text)
-        c.add(i, xp.sum(image_slope, axis=1))
-        c.add(j, xp.sum(text_slope, axis=0))
-        pull.add(i, j, rows, columns, image_slope + text_slope)
-    image_pull, text_pull = pull.join(c)
-    scale = 1.0 / (2.0 * batch_size)
+    own, shares = pairs.cut(pairs.positives()), tuple(pairs.cut(share) for share in _one_over_negatives(pairs, xp))
+
+    def visit(tile: Tile) -> tuple[Values, Values]:
+        slopes, values = [], []
+        for side, block in enumerate((tile.i, tile.j)):
+            axis = 1 - side
+            within = tile.z - along(axis, own[block]) + margin
+            counted = within > 0 if tile.counts is None else tile.counts & (within > 0)
+            within = xp.where(counted, within, xp.zeros_like(within))
+            slope = within * along(axis, shares[side][block])
+            slopes.append(slope)
+            values.append((xp.sum(slope * within, axis=axis), xp.sum(slope, axis=axis)))
+        slope = slopes[0] + slopes[1]
+        return (slope @ pairs.texts[tile.j], *values[0]), (slope.T @ pairs.images[tile.i], *values[1])
+
+    shapes: Shapes = [(pairs.feature_dim,), (), ()]
+    image, text = pairs.sweep(visit, add, shapes, shapes)
+    scale, c = 1.0 / (2.0 * batch_size), (image[2] + text[2])[:, None]
     return FeatureGradients(
-        loss=scale * loss,
-        image_gradient=xp.astype(2.0 * scale * image_pull, image_features.dtype),
-        text_gradient=xp.astype(2.0 * scale * text_pull, text_features.dtype),
+        loss=scale * xp.sum(image[1] + text[1]),
+        image_gradient=pull_back(image[0], c, text_features, 2.0 * scale, xp),
+        text_gradient=pull_back(text[0], c, image_features, 2.0 * scale, xp),
     )
 
 
@@ -600,47 +602,35 @@ def _on_diagonal(tile: Array, xp: Namespace) -> Array:
 
 def _one_over_negatives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[Array, Array]:
     """Return one over the number of negatives of each image anchor and each text anchor, 0 without any; (b,)."""
-    positive = pairs.positive
-    batch_size = positive.shape[0]
+    some, batch_size = pairs.image_features, pairs.batch_size
     if pairs.pair_mask is None:
-        share = xp.full_like(positive, 1.0 / (batch_size - 1))
+        share = xp.full((batch_size,), 1.0 / (batch_size - 1), dtype=some.dtype, device=device_of(some))
         return share, share
-    image, text = _pairs.Parts(xp), _pairs.Parts(xp)
-    every = xp.arange(batch_size, device=device_of(positive))
-    for i, (start, stop) in enumerate(zip(pairs.starts, pairs.starts[1:], strict=False)):  # no b x b array of numbers
-        negatives = pairs.pair_mask[start:stop, :] & (every[start:stop][:, None] != every[None, :])
-        numbers = xp.astype(negatives, positive.dtype)
-        image.add(i, xp.sum(numbers, axis=1))
-        text.add(0, xp.sum(numbers, axis=0))
+    image, text = [], xp.zeros((batch_size,), dtype=some.dtype, device=device_of(some))
+    every = xp.arange(batch_size, device=device_of(some))
+    for rows in pairs.spans:  # no b x b array of numbers
+        numbers = xp.astype(pairs.pair_mask[rows, :] & (every[rows][:, None] != every[None, :]), some.dtype)
+        image.append(xp.sum(numbers, axis=1))
+        text = text + xp.sum(numbers, axis=0)
 
     def share_of(number: Array) -> Array:
         return xp.where(number > 0, 1.0 / xp.clip(number, min=1.0), xp.zeros_like(number))
 
-    return share_of(image.join()), share_of(text.join())
+    return share_of(xp.concat(image)), share_of(text)
 
 
-def _log_denominators(pairs: _pairs.Pairs, xp: Namespace) -> tuple[Array, Array]:
-    """Return ``log sum_j exp(D_ij)`` with the positive, which adds exp(0), for image and for text anchors; (b,)."""
-    image, text = (log_add_constant(side.log_sum, 1.0, xp=xp) for side in _pairs.sum_negatives(pairs, xp=xp))
-    return image, text
+class _Softmax(NamedTuple):
+    """One direction's softmax over all others and the positive; (b,) each."""
+
+    log_denominator: Array  # log sum_j exp(D_ij), the positive's 1 included
+    threshold: Array  # the logit at which a probability is 1
 
 
-class _Pull:
-    """What tiles of the slope V (b, b) pull the features by, collected tile by tile."""
-
-    def __init__(self, pairs: _pairs.Pairs, xp: Namespace) -> None:
-        self._pairs = pairs
-        self._image, self._text = _pairs.Parts(xp), _pairs.Parts(xp)
-
-    def add(self, i: int, j: int, rows: slice, columns: slice, v: Array) -> None:
-        """Add a tile of V."""
-        self._image.add(i, v @ self._pairs.text_features[columns, :])
-        self._text.add(j, v.T @ self._pairs.image_features[rows, :])
-
-    def join(self, c: _pairs.Parts | None = None) -> tuple[Array, Array]:
-        """Return ``V E2`` and ``V^T E1``; with the sums c (b,) that positives take back, less ``c E2`` and ``c E1``."""
-        image, text = self._image.join(), self._text.join()
-        if c is None:
-            return image, text
-        taken = c.join()[:, None]
-        return image - taken * self._pairs.text_features, text - taken * self._pairs.image_features
+def _with_positives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[tuple[_Softmax, _Softmax], Array]:
+    """Return the softmax over rows and over columns, and the positives."""
+    *sides, own = _pairs.sum_negatives(pairs)
+    both = []
+    for negatives in sides:
+        log_denominator = log_add_constant(_pairs.log_sum(negatives, own, None, xp=xp), 1.0, xp=xp)
+        both.append(_Softmax(log_denominator, _pairs.threshold(own, log_denominator, None)))
+    return (both[0], both[1]), own

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from drrho_core import _pairs
 from drrho_core._arrays import Array, Namespace
-from drrho_core.contrastive import PerAnchor, Scalar, evaluate, prepare, settle, update
+from drrho_core.contrastive import PerAnchor, Scalar, evaluate, prepare, pull_back, settle, update
 
 
 class UnimodalStep(NamedTuple):
@@ -140,12 +140,14 @@ def unimodal_contrastive_step(
         xp=xp,
     )
 
+    temperature = setting.temperature
+
     def matrix(first: int, second: int) -> _pairs.Pairs:
         views, reference = (view1_features, view2_features), reference_features
         return prepare(
             views[first],
             views[second],
-            (setting.temperatures[first], setting.temperatures[second]),
+            temperature=(temperature[first], temperature[second]) if isinstance(temperature, tuple) else temperature,
             reference_features=None if reference is None else (reference[first], reference[second]),
             reference_weight=setting.reference_weight,
             tile_size=tile_size,
@@ -154,38 +156,46 @@ def unimodal_contrastive_step(
             xp=xp,
         )
 
-    across = matrix(0, 1)
+    across, within = matrix(0, 1), (matrix(0, 0), matrix(1, 1))
+    rates, states = across.anchor_rates, (log_inner_view1, log_inner_view2)
+    *others, positive = _pairs.sum_negatives(across)
     # The positive of an anchor is the other view of its sample, also where the negatives are of its own view.
-    within1, within2 = (matrix(view, view)._replace(positive=across.positive) for view in (0, 1))
-    negatives1, negatives2 = (
-        other._replace(
-            log_sum=xp.logaddexp(other.log_sum, _pairs.sum_negatives_within(own, xp=xp)), count=2 * other.count
+    negatives = [
+        _pairs.merge(others[view], _pairs.sum_negatives_within(within[view]), rates[view], xp=xp) for view in (0, 1)
+    ]
+    sides = [
+        update(
+            _pairs.log_sum(negatives[view], positive, rates[view], xp=xp),
+            negatives[view].count,
+            states[view],
+            setting.gammas[view],
+            setting.eps,
+            xp,
         )
-        for other, own in zip(_pairs.sum_negatives(across, xp=xp), (within1, within2), strict=True)
-    )
-    sides = (
-        update(negatives1, log_inner_view1, setting.gammas[0], setting.eps, xp),
-        update(negatives2, log_inner_view2, setting.gammas[1], setting.eps, xp),
-    )
-    sums = _pairs.weigh(across, sides[0].log_denominator, sides[1].log_denominator, xp=xp)
-    own1 = _pairs.weigh_within(within1, sides[0].log_denominator, xp=xp)
-    own2 = _pairs.weigh_within(within2, sides[1].log_denominator, xp=xp)
-    weight1, weight2 = sums.weight_image + own1.weight, sums.weight_text + own2.weight
-    c = (weight1 + weight2)[:, None]
+        for view in (0, 1)
+    ]
+    thresholds = [
+        _pairs.threshold(positive, xp.astype(sides[view].log_denominator, positive.dtype), rates[view])
+        for view in (0, 1)
+    ]
+    sums = _pairs.weigh(across, thresholds[0], thresholds[1])
+    own = [_pairs.weigh_within(within[view], thresholds[view]) for view in (0, 1)]
+    weights = [_pairs.sum_of_weights(negatives[view], thresholds[view], rates[view], xp=xp) for view in (0, 1)]
+    weighted = [
+        _pairs.weighted_excess(its + own[view].weighted, positive, weights[view], rates[view])
+        for view, its in enumerate((sums.weighted_image, sums.weighted_text))
+    ]
     scale, loss, surrogate, temperature_gradient = evaluate(
-        setting,
-        sides,
-        weights=(weight1, weight2),
-        weighted=(sums.weighted_image + own1.weighted, sums.weighted_text + own2.weighted),
-        xp=xp,
+        setting, (sides[0], sides[1]), weights=(weights[0], weights[1]), weighted=(weighted[0], weighted[1]), xp=xp
     )
-    gradient1 = scale * (own1.pull + sums.image_pull - c * across.text_features)
-    gradient2 = scale * (own2.pull + sums.text_pull - c * across.image_features)
+    c = (weights[0] + weights[1])[:, None]
+    gradient1 = pull_back(sums.image_pull + own[0].pull, c, view2_features, scale, xp)
+    gradient2 = pull_back(sums.text_pull + own[1].pull, c, view1_features, scale, xp)
     return UnimodalStep(
         loss=loss,
         surrogate=surrogate,
-        view1_gradient=xp.astype(gradient1, view1_features.dtype),
-        view2_gradient=xp.astype(gradient2, view2_features.dtype),
+        view1_gradient=gradient1,
+        view2_gradient=gradient2,
         temperature_gradient=temperature_gradient,
         log_inner_view1=sides[0].log_inner,
         log_inner_view2=sides[1].log_inner,

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from drrho_core import _pairs, contrastive_step, info_nce
+from drrho_core import (
+    _pairs,
+    contrastive_step,
+    distillation_loss,
+    hinge_margin_loss,
+    info_nce,
+    sigmoid_loss,
+    unimodal_contrastive_step,
+)
 
 B = 5
 
@@ -49,21 +58,16 @@ def test_one_pass_and_two_passes_over_the_default_tiles_are_equal(
 
 
 def products(p: Any, monkeypatch: pytest.MonkeyPatch, function: Any, **options: Any) -> int:
-    """Count how often a tile of logits is computed: the sweeps ask `Pairs.left` for its rows just then."""
+    """Count how often a tile of logits is computed: `Pairs` is asked for a block's rows just then."""
     asked = []
-    build = _pairs.Pairs
+    rows = _pairs.Pairs._left
 
-    class Rows(np.ndarray):
-        def __matmul__(self, other: Any) -> Any:
-            asked.append(self.shape)
-            return np.asarray(self) @ np.asarray(other)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        pairs = build(*args, **kwargs)
-        return pairs._replace(left=pairs.left.view(Rows))
+    def watched(self: Any, i: int) -> Any:
+        asked.append(i)
+        return rows(self, i)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_pairs, "Pairs", watched)
+        patch.setattr(_pairs.Pairs, "_left", watched)
         function(*p.arrays[: 4 if function is contrastive_step else 2], **options)
     return len(asked)
 
@@ -94,10 +98,13 @@ def test_the_default_budget_is_a_gibibyte() -> None:
 
 
 def test_where_tiles_start() -> None:
-    assert _pairs.tiling(5, 4, 2, None) == ((0, 2, 4, 5), False)
-    assert _pairs.tiling(4, 4, 2, None) == ((0, 2, 4), False)
-    assert _pairs.tiling(2, 4, 9, None) == ((0, 2), False)
-    assert _pairs.tiling(2500, 4, None, None) == ((0, 1024, 2048, 2500), True)
+    assert _pairs.tiling(5, 4, 2, None) == (2, False)
+    assert _pairs.tiling(2500, 4, None, None) == (1024, True)
+    for batch_size, side, stops in ((5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 9, [2]), (2500, 1024, [1024, 2048, 2500])):
+        features = np.zeros((batch_size, 1))
+        spans = _pairs.Pairs(features, features, side=side, xp=np).spans
+        assert [span.stop for span in spans] == stops
+        assert [span.start for span in spans] == [0, *stops[:-1]]
 
 
 @pytest.mark.parametrize("function", [contrastive_step, info_nce])
@@ -160,3 +167,85 @@ def test_with_a_tile_size_no_array_is_b_by_b(problems: Any, reference: bool) -> 
         assert largest <= b * (4 + 3)  # the widened features, nothing greater
         assert (4, 4) in tiled
         assert (3, 4) in tiled
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A library's own loop over many tiles
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rolled_cases(b: int) -> list[tuple[str, Any, tuple[Any, ...]]]:
+    """Every function that meets tiles, with asymmetric inputs and masks; positional arrays are traced."""
+    rng = np.random.default_rng(17)
+
+    def unit(width: int) -> Any:
+        x = rng.standard_normal((b, width))
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    images, texts, *reference = unit(5), unit(5), unit(3), unit(3)
+    states = rng.standard_normal((2, b))
+    states[0, 3] = -np.inf
+    mask = rng.random((b, b)) < 0.7
+    mask[4] = False
+    temperatures = rng.uniform(0.1, 0.3, (2, b))
+
+    def with_everything(
+        x: Any, y: Any, u: Any, v: Any, r: Any, s: Any, counts: Any, t1: Any, t2: Any, **how: Any
+    ) -> Any:
+        options = {"gamma": 0.7, "eps": 1e-3, "radius": 0.2, "reference_features": (r, s), "pair_mask": counts}
+        return contrastive_step(x, y, u, v, temperature=(t1, t2), **options, **how)
+
+    def views(x: Any, y: Any, u: Any, v: Any, r: Any, s: Any, t1: Any, t2: Any, **how: Any) -> Any:
+        return unimodal_contrastive_step(x, y, u, v, temperature=(t1, t2), reference_features=(r, s), **how)
+
+    def siglip(x: Any, y: Any, counts: Any, **how: Any) -> Any:
+        return sigmoid_loss(x, y, scale=3.0, bias=-1.0, pair_mask=counts, **how)
+
+    def hinge(x: Any, y: Any, counts: Any, **how: Any) -> Any:
+        return hinge_margin_loss(x, y, margin=0.3, pair_mask=counts, **how)
+
+    def distilled(x: Any, y: Any, r: Any, s: Any, **how: Any) -> Any:
+        return distillation_loss(x, y, r, s, temperature=0.1, reference_temperature=0.2, **how)
+
+    def nce(x: Any, y: Any, **how: Any) -> Any:
+        return info_nce(x, y, temperature=0.1, **how)
+
+    return [
+        ("contrastive_step", with_everything, (images, texts, *states, *reference, mask, *temperatures)),
+        ("unimodal_contrastive_step", views, (images, texts, *states, *reference, *temperatures)),
+        ("info_nce", nce, (images, texts)),
+        ("sigmoid_loss", siglip, (images, texts, mask)),
+        ("hinge_margin_loss", hinge, (images, texts, mask)),
+        ("distillation_loss", distilled, (images, texts, *reference)),
+    ]
+
+
+def jax_with_its_loop() -> Any:
+    jax = importlib.import_module("jax")
+    jax.config.update("jax_enable_x64", True)
+    importlib.import_module("drrho_jax")  # registers it
+    return jax
+
+
+@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("b", [20, 23], ids=["whole tiles", "padded"])
+def test_the_librarys_own_loop_changes_nothing(b: int, case: int) -> None:
+    jax = jax_with_its_loop()
+    name, function, arrays = rolled_cases(b)[case]
+    expected = function(*arrays)
+    compiled = jax.jit(lambda *inner: function(*inner, tile_size=4))
+    arrays = tuple(map(jax.numpy.asarray, arrays))
+    assert "while" in compiled.lower(*arrays).as_text()  # 25 or 36 tiles: more than are unrolled
+    got = compiled(*arrays)
+    for field, one, other in zip(expected._fields, expected, got, strict=True):
+        pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
+        for mine, its in pairs:
+            np.testing.assert_allclose(np.asarray(its), mine, rtol=1e-12, atol=1e-13, err_msg=f"{name}.{field}")
+
+
+def test_one_pass_over_many_tiles_is_one_tile_to_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax = jax_with_its_loop()
+    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 4)
+    _, function, arrays = rolled_cases(20)[0]
+    text = str(jax.make_jaxpr(function)(*map(jax.numpy.asarray, arrays)))
+    assert text.count("dot_general") == 3  # the logits, and the pull of both sides
