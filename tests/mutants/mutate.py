@@ -275,7 +275,8 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if options.again:
         reports = json.loads(options.again.read_text(encoding="utf-8"))["modules"]
         left = [survivor for report in reports if report["module"] == name for survivor in report["survivors"]]
-        every = [mutant for mutant in every if mutant.described() in left]
+        known = {(one["inside"], one["before"], one["after"]) for one in left}  # lines move
+        every = [mutant for mutant in every if (mutant.inside, mutant.before, mutant.after) in known]
     part, parts = map(int, options.share.split("/"))
     mutants = [mutant for mutant in every if not mutant.message][part - 1 :: parts]
     plugin = Plugin(name, mutants)
