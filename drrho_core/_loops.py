@@ -1,4 +1,4 @@
-"""The loop that the Array API lacks.
+"""The loop that the Array API lacks, and a sort that a backend may do faster.
 
 A Python loop is right everywhere, but a compiler unrolls it, and a solver of twenty steps then takes long to compile.
 So a backend may register its library's own loop for when code is traced.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from drrho_core._arrays import Array, Namespace, library
+from drrho_core._arrays import Array, Namespace, library, values_visible
 
 Carry: TypeAlias = tuple[Array, ...]
 """What a loop hands from step to step: arrays that keep their shapes and dtypes."""
@@ -24,6 +24,10 @@ Put: TypeAlias = Callable[[Array, Array, Array], Array]
 """``put(stack, index, value)`` returns the stack with ``stack[index] = value``, for an index that is being traced."""
 
 
+Sort: TypeAlias = Callable[[Array], Array]
+"""``sort(values)`` returns the values in ascending order along the last axis."""
+
+
 class _Library(NamedTuple):
     loop: Loop
     put: Put | None
@@ -31,6 +35,7 @@ class _Library(NamedTuple):
 
 
 _LIBRARIES: dict[str, _Library] = {}
+_SORTS: dict[str, Sort] = {}
 
 
 def repeat_in_python(count: int, body: Body, carry: Carry) -> Carry:
@@ -70,7 +75,33 @@ def put(xp: Namespace) -> Put:
     return its
 
 
-def repeat(count: int, body: Body, carry: Carry, xp: Namespace) -> Carry:
-    """Take `count` steps with the loop of the arrays' library."""
+def repeat(
+    count: int, body: Body, carry: Carry, xp: Namespace, *, finished: Callable[[Carry], Array] | None = None
+) -> Carry:
+    """Take `count` steps with the loop of the arrays' library.
+
+    Where a look is free, and nothing is compiled, steps end early once every entry of ``finished(carry)`` is true: from
+    there on a step would change nothing.
+    """
+    if finished is not None and values_visible(carry[0], xp):
+        for _ in range(count):
+            if bool(xp.all(finished(carry))):
+                break
+            carry = body(carry)
+        return carry
     its = _LIBRARIES.get(library(xp))
     return (repeat_in_python if its is None else its.loop)(count, body, carry)
+
+
+def register_sort(name: str, sort: Sort) -> None:
+    """Let `descending` use `sort` for the arrays of a library, named as for `register_loop`."""
+    _SORTS[name] = sort
+
+
+def descending(values: Array, xp: Namespace) -> Array:
+    """Return values, none of them nan, sorted along the last axis, the largest first."""
+    sort = _SORTS.get(library(xp))
+    if sort is not None:
+        return xp.flip(sort(values), axis=-1)
+    # Equal numbers are all alike, and a sort that need not keep their order is several times as fast.
+    return xp.sort(values, axis=-1, descending=True, stable=False)

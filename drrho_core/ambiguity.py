@@ -20,14 +20,15 @@ Uryasev 2000.
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from drrho_core import _checks
 from drrho_core._arrays import Array, Namespace, device_of, namespace_of, values_visible, wide_dtype
-from drrho_core._loops import Carry, repeat
+from drrho_core._loops import Carry, descending, repeat
 
 
 class WorstCase(NamedTuple):
@@ -427,24 +428,28 @@ def solve(
     losses: Array, ambiguity_set: AmbiguitySet, axis: int, where: Array | None, dtype: object, xp: Namespace
 ) -> WorstCase:
     """Solve without checks; results in `dtype`. A slice with a bad loss, or with none that counts, becomes nan."""
-    x = xp.moveaxis(xp.astype(losses, wide_dtype(losses.dtype, xp)), axis, -1)
+    x = xp.moveaxis(xp.astype(losses, wide_dtype(losses.dtype, xp), copy=False), axis, -1)
+    limit = _largest_usable(losses, axis, xp)
     if where is None:
         counted = xp.ones_like(x, dtype=xp.bool)
+        valid = (xp.max(x, axis=-1, keepdims=True) <= limit) & (xp.min(x, axis=-1, keepdims=True) >= -limit)
     else:
         counted = xp.moveaxis(xp.broadcast_to(where, losses.shape), axis, -1)
-    usable = xp.abs(x) <= _largest_usable(losses, axis, xp)
-    valid = xp.all(usable | ~counted, axis=-1, keepdims=True) & xp.any(counted, axis=-1, keepdims=True)
-    # An invalid slice is solved as n zeros, so that no solver has to think of it, and is overwritten at the end.
-    counted = counted | ~valid
-    x = xp.where(counted & usable, x, xp.zeros_like(x))
-    top = xp.max(xp.where(counted, x, -xp.inf), axis=-1, keepdims=True)
-    bottom = xp.min(xp.where(counted, x, xp.inf), axis=-1, keepdims=True)
-    x = xp.where(counted, x, bottom)
+        usable = (xp.abs(x) <= limit) | ~counted
+        valid = xp.all(usable, axis=-1, keepdims=True) & xp.any(counted, axis=-1, keepdims=True)
+    plain = where is None and _known(valid, xp)
+    if not plain:
+        # An invalid slice is solved as n zeros, so that no solver has to think of it, and is overwritten at the end.
+        counted = counted | ~valid
+        x = xp.where(counted & valid, x, xp.zeros_like(x))
+        bottom = xp.min(xp.where(counted, x, xp.inf), axis=-1, keepdims=True)
+        x = xp.where(counted, x, bottom)
+    top = xp.max(x, axis=-1, keepdims=True)
     number = _count(counted, xp)
     solution = ambiguity_set._solve(_Slices(x, counted, number, xp.astype(number, x.dtype), top, x - top), xp)
 
     def finish(array: Array) -> Array:
-        return xp.astype(xp.where(valid, array, xp.nan), dtype, copy=False)
+        return xp.astype(array if plain else xp.where(valid, array, xp.nan), dtype, copy=False)
 
     # Only s can leave the range of a half type.
     scale = xp.where(solution.scale > float(xp.finfo(dtype).max), xp.inf, solution.scale)
@@ -462,12 +467,59 @@ def _largest_usable(losses: Array, axis: int, xp: Namespace) -> float:
 
 def _count(mask: Array, xp: Namespace) -> Array:
     """Return the number of True along the last axis, (..., 1), an integer."""
-    return xp.sum(xp.astype(mask, xp.int32), axis=-1, keepdims=True)
+    return xp.count_nonzero(mask, axis=-1, keepdims=True)
 
 
 def _sum(values: Array, mask: Array, xp: Namespace) -> Array:
     """Return the sum of the marked entries along the last axis, (..., 1)."""
     return xp.sum(xp.where(mask, values, xp.zeros_like(values)), axis=-1, keepdims=True)
+
+
+def _known(condition: Array, xp: Namespace) -> bool:
+    """Tell whether a condition holds everywhere, as far as a look is free; False may mean that it is not."""
+    return values_visible(condition, xp) and bool(xp.all(condition))
+
+
+_PIECE = 2**15
+"""How many losses are worked on at a time where they are many: what is computed from them stays in the caches."""
+
+
+def _cut(slices: _Slices, xp: Namespace) -> list[_Slices]:
+    """Cut slices along the last axis, so that sums over them can be taken piece by piece.
+
+    A pass over n numbers costs mostly memory: to fetch them, and to be given room for results. A compiler knows that,
+    and a device has room for more, so what is traced or lives there stays whole.
+    """
+    if not values_visible(slices.losses, xp):
+        return [slices]
+    *rows, n = slices.losses.shape
+    length = max(_PIECE // max(math.prod(rows), 1), _PIECE // 64)
+    if n <= length:
+        return [slices]
+    return [
+        slices._replace(**{name: getattr(slices, name)[..., start : start + length] for name in _LONG})
+        for start in range(0, n, length)
+    ]
+
+
+_LONG = ("losses", "counted", "shifted")
+
+
+def _ordered(slices: _Slices, xp: Namespace) -> _Slices:
+    """Return slices sorted from the largest loss to the smallest, for sums: what is selected then comes in one run."""
+    x = descending(slices.losses, xp)
+    position = xp.arange(x.shape[-1], dtype=slices.number.dtype, device=device_of(x))
+    return slices._replace(losses=x, counted=position < slices.number, shifted=x - slices.top)
+
+
+def _down_to(parts: list[_Slices], lowest: Array, xp: Namespace) -> list[_Slices]:
+    """Leave out parts of sorted slices in which every loss is below `lowest`. More than one means: a look is free."""
+    return [part for part in parts if len(parts) == 1 or bool(xp.any(part.losses[..., :1] >= lowest))]
+
+
+def _join(pieces: list[Array], xp: Namespace) -> Array:
+    """Put the pieces of an array together."""
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
 
 
 def _relu(values: Array, xp: Namespace) -> Array:
@@ -543,12 +595,15 @@ _DOUBLE_ULPS = 8 * 2.0**-53
 """Rounding of a parameter that is a Python float, and of the few operations on it, relative to its size."""
 
 
+Table: TypeAlias = Callable[[Array], Array]
+"""What belongs to k of the n losses of a slice, k (..., 1), an integer."""
+
+
 class _Ball(NamedTuple):
-    """A bound on a divergence, compared with uniform weights on k losses, for k = 1 .. n along the last axis."""
+    """A bound on a divergence, compared with uniform weights on k losses."""
 
     growth: float
-    number: Array  # (n,), k
-    room: Array  # (..., n), (1 + growth) k - n, without rounding error
+    room: Table  # (1 + growth) k - n, without rounding error
 
 
 def _exp_minus_one(logarithm: float) -> float:
@@ -567,22 +622,23 @@ def _in_ball(
         return _uniform(slices, xp)
     growth = min(growth, _LARGEST_GROWTH)
     x = slices.losses
-    number = xp.astype(xp.arange(1, x.shape[-1] + 1, device=device_of(x)), x.dtype)
-    ball = _Ball(growth, number, _product_minus(growth, number, slices.size - number, x.shape[-1], xp))
+
+    def room(number: Array) -> Array:
+        number = xp.astype(number, x.dtype)
+        return _product_minus(growth, number, slices.size - number, x.shape[-1], xp)
+
+    ball = _Ball(growth, room)
     inner = solver(slices, ball, xp)
     at_top = slices.counted & (x == slices.top)
     ties = _count(at_top, xp)
-    saturated = _pick(ball.room, ties, xp) >= -_DOUBLE_ULPS * slices.size
+    saturated = ball.room(ties) >= -_DOUBLE_ULPS * slices.size
+    if _known(~saturated, xp):
+        return inner
     at_top_only = xp.where(at_top, 1 / xp.astype(ties, x.dtype), xp.zeros_like(inner.weights))
     zero = xp.zeros_like(slices.top)
     return _Solution(
         xp.where(saturated, at_top_only, inner.weights), *(xp.where(saturated, zero, value) for value in inner[1:])
     )
-
-
-def _pick(table: Array, number: Array, xp: Namespace) -> Array:
-    """Return the entry for k = `number`, (..., 1), of a table for k = 1 .. n."""
-    return xp.take_along_axis(table, number - 1, axis=-1)
 
 
 def _uniform(slices: _Slices, xp: Namespace) -> _Solution:
@@ -592,22 +648,22 @@ def _uniform(slices: _Slices, xp: Namespace) -> _Solution:
     return _Solution(weights, mean, mean, xp.full_like(mean, xp.inf))
 
 
-def _smallest_active(slices: _Slices, is_active: Callable[[Array], Array], xp: Namespace) -> Array:
+def _smallest_active(ordered: _Slices, is_active: Callable[[Array], Array], xp: Namespace) -> Array:
     """Return the smallest loss whose weight is positive, (..., 1), by a binary search over the sorted losses.
 
     ``is_active(loss)``, (..., 1) to bool, has to be True down to that loss and False from there on.
     """
-    ordered = xp.sort(slices.losses, axis=-1, descending=True)
+    losses = ordered.losses
 
     def halve(bracket: Carry) -> Carry:
         low, high = bracket
         middle = (low + high + 1) // 2
-        active = is_active(xp.take_along_axis(ordered, middle, axis=-1))
+        active = is_active(xp.take_along_axis(losses, middle, axis=-1))
         return xp.where(active, middle, low), xp.where(active, high, middle - 1)
 
-    bracket = (xp.zeros_like(slices.number), slices.number - 1)
-    low, _ = repeat((ordered.shape[-1] - 1).bit_length(), halve, bracket, xp)
-    return xp.take_along_axis(ordered, low, axis=-1)
+    bracket = (xp.zeros_like(ordered.number), ordered.number - 1)
+    low, _ = repeat((losses.shape[-1] - 1).bit_length(), halve, bracket, xp)
+    return xp.take_along_axis(losses, low, axis=-1)
 
 
 _NONE = -1000.0
@@ -617,24 +673,35 @@ _LARGE = -0.5
 """Exponents above this, relative to the largest, are large."""
 
 
-def _softmax(exponent: Array, large: Array, number: Array, allowed: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Return ``p = exp(e) / sum exp(e)`` and ``-log mean exp(e) - log(1 + growth)``.
+def _grown(exponent: Array, large: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Return ``v = exp(e)``, from which ``p = v / sum v``, and the sum of ``v - 1`` or, where e is not large, v."""
+    value = xp.exp(exponent)
+    return value, xp.sum(xp.where(large, xp.expm1(exponent), value), axis=-1, keepdims=True)
+
+
+def _normalise(grown: Array, number: Array, allowed: Table, xp: Namespace) -> tuple[Array, Array]:
+    """Return ``sum exp(e)`` and ``-log mean exp(e) - log(1 + growth)``, given `_grown`'s sum.
 
     The Renyi divergence of p less that of the ball is a mean of e plus the latter. Near uniform weights, and on a
     plateau where some losses are close together and the rest is far below, that difference is tiny and its digits
     decide the weights. So both logarithms are taken relative to uniform weights on the `number` = k losses with a
-    `large` exponent, ``-log(sum exp(e) / k) - log((1 + growth) k / n)``, the second from the table `allowed`; and
+    large exponent, ``-log(sum exp(e) / k) - log((1 + growth) k / n)``, the second from the table `allowed`; and
     exponents come relative to the middle of those, so that all that is summed is of the order of the divergence.
     """
-    value = xp.exp(exponent)
-    total = xp.astype(number, value.dtype)
-    change = xp.sum(xp.where(large, xp.expm1(exponent), value), axis=-1, keepdims=True) / total
-    return value / (total * (1 + change)), -xp.log1p(change) - _pick(allowed, number, xp)
+    total = xp.astype(number, grown.dtype)
+    change = grown / total
+    return total * (1 + change), -xp.log1p(change) - allowed(number)
 
 
-def _allowed(slices: _Slices, ball: _Ball, xp: Namespace) -> Array:
-    """Return ``log((1 + growth) k / n)`` for k = 1 .. n."""
-    return _log_one_plus(ball.room / slices.size, (1 + ball.growth) * (ball.number / slices.size), xp)
+def _allowed(slices: _Slices, ball: _Ball, xp: Namespace) -> Table:
+    """Return the table of ``log((1 + growth) k / n)``."""
+    size = slices.size
+
+    def allowed(number: Array) -> Array:
+        part = xp.astype(number, size.dtype) / size
+        return _log_one_plus(ball.room(number) / size, (1 + ball.growth) * part, xp)
+
+    return allowed
 
 
 def _log_one_plus(change: Array, total: Array, xp: Namespace) -> Array:
@@ -645,8 +712,12 @@ def _log_one_plus(change: Array, total: Array, xp: Namespace) -> Array:
 
 def _log_mean_exp(exponent: Array, slices: _Slices, xp: Namespace) -> Array:
     """Return ``log mean exp`` of exponents, as precise near 0 as far from it."""
-    change = _sum(xp.expm1(exponent), slices.counted, xp) / slices.size
-    return _log_one_plus(change, xp.sum(xp.exp(exponent), axis=-1, keepdims=True) / slices.size, xp)
+    change: Array = 0.0
+    total: Array = 0.0
+    for part in _cut(slices._replace(losses=exponent), xp):
+        change = change + _sum(xp.expm1(part.losses), part.counted, xp)
+        total = total + xp.sum(xp.exp(part.losses), axis=-1, keepdims=True)
+    return _log_one_plus(change / slices.size, total / slices.size, xp)
 
 
 def _ratio(slices: _Slices, z: Array, scale: Array, xp: Namespace) -> Array:
@@ -695,7 +766,10 @@ def _root(
         return xp.where(taken, newton, middle), low, high, xp.where(taken, length, middle - low)
 
     high = high + 1  # a bound may be the root itself, and a step end just beyond it
-    return repeat(_STEPS, improve, ((low + high) / 2, low, high, high - low), xp)[0]
+    # Newton's steps are quadratic: the one after a step of this length would be lost in rounding.
+    still = max(small / 1000, 8 * small**2)
+    start = ((low + high) / 2, low, high, high - low)
+    return repeat(_STEPS, improve, start, xp, finished=lambda carry: carry[3] <= still)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -715,7 +789,7 @@ def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
     share = nearest + part
 
     index = xp.where(part > 0, nearest, nearest - 1)  # of the ceil(k)-th largest, counted from 0
-    ordered = xp.sort(x, axis=-1, descending=True)
+    ordered = descending(x, xp)
     quantile = xp.take_along_axis(ordered, xp.astype(index, slices.number.dtype), axis=-1)
 
     above, tied = counted & (x > quantile), counted & (x == quantile)
@@ -747,10 +821,17 @@ def _tilted(slices: _Slices, strength: float, xp: Namespace) -> _Solution:
     x, counted, size = slices.losses, slices.counted, slices.size
     s, unit = _in_units(strength, x, xp)
 
-    def is_active(loss: Array) -> Array:
-        return (loss == slices.top) | (_sum(_distance(_relu(x - loss, xp), unit, xp), counted, xp) / size < s)
+    ordered = _ordered(slices, xp)
+    parts = _cut(ordered, xp)
 
-    active = counted & (x >= _smallest_active(slices, is_active, xp))
+    def is_active(loss: Array) -> Array:
+        height: Array = sum(
+            _sum(_distance(_relu(part.losses - loss, xp), unit, xp), part.counted, xp)
+            for part in _down_to(parts, loss, xp)
+        )
+        return (loss == slices.top) | (height / size < s)
+
+    active = counted & (x >= _smallest_active(ordered, is_active, xp))
     number = xp.astype(_count(active, xp), x.dtype)
     z = -_distance(-slices.shifted, unit, xp)
     lift = ((size - number) * s - _sum(z, active, xp)) / number
@@ -769,30 +850,46 @@ def _clipped_line(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
     ``c + mu = sqrt(n v / room)`` with ``room = (1 + growth) k - n``. A loss is active if at ``c = -loss`` the sum is
     still too large: ``n v > room (mu - loss)^2`` over the losses above it.
     """
-    x, counted, size = slices.losses, slices.counted, slices.size
+    size = slices.size
+    ordered = _ordered(slices, xp)
+    parts = _cut(ordered, xp)
 
-    def moments(active: Array, lowest: Array) -> tuple[Array, ...]:
+    def moments(part: _Slices, above: Callable[[Array, Array], Array], lowest: Array, span: Array) -> tuple[Array, ...]:
         # Heights above the lowest loss, in units of the span from there to the top: scales from 1e-30 to 1e30 alike.
-        number = xp.clip(_count(active, xp), min=1)
-        total = xp.astype(number, x.dtype)
-        span = slices.top - lowest
-        height = xp.where(active, x - lowest, xp.zeros_like(x)) / _or_one(span, xp)
+        x = part.losses
+        active = part.counted & above(x, lowest)
+        number = xp.astype(_count(active, xp), x.dtype)
+        total = xp.clip(number, min=1)
+        height = xp.where(active, x - lowest, xp.zeros_like(x)) / span
         mean = xp.sum(height, axis=-1, keepdims=True) / total
         variance = _sum((height - mean) ** 2, active, xp) / total
-        return total, span, height, mean, variance, _pick(ball.room, number, xp)
+        return number, mean, variance, active, height
+
+    def statistics(above: Callable[[Array, Array], Array], lowest: Array) -> tuple[Array, ...]:
+        span = _or_one(slices.top - lowest, xp)
+        found = [moments(part, above, lowest, span)[:3] for part in _down_to(parts, lowest, xp)]
+        number = xp.clip(sum(number for number, _, _ in found), min=1)
+        mean = sum(number * mean for number, mean, _ in found) / number
+        variance = sum(number * (variance + (own - mean) ** 2) for number, own, variance in found) / number
+        return number, mean, variance, ball.room(number)
 
     def is_active(loss: Array) -> Array:
         # Over the losses above it alone: with it the two sides would only differ in their last digits.
-        _, _, _, mean, variance, room = moments(counted & (x > loss), loss)
+        _, mean, variance, room = statistics(operator.gt, loss)
         return (loss == slices.top) | (size * variance > room * mean**2)
 
-    lowest = _smallest_active(slices, is_active, xp)
-    active = counted & (x >= lowest)
-    number, span, height, mean, variance, room = moments(active, lowest)
+    lowest = _smallest_active(ordered, is_active, xp)
+    span = slices.top - lowest
+    number, mean, variance, room = statistics(operator.ge, lowest)
     reach = xp.sqrt(size * variance / _or_one(room, xp))  # c + mu, in units of the span
-    tilt = (height - mean) / _or_one(reach, xp)
-    weights = xp.where(active, _relu(1 + tilt, xp), xp.zeros_like(x)) / number
-    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
+    excess: Array = 0.0
+    pieces = []
+    for part in _cut(slices, xp):
+        *_, active, height = moments(part, operator.ge, lowest, _or_one(span, xp))
+        tilt = (height - mean) / _or_one(reach, xp)
+        pieces.append(xp.where(active, _relu(1 + tilt, xp), xp.zeros_like(tilt)) / number)
+        excess = excess + xp.sum(pieces[-1] * part.shifted, axis=-1, keepdims=True)
+    weights = _join(pieces, xp)
     nu_excess = -span * (1 - mean + reach * ((size - number) / size))
     return _Solution(weights, excess, nu_excess, _times(reach * (number / size), span, xp))
 
@@ -810,25 +907,47 @@ def _tempered(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
     z, reach = slices.shifted / unit, reach / unit
     allowed = _allowed(slices, ball, xp)
 
-    def surplus(s: Array) -> tuple[Array, Array, Array, Array]:
-        exponent = _ratio(slices, z, s, xp)
-        large = exponent > _LARGE
-        number = _count(large, xp)
-        relative = exponent - _sum(exponent, large, xp) / xp.astype(number, z.dtype)
-        weights, rest = _softmax(relative, large, number, allowed, xp)
-        mean = xp.sum(weights * relative, axis=-1, keepdims=True)
-        variance = xp.sum(weights * (relative - mean) ** 2, axis=-1, keepdims=True)
-        return mean + rest, variance, weights, exponent
+    parts = _cut(slices, xp)
+
+    def exponents(part: _Slices, s: Array) -> tuple[Array, Array]:
+        exponent = _ratio(part, part.shifted / unit, s, xp)
+        return exponent, exponent > _LARGE
+
+    def middle(s: Array) -> tuple[Array, Array]:
+        number: Array = 0
+        total: Array = 0.0
+        for part in parts:
+            exponent, large = exponents(part, s)
+            number, total = number + _count(large, xp), total + _sum(exponent, large, xp)
+        return number, total / xp.astype(number, total.dtype)
+
+    def surplus(s: Array) -> tuple[Array, Array]:
+        number, centre = middle(s)
+        grown: Array = 0.0
+        first: Array = 0.0
+        second: Array = 0.0
+        for part in parts:
+            exponent, large = exponents(part, s)
+            relative = exponent - centre
+            value, more = _grown(relative, large, xp)
+            grown, weighted = grown + more, value * relative
+            first = first + xp.sum(weighted, axis=-1, keepdims=True)
+            second = second + xp.sum(weighted * relative, axis=-1, keepdims=True)
+        total, rest = _normalise(grown, number, allowed, xp)
+        mean = first / total
+        return mean + rest, xp.clip(second / total - mean**2, min=0.0)
 
     gap = _or_one(-xp.max(xp.where(slices.losses < slices.top, z, -reach), axis=-1, keepdims=True), xp)
     low = xp.log(gap) - math.log(100)
     high = xp.log(reach) - 0.5 * math.log(8 * math.log1p(ball.growth))
     at_low = surplus(xp.exp(low))[0]
-    s = xp.exp(_root(lambda log_s: surplus(xp.exp(log_s))[:2], low, high, at_low, ball.growth, xp))
+    s = xp.exp(_root(lambda log_s: surplus(xp.exp(log_s)), low, high, at_low, ball.growth, xp))
     # The rounding of log s is not relative to s; one more step, on s itself, takes it away.
-    value, slope, _, _ = surplus(s)
+    value, slope = surplus(s)
     s = s * (1 + xp.clip(value / xp.clip(slope, min=1e-9), min=-1e-3, max=1e-3))
-    _, _, weights, exponent = surplus(s)
+    exponent = _join([exponents(part, s)[0] for part in parts], xp)
+    weights = xp.exp(exponent)
+    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
     return _Solution(weights, excess, s * _log_mean_exp(exponent, slices, xp) * unit, _times(s, unit, xp))
 
@@ -848,41 +967,61 @@ def _clipped_power(slices: _Slices, order: float, ball: _Ball, xp: Namespace) ->
     b = 1 / (order - 1)
     allowed = _allowed(slices, ball, xp)
     limits = xp.finfo(x.dtype)
+    ordered = _ordered(slices, xp)
+    parts = _cut(ordered, xp)
 
-    def lengths(lowest: Array) -> tuple[Array, ...]:
-        active = slices.counted & (x >= lowest)
-        span = _or_one(slices.top - lowest, xp)
-        zero = xp.zeros_like(x)
+    def lengths(part: _Slices, lowest: Array, span: Array, d: Array) -> tuple[Array, ...]:
+        x, zero = part.losses, xp.zeros_like(part.losses)
+        active = part.counted & (x >= lowest)
         height = xp.where(x == slices.top, xp.ones_like(x), xp.where(active, x - lowest, zero) / span)
-        return active, height, xp.where(active, slices.shifted, zero) / span, span
+        depth = xp.where(active, part.shifted, zero) / span / (1 + d)  # y - 1
+        return active, height, depth, active & (depth > math.expm1(_LARGE / b))
 
-    def surplus(parts: tuple[Array, ...], log_d: Array) -> tuple[Array, ...]:
-        active, height, depth, _ = parts
+    def middles(lowest: Array, d: Array) -> tuple[Array, ...]:
+        span = _or_one(slices.top - lowest, xp)
+        number: Array = 0
+        middle: Array = 0.0
+        middle_depth: Array = 0.0
+        for part in _down_to(parts, lowest, xp):
+            _, height, depth, large = lengths(part, lowest, span, d)
+            number = number + _count(large, xp)
+            middle, middle_depth = middle + _sum(height + d, large, xp), middle_depth + _sum(depth, large, xp)
+        total = xp.astype(number, x.dtype)
+        return number, middle / total, middle_depth / total, span
+
+    def powers(part: _Slices, lowest: Array, log_d: Array, middles: tuple[Array, ...]) -> tuple[Array, ...]:
+        _, middle, middle_depth, span = middles
         d = xp.exp(log_d)
+        active, height, depth, large = lengths(part, lowest, span, d)
         above = height > 0
         distance = xp.where(above, height + d, 1.0)  # c + z
-        depth = depth / (1 + d)  # y - 1
-        large = active & (depth > math.expm1(_LARGE / b))
-        number = _count(large, xp)
-        total = xp.astype(number, x.dtype)
-        middle, middle_depth = _sum(height + d, large, xp) / total, _sum(depth, large, xp) / total
         relative = (depth - middle_depth) * ((1 + d) / middle)  # y / its mean over the large ones - 1
         log_y = xp.where(above, xp.log(distance), log_d) - xp.log(middle)
         log_y = xp.where(xp.abs(relative) < 0.5, xp.log1p(xp.clip(relative, min=-0.5, max=0.5)), log_y)
         exponent = xp.where(active, xp.clip(b * log_y, min=_NONE), _NONE)
-        weights, rest = _softmax(exponent, large, number, allowed, xp)
-        mean = xp.sum(weights * (height + d), axis=-1, keepdims=True) / middle
-        change = xp.sum(weights * relative, axis=-1, keepdims=True)
-        steepness = weights * ((relative - change) / mean) ** 2 * xp.where(above, d / distance, 1.0)
-        slope = b * (b + 1) * xp.sum(steepness, axis=-1, keepdims=True)
-        return b * _log_one_plus(change, mean, xp) + rest, slope, weights, exponent, middle, middle_depth
+        return exponent, large, relative, height + d, xp.where(above, d / distance, 1.0)
+
+    def surplus(lowest: Array, log_d: Array) -> tuple[Array, Array]:
+        number, middle, *_ = found = middles(lowest, xp.exp(log_d))
+        grown: Array = 0.0
+        means: list[Array] = [0.0] * 5
+        for part in _down_to(parts, lowest, xp):
+            exponent, large, relative, length, steep = powers(part, lowest, log_d, found)
+            value, more = _grown(exponent, large, xp)
+            grown, steep = grown + more, value * steep
+            averaged = (value * length, value * relative, steep, steep * relative, steep * relative**2)
+            means = [old + xp.sum(new, axis=-1, keepdims=True) for old, new in zip(means, averaged, strict=True)]
+        total, rest = _normalise(grown, number, allowed, xp)
+        mean, change, zeroth, first, second = (value / total for value in means)
+        mean = mean / middle
+        slope = b * (b + 1) * xp.clip(second - 2 * change * first + change**2 * zeroth, min=0.0) / mean**2
+        return b * _log_one_plus(change, mean, xp) + rest, slope
 
     # d = 0, its power too
     stretch = max(1.0, 1 / b)
     at_zero = xp.full_like(slices.top, 10 * _NONE * stretch)
-    lowest = _smallest_active(slices, lambda loss: (loss == slices.top) | (surplus(lengths(loss), at_zero)[0] > 0), xp)
-    parts = lengths(lowest)
-    span = parts[-1]
+    lowest = _smallest_active(ordered, lambda loss: (loss == slices.top) | (surplus(loss, at_zero)[0] > 0), xp)
+    span = _or_one(slices.top - lowest, xp)
     # d lies between where its power is lost in rounding and where the next loss becomes active; if there is none, the
     # divergence, at most b (b + 1) / (2 d^2), bounds it.
     lower = x < lowest
@@ -892,14 +1031,17 @@ def _clipped_power(slices: _Slices, order: float, ball: _Ball, xp: Namespace) ->
     high = xp.where(some, xp.log(next_gap) - xp.log(span), bound)
     high = xp.clip(high, max=0.75 * math.log(float(limits.max)))
     low = xp.clip(high - 1, max=2 * math.log(float(limits.eps)) * stretch)
-    at_low = surplus(parts, at_zero)[0]
+    at_low = surplus(lowest, at_zero)[0]
 
     def surplus_at(position: Array) -> tuple[Array, Array]:
-        value, slope, *_ = surplus(parts, xp.sinh(position))
+        value, slope = surplus(lowest, xp.sinh(position))
         return value, slope * xp.cosh(position)
 
     log_d = xp.sinh(_root(surplus_at, xp.asinh(low), xp.asinh(high), at_low, ball.growth, xp))
-    _, _, weights, exponent, middle, middle_depth = surplus(parts, log_d)
+    _, middle, middle_depth, _ = found = middles(lowest, xp.exp(log_d))
+    exponent = _join([powers(part, lowest, log_d, found)[0] for part in _cut(slices, xp)], xp)
+    weights = xp.exp(exponent)
+    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
     # s / (order - 1) is the mean of (c + z)^b, to the power of 1/b; nu = top + s / (order - 1) - c.
     c = 1 + xp.exp(log_d)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import drrho_torch.loops  # noqa: F401  (registers torch.compile's loop)
+import drrho_torch.loops  # registers torch.compile's loop
+import drrho_torch.sorting  # noqa: F401  (registers a faster sort)
 from drrho_core._fused import Sweeps, register_sweeps
 from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from drrho_core import ambiguity
 from drrho_core._arrays import values_visible
-from drrho_core._loops import _LIBRARIES, _Library, register_loop, repeat_in_python
+from drrho_core._loops import _LIBRARIES, _Library, register_loop, repeat, repeat_in_python
 from drrho_core.ambiguity import (
     AmbiguitySet,
     ChiSquareBall,
@@ -670,9 +670,48 @@ def test_a_registered_loop_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         counts.append(count)
         return repeat_in_python(count, body, carry)
 
-    monkeypatch.setitem(_LIBRARIES, "numpy", _Library(loop, None, None))
-    worst_case(np.zeros(6), CressieReadBall(3.0, 0.2))
+    import array_api_strict as xp
+
+    monkeypatch.setitem(_LIBRARIES, "array_api_strict", _Library(loop, None, None))
+    # Where a look costs something, nobody looks whether the steps are over.
+    worst_case(xp.zeros(6, device=xp.Device("device1")), CressieReadBall(3.0, 0.2))
     assert counts == [3, ambiguity._STEPS]  # a search over 6 losses, Newton's method
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(300,), (3, 150)])
+def test_many_losses_are_worked_on_piece_by_piece(
+    monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, ...]
+) -> None:
+    """Pieces that end anywhere: within ties, among losses that do not count, with no active loss in them."""
+    rng = np.random.default_rng(len(shape))
+    x = np.round(rng.normal(size=shape) * rng.choice([0.1, 3.0], size=shape), 1)
+    where = rng.random(size=shape) < 0.7
+    for ambiguity_set in SETS[kind]:
+        for mask in (None, where):
+            monkeypatch.undo()
+            whole = worst_case(x, ambiguity_set, where=mask)
+            monkeypatch.setattr(ambiguity, "_PIECE", 64)
+            cut = worst_case(x, ambiguity_set, where=mask)
+            for a, b in zip(flat(cut), flat(whole), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_steps_end_early_where_a_look_is_free() -> None:
+    import array_api_compat.numpy as xp
+
+    taken = []
+
+    def step(carry: Any) -> Any:
+        taken.append(carry)
+        return (carry[0] / 2,)
+
+    assert repeat(9, step, (np.asarray([1.0, 4.0]),), xp, finished=lambda carry: carry[0] <= 0.5)[0].tolist() == [
+        0.125,
+        0.5,
+    ]
+    assert len(taken) == 3
+    assert repeat(2, step, (np.asarray([4.0]),), xp, finished=lambda carry: carry[0] <= 0.5)[0].tolist() == [1.0]
 
 
 def test_registering_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
