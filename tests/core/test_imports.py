@@ -61,3 +61,16 @@ def test_all_public_names_are_there_and_documented() -> None:
     assert len(set(drrho_core.__all__)) == len(drrho_core.__all__)
     for name in drrho_core.__all__:
         assert getattr(drrho_core, name).__doc__, name
+
+
+def test_help_of_the_command_line_loads_nothing_heavy() -> None:
+    loaded = loaded_by(
+        "import contextlib, io\n"
+        "from drrho_core.training.command_line import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):\n"
+        "    main(['--help'])\n"
+        "assert 'demo' in shown.getvalue()"
+    )
+    assert "tyro" in loaded
+    heavy = FRAMEWORKS | {"numpy", "safetensors", "PIL", "grain", "optax", "matplotlib", "drrho_reference"}
+    assert not loaded & heavy

@@ -1,0 +1,104 @@
+"""Time and memory of the six ambiguity sets on many losses, beside the library's own exponential and sort.
+
+python benchmarks/ambiguity_sets.py [--backend torch] [--losses 10000000] [--threads 2] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+import time
+from typing import Any
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--backend", default="torch", choices=["torch", "numpy"])
+parser.add_argument("--losses", type=int, default=10_000_000)
+parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--json", help="write the figures to this file, too")
+options = parser.parse_args()
+os.environ.update(OMP_NUM_THREADS=str(options.threads), OPENBLAS_NUM_THREADS=str(options.threads))
+
+import numpy as np  # noqa: E402  (after the number of threads is set)
+
+from drrho_core import (  # noqa: E402
+    ChiSquareBall,
+    ChiSquarePenalty,
+    CressieReadBall,
+    CVaR,
+    KLBall,
+    KLPenalty,
+    worst_case,
+)
+
+SETS = (
+    CVaR(0.1),
+    KLPenalty(0.5),
+    KLBall(0.5),
+    ChiSquarePenalty(1.0),
+    ChiSquareBall(0.5),
+    CressieReadBall(3.0, 0.5),
+    CressieReadBall(1.5, 0.5),
+)
+
+
+def resident() -> int:
+    """Bytes of this process in memory, now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Watch:
+    """Wall and processor seconds, and the largest growth of memory, sampled every 2 ms."""
+
+    def __enter__(self) -> Watch:
+        self.base = self.peak = resident()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+        self.wall, self.processor = -time.perf_counter(), -time.process_time()
+        return self
+
+    def look(self) -> None:
+        while not self.over.wait(0.002):
+            self.peak = max(self.peak, resident())
+
+    def __exit__(self, *_: object) -> None:
+        self.wall += time.perf_counter()
+        self.processor += time.process_time()
+        self.over.set()
+        self.thread.join()
+
+
+def main() -> None:
+    x: Any = np.random.default_rng(0).standard_normal(options.losses).astype(options.dtype)
+    if options.backend == "torch":
+        import array_api_compat.torch as xp
+        import drrho_torch  # noqa: F401  (registers a faster sort)
+        import torch
+
+        torch.set_num_threads(options.threads)
+        x = torch.from_numpy(x)
+    else:
+        import array_api_compat.numpy as xp
+
+    report: dict[str, Any] = {**vars(options), "load": os.getloadavg()[0], "sets": {}}
+    rows: list[tuple[str, Any]] = [("exp, once", lambda: xp.exp(x)), ("the library's sort", lambda: xp.sort(x))]
+    rows += [(str(one), lambda one=one: worst_case(x, one)) for one in SETS]
+    print(f"{options.backend}, {options.losses} losses, {options.threads} threads, load {report['load']:.1f}")
+    print(f"{'':40} seconds  processor  memory / input")
+    for name, task in rows:
+        with Watch() as watch:
+            task()
+        growth = (watch.peak - watch.base) / (options.losses * np.dtype(options.dtype).itemsize)
+        report["sets"][name] = {"seconds": watch.wall, "processor_seconds": watch.processor, "memory_ratio": growth}
+        print(f"{name:40} {watch.wall:7.2f}  {watch.processor:9.2f}  {growth:14.1f}", flush=True)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(report, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
