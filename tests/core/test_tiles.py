@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from drrho_core import (
+    _loops,
     _pairs,
     contrastive_step,
     distillation_loss,
@@ -241,6 +242,28 @@ def test_the_librarys_own_loop_changes_nothing(b: int, case: int) -> None:
         pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
         for mine, its in pairs:
             np.testing.assert_allclose(np.asarray(its), mine, rtol=1e-12, atol=1e-13, err_msg=f"{name}.{field}")
+
+
+@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("b", [20, 23], ids=["whole tiles", "padded"])
+def test_the_loop_over_stacked_blocks_changes_nothing_in_numpy_either(
+    b: int, case: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # NumPy never needs it. But here every block and every index can be looked at.
+    def put(stack: Any, index: Any, value: Any) -> Any:
+        stack = stack.copy()
+        stack[index] = value
+        return stack
+
+    name, function, arrays = rolled_cases(b)[case]
+    expected = function(*arrays, tile_size=4)
+    library = _loops._Library(_loops.repeat_in_python, put, lambda: True)
+    monkeypatch.setitem(_loops._LIBRARIES, "numpy", library)
+    with np.errstate(invalid="ignore"):  # what the padding gives is nan, and cut off
+        got = function(*arrays, tile_size=4)
+    for field, one, other in zip(expected._fields, expected, got, strict=True):
+        for mine, its in zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]:
+            np.testing.assert_allclose(its, mine, rtol=1e-12, atol=1e-13, err_msg=f"{name}.{field}")
 
 
 def test_one_pass_over_many_tiles_is_one_tile_to_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,12 +103,13 @@ def mutated(source: str, *, inside: str, find: str, put: str) -> str:
     body: list[ast.stmt] = ast.parse(source).body
     first, last = 0, 0
     for name in inside.split("."):
+        # A method is no function of the module, so what stands directly in the body goes first.
+        below = (node for statement in body for node in ast.walk(statement))
         inner = [
-            node
-            for statement in body
-            for node in ast.walk(statement)
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
+            [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name]
+            for nodes in (body, below)
         ]
+        inner = inner[0] or inner[1]
         if len(inner) != 1:
             raise LookupError(f"{inside} must name one function, got {len(inner)} times {name}")
         body, first, last = inner[0].body, inner[0].lineno - 1, inner[0].end_lineno or 0
