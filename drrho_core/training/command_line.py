@@ -1,4 +1,4 @@
-"""The command ``drrho``: demo, train, evaluate, verify, vectors.
+"""The command ``drrho``: demo, train, evaluate, verify, vectors, bench.
 
 Exit codes: 0; 1 where a check failed; 2 for bad usage or bad input with one clear line on standard error. Progress goes
 to standard error, tables to standard output. Everything heavy is imported inside the commands, so that ``drrho --help``
@@ -270,12 +270,58 @@ class Vectors:
     dtype: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _option("{float64,float32}", "both")] = ()
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure the contrastive step against dense autograd, CLIP's loss and the library's own matrix products.
+
+    Ratios within one process, in turns, so that a machine whose speed drifts does not matter. With --out it writes the
+    figures, a page and plots. All sizes take some minutes per library.
+
+    For example:
+      drrho bench --backend torch --sizes 1024 4096 --memory-sizes 4096
+      drrho bench --out docs/benchmarks/contrastive
+      drrho bench --check docs/benchmarks/contrastive/contrastive.json
+
+    Attributes
+    ----------
+    backend
+        Array library; may be repeated.
+    device
+        In the library's own words, such as cuda:0.
+    dtype
+        float32, float64, bfloat16 or float16.
+    sizes
+        Batch sizes to time.
+    memory_sizes
+        Batch sizes to measure the memory of; 0 for none.
+    rounds
+        How often every candidate takes its turn.
+    threads
+        Of each library.
+    out
+        A folder: contrastive.json, README.md and plots; those of an earlier measurement are replaced.
+    check
+        Figures of an earlier measurement; the exit code is 1 where a ratio is more than 15 % below them.
+    """
+
+    backend: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], _option("NAME", "all that are installed")] = ()
+    device: Device = None
+    dtype: str = "float32"
+    sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+    memory_sizes: tuple[int, ...] = (4096, 8192, 16384, 32768)
+    rounds: int = 5
+    threads: int = 1
+    out: Annotated[Path | None, _option("DIR", "none")] = None
+    check: Annotated[Path | None, _option("FILE", "none")] = None
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Vectors, tyro.conf.subcommand("vectors")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 
@@ -297,6 +343,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _evaluate(command)
         elif isinstance(command, Vectors):
             _vectors(command)
+        elif isinstance(command, Bench):
+            return _bench(command)
         else:
             return _verify(command)
     except (BadInput, MissingExtra) as error:
@@ -308,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> Demo | Train | Evaluate | Verify | Vectors:
+def _parse(arguments: list[str]) -> Demo | Train | Evaluate | Verify | Vectors | Bench:
     """Parse; a usage error becomes one line instead of tyro's panel."""
     panel = io.StringIO()
     try:
@@ -484,6 +532,66 @@ def _vectors(command: Vectors) -> None:
     count = len(json.loads(content[drrho_reference.vectors.INDEX])["cases"])
     size = sum(map(len, content.values())) / 1e6
     print(f"wrote {count} cases, {len(content)} files, {size:.1f} MB: {command.out}")
+
+
+def _bench(command: Bench) -> int:
+    from drrho_core.training import bench
+    from drrho_core.training.checkpoint import write_atomic
+
+    before = None
+    if command.check is not None:
+        try:
+            before = json.loads(command.check.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"check must be the figures of an earlier measurement, got {command.check}") from error
+    for name, values in (("sizes", command.sizes), ("rounds", (command.rounds,)), ("threads", (command.threads,))):
+        least = 2 if name == "sizes" else 1
+        if not values or min(values) < least:
+            raise BadInput(f"{name} must be at least {least}, got {' '.join(map(str, values)) or 'none'}")
+    if command.dtype not in bench.DTYPES:
+        raise BadInput(f"dtype must be one of {', '.join(bench.DTYPES)}, got {command.dtype!r}")
+    names = command.backend or tuple(
+        name for name in ("numpy", "torch", "jax", "cupy") if importlib.util.find_spec(name)
+    )
+    for name in names:  # before minutes are spent
+        _backend(name, command.device, "float32")
+    found = bench.run(
+        names,
+        device=command.device,
+        dtype=command.dtype,
+        sizes=command.sizes,
+        memory_sizes=[size for size in command.memory_sizes if size],
+        rounds=command.rounds,
+        threads=command.threads,
+        say=lambda line: print(line, flush=True),
+    )
+    if command.out is not None:
+        command.out.mkdir(parents=True, exist_ok=True)
+        _write_json(command.out / "contrastive.json", found)
+        for name, text in bench.pictures(found).items():
+            write_atomic(command.out / name, text.encode())
+        write_atomic(command.out / "README.md", bench.markdown(found, _as_typed(command)).encode())
+        print(f"written: {command.out}")
+    if before is None:
+        return 0
+    fallen = bench.compare(found, before)
+    print("\n".join(fallen) if fallen else "no ratio has fallen by more than 15 %")
+    return 1 if fallen else 0
+
+
+def _as_typed(command: Bench) -> str:
+    """Return the command line that gives this command."""
+    words = ["drrho bench"]
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if value == field.default or value is None:
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        if field.name == "backend":
+            words += [f"{option} {name}" for name in value]
+        else:
+            words.append(f"{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return " ".join(words)
 
 
 def default_backend() -> str:

@@ -1,0 +1,61 @@
+"""What people use instead, to measure against: autograd through dense matrices. Not for training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TEMPERATURE, GAMMA = 0.05, 0.9
+
+
+def dense_step(
+    images: Tensor, texts: Tensor, reference_images: Tensor, reference_texts: Tensor, log_inner: Tensor
+) -> tuple[Tensor, ...]:
+    """Take the step of `drrho_core.contrastive_step` as one writes its formula down; return all that it returns.
+
+    Matrices are b x b; autograd gives the gradients of the features and of the temperature.
+    """
+    images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
+    temperature = torch.tensor(TEMPERATURE, device=images.device, requires_grad=True)
+    excess = images @ texts.T - reference_images @ reference_texts.T
+    positive = excess.diagonal()
+    itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    loss, surrogate, states = torch.zeros(()), torch.zeros(()), []
+    for pairs, axis in ((excess - positive[:, None], 1), (excess - positive[None, :], 0)):
+        logits = (pairs / temperature).masked_fill(itself, -torch.inf)
+        log_own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
+        averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own.detach() + math.log(GAMMA))
+        log_new = torch.where(torch.isinf(log_inner), log_own.detach(), averaged)
+        loss = loss + (temperature * log_new).mean() / 2
+        surrogate = surrogate + (temperature.detach() * torch.exp(log_own - log_new)).mean() / 2
+        states.append(log_new)
+    gradients = torch.autograd.grad(loss + surrogate, (images, texts, temperature))
+    return (*gradients, loss.detach(), (loss + surrogate).detach(), *states)
+
+
+def cross_entropy(images: Tensor, texts: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of CLIP's loss, cross-entropy of the logits over rows and over columns, by autograd."""
+    images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
+    logits_per_image = images @ texts.T / TEMPERATURE
+    logits_per_text = texts @ images.T / TEMPERATURE
+    labels = torch.arange(len(images), device=images.device)
+    each = torch.nn.functional.cross_entropy
+    loss = (each(logits_per_image, labels) + each(logits_per_text, labels)) / 2
+    return torch.autograd.grad(loss, (images, texts))
+
+
+def synchronize(result: tuple[Tensor, ...]) -> None:
+    """Wait until a result is there."""
+    if result[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int | None:
+    """Return the most bytes that the accelerator has held since the last call; None on the host."""
+    if not torch.cuda.is_available():
+        return None
+    peak = int(torch.cuda.max_memory_allocated())
+    torch.cuda.reset_peak_memory_stats()
+    return peak
