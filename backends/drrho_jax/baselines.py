@@ -64,3 +64,8 @@ def peak_bytes() -> int | None:
     """Return the most bytes that the accelerator has held in this process; None on the host."""
     statistics = jax.devices()[0].memory_stats()
     return None if not statistics else int(statistics["peak_bytes_in_use"])
+
+
+def held_bytes() -> int:
+    """Return how many bytes the accelerator holds now."""
+    return int(jax.devices()[0].memory_stats()["bytes_in_use"])

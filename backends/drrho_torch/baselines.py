@@ -59,3 +59,8 @@ def peak_bytes() -> int | None:
     peak = int(torch.cuda.max_memory_allocated())
     torch.cuda.reset_peak_memory_stats()
     return peak
+
+
+def held_bytes() -> int:
+    """Return how many bytes the accelerator holds now."""
+    return int(torch.cuda.memory_allocated())
