@@ -626,6 +626,16 @@ def test_where_values_cannot_be_seen_a_bad_slice_is_nan_and_no_other(space: Any,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_without_a_mask_a_bad_slice_that_nobody_sees_is_nan_and_no_other(kind: str) -> None:
+    x = np.asarray([[1.0, 2.0, 4.0], [np.nan, 2.0, 4.0], [1.0, np.inf, 4.0], [1.0, 2.0, -np.inf]])
+    worst = worst_case(strict.asarray(x, device=strict.Device("device1")), SETS[kind][0])
+    for array, fine in zip(flat(worst), flat(worst_case(x[:1], SETS[kind][0])), strict=True):
+        got = np.asarray(strict.asarray(array, device=strict.Device("CPU_DEVICE")))
+        np.testing.assert_array_equal(got[:1], fine)
+        assert np.isnan(got[1:]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_jit_moves_nothing_between_host_and_device(kind: str) -> None:
     function = compiled(jax.jit, SETS[kind][0])
     arguments = tuple(jax.device_put(a, jax.devices("cpu")[0]) for a in problem_rows())

@@ -427,3 +427,17 @@ def test_what_is_not_given_is_the_mini_batch_loss_with_the_whole_reference(probl
     default = contrastive_step(*p.arrays, temperature=0.5, reference_features=p.reference_features)
     for one, other in zip(default, given, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_neither_the_features_nor_the_state_costs_the_other_its_digits(problems: Any) -> None:
+    p = problems.draw(32, r=None, never=0.0)
+    features, (image, text) = p.arrays[:2], p.arrays[2:]
+    coarse = [array.astype(np.float32) for array in features]
+    step = contrastive_step(*coarse, image, text, temperature=0.3, gamma=1e-13)  # nearly nothing is learned
+    np.testing.assert_allclose(step.log_inner_image, image, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(step.log_inner_text, text, rtol=0, atol=1e-11)
+    assert float(step.loss) == pytest.approx(0.3 * float(np.sum(image + text)) / (2 * p.batch_size), rel=1e-10)
+    fine = contrastive_step(*features, image.astype(np.float32), text.astype(np.float32), temperature=0.3)
+    assert float(fine.loss) == pytest.approx(
+        float(contrastive_step(*features, image, text, temperature=0.3).loss), rel=1e-13
+    )
