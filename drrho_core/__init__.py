@@ -3,6 +3,7 @@
 Sources: Model Steering / DRRho (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP (arXiv 2407.01445).
 """
 
+from drrho_core._fused import fused_kernels
 from drrho_core.ambiguity import (
     AmbiguitySet,
     ChiSquareBall,
@@ -88,6 +89,7 @@ __all__ = [
     "excess_loss",
     "excess_variance",
     "fit_scaling_law",
+    "fused_kernels",
     "generalization_bound",
     "hinge_margin_loss",
     "info_nce",
