@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from drrho_core import _checks, _loops
+from drrho_core import _checks, _loops, _products
 from drrho_core._arrays import Array, Namespace, device_of
 from drrho_core.numerics import log
 
@@ -150,6 +150,7 @@ class Pairs:
         xp: Namespace,
     ) -> None:
         self.xp = xp
+        self.product = _products.product_for(image_features, xp)
         self.image_features, self.text_features = image_features, text_features
         self.batch_size = batch_size = int(image_features.shape[0])
         self.feature_dim = int(image_features.shape[1])
@@ -210,7 +211,7 @@ class Pairs:
         """Return tile (i, j) of Z."""
         z = None if self._kept is None else self._kept.get((i, j))
         if z is None:
-            z = self._left(i) @ self._right[j].T
+            z = self.product(self._left(i), self._right[j].T)
             if self._kept is not None:
                 self._kept[i, j] = z
         return z
@@ -382,7 +383,8 @@ def weigh(pairs: Pairs, threshold_image: Array, threshold_text: Array) -> Sums:
         v, weighted_image = weights(0, tile)
         w, weighted_text = weights(1, tile)
         v += w
-        return (v @ pairs.texts[tile.j], weighted_image), (v.T @ pairs.images[tile.i], weighted_text)
+        image_pull = pairs.product(v, pairs.texts[tile.j])
+        return (image_pull, weighted_image), (pairs.product(v.T, pairs.images[tile.i]), weighted_text)
 
     shapes: Shapes = [(pairs.feature_dim,), ()]
     image, text = pairs.sweep(visit, add, shapes, shapes)
@@ -397,10 +399,11 @@ def weigh_within(pairs: Pairs, threshold: Array) -> SumsWithin:
     def visit(tile: Tile) -> tuple[Values, Values]:
         v, weighted = weights(0, tile)
         if tile.diagonal:  # both its anchors and its others are of the same block
-            return ((v + v.T) @ pairs.images[tile.i], weighted), (None, None)
+            return (pairs.product(v + v.T, pairs.images[tile.i]), weighted), (None, None)
         w, weighted_columns = weights(1, tile)
         v += w
-        return (v @ pairs.images[tile.j], weighted), (v.T @ pairs.images[tile.i], weighted_columns)
+        to_rows = pairs.product(v, pairs.images[tile.j])
+        return (to_rows, weighted), (pairs.product(v.T, pairs.images[tile.i]), weighted_columns)
 
     (pull, weighted), _ = pairs.sweep(visit, add, [(pairs.feature_dim,), ()])
     return SumsWithin(pull, weighted)

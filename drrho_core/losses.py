@@ -257,7 +257,8 @@ def sigmoid_loss(
             asked = asked if positives is None else asked | positives
             terms, slope = (xp.where(asked, x, xp.zeros_like(x)) for x in (terms, slope))
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
-        return (slope @ pairs.texts[tile.j], *sums), (slope.T @ pairs.images[tile.i],)
+        image_pull = pairs.product(slope, pairs.texts[tile.j])
+        return (image_pull, *sums), (pairs.product(slope.T, pairs.images[tile.i]),)
 
     image_shapes: Shapes = [(pairs.feature_dim,), (), (), ()]
     (image_pull, *sums), (text_pull,) = pairs.sweep(visit, add, image_shapes, [(pairs.feature_dim,)])
@@ -364,7 +365,8 @@ def distillation_loss(
             slopes.append(slope)
             values.append(tuple(xp.sum(x, axis=axis) for x in (target * log_match, slope * z, slope)))
         slope = slopes[0] + slopes[1]
-        return (slope @ learner.texts[tile.j], *values[0]), (slope.T @ learner.images[tile.i], *values[1])
+        image_pull = learner.product(slope, learner.texts[tile.j])
+        return (image_pull, *values[0]), (learner.product(slope.T, learner.images[tile.i]), *values[1])
 
     shapes: Shapes = [(learner.feature_dim,), (), (), ()]
     image, text = learner.sweep(visit, add, shapes, shapes)
@@ -460,7 +462,8 @@ def hinge_margin_loss(
             slopes.append(slope)
             values.append((xp.sum(slope * within, axis=axis), xp.sum(slope, axis=axis)))
         slope = slopes[0] + slopes[1]
-        return (slope @ pairs.texts[tile.j], *values[0]), (slope.T @ pairs.images[tile.i], *values[1])
+        image_pull = pairs.product(slope, pairs.texts[tile.j])
+        return (image_pull, *values[0]), (pairs.product(slope.T, pairs.images[tile.i]), *values[1])
 
     shapes: Shapes = [(pairs.feature_dim,), (), ()]
     image, text = pairs.sweep(visit, add, shapes, shapes)

@@ -8,8 +8,9 @@ from drrho_core._fused import Sweeps, register_sweeps
 from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.loss import ContrastiveLoss, drrho_risk
+from drrho_torch.products import onednn_products
 
-__all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk"]
+__all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk", "onednn_products"]
 
 
 def _triton() -> Sweeps | str:
