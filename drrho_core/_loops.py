@@ -7,7 +7,7 @@ So a backend may register its library's own loop for when code is traced.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from drrho_core._arrays import Array, Namespace, library, values_visible
 
@@ -20,8 +20,8 @@ Body: TypeAlias = Callable[[Carry], Carry]
 Loop: TypeAlias = Callable[[int, Body, Carry], Carry]
 """``loop(count, body, carry)`` returns the carry after `count` steps."""
 
-Put: TypeAlias = Callable[[Array, Array, Array], Array]
-"""``put(stack, index, value)`` returns the stack with ``stack[index] = value``, for an index that is being traced."""
+Put: TypeAlias = Callable[[Array, Any, Array], Array]
+"""``put(stack, index, value)`` returns the stack with ``stack[index] = value``; the index may be traced."""
 
 
 Sort: TypeAlias = Callable[[Array], Array]

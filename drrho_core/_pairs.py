@@ -37,9 +37,6 @@ DEFAULT_TILE = 1024
 DEFAULT_MEMORY_BUDGET = 2**30
 """Bytes that the logits of one batch may take before they are computed twice instead."""
 
-MOST_UNROLLED_TILES = 16
-"""A compiler that unrolls loops gets at most so many tiles; beyond, the library's own loop where there is one."""
-
 _NOTHING = -1e5
 """The exponent of what does not count: its exponential is 0 in every dtype, and 0 times it is 0 and not nan."""
 
@@ -132,7 +129,7 @@ class Pairs:
     side : int
         Of a tile.
     keep : bool
-        Keep the tiles of Z between the sweeps.
+        Keep the tiles of Z from the first sweep on.
     """
 
     def __init__(
@@ -155,9 +152,7 @@ class Pairs:
         self.batch_size = batch_size = int(image_features.shape[0])
         self.feature_dim = int(image_features.shape[1])
         in_one_row = -(-batch_size // side)
-        self.rolled = in_one_row**2 > MOST_UNROLLED_TILES and _loops.rolls(xp)
-        if self.rolled and keep:  # a compiler fuses what is done to the entries: one tile is as good as many
-            side, self.rolled = batch_size, False
+        self.rolled = in_one_row > 1 and _loops.rolls(xp)  # unrolled tiles compile slowly, and all live at once
         if self.rolled:  # its tiles have one shape
             side = -(-batch_size // in_one_row)
         self.side = min(side, batch_size)
@@ -174,20 +169,25 @@ class Pairs:
         self._images, self._right = self.cut(image_features), self.cut(right)
         self.images, self.texts = self._images, self.cut(text_features)
         self.anchor_rates: tuple[Array | None, Array | None] = (None, None) if rates is None else rates
-        self.rates = None if rates is None else (self.cut(rates[0]), self.cut(rates[1]))
+        self.rates = None if rates is None else tuple(self.cut(side, fill=1.0) for side in rates)
         self.pair_mask, self.has_mask = pair_mask, pair_mask is not None
         self._mask = None if pair_mask is None else self._cut_mask(pair_mask)
-        self._kept: dict[tuple[int, int], Array] | None = {} if keep else None
+        self._keep = keep
+        self._kept: dict[tuple[int, int], Array] = {}
+        self._stack: Array | None = None  # of all tiles, where they are met in a rolled loop
         self._row: tuple[int, Array] | None = None
 
-    def cut(self, x: Array) -> Blocks:
-        """Return the blocks of an array along its first axis, to be indexed by a block's number."""
+    def cut(self, x: Array, *, fill: float = 0.0) -> Blocks:
+        """Return the blocks of an array along its first axis, to be indexed by a block's number.
+
+        Blocks of a stack have one size: what is missing at the end is filled.
+        """
         xp = self.xp
         if not self.rolled:
             return [x[rows, ...] for rows in self.spans]
         if self.padding:
-            fill = xp.zeros((self.padding, *x.shape[1:]), dtype=x.dtype)
-            x = xp.concat([x, fill], axis=0)
+            missing = xp.full((self.padding, *x.shape[1:]), fill, dtype=x.dtype)
+            x = xp.concat([x, missing], axis=0)
         return xp.reshape(x, (self.num_blocks, self.side, *x.shape[1:]))
 
     def join(self, blocks: Blocks) -> Array:
@@ -209,11 +209,13 @@ class Pairs:
 
     def similarity(self, i: Array, j: Array) -> Array:
         """Return tile (i, j) of Z."""
-        z = None if self._kept is None else self._kept.get((i, j))
-        if z is None:
-            z = self.product(self._left(i), self._right[j].T)
-            if self._kept is not None:
-                self._kept[i, j] = z
+        if self._stack is not None:
+            return self._stack[i, j]
+        if not self.rolled and (i, j) in self._kept:
+            return self._kept[i, j]
+        z = self.product(self._left(i), self._right[j].T)
+        if self._keep and not self.rolled:
+            self._kept[i, j] = z
         return z
 
     def _tile(self, i: Array, j: Array, *, diagonal: bool) -> Tile:
@@ -233,7 +235,9 @@ class Pairs:
     def positives(self) -> Array:
         """Return the diagonal of Z (b,), out of the same products as all the rest."""
         if not self.rolled:
-            return self.join([self.xp.linalg.diagonal(self.similarity(i, i)) for i in range(self.num_blocks)])
+            for i in range(self.num_blocks):  # no b x b array, and so kept in any case
+                self._kept[i, i] = self.similarity(i, i)
+            return self.join([self.xp.linalg.diagonal(self._kept[i, i]) for i in range(self.num_blocks)])
         put = _loops.put(self.xp)
 
         def step(carry: Stacks) -> Stacks:
@@ -297,33 +301,46 @@ class Pairs:
         xp, put = self.xp, _loops.put(self.xp)
         split = 1 + len(rows)
 
+        # The first sweep of one pass leaves all tiles behind, as one more thing that is handed from step to step.
+        keeps = self._keep and self._stack is None
+
+        def visited(i: Array, j: Array, carry: Stacks, *, diagonal: bool) -> tuple[Stacks, tuple[Values, Values]]:
+            tile = self._tile(i, j, diagonal=diagonal)
+            return (put(carry[-1], (i, j), tile.z),) if keeps else (), visit(tile)
+
         def merge(which: int, block: Array, stacks: Stacks, new: Values) -> Stacks:
             both = combine(which, block, tuple(stack[block] for stack in stacks), new)
             return tuple(put(stack, block, value) for stack, value in zip(stacks, both, strict=True))
 
         def on_diagonal(carry: Stacks) -> Stacks:
-            i, stacks = carry[0], carry[1:]
-            new = visit(self._tile(i, i, diagonal=True))
+            i = carry[0]
+            kept, new = visited(i, i, carry, diagonal=True)
             values = new[0] if columns is None else (*new[0], *new[1])
-            return (i + 1, *(put(stack, i, value) for stack, value in zip(stacks, values, strict=True)))
+            stacks = (put(stack, i, value) for stack, value in zip(carry[1:end], values, strict=True))
+            return (i + 1, *stacks, *kept)
 
         def off_diagonal(carry: Stacks) -> Stacks:
             i, j = places[carry[0], 0], places[carry[0], 1]
-            new = visit(self._tile(i, j, diagonal=False))
+            kept, new = visited(i, j, carry, diagonal=False)
             to_rows = merge(0, i, carry[1:split], new[0])
             if columns is None:
-                return (carry[0] + 1, *merge(1, j, to_rows, new[1]))
-            return (carry[0] + 1, *to_rows, *merge(1, j, carry[split:], new[1]))
+                return (carry[0] + 1, *merge(1, j, to_rows, new[1]), *kept)
+            return (carry[0] + 1, *to_rows, *merge(1, j, carry[split:end], new[1]), *kept)
 
-        shapes = [*rows, *(columns or ())]
-        empty = (xp.zeros((self.num_blocks, self.side, *shape), dtype=self.image_features.dtype) for shape in shapes)
+        number, dtype = self.num_blocks, self.image_features.dtype
+        shapes = [(number, self.side, *shape) for shape in (*rows, *(columns or ()))]
+        end = 1 + len(shapes)
+        if keeps:
+            shapes.append((number, number, self.side, self.side))
         zero = xp.zeros((), dtype=xp.int32)
-        carry = _loops.repeat(self.num_blocks, on_diagonal, (zero, *empty), xp)
-        blocks = range(self.num_blocks)
+        carry = _loops.repeat(number, on_diagonal, (zero, *(xp.zeros(shape, dtype=dtype) for shape in shapes)), xp)
+        blocks = range(number)
         order = [(i, j) for i in blocks for j in blocks if (i < j if columns is None else i != j)]
         places = xp.asarray(order, dtype=xp.int32)
         carry = _loops.repeat(len(order), off_diagonal, (zero, *carry[1:]), xp)
-        return carry[1:split], carry[split:]
+        if keeps:
+            self._stack = carry[-1]
+        return carry[1:split], carry[split:end]
 
 
 def sum_negatives(pairs: Pairs) -> tuple[Negatives, Negatives, Array]:

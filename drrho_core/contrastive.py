@@ -380,9 +380,10 @@ def prepare(
     tile_size: int | None = None,
     memory_budget: int | None = None,
     matrices: int = 1,
+    sweeps: int = 2,
     xp: Namespace,
 ) -> _pairs.Pairs:
-    """Widen half types and lay out the tiles of what is one of so many `matrices`.
+    """Widen half types and lay out the tiles of what is one of so many `matrices` and met in so many `sweeps`.
 
     Their entries are logits where the temperature is global, else similarities.
     """
@@ -411,7 +412,7 @@ def prepare(
         rates=rates,
         pair_mask=pair_mask,
         side=side,
-        keep=keep,
+        keep=keep and sweeps > 1,
         xp=xp,
     )
 

@@ -238,6 +238,7 @@ def sigmoid_loss(
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
+        sweeps=1,
         xp=xp,
     )
 
@@ -447,6 +448,7 @@ def hinge_margin_loss(
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
+        sweeps=1,
         xp=xp,
     )
     own, shares = pairs.cut(pairs.positives()), tuple(pairs.cut(share) for share in _one_over_negatives(pairs, xp))

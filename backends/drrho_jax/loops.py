@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ def loop(count: int, body: Body, carry: Carry) -> Carry:
     return last
 
 
-def put(stack: Array, index: Array, value: Array) -> Array:
+def put(stack: Array, index: Any, value: Array) -> Array:
     """Return the stack with one entry replaced."""
     return stack.at[index].set(value)
 

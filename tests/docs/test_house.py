@@ -45,7 +45,7 @@ def test_every_direct_dependency_is_pinned_to_a_version_that_it_allows(
     for group, requirements in groups.items():
         for requirement in map(Requirement, requirements):
             name = canonicalize_name(requirement.name)
-            if group == "cupy" or name == "drrho-core":
+            if group in ("cupy", "triton") or name == "drrho-core":
                 continue
             if name not in pinned or not requirement.specifier.contains(pinned[name], prereleases=True):
                 wrong.append(f"{group}: {requirement}")
