@@ -7,7 +7,7 @@ So a backend may register its library's own loop for when code is traced.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from drrho_core._arrays import Array, Namespace, library, values_visible
 
@@ -70,9 +70,7 @@ def rolls(xp: Namespace) -> bool:
 
 def put(xp: Namespace) -> Put:
     """Return the assignment of a library whose loop `rolls`."""
-    its = _LIBRARIES[library(xp)].put
-    assert its is not None
-    return its
+    return cast(Put, _LIBRARIES[library(xp)].put)
 
 
 def repeat(

@@ -441,3 +441,10 @@ def test_neither_the_features_nor_the_state_costs_the_other_its_digits(problems:
     assert float(fine.loss) == pytest.approx(
         float(contrastive_step(*features, image, text, temperature=0.3).loss), rel=1e-13
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_temperature_that_is_a_number_widens_nothing(problems: Any, dtype: str) -> None:
+    p = problems.draw(33)
+    step = contrastive_step(*(array.astype(dtype) for array in p.arrays), temperature=0.5)
+    assert {str(value.dtype) for value in step} == {dtype}
