@@ -58,7 +58,11 @@ class _Slices(NamedTuple):
     number: Array  # (..., 1), how many count, at least 1, an integer
     size: Array  # (..., 1), the same as a floating number
     top: Array  # (..., 1), the largest loss
-    shifted: Array  # (..., n), losses - top
+
+    @property
+    def shifted(self) -> Array:
+        """Losses less the largest; computed when asked for, because it is as large as they are."""
+        return self.losses - self.top
 
 
 class _Solution(NamedTuple):
@@ -446,7 +450,7 @@ def solve(
         x = xp.where(counted, x, bottom)
     top = xp.max(x, axis=-1, keepdims=True)
     number = _count(counted, xp)
-    solution = ambiguity_set._solve(_Slices(x, counted, number, xp.astype(number, x.dtype), top, x - top), xp)
+    solution = ambiguity_set._solve(_Slices(x, counted, number, xp.astype(number, x.dtype), top), xp)
 
     def finish(array: Array) -> Array:
         return xp.astype(array if plain else xp.where(valid, array, xp.nan), dtype, copy=False)
@@ -470,9 +474,14 @@ def _count(mask: Array, xp: Namespace) -> Array:
     return xp.count_nonzero(mask, axis=-1, keepdims=True)
 
 
+def _only(values: Array, mask: Array, xp: Namespace) -> Array:
+    """Return finite values where they are marked, 0 elsewhere: a product, because to select at random costs more."""
+    return values * xp.astype(mask, values.dtype)
+
+
 def _sum(values: Array, mask: Array, xp: Namespace) -> Array:
-    """Return the sum of the marked entries along the last axis, (..., 1)."""
-    return xp.sum(xp.where(mask, values, xp.zeros_like(values)), axis=-1, keepdims=True)
+    """Return the sum of the marked entries along the last axis, all of them finite, (..., 1)."""
+    return xp.sum(_only(values, mask, xp), axis=-1, keepdims=True)
 
 
 def _known(condition: Array, xp: Namespace) -> bool:
@@ -480,8 +489,12 @@ def _known(condition: Array, xp: Namespace) -> bool:
     return values_visible(condition, xp) and bool(xp.all(condition))
 
 
-_PIECE = 2**15
-"""How many losses are worked on at a time where they are many: what is computed from them stays in the caches."""
+_PIECE = 2**17
+"""How many losses are worked on at a time where they are many: what is computed from them stays in the caches.
+
+It is also enough to share among threads. With pieces of the size at which a library begins to do so, some operations
+call for the other threads and some do not, and threads that come and go cost ten times what they save.
+"""
 
 
 def _cut(slices: _Slices, xp: Namespace) -> list[_Slices]:
@@ -497,23 +510,29 @@ def _cut(slices: _Slices, xp: Namespace) -> list[_Slices]:
     if n <= length:
         return [slices]
     return [
-        slices._replace(**{name: getattr(slices, name)[..., start : start + length] for name in _LONG})
+        slices._replace(
+            losses=slices.losses[..., start : start + length], counted=slices.counted[..., start : start + length]
+        )
         for start in range(0, n, length)
     ]
-
-
-_LONG = ("losses", "counted", "shifted")
 
 
 def _ordered(slices: _Slices, xp: Namespace) -> _Slices:
     """Return slices sorted from the largest loss to the smallest, for sums: what is selected then comes in one run."""
     x = descending(slices.losses, xp)
-    position = xp.arange(x.shape[-1], dtype=slices.number.dtype, device=device_of(x))
-    return slices._replace(losses=x, counted=position < slices.number, shifted=x - slices.top)
+    if _known(slices.number == x.shape[-1], xp):
+        return slices._replace(losses=x)
+    return slices._replace(losses=x, counted=_first(slices.number, x, xp))
 
 
-def _down_to(parts: list[_Slices], lowest: Array, xp: Namespace) -> list[_Slices]:
-    """Leave out parts of sorted slices in which every loss is below `lowest`. More than one means: a look is free."""
+def _first(number: Array, like: Array, xp: Namespace) -> Array:
+    """Return a mask of an array's shape that marks so many entries at the start of every slice."""
+    return xp.arange(like.shape[-1], dtype=number.dtype, device=device_of(like)) < number
+
+
+def _down_to(ordered: _Slices, lowest: Array, xp: Namespace) -> list[_Slices]:
+    """Cut sorted slices, without the parts in which every loss is below `lowest`."""
+    parts = _cut(ordered, xp)  # more than one means: a look is free
     return [part for part in parts if len(parts) == 1 or bool(xp.any(part.losses[..., :1] >= lowest))]
 
 
@@ -522,9 +541,32 @@ def _join(pieces: list[Array], xp: Namespace) -> Array:
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
 
 
+def _totals(rows: list[tuple[Array, ...]], xp: Namespace) -> tuple[Array, ...]:
+    """Add up what was summed piece by piece, (..., 1) each, as the library adds up."""
+    if len(rows) == 1:
+        return rows[0]
+    return tuple(xp.sum(xp.concat(column, axis=-1), axis=-1, keepdims=True) for column in zip(*rows, strict=True))
+
+
+def _assemble(
+    slices: _Slices, weigh: Callable[[_Slices], tuple[Array, ...]], xp: Namespace
+) -> tuple[Array, Array, tuple[Array, ...]]:
+    """Return values, (..., n), the sum of values times losses less the largest, and the sums of further arrays.
+
+    ``weigh(part)`` returns the values of a part and, if more is to be summed, what.
+    """
+    pieces, rows = [], []
+    for part in _cut(slices, xp):
+        values, *others = weigh(part)
+        pieces.append(values)
+        rows.append(tuple(xp.sum(array, axis=-1, keepdims=True) for array in (values * part.shifted, *others)))
+    excess, *sums = _totals(rows, xp)
+    return _join(pieces, xp), excess, tuple(sums)
+
+
 def _relu(values: Array, xp: Namespace) -> Array:
     """Return the positive part."""
-    return xp.where(values > 0, values, xp.zeros_like(values))
+    return xp.clip(values, min=0.0)
 
 
 def _or_one(values: Array, xp: Namespace) -> Array:
@@ -595,8 +637,8 @@ _DOUBLE_ULPS = 8 * 2.0**-53
 """Rounding of a parameter that is a Python float, and of the few operations on it, relative to its size."""
 
 
-Table: TypeAlias = Callable[[Array], Array]
-"""What belongs to k of the n losses of a slice, k (..., 1), an integer."""
+Table: TypeAlias = Callable[[Array, Array], Array]
+"""What belongs to k of the n losses of a slice, k and n (..., 1), k an integer, n in the losses' dtype."""
 
 
 class _Ball(NamedTuple):
@@ -623,15 +665,15 @@ def _in_ball(
     growth = min(growth, _LARGEST_GROWTH)
     x = slices.losses
 
-    def room(number: Array) -> Array:
+    def room(number: Array, size: Array) -> Array:
         number = xp.astype(number, x.dtype)
-        return _product_minus(growth, number, slices.size - number, x.shape[-1], xp)
+        return _product_minus(growth, number, size - number, x.shape[-1], xp)
 
     ball = _Ball(growth, room)
     inner = solver(slices, ball, xp)
     at_top = slices.counted & (x == slices.top)
     ties = _count(at_top, xp)
-    saturated = ball.room(ties) >= -_DOUBLE_ULPS * slices.size
+    saturated = ball.room(ties, slices.size) >= -_DOUBLE_ULPS * slices.size
     if _known(~saturated, xp):
         return inner
     at_top_only = xp.where(at_top, 1 / xp.astype(ties, x.dtype), xp.zeros_like(inner.weights))
@@ -644,43 +686,85 @@ def _in_ball(
 def _uniform(slices: _Slices, xp: Namespace) -> _Solution:
     """Return the mean, as a ball of radius 0 does; its dual is (mean, inf)."""
     weights = xp.where(slices.counted, 1 / slices.size, xp.zeros_like(slices.losses))
-    mean = _sum(slices.shifted / slices.size, slices.counted, xp)
+    mean = _mean(slices, xp)
     return _Solution(weights, mean, mean, xp.full_like(mean, xp.inf))
 
 
-def _smallest_active(ordered: _Slices, is_active: Callable[[Array], Array], xp: Namespace) -> Array:
-    """Return the smallest loss whose weight is positive, (..., 1), by a binary search over the sorted losses.
+def _mean(slices: _Slices, xp: Namespace) -> Array:
+    """Return the mean loss less the largest, (..., 1)."""
+    rows = [(_sum(part.shifted / slices.size, part.counted, xp),) for part in _cut(slices, xp)]
+    return _totals(rows, xp)[0]
 
-    ``is_active(loss)``, (..., 1) to bool, has to be True down to that loss and False from there on.
+
+_RUN = 4
+"""How many neighbours among sorted losses stand for one in a first search."""
+
+
+def _thinned(ordered: _Slices, xp: Namespace) -> _Slices:
+    """Return the means of runs of sorted losses, nearly the same problem."""
+    *rows, n = ordered.losses.shape
+    losses = xp.mean(xp.reshape(ordered.losses[..., : n - n % _RUN], (*rows, n // _RUN, _RUN)), axis=-1)
+    number = xp.clip(ordered.number // _RUN, min=1)
+    return _Slices(losses, _first(number, losses, xp), number, xp.astype(number, losses.dtype), losses[..., :1])
+
+
+def _last_active(ordered: _Slices, is_active: Callable[[_Slices, Array], Array], xp: Namespace) -> Array:
+    """Return the position of the last sorted loss whose weight is positive, (..., 1), by a binary search.
+
+    ``is_active(ordered, loss)``, (..., 1) to bool, has to be True up to that loss and False from there on. Many losses
+    are thinned first, and searched from where the thinned ones end in steps that double.
     """
-    losses = ordered.losses
+    n = ordered.losses.shape[-1]
+    low, high = xp.zeros_like(ordered.number), ordered.number - 1
+    count, step, probe = (n - 1).bit_length(), xp.full_like(low, n), (low + high + 1) // 2
+    if len(_cut(ordered, xp)) > 1:
+        guess = _RUN * _last_active(_thinned(ordered, xp), is_active, xp) + _RUN - 1
+        count, step, probe = 2 * count + 1, xp.full_like(low, _RUN // 2), xp.minimum(guess, high)
 
-    def halve(bracket: Carry) -> Carry:
-        low, high = bracket
+    def narrow(bracket: Carry) -> Carry:
+        low, high, step, probe = bracket
+        active = is_active(ordered, xp.take_along_axis(ordered.losses, probe, axis=-1))
+        low, high = xp.where(active, probe, low), xp.where(active, high, xp.maximum(probe - 1, low))
         middle = (low + high + 1) // 2
-        active = is_active(xp.take_along_axis(losses, middle, axis=-1))
-        return xp.where(active, middle, low), xp.where(active, high, middle - 1)
+        probe = xp.where(active, xp.minimum(low + step, middle), xp.maximum(high + 1 - step, middle))
+        return low, high, xp.minimum(2 * step, xp.full_like(step, n)), probe
 
-    bracket = (xp.zeros_like(ordered.number), ordered.number - 1)
-    low, _ = repeat((losses.shape[-1] - 1).bit_length(), halve, bracket, xp)
-    return xp.take_along_axis(losses, low, axis=-1)
+    bracket = (low, high, step, probe)
+    return repeat(count, narrow, bracket, xp, finished=lambda bracket: bracket[0] >= bracket[1])[0]
 
 
-_NONE = -1000.0
-"""An exponent whose exponential is 0 in any dtype, and that may be multiplied with 0."""
+def _smallest_active(ordered: _Slices, is_active: Callable[[_Slices, Array], Array], xp: Namespace) -> Array:
+    """Return the smallest loss whose weight is positive, (..., 1); the largest loss always has one."""
+    return xp.take_along_axis(
+        ordered.losses,
+        _last_active(ordered, lambda some, loss: (loss == some.top) | is_active(some, loss), xp),
+        axis=-1,
+    )
+
+
+_NOTHING = -1e4
+"""A logarithm whose exponential is 0 in any dtype."""
 
 _LARGE = -0.5
 """Exponents above this, relative to the largest, are large."""
 
 
-def _grown(exponent: Array, large: Array, xp: Namespace) -> tuple[Array, Array]:
+def _floor(dtype: object, xp: Namespace) -> float:
+    """Return the smallest exponent to be used: below it exponentials are subnormal, and forty times as slow."""
+    return float(math.ceil(math.log(float(xp.finfo(dtype).smallest_normal))))
+
+
+def _grown(exponent: Array, large: Array, active: Array, xp: Namespace) -> tuple[Array, Array]:
     """Return ``v = exp(e)``, from which ``p = v / sum v``, and the sum of ``v - 1`` or, where e is not large, v."""
-    value = xp.exp(exponent)
-    return value, xp.sum(xp.where(large, xp.expm1(exponent), value), axis=-1, keepdims=True)
+    value = _only(xp.exp(exponent), active, xp)
+    mask = xp.astype(large, value.dtype)
+    return value, xp.sum(xp.expm1(exponent) * mask + (value - value * mask), axis=-1, keepdims=True)
 
 
-def _normalise(grown: Array, number: Array, allowed: Table, xp: Namespace) -> tuple[Array, Array]:
-    """Return ``sum exp(e)`` and ``-log mean exp(e) - log(1 + growth)``, given `_grown`'s sum.
+def _normalise(
+    grown: Array, number: Array, size: Array, allowed: Table, xp: Namespace
+) -> tuple[Array, tuple[Array, Array]]:
+    """Return ``sum exp(e)`` and ``-log mean exp(e) - log(1 + growth)`` as two terms, given `_grown`'s sum.
 
     The Renyi divergence of p less that of the ball is a mean of e plus the latter. Near uniform weights, and on a
     plateau where some losses are close together and the rest is far below, that difference is tiny and its digits
@@ -690,16 +774,22 @@ def _normalise(grown: Array, number: Array, allowed: Table, xp: Namespace) -> tu
     """
     total = xp.astype(number, grown.dtype)
     change = grown / total
-    return total * (1 + change), -xp.log1p(change) - allowed(number)
+    return total * (1 + change), (-xp.log1p(change), -allowed(number, size))
 
 
-def _allowed(slices: _Slices, ball: _Ball, xp: Namespace) -> Table:
+def _balance(mean: Array, others: tuple[Array, Array], xp: Namespace) -> Array:
+    """Return the sum of three terms, 0 where it is less than their rounding: a search is over there."""
+    total = mean + others[0] + others[1]
+    rounding = float(xp.finfo(total.dtype).eps) / 4 * (xp.abs(mean) + xp.abs(others[0]) + xp.abs(others[1]))
+    return xp.where(xp.abs(total) <= rounding, xp.zeros_like(total), total)
+
+
+def _allowed(ball: _Ball, xp: Namespace) -> Table:
     """Return the table of ``log((1 + growth) k / n)``."""
-    size = slices.size
 
-    def allowed(number: Array) -> Array:
+    def allowed(number: Array, size: Array) -> Array:
         part = xp.astype(number, size.dtype) / size
-        return _log_one_plus(ball.room(number) / size, (1 + ball.growth) * part, xp)
+        return _log_one_plus(ball.room(number, size) / size, (1 + ball.growth) * part, xp)
 
     return allowed
 
@@ -710,21 +800,27 @@ def _log_one_plus(change: Array, total: Array, xp: Namespace) -> Array:
     return xp.where(near, xp.log1p(xp.where(near, change, 0.0)), xp.log(xp.where(near, 1.0, total)))
 
 
-def _log_mean_exp(exponent: Array, slices: _Slices, xp: Namespace) -> Array:
-    """Return ``log mean exp`` of exponents, as precise near 0 as far from it."""
-    change: Array = 0.0
-    total: Array = 0.0
-    for part in _cut(slices._replace(losses=exponent), xp):
-        change = change + _sum(xp.expm1(part.losses), part.counted, xp)
-        total = total + xp.sum(xp.exp(part.losses), axis=-1, keepdims=True)
-    return _log_one_plus(change / slices.size, total / slices.size, xp)
+def _exponential(
+    slices: _Slices, exponents: Callable[[_Slices], tuple[Array, Array]], xp: Namespace
+) -> tuple[Array, Array, Array]:
+    """Return weights in proportion to exp(e), the mean loss less the largest, and log mean exp(e), as precise near 0.
+
+    ``exponents(part)`` are e and the mask of the entries that have a weight; e is small at the others that count.
+    """
+
+    def weigh(part: _Slices) -> tuple[Array, ...]:
+        exponent, active = exponents(part)
+        values = _only(xp.exp(exponent), active, xp)
+        return values, values, _only(xp.expm1(exponent), part.counted, xp)
+
+    values, excess, (total, change) = _assemble(slices, weigh, xp)
+    return values / total, excess / total, _log_one_plus(change / slices.size, total / slices.size, xp)
 
 
-def _ratio(slices: _Slices, z: Array, scale: Array, xp: Namespace) -> Array:
-    """Return the exponents ``z / scale``; `_NONE` for what does not count and for all below, so nothing overflows."""
-    usable = slices.counted & (z / _NONE < scale)
-    divisor = xp.full_like(z, scale) if isinstance(scale, float) else scale
-    return xp.where(usable, z, _NONE) / xp.where(usable, divisor, xp.ones_like(z))
+def _ratio(z: Array, scale: Array, xp: Namespace) -> Array:
+    """Return the exponents ``z / scale``, z <= 0, or the smallest exponent; nothing overflows."""
+    floor = _floor(z.dtype, xp)
+    return xp.maximum(z, floor * xp.clip(scale, max=float(xp.finfo(z.dtype).max) / (-2 * floor))) / scale
 
 
 _STEPS = 18
@@ -778,7 +874,7 @@ def _root(
 
 def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
     """CVaR. With k = alpha n, at least 1: 1/k above the ceil(k)-th largest loss, what is left of 1 shared at it."""
-    x, counted, size = slices.losses, slices.counted, slices.size
+    x, size = slices.losses, slices.size
     # k = nearest + part, the part without rounding error.
     nearest = xp.round(alpha * size)
     part = _product_minus(max(alpha, _SMALLEST_GROWTH), size, nearest, x.shape[-1], xp)
@@ -792,23 +888,36 @@ def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
     ordered = descending(x, xp)
     quantile = xp.take_along_axis(ordered, xp.astype(index, slices.number.dtype), axis=-1)
 
-    above, tied = counted & (x > quantile), counted & (x == quantile)
-    rest = (nearest - xp.astype(_count(above, xp), x.dtype) + part) / xp.astype(_count(tied, xp), x.dtype)
-    weights = xp.where(above, xp.ones_like(x), xp.where(tied, rest, xp.zeros_like(x))) / share
-    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
+    del ordered
+
+    def above_and_tied(some: _Slices) -> tuple[Array, Array]:
+        return some.counted & (some.losses > quantile), some.counted & (some.losses == quantile)
+
+    counts = [tuple(_count(mask, xp) for mask in above_and_tied(some)) for some in _cut(slices, xp)]
+    above, tied = (xp.astype(number, x.dtype) for number in _totals(counts, xp))
+    rest = (nearest - above + part) / tied
+
+    def weigh(some: _Slices) -> tuple[Array, ...]:
+        above, tied = (xp.astype(mask, x.dtype) for mask in above_and_tied(some))
+        return ((above + rest * tied) / share,)
+
+    weights, excess, _ = _assemble(slices, weigh, xp)
     return _Solution(weights, excess, quantile - slices.top, xp.zeros_like(excess))
 
 
 def _soft_maximum(slices: _Slices, temperature: float, xp: Namespace) -> _Solution:
     """KLPenalty. excess = t log mean exp(z / t), weights = softmax(z / t)."""
-    t, unit = _in_units(temperature, slices.shifted, xp)
-    z = -_distance(-slices.shifted, unit, xp)
-    exponent = _ratio(slices, z, xp.full_like(slices.top, t), xp)
-    weights = xp.exp(exponent)
-    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+    t, unit = _in_units(temperature, slices.losses, xp)
+    temperatures = xp.full_like(slices.top, t)
+
+    def exponents(part: _Slices) -> tuple[Array, Array]:
+        return _ratio(-_distance(-part.shifted, unit, xp), temperatures, xp), part.counted
+
+    weights, _, log_mean = _exponential(slices, exponents, xp)
     # Where the temperature dwarfs the losses, the ratio loses its digits to underflow; there the mean is exact enough.
-    flat = xp.min(z, axis=-1, keepdims=True) >= -t * (float(xp.finfo(z.dtype).eps) / 4)
-    excess = xp.where(flat, _uniform(slices, xp).excess, t * _log_mean_exp(exponent, slices, xp) * unit)
+    reach = _distance(slices.top - xp.min(slices.losses, axis=-1, keepdims=True), unit, xp)
+    flat = reach <= t * (float(xp.finfo(reach.dtype).eps) / 4)
+    excess = xp.where(flat, _mean(slices, xp), t * log_mean * unit)
     return _Solution(weights, excess, excess, _constant(temperature, excess, xp))
 
 
@@ -818,29 +927,37 @@ def _tilted(slices: _Slices, strength: float, xp: Namespace) -> _Solution:
     With k losses active, ``k lift = (n - k) s - sum z`` over them. A loss is active if the sum is still too small where
     its own weight begins: ``mean relu(x - loss) < s``.
     """
-    x, counted, size = slices.losses, slices.counted, slices.size
+    x, size = slices.losses, slices.size
     s, unit = _in_units(strength, x, xp)
 
-    ordered = _ordered(slices, xp)
-    parts = _cut(ordered, xp)
+    def is_active(some: _Slices, loss: Array) -> Array:
+        heights = [
+            (_sum(_distance(_relu(part.losses - loss, xp), unit, xp), part.counted, xp),)
+            for part in _down_to(some, loss, xp)
+        ]
+        return _totals(heights, xp)[0] / some.size < s
 
-    def is_active(loss: Array) -> Array:
-        height: Array = sum(
-            _sum(_distance(_relu(part.losses - loss, xp), unit, xp), part.counted, xp)
-            for part in _down_to(parts, loss, xp)
-        )
-        return (loss == slices.top) | (height / size < s)
+    def active_and_depth(part: _Slices) -> tuple[Array, Array]:
+        return part.counted & (part.losses >= lowest), -_distance(-part.shifted, unit, xp)
 
-    active = counted & (x >= _smallest_active(ordered, is_active, xp))
-    number = xp.astype(_count(active, xp), x.dtype)
-    z = -_distance(-slices.shifted, unit, xp)
-    lift = ((size - number) * s - _sum(z, active, xp)) / number
-    tilt = xp.where(active, lift + z, -s) / s
-    weights = xp.where(active, _relu(1 + tilt, xp), xp.zeros_like(x))
-    weights = weights / xp.sum(weights, axis=-1, keepdims=True)  # n, but for rounding
-    divergence = _sum(tilt**2, counted, xp) / (2 * size)
-    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True) - s * divergence * unit
-    return _Solution(weights, excess, -lift * unit, _constant(strength, excess, xp))
+    lowest = _smallest_active(_ordered(slices, xp), is_active, xp)
+    rows = []
+    for part in _cut(slices, xp):
+        active, z = active_and_depth(part)
+        rows.append((_count(active, xp), _sum(z, active, xp)))
+    number, depth = _totals(rows, xp)
+    number = xp.astype(number, x.dtype)
+    lift = ((size - number) * s - depth) / number
+
+    def weigh(part: _Slices) -> tuple[Array, ...]:
+        active, z = active_and_depth(part)
+        tilt = xp.where(active, lift + z, -s) / s
+        values = _only(_relu(1 + tilt, xp), active, xp)
+        return values, values, _only(tilt**2, part.counted, xp)
+
+    values, excess, (total, squares) = _assemble(slices, weigh, xp)  # the total is n, but for rounding
+    excess = excess / total - s * (squares / (2 * size)) * unit
+    return _Solution(values / total, excess, -lift * unit, _constant(strength, excess, xp))
 
 
 def _clipped_line(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
@@ -851,8 +968,6 @@ def _clipped_line(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
     still too large: ``n v > room (mu - loss)^2`` over the losses above it.
     """
     size = slices.size
-    ordered = _ordered(slices, xp)
-    parts = _cut(ordered, xp)
 
     def moments(part: _Slices, above: Callable[[Array, Array], Array], lowest: Array, span: Array) -> tuple[Array, ...]:
         # Heights above the lowest loss, in units of the span from there to the top: scales from 1e-30 to 1e30 alike.
@@ -860,36 +975,37 @@ def _clipped_line(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
         active = part.counted & above(x, lowest)
         number = xp.astype(_count(active, xp), x.dtype)
         total = xp.clip(number, min=1)
-        height = xp.where(active, x - lowest, xp.zeros_like(x)) / span
-        mean = xp.sum(height, axis=-1, keepdims=True) / total
+        height = _relu(x - lowest, xp) / span
+        mean = _sum(height, active, xp) / total
         variance = _sum((height - mean) ** 2, active, xp) / total
         return number, mean, variance, active, height
 
-    def statistics(above: Callable[[Array, Array], Array], lowest: Array) -> tuple[Array, ...]:
-        span = _or_one(slices.top - lowest, xp)
-        found = [moments(part, above, lowest, span)[:3] for part in _down_to(parts, lowest, xp)]
+    def statistics(some: _Slices, above: Callable[[Array, Array], Array], lowest: Array) -> tuple[Array, ...]:
+        span = _or_one(some.top - lowest, xp)
+        found = [moments(part, above, lowest, span)[:3] for part in _down_to(some, lowest, xp)]
         number = xp.clip(sum(number for number, _, _ in found), min=1)
         mean = sum(number * mean for number, mean, _ in found) / number
         variance = sum(number * (variance + (own - mean) ** 2) for number, own, variance in found) / number
-        return number, mean, variance, ball.room(number)
+        return number, mean, variance, ball.room(number, some.size)
 
-    def is_active(loss: Array) -> Array:
+    def is_active(some: _Slices, loss: Array) -> Array:
         # Over the losses above it alone: with it the two sides would only differ in their last digits.
-        _, mean, variance, room = statistics(operator.gt, loss)
-        return (loss == slices.top) | (size * variance > room * mean**2)
+        _, mean, variance, room = statistics(some, operator.gt, loss)
+        return some.size * variance > room * mean**2
 
+    ordered = _ordered(slices, xp)
     lowest = _smallest_active(ordered, is_active, xp)
     span = slices.top - lowest
-    number, mean, variance, room = statistics(operator.ge, lowest)
+    number, mean, variance, room = statistics(ordered, operator.ge, lowest)
+    del ordered
     reach = xp.sqrt(size * variance / _or_one(room, xp))  # c + mu, in units of the span
-    excess: Array = 0.0
-    pieces = []
-    for part in _cut(slices, xp):
+
+    def weigh(part: _Slices) -> tuple[Array, ...]:
         *_, active, height = moments(part, operator.ge, lowest, _or_one(span, xp))
         tilt = (height - mean) / _or_one(reach, xp)
-        pieces.append(xp.where(active, _relu(1 + tilt, xp), xp.zeros_like(tilt)) / number)
-        excess = excess + xp.sum(pieces[-1] * part.shifted, axis=-1, keepdims=True)
-    weights = _join(pieces, xp)
+        return (_only(_relu(1 + tilt, xp), active, xp) / number,)
+
+    weights, excess, _ = _assemble(slices, weigh, xp)
     nu_excess = -span * (1 - mean + reach * ((size - number) / size))
     return _Solution(weights, excess, nu_excess, _times(reach * (number / size), span, xp))
 
@@ -900,44 +1016,45 @@ def _tempered(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
     The divergence falls as s grows; its derivative with respect to log s is minus the variance of z/s under p. It is at
     most ``(range / s)^2 / 8``, which bounds s from above; at a hundredth of the gap below the maximum it is saturated.
     """
-    reach = _or_one(-xp.min(slices.shifted, axis=-1, keepdims=True), xp)
+    size = slices.size
+    reach = _or_one(slices.top - xp.min(slices.losses, axis=-1, keepdims=True), xp)
     # Large losses in a unit that leaves room for a scale s far larger than they are.
     half_range = 2.0 ** round(math.log2(float(xp.finfo(reach.dtype).max)) / 2)
     unit = xp.where(reach > half_range, half_range, xp.ones_like(reach))
-    z, reach = slices.shifted / unit, reach / unit
-    allowed = _allowed(slices, ball, xp)
-
+    reach = reach / unit
+    allowed = _allowed(ball, xp)
     parts = _cut(slices, xp)
 
     def exponents(part: _Slices, s: Array) -> tuple[Array, Array]:
-        exponent = _ratio(part, part.shifted / unit, s, xp)
-        return exponent, exponent > _LARGE
-
-    def middle(s: Array) -> tuple[Array, Array]:
-        number: Array = 0
-        total: Array = 0.0
-        for part in parts:
-            exponent, large = exponents(part, s)
-            number, total = number + _count(large, xp), total + _sum(exponent, large, xp)
-        return number, total / xp.astype(number, total.dtype)
+        exponent = _ratio(part.shifted / unit, s, xp)
+        return exponent, part.counted & (exponent > _LARGE)
 
     def surplus(s: Array) -> tuple[Array, Array]:
-        number, centre = middle(s)
-        grown: Array = 0.0
-        first: Array = 0.0
-        second: Array = 0.0
+        rows: list[tuple[Array, ...]] = []
+        for part in parts:
+            exponent, large = exponents(part, s)
+            rows.append((_count(large, xp), _sum(exponent, large, xp)))
+        number, total = _totals(rows, xp)
+        centre = total / xp.astype(number, total.dtype)
+        rows = []
         for part in parts:
             exponent, large = exponents(part, s)
             relative = exponent - centre
-            value, more = _grown(relative, large, xp)
-            grown, weighted = grown + more, value * relative
-            first = first + xp.sum(weighted, axis=-1, keepdims=True)
-            second = second + xp.sum(weighted * relative, axis=-1, keepdims=True)
-        total, rest = _normalise(grown, number, allowed, xp)
+            value, grown = _grown(relative, large, part.counted, xp)
+            first = value * relative
+            sums = first, first * relative
+            rows.append((grown, *(xp.sum(values, axis=-1, keepdims=True) for values in sums)))
+        grown, first, second = _totals(rows, xp)
+        total, others = _normalise(grown, number, size, allowed, xp)
         mean = first / total
-        return mean + rest, xp.clip(second / total - mean**2, min=0.0)
+        return _balance(mean, others, xp), xp.clip(second / total - mean**2, min=0.0)
 
-    gap = _or_one(-xp.max(xp.where(slices.losses < slices.top, z, -reach), axis=-1, keepdims=True), xp)
+    def second_largest(part: _Slices) -> Array:
+        below = part.counted & (part.losses < slices.top)
+        return xp.max(xp.where(below, part.shifted / unit, -reach), axis=-1, keepdims=True)
+
+    nearest = [second_largest(part) for part in parts]
+    gap = _or_one(-xp.max(_join(nearest, xp), axis=-1, keepdims=True), xp)
     low = xp.log(gap) - math.log(100)
     high = xp.log(reach) - 0.5 * math.log(8 * math.log1p(ball.growth))
     at_low = surplus(xp.exp(low))[0]
@@ -945,11 +1062,8 @@ def _tempered(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
     # The rounding of log s is not relative to s; one more step, on s itself, takes it away.
     value, slope = surplus(s)
     s = s * (1 + xp.clip(value / xp.clip(slope, min=1e-9), min=-1e-3, max=1e-3))
-    exponent = _join([exponents(part, s)[0] for part in parts], xp)
-    weights = xp.exp(exponent)
-    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
-    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
-    return _Solution(weights, excess, s * _log_mean_exp(exponent, slices, xp) * unit, _times(s, unit, xp))
+    weights, excess, log_mean = _exponential(slices, lambda part: (exponents(part, s)[0], part.counted), xp)
+    return _Solution(weights, excess, s * log_mean * unit, _times(s, unit, xp))
 
 
 def _clipped_power(slices: _Slices, order: float, ball: _Ball, xp: Namespace) -> _Solution:
@@ -963,87 +1077,90 @@ def _clipped_power(slices: _Slices, order: float, ball: _Ball, xp: Namespace) ->
     however close to 0 d itself may be. That makes log d -1 or -1e30, so the steps are taken in arsinh(log d). Lengths
     are in units of the span from the lowest active loss to the top.
     """
-    x = slices.losses
     b = 1 / (order - 1)
-    allowed = _allowed(slices, ball, xp)
-    limits = xp.finfo(x.dtype)
-    ordered = _ordered(slices, xp)
-    parts = _cut(ordered, xp)
+    allowed = _allowed(ball, xp)
+    limits = xp.finfo(slices.losses.dtype)
+    tiny, floor = float(limits.smallest_normal), _floor(slices.losses.dtype, xp)
 
-    def lengths(part: _Slices, lowest: Array, span: Array, d: Array) -> tuple[Array, ...]:
-        x, zero = part.losses, xp.zeros_like(part.losses)
-        active = part.counted & (x >= lowest)
-        height = xp.where(x == slices.top, xp.ones_like(x), xp.where(active, x - lowest, zero) / span)
-        depth = xp.where(active, part.shifted, zero) / span / (1 + d)  # y - 1
+    def lengths(some: _Slices, part: _Slices, lowest: Array, d: Array) -> tuple[Array, ...]:
+        alone = lowest == some.top  # only the largest loss is active: its length is 1, not 0
+        span = xp.where(alone, xp.ones_like(lowest), some.top - lowest)
+        height = _relu(part.losses - lowest, xp) / span + xp.astype(alone, span.dtype)
+        depth = xp.maximum(part.shifted, -span) / span / (1 + d)  # y - 1
+        active = part.counted & (part.losses >= lowest)
         return active, height, depth, active & (depth > math.expm1(_LARGE / b))
 
-    def middles(lowest: Array, d: Array) -> tuple[Array, ...]:
-        span = _or_one(slices.top - lowest, xp)
-        number: Array = 0
-        middle: Array = 0.0
-        middle_depth: Array = 0.0
-        for part in _down_to(parts, lowest, xp):
-            _, height, depth, large = lengths(part, lowest, span, d)
-            number = number + _count(large, xp)
-            middle, middle_depth = middle + _sum(height + d, large, xp), middle_depth + _sum(depth, large, xp)
-        total = xp.astype(number, x.dtype)
-        return number, middle / total, middle_depth / total, span
+    def middles(some: _Slices, lowest: Array, d: Array) -> tuple[Array, Array, Array]:
+        rows = []
+        for part in _down_to(some, lowest, xp):
+            _, height, depth, large = lengths(some, part, lowest, d)
+            rows.append((_count(large, xp), _sum(height + d, large, xp), _sum(depth, large, xp)))
+        number, middle, middle_depth = _totals(rows, xp)
+        total = xp.astype(number, middle.dtype)
+        return number, middle / total, middle_depth / total
 
-    def powers(part: _Slices, lowest: Array, log_d: Array, middles: tuple[Array, ...]) -> tuple[Array, ...]:
-        _, middle, middle_depth, span = middles
-        d = xp.exp(log_d)
-        active, height, depth, large = lengths(part, lowest, span, d)
-        above = height > 0
-        distance = xp.where(above, height + d, 1.0)  # c + z
+    def powers(
+        some: _Slices, part: _Slices, lowest: Array, log_d: Array, middles: tuple[Array, Array, Array]
+    ) -> tuple[Array, ...]:
+        _, middle, middle_depth = middles
+        d = xp.clip(xp.exp(log_d), min=tiny)
+        active, height, depth, large = lengths(some, part, lowest, d)
+        length = height + d  # c + z
         relative = (depth - middle_depth) * ((1 + d) / middle)  # y / its mean over the large ones - 1
-        log_y = xp.where(above, xp.log(distance), log_d) - xp.log(middle)
+        log_y = xp.where(height > 0, xp.log(length), log_d) - xp.log(middle)
         log_y = xp.where(xp.abs(relative) < 0.5, xp.log1p(xp.clip(relative, min=-0.5, max=0.5)), log_y)
-        exponent = xp.where(active, xp.clip(b * log_y, min=_NONE), _NONE)
-        return exponent, large, relative, height + d, xp.where(above, d / distance, 1.0)
+        exponent = xp.clip(b * log_y, min=floor)
+        return exponent, active, large, relative, length, d / length
 
-    def surplus(lowest: Array, log_d: Array) -> tuple[Array, Array]:
-        number, middle, *_ = found = middles(lowest, xp.exp(log_d))
-        grown: Array = 0.0
-        means: list[Array] = [0.0] * 5
-        for part in _down_to(parts, lowest, xp):
-            exponent, large, relative, length, steep = powers(part, lowest, log_d, found)
-            value, more = _grown(exponent, large, xp)
-            grown, steep = grown + more, value * steep
-            averaged = (value * length, value * relative, steep, steep * relative, steep * relative**2)
-            means = [old + xp.sum(new, axis=-1, keepdims=True) for old, new in zip(means, averaged, strict=True)]
-        total, rest = _normalise(grown, number, allowed, xp)
+    def surplus(some: _Slices, lowest: Array, log_d: Array) -> tuple[Array, Array]:
+        number, middle, _ = found = middles(some, lowest, xp.exp(log_d))
+        rows = []
+        for part in _down_to(some, lowest, xp):
+            exponent, active, large, relative, length, steep = powers(some, part, lowest, log_d, found)
+            value, grown = _grown(exponent, large, active, xp)
+            zeroth = value * steep
+            first = zeroth * relative
+            sums = value * length, value * relative, zeroth, first, first * relative
+            rows.append((grown, *(xp.sum(values, axis=-1, keepdims=True) for values in sums)))
+        grown, *means = _totals(rows, xp)
+        total, others = _normalise(grown, number, some.size, allowed, xp)
         mean, change, zeroth, first, second = (value / total for value in means)
         mean = mean / middle
         slope = b * (b + 1) * xp.clip(second - 2 * change * first + change**2 * zeroth, min=0.0) / mean**2
-        return b * _log_one_plus(change, mean, xp) + rest, slope
+        return _balance(b * _log_one_plus(change, mean, xp), others, xp), slope
 
     # d = 0, its power too
     stretch = max(1.0, 1 / b)
-    at_zero = xp.full_like(slices.top, 10 * _NONE * stretch)
-    lowest = _smallest_active(ordered, lambda loss: (loss == slices.top) | (surplus(loss, at_zero)[0] > 0), xp)
+
+    def at_zero(some: _Slices, lowest: Array) -> Array:
+        return surplus(some, lowest, xp.full_like(lowest, _NOTHING * stretch))[0]
+
+    ordered = _ordered(slices, xp)
+    position = _last_active(ordered, lambda some, loss: (loss == some.top) | (at_zero(some, loss) > 0), xp)
+    lowest = xp.take_along_axis(ordered.losses, position, axis=-1)
+    next_gap = lowest - xp.take_along_axis(ordered.losses, xp.minimum(position + 1, slices.number - 1), axis=-1)
     span = _or_one(slices.top - lowest, xp)
     # d lies between where its power is lost in rounding and where the next loss becomes active; if there is none, the
     # divergence, at most b (b + 1) / (2 d^2), bounds it.
-    lower = x < lowest
-    some = xp.any(lower, axis=-1, keepdims=True)
-    next_gap = xp.where(some, -xp.max(xp.where(lower, x - lowest, -xp.inf), axis=-1, keepdims=True), 1.0)
     bound = 0.5 * math.log(b * (b + 1) / (2 * math.log1p(ball.growth)))
-    high = xp.where(some, xp.log(next_gap) - xp.log(span), bound)
+    high = xp.where(next_gap > 0, xp.log(_or_one(next_gap, xp)) - xp.log(span), bound)
     high = xp.clip(high, max=0.75 * math.log(float(limits.max)))
     low = xp.clip(high - 1, max=2 * math.log(float(limits.eps)) * stretch)
-    at_low = surplus(lowest, at_zero)[0]
+    at_low = at_zero(ordered, lowest)
 
     def surplus_at(position: Array) -> tuple[Array, Array]:
-        value, slope = surplus(lowest, xp.sinh(position))
+        value, slope = surplus(ordered, lowest, xp.sinh(position))
         return value, slope * xp.cosh(position)
 
     log_d = xp.sinh(_root(surplus_at, xp.asinh(low), xp.asinh(high), at_low, ball.growth, xp))
-    _, middle, middle_depth, _ = found = middles(lowest, xp.exp(log_d))
-    exponent = _join([powers(part, lowest, log_d, found)[0] for part in _cut(slices, xp)], xp)
-    weights = xp.exp(exponent)
-    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
-    excess = xp.sum(weights * slices.shifted, axis=-1, keepdims=True)
+    _, middle, middle_depth = found = middles(ordered, lowest, xp.exp(log_d))
+
+    def exponents(part: _Slices) -> tuple[Array, Array]:
+        exponent, active, *_ = powers(slices, part, lowest, log_d, found)
+        return xp.where(active, exponent, floor), active
+
+    weights, excess, log_mean = _exponential(slices, exponents, xp)
     # s / (order - 1) is the mean of (c + z)^b, to the power of 1/b; nu = top + s / (order - 1) - c.
     c = 1 + xp.exp(log_d)
-    log_ratio = _log_mean_exp(exponent, slices, xp) / b + _log_one_plus(middle_depth, middle / c, xp)
+    log_ratio = log_mean / b + _log_one_plus(middle_depth, middle / c, xp)
     return _Solution(weights, excess, span * (c * xp.expm1(log_ratio)), _times(c * xp.exp(log_ratio) / b, span, xp))
