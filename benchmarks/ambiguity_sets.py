@@ -1,6 +1,8 @@
 """Time and memory of the six ambiguity sets on many losses, beside the library's own exponential and sort.
 
-python benchmarks/ambiguity_sets.py [--backend torch] [--losses 10000000] [--threads 2] [--json FILE]
+python benchmarks/ambiguity_sets.py [--backend torch] [--losses 10000000] [--threads 2] [--rounds 5] [--json FILE]
+
+Of several rounds the median and the worst are shown, and the largest growth of memory.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import threading
 import time
 from typing import Any
@@ -17,6 +20,7 @@ parser.add_argument("--backend", default="torch", choices=["torch", "numpy"])
 parser.add_argument("--losses", type=int, default=10_000_000)
 parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--json", help="write the figures to this file, too")
 options = parser.parse_args()
 os.environ.update(OMP_NUM_THREADS=str(options.threads), OPENBLAS_NUM_THREADS=str(options.threads))
@@ -88,13 +92,19 @@ def main() -> None:
     rows: list[tuple[str, Any]] = [("exp, once", lambda: xp.exp(x)), ("the library's sort", lambda: xp.sort(x))]
     rows += [(str(one), lambda one=one: worst_case(x, one)) for one in SETS]
     print(f"{options.backend}, {options.losses} losses, {options.threads} threads, load {report['load']:.1f}")
-    print(f"{'':40} seconds  processor  memory / input")
+    print(f"{'':40} seconds    worst  processor  memory / input")
+    size = options.losses * np.dtype(options.dtype).itemsize
     for name, task in rows:
-        with Watch() as watch:
-            task()
-        growth = (watch.peak - watch.base) / (options.losses * np.dtype(options.dtype).itemsize)
-        report["sets"][name] = {"seconds": watch.wall, "processor_seconds": watch.processor, "memory_ratio": growth}
-        print(f"{name:40} {watch.wall:7.2f}  {watch.processor:9.2f}  {growth:14.1f}", flush=True)
+        watches = []
+        for _ in range(options.rounds):
+            with Watch() as watch:
+                task()
+            watches.append(watch)
+        seconds, processor = ([getattr(watch, kind) for watch in watches] for kind in ("wall", "processor"))
+        growth = max((watch.peak - watch.base) / size for watch in watches)
+        report["sets"][name] = {"seconds": seconds, "processor_seconds": processor, "memory_ratio": growth}
+        middle, busy = statistics.median(seconds), statistics.median(processor)
+        print(f"{name:40} {middle:7.2f}  {max(seconds):7.2f}  {busy:9.2f}  {growth:14.1f}", flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(report, file, indent=1)
