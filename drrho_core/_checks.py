@@ -146,6 +146,10 @@ def detached(arrays: Mapping[str, Array]) -> None:
 
 def finite(name: str, array: Array, xp: Namespace) -> None:
     """Check that every value is finite, where looking is free."""
+    # nan goes through a maximum, and two reductions take a ninth of what torch takes for all answers one by one.
+    look = 0 not in array.shape and values_visible(array, xp)
+    if look and bool(xp.isfinite(xp.max(array))) and bool(xp.isfinite(xp.min(array))):
+        return
     values(name, array, xp.isfinite, "be finite", xp)
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from drrho_core import _checks, _loops, _products
+from drrho_core import _checks, _loops, _routines
 from drrho_core._arrays import Array, Namespace, device_of
 from drrho_core.numerics import log
 
@@ -36,9 +36,6 @@ DEFAULT_TILE = 1024
 
 DEFAULT_MEMORY_BUDGET = 2**30
 """Bytes that the logits of one batch may take before they are computed twice instead."""
-
-_NOTHING = -1e5
-"""The exponent of what does not count: its exponential is 0 in every dtype, and 0 times it is 0 and not nan."""
 
 Scalar: TypeAlias = float | Array
 """A number or an array of shape ()."""
@@ -106,6 +103,8 @@ def tiling(batch_size: int, item_size: int, tile_size: int | None, memory_budget
     budget, side = DEFAULT_MEMORY_BUDGET, DEFAULT_TILE
     if memory_budget is not None:
         budget = _checks.integer("memory_budget", memory_budget, minimum=0)
+    if batch_size < 2 * side:  # two tiles: one alone would be masked from end to end, and its copies leave the cache
+        side = max(side // 2, -(-batch_size // 2))
     if tile_size is not None:
         side = _checks.integer("tile_size", tile_size, minimum=1)
     return side, tile_size is None and batch_size * batch_size * item_size <= budget
@@ -147,16 +146,14 @@ class Pairs:
         xp: Namespace,
     ) -> None:
         self.xp = xp
-        self.product = _products.product_for(image_features, xp)
+        self.product, self.exp = _routines.product_for(image_features, xp), _routines.exp_for(xp)
         self.image_features, self.text_features = image_features, text_features
         self.batch_size = batch_size = int(image_features.shape[0])
         self.feature_dim = int(image_features.shape[1])
         in_one_row = -(-batch_size // side)
         self.rolled = in_one_row > 1 and _loops.rolls(xp)  # unrolled tiles compile slowly, and all live at once
-        if self.rolled:  # its tiles have one shape
-            side = -(-batch_size // in_one_row)
-        self.side = min(side, batch_size)
-        self.num_blocks = -(-batch_size // side)
+        self.side = -(-batch_size // in_one_row)  # tiles as alike as can be
+        self.num_blocks = -(-batch_size // self.side)
         starts = range(0, batch_size, self.side)
         self.spans = [slice(start, min(start + self.side, batch_size)) for start in starts]
         self.padding = self.num_blocks * self.side - batch_size if self.rolled else 0
@@ -176,6 +173,8 @@ class Pairs:
         self._kept: dict[tuple[int, int], Array] = {}
         self._stack: Array | None = None  # of all tiles, where they are met in a rolled loop
         self._row: tuple[int, Array] | None = None
+        self._off_diagonals: dict[int, Array] = {}
+        self._walls: dict[int, Array] = {}
 
     def cut(self, x: Array, *, fill: float = 0.0) -> Blocks:
         """Return the blocks of an array along its first axis, to be indexed by a block's number.
@@ -253,17 +252,36 @@ class Pairs:
         counts = None
         if self._mask is not None:
             counts = self._mask[i, j] if self.rolled else self._mask[i][:, self.spans[j]]
-        device = device_of(self.image_features)
         size = int(self._images[i].shape[0])
         if diagonal:
-            index = xp.arange(size, device=device)
-            off_diagonal = index[:, None] != index[None, :]
+            off_diagonal = self._off_diagonal(size)
             counts = off_diagonal if counts is None else counts & off_diagonal
         if self.padding:
-            index = xp.arange(size, device=device)
+            index = xp.arange(size, device=device_of(self.image_features))
             real = (i * size + index < self.batch_size)[:, None] & (j * size + index < self.batch_size)[None, :]
             counts = real if counts is None else counts & real
         return counts
+
+    def _off_diagonal(self, size: int) -> Array:
+        if size in self._off_diagonals:
+            return self._off_diagonals[size]
+        index = self.xp.arange(size, device=device_of(self.image_features))
+        off_diagonal = index[:, None] != index[None, :]
+        if not self.rolled:  # what one traced loop makes is of no use to another
+            self._off_diagonals[size] = off_diagonal
+        return off_diagonal
+
+    def only_counted(self, x: Array, tile: Tile) -> Array:
+        """Return a tile's values, those that do not count as -inf: nothing to a maximum, and 0 as an exponential."""
+        xp = self.xp
+        if tile.counts is None:
+            return x
+        if self.has_mask or self.rolled:
+            return xp.where(tile.counts, x, -xp.inf)
+        size = int(x.shape[0])
+        if size not in self._walls:
+            self._walls[size] = xp.where(tile.counts, xp.zeros_like(x), -xp.inf)
+        return x + self._walls[size]  # a fourth of what `where` takes
 
     def sweep(
         self, visit: Visit, combine: Combine, rows: Shapes, columns: Shapes | None = None
@@ -428,7 +446,7 @@ def weigh_within(pairs: Pairs, threshold: Array) -> SumsWithin:
 
 def _meet_negatives(pairs: Pairs) -> Visit:
     """Return the first sweep's visit: peak, sum, positive (of the diagonal's tiles) and, with a mask, number."""
-    xp = pairs.xp
+    xp, exp = pairs.xp, pairs.exp
     lowest = -float(xp.finfo(pairs.image_features.dtype).max) / 4
 
     def one_side(which: int, tile: Tile, positive: Array | None) -> Values:
@@ -439,15 +457,14 @@ def _meet_negatives(pairs: Pairs) -> Visit:
         x = z - along(axis, peak)
         if pairs.rates is not None:
             x *= along(axis, pairs.rates[which][block])
-        total = xp.sum(xp.exp(x), axis=axis)
+        total = xp.sum(exp(x), axis=axis)
         if not pairs.has_mask:
             return peak, total, positive
         return peak, total, positive, xp.sum(xp.astype(counts, z.dtype), axis=axis)
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         positive = xp.linalg.diagonal(tile.z) if tile.diagonal else None
-        if tile.counts is not None:
-            tile = tile._replace(z=xp.where(tile.counts, tile.z, -xp.inf))
+        tile = tile._replace(z=pairs.only_counted(tile.z, tile))
         return one_side(0, tile, positive), one_side(1, tile, positive)
 
     return visit
@@ -468,16 +485,14 @@ def _merge_negatives(pairs: Pairs) -> Combine:
 
 def _weights(pairs: Pairs, thresholds: tuple[Blocks, Blocks]) -> Callable[[int, Tile], tuple[Array, Array]]:
     """Return a function that gives a tile's weights in one direction and each anchor's ``sum w Z``."""
-    xp = pairs.xp
+    xp, exp = pairs.xp, pairs.exp
 
     def weights(which: int, tile: Tile) -> tuple[Array, Array]:
         axis, block = 1 - which, tile.block(which)
         x = tile.z - along(axis, thresholds[which][block])
         if pairs.rates is not None:
             x *= along(axis, pairs.rates[which][block])
-        if tile.counts is not None:  # before the exponential: what does not count may be huge
-            x = xp.where(tile.counts, x, _NOTHING)
-        w = xp.exp(x)
+        w = exp(pairs.only_counted(x, tile))  # before the exponential: what does not count may be huge
         return w, xp.sum(w * tile.z, axis=axis)
 
     return weights
@@ -485,7 +500,11 @@ def _weights(pairs: Pairs, thresholds: tuple[Blocks, Blocks]) -> Callable[[int, 
 
 def add(_which: int, _block: Array, old: Values, new: Values) -> Values:
     """Add what two tiles gave."""
-    return tuple(a + b for a, b in zip(old, new, strict=True))
+    sums = []
+    for a, b in zip(old, new, strict=True):
+        a += b  # into what an earlier tile gave, where the library can
+        sums.append(a)
+    return tuple(sums)
 
 
 def along(axis: int, x: Array) -> Array:

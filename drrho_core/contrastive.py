@@ -97,7 +97,7 @@ def contrastive_step(
     pair_mask : array of bool, shape (b, b), optional
         Entry (i, j) False: text j is not a negative of image i, nor image i one of text j. The diagonal never is one.
     tile_size : int, optional
-        Side of square tiles: two passes, and no b x b array exists. How it is computed, never what.
+        Largest side of square tiles: two passes, and no b x b array exists. How it is computed, never what.
     memory_budget : int, optional
         Bytes that the b x b logits may take (default 1 GiB): above it, two passes over tiles.
     xp : namespace, optional

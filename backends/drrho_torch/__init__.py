@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import drrho_torch.exponential  # registers a faster exponential
 import drrho_torch.loops  # registers torch.compile's loop
 import drrho_torch.sorting  # noqa: F401  (registers a faster sort)
 from drrho_core._fused import Sweeps, register_sweeps

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from drrho_core._products import Product, register_product
+from drrho_core._routines import Product, register_product
 
 SMALLEST = 256
 """Below this many rows, columns or terms the detour over oneDNN's tensors costs what its product saves."""

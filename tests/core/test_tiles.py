@@ -101,7 +101,13 @@ def test_the_default_budget_is_a_gibibyte() -> None:
 def test_where_tiles_start() -> None:
     assert _pairs.tiling(5, 4, 2, None) == (2, False)
     assert _pairs.tiling(2500, 4, None, None) == (1024, True)
-    for batch_size, side, stops in ((5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 9, [2]), (2500, 1024, [1024, 2048, 2500])):
+    assert _pairs.tiling(2048, 4, None, None) == (1024, True)
+    assert _pairs.tiling(2047, 4, None, None) == (1024, True)  # two tiles a side, and not one
+    assert _pairs.tiling(1501, 4, None, None) == (751, True)
+    assert _pairs.tiling(1024, 4, None, None) == (512, True)
+    assert _pairs.tiling(513, 4, None, None) == (512, True)
+    assert _pairs.tiling(5, 4, None, None) == (512, True)
+    for batch_size, side, stops in ((5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 9, [2]), (2500, 1024, [834, 1668, 2500])):
         features = np.zeros((batch_size, 1))
         spans = _pairs.Pairs(features, features, side=side, xp=np).spans
         assert [span.stop for span in spans] == stops

@@ -1,14 +1,14 @@
-"""The matrix products of the tiles, which a backend may do with another routine of its library.
+"""What the tiles spend their time on, which a backend may do with another routine of its library.
 
-``a @ b`` is what a library thinks best, and on some processors it is wrong by a factor of two. A backend that knows
-better registers a choice, which is asked once per batch, never per tile.
+``a @ b`` and ``exp`` are what a library thinks best, and on some processors they take two to four times as long as they
+have to. A backend that knows better registers its routine, which is asked for once per batch, never per tile.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from drrho_core._arrays import Array, Namespace, is_compiling, library
 
@@ -21,6 +21,10 @@ Choose: TypeAlias = Callable[[Array], Product | None]
 It is not asked where torch.compile traces.
 """
 
+Exponential: TypeAlias = Callable[[Array], Array]
+"""``exponential(x)`` returns ``exp(x)`` and may overwrite `x` with it, for memory costs as much as the exponential."""
+
+_EXPONENTIALS: dict[str, Exponential] = {}
 _CHOICES: dict[str, Choose] = {}
 
 
@@ -42,3 +46,14 @@ def product_for(like: Array, xp: Namespace) -> Product:
     choose = None if is_compiling(xp) else _CHOICES.get(library(xp))
     its = None if choose is None else choose(like)
     return operator.matmul if its is None else its
+
+
+def register_exponential(name: str, exponential: Exponential) -> None:
+    """Let `exponential` be the exponential of a library's tiles, named as for `register_product`."""
+    _EXPONENTIALS[name] = exponential
+
+
+def exp_for(xp: Namespace) -> Exponential:
+    """Return the exponential for a library's tiles: its own if no backend objects."""
+    its = _EXPONENTIALS.get(library(xp))
+    return cast(Exponential, xp.exp) if its is None else its

@@ -1,0 +1,26 @@
+"""A faster exponential for tiles on the CPU: importing `drrho_torch` registers it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from drrho_core._routines import register_exponential
+
+LOG2_E = math.log2(math.e)
+
+
+def exp(x: Tensor) -> Tensor:
+    """Return ``exp(x)``, and overwrite `x` where that is faster.
+
+    torch gives exp to Intel's vector library, but exp2 to its own, which takes a fifth of the time on an AMD processor.
+    Scaling `x` costs half a unit in its last place, as much as the difference that `x` is costs already.
+    """
+    if x.device.type != "cpu":
+        return torch.exp(x)
+    return x.mul_(LOG2_E).exp2_()
+
+
+register_exponential("torch", exp)
