@@ -493,7 +493,7 @@ _PIECE = 2**17
 """How many losses are worked on at a time where they are many: what is computed from them stays in the caches.
 
 It is also enough to share among threads. With pieces of the size at which a library begins to do so, some operations
-call for the other threads and some do not, and threads that come and go cost ten times what they save.
+call for the other threads and some do not, and that was many times slower than one thread alone.
 """
 
 
