@@ -748,8 +748,9 @@ def test_sets_are_frozen_hashable_values() -> None:
         AmbiguitySet()  # type: ignore[abstract]
 
 
-@pytest.mark.parametrize("parameter", [np.asarray(0.25), torch.tensor(0.25), jnp.asarray(0.25), strict.asarray(0.25)])
-def test_a_parameter_may_be_an_array_without_axes(parameter: Any) -> None:
+@pytest.mark.parametrize("xp", [np, torch, jnp, strict], ids=["numpy", "torch", "jax", "strict"])
+def test_a_parameter_may_be_an_array_without_axes(xp: Any) -> None:
+    parameter = xp.asarray(0.25)
     assert CVaR(parameter) == CVaR(0.25)
     assert type(CVaR(parameter).alpha) is float
 

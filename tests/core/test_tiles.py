@@ -276,7 +276,7 @@ def test_the_loop_over_stacked_blocks_changes_nothing_in_numpy_either(
 
 
 @pytest.mark.parametrize(("how", "products"), [("one pass", 6), ("two passes", 8)])
-def test_one_pass_multiplies_once_in_the_loop_too(how: str, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_multiplies_once_in_jaxs_loop_too(how: str, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
     jax = jax_with_its_loop()
     monkeypatch.setattr(_pairs, "DEFAULT_TILE", 4)
     _, function, arrays = rolled_cases(20)[0]
