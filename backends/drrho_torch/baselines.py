@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drrho_torch.products import onednn_products as faster_products
 
-__all__ = ["cross_entropy", "dense_step", "faster_products", "held_bytes", "peak_bytes", "synchronize"]
+__all__ = ["cross_entropy", "dense_step", "faster_products", "held_bytes", "peak_bytes", "released_form", "synchronize"]
 
 TEMPERATURE, GAMMA = 0.05, 0.9
 
@@ -37,6 +37,35 @@ def dense_step(
         states.append(log_new)
     gradients = torch.autograd.grad(loss + surrogate, (images, texts, temperature))
     return (*gradients, loss.detach(), (loss + surrogate).detach(), *states)
+
+
+def released_form(
+    images: Tensor, texts: Tensor, reference_images: Tensor, reference_texts: Tensor, log_inner: Tensor
+) -> tuple[Tensor, ...]:
+    """Take a step in the form of DRRho-CLIP's released program (commit 33d7364c), in our words.
+
+    Each direction has matrices of its own, so there are eight products; a mask is multiplied; the loss is the sum
+    of the excess similarities under constant weights. The temperature has no gradient.
+    """
+    images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
+    off_diagonal = 1.0 - torch.eye(len(images), device=images.device)
+    loss, states = torch.zeros((), device=images.device), []
+    for anchors, others, reference_anchors, reference_others in (
+        (images, texts, reference_images, reference_texts),
+        (texts, images, reference_texts, reference_images),
+    ):
+        similarity = anchors @ others.T
+        excess = (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
+        similarity = reference_anchors @ reference_others.T
+        excess = excess - (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
+        with torch.no_grad():
+            log_own = torch.logsumexp(excess + torch.log(off_diagonal), dim=1) - math.log(len(images))
+            averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own + math.log(GAMMA))
+            log_new = torch.where(torch.isinf(log_inner), log_own, averaged)
+            weights = torch.exp(excess - log_new[:, None])
+        loss = loss + (excess * weights * off_diagonal).sum(dim=1).mean() / (len(images) - 1)
+        states.append(log_new)
+    return (*torch.autograd.grad(loss, (images, texts)), loss.detach(), *states)
 
 
 def cross_entropy(images: Tensor, texts: Tensor, *_: Tensor) -> tuple[Tensor, ...]:

@@ -927,3 +927,35 @@ def test_losses_up_to_the_limit_are_fine() -> None:
 
 def test_the_namespace_may_be_given() -> None:
     assert float(worst_case(X[0], CVaR(0.5), xp=np_namespace).risk) == pytest.approx(8 / 3)
+
+
+@pytest.mark.parametrize("ambiguity_set", ALL, ids=repr)
+def test_a_bad_slice_is_nan_and_spoils_no_other(ambiguity_set: AmbiguitySet) -> None:
+    # What compiled code does, where no error can be raised: here without a compiler.
+    losses = np.asarray([[1.0, 2.0, 4.0], [np.nan, 1.0, 2.0], [0.0, -5.0, 1.0], [1e308, 0.0, 1.0], [-1e308, 0.0, 1.0]])
+    nothing_seen = np.asarray([[True, True, True]] * 2 + [[False] * 3] + [[True] * 3] * 2)
+    everything = np.ones((5, 3), dtype=bool)
+    for where, good in ((None, (0, 2)), (everything, (0, 2)), (nothing_seen, (0,))):
+        found = ambiguity.solve(losses, ambiguity_set, -1, where, np.float64, np_namespace)
+        columns = ambiguity.solve(
+            losses.T, ambiguity_set, 0, None if where is None else where.T, np.float64, np_namespace
+        )
+        np.testing.assert_array_equal(columns.weights.T, found.weights)
+        for row in range(5):
+            if row in good:
+                expected = worst_case(losses[row], ambiguity_set)
+                np.testing.assert_allclose(found.risk[row], expected.risk, rtol=1e-12, atol=1e-12)
+                np.testing.assert_allclose(found.weights[row], expected.weights, rtol=1e-9, atol=1e-12)
+            else:
+                assert np.isnan(found.risk[row])
+                assert np.isnan(found.weights[row]).all()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_usable_loss_is_usable(sign: float) -> None:
+    limit = ambiguity._largest_usable(np.zeros(3), 0, np_namespace)
+    losses = np.asarray([0.0, sign * limit, 0.0])
+    for where in (None, np.asarray([True, True, False])):
+        assert np.isfinite(worst_case(losses, CVaR(0.5), where=where).risk)
+        with pytest.raises(ValueError, match="losses must be finite and at most"):
+            worst_case(losses * 1.0001, CVaR(0.5), where=where)

@@ -11,6 +11,7 @@ import pytest
 from drrho_core import (
     _loops,
     _pairs,
+    _routines,
     contrastive_step,
     distillation_loss,
     hinge_margin_loss,
@@ -283,3 +284,34 @@ def test_one_pass_multiplies_once_in_jaxs_loop_too(how: str, products: int, monk
     traced = jax.make_jaxpr(lambda *inner: function(*inner, **HOW[how]))(*map(jax.numpy.asarray, arrays))
     # The diagonal's tiles and the others have a body each: logits, then the pull of either side.
     assert str(traced).count("dot_general") == products
+
+
+@pytest.mark.parametrize(("how", "sweeps"), [("one pass", 1), ("two passes", 2)])
+@pytest.mark.parametrize("rolled", [False, True], ids=["unrolled", "in a loop"])
+def test_what_is_multiplied(rolled: bool, how: str, sweeps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    b, blocks, d = 20, 5, 5
+    lefts, pulls = [], 0
+
+    def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        nonlocal pulls
+        if left.shape[1] == d:  # logits
+            lefts.append(left)
+        else:
+            pulls += 1
+        return left @ right
+
+    def put(stack: Any, index: Any, value: Any) -> Any:
+        stack = stack.copy()
+        stack[index] = value
+        return stack
+
+    features = np.random.default_rng(0).normal(size=(2, b, d))
+    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 4)
+    monkeypatch.setattr(_routines, "product_for", lambda like, xp: product)
+    if rolled:
+        monkeypatch.setitem(_loops._LIBRARIES, "numpy", _loops._Library(_loops.repeat_in_python, put, lambda: True))
+    info_nce(*features, temperature=0.5, **HOW[how])
+    assert pulls == 2 * blocks**2
+    assert len(lefts) == sweeps * blocks**2
+    # A row's left factor, scaled and joined with the reference's, is made once for all its tiles; a loop makes it anew.
+    assert len({id(left) for left in lefts}) == sweeps * (blocks**2 if rolled else blocks)

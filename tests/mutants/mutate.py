@@ -36,8 +36,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGE = "drrho_core"
-MORE_FILES = {"_pairs": "contrastive"}
-"""A module without a suite of its own borrows that of its only user."""
+MORE_SUITES = {"_pairs": ("unimodal", "losses")}
+"""What some functions of a module are for is told by the suites of those who call them."""
 
 TEST_SECONDS = 5
 """Of one core's time, for one test: what takes longer does not end. No test takes a second."""
@@ -269,7 +269,8 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     import pytest
 
     suites = tomllib.loads((HERE / "hand.toml").read_text(encoding="utf-8"))["suite"]
-    suite = suites[name if name in suites else MORE_FILES[name]]
+    suite = suites[name]
+    files = [file for other in (name, *MORE_SUITES.get(name, ())) for file in suites[other]["files"]]
     source = (ROOT / PACKAGE / f"{name}.py").read_text(encoding="utf-8")
     every = [mutant for mutant in mutants_of(source) if options.only in mutant.inside]
     if options.again:
@@ -286,7 +287,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "-x", "-q", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile", "mutants",
             "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--tb", "no",
             "-k", suite.get("choose", "not (torch or jax or jit or compile or tracing)") + options.choose,
-            *(str(ROOT / file) for file in (*suite["files"], *options.files)),
+            *(str(ROOT / file) for file in (*files, *options.files)),
         ],
         plugins=[plugin],
     )  # fmt: skip

@@ -131,3 +131,23 @@ def test_the_baselines_compute_the_same(library: str) -> None:
     for one, other in zip(got, (plain.image_gradient, plain.text_gradient), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-4)
     baselines.synchronize(baselines.cross_entropy(*arrays))
+
+
+def test_the_released_form_computes_the_same_but_for_its_factors() -> None:
+    """It divides by b where the mean is over b - 1, and its loss has neither the temperature nor the 1/2."""
+    torch, baselines = pytest.importorskip("torch"), pytest.importorskip("drrho_torch.baselines")
+    b, generator = 7, np.random.default_rng(4)
+    features = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in generator.standard_normal((4, b, 5))]
+    state, share = generator.standard_normal(b), np.log((b - 1) / b)
+    state[2] = -np.inf
+    step = contrastive_step(
+        *features[:2], state, state,
+        temperature=baselines.TEMPERATURE, gamma=baselines.GAMMA, reference_features=(features[2], features[3]),
+    )  # fmt: skip
+    arrays = [torch.from_numpy(x) for x in (*features, state + share)]
+    image_gradient, text_gradient, _, log_image, log_text = (np.asarray(x) for x in baselines.released_form(*arrays))
+    factor = 2 / baselines.TEMPERATURE * b / (b - 1)
+    np.testing.assert_allclose(image_gradient, factor * step.image_gradient, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(text_gradient, factor * step.text_gradient, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(log_image, step.log_inner_image + share, rtol=1e-6)
+    np.testing.assert_allclose(log_text, step.log_inner_text + share, rtol=1e-6)
