@@ -36,7 +36,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGE = "drrho_core"
-MORE_SUITES = {"_pairs": ("unimodal", "losses")}
+MORE_SUITES = {"_pairs": ("unimodal", "losses"), "ambiguity": ("risk",)}
 """What some functions of a module are for is told by the suites of those who call them."""
 
 TEST_SECONDS = 5
