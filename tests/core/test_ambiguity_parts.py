@@ -10,7 +10,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 import pytest
 
-from drrho_core import CressieReadBall, KLBall, ambiguity, worst_case
+from drrho_core import ChiSquarePenalty, CressieReadBall, KLBall, ambiguity, worst_case
 
 FLOAT32 = np.finfo(np.float32)
 
@@ -216,3 +216,11 @@ def test_a_search_ends_when_it_is_done(ambiguity_set: Any, monkeypatch: pytest.M
     monkeypatch.setattr(ambiguity, "_root", counted)
     worst_case(np.random.default_rng(2).normal(size=1000), ambiguity_set)
     assert 2 <= len(steps) <= 8
+
+
+def test_a_strength_that_float32_cannot_hold_has_the_dual_of_none() -> None:
+    losses = np.asarray([-1.0, 0.5, 2.0], np.float32)
+    for strength in (1e6, 1e50):  # both leave the weights uniform, and then nu is the mean
+        found = worst_case(losses, ChiSquarePenalty(strength))
+        assert float(found.dual[0]) == pytest.approx(0.5, abs=1e-6)
+        assert float(found.dual[1]) == pytest.approx(min(strength, float(FLOAT32.max)))
