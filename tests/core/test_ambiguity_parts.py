@@ -224,3 +224,13 @@ def test_a_strength_that_float32_cannot_hold_has_the_dual_of_none() -> None:
         found = worst_case(losses, ChiSquarePenalty(strength))
         assert float(found.dual[0]) == pytest.approx(0.5, abs=1e-6)
         assert float(found.dual[1]) == pytest.approx(min(strength, float(FLOAT32.max)))
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_the_last_step_takes_the_rounding_of_a_logarithm_away(scale: float) -> None:
+    # log(1e30) is 69, half a unit of which is 4e-6 of s in float32.
+    for seed in range(8):
+        losses = np.random.default_rng(seed).normal(size=40).astype(np.float32)
+        exact = float(worst_case(losses.astype(np.float64), KLBall(0.5)).dual[1])
+        got = float(worst_case((losses * scale).astype(np.float32), KLBall(0.5)).dual[1])
+        assert got / scale == pytest.approx(exact, rel=1e-6)
