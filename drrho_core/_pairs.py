@@ -37,6 +37,9 @@ DEFAULT_TILE = 1024
 DEFAULT_MEMORY_BUDGET = 2**30
 """Bytes that the logits of one batch may take before they are computed twice instead."""
 
+ANCHORS = -1
+"""In a shape: the axis that has an entry for each anchor."""
+
 Scalar: TypeAlias = float | Array
 """A number or an array of shape ()."""
 
@@ -68,6 +71,8 @@ Combine: TypeAlias = Callable[[int, Array, Values, Values], Values]
 """``combine(which, block, old, new)`` merges what two tiles gave to a block: of rows (which = 0) or of columns (1)."""
 
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
+"""Of what a visit gives to one block of anchors; `ANCHORS` is the block's own length."""
+
 Stacks: TypeAlias = tuple[Array, ...]
 
 
@@ -165,6 +170,7 @@ class Pairs:
         self._scale, self._reference_scale = scale, -reference_weight * scale
         self._images, self._right = self.cut(image_features), self.cut(right)
         self.images, self.texts = self._images, self.cut(text_features)
+        self._turned = xp.permute_dims(self._images, (0, 2, 1)) if self.rolled else None
         self.anchor_rates: tuple[Array | None, Array | None] = (None, None) if rates is None else rates
         self.rates = None if rates is None else tuple(self.cut(side, fill=1.0) for side in rates)
         self.pair_mask, self.has_mask = pair_mask, pair_mask is not None
@@ -189,10 +195,12 @@ class Pairs:
             x = xp.concat([x, missing], axis=0)
         return xp.reshape(x, (self.num_blocks, self.side, *x.shape[1:]))
 
-    def join(self, blocks: Blocks) -> Array:
-        """Undo `cut`."""
+    def join(self, blocks: Blocks, *, anchors: int = 0) -> Array:
+        """Undo `cut`; in a stack the anchors may be another axis of each block, and come first afterwards."""
         if not self.rolled:
             return blocks[0] if len(blocks) == 1 else self.xp.concat(list(blocks), axis=0)
+        if anchors != 0:
+            blocks = self.xp.permute_dims(blocks, (0, 2, 1))
         flat = self.xp.reshape(blocks, (self.num_blocks * self.side, *blocks.shape[2:]))
         return flat[: self.batch_size, ...]
 
@@ -216,6 +224,20 @@ class Pairs:
         if self._keep and not self.rolled:
             self._kept[i, j] = z
         return z
+
+    def pull(self, tile: Tile, v: Array) -> tuple[Array, Array]:
+        """Return ``V E2`` for a tile's rows and ``V^T E1`` for its columns, in the shapes that `pull_shapes` tells."""
+        to_rows = self.product(v, self.texts[tile.j])
+        if self._turned is None:
+            return to_rows, self.product(v.T, self.images[tile.i])
+        # Compiled, the product of a transposed tile takes half as long again; of the features a transpose exists.
+        return to_rows, self.product(self._turned[tile.i], v)
+
+    @property
+    def pull_shapes(self) -> Shapes:
+        """The shapes of what `pull` returns."""
+        upright = (ANCHORS, self.feature_dim)
+        return upright, upright if self._turned is None else upright[::-1]
 
     def _tile(self, i: Array, j: Array, *, diagonal: bool) -> Tile:
         return Tile(i, j, self.similarity(i, j), self.counts(i, j, diagonal=diagonal), diagonal)
@@ -288,15 +310,20 @@ class Pairs:
     ) -> tuple[Stacks, Stacks]:
         """Visit every tile and combine what it gives to its rows and to its columns; return both, joined.
 
-        `rows` and `columns` are what follows the first axis of a visit's values. Without columns Z is symmetric: only
-        the tiles on the diagonal and above it are visited, rows and columns are the same anchors, both results one.
+        `rows` and `columns` are the shapes of a visit's values. Without columns Z is symmetric: only the tiles on the
+        diagonal and above it are visited, rows and columns are the same anchors, both results one.
         """
         if self.rolled:
             to_rows, to_columns = self._sweep_rolled(visit, combine, rows, columns)
         else:
             to_rows, to_columns = self._sweep_unrolled(visit, combine, symmetric=columns is None)
-        joined = tuple(self.join(part) for part in to_rows)
-        return joined, joined if columns is None else tuple(self.join(part) for part in to_columns)
+
+        def joined(parts: Any, shapes: Shapes) -> Stacks:
+            both = zip(parts, shapes, strict=True)
+            return tuple(self.join(part, anchors=shape.index(ANCHORS)) for part, shape in both)
+
+        of_rows = joined(to_rows, rows)
+        return of_rows, of_rows if columns is None else joined(to_columns, columns)
 
     def _sweep_unrolled(self, visit: Visit, combine: Combine, *, symmetric: bool) -> Any:
         to_rows: list[Any] = [None] * self.num_blocks
@@ -346,7 +373,8 @@ class Pairs:
             return (carry[0] + 1, *to_rows, *merge(1, j, carry[split:end], new[1]), *kept)
 
         number, dtype = self.num_blocks, self.image_features.dtype
-        shapes = [(number, self.side, *shape) for shape in (*rows, *(columns or ()))]
+        whole = [(number, *shape) for shape in (*rows, *(columns or ()))]
+        shapes = [tuple(self.side if length == ANCHORS else length for length in shape) for shape in whole]
         end = 1 + len(shapes)
         if keeps:
             shapes.append((number, number, self.side, self.side))
@@ -363,7 +391,7 @@ class Pairs:
 
 def sum_negatives(pairs: Pairs) -> tuple[Negatives, Negatives, Array]:
     """Return the negatives of the image anchors and of the text anchors, and the positives, the diagonal of Z; (b,)."""
-    shapes: Shapes = [()] * (4 if pairs.has_mask else 3)
+    shapes: Shapes = [(ANCHORS,)] * (4 if pairs.has_mask else 3)
     image, text = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), shapes, shapes)
     if pairs.has_mask:
         return Negatives(image[0], image[1], image[3]), Negatives(text[0], text[1], text[3]), image[2]
@@ -373,7 +401,7 @@ def sum_negatives(pairs: Pairs) -> tuple[Negatives, Negatives, Array]:
 
 def sum_negatives_within(pairs: Pairs) -> Negatives:
     """Return the negatives of each anchor in its own view."""
-    (peak, total, _), _ = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), [()] * 3)
+    (peak, total, _), _ = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), [(ANCHORS,)] * 3)
     return Negatives(peak, total, pairs.xp.full_like(peak, float(pairs.batch_size - 1)))
 
 
@@ -418,11 +446,11 @@ def weigh(pairs: Pairs, threshold_image: Array, threshold_text: Array) -> Sums:
         v, weighted_image = weights(0, tile)
         w, weighted_text = weights(1, tile)
         v += w
-        image_pull = pairs.product(v, pairs.texts[tile.j])
-        return (image_pull, weighted_image), (pairs.product(v.T, pairs.images[tile.i]), weighted_text)
+        image_pull, text_pull = pairs.pull(tile, v)
+        return (image_pull, weighted_image), (text_pull, weighted_text)
 
-    shapes: Shapes = [(pairs.feature_dim,), ()]
-    image, text = pairs.sweep(visit, add, shapes, shapes)
+    of_rows, of_columns = pairs.pull_shapes
+    image, text = pairs.sweep(visit, add, [of_rows, (ANCHORS,)], [of_columns, (ANCHORS,)])
     return Sums(image[0], text[0], image[1], text[1])
 
 
@@ -440,7 +468,7 @@ def weigh_within(pairs: Pairs, threshold: Array) -> SumsWithin:
         to_rows = pairs.product(v, pairs.images[tile.j])
         return (to_rows, weighted), (pairs.product(v.T, pairs.images[tile.i]), weighted_columns)
 
-    (pull, weighted), _ = pairs.sweep(visit, add, [(pairs.feature_dim,), ()])
+    (pull, weighted), _ = pairs.sweep(visit, add, [(ANCHORS, pairs.feature_dim), (ANCHORS,)])
     return SumsWithin(pull, weighted)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from drrho_core import _checks, _pairs
 from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
-from drrho_core._pairs import Shapes, Tile, Values, add, along
+from drrho_core._pairs import ANCHORS, Tile, Values, add, along
 from drrho_core.contrastive import Scalar, cast, check_features, find_sweeps, per_anchor, positive, prepare, pull_back
 from drrho_core.numerics import log_add_constant
 
@@ -258,11 +258,11 @@ def sigmoid_loss(
             asked = asked if positives is None else asked | positives
             terms, slope = (xp.where(asked, x, xp.zeros_like(x)) for x in (terms, slope))
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
-        image_pull = pairs.product(slope, pairs.texts[tile.j])
-        return (image_pull, *sums), (pairs.product(slope.T, pairs.images[tile.i]),)
+        image_pull, text_pull = pairs.pull(tile, slope)
+        return (image_pull, *sums), (text_pull,)
 
-    image_shapes: Shapes = [(pairs.feature_dim,), (), (), ()]
-    (image_pull, *sums), (text_pull,) = pairs.sweep(visit, add, image_shapes, [(pairs.feature_dim,)])
+    of_rows, of_columns = pairs.pull_shapes
+    (image_pull, *sums), (text_pull,) = pairs.sweep(visit, add, [of_rows, *[(ANCHORS,)] * 3], [of_columns])
     loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
     share = 1.0 / batch_size
     return SigmoidLossGradients(
@@ -366,11 +366,12 @@ def distillation_loss(
             slopes.append(slope)
             values.append(tuple(xp.sum(x, axis=axis) for x in (target * log_match, slope * z, slope)))
         slope = slopes[0] + slopes[1]
-        image_pull = learner.product(slope, learner.texts[tile.j])
-        return (image_pull, *values[0]), (learner.product(slope.T, learner.images[tile.i]), *values[1])
+        image_pull, text_pull = learner.pull(tile, slope)
+        return (image_pull, *values[0]), (text_pull, *values[1])
 
-    shapes: Shapes = [(learner.feature_dim,), (), (), ()]
-    image, text = learner.sweep(visit, add, shapes, shapes)
+    of_rows, of_columns = learner.pull_shapes
+    sums = [(ANCHORS,)] * 3
+    image, text = learner.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
     # The positives' own terms: D is 0 there, so -q log p is exp(-log_q) log_p.
     loss = xp.sum(sum(xp.exp(-q[side].log_denominator) * p[side].log_denominator for side in (0, 1)))
     loss = loss - xp.sum(image[1] + text[1])
@@ -464,11 +465,12 @@ def hinge_margin_loss(
             slopes.append(slope)
             values.append((xp.sum(slope * within, axis=axis), xp.sum(slope, axis=axis)))
         slope = slopes[0] + slopes[1]
-        image_pull = pairs.product(slope, pairs.texts[tile.j])
-        return (image_pull, *values[0]), (pairs.product(slope.T, pairs.images[tile.i]), *values[1])
+        image_pull, text_pull = pairs.pull(tile, slope)
+        return (image_pull, *values[0]), (text_pull, *values[1])
 
-    shapes: Shapes = [(pairs.feature_dim,), (), ()]
-    image, text = pairs.sweep(visit, add, shapes, shapes)
+    of_rows, of_columns = pairs.pull_shapes
+    sums = [(ANCHORS,)] * 2
+    image, text = pairs.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
     scale, c = 1.0 / (2.0 * batch_size), (image[2] + text[2])[:, None]
     return FeatureGradients(
         loss=scale * xp.sum(image[1] + text[1]),

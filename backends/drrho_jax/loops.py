@@ -21,7 +21,11 @@ def loop(count: int, body: Body, carry: Carry) -> Carry:
 
 def put(stack: Array, index: Any, value: Array) -> Array:
     """Return the stack with one entry replaced."""
-    return stack.at[index].set(value)
+    place = index if isinstance(index, tuple) else (index,)
+    entry = jnp.reshape(value, (1,) * len(place) + value.shape)
+    # `stack.at[index].set(value)` would ask for every number whether its place exists.
+    corner = [jnp.asarray(number, dtype=jnp.int32) for number in (*place, *(0,) * value.ndim)]
+    return jax.lax.dynamic_update_slice(stack, entry, corner)
 
 
 def traces() -> bool:
