@@ -71,6 +71,18 @@ _RATIOS = {
     "over cross-entropy": ("cross-entropy", "no reference", 1.0),
 }
 
+_SHARES = {
+    "share.svg": ("One pass: share of the library's product rate", "share"),
+    "two-passes.svg": ("Two passes: share of the library's product rate", "two-pass share"),
+}
+_OTHERS = {
+    "over dense": "dense autograd",
+    "over dense, faster": "dense/faster",
+    "over released": "released form",
+    "over cross-entropy": "cross-entropy",
+}
+"""What is drawn: the pictures of shares, and a curve's short name for each ratio to others."""
+
 LARGEST_FALL = 0.15
 """``--check`` fails where a ratio falls by more than this."""
 
@@ -206,10 +218,7 @@ def markdown(found: Mapping[str, Any], command: str) -> str:
         "",
         *(f"- *{name}*: {words}." for name, words in RATIOS.items()),
         "",
-        "![Share of the product's rate](share.svg)",
-        "",
-        "![Time over ours](ratios.svg)",
-        "",
+        *(line for file in pictures(found) for line in (f"![{file.removesuffix('.svg')}]({file})", "")),
     ]
     for backend in setting["libraries"]:
         rows = [row for row in found["times"] if row["backend"] == backend]
@@ -248,31 +257,37 @@ def pictures(found: Mapping[str, Any]) -> dict[str, str]:
     """Return the plots by file name, as SVG."""
     from drrho_core.training.report.svg import Line, lines
 
+    def curve(name: str, backend: str, ratio: str) -> list[Line]:
+        points = [
+            (math.log2(row["batch_size"]), row["ratios"][ratio])
+            for row in found["times"]
+            if row["backend"] == backend and ratio in row["ratios"]
+        ]
+        return [Line(name, *map(list, zip(*points, strict=True)))] if len(points) > 1 else []
+
     drawn = {}
-    for name, key, title, choices in (
-        ("share.svg", "share", "Share of the library's own matrix-product rate", ("share", "two-pass share")),
-        (
-            "ratios.svg",
-            "ratios",
-            "Time of others over ours",
-            ("over dense", "over dense, faster", "over cross-entropy"),
-        ),
-    ):
-        curves = []
-        for backend in found["setting"]["libraries"]:
-            for choice in choices:
-                points = [
-                    (math.log2(row["batch_size"]), row["ratios"][choice])
-                    for row in found["times"]
-                    if row["backend"] == backend and choice in row["ratios"]
-                ]
-                if len(points) > 1:
-                    curves.append(Line(f"{backend}, {choice}", *map(list, zip(*points, strict=True))))
+    libraries = list(found["setting"]["libraries"])
+    note = f"{found['setting']['machine']}, {found['setting']['dtype']}"
+    charts = {
+        file: (heading, [line for name in libraries for line in curve(name, name, ratio)])
+        for file, (heading, ratio) in _SHARES.items()
+    }
+    for backend in libraries:
+        ratios = [line for ratio, name in _OTHERS.items() for line in curve(name, backend, ratio)]
+        charts[f"ratios-{backend}.svg"] = (f"{backend}: time of others over ours", ratios)
+    smallest = math.log2(min(row["batch_size"] for row in found["times"]))
+    for file, (heading, curves) in charts.items():
         if curves:
             chart = lines(
-                curves, key=key, title=title, x_name="log2 of the batch size", y_name=title, share=key == "share"
+                curves,
+                key=file.removesuffix(".svg"),
+                title=heading,
+                x_name="log2 of the batch size",
+                y_name="",
+                share=file in _SHARES,
+                x_from=smallest,
             )
-            drawn[name] = chart.as_file(heading=title, note=f"{found['setting']['machine']}, float32")
+            drawn[file] = chart.as_file(heading=heading, note=note)
     return drawn
 
 

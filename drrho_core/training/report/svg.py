@@ -131,12 +131,22 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
     return Chart(key, title, f"{told}.{note}", bottom + 30, body)
 
 
-def lines(lines: Sequence[Line], /, *, key: str, title: str, x_name: str, y_name: str, share: bool = False) -> Chart:
+def lines(
+    lines: Sequence[Line],
+    /,
+    *,
+    key: str,
+    title: str,
+    x_name: str,
+    y_name: str,
+    share: bool = False,
+    x_from: float = 0.0,
+) -> Chart:
     """Draw the curves of several methods on one pair of axes, each named at its end."""
     drawn = [_thinned(line) for line in lines]
     top, bottom, right, height = 30, 254, 338, 300
     heights = _Heights.of(drawn, share=share)
-    x, y, body = _axes(drawn, heights, heights.room, right, top, bottom)
+    x, y, body = _axes(drawn, heights, heights.room, right, top, bottom, x_from=x_from)
     body.append(_text(0, 14, y_name, "soft"))
     body.append(_text(right, bottom + 40, x_name, "soft", "end"))
     body.extend(_path(line, x, y) for line in drawn)
@@ -281,16 +291,24 @@ class _Heights:
 
 
 def _axes(
-    lines: Sequence[Line], heights: _Heights, left: float, right: float, top: float, bottom: float, *, most: int = 5
+    lines: Sequence[Line],
+    heights: _Heights,
+    left: float,
+    right: float,
+    top: float,
+    bottom: float,
+    *,
+    most: int = 5,
+    x_from: float = 0.0,
 ) -> tuple[Callable[[float], float], Callable[[float], float], list[str]]:
     """Return the two scales and the drawn grid for curves inside a box."""
     longest = max(value for line in lines for value in line.x) or 1.0
-    x, y = _scale(0, longest, left, right), _scale(heights.low, heights.high, bottom, top)
+    x, y = _scale(x_from, longest, left, right), _scale(heights.low, heights.high, bottom, top)
     body = []
     for tick, name in zip(heights.ticks, heights.names, strict=True):
         body.append(_line(left, y(tick), right, y(tick), "grid"))
         body.append(_text(left - 8, y(tick) + 5, name, "soft", "end"))
-    ticks = nice_ticks(0, longest, most=most)
+    ticks = nice_ticks(x_from, longest, most=most)
     for tick, name in zip(ticks, tick_names(ticks), strict=True):
         body.append(_line(x(tick), bottom, x(tick), bottom + 5, "axis"))
         body.append(_text(x(tick), bottom + 20, name, "soft", "middle"))
