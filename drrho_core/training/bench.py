@@ -99,7 +99,7 @@ _PRODUCT_CALLS = 5
 """In every turn the product is measured so many times."""
 
 _LONG_ENOUGH, _MOST_TURNS = 3.0, 50
-"""Small batches take more turns than were asked for: until so many seconds have passed, or so many turns."""
+"""Small batches take more turns than were asked for, until so many seconds have passed or so many turns been taken."""
 
 
 def run(
@@ -126,7 +126,7 @@ def run(
     sizes, memory_sizes : sequence of int
         Batch sizes to time, and to measure the memory of.
     rounds : int
-        How often every candidate takes its turn, at least 1.
+        How often every candidate takes its turn at least, 1 or more; at small batch sizes it is oftener.
     threads : int
         Of the library, at least 1.
     say : callable
@@ -218,7 +218,7 @@ def markdown(found: Mapping[str, Any], command: str) -> str:
         "",
         *(f"- *{name}*: {words}." for name, words in RATIOS.items()),
         "",
-        *(line for file in pictures(found) for line in (f"![{file.removesuffix('.svg')}]({file})", "")),
+        *(line for file, (heading, _) in _charts(found).items() for line in (f"![{heading}]({file})", "")),
     ]
     for backend in setting["libraries"]:
         rows = [row for row in found["times"] if row["backend"] == backend]
@@ -257,38 +257,45 @@ def pictures(found: Mapping[str, Any]) -> dict[str, str]:
     """Return the plots by file name, as SVG."""
     from drrho_core.training.report.svg import Line, lines
 
-    def curve(name: str, backend: str, ratio: str) -> list[Line]:
-        points = [
-            (math.log2(row["batch_size"]), row["ratios"][ratio])
-            for row in found["times"]
-            if row["backend"] == backend and ratio in row["ratios"]
-        ]
-        return [Line(name, *map(list, zip(*points, strict=True)))] if len(points) > 1 else []
-
+    smallest = math.log2(min(row["batch_size"] for row in found["times"]))
     drawn = {}
+    for file, (heading, curves) in _charts(found).items():
+        chart = lines(
+            [Line(name, x, y) for name, (x, y) in curves.items()],
+            key=file.removesuffix(".svg"),
+            title=heading,
+            x_name="log2 of the batch size",
+            y_name="",
+            share=file in _SHARES,
+            x_from=smallest,
+        )
+        drawn[file] = chart.as_file(heading=heading, note=f"{found['setting']['machine']}, {found['setting']['dtype']}")
+    return drawn
+
+
+def _charts(found: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, tuple[list[float], list[float]]]]]:
+    """Return what there is to draw, by file name: a heading, and each curve's x and y by its name."""
+
+    def curves(wanted: Mapping[str, tuple[str, str]]) -> dict[str, tuple[list[float], list[float]]]:
+        points = {
+            name: [
+                (math.log2(row["batch_size"]), row["ratios"][ratio])
+                for row in found["times"]
+                if row["backend"] == backend and ratio in row["ratios"]
+            ]
+            for name, (backend, ratio) in wanted.items()
+        }
+        return {name: ([x for x, _ in its], [y for _, y in its]) for name, its in points.items() if len(its) > 1}
+
     libraries = list(found["setting"]["libraries"])
-    note = f"{found['setting']['machine']}, {found['setting']['dtype']}"
     charts = {
-        file: (heading, [line for name in libraries for line in curve(name, name, ratio)])
+        file: (heading, curves({library: (library, ratio) for library in libraries}))
         for file, (heading, ratio) in _SHARES.items()
     }
-    for backend in libraries:
-        ratios = [line for ratio, name in _OTHERS.items() for line in curve(name, backend, ratio)]
-        charts[f"ratios-{backend}.svg"] = (f"{backend}: time of others over ours", ratios)
-    smallest = math.log2(min(row["batch_size"] for row in found["times"]))
-    for file, (heading, curves) in charts.items():
-        if curves:
-            chart = lines(
-                curves,
-                key=file.removesuffix(".svg"),
-                title=heading,
-                x_name="log2 of the batch size",
-                y_name="",
-                share=file in _SHARES,
-                x_from=smallest,
-            )
-            drawn[file] = chart.as_file(heading=heading, note=note)
-    return drawn
+    for library in libraries:
+        of_others = curves({name: (library, ratio) for ratio, name in _OTHERS.items()})
+        charts[f"ratios-{library}.svg"] = (f"{library}: time of others over ours", of_others)
+    return {file: chart for file, chart in charts.items() if chart[1]}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -422,7 +429,7 @@ def _time(library: _Library, batch_size: int, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in names}
     scale = max(1.0, batch_size / _PRODUCT_ROWS) * max(1.0, batch_size / _PRODUCT_COLUMNS)
     began = time.perf_counter()
-    for turn in range(_MOST_TURNS + 1):
+    for turn in range(max(rounds, _MOST_TURNS) + 1):
         for name in names if turn % 2 else reversed(names):
             if name == "product":  # a small part of the whole: one call would say little
                 part = statistics.median(_seconds(library, functions[name], arrays) for _ in range(_PRODUCT_CALLS))

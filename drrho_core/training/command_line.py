@@ -295,7 +295,7 @@ class Bench:
     memory_sizes
         Batch sizes to measure the memory of; 0 for none.
     rounds
-        How often every candidate takes its turn.
+        How often every candidate takes its turn at least; at small batch sizes it is oftener.
     threads
         Of each library.
     out

@@ -32,6 +32,7 @@ def test_every_candidate_takes_its_turns(found: Any) -> None:
     assert [row["batch_size"] for row in found["times"]] == [8, 16]
     for row in found["times"]:
         assert set(row["milliseconds"]) == {"product", "one pass", "two passes", "no reference"}
+        assert 2 <= row["rounds"] <= bench._MOST_TURNS  # as many as were asked for, and more where they are short
         assert all(row["fastest"][name] <= row["milliseconds"][name] for name in row["fastest"])
         assert set(row["ratios"]) == {"share", "two-pass share"}  # without autograd there is nothing else to hold it to
     assert all(row["megabytes"] >= 0 for row in found["memory"])
