@@ -15,13 +15,28 @@ Sources: CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), MobileCLIP (arXiv 2
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from drrho_core import _checks, _pairs
 from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
-from drrho_core._pairs import ANCHORS, Tile, Values, add, along
-from drrho_core.contrastive import Scalar, cast, check_features, find_sweeps, per_anchor, positive, prepare, pull_back
+from drrho_core._pairs import ANCHORS, Blocks, Tile, Values, add, along
+from drrho_core.contrastive import (
+    AnchorWeight,
+    Scalar,
+    cast,
+    check_anchor_weight,
+    check_features,
+    directed,
+    find_sweeps,
+    gradient,
+    in_shares,
+    optional_arrays,
+    per_anchor,
+    positive,
+    prepare,
+)
 from drrho_core.numerics import log_add_constant
 
 FEATURES = ("image_gradient", "text_gradient")
@@ -109,6 +124,7 @@ def info_nce(
     /,
     *,
     temperature: Scalar,
+    anchor_weight: AnchorWeight = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
     xp: Namespace | None = None,
@@ -121,6 +137,8 @@ def info_nce(
         Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
     temperature : float or array of shape ()
         Temperature tau > 0.
+    anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
+        Factor >= 0 on each row's and each column's cross-entropy, as in `contrastive_step`.
     tile_size, memory_budget : int, optional
         How it is computed, never what: see `contrastive_step`.
     xp : namespace, optional
@@ -149,25 +167,155 @@ def info_nce(
     >>> round(float(result.loss), 6), round(float(np.log(1 + 2 * np.exp(-2))), 6)
     (0.239545, 0.239545)
     """
-    xp, arrays = _gather(image_features, text_features, {}, {"temperature": temperature}, xp)
+    weights = optional_arrays(anchor_weight=anchor_weight)
+    xp, arrays = _gather(image_features, text_features, weights, {"temperature": temperature}, xp)
     batch_size = check_features(arrays, xp)
     temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp)
     work = wide_dtype(image_features.dtype, xp)
+    factors = cast(check_anchor_weight(anchor_weight, batch_size, xp), work, xp)
     temperature = cast(temperature, work, xp)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
     first = sweeps.sum_negatives(batch)
-    # The positive adds exp(0).
-    image, text = (log_add_constant(side, 1.0, xp=xp) for side in (first.log_sum_image, first.log_sum_text))
-    sums = sweeps.pull_back(batch, first.positive, image, text)
-    scale, c = 1.0 / (2.0 * batch_size), (sums.weight_image + sums.weight_text)[:, None]
+    losses, weights, slopes = [], [], []
+    for factor, log_sum, mean in (
+        (factors[0], first.log_sum_image, first.mean_image),
+        (factors[1], first.log_sum_text, first.mean_text),
+    ):
+        log_denominator = log_add_constant(log_sum, 1.0, xp=xp)  # the positive adds exp(0)
+        weight = factor * xp.exp(-log_add_constant(-log_sum, 1.0, xp=xp))  # probability of all negatives together
+        losses.append(factor * log_denominator)
+        weights.append(weight)
+        slopes.append(weight * mean)
+    (shares, unit), scale = in_shares(weights, work, xp), 1.0 / (2.0 * batch_size)
+    sums, c = sweeps.pull_back(batch, first, *shares), shares[0] + shares[1]
     return LossGradients(
-        loss=scale * (xp.sum(image) + xp.sum(text)),
-        image_gradient=pull_back(sums.image_pull, c, text_features, scale / temperature, xp),
-        text_gradient=pull_back(sums.text_pull, c, image_features, scale / temperature, xp),
-        temperature_gradient=-scale / temperature * (xp.sum(sums.weighted_image) + xp.sum(sums.weighted_text)),
+        loss=xp.sum(scale * losses[0]) + xp.sum(scale * losses[1]),
+        image_gradient=gradient(sums.image_pull, c, text_features, unit / temperature, xp),
+        text_gradient=gradient(sums.text_pull, c, image_features, unit / temperature, xp),
+        temperature_gradient=-(xp.sum(scale * slopes[0]) + xp.sum(scale * slopes[1])) / temperature,
     )
+
+
+def pair_loss(
+    image_features: Array,
+    text_features: Array,
+    /,
+    *,
+    temperature: Scalar,
+    tile_size: int | None = None,
+    memory_budget: int | None = None,
+    xp: Namespace | None = None,
+) -> Array:
+    """Return how badly each pair of a batch fits: above 0 it fits worse than the batch's other pairs do on average.
+
+    Parameters
+    ----------
+    image_features, text_features : array, shape (b, d)
+        Features of the pairs by one model, unit norm (not enforced), b >= 2. Row i of both is a pair.
+    temperature : float or array of shape ()
+        Temperature tau > 0.
+    tile_size, memory_budget : int, optional
+        Affect speed and memory only, not the result: see `contrastive_step`. One sweep is enough.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    array, shape (b,)
+        One loss per pair, dimensionless, in the features' dtype (float32 for half types).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `contrastive_step`.
+
+    Notes
+    -----
+    Half of ``log mean_{j != i} exp((S_ij - S_ii) / tau)`` over row i, plus half of the same over column i: the logarithm
+    of the inner estimate of SogCLR (arXiv 2202.12387) on this batch, averaged over both directions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and third pair are the wrong way round
+    >>> np.round(pair_loss(images, texts, temperature=0.5), 4).tolist()
+    [-2.0, 1.4338, 1.4338]
+    """
+    xp, arrays = _gather(image_features, text_features, {}, {"temperature": temperature}, xp)
+    batch_size = check_features(arrays, xp)
+    work = wide_dtype(image_features.dtype, xp)
+    temperature = cast(_checks.parameter("temperature", temperature, positive, "be > 0", xp), work, xp)
+    temperatures = per_anchor(temperature, image_features, work, xp)
+    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
+    first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
+    return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
+
+
+def reference_anchor_weight(
+    pair_loss: Array,
+    /,
+    *,
+    temperature: Scalar = 0.5,
+    threshold: Scalar = -1.0,
+    xp: Namespace | None = None,
+) -> Array:
+    """Return weights of anchors that take pairs seriously which a reference model finds plausible, and others little.
+
+    Parameters
+    ----------
+    pair_loss : array, shape (b,)
+        Each pair's loss by a reference model that has not memorised the pairs: see `pair_loss`.
+    temperature : float or array of shape ()
+        Width > 0 of the transition, in units of the pair loss.
+    threshold : float or array of shape ()
+        The pair loss at which a pair gets half of the largest weight.
+    xp : namespace, optional
+        The array's namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    array, shape (b,)
+        Weights >= 0 with mean 1 over this array, in its dtype: the `anchor_weight` of `contrastive_step`. To have mean 1
+        over a data set, pass the losses of all its pairs and take rows.
+
+    Raises
+    ------
+    TypeError
+        If `pair_loss` is no array of a real floating dtype, or a number has another type.
+    ValueError
+        If a shape or a value breaks the rules above, or an input asks for autograd.
+
+    Notes
+    -----
+    ``a_i = sigmoid(-(l_i - threshold) / temperature)``, divided by its mean. It leaves pairs out without a threshold on
+    a share: a pair that fits worse than a random one pulls with next to nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.round(reference_anchor_weight(np.asarray([-4.0, -1.0, 3.0])), 3).tolist()
+    [1.996, 1.001, 0.003]
+    """
+    scalars = {"temperature": temperature, "threshold": threshold}
+    arrays = {"pair_loss": pair_loss} | {name: value for name, value in scalars.items() if is_array(value)}
+    xp = namespace_of(arrays, xp)
+    _checks.detached(arrays)
+    _checks.same_device(arrays, xp)
+    _checks.floating("pair_loss", pair_loss, xp)
+    _checks.ndim("pair_loss", pair_loss, 1, "(batch_size,)")
+    if pair_loss.shape[0] == 0:
+        raise ValueError("pair_loss must hold at least 1 entry, got shape (0,)")
+    _checks.finite("pair_loss", pair_loss, xp)
+    work = wide_dtype(pair_loss.dtype, xp)
+    temperature = cast(_checks.parameter("temperature", temperature, positive, "be > 0", xp), work, xp)
+    threshold = cast(_checks.parameter("threshold", threshold, lambda _: True, "be finite", xp), work, xp)
+    # log sigmoid(-y), then a softmax: where all sigmoids underflow their ratios still exist.
+    y = (xp.astype(pair_loss, work, copy=False) - threshold) / temperature
+    log_weight = -xp.logaddexp(xp.zeros_like(y), y)
+    weight = xp.exp(log_weight - xp.max(log_weight))
+    return xp.astype(weight / xp.mean(weight), pair_loss.dtype, copy=False)
 
 
 def sigmoid_loss(
@@ -235,16 +383,18 @@ def sigmoid_loss(
     pairs = prepare(
         image_features,
         text_features,
+        temperature=1.0 / scale,
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
         sweeps=1,
         xp=xp,
     )
+    scaling = pairs.scaling
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         z = tile.z
-        logits = scale * z + bias
+        logits = _pairs.saturated(z, scaling.rates[0], xp=xp) + bias
         positives = _on_diagonal(z, xp) if tile.diagonal else None
         # The logit of the wrong answer. Its softplus is the loss, its sigmoid the slope.
         wrong = logits if positives is None else xp.where(positives, -logits, logits)
@@ -258,7 +408,7 @@ def sigmoid_loss(
             asked = asked if positives is None else asked | positives
             terms, slope = (xp.where(asked, x, xp.zeros_like(x)) for x in (terms, slope))
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
-        image_pull, text_pull = pairs.pull(tile, slope)
+        image_pull, text_pull = pairs.pull(tile.i, tile.j, slope)
         return (image_pull, *sums), (text_pull,)
 
     of_rows, of_columns = pairs.pull_shapes
@@ -269,7 +419,7 @@ def sigmoid_loss(
         loss=share * loss,
         image_gradient=xp.astype(share * scale * image_pull, image_features.dtype),
         text_gradient=xp.astype(share * scale * text_pull, text_features.dtype),
-        scale_gradient=share * scale_gradient,
+        scale_gradient=share * scale_gradient / scaling.left / scaling.right,
         bias_gradient=share * bias_gradient,
     )
 
@@ -346,44 +496,43 @@ def distillation_loss(
     temperature, reference_temperature = (
         cast(_checks.parameter(name, value, positive, "be > 0", xp), work, xp) for name, value in scalars.items()
     )
-    options: dict[str, Any] = {"tile_size": tile_size, "memory_budget": memory_budget, "matrices": 2, "xp": xp}
-    learner = prepare(image_features, text_features, temperature=temperature, **options)
-    teacher = prepare(reference_image, reference_text, temperature=reference_temperature, **options)
-    p, own = _with_positives(learner, xp)
-    q, _ = _with_positives(teacher, xp)
-    thresholds = tuple((learner.cut(p[side].threshold), teacher.cut(q[side].threshold)) for side in (0, 1))
+    options: dict[str, Any] = {"tile_size": tile_size, "memory_budget": memory_budget, "matrices": 2, "share": False}
+    learner = prepare(image_features, text_features, temperature=temperature, **options, xp=xp)
+    teacher = prepare(reference_image, reference_text, temperature=reference_temperature, **options, xp=xp)
+    p, q = _softmax(learner, xp), _softmax(teacher, xp)
 
     def visit(tile: Tile) -> tuple[Values, Values]:
-        z, negatives, reference_z = tile.z, tile.counts, teacher.similarity(tile.i, tile.j)
-        slopes, values = [], []
+        reference_tile = tile._replace(z=teacher.similarity(tile.i, tile.j))
+        slopes, moments = [], []
         for side, block in enumerate((tile.i, tile.j)):
             axis = 1 - side
-            log_match = z - along(axis, thresholds[side][0][block])
-            target = xp.exp(reference_z - along(axis, thresholds[side][1][block]))
-            slope = xp.exp(log_match) - target
-            if negatives is not None:
-                target, slope = (xp.where(negatives, x, xp.zeros_like(x)) for x in (target, slope))
+            x = learner.only_counted(learner.exponent(side, tile, p[side].peaks[block]), tile)
+            y = learner.only_counted(teacher.exponent(side, reference_tile, q[side].peaks[block]), tile)
+            target = teacher.exp(y, True)
+            target *= along(axis, q[side].factors[block])
+            slope = learner.exp(x, False)
+            slope *= along(axis, p[side].factors[block])
+            slope -= target
+            if tile.counts is not None:
+                x = xp.where(tile.counts, x, xp.zeros_like(x))
             slopes.append(slope)
-            values.append(tuple(xp.sum(x, axis=axis) for x in (target * log_match, slope * z, slope)))
-        slope = slopes[0] + slopes[1]
-        image_pull, text_pull = learner.pull(tile, slope)
-        return (image_pull, *values[0]), (text_pull, *values[1])
+            moments.append(xp.sum(target * x, axis=axis))
+        image_pull, text_pull = learner.pull(tile.i, tile.j, slopes[0] + slopes[1])
+        return (image_pull, moments[0]), (text_pull, moments[1])
 
     of_rows, of_columns = learner.pull_shapes
-    sums = [(ANCHORS,)] * 3
-    image, text = learner.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
-    # The positives' own terms: D is 0 there, so -q log p is exp(-log_q) log_p.
-    loss = xp.sum(sum(xp.exp(-q[side].log_denominator) * p[side].log_denominator for side in (0, 1)))
-    loss = loss - xp.sum(image[1] + text[1])
-    scale = 1.0 / (2.0 * batch_size)
-    c = image[3] + text[3]
-    weighted = _pairs.weighted_excess(image[2] + text[2], own, c, None)
-    c = c[:, None]
+    image, text = learner.sweep(visit, add, [of_rows, (ANCHORS,)], [of_columns, (ANCHORS,)])
+    scale, loss, slope = 1.0 / (2.0 * batch_size), [], []
+    for own, target, moment in zip(p, q, (image[1], text[1]), strict=True):
+        # Negatives: log p = x + log(sum of p / total). The positive has D = 0, so p = exp(-log denominator).
+        loss.append(xp.exp(-target.log_denominator) * own.log_denominator - moment - target.weight * own.log_factor)
+        slope.append(own.weight * own.mean - moment - target.weight * own.above)
+    c = (p[0].weight - q[0].weight) + (p[1].weight - q[1].weight)
     return LossGradients(
-        loss=scale * loss,
-        image_gradient=pull_back(image[0], c, text_features, scale / temperature, xp),
-        text_gradient=pull_back(text[0], c, image_features, scale / temperature, xp),
-        temperature_gradient=-scale / temperature * xp.sum(weighted),
+        loss=xp.sum(scale * loss[0]) + xp.sum(scale * loss[1]),
+        image_gradient=gradient(image[0], c, text_features, scale / temperature, xp),
+        text_gradient=gradient(text[0], c, image_features, scale / temperature, xp),
+        temperature_gradient=-(xp.sum(scale * slope[0]) + xp.sum(scale * slope[1])) / temperature,
     )
 
 
@@ -453,6 +602,9 @@ def hinge_margin_loss(
         xp=xp,
     )
     own, shares = pairs.cut(pairs.positives()), tuple(pairs.cut(share) for share in _one_over_negatives(pairs, xp))
+    # Features so large that S would overflow are scaled, and the margin with them.
+    left, right = pairs.scaling.left, pairs.scaling.right
+    margin = margin * left * right
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         slopes, values = [], []
@@ -465,17 +617,17 @@ def hinge_margin_loss(
             slopes.append(slope)
             values.append((xp.sum(slope * within, axis=axis), xp.sum(slope, axis=axis)))
         slope = slopes[0] + slopes[1]
-        image_pull, text_pull = pairs.pull(tile, slope)
+        image_pull, text_pull = pairs.pull(tile.i, tile.j, slope)
         return (image_pull, *values[0]), (text_pull, *values[1])
 
     of_rows, of_columns = pairs.pull_shapes
     sums = [(ANCHORS,)] * 2
     image, text = pairs.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
-    scale, c = 1.0 / (2.0 * batch_size), (image[2] + text[2])[:, None]
+    scale, c = 1.0 / (2.0 * batch_size), image[2] + text[2]
     return FeatureGradients(
-        loss=scale * xp.sum(image[1] + text[1]),
-        image_gradient=pull_back(image[0], c, text_features, 2.0 * scale, xp),
-        text_gradient=pull_back(text[0], c, image_features, 2.0 * scale, xp),
+        loss=xp.sum(scale * (image[1] + text[1])) / left / right / left / right,
+        image_gradient=gradient(image[0], c, text_features, 2.0 * scale / left / right, xp),
+        text_gradient=gradient(text[0], c, image_features, 2.0 * scale / left / right, xp),
     )
 
 
@@ -627,17 +779,34 @@ def _one_over_negatives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[Array, Arra
 
 
 class _Softmax(NamedTuple):
-    """One direction's softmax over all others and the positive; (b,) each."""
+    """One direction's softmax over all others and the positive; (b,) each, or cut into blocks."""
 
     log_denominator: Array  # log sum_j exp(D_ij), the positive's 1 included
-    threshold: Array  # the logit at which a probability is 1
+    weight: Array  # probability of all negatives together
+    log_factor: Array  # log of what turns a negative's exponential into its probability
+    mean: Array  # mean of D over negatives
+    above: Array  # D of the peak
+    peaks: Blocks
+    factors: Blocks
 
 
-def _with_positives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[tuple[_Softmax, _Softmax], Array]:
-    """Return the softmax over rows and over columns, and the positives."""
-    *sides, own = _pairs.sum_negatives(pairs)
+def _softmax(pairs: _pairs.Pairs, xp: Namespace) -> tuple[_Softmax, _Softmax]:
+    """Return the softmax over rows and over columns."""
+    *sides, positive = _pairs.sum_negatives(pairs)
     both = []
-    for negatives in sides:
-        log_denominator = log_add_constant(_pairs.log_sum(negatives, own, None, xp=xp), 1.0, xp=xp)
-        both.append(_Softmax(log_denominator, _pairs.threshold(own, log_denominator, None)))
-    return (both[0], both[1]), own
+    for negatives, rate in zip(sides, pairs.scaling.rates, strict=True):
+        log_sum, mean = directed(negatives, positive, rate, xp=xp)
+        log_weight = -log_add_constant(-log_sum, 1.0, xp=xp)
+        log_factor = log_weight - xp.log(negatives.total)
+        both.append(
+            _Softmax(
+                log_denominator=log_add_constant(log_sum, 1.0, xp=xp),
+                weight=xp.exp(log_weight),
+                log_factor=log_factor,
+                mean=mean,
+                above=_pairs.above(negatives, positive, rate, xp=xp),
+                peaks=pairs.cut(negatives.peak),
+                factors=pairs.cut(xp.exp(log_factor)),
+            )
+        )
+    return both[0], both[1]
