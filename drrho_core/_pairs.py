@@ -5,25 +5,26 @@ Notation of docs/theory. Rows are image anchors, columns text anchors; [b, b] ma
     Z = scale [E1, -lambda R1] [E2, R2]^T        the (excess) similarity, or the logits: scale = 1 / t where t is global
     image anchor i:  D_ij = (Z_ij - Z_ii) / (scale t_i)          text anchor j:  D'_ij = (Z_ij - Z_jj) / (scale t'_j)
 
-`sum_negatives` is the first sweep. For each anchor it returns the sums over its negatives of e = exp((Z - peak) / (scale t))
-and of e times that exponent. `peak` is a value of Z near the largest negative, so that nothing overflows. Positives come out
-of the same products: those of equal features are then equal to the bit.
+`sum_negatives` is the first sweep. For each anchor it returns the sums over its negatives of
+e = exp((Z - peak) / (scale t)) and of e times that exponent. `peak` is a value of Z near the largest negative, so that
+nothing overflows. Positives come out of the same products: those of equal features are then equal to the bit.
 `weigh` is the second sweep. It is given the sum of each anchor's weights, and with
 
     w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
 
-it returns ``V E2`` and ``V^T E1``. The weights are divided by sums of the same exponentials that make them. An exponential
-relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % where 1/t = 1e5 in float32.
+it returns ``V E2`` and ``V^T E1``. The weights are divided by sums of the same exponentials that make them. An
+exponential relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % where 1/t = 1e5 in
+float32.
 
-One exponential per pair serves both directions where one temperature serves all anchors: e = exp(Z - m), m being the tile's
-largest entry. A tile in which some anchor's peak is so far below m that e would underflow is *cold*: there each direction
-takes exponentials relative to its own peaks. This choice looks at values, so where those cannot be seen (under tracing,
-on a device) every tile is treated as cold.
+One exponential per pair serves both directions where one temperature serves all anchors: e = exp(Z - m), m being the
+tile's largest entry. A tile in which some anchor's peak is so far below m that e would underflow is *cold*: there each
+direction takes exponentials relative to its own peaks. This choice looks at values, so where those cannot be seen (under
+tracing, on a device) every tile is treated as cold.
 
 A sweep either keeps the tiles (one pass: 4 products b x b x d in all, half of them for the reference) or computes them
-again (two passes: 6 products, memory grows with b). Tiles cost more than their products only by what is done to their b^2
-entries, so that is little: in the first sweep two maxima, a difference, an exponential, a product and four sums; in the
-second an outer sum and a product. Everything else is of size b.
+again (two passes: 6 products, memory grows with b). Tiles cost more than their products only by what is done to their
+b^2 entries, so that is little: in the first sweep two maxima, a difference, an exponential, a product and four sums; in
+the second an outer sum and a product. Everything else is of size b.
 
 Where both sides are one view (`symmetric`) Z is symmetric, a sample has one anchor and not two, and the tiles above the
 diagonal are enough: such a tile's rows and its columns are different anchors.
@@ -244,7 +245,9 @@ class Pairs:
         rate, floor = self.rate(which, block), _of_block(self._floors[which], block)
         if rate is None:
             return x
-        # Times a rate the difference could overflow. Below the floor its exponential is 0 already.
+        if tile.counts is not None:  # what does not count may be far above
+            x = self.xp.where(tile.counts, x, self.xp.zeros_like(x))
+        # Times a rate the difference could overflow. At the floor its exponential is 0 already.
         x = self.xp.maximum(x, _along_axis(axis, floor, x, self.xp))
         x *= _along_axis(axis, rate, x, self.xp)
         return x
@@ -306,11 +309,11 @@ class Pairs:
         xp, rate, floor = self.xp, self.scaling.rates[0], self.scaling.floors[0]
         x = tile.z
         x -= top
-        if tile.counts is not None or rate is not None:
-            x = xp.clip(x, min=FLOOR if rate is None else floor)
         if rate is not None:
+            x = xp.clip(x, min=floor)
             x *= rate
-        return x
+            return x if tile.counts is None else xp.where(tile.counts, x, FLOOR)
+        return x if tile.counts is None else xp.clip(x, min=FLOOR)
 
     def pull(self, i: Array, j: Array, v: Array) -> tuple[Array, Array]:
         """Return ``V E2`` for a tile's rows and ``V^T E1`` for its columns, in the shapes of `pull_shapes`."""
@@ -491,21 +494,28 @@ def sum_negatives(pairs: Pairs) -> tuple[Negatives, Negatives, Array]:
     shapes: Shapes = [(ANCHORS,)] * (5 if pairs.has_mask else 4)
     image, text = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), shapes, shapes)
     if pairs.has_mask:
-        return Negatives(*image[:3], image[4]), Negatives(*text[:3], text[4]), image[3]
+        return _negatives(image, image[4]), _negatives(text, text[4]), image[3]
     count = pairs.xp.full_like(image[0], float(pairs.batch_size - 1))
-    return Negatives(*image[:3], count), Negatives(*text[:3], count), image[3]
+    return _negatives(image, count), _negatives(text, count), image[3]
 
 
 def sum_negatives_within(pairs: Pairs) -> Negatives:
     """Return the sums over the negatives of each anchor in its own view."""
-    (*sums, _), _ = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), [(ANCHORS,)] * 4)
-    return Negatives(*sums, pairs.xp.full_like(sums[0], float(pairs.batch_size - 1)))
+    sums, _ = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), [(ANCHORS,)] * 4)
+    return _negatives(sums, pairs.xp.full_like(sums[0], float(pairs.batch_size - 1)))
+
+
+def _negatives(values: Values, count: Any) -> Negatives:
+    return Negatives(values[0], values[1], values[2], count)
 
 
 def merge(one: Negatives, other: Negatives, rate: Scalar | None, *, xp: Namespace) -> Negatives:
     """Return the sums over the same anchors' negatives in two tiles or two matrices as one."""
     some = [part.total > 0 for part in (one, other)]
-    logs = [xp.log(xp.where(any_, part.total, xp.ones_like(part.total))) for any_, part in zip(some, (one, other))]
+    logs = [
+        xp.log(xp.where(any_, part.total, xp.ones_like(part.total)))
+        for any_, part in zip(some, (one, other), strict=True)
+    ]
     gap = saturated(xp.where(some[0] & some[1], one.peak - other.peak, xp.zeros_like(one.peak)), rate, xp=xp)
     # The part with the larger sum stays the reference, so that neither sum overflows or is lost.
     lead = gap + (logs[0] - logs[1])
@@ -614,7 +624,7 @@ def _meet_negatives(pairs: Pairs) -> Visit:
         # Cold: this direction's exponentials, relative to its own peaks.
         x = pairs.exponent(which, tile, peak)
         if tile.counts is not None:
-            x = xp.clip(x, min=FLOOR)
+            x = xp.clip(x, min=FLOOR) if pairs.rates[which] is None else xp.where(tile.counts, x, FLOOR)
         e = exp(x, False)
         return sums(peak, e, x * e, 1 - which)
 
@@ -647,7 +657,7 @@ def _merge_negatives(pairs: Pairs) -> Combine:
     """Return how the sums, positives and counts of two tiles become one."""
 
     def combine(which: int, block: Array, old: Values, new: Values) -> Values:
-        first, second = (Negatives(*part[:3], part[4] if pairs.has_mask else 0) for part in (old, new))
+        first, second = (_negatives(part, part[4] if pairs.has_mask else 0) for part in (old, new))
         merged = merge(first, second, pairs.rate(which, block), xp=pairs.xp)
         positive = old[3] if new[3] is None else new[3]
         return (*merged[:3], positive, *((merged.count,) if pairs.has_mask else ()))
@@ -661,7 +671,8 @@ class _Weights:
     def __init__(self, pairs: Pairs, negatives: tuple[Negatives, Negatives], weights: tuple[Array, Array]) -> None:
         self._pairs, xp = pairs, pairs.xp
         both = list(zip(negatives, weights, strict=True))
-        self._peaks = [pairs.cut(sums.peak) for sums, _ in both]
+        zero = xp.zeros_like(both[0][1])  # an anchor without negatives has no peak
+        self._peaks = [pairs.cut(xp.where(sums.total > 0, sums.peak, zero)) for sums, _ in both]
         self._factors = [pairs.cut(shares(sums, weight, xp=xp)) for sums, weight in both]
 
     def of_tile(self, which: int, tile: Tile) -> Array:

@@ -166,7 +166,8 @@ def contrastive_step(
         text_features,
         reference_features,
         setting.reference_weight,
-        *cast(setting.temperatures, setting.work, xp),
+        cast(setting.temperatures[0], setting.work, xp),
+        cast(setting.temperatures[1], setting.work, xp),
         pair_mask,
     )
     # Pass 1: each anchor's sum over its negatives, averaged into its inner estimate.
@@ -326,7 +327,10 @@ def evaluate(setting: Setting, sides: tuple[Side, Side], *, means: tuple[Array, 
 
 
 def in_shares(weights: list[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Array, Array], Array]:
-    """Return both directions' sums of weights / 2b as shares of the largest, in a range that suits half types, and it."""
+    """Return both directions' sums of weights, divided by 2b and by the largest of them, and that largest one.
+
+    No half type overflows or loses them.
+    """
     top = xp.maximum(xp.max(weights[0]), xp.max(weights[1]))
     top = xp.where(top > 0, top, xp.ones_like(top))
     scale = 1.0 / (2.0 * weights[0].shape[0])
@@ -470,8 +474,9 @@ def find_scaling(
     sizes = [_largest(images, seen, xp), _largest(texts, seen, xp)]
     if reference is not None:
         weight = float(reference_weight) if seen else reference_weight
-        sizes[0] = _larger(sizes[0], weight * _largest(reference[0], seen, xp), xp)
-        sizes[1] = _larger(sizes[1], _largest(reference[1], seen, xp), xp)
+        own = None if seen else images[:1, :1]
+        sizes[0] = _larger(sizes[0], weight * _largest(reference[0], seen, xp, own), xp)
+        sizes[1] = _larger(sizes[1], _largest(reference[1], seen, xp, own), xp)
     fits = sizes[0] * inverse * sizes[1] * width <= largest / 8.0
     if seen:
         if fits and not is_pair:
@@ -487,10 +492,16 @@ def find_scaling(
     return Scaling(left, 1.0 / units[1], *_rates(rest, largest, smallest, xp))
 
 
-def _largest(x: Array, seen: bool, xp: Namespace) -> Any:
+def _largest(x: Array, seen: bool, xp: Namespace, traced_too: Array | None = None) -> Any:
     """Return the largest absolute value, a float if values can be seen."""
-    both = xp.max(x), -xp.min(x)
-    return max(float(both[0]), float(both[1])) if seen else xp.maximum(*both)
+    if seen:
+        return max(float(xp.max(x)), -float(xp.min(x)))
+    size = xp.abs(x)
+    if traced_too is not None:
+        # Reference features may be constants of the traced function. XLA would take seconds to reduce them while it
+        # compiles; it does not where the result depends on an argument.
+        size = size + xp.zeros_like(x[:1, :1]) * traced_too
+    return xp.max(size)
 
 
 def _larger(one: Any, other: Any, xp: Namespace) -> Any:

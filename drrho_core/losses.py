@@ -15,7 +15,6 @@ Sources: CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343), MobileCLIP (arXiv 2
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from drrho_core import _checks, _pairs
@@ -167,8 +166,8 @@ def info_nce(
     >>> round(float(result.loss), 6), round(float(np.log(1 + 2 * np.exp(-2))), 6)
     (0.239545, 0.239545)
     """
-    weights = optional_arrays(anchor_weight=anchor_weight)
-    xp, arrays = _gather(image_features, text_features, weights, {"temperature": temperature}, xp)
+    more = optional_arrays(anchor_weight=anchor_weight)
+    xp, arrays = _gather(image_features, text_features, more, {"temperature": temperature}, xp)
     batch_size = check_features(arrays, xp)
     temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp)
     work = wide_dtype(image_features.dtype, xp)
@@ -196,126 +195,6 @@ def info_nce(
         text_gradient=gradient(sums.text_pull, c, image_features, unit / temperature, xp),
         temperature_gradient=-(xp.sum(scale * slopes[0]) + xp.sum(scale * slopes[1])) / temperature,
     )
-
-
-def pair_loss(
-    image_features: Array,
-    text_features: Array,
-    /,
-    *,
-    temperature: Scalar,
-    tile_size: int | None = None,
-    memory_budget: int | None = None,
-    xp: Namespace | None = None,
-) -> Array:
-    """Return how badly each pair of a batch fits: above 0 it fits worse than the batch's other pairs do on average.
-
-    Parameters
-    ----------
-    image_features, text_features : array, shape (b, d)
-        Features of the pairs by one model, unit norm (not enforced), b >= 2. Row i of both is a pair.
-    temperature : float or array of shape ()
-        Temperature tau > 0.
-    tile_size, memory_budget : int, optional
-        Affect speed and memory only, not the result: see `contrastive_step`. One sweep is enough.
-    xp : namespace, optional
-        The arrays' namespace; pass it under ``torch.compile``.
-
-    Returns
-    -------
-    array, shape (b,)
-        One loss per pair, dimensionless, in the features' dtype (float32 for half types).
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `contrastive_step`.
-
-    Notes
-    -----
-    Half of ``log mean_{j != i} exp((S_ij - S_ii) / tau)`` over row i, plus half of the same over column i: the logarithm
-    of the inner estimate of SogCLR (arXiv 2202.12387) on this batch, averaged over both directions.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and third pair are the wrong way round
-    >>> np.round(pair_loss(images, texts, temperature=0.5), 4).tolist()
-    [-2.0, 1.4338, 1.4338]
-    """
-    xp, arrays = _gather(image_features, text_features, {}, {"temperature": temperature}, xp)
-    batch_size = check_features(arrays, xp)
-    work = wide_dtype(image_features.dtype, xp)
-    temperature = cast(_checks.parameter("temperature", temperature, positive, "be > 0", xp), work, xp)
-    temperatures = per_anchor(temperature, image_features, work, xp)
-    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
-    first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
-    return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
-
-
-def reference_anchor_weight(
-    pair_loss: Array,
-    /,
-    *,
-    temperature: Scalar = 0.5,
-    threshold: Scalar = -1.0,
-    xp: Namespace | None = None,
-) -> Array:
-    """Return weights of anchors that take pairs seriously which a reference model finds plausible, and others little.
-
-    Parameters
-    ----------
-    pair_loss : array, shape (b,)
-        Each pair's loss by a reference model that has not memorised the pairs: see `pair_loss`.
-    temperature : float or array of shape ()
-        Width > 0 of the transition, in units of the pair loss.
-    threshold : float or array of shape ()
-        The pair loss at which a pair gets half of the largest weight.
-    xp : namespace, optional
-        The array's namespace; pass it under ``torch.compile``.
-
-    Returns
-    -------
-    array, shape (b,)
-        Weights >= 0 with mean 1 over this array, in its dtype: the `anchor_weight` of `contrastive_step`. To have mean 1
-        over a data set, pass the losses of all its pairs and take rows.
-
-    Raises
-    ------
-    TypeError
-        If `pair_loss` is no array of a real floating dtype, or a number has another type.
-    ValueError
-        If a shape or a value breaks the rules above, or an input asks for autograd.
-
-    Notes
-    -----
-    ``a_i = sigmoid(-(l_i - threshold) / temperature)``, divided by its mean. It leaves pairs out without a threshold on
-    a share: a pair that fits worse than a random one pulls with next to nothing.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> np.round(reference_anchor_weight(np.asarray([-4.0, -1.0, 3.0])), 3).tolist()
-    [1.996, 1.001, 0.003]
-    """
-    scalars = {"temperature": temperature, "threshold": threshold}
-    arrays = {"pair_loss": pair_loss} | {name: value for name, value in scalars.items() if is_array(value)}
-    xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
-    _checks.same_device(arrays, xp)
-    _checks.floating("pair_loss", pair_loss, xp)
-    _checks.ndim("pair_loss", pair_loss, 1, "(batch_size,)")
-    if pair_loss.shape[0] == 0:
-        raise ValueError("pair_loss must hold at least 1 entry, got shape (0,)")
-    _checks.finite("pair_loss", pair_loss, xp)
-    work = wide_dtype(pair_loss.dtype, xp)
-    temperature = cast(_checks.parameter("temperature", temperature, positive, "be > 0", xp), work, xp)
-    threshold = cast(_checks.parameter("threshold", threshold, lambda _: True, "be finite", xp), work, xp)
-    # log sigmoid(-y), then a softmax: where all sigmoids underflow their ratios still exist.
-    y = (xp.astype(pair_loss, work, copy=False) - threshold) / temperature
-    log_weight = -xp.logaddexp(xp.zeros_like(y), y)
-    weight = xp.exp(log_weight - xp.max(log_weight))
-    return xp.astype(weight / xp.mean(weight), pair_loss.dtype, copy=False)
 
 
 def sigmoid_loss(
@@ -516,17 +395,18 @@ def distillation_loss(
             if tile.counts is not None:
                 x = xp.where(tile.counts, x, xp.zeros_like(x))
             slopes.append(slope)
-            moments.append(xp.sum(target * x, axis=axis))
+            moments.append((xp.sum(target * x, axis=axis), xp.sum(slope * x, axis=axis)))
         image_pull, text_pull = learner.pull(tile.i, tile.j, slopes[0] + slopes[1])
-        return (image_pull, moments[0]), (text_pull, moments[1])
+        return (image_pull, *moments[0]), (text_pull, *moments[1])
 
     of_rows, of_columns = learner.pull_shapes
-    image, text = learner.sweep(visit, add, [of_rows, (ANCHORS,)], [of_columns, (ANCHORS,)])
+    sums = [(ANCHORS,)] * 2
+    image, text = learner.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
     scale, loss, slope = 1.0 / (2.0 * batch_size), [], []
-    for own, target, moment in zip(p, q, (image[1], text[1]), strict=True):
+    for own, target, (moment, tilt) in zip(p, q, (image[1:], text[1:]), strict=True):
         # Negatives: log p = x + log(sum of p / total). The positive has D = 0, so p = exp(-log denominator).
         loss.append(xp.exp(-target.log_denominator) * own.log_denominator - moment - target.weight * own.log_factor)
-        slope.append(own.weight * own.mean - moment - target.weight * own.above)
+        slope.append(tilt + (own.weight - target.weight) * own.above)
     c = (p[0].weight - q[0].weight) + (p[1].weight - q[1].weight)
     return LossGradients(
         loss=xp.sum(scale * loss[0]) + xp.sum(scale * loss[1]),
@@ -784,7 +664,6 @@ class _Softmax(NamedTuple):
     log_denominator: Array  # log sum_j exp(D_ij), the positive's 1 included
     weight: Array  # probability of all negatives together
     log_factor: Array  # log of what turns a negative's exponential into its probability
-    mean: Array  # mean of D over negatives
     above: Array  # D of the peak
     peaks: Blocks
     factors: Blocks
@@ -795,7 +674,7 @@ def _softmax(pairs: _pairs.Pairs, xp: Namespace) -> tuple[_Softmax, _Softmax]:
     *sides, positive = _pairs.sum_negatives(pairs)
     both = []
     for negatives, rate in zip(sides, pairs.scaling.rates, strict=True):
-        log_sum, mean = directed(negatives, positive, rate, xp=xp)
+        log_sum, _ = directed(negatives, positive, rate, xp=xp)
         log_weight = -log_add_constant(-log_sum, 1.0, xp=xp)
         log_factor = log_weight - xp.log(negatives.total)
         both.append(
@@ -803,7 +682,6 @@ def _softmax(pairs: _pairs.Pairs, xp: Namespace) -> tuple[_Softmax, _Softmax]:
                 log_denominator=log_add_constant(log_sum, 1.0, xp=xp),
                 weight=xp.exp(log_weight),
                 log_factor=log_factor,
-                mean=mean,
                 above=_pairs.above(negatives, positive, rate, xp=xp),
                 peaks=pairs.cut(negatives.peak),
                 factors=pairs.cut(xp.exp(log_factor)),

@@ -96,7 +96,7 @@ def log_share_of_new(log_old: Array, log_new: Array, gamma: Array | float, /, *,
 
 
 def _log_gammas(gamma: Array | float, xp: Namespace) -> tuple[Array | float, Array | float]:
-    """Return ``log(1 - gamma)`` and ``log(gamma)``; nan for an array's entry outside (0, 1], where no check could look."""
+    """Return ``log(1 - gamma)`` and ``log(gamma)``; nan for an array's entry outside (0, 1] that no check could see."""
     if isinstance(gamma, float):
         return (math.log1p(-gamma) if gamma < 1 else -math.inf), math.log(gamma)
     valid = (gamma > 0) & (gamma <= 1)
