@@ -13,13 +13,13 @@ nothing overflows. Positives come out of the same products: those of equal featu
     w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
 
 it returns ``V E2`` and ``V^T E1``. The weights are divided by sums of the same exponentials that make them. An
-exponential relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % where 1/t = 1e5 in
-float32.
+exponential relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % where 1/t = 1e5
+in float32.
 
 One exponential per pair serves both directions where one temperature serves all anchors: e = exp(Z - m), m being the
 tile's largest entry. A tile in which some anchor's peak is so far below m that e would underflow is *cold*: there each
-direction takes exponentials relative to its own peaks. This choice looks at values, so where those cannot be seen (under
-tracing, on a device) every tile is treated as cold.
+direction takes exponentials relative to its own peaks. This choice looks at values, so where those cannot be seen
+(under tracing, on a device) every tile is treated as cold.
 
 A sweep either keeps the tiles (one pass: 4 products b x b x d in all, half of them for the reference) or computes them
 again (two passes: 6 products, memory grows with b). Tiles cost more than their products only by what is done to their

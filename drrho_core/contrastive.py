@@ -421,12 +421,13 @@ def prepare(
     matrices: int = 1,
     sweeps: int = 2,
     share: bool = True,
+    margin: Scalar | None = None,
     xp: Namespace,
 ) -> _pairs.Pairs:
     """Cast half types to float32 and split Z into tiles.
 
     The `matrices` of a step share one memory budget; each tile is read in so many `sweeps`. Entries of Z are logits if
-    the temperature is global, else similarities. See `_pairs.Pairs` about `share`.
+    the temperature is global, else similarities. See `_pairs.Pairs` about `share`, `find_scaling` about `margin`.
     """
     dtype = work_dtype(image_features, reference_features, xp)
     images, texts = (xp.astype(features, dtype, copy=False) for features in (image_features, text_features))
@@ -442,7 +443,7 @@ def prepare(
         texts,
         reference_features=reference,
         reference_weight=reference_weight,
-        scaling=find_scaling(images, texts, reference, reference_weight, cast(temperature, dtype, xp), xp),
+        scaling=find_scaling(images, texts, reference, reference_weight, cast(temperature, dtype, xp), margin, xp),
         pair_mask=pair_mask,
         side=side,
         keep=keep and sweeps > 1,
@@ -457,9 +458,13 @@ def find_scaling(
     reference: tuple[Array, Array] | None,
     reference_weight: Scalar,
     temperature: PerAnchor,
+    margin: Scalar | None,
     xp: Namespace,
 ) -> Scaling:
-    """Return factors of the features with which no entry of Z overflows, and the rates that make exponents of it."""
+    """Return factors of the features with which no entry of Z overflows, and the rates that make exponents of it.
+
+    With a `margin`, sums of Z and margin do not overflow either, nor do their products with the features.
+    """
     finfo = xp.finfo(images.dtype)
     largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
     width = float(images.shape[1] + (0 if reference is None else reference[0].shape[1]))
@@ -477,14 +482,18 @@ def find_scaling(
         own = None if seen else images[:1, :1]
         sizes[0] = _larger(sizes[0], weight * _largest(reference[0], seen, xp, own), xp)
         sizes[1] = _larger(sizes[1], _largest(reference[1], seen, xp, own), xp)
-    fits = sizes[0] * inverse * sizes[1] * width <= largest / 8.0
+    reach = sizes[0] * inverse * sizes[1] * width
+    if margin is not None:
+        margin = float(margin) if seen else margin
+        reach = (reach + margin) * _larger(1.0, _larger(*sizes, xp), xp) * float(images.shape[0])
+    fits = reach <= largest / 8.0
     if seen:
         if fits and not is_pair:
             return Scaling(inverse)
-        units = [1.0, 1.0] if fits else [max(size, smallest) for size in sizes]
+        units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp)
         rest = _over(temperature, units)
         return Scaling(1.0 / units[0], 1.0 / units[1], *_rates(rest, largest, smallest, xp))
-    units = [xp.where(fits, 1.0, xp.clip(size, min=smallest)) for size in sizes]
+    units = [xp.where(fits, 1.0, unit) for unit in _units(sizes, margin, largest, smallest, xp)]
     rest = _over(temperature, units)
     left = 1.0 / units[0]
     if not isinstance(rest, tuple):  # with all of the temperature in the left factor the rate is 1 to the bit
@@ -505,7 +514,17 @@ def _largest(x: Array, seen: bool, xp: Namespace, traced_too: Array | None = Non
 
 
 def _larger(one: Any, other: Any, xp: Namespace) -> Any:
-    return max(one, other) if isinstance(one, float) else xp.maximum(one, other)
+    if isinstance(one, float):
+        return max(one, other) if isinstance(other, float) else xp.clip(other, min=one)
+    return xp.maximum(one, other)
+
+
+def _units(sizes: list[Any], margin: Any, largest: float, smallest: float, xp: Namespace) -> list[Any]:
+    """Return what to divide both factors by, so that the entries of Z, and the margin, are of size 1."""
+    one, other = (_larger(smallest, size, xp) for size in sizes)
+    if margin is not None:
+        one = one * _larger(1.0, margin / one / other, xp)
+    return [min(one, largest / 8.0) if isinstance(one, float) else xp.clip(one, max=largest / 8.0), other]
 
 
 def _over(temperature: PerAnchor, units: list[Any]) -> PerAnchor:

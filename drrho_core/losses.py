@@ -262,18 +262,20 @@ def sigmoid_loss(
     pairs = prepare(
         image_features,
         text_features,
-        temperature=1.0 / scale,
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
         sweeps=1,
         xp=xp,
     )
-    scaling = pairs.scaling
+    # Features so large that S would overflow are scaled: S = z / (left right).
+    left, right = pairs.scaling.left, pairs.scaling.right
+    scaled = not (isinstance(left, float) and left == right == 1.0)
+    rate = _bounded(scale / left / right, xp.finfo(work), xp) if scaled else scale
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         z = tile.z
-        logits = _pairs.saturated(z, scaling.rates[0], xp=xp) + bias
+        logits = (_pairs.saturated(z, rate, xp=xp) if scaled else scale * z) + bias
         positives = _on_diagonal(z, xp) if tile.diagonal else None
         # The logit of the wrong answer. Its softplus is the loss, its sigmoid the slope.
         wrong = logits if positives is None else xp.where(positives, -logits, logits)
@@ -298,7 +300,7 @@ def sigmoid_loss(
         loss=share * loss,
         image_gradient=xp.astype(share * scale * image_pull, image_features.dtype),
         text_gradient=xp.astype(share * scale * text_pull, text_features.dtype),
-        scale_gradient=share * scale_gradient / scaling.left / scaling.right,
+        scale_gradient=share * scale_gradient / left / right,
         bias_gradient=share * bias_gradient,
     )
 
@@ -479,12 +481,13 @@ def hinge_margin_loss(
         tile_size=tile_size,
         memory_budget=memory_budget,
         sweeps=1,
+        margin=margin,
         xp=xp,
     )
-    own, shares = pairs.cut(pairs.positives()), tuple(pairs.cut(share) for share in _one_over_negatives(pairs, xp))
-    # Features so large that S would overflow are scaled, and the margin with them.
+    # Features or a margin so large that sums would overflow are scaled.
     left, right = pairs.scaling.left, pairs.scaling.right
     margin = margin * left * right
+    own, shares = pairs.cut(pairs.positives()), tuple(pairs.cut(share) for share in _one_over_negatives(pairs, xp))
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         slopes, values = [], []
@@ -631,6 +634,12 @@ def _check_pair_mask(pair_mask: Array | None, batch_size: int, xp: Namespace) ->
         _checks.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
         if pair_mask.dtype != xp.bool:
             raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
+
+
+def _bounded(rate: Scalar, finfo: Any, xp: Namespace) -> Scalar:
+    """Return a rate that its dtype can hold."""
+    largest = float(finfo.max)
+    return min(rate, largest) if isinstance(rate, float) else xp.clip(rate, max=largest)
 
 
 def _on_diagonal(tile: Array, xp: Namespace) -> Array:
