@@ -2,12 +2,13 @@
 
 Notation of docs/theory. Rows are image anchors, columns text anchors; [b, b] matrices are met in square tiles:
 
-    Z = scale [E1, -lambda R1] [E2, R2]^T        the (excess) similarity, or the logits: scale = 1 / t where t is global
-    image anchor i:  D_ij = (Z_ij - Z_ii) / (scale t_i)          text anchor j:  D'_ij = (Z_ij - Z_jj) / (scale t'_j)
+    Z = [E1, -lambda R1] [E2, R2]^T        the (excess) similarity, times a factor where features are so large that it
+                                           would overflow
+    image anchor i:  D_ij = (Z_ij - Z_ii) r_i          text anchor j:  D'_ij = (Z_ij - Z_jj) r'_j          r = 1 / t
 
-`sum_negatives` is the first sweep. For each anchor it returns the sums over its negatives of
-e = exp((Z - peak) / (scale t)) and of e times that exponent. `peak` is a value of Z near the largest negative, so that
-nothing overflows. Positives come out of the same products: those of equal features are then equal to the bit.
+`sum_negatives` is the first sweep. For each anchor it returns the sums over its negatives of e = exp((Z - peak) r) and
+of e times that exponent. `peak` is a value of Z near the largest negative, so that nothing overflows. Positives come
+out of the same products: those of equal features are then equal to the bit.
 `weigh` is the second sweep. It is given the sum of each anchor's weights, and with
 
     w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
@@ -16,9 +17,9 @@ it returns ``V E2`` and ``V^T E1``. The weights are divided by sums of the same 
 exponential relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % where 1/t = 1e5
 in float32.
 
-One exponential per pair serves both directions where one temperature serves all anchors: e = exp(Z - m), m being the
-tile's largest entry. A tile in which some anchor's peak is so far below m that e would underflow is *cold*: there each
-direction takes exponentials relative to its own peaks. This choice looks at values, so where those cannot be seen
+One exponential per pair serves both directions where one temperature serves all anchors: e = exp((Z - m) r), m being
+the tile's largest entry. A tile in which some anchor's peak is so far below m that e would underflow is *cold*: there
+each direction takes exponentials relative to its own peaks. This choice looks at values, so where those cannot be seen
 (under tracing, on a device) every tile is treated as cold.
 
 A sweep either keeps the tiles (one pass: 4 products b x b x d in all, half of them for the reference) or computes them
@@ -89,7 +90,7 @@ Stacks: TypeAlias = tuple[Array, ...]
 
 
 class Negatives(NamedTuple):
-    """Sums over the negatives of each anchor of one direction; (b,), with r = 1 / (scale t)."""
+    """Sums over the negatives of each anchor of one direction; (b,), r being its rate."""
 
     peak: Array  # a value of Z near the largest negative; any finite number without negatives
     total: Array  # sum exp((Z - peak) r), 0 without negatives
@@ -98,16 +99,17 @@ class Negatives(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """Factors of Z, and what is left of the temperatures: ``exponent = (Z - reference) * rate``.
+    """Factors of Z, and what makes exponents of it: ``(Z - reference) * rate``.
 
-    One global temperature is part of the left factor, and the rate is 1. Factors of features so large that Z would
-    overflow make |Z| at most their width; the rates then undo that, as far as they can be represented.
+    The factors are 1 unless the features are so large that Z would overflow; then they make |Z| at most its width, and
+    the rates undo that as far as they can be represented. Differences of Z are taken before they are divided by a
+    temperature: for logits that nearly tie they are exact.
     """
 
     left: Scalar = 1.0
     right: Scalar = 1.0
-    rates: tuple[Scalar | None, Scalar | None] = (None, None)  # per direction: None for 1, a scalar or (b,)
-    floors: tuple[Scalar | None, Scalar | None] = (None, None)  # differences of Z below which exponentials are 0
+    rates: tuple[Scalar, Scalar] = (1.0, 1.0)  # 1 / (left right t) per direction: a scalar or (b,)
+    floors: tuple[Scalar | None, Scalar | None] = (None, None)  # differences at which exponentials are 0; None: no need
 
 
 class Shared(NamedTuple):
@@ -197,7 +199,7 @@ class Pairs:
         self._floors = tuple(self._cut_rate(floor) for floor in scaling.floors)
         self.pair_mask, self.has_mask = pair_mask, pair_mask is not None
         self._mask = None if pair_mask is None else self._cut_mask(pair_mask)
-        per_anchor = any(getattr(rate, "ndim", 0) for rate in scaling.rates)
+        per_anchor = not _is_scalar(scaling.rates[0])
         # Whether tiles are cold must be seen, and exponents must be the same in both directions.
         self.shares = share and not per_anchor and not self.rolled and values_visible(image_features, xp)
         self._keep = keep
@@ -232,25 +234,22 @@ class Pairs:
         return flat[: self.batch_size, ...]
 
     def _cut_rate(self, rate: Scalar | None) -> Any:
-        return self.cut(rate, fill=1.0) if getattr(rate, "ndim", 0) else rate
+        return rate if rate is None or _is_scalar(rate) else self.cut(rate, fill=1.0)
 
-    def rate(self, which: int, block: Array) -> Scalar | None:
-        """Return the rates of a block's anchors, (side,) or a scalar; None where all are 1."""
+    def rate(self, which: int, block: Array) -> Scalar:
+        """Return the rates of a block's anchors, (side,) or a scalar."""
         return _of_block(self.rates[which], block)
 
     def exponent(self, which: int, tile: Tile, reference: Array) -> Array:
         """Return ``(Z - reference_i) r_i`` of a tile, given a number for each of its anchors in one direction."""
         axis, block = 1 - which, tile.block(which)
         x = tile.z - along(axis, reference)
-        rate, floor = self.rate(which, block), _of_block(self._floors[which], block)
-        if rate is None:
-            return x
-        if tile.counts is not None:  # what does not count may be far above
-            x = self.xp.where(tile.counts, x, self.xp.zeros_like(x))
-        # Times a rate the difference could overflow. At the floor its exponential is 0 already.
-        x = self.xp.maximum(x, _along_axis(axis, floor, x, self.xp))
-        x *= _along_axis(axis, rate, x, self.xp)
-        return x
+        floor = _of_block(self._floors[which], block)
+        if floor is not None:  # times the rate the difference could overflow
+            if tile.counts is not None:  # what does not count may be far above
+                x = self.xp.where(tile.counts, x, self.xp.zeros_like(x))
+            x = self.xp.clip(x, min=floor) if _is_scalar(floor) else self.xp.maximum(x, along(axis, floor))
+        return _multiplied(x, self.rate(which, block), axis)
 
     def _cut_mask(self, mask: Array) -> Blocks:
         rows = self.cut(mask)
@@ -280,13 +279,13 @@ class Pairs:
 
         `rows` and `columns` hold each anchor's largest entry in the tile. The tile itself is overwritten.
         """
-        xp, rate = self.xp, self.scaling.rates[0]
+        xp = self.xp
         top = xp.max(rows)
         if not bool(top > self.lowest):
             return None
         lowest = [xp.min(xp.where(peaks > self.lowest, peaks, top)) for peaks in (rows, columns)]
         depth = float(top) - float(xp.minimum(*lowest))
-        if not depth * (1.0 if rate is None else float(rate)) < self.cold:
+        if not depth * float(self.scaling.rates[0]) < self.cold:
             return None
         x = self._below(tile, top)
         shared = Shared(top, self.exp(x, False))
@@ -306,14 +305,19 @@ class Pairs:
 
     def _below(self, tile: Tile, top: Array) -> Array:
         """Return ``(Z - top) r`` of a tile, finite where pairs do not count; the tile itself is overwritten."""
-        xp, rate, floor = self.xp, self.scaling.rates[0], self.scaling.floors[0]
-        x = tile.z
+        x, floor = tile.z, self.scaling.floors[0]
         x -= top
-        if rate is not None:
-            x = xp.clip(x, min=floor)
-            x *= rate
-            return x if tile.counts is None else xp.where(tile.counts, x, FLOOR)
-        return x if tile.counts is None else xp.clip(x, min=FLOOR)
+        if floor is not None:
+            x = self.xp.clip(x, min=floor)
+        x = _multiplied(x, self.scaling.rates[0], 1)
+        return self.uncounted_at_floor(x, tile)
+
+    def uncounted_at_floor(self, x: Array, tile: Tile) -> Array:
+        """Return exponents of which those that do not count are finite, and 0 as exponentials."""
+        if tile.counts is None:
+            return x
+        # Without a floor what does not count is -inf already, and clipping takes half the time of `where`.
+        return self.xp.clip(x, min=FLOOR) if self.scaling.floors[0] is None else self.xp.where(tile.counts, x, FLOOR)
 
     def pull(self, i: Array, j: Array, v: Array) -> tuple[Array, Array]:
         """Return ``V E2`` for a tile's rows and ``V^T E1`` for its columns, in the shapes of `pull_shapes`."""
@@ -509,7 +513,7 @@ def _negatives(values: Values, count: Any) -> Negatives:
     return Negatives(values[0], values[1], values[2], count)
 
 
-def merge(one: Negatives, other: Negatives, rate: Scalar | None, *, xp: Namespace) -> Negatives:
+def merge(one: Negatives, other: Negatives, rate: Scalar, *, xp: Namespace) -> Negatives:
     """Return the sums over the same anchors' negatives in two tiles or two matrices as one."""
     some = [part.total > 0 for part in (one, other)]
     logs = [
@@ -532,12 +536,12 @@ def merge(one: Negatives, other: Negatives, rate: Scalar | None, *, xp: Namespac
     )
 
 
-def log_sum(negatives: Negatives, positive: Array, rate: Scalar | None, *, xp: Namespace) -> Array:
+def log_sum(negatives: Negatives, positive: Array, rate: Scalar, *, xp: Namespace) -> Array:
     """Return ``log sum exp(D)`` (b,) over negatives, -inf without any."""
     return above(negatives, positive, rate, xp=xp) + log(negatives.total, xp=xp)
 
 
-def above(negatives: Negatives, positive: Array, rate: Scalar | None, *, xp: Namespace) -> Array:
+def above(negatives: Negatives, positive: Array, rate: Scalar, *, xp: Namespace) -> Array:
     """Return how far each peak is above the positive, as an exponent (b,); 0 without negatives."""
     return saturated(xp.where(negatives.total > 0, negatives.peak - positive, xp.zeros_like(positive)), rate, xp=xp)
 
@@ -548,9 +552,9 @@ def shares(negatives: Negatives, weight: Array, *, xp: Namespace) -> Array:
     return xp.where(some, weight / xp.where(some, negatives.total, xp.ones_like(weight)), xp.zeros_like(weight))
 
 
-def saturated(x: Array, rate: Scalar | None, /, *, xp: Namespace) -> Array:
+def saturated(x: Array, rate: Scalar, /, *, xp: Namespace) -> Array:
     """Return ``x * rate``, but a quarter of the largest number instead of an overflow."""
-    if rate is None:
+    if isinstance(rate, float) and rate == 1.0:
         return x
     limit = float(xp.finfo(x.dtype).max) / 4
     bound = limit / max(rate, 1.0) if isinstance(rate, float) else limit / xp.clip(rate, min=1.0)
@@ -623,8 +627,7 @@ def _meet_negatives(pairs: Pairs) -> Visit:
     def own(which: int, tile: Tile, peak: Array) -> Values:
         # Cold: this direction's exponentials, relative to its own peaks.
         x = pairs.exponent(which, tile, peak)
-        if tile.counts is not None:
-            x = xp.clip(x, min=FLOOR) if pairs.rates[which] is None else xp.where(tile.counts, x, FLOOR)
+        x = pairs.uncounted_at_floor(x, tile)
         e = exp(x, False)
         return sums(peak, e, x * e, 1 - which)
 
@@ -712,18 +715,24 @@ def along(axis: int, x: Array) -> Array:
     return x[:, None] if axis == 1 else x[None, :]
 
 
-def _along_axis(axis: int, x: Scalar, like: Array, xp: Namespace) -> Array:
-    """Lay numbers per anchor out as `along` does; make a number an array like the tile's."""
-    if getattr(x, "ndim", 0):
-        return along(axis, x)
-    return xp.asarray(x, dtype=like.dtype, device=device_of(like)) if isinstance(x, float) else x
+def _is_scalar(x: Any) -> bool:
+    """Tell whether a rate or a floor is one number for all anchors."""
+    return isinstance(x, float) or getattr(x, "ndim", 1) == 0
 
 
 def _of_block(blocks: Any, block: Array) -> Any:
     """Return a block's entries of what was cut, or the scalar that serves all blocks."""
-    return blocks if blocks is None or isinstance(blocks, float) or getattr(blocks, "ndim", 1) == 0 else blocks[block]
+    return blocks if blocks is None or _is_scalar(blocks) else blocks[block]
 
 
-def _times(x: Array, factor: Scalar | None) -> Array:
+def _multiplied(x: Array, rate: Scalar, axis: int) -> Array:
+    """Return a tile times the rates of its anchors; it is overwritten where the library can."""
+    if isinstance(rate, float) and rate == 1.0:
+        return x
+    x *= rate if _is_scalar(rate) else along(axis, rate)
+    return x
+
+
+def _times(x: Array, factor: Scalar) -> Array:
     """Return ``x * factor``; `x` itself where the factor is 1."""
-    return x if factor is None or (isinstance(factor, float) and factor == 1.0) else x * factor
+    return x if (isinstance(factor, float) and factor == 1.0) else x * factor

@@ -312,8 +312,8 @@ def evaluate(setting: Setting, sides: tuple[Side, Side], *, means: tuple[Array, 
         zero = xp.zeros_like(side.log_value)
         value = factor * xp.where(side.active, side.log_value + setting.radius, zero)
         weight = factor * xp.where(side.active, xp.exp(side.log_weight), zero)  # a g / (eps + u)
-        loss.append(xp.sum(scale * temperature * value))
-        ratio.append(xp.sum(scale * temperature * weight))
+        loss.append(xp.sum(scale * _pairs.saturated(value, temperature, xp=xp)))
+        ratio.append(xp.sum(scale * _pairs.saturated(weight, temperature, xp=xp)))
         slopes.append(scale * (value - weight * xp.astype(mean, wide)))
         weights.append(weight)
     is_pair, (shares, unit) = isinstance(setting.temperature, tuple), in_shares(weights, setting.work, xp)
@@ -426,8 +426,8 @@ def prepare(
 ) -> _pairs.Pairs:
     """Cast half types to float32 and split Z into tiles.
 
-    The `matrices` of a step share one memory budget; each tile is read in so many `sweeps`. Entries of Z are logits if
-    the temperature is global, else similarities. See `_pairs.Pairs` about `share`, `find_scaling` about `margin`.
+    The `matrices` of a step share one memory budget; each tile is read in so many `sweeps`. See `_pairs.Pairs` about
+    `share`, `find_scaling` about `margin`.
     """
     dtype = work_dtype(image_features, reference_features, xp)
     images, texts = (xp.astype(features, dtype, copy=False) for features in (image_features, text_features))
@@ -461,44 +461,42 @@ def find_scaling(
     margin: Scalar | None,
     xp: Namespace,
 ) -> Scaling:
-    """Return factors of the features with which no entry of Z overflows, and the rates that make exponents of it.
+    """Return factors of the features, usually 1, with which no entry of Z overflows, and the rates of all anchors.
 
     With a `margin`, sums of Z and margin do not overflow either, nor do their products with the features.
     """
     finfo = xp.finfo(images.dtype)
     largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
     width = float(images.shape[1] + (0 if reference is None else reference[0].shape[1]))
-    seen, is_pair = values_visible(images, xp), isinstance(temperature, tuple)
-    inverse: Scalar = 1.0
-    if not isinstance(temperature, tuple):
-        inverse = 1.0 / (float(temperature) if seen else temperature)
-    if not seen and not traced(xp):  # a look would wait for the device, and rates would cost two more sweeps
-        return Scaling(inverse, 1.0, *_rates(temperature, largest, smallest, xp)) if is_pair else Scaling(inverse)
+    seen = values_visible(images, xp)
+    if not seen and not traced(xp):  # a look would wait for the device: features are taken to be of a usual size
+        return Scaling(1.0, 1.0, *_rates(temperature, 1e4, largest, smallest, xp))
 
-    # A bound on |Z|: the largest entries of both factors, and 1 / t if it is part of Z.
+    # A bound on |Z|: the largest entries of both factors.
     sizes = [_largest(images, seen, xp), _largest(texts, seen, xp)]
     if reference is not None:
         weight = float(reference_weight) if seen else reference_weight
         own = None if seen else images[:1, :1]
         sizes[0] = _larger(sizes[0], weight * _largest(reference[0], seen, xp, own), xp)
         sizes[1] = _larger(sizes[1], _largest(reference[1], seen, xp, own), xp)
-    reach = sizes[0] * inverse * sizes[1] * width
+    reach = sizes[0] * sizes[1] * width
+    room = reach
     if margin is not None:
         margin = float(margin) if seen else margin
-        reach = (reach + margin) * _larger(1.0, _larger(*sizes, xp), xp) * float(images.shape[0])
-    fits = reach <= largest / 8.0
+        room = (reach + margin) * _larger(1.0, _larger(sizes[0], sizes[1], xp), xp) * float(images.shape[0])
+    fits = room <= largest / 8.0
     if seen:
-        if fits and not is_pair:
-            return Scaling(inverse)
         units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp)
-        rest = _over(temperature, units)
-        return Scaling(1.0 / units[0], 1.0 / units[1], *_rates(rest, largest, smallest, xp))
-    units = [xp.where(fits, 1.0, unit) for unit in _units(sizes, margin, largest, smallest, xp)]
-    rest = _over(temperature, units)
-    left = 1.0 / units[0]
-    if not isinstance(rest, tuple):  # with all of the temperature in the left factor the rate is 1 to the bit
-        rest, left = xp.where(fits, 1.0, rest), xp.where(fits, inverse, left)
-    return Scaling(left, 1.0 / units[1], *_rates(rest, largest, smallest, xp))
+        if not isinstance(temperature, (tuple, float)):
+            temperature = float(temperature)
+    else:
+        units = [xp.where(fits, 1.0, unit) for unit in _units(sizes, margin, largest, smallest, xp)]
+    left, right = 1.0 / units[0], 1.0 / units[1]
+    if isinstance(temperature, tuple):
+        rest: PerAnchor = (temperature[0] * left * right, temperature[1] * left * right)
+    else:
+        rest = temperature * left * right
+    return Scaling(left, right, *_rates(rest, reach if seen and fits else None, largest, smallest, xp))
 
 
 def _largest(x: Array, seen: bool, xp: Namespace, traced_too: Array | None = None) -> Any:
@@ -527,22 +525,21 @@ def _units(sizes: list[Any], margin: Any, largest: float, smallest: float, xp: N
     return [min(one, largest / 8.0) if isinstance(one, float) else xp.clip(one, max=largest / 8.0), other]
 
 
-def _over(temperature: PerAnchor, units: list[Any]) -> PerAnchor:
-    """Return the temperature, or both of a pair, in units of the scaled Z."""
-    if isinstance(temperature, tuple):
-        return temperature[0] / units[0] / units[1], temperature[1] / units[0] / units[1]
-    return temperature / units[0] / units[1]
+def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest: float, xp: Namespace) -> Any:
+    """Return both directions' rates 1 / t, as large as can be represented, and floors of differences of Z.
 
-
-def _rates(temperature: PerAnchor, largest: float, smallest: float, xp: Namespace) -> tuple[Any, Any]:
-    """Return both directions' rates 1 / t, as large as can be represented, and floors of differences of Z."""
+    No floors are needed if one temperature times `reach`, the largest |Z|, is known not to overflow.
+    """
+    if isinstance(temperature, float):
+        rate = 1.0 / max(temperature, smallest)
+        floor = None
+        if reach is None or reach * rate > largest / 8.0:
+            floor = -largest / 4.0 * min(1.0 / rate, 1.0)
+        return (rate, rate), (floor, floor)
     pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    rates, floors = [], []
-    for t in pair:
-        kept = max(t, smallest) if isinstance(t, float) else xp.clip(t, min=smallest)
-        rates.append(1.0 / kept)
-        floors.append((min(kept, 1.0) if isinstance(kept, float) else xp.clip(kept, max=1.0)) * (-largest / 4.0))
-    return (rates[0], rates[1]), (floors[0], floors[1])
+    kept = [xp.clip(t, min=smallest) for t in pair]
+    floors = [xp.clip(t, max=1.0) * (-largest / 4.0) for t in kept]
+    return (1.0 / kept[0], 1.0 / kept[1]), (floors[0], floors[1])
 
 
 def check_features(arrays: dict[str, Array], xp: Namespace, *, sides: tuple[str, str] = ("image", "text")) -> int:
