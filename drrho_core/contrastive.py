@@ -531,13 +531,13 @@ def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest
     No floors are needed if one temperature times `reach`, the largest |Z|, is known not to overflow.
     """
     if isinstance(temperature, float):
-        rate = 1.0 / max(temperature, smallest)
+        rate = 1.0 / min(max(temperature, smallest), 4.0 / smallest)  # no subnormal number: some compilers flush them
         floor = None
         if reach is None or reach * rate > largest / 8.0:
             floor = -largest / 4.0 * min(1.0 / rate, 1.0)
         return (rate, rate), (floor, floor)
     pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    kept = [xp.clip(t, min=smallest) for t in pair]
+    kept = [xp.clip(t, min=smallest, max=4.0 / smallest) for t in pair]
     floors = [xp.clip(t, max=1.0) * (-largest / 4.0) for t in kept]
     return (1.0 / kept[0], 1.0 / kept[1]), (floors[0], floors[1])
 
