@@ -1,9 +1,9 @@
 """How well a pair fits, and how much its two anchors count for it: weights that leave wrong captions out by degrees.
 
 A pair loss is the logarithm of an anchor's g in ``contrastive.py``, averaged over both of the pair's anchors. A pair
-with a loss above 0 fits worse than a random one. So a reference model that was trained briefly finds wrong captions, and
-the sigmoid of its pair losses gives the factors that ``contrastive_step``, ``unimodal_contrastive_step`` and ``info_nce``
-take as ``anchor_weight``.
+with a loss above 0 fits worse than a random one. So a reference model that was trained briefly finds wrong captions.
+The sigmoid of its pair losses gives the factors that ``contrastive_step``, ``unimodal_contrastive_step`` and
+``info_nce`` take as ``anchor_weight``.
 
 Sources: FastCLIP, arXiv 2407.01445, for the pair loss; the factor is this library's own.
 """
