@@ -271,4 +271,4 @@ def test_the_bar_is_that_of_the_dtype() -> None:
             for name in [name for name in bounds[0] or {} if name.endswith("_gradient") and "temperature" not in name]:
                 single, double = ((one or {})[name] for one in bounds)
                 assert 1e-6 <= single <= 0.1
-                assert 1e-12 <= double <= 1e-6 * single / 1e-3
+                assert 1e-12 <= double <= 1e-5
