@@ -3,10 +3,10 @@
 The oracle's linear domain ends where exp leaves float64, and a fixed bound would be too strict here: a similarity is
 rounded before it is divided by t, so a float32 gradient at 1/t = 1e6 is off by some percent in any implementation.
 Therefore errors are compared with the error that a softmax in log-sum-exp form makes on the same inputs in the same
-dtype (:func:`_gradients` with ``exact=False``): twice that error is allowed, plus 1e-6 of the largest entry in float32
-and 1e-12 in float64. In float64 these inputs have products without a rounding error, which is luck, so epsilon times
-the largest logit is allowed as well. The order in which a product is summed is a matter of luck, so the error is the largest of 32
-orders. An implementation that rounds a threshold of the size 1/t exceeds this several times.
+dtype (:func:`_gradients` with ``exact=False``). Twice that error is allowed, plus 1e-6 of the largest entry in float32
+and 1e-12 in float64. The error of one softmax depends on the order in which products are summed, so it is the largest
+of 32 orders. In float64 the products of these inputs are exact, which they are in no other batch, so epsilon times the
+largest logit is allowed as well. An implementation that rounds a threshold of the size 1/t exceeds the bound.
 
 The exact answers need no long arithmetic. Feature entries are multiples of a power of two, so that a product of two
 features is exact in float64, and a softmax of (z - max z) / t then has an error of some ulp for any t.
