@@ -341,6 +341,18 @@ def test_extremes_see_what_the_oracle_cannot(mistake: str) -> None:
     assert verdicts(report, case="gamma") == {name: {"passed"} for name in verdicts(report)}
 
 
+def test_the_oracle_passes_its_own_problems_where_it_reaches() -> None:
+    names = ("worst_case", "drrho_risk", "drrho_risk_vjp", "info_nce", "reference_anchor_weight")
+    part = {name: getattr(drrho_reference, name) for name in (*names, *SETS)}
+    report = check(part, dtypes=["float64"])
+    assert report.passed, report.table()
+    assert not report.complete
+    report = check({"pair_loss": drrho_reference.pair_loss}, dtypes=["float64"])
+    beyond = {case.name for case in report.cases if {field.verdict for field in case.fields} == {"error"}}
+    assert beyond == {f"inverse temperature 1e{power}" for power in (4, 5, 6, 8, 10)}  # beyond the linear domain
+    assert verdicts(report, case="inverse temperature 1e2") == {"value": {"passed"}}
+
+
 @pytest.mark.parametrize("function", ["contrastive_step", "unimodal_contrastive_step", "info_nce"])
 def test_an_implementation_without_weights_per_anchor_is_told_so(function: str) -> None:
     current = inspect.signature(getattr(drrho_reference, function))

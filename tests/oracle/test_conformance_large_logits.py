@@ -127,6 +127,9 @@ def test_a_rounded_threshold_fails_in_gradients_and_in_sums_of_weights() -> None
         assert "failed" in gradients[f"inverse temperature {name}"], name
     for name in ("unnormalised", "reference_weight 64", "temperatures from 1e-6"):
         assert "failed" in verdicts(cases, "float32", name)[name]
+    for name in ("inverse temperature 1e2", "inverse temperature 1e5", "reference_weight 64", "temperatures from 1e-6"):
+        (case,) = [case for case in cases if (case.name, case.dtype) == (name, "float32")]
+        assert "failed" in {field.verdict for field in case.fields if field.name == "image_gradient"}, name
     sums = verdicts(cases, "float32", "sums of weights")
     for name in ("inverse temperature 1e4, gamma 0.25", "inverse temperature 1e6, gamma 1.0", "unnormalised"):
         assert "failed" in sums[f"sums of weights: {name}"], name
