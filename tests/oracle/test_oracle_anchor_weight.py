@@ -78,19 +78,19 @@ def assert_equal_fields(one: Any, other: Any, tolerance: float = 1e-14) -> None:
 
 def test_weighted_step_by_hand() -> None:
     # exp(Z) = [[1, 2], [4, 2]] and t = 1: g = 2/1, 4/2 for images and h = 4/1, 2/2 for texts. With a = 3, 1/2 and
-    # a' = 1/4, 2: loss = (3 log 2 + 1/2 log 2 + 1/4 log 4 + 2 log 1) / 4 = log 2, and the surrogate adds
-    # (3 + 1/2 + 1/4 + 2) / 4. One negative each, so every w is 1: W = [[0, 3], [1/2, 0]] for images and
-    # [[0, 2], [1/4, 0]] for texts.
+    # a' = 3/4, 2: loss = (3 log 2 + 1/2 log 2 + 3/4 log 4 + 2 log 1) / 4 = 5/4 log 2, and the surrogate adds
+    # (3 + 1/2 + 3/4 + 2) / 4. One negative each, so every w is 1: W = [[0, 3], [1/2, 0]] for images and
+    # [[0, 2], [3/4, 0]] for texts.
     table = np.array([[1.0, 2.0], [4.0, 2.0]])
     images, texts = np.eye(2), np.log(table).T
-    weight = ([3.0, 0.5], [0.25, 2.0])
+    weight = ([3.0, 0.5], [0.75, 2.0])
     step = contrastive_step(images, texts, [NEVER] * 2, [NEVER] * 2, temperature=1.0, anchor_weight=weight)
-    assert step.loss == pytest.approx(log(2.0), abs=1e-15)
-    assert step.surrogate == pytest.approx(log(2.0) + 5.75 / 4, abs=1e-15)
+    assert step.loss == pytest.approx(1.25 * log(2.0), abs=1e-15)
+    assert step.surrogate == pytest.approx(1.25 * log(2.0) + 6.25 / 4, abs=1e-15)
     np.testing.assert_allclose(step.log_inner_image, np.log([2.0, 2.0]), atol=1e-15)
     np.testing.assert_allclose(step.log_inner_text, np.log([4.0, 1.0]), atol=1e-15)
-    # V = [[0, 5], [3/4, 0]], c = 3 + 1/4 and 1/2 + 2.
-    V, c = np.array([[0.0, 5.0], [0.75, 0.0]]), np.array([3.25, 2.5])
+    # V = [[0, 5], [5/4, 0]], c = 3 + 3/4 and 1/2 + 2.
+    V, c = np.array([[0.0, 5.0], [1.25, 0.0]]), np.array([3.75, 2.5])
     np.testing.assert_allclose(step.image_gradient, (V @ texts - c[:, None] * texts) / 4, atol=1e-15)
     np.testing.assert_allclose(step.text_gradient, (V.T - np.diag(c)) / 4, atol=1e-15)
     assert step.temperature_gradient == pytest.approx(0.0, abs=1e-15)  # L = D where there is one negative
