@@ -114,7 +114,7 @@ def verdicts(cases: list[conformance.Case], dtype: str, start: str) -> dict[str,
 def test_a_step_with_normalised_weights_passes() -> None:
     report = check({"contrastive_step": step_in_its_own_dtype(normalised)})
     large = large_cases(report)
-    assert len(large) == 2 * (12 + 11)
+    assert len(large) == 2 * (12 + 8)
     assert {field.verdict for case in large for field in case.fields} == {"passed"}, report.table()
 
 
@@ -133,7 +133,7 @@ def test_a_rounded_threshold_fails_in_gradients_and_in_sums_of_weights() -> None
     sums = verdicts(cases, "float32", "sums of weights")
     for name in ("inverse temperature 1e4, gamma 0.25", "inverse temperature 1e6, gamma 1.0", "unnormalised"):
         assert "failed" in sums[f"sums of weights: {name}"], name
-    assert "failed" not in sums["sums of weights: inverse temperature 1e2, gamma 1.0"]
+    assert "failed" not in sums["sums of weights: inverse temperature 1e2, gamma 0.25"]
     sums = verdicts(cases, "float64", "sums of weights")
     assert "failed" in sums["sums of weights: inverse temperature 1e10, gamma 0.25"]
 
