@@ -160,6 +160,7 @@ def contrastive_step(
     radius: float = 0.0,
     eps: float = 0.0,
     pair_mask: Rows | None = None,
+    anchor_weight: list[float] | tuple[list[float], list[float]] | None = None,
 ) -> Answer:
     """Return the loss and the new log estimates: math.fsum and log_mean_exp, no other help."""
     b = len(image)
@@ -170,11 +171,13 @@ def contrastive_step(
     sides = []
     for side, states in enumerate((log_image, log_text)):
         t, g = (one[side] if isinstance(one, tuple) else [one] * b for one in (temperature, gamma))
+        weights = anchor_weight[side] if isinstance(anchor_weight, tuple) else anchor_weight or [1.0] * b
         anchors = []
         for i in range(b):
             others = [j for j in range(b) if j != i and allowed(pair_mask, *((i, j) if side == 0 else (j, i)))]
             D = [((Z[i][j] if side == 0 else Z[j][i]) - Z[i][i]) / t[i] for j in others]
-            anchors.append(anchor(D, states[i], t[i], g[i], radius, eps))
+            loss, state = anchor(D, states[i], t[i], g[i], radius, eps)
+            anchors.append((weights[i] * loss, state))  # the weight of an anchor does not touch its state
         sides.append(anchors)
     return {
         "loss": math.fsum(loss for anchors in sides for loss, _ in anchors) / (2 * b),

@@ -478,7 +478,7 @@ def _verify(command: Verify) -> int:
     for name, (xp, device, described) in _libraries(command).items():
         report = drrho_reference.conformance.check(drrho_core, xp=xp, device=device)
         reports[name] = {"device": described, **report.to_json()}
-        complete = report.passed and not report.not_given
+        complete = report.complete
         verdict = "passed" if complete else "FAILED" if report.verdict == "failed" else "INCOMPLETE"
         print(f"{name} on {described}: {verdict}\n{report.table()}\n", flush=True)
         passed = passed and complete

@@ -12,6 +12,7 @@ from __future__ import annotations
 from drrho_reference import conformance, vectors
 from drrho_reference.ambiguity import (
     AmbiguitySet,
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -21,6 +22,7 @@ from drrho_reference.ambiguity import (
     WorstCase,
     worst_case,
 )
+from drrho_reference.anchor_weight import pair_loss, reference_anchor_weight
 from drrho_reference.contrastive import (
     ContrastiveStep,
     contrastive_objective,
@@ -47,7 +49,7 @@ from drrho_reference.losses import (
     soft_cross_entropy,
     weighted_sum,
 )
-from drrho_reference.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
+from drrho_reference.risk import MovingAverageKL, drrho_risk, drrho_risk_vjp, excess_loss, moving_average_kl
 from drrho_reference.selection import chunk_sizes, joint_scores, select_jest, select_top_excess
 from drrho_reference.theory import (
     ExcessVariance,
@@ -65,6 +67,7 @@ from drrho_reference.unimodal import UnimodalStep, unimodal_contrastive_step, un
 __all__ = [
     "AmbiguitySet",
     "CVaR",
+    "CappedKLPenalty",
     "ChiSquareBall",
     "ChiSquarePenalty",
     "ContrastiveStep",
@@ -90,6 +93,7 @@ __all__ = [
     "cross_entropy",
     "distillation_loss",
     "drrho_risk",
+    "drrho_risk_vjp",
     "effective_sample_size",
     "excess_loss",
     "excess_variance",
@@ -105,9 +109,11 @@ __all__ = [
     "moving_average",
     "moving_average_kl",
     "pair_exponents",
+    "pair_loss",
     "pair_similarities",
     "pair_weights",
     "recommended_gamma_min",
+    "reference_anchor_weight",
     "scent_gamma",
     "select_jest",
     "select_top_excess",

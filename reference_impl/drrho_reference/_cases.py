@@ -3,7 +3,8 @@
 A problem is a function of a random generator that returns positional arguments and options in float64; its name is the
 case's name and its docstring says what the case is about. ``conformance.py`` rounds them to a dtype, asks the oracle,
 asks the implementation and compares. What the oracle's linear domain cannot hold is in ``_extremes.json``, inputs and
-answers; ``reference_impl/recipes/extremes.py`` has worked them out with mpmath.
+answers; ``reference_impl/recipes/extremes.py`` has worked them out with mpmath. ``_large_logits.py`` adds problems that
+have a bound of their own.
 """
 # ruff: noqa: D401 - a problem's docstring is the case's sentence in the report
 
@@ -16,12 +17,12 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import drrho_reference.ambiguity as sets
-from drrho_reference._checks import FloatArray
+from drrho_reference._checks import FloatArray, anchor_weights
 from drrho_reference.contrastive import (
     contrastive_step,
     negative_pairs,
@@ -67,9 +68,25 @@ class Stored:
     scales: Mapping[str, Any] | None
 
 
+class Answer(NamedTuple):
+    """An answer that neither the oracle nor the file has: fields, what they are measured against, and their bounds.
+
+    Fields in ``limits`` may be smaller than expected, but not larger.
+    """
+
+    expected: Mapping[str, Any]
+    scales: Mapping[str, Any]
+    bounds: Mapping[str, float]
+    limits: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A named problem of one function. Where it asks for many slices at once, ``rows`` names them one by one."""
+    """A named problem of one function. Where it asks for many slices at once, ``rows`` names them one by one.
+
+    ``answer`` takes the arguments, rounded to a dtype, and the dtype; without it the oracle answers, unless the answer
+    is ``stored``. ``story`` takes the function and the arguments if the problem needs more than one call.
+    """
 
     function: str
     name: str
@@ -77,6 +94,8 @@ class Problem:
     draw: Callable[[np.random.Generator], tuple[Any, ...]]
     rows: tuple[str, ...] = ()
     stored: Stored | None = None
+    answer: Callable[[Arguments, str], Answer] | None = None
+    story: Callable[..., Any] | None = None
 
     def row_name(self, row: str) -> str:
         """Name one row among all cases."""
@@ -116,6 +135,7 @@ _SETS = (
     SetOf("ChiSquarePenalty", {"strength": 0.75}),
     SetOf("ChiSquareBall", {"radius": 0.375}),
     SetOf("CressieReadBall", {"order": 3.0, "radius": 0.25}),
+    SetOf("CappedKLPenalty", {"temperature": 0.75, "alpha": 0.375}),
 )
 
 
@@ -162,6 +182,10 @@ def _enter_risks(ambiguity_set: SetOf) -> None:
         losses = (np.where(_masks(), _losses(rng), np.nan) for _ in range(2))
         return (*losses, ambiguity_set), {"reference_weight": 1.5, "where": _masks()}
 
+    def weighted(rng: np.random.Generator) -> tuple[Any, ...]:
+        losses = (np.where(_masks(), _losses(rng), np.nan) for _ in range(2))
+        return (*losses, ambiguity_set, rng.normal(size=SLICES)), {"reference_weight": 1.5, "where": _masks()}
+
     def kinds_of(one: SetOf) -> Draw:
         return lambda rng: ((_kinds(rng), one),)
 
@@ -171,6 +195,8 @@ def _enter_risks(ambiguity_set: SetOf) -> None:
     enter("worst_case", ": mask", sentence, masks, masked)
     sentence = "Excess losses, with a reference weight above 1; entries that hold nan and count for nothing."
     enter("drrho_risk", ": mask", sentence, masks, steered)
+    sentence = "An upstream gradient that differs from slice to slice, as weights per token give."
+    enter("drrho_risk_vjp", ": mask", sentence, masks, weighted)
     if "radius" in ambiguity_set.parameters:
         for radius, name, sentence in (
             (0.0, ": radius 0", "The smallest ball is the mean."),
@@ -188,6 +214,13 @@ for _one in _SETS:
 def no_options(rng: np.random.Generator) -> tuple[Any, ...]:
     """The worst case of the loss minus the reference model's."""
     return (_losses(rng), _losses(rng), _SETS[1]), {}
+
+
+@_problem("drrho_risk_vjp")
+def weights_per_token(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Risks along the first axis, each with a weight of its own; one weight is 0."""
+    upstream = np.where(np.arange(SAMPLES) == 2, 0.0, rng.gamma(2.0, size=SAMPLES))
+    return (_losses(rng), _losses(rng), _SETS[1], upstream), {"axis": 0}
 
 
 @_problem("excess_loss")
@@ -240,6 +273,11 @@ def _reference(rng: np.random.Generator, width: int) -> tuple[FloatArray, FloatA
 
 
 _STEPS = ("contrastive_step", "unimodal_contrastive_step")
+
+
+def _uneven(rng: np.random.Generator) -> FloatArray:
+    """Draw one weight per anchor, one of them 0."""
+    return np.where(np.arange(BATCH) == 3, 0.0, rng.gamma(2.0, size=BATCH))
 
 
 @_problem(*_STEPS)
@@ -365,6 +403,42 @@ def everything(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 @_problem(*_STEPS)
+def anchor_weight(rng: np.random.Generator) -> tuple[Any, ...]:
+    """One weight per pair of anchors; one weight is 0."""
+    options = {"temperature": 0.3, "gamma": 0.5, "radius": 0.25, "anchor_weight": _uneven(rng)}
+    return _batch(rng, visited=True), options
+
+
+@_problem(*_STEPS)
+def anchor_weight_of_each_side(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A weight per anchor and side, beside a temperature per anchor."""
+    temperature = tuple(rng.uniform(0.2, 0.8, size=(2, BATCH)))
+    weight = tuple(rng.gamma(2.0, size=(2, BATCH)))
+    return _batch(rng, visited=True), {"temperature": temperature, "gamma": 0.5, "anchor_weight": weight}
+
+
+@_problem(*_STEPS)
+def one_anchor(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Anchor 1 of the first side counts alone; the states of all others are updated all the same."""
+    options = {"temperature": 0.5, "gamma": 0.5, "anchor_weight": (np.eye(BATCH)[1], np.zeros(BATCH))}
+    return _batch(rng, visited=True), options
+
+
+@_problem("contrastive_step")
+def anchor_weight_and_pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A weight per anchor beside a mask, a reference model and a floor, in tiles of two rows."""
+    options = {
+        "temperature": 0.3,
+        "gamma": 0.5,
+        "eps": 0.125,
+        "reference_features": _reference(rng, OTHER_WIDTH),
+        "pair_mask": _pair_mask(rng),
+        "anchor_weight": tuple(rng.gamma(2.0, size=(2, BATCH))),
+    }
+    return _batch(rng, visited=True), options, {"tile_size": 2}
+
+
+@_problem(*_STEPS)
 def tiles(rng: np.random.Generator) -> tuple[Any, ...]:
     """Computed in tiles of two rows: the same numbers."""
     options = {"temperature": 0.3, "gamma": 0.5, "reference_features": _reference(rng, OTHER_WIDTH)}
@@ -431,6 +505,48 @@ def _cold(rng: np.random.Generator) -> tuple[Any, ...]:
 def temperature_1e_4(rng: np.random.Generator) -> tuple[Any, ...]:
     """Logits that differ by ten thousands."""
     return _batch(rng)[:2], {"temperature": 1e-4}
+
+
+@_problem("info_nce")
+def _anchor_weight(rng: np.random.Generator) -> tuple[Any, ...]:
+    """One weight for the row and the column of each pair; one weight is 0."""
+    return _batch(rng)[:2], {"temperature": 0.3, "anchor_weight": _uneven(rng)}
+
+
+@_problem("info_nce")
+def _anchor_weight_of_each_side(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A weight for each row and another one for each column."""
+    return _batch(rng)[:2], {"temperature": 0.3, "anchor_weight": tuple(rng.gamma(2.0, size=(2, BATCH)))}
+
+
+@_problem("pair_loss")
+def ordinary_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Temperature 0.25."""
+    return _batch(rng)[:2], {"temperature": 0.25}
+
+
+@_problem("pair_loss")
+def cold_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Temperature 0.05."""
+    return _batch(rng)[:2], {"temperature": 0.05}
+
+
+@_problem("reference_anchor_weight")
+def default_sigmoid(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Pair losses around the threshold; the mean of the weights is 1."""
+    return (3.0 * rng.normal(size=SAMPLES) - 1.0,), {}
+
+
+@_problem("reference_anchor_weight")
+def steep_sigmoid(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A threshold above 0 and a steep step."""
+    return (rng.normal(size=SAMPLES),), {"temperature": 0.125, "threshold": 0.25}
+
+
+@_problem("reference_anchor_weight")
+def hopeless_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Losses of some thousands: each sigmoid underflows, their ratios do not."""
+    return (4096.0 + rng.normal(size=SAMPLES),), {}
 
 
 @_problem("sigmoid_loss")
@@ -602,6 +718,13 @@ def a_floor(rng: np.random.Generator) -> tuple[Any, ...]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def slope_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The gradient of a slice against its largest weight times its upstream gradient; where that is 0, against 1."""
+    axis = arguments.options.get("axis", -1)
+    largest = np.max(np.abs(expected["value"]), axis=axis, keepdims=True)
+    return {"value": np.where(largest == 0.0, 1.0, largest)}
+
+
 def risk_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Risks against the largest loss that counts, weights against the largest weight, both of the same slice."""
     values = np.abs(arguments.positional[0])
@@ -638,6 +761,10 @@ def _certified(x: FloatArray, ambiguity_set: SetOf, nu: float, s: float) -> floa
     parameters = ambiguity_set.parameters
     if ambiguity_set.name == "CVaR":
         return nu + float(np.mean(np.maximum(x - nu, 0.0))) / parameters["alpha"]
+    if ambiguity_set.name == "CappedKLPenalty":
+        y, log_cap = (x - nu) / s, -np.log(parameters["alpha"])
+        below = np.expm1(np.minimum(y, log_cap))
+        return nu + s * float(np.mean(below + np.maximum(y - log_cap, 0.0) / parameters["alpha"]))
     if s in (0.0, np.inf):  # saturated: the maximum; radius 0: the mean
         return nu
     y = (x - nu) / s
@@ -673,6 +800,7 @@ def step_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
     temperatures = [np.broadcast_to(side, b) for side in (options["temperature"] if two_sided else _twice(options))]
     sides = ("image", "text") if "image_gradient" in expected else ("view1", "view2")
     eps_, radius_ = options.get("eps", 0.0), options.get("radius", 0.0)
+    factors = anchor_weights(options.get("anchor_weight"), b)
     total, terms = np.zeros((2, b)), np.ones((2, b))
     for side in range(2):
         for anchor in range(b):
@@ -682,10 +810,11 @@ def step_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
             t, u = float(temperatures[side][anchor]), float(np.exp(expected[f"log_inner_{sides[side]}"][anchor]))
             w = np.array(pair_weights(row, positive, negatives, t, u, eps=eps_))[negatives]
             D = np.array(pair_exponents(row, positive, negatives, t))
-            total[side, anchor] = float(np.sum(w))
+            factor = float(factors[side][anchor])
+            total[side, anchor] = factor * float(np.sum(w))
             level = abs(np.log(eps_ + u)) + radius_
-            terms[side, anchor] = max(1.0, level, float(np.sum(w * np.abs(D))))
-    warmest = max(float(np.max(side)) for side in temperatures)
+            terms[side, anchor] = max(1.0, factor * max(1.0, level, float(np.sum(w * np.abs(D)))))
+    warmest = max(float(np.max(side)) for side in temperatures) * max(1.0, *map(np.max, factors))
     gradient = float(np.max(total[0] + total[1])) / (2 * b)
     slope: Any = tuple(np.full(b, np.max(side) / (2 * b)) for side in terms) if two_sided else float(np.max(terms))
     return {
@@ -738,7 +867,8 @@ def loss_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
     pull = max(steepness / b, *(float(np.max(np.abs(expected[name]))) for name in ("image_gradient", "text_gradient")))
     scales = {"loss": max(1.0, abs(float(expected["loss"]))), "image_gradient": pull, "text_gradient": pull}
     if "temperature_gradient" in expected:
-        scales["temperature_gradient"] = 2.0 * steepness**2
+        largest = max(1.0, *map(np.max, anchor_weights(options.get("anchor_weight"), b)))
+        scales["temperature_gradient"] = 2.0 * steepness**2 * float(largest)
     for name in ("scale_gradient", "bias_gradient"):
         if name in expected:
             scales[name] = max(1.0, abs(float(expected[name])))
@@ -805,11 +935,14 @@ def index_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str,
 SCALES: dict[str, Callable[[Arguments, Mapping[str, Any]], dict[str, Any]]] = {
     "worst_case": risk_scales,
     "drrho_risk": risk_scales,
+    "drrho_risk_vjp": slope_scales,
     "excess_loss": value_scales,
     "moving_average_kl": average_scales,
     "contrastive_step": step_scales,
     "unimodal_contrastive_step": step_scales,
     "InnerEstimator": estimator_scales,
+    "pair_loss": value_scales,
+    "reference_anchor_weight": value_scales,
     "scent_gamma": value_scales,
     "cosine_gamma": value_scales,
     "recommended_gamma_min": value_scales,
@@ -827,7 +960,9 @@ SCALES: dict[str, Callable[[Arguments, Mapping[str, Any]], dict[str, Any]]] = {
     "fit_scaling_law": fit_scales,
 }
 FUNCTIONS = tuple(SCALES)
-SINGLE = {name: "value" for name, scales in SCALES.items() if scales is value_scales} | {
+WRAPPERS = ("drrho_risk_vjp",)
+"""Functions that an implementation may lack and be complete: those of wrappers that know an upstream gradient."""
+SINGLE = {name: "value" for name, scales in SCALES.items() if scales in (value_scales, slope_scales)} | {
     name: "index" for name, scales in SCALES.items() if scales is index_scales
 }
 SET_NAMES = tuple(one.name for one in _SETS)
@@ -840,7 +975,7 @@ def oracle_set(ambiguity_set: SetOf) -> Any:
 
 def bound(function: str, arguments: Arguments, dtype: str) -> float:
     """Return how large an error may be."""
-    if function in ("worst_case", "drrho_risk"):
+    if function in ("worst_case", "drrho_risk", "drrho_risk_vjp"):
         return {"float64": 1e-10, "float32": 1e-5}[dtype]
     unit = {"float64": 1e-12, "float32": 5e-6}[dtype]
     if function == "fit_scaling_law" and arguments.options.get("with_floor"):
@@ -854,6 +989,16 @@ def bound(function: str, arguments: Arguments, dtype: str) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # What is more than one call, or gives more than is compared
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def to_numpy(value: Any) -> Any:
+    """Copy to NumPy in float64; pairs stay pairs."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(to_numpy, value))
+    for method in ("detach", "cpu", "get"):  # torch, torch on a device, CuPy
+        if hasattr(value, method):
+            value = getattr(value, method)()
+    return np.asarray(value).astype(np.float64)
 
 
 def _tell_the_story(

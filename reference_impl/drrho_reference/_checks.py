@@ -20,6 +20,7 @@ __all__ = [
     "FloatArray",
     "Number",
     "Pair",
+    "anchor_weights",
     "feature_pair",
     "fraction",
     "gammas",
@@ -195,4 +196,21 @@ def gammas(gamma: Number | Pair, b: int) -> tuple[FloatArray, FloatArray]:
     for value in [*image, *text]:
         if not 0.0 < value <= 1.0:
             raise ValueError(f"gamma must lie in (0, 1], got {value}")
+    return image, text
+
+
+def anchor_weights(anchor_weight: npt.ArrayLike | Pair | None, b: int) -> tuple[FloatArray, FloatArray]:
+    """Return one factor per image anchor and one per text anchor.
+
+    None means 1 for all; a single array holds the factors of both sides.
+    """
+    if anchor_weight is None:
+        return np.ones(b), np.ones(b)
+    if isinstance(anchor_weight, Sequence) and len(anchor_weight) == 2 and np.ndim(anchor_weight[0]) > 0:
+        image, text = (real_array(f"anchor_weight[{side}]", anchor_weight[side], (b,)) for side in (0, 1))
+    else:
+        image = text = real_array("anchor_weight", anchor_weight, (b,))
+    smallest = min(image.min(), text.min())
+    if smallest < 0.0:
+        raise ValueError(f"anchor_weight must be at least 0, got {smallest}")
     return image, text

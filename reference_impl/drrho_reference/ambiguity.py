@@ -32,6 +32,7 @@ from drrho_reference._checks import BoolArray, FloatArray, fraction, mask, non_n
 __all__ = [
     "AmbiguitySet",
     "CVaR",
+    "CappedKLPenalty",
     "ChiSquareBall",
     "ChiSquarePenalty",
     "CressieReadBall",
@@ -213,7 +214,42 @@ class CressieReadBall:
         object.__setattr__(self, "radius", non_negative("radius", self.radius))
 
 
-AmbiguitySet: TypeAlias = CVaR | KLPenalty | KLBall | ChiSquarePenalty | ChiSquareBall | CressieReadBall
+@dataclass(frozen=True)
+class CappedKLPenalty:
+    """Weights of at most ``1 / (alpha n)`` that pay ``temperature`` times their Kullback-Leibler divergence.
+
+    phi(t) = t log t - t + 1 on [0, 1/alpha], infinite above it.
+
+    Parameters
+    ----------
+    temperature : float
+        The price, above 0. A large one gives the mean, a small one :class:`CVaR` of ``alpha``.
+    alpha : float
+        The smallest share of the losses that the weights may concentrate on, in (0, 1]. 1 gives the mean. Where
+        ``alpha n`` is 1 or less, no weight can reach the cap, and the risk is that of :class:`KLPenalty`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is no number in its domain.
+
+    Examples
+    --------
+    >>> CappedKLPenalty(2, alpha=0.25)
+    CappedKLPenalty(temperature=2.0, alpha=0.25)
+    """
+
+    temperature: float
+    alpha: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", positive("temperature", self.temperature))
+        object.__setattr__(self, "alpha", fraction("alpha", self.alpha))
+
+
+AmbiguitySet: TypeAlias = (
+    CVaR | KLPenalty | KLBall | ChiSquarePenalty | ChiSquareBall | CressieReadBall | CappedKLPenalty
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,7 +279,7 @@ def worst_case(
     ----------
     losses : array of real numbers, any shape with at least one axis
         Of either sign. Every slice along ``axis`` is a problem of its own.
-    ambiguity_set : CVaR, KLPenalty, KLBall, ChiSquarePenalty, ChiSquareBall or CressieReadBall
+    ambiguity_set : CVaR, KLPenalty, KLBall, ChiSquarePenalty, ChiSquareBall, CressieReadBall or CappedKLPenalty
         What the weights may be.
     axis : int
         The axis of the samples.
@@ -337,6 +373,8 @@ def _solve(x: list[float], ambiguity_set: AmbiguitySet, ulp_dtype: np.dtype[Any]
             return _kl_penalty(x, temperature)
         case ChiSquarePenalty(strength):
             return _chi_square_penalty(x, strength)
+        case CappedKLPenalty(temperature, alpha):
+            return _capped_kl_penalty(x, temperature, alpha)
         case _ if ambiguity_set.radius == 0.0:
             return _uniform(x)
         case KLBall(radius):
@@ -474,6 +512,34 @@ def _tilted(x: list[float], temperature: float) -> tuple[list[float], float]:
     log_ratios = [a - log_mean for a in exponents]  # log(n p_i)
     weights = [math.exp(a) / len(x) for a in log_ratios]
     return weights, math.fsum(_phi(a, 1.0) for a in log_ratios) / len(x)
+
+
+def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Solution:
+    """Capped KL penalty: give the largest losses the cap, one level after the other, until softmax respects it.
+
+    Count the weight in units of the cap 1/k, k = alpha n. If the m largest losses have one unit each, the softmax of
+    the other losses shares the remaining k - m units. That is the solution for the first m at which no other loss gets
+    more than one unit: a smaller m breaks the cap, and a larger one takes a weight above its softmax for no reason.
+    nu follows from n p_i = exp((x_i - nu) / t) of any loss below the cap. The risk is sum p x - t D(p), as in
+    :func:`_kl_penalty`. Source: the conditions of Karush, Kuhn and Tucker; the set is the "KL-regularised CVaR" of
+    Levy et al. 2020, arXiv 2010.05893.
+    """
+    n, k = len(x), alpha * len(x)
+    capped = 0
+    for level in _levels(x):
+        rest = [value for value in x if value <= level]
+        exponents = [(value - level) / temperature for value in rest]
+        log_mean = _log_mean_exp(exponents)
+        # The largest of the rest gets (k - m) / sum_i exp(a_i) units, and log(n p) of it is:
+        if (k - capped) / math.fsum(math.exp(a) for a in exponents) <= 1.0:
+            log_largest = math.log((k - capped) / k * (n / len(rest))) - log_mean
+            break
+        capped += x.count(level)
+    log_ratios = [log_largest + (value - level) / temperature if value <= level else -math.log(alpha) for value in x]
+    weights = [math.exp(a) / n if value <= level else 1.0 / k for value, a in zip(x, log_ratios, strict=True)]
+    divergence = math.fsum(_phi(a, 1.0) for a in log_ratios) / n
+    risk = _expectation(weights, x) - temperature * divergence
+    return _Solution(risk, weights, level - temperature * log_largest, temperature)
 
 
 def _kl_ball(x: list[float], radius: float) -> _Solution:

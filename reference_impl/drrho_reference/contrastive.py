@@ -30,6 +30,7 @@ from drrho_reference._checks import (
     FloatArray,
     Number,
     Pair,
+    anchor_weights,
     feature_pair,
     gammas,
     log_estimates,
@@ -285,11 +286,13 @@ def anchor_step(
     gamma: float,
     radius: float,
     eps: float,
+    factor: float,
 ) -> Anchor:
     """Do one anchor: update u, then its loss t (L + radius) with L = log(eps + u), and what follows from it.
 
     surrogate: t (L + radius) + t g / (eps + u), of which autograd would see only g and the t of t (L + radius).
     temperature gradient: L + radius - sum_j w_j D_j.
+    ``factor``, the anchor's own weight, multiplies all three and the weights w_j of its negatives, but not its state.
     Without negatives it adds nothing and keeps its state.
     """
     if not negatives:
@@ -299,11 +302,12 @@ def anchor_step(
     weights = pair_weights(similarities, anchor, negatives, temperature, u, eps=eps)
     exponents = pair_exponents(similarities, anchor, negatives, temperature)
     level = math.log(eps + u) + radius
+    slope = level - math.fsum(weights[j] * D for j, D in zip(negatives, exponents, strict=True))
     return Anchor(
-        loss=temperature * level,
-        surrogate=temperature * level + temperature * g / (eps + u),
-        temperature_gradient=level - math.fsum(weights[j] * D for j, D in zip(negatives, exponents, strict=True)),
-        weights=weights,
+        loss=factor * temperature * level,
+        surrogate=factor * temperature * (level + g / (eps + u)),
+        temperature_gradient=factor * slope,
+        weights=[factor * weight for weight in weights],
         log_inner=math.log(u),
     )
 
@@ -413,6 +417,7 @@ def contrastive_step(
     radius: float = 0.0,
     eps: float = 0.0,
     pair_mask: npt.ArrayLike | None = None,
+    anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> ContrastiveStep:
     """Do one batch of the global contrastive loss: update the estimates, then loss and gradients.
 
@@ -436,6 +441,9 @@ def contrastive_step(
         The floor in log(eps + u), at least 0.
     pair_mask : array (b, b) of bool, optional
         Row i: image i; column j: text j; False: not a negative. The diagonal never is one.
+    anchor_weight : array (b,), or a pair of arrays (b,), optional
+        At least 0: a factor on each anchor's part of loss and gradients, 1 if left out. One array serves image anchor i
+        and text anchor i alike.
 
     Returns
     -------
@@ -452,7 +460,8 @@ def contrastive_step(
 
     Notes
     -----
-    loss = (1/2b) sum_i [t_i (log(eps + u_i) + radius) + the same for text anchors]; see the top of this module.
+    loss = (1/2b) sum_i [a_i t_i (log(eps + u_i) + radius) + the same for text anchors], a_i the anchor's weight; see
+    the top of this module.
     Sources: SogCLR, arXiv 2202.12387; FastCLIP, arXiv 2407.01445; iSogCLR, arXiv 2305.11965, for a temperature per
     anchor; DRRho, arXiv 2505.06699.
 
@@ -477,6 +486,7 @@ def contrastive_step(
     gamma_image, gamma_text = gammas(gamma, b)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
     is_negative = negative_pairs(pair_mask, b)
+    factor_image, factor_text = anchor_weights(anchor_weight, b)
 
     of_images, of_texts = [], []
     for anchor in range(b):
@@ -490,6 +500,7 @@ def contrastive_step(
                 float(gamma_image[anchor]),
                 radius,
                 eps,
+                float(factor_image[anchor]),
             )
         )
         of_texts.append(
@@ -502,6 +513,7 @@ def contrastive_step(
                 float(gamma_text[anchor]),
                 radius,
                 eps,
+                float(factor_text[anchor]),
             )
         )
 
@@ -538,6 +550,7 @@ def contrastive_objective(
     radius: float = 0.0,
     eps: float = 0.0,
     pair_mask: npt.ArrayLike | None = None,
+    anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> float:
     """Evaluate the objective itself on all n pairs: no state, no gamma, no estimate.
 
@@ -545,13 +558,13 @@ def contrastive_objective(
     ----------
     image_features, text_features : array (n, d)
         Features of unit norm of the whole data set, n >= 2.
-    temperature, reference_features, reference_weight, radius, eps, pair_mask
+    temperature, reference_features, reference_weight, radius, eps, pair_mask, anchor_weight
         As in :func:`contrastive_step`.
 
     Returns
     -------
     float
-        (1/2n) sum_i [t_i (log(eps + g_i) + radius) + t'_i (log(eps + h_i) + radius)].
+        (1/2n) sum_i [a_i t_i (log(eps + g_i) + radius) + a'_i t'_i (log(eps + h_i) + radius)].
 
     Raises
     ------
@@ -577,16 +590,17 @@ def contrastive_objective(
     temperature_image, temperature_text, _ = temperatures(temperature, n)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
     is_negative = negative_pairs(pair_mask, n)
+    factor_image, factor_text = anchor_weights(anchor_weight, n)
     total = []
     for i in range(n):
         texts = [j for j in range(n) if is_negative[i, j]]
         if texts:
             t = float(temperature_image[i])
-            total.append(t * (math.log(eps + inner_estimate(Z[i, :], i, texts, t)) + radius))
+            total.append(float(factor_image[i]) * t * (math.log(eps + inner_estimate(Z[i, :], i, texts, t)) + radius))
         images = [j for j in range(n) if is_negative[j, i]]
         if images:
             t = float(temperature_text[i])
-            total.append(t * (math.log(eps + inner_estimate(Z[:, i], i, images, t)) + radius))
+            total.append(float(factor_text[i]) * t * (math.log(eps + inner_estimate(Z[:, i], i, images, t)) + radius))
     return math.fsum(total) / (2 * n)
 
 

@@ -26,6 +26,7 @@ from drrho_reference._checks import (
     FloatArray,
     Number,
     Pair,
+    anchor_weights,
     feature_pair,
     gammas,
     log_estimates,
@@ -47,7 +48,7 @@ __all__ = ["sharded_contrastive_step"]
 
 
 class _Features(NamedTuple):
-    """What all ranks know before phase 1: features (n, d), reference features (n, r), temperatures (n,)."""
+    """What all ranks know before phase 1: features (n, d), reference features (n, r), temperatures and weights (n,)."""
 
     image: FloatArray
     text: FloatArray
@@ -55,6 +56,8 @@ class _Features(NamedTuple):
     reference_weight: float
     temperature_image: FloatArray
     temperature_text: FloatArray
+    anchor_weight_image: FloatArray
+    anchor_weight_text: FloatArray
 
     def similarity(self, i: int, j: int) -> float:
         """Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>."""
@@ -102,6 +105,7 @@ def sharded_contrastive_step(
     radius: float = 0.0,
     eps: float = 0.0,
     pair_mask: npt.ArrayLike | None = None,
+    anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> list[ContrastiveStep]:
     """Do one batch as W ranks would do it, each with its own rows: the same step as one rank's on all rows.
 
@@ -111,7 +115,7 @@ def sharded_contrastive_step(
         As in :func:`contrastive_step`, of the whole batch of n rows. Rank r holds the r-th block of n / W rows.
     num_shards : int
         W, a divisor of n.
-    temperature, gamma, reference_features, reference_weight, radius, eps, pair_mask
+    temperature, gamma, reference_features, reference_weight, radius, eps, pair_mask, anchor_weight
         As in :func:`contrastive_step`, of the whole batch. A rank reads its own rows and columns of ``pair_mask``.
 
     Returns
@@ -154,6 +158,7 @@ def sharded_contrastive_step(
     gamma_image, gamma_text = gammas(gamma, n)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
     is_negative = negative_pairs(pair_mask, n)
+    anchor_weight_image, anchor_weight_text = anchor_weights(anchor_weight, n)
     features = _Features(
         image=image,
         text=text,
@@ -161,6 +166,8 @@ def sharded_contrastive_step(
         reference_weight=non_negative("reference_weight", reference_weight),
         temperature_image=temperature_image,
         temperature_text=temperature_text,
+        anchor_weight_image=anchor_weight_image,
+        anchor_weight_text=anchor_weight_text,
     )
 
     rows = [range(start, start + n // num_shards) for start in range(0, n, n // num_shards)]
@@ -230,6 +237,7 @@ def _phase_1(
             float(gamma_image[local]),
             radius,
             eps,
+            float(features.anchor_weight_image[a]),
         )
         found.of_texts[a] = anchor_step(
             found.column_block[a],
@@ -240,6 +248,7 @@ def _phase_1(
             float(gamma_text[local]),
             radius,
             eps,
+            float(features.anchor_weight_text[a]),
         )
     return found
 
@@ -272,14 +281,14 @@ def _phase_2(
             if is_negative[a, k]:
                 D = (found.row_block[a][k] - estimates.positive[k]) / features.temperature_text[k]
                 u = estimate_of_state(estimates.log_inner_text[k])
-                as_negative = math.exp(D) / (eps + u) / estimates.number_text[k]
+                as_negative = features.anchor_weight_text[k] * math.exp(D) / (eps + u) / estimates.number_text[k]
             image_gradient[local] += (of_image[k] + as_negative) * features.text[k] / (2 * n)
             # Text a as a negative of image anchor k.
             as_negative = 0.0
             if is_negative[k, a]:
                 D = (found.column_block[a][k] - estimates.positive[k]) / features.temperature_image[k]
                 u = estimate_of_state(estimates.log_inner_image[k])
-                as_negative = math.exp(D) / (eps + u) / estimates.number_image[k]
+                as_negative = features.anchor_weight_image[k] * math.exp(D) / (eps + u) / estimates.number_image[k]
             text_gradient[local] += (of_text[k] + as_negative) * features.image[k] / (2 * n)
         image_gradient[local] -= c * features.text[a] / (2 * n)
         text_gradient[local] -= c * features.image[a] / (2 * n)

@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drrho_reference._checks import FloatArray, feature_pair, non_negative, number, positive, real_array, real_matrix
+from drrho_reference._checks import (
+    FloatArray,
+    Pair,
+    anchor_weights,
+    feature_pair,
+    non_negative,
+    number,
+    positive,
+    real_array,
+    real_matrix,
+)
 from drrho_reference.contrastive import negative_pairs, pair_similarities
 
 __all__ = [
@@ -85,7 +95,14 @@ def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[fl
     return math.log(total) - shifted[target], gradient
 
 
-def info_nce(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, temperature: float) -> PairLoss:
+def info_nce(
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    /,
+    *,
+    temperature: float,
+    anchor_weight: npt.ArrayLike | Pair | None = None,
+) -> PairLoss:
     """Classify the right text for each image and the right image for each text.
 
     Parameters
@@ -94,6 +111,8 @@ def info_nce(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, 
         Features of unit norm; row i of both is pair i.
     temperature : float
         t, above 0.
+    anchor_weight : array (b,), or a pair of arrays (b,), optional
+        At least 0: a factor on the cross-entropy of each image and of each text, 1 if left out. One array serves both.
 
     Returns
     -------
@@ -107,7 +126,8 @@ def info_nce(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, 
 
     Notes
     -----
-    loss = (1/2b) sum_i [CE(S_i: / t, i) + CE(S_:i / t, i)], S_ij = <e1_i, e2_j>, the positive among the candidates.
+    loss = (1/2b) sum_i [a_i CE(S_i: / t, i) + a'_i CE(S_:i / t, i)], S_ij = <e1_i, e2_j>, the positive among the
+    candidates, a_i and a'_i the weights of image i and of text i.
     Source: CLIP, arXiv 2103.00020.
 
     Examples
@@ -119,17 +139,18 @@ def info_nce(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, 
     """
     S = pair_similarities(image_features, text_features)
     t, b = positive("temperature", temperature), S.shape[0]
+    factor_image, factor_text = anchor_weights(anchor_weight, b)
     losses = []
     logit_gradient = np.zeros((b, b))
     for i in range(b):
         loss, gradient = cross_entropy(S[i, :] / t, i)
-        losses.append(loss)
+        losses.append(factor_image[i] * loss)
         for j in range(b):
-            logit_gradient[i, j] += gradient[j] / (2 * b)
+            logit_gradient[i, j] += factor_image[i] * gradient[j] / (2 * b)
         loss, gradient = cross_entropy(S[:, i] / t, i)
-        losses.append(loss)
+        losses.append(factor_text[i] * loss)
         for j in range(b):
-            logit_gradient[j, i] += gradient[j] / (2 * b)
+            logit_gradient[j, i] += factor_text[i] * gradient[j] / (2 * b)
 
     image_gradient, text_gradient = _through_similarities(logit_gradient / t, image_features, text_features)
     return PairLoss(

@@ -21,6 +21,7 @@ from drrho_reference._checks import (
     FloatArray,
     Number,
     Pair,
+    anchor_weights,
     feature_pair,
     gammas,
     log_estimates,
@@ -95,6 +96,7 @@ def unimodal_contrastive_step(
     reference_weight: float = 1.0,
     radius: float = 0.0,
     eps: float = 0.0,
+    anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> UnimodalStep:
     """Do one batch of the two-view contrastive loss: update the estimates, then loss and gradients.
 
@@ -116,6 +118,9 @@ def unimodal_contrastive_step(
         At least 0; above 0 only where temperatures are learned.
     eps : float
         The floor in log(eps + u), at least 0.
+    anchor_weight : array (b,), or a pair of arrays (b,), optional
+        At least 0: a factor on each anchor's part of loss and gradients, 1 if left out. One array serves both views
+        of sample i alike.
 
     Returns
     -------
@@ -132,7 +137,7 @@ def unimodal_contrastive_step(
 
     Notes
     -----
-    loss = (1/2b) sum over the 2 b anchors a of t_a (log(eps + u_a) + radius); u_a follows
+    loss = (1/2b) sum over the 2 b anchors a of t_a (log(eps + u_a) + radius), times the anchor's weight; u_a follows
     g_a = mean over the 2 b - 2 negatives k of exp((A_ak - A_ap) / t_a), p the positive of a.
     The negative k of the anchor a adds w_ak d(A_ak - A_ap) / 2b to the gradient, where d A_ak / d z_a = z_k and
     d A_ak / d z_k = z_a. Sources: SogCLR, arXiv 2202.12387; DRRho, arXiv 2505.06699.
@@ -157,6 +162,8 @@ def unimodal_contrastive_step(
     gamma1, gamma2 = gammas(gamma, b)
     gamma_of = [*gamma1, *gamma2]
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
+    factor1, factor2 = anchor_weights(anchor_weight, b)
+    factor_of = [*factor1, *factor2]
 
     anchors = []
     for a in range(2 * b):
@@ -171,6 +178,7 @@ def unimodal_contrastive_step(
                 float(gamma_of[a]),
                 radius,
                 eps,
+                float(factor_of[a]),
             )
         )
 
@@ -209,6 +217,7 @@ def unimodal_objective(
     reference_weight: float = 1.0,
     radius: float = 0.0,
     eps: float = 0.0,
+    anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> float:
     """Evaluate the two-view objective itself on all n samples: no state, no gamma, no estimate.
 
@@ -216,13 +225,13 @@ def unimodal_objective(
     ----------
     view1_features, view2_features : array (n, d)
         Features of unit norm of the whole data set, n >= 2.
-    temperature, reference_features, reference_weight, radius, eps
+    temperature, reference_features, reference_weight, radius, eps, anchor_weight
         As in :func:`unimodal_contrastive_step`.
 
     Returns
     -------
     float
-        (1/2n) sum over the 2 n anchors a of t_a (log(eps + g_a) + radius).
+        (1/2n) sum over the 2 n anchors a of t_a (log(eps + g_a) + radius), times the anchor's weight.
 
     Raises
     ------
@@ -245,10 +254,12 @@ def unimodal_objective(
     n = len(A) // 2
     temperature1, temperature2, _ = temperatures(temperature, n)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
+    factor1, factor2 = anchor_weights(anchor_weight, n)
     total = []
-    for a, t in enumerate([*temperature1, *temperature2]):
+    for a, (t, factor) in enumerate(zip([*temperature1, *temperature2], [*factor1, *factor2], strict=True)):
         positive, negatives = view_positions(a, n)
-        total.append(float(t) * (math.log(eps + inner_estimate(A[a, :], positive, negatives, float(t))) + radius))
+        g = inner_estimate(A[a, :], positive, negatives, float(t))
+        total.append(float(factor) * float(t) * (math.log(eps + g) + radius))
     return math.fsum(total) / (2 * n)
 
 

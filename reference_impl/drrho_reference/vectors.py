@@ -22,7 +22,7 @@ from drrho_reference.conformance import answered, checked_dtypes, oracle_of, ord
 
 __all__ = ["FORMAT_VERSION", "INDEX", "SCHEMA", "files", "schema"]
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 INDEX, SCHEMA = "vectors.json", "vectors.schema.json"
 RULES = {
     "error": (
@@ -33,7 +33,8 @@ RULES = {
         "got is a pair (nu, s). nu + s radius + s mean phi*((x - nu) / s), evaluated in float64, must lie within bound "
         "times scale of the expected risk; several pairs may do. CVaR: nu + mean(max(x - nu, 0)) / alpha. At s = 0 and "
         "s = inf the value is nu. A penalty has no radius term. phi*(y) is e^y - 1 for KL and "
-        "(max(1 + (k - 1) y, 0)^(k / (k - 1)) - 1) / k for Cressie-Read of order k, chi-square being order 2. "
+        "(max(1 + (k - 1) y, 0)^(k / (k - 1)) - 1) / k for Cressie-Read of order k, chi-square being order 2. For the "
+        "capped KL penalty it is e^y - 1 where y <= -log(alpha), else (y + log(alpha) + 1) / alpha - 1. "
         "x are the losses that count; for drrho_risk they are loss - reference_weight * reference_loss."
     ),
 }
@@ -78,6 +79,7 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
     entries = [
         _entry(problem, dtype, tensors.setdefault(problem.function, {}))
         for problem in ordered_problems()
+        if not problem.story  # a problem of many calls is no vector
         for dtype in names
     ]
     index = {
@@ -156,7 +158,7 @@ def _entry(problem: Problem, dtype: str, tensors: Tensors) -> dict[str, Any]:
                 "field": name,
                 "expected": store(f"{prefix}/expected/{name}", value, exact=True),
                 "scale": store(f"{prefix}/scale/{name}", question.scales[name], exact=True),
-                "bound": question.bound,
+                "bound": question.bound_of(name),
                 "rule": "certificate" if name == "dual" else "error",
             }
         )

@@ -63,6 +63,19 @@ def kl_penalty(x: Numbers, temperature: Any) -> tuple[Any, Numbers, Any, Any]:
     return risk, [value / mp.fsum(exponentials) for value in exponentials], risk, temperature
 
 
+def capped_kl_penalty(x: Numbers, temperature: Any, alpha: Any) -> tuple[Any, Numbers, Any, Any]:
+    """Find nu at which the capped exponentials have the mean 1, by bisection of its distance to the maximum."""
+    cap, largest = 1 / alpha, max(x)
+
+    def ratios(nu: Any) -> Numbers:
+        return [min(mp.exp((value - nu) / temperature), cap) for value in x]
+
+    nu = largest - bisect(lambda distance: mean(ratios(largest - distance)) < 1, mp.mpf(0), largest - min(x))
+    weights = [value / len(x) for value in ratios(nu)]
+    price = temperature * mean([value * mp.log(value) - value + 1 if value > 0 else mp.mpf(1) for value in ratios(nu)])
+    return mp.fdot(weights, x) - price, weights, nu, temperature
+
+
 def kl_ball(x: Numbers, radius: Any) -> tuple[Any, Numbers, Any, Any]:
     """Find the scale at which the softmax has the divergence of the ball, by bisection of its logarithm."""
     n, width = len(x), max(x) - min(x)
@@ -125,6 +138,7 @@ SETS: dict[str, tuple[Callable[..., tuple[Any, Numbers, Any, Any]], dict[str, fl
     "ChiSquarePenalty": (chi_square_penalty, {"strength": COLD}),
     "ChiSquareBall": (lambda x, radius: cressie_read_ball(x, mp.mpf(2), radius), {"radius": 0.375}),
     "CressieReadBall": (cressie_read_ball, {"order": 3.0, "radius": 0.25}),
+    "CappedKLPenalty": (capped_kl_penalty, {"temperature": COLD, "alpha": 0.375}),
 }
 ROWS = ("1e30", "1e-30", "1e30 beside 1e-30", "-1e30", "-1e-30", "ties of 1e30", "a gap of 2")
 

@@ -12,6 +12,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 from drrho_reference import (
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -32,9 +33,13 @@ FAMILIES: dict[str, list[Any]] = {
     "chi_square_ball": [ChiSquareBall(radius) for radius in (0.0, 1e-9, 0.1, 0.5, 2.0, 1e3)],
     "cressie_read_3": [CressieReadBall(3.0, radius) for radius in (0.0, 1e-9, 0.1, 0.5, 2.0, 1e6)],
     "cressie_read_1.3": [CressieReadBall(1.3, radius) for radius in (0.0, 1e-9, 0.1, 0.5, 2.0, 1e3)],
+    "capped_kl_penalty": [
+        CappedKLPenalty(*both) for both in ((1e6, 1.0), (10.0, 0.8), (2.0, 0.5), (0.5, 0.31), (0.3, 0.05), (1e-6, 0.01))
+    ],
 }
+PENALTIES = (KLPenalty, ChiSquarePenalty, CappedKLPenalty)
 SETS = [ambiguity_set for family in FAMILIES.values() for ambiguity_set in family[1:-1]]
-BALLS = [ambiguity_set for ambiguity_set in SETS if not isinstance(ambiguity_set, (KLPenalty, ChiSquarePenalty))]
+BALLS = [ambiguity_set for ambiguity_set in SETS if not isinstance(ambiguity_set, PENALTIES)]
 
 
 def solve(losses: Any, ambiguity_set: Any, **options: Any) -> tuple[float, list[float], float, float]:
@@ -45,7 +50,7 @@ def solve(losses: Any, ambiguity_set: Any, **options: Any) -> tuple[float, list[
 
 def order_of(ambiguity_set: Any) -> float:
     """The order of the divergence: 1 for KL, 2 for chi-square."""
-    if isinstance(ambiguity_set, (KLPenalty, KLBall)):
+    if isinstance(ambiguity_set, (KLPenalty, KLBall, CappedKLPenalty)):
         return 1.0
     return 2.0 if isinstance(ambiguity_set, (ChiSquarePenalty, ChiSquareBall)) else ambiguity_set.order
 
@@ -73,8 +78,12 @@ def high_precision_dual(losses: Any, ambiguity_set: Any, nu: float, s: float) ->
         if s == 0.0:
             return nu
         total, k = mp.mpf(0), mp.mpf(order_of(ambiguity_set))
+        cap = 1 / mp.mpf(ambiguity_set.alpha) if isinstance(ambiguity_set, CappedKLPenalty) else mp.inf
         for value in x:
             y = (value - nu) / mp.mpf(s)
+            if k == 1 and y > mp.log(cap):  # the conjugate of a function that ends at the cap goes on as a line
+                total += cap * (y - mp.log(cap) + 1) - 1
+                continue
             total += mp.expm1(y) if k == 1 else (max(1 + (k - 1) * y, 0) ** (k / (k - 1)) - 1) / k
         return float(nu + mp.mpf(s) * (mp.mpf(getattr(ambiguity_set, "radius", 0.0)) + total / len(x)))
 
@@ -134,6 +143,52 @@ def test_kl_penalty_by_hand() -> None:
     assert risk == pytest.approx(math.log(8 / 3) - 10.0, abs=4e-15)
     assert weights == pytest.approx([1 / 8, 5 / 8, 2 / 8], abs=1e-15)
     assert (nu, s) == (risk, 1.0)
+
+
+def test_capped_kl_penalty_by_hand() -> None:
+    # exp(x) = e^-7 (1, 8, 4, 1), so a softmax would give 8/14 to the second loss, which is more than the cap 1/2. The
+    # others share the other half as 1 : 4 : 1. Of the third loss n p = 4/3 = exp(x - nu), so nu = log 3 - 7, and
+    # exp(x_2 - nu) = 8/3 lies above the cap 1/alpha = 2. D = mean(n p log(n p)).
+    losses = [0.0 - 7.0, math.log(8.0) - 7.0, math.log(4.0) - 7.0, 0.0 - 7.0]
+    risk, weights, nu, s = solve(losses, CappedKLPenalty(1.0, 0.5))
+    assert weights == pytest.approx([1 / 12, 1 / 2, 1 / 3, 1 / 12], abs=1e-15)
+    assert (nu, s) == (pytest.approx(math.log(3.0) - 7.0, abs=4e-15), 1.0)
+    paid = (2 * math.log(2.0) + 4 / 3 * math.log(4 / 3) + 2 / 3 * math.log(1 / 3)) / 4
+    assert risk == pytest.approx(math.log(8.0) / 2 + math.log(4.0) / 3 - 7.0 - paid, abs=4e-15)
+
+
+def test_capped_kl_penalty_caps_ties_together() -> None:
+    # exp(x) = (6, 2, 6, 1): two losses are capped at 1/3 each (alpha n = 3), the rest of 1/3 is shared as 2 : 1.
+    risk, weights, nu, _ = solve([math.log(6.0), math.log(2.0), math.log(6.0), 0.0], CappedKLPenalty(1.0, 0.75))
+    assert weights == pytest.approx([1 / 3, 2 / 9, 1 / 3, 1 / 9], abs=1e-15)
+    assert nu == pytest.approx(math.log(2.0) - math.log(8 / 9), abs=1e-15)
+    ratios = [4 / 3, 8 / 9, 4 / 3, 4 / 9]
+    paid = sum(ratio * math.log(ratio) for ratio in ratios) / 4
+    assert risk == pytest.approx((2 * math.log(6.0)) / 3 + 2 / 9 * math.log(2.0) - paid, abs=1e-15)
+
+
+def test_capped_kl_penalty_of_all_losses_is_the_mean_and_its_nu_the_minimum() -> None:
+    for temperature in (1e-6, 1.0, 1e6):
+        risk, weights, nu, s = solve([-6.0, 2.0, 1.0, 2.0], CappedKLPenalty(temperature, 1.0))
+        assert (risk, nu, s) == (pytest.approx(-0.25, abs=1e-15), -6.0, temperature)
+        assert weights == [0.25] * 4
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.7, 30.0])
+def test_capped_kl_penalty_with_a_cap_above_one_is_the_kl_penalty(temperature: float) -> None:
+    losses = np.random.default_rng(5).normal(size=7) - 3.0
+    capped, free = worst_case(losses, CappedKLPenalty(temperature, 1 / 7)), worst_case(losses, KLPenalty(temperature))
+    assert float(capped.risk) == pytest.approx(float(free.risk), abs=1e-15)
+    assert float(capped.dual[0]) == pytest.approx(float(free.dual[0]), abs=1e-14)
+    np.testing.assert_allclose(capped.weights, free.weights, atol=1e-15)
+
+
+@pytest.mark.parametrize("alpha", [0.07, 0.25, 0.5, 0.61])
+def test_capped_kl_penalty_of_a_small_temperature_is_cvar(alpha: float) -> None:
+    losses = np.concatenate([np.random.default_rng(6).normal(size=9), [0.5, 0.5, 0.5]])
+    capped, tail = worst_case(losses, CappedKLPenalty(1e-9, alpha)), worst_case(losses, CVaR(alpha))
+    assert float(capped.risk) == pytest.approx(float(tail.risk), abs=1e-8)
+    np.testing.assert_allclose(capped.weights, tail.weights, atol=1e-12)
 
 
 def test_kl_ball_by_hand() -> None:
@@ -230,15 +285,17 @@ def convex_problem(losses: np.ndarray, ambiguity_set: Any) -> tuple[float, np.nd
     constraints = [cp.sum(p) == 1]
     objective = losses @ p
     order = None if isinstance(ambiguity_set, CVaR) else order_of(ambiguity_set)
-    if order is None:
+    if isinstance(ambiguity_set, (CVaR, CappedKLPenalty)):
         constraints.append(p <= 1.0 / (ambiguity_set.alpha * n))
+    if order is None:
+        pass
     elif order == 1.0:
         divergence = cp.sum(cp.kl_div(n * p, np.ones(n))) / n
     elif order == 2.0:
         divergence = cp.sum_squares(n * p - 1) / (2 * n)
     else:
         divergence = (cp.sum(cp.power(n * p, order)) / n - 1) / (order * (order - 1))
-    if isinstance(ambiguity_set, KLPenalty):
+    if isinstance(ambiguity_set, (KLPenalty, CappedKLPenalty)):
         objective = objective - ambiguity_set.temperature * divergence
     elif isinstance(ambiguity_set, ChiSquarePenalty):
         objective = objective - ambiguity_set.strength * divergence
@@ -255,6 +312,7 @@ def convex_problem(losses: np.ndarray, ambiguity_set: Any) -> tuple[float, np.nd
         *(CVaR(0.13), CVaR(0.5), KLPenalty(0.4), KLPenalty(3.0), KLBall(0.05), KLBall(0.9)),
         *(ChiSquarePenalty(0.4), ChiSquarePenalty(5.0), ChiSquareBall(0.02), ChiSquareBall(0.7), ChiSquareBall(2.5)),
         *(CressieReadBall(3.0, 0.3), CressieReadBall(1.5, 0.4)),
+        *(CappedKLPenalty(0.4, 0.5), CappedKLPenalty(1.0, 0.8), CappedKLPenalty(0.7, 0.23), CappedKLPenalty(0.2, 0.4)),
     ],
 )
 @pytest.mark.parametrize("shift", [-20.0, 0.0, 3.0])
@@ -280,10 +338,11 @@ def check_certificate(losses: np.ndarray, ambiguity_set: Any) -> None:
         assert len({weights[i] for i in np.flatnonzero(losses == value)}) == 1
     assert abs(high_precision_dual(losses, ambiguity_set, nu, s) - risk) <= 4e-15 * size
     earned = math.fsum(p * float(x) for p, x in zip(weights, losses, strict=True))
-    if isinstance(ambiguity_set, CVaR):
+    if isinstance(ambiguity_set, (CVaR, CappedKLPenalty)):
         assert max(weights) <= 1.0 / (ambiguity_set.alpha * len(losses)) * (1 + 4e-15)
+    if isinstance(ambiguity_set, CVaR):
         paid = 0.0
-    elif isinstance(ambiguity_set, (KLPenalty, ChiSquarePenalty)):
+    elif isinstance(ambiguity_set, PENALTIES):
         paid = s * high_precision_divergence(weights, order_of(ambiguity_set))
         size += s * 1e-17  # weights are known to an ulp, D of uniform ones to its square
     else:
@@ -306,6 +365,7 @@ def test_certificate_at_every_size_and_parameter(seed: int) -> None:
         *(CVaR(rng.uniform(0.01, 1.0)), KLPenalty(strength), ChiSquarePenalty(strength)),
         *(KLBall(radius), ChiSquareBall(radius)),
         *(CressieReadBall(order, radius) for order in (1.001, 1.5, 3.0, 20.0)),
+        *(CappedKLPenalty(strength, rng.uniform(0.01, 1.0)), CappedKLPenalty(strength, 1.0)),
     ]:
         check_certificate(losses, ambiguity_set)
 
@@ -555,6 +615,8 @@ def test_sets_are_values() -> None:
         (lambda: ChiSquareBall(-1e-9), ValueError, "radius must be at least 0, got -1e-09"),
         (lambda: CressieReadBall(1.0, 0.5), ValueError, "order must be above 1, got 1.0"),
         (lambda: CressieReadBall(2.0, -0.5), ValueError, "radius must be at least 0, got -0.5"),
+        (lambda: CappedKLPenalty(0.0, 0.5), ValueError, "temperature must be positive, got 0.0"),
+        (lambda: CappedKLPenalty(1.0, 1.5), ValueError, r"alpha must lie in \(0, 1\], got 1.5"),
     ],
 )
 def test_sets_refuse_parameters_outside_their_domain(make: Callable[[], Any], error: Any, message: str) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 import pytest
-from drrho_reference import ChiSquareBall, CVaR, KLPenalty, drrho_risk, excess_loss, moving_average_kl, worst_case
+from drrho_reference import (
+    CappedKLPenalty,
+    ChiSquareBall,
+    CVaR,
+    KLPenalty,
+    drrho_risk,
+    drrho_risk_vjp,
+    excess_loss,
+    moving_average_kl,
+    worst_case,
+)
 
 
 def test_excess_loss_by_hand() -> None:
@@ -29,6 +39,30 @@ def test_drrho_risk_is_the_worst_case_of_the_excess_losses() -> None:
     np.testing.assert_array_equal(result.risk, expected.risk)
     np.testing.assert_array_equal(result.weights, expected.weights)
     np.testing.assert_array_equal(result.dual, expected.dual)
+
+
+@pytest.mark.parametrize("ambiguity_set", [KLPenalty(0.7), ChiSquareBall(0.4), CappedKLPenalty(0.5, 0.4)])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_an_upstream_gradient_weighs_the_slices(ambiguity_set: Any, axis: int) -> None:
+    rng = np.random.default_rng(8)
+    loss, reference = rng.normal(size=(2, 3, 4))
+    upstream = rng.normal(size=np.delete(loss.shape, axis))
+    counted = np.ones((3, 4), dtype=bool)
+    counted[1, 2] = False
+    given: dict[str, Any] = {"reference_weight": 0.5, "axis": axis, "where": counted}
+
+    def weighted_sum(loss: Any) -> float:
+        return float(upstream @ drrho_risk(loss, reference, ambiguity_set, **given).risk)
+
+    found = drrho_risk_vjp(loss, reference, ambiguity_set, upstream, **given)
+    for index in np.ndindex(loss.shape):
+        nudge = np.zeros_like(loss)
+        nudge[index] = 1e-5
+        slope = (weighted_sum(loss + nudge) - weighted_sum(loss - nudge)) / 2e-5
+        assert found[index] == pytest.approx(slope, abs=2e-8)
+    assert found[1, 2] == 0.0
+    with pytest.raises(ValueError, match=r"upstream must have the shape \(\d,\), got \(9,\)"):
+        drrho_risk_vjp(loss, reference, ambiguity_set, np.ones(9), **given)
 
 
 def test_a_shift_of_the_reference_losses_changes_no_weight() -> None:

@@ -1,0 +1,120 @@
+"""How well a pair fits, and how much its two anchors count for it: weights that leave wrong captions out by degrees.
+
+A pair loss is the logarithm of an anchor's g in ``contrastive.py``, averaged over both of the pair's anchors. A pair
+with a loss above 0 fits worse than a random one. So a reference model that was trained briefly finds wrong captions.
+The sigmoid of its pair losses gives the factors that ``contrastive_step``, ``unimodal_contrastive_step`` and
+``info_nce`` take as ``anchor_weight``.
+
+Sources: FastCLIP, arXiv 2407.01445, for the pair loss; the factor is this library's own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_reference._checks import FloatArray, number, positive, real_array
+from drrho_reference.contrastive import batch_size, inner_estimate, pair_similarities
+
+__all__ = ["pair_loss", "reference_anchor_weight"]
+
+
+def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, temperature: float) -> FloatArray:
+    """Measure how badly each pair fits, compared with the other pairs of the batch.
+
+    Parameters
+    ----------
+    image_features, text_features : array (b, d)
+        Features of unit norm, b >= 2; row i of both is pair i.
+    temperature : float
+        t, above 0.
+
+    Returns
+    -------
+    array (b,) of float64
+        One number per pair: below 0 if the pair fits better than a random one, above 0 if it fits worse.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit, values leave their domains, or b = 1.
+    FloatingPointError
+        If the linear domain leaves float64's range: a difference of similarities above about 700 temperatures.
+
+    Notes
+    -----
+    l_i = 1/2 log mean_{j != i} exp((s_ij - s_ii) / t) + 1/2 log mean_{j != i} exp((s_ji - s_ii) / t),
+    s_ij = <e1_i, e2_j>: half of log g of the image and half of log h of the text, as in :func:`contrastive_step`.
+    Source: FastCLIP, arXiv 2407.01445.
+
+    Examples
+    --------
+    Each image fits both texts equally well (log g = 0). Text 0 fits image 1 worse than its own (log h = -2), and text 1
+    fits image 0 better than its own (log h = 2).
+
+    >>> pair_loss([[1, 0], [0, 1]], [[1, 0], [1, 0]], temperature=0.5).tolist()
+    [-1.0, 1.0]
+    """
+    S = pair_similarities(image_features, text_features)
+    b, t = batch_size(S), positive("temperature", temperature)
+    losses = np.empty(b)
+    for i in range(b):
+        others = [j for j in range(b) if j != i]
+        of_image, of_text = inner_estimate(S[i, :], i, others, t), inner_estimate(S[:, i], i, others, t)
+        losses[i] = (math.log(of_image) + math.log(of_text)) / 2.0
+    return losses
+
+
+def reference_anchor_weight(
+    pair_loss: npt.ArrayLike, /, *, temperature: float = 0.5, threshold: float = -1.0
+) -> FloatArray:
+    """Turn a reference model's pair losses into weights of anchors: small where a pair does not fit.
+
+    Parameters
+    ----------
+    pair_loss : array of real numbers, any shape but empty
+        The reference model's pair losses, as :func:`pair_loss` gives them.
+    temperature : float
+        Above 0: how many units of loss the step from 1 to 0 is wide.
+    threshold : float
+        The loss at which a pair has half of the largest weight.
+
+    Returns
+    -------
+    array of float64, the shape of ``pair_loss``
+        Weights of at least 0 with mean 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the losses are no finite real numbers, there is none of them, or a number leaves its domain.
+
+    Notes
+    -----
+    a_i = sigmoid(-(l_i - threshold) / temperature), divided by the mean of these numbers.
+
+    Examples
+    --------
+    sigmoid(log 3) = 3/4 and sigmoid(0) = 1/2 have the mean 5/8.
+
+    >>> reference_anchor_weight([-1.0 - math.log(3) / 2, -1.0]).round(6).tolist()
+    [1.2, 0.8]
+    """
+    losses = real_array("pair_loss", pair_loss)
+    if losses.size == 0:
+        raise ValueError("pair_loss must have at least one entry, got none")
+    width, middle = positive("temperature", temperature), number("threshold", threshold)
+    # Logarithms: where all pairs fit badly every sigmoid may underflow, but their ratios do not.
+    logarithms = np.empty(losses.shape)
+    for index in np.ndindex(losses.shape):
+        y = (float(losses[index]) - middle) / width
+        logarithms[index] = -max(y, 0.0) - math.log1p(math.exp(-abs(y)))  # log sigmoid(-y)
+    weights = np.empty(losses.shape)
+    for index in np.ndindex(losses.shape):
+        weights[index] = math.exp(logarithms[index] - logarithms.max())
+    mean = math.fsum(weights[index] for index in np.ndindex(losses.shape)) / losses.size
+    for index in np.ndindex(losses.shape):
+        weights[index] /= mean
+    return weights
