@@ -76,7 +76,7 @@ class _Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class AmbiguitySet(ABC):
-    """What the six sets share. They are frozen and hashable, and validated when built.
+    """What the seven sets share. They are frozen and hashable, and validated when built.
 
     A parameter is a real, finite number, or an array without axes, which is read once. Under jit it is a constant.
     """
@@ -163,6 +163,52 @@ class KLPenalty(AmbiguitySet):
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _soft_maximum(slices, self.temperature, xp)
+
+
+@dataclass(frozen=True)
+class CappedKLPenalty(AmbiguitySet):
+    """KL penalty whose weights may not exceed ``1 / (alpha n)``, as those of CVaR: a smooth mean of the worst share.
+
+    ``phi(t) = t log t - t + 1`` on ``[0, 1 / alpha]`` and infinite elsewhere; the weights are
+    ``min(exp((x - nu) / temperature), 1 / alpha) / n``, with nu such that they sum to 1, and the dual is
+    (nu, temperature). No single loss can take everything, however large it is, and no weight is 0. (KL-regularised
+    CVaR of Levy et al., arXiv 2010.05893, whose `size` is alpha.)
+
+    ``alpha n`` is evaluated as for `CVaR`: an integer where it is one but for float64's rounding.
+
+    Parameters
+    ----------
+    temperature : float
+        Positive, in units of the losses; towards 0 the set is ``CVaR(alpha)``, towards infinity the risk is the mean.
+    alpha : float
+        In (0, 1]; 1 gives the mean, with nu the smallest loss; up to 1 / n the set is ``KLPenalty(temperature)``.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not a real number.
+    ValueError
+        If a parameter is not finite, `temperature` is not positive or `alpha` lies outside (0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> losses = np.log(np.asarray([1.0, 2.0, 3.0, 40.0]))
+    >>> worst_case(losses, KLPenalty(1.0)).weights.round(3).tolist()
+    [0.022, 0.043, 0.065, 0.87]
+    >>> worst_case(losses, CappedKLPenalty(1.0, 0.5)).weights.round(3).tolist()
+    [0.083, 0.167, 0.25, 0.5]
+    """
+
+    temperature: float
+    alpha: float
+
+    def __post_init__(self) -> None:
+        _validate(self, "temperature", lambda temperature: temperature > 0, "be positive")
+        _validate(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+
+    def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
+        return _capped_soft_maximum(slices, self.temperature, self.alpha, xp)
 
 
 @dataclass(frozen=True)
@@ -338,7 +384,8 @@ def worst_case(
     losses : array, shape (..., n, ...)
         Real floating losses, in any unit; they may be negative. Half types are computed in float32.
     ambiguity_set : AmbiguitySet
-        One of `CVaR`, `KLPenalty`, `KLBall`, `ChiSquarePenalty`, `ChiSquareBall`, `CressieReadBall`.
+        One of `CVaR`, `KLPenalty`, `CappedKLPenalty`, `KLBall`, `ChiSquarePenalty`, `ChiSquareBall`,
+        `CressieReadBall`.
     axis : int
         The axis of the n samples; every slice along it is a problem of its own.
     where : array of bool, optional
@@ -872,16 +919,20 @@ def _root(
 # One solver per set; the balls' ends are dealt with above.
 
 
-def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
-    """CVaR. With k = alpha n, at least 1: 1/k above the ceil(k)-th largest loss, what is left of 1 shared at it."""
-    x, size = slices.losses, slices.size
-    # k = nearest + part, the part without rounding error.
+def _share(slices: _Slices, alpha: float, xp: Namespace) -> tuple[Array, Array]:
+    """Return k = alpha n, at least 1, as the nearest whole number and the part beyond, without rounding error."""
+    size = slices.size
     nearest = xp.round(alpha * size)
-    part = _product_minus(max(alpha, _SMALLEST_GROWTH), size, nearest, x.shape[-1], xp)
+    part = _product_minus(max(alpha, _SMALLEST_GROWTH), size, nearest, slices.losses.shape[-1], xp)
     part = xp.where(xp.abs(part) <= _DOUBLE_ULPS * nearest, xp.zeros_like(part), part)
     less_than_one = nearest + part < 1
-    nearest = xp.where(less_than_one, xp.ones_like(nearest), nearest)
-    part = xp.where(less_than_one, xp.zeros_like(part), part)
+    return xp.where(less_than_one, xp.ones_like(nearest), nearest), xp.where(less_than_one, xp.zeros_like(part), part)
+
+
+def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
+    """CVaR. With k = alpha n, at least 1: 1/k above the ceil(k)-th largest loss, what is left of 1 shared at it."""
+    x = slices.losses
+    nearest, part = _share(slices, alpha, xp)
     share = nearest + part
 
     index = xp.where(part > 0, nearest, nearest - 1)  # of the ceil(k)-th largest, counted from 0
@@ -919,6 +970,78 @@ def _soft_maximum(slices: _Slices, temperature: float, xp: Namespace) -> _Soluti
     flat = reach <= t * (float(xp.finfo(reach.dtype).eps) / 4)
     excess = xp.where(flat, _mean(slices, xp), t * log_mean * unit)
     return _Solution(weights, excess, excess, _constant(temperature, excess, xp))
+
+
+def _capped_soft_maximum(slices: _Slices, temperature: float, alpha: float, xp: Namespace) -> _Solution:
+    """CappedKLPenalty. ``k p = min(exp((x - theta) / t), 1)``, k = alpha n, with theta such that the sum of these is k.
+
+    A loss is capped if the sum is too small where its own weight reaches the cap: the losses from it upwards and
+    ``sum exp((x - loss) / t)`` over those below are less than k. With m capped and a the largest free loss,
+    ``theta = a + t log(S / (k - m))``, ``S = sum exp((x - a) / t)`` over the free ones, who share ``1 - m/k`` like S.
+    Then ``nu = theta - t log(n / k) = a + t log(S / (n - m)) + t log(1 + m (n - k) / (n (k - m)))``: three terms that
+    do not cancel where t is large. A capped loss costs the adversary what theta does, so
+    ``risk = nu + sum (x - theta) / k`` over the capped ones.
+    """
+    x, size = slices.losses, slices.size
+    t, unit = _in_units(temperature, x, xp)
+    # Parts of the sorted losses whose exponentials are all below 1e-43 add nothing to a sum of at least 1.
+    far = min(100 * t * unit, float(xp.finfo(x.dtype).max) / 4)
+    bottom = xp.min(x, axis=-1, keepdims=True)
+
+    def exponents(some: _Slices, anchor: Array) -> Array:
+        return _ratio(-_distance(_relu(anchor - some.losses, xp), unit, xp), xp.full_like(anchor, t), xp)
+
+    def is_capped(some: _Slices, loss: Array) -> Array:
+        whole, beyond = _share(some, alpha, xp)
+        rows: list[tuple[Array, ...]] = []
+        for part in _down_to(some, loss - far, xp):
+            below = part.counted & (part.losses < loss)
+            rows.append((_count(part.counted & ~below, xp), _sum(xp.exp(exponents(part, loss)), below, xp)))
+        number, others = _totals(rows, xp)
+        # With k = n all are capped, which rounding would hide where t is large.
+        all_are = (whole >= some.size) & (beyond >= 0) & (loss > bottom)
+        return all_are | (others < (whole - xp.astype(number, x.dtype)) + beyond)
+
+    ordered = _ordered(slices, xp)
+    position = _last_active(ordered, lambda some, loss: (loss == some.top) | is_capped(some, loss), xp)
+    some_are = is_capped(ordered, slices.top)
+    lowest = xp.take_along_axis(ordered.losses, position, axis=-1)
+    capped = xp.where(some_are, position + 1, xp.zeros_like(position))
+    anchor = xp.take_along_axis(ordered.losses, xp.minimum(capped, slices.number - 1), axis=-1)
+
+    def masks(part: _Slices) -> tuple[Array, Array]:
+        above = part.counted & some_are & (part.losses >= lowest)
+        return above, part.counted & ~above
+
+    rows: list[tuple[Array, ...]] = []
+    for part in _cut(ordered, xp):
+        exponent, (_, free) = exponents(part, anchor), masks(part)
+        rows.append((_sum(xp.exp(exponent), free, xp), _sum(xp.expm1(exponent), free, xp)))
+    total, change = _totals(rows, xp)
+    del ordered
+    whole, beyond = _share(slices, alpha, xp)
+    share, number = whole + beyond, xp.astype(capped, x.dtype)
+    left, missing = (whole - number) + beyond, (size - whole) - beyond  # k - m, n - k
+    # theta - a, at most the distance of the lowest capped loss, which bounds it in spite of rounding.
+    furthest = -exponents(slices._replace(losses=anchor), lowest)
+    log_rise = xp.clip(_log_one_plus((change + missing) / left, total / left, xp), min=0.0, max=furthest)
+    rise = t * xp.where(some_are, log_rise, 0.0) * unit
+
+    def weigh(part: _Slices) -> tuple[Array, ...]:
+        above, free = masks(part)
+        shares = _only(xp.exp(exponents(part, anchor)), free, xp) * (left / total)
+        height = _only(_relu(part.losses - anchor, xp) - rise, above, xp)
+        return (shares + xp.astype(above, x.dtype)) / share, height / share
+
+    weights, _, (height,) = _assemble(slices, weigh, xp)
+    log_mean = _log_one_plus(change / (size - number), total / (size - number), xp)
+    nu = (anchor - slices.top) + t * (log_mean + xp.log1p(number / size * (missing / left))) * unit
+    # As for KLPenalty: where the temperature dwarfs the losses, the mean is exact enough.
+    flat = _distance(slices.top - bottom, unit, xp) <= t * (float(xp.finfo(x.dtype).eps) / 4)
+    mean = _mean(slices, xp)
+    excess = xp.where(flat, mean, nu + height)
+    nu = xp.where(flat & ~some_are, mean, nu)
+    return _Solution(weights, excess, nu, _constant(temperature, excess, xp))
 
 
 def _tilted(slices: _Slices, strength: float, xp: Namespace) -> _Solution:
