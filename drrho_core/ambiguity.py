@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, namespace_of, values_visible, wide_dtype
+from drrho_core._arrays import Array, Namespace, device_of, known, namespace_of, values_visible, wide_dtype
 from drrho_core._loops import Carry, descending, repeat
 
 
@@ -479,16 +479,16 @@ def solve(
     losses: Array, ambiguity_set: AmbiguitySet, axis: int, where: Array | None, dtype: object, xp: Namespace
 ) -> WorstCase:
     """Solve without checks; results in `dtype`. A slice with a bad loss, or with none that counts, becomes nan."""
-    x = xp.moveaxis(xp.astype(losses, wide_dtype(losses.dtype, xp), copy=False), axis, -1)
+    x = _axis_moved(xp.astype(losses, wide_dtype(losses.dtype, xp), copy=False), axis, -1, xp)
     limit = _largest_usable(losses, axis, xp)
     if where is None:
         counted = xp.ones_like(x, dtype=xp.bool)
         valid = (xp.max(x, axis=-1, keepdims=True) <= limit) & (xp.min(x, axis=-1, keepdims=True) >= -limit)
     else:
-        counted = xp.moveaxis(xp.broadcast_to(where, losses.shape), axis, -1)
+        counted = _axis_moved(xp.broadcast_to(where, losses.shape), axis, -1, xp)
         usable = (xp.abs(x) <= limit) | ~counted
         valid = xp.all(usable, axis=-1, keepdims=True) & xp.any(counted, axis=-1, keepdims=True)
-    plain = where is None and _known(valid, xp)
+    plain = where is None and known(valid, xp)
     if not plain:
         # An invalid slice is solved as n zeros, so that no solver has to think of it, and is overwritten at the end.
         counted = counted | ~valid
@@ -507,7 +507,14 @@ def solve(
     risk, nu, scale = (
         xp.squeeze(finish(array), axis=-1) for array in (top + solution.excess, top + solution.nu_excess, scale)
     )
-    return WorstCase(risk, xp.moveaxis(finish(solution.weights), -1, axis), (nu, scale))
+    return WorstCase(risk, _axis_moved(finish(solution.weights), -1, axis, xp), (nu, scale))
+
+
+def _axis_moved(array: Array, source: int, destination: int, xp: Namespace) -> Array:
+    """Return ``moveaxis(array, source, destination)``, which torch cannot map over (`torch.vmap`)."""
+    order = list(range(array.ndim))
+    order.insert(destination % array.ndim, order.pop(source))
+    return xp.permute_dims(array, tuple(order))
 
 
 def _largest_usable(losses: Array, axis: int, xp: Namespace) -> float:
@@ -529,11 +536,6 @@ def _only(values: Array, mask: Array, xp: Namespace) -> Array:
 def _sum(values: Array, mask: Array, xp: Namespace) -> Array:
     """Return the sum of the marked entries along the last axis, all of them finite, (..., 1)."""
     return xp.sum(_only(values, mask, xp), axis=-1, keepdims=True)
-
-
-def _known(condition: Array, xp: Namespace) -> bool:
-    """Tell whether a condition holds everywhere, as far as a look is free; False may mean that it is not."""
-    return values_visible(condition, xp) and bool(xp.all(condition))
 
 
 _PIECE = 2**17
@@ -567,7 +569,7 @@ def _cut(slices: _Slices, xp: Namespace) -> list[_Slices]:
 def _ordered(slices: _Slices, xp: Namespace) -> _Slices:
     """Return slices sorted from the largest loss to the smallest, for sums: what is selected then comes in one run."""
     x = descending(slices.losses, xp)
-    if _known(slices.number == x.shape[-1], xp):
+    if known(slices.number == x.shape[-1], xp):
         return slices._replace(losses=x)
     return slices._replace(losses=x, counted=_first(slices.number, x, xp))
 
@@ -579,8 +581,8 @@ def _first(number: Array, like: Array, xp: Namespace) -> Array:
 
 def _down_to(ordered: _Slices, lowest: Array, xp: Namespace) -> list[_Slices]:
     """Cut sorted slices, without the parts in which every loss is below `lowest`."""
-    parts = _cut(ordered, xp)  # more than one means: a look is free
-    return [part for part in parts if len(parts) == 1 or bool(xp.any(part.losses[..., :1] >= lowest))]
+    parts = _cut(ordered, xp)
+    return [part for part in parts if len(parts) == 1 or not known(part.losses[..., :1] < lowest, xp)]
 
 
 def _join(pieces: list[Array], xp: Namespace) -> Array:
@@ -721,7 +723,7 @@ def _in_ball(
     at_top = slices.counted & (x == slices.top)
     ties = _count(at_top, xp)
     saturated = ball.room(ties, slices.size) >= -_DOUBLE_ULPS * slices.size
-    if _known(~saturated, xp):
+    if known(~saturated, xp):
         return inner
     at_top_only = xp.where(at_top, 1 / xp.astype(ties, x.dtype), xp.zeros_like(inner.weights))
     zero = xp.zeros_like(slices.top)
