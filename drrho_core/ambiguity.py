@@ -993,16 +993,27 @@ def _capped_soft_maximum(slices: _Slices, temperature: float, alpha: float, xp: 
     def exponents(some: _Slices, anchor: Array) -> Array:
         return _ratio(-_distance(_relu(anchor - some.losses, xp), unit, xp), xp.full_like(anchor, t), xp)
 
+    # Where t exceeds all differences, a wrong count would cost the risk t times a rounding error. There the sums are
+    # compared by what they lack, ``sum (1 - exp)`` with n - k.
+    reach = _distance(slices.top - bottom, unit, xp)
+    close, apart = known(reach <= t, xp), known(reach > t, xp)
+
+    def term(exponent: Array) -> Array:
+        if close or apart:
+            return xp.expm1(exponent) if close else xp.exp(exponent)
+        return xp.where(reach <= t, xp.expm1(exponent), xp.exp(exponent))
+
     def is_capped(some: _Slices, loss: Array) -> Array:
         whole, beyond = _share(some, alpha, xp)
         rows: list[tuple[Array, ...]] = []
         for part in _down_to(some, loss - far, xp):
             below = part.counted & (part.losses < loss)
-            rows.append((_count(part.counted & ~below, xp), _sum(xp.exp(exponents(part, loss)), below, xp)))
+            rows.append((_count(part.counted & ~below, xp), _sum(term(exponents(part, loss)), below, xp)))
         number, others = _totals(rows, xp)
-        # With k = n all are capped, which rounding would hide where t is large.
+        room = (whole - xp.where(reach <= t, some.size, xp.astype(number, x.dtype))) + beyond
+        # With k = n all are capped, which underflow would hide where t is large.
         all_are = (whole >= some.size) & (beyond >= 0) & (loss > bottom)
-        return all_are | (others < (whole - xp.astype(number, x.dtype)) + beyond)
+        return all_are | (others < room)
 
     ordered = _ordered(slices, xp)
     position = _last_active(ordered, lambda some, loss: (loss == some.top) | is_capped(some, loss), xp)
@@ -1039,7 +1050,7 @@ def _capped_soft_maximum(slices: _Slices, temperature: float, alpha: float, xp: 
     log_mean = _log_one_plus(change / (size - number), total / (size - number), xp)
     nu = (anchor - slices.top) + t * (log_mean + xp.log1p(number / size * (missing / left))) * unit
     # As for KLPenalty: where the temperature dwarfs the losses, the mean is exact enough.
-    flat = _distance(slices.top - bottom, unit, xp) <= t * (float(xp.finfo(x.dtype).eps) / 4)
+    flat = reach <= t * (float(xp.finfo(x.dtype).eps) / 4)
     mean = _mean(slices, xp)
     excess = xp.where(flat, mean, nu + height)
     nu = xp.where(flat & ~some_are, mean, nu)
