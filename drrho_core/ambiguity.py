@@ -1040,11 +1040,14 @@ def _capped_soft_maximum(slices: _Slices, temperature: float, alpha: float, xp: 
     log_rise = xp.clip(_log_one_plus((change + missing) / left, total / left, xp), min=0.0, max=furthest)
     rise = t * xp.where(some_are, log_rise, 0.0) * unit
 
+    # Where none is capped, alpha leaves no trace in the weights, not even a rounded one.
+    factor = xp.where(some_are, left / total / share, 1 / total)
+
     def weigh(part: _Slices) -> tuple[Array, ...]:
         above, free = masks(part)
-        shares = _only(xp.exp(exponents(part, anchor)), free, xp) * (left / total)
-        height = _only(_relu(part.losses - anchor, xp) - rise, above, xp)
-        return (shares + xp.astype(above, x.dtype)) / share, height / share
+        free_weights = _only(xp.exp(exponents(part, anchor)), free, xp) * factor
+        height = _only(_relu(part.losses - anchor, xp) - rise, above, xp) / share
+        return free_weights + xp.astype(above, x.dtype) / share, height
 
     weights, _, (height,) = _assemble(slices, weigh, xp)
     log_mean = _log_one_plus(change / (size - number), total / (size - number), xp)
