@@ -1,4 +1,4 @@
-"""Time and memory of the six ambiguity sets on many losses, beside the library's own exponential and sort.
+"""Time and memory of the seven ambiguity sets on many losses, beside the library's own exponential and sort.
 
 python benchmarks/ambiguity_sets.py [--backend torch] [--losses 10000000] [--threads 2] [--rounds 5] [--json FILE]
 
@@ -28,6 +28,7 @@ os.environ.update(OMP_NUM_THREADS=str(options.threads), OPENBLAS_NUM_THREADS=str
 import numpy as np  # noqa: E402  (after the number of threads is set)
 
 from drrho_core import (  # noqa: E402
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -40,6 +41,7 @@ from drrho_core import (  # noqa: E402
 SETS = (
     CVaR(0.1),
     KLPenalty(0.5),
+    CappedKLPenalty(0.5, 0.1),
     KLBall(0.5),
     ChiSquarePenalty(1.0),
     ChiSquareBall(0.5),

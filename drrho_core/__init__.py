@@ -6,6 +6,7 @@ Sources: Model Steering / DRRho (arXiv 2505.06699), SogCLR (arXiv 2202.12387), F
 from drrho_core._fused import fused_kernels
 from drrho_core.ambiguity import (
     AmbiguitySet,
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -61,6 +62,7 @@ from drrho_core.unimodal import UnimodalStep, unimodal_contrastive_step
 __all__ = [
     "AmbiguitySet",
     "CVaR",
+    "CappedKLPenalty",
     "ChiSquareBall",
     "ChiSquarePenalty",
     "ContrastiveStep",

@@ -38,7 +38,9 @@ def device_of(array: Array) -> Any:
 def values_visible(array: Array, xp: Namespace) -> bool:
     """Tell whether looking at values is free of charge: a concrete array that lives on the host.
 
-    On an accelerator a look costs a synchronisation, and under tracing there is nothing to look at yet.
+    On an accelerator a look costs a synchronisation. Under tracing there is nothing to look at yet, and under a `vmap`
+    without a compiler an array stands for many. That holds for this array only: what is computed from it and from
+    another may be mapped although it is not, so ask for the very array that is looked at (`known`).
     """
     if is_compiling(xp):
         return False
@@ -46,8 +48,27 @@ def values_visible(array: Array, xp: Namespace) -> bool:
     kind = getattr(device, "platform", None) or getattr(device, "type", None) or str(device)
     if "cpu" not in str(kind).lower():
         return False
+    # torch.func's wrappers say that they live on the host, but have no memory of their own.
+    if not has_memory(array):
+        return False
     # jax.jit lets concrete arrays in, but whatever is computed from them is a tracer: a fresh array tells.
     return device_of(xp.zeros(())) is not None
+
+
+def has_memory(array: Array) -> bool:
+    """Tell whether a tensor's numbers lie somewhere; other libraries' arrays are not asked."""
+    memory = getattr(array, "untyped_storage", None)
+    if memory is not None:
+        try:
+            memory()
+        except NotImplementedError:
+            return False
+    return True
+
+
+def known(condition: Array, xp: Namespace) -> bool:
+    """Tell whether a condition holds everywhere, as far as a look is free; False may mean that nobody knows."""
+    return values_visible(condition, xp) and bool(xp.all(condition))
 
 
 def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Namespace:

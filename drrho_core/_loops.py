@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from drrho_core._arrays import Array, Namespace, is_compiling, library, values_visible
+from drrho_core._arrays import Array, Namespace, has_memory, is_compiling, library, values_visible
 
 Carry: TypeAlias = tuple[Array, ...]
 """What a loop hands from step to step: arrays that keep their shapes and dtypes."""
@@ -86,12 +86,14 @@ def repeat(
     Where a look is free, and nothing is compiled, steps end early once every entry of ``finished(carry)`` is true: from
     there on a step would change nothing.
     """
-    if finished is not None and values_visible(carry[0], xp):
-        for _ in range(count):
-            if bool(xp.all(finished(carry))):
-                break
-            carry = body(carry)
-        return carry
+    # A first step may turn an array that can be seen into one that cannot, so every look asks anew.
+    while count > 0 and finished is not None:
+        over = finished(carry)
+        if not values_visible(over, xp):
+            break
+        if bool(xp.all(over)):
+            return carry
+        carry, count = body(carry), count - 1
     its = _LIBRARIES.get(library(xp))
     return (repeat_in_python if its is None else its.loop)(count, body, carry)
 
@@ -104,7 +106,7 @@ def register_sort(name: str, sort: Sort) -> None:
 def descending(values: Array, xp: Namespace) -> Array:
     """Return values, none of them nan, sorted along the last axis, the largest first."""
     sort = _SORTS.get(library(xp))
-    if sort is not None:
+    if sort is not None and (is_compiling(xp) or has_memory(values)):
         return xp.flip(sort(values), axis=-1)
     # Equal numbers are all alike, and a sort that need not keep their order is several times as fast.
     return xp.sort(values, axis=-1, descending=True, stable=False)

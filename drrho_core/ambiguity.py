@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, namespace_of, values_visible, wide_dtype
+from drrho_core._arrays import Array, Namespace, device_of, known, namespace_of, values_visible, wide_dtype
 from drrho_core._loops import Carry, descending, repeat
 
 
@@ -76,7 +76,7 @@ class _Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class AmbiguitySet(ABC):
-    """What the six sets share. They are frozen and hashable, and validated when built.
+    """What the seven sets share. They are frozen and hashable, and validated when built.
 
     A parameter is a real, finite number, or an array without axes, which is read once. Under jit it is a constant.
     """
@@ -163,6 +163,52 @@ class KLPenalty(AmbiguitySet):
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _soft_maximum(slices, self.temperature, xp)
+
+
+@dataclass(frozen=True)
+class CappedKLPenalty(AmbiguitySet):
+    """KL penalty whose weights may not exceed ``1 / (alpha n)``, as those of CVaR: a smooth mean of the worst share.
+
+    ``phi(t) = t log t - t + 1`` on ``[0, 1 / alpha]`` and infinite elsewhere; the weights are
+    ``min(exp((x - nu) / temperature), 1 / alpha) / n``, with nu such that they sum to 1, and the dual is
+    (nu, temperature). No single loss can take everything, however large it is, and no weight is 0. (KL-regularised
+    CVaR of Levy et al., arXiv 2010.05893, whose `size` is alpha.)
+
+    ``alpha n`` is evaluated as for `CVaR`: an integer where it is one but for float64's rounding.
+
+    Parameters
+    ----------
+    temperature : float
+        Positive, in units of the losses; towards 0 the set is ``CVaR(alpha)``, towards infinity the risk is the mean.
+    alpha : float
+        In (0, 1]; 1 gives the mean, with nu the smallest loss; up to 1 / n the set is ``KLPenalty(temperature)``.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is not a real number.
+    ValueError
+        If a parameter is not finite, `temperature` is not positive or `alpha` lies outside (0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> losses = np.log(np.asarray([1.0, 2.0, 3.0, 40.0]))
+    >>> worst_case(losses, KLPenalty(1.0)).weights.round(3).tolist()
+    [0.022, 0.043, 0.065, 0.87]
+    >>> worst_case(losses, CappedKLPenalty(1.0, 0.5)).weights.round(3).tolist()
+    [0.083, 0.167, 0.25, 0.5]
+    """
+
+    temperature: float
+    alpha: float
+
+    def __post_init__(self) -> None:
+        _validate(self, "temperature", lambda temperature: temperature > 0, "be positive")
+        _validate(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+
+    def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
+        return _capped_soft_maximum(slices, self.temperature, self.alpha, xp)
 
 
 @dataclass(frozen=True)
@@ -338,7 +384,8 @@ def worst_case(
     losses : array, shape (..., n, ...)
         Real floating losses, in any unit; they may be negative. Half types are computed in float32.
     ambiguity_set : AmbiguitySet
-        One of `CVaR`, `KLPenalty`, `KLBall`, `ChiSquarePenalty`, `ChiSquareBall`, `CressieReadBall`.
+        One of `CVaR`, `KLPenalty`, `CappedKLPenalty`, `KLBall`, `ChiSquarePenalty`, `ChiSquareBall`,
+        `CressieReadBall`.
     axis : int
         The axis of the n samples; every slice along it is a problem of its own.
     where : array of bool, optional
@@ -432,16 +479,16 @@ def solve(
     losses: Array, ambiguity_set: AmbiguitySet, axis: int, where: Array | None, dtype: object, xp: Namespace
 ) -> WorstCase:
     """Solve without checks; results in `dtype`. A slice with a bad loss, or with none that counts, becomes nan."""
-    x = xp.moveaxis(xp.astype(losses, wide_dtype(losses.dtype, xp), copy=False), axis, -1)
+    x = _axis_moved(xp.astype(losses, wide_dtype(losses.dtype, xp), copy=False), axis, -1, xp)
     limit = _largest_usable(losses, axis, xp)
     if where is None:
         counted = xp.ones_like(x, dtype=xp.bool)
         valid = (xp.max(x, axis=-1, keepdims=True) <= limit) & (xp.min(x, axis=-1, keepdims=True) >= -limit)
     else:
-        counted = xp.moveaxis(xp.broadcast_to(where, losses.shape), axis, -1)
+        counted = _axis_moved(xp.broadcast_to(where, losses.shape), axis, -1, xp)
         usable = (xp.abs(x) <= limit) | ~counted
         valid = xp.all(usable, axis=-1, keepdims=True) & xp.any(counted, axis=-1, keepdims=True)
-    plain = where is None and _known(valid, xp)
+    plain = where is None and known(valid, xp)
     if not plain:
         # An invalid slice is solved as n zeros, so that no solver has to think of it, and is overwritten at the end.
         counted = counted | ~valid
@@ -460,7 +507,14 @@ def solve(
     risk, nu, scale = (
         xp.squeeze(finish(array), axis=-1) for array in (top + solution.excess, top + solution.nu_excess, scale)
     )
-    return WorstCase(risk, xp.moveaxis(finish(solution.weights), -1, axis), (nu, scale))
+    return WorstCase(risk, _axis_moved(finish(solution.weights), -1, axis, xp), (nu, scale))
+
+
+def _axis_moved(array: Array, source: int, destination: int, xp: Namespace) -> Array:
+    """Return ``moveaxis(array, source, destination)``, which torch cannot map over (`torch.vmap`)."""
+    order = list(range(array.ndim))
+    order.insert(destination % array.ndim, order.pop(source))
+    return xp.permute_dims(array, tuple(order))
 
 
 def _largest_usable(losses: Array, axis: int, xp: Namespace) -> float:
@@ -482,11 +536,6 @@ def _only(values: Array, mask: Array, xp: Namespace) -> Array:
 def _sum(values: Array, mask: Array, xp: Namespace) -> Array:
     """Return the sum of the marked entries along the last axis, all of them finite, (..., 1)."""
     return xp.sum(_only(values, mask, xp), axis=-1, keepdims=True)
-
-
-def _known(condition: Array, xp: Namespace) -> bool:
-    """Tell whether a condition holds everywhere, as far as a look is free; False may mean that it is not."""
-    return values_visible(condition, xp) and bool(xp.all(condition))
 
 
 _PIECE = 2**17
@@ -520,7 +569,7 @@ def _cut(slices: _Slices, xp: Namespace) -> list[_Slices]:
 def _ordered(slices: _Slices, xp: Namespace) -> _Slices:
     """Return slices sorted from the largest loss to the smallest, for sums: what is selected then comes in one run."""
     x = descending(slices.losses, xp)
-    if _known(slices.number == x.shape[-1], xp):
+    if known(slices.number == x.shape[-1], xp):
         return slices._replace(losses=x)
     return slices._replace(losses=x, counted=_first(slices.number, x, xp))
 
@@ -532,8 +581,8 @@ def _first(number: Array, like: Array, xp: Namespace) -> Array:
 
 def _down_to(ordered: _Slices, lowest: Array, xp: Namespace) -> list[_Slices]:
     """Cut sorted slices, without the parts in which every loss is below `lowest`."""
-    parts = _cut(ordered, xp)  # more than one means: a look is free
-    return [part for part in parts if len(parts) == 1 or bool(xp.any(part.losses[..., :1] >= lowest))]
+    parts = _cut(ordered, xp)
+    return [part for part in parts if len(parts) == 1 or not known(part.losses[..., :1] < lowest, xp)]
 
 
 def _join(pieces: list[Array], xp: Namespace) -> Array:
@@ -674,7 +723,7 @@ def _in_ball(
     at_top = slices.counted & (x == slices.top)
     ties = _count(at_top, xp)
     saturated = ball.room(ties, slices.size) >= -_DOUBLE_ULPS * slices.size
-    if _known(~saturated, xp):
+    if known(~saturated, xp):
         return inner
     at_top_only = xp.where(at_top, 1 / xp.astype(ties, x.dtype), xp.zeros_like(inner.weights))
     zero = xp.zeros_like(slices.top)
@@ -872,16 +921,20 @@ def _root(
 # One solver per set; the balls' ends are dealt with above.
 
 
-def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
-    """CVaR. With k = alpha n, at least 1: 1/k above the ceil(k)-th largest loss, what is left of 1 shared at it."""
-    x, size = slices.losses, slices.size
-    # k = nearest + part, the part without rounding error.
+def _share(slices: _Slices, alpha: float, xp: Namespace) -> tuple[Array, Array]:
+    """Return k = alpha n, at least 1, as the nearest whole number and the part beyond, without rounding error."""
+    size = slices.size
     nearest = xp.round(alpha * size)
-    part = _product_minus(max(alpha, _SMALLEST_GROWTH), size, nearest, x.shape[-1], xp)
+    part = _product_minus(max(alpha, _SMALLEST_GROWTH), size, nearest, slices.losses.shape[-1], xp)
     part = xp.where(xp.abs(part) <= _DOUBLE_ULPS * nearest, xp.zeros_like(part), part)
     less_than_one = nearest + part < 1
-    nearest = xp.where(less_than_one, xp.ones_like(nearest), nearest)
-    part = xp.where(less_than_one, xp.zeros_like(part), part)
+    return xp.where(less_than_one, xp.ones_like(nearest), nearest), xp.where(less_than_one, xp.zeros_like(part), part)
+
+
+def _largest_share(slices: _Slices, alpha: float, xp: Namespace) -> _Solution:
+    """CVaR. With k = alpha n, at least 1: 1/k above the ceil(k)-th largest loss, what is left of 1 shared at it."""
+    x = slices.losses
+    nearest, part = _share(slices, alpha, xp)
     share = nearest + part
 
     index = xp.where(part > 0, nearest, nearest - 1)  # of the ceil(k)-th largest, counted from 0
@@ -919,6 +972,92 @@ def _soft_maximum(slices: _Slices, temperature: float, xp: Namespace) -> _Soluti
     flat = reach <= t * (float(xp.finfo(reach.dtype).eps) / 4)
     excess = xp.where(flat, _mean(slices, xp), t * log_mean * unit)
     return _Solution(weights, excess, excess, _constant(temperature, excess, xp))
+
+
+def _capped_soft_maximum(slices: _Slices, temperature: float, alpha: float, xp: Namespace) -> _Solution:
+    """CappedKLPenalty. ``k p = min(exp((x - theta) / t), 1)``, k = alpha n, with theta such that the sum of these is k.
+
+    A loss is capped if the sum is too small where its own weight reaches the cap: the losses from it upwards and
+    ``sum exp((x - loss) / t)`` over those below are less than k. With m capped and a the largest free loss,
+    ``theta = a + t log(S / (k - m))``, ``S = sum exp((x - a) / t)`` over the free ones, who share ``1 - m/k`` like S.
+    Then ``nu = theta - t log(n / k) = a + t log(S / (n - m)) + t log(1 + m (n - k) / (n (k - m)))``: three terms that
+    do not cancel where t is large. A capped loss costs the adversary what theta does, so
+    ``risk = nu + sum (x - theta) / k`` over the capped ones.
+    """
+    x, size = slices.losses, slices.size
+    t, unit = _in_units(temperature, x, xp)
+    # Parts of the sorted losses whose exponentials are all below 1e-43 add nothing to a sum of at least 1.
+    far = min(100 * t * unit, float(xp.finfo(x.dtype).max) / 4)
+    bottom = xp.min(x, axis=-1, keepdims=True)
+
+    def exponents(some: _Slices, anchor: Array) -> Array:
+        return _ratio(-_distance(_relu(anchor - some.losses, xp), unit, xp), xp.full_like(anchor, t), xp)
+
+    # Where t exceeds all differences, a wrong count would cost the risk t times a rounding error. There the sums are
+    # compared by what they lack, ``sum (1 - exp)`` with n - k.
+    reach = _distance(slices.top - bottom, unit, xp)
+    close, apart = known(reach <= t, xp), known(reach > t, xp)
+
+    def term(exponent: Array) -> Array:
+        if close or apart:
+            return xp.expm1(exponent) if close else xp.exp(exponent)
+        return xp.where(reach <= t, xp.expm1(exponent), xp.exp(exponent))
+
+    def is_capped(some: _Slices, loss: Array) -> Array:
+        whole, beyond = _share(some, alpha, xp)
+        rows: list[tuple[Array, ...]] = []
+        for part in _down_to(some, loss - far, xp):
+            below = part.counted & (part.losses < loss)
+            rows.append((_count(part.counted & ~below, xp), _sum(term(exponents(part, loss)), below, xp)))
+        number, others = _totals(rows, xp)
+        room = (whole - xp.where(reach <= t, some.size, xp.astype(number, x.dtype))) + beyond
+        # With k = n all are capped, which underflow would hide where t is large.
+        all_are = (whole >= some.size) & (beyond >= 0) & (loss > bottom)
+        return all_are | (others < room)
+
+    ordered = _ordered(slices, xp)
+    position = _last_active(ordered, lambda some, loss: (loss == some.top) | is_capped(some, loss), xp)
+    some_are = is_capped(ordered, slices.top)
+    lowest = xp.take_along_axis(ordered.losses, position, axis=-1)
+    capped = xp.where(some_are, position + 1, xp.zeros_like(position))
+    anchor = xp.take_along_axis(ordered.losses, xp.minimum(capped, slices.number - 1), axis=-1)
+
+    def masks(part: _Slices) -> tuple[Array, Array]:
+        above = part.counted & some_are & (part.losses >= lowest)
+        return above, part.counted & ~above
+
+    rows: list[tuple[Array, ...]] = []
+    for part in _cut(ordered, xp):
+        exponent, (_, free) = exponents(part, anchor), masks(part)
+        rows.append((_sum(xp.exp(exponent), free, xp), _sum(xp.expm1(exponent), free, xp)))
+    total, change = _totals(rows, xp)
+    del ordered
+    whole, beyond = _share(slices, alpha, xp)
+    share, number = whole + beyond, xp.astype(capped, x.dtype)
+    left, missing = (whole - number) + beyond, (size - whole) - beyond  # k - m, n - k
+    # theta - a, at most the distance of the lowest capped loss, which bounds it in spite of rounding.
+    furthest = -exponents(slices._replace(losses=anchor), lowest)
+    log_rise = xp.clip(_log_one_plus((change + missing) / left, total / left, xp), min=0.0, max=furthest)
+    rise = t * xp.where(some_are, log_rise, 0.0) * unit
+
+    # Where none is capped, alpha leaves no trace in the weights, not even a rounded one.
+    factor = xp.where(some_are, left / total / share, 1 / total)
+
+    def weigh(part: _Slices) -> tuple[Array, ...]:
+        above, free = masks(part)
+        free_weights = _only(xp.exp(exponents(part, anchor)), free, xp) * factor
+        height = _only(_relu(part.losses - anchor, xp) - rise, above, xp) / share
+        return free_weights + xp.astype(above, x.dtype) / share, height
+
+    weights, _, (height,) = _assemble(slices, weigh, xp)
+    log_mean = _log_one_plus(change / (size - number), total / (size - number), xp)
+    nu = (anchor - slices.top) + t * (log_mean + xp.log1p(number / size * (missing / left))) * unit
+    # As for KLPenalty: where the temperature dwarfs the losses, the mean is exact enough.
+    flat = reach <= t * (float(xp.finfo(x.dtype).eps) / 4)
+    mean = _mean(slices, xp)
+    excess = xp.where(flat, mean, nu + height)
+    nu = xp.where(flat & ~some_are, mean, nu)
+    return _Solution(weights, excess, nu, _constant(temperature, excess, xp))
 
 
 def _tilted(slices: _Slices, strength: float, xp: Namespace) -> _Solution:

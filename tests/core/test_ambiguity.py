@@ -30,6 +30,7 @@ from drrho_core._arrays import values_visible
 from drrho_core._loops import _LIBRARIES, _Library, register_loop, repeat, repeat_in_python
 from drrho_core.ambiguity import (
     AmbiguitySet,
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -47,6 +48,13 @@ ROWS, N = 24, 6
 SETS: dict[str, list[AmbiguitySet]] = {
     "CVaR": [CVaR(0.3), CVaR(0.5), CVaR(1 / 3), CVaR(1.0), CVaR(1e-3), CVaR(1e-300)],
     "KLPenalty": [KLPenalty(0.5), KLPenalty(1e-3), KLPenalty(1e4)],
+    "CappedKLPenalty": [
+        CappedKLPenalty(*parameters)
+        for parameters in (
+            *((0.5, 0.3), (0.5, 0.5), (1e-3, 1 / 3), (1e4, 0.9), (0.5, 1.0), (1e6, 1.0), (0.5, 1e-3)),
+            *((1e-30, 0.4), (1e30, 0.4), (0.3, 1 - 1e-9)),
+        )
+    ],
     "KLBall": [KLBall(0.2), KLBall(0.0), KLBall(1e-6), KLBall(0.6), KLBall(math.log(3)), KLBall(300.0)],
     "ChiSquarePenalty": [ChiSquarePenalty(0.5), ChiSquarePenalty(1e-3), ChiSquarePenalty(20.0)],
     "ChiSquareBall": [ChiSquareBall(r) for r in (0.3, 0.0, 1e-6, 0.02, 0.5, 1.0, 1e300)],
@@ -181,6 +189,9 @@ def dual_value(ambiguity_set: AmbiguitySet, x: np.ndarray, nu: float, s: float) 
     y = (x - nu) / s
     if kind.startswith("KL"):
         conjugate = np.expm1(y)
+    elif kind == "CappedKLPenalty":
+        log_cap = -math.log(ambiguity_set.alpha)
+        conjugate = np.expm1(np.minimum(y, log_cap)) + np.maximum(y - log_cap, 0) / ambiguity_set.alpha
     else:
         k = getattr(ambiguity_set, "order", 2.0)
         inside = (k - 1) * y > -1
@@ -221,7 +232,8 @@ def test_the_dual_is_a_minimum_and_says_what_the_weights_are(kind: str) -> None:
     y = (x - nu) / s if s > 0 else x
     k = getattr(ambiguity_set, "order", 2.0)
     if kind != "CVaR":
-        likelihood = np.exp(y) if kind.startswith("KL") else np.maximum(1 + (k - 1) * y, 0) ** (1 / (k - 1))
+        likelihood = np.exp(y) if "KL" in kind else np.maximum(1 + (k - 1) * y, 0) ** (1 / (k - 1))
+        likelihood = np.minimum(likelihood, 1 / getattr(ambiguity_set, "alpha", 1e-9))
         np.testing.assert_allclose(worst.weights, likelihood / 7, rtol=0, atol=1e-14)
 
 
@@ -248,6 +260,13 @@ def test_the_weights_are_the_derivative_of_the_risk(eager_space: Any, kind: str)
         # 0.1 times 30 is a little more than 3 in floating point, and means 3.
         ([0.0] * 26 + [1.0, 2.0, 3.0, 4.0], CVaR(0.1), 3.0, [0] * 27 + [1 / 3] * 3),
         ([math.log(1), math.log(5)], KLPenalty(1.0), math.log(3), [1 / 6, 5 / 6]),
+        # k = 2: the largest is capped at 1/2, the others share the rest as 1 : 2 : 3, nu = log 3.
+        (
+            [0.0, math.log(2), math.log(3), math.log(40)],
+            CappedKLPenalty(1.0, 0.5),
+            math.log(60) / 2,
+            [1 / 12, 1 / 6, 1 / 4, 1 / 2],
+        ),
         # s = 1: mean log-likelihood ratio of (1/6, 5/6) against uniform weights.
         (
             [math.log(1), math.log(5)],
@@ -351,6 +370,8 @@ def assert_feasible(ambiguity_set: AmbiguitySet, weights: np.ndarray, small: flo
         assert weights.max() <= 1 / min(ambiguity_set.alpha * len(weights), len(weights)) + small or (
             ambiguity_set.alpha * len(weights) < 1
         )
+    elif isinstance(ambiguity_set, CappedKLPenalty):
+        assert weights.max() <= 1 / max(ambiguity_set.alpha * len(weights), 1) + small
     elif type(ambiguity_set).__name__ in BALLS:
         assert divergence(ambiguity_set, weights) <= ambiguity_set.radius + 10 * small
 
@@ -363,6 +384,8 @@ growing = st.lists(st.floats(1e-3, 3.0), min_size=2, max_size=2, unique=True).ma
     [
         (lambda p: CVaR(p / 3), -1),
         (KLPenalty, -1),
+        (lambda p: CappedKLPenalty(p, 0.4), -1),
+        (lambda p: CappedKLPenalty(0.5, p / 3), -1),
         (ChiSquarePenalty, -1),
         (KLBall, 1),
         (ChiSquareBall, 1),
@@ -379,7 +402,7 @@ def test_a_larger_set_has_a_larger_risk(eager_space: Any, build: Callable[[float
 
 
 @pytest.mark.parametrize("a", [1e-30, 1e-3, 7.0, 1e30])
-@pytest.mark.parametrize("build", [KLPenalty, ChiSquarePenalty])
+@pytest.mark.parametrize("build", [KLPenalty, ChiSquarePenalty, lambda t: CappedKLPenalty(t, 0.4)])
 def test_a_penalty_is_in_units_of_the_losses(eager_space: Any, build: Callable[..., Any], a: float) -> None:
     x, small = np.random.default_rng(8).normal(size=(4, N)), tolerance(eager_space)
     plain, scaled = solve(eager_space, build(0.3), x), solve(eager_space, build(0.3 * a), a * x)
@@ -391,6 +414,9 @@ LIMITS = [
     ("mean", [CVaR(1.0), KLPenalty(1e12), ChiSquarePenalty(1e12), KLBall(1e-26), ChiSquareBall(1e-26)]),
     ("mean", [CressieReadBall(1.2, 1e-26), CressieReadBall(3.0, 1e-26), KLPenalty(1e300), ChiSquarePenalty(1e300)]),
     ("mean", [KLBall(0.0), ChiSquareBall(1e-300), CressieReadBall(3.0, 1e-300), KLBall(1e-300)]),
+    ("mean", [CappedKLPenalty(1e-3, 1.0), CappedKLPenalty(1e300, 1.0), CappedKLPenalty(1e12, 0.5)]),
+    ("mean", [CappedKLPenalty(1e300, 1e-3), CappedKLPenalty(1e-300, 1.0), CappedKLPenalty(1e300, 1 - 1e-12)]),
+    ("max", [CappedKLPenalty(1e-9, 1e-9), CappedKLPenalty(1e-300, 1 / 6), CappedKLPenalty(1e-30, 1e-300)]),
     ("max", [CVaR(1e-9), KLPenalty(1e-9), ChiSquarePenalty(1e-9), KLBall(9.0), ChiSquareBall(9.0)]),
     ("max", [CressieReadBall(1.2, 9.0), CressieReadBall(3.0, 99.0), KLPenalty(1e-300), ChiSquarePenalty(1e-300)]),
     ("max", [KLBall(1e308), ChiSquareBall(1e308), CressieReadBall(3.0, 1e308), CressieReadBall(1.0001, 1e308)]),
@@ -406,6 +432,28 @@ def test_the_mean_and_the_maximum_are_the_ends(eager_space: Any, limit: str, set
         got = solve(eager_space, ambiguity_set, x)
         np.testing.assert_allclose(got.risk, (weights * x).sum(axis=1), rtol=0, atol=1e-6, err_msg=str(ambiguity_set))
         np.testing.assert_allclose(got.weights, weights, rtol=0, atol=1e-6, err_msg=str(ambiguity_set))
+
+
+def test_a_capped_penalty_lies_between_kl_and_cvar(eager_space: Any) -> None:
+    x, where = problem_rows()
+    small = tolerance(eager_space)
+    for capped, plain in (
+        (CappedKLPenalty(0.5, 1e-3), KLPenalty(0.5)),
+        (CappedKLPenalty(0.5, 1 / 6), KLPenalty(0.5)),  # a cap of 1
+        (CappedKLPenalty(1e-44, 0.5), CVaR(0.5)),
+        (CappedKLPenalty(1e-44, 0.3), CVaR(0.3)),
+        (CappedKLPenalty(1e-300, 1 / 3), CVaR(1 / 3)),
+    ):
+        got, expected = (solve(eager_space, one, x, where) for one in (capped, plain))
+        size = np.abs(np.where(where, x, 0.0)).max(axis=1)
+        np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=small, err_msg=str(capped))
+        for a, b in ((got.risk, expected.risk), (got.dual[0], expected.dual[0])):
+            np.testing.assert_allclose(a / size, b / size, rtol=0, atol=small, err_msg=str(capped))
+    for temperature in (1e-30, 0.5, 1e9, 1e30):
+        got = solve(eager_space, CappedKLPenalty(temperature, 1.0), x, where)
+        np.testing.assert_array_equal(got.weights, solve(eager_space, CVaR(1.0), x, where).weights)
+        lowest = np.where(where, eager_space.rounded(x), np.inf).min(axis=1)
+        assert (np.abs(got.dual[0] - lowest) <= small * size).all()
 
 
 @pytest.mark.parametrize("radius", [1e-4, 0.1, 0.5, 0.7, 2.0])
@@ -460,6 +508,46 @@ def test_a_share_that_is_a_whole_number_but_for_rounding_is_that_number() -> Non
     assert float(worst.dual[0]) == 2.0
 
 
+@pytest.mark.parametrize("temperature", [1e-12, 0.05])
+def test_a_cap_for_a_whole_number_of_losses_is_that_of_the_number(temperature: float) -> None:
+    # As for CVaR: 0.1 of 30 losses is 3. The third gets what the 27 below leave it, none of them more than their due.
+    x = np.asarray([0.0] * 26 + [1.0, 2.0, 3.0, 4.0])
+    worst = worst_case(x, CappedKLPenalty(temperature, 0.1))
+    free = np.exp((x[:-2] - 2.0) / temperature)
+    np.testing.assert_allclose(worst.weights[:-2], free / free.sum() / 3, rtol=1e-12, atol=1e-300)
+    assert worst.weights[-2:].tolist() == [1 / 3, 1 / 3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_cap_counts_a_large_sample_without_rounding(dtype: str) -> None:
+    # k = alpha n is 27182.81828; what is left for the free losses would be wrong by 1e-3 of a cap in float32.
+    n, alpha = 100_000, 0.2718281828
+    x = np.arange(n, dtype=dtype)
+    weights = worst_case(x, CappedKLPenalty(1.0, alpha)).weights.astype(float) * (alpha * n)
+    np.testing.assert_allclose(weights[-27182:], 1.0, rtol=1e-6)
+    left = alpha * n - 27182  # 0.81828, which the others share as a geometric series
+    ratio = np.exp(-np.arange(20.0))
+    np.testing.assert_allclose(weights[-27202:-27182][::-1], left * ratio / ratio.sum(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e-3, 1.0, 1e7, 1e30, 1e300])
+@pytest.mark.parametrize("alpha", [1e-300, 1 / 6, 0.3, 0.5 + 1e-15, 0.5 - 1e-15, 1 - 1e-9, 1 - 1e-16, 1.0])
+def test_a_capped_penalty_is_finite_at_all_sizes(dtype: str, temperature: float, alpha: float) -> None:
+    x, where = problem_rows()
+    worst = worst_case(np.where(where, x, 0.0).astype(dtype), CappedKLPenalty(temperature, alpha), where=where)
+    assert all(np.isfinite(array).all() for array in (worst.risk, worst.weights, worst.dual[0]))
+    np.testing.assert_allclose(worst.weights.sum(axis=1), 1.0, rtol=1e-6 if dtype == "float32" else 1e-14)
+    size, number = np.abs(x).max(axis=1, where=where, initial=0.0), where.sum(axis=1)
+    small = 1e-6 if dtype == "float32" else 1e-14
+    assert (worst.weights.max(axis=1) <= (1 + small) / np.maximum(alpha * number, 1)).all()
+    mean = np.where(where, x, 0.0).sum(axis=1) / number
+    assert (worst.risk >= mean - small * size).all()
+    assert (worst.risk <= (np.where(where, x, 0.0) * worst.weights).sum(axis=1) + small * size).all()
+    if temperature >= 1e30 and alpha < 0.9:  # as for KLPenalty, also where a loss over the temperature is 0 in float32
+        assert (np.abs(worst.dual[0] - mean) <= small * size)[size < 1e9].all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cvar_counts_a_large_sample_without_rounding(dtype: str) -> None:
     # alpha n is 27182.81828: in float32 the product alone would be wrong by 1e-3 of the weight at the quantile.
@@ -507,7 +595,7 @@ def test_losses_of_many_scales_at_once(dtype: str) -> None:
                 assert abs(gap) <= (1e-10 if dtype == "float64" else 1e-5) * size
 
 
-@pytest.mark.parametrize("build", [KLPenalty, ChiSquarePenalty])
+@pytest.mark.parametrize("build", [KLPenalty, ChiSquarePenalty, lambda t: CappedKLPenalty(t, 0.5)])
 @pytest.mark.parametrize("parameter", [1e-320, 1e-60, 1e-42, 1e37, 1e39, 1e60, 1e300])
 def test_a_parameter_that_float32_cannot_hold(build: Callable[[float], AmbiguitySet], parameter: float) -> None:
     x = np.asarray([[1.0, -2.0, 0.5], [3e36, -1e36, 0.0], [2e-30, 1e-30, 1e-30]])
@@ -758,6 +846,8 @@ def test_a_parameter_may_be_an_array_without_axes(xp: Any) -> None:
 BUILDERS: list[tuple[str, Callable[[Any], AmbiguitySet]]] = [
     ("alpha", CVaR),
     ("temperature", KLPenalty),
+    ("temperature", lambda temperature: CappedKLPenalty(temperature, 0.5)),
+    ("alpha", lambda alpha: CappedKLPenalty(0.5, alpha)),
     ("radius", KLBall),
     ("strength", ChiSquarePenalty),
     ("radius", ChiSquareBall),
@@ -788,6 +878,9 @@ def test_parameters_are_checked_when_a_set_is_built(name: str, build: Callable[[
         (lambda: CVaR(0), r"^alpha must lie in \(0, 1\], got 0$"),
         (lambda: CVaR(1.0000001), r"^alpha must lie in \(0, 1\], got 1.0000001$"),
         (lambda: KLPenalty(0.0), r"^temperature must be positive, got 0.0$"),
+        (lambda: CappedKLPenalty(0.0, 0.5), r"^temperature must be positive, got 0.0$"),
+        (lambda: CappedKLPenalty(0.5, 0), r"^alpha must lie in \(0, 1\], got 0$"),
+        (lambda: CappedKLPenalty(0.5, 1.0000001), r"^alpha must lie in \(0, 1\], got 1.0000001$"),
         (lambda: ChiSquarePenalty(0.0), r"^strength must be positive, got 0.0$"),
         (lambda: KLBall(-1e-9), r"^radius must be at least 0, got -1e-09$"),
         (lambda: ChiSquareBall(-1e-9), r"^radius must be at least 0, got -1e-09$"),
@@ -812,7 +905,7 @@ def test_orders_whose_product_with_the_radius_is_huge_fill_their_ball() -> None:
 
 
 def test_the_edges_that_belong_to_a_domain() -> None:
-    for ambiguity_set in (CVaR(1), KLBall(0), ChiSquareBall(0), CressieReadBall(1.5, 0)):
+    for ambiguity_set in (CVaR(1), CappedKLPenalty(0.5, 1), KLBall(0), ChiSquareBall(0), CressieReadBall(1.5, 0)):
         assert float(worst_case(np.asarray([1.0, 2.0, 6.0]), ambiguity_set).risk) == 3.0
 
 
@@ -920,7 +1013,7 @@ def test_losses_up_to_the_limit_are_fine() -> None:
     limit = float(np.finfo(np.float32).max) / (8 * 3)
     x = np.asarray([1.0, -1.0, 0.5], dtype=np.float32) * np.float32(0.999 * limit)
     for ambiguity_set in ALL:
-        if not isinstance(ambiguity_set, (KLPenalty, ChiSquarePenalty)):
+        if not isinstance(ambiguity_set, (KLPenalty, CappedKLPenalty, ChiSquarePenalty)):
             scaled, plain = worst_case(x, ambiguity_set), worst_case(np.asarray([1.0, -1.0, 0.5]), ambiguity_set)
             np.testing.assert_allclose(scaled.weights, plain.weights, rtol=0, atol=1e-5, err_msg=str(ambiguity_set))
 

@@ -44,11 +44,6 @@ def test_a_loss_is_looked_at_where_it_counts(bad: float) -> None:
             ambiguity.check_values("losses", losses, -1, where, xp)
 
 
-def test_what_is_known() -> None:
-    assert ambiguity._known(np.asarray([True, True]), xp) is True
-    assert ambiguity._known(np.asarray([True, False]), xp) is False
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Pieces
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import pytest
 
 from drrho_core.ambiguity import (
     AmbiguitySet,
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -38,7 +39,8 @@ from drrho_core.ambiguity import (
 )
 
 KINDS: dict[str, type[AmbiguitySet]] = {
-    kind.__name__: kind for kind in (CVaR, KLPenalty, KLBall, ChiSquarePenalty, ChiSquareBall, CressieReadBall)
+    kind.__name__: kind
+    for kind in (CVaR, KLPenalty, KLBall, ChiSquarePenalty, ChiSquareBall, CressieReadBall, CappedKLPenalty)
 }
 ROWS, LONGEST = 24, 12
 SIZES = (1, 2, 3, 4, 6, 9, 12)
@@ -83,6 +85,9 @@ def parameters(kind: str, rng: np.random.Generator) -> list[tuple[float, ...]]:
     """Eleven of them, the ends of the domain among them."""
     if kind == "CVaR":
         return [(alpha,) for alpha in (1.0, 0.5, 1 / 3, 0.05, *rng.uniform(size=7))]
+    if kind == "CappedKLPenalty":
+        temperatures = (1e-3, 0.1, 10.0, 1e3, *np.exp(rng.uniform(np.log(0.03), np.log(2.0), size=7)))
+        return [*zip(temperatures, (0.5, 1 / 3, 0.9, 0.5, 1.0, 0.05, *rng.uniform(size=5)), strict=True)]
     small_and_large = [*np.exp(rng.uniform(np.log(0.03), np.log(2.0), size=7))]
     if kind.endswith("Penalty"):
         return [(strength,) for strength in (1e-3, 0.1, 10.0, 1e3, *small_and_large)]
@@ -104,7 +109,7 @@ def groups(kind: str) -> tuple[Group, ...]:
             losses[row, :n] = scale * STYLES[row % len(STYLES)](rng, n)
             losses[row] = rng.permutation(losses[row])
         if kind.endswith("Penalty"):
-            own = (float(own[0] * scale),)
+            own = (own[0] * scale, *own[1:])
         losses = losses.astype(np.float32).astype(np.float64)
         result.append(Group(KINDS[kind](*map(float, own)), losses, ~np.isnan(losses)))
     return tuple(result)
@@ -134,14 +139,14 @@ def solved(group: Group, row: int) -> WorstCase:
 
 
 @functools.cache
-def convex_problem(kind: str, order: float, n: int) -> tuple[cp.Problem, cp.Variable, cp.Parameter, cp.Parameter]:
+def convex_problem(kind: str, order: float, n: int) -> tuple[cp.Problem, cp.Variable, list[cp.Parameter]]:
     """The primal problem as it is written in the theory, compiled once: losses and size of the set are parameters."""
-    p, losses, size = cp.Variable(n, nonneg=True), cp.Parameter(n), cp.Parameter(nonneg=True)
+    p, losses, size, cap = cp.Variable(n, nonneg=True), cp.Parameter(n), *(cp.Parameter(nonneg=True) for _ in range(2))
     constraints, objective = [cp.sum(p) == 1], losses @ p
-    if kind == "CVaR":
-        constraints.append(p <= size)
-    else:
-        if kind.startswith("KL"):
+    if kind in ("CVaR", "CappedKLPenalty"):
+        constraints.append(p <= cap)
+    if kind != "CVaR":
+        if "KL" in kind:
             divergence = cp.sum(cp.kl_div(n * p, np.ones(n))) / n
         elif kind.startswith("ChiSquare"):
             divergence = cp.sum_squares(n * p - 1) / (2 * n)
@@ -151,7 +156,7 @@ def convex_problem(kind: str, order: float, n: int) -> tuple[cp.Problem, cp.Vari
             objective = objective - size * divergence
         else:
             constraints.append(divergence <= size)
-    return cp.Problem(cp.Maximize(objective), constraints), p, losses, size
+    return cp.Problem(cp.Maximize(objective), constraints), p, [losses, size, cap]
 
 
 def by_convex_solver(ambiguity_set: AmbiguitySet, x: np.ndarray) -> tuple[float, np.ndarray] | None:
@@ -160,16 +165,23 @@ def by_convex_solver(ambiguity_set: AmbiguitySet, x: np.ndarray) -> tuple[float,
     The solver stops at absolute errors, so it gets ``(x - mean) / spread``, which is the same problem.
     """
     *rest, size = dataclasses.astuple(ambiguity_set)
-    n, middle = len(x), float(x.mean())
+    n, middle, cap = len(x), float(x.mean()), 1.0
     spread = float(np.abs(x - middle).max()) or 1.0
+    if isinstance(ambiguity_set, (CVaR, CappedKLPenalty)):
+        cap = 1 / (ambiguity_set.alpha * n)
+    if isinstance(ambiguity_set, CappedKLPenalty):
+        if ambiguity_set.alpha == 1:
+            return None
+        (size,), rest = rest, []
     if isinstance(ambiguity_set, CVaR):
-        size = 1 / (size * n)
+        size = cap
     elif not isinstance(ambiguity_set, BALLS):
         size /= spread
     if size < 1e-6 or size > 1e3 or rest == [1.001]:
         return None
-    problem, p, losses, parameter = convex_problem(type(ambiguity_set).__name__, rest[0] if rest else 2.0, n)
-    losses.value, parameter.value = (x - middle) / spread, size
+    problem, p, given = convex_problem(type(ambiguity_set).__name__, rest[0] if rest else 2.0, n)
+    for parameter, value in zip(given, ((x - middle) / spread, size, cap), strict=True):
+        parameter.value = value
     value = problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
     return middle + spread * float(value), np.asarray(p.value)
 
@@ -200,7 +212,7 @@ def exact(values: Any) -> list[Any]:
 
 def order_of(ambiguity_set: AmbiguitySet) -> Any:
     """The order of the divergence's phi: 1 for KL, 2 for chi-square."""
-    if isinstance(ambiguity_set, (KLPenalty, KLBall)):
+    if isinstance(ambiguity_set, (KLPenalty, KLBall, CappedKLPenalty)):
         return mp.mpf(1)
     return mp.mpf(getattr(ambiguity_set, "order", 2.0))
 
@@ -220,8 +232,8 @@ def divergence(ambiguity_set: AmbiguitySet, weights: list[Any]) -> Any:
 def value_of_weights(ambiguity_set: AmbiguitySet, x: list[Any], weights: list[Any]) -> Any:
     """What is maximised, at these weights."""
     value = mp.fdot(x, weights)
-    if isinstance(ambiguity_set, (KLPenalty, ChiSquarePenalty)):
-        (strength,) = dataclasses.astuple(ambiguity_set)
+    if isinstance(ambiguity_set, (KLPenalty, ChiSquarePenalty, CappedKLPenalty)):
+        strength, *_ = dataclasses.astuple(ambiguity_set)
         value -= mp.mpf(strength) * divergence(ambiguity_set, weights)
     return value
 
@@ -237,6 +249,9 @@ def value_of_dual(ambiguity_set: AmbiguitySet, x: list[Any], nu: Any, s: Any) ->
         return nu
 
     def conjugate(y: Any) -> Any:
+        if isinstance(ambiguity_set, CappedKLPenalty):
+            cap = 1 / mp.mpf(ambiguity_set.alpha)
+            return mp.expm1(min(y, mp.log(cap))) + cap * max(y - mp.log(cap), mp.mpf(0))
         if k == 1:
             return mp.expm1(y)
         inside = max(1 + (k - 1) * y, mp.mpf(0))
@@ -269,7 +284,7 @@ def test_weights_and_dual_variables_enclose_the_risk(kind: str) -> None:
             small, label = 1e-10 * max(map(abs, x)), f"{ambiguity_set}, {values.tolist()}"
             assert min(p) >= 0, label
             assert abs(mp.fsum(p) - 1) <= 1e-14, label
-            if isinstance(ambiguity_set, CVaR):
+            if isinstance(ambiguity_set, (CVaR, CappedKLPenalty)):
                 assert max(p) <= 1 / mp.mpf(min(ambiguity_set.alpha, 1)) / len(p) * (1 + 1e-14) or len(set(values)) < 2
             elif isinstance(ambiguity_set, BALLS):
                 furthest = divergence(ambiguity_set, [mp.mpf(1)] + [mp.mpf(0)] * (len(p) - 1))
@@ -306,10 +321,23 @@ def bisected(surplus: Callable[[Any], Any], low: Any, high: Any) -> Any:
 def exact_weights(ambiguity_set: AmbiguitySet, x: list[Any]) -> list[Any]:
     """The worst-case weights by the condition that defines them; see docs/theory/ambiguity.md."""
     n, top, k = len(x), max(x), order_of(ambiguity_set)
-    if isinstance(ambiguity_set, CVaR):
+    if isinstance(ambiguity_set, (CVaR, CappedKLPenalty)):
         share = mp.mpf(ambiguity_set.alpha) * n
         if abs(share - mp.nint(share)) <= 4 * mp.mpf(2) ** -52 * share:
             share = mp.nint(share)
+    if isinstance(ambiguity_set, CappedKLPenalty):
+        if share >= n:
+            return [mp.mpf(1) / n] * n
+        share, temperature = max(share, mp.mpf(1)), mp.mpf(ambiguity_set.temperature)
+
+        def uncapped(theta: Any) -> list[Any]:
+            return [mp.exp(min(mp.mpf(0), (value - theta) / temperature)) for value in x]
+
+        # At the upper end every weight would be below the cap even if all losses were as large as the largest.
+        ends = min(x) - temperature * mp.log(n), top + temperature * mp.log(n)
+        theta = bisected(lambda theta: mp.fsum(uncapped(theta)) - share, *ends)
+        return normalised(uncapped(theta))
+    if isinstance(ambiguity_set, CVaR):
         left, weights = mp.mpf(1), [mp.mpf(0)] * n
         for level in sorted(set(x), reverse=True):
             here = [i for i in range(n) if x[i] == level]
@@ -383,6 +411,7 @@ EXTREMES: list[tuple[list[float], tuple[float, float]]] = [
 EXTREME_SIZES: dict[str, list[tuple[float, ...]]] = {
     "CVaR": [(1.0,), (0.5,), (2 / 3,), (0.3,), (1e-9,)],
     "KLPenalty": [(1e-4,), (0.7,), (1e6,)],
+    "CappedKLPenalty": [*((t, alpha) for t in (1e-4, 0.7, 1e6) for alpha in (1.0, 0.5, 2 / 3, 1e-9, 1 - 1e-9))],
     "KLBall": [(0.0,), (1e-9,), (math.log(2),), (math.log(3),), (0.3,), (50.0,)],
     "ChiSquarePenalty": [(1e-4,), (0.7,), (1e6,)],
     "ChiSquareBall": [(0.0,), (1e-9,), (0.5,), (1.0,), (0.3,), (50.0,)],
@@ -399,7 +428,7 @@ def test_50_digits_say_the_same_at_the_extremes(kind: str) -> None:
         for losses, scales in EXTREMES:
             for scale in scales:
                 x = scale * np.asarray(losses)
-                size = (own[0] * scale,) if kind.endswith("Penalty") else own
+                size = (own[0] * scale, *own[1:]) if kind.endswith("Penalty") else own
                 ambiguity_set = KINDS[kind](*size)
                 worst = worst_case(x, ambiguity_set)
                 off = errors(ambiguity_set, x, worst.risk, worst.weights)

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho_core import ChiSquareBall, ChiSquarePenalty, CressieReadBall, CVaR, KLBall, KLPenalty, info_nce, worst_case
+from drrho_core import (
+    CappedKLPenalty,
+    ChiSquareBall,
+    ChiSquarePenalty,
+    CressieReadBall,
+    CVaR,
+    KLBall,
+    KLPenalty,
+    info_nce,
+    worst_case,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 B = 6
@@ -74,6 +84,7 @@ def test_weights_of_an_anchor_sum_to_at_most_one_over_gamma_and_to_one_without_m
     [
         (CVaR(0.6), CVaR(0.3)),
         (KLPenalty(1.0), KLPenalty(0.5)),
+        (CappedKLPenalty(1.0, 0.6), CappedKLPenalty(0.5, 0.3)),
         (KLBall(0.05), KLBall(0.2)),
         (ChiSquarePenalty(3.0), ChiSquarePenalty(1.0)),
         (ChiSquareBall(0.05), ChiSquareBall(0.4)),

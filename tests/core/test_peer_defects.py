@@ -18,6 +18,7 @@ import torch
 
 import drrho_core
 from drrho_core import (
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -177,7 +178,10 @@ def test_two_views_that_are_close_at_temperature_001(cosine: float) -> None:
 
 @pytest.mark.parametrize(
     "ambiguity_set",
-    [CVaR(0.5), KLPenalty(1.0), KLBall(0.2), ChiSquarePenalty(2.0), ChiSquareBall(0.2), CressieReadBall(1.5, 0.2)],
+    [
+        *(CVaR(0.5), KLPenalty(1.0), CappedKLPenalty(1.0, 0.4), KLBall(0.2), ChiSquarePenalty(2.0)),
+        *(ChiSquareBall(0.2), CressieReadBall(1.5, 0.2)),
+    ],
 )
 def test_all_negative_losses_are_weighted_as_positive_ones(ambiguity_set: Any) -> None:
     x = np.asarray([-1.0, -2.0, -4.0, -8.0])

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from drrho_core.ambiguity import ChiSquareBall, CVaR, KLPenalty, worst_case
+from drrho_core.ambiguity import CappedKLPenalty, ChiSquareBall, CVaR, KLPenalty, worst_case
 from drrho_core.risk import drrho_risk, excess_loss
 
 jax.config.update("jax_enable_x64", True)
 
-SETS = [CVaR(0.4), KLPenalty(0.7), ChiSquareBall(0.4)]
+SETS = [CVaR(0.4), KLPenalty(0.7), ChiSquareBall(0.4), CappedKLPenalty(0.7, 0.4)]
 
 
 def problem() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
