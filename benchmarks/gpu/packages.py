@@ -33,6 +33,8 @@ NEEDS = (
     Need("rich", "rich", "the demo", ("markdown-it-py", "mdurl", "pygments")),
     Need("pytest", "pytest", "the tests", ("iniconfig", "packaging", "pluggy", "pygments")),
     Need("hypothesis", "hypothesis", "the tests", ("sortedcontainers",)),
+    Need("array_api_strict", "array-api-strict", "the tests"),
+    Need("mpmath", "mpmath", "the tests"),
     Need("siglip_kernel", "siglip-kernel==0.1.2", "its own row"),
     Need("memeff", "memeff==0.3.1", "its own row"),
 )
@@ -111,7 +113,10 @@ def environment(extra: Path, *, dry_run: bool) -> dict[str, str]:
     old = [folder for folder in variables.get("PYTHONPATH", "").split(os.pathsep) if folder]
     variables["PYTHONPATH"] = os.pathsep.join([*map(str, SOURCES), *old, str(extra)])
     variables.pop("DRRHO_FUSED", None)  # every step says itself which kernels it takes
-    variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the device is shared with the other libraries' processes
+    # The device is shared with the other libraries' processes; JAX alone may take what it wants of it.
+    variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+    (extra / "tmp").mkdir(exist_ok=True)
+    variables["TMPDIR"] = str(extra / "tmp")  # goes with the folder, however a process ends
     variables["TF_CPP_MIN_LOG_LEVEL"] = variables.get("TF_CPP_MIN_LOG_LEVEL", "2")
     if dry_run:
         variables |= {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}

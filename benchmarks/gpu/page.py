@@ -45,7 +45,8 @@ def told(row: Row) -> str:
         scores = ", ".join(f"{name} {score:.3f}" for name, score in row["retrieval_r1"].items())
         return f"{row['data']}, R@1: {scores}; {row['seconds']:g} s"
     if "skipped" in row:
-        return f"{row['passed']} passed, {row['skipped']} skipped"
+        lacking = f"; files that need {', '.join(row['lacking'])} left out" if row.get("lacking") else ""
+        return f"{row['passed']} passed, {row['skipped']} skipped{lacking}"
     return "done"
 
 

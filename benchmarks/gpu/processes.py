@@ -24,7 +24,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.packages import ROOT
 from benchmarks.gpu.plan import Case, Section
+
+START_SECONDS, ENDING_SECONDS = 60.0, 3.0
+"""A process may take so long to import its library and find its device, and to end."""
 
 Row = dict[str, Any]
 """A case with "section", "part", "status", and "reason" or figures."""
@@ -80,8 +84,22 @@ def run_group(
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:  # somebody ends this program: what it has started ends, too
+        for process in list(_RUNNING):
+            _kill(process)
+        raise
+
+
+_RUNNING: set[subprocess.Popen[bytes]] = set()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_section(
@@ -98,7 +116,11 @@ def run_section(
             for case in left:
                 results.add({**named, **case, "status": NO_TIME, "reason": "not begun: the section's time was over"})
             return
-        done = _Attempt(section, left, results, command, environment, deadline).run()
+        try:
+            done = _Attempt(section, left, results, command, environment, deadline).run()
+        except Exception as error:  # no process can be had, say
+            results.add({**named, "status": FAILED, "reason": f"{type(error).__name__}: {error}"})
+            return
         if done is None:
             return
         left = left[done:]
@@ -126,6 +148,7 @@ class _Attempt:
         try:
             self.process = subprocess.Popen(
                 command(section, cases, writing),
+                cwd=ROOT,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=self.output,
@@ -133,8 +156,13 @@ class _Attempt:
                 pass_fds=[writing],
                 start_new_session=True,  # so that its own children end with it
             )
+        except BaseException:
+            os.close(reading)
+            self.output.close()
+            raise
         finally:
             os.close(writing)
+        _RUNNING.add(self.process)
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, args=(reading,), daemon=True).start()
 
@@ -146,31 +174,37 @@ class _Attempt:
 
     def run(self) -> int | None:
         """Return how many cases are done with, or None where the section is over."""
-        limit = time.monotonic() + self.section.case_seconds
+        limit, allowed = time.monotonic() + START_SECONDS, START_SECONDS
         try:
             while True:
                 until = min(limit, self.deadline)
                 try:
                     line = self.lines.get(timeout=max(0.0, until - time.monotonic()))
                 except queue.Empty:
-                    return self._cut_off()
+                    return self._cut_off(allowed)
                 if line is None:
                     return self._ended()
-                message = json.loads(line)
+                try:
+                    message = json.loads(line)
+                except ValueError:  # it died with half a line
+                    continue
                 if "absent" in message:
                     self._absent(str(message["absent"]))
                     return None
                 if "begin" in message:
                     self.current, self.partial = int(message["begin"]), {}
-                    limit = time.monotonic() + self.section.case_seconds
+                    allowed = self.section.case_seconds
+                    limit = time.monotonic() + allowed
                 elif "progress" in message:
                     self.partial = message["progress"]
                 elif "row" in message:
                     self._add(message["row"])
+                    if self.done == len(self.cases):
+                        limit = time.monotonic() + ENDING_SECONDS
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            _kill(self.process)
             self.process.wait()
+            _RUNNING.discard(self.process)
             self.output.close()
 
     def _add(self, row: Row) -> None:
@@ -183,16 +217,21 @@ class _Attempt:
             self.results.absent[self.section.needs] = reason
         self.results.add({**self.named, "status": ABSENT, "reason": reason})
 
-    def _cut_off(self) -> int:
+    def _cut_off(self, allowed: float) -> int:
+        if self.current is None and self.done == len(self.cases):
+            return self.done
         over = time.monotonic() >= self.deadline
-        took = "the section's time was over" if over else f"it took longer than {self.section.case_seconds:.0f} s"
+        took = "the section's time was over" if over else f"it took longer than {allowed:.0f} s"
         self._add({**self.partial, "status": NO_TIME, "reason": took, "output": self._tail()})
         return self.done
 
     def _ended(self) -> int | None:
-        code = self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # some libraries hang when they end
+            self.process.wait(ENDING_SECONDS)
         if self.current is None and self.done == len(self.cases):
             return self.done
+        _kill(self.process)
+        code = self.process.wait()
         if self.current is None and code == 0 and self.done > 0:
             return self.done  # it asked for a fresh process
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
