@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.gpu import packages, page, plan
 from benchmarks.gpu.plan import Case, Section
-from benchmarks.gpu.processes import FAILED, LEFT_OUT, NO_TIME, OK, Results, Row, run_group, write
+from benchmarks.gpu.processes import ABSENT, FAILED, LEFT_OUT, NO_TIME, OK, Results, Row, run_group, write
 
 ENDING = 8.0
 """Seconds that are kept back for what comes before the first section and after the last."""
@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 part = 1.0 if options.dry_run else sum(shares[: number + 1]) / sum(shares)
                 run_group(group, results, command=command, environment=variables, deadline=begin + part * total)
                 _publish(out, options, results, begin)
+                if not options.dry_run and len(group) > 1 and all(row["status"] == ABSENT for row in results.rows):
+                    break  # the kit has found no GPU, and nothing else will
         finally:
             with contextlib.suppress(KeyboardInterrupt):
                 _publish(out, options, results, begin)

@@ -289,7 +289,7 @@ class Cupy:
         return getattr(self.xp, name)
 
     def unit(self, b: int, d: int, seed: int, dtype: str) -> Any:
-        x = self._cupy.random.default_rng(seed).standard_normal((b, d), dtype="float32")
+        x = self._cupy.random.default_rng(seed).standard_normal((b, d), dtype=np.float32)
         x /= self._cupy.linalg.norm(x, axis=1, keepdims=True)
         return x.astype(dtype)
 
