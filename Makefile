@@ -20,11 +20,12 @@ EXTRAS_docs := docs,torch,jax
 # Every test worker gets one core; a library that starts a thread per core inside each of them only makes them wait.
 TEST_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test coverage mutation lint types imports check docs clean
+.PHONY: help demo test gpu coverage mutation lint types imports check docs clean
 
 help:
 	@echo "make demo      train the demo (OUT=folder, DEMO_FLAGS='--quick')"
 	@echo "make test      run all tests (WORKERS=n processes, PYTEST_FLAGS='-k name')"
+	@echo "make gpu       measure a GPU, with PYTHON and what is installed there (WHEELS=folder, GPU_FLAGS='--dry-run')"
 	@echo "make coverage  the tests of the core under coverage; its objectives must be covered in full"
 	@echo "make check     lint, types and imports: what CI asks before the tests"
 	@echo "make mutation  mutants by the thousand against the tests; hours (MUTANTS='numerics ambiguity')"
@@ -39,6 +40,17 @@ PYTEST := $(TEST_THREADS) $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses
 
 test: $(VENV)/.installed-test
 	$(PYTEST) $(PYTEST_FLAGS)
+
+# On a GPU with $(PYTHON) as it finds it, our packages on its path and pure wheels from $(WHEELS) for what is missing there.
+# A dry run needs no GPU and takes the tests' environment. See benchmarks/README.md.
+GPU_PYTHON := $(PYTHON)
+ifneq ($(filter --dry-run,$(GPU_FLAGS)),)
+GPU_PYTHON := $(BIN)/python
+gpu: $(VENV)/.installed-test
+endif
+
+gpu:
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m benchmarks.gpu $(if $(WHEELS),--wheels $(WHEELS)) $(GPU_FLAGS)
 
 # The mathematics: everything beside the harness, all lines and branches.
 coverage: $(VENV)/.installed-test

@@ -1,0 +1,126 @@
+"""Which packages are missing, and pure wheels from a folder in place of an installation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import tomllib
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (ROOT, ROOT / "backends", ROOT / "reference_impl")
+"""Where our own packages lie."""
+
+
+class Need(NamedTuple):
+    """A package that some section cannot do without."""
+
+    module: str
+    package: str  # as one asks an index for it
+    wanted_for: str
+    brings: tuple[str, ...] = ()  # what it needs itself and an array library does not bring along
+
+
+NEEDS = (
+    Need("array_api_compat", "array-api-compat", "everything"),
+    Need("array_api_extra", "array-api-extra", "everything"),
+    Need("optax", "optax", "JAX", ("absl-py",)),
+    Need("safetensors", "safetensors", "the demo"),
+    Need("rich", "rich", "the demo", ("markdown-it-py", "mdurl", "pygments")),
+    Need("pytest", "pytest", "the tests", ("iniconfig", "packaging", "pluggy", "pygments")),
+    Need("hypothesis", "hypothesis", "the tests", ("sortedcontainers",)),
+    Need("array_api_strict", "array-api-strict", "the tests"),
+    Need("mpmath", "mpmath", "the tests"),
+    Need("siglip_kernel", "siglip-kernel==0.1.2", "its own row"),
+    Need("memeff", "memeff==0.3.1", "its own row"),
+)
+
+
+def missing(needs: Iterable[Need] = NEEDS) -> list[Need]:
+    """Return the needs that nothing on the path meets."""
+    return [need for need in needs if importlib.util.find_spec(need.module) is None]
+
+
+def advice(absent: Sequence[Need]) -> str:
+    """Say in one line what is missing and how to get it on a machine with a network."""
+    if not absent:
+        return "missing packages: none"
+    told = ", ".join(f"{need.package} ({need.wanted_for})" for need in absent)
+    names = " ".join(dict.fromkeys(name for need in absent for name in (need.package, *need.brings)))
+    return (
+        f"missing packages: {told}; where there is a network: pip download --no-deps --only-binary=:all: --dest wheels "
+        f"{names}; then here: make gpu WHEELS=wheels"
+    )
+
+
+def unpack(wheels: Path, target: Path) -> list[str]:
+    """Unpack pure wheels whose modules are missing; return what was done with each, a line for every wheel.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder.
+    """
+    if not wheels.is_dir():
+        raise ValueError(f"WHEELS must be a folder, got {wheels}")
+    told = []
+    for path in sorted(wheels.glob("*.whl")):
+        if not path.stem.endswith("-none-any"):
+            told.append(f"{path.name}: left out, it is not pure Python")
+            continue
+        with zipfile.ZipFile(path) as wheel:
+            modules = {
+                name.partition("/")[0].removesuffix(".py")
+                for name in wheel.namelist()
+                if "/" in name or name.endswith(".py")
+            }
+            modules = {name for name in modules if not name.endswith((".dist-info", ".data"))}
+            if all(importlib.util.find_spec(name) for name in modules):
+                told.append(f"{path.name}: left out, it is installed")
+                continue
+            wheel.extractall(target)
+        told.append(f"{path.name}: unpacked")
+    return told
+
+
+def describe_ourselves(target: Path) -> None:
+    """Write the metadata of an installation, which names the backends, where drrho-core is not installed."""
+    try:
+        importlib.metadata.distribution("drrho-core")
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    else:
+        return
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = target / f"drrho_core-{project['version']}.dist-info"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8"
+    )
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {place}" for name, place in points.items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def environment(extra: Path, *, dry_run: bool) -> dict[str, str]:
+    """Return the variables of every process that measures."""
+    variables = dict(os.environ)
+    old = [folder for folder in variables.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    variables["PYTHONPATH"] = os.pathsep.join([*map(str, SOURCES), *old, str(extra)])
+    variables.pop("DRRHO_FUSED", None)  # every step says itself which kernels it takes
+    # The device is shared with the other libraries' processes; JAX alone may take what it wants of it.
+    variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+    (extra / "tmp").mkdir(exist_ok=True)
+    variables["TMPDIR"] = str(extra / "tmp")  # goes with the folder, however a process ends
+    variables["TF_CPP_MIN_LOG_LEVEL"] = variables.get("TF_CPP_MIN_LOG_LEVEL", "2")
+    if dry_run:
+        variables |= {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        variables.pop("TRITON_INTERPRET", None)
+    return variables

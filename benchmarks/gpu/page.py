@@ -1,0 +1,153 @@
+"""The table that is printed, and the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.gpu.packages import ROOT
+from benchmarks.gpu.processes import OK, Row
+
+COMMAND = "make gpu"
+_HARMLESS = str.maketrans(dict(zip("|`<>[]$*", ["/", "'", "(", ")", "(", ")", None, None], strict=True)))
+
+
+def plain(text: Any, length: int = 160) -> str:
+    """Make words from elsewhere harmless inside a Markdown table: one line, no folders of this machine, no markup."""
+    words = " ".join(str(text).replace(f"{ROOT}/", "").split())
+    words = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", words)
+    words = words.translate(_HARMLESS)
+    return words if len(words) <= length else words[: length - 3] + "..."
+
+
+def told(row: Row) -> str:
+    """Say in a few words what a row has found."""
+    if row["status"] != OK:
+        partial = f" ({row['passed']} passed until then)" if row.get("passed") else ""
+        return plain(f"{row['status']}: {row.get('reason', '')}") + partial
+    if "ms" in row:
+        memory = f", {row['extra_mb']:,.0f} MB" if row.get("extra_mb") is not None else ""
+        return (
+            f"{row['ms']:g} ms; {row['tflops_unavoidable']:g} TFLOP/s of {row['products_unavoidable']} products "
+            f"({row['share_unavoidable']:.0%}), {row['tflops_made']:g} of {row['products_made']} "
+            f"({row['share_made']:.0%}){memory}"
+        )
+    if "product_tflops" in row:
+        return f"{row['product_tflops']:g} TFLOP/s at {row['square']}^3, {plain(row['device'])}"
+    if "gradient_error" in row:
+        errors = ", ".join(f"{name} {row[f'{name}_error']:.1e}" for name in ("gradient", "state", "loss"))
+        return f"off by: {errors}"
+    if "functions" in row:
+        worst = f"{row['worst_share_of_bound']:.0%}"
+        return f"{row['passed']} of {row['fields']} fields passed, worst error {worst} of its bound"
+    if "retrieval_r1" in row:
+        scores = ", ".join(f"{name} {score:.3f}" for name, score in row["retrieval_r1"].items())
+        return f"{row['data']}, R@1: {scores}; {row['seconds']:g} s"
+    if "skipped" in row:
+        lacking = f"; files that need {', '.join(row['lacking'])} left out" if row.get("lacking") else ""
+        return f"{row['passed']} passed, {row['skipped']} skipped{lacking}"
+    return "done"
+
+
+def what(row: Row) -> str:
+    """Name a row's case."""
+    parts = [str(row[key]) for key in ("engine", "check") if key in row]
+    if "b" in row:
+        parts.append(f"b = {row['b']:,}")
+        parts.append("with a reference" if row.get("reference") else "no reference")
+    return plain(", ".join(parts))
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return everything as one table in plain text."""
+    cells = [(row["section"], what(row), told(row)) for row in rows]
+    widths = [max((len(line[column]) for line in cells), default=0) for column in (0, 1)]
+    return "\n".join(f"{one:<{widths[0]}}  {two:<{widths[1]}}  {three}".rstrip() for one, two, three in cells)
+
+
+def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
+    """Return everything as a page of Markdown."""
+    lines = ["# On a GPU, measured", "", f"    {setting['command']}", ""]
+    devices = [row for row in rows if "device" in row]
+    for library in dict.fromkeys(row["library"] for row in devices):
+        row = next(row for row in devices if row["library"] == library)
+        more = f", {row['memory_gb']:g} GB" if "memory_gb" in row else ""
+        capability = f", compute capability {row['compute_capability']}" if "compute_capability" in row else ""
+        lines.append(f"- {library}: {plain(row['versions'])}; {plain(row['device'])}{more}{capability}")
+    lines += [
+        f"- Python {setting['python']}, NumPy {setting['numpy']}; {setting['date']}; {setting['seconds']:.0f} s in all",
+        "",
+        "Written by the command; the raw figures are in [gpu.json](gpu.json). A row that failed, or for which memory",
+        "or time did not suffice, says so in its place.",
+        "",
+    ]
+    lines += _section("Is it right?", _of(rows, "kit"), ("library", "case", "found"), _simple)
+    lines += _speeds(_of(rows, "sweeps"), _of(rows, "peers"))
+    lines += _section("Tests", _of(rows, "tests"), ("tests", "found"), lambda row: (what(row) or "all", told(row)))
+    lines += _section(
+        "The demo, one seed", _of(rows, "demo"), ("library", "found"), lambda row: (_library(row), told(row))
+    )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
+    rows = [*sweeps, *peers]
+    if not rows:
+        return []
+    intended = (
+        "One call of `contrastive_step`, both sweeps, with gradients; *dense* is autograd of the same formula through",
+        "b x b matrices, *plain* the core without kernels. Milliseconds are medians of calls that end with the device.",
+        "Products are counted twice: those that no method avoids (3, with a reference 4), and those that two passes",
+        "make (4 and 6; a peer's own number), each 2 b^2 d operations. The share is of the library's own product of",
+        "two matrices of 8,192 x 8,192, measured in the same process. Extra memory is the peak beyond the inputs; of",
+        "JAX, what its compiler has planned. The peers' losses are CLIP's and SigLIP's, without reference and state.",
+    )
+    head = ("library", "engine", "reference", "b", "ms", "TFLOP/s", "share", "TFLOP/s, made", "share, made", "MB")
+    lines = ["## How fast is it?", "", *intended, "", *_head(head)]
+    for row in rows:
+        if "product_tflops" in row:
+            cells = [_library(row), f"product, {row['square']}^3", *[""] * 3, f"{row['product_tflops']:g}", *[""] * 4]
+        else:
+            where = [_library(row), str(row.get("engine", "")), _yes(row), f"{row['b']:,}" if "b" in row else ""]
+            cells = where + (_speed(row) if row["status"] == OK else [told(row), "", "", "", "", ""])
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _speed(row: Row) -> list[str]:
+    memory = row.get("extra_mb")
+    return [
+        f"{row['ms']:g}",
+        f"{row['tflops_unavoidable']:g}",
+        f"{row['share_unavoidable']:.0%}",
+        f"{row['tflops_made']:g}",
+        f"{row['share_made']:.0%}",
+        "" if memory is None else f"{memory:,.0f}",
+    ]
+
+
+def _simple(row: Row) -> tuple[str, ...]:
+    return _library(row), what(row), told(row)
+
+
+def _library(row: Row) -> str:
+    return str(row.get("library") or row["section"].partition(", ")[2])
+
+
+def _yes(row: Row) -> str:
+    return {True: "yes", False: "no"}.get(row.get("reference"), "")  # type: ignore[arg-type]
+
+
+def _of(rows: Sequence[Row], part: str) -> list[Row]:
+    return [row for row in rows if row["part"] == part]
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+
+
+def _section(title: str, rows: list[Row], names: Sequence[str], cells: Any) -> list[str]:
+    if not rows:
+        return []
+    return [f"## {title}", "", *_head(names), *("| " + " | ".join(cells(row)) + " |" for row in rows), ""]

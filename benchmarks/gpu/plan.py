@@ -1,0 +1,99 @@
+"""What is measured, in which order, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Case = dict[str, Any]
+"""One thing to measure, as the row that comes of it will name it: text, numbers and truth values."""
+
+SIZES = (4096, 8192, 16384, 32768, 65536)
+WIDTH = 768
+LIBRARIES = ("torch", "jax", "cupy")
+HALF = {"torch": "bfloat16", "jax": "bfloat16", "cupy": "float16"}
+PARTS = ("kit", "sweeps", "peers", "tests", "demo")
+PEERS = ("siglip-kernel", "memeff")
+
+MINUTES = 8.0
+"""Of all sections together; what starts and ends them takes some seconds more, which are taken off here."""
+
+DRY_SIZES, DRY_WIDTH = (48, 96), 32
+
+DRY_MINUTES = 10.0
+"""A dry run takes a hundred seconds of processor time; this ends one that hangs."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cases that one process measures, one after the other."""
+
+    name: str
+    part: str
+    cases: tuple[Case, ...]
+    seconds: float  # its share of the time; what earlier sections leave over comes on top
+    case_seconds: float  # a case that takes longer is given up, and the next one gets a fresh process
+    needs: str | None = None  # where a library is absent, its other sections are too
+
+
+def sweep_cases(library: str, sizes: Sequence[int], width: int) -> tuple[Case, ...]:
+    """Order the sweeps: one small batch, the headline, the other fused ones, then what they are compared with."""
+    sizes = sorted(sizes)
+    headline_second = list(dict.fromkeys([sizes[0], sizes[-1], *sizes[1:-1]]))
+    engines = ("plain", "dense") if library in ("torch", "jax") else ("plain",)
+    order = [("fused", b) for b in headline_second] + [(engine, b) for b in sizes for engine in engines]
+    product: Case = {"library": library, "engine": "product"}
+    return (
+        product,
+        *(
+            {"library": library, "engine": engine, "b": b, "d": width, "dtype": HALF[library], "reference": reference}
+            for engine, b in order
+            for reference in (True, False)
+        ),
+    )
+
+
+def kit_cases(library: str) -> tuple[Case, ...]:
+    """Order the checks of what is going to be timed: kernels first."""
+    return tuple(
+        {"library": library, "engine": engine, "check": check}
+        for engine in ("fused", "plain")
+        for check in ("half types", "contrastive_step")
+    )
+
+
+def peer_cases(sizes: Sequence[int], width: int) -> dict[str, tuple[Case, ...]]:
+    """Order the peers' batches as ours."""
+    sizes = sorted(sizes)
+    order = list(dict.fromkeys([sizes[0], sizes[-1], *sizes[1:-1]]))
+    return {
+        peer: tuple(
+            {"library": peer, "engine": "their own", "b": b, "d": width, "dtype": "bfloat16", "reference": False}
+            for b in order
+        )
+        for peer in PEERS
+    }
+
+
+def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> list[list[Section]]:
+    """Return groups of sections in order of value; the members of a group run at the same time.
+
+    What is timed runs alone. The kit, the tests and the demo have only to be right.
+    """
+    width = DRY_WIDTH if dry_run else WIDTH
+    groups = [[Section(f"kit, {name}", "kit", kit_cases(name), 80, 80, name) for name in LIBRARIES]]
+    groups += [
+        [Section(f"sweeps, {name}", "sweeps", sweep_cases(name, sizes, width), seconds, 45, name)]
+        for name, seconds in (("torch", 75.0), ("jax", 75.0), ("cupy", 40.0))
+    ]
+    for peer, cases in peer_cases(sizes, width).items():
+        groups.append([Section(f"peers, {peer}", "peers", cases, 20, 45)])
+    last = [Section("tests", "tests", ({"check": "tests of the kernels"}, {"check": "tests marked gpu"}), 125, 125)]
+    last += [Section(f"demo, {name}", "demo", ({"library": name},), 125, 125, name) for name in ("torch", "jax")]
+    for name in LIBRARIES:
+        rest: Case = {"library": name, "engine": "plain", "check": "all other functions"}
+        last.append(Section(f"kit, {name}", "kit", (rest,), 125, 125, name))
+    groups.append(last)
+    chosen = [[section for section in group if section.part in only] for group in groups]
+    return [group for group in chosen if group]
