@@ -15,6 +15,7 @@ from drrho_core.ambiguity import (
     WorstCase,
     worst_case,
 )
+from drrho_core.anchor_weights import pair_loss, reference_anchor_weight
 from drrho_core.contrastive import ContrastiveStep, contrastive_step
 from drrho_core.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core.losses import (
@@ -99,7 +100,9 @@ __all__ = [
     "log_inner_from_sogclr_loss",
     "log_mean_exp_bias",
     "moving_average_kl",
+    "pair_loss",
     "recommended_gamma_min",
+    "reference_anchor_weight",
     "scent_gamma",
     "select_jest",
     "select_top_excess",

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from drrho_core._arrays import Array, Namespace, is_compiling, library
 
@@ -37,24 +37,22 @@ class Batch(NamedTuple):
 
 
 class FirstSweep(NamedTuple):
-    """What `Sweeps.sum_negatives` gives back, all of it float32."""
+    """Result of `Sweeps.sum_negatives`: sums over each anchor's negatives, (b,) in float32 or wider."""
 
-    positive: Array  # (b,)  the diagonal of Z
-    log_sum_image: Array  # (b,)  log sum_j exp(D_ij) over the negatives of image anchor i, -inf without any
-    log_sum_text: Array  # (b,)  log sum_i exp(D'_ij) over the negatives of text anchor j
-    count_image: Array  # (b,)  how many negatives there are
-    count_text: Array  # (b,)
+    log_sum_image: Array  # log sum_j exp(D_ij) of image anchor i, -inf without negatives
+    log_sum_text: Array  # log sum_i exp(D'_ij) of text anchor j
+    mean_image: Array  # mean of D_ij with weights proportional to exp(D_ij), 0 without negatives
+    mean_text: Array
+    count_image: Array  # number of negatives
+    count_text: Array
+    saved: Any  # what this library's `pull_back` reads of the first sweep
 
 
 class SecondSweep(NamedTuple):
-    """What `Sweeps.pull_back` gives back, all of it float32; w and w' as in `drrho_core._pairs`, V = w + w'."""
+    """Result of `Sweeps.pull_back`, in float32 or wider; V = w + w'."""
 
     image_pull: Array  # (b, d)  V E2
     text_pull: Array  # (b, d)  V^T E1
-    weight_image: Array  # (b,)  sum_j w_ij
-    weight_text: Array  # (b,)  sum_i w'_ij
-    weighted_image: Array  # (b,)  sum_j w_ij D_ij
-    weighted_text: Array  # (b,)  sum_i w'_ij D'_ij
 
 
 class Sweeps(Protocol):
@@ -71,10 +69,12 @@ class Sweeps(Protocol):
         """Sweep once over all pairs, for the log-sum-exps."""
         ...
 
-    def pull_back(
-        self, batch: Batch, positive: Array, log_denominator_image: Array, log_denominator_text: Array, /
-    ) -> SecondSweep:
-        """Sweep again: ``w_ij = exp(D_ij - log denominator_i)``, ``w'_ij = exp(D'_ij - log denominator'_j)``."""
+    def pull_back(self, batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
+        """Sweep again, given the sum (b,) of each anchor's weights, at least 0.
+
+        ``w_ij = weight_i exp(D_ij - log_sum_i)``, and w' alike for text anchors. Divide the exponentials by the sum of
+        the very same exponentials: a logarithm of size 1/t has lost the digits that make the weights add up.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from drrho_core._arrays import Array, Namespace, library, values_visible
+from drrho_core._arrays import Array, Namespace, is_compiling, library, values_visible
 
 Carry: TypeAlias = tuple[Array, ...]
 """What a loop hands from step to step: arrays that keep their shapes and dtypes."""
@@ -66,6 +66,11 @@ def rolls(xp: Namespace) -> bool:
     """Tell whether a loop over stacked blocks would be rolled up now."""
     its = _LIBRARIES.get(library(xp))
     return its is not None and its.put is not None and its.traces is not None and its.traces()
+
+
+def traced(xp: Namespace) -> bool:
+    """Tell whether a compiler is tracing code now, which fuses what is done to each entry of a tile."""
+    return is_compiling(xp) or rolls(xp)
 
 
 def put(xp: Namespace) -> Put:

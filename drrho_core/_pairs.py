@@ -2,21 +2,30 @@
 
 Notation of docs/theory. Rows are image anchors, columns text anchors; [b, b] matrices are met in square tiles:
 
-    Z = scale [E1, -lambda R1] [E2, R2]^T        the (excess) similarity, or the logits: scale = 1 / t where t is global
-    image anchor i:  D_ij = (Z_ij - Z_ii) / (scale t_i)          text anchor j:  D'_ij = (Z_ij - Z_jj) / (scale t'_j)
+    Z = [E1, -lambda R1] [E2, R2]^T        the (excess) similarity, times a factor where features are so large that it
+                                           would overflow
+    image anchor i:  D_ij = (Z_ij - Z_ii) r_i          text anchor j:  D'_ij = (Z_ij - Z_jj) r'_j          r = 1 / t
 
-`sum_negatives` is the first sweep: for each anchor the largest Z among its negatives (the peak) and the sum of the
-exponentials relative to it, so that nothing overflows. Positives come out of the same products: those of equal
-features are then equal to the bit. What an objective makes of it is a logarithmic denominator per anchor.
-`weigh` is the second sweep: with
+`sum_negatives` is the first sweep. For each anchor it returns the sums over its negatives of e = exp((Z - peak) r) and
+of e times that exponent. `peak` is a value of Z near the largest negative, so that nothing overflows. Positives come
+out of the same products: those of equal features are then equal to the bit.
+`weigh` is the second sweep. It is given the sum of each anchor's weights, and with
 
-    w_ij = exp(D_ij - log denominator_i),   w'_ij = exp(D'_ij - log denominator'_j),   V = w + w'
+    w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
 
-it returns ``V E2``, ``V^T E1`` and the sums over weights that the closed-form gradients need. A sweep either keeps the
-tiles of Z (one pass: 4 products b x b x d in all, half of them for the reference) or computes them again (two passes:
-6 products, memory grows with b). Tiles cost more than their products only by what is done to their b^2 entries, so that
-is little: in the first sweep a maximum, a difference, an exponential and a sum per direction; in the second a
-difference, an exponential, and a product and a sum for the temperature's gradient. Everything else is of size b.
+it returns ``V E2`` and ``V^T E1``. The weights are divided by sums of the same exponentials that make them. An
+exponential relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % where 1/t = 1e5
+in float32.
+
+One exponential per pair serves both directions where one temperature serves all anchors: e = exp((Z - m) r), m being
+the tile's largest entry. A tile in which some anchor's peak is so far below m that e would underflow is *cold*: there
+each direction takes exponentials relative to its own peaks. This choice looks at values, so where those cannot be seen
+(under tracing, on a device) every tile is treated as cold.
+
+A sweep either keeps the tiles (one pass: 4 products b x b x d in all, half of them for the reference) or computes them
+again (two passes: 6 products, memory grows with b). Tiles cost more than their products only by what is done to their
+b^2 entries, so that is little: in the first sweep two maxima, a difference, an exponential, a product and four sums; in
+the second an outer sum and a product. Everything else is of size b.
 
 Where both sides are one view (`symmetric`) Z is symmetric, a sample has one anchor and not two, and the tiles above the
 diagonal are enough: such a tile's rows and its columns are different anchors.
@@ -24,11 +33,12 @@ diagonal are enough: such a tile's rows and its columns are different anchors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from drrho_core import _checks, _loops, _routines
-from drrho_core._arrays import Array, Namespace, device_of
+from drrho_core._arrays import Array, Namespace, device_of, values_visible
 from drrho_core.numerics import log
 
 DEFAULT_TILE = 1024
@@ -36,6 +46,9 @@ DEFAULT_TILE = 1024
 
 DEFAULT_MEMORY_BUDGET = 2**30
 """Bytes that the logits of one batch may take before they are computed twice instead."""
+
+FLOOR = -1e4
+"""An exponent whose exponential is 0 in every dtype, and which is finite, so that 0 times it is 0."""
 
 ANCHORS = -1
 """In a shape: the axis that has an entry for each anchor."""
@@ -77,27 +90,33 @@ Stacks: TypeAlias = tuple[Array, ...]
 
 
 class Negatives(NamedTuple):
-    """What the first sweep gives back for one direction; (b,)."""
+    """Sums over the negatives of each anchor of one direction; (b,), r being its rate."""
 
-    peak: Array  # max Z over negatives; some number where there are none
-    total: Array  # sum exp((Z - peak) / (scale t)), 0 without any
-    count: Array  # how many they are
-
-
-class Sums(NamedTuple):
-    """What the second sweep gives back."""
-
-    image_pull: Array  # (b, d)  V E2
-    text_pull: Array  # (b, d)  V^T E1
-    weighted_image: Array  # (b,)    sum_j w_ij Z_ij
-    weighted_text: Array  # (b,)    sum_i w'_ij Z_ij
+    peak: Array  # a value of Z near the largest negative; any finite number without negatives
+    total: Array  # sum exp((Z - peak) r), 0 without negatives
+    mean: Array  # mean of (Z - peak) r with weights proportional to those exponentials, 0 without negatives
+    count: Array  # number of negatives
 
 
-class SumsWithin(NamedTuple):
-    """What the second sweep gives back where both sides are one view."""
+class Scaling(NamedTuple):
+    """Factors of Z, and what makes exponents of it: ``(Z - reference) * rate``.
 
-    pull: Array  # (b, d)  (w + w^T) E
-    weighted: Array  # (b,)    sum_j w_ij Z_ij
+    The factors are 1 unless the features are so large that Z would overflow; then they make |Z| at most its width, and
+    the rates undo that as far as they can be represented. Differences of Z are taken before they are divided by a
+    temperature: for logits that nearly tie they are exact.
+    """
+
+    left: Scalar = 1.0
+    right: Scalar = 1.0
+    rates: tuple[Scalar, Scalar] = (1.0, 1.0)  # 1 / (left right t) per direction: a scalar or (b,)
+    floors: tuple[Scalar | None, Scalar | None] = (None, None)  # differences at which exponentials are 0; None: no need
+
+
+class Shared(NamedTuple):
+    """A tile's exponentials that serve both directions."""
+
+    top: Array  # m, the tile's largest entry; shape ()
+    exponential: Array  # exp((Z - m) r), 0 where a pair does not count
 
 
 def tiling(batch_size: int, item_size: int, tile_size: int | None, memory_budget: int | None) -> tuple[int, bool]:
@@ -124,16 +143,16 @@ class Pairs:
         The learner's features.
     reference_features : pair of arrays, shape (b, r), or None
         The reference model's, multiplied by ``-reference_weight`` on the image side.
-    scale : float or array of shape ()
-        Factor of Z.
-    rates : pair of arrays, shape (b,), or None
-        ``1 / (scale t)`` of image and of text anchors; None where it is 1.
+    scaling : Scaling
+        Factors of Z and what is left of the temperatures.
     pair_mask : array of bool, shape (b, b), or None
         False: not a negative.
     side : int
         Of a tile.
     keep : bool
-        Keep the tiles of Z from the first sweep on.
+        Keep the tiles from the first sweep on.
+    share : bool
+        Keep exponentials that serve both directions instead of Z, where that is possible.
     """
 
     def __init__(
@@ -143,15 +162,19 @@ class Pairs:
         *,
         reference_features: tuple[Array, Array] | None = None,
         reference_weight: Scalar = 1.0,
-        scale: Scalar = 1.0,
-        rates: tuple[Array, Array] | None = None,
+        scaling: Scaling | None = None,
         pair_mask: Array | None = None,
         side: int = DEFAULT_TILE,
         keep: bool = True,
+        share: bool = True,
         xp: Namespace,
     ) -> None:
         self.xp = xp
         self.product, self.exp = _routines.product_for(image_features, xp), _routines.exp_for(xp)
+        self.scaling = scaling = Scaling() if scaling is None else scaling
+        finfo = xp.finfo(image_features.dtype)
+        self.lowest = -float(finfo.max) / 4  # below every Z: the peak of an anchor without negatives
+        self.cold = -0.65 * math.log(float(finfo.smallest_normal))  # exponents further apart than this share nothing
         self.image_features, self.text_features = image_features, text_features
         self.batch_size = batch_size = int(image_features.shape[0])
         self.feature_dim = int(image_features.shape[1])
@@ -167,16 +190,22 @@ class Pairs:
         if reference_features is not None:
             self._reference_image = self.cut(reference_features[0])
             right = xp.concat([text_features, reference_features[1]], axis=1)
-        self._scale, self._reference_scale = scale, -reference_weight * scale
+        right = _times(right, scaling.right)
+        self._scale, self._reference_scale = scaling.left, -reference_weight * scaling.left
         self._images, self._right = self.cut(image_features), self.cut(right)
         self.images, self.texts = self._images, self.cut(text_features)
         self._turned = xp.permute_dims(self._images, (0, 2, 1)) if self.rolled else None
-        self.anchor_rates: tuple[Array | None, Array | None] = (None, None) if rates is None else rates
-        self.rates = None if rates is None else tuple(self.cut(side, fill=1.0) for side in rates)
+        self.rates = tuple(self._cut_rate(rate) for rate in scaling.rates)
+        self._floors = tuple(self._cut_rate(floor) for floor in scaling.floors)
         self.pair_mask, self.has_mask = pair_mask, pair_mask is not None
         self._mask = None if pair_mask is None else self._cut_mask(pair_mask)
+        per_anchor = not _is_scalar(scaling.rates[0])
+        # Whether tiles are cold must be seen, and exponents must be the same in both directions.
+        self.shares = share and not per_anchor and not self.rolled and values_visible(image_features, xp)
         self._keep = keep
         self._kept: dict[tuple[int, int], Array] = {}
+        self._shared: dict[tuple[int, int], Shared] = {}
+        self._tops: dict[tuple[int, int], Array] = {}  # of the tiles that are not cold
         self._stack: Array | None = None  # of all tiles, where they are met in a rolled loop
         self._row: tuple[int, Array] | None = None
         self._off_diagonals: dict[int, Array] = {}
@@ -204,6 +233,24 @@ class Pairs:
         flat = self.xp.reshape(blocks, (self.num_blocks * self.side, *blocks.shape[2:]))
         return flat[: self.batch_size, ...]
 
+    def _cut_rate(self, rate: Scalar | None) -> Any:
+        return rate if rate is None or _is_scalar(rate) else self.cut(rate, fill=1.0)
+
+    def rate(self, which: int, block: Array) -> Scalar:
+        """Return the rates of a block's anchors, (side,) or a scalar."""
+        return _of_block(self.rates[which], block)
+
+    def exponent(self, which: int, tile: Tile, reference: Array) -> Array:
+        """Return ``(Z - reference_i) r_i`` of a tile, given a number for each of its anchors in one direction."""
+        axis, block = 1 - which, tile.block(which)
+        x = tile.z - along(axis, reference)
+        floor = _of_block(self._floors[which], block)
+        if floor is not None:  # times the rate the difference could overflow
+            if tile.counts is not None:  # what does not count may be far above
+                x = self.xp.where(tile.counts, x, self.xp.zeros_like(x))
+            x = self.xp.clip(x, min=floor) if _is_scalar(floor) else self.xp.maximum(x, along(axis, floor))
+        return _multiplied(x, self.rate(which, block), axis)
+
     def _cut_mask(self, mask: Array) -> Blocks:
         rows = self.cut(mask)
         if not self.rolled:
@@ -220,18 +267,65 @@ class Pairs:
             return self._stack[i, j]
         if not self.rolled and (i, j) in self._kept:
             return self._kept[i, j]
-        z = self.product(self._left(i), self._right[j].T)
-        if self._keep and not self.rolled:
-            self._kept[i, j] = z
-        return z
+        return self.product(self._left(i), self._right[j].T)
 
-    def pull(self, tile: Tile, v: Array) -> tuple[Array, Array]:
-        """Return ``V E2`` for a tile's rows and ``V^T E1`` for its columns, in the shapes that `pull_shapes` tells."""
-        to_rows = self.product(v, self.texts[tile.j])
+    def keep(self, tile: Tile) -> None:
+        """Keep a tile of Z for the second sweep, if there is room."""
+        if self._keep and not self.rolled:
+            self._kept[tile.i, tile.j] = tile.z
+
+    def share(self, tile: Tile, rows: Array, columns: Array) -> tuple[Shared, Array] | None:
+        """Return the exponentials that serve both directions, and their exponents; None if the tile is cold.
+
+        `rows` and `columns` hold each anchor's largest entry in the tile. The tile itself is overwritten.
+        """
+        xp = self.xp
+        top = xp.max(rows)
+        if not bool(top > self.lowest):
+            return None
+        lowest = [xp.min(xp.where(peaks > self.lowest, peaks, top)) for peaks in (rows, columns)]
+        depth = float(top) - float(xp.minimum(*lowest))
+        if not depth * float(self.scaling.rates[0]) < self.cold:
+            return None
+        x = self._below(tile, top)
+        shared = Shared(top, self.exp(x, False))
+        if self._keep:
+            self._shared[tile.i, tile.j] = shared
+        self._tops[tile.i, tile.j] = top
+        return shared, x
+
+    def shared(self, i: Array, j: Array, *, diagonal: bool) -> Shared | None:
+        """Return what `share` made of a tile in the first sweep, or make it again; None if the tile is cold."""
+        if (i, j) in self._shared:
+            return self._shared.pop((i, j))
+        if (i, j) not in self._tops:
+            return None
+        top, tile = self._tops[i, j], self.tile(i, j, diagonal=diagonal)
+        return Shared(top, self.exp(self._below(tile._replace(z=self.only_counted(tile.z, tile)), top), True))
+
+    def _below(self, tile: Tile, top: Array) -> Array:
+        """Return ``(Z - top) r`` of a tile, finite where pairs do not count; the tile itself is overwritten."""
+        x, floor = tile.z, self.scaling.floors[0]
+        x -= top
+        if floor is not None:
+            x = self.xp.clip(x, min=floor)
+        x = _multiplied(x, self.scaling.rates[0], 1)
+        return self.uncounted_at_floor(x, tile)
+
+    def uncounted_at_floor(self, x: Array, tile: Tile) -> Array:
+        """Return exponents of which those that do not count are finite, and 0 as exponentials."""
+        if tile.counts is None:
+            return x
+        # Without a floor what does not count is -inf already, and clipping takes half the time of `where`.
+        return self.xp.clip(x, min=FLOOR) if self.scaling.floors[0] is None else self.xp.where(tile.counts, x, FLOOR)
+
+    def pull(self, i: Array, j: Array, v: Array) -> tuple[Array, Array]:
+        """Return ``V E2`` for a tile's rows and ``V^T E1`` for its columns, in the shapes of `pull_shapes`."""
+        to_rows = self.product(v, self.texts[j])
         if self._turned is None:
-            return to_rows, self.product(v.T, self.images[tile.i])
+            return to_rows, self.product(v.T, self.images[i])
         # Compiled, the product of a transposed tile takes half as long again; of the features a transpose exists.
-        return to_rows, self.product(self._turned[tile.i], v)
+        return to_rows, self.product(self._turned[i], v)
 
     @property
     def pull_shapes(self) -> Shapes:
@@ -239,7 +333,8 @@ class Pairs:
         upright = (ANCHORS, self.feature_dim)
         return upright, upright if self._turned is None else upright[::-1]
 
-    def _tile(self, i: Array, j: Array, *, diagonal: bool) -> Tile:
+    def tile(self, i: Array, j: Array, *, diagonal: bool) -> Tile:
+        """Return a tile of Z and which of its entries count."""
         return Tile(i, j, self.similarity(i, j), self.counts(i, j, diagonal=diagonal), diagonal)
 
     def _left(self, i: Array) -> Array:
@@ -306,17 +401,24 @@ class Pairs:
         return x + self._walls[size]  # a fourth of what `where` takes
 
     def sweep(
-        self, visit: Visit, combine: Combine, rows: Shapes, columns: Shapes | None = None
+        self,
+        visit: Visit,
+        combine: Combine,
+        rows: Shapes,
+        columns: Shapes | None = None,
+        *,
+        meet: Callable[[int, int, bool], tuple[Values, Values] | None] | None = None,
     ) -> tuple[Stacks, Stacks]:
         """Visit every tile and combine what it gives to its rows and to its columns; return both, joined.
 
         `rows` and `columns` are the shapes of a visit's values. Without columns Z is symmetric: only the tiles on the
-        diagonal and above it are visited, rows and columns are the same anchors, both results one.
+        diagonal and above it are visited, rows and columns are the same anchors, both results one. `meet`, given the
+        blocks' numbers and whether they are the same, may return the values without a tile of Z; None asks for a visit.
         """
         if self.rolled:
             to_rows, to_columns = self._sweep_rolled(visit, combine, rows, columns)
         else:
-            to_rows, to_columns = self._sweep_unrolled(visit, combine, symmetric=columns is None)
+            to_rows, to_columns = self._sweep_unrolled(visit, combine, meet, symmetric=columns is None)
 
         def joined(parts: Any, shapes: Shapes) -> Stacks:
             both = zip(parts, shapes, strict=True)
@@ -325,7 +427,7 @@ class Pairs:
         of_rows = joined(to_rows, rows)
         return of_rows, of_rows if columns is None else joined(to_columns, columns)
 
-    def _sweep_unrolled(self, visit: Visit, combine: Combine, *, symmetric: bool) -> Any:
+    def _sweep_unrolled(self, visit: Visit, combine: Combine, meet: Any, *, symmetric: bool) -> Any:
         to_rows: list[Any] = [None] * self.num_blocks
         to_columns = to_rows if symmetric else list(to_rows)
 
@@ -335,7 +437,9 @@ class Pairs:
 
         for i in range(self.num_blocks):
             for j in range(i if symmetric else 0, self.num_blocks):
-                new = visit(self._tile(i, j, diagonal=i == j))
+                new = None if meet is None else meet(i, j, i == j)
+                if new is None:
+                    new = visit(self.tile(i, j, diagonal=i == j))
                 merge(0, i, to_rows, new[0])
                 if not (symmetric and i == j):
                     merge(1, j, to_columns, new[1])
@@ -350,7 +454,7 @@ class Pairs:
         keeps = self._keep and self._stack is None
 
         def visited(i: Array, j: Array, carry: Stacks, *, diagonal: bool) -> tuple[Stacks, tuple[Values, Values]]:
-            tile = self._tile(i, j, diagonal=diagonal)
+            tile = self.tile(i, j, diagonal=diagonal)
             return (put(carry[-1], (i, j), tile.z),) if keeps else (), visit(tile)
 
         def merge(which: int, block: Array, stacks: Stacks, new: Values) -> Stacks:
@@ -390,140 +494,211 @@ class Pairs:
 
 
 def sum_negatives(pairs: Pairs) -> tuple[Negatives, Negatives, Array]:
-    """Return the negatives of the image anchors and of the text anchors, and the positives, the diagonal of Z; (b,)."""
-    shapes: Shapes = [(ANCHORS,)] * (4 if pairs.has_mask else 3)
+    """Return the sums of the image anchors and of the text anchors, and the positives, the diagonal of Z; (b,)."""
+    shapes: Shapes = [(ANCHORS,)] * (5 if pairs.has_mask else 4)
     image, text = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), shapes, shapes)
     if pairs.has_mask:
-        return Negatives(image[0], image[1], image[3]), Negatives(text[0], text[1], text[3]), image[2]
+        return _negatives(image, image[4]), _negatives(text, text[4]), image[3]
     count = pairs.xp.full_like(image[0], float(pairs.batch_size - 1))
-    return Negatives(image[0], image[1], count), Negatives(text[0], text[1], count), image[2]
+    return _negatives(image, count), _negatives(text, count), image[3]
 
 
 def sum_negatives_within(pairs: Pairs) -> Negatives:
-    """Return the negatives of each anchor in its own view."""
-    (peak, total, _), _ = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), [(ANCHORS,)] * 3)
-    return Negatives(peak, total, pairs.xp.full_like(peak, float(pairs.batch_size - 1)))
+    """Return the sums over the negatives of each anchor in its own view."""
+    sums, _ = pairs.sweep(_meet_negatives(pairs), _merge_negatives(pairs), [(ANCHORS,)] * 4)
+    return _negatives(sums, pairs.xp.full_like(sums[0], float(pairs.batch_size - 1)))
 
 
-def merge(one: Negatives, other: Negatives, rate: Array | None, *, xp: Namespace) -> Negatives:
-    """Return the negatives of the same anchors in two tiles or two matrices as one."""
-    peak = xp.maximum(one.peak, other.peak)
-    first, second = (part.total * xp.exp(_above(part, peak, rate, xp)) for part in (one, other))
-    return Negatives(peak, first + second, one.count + other.count)
+def _negatives(values: Values, count: Any) -> Negatives:
+    return Negatives(values[0], values[1], values[2], count)
 
 
-def log_sum(negatives: Negatives, positive: Array, rate: Array | None, *, xp: Namespace) -> Array:
+def merge(one: Negatives, other: Negatives, rate: Scalar, *, xp: Namespace) -> Negatives:
+    """Return the sums over the same anchors' negatives in two tiles or two matrices as one."""
+    some = [part.total > 0 for part in (one, other)]
+    logs = [
+        xp.log(xp.where(any_, part.total, xp.ones_like(part.total)))
+        for any_, part in zip(some, (one, other), strict=True)
+    ]
+    gap = saturated(xp.where(some[0] & some[1], one.peak - other.peak, xp.zeros_like(one.peak)), rate, xp=xp)
+    # The part with the larger sum stays the reference, so that neither sum overflows or is lost.
+    lead = gap + (logs[0] - logs[1])
+    first = some[0] & (~some[1] | (lead >= 0))
+    share = xp.where(some[0] & some[1], xp.exp(-xp.abs(lead)), xp.zeros_like(lead))  # smaller sum / larger sum
+    gap = xp.where(share > 0, xp.where(first, -gap, gap), xp.zeros_like(gap))
+    total = xp.where(first, one.total, other.total)
+    mean, less = xp.where(first, one.mean, other.mean), xp.where(first, other.mean, one.mean)
+    return Negatives(
+        peak=xp.where(first, one.peak, other.peak),
+        total=total + total * share,
+        mean=(mean + share * (less + gap)) / (1.0 + share),
+        count=one.count + other.count,
+    )
+
+
+def log_sum(negatives: Negatives, positive: Array, rate: Scalar, *, xp: Namespace) -> Array:
     """Return ``log sum exp(D)`` (b,) over negatives, -inf without any."""
-    return _above(negatives, positive, rate, xp) + log(negatives.total, xp=xp)
+    return above(negatives, positive, rate, xp=xp) + log(negatives.total, xp=xp)
 
 
-def threshold(positive: Array, log_denominator: Array, rate: Array | None) -> Array:
-    """Return the Z (b,) at which an anchor's weight is 1: ``D - log denominator = rate (Z - threshold)``."""
-    return positive + (log_denominator if rate is None else log_denominator / rate)
+def above(negatives: Negatives, positive: Array, rate: Scalar, *, xp: Namespace) -> Array:
+    """Return how far each peak is above the positive, as an exponent (b,); 0 without negatives."""
+    return saturated(xp.where(negatives.total > 0, negatives.peak - positive, xp.zeros_like(positive)), rate, xp=xp)
 
 
-def sum_of_weights(negatives: Negatives, threshold: Array, rate: Array | None, *, xp: Namespace) -> Array:
-    """Return ``sum_j w_ij`` (b,): what the second sweep would sum up, known from the first."""
-    return xp.exp(_above(negatives, threshold, rate, xp)) * negatives.total
+def shares(negatives: Negatives, weight: Array, *, xp: Namespace) -> Array:
+    """Return the factor (b,) that turns an anchor's exponentials into weights, given the sum of its weights."""
+    some = negatives.total > 0
+    return xp.where(some, weight / xp.where(some, negatives.total, xp.ones_like(weight)), xp.zeros_like(weight))
 
 
-def weighted_excess(weighted: Array, positive: Array, weight: Array, rate: Array | None) -> Array:
-    """Return ``sum_j w_ij D_ij`` (b,) given ``sum_j w_ij Z_ij``; it cancels no more than D itself does."""
-    return _times(weighted - positive * weight, rate)
+def saturated(x: Array, rate: Scalar, /, *, xp: Namespace) -> Array:
+    """Return ``x * rate``, but a quarter of the largest number instead of an overflow."""
+    if isinstance(rate, float) and rate == 1.0:
+        return x
+    limit = float(xp.finfo(x.dtype).max) / 4
+    bound = limit / max(rate, 1.0) if isinstance(rate, float) else limit / xp.clip(rate, min=1.0)
+    return xp.clip(x, -bound, bound) * rate
 
 
-def _above(negatives: Negatives, z: Array, rate: Array | None, xp: Namespace) -> Array:
-    """Return how far a peak is above some Z, as an exponent; 0 without negatives, for their peak is only a number."""
-    difference = xp.where(negatives.total > 0, negatives.peak - z, xp.zeros_like(z))
-    return _times(difference, rate)
+def weigh(
+    pairs: Pairs, negatives: tuple[Negatives, Negatives], weight_image: Array, weight_text: Array
+) -> tuple[Array, Array]:
+    """Return ``V E2`` and ``V^T E1``, given the sum of each anchor's weights (b,)."""
+    weights = _Weights(pairs, negatives, (weight_image, weight_text))
 
+    def pulled(i: Array, j: Array, v: Array) -> tuple[Values, Values]:
+        image_pull, text_pull = pairs.pull(i, j, v)
+        return (image_pull,), (text_pull,)
 
-def weigh(pairs: Pairs, threshold_image: Array, threshold_text: Array) -> Sums:
-    """Return the weighted sums of the closed-form gradients, given each anchor's threshold (b,)."""
-    weights = _weights(pairs, (pairs.cut(threshold_image), pairs.cut(threshold_text)))
+    def meet(i: int, j: int, diagonal: bool) -> tuple[Values, Values] | None:
+        shared = pairs.shared(i, j, diagonal=diagonal)
+        return None if shared is None else pulled(i, j, weights.of_shared(shared, i, j))
 
     def visit(tile: Tile) -> tuple[Values, Values]:
-        v, weighted_image = weights(0, tile)
-        w, weighted_text = weights(1, tile)
-        v += w
-        image_pull, text_pull = pairs.pull(tile, v)
-        return (image_pull, weighted_image), (text_pull, weighted_text)
+        v = weights.of_tile(0, tile)
+        v += weights.of_tile(1, tile)
+        return pulled(tile.i, tile.j, v)
 
     of_rows, of_columns = pairs.pull_shapes
-    image, text = pairs.sweep(visit, add, [of_rows, (ANCHORS,)], [of_columns, (ANCHORS,)])
-    return Sums(image[0], text[0], image[1], text[1])
+    (image,), (text,) = pairs.sweep(visit, add, [of_rows], [of_columns], meet=meet)
+    return image, text
 
 
-def weigh_within(pairs: Pairs, threshold: Array) -> SumsWithin:
-    """Return the same sums where both sides are one view."""
-    thresholds = pairs.cut(threshold)
-    weights = _weights(pairs, (thresholds, thresholds))
+def weigh_within(pairs: Pairs, negatives: Negatives, weight: Array) -> Array:
+    """Return ``(w + w^T) E`` where both sides are one view."""
+    weights = _Weights(pairs, (negatives, negatives), (weight, weight))
+
+    def pulled(i: Array, j: Array, v: Array) -> tuple[Values, Values]:
+        to_rows = pairs.product(v, pairs.images[j])
+        return (to_rows,), (pairs.product(v.T, pairs.images[i]),)
+
+    def on_diagonal(i: Array, w: Array) -> tuple[Values, Values]:
+        return (pairs.product(w + w.T, pairs.images[i]),), (None,)  # its anchors and its others are of one block
+
+    def meet(i: int, j: int, diagonal: bool) -> tuple[Values, Values] | None:
+        shared = pairs.shared(i, j, diagonal=diagonal)
+        if shared is None:
+            return None
+        if diagonal:
+            return on_diagonal(i, shared.exponential * along(1, weights.factor(0, i, shared.top)))
+        return pulled(i, j, weights.of_shared(shared, i, j))
 
     def visit(tile: Tile) -> tuple[Values, Values]:
-        v, weighted = weights(0, tile)
-        if tile.diagonal:  # both its anchors and its others are of the same block
-            return (pairs.product(v + v.T, pairs.images[tile.i]), weighted), (None, None)
-        w, weighted_columns = weights(1, tile)
-        v += w
-        to_rows = pairs.product(v, pairs.images[tile.j])
-        return (to_rows, weighted), (pairs.product(v.T, pairs.images[tile.i]), weighted_columns)
+        v = weights.of_tile(0, tile)
+        if tile.diagonal:
+            return on_diagonal(tile.i, v)
+        v += weights.of_tile(1, tile)
+        return pulled(tile.i, tile.j, v)
 
-    (pull, weighted), _ = pairs.sweep(visit, add, [(ANCHORS, pairs.feature_dim), (ANCHORS,)])
-    return SumsWithin(pull, weighted)
+    (pull,), _ = pairs.sweep(visit, add, [(ANCHORS, pairs.feature_dim)], meet=meet)
+    return pull
 
 
 def _meet_negatives(pairs: Pairs) -> Visit:
-    """Return the first sweep's visit: peak, sum, positive (of the diagonal's tiles) and, with a mask, number."""
+    """Return the first sweep's visit: peak, total, mean, positive (of the diagonal's tiles) and, with a mask, count."""
     xp, exp = pairs.xp, pairs.exp
-    lowest = -float(xp.finfo(pairs.image_features.dtype).max) / 4
 
-    def one_side(which: int, tile: Tile, positive: Array | None) -> Values:
-        axis, block, z, counts = 1 - which, tile.block(which), tile.z, tile.counts
-        peak = xp.max(z, axis=axis)
-        if counts is not None:  # an anchor without negatives gets a peak that any other exceeds
-            peak = xp.where(peak < lowest, lowest, peak)
-        x = z - along(axis, peak)
-        if pairs.rates is not None:
-            x *= along(axis, pairs.rates[which][block])
-        total = xp.sum(exp(x), axis=axis)
-        if not pairs.has_mask:
-            return peak, total, positive
-        return peak, total, positive, xp.sum(xp.astype(counts, z.dtype), axis=axis)
+    def sums(peak: Array, e: Array, x: Array, axis: int) -> Values:
+        total, moment = xp.sum(e, axis=axis), xp.sum(x, axis=axis)
+        some = total > 0
+        return peak, total, xp.where(some, moment / xp.where(some, total, xp.ones_like(total)), xp.zeros_like(total))
+
+    def own(which: int, tile: Tile, peak: Array) -> Values:
+        # Cold: this direction's exponentials, relative to its own peaks.
+        x = pairs.exponent(which, tile, peak)
+        x = pairs.uncounted_at_floor(x, tile)
+        e = exp(x, False)
+        return sums(peak, e, x * e, 1 - which)
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         positive = xp.linalg.diagonal(tile.z) if tile.diagonal else None
-        tile = tile._replace(z=pairs.only_counted(tile.z, tile))
-        return one_side(0, tile, positive), one_side(1, tile, positive)
+        if positive is not None and pairs.shares:
+            positive = xp.asarray(positive, copy=True)  # the tile is overwritten
+        met = tile._replace(z=pairs.only_counted(tile.z, tile))
+        peaks = [xp.max(met.z, axis=axis) for axis in (1, 0)]
+        shared = pairs.share(met, *peaks) if pairs.shares else None
+        if shared is not None:
+            (top, e), x = shared
+            x *= e
+            both = [sums(xp.zeros_like(peaks[which]) + top, e, x, 1 - which) for which in (0, 1)]
+        else:
+            pairs.keep(tile)
+            if met.counts is not None:  # an anchor without negatives gets a peak that any other exceeds
+                peaks = [xp.clip(peak, min=pairs.lowest) for peak in peaks]
+            both = [own(which, met, peaks[which]) for which in (0, 1)]
+        ends: list[Values] = [(positive,), (positive,)]
+        if pairs.has_mask:
+            numbers = xp.astype(tile.counts, tile.z.dtype)
+            ends = [(positive, xp.sum(numbers, axis=axis)) for axis in (1, 0)]
+        return (*both[0], *ends[0]), (*both[1], *ends[1])
 
     return visit
 
 
 def _merge_negatives(pairs: Pairs) -> Combine:
-    """Return how two tiles' peaks, sums, positives and numbers become one."""
+    """Return how the sums, positives and counts of two tiles become one."""
 
     def combine(which: int, block: Array, old: Values, new: Values) -> Values:
-        rate = None if pairs.rates is None else pairs.rates[which][block]
-        first, second = (Negatives(part[0], part[1], part[3] if pairs.has_mask else 0) for part in (old, new))
-        merged = merge(first, second, rate, xp=pairs.xp)
-        positive = old[2] if new[2] is None else new[2]
-        return (merged.peak, merged.total, positive, *((merged.count,) if pairs.has_mask else ()))
+        first, second = (_negatives(part, part[4] if pairs.has_mask else 0) for part in (old, new))
+        merged = merge(first, second, pairs.rate(which, block), xp=pairs.xp)
+        positive = old[3] if new[3] is None else new[3]
+        return (*merged[:3], positive, *((merged.count,) if pairs.has_mask else ()))
 
     return combine
 
 
-def _weights(pairs: Pairs, thresholds: tuple[Blocks, Blocks]) -> Callable[[int, Tile], tuple[Array, Array]]:
-    """Return a function that gives a tile's weights in one direction and each anchor's ``sum w Z``."""
-    xp, exp = pairs.xp, pairs.exp
+class _Weights:
+    """The weights of a batch's tiles, given each anchor's sums and the sum of its weights, per direction."""
 
-    def weights(which: int, tile: Tile) -> tuple[Array, Array]:
-        axis, block = 1 - which, tile.block(which)
-        x = tile.z - along(axis, thresholds[which][block])
-        if pairs.rates is not None:
-            x *= along(axis, pairs.rates[which][block])
-        w = exp(pairs.only_counted(x, tile))  # before the exponential: what does not count may be huge
-        return w, xp.sum(w * tile.z, axis=axis)
+    def __init__(self, pairs: Pairs, negatives: tuple[Negatives, Negatives], weights: tuple[Array, Array]) -> None:
+        self._pairs, xp = pairs, pairs.xp
+        both = list(zip(negatives, weights, strict=True))
+        zero = xp.zeros_like(both[0][1])  # an anchor without negatives has no peak
+        self._peaks = [pairs.cut(xp.where(sums.total > 0, sums.peak, zero)) for sums, _ in both]
+        self._factors = [pairs.cut(shares(sums, weight, xp=xp)) for sums, weight in both]
 
-    return weights
+    def of_tile(self, which: int, tile: Tile) -> Array:
+        """Return a cold tile's weights in one direction."""
+        pairs, block = self._pairs, tile.block(which)
+        x = pairs.exponent(which, tile, self._peaks[which][block])
+        w = pairs.exp(pairs.only_counted(x, tile), True)  # before the exponential: what does not count may be huge
+        w *= along(1 - which, self._factors[which][block])
+        return w
+
+    def factor(self, which: int, block: Array, top: Array) -> Array:
+        """Return the factors of a shared tile's exponentials, which are relative to `top`, in one direction."""
+        pairs, xp = self._pairs, self._pairs.xp
+        gap = saturated(top - self._peaks[which][block], pairs.scaling.rates[0], xp=xp)
+        # A larger gap is that of an anchor that has no negatives in this tile: all its exponentials are 0.
+        near = gap < pairs.cold + 23.0
+        return self._factors[which][block] * xp.where(near, xp.exp(xp.where(near, gap, xp.zeros_like(gap))), 0.0)
+
+    def of_shared(self, shared: Shared, i: Array, j: Array) -> Array:
+        """Return ``V = w + w'`` of a tile whose exponentials serve both directions; they are overwritten."""
+        v = along(1, self.factor(0, i, shared.top)) + along(0, self.factor(1, j, shared.top))
+        v *= shared.exponential
+        return v
 
 
 def add(_which: int, _block: Array, old: Values, new: Values) -> Values:
@@ -540,6 +715,24 @@ def along(axis: int, x: Array) -> Array:
     return x[:, None] if axis == 1 else x[None, :]
 
 
-def _times(x: Array, factor: Scalar | None) -> Array:
+def _is_scalar(x: Any) -> bool:
+    """Tell whether a rate or a floor is one number for all anchors."""
+    return isinstance(x, float) or getattr(x, "ndim", 1) == 0
+
+
+def _of_block(blocks: Any, block: Array) -> Any:
+    """Return a block's entries of what was cut, or the scalar that serves all blocks."""
+    return blocks if blocks is None or _is_scalar(blocks) else blocks[block]
+
+
+def _multiplied(x: Array, rate: Scalar, axis: int) -> Array:
+    """Return a tile times the rates of its anchors; it is overwritten where the library can."""
+    if isinstance(rate, float) and rate == 1.0:
+        return x
+    x *= rate if _is_scalar(rate) else along(axis, rate)
+    return x
+
+
+def _times(x: Array, factor: Scalar) -> Array:
     """Return ``x * factor``; `x` itself where the factor is 1."""
-    return x if factor is None or (isinstance(factor, float) and factor == 1.0) else x * factor
+    return x if (isinstance(factor, float) and factor == 1.0) else x * factor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from drrho_core._arrays import Array, Namespace, is_compiling, library
 
@@ -21,8 +21,11 @@ Choose: TypeAlias = Callable[[Array], Product | None]
 It is not asked where torch.compile traces.
 """
 
-Exponential: TypeAlias = Callable[[Array], Array]
-"""``exponential(x)`` returns ``exp(x)`` and may overwrite `x` with it, for memory costs as much as the exponential."""
+Exponential: TypeAlias = Callable[[Array, bool], Array]
+"""``exponential(x, overwrite)`` returns ``exp(x)``, and may overwrite `x` with it if it is allowed to.
+
+Fresh memory costs as much as the exponential.
+"""
 
 _EXPONENTIALS: dict[str, Exponential] = {}
 _CHOICES: dict[str, Choose] = {}
@@ -55,5 +58,5 @@ def register_exponential(name: str, exponential: Exponential) -> None:
 
 def exp_for(xp: Namespace) -> Exponential:
     """Return the exponential for a library's tiles: its own if no backend objects."""
-    its = _EXPONENTIALS.get(library(xp))
-    return cast(Exponential, xp.exp) if its is None else its
+    registered = _EXPONENTIALS.get(library(xp))
+    return (lambda x, _overwrite: xp.exp(x)) if registered is None else registered

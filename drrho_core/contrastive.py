@@ -15,19 +15,25 @@ per anchor and direction (b,). Formulas: DRRho-CLIP (arXiv 2505.06699), SogCLR (
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 from drrho_core import _checks, _pairs
-from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
+from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, values_visible, wide_dtype
 from drrho_core._fused import Batch, FirstSweep, SecondSweep, Sweeps
 from drrho_core._fused import find as find_kernels
-from drrho_core.numerics import log_add_constant, log_moving_average
+from drrho_core._loops import traced
+from drrho_core._pairs import Scaling
+from drrho_core.numerics import log, log_add_constant, log_moving_average, log_share_of_new
 
 Scalar: TypeAlias = float | Array
 """A number or an array of shape ()."""
 
 PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
 """A scalar, or one array (b,) for the image anchors and one for the text anchors."""
+
+AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
+"""One array (b,) for both directions' anchors, or one for the image anchors and one for the text anchors."""
 
 
 class ContrastiveStep(NamedTuple):
@@ -70,6 +76,7 @@ def contrastive_step(
     radius: Scalar = 0.0,
     eps: Scalar = 0.0,
     pair_mask: Array | None = None,
+    anchor_weight: AnchorWeight = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
     xp: Namespace | None = None,
@@ -87,7 +94,8 @@ def contrastive_step(
     gamma : float, array of shape () or pair of arrays of shape (b,)
         Weight of the batch's own estimate, in (0, 1]; 1 has no memory: the mini-batch loss.
     reference_features : pair of arrays, shape (b, r), optional
-        Image and text features of the frozen reference model; r may differ from d. None: SogCLR / FastCLIP.
+        Image and text features of the frozen reference model; r may differ from d, and so may their dtype. None:
+        SogCLR / FastCLIP.
     reference_weight : float or array of shape ()
         lambda >= 0: 0 ignores the reference model, 1 is DRRho; may exceed 1.
     radius : float or array of shape ()
@@ -96,6 +104,9 @@ def contrastive_step(
         Added to the inner estimate, >= 0. Part of the objective, not a guard: the log domain needs none.
     pair_mask : array of bool, shape (b, b), optional
         Entry (i, j) False: text j is not a negative of image i, nor image i one of text j. The diagonal never is one.
+    anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
+        Factor >= 0 on each anchor's part of loss and gradients; a pair has one array for the image anchors and one for
+        the text anchors. The inner estimates are updated as without it. See `reference_anchor_weight`.
     tile_size : int, optional
         Largest side of square tiles: two passes, and no b x b array exists. How it is computed, never what.
     memory_budget : int, optional
@@ -147,37 +158,32 @@ def contrastive_step(
         radius=radius,
         eps=eps,
         pair_mask=pair_mask,
+        anchor_weight=anchor_weight,
         xp=xp,
     )
-    temperatures = cast(setting.temperatures, wide_dtype(image_features.dtype, xp), xp)
     batch = Batch(
         image_features,
         text_features,
         reference_features,
         setting.reference_weight,
-        temperatures[0],
-        temperatures[1],
+        cast(setting.temperatures[0], setting.work, xp),
+        cast(setting.temperatures[1], setting.work, xp),
         pair_mask,
     )
+    # Pass 1: each anchor's sum over its negatives, averaged into its inner estimate.
     sweeps = find_sweeps(batch, setting.temperature, tile_size, memory_budget, xp)
     first = sweeps.sum_negatives(batch)
     image = update(first.log_sum_image, first.count_image, log_inner_image, setting.gammas[0], setting.eps, xp)
     text = update(first.log_sum_text, first.count_text, log_inner_text, setting.gammas[1], setting.eps, xp)
-    sums = sweeps.pull_back(batch, first.positive, image.log_denominator, text.log_denominator)
-    scale, loss, surrogate, temperature_gradient = evaluate(
-        setting,
-        (image, text),
-        weights=(sums.weight_image, sums.weight_text),
-        weighted=(sums.weighted_image, sums.weighted_text),
-        xp=xp,
-    )
-    c = (sums.weight_image + sums.weight_text)[:, None]
+    # Pass 2: V E2 and V^T E1.
+    values = evaluate(setting, (image, text), means=(first.mean_image, first.mean_text), xp=xp)
+    sums, c = sweeps.pull_back(batch, first, *values.shares), values.shares[0] + values.shares[1]
     return ContrastiveStep(
-        loss=loss,
-        surrogate=surrogate,
-        image_gradient=pull_back(sums.image_pull, c, text_features, scale, xp),
-        text_gradient=pull_back(sums.text_pull, c, image_features, scale, xp),
-        temperature_gradient=temperature_gradient,
+        loss=values.loss,
+        surrogate=values.surrogate,
+        image_gradient=gradient(sums.image_pull, c, text_features, values.unit, xp),
+        text_gradient=gradient(sums.text_pull, c, image_features, values.unit, xp),
+        temperature_gradient=values.temperature_gradient,
         log_inner_image=image.log_inner,
         log_inner_text=text.log_inner,
     )
@@ -187,9 +193,11 @@ class Setting(NamedTuple):
     """The checked options of a step: one of each per direction, in the dtype that losses are computed in."""
 
     batch_size: int
+    work: Any  # dtype of the products
     temperature: PerAnchor  # as it was given, in the dtype of the products
     temperatures: tuple[Array, Array]  # (b,) each
     gammas: tuple[Scalar, Scalar]
+    anchor_weights: tuple[Scalar, Scalar]
     reference_weight: Scalar
     radius: Scalar
     eps: Scalar
@@ -205,6 +213,7 @@ def settle(
     radius: Scalar,
     eps: Scalar,
     pair_mask: Array | None = None,
+    anchor_weight: AnchorWeight = None,
     sides: tuple[str, str] = ("image", "text"),
     xp: Namespace | None,
 ) -> tuple[Namespace, Setting]:
@@ -217,6 +226,7 @@ def settle(
         radius=radius,
         eps=eps,
         pair_mask=pair_mask,
+        anchor_weight=anchor_weight,
         sides=sides,
     )
     xp = namespace_of(arrays, xp)
@@ -228,6 +238,7 @@ def settle(
         "temperature", temperature, positive, "be > 0", xp, per_anchor=batch_size, sides=sides
     )
     gamma = _checks.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp, per_anchor=batch_size, sides=sides)
+    anchor_weights = check_anchor_weight(anchor_weight, batch_size, xp)
     reference_weight = _checks.parameter("reference_weight", reference_weight, _not_negative, "be >= 0", xp)
     radius = _checks.parameter("radius", radius, _not_negative, "be >= 0", xp)
     eps = _checks.parameter("eps", eps, _not_negative, "be >= 0", xp)
@@ -237,14 +248,16 @@ def settle(
             raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
 
     features = arrays[f"{sides[0]}_features"]
-    work = wide_dtype(features.dtype, xp)
+    work = work_dtype(features, reference_features, xp)
     wide = xp.result_type(work, *(arrays[name].dtype for name in states))
     gammas = gamma if isinstance(gamma, tuple) else (gamma, gamma)
     return xp, Setting(
         batch_size=batch_size,
+        work=work,
         temperature=cast(temperature, work, xp),
         temperatures=per_anchor(temperature, features, wide, xp),
         gammas=(cast(gammas[0], wide, xp), cast(gammas[1], wide, xp)),
+        anchor_weights=cast(anchor_weights, wide, xp),
         reference_weight=cast(reference_weight, work, xp),
         radius=cast(radius, wide, xp),
         eps=cast(eps, wide, xp),
@@ -256,7 +269,7 @@ class Side(NamedTuple):
 
     log_inner: Array  # log u, in the state's dtype
     log_value: Array  # L = log(eps + u)
-    log_denominator: Array  # log((eps + u) N)
+    log_weight: Array  # log(g / (eps + u)): of the sum of its weights
     active: Array  # has a negative
 
 
@@ -268,36 +281,67 @@ def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: S
     log_count = xp.log(xp.where(active, count, xp.ones_like(count)))
     # An anchor without negatives is given u = 1 in between, so that nothing infinite is subtracted later.
     own = xp.where(active, log_sum - log_count, xp.zeros_like(log_sum))
-    new = log_moving_average(xp.where(active, old, xp.zeros_like(old)), own, gamma, xp=xp)
+    old = xp.where(active, old, xp.zeros_like(old))
+    new = log_moving_average(old, own, gamma, xp=xp)
     log_value = log_add_constant(new, eps, xp=xp)
+    # log(g / (eps + u)) as log(g / u) - log(1 + eps / u): a difference of two large logarithms has lost its digits.
+    log_weight = log_share_of_new(old, own, gamma, xp=xp)
+    if not (isinstance(eps, float) and eps == 0.0):
+        log_eps = math.log(eps) if isinstance(eps, float) else log(eps, xp=xp)
+        log_weight = log_weight - xp.logaddexp(xp.zeros_like(new), log_eps - new)
     kept = xp.where(active, xp.astype(new, log_inner.dtype), log_inner)
-    return Side(kept, log_value, log_value + log_count, active)
+    return Side(kept, log_value, log_weight, active)
 
 
-def evaluate(
-    setting: Setting,
-    sides: tuple[Side, Side],
-    *,
-    weights: tuple[Array, Array],
-    weighted: tuple[Array, Array],
-    xp: Namespace,
-) -> tuple[float, Array, Array, Array | tuple[Array, Array]]:
-    """Return 1/2b, the loss, the surrogate and the temperature's gradient, given both directions' sums over weights."""
-    temperatures, wide = setting.temperatures, setting.temperatures[0].dtype
-    scale = 1.0 / (2.0 * setting.batch_size)
-    values = [xp.where(side.active, side.log_value + setting.radius, xp.zeros_like(side.log_value)) for side in sides]
-    loss = scale * (xp.sum(temperatures[0] * values[0]) + xp.sum(temperatures[1] * values[1]))
-    first, second = (xp.astype(side, wide) for side in weights)  # g / (eps + u)
-    ratio = scale * (xp.sum(temperatures[0] * first) + xp.sum(temperatures[1] * second))
-    slopes = tuple(scale * (value - xp.astype(side, wide)) for value, side in zip(values, weighted, strict=True))
-    is_pair = isinstance(setting.temperature, tuple)
-    return scale, loss, loss + ratio, slopes if is_pair else xp.sum(slopes[0]) + xp.sum(slopes[1])
+class Values(NamedTuple):
+    """Everything of a step that has one number per anchor, or one in all."""
+
+    loss: Array
+    surrogate: Array
+    temperature_gradient: Array | tuple[Array, Array]
+    shares: tuple[Array, Array]  # (b,) the sums of each anchor's weights, as shares of `unit`; together at most 1
+    unit: Array  # ()
 
 
-def pull_back(pull: Array, c: Array, features: Array, scale: Scalar, xp: Namespace) -> Array:
-    """Return ``scale (pull - c * features)``, what negatives and positives pull together, in the features' dtype."""
-    pull -= c * xp.astype(features, pull.dtype, copy=False)  # into what the sweep made: b x d numbers less
-    pull *= scale
+def evaluate(setting: Setting, sides: tuple[Side, Side], *, means: tuple[Array, Array], xp: Namespace) -> Values:
+    """Return losses, the temperature's gradient and sums of weights, given both directions' means of D."""
+    temperatures, scale = setting.temperatures, 1.0 / (2.0 * setting.batch_size)
+    wide = temperatures[0].dtype
+    loss, ratio, slopes, weights = [], [], [], []
+    for side, temperature, factor, mean in zip(sides, temperatures, setting.anchor_weights, means, strict=True):
+        zero = xp.zeros_like(side.log_value)
+        value = factor * xp.where(side.active, side.log_value + setting.radius, zero)
+        weight = factor * xp.where(side.active, xp.exp(side.log_weight), zero)  # a g / (eps + u)
+        loss.append(xp.sum(scale * _pairs.saturated(value, temperature, xp=xp)))
+        ratio.append(xp.sum(scale * _pairs.saturated(weight, temperature, xp=xp)))
+        slopes.append(scale * (value - weight * xp.astype(mean, wide)))
+        weights.append(weight)
+    is_pair, (shares, unit) = isinstance(setting.temperature, tuple), in_shares(weights, setting.work, xp)
+    return Values(
+        loss=loss[0] + loss[1],
+        surrogate=loss[0] + loss[1] + (ratio[0] + ratio[1]),
+        temperature_gradient=(slopes[0], slopes[1]) if is_pair else xp.sum(slopes[0]) + xp.sum(slopes[1]),
+        shares=shares,
+        unit=unit,
+    )
+
+
+def in_shares(weights: list[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Array, Array], Array]:
+    """Return both directions' sums of weights, divided by 2b and by the largest of them, and that largest one.
+
+    No half type overflows or loses them.
+    """
+    top = xp.maximum(xp.max(weights[0]), xp.max(weights[1]))
+    top = xp.where(top > 0, top, xp.ones_like(top))
+    scale = 1.0 / (2.0 * weights[0].shape[0])
+    image, text = (xp.astype(scale * (weight / top), dtype, copy=False) for weight in weights)
+    return (image, text), xp.astype(top, dtype, copy=False)
+
+
+def gradient(pull: Array, c: Array, features: Array, factor: Scalar, xp: Namespace) -> Array:
+    """Return ``factor (pull - c * features)``, what negatives and positives pull together, in the features' dtype."""
+    pull -= c[:, None] * xp.astype(features, pull.dtype, copy=False)  # into what the sweep made: b x d numbers less
+    pull *= factor
     return xp.astype(pull, features.dtype, copy=False)
 
 
@@ -315,7 +359,7 @@ class PlainSweeps:
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
         """Sweep once over all pairs, for the log-sum-exps."""
         xp = self._xp
-        self._pairs = pairs = prepare(
+        pairs = prepare(
             batch.image_features,
             batch.text_features,
             temperature=self._temperature,
@@ -326,39 +370,34 @@ class PlainSweeps:
             memory_budget=self._memory_budget,
             xp=xp,
         )
-        image, text, positive = _pairs.sum_negatives(pairs)
-        self._negatives = image, text
-        rates = pairs.anchor_rates
+        *sides, positive = _pairs.sum_negatives(pairs)
+        facts = [
+            directed(negatives, positive, rate, xp=xp)
+            for negatives, rate in zip(sides, pairs.scaling.rates, strict=True)
+        ]
+        (log_sum_image, mean_image), (log_sum_text, mean_text) = facts
         return FirstSweep(
-            positive=positive,
-            log_sum_image=_pairs.log_sum(image, positive, rates[0], xp=xp),
-            log_sum_text=_pairs.log_sum(text, positive, rates[1], xp=xp),
-            count_image=image.count,
-            count_text=text.count,
+            log_sum_image=log_sum_image,
+            log_sum_text=log_sum_text,
+            mean_image=mean_image,
+            mean_text=mean_text,
+            count_image=sides[0].count,
+            count_text=sides[1].count,
+            saved=(pairs, (sides[0], sides[1])),
         )
 
-    def pull_back(
-        self, _batch: Batch, positive: Array, log_denominator_image: Array, log_denominator_text: Array, /
-    ) -> SecondSweep:
-        """Sweep again, for the weighted sums."""
-        xp, pairs, rates = self._xp, self._pairs, self._pairs.anchor_rates
-        thresholds = [
-            _pairs.threshold(positive, xp.astype(log_denominator, positive.dtype), rate)
-            for log_denominator, rate in zip((log_denominator_image, log_denominator_text), rates, strict=True)
-        ]
-        sums = _pairs.weigh(pairs, thresholds[0], thresholds[1])
-        weights = [
-            _pairs.sum_of_weights(negatives, threshold, rate, xp=xp)
-            for negatives, threshold, rate in zip(self._negatives, thresholds, rates, strict=True)
-        ]
-        return SecondSweep(
-            image_pull=sums.image_pull,
-            text_pull=sums.text_pull,
-            weight_image=weights[0],
-            weight_text=weights[1],
-            weighted_image=_pairs.weighted_excess(sums.weighted_image, positive, weights[0], rates[0]),
-            weighted_text=_pairs.weighted_excess(sums.weighted_text, positive, weights[1], rates[1]),
-        )
+    def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
+        """Sweep again, for the weighted sums of features."""
+        pairs, negatives = first.saved
+        return SecondSweep(*_pairs.weigh(pairs, negatives, weight_image, weight_text))
+
+
+def directed(
+    negatives: _pairs.Negatives, positive: Array, rate: Scalar | None, *, xp: Namespace
+) -> tuple[Array, Array]:
+    """Return ``log sum exp(D)`` and the mean of D (b,), -inf and 0 without negatives."""
+    above = _pairs.above(negatives, positive, rate, xp=xp)
+    return above + log(negatives.total, xp=xp), above + negatives.mean
 
 
 def find_sweeps(
@@ -381,40 +420,126 @@ def prepare(
     memory_budget: int | None = None,
     matrices: int = 1,
     sweeps: int = 2,
+    share: bool = True,
+    margin: Scalar | None = None,
     xp: Namespace,
 ) -> _pairs.Pairs:
-    """Widen half types and lay out the tiles of what is one of so many `matrices` and met in so many `sweeps`.
+    """Cast half types to float32 and split Z into tiles.
 
-    Their entries are logits where the temperature is global, else similarities.
+    The `matrices` of a step share one memory budget; each tile is read in so many `sweeps`. See `_pairs.Pairs` about
+    `share`, `find_scaling` about `margin`.
     """
-    dtype = wide_dtype(image_features.dtype, xp)
-    scale: Scalar = 1.0
-    rates = None
-    if isinstance(temperature, tuple):
-        rates = (1.0 / xp.astype(temperature[0], dtype), 1.0 / xp.astype(temperature[1], dtype))
-    else:
-        scale = 1.0 / temperature
+    dtype = work_dtype(image_features, reference_features, xp)
+    images, texts = (xp.astype(features, dtype, copy=False) for features in (image_features, text_features))
     reference = None
     if reference_features is not None:
         reference = (
             xp.astype(reference_features[0], dtype, copy=False),
             xp.astype(reference_features[1], dtype, copy=False),
         )
-    side, keep = _pairs.tiling(
-        int(image_features.shape[0]), matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget
-    )
+    side, keep = _pairs.tiling(int(images.shape[0]), matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
     return _pairs.Pairs(
-        xp.astype(image_features, dtype, copy=False),
-        xp.astype(text_features, dtype, copy=False),
+        images,
+        texts,
         reference_features=reference,
         reference_weight=reference_weight,
-        scale=scale,
-        rates=rates,
+        scaling=find_scaling(images, texts, reference, reference_weight, cast(temperature, dtype, xp), margin, xp),
         pair_mask=pair_mask,
         side=side,
         keep=keep and sweeps > 1,
+        share=share,
         xp=xp,
     )
+
+
+def find_scaling(
+    images: Array,
+    texts: Array,
+    reference: tuple[Array, Array] | None,
+    reference_weight: Scalar,
+    temperature: PerAnchor,
+    margin: Scalar | None,
+    xp: Namespace,
+) -> Scaling:
+    """Return factors of the features, usually 1, with which no entry of Z overflows, and the rates of all anchors.
+
+    With a `margin`, sums of Z and margin do not overflow either, nor do their products with the features.
+    """
+    finfo = xp.finfo(images.dtype)
+    largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
+    width = float(images.shape[1] + (0 if reference is None else reference[0].shape[1]))
+    seen = values_visible(images, xp)
+    if not seen and not traced(xp):  # a look would wait for the device: features are taken to be of a usual size
+        return Scaling(1.0, 1.0, *_rates(temperature, 1e4, largest, smallest, xp))
+
+    # A bound on |Z|: the largest entries of both factors.
+    sizes = [_largest(images, seen, xp), _largest(texts, seen, xp)]
+    if reference is not None:
+        weight = float(reference_weight) if seen else reference_weight
+        own = None if seen else images[:1, :1]
+        sizes[0] = _larger(sizes[0], weight * _largest(reference[0], seen, xp, own), xp)
+        sizes[1] = _larger(sizes[1], _largest(reference[1], seen, xp, own), xp)
+    reach = sizes[0] * sizes[1] * width
+    room = reach
+    if margin is not None:
+        margin = float(margin) if seen else margin
+        room = (reach + margin) * _larger(1.0, _larger(sizes[0], sizes[1], xp), xp) * float(images.shape[0])
+    fits = room <= largest / 8.0
+    if seen:
+        units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp)
+        if not isinstance(temperature, (tuple, float)):
+            temperature = float(temperature)
+    else:
+        units = [xp.where(fits, 1.0, unit) for unit in _units(sizes, margin, largest, smallest, xp)]
+    left, right = 1.0 / units[0], 1.0 / units[1]
+    if isinstance(temperature, tuple):
+        rest: PerAnchor = (temperature[0] * left * right, temperature[1] * left * right)
+    else:
+        rest = temperature * left * right
+    return Scaling(left, right, *_rates(rest, reach if seen and fits else None, largest, smallest, xp))
+
+
+def _largest(x: Array, seen: bool, xp: Namespace, traced_too: Array | None = None) -> Any:
+    """Return the largest absolute value, a float if values can be seen."""
+    if seen:
+        return max(float(xp.max(x)), -float(xp.min(x)))
+    size = xp.abs(x)
+    if traced_too is not None:
+        # Reference features may be constants of the traced function. XLA would take seconds to reduce them while it
+        # compiles; it does not where the result depends on an argument.
+        size = size + xp.zeros_like(x[:1, :1]) * traced_too
+    return xp.max(size)
+
+
+def _larger(one: Any, other: Any, xp: Namespace) -> Any:
+    if isinstance(one, float):
+        return max(one, other) if isinstance(other, float) else xp.clip(other, min=one)
+    return xp.maximum(one, other)
+
+
+def _units(sizes: list[Any], margin: Any, largest: float, smallest: float, xp: Namespace) -> list[Any]:
+    """Return what to divide both factors by, so that the entries of Z, and the margin, are of size 1."""
+    one, other = (_larger(smallest, size, xp) for size in sizes)
+    if margin is not None:
+        one = one * _larger(1.0, margin / one / other, xp)
+    return [min(one, largest / 8.0) if isinstance(one, float) else xp.clip(one, max=largest / 8.0), other]
+
+
+def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest: float, xp: Namespace) -> Any:
+    """Return both directions' rates 1 / t, as large as can be represented, and floors of differences of Z.
+
+    No floors are needed if one temperature times `reach`, the largest |Z|, is known not to overflow.
+    """
+    if isinstance(temperature, float):
+        rate = 1.0 / min(max(temperature, smallest), 4.0 / smallest)  # no subnormal number: some compilers flush them
+        floor = None
+        if reach is None or reach * rate > largest / 8.0:
+            floor = -largest / 4.0 * min(1.0 / rate, 1.0)
+        return (rate, rate), (floor, floor)
+    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    kept = [xp.clip(t, min=smallest, max=4.0 / smallest) for t in pair]
+    floors = [xp.clip(t, max=1.0) * (-largest / 4.0) for t in kept]
+    return (1.0 / kept[0], 1.0 / kept[1]), (floors[0], floors[1])
 
 
 def check_features(arrays: dict[str, Array], xp: Namespace, *, sides: tuple[str, str] = ("image", "text")) -> int:
@@ -425,8 +550,11 @@ def check_features(arrays: dict[str, Array], xp: Namespace, *, sides: tuple[str,
     for name, array in features.items():
         _checks.floating(name, array, xp)
         _checks.ndim(name, array, 2, "(batch_size, feature_dim)")
-    _checks.same_dtype(features)
     first, second = (f"{side}_features" for side in sides)
+    references = {name: array for name, array in features.items() if name.startswith("reference")}
+    _checks.same_dtype({name: features[name] for name in (first, second)})
+    if references:
+        _checks.same_dtype(references)
     batch_size, feature_dim = features[first].shape
     if batch_size < 2:
         raise ValueError(f"{first} must hold at least 2 pairs, because one has no negatives, got {batch_size}")
@@ -449,6 +577,7 @@ def optional_arrays(
     radius: Any = None,
     eps: Any = None,
     pair_mask: Any = None,
+    anchor_weight: Any = None,
     sides: tuple[str, str] = ("image", "text"),
 ) -> dict[str, Array]:
     """Return the arrays among the options by name, members of pairs as ``name[0]`` and ``name[1]``."""
@@ -461,13 +590,39 @@ def optional_arrays(
     if pair_mask is not None:
         arrays["pair_mask"] = pair_mask
     options = {
-        "temperature": temperature, "gamma": gamma, "reference_weight": reference_weight, "radius": radius, "eps": eps
+        "temperature": temperature, "gamma": gamma, "anchor_weight": anchor_weight,
+        "reference_weight": reference_weight, "radius": radius, "eps": eps,
     }  # fmt: skip
     for name, value in options.items():
         is_pair = isinstance(value, (tuple, list))
         members = {f"{name}[{side}]": member for side, member in enumerate(value)} if is_pair else {name: value}
         arrays |= {label: member for label, member in members.items() if is_array(member)}
     return arrays
+
+
+def work_dtype(features: Array, reference_features: tuple[Array, Array] | None, xp: Namespace) -> Any:
+    """Return the dtype of products: that of the features and of the reference features, float32 at least."""
+    dtype = features.dtype
+    if reference_features is not None and reference_features[0].dtype != dtype:
+        dtype = xp.result_type(dtype, reference_features[0].dtype)
+    return wide_dtype(dtype, xp)
+
+
+def check_anchor_weight(anchor_weight: Any, batch_size: int, xp: Namespace) -> tuple[Scalar, Scalar]:
+    """Check the factors on the anchors; return those of both directions, 1.0 for none."""
+    if anchor_weight is None:
+        return 1.0, 1.0
+    both = anchor_weight if isinstance(anchor_weight, (tuple, list)) else (anchor_weight, anchor_weight)
+    if len(both) != 2:
+        raise ValueError(f"anchor_weight must be an array or a pair of arrays, got {len(both)} entries")
+    names = ("anchor_weight[0]", "anchor_weight[1]") if both is anchor_weight else ("anchor_weight",)
+    for name, weight in zip(names, both, strict=False):
+        if not is_array(weight):
+            raise TypeError(f"{name} must be an array of shape (batch_size,), got {_checks.describe(weight)}")
+        _checks.floating(name, weight, xp)
+        _checks.shape(name, weight, (batch_size,), "(batch_size,)")
+        _checks.values(name, weight, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
+    return both[0], both[1]
 
 
 def check_state(name: str, log_inner: Array, batch_size: int, xp: Namespace) -> None:
@@ -480,7 +635,7 @@ def check_state(name: str, log_inner: Array, batch_size: int, xp: Namespace) -> 
 def cast(value: Any, dtype: Any, xp: Namespace) -> Any:
     """Give an array, or each of a pair, a dtype; numbers stay numbers, which promote nothing."""
     if isinstance(value, tuple):
-        return tuple(xp.astype(member, dtype) for member in value)
+        return tuple(cast(member, dtype, xp) for member in value)
     return value if isinstance(value, float) else xp.astype(value, dtype)
 
 

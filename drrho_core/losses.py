@@ -20,8 +20,22 @@ from typing import Any, NamedTuple
 from drrho_core import _checks, _pairs
 from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
-from drrho_core._pairs import ANCHORS, Tile, Values, add, along
-from drrho_core.contrastive import Scalar, cast, check_features, find_sweeps, per_anchor, positive, prepare, pull_back
+from drrho_core._pairs import ANCHORS, Blocks, Tile, Values, add, along
+from drrho_core.contrastive import (
+    AnchorWeight,
+    Scalar,
+    cast,
+    check_anchor_weight,
+    check_features,
+    directed,
+    find_sweeps,
+    gradient,
+    in_shares,
+    optional_arrays,
+    per_anchor,
+    positive,
+    prepare,
+)
 from drrho_core.numerics import log_add_constant
 
 FEATURES = ("image_gradient", "text_gradient")
@@ -109,6 +123,7 @@ def info_nce(
     /,
     *,
     temperature: Scalar,
+    anchor_weight: AnchorWeight = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
     xp: Namespace | None = None,
@@ -121,6 +136,8 @@ def info_nce(
         Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
     temperature : float or array of shape ()
         Temperature tau > 0.
+    anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
+        Factor >= 0 on each row's and each column's cross-entropy, as in `contrastive_step`.
     tile_size, memory_budget : int, optional
         How it is computed, never what: see `contrastive_step`.
     xp : namespace, optional
@@ -149,24 +166,34 @@ def info_nce(
     >>> round(float(result.loss), 6), round(float(np.log(1 + 2 * np.exp(-2))), 6)
     (0.239545, 0.239545)
     """
-    xp, arrays = _gather(image_features, text_features, {}, {"temperature": temperature}, xp)
+    more = optional_arrays(anchor_weight=anchor_weight)
+    xp, arrays = _gather(image_features, text_features, more, {"temperature": temperature}, xp)
     batch_size = check_features(arrays, xp)
     temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp)
     work = wide_dtype(image_features.dtype, xp)
+    factors = cast(check_anchor_weight(anchor_weight, batch_size, xp), work, xp)
     temperature = cast(temperature, work, xp)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
     first = sweeps.sum_negatives(batch)
-    # The positive adds exp(0).
-    image, text = (log_add_constant(side, 1.0, xp=xp) for side in (first.log_sum_image, first.log_sum_text))
-    sums = sweeps.pull_back(batch, first.positive, image, text)
-    scale, c = 1.0 / (2.0 * batch_size), (sums.weight_image + sums.weight_text)[:, None]
+    losses, weights, slopes = [], [], []
+    for factor, log_sum, mean in (
+        (factors[0], first.log_sum_image, first.mean_image),
+        (factors[1], first.log_sum_text, first.mean_text),
+    ):
+        log_denominator = log_add_constant(log_sum, 1.0, xp=xp)  # the positive adds exp(0)
+        weight = factor * xp.exp(-log_add_constant(-log_sum, 1.0, xp=xp))  # probability of all negatives together
+        losses.append(factor * log_denominator)
+        weights.append(weight)
+        slopes.append(weight * mean)
+    (shares, unit), scale = in_shares(weights, work, xp), 1.0 / (2.0 * batch_size)
+    sums, c = sweeps.pull_back(batch, first, *shares), shares[0] + shares[1]
     return LossGradients(
-        loss=scale * (xp.sum(image) + xp.sum(text)),
-        image_gradient=pull_back(sums.image_pull, c, text_features, scale / temperature, xp),
-        text_gradient=pull_back(sums.text_pull, c, image_features, scale / temperature, xp),
-        temperature_gradient=-scale / temperature * (xp.sum(sums.weighted_image) + xp.sum(sums.weighted_text)),
+        loss=xp.sum(scale * losses[0]) + xp.sum(scale * losses[1]),
+        image_gradient=gradient(sums.image_pull, c, text_features, unit / temperature, xp),
+        text_gradient=gradient(sums.text_pull, c, image_features, unit / temperature, xp),
+        temperature_gradient=-(xp.sum(scale * slopes[0]) + xp.sum(scale * slopes[1])) / temperature,
     )
 
 
@@ -241,10 +268,14 @@ def sigmoid_loss(
         sweeps=1,
         xp=xp,
     )
+    # Features so large that S would overflow are scaled: S = z / (left right).
+    left, right = pairs.scaling.left, pairs.scaling.right
+    scaled = not (isinstance(left, float) and left == right == 1.0)
+    rate = _bounded(scale / left / right, xp.finfo(work), xp) if scaled else scale
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         z = tile.z
-        logits = scale * z + bias
+        logits = (_pairs.saturated(z, rate, xp=xp) if scaled else scale * z) + bias
         positives = _on_diagonal(z, xp) if tile.diagonal else None
         # The logit of the wrong answer. Its softplus is the loss, its sigmoid the slope.
         wrong = logits if positives is None else xp.where(positives, -logits, logits)
@@ -258,7 +289,7 @@ def sigmoid_loss(
             asked = asked if positives is None else asked | positives
             terms, slope = (xp.where(asked, x, xp.zeros_like(x)) for x in (terms, slope))
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
-        image_pull, text_pull = pairs.pull(tile, slope)
+        image_pull, text_pull = pairs.pull(tile.i, tile.j, slope)
         return (image_pull, *sums), (text_pull,)
 
     of_rows, of_columns = pairs.pull_shapes
@@ -269,7 +300,7 @@ def sigmoid_loss(
         loss=share * loss,
         image_gradient=xp.astype(share * scale * image_pull, image_features.dtype),
         text_gradient=xp.astype(share * scale * text_pull, text_features.dtype),
-        scale_gradient=share * scale_gradient,
+        scale_gradient=share * scale_gradient / left / right,
         bias_gradient=share * bias_gradient,
     )
 
@@ -346,44 +377,44 @@ def distillation_loss(
     temperature, reference_temperature = (
         cast(_checks.parameter(name, value, positive, "be > 0", xp), work, xp) for name, value in scalars.items()
     )
-    options: dict[str, Any] = {"tile_size": tile_size, "memory_budget": memory_budget, "matrices": 2, "xp": xp}
-    learner = prepare(image_features, text_features, temperature=temperature, **options)
-    teacher = prepare(reference_image, reference_text, temperature=reference_temperature, **options)
-    p, own = _with_positives(learner, xp)
-    q, _ = _with_positives(teacher, xp)
-    thresholds = tuple((learner.cut(p[side].threshold), teacher.cut(q[side].threshold)) for side in (0, 1))
+    options: dict[str, Any] = {"tile_size": tile_size, "memory_budget": memory_budget, "matrices": 2, "share": False}
+    learner = prepare(image_features, text_features, temperature=temperature, **options, xp=xp)
+    teacher = prepare(reference_image, reference_text, temperature=reference_temperature, **options, xp=xp)
+    p, q = _softmax(learner, xp), _softmax(teacher, xp)
 
     def visit(tile: Tile) -> tuple[Values, Values]:
-        z, negatives, reference_z = tile.z, tile.counts, teacher.similarity(tile.i, tile.j)
-        slopes, values = [], []
+        reference_tile = tile._replace(z=teacher.similarity(tile.i, tile.j))
+        slopes, moments = [], []
         for side, block in enumerate((tile.i, tile.j)):
             axis = 1 - side
-            log_match = z - along(axis, thresholds[side][0][block])
-            target = xp.exp(reference_z - along(axis, thresholds[side][1][block]))
-            slope = xp.exp(log_match) - target
-            if negatives is not None:
-                target, slope = (xp.where(negatives, x, xp.zeros_like(x)) for x in (target, slope))
+            x = learner.only_counted(learner.exponent(side, tile, p[side].peaks[block]), tile)
+            y = learner.only_counted(teacher.exponent(side, reference_tile, q[side].peaks[block]), tile)
+            target = teacher.exp(y, True)
+            target *= along(axis, q[side].factors[block])
+            slope = learner.exp(x, False)
+            slope *= along(axis, p[side].factors[block])
+            slope -= target
+            if tile.counts is not None:
+                x = xp.where(tile.counts, x, xp.zeros_like(x))
             slopes.append(slope)
-            values.append(tuple(xp.sum(x, axis=axis) for x in (target * log_match, slope * z, slope)))
-        slope = slopes[0] + slopes[1]
-        image_pull, text_pull = learner.pull(tile, slope)
-        return (image_pull, *values[0]), (text_pull, *values[1])
+            moments.append((xp.sum(target * x, axis=axis), xp.sum(slope * x, axis=axis)))
+        image_pull, text_pull = learner.pull(tile.i, tile.j, slopes[0] + slopes[1])
+        return (image_pull, *moments[0]), (text_pull, *moments[1])
 
     of_rows, of_columns = learner.pull_shapes
-    sums = [(ANCHORS,)] * 3
+    sums = [(ANCHORS,)] * 2
     image, text = learner.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
-    # The positives' own terms: D is 0 there, so -q log p is exp(-log_q) log_p.
-    loss = xp.sum(sum(xp.exp(-q[side].log_denominator) * p[side].log_denominator for side in (0, 1)))
-    loss = loss - xp.sum(image[1] + text[1])
-    scale = 1.0 / (2.0 * batch_size)
-    c = image[3] + text[3]
-    weighted = _pairs.weighted_excess(image[2] + text[2], own, c, None)
-    c = c[:, None]
+    scale, loss, slope = 1.0 / (2.0 * batch_size), [], []
+    for own, target, (moment, tilt) in zip(p, q, (image[1:], text[1:]), strict=True):
+        # Negatives: log p = x + log(sum of p / total). The positive has D = 0, so p = exp(-log denominator).
+        loss.append(xp.exp(-target.log_denominator) * own.log_denominator - moment - target.weight * own.log_factor)
+        slope.append(tilt + (own.weight - target.weight) * own.above)
+    c = (p[0].weight - q[0].weight) + (p[1].weight - q[1].weight)
     return LossGradients(
-        loss=scale * loss,
-        image_gradient=pull_back(image[0], c, text_features, scale / temperature, xp),
-        text_gradient=pull_back(text[0], c, image_features, scale / temperature, xp),
-        temperature_gradient=-scale / temperature * xp.sum(weighted),
+        loss=xp.sum(scale * loss[0]) + xp.sum(scale * loss[1]),
+        image_gradient=gradient(image[0], c, text_features, scale / temperature, xp),
+        text_gradient=gradient(text[0], c, image_features, scale / temperature, xp),
+        temperature_gradient=-(xp.sum(scale * slope[0]) + xp.sum(scale * slope[1])) / temperature,
     )
 
 
@@ -450,8 +481,12 @@ def hinge_margin_loss(
         tile_size=tile_size,
         memory_budget=memory_budget,
         sweeps=1,
+        margin=margin,
         xp=xp,
     )
+    # Features or a margin so large that sums would overflow are scaled.
+    left, right = pairs.scaling.left, pairs.scaling.right
+    margin = margin * left * right
     own, shares = pairs.cut(pairs.positives()), tuple(pairs.cut(share) for share in _one_over_negatives(pairs, xp))
 
     def visit(tile: Tile) -> tuple[Values, Values]:
@@ -465,17 +500,17 @@ def hinge_margin_loss(
             slopes.append(slope)
             values.append((xp.sum(slope * within, axis=axis), xp.sum(slope, axis=axis)))
         slope = slopes[0] + slopes[1]
-        image_pull, text_pull = pairs.pull(tile, slope)
+        image_pull, text_pull = pairs.pull(tile.i, tile.j, slope)
         return (image_pull, *values[0]), (text_pull, *values[1])
 
     of_rows, of_columns = pairs.pull_shapes
     sums = [(ANCHORS,)] * 2
     image, text = pairs.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
-    scale, c = 1.0 / (2.0 * batch_size), (image[2] + text[2])[:, None]
+    scale, c = 1.0 / (2.0 * batch_size), image[2] + text[2]
     return FeatureGradients(
-        loss=scale * xp.sum(image[1] + text[1]),
-        image_gradient=pull_back(image[0], c, text_features, 2.0 * scale, xp),
-        text_gradient=pull_back(text[0], c, image_features, 2.0 * scale, xp),
+        loss=xp.sum(scale * (image[1] + text[1])) / left / right / left / right,
+        image_gradient=gradient(image[0], c, text_features, 2.0 * scale / left / right, xp),
+        text_gradient=gradient(text[0], c, image_features, 2.0 * scale / left / right, xp),
     )
 
 
@@ -601,6 +636,12 @@ def _check_pair_mask(pair_mask: Array | None, batch_size: int, xp: Namespace) ->
             raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
 
 
+def _bounded(rate: Scalar, finfo: Any, xp: Namespace) -> Scalar:
+    """Return a rate that its dtype can hold."""
+    largest = float(finfo.max)
+    return min(rate, largest) if isinstance(rate, float) else xp.clip(rate, max=largest)
+
+
 def _on_diagonal(tile: Array, xp: Namespace) -> Array:
     """Return where a square tile's diagonal is."""
     index = xp.arange(tile.shape[0], device=device_of(tile))
@@ -627,17 +668,32 @@ def _one_over_negatives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[Array, Arra
 
 
 class _Softmax(NamedTuple):
-    """One direction's softmax over all others and the positive; (b,) each."""
+    """One direction's softmax over all others and the positive; (b,) each, or cut into blocks."""
 
     log_denominator: Array  # log sum_j exp(D_ij), the positive's 1 included
-    threshold: Array  # the logit at which a probability is 1
+    weight: Array  # probability of all negatives together
+    log_factor: Array  # log of what turns a negative's exponential into its probability
+    above: Array  # D of the peak
+    peaks: Blocks
+    factors: Blocks
 
 
-def _with_positives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[tuple[_Softmax, _Softmax], Array]:
-    """Return the softmax over rows and over columns, and the positives."""
-    *sides, own = _pairs.sum_negatives(pairs)
+def _softmax(pairs: _pairs.Pairs, xp: Namespace) -> tuple[_Softmax, _Softmax]:
+    """Return the softmax over rows and over columns."""
+    *sides, positive = _pairs.sum_negatives(pairs)
     both = []
-    for negatives in sides:
-        log_denominator = log_add_constant(_pairs.log_sum(negatives, own, None, xp=xp), 1.0, xp=xp)
-        both.append(_Softmax(log_denominator, _pairs.threshold(own, log_denominator, None)))
-    return (both[0], both[1]), own
+    for negatives, rate in zip(sides, pairs.scaling.rates, strict=True):
+        log_sum, _ = directed(negatives, positive, rate, xp=xp)
+        log_weight = -log_add_constant(-log_sum, 1.0, xp=xp)
+        log_factor = log_weight - xp.log(negatives.total)
+        both.append(
+            _Softmax(
+                log_denominator=log_add_constant(log_sum, 1.0, xp=xp),
+                weight=xp.exp(log_weight),
+                log_factor=log_factor,
+                above=_pairs.above(negatives, positive, rate, xp=xp),
+                peaks=pairs.cut(negatives.peak),
+                factors=pairs.cut(xp.exp(log_factor)),
+            )
+        )
+    return both[0], both[1]

@@ -73,14 +73,36 @@ def log_moving_average(log_old: Array, log_new: Array, gamma: Array | float, /, 
     >>> np.round(np.exp(log_moving_average(old, new, 0.25, xp=np)), 12).tolist()
     [1.75, 3.25]
     """
+    keep, take = _log_gammas(gamma, xp)
+    return xp.where(log_old == -xp.inf, log_new, xp.logaddexp(keep + log_old, take + log_new))
+
+
+def log_share_of_new(log_old: Array, log_new: Array, gamma: Array | float, /, *, xp: Namespace) -> Array:
+    """Return ``log_new - log_moving_average(log_old, log_new, gamma)`` without the cancellation; 0 on the first visit.
+
+    It is at most ``-log(gamma)``: the bound on the sum of an anchor's weights in SogCLR.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> old, new = np.log(np.asarray([2.0, 4.0])), np.log(np.asarray([1.0, 1.0]))
+    >>> np.round(np.exp(-log_share_of_new(old, new, 0.25, xp=np)), 12).tolist()
+    [1.75, 3.25]
+    """
+    keep, take = _log_gammas(gamma, xp)
+    unseen = log_old == -xp.inf
+    gap = xp.where(unseen, xp.zeros_like(log_new), log_old - log_new)
+    return xp.where(unseen, xp.zeros_like(gap), -xp.logaddexp(keep + gap, take + xp.zeros_like(gap)))
+
+
+def _log_gammas(gamma: Array | float, xp: Namespace) -> tuple[Array | float, Array | float]:
+    """Return ``log(1 - gamma)`` and ``log(gamma)``; nan for an array's entry outside (0, 1] that no check could see."""
     if isinstance(gamma, float):
-        keep, take = (math.log1p(-gamma) if gamma < 1 else -math.inf), math.log(gamma)
-        average = xp.logaddexp(keep + log_old, take + log_new)
-    else:
-        memory = gamma < 1
-        keep = xp.where(memory, xp.log1p(-xp.where(memory, gamma, xp.zeros_like(gamma))), -xp.inf)
-        average = xp.logaddexp(keep + log_old, xp.log(gamma) + log_new)
-    return xp.where(log_old == -xp.inf, log_new, average)
+        return (math.log1p(-gamma) if gamma < 1 else -math.inf), math.log(gamma)
+    valid = (gamma > 0) & (gamma <= 1)
+    memory = valid & (gamma < 1)
+    keep = xp.where(memory, xp.log1p(-xp.where(memory, gamma, xp.zeros_like(gamma))), -xp.inf)
+    return keep, xp.where(valid, xp.log(xp.where(valid, gamma, xp.ones_like(gamma))), xp.nan)
 
 
 def log_add_constant(log_x: Array, constant: Array | float, /, *, xp: Namespace) -> Array:

@@ -18,7 +18,17 @@ from typing import NamedTuple
 
 from drrho_core import _pairs
 from drrho_core._arrays import Array, Namespace
-from drrho_core.contrastive import PerAnchor, Scalar, evaluate, prepare, pull_back, settle, update
+from drrho_core.contrastive import (
+    AnchorWeight,
+    PerAnchor,
+    Scalar,
+    directed,
+    evaluate,
+    gradient,
+    prepare,
+    settle,
+    update,
+)
 
 
 class UnimodalStep(NamedTuple):
@@ -60,6 +70,7 @@ def unimodal_contrastive_step(
     reference_weight: Scalar = 1.0,
     radius: Scalar = 0.0,
     eps: Scalar = 0.0,
+    anchor_weight: AnchorWeight = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
     xp: Namespace | None = None,
@@ -85,6 +96,9 @@ def unimodal_contrastive_step(
         Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
     eps : float or array of shape ()
         Added to the inner estimate, >= 0. Part of the objective, not a guard: the log domain needs none.
+    anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
+        Factor >= 0 on each anchor's part of loss and gradients, as in `contrastive_step`; a pair has one array for the
+        anchors of view 1 and one for those of view 2.
     tile_size : int, optional
         Side of square tiles: two passes, and no b x b array exists. How it is computed, never what.
     memory_budget : int, optional
@@ -136,6 +150,7 @@ def unimodal_contrastive_step(
         reference_weight=reference_weight,
         radius=radius,
         eps=eps,
+        anchor_weight=anchor_weight,
         sides=("view1", "view2"),
         xp=xp,
     )
@@ -157,46 +172,30 @@ def unimodal_contrastive_step(
         )
 
     across, within = matrix(0, 1), (matrix(0, 0), matrix(1, 1))
-    rates, states = across.anchor_rates, (log_inner_view1, log_inner_view2)
+    rates, states = across.scaling.rates, (log_inner_view1, log_inner_view2)
+    # Pass 1. The positive of an anchor is the other view of its sample, also where the negatives are of its own view.
     *others, positive = _pairs.sum_negatives(across)
-    # The positive of an anchor is the other view of its sample, also where the negatives are of its own view.
     negatives = [
         _pairs.merge(others[view], _pairs.sum_negatives_within(within[view]), rates[view], xp=xp) for view in (0, 1)
     ]
+    facts = [directed(negatives[view], positive, rates[view], xp=xp) for view in (0, 1)]
     sides = [
-        update(
-            _pairs.log_sum(negatives[view], positive, rates[view], xp=xp),
-            negatives[view].count,
-            states[view],
-            setting.gammas[view],
-            setting.eps,
-            xp,
-        )
+        update(facts[view][0], negatives[view].count, states[view], setting.gammas[view], setting.eps, xp)
         for view in (0, 1)
     ]
-    thresholds = [
-        _pairs.threshold(positive, xp.astype(sides[view].log_denominator, positive.dtype), rates[view])
-        for view in (0, 1)
-    ]
-    sums = _pairs.weigh(across, thresholds[0], thresholds[1])
-    own = [_pairs.weigh_within(within[view], thresholds[view]) for view in (0, 1)]
-    weights = [_pairs.sum_of_weights(negatives[view], thresholds[view], rates[view], xp=xp) for view in (0, 1)]
-    weighted = [
-        _pairs.weighted_excess(its + own[view].weighted, positive, weights[view], rates[view])
-        for view, its in enumerate((sums.weighted_image, sums.weighted_text))
-    ]
-    scale, loss, surrogate, temperature_gradient = evaluate(
-        setting, (sides[0], sides[1]), weights=(weights[0], weights[1]), weighted=(weighted[0], weighted[1]), xp=xp
-    )
-    c = (weights[0] + weights[1])[:, None]
-    gradient1 = pull_back(sums.image_pull + own[0].pull, c, view2_features, scale, xp)
-    gradient2 = pull_back(sums.text_pull + own[1].pull, c, view1_features, scale, xp)
+    # Pass 2, over all three matrices with the same sums of weights.
+    values = evaluate(setting, (sides[0], sides[1]), means=(facts[0][1], facts[1][1]), xp=xp)
+    shares, c = values.shares, values.shares[0] + values.shares[1]
+    pulls = _pairs.weigh(across, (negatives[0], negatives[1]), *shares)
+    own = [_pairs.weigh_within(within[view], negatives[view], shares[view]) for view in (0, 1)]
+    gradient1 = gradient(pulls[0] + own[0], c, view2_features, values.unit, xp)
+    gradient2 = gradient(pulls[1] + own[1], c, view1_features, values.unit, xp)
     return UnimodalStep(
-        loss=loss,
-        surrogate=surrogate,
+        loss=values.loss,
+        surrogate=values.surrogate,
         view1_gradient=gradient1,
         view2_gradient=gradient2,
-        temperature_gradient=temperature_gradient,
+        temperature_gradient=values.temperature_gradient,
         log_inner_view1=sides[0].log_inner,
         log_inner_view2=sides[1].log_inner,
     )

@@ -139,7 +139,7 @@ BAD = {
     "reference dtype": (
         {"reference_features": (REFERENCE, np.ones((B, R), dtype="f4"))},
         TypeError,
-        r"reference_features\[1\] must have the dtype of image_features \(float64\), got float32",
+        r"reference_features\[1\] must have the dtype of reference_features\[0\] \(float64\), got float32",
     ),
     "half state": ({"2": np.zeros(B, dtype="f2")}, TypeError, "log_inner_image must be float32 or wider, got float16"),
     "integer state": (
