@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from drrho_core import _checks
 from drrho_core._arrays import is_array
+from drrho_core.estimator import check_index
 
 
 def taken(name: str, value: Any, like: Any = None) -> Any:
@@ -58,6 +59,19 @@ def taken_option(name: str, value: Any, like: Any = None) -> Any:
     return taken(name, value, like)
 
 
+def taken_index(sample_index: Any, num_samples: int, like: Any) -> Any:
+    """Return a NumPy index as a JAX array after checking its values, which are readable even where code is traced.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `drrho_core.estimator.check_index` does.
+    """
+    if type(sample_index) in (np.ndarray, np.memmap):
+        check_index(sample_index, num_samples, like=np.zeros(1), xp=np)
+    return taken("sample_index", sample_index, like)
+
+
 def _check_fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
     """Check that no number changes beyond rounding when it becomes `dtype`."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -66,9 +80,8 @@ def _check_fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
     if np.any(bad):
         position = np.unravel_index(int(np.argmax(bad)), value.shape)
         place = ", ".join(str(int(axis)) for axis in position)
-        raise ValueError(
-            f"{name} must fit into {dtype.name}, because jax_enable_x64 is off, got {value[position]} at position {place}"
-        )
+        rule = f"{name} must fit into {dtype.name}, because jax_enable_x64 is off"
+        raise ValueError(f"{rule}, got {value[position]} at position {place}")
 
 
 def _one_device(like: Any) -> Any:
@@ -100,11 +113,30 @@ def check_unmapped() -> None:
         )
 
 
+def check_placement(arrays: Any) -> None:
+    """Check that the concrete arrays of a pytree can meet without a compiler: on single devices, or all placed alike.
+
+    Raises
+    ------
+    ValueError
+        If an array lies on several devices and another array lies elsewhere.
+    """
+    leaves = jax.tree.leaves(arrays)
+    placed = [x.sharding for x in leaves if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)]
+    different = list(dict.fromkeys(placed))
+    if len(different) > 1 and any(len(sharding.device_set) > 1 for sharding in different):
+        one, other = (getattr(sharding, "spec", sharding) for sharding in different[:2])
+        raise ValueError(
+            "contrastive_loss must be called under jax.jit if its arrays lie on several devices in different ways, got "
+            f"{one} and {other}"
+        )
+
+
 def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: Any) -> Any:
     """Call `function` on arrays; where their mesh has explicit axes, let the compiler shard the inside.
 
-    Explicit axes ask for a sharding of every intermediate result, and a batch of pairs has none that fits all of them: the
-    logits of rows on one axis against columns on the same axis are refused. Automatic axes have no such rule.
+    Explicit axes ask for a sharding of every intermediate result, and the logits have none: their rows and columns
+    would lie on the same axis, that of the batch. Automatic axes ask for nothing.
 
     Parameters
     ----------
@@ -127,12 +159,13 @@ def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: An
     auto_axes = getattr(jax.sharding, "auto_axes", None)
     if auto_axes is None:
         raise NotImplementedError(
-            "contrastive_loss must be given a mesh with AxisType.Auto by this version of JAX, got one with explicit axes"
+            "contrastive_loss must be given a mesh with AxisType.Auto in this version of JAX, got explicit axes"
         )
     mesh = shardings[0].mesh if shardings else context
+    everywhere = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
 
     def sharding_like(array: Any) -> Any:
-        return _explicit_sharding(array) or NamedSharding(mesh, PartitionSpec())
+        return _explicit_sharding(array) or everywhere
 
     # Only arrays are traced: numbers stay numbers, so that the core can check them.
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]

@@ -7,7 +7,6 @@ never enters the core.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -19,7 +18,7 @@ from drrho_core._arrays import is_array, namespace_of
 from drrho_core.ambiguity import AmbiguitySet
 from drrho_core.contrastive import contrastive_step, in_unit_interval, positive
 from drrho_core.estimator import check_index
-from drrho_jax.arguments import check_unmapped, on_auto_axes, taken, taken_option
+from drrho_jax.arguments import check_placement, check_unmapped, on_auto_axes, taken, taken_index, taken_option
 from drrho_jax.gradient import with_gradient
 
 Tree = TypeVar("Tree")
@@ -70,7 +69,7 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     """
     size = _checks.integer("num_samples", num_samples, minimum=1)
     widest = jax.dtypes.canonicalize_dtype(jnp.int64)
-    if size > int(jnp.iinfo(widest).max):
+    if size > int(np.iinfo(widest).max):
         raise ValueError(f"num_samples must fit into {widest}, the type of the widest index, got {num_samples}")
     wanted = jnp.dtype(dtype)
     if wanted not in (jnp.float32, jnp.float64) or jax.dtypes.canonicalize_dtype(wanted) != wanted:
@@ -99,17 +98,21 @@ def contrastive_loss(
 ) -> tuple[Array, ContrastiveState]:
     """Return the global contrastive loss of a batch, differentiable, and the updated state.
 
-    Made for ``jax.value_and_grad(loss_function, has_aux=True)``, with or without `jax.jit`.
+    Made for ``jax.value_and_grad(loss_function, has_aux=True)``, with or without `jax.jit`. NumPy arrays are taken
+    wherever JAX's are, and converted as `jax.numpy.asarray` converts them.
 
     Parameters
     ----------
     state : ContrastiveState
-        What `init_state` or the previous step returned.
+        The result of `init_state` or of the previous step. A jitted step may overwrite it instead of copying it:
+        ``jax.jit(step, donate_argnums=...)``. Its two fields must not be one and the same array then.
     image_features, text_features : array, shape (b, d)
         Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
     sample_index : array of int, shape (b,)
         Stable row of every pair in the data set, in [0, num_samples), without repeats. Under `jax.jit` values cannot be
-        looked at: an index out of range then makes the loss nan, a repeated one keeps one of its updates.
+        looked at: an index out of range then makes the loss nan, a repeated one keeps one of its updates. The same
+        goes for options: a temperature, gamma, reference_weight, radius or eps outside its domain makes the loss, its
+        gradients and the batch's rows of the state nan.
     temperature : float, array of shape () or pair of arrays of shape (b,)
         Temperature tau > 0, global or one per image anchor and one per text anchor.
     gamma : float, array of shape () or pair of arrays of shape (b,)
@@ -124,27 +127,34 @@ def contrastive_loss(
         Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
     pair_mask : array of bool, shape (b, b), optional
         Entry (i, j) False: text j is not a negative of image i, nor image i one of text j.
+    anchor_weight : array of shape (b,) or pair of such arrays, optional
+        Factor on each anchor's part of loss and gradients, >= 0, as in `drrho_core.contrastive_step`: a constant.
     tile_size, memory_budget : int, optional
-        How it is computed, never what; see `drrho_core.contrastive_step`.
+        They affect speed and memory only, not the result, as in `drrho_core.contrastive_step`.
 
     Returns
     -------
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates.
     state : ContrastiveState
-        To be given to the next step. It carries no gradient.
+        The state for the next step. It carries no gradient.
 
     Raises
     ------
     TypeError
-        If an argument is no JAX array or has a wrong dtype.
+        If an argument is no array of JAX or NumPy or has a wrong dtype.
     ValueError
-        If shapes or devices do not fit, or, outside tracing on the host, values break the rules above.
+        If shapes or devices do not fit, or, outside tracing on the host, values break the rules above. Also inside
+        `jax.shard_map` and `jax.pmap`, because each device would see the negatives of its own shard only. `jax.vmap`
+        over whole problems is fine, and so is a batch that is sharded over a mesh under `jax.jit`.
     NotImplementedError
         If it is differentiated twice.
 
     Notes
     -----
+    Forward mode (`jax.jvp`, `jax.jacfwd`) and reverse mode (`jax.grad`, `jax.vjp`) both use one closed-form gradient.
+    Under `jax.jit` a batch that is sharded over a mesh, with automatic or explicit axes, has the loss of the whole
+    batch.
     The gradient of features and temperature is the closed form of SogCLR with a reference model (arXiv 2202.12387,
     2505.06699), the gradient of `drrho_core.contrastive_step`'s surrogate; every other argument is a constant. The
     products run in full float32 also where the accelerator would round their factors.
@@ -168,7 +178,9 @@ def contrastive_loss(
     images, texts = taken("image_features", image_features, like), taken("text_features", text_features, like)
     namespace_of({"image_features": images, "text_features": texts}, jnp)
     _checks.ndim("image_features", images, 2, "(batch_size, feature_dim)")
-    index = _check_index(sample_index, num_samples, like)
+    if is_array(sample_index):
+        _checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
+    index = taken_index(sample_index, num_samples, like)
     options = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
@@ -177,33 +189,33 @@ def contrastive_loss(
         options["anchor_weight"] = anchor_weight
     options = {name: taken_option(name, value, like) for name, value in options.items()}
     options["reference_features"] = _wide(options["reference_features"])
-    (images, texts), temperature = _wide((images, texts)), options["temperature"]
-    inputs = (images, texts, temperature)
+    images, texts = _wide((images, texts))
+    inputs = (images, texts, options["temperature"])
 
-    shown = _nan_outside(options)
+    nan_if_outside = _nan_if_outside(options)
     compute = functools.partial(_step, tile_size=tile_size, memory_budget=memory_budget)
-    arguments = _constants((state, images, texts, index, options, shown))
+    arguments = _constants((state, images, texts, index, options, nan_if_outside))
+    check_placement(arguments)
     # Each gradient lies on the devices as its input does; the loss lies on all of them.
-    is_array_or_pair = isinstance(temperature, (tuple, jax.Array))
-    outputs_like = (None, (images, texts, temperature if is_array_or_pair else None), state)
+    outputs_like = (None, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, inputs), state)
     loss, gradients, new_state = on_auto_axes(compute, outputs_like, *arguments)
     loss = with_gradient(loss, *_matched(inputs, gradients))
     # The factor is 1 or nan, and so it is for each gradient.
-    return loss if shown is None else loss * (1 + shown).astype(loss.dtype), new_state
+    return loss if nan_if_outside is None else loss * (1 + nan_if_outside).astype(loss.dtype), new_state
 
 
 def _step(
-    state: ContrastiveState,
+    state: Any,
     images: Any,
     texts: Any,
     sample_index: Any,
     options: dict[str, Any],
-    shown: Any,
+    nan_if_outside: Any,
     *,
     tile_size: int | None,
     memory_budget: int | None,
 ) -> tuple[Any, tuple[Any, Any, Any], ContrastiveState]:
-    """Return the loss, its gradients with respect to images, texts and temperature, and the new state: all constants."""
+    """Return the loss, the gradients of images, texts and temperature, and the new state: all of them constants."""
     num_samples = state.log_inner_image.shape[0]
     check_index(sample_index, num_samples, like=state.log_inner_image, xp=jnp)
     _checks.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
@@ -224,7 +236,8 @@ def _step(
             xp=jnp,
         )
     rows_image, rows_text = (
-        new if shown is None else new + shown.astype(new.dtype) for new in (step.log_inner_image, step.log_inner_text)
+        new if nan_if_outside is None else new + nan_if_outside.astype(new.dtype)
+        for new in (step.log_inner_image, step.log_inner_text)
     )
     gradients = (step.image_gradient, step.text_gradient, step.temperature_gradient)
     new_state = ContrastiveState(
@@ -249,7 +262,7 @@ def drrho_risk(
     Parameters
     ----------
     loss : array, shape (..., n, ...)
-        The learner's losses, real floating, any unit.
+        The learner's losses, real floating, any unit. NumPy arrays are taken, too.
     reference_loss : array, the same shape
         The frozen reference model's losses on the same samples, in the same dtype: constants.
     ambiguity_set : AmbiguitySet
@@ -277,7 +290,7 @@ def drrho_risk(
     Notes
     -----
     The gradient is the vector of worst-case weights (Danskin's theorem), so no solver is differentiated through.
-    DRRho (arXiv 2505.06699).
+    Forward and reverse mode both work, as in `contrastive_loss`. DRRho (arXiv 2505.06699).
 
     Examples
     --------
@@ -317,15 +330,6 @@ def _check_state(state: ContrastiveState) -> ContrastiveState:
     return ContrastiveState(*sides)
 
 
-def _check_index(sample_index: Any, num_samples: int, like: Any) -> Any:
-    """Return the index as a JAX array; a NumPy index is checked on the host, also where code is traced."""
-    if is_array(sample_index) and sample_index.ndim != 1:
-        _checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
-    if isinstance(sample_index, np.ndarray) and np.issubdtype(sample_index.dtype, np.integer):
-        check_index(sample_index, num_samples, like=np.zeros(1), xp=np)
-    return taken("sample_index", sample_index, like)
-
-
 def _constants(tree: Tree) -> Tree:
     """Cut every array loose from differentiation; numbers and None stay as they are."""
     result: Tree = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
@@ -347,7 +351,7 @@ def _not_negative(x: Any) -> Any:
     return x >= 0
 
 
-def _nan_outside(options: dict[str, Any]) -> Any:
+def _nan_if_outside(options: dict[str, Any]) -> Any:
     """Return 0, or nan if an array holds a value outside its domain, for an error cannot be raised under tracing.
 
     None if there are only numbers, which the core checks everywhere.
