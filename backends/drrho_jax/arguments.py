@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from drrho_core import _checks
-from drrho_core._arrays import is_array
+from drrho_core._arrays import is_array, namespace_of
 from drrho_core.estimator import check_index
 
 
@@ -36,6 +36,7 @@ def taken(name: str, value: Any, like: Any = None) -> Any:
     """
     if isinstance(value, jax.Array) or not is_array(value):
         return value
+    namespace_of({name: value})  # refuses masked, sparse and other arrays that are not plain
     if type(value) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name} must be an array of JAX or NumPy, got {type(value).__name__}")
     if value.dtype.hasobject or value.dtype.kind in "SUMm":

@@ -74,8 +74,8 @@ print(refusal(jax.pmap(mean, axis_name="pairs"), *split))
 
 def test_vmap_with_an_axis_name_is_a_batch_of_problems() -> None:
     run("""
-stack = lambda x, y: np.stack([x, y])
-losses = jax.vmap(lambda *b: loss(*b)[0], axis_name="pairs")(stack(images, texts), stack(texts, references), stack(index, index))
+problems = [np.stack(pair) for pair in ((images, texts), (texts, references), (index, index))]
+losses = jax.vmap(lambda *b: loss(*b)[0], axis_name="pairs")(*problems)
 alone = [loss(images, texts, index)[0], loss(texts, references, index)[0]]
 np.testing.assert_allclose(losses, alone, rtol=1e-13)
 """)
