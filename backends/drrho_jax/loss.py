@@ -172,7 +172,7 @@ def contrastive_loss(
     [-2.0, 1.4338, 1.4338]
     """
     check_unmapped()
-    state = _constants(_check_state(state))
+    state = _check_state(state)
     num_samples = int(state.log_inner_image.shape[0])
     like = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
     images, texts = taken("image_features", image_features, like), taken("text_features", text_features, like)
