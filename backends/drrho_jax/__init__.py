@@ -7,8 +7,17 @@ from drrho_core._fused import Sweeps, register_sweeps
 from drrho_jax.backend import JaxBackend
 from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.loss import ContrastiveState, contrastive_loss, drrho_risk, init_state
+from drrho_jax.micro_batching import micro_batches
 
-__all__ = ["ContrastiveState", "DonatingEstimator", "JaxBackend", "contrastive_loss", "drrho_risk", "init_state"]
+__all__ = [
+    "ContrastiveState",
+    "DonatingEstimator",
+    "JaxBackend",
+    "contrastive_loss",
+    "drrho_risk",
+    "init_state",
+    "micro_batches",
+]
 
 
 def _pallas() -> Sweeps | str:

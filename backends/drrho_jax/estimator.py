@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 
 from drrho_core import InnerEstimator
 from drrho_core.estimator import check_rows
+from drrho_jax.arguments import taken, taken_index
 
 
 class DonatingEstimator(InnerEstimator):
@@ -17,8 +19,9 @@ class DonatingEstimator(InnerEstimator):
     time for 100 million. This one costs what the batch costs. In return arrays that were taken out of it
     (``log_inner_image``, ``log_inner_text``) are deleted by the next `scatter`; take `state_dict`, which copies.
 
-    Parameters and methods are those of `drrho_core.InnerEstimator`. For eager code, with the step itself under
-    `jax.jit` or not; where gather and scatter are inside, donate the state to that function (``donate_argnums``).
+    Parameters and methods are those of `drrho_core.InnerEstimator`; NumPy arrays are taken wherever JAX's are. It is
+    for eager code, with the step itself under `jax.jit` or not. A jitted function that gathers and scatters inside
+    takes the state of `drrho_jax.init_state` instead, which can be donated to it (``donate_argnums``).
 
     Examples
     --------
@@ -29,15 +32,29 @@ class DonatingEstimator(InnerEstimator):
     (True, [1.5, -inf, 0.5, -inf])
     """
 
+    def __init__(self, num_samples: int, *, like: Any, dtype: Any = None) -> None:
+        super().__init__(num_samples, like=taken("like", like), dtype=dtype)
+
     def scatter(self, index: jax.Array, log_inner_image: jax.Array, log_inner_text: jax.Array, /) -> Self:
         """Write the rows of a batch and return this estimator; see `drrho_core.InnerEstimator.scatter`."""
         index = self._checked(index)
         state = self.log_inner_image
+        log_inner_image = taken("log_inner_image", log_inner_image, state)
+        log_inner_text = taken("log_inner_text", log_inner_text, state)
         check_rows(log_inner_image, log_inner_text, size=index.shape[0], like=state, xp=self._xp)
         self.log_inner_image, self.log_inner_text = _write(
             self.log_inner_image, self.log_inner_text, index, log_inner_image, log_inner_text
         )
         return self
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take over a state as JAX or NumPy arrays; see `drrho_core.InnerEstimator.load_state_dict`."""
+        if isinstance(state, Mapping):
+            state = {name: taken(name, value, self.log_inner_image) for name, value in state.items()}
+        super().load_state_dict(state)
+
+    def _checked(self, index: Any) -> Any:
+        return super()._checked(taken_index(index, self.num_samples, self.log_inner_image))
 
 
 def _set(

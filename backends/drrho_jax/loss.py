@@ -1,24 +1,28 @@
 """The contrastive loss and the DRRho risk as differentiable JAX functions.
 
-The core returns values together with closed-form gradients. Here a `jax.custom_vjp` ties the two: differentiation
-never enters the core, it multiplies the gradient that is there already by the incoming cotangent.
+The core returns values together with closed-form gradients; `drrho_jax.gradient` ties the two, so that differentiation
+never enters the core.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from drrho_core import _checks, risk
-from drrho_core._arrays import namespace_of
+from drrho_core._arrays import is_array, namespace_of
 from drrho_core.ambiguity import AmbiguitySet
-from drrho_core.contrastive import contrastive_step
+from drrho_core.contrastive import contrastive_step, in_unit_interval, positive
 from drrho_core.estimator import check_index
+from drrho_jax.arguments import check_placement, check_unmapped, on_auto_axes, taken, taken_index, taken_option
+from drrho_jax.gradient import with_gradient
 
 Tree = TypeVar("Tree")
-Array: TypeAlias = jax.Array
+Array: TypeAlias = jax.Array | np.ndarray
 Scalar: TypeAlias = float | Array
 PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
 
@@ -49,14 +53,14 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     Returns
     -------
     ContrastiveState
-        Two arrays of shape (num_samples,) that hold ``-inf``.
+        Two arrays of shape (num_samples,) that hold ``-inf``, each with a buffer of its own: the state can be donated.
 
     Raises
     ------
     TypeError
         If `num_samples` is no integer, or `dtype` is narrower than float32 or not available.
     ValueError
-        If `num_samples` is below 1.
+        If `num_samples` is below 1, or larger than an index can count to.
 
     Examples
     --------
@@ -64,11 +68,15 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     [-inf, -inf, -inf]
     """
     size = _checks.integer("num_samples", num_samples, minimum=1)
+    widest = jax.dtypes.canonicalize_dtype(jnp.int64)
+    if size > int(np.iinfo(widest).max):
+        raise ValueError(f"num_samples must fit into {widest}, the type of the widest index, got {num_samples}")
     wanted = jnp.dtype(dtype)
     if wanted not in (jnp.float32, jnp.float64) or jax.dtypes.canonicalize_dtype(wanted) != wanted:
         raise TypeError(f"dtype must be float32, or float64 where jax_enable_x64 is on, got {wanted}")
-    unseen = jnp.full((size,), -jnp.inf, dtype=wanted)
-    return ContrastiveState(unseen, unseen)
+    # Two calls: one array in both fields would be one buffer, which cannot be donated twice.
+    image, text = (jnp.full((size,), -jnp.inf, dtype=wanted) for _ in range(2))
+    return ContrastiveState(image, text)
 
 
 def contrastive_loss(
@@ -84,22 +92,27 @@ def contrastive_loss(
     reference_weight: Scalar = 1.0,
     radius: Scalar = 0.0,
     pair_mask: Array | None = None,
+    anchor_weight: Array | tuple[Array, Array] | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
 ) -> tuple[Array, ContrastiveState]:
     """Return the global contrastive loss of a batch, differentiable, and the updated state.
 
-    Made for ``jax.value_and_grad(loss_function, has_aux=True)``, with or without `jax.jit`.
+    Made for ``jax.value_and_grad(loss_function, has_aux=True)``, with or without `jax.jit`. NumPy arrays are taken
+    wherever JAX's are, and converted as `jax.numpy.asarray` converts them.
 
     Parameters
     ----------
     state : ContrastiveState
-        What `init_state` or the previous step returned.
+        The result of `init_state` or of the previous step. A jitted step may overwrite it instead of copying it:
+        ``jax.jit(step, donate_argnums=...)``. Its two fields must not be one and the same array then.
     image_features, text_features : array, shape (b, d)
         Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
     sample_index : array of int, shape (b,)
         Stable row of every pair in the data set, in [0, num_samples), without repeats. Under `jax.jit` values cannot be
-        looked at: an index out of range then makes the loss nan, a repeated one keeps one of its updates.
+        looked at: an index out of range then makes the loss nan, a repeated one keeps one of its updates. The same
+        goes for options: a temperature, gamma, reference_weight, radius or eps outside its domain makes the loss, its
+        gradients and the batch's rows of the state nan.
     temperature : float, array of shape () or pair of arrays of shape (b,)
         Temperature tau > 0, global or one per image anchor and one per text anchor.
     gamma : float, array of shape () or pair of arrays of shape (b,)
@@ -114,27 +127,34 @@ def contrastive_loss(
         Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
     pair_mask : array of bool, shape (b, b), optional
         Entry (i, j) False: text j is not a negative of image i, nor image i one of text j.
+    anchor_weight : array of shape (b,) or pair of such arrays, optional
+        Factor on each anchor's part of loss and gradients, >= 0, as in `drrho_core.contrastive_step`: a constant.
     tile_size, memory_budget : int, optional
-        How it is computed, never what; see `drrho_core.contrastive_step`.
+        They affect speed and memory only, not the result, as in `drrho_core.contrastive_step`.
 
     Returns
     -------
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates.
     state : ContrastiveState
-        To be given to the next step. It carries no gradient.
+        The state for the next step. It carries no gradient.
 
     Raises
     ------
     TypeError
-        If an argument is no JAX array or has a wrong dtype.
+        If an argument is no array of JAX or NumPy or has a wrong dtype.
     ValueError
-        If shapes or devices do not fit, or, outside tracing on the host, values break the rules above.
+        If shapes or devices do not fit, or, outside tracing on the host, values break the rules above. Also inside
+        `jax.shard_map` and `jax.pmap`, because each device would see the negatives of its own shard only. `jax.vmap`
+        over whole problems is fine, and so is a batch that is sharded over a mesh under `jax.jit`.
     NotImplementedError
         If it is differentiated twice.
 
     Notes
     -----
+    Forward mode (`jax.jvp`, `jax.jacfwd`) and reverse mode (`jax.grad`, `jax.vjp`) both use one closed-form gradient.
+    Under `jax.jit` a batch that is sharded over a mesh, with automatic or explicit axes, has the loss of the whole
+    batch.
     The gradient of features and temperature is the closed form of SogCLR with a reference model (arXiv 2202.12387,
     2505.06699), the gradient of `drrho_core.contrastive_step`'s surrogate; every other argument is a constant. The
     products run in full float32 also where the accelerator would round their factors.
@@ -151,42 +171,80 @@ def contrastive_loss(
     >>> [round(x, 4) for x in state.log_inner_image.tolist()]
     [-2.0, 1.4338, 1.4338]
     """
-    _check_state(state)
-    constant = ContrastiveState(*_constants(tuple(state)))
-    num_samples = constant.log_inner_image.shape[0]
-    check_index(sample_index, num_samples, like=constant.log_inner_image, xp=jnp)
-    namespace_of({"image_features": image_features, "text_features": text_features}, jnp)
-    _checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
-    _checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
-    images, texts, references = _wide((image_features, text_features, reference_features))
-    # Under tracing nobody can look at the index. What is out of range reads nan, so that the loss shows it; negative
+    check_unmapped()
+    state = _check_state(state)
+    num_samples = int(state.log_inner_image.shape[0])
+    like = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
+    images, texts = taken("image_features", image_features, like), taken("text_features", text_features, like)
+    namespace_of({"image_features": images, "text_features": texts}, jnp)
+    _checks.ndim("image_features", images, 2, "(batch_size, feature_dim)")
+    if is_array(sample_index):
+        _checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
+    index = taken_index(sample_index, num_samples, like)
+    options = {
+        "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
+        "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
+    }  # fmt: skip
+    if anchor_weight is not None:
+        options["anchor_weight"] = anchor_weight
+    options = {name: taken_option(name, value, like) for name, value in options.items()}
+    options["reference_features"] = _wide(options["reference_features"])
+    images, texts = _wide((images, texts))
+    inputs = (images, texts, options["temperature"])
+
+    nan_if_outside = _nan_if_outside(options)
+    compute = functools.partial(_step, tile_size=tile_size, memory_budget=memory_budget)
+    arguments = _constants((state, images, texts, index, options, nan_if_outside))
+    check_placement(arguments)
+    # Each gradient lies on the devices as its input does; the loss lies on all of them.
+    outputs_like = (None, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, inputs), state)
+    loss, gradients, new_state = on_auto_axes(compute, outputs_like, *arguments)
+    loss = with_gradient(loss, *_matched(inputs, gradients))
+    # The factor is 1 or nan, and so it is for each gradient.
+    return loss if nan_if_outside is None else loss * (1 + nan_if_outside).astype(loss.dtype), new_state
+
+
+def _step(
+    state: Any,
+    images: Any,
+    texts: Any,
+    sample_index: Any,
+    options: dict[str, Any],
+    nan_if_outside: Any,
+    *,
+    tile_size: int | None,
+    memory_budget: int | None,
+) -> tuple[Any, tuple[Any, Any, Any], ContrastiveState]:
+    """Return the loss, the gradients of images, texts and temperature, and the new state: all of them constants."""
+    num_samples = state.log_inner_image.shape[0]
+    check_index(sample_index, num_samples, like=state.log_inner_image, xp=jnp)
+    _checks.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
+    # Under tracing nobody can look at the index. An index out of range reads nan, so that the loss shows it; negative
     # ones would count from the end.
     index = sample_index.astype(jnp.promote_types(sample_index.dtype, jnp.int32))
     rows = jnp.where(index < 0, num_samples, index)
-    log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in constant)
+    log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in state)
     with jax.default_matmul_precision("float32"):
         step = contrastive_step(
-            *_constants((images, texts)),
+            images,
+            texts,
             log_inner_image,
             log_inner_text,
-            temperature=_constants(temperature),
-            gamma=_constants(gamma),
-            reference_features=_constants(references),
-            reference_weight=_constants(reference_weight),
-            radius=_constants(radius),
-            eps=_constants(eps),
-            pair_mask=pair_mask,
+            **options,
             tile_size=tile_size,
             memory_budget=memory_budget,
             xp=jnp,
         )
-    inputs = (images, texts, temperature)
+    rows_image, rows_text = (
+        new if nan_if_outside is None else new + nan_if_outside.astype(new.dtype)
+        for new in (step.log_inner_image, step.log_inner_text)
+    )
     gradients = (step.image_gradient, step.text_gradient, step.temperature_gradient)
     new_state = ContrastiveState(
-        constant.log_inner_image.at[rows].set(step.log_inner_image, mode="drop"),
-        constant.log_inner_text.at[rows].set(step.log_inner_text, mode="drop"),
+        state.log_inner_image.at[rows].set(rows_image, mode="drop"),
+        state.log_inner_text.at[rows].set(rows_text, mode="drop"),
     )
-    return _with_gradient(step.loss, *_matched(inputs, gradients)), new_state
+    return step.loss, gradients, new_state
 
 
 def drrho_risk(
@@ -204,7 +262,7 @@ def drrho_risk(
     Parameters
     ----------
     loss : array, shape (..., n, ...)
-        The learner's losses, real floating, any unit.
+        The learner's losses, real floating, any unit. NumPy arrays are taken, too.
     reference_loss : array, the same shape
         The frozen reference model's losses on the same samples, in the same dtype: constants.
     ambiguity_set : AmbiguitySet
@@ -232,7 +290,7 @@ def drrho_risk(
     Notes
     -----
     The gradient is the vector of worst-case weights (Danskin's theorem), so no solver is differentiated through.
-    DRRho (arXiv 2505.06699).
+    Forward and reverse mode both work, as in `contrastive_loss`. DRRho (arXiv 2505.06699).
 
     Examples
     --------
@@ -242,25 +300,34 @@ def drrho_risk(
     >>> round(float(risk), 4), [round(weight, 4) for weight in gradient.tolist()]
     (1.1667, [0.0, 0.6667, 0.3333])
     """
+    like = loss if isinstance(loss, jax.Array) else reference_loss
+    loss, reference_loss = taken("loss", loss, like), taken("reference_loss", reference_loss, like)
+    where = taken("where", where, like)
     worst = risk.drrho_risk(
         *_constants((loss, reference_loss)),
         ambiguity_set,
-        reference_weight=_constants(reference_weight),
+        reference_weight=_constants(taken_option("reference_weight", reference_weight, like)),
         axis=axis,
         where=where,
         xp=jnp,
     )
-    return jnp.squeeze(_with_gradient(jnp.expand_dims(worst.risk, axis), [loss], [worst.weights]), axis)
+    return jnp.squeeze(with_gradient(jnp.expand_dims(worst.risk, axis), [loss], [worst.weights]), axis)
 
 
-def _check_state(state: ContrastiveState) -> None:
-    """Check the state's shapes; the core checks the dtypes of its rows."""
+def _check_state(state: ContrastiveState) -> ContrastiveState:
+    """Check the state's types and shapes; return it with JAX arrays in its fields."""
     if not isinstance(state, (tuple, list)) or len(state) != 2:
         raise TypeError(f"state must be a ContrastiveState, got {_checks.describe(state)}")
-    for name, side in (("log_inner_image", state[0]), ("log_inner_text", state[1])):
-        namespace_of({f"state.{name}": side}, jnp)
-        _checks.ndim(f"state.{name}", side, 1, "(num_samples,)")
-    _checks.shape("state.log_inner_text", state[1], state[0].shape, "(num_samples,)")
+    sides = []
+    for name, side in (("state.log_inner_image", state[0]), ("state.log_inner_text", state[1])):
+        if not is_array(side):
+            raise TypeError(f"{name} must be an array, got {_checks.describe(side)}")
+        _checks.ndim(name, side, 1, "(num_samples,)")
+        array = taken(name, side)
+        _checks.state_dtype(name, array, jnp)
+        sides.append(array)
+    _checks.shape("state.log_inner_text", sides[1], sides[0].shape, "(num_samples,)")
+    return ContrastiveState(*sides)
 
 
 def _constants(tree: Tree) -> Tree:
@@ -269,16 +336,37 @@ def _constants(tree: Tree) -> Tree:
     return result
 
 
-def _wide(features: Tree) -> Tree:
+def _wide(pair: Any) -> Any:
     """Turn half features into float32, so that the cotangent (the loss scale) meets a gradient not yet rounded.
 
-    Features that do not share one dtype are left alone: the core says what is wrong with them.
+    A pair that does not share one dtype is left alone: the core says what is wrong with it.
     """
-    dtypes = {getattr(array, "dtype", None) for array in jax.tree.leaves(features)}
-    if dtypes <= {jnp.dtype(jnp.float16)} or dtypes <= {jnp.dtype(jnp.bfloat16)}:
-        result: Tree = jax.tree.map(lambda array: array.astype(jnp.float32), features)
-        return result
-    return features
+    dtypes = {getattr(array, "dtype", None) for array in jax.tree.leaves(pair)}
+    if dtypes == {jnp.dtype(jnp.float16)} or dtypes == {jnp.dtype(jnp.bfloat16)}:
+        return jax.tree.map(lambda array: array.astype(jnp.float32), pair)
+    return pair
+
+
+def _not_negative(x: Any) -> Any:
+    return x >= 0
+
+
+def _nan_if_outside(options: dict[str, Any]) -> Any:
+    """Return 0, or nan if an array holds a value outside its domain, for an error cannot be raised under tracing.
+
+    None if there are only numbers, which the core checks everywhere.
+    """
+    domains = {
+        "temperature": positive, "gamma": in_unit_interval, "reference_weight": _not_negative,
+        "radius": _not_negative, "eps": _not_negative,
+    }  # fmt: skip
+    inside = [
+        jnp.all(holds(jax.lax.stop_gradient(x)))
+        for name, holds in domains.items()
+        for x in jax.tree.leaves(options[name])
+        if isinstance(x, jax.Array)
+    ]
+    return jnp.where(functools.reduce(jnp.logical_and, inside), 0.0, jnp.nan) if inside else None
 
 
 def _matched(inputs: Any, gradients: Any) -> tuple[list[Array], list[Array]]:
@@ -289,37 +377,3 @@ def _matched(inputs: Any, gradients: Any) -> tuple[list[Array], list[Array]]:
         if isinstance(x, jax.Array)
     ]
     return [x for x, _ in pairs], [gradient for _, gradient in pairs]
-
-
-@jax.custom_vjp
-def _with_gradient(value: Array, inputs: list[Array], gradients: list[Array]) -> Array:
-    """Return `value`, of which differentiation says that its gradients with respect to `inputs` are `gradients`."""
-    del inputs, gradients
-    return value
-
-
-def _forward(value: Array, inputs: list[Array], gradients: list[Array]) -> tuple[Array, list[Array]]:
-    return value, _differentiable_once(gradients, inputs)
-
-
-def _backward(gradients: list[Array], cotangent: Array) -> tuple[None, list[Array], None]:
-    return None, [cotangent * gradient for gradient in gradients], None
-
-
-_with_gradient.defvjp(_forward, _backward)
-
-
-@jax.custom_jvp
-def _differentiable_once(gradients: list[Array], inputs: list[Array]) -> list[Array]:
-    """Return `gradients`: they are constants here, though not in truth, so their derivative must not be taken for 0."""
-    del inputs
-    return gradients
-
-
-@_differentiable_once.defjvp
-def _refuse(primals: Any, tangents: Any) -> Any:
-    del primals, tangents
-    raise NotImplementedError(
-        "the contrastive loss and the DRRho risk must be differentiated once only, because their gradient is a closed "
-        "form, got a second derivative"
-    )

@@ -1,0 +1,197 @@
+"""Encoders in micro-batches, one loss over the whole batch: GradCache (arXiv 2101.06983) with `jax.vjp`.
+
+Shapes: b samples in the batch, `size` of them in a micro-batch, features (b, d).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from drrho_core import _checks
+from drrho_core._arrays import is_array
+from drrho_jax.arguments import taken
+
+Tree: TypeAlias = Any
+"""A pytree of arrays."""
+
+Features: TypeAlias = tuple[jax.Array, jax.Array]
+
+
+def micro_batches(
+    encode: Callable[[Tree, Tree], Features],
+    parameters: Tree,
+    inputs: Tree,
+    loss: Callable[..., tuple[jax.Array, Any]],
+    /,
+    *,
+    size: int,
+) -> tuple[tuple[jax.Array, Any], Tree]:
+    """Return loss, state and gradient of a whole batch; encoders hold the activations of `size` samples at a time.
+
+    The result is that of ``jax.value_and_grad(..., has_aux=True)`` over encoders and loss: every sample meets all
+    negatives of the batch. Each sample is encoded twice, once for its features and once for the gradient.
+
+    Parameters
+    ----------
+    encode : callable
+        ``encode(parameters, micro_batch)`` returns image and text features, (rows, d) each. It is a pure function, and
+        no row of its results depends on another row (no batch normalisation).
+    parameters : pytree of floating arrays
+        Everything that a gradient is wanted for.
+    inputs : pytree of arrays
+        The batch; every array has b rows. A micro-batch is the same pytree with `size` rows.
+    loss : callable
+        ``loss(image_features, text_features)`` returns loss and state as `contrastive_loss` does. If it has a third
+        positional parameter without a default, it is called as ``loss(image_features, text_features, parameters)``, and
+        the gradient includes what the loss takes from the parameters, such as a learned temperature. Values that
+        the loss takes from elsewhere are constants.
+    size : int
+        Samples per micro-batch, at least 1; the last micro-batch may be smaller.
+
+    Returns
+    -------
+    (loss, state) : tuple
+        The results of `loss`.
+    gradient : pytree
+        The gradient of the loss with respect to `parameters`, in their structure and dtypes; micro-batches are summed
+        in float32 or wider.
+
+    Raises
+    ------
+    TypeError
+        If the parameters are not floating arrays, `inputs` holds no arrays, or a function returns another structure.
+    ValueError
+        If the arrays of `inputs` have different numbers of rows, `size` is below 1, or the features have another
+        number of rows than the micro-batch.
+
+    Notes
+    -----
+    Randomness is data: a key in `inputs` is the same both times a sample is encoded, so dropout repeats itself. Give
+    each sample a key, ``inputs = (images, tokens, jax.random.split(key, b))``, and let `encode` use the keys with
+    `jax.vmap`; then the result does not depend on `size`. If a layer takes one key per call, `encode` can use the key
+    of the first row, ``keys[0]``: that is one key per micro-batch. A key that `encode` takes from outside draws the
+    same noise for every micro-batch.
+
+    Works eagerly and inside `jax.jit`. The gradient is the closed form of `contrastive_loss`, so results cannot be
+    differentiated once more.
+
+    Examples
+    --------
+    >>> from drrho_jax import contrastive_loss, init_state
+    >>> def encode(parameters, micro_batch):
+    ...     images, texts = micro_batch
+    ...     return images @ parameters["image"], texts @ parameters["text"]
+    >>> def loss(image_features, text_features, parameters):
+    ...     temperature = jnp.exp(parameters["log_temperature"])  # learned: it comes with the third argument
+    ...     state, index = init_state(4), jnp.arange(4)
+    ...     return contrastive_loss(state, image_features, text_features, index, temperature=temperature)
+    >>> parameters = {"image": jnp.eye(4), "text": jnp.eye(4), "log_temperature": jnp.log(0.5)}
+    >>> inputs = (jnp.eye(4), jnp.roll(jnp.eye(4), 1, axis=0))
+    >>> (value, state), gradient = micro_batches(encode, parameters, inputs, loss, size=2)
+    >>> round(float(value), 4), gradient["image"].shape, gradient["log_temperature"].shape
+    (0.5705, (4, 4), ())
+    """
+    size = _checks.integer("size", size, minimum=1)
+    _check_parameters(parameters)
+    inputs, batch_size = _rows(inputs)
+    whole, rest = divmod(batch_size, size)
+
+    def parts(tree: Tree) -> tuple[Tree, Tree]:
+        """Split rows into a stack of full micro-batches, (whole, size, ...), and the rows that are left."""
+        stack = jax.tree.map(lambda x: x[: whole * size].reshape(whole, size, *x.shape[1:]), tree)
+        return stack, jax.tree.map(lambda x: x[whole * size :], tree)
+
+    def checked_encode(parameters: Tree, micro_batch: Tree) -> Features:
+        return _checked_features(encode(parameters, micro_batch), len(jax.tree.leaves(micro_batch)[0]))
+
+    # 1. Features of all samples; no activation outlives its micro-batch.
+    stacked_inputs, left_inputs = parts(inputs)
+    pieces = []
+    if whole:
+        stacked = jax.lax.map(lambda micro_batch: checked_encode(parameters, micro_batch), stacked_inputs)
+        pieces.append(tuple(side.reshape(whole * size, *side.shape[2:]) for side in stacked))
+    if rest:
+        pieces.append(checked_encode(parameters, left_inputs))
+    features = tuple(jnp.concatenate(sides) if len(sides) > 1 else sides[0] for sides in zip(*pieces, strict=True))
+
+    # 2. The loss of the whole batch, once, and its gradient with respect to the features.
+    arguments = (*features, parameters) if _takes_parameters(loss) else features
+    value, pullback, state = jax.vjp(lambda *arguments: _checked_loss(loss(*arguments)), *arguments, has_aux=True)
+    image_gradient, text_gradient, *direct = pullback(jnp.ones_like(value))
+
+    # 3. Micro-batch by micro-batch: encode again and pull the features' gradient back to the parameters.
+    def add(total: Tree, part: tuple[Tree, Features]) -> Tree:
+        micro_batch, cotangents = part
+        _, pull = jax.vjp(lambda parameters: checked_encode(parameters, micro_batch), parameters)
+        (gradient,) = pull(cotangents)
+        return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, gradient)
+
+    start = direct[0] if direct else jax.tree.map(jnp.zeros_like, parameters)
+    total = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), start)
+    stacked_gradients, left_gradients = parts((image_gradient, text_gradient))
+    if whole:
+        total, _ = jax.lax.scan(lambda t, part: (add(t, part), None), total, (stacked_inputs, stacked_gradients))
+    if rest:
+        total = add(total, (left_inputs, left_gradients))
+    gradient = jax.tree.map(lambda x, parameter: x.astype(jnp.result_type(parameter)), total, parameters)
+    return (value, state), gradient
+
+
+def _check_parameters(parameters: Tree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            received = _checks.describe(leaf)
+            raise TypeError(f"parameters{jax.tree_util.keystr(path)} must have a real floating dtype, got {received}")
+
+
+def _rows(inputs: Tree) -> tuple[Tree, int]:
+    """Return the inputs as JAX arrays, and how many rows all of them have."""
+    leaves = jax.tree_util.tree_leaves_with_path(inputs)
+    if not leaves:
+        raise TypeError("inputs must hold at least one array, got none")
+    first, rows, arrays = "", 0, []
+    for path, leaf in leaves:
+        name = f"inputs{jax.tree_util.keystr(path)}"
+        if not is_array(leaf) or leaf.ndim == 0:
+            raise TypeError(f"{name} must be an array with one row per sample, got {_checks.describe(leaf)}")
+        if not first:
+            first, rows = name, int(leaf.shape[0])
+        elif leaf.shape[0] != rows:
+            raise ValueError(f"{name} must have as many rows as {first} ({rows}), got {leaf.shape[0]}")
+        arrays.append(taken(name, leaf))
+    if rows == 0:
+        raise ValueError(f"{first} must have at least one row, got shape {tuple(arrays[0].shape)}")
+    return jax.tree.unflatten(jax.tree.structure(inputs), arrays), rows
+
+
+def _checked_features(features: Any, rows: int) -> Features:
+    """Check what `encode` returned."""
+    if not isinstance(features, (tuple, list)) or len(features) != 2 or not all(map(is_array, features)):
+        raise TypeError(f"encode must return a pair (image, text) of arrays, got {_checks.describe(features)}")
+    for side in features:
+        if side.ndim == 0 or side.shape[0] != rows:
+            raise ValueError(f"encode must return one row per sample ({rows}), got shape {tuple(side.shape)}")
+    return features[0], features[1]
+
+
+def _checked_loss(result: Any) -> tuple[jax.Array, Any]:
+    """Check what `loss` returned."""
+    if not isinstance(result, (tuple, list)) or len(result) != 2 or getattr(result[0], "shape", None) != ():
+        raise TypeError(f"loss must return a pair (scalar loss, state), got {_checks.describe(result)}")
+    return result[0], result[1]
+
+
+def _takes_parameters(loss: Callable[..., Any]) -> bool:
+    """Tell whether `loss` has a third positional parameter without a default."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # a builtin says nothing about its parameters
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in signature.parameters.values() if p.kind in kinds and p.default is inspect.Parameter.empty]
+    return len(required) == 3

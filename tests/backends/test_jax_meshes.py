@@ -1,0 +1,121 @@
+"""drrho_jax on two devices: mapped axes are refused, sharded batches have the loss of the whole batch.
+
+JAX counts its devices once per process, so each test is a program of its own with two CPU devices.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("jax")
+
+BEGIN = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from drrho_jax import contrastive_loss, init_state
+
+rng = np.random.default_rng(0)
+images, texts, references, more = rng.normal(size=(4, 8, 4))
+index = np.asarray([5, 0, 19, 2, 7, 11, 3, 8])
+
+def loss(images, texts, index, temperature=0.3, references=None, state=None):
+    state = init_state(20, dtype=jnp.float64) if state is None else state
+    options = {"temperature": temperature, "reference_features": references, "gamma": 0.7}
+    return contrastive_loss(state, images, texts, index, **options)
+
+def refusal(call, *arguments):
+    try:
+        call(*arguments)
+    except ValueError as error:
+        return str(error)
+    return "not refused"
+"""
+
+
+def run(program: str) -> str:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-c", BEGIN + program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_mapped_axes_are_refused_by_name() -> None:
+    output = run("""
+mesh = jax.make_mesh((2,), ("pairs",), axis_types=(AxisType.Auto,))
+one = jax.make_mesh((1,), ("single",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+both = jax.make_mesh((2, 1), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
+batch = (images, texts, index)
+split = (images.reshape(2, 4, 4), texts.reshape(2, 4, 4), index.reshape(2, 4))
+
+def mapped(function, mesh, spec):
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=P())
+
+def mean(*batch):
+    return jax.lax.pmean(loss(*batch)[0], "pairs")
+
+print(refusal(mapped(mean, mesh, P("pairs")), *batch))
+print(refusal(jax.jit(mapped(mean, mesh, P("pairs"))), *batch))
+print(refusal(mapped(jax.grad(mean), mesh, P("pairs")), *batch))
+print(refusal(mapped(lambda *b: loss(*b)[0], one, P()), *batch))
+print(refusal(mapped(lambda *b: loss(*b)[0], both, P(("rows", "columns"))), *batch))
+print(refusal(jax.pmap(mean, axis_name="pairs"), *split))
+""").splitlines()
+    names = [line.split("got the mapped axis ")[-1] for line in output if line.startswith("contrastive_loss must be")]
+    assert names == ["'pairs'", "'pairs'", "'pairs'", "'single'", "'rows', 'columns'", "'pairs'"]
+    assert "under jax.jit a sharded batch gives the loss of the whole batch" in output[0]
+
+
+def test_vmap_with_an_axis_name_is_a_batch_of_problems() -> None:
+    run("""
+problems = [np.stack(pair) for pair in ((images, texts), (texts, references), (index, index))]
+losses = jax.vmap(lambda *b: loss(*b)[0], axis_name="pairs")(*problems)
+alone = [loss(images, texts, index)[0], loss(texts, references, index)[0]]
+np.testing.assert_allclose(losses, alone, rtol=1e-13)
+""")
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_sharded_batch_under_jit_has_the_loss_of_the_whole_batch(kind: str) -> None:
+    run(f"""
+mesh = jax.make_mesh((2,), ("pairs",), axis_types=(AxisType.{kind},))
+per_anchor = tuple(rng.uniform(0.2, 0.6, (2, 8)))
+state = jax.tree.map(lambda x: x.at[:6].set(0.3), init_state(20, dtype=jnp.float64))
+step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 3), has_aux=True))
+for temperature, spec, state_spec in ((jnp.asarray(0.3), P(), P()), (per_anchor, P("pairs"), P("pairs"))):
+    arguments = (images, texts, index, temperature, (references, more), state)
+    specs = (P("pairs"), P("pairs"), P("pairs"), spec, P("pairs"), state_spec)
+    put = lambda x, spec: jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), x)
+    expected = step(*arguments)
+    sharded = [put(x, spec) for x, spec in zip(arguments, specs)]
+    result = step(*sharded)
+    with jax.set_mesh(mesh):
+        inside = step(*[put(x, spec) for x, spec in zip(arguments, specs)])
+    for other in (result, inside):
+        for mine, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-15)
+    assert len(result[1][0].sharding.device_set) == 2
+    if {kind!r} == "Explicit":
+        assert jax.typeof(result[1][0]).sharding.spec == P("pairs", None)
+        derivative = jax.jit(lambda x, t: jax.jvp(lambda x: loss(x, *sharded[1:])[0], (x,), (t,))[1])
+        np.testing.assert_allclose(derivative(sharded[0], sharded[1]), np.sum(expected[1][0] * texts), rtol=1e-12)
+""")
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_arrays_on_several_devices_ask_for_jit(kind: str) -> None:
+    output = run(f"""
+mesh = jax.make_mesh((2,), ("pairs",), axis_types=(AxisType.{kind},))
+put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+print(refusal(loss, put(images, P("pairs")), put(texts, P("pairs")), put(index, P()), 0.3))
+state = put(init_state(20, dtype=jnp.float64), P())
+value = loss(*(put(x, P()) for x in (images, texts, index)), 0.3, None, state)[0]
+np.testing.assert_allclose(value, loss(images, texts, index)[0], rtol=1e-13)
+""")
+    assert output.startswith("contrastive_loss must be called under jax.jit if its arrays lie on several devices")
