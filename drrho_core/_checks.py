@@ -39,7 +39,7 @@ def finite_number(name: str, value: object) -> float:
 def number(
     name: str, value: object, holds: Callable[[Any], Any], rule: str, *, dtype: Any = None, xp: Namespace | None = None
 ) -> float:
-    """Return a Python number after checking that it is real, finite, keeps a rule and fits `dtype` of `xp`, if given."""
+    """Return a Python number after checking that it is real, finite, keeps a rule and fits a dtype if one is given."""
     checked = finite_number(name, value)
     if not holds(checked):
         raise ValueError(f"{name} must {rule}, got {value}")
@@ -49,21 +49,27 @@ def number(
 
 
 def fits(name: str, value: float, holds: Callable[[Any], Any], dtype: Any, xp: Namespace) -> None:
-    """Check that a number stays finite in a dtype, and stays apart from 0 where its rule excludes 0.
-
-    Below the smallest normal number its inverse may overflow, and some libraries take what is left for 0.
-    """
+    """Check that a number stays finite in a dtype and, where its rule excludes 0, apart from 0, and its inverse too."""
     size = abs(value)
     if (size == 0 or 1e-30 <= size <= 1e30) and dtype in (xp.float32, xp.float64):
         return  # nearly always, and the limits need not be asked for
+    smallest, largest, rule = _range(holds, dtype, xp)
+    if not smallest <= size <= largest:
+        raise ValueError(f"{name} must {rule}, got {value}")
+
+
+def _range(holds: Callable[[Any], Any], dtype: Any, xp: Namespace) -> tuple[float, float, str]:
+    """Return how small and how large a parameter may be in a dtype, and this in words.
+
+    One that excludes 0 is divided by, and a library may multiply by the inverse instead, and may take what is below the
+    smallest normal number for 0. So the inverse is a normal number, and a fourth of it.
+    """
     info = xp.finfo(dtype)
-    if size > float(info.max) or (0 < size < float(info.smallest_normal) and not holds(0.0)):
-        raise ValueError(f"{name} must fit {_plain_name(dtype)}, got {value}")
-
-
-def _plain_name(dtype: Any) -> str:
-    """Return a dtype's name without its library's: ``float32`` for ``torch.float32``."""
-    return getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
+    if holds(0.0):
+        return 0.0, float(info.max), f"fit {name}"
+    smallest = float(info.smallest_normal)
+    return smallest, 0.25 / smallest, f"fit {name}, and so must its inverse"
 
 
 def within(value: Any, holds: Callable[[Any], Any], xp: Namespace) -> Any:
@@ -78,12 +84,12 @@ def within(value: Any, holds: Callable[[Any], Any], xp: Namespace) -> Any:
     return xp.where(xp.isfinite(value) & holds(value), value, xp.nan)
 
 
-def static_number(name: str, value: object, holds: Callable[[Any], Any], rule: str) -> float:
+def static_number(name: str, value: Any, holds: Callable[[Any], Any], rule: str) -> float:
     """Return a Python number for a parameter that stays fixed; an array without axes is read once, where it can be."""
     if is_array(value):
         xp = namespace_of({name: value})
         detached({name: value}, xp)
-        if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):  # type: ignore[attr-defined]
+        if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
             raise TypeError(f"{name} must be a real number, got {describe(value)}")
         try:
             value = float(value.detach() if hasattr(value, "detach") else value)
@@ -294,15 +300,16 @@ def _parameter_values(
     if dtype is None:
         values(name, array, keeps, rule, xp)
         return
-    info = xp.finfo(dtype)
-    largest = float(info.max) if xp.finfo(array.dtype).bits > info.bits else math.inf
-    smallest = 0.0 if holds(0.0) else float(info.smallest_normal)
+    smallest, largest, fit = _range(holds, dtype, xp)
+    largest = min(
+        largest, float(xp.finfo(array.dtype).max)
+    )  # a half type cannot hold more, nor can a comparison with it
 
     def keeps_and_fits(x: Array) -> Array:
-        return keeps(x) & (xp.abs(x) <= largest) & ((xp.abs(x) >= smallest) | (x == 0))
+        return keeps(x) & (xp.abs(x) >= smallest) & (xp.abs(x) <= largest)
 
     try:
-        values(name, array, keeps_and_fits, f"fit {_plain_name(dtype)}", xp)
+        values(name, array, keeps_and_fits, fit, xp)
     except ValueError:
         values(name, array, keeps, rule, xp)  # the rule is the better reason, where that is broken, too
         raise

@@ -7,10 +7,11 @@ Source: Model Steering / DRRho, arXiv 2505.06699.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, is_array, namespace_of, wide_dtype
+from drrho_core._arrays import Array, Namespace, is_array, namespace_of, power_of_two, wide_dtype
 from drrho_core.ambiguity import AmbiguitySet, WorstCase, check_ambiguity_set, check_losses, check_values, solve
 
 
@@ -152,3 +153,17 @@ def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Na
     # half the product is too large, the difference is, too. Up to 1 the second half is 0 and changes nothing.
     half = xp.where(weight > 1, 0.5 * weight, xp.zeros_like(weight)) if is_array(weight) else 0.5 * weight
     return loss - (weight - half) * reference_loss - half * reference_loss
+
+
+def scaled_difference(
+    loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace
+) -> tuple[Array, float | Array]:
+    """Return the excess loss times a power of 2, at most 1/2, and that power: always finite, and in the same order."""
+    dtype = wide_dtype(loss.dtype, xp)
+    loss, reference_loss = (xp.astype(array, dtype, copy=False) for array in (loss, reference_loss))
+    scale: float | Array
+    if is_array(weight):
+        scale = 0.25 / power_of_two(xp.where(weight > 1, weight, xp.ones_like(weight)), xp)
+    else:
+        scale = 0.5 / 2.0 ** math.ceil(math.log2(max(weight, 1.0)))
+    return scale * loss - (scale * weight) * reference_loss, scale

@@ -12,19 +12,10 @@ import math
 import random
 
 from drrho_core import _checks
-from drrho_core._arrays import (
-    Array,
-    Namespace,
-    device_of,
-    is_array,
-    is_compiling,
-    namespace_of,
-    power_of_two,
-    wide_dtype,
-)
+from drrho_core._arrays import Array, Namespace, device_of, is_compiling, namespace_of, wide_dtype
 from drrho_core.ambiguity import check_losses
 from drrho_core.numerics import log_sum_exp
-from drrho_core.risk import check_weight
+from drrho_core.risk import check_weight, scaled_difference
 
 
 def select_top_excess(
@@ -80,7 +71,7 @@ def select_top_excess(
     k = _at_most(_checks.integer("k", k, minimum=1), loss.shape[0])
     for name, array in arrays.items():
         _checks.finite(name, array, xp)
-    return _top(_half_difference(loss, reference_loss, weight, xp), k, xp)
+    return _top(scaled_difference(loss, reference_loss, weight, xp)[0], k, xp)
 
 
 def select_jest(
@@ -195,18 +186,6 @@ def select_jest(
         ]
         reach = new if reach is None else [xp.logaddexp(old, more) for old, more in zip(reach, new, strict=True)]
     return chosen[0] if len(chosen) == 1 else xp.concat(chosen)
-
-
-def _half_difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:
-    """Return the excess loss times a power of 2, at most 1/2: in the same order, but never too large for its dtype."""
-    dtype = wide_dtype(loss.dtype, xp)
-    loss, reference_loss = (xp.astype(array, dtype, copy=False) for array in (loss, reference_loss))
-    if is_array(weight):
-        large = xp.where(weight > 1, weight, xp.ones_like(weight))
-        scale = 0.25 / power_of_two(large, xp)
-    else:
-        scale = 0.5 / 2.0 ** math.ceil(math.log2(max(weight, 1.0)))
-    return scale * loss - (scale * weight) * reference_loss
 
 
 def _at_most(k: int, n: int) -> int:

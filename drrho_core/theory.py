@@ -27,7 +27,7 @@ from drrho_core._arrays import (
 from drrho_core.ambiguity import check_losses
 from drrho_core.contrastive import Scalar, positive
 from drrho_core.numerics import log
-from drrho_core.risk import check_weight, difference
+from drrho_core.risk import check_weight, scaled_difference
 
 
 class ExcessVariance(NamedTuple):
@@ -113,24 +113,26 @@ def excess_variance(
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
         _checks.finite(name, array, xp)
-    x = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
+    x, scale = scaled_difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     counted = xp.ones_like(x) if where is None else xp.astype(xp.broadcast_to(where, x.shape), x.dtype)
     x, counted = (xp.reshape(array, (-1, x.shape[-1])) for array in (x, counted))
 
     # Sums of the largest losses would overflow, so all are divided by a power of 2 until the end.
-    scale = power_of_two(xp.max(xp.abs(x)), xp)
-    x = counted * (x / scale)
+    size = power_of_two(xp.max(xp.abs(x)), xp)
+    x = counted * (x / size)
+    # The deviations' unit; where it is too large, every square but that of 0 is, too.
+    unit = xp.clip(size / scale, max=float(xp.finfo(x.dtype).max))
     numbers = xp.sum(counted, axis=1)
     number = xp.sum(numbers)
     own = xp.where(numbers > 0, numbers, xp.ones_like(numbers))
     means = xp.sum(x, axis=1) / own
     centred = counted * (x - means[:, None])
     rest = xp.sum(centred, axis=1) / own  # twice, because one subtraction of a rounded mean leaves a rest
-    within = _mean_square(centred - counted * rest[:, None], counted, number, scale, xp)
+    within = _mean_square(centred - counted * rest[:, None], counted, number, unit, xp)
     means = means + rest
     means = xp.where(numbers > 0, means - xp.sum(numbers * means) / number, xp.zeros_like(means))
     means = means - xp.sum(numbers * means) / number
-    between = _mean_square(means, numbers, number, scale, xp)
+    between = _mean_square(means, numbers, number, unit, xp)
     return ExcessVariance(over_pairs=within + between, within_anchors=within, between_anchors=between)
 
 
@@ -138,8 +140,7 @@ def _mean_square(x: Array, counts: Array, number: Array, unit: Array, xp: Namesp
     """Return ``sum(counts x^2) / number * unit^2``; no square is too large or too small where the result is not."""
     size = power_of_two(xp.max(xp.where(counts > 0, xp.abs(x), xp.zeros_like(x))), xp)
     x = x / size
-    size = size * unit
-    return xp.sum(counts * x * x) / number * size * size
+    return xp.sum(counts * x * x) / number * size * unit * (size * unit)
 
 
 def effective_sample_size(weights: Array, /, *, axis: int = -1, xp: Namespace | None = None) -> Array:
@@ -387,8 +388,11 @@ def _half_log_mean_exp(x: Array, tau: Array, xp: Namespace) -> tuple[Array, Arra
     logarithm = xp.where(
         change > -0.5, xp.log1p(xp.maximum(change, xp.full_like(change, -0.5))), xp.log(xp.mean(xp.exp(y), axis=-1))
     )
+    # Where all quotients are less than the rounding of 1, the temperature is as good as infinite: a plain mean.
+    flat = xp.min(y, axis=-1) > -0.25 * float(xp.finfo(x.dtype).eps)
+    inner = xp.where(flat, xp.mean(x - top, axis=-1), tau * (0.5 * logarithm))
     top = xp.squeeze(top, axis=-1)
-    return top + tau * (0.5 * logarithm), _whole(top, tau) + logarithm
+    return top + inner, _whole(top, tau) + logarithm
 
 
 def _whole(x: Array, tau: Array) -> Array:
@@ -511,10 +515,11 @@ def fit_scaling_law(
         if bool(xp.any(bad)):
             at = int(xp.argmax(xp.astype(bad, xp.int8)))
             raise ValueError(f"{name} must be finite and > 0, got {float(array[at])} at position {positions[at]}")
-    centre = xp.mean(xp.log(compute))
-    x, y = xp.log(compute) - centre, xp.log(error)
-    if not bool(xp.max(compute) > xp.min(compute)):
+    x, y = xp.log(compute), xp.log(error)
+    if not bool(xp.max(x) > xp.min(x)):
         raise ValueError("compute must have at least two different values at the fitted points, got one")
+    centre = xp.mean(x)
+    x = x - centre
 
     fit = _fit_with_floor if with_floor else _fit_line
     level, slope, floor = fit(x, y[None, :], xp)
@@ -614,5 +619,7 @@ def _interval(samples: Array, confidence: float, xp: Namespace) -> tuple[Array, 
     for level in ((1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0):
         place = level * (samples.shape[0] - 1)
         lower = min(math.floor(place), samples.shape[0] - 2)
-        ends.append(ordered[lower] + (place - lower) * (ordered[lower + 1] - ordered[lower]))
+        below, above = ordered[lower], ordered[lower + 1]
+        step = xp.where(above > below, above - below, xp.zeros_like(above))  # two infinite ones have no difference
+        ends.append(below + (place - lower) * step if place > lower else below)
     return ends[0], ends[1]
