@@ -62,7 +62,8 @@ def moving_average_kl(
     reference_loss : array, shape (b,)
         The frozen reference model's losses on the same samples, in the same dtype. Not broadcast.
     log_inner : float or array of shape ()
-        Logarithm of the average so far, one for the whole data set; ``-inf`` = never visited. An array is float32 or
+        Logarithm of the average so far, one for the whole data set; ``-inf`` = never visited, else at most half the
+        dtype's largest number in size. An array is float32 or
         wider and keeps its dtype; a number becomes an array of the losses' dtype, float32 at least.
     temperature : float or array of shape ()
         tau > 0 in the unit of the losses: the price of the Kullback-Leibler divergence.
@@ -167,12 +168,12 @@ def _check_state(log_inner: Any, loss: Array, xp: Namespace) -> Array:
         namespace_of({"loss": loss, "log_inner": log_inner}, xp)
         _checks.state_dtype("log_inner", log_inner, xp)
         _checks.shape("log_inner", log_inner, (), "()")
-        rule = f"be -inf for never visited, or at most {_limit(log_inner.dtype, xp):.3g} in size"
+        rule = f"be finite and at most {_limit(log_inner.dtype, xp):.3g} in size, or -inf for never visited"
         _checks.values("log_inner", log_inner, lambda x: _usable(x, xp), rule, xp)
         return log_inner
     if log_inner != -math.inf:
         limit = _limit(dtype, xp)
-        rule = f"be -inf for never visited, or at most {limit:.3g} in size"
+        rule = f"be finite and at most {limit:.3g} in size, or -inf for never visited"
         log_inner = _checks.number("log_inner", log_inner, lambda x: abs(x) <= limit, rule)
     return xp.asarray(float(log_inner), dtype=dtype, device=device_of(loss))
 

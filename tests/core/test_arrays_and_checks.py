@@ -466,7 +466,7 @@ def test_the_rule_is_the_better_reason() -> None:
 )
 def test_a_number_too_large_or_too_small_for_its_type_is_refused(call: Any) -> None:
     for x in (np.full(2, 0.5, dtype="float32"), torch.full((2,), 0.5), jnp.full(2, 0.5, dtype="float32")):
-        with pytest.raises(ValueError, match=r" must (fit |be finite|be -inf .* or at most 1\.7e\+38)"):
+        with pytest.raises(ValueError, match=r" must (fit |be finite|be finite and at most 1\.7e\+38)"):
             call(x)
 
 
