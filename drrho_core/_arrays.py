@@ -15,12 +15,33 @@ Namespace: TypeAlias = Any
 """A module that follows the Array API standard, such as ``array_api_compat.torch``."""
 
 
+OLDEST = "2024.12"
+"""The oldest version of the Array API standard that a namespace may follow; newer ones are taken, too."""
+
+_NAMESPACES: dict[type, Namespace] = {}
+"""The namespace of each type of array that was met and is plain: whoever asks again pays one look."""
+
+_DENSE = "pass it as a dense array"
+_NOT_PLAIN = {
+    "MaskedArray": "pass its data, with where=~mask if the function has `where`, else without the masked entries",
+    "MaskedNDArray": "pass its data, with where=~mask if the function has `where`, else without the masked entries",
+    "MaskedTensor": "pass its data, with where=mask if the function has `where`, else without the masked entries",
+    "matrix": "pass it as an array (asarray), because its products and axes are not those of arrays",
+    "SparseArray": _DENSE,
+    "JAXSparse": _DENSE,
+    "spmatrix": _DENSE,
+    "sparray": _DENSE,
+}
+"""Classes, by name, that behave like arrays and mean something else, and what to do with one. No library is imported:
+NumPy's, astropy's and torch's masked arrays, NumPy's matrix, the sparse arrays of PyData, JAX, CuPy and SciPy."""
+
+
 def is_array(value: object) -> bool:
     """Tell whether `value` looks like an array (numbers and numpy's scalars do not); `namespace_of` knows for sure.
 
     Looks decide, because torch.compile warns when it traces array-api-compat's own, cached question.
     """
-    looks = all(hasattr(value, name) for name in ("dtype", "shape", "ndim"))
+    looks = hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "ndim")
     return looks and not isinstance(value, (numbers.Real, type))
 
 
@@ -84,33 +105,78 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
     Raises
     ------
     TypeError
-        If an argument is no array, the arrays come from different libraries, or `xp` is not theirs.
+        If an argument is no plain array (masked, sparse, of dtype object, a matrix), the arrays come from different
+        libraries or from one that follows a version of the standard older than `OLDEST`, or `xp` is not theirs.
     """
     if xp is not None:
         if not hasattr(xp, "__array_namespace_info__"):
             raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
         if is_compiling(xp):
             return xp
-    first = ""
     found: Namespace | None = None
     for name, array in arrays.items():
-        if not is_array(array):
-            raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-        try:
-            its = array_api_compat.array_namespace(array)
-        except TypeError as error:
-            raise TypeError(f"{name} must be an array of a supported library, got {type(array).__name__}") from error
+        its = _NAMESPACES.get(type(array))
+        if its is None:
+            its = _namespace_of_type(name, array)
+        # What no type tells: in torch a sparse tensor and a nested one are tensors, in NumPy anything can be an entry.
+        strided = getattr(its, "strided", None)
+        if strided is not None and (array.layout is not strided or array.is_nested):
+            kind = "a nested tensor" if array.is_nested else f"a tensor of layout {array.layout}"
+            raise TypeError(f"{name} must be a plain array, got {kind}: {_DENSE}")
+        if getattr(array.dtype, "kind", "") == "O":
+            raise TypeError(f"{name} must be a plain array, got one of dtype object: pass numbers of a floating dtype")
         if found is None:
-            first, found = name, its
+            found = its
         elif its is not found:
-            raise TypeError(
-                f"{name} must come from the library of {first} ({library(found)}), got an array of {library(its)}"
-            )
-    if xp is None:
+            raise TypeError(_stranger(arrays, xp))
+    first = next(iter(arrays))
+    _check_version(first, found)
+    if xp is None or xp is found:
         return found
     if library(xp) != library(found):
         raise TypeError(f"xp must be the namespace of {first} ({library(found)}), got {library(xp)}")
+    _check_version("xp", xp)
     return xp
+
+
+def _namespace_of_type(name: str, array: Any) -> Namespace:
+    """Return the namespace of an array whose type was not met before, after checking that it is plain."""
+    kind = type(array)
+    for base in kind.__mro__:
+        if base.__name__ in _NOT_PLAIN:
+            remedy = _NOT_PLAIN[base.__name__]
+            raise TypeError(f"{name} must be a plain array, got {kind.__module__}.{kind.__qualname__}: {remedy}")
+    if not is_array(array):
+        raise TypeError(f"{name} must be an array, got {kind.__name__}")
+    try:
+        its = array_api_compat.array_namespace(array)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an array of a supported library, got {kind.__name__}") from error
+    _NAMESPACES[kind] = its
+    return its
+
+
+def _stranger(arrays: Mapping[str, Array], xp: Namespace | None) -> str:
+    """Name the array that is not of the library of the others: of `xp`, where one of them is, else of most of them."""
+    libraries = {
+        name: library(_NAMESPACES.get(type(array)) or _namespace_of_type(name, array)) for name, array in arrays.items()
+    }
+    every = list(libraries.values())
+    right = library(xp) if xp is not None and library(xp) in every else max(every, key=every.count)
+    home = next(name for name, its in libraries.items() if its == right)
+    name, its = next((name, its) for name, its in libraries.items() if its != right)
+    return f"{name} must come from the library of {home} ({right}), got an array of {its}"
+
+
+def _check_version(name: str, xp: Namespace) -> None:
+    """Check that a namespace follows a version of the standard that this library is tested with, or a newer one."""
+    version = getattr(xp, "__array_api_version__", "none")
+    if not OLDEST <= version < "none":
+        whose = "xp must be" if name == "xp" else f"{name} must be an array of"
+        raise TypeError(
+            f"{whose} a library that follows the array API standard's version {OLDEST} or a newer one, "
+            f"got {library(xp)}, which says {version}"
+        )
 
 
 def library(xp: Namespace) -> str:
@@ -121,6 +187,12 @@ def library(xp: Namespace) -> str:
 def wide_dtype(dtype: Any, xp: Namespace) -> Any:
     """Return the dtype that sums of `dtype` are kept in: float32 for half types, else `dtype`."""
     return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
+
+
+def power_of_two(size: Array, xp: Namespace) -> Array:
+    """Return ``2^floor(log2 size)``, 1 where the size is 0: to divide by it is exact and leaves numbers below 2."""
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    return xp.pow(xp.full_like(size, 2.0), xp.floor(xp.log2(size)))
 
 
 def supports_index_assignment(array: Array, xp: Namespace) -> bool:

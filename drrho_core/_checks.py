@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,35 +36,86 @@ def finite_number(name: str, value: object) -> float:
     return converted
 
 
-def number(name: str, value: object, holds: Callable[[Any], Any], rule: str) -> float:
-    """Return a Python number after checking that it is real, finite and keeps a rule."""
+def number(
+    name: str, value: object, holds: Callable[[Any], Any], rule: str, *, dtype: Any = None, xp: Namespace | None = None
+) -> float:
+    """Return a Python number after checking that it is real, finite, keeps a rule and fits a dtype if one is given."""
     checked = finite_number(name, value)
     if not holds(checked):
         raise ValueError(f"{name} must {rule}, got {value}")
+    if dtype is not None:
+        fits(name, checked, holds, dtype, xp)
     return checked
 
 
-def static_number(name: str, value: object, holds: Callable[[Any], Any], rule: str) -> float:
+def fits(name: str, value: float, holds: Callable[[Any], Any], dtype: Any, xp: Namespace) -> None:
+    """Check that a number stays finite in a dtype and, where its rule excludes 0, apart from 0, and its inverse too."""
+    size = abs(value)
+    if (size == 0 or 1e-30 <= size <= 1e30) and dtype in (xp.float32, xp.float64):
+        return  # nearly always, and the limits need not be asked for
+    smallest, largest, rule = _range(holds, dtype, xp)
+    if not smallest <= size <= largest:
+        raise ValueError(f"{name} must {rule}, got {value}")
+
+
+def _range(holds: Callable[[Any], Any], dtype: Any, xp: Namespace) -> tuple[float, float, str]:
+    """Return how small and how large a parameter may be in a dtype, and this in words.
+
+    One that excludes 0 is divided by, and a library may multiply by the inverse instead, and may take what is below the
+    smallest normal number for 0. So the inverse is a normal number, and a fourth of it.
+    """
+    info = xp.finfo(dtype)
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
+    if holds(0.0):
+        return 0.0, float(info.max), f"fit {name}"
+    smallest = float(info.smallest_normal)
+    return smallest, 0.25 / smallest, f"fit {name}, and so must its inverse"
+
+
+def within(value: Any, holds: Callable[[Any], Any], xp: Namespace) -> Any:
+    """Return an array parameter with nan in place of what is outside its domain, where nobody could look.
+
+    Under tracing no error can be raised; nan says that something is wrong, a number that looks right would not.
+    """
+    if isinstance(value, tuple):
+        return tuple(within(member, holds, xp) for member in value)
+    if not is_array(value) or values_visible(value, xp):
+        return value
+    return xp.where(xp.isfinite(value) & holds(value), value, xp.nan)
+
+
+def static_number(name: str, value: Any, holds: Callable[[Any], Any], rule: str) -> float:
     """Return a Python number for a parameter that stays fixed; an array without axes is read once, where it can be."""
     if is_array(value):
         xp = namespace_of({name: value})
-        detached({name: value})
-        if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):  # type: ignore[attr-defined]
+        detached({name: value}, xp)
+        if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
             raise TypeError(f"{name} must be a real number, got {describe(value)}")
         try:
-            value = float(value)  # type: ignore[arg-type]
+            value = float(value.detach() if hasattr(value, "detach") else value)
         except TypeError as error:
             raise TypeError(f"{name} must be a constant where code is traced, got {describe(value)}") from error
     return number(name, value, holds, rule)
 
 
 def integer(name: str, value: object, *, minimum: int) -> int:
-    """Return a Python integer after checking its type and smallest value."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {describe(value)}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return int(value)
+    """Return a Python integer after checking its type and range."""
+    checked = _index(name, value)
+    if checked < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {checked}")
+    if checked >= 2**63:
+        raise ValueError(f"{name} must fit int64, got {describe(value)}")
+    return checked
+
+
+def _index(name: str, value: Any) -> int:
+    """Return what Python takes as an index: its own integers, NumPy's, whatever has ``__index__``, but no bool."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an integer, got {describe(value)}")
 
 
 def floating(name: str, array: Array, xp: Namespace) -> None:
@@ -114,14 +166,14 @@ def ndim(name: str, array: Array, expected: int, meaning: str) -> None:
         raise ValueError(f"{name} must have {expected} axes {meaning}, got shape {tuple(array.shape)}")
 
 
-def axis(value: object, name: str, array: Array) -> None:
-    """Check that an array has the axis that is asked for, and entries along it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"axis must be an integer, got {describe(value)}")
+def axis(value: object, name: str, array: Array) -> int:
+    """Return an axis as a Python integer after checking that an array has it, and entries along it."""
+    given, value = value, _index("axis", value)
     if not -array.ndim <= value < array.ndim:
-        raise ValueError(f"axis must be an axis of {name}, which has shape {tuple(array.shape)}, got {value}")
+        raise ValueError(f"axis must be an axis of {name}, which has shape {tuple(array.shape)}, got {describe(given)}")
     if array.shape[value] == 0:
         raise ValueError(f"{name} must have at least one entry along axis {value}, got shape {tuple(array.shape)}")
+    return value
 
 
 def mask(name: str, array: Array, of: str, like: Array, xp: Namespace) -> None:
@@ -134,10 +186,16 @@ def mask(name: str, array: Array, of: str, like: Array, xp: Namespace) -> None:
         raise ValueError(f"{name} must broadcast to the shape of {of} {tuple(like.shape)}, got {tuple(array.shape)}")
 
 
-def detached(arrays: Mapping[str, Array]) -> None:
-    """Refuse arrays that ask for autograd: core results are constants to it, so the gradient would be wrong."""
+def detached(arrays: Mapping[str, Array], xp: Namespace | None = None) -> None:
+    """Refuse arrays that ask for autograd: core results are constants to it, so the gradient would be wrong.
+
+    Where autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, no gradient is asked for.
+    """
     for name, array in arrays.items():
         if getattr(array, "requires_grad", False):
+            is_on = getattr(namespace_of({name: array}) if xp is None else xp, "is_grad_enabled", None)
+            if is_on is not None and not is_on():
+                return
             raise ValueError(
                 f"{name} must not ask for autograd, because results are constants to it (detach it, or use "
                 f"drrho_torch), got requires_grad={array.requires_grad}"
@@ -185,6 +243,7 @@ def parameter(
     *,
     per_anchor: int | None = None,
     sides: tuple[str, str] = ("image", "text"),
+    dtype: Any = None,
 ) -> Any:
     """Check a number, a 0-d array or, where `per_anchor` is given, a pair of arrays with one value per anchor.
 
@@ -204,6 +263,9 @@ def parameter(
         The length of the arrays of a pair; None where a pair is not allowed.
     sides : pair of str
         Whose anchors the first and the second array of a pair belong to.
+    dtype : dtype, optional
+        What the value is computed with: a number too large for it is refused, and one so small that it or its inverse
+        is lost there, where the rule excludes 0. So are the values of a wider array.
     """
     if per_anchor is not None and isinstance(value, (tuple, list)):
         if len(value) != 2:
@@ -215,13 +277,39 @@ def parameter(
                 raise TypeError(f"{label} must be an array of shape (batch_size,), got {describe(array)}")
             floating(label, array, xp)
             shape(label, array, (per_anchor,), "(batch_size,)")
-            values(label, array, lambda x: xp.isfinite(x) & holds(x), rule, xp)
+            _parameter_values(label, array, holds, rule, dtype, xp)
         return tuple(value)
     if is_array(value):
         floating(name, value, xp)
         if value.ndim != 0:
             either = "a scalar" if per_anchor is None else "a scalar or a pair of arrays, one value per anchor"
             raise ValueError(f"{name} must be {either}, got {describe(value)}")
-        values(name, value, lambda x: xp.isfinite(x) & holds(x), rule, xp)
+        _parameter_values(name, value, holds, rule, dtype, xp)
         return value
-    return number(name, value, holds, rule)
+    return number(name, value, holds, rule, dtype=dtype, xp=xp)
+
+
+def _parameter_values(
+    name: str, array: Array, holds: Callable[[Any], Any], rule: str, dtype: Any, xp: Namespace
+) -> None:
+    """Check, where looking is free, that an array is finite, keeps a rule and fits a dtype as a number has to."""
+
+    def keeps(x: Array) -> Array:
+        return xp.isfinite(x) & holds(x)
+
+    if dtype is None:
+        values(name, array, keeps, rule, xp)
+        return
+    smallest, largest, fit = _range(holds, dtype, xp)
+    largest = min(
+        largest, float(xp.finfo(array.dtype).max)
+    )  # a half type cannot hold more, nor can a comparison with it
+
+    def keeps_and_fits(x: Array) -> Array:
+        return keeps(x) & (xp.abs(x) >= smallest) & (xp.abs(x) <= largest)
+
+    try:
+        values(name, array, keeps_and_fits, fit, xp)
+    except ValueError:
+        values(name, array, keeps, rule, xp)  # the rule is the better reason, where that is broken, too
+        raise

@@ -424,7 +424,7 @@ def worst_case(
     """
     check_ambiguity_set(ambiguity_set)
     xp = check_losses({"losses": losses}, where, xp)
-    _checks.axis(axis, "losses", losses)
+    axis = _checks.axis(axis, "losses", losses)
     check_values("losses", losses, axis, where, xp)
     return solve(losses, ambiguity_set, axis, where, losses.dtype, xp)
 
@@ -449,7 +449,7 @@ def check_losses(arrays: dict[str, Array], where: Array | None, xp: Namespace | 
         _checks.floating(name, array, xp)
     _checks.same_dtype(arrays)
     _checks.same_device(together, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     (first, losses), *rest = arrays.items()
     for name, array in rest:
         _checks.shape(name, array, tuple(losses.shape), f"{first}.shape")

@@ -6,7 +6,7 @@ The state is one logarithm per sample and direction, ``log_inner`` (n,), float32
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from drrho_core import _checks
@@ -157,7 +157,7 @@ class InnerEstimator:
         if set(state) != set(names):
             raise ValueError(f"state must hold {' and '.join(names)} and nothing else, got {list(state)}")
         xp = namespace_of({"the estimator": self.log_inner_image, **{name: state[name] for name in names}}, self._xp)
-        _checks.detached(state)
+        _checks.detached(state, xp)
         _checks.same_device({"the estimator": self.log_inner_image, **{name: state[name] for name in names}}, xp)
         for name in names:
             _checks.shape(name, state[name], (self.num_samples,), "(num_samples,)")
@@ -203,13 +203,17 @@ def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace
         If not. Values are looked at on the host and outside tracing.
     """
     xp = namespace_of({"sample_index": index, "the state": like}, xp)
-    _checks.ndim("sample_index", index, 1, "(batch_size,)")
+    if index.ndim != 1:
+        raise ValueError(
+            f"sample_index must have shape (batch_size,), one row id per sample of the batch, got {tuple(index.shape)}"
+        )
     if not xp.isdtype(index.dtype, "integral"):
         raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
     _checks.same_device({"the state": like, "sample_index": index}, xp)
     if index.dtype not in (xp.int32, xp.int64):
         index = xp.astype(index, xp.__array_namespace_info__().default_dtypes()["indexing"])
-    _checks.values("sample_index", index, lambda i: (i >= 0) & (i < num_samples), f"be in [0, {num_samples})", xp)
+    rule = f"hold row ids from 0 to {num_samples - 1} (see docs/large-data.md, 'How to number your samples')"
+    _checks.values("sample_index", index, lambda i: (i >= 0) & (i < num_samples), rule, xp)
     if values_visible(index, xp) and index.shape[0] > 1:
         ordered = xp.sort(index)
         repeated = ordered[1:] == ordered[:-1]
@@ -229,7 +233,7 @@ def check_rows(log_inner_image: Array, log_inner_text: Array, /, *, size: int, l
     """
     for name, rows in (("log_inner_image", log_inner_image), ("log_inner_text", log_inner_text)):
         namespace_of({"the state": like, name: rows}, xp)
-        _checks.detached({name: rows})
+        _checks.detached({name: rows}, xp)
         _checks.same_device({"the state": like, name: rows}, xp)
         _checks.shape(name, rows, (size,), "(batch_size,)")
         if rows.dtype != like.dtype:
@@ -367,18 +371,24 @@ def scent_gamma(
     arrays = {"log_inner": log_inner, "log_alpha": log_alpha, "gamma_floor": gamma_floor}
     arrays = {name: value for name, value in arrays.items() if name == "log_inner" or is_array(value)}
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     _checks.state_dtype("log_inner", log_inner, xp)
     _checks.values("log_inner", log_inner, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
-    log_alpha = _checks.parameter("log_alpha", log_alpha, lambda _: True, "be finite", xp)
-    gamma_floor = _checks.parameter("gamma_floor", gamma_floor, lambda x: (x > 0) & (x <= 1), "be in (0, 1]", xp)
-    log_alpha, gamma_floor = (
-        value if isinstance(value, float) else xp.astype(value, log_inner.dtype) for value in (log_alpha, gamma_floor)
-    )
-    unseen = log_inner == -xp.inf
-    x = log_alpha + xp.where(unseen, xp.zeros_like(log_inner), log_inner)
+    dtype = log_inner.dtype
+    log_alpha = _scalar("log_alpha", log_alpha, lambda _: True, "be finite", dtype, xp)
+    gamma_floor = _scalar("gamma_floor", gamma_floor, lambda x: (x > 0) & (x <= 1), "be in (0, 1]", dtype, xp)
+    unseen = (log_inner == -xp.inf) & (gamma_floor == gamma_floor)  # not where it is nan
+    # Halves, because the sum may be too large; beyond 2000 its exponential is 0 or infinite in every dtype.
+    half = 0.5 * log_alpha + 0.5 * xp.where(unseen, xp.zeros_like(log_inner), log_inner)
+    x = 2.0 * xp.clip(half, min=-1e3, max=1e3)
     # The exponential of -|x| never overflows, whichever side of 0 x is on.
     small = xp.exp(-xp.abs(x))
     sigmoid = xp.where(x >= 0, xp.ones_like(small), small) / (1.0 + small)
     return xp.where(unseen, xp.ones_like(sigmoid), xp.maximum(sigmoid, gamma_floor + xp.zeros_like(sigmoid)))
+
+
+def _scalar(name: str, value: Any, holds: Callable[[Any], Any], rule: str, dtype: Any, xp: Namespace) -> Any:
+    """Check a parameter and give an array the dtype; numbers stay numbers, which promote nothing."""
+    value = _checks.within(_checks.parameter(name, value, holds, rule, xp, dtype=dtype), holds, xp)
+    return value if isinstance(value, float) else xp.astype(value, dtype)

@@ -212,6 +212,7 @@ def log_inner_from_libauc_v1(
         temperature = _flat(temperature, xp)
     else:
         temperature = _checks.static_number("temperature", temperature, positive, "be > 0")
+        _checks.fits("temperature", temperature, positive, u.dtype, xp)
     u = _flat(u, xp)
     return log(u, xp=xp) - _usable(_flat(similarity, xp), u > 0, xp) / temperature
 
@@ -226,7 +227,7 @@ def _require(name: str, array: Array | None, why: str) -> Array:
 def _check_tables(tables: dict[str, Array], xp: Namespace | None) -> Namespace:
     """Check all but the values of tables that belong together, and return their namespace."""
     xp = namespace_of(tables, xp)
-    _checks.detached(tables)
+    _checks.detached(tables, xp)
     _checks.same_device(tables, xp)
     (first, table), *rest = tables.items()
     _checks.state_dtype(first, table, xp)

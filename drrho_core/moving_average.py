@@ -62,7 +62,8 @@ def moving_average_kl(
     reference_loss : array, shape (b,)
         The frozen reference model's losses on the same samples, in the same dtype. Not broadcast.
     log_inner : float or array of shape ()
-        Logarithm of the average so far, one for the whole data set; ``-inf`` = never visited. An array is float32 or
+        Logarithm of the average so far, one for the whole data set; ``-inf`` = never visited, else at most half the
+        dtype's largest number in size. An array is float32 or
         wider and keeps its dtype; a number becomes an array of the losses' dtype, float32 at least.
     temperature : float or array of shape ()
         tau > 0 in the unit of the losses: the price of the Kullback-Leibler divergence.
@@ -79,8 +80,8 @@ def moving_average_kl(
     Returns
     -------
     MovingAverageKL
-        `risk` and `weights` in the losses' dtype, `log_inner` in its own. Under tracing a loss that is not finite, or
-        a `where` without a True, makes all of them nan.
+        `risk` and `weights` in the losses' dtype, `log_inner` in its own. Under tracing a value that breaks a rule,
+        such as a loss that is not finite or a gamma above 1, or a `where` without a True, makes all of them nan.
 
     Raises
     ------
@@ -111,9 +112,10 @@ def moving_average_kl(
     together = {"loss": loss, "log_inner": log_inner} | scalars
     namespace_of(together, xp)
     _checks.same_device(together, xp)
-    _checks.detached(together)
-    temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp)
-    gamma = _checks.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp)
+    _checks.detached(together, xp)
+    wide = xp.result_type(wide_dtype(loss.dtype, xp), log_inner.dtype)
+    temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp, dtype=wide)
+    gamma = _checks.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp, dtype=wide)
     weight = check_weight(reference_weight, loss, xp)
     _checks.ndim("loss", loss, 1, "(batch_size,)")
     _checks.axis(0, "loss", loss)
@@ -123,7 +125,6 @@ def moving_average_kl(
     for name, array in arrays.items():
         _checks.finite(name, array, xp)
 
-    wide = xp.result_type(wide_dtype(loss.dtype, xp), log_inner.dtype)
     tau, gamma = cast(temperature, wide, xp), cast(gamma, wide, xp)
     x = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     excess = "loss - reference_weight * reference_loss"
@@ -133,18 +134,26 @@ def moving_average_kl(
     limit = float(xp.finfo(log_inner.dtype).max) / 8 * (tau if isinstance(tau, float) else xp.where(tau < 1, tau, 1.0))
     _checks.values(excess, x, lambda z: xp.abs(z) <= limit, "fit log_inner when divided by temperature", xp)
 
-    valid = xp.any(counted) & xp.all(xp.isfinite(x))
+    valid = xp.any(counted) & xp.all(xp.isfinite(x)) & _usable(log_inner, xp)
+    if is_array(tau):
+        valid = valid & (tau > 0) & xp.isfinite(tau)
+    if is_array(gamma):
+        valid = valid & in_unit_interval(gamma)
     # A bad batch is computed as one of zeros, so that nothing below has to think of it, and is overwritten at the end.
     x, counted = xp.where(valid, x, xp.zeros_like(x)), counted | ~valid
     number = xp.sum(xp.astype(counted, wide))
     top = xp.max(xp.where(counted, x, -xp.inf))
     y = xp.where(counted, (x - top) / tau, -xp.inf)
+    shift = top / tau
     own = _log_mean_exp(y, counted, number, xp)
     # All logarithms are those of u / exp(top / tau): where losses are large only the state loses their last digits.
-    ratio = log_moving_average(xp.astype(log_inner, wide) - top / tau, own, gamma, xp=xp)
-    risk, weights, new = (
-        xp.where(valid, value, xp.nan) for value in (top + tau * ratio, xp.exp(y - ratio) / number, top / tau + ratio)
-    )
+    old = xp.astype(log_inner, wide) - shift
+    ratio = _log_average(old, own, gamma, xp)
+    # Halves and roots, because tau log u may be representable where tau times the ratio's logarithm is not, and a
+    # weight where number times the weight is not.
+    risk = 2.0 * (0.5 * top + tau * (0.5 * ratio))
+    root = xp.exp(0.5 * (y - ratio))
+    risk, weights, new = (xp.where(valid, value, xp.nan) for value in (risk, root / number * root, shift + ratio))
     return MovingAverageKL(
         risk=xp.astype(risk, loss.dtype),
         weights=xp.astype(weights, loss.dtype),
@@ -154,16 +163,38 @@ def moving_average_kl(
 
 def _check_state(log_inner: Any, loss: Array, xp: Namespace) -> Array:
     """Check the average and return it as an array."""
-    rule = "be finite, or -inf for never visited"
+    dtype = wide_dtype(loss.dtype, xp)
     if is_array(log_inner):
         namespace_of({"loss": loss, "log_inner": log_inner}, xp)
         _checks.state_dtype("log_inner", log_inner, xp)
         _checks.shape("log_inner", log_inner, (), "()")
-        _checks.values("log_inner", log_inner, lambda x: x < xp.inf, rule, xp)
+        rule = f"be finite and at most {_limit(log_inner.dtype, xp):.3g} in size, or -inf for never visited"
+        _checks.values("log_inner", log_inner, lambda x: _usable(x, xp), rule, xp)
         return log_inner
     if log_inner != -math.inf:
-        log_inner = _checks.finite_number("log_inner", log_inner)
-    return xp.asarray(float(log_inner), dtype=wide_dtype(loss.dtype, xp), device=device_of(loss))
+        limit = _limit(dtype, xp)
+        rule = f"be finite and at most {limit:.3g} in size, or -inf for never visited"
+        log_inner = _checks.number("log_inner", log_inner, lambda x: abs(x) <= limit, rule)
+    return xp.asarray(float(log_inner), dtype=dtype, device=device_of(loss))
+
+
+def _limit(dtype: Any, xp: Namespace) -> float:
+    """Return how large the logarithm of an average may be: a batch's own excess losses are at most a fourth of it."""
+    return float(xp.finfo(dtype).max) / 2
+
+
+def _usable(log_inner: Array, xp: Namespace) -> Array:
+    return (xp.abs(log_inner) <= _limit(log_inner.dtype, xp)) | (log_inner == -xp.inf)
+
+
+def _log_average(log_old: Array, log_new: Array, gamma: Scalar, xp: Namespace) -> Array:
+    """Return `log_moving_average`, with all digits also where both are nearly the same and near 0."""
+    change = log_old - log_new
+    near = xp.abs(change) < 1
+    change = xp.where(near, change, xp.zeros_like(change))
+    return xp.where(
+        near, log_new + xp.log1p((1 - gamma) * xp.expm1(change)), log_moving_average(log_old, log_new, gamma, xp=xp)
+    )
 
 
 def _log_mean_exp(y: Array, counted: Array, number: Array, xp: Namespace) -> Array:

@@ -7,8 +7,11 @@ Source: Model Steering / DRRho, arXiv 2505.06699.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, is_array, namespace_of, wide_dtype
+from drrho_core._arrays import Array, Namespace, is_array, namespace_of, power_of_two, wide_dtype
 from drrho_core.ambiguity import AmbiguitySet, WorstCase, check_ambiguity_set, check_losses, check_values, solve
 
 
@@ -114,7 +117,7 @@ def drrho_risk(
     arrays = {"loss": loss, "reference_loss": reference_loss}
     xp = check_losses(arrays, where, xp)
     weight = check_weight(reference_weight, loss, xp)
-    _checks.axis(axis, "loss", loss)
+    axis = _checks.axis(axis, "loss", loss)
     if where is not None:
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
@@ -130,12 +133,37 @@ def check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) ->
     if is_array(reference_weight):
         namespace_of(together, xp)
         _checks.same_device(together, xp)
-        _checks.detached(together)
-    weight = _checks.parameter("reference_weight", reference_weight, lambda w: w >= 0, "be at least 0", xp)
-    return xp.astype(weight, wide_dtype(loss.dtype, xp), copy=False) if is_array(weight) else weight
+        _checks.detached(together, xp)
+    dtype = wide_dtype(loss.dtype, xp)
+    weight = _checks.parameter("reference_weight", reference_weight, _not_negative, "be at least 0", xp, dtype=dtype)
+    return xp.astype(_checks.within(weight, _not_negative, xp), dtype, copy=False) if is_array(weight) else weight
+
+
+def _not_negative(x: Any) -> Any:
+    return x >= 0
 
 
 def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:
-    """Return the excess loss in float32 or wider."""
+    """Return the excess loss in float32 or wider; it is infinite only where the exact one is too large for it."""
     dtype = wide_dtype(loss.dtype, xp)
-    return xp.astype(loss, dtype, copy=False) - weight * xp.astype(reference_loss, dtype, copy=False)
+    loss, reference_loss = (xp.astype(array, dtype, copy=False) for array in (loss, reference_loss))
+    if not is_array(weight) and weight <= 1:
+        return loss - weight * reference_loss
+    # A weight above 1 is subtracted in two halves: the product may be too large where the difference is not, but where
+    # half the product is too large, the difference is, too. Up to 1 the second half is 0 and changes nothing.
+    half = xp.where(weight > 1, 0.5 * weight, xp.zeros_like(weight)) if is_array(weight) else 0.5 * weight
+    return loss - (weight - half) * reference_loss - half * reference_loss
+
+
+def scaled_difference(
+    loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace
+) -> tuple[Array, float | Array]:
+    """Return the excess loss times a power of 2, at most 1/2, and that power: always finite, and in the same order."""
+    dtype = wide_dtype(loss.dtype, xp)
+    loss, reference_loss = (xp.astype(array, dtype, copy=False) for array in (loss, reference_loss))
+    scale: float | Array
+    if is_array(weight):
+        scale = 0.25 / power_of_two(xp.where(weight > 1, weight, xp.ones_like(weight)), xp)
+    else:
+        scale = 0.5 / 2.0 ** math.ceil(math.log2(max(weight, 1.0)))
+    return scale * loss - (scale * weight) * reference_loss, scale

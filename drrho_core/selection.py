@@ -15,7 +15,7 @@ from drrho_core import _checks
 from drrho_core._arrays import Array, Namespace, device_of, is_compiling, namespace_of, wide_dtype
 from drrho_core.ambiguity import check_losses
 from drrho_core.numerics import log_sum_exp
-from drrho_core.risk import check_weight, difference
+from drrho_core.risk import check_weight, scaled_difference
 
 
 def select_top_excess(
@@ -71,7 +71,7 @@ def select_top_excess(
     k = _at_most(_checks.integer("k", k, minimum=1), loss.shape[0])
     for name, array in arrays.items():
         _checks.finite(name, array, xp)
-    return _top(difference(loss, reference_loss, weight, xp), k, xp)
+    return _top(scaled_difference(loss, reference_loss, weight, xp)[0], k, xp)
 
 
 def select_jest(
@@ -138,7 +138,7 @@ def select_jest(
     if gumbel is not None:
         arrays["gumbel"] = gumbel
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     for name, array in arrays.items():
         _checks.floating(name, array, xp)
@@ -163,16 +163,18 @@ def select_jest(
     if gumbel is None and not top_k:
         gumbel = _draw_gumbel(num_chunks, learner, xp)
     samples = xp.arange(n, device=device_of(learner))
-    own = xp.reshape(reference - learner, (-1,))[:: n + 1]  # the diagonal
+    # Only the order counts, so scores are eighths of themselves: differences of the largest logits stay finite.
+    own = xp.reshape(0.125 * reference - 0.125 * learner, (-1,))[:: n + 1]  # the diagonal
     free = xp.ones((n,), dtype=xp.bool, device=device_of(learner))
     reach: list[Array] | None = None  # the four log-sum-exp over what is chosen
     chosen = []
     for chunk in range(min(num_chunks, k)):
         score = own
         if reach is not None:
-            score = score + 0.5 * ((reach[0] - reach[1]) + (reach[2] - reach[3]))
+            learner_image, reference_image, learner_text, reference_text = (0.0625 * array for array in reach)
+            score = score + ((learner_image - reference_image) + (learner_text - reference_text))
         if gumbel is not None:
-            score = score + xp.astype(gumbel[chunk, :], dtype)
+            score = score + 0.125 * xp.astype(gumbel[chunk, :], dtype)
         size = k // num_chunks + (chunk < k % num_chunks)
         index = _top(xp.where(free, score, -xp.inf), size, xp)
         chosen.append(index)

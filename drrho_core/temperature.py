@@ -83,7 +83,8 @@ def update_global_temperature(
     state : GlobalTemperatureState
         Before the step; float32 or wider.
     gradient : float or array of shape ()
-        ``temperature_gradient`` of `contrastive_step` or of another loss.
+        ``temperature_gradient`` of `contrastive_step` or of another loss. One whose square is too large for the state
+        (in float32 above 1.8e19 in size) counts as the largest whose square is not.
     learning_rate : float or array of shape ()
         >= 0. Adam moves tau by about this much per step, whatever the size of the gradient.
     minimum, maximum : float
@@ -123,18 +124,22 @@ def update_global_temperature(
     xp = _together(arrays | {name: value for name, value in given.items() if is_array(value)}, xp)
     for name, array in arrays.items():
         _checks.shape(f"state.{name}", array, (), "()")
-    gradient = _checks.parameter("gradient", gradient, lambda _: True, "be finite", xp)
-    learning_rate = _learning_rate(learning_rate, xp)
-    minimum, maximum = _bounds(minimum, maximum)
+    old = state.temperature
+    gradient = _checks.parameter("gradient", gradient, lambda _: True, "be finite", xp, dtype=old.dtype)
+    learning_rate = _learning_rate(learning_rate, old, xp)
+    minimum, maximum = _bounds(minimum, maximum, old.dtype, xp)
     beta1, beta2 = (
         _checks.number(name, value, lambda x: 0 <= x < 1, "be in [0, 1)")
         for name, value in (("beta1", beta1), ("beta2", beta2))
     )
-    old = state.temperature
     gradient, rate = (_like(value, old, xp) for value in (gradient, learning_rate))
     if slow_below is not None:
-        slow_below = _checks.number("slow_below", slow_below, lambda x: x > 0, "be > 0")
+        slow_below = _checks.number("slow_below", slow_below, lambda x: x > 0, "be > 0", dtype=old.dtype, xp=xp)
         rate = xp.where(old <= slow_below, rate / 3, rate)
+    # A gradient whose square is too large counts as the largest whose square is not. Adam's step hardly depends on the
+    # gradient's size, and the memory of it stays finite.
+    limit = math.sqrt(float(xp.finfo(old.dtype).max)) * (1 - 1e-6)
+    gradient = xp.clip(gradient, min=-limit, max=limit)
     step = xp.asarray(state.step + 1)
     first = xp.asarray(beta1 * state.first_moment + (1 - beta1) * gradient)
     second = xp.asarray(beta2 * state.second_moment + (1 - beta2) * gradient * gradient)
@@ -142,7 +147,7 @@ def update_global_temperature(
     # 1 - beta**count would lose three digits of float32 at the first steps.
     mean = first / -xp.expm1(count * _log(beta1))
     spread = xp.sqrt(second / -xp.expm1(count * _log(beta2)))
-    new = _project(old - rate * mean / (spread + 1e-8), minimum, maximum, xp)
+    new = _project(old - rate * (mean / (spread + 1e-8)), minimum, maximum, xp)
     return GlobalTemperatureState(new, first, second, step)
 
 
@@ -204,10 +209,11 @@ def update_temperature_rows(
         _checks.shape(label, arrays[name], tuple(rows.temperature.shape), "(batch_size,)")
     _checks.floating("slope", slope, xp)
     _checks.finite("slope", slope, xp)
-    learning_rate = _learning_rate(learning_rate, xp)
-    minimum, maximum = _bounds(minimum, maximum)
+    old = rows.temperature
+    learning_rate = _learning_rate(learning_rate, old, xp)
+    minimum, maximum = _bounds(minimum, maximum, old.dtype, xp)
     beta = _checks.number("beta", beta, lambda x: 0 < x <= 1, "be in (0, 1]")
-    return _move(rows, slope, learning_rate, (minimum, maximum), beta, xp)
+    return _move(rows, xp.astype(slope, old.dtype), 1, learning_rate, (minimum, maximum), beta, xp)
 
 
 class GlobalTemperature:
@@ -268,10 +274,12 @@ class GlobalTemperature:
     ) -> None:
         xp = namespace_of({"like": like})
         dtype = storage_dtype(like, dtype, xp)
-        self._minimum, self._maximum = _bounds(minimum, maximum)
+        self._minimum, self._maximum = _bounds(minimum, maximum, dtype, xp)
         start = _start(temperature, self._minimum, self._maximum)
         self._slow_below = (
-            None if slow_below is None else _checks.number("slow_below", slow_below, lambda x: x > 0, "be > 0")
+            None
+            if slow_below is None
+            else _checks.number("slow_below", slow_below, lambda x: x > 0, "be > 0", dtype=dtype, xp=xp)
         )
         self._betas = tuple(
             _checks.number(name, value, lambda x: 0 <= x < 1, "be in [0, 1)")
@@ -405,7 +413,7 @@ class PerSampleTemperature:
         xp = namespace_of({"like": like})
         num_samples = _checks.integer("num_samples", num_samples, minimum=1)
         dtype = storage_dtype(like, dtype, xp)
-        self._minimum, self._maximum = _bounds(minimum, maximum)
+        self._minimum, self._maximum = _bounds(minimum, maximum, dtype, xp)
         self._start = _start(temperature, self._minimum, self._maximum)
         self._beta = _checks.number("beta", beta, lambda x: 0 < x <= 1, "be in (0, 1]")
         self._xp = xp
@@ -486,14 +494,15 @@ class PerSampleTemperature:
             _checks.floating(name, array, xp)
             _checks.shape(name, array, (batch_size,), "(batch_size,)")
             _checks.finite(name, array, xp)
-        learning_rate = _learning_rate(learning_rate, xp)
+        learning_rate = _learning_rate(learning_rate, self.temperature_image, xp)
         new: dict[str, Array] = {}
         for side, array in zip(("image", "text"), gradient, strict=True):
             names = f"temperature_{side}", f"momentum_{side}"
             rows = TemperatureRows(*(xp.take(getattr(self, name), index, axis=0) for name in names))
             bounds = self._minimum, self._maximum
-            slope = 2 * batch_size * xp.astype(array, rows.temperature.dtype)
-            new |= zip(names, _move(rows, slope, learning_rate, bounds, self._beta, xp), strict=True)
+            gradient_rows = xp.astype(array, rows.temperature.dtype)
+            moved = _move(rows, gradient_rows, 2 * batch_size, learning_rate, bounds, self._beta, xp)
+            new |= zip(names, moved, strict=True)
         written = {name: scatter_rows(getattr(self, name), index, new[name], xp=xp) for name in _ROWS}
         return self if all(written[name] is getattr(self, name) for name in _ROWS) else self._with(written)
 
@@ -536,10 +545,18 @@ _ROWS = ("temperature_image", "temperature_text", "momentum_image", "momentum_te
 
 
 def _move(
-    rows: TemperatureRows, slope: Array, learning_rate: Scalar, bounds: tuple[float, float], beta: float, xp: Namespace
+    rows: TemperatureRows,
+    slope: Array,
+    factor: float,
+    learning_rate: Scalar,
+    bounds: tuple[float, float],
+    beta: float,
+    xp: Namespace,
 ) -> TemperatureRows:
+    """Move rows by slopes that are `factor` times what is given; momenta too large for their dtype stop at its end."""
     old = rows.temperature
-    momentum = (1 - beta) * rows.momentum + beta * xp.astype(slope, old.dtype)
+    limit = float(xp.finfo(old.dtype).max)
+    momentum = xp.clip((1 - beta) * rows.momentum + (beta * factor) * slope, min=-limit, max=limit)
     return TemperatureRows(_project(old - _like(learning_rate, old, xp) * momentum, *bounds, xp), momentum)
 
 
@@ -562,20 +579,22 @@ def _like(value: Any, array: Array, xp: Namespace) -> Array:
 def _together(arrays: dict[str, Array], xp: Namespace | None) -> Namespace:
     """Check that arrays fit together and that the first, the state, is wide; return their namespace."""
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     name, state = next(iter(arrays.items()))
     _checks.state_dtype(name, state, xp)
     return xp
 
 
-def _learning_rate(value: Any, xp: Namespace) -> Any:
-    return _checks.parameter("learning_rate", value, lambda x: x >= 0, "be >= 0", xp)
+def _learning_rate(value: Any, like: Array, xp: Namespace) -> Any:
+    checked = _checks.parameter("learning_rate", value, lambda x: x >= 0, "be >= 0", xp, dtype=like.dtype)
+    return _checks.within(checked, lambda x: x >= 0, xp)
 
 
-def _bounds(minimum: Any, maximum: Any) -> tuple[float, float]:
-    low = _checks.number("minimum", minimum, lambda x: x > 0, "be > 0")
-    return low, _checks.number("maximum", maximum, lambda x: x >= low, f"be at least minimum ({low})")
+def _bounds(minimum: Any, maximum: Any, dtype: Any, xp: Namespace) -> tuple[float, float]:
+    low = _checks.number("minimum", minimum, lambda x: x > 0, "be > 0", dtype=dtype, xp=xp)
+    rule = f"be at least minimum ({low})"
+    return low, _checks.number("maximum", maximum, lambda x: x >= low, rule, dtype=dtype, xp=xp)
 
 
 def _start(temperature: Any, minimum: float, maximum: float) -> float:
@@ -596,7 +615,7 @@ def _loaded(state: Mapping[str, Array], mine: Mapping[str, Array], xp: Namespace
     if set(state) != {"version", *mine}:
         raise ValueError(f"state must hold version, {', '.join(mine)} and nothing else, got {list(state)}")
     namespace_of({"the temperature": next(iter(mine.values())), **state}, xp)
-    _checks.detached(state)
+    _checks.detached(state, xp)
     _checks.same_device({"the temperature": next(iter(mine.values())), **state}, xp)
     _checks.shape("version", state["version"], (), "()")
     if int(state["version"]) != VERSION:

@@ -10,14 +10,24 @@ from __future__ import annotations
 
 import math
 import random
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, values_visible, wide_dtype
+from drrho_core._arrays import (
+    Array,
+    Namespace,
+    device_of,
+    is_array,
+    namespace_of,
+    power_of_two,
+    values_visible,
+    wide_dtype,
+)
 from drrho_core.ambiguity import check_losses
-from drrho_core.contrastive import Scalar, cast
-from drrho_core.numerics import log, log_sum_exp
-from drrho_core.risk import check_weight, difference
+from drrho_core.contrastive import Scalar, positive
+from drrho_core.numerics import log
+from drrho_core.risk import check_weight, scaled_difference
 
 
 class ExcessVariance(NamedTuple):
@@ -103,18 +113,34 @@ def excess_variance(
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
         _checks.finite(name, array, xp)
-    x = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
+    x, scale = scaled_difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     counted = xp.ones_like(x) if where is None else xp.astype(xp.broadcast_to(where, x.shape), x.dtype)
     x, counted = (xp.reshape(array, (-1, x.shape[-1])) for array in (x, counted))
 
+    # Sums of the largest losses would overflow, so all are divided by a power of 2 until the end.
+    size = power_of_two(xp.max(xp.abs(x)), xp)
+    x = counted * (x / size)
+    # The deviations' unit; where it is too large, every square but that of 0 is, too.
+    unit = xp.clip(size / scale, max=float(xp.finfo(x.dtype).max))
     numbers = xp.sum(counted, axis=1)
     number = xp.sum(numbers)
-    mean = xp.sum(counted * x) / number
-    centred = counted * (x - mean)  # twice, because one subtraction of a rounded mean leaves a rest
-    means = xp.sum(centred, axis=1) / xp.where(numbers > 0, numbers, xp.ones_like(numbers))
-    within = xp.sum(counted * (centred - means[:, None]) ** 2) / number
-    between = xp.sum(numbers * (means - xp.sum(centred) / number) ** 2) / number
+    own = xp.where(numbers > 0, numbers, xp.ones_like(numbers))
+    means = xp.sum(x, axis=1) / own
+    centred = counted * (x - means[:, None])
+    rest = xp.sum(centred, axis=1) / own  # twice, because one subtraction of a rounded mean leaves a rest
+    within = _mean_square(centred - counted * rest[:, None], counted, number, unit, xp)
+    means = means + rest
+    means = xp.where(numbers > 0, means - xp.sum(numbers * means) / number, xp.zeros_like(means))
+    means = means - xp.sum(numbers * means) / number
+    between = _mean_square(means, numbers, number, unit, xp)
     return ExcessVariance(over_pairs=within + between, within_anchors=within, between_anchors=between)
+
+
+def _mean_square(x: Array, counts: Array, number: Array, unit: Array, xp: Namespace) -> Array:
+    """Return ``sum(counts x^2) / number * unit^2``; no square is too large or too small where the result is not."""
+    size = power_of_two(xp.max(xp.where(counts > 0, xp.abs(x), xp.zeros_like(x))), xp)
+    x = x / size
+    return xp.sum(counts * x * x) / number * size * unit * (size * unit)
 
 
 def effective_sample_size(weights: Array, /, *, axis: int = -1, xp: Namespace | None = None) -> Array:
@@ -150,9 +176,9 @@ def effective_sample_size(weights: Array, /, *, axis: int = -1, xp: Namespace | 
     [4.0, 2.0]
     """
     xp = namespace_of({"weights": weights}, xp)
-    _checks.detached({"weights": weights})
+    _checks.detached({"weights": weights}, xp)
     _checks.floating("weights", weights, xp)
-    _checks.axis(axis, "weights", weights)
+    axis = _checks.axis(axis, "weights", weights)
     _checks.values("weights", weights, lambda p: p >= 0, "be >= 0", xp)
     wide = xp.astype(weights, wide_dtype(weights.dtype, xp))
     near = math.sqrt(xp.finfo(weights.dtype).eps)
@@ -217,7 +243,7 @@ def generalization_bound(
     arrays = {"risk": risk, "variance": variance}
     every = arrays | {name: value for name, value in scalars.items() if is_array(value)}
     xp = namespace_of(every, xp)
-    _checks.detached(every)
+    _checks.detached(every, xp)
     _checks.same_device(every, xp)
     for name, array in arrays.items():
         _checks.floating(name, array, xp)
@@ -229,12 +255,30 @@ def generalization_bound(
     _checks.finite("risk", risk, xp)
     _checks.values("variance", variance, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
     dtype = wide_dtype(risk.dtype, xp)
-    radius, c1, c2 = (
-        cast(_checks.parameter(name, value, lambda x: x >= 0, "be >= 0", xp), dtype, xp)
-        for name, value in scalars.items()
-    )
-    spread = xp.sqrt(2.0 * radius * xp.astype(variance, dtype))
-    return xp.min(xp.astype(risk, dtype) + c1 * spread) + c2 / num_samples
+    radius, c1, c2 = (_scalar(name, value, _not_negative, "be >= 0", risk, xp) for name, value in scalars.items())
+    # Half of c1 sqrt(2 radius variance) is added twice: twice the half may be too large where the sum is not.
+    half = _product(xp.sqrt(xp.astype(variance, dtype)), math.sqrt(0.5) * xp.sqrt(radius), c1, xp)
+    return xp.min(xp.astype(risk, dtype) + half + half) + c2 / float(num_samples)
+
+
+def _scalar(name: str, value: Scalar, holds: Callable[[Any], Any], rule: str, like: Array, xp: Namespace) -> Array:
+    """Check a parameter and return it as an array () of the dtype that `like` is computed in."""
+    dtype = wide_dtype(like.dtype, xp)
+    checked = _checks.within(_checks.parameter(name, value, holds, rule, xp, dtype=dtype), holds, xp)
+    if is_array(checked):
+        return xp.astype(checked, dtype)
+    return xp.asarray(checked, dtype=dtype, device=device_of(like))
+
+
+def _not_negative(x: Any) -> Any:
+    return x >= 0
+
+
+def _product(a: Array, b: Array, c: Array, xp: Namespace) -> Array:
+    """Return ``a b c`` of numbers >= 0: the largest times the smallest comes first, so only the result can overflow."""
+    low, high = xp.minimum(a, b), xp.maximum(a, b)
+    middle = xp.maximum(low, xp.minimum(high, c))
+    return xp.minimum(low, c) * xp.maximum(high, c) * middle
 
 
 class LogMeanExpBias(NamedTuple):
@@ -303,10 +347,10 @@ def log_mean_exp_bias(
     """
     arrays = {"losses": losses} | ({"temperature": temperature} if is_array(temperature) else {})
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     _checks.floating("losses", losses, xp)
-    _checks.axis(axis, "losses", losses)
+    axis = _checks.axis(axis, "losses", losses)
     n = int(losses.shape[axis])
     if n < 2:
         raise ValueError(f"losses must have at least 2 entries along axis {axis}, got shape {tuple(losses.shape)}")
@@ -315,18 +359,45 @@ def log_mean_exp_bias(
         raise ValueError(f"batch_size must be at most the number of samples {n}, got {batch_size}")
     _checks.finite("losses", losses, xp)
     dtype = wide_dtype(losses.dtype, xp)
-    tau = cast(_checks.parameter("temperature", temperature, lambda t: t > 0, "be > 0", xp), dtype, xp)
+    tau = _scalar("temperature", temperature, positive, "be > 0", losses, xp)
 
     batches = n // batch_size
     n = batches * batch_size
-    x = xp.moveaxis(xp.astype(losses, dtype), axis, -1)[..., :n]
-    x = (x - xp.max(x, axis=-1, keepdims=True)) / tau  # the bias does not depend on a shift
-    whole = log_sum_exp(x, axis=-1, where=None, xp=xp)
-    parts = log_sum_exp(xp.reshape(x, (*x.shape[:-1], batches, batch_size)), axis=-1, where=None, xp=xp)
-    measured = xp.mean(parts - whole[..., None], axis=-1) + math.log(batches)
-    inverse = xp.exp(log_sum_exp(2.0 * x, axis=-1, where=None, xp=xp) - 2.0 * whole)  # sum of squared weights
-    predicted = (n * inverse - 1.0) * (-0.5 * (batches - 1) / (n - 1))
-    return LogMeanExpBias(measured=tau * measured, predicted=tau * predicted)
+    # Halves, because a difference of two losses may be too large. The bias does not depend on a shift.
+    x = 0.5 * xp.moveaxis(xp.astype(losses, dtype), axis, -1)[..., :n]
+    x = x - xp.max(x, axis=-1, keepdims=True)
+    whole, log_whole = _half_log_mean_exp(x, tau, xp)
+    parts, _ = _half_log_mean_exp(xp.reshape(x, (*x.shape[:-1], batches, batch_size)), tau, xp)
+    measured = xp.sum((parts - whole[..., None]) / batches, axis=-1)
+    # n / E - 1 is the mean of (n p - 1)^2 over the weights p; n p - 1 has all its digits where they are nearly equal.
+    excess = xp.expm1(_whole(x, tau) - log_whole[..., None])
+    predicted = xp.sum((tau * (excess / n)) * excess, axis=-1) * (-0.5 * (batches - 1) / (n - 1))
+    return LogMeanExpBias(measured=2.0 * measured, predicted=predicted)
+
+
+def _half_log_mean_exp(x: Array, tau: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Return ``(tau / 2) log mean exp(2 x / tau)`` along the last axis, and the logarithm.
+
+    No quotient by tau is too large, because the largest entry is taken out first and stays in the unit of the losses;
+    and a logarithm near 0 has all its digits, as a large tau makes it.
+    """
+    top = xp.max(x, axis=-1, keepdims=True)
+    y = _whole(x - top, tau)
+    change = xp.mean(xp.expm1(y), axis=-1)
+    # At least one exponential is 1: the mean of n is at least 1 / n.
+    logarithm = xp.where(
+        change > -0.5, xp.log1p(xp.maximum(change, xp.full_like(change, -0.5))), xp.log(xp.mean(xp.exp(y), axis=-1))
+    )
+    # Where all quotients are less than the rounding of 1, the temperature is as good as infinite: a plain mean.
+    flat = xp.min(y, axis=-1) > -0.25 * float(xp.finfo(x.dtype).eps)
+    inner = xp.where(flat, xp.mean(x - top, axis=-1), tau * (0.5 * logarithm))
+    top = xp.squeeze(top, axis=-1)
+    return top + inner, _whole(top, tau) + logarithm
+
+
+def _whole(x: Array, tau: Array) -> Array:
+    """Return ``2 x / tau`` of x <= 0: ``-inf`` where it is too large, which an exponential turns into 0."""
+    return 2.0 * (x / tau)
 
 
 class ScalingLaw(NamedTuple):
@@ -415,7 +486,7 @@ def fit_scaling_law(
     """
     arrays = {"compute": compute, "error": error} | ({} if where is None else {"where": where})
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     for name in ("compute", "error"):
         _checks.floating(name, arrays[name], xp)
@@ -444,10 +515,11 @@ def fit_scaling_law(
         if bool(xp.any(bad)):
             at = int(xp.argmax(xp.astype(bad, xp.int8)))
             raise ValueError(f"{name} must be finite and > 0, got {float(array[at])} at position {positions[at]}")
-    centre = xp.mean(xp.log(compute))
-    x, y = xp.log(compute) - centre, xp.log(error)
-    if not bool(xp.max(compute) > xp.min(compute)):
+    x, y = xp.log(compute), xp.log(error)
+    if not bool(xp.max(x) > xp.min(x)):
         raise ValueError("compute must have at least two different values at the fitted points, got one")
+    centre = xp.mean(x)
+    x = x - centre
 
     fit = _fit_with_floor if with_floor else _fit_line
     level, slope, floor = fit(x, y[None, :], xp)
@@ -547,5 +619,7 @@ def _interval(samples: Array, confidence: float, xp: Namespace) -> tuple[Array, 
     for level in ((1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0):
         place = level * (samples.shape[0] - 1)
         lower = min(math.floor(place), samples.shape[0] - 2)
-        ends.append(ordered[lower] + (place - lower) * (ordered[lower + 1] - ordered[lower]))
+        below, above = ordered[lower], ordered[lower + 1]
+        step = xp.where(above > below, above - below, xp.zeros_like(above))  # two infinite ones have no difference
+        ends.append(below + (place - lower) * step if place > lower else below)
     return ends[0], ends[1]

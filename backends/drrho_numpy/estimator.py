@@ -356,7 +356,7 @@ class MemoryMappedEstimator:
 
     def _load_arrays(self, image: np.ndarray, text: np.ndarray) -> None:
         for name, rows in (("log_inner_image", image), ("log_inner_text", text)):
-            namespace_of({name: rows}, _XP)
+            namespace_of({"the estimator": self._like, name: rows}, _XP)
             _checks.shape(name, rows, (self.num_samples,), "(num_samples,)")
         for start in range(0, self.num_samples, _CHUNK):
             part = slice(start, start + _CHUNK)

@@ -138,10 +138,22 @@ def test_every_integer_dtype_can_index(kind: Kind, dtype: str) -> None:
 
 
 BAD_INDEX = [
-    ([0, 6], ValueError, r"sample_index must be in \[0, 6\), got 6 at position 1"),
-    ([-1, 2], ValueError, r"sample_index must be in \[0, 6\), got -1 at position 0"),
+    (
+        [0, 6],
+        ValueError,
+        r"sample_index must hold row ids from 0 to 5 \(see docs/large-data\.md, .*\), got 6 at position 1",
+    ),
+    (
+        [-1, 2],
+        ValueError,
+        r"sample_index must hold row ids from 0 to 5 \(see docs/large-data\.md, .*\), got -1 at position 0",
+    ),
     ([3, 3], ValueError, "sample_index must not repeat an index within a batch, got 3 twice"),
-    ([[0, 1]], ValueError, r"sample_index must have 1 axes \(batch_size,\), got shape \(1, 2\)"),
+    (
+        [[0, 1]],
+        ValueError,
+        r"sample_index must have shape \(batch_size,\), one row id per sample of the batch, got \(1, 2\)",
+    ),
     ([0.0, 1.0], TypeError, "sample_index must have an integer dtype, got .*float"),
 ]
 

@@ -712,12 +712,12 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], dict[str, Any]], type[Exception],
     "index too large": (
         lambda p: {"sample_index": jnp.asarray([7, 0, 11, 4, 2])},
         ValueError,
-        r"sample_index must be in \[0, 11\), got 11 at position 2",
+        r"sample_index must hold row ids from 0 to 10 \(see docs/large-data\.md, .*\), got 11 at position 2",
     ),
     "negative index": (
         lambda p: {"sample_index": jnp.asarray([7, -1, 10, 4, 2])},
         ValueError,
-        r"sample_index must be in \[0, 11\), got -1 at position 1",
+        r"sample_index must hold row ids from 0 to 10 \(see docs/large-data\.md, .*\), got -1 at position 1",
     ),
     "floating index": (
         lambda p: {"sample_index": p.index.astype("float32")},

@@ -701,12 +701,12 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], dict[str, Any]], type[Exception],
     "index too large": (
         lambda p: {"sample_index": torch.tensor([7, 0, 11, 4, 2])},
         ValueError,
-        r"sample_index must be in \[0, 11\), got 11 at position 2",
+        r"sample_index must hold row ids from 0 to 10 \(see docs/large-data\.md, .*\), got 11 at position 2",
     ),
     "negative index": (
         lambda p: {"sample_index": torch.tensor([7, -1, 10, 4, 2])},
         ValueError,
-        r"sample_index must be in \[0, 11\), got -1 at position 1",
+        r"sample_index must hold row ids from 0 to 10 \(see docs/large-data\.md, .*\), got -1 at position 1",
     ),
     "floating index": (
         lambda p: {"sample_index": p.index.float()},
@@ -722,7 +722,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], dict[str, Any]], type[Exception],
     "square index": (
         lambda p: {"sample_index": p.index[:, None]},
         ValueError,
-        r"sample_index must have 1 axes \(batch_size,\), got shape \(5, 1\)",
+        r"sample_index must have shape \(batch_size,\), one row id per sample of the batch, got \(5, 1\)",
     ),
     "index elsewhere": (
         lambda p: {"sample_index": p.index.to("meta")},

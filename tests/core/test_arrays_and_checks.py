@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import array_api_compat.numpy as numpy_namespace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import drrho_core as core
 from drrho_core import _arrays, _checks
 
 DEVICE1 = array_api_strict.Device("device1")
@@ -61,6 +63,11 @@ def test_the_bare_library_may_be_named_where_it_follows_the_standard() -> None:
         ({"x": torch.zeros(1)}, torch, "xp must be an Array API namespace such as .*, got <module 'torch'"),
         ({"x": np.zeros(1)}, "numpy", "xp must be an Array API namespace such as .*, got 'numpy'"),
         ({"x": np.zeros(1), "y": torch.zeros(1)}, np, "y must come from the library of x"),
+        # The one that differs from the others is blamed, and xp decides where it is the namespace of some.
+        ({"x": np.zeros(1), "y": jnp.zeros(1), "z": jnp.zeros(1)}, None,
+         r"^x must come from the library of y \(jax\.numpy\), got an array of numpy"),
+        ({"x": np.zeros(1), "y": torch.zeros(1)}, torch_namespace,
+         r"^x must come from the library of y \(torch\), got an array of numpy"),
     ],
 )  # fmt: skip
 def test_mixed_namespaces_are_refused(arrays: Any, xp: Any, message: str) -> None:
@@ -238,9 +245,30 @@ def test_shapes() -> None:
         _checks.ndim("x", x, 1, "(batch_size,)")
 
 
-@pytest.mark.parametrize("value", [0, 1, -1, -2, np.int64(1)])
+class Index:
+    """Neither of Python nor of NumPy, and an index."""
+
+    def __index__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, -2, np.int64(1), np.uint8(1), Index(), np.asarray(1)])
 def test_an_axis_that_is_there(value: Any) -> None:
-    _checks.axis(value, "losses", np.zeros((2, 3)))
+    got = _checks.axis(value, "losses", np.zeros((2, 3)))
+    assert (got, type(got)) == (value if isinstance(value, int) else 1, int)
+
+
+def test_every_function_with_an_axis_takes_a_numpy_integer(eager_space: Any) -> None:
+    x = eager_space.asarray(np.asarray([[0.25, 0.75], [0.75, 0.25]]))
+    y = eager_space.asarray(np.asarray([[0.1, 0.2], [0.7, 0.5]]))
+    for call in (
+        lambda axis: core.worst_case(y, core.CVaR(0.5), axis=axis).risk,
+        lambda axis: core.drrho_risk(y, 0.5 * x, core.CVaR(0.5), axis=axis).risk,
+        lambda axis: core.effective_sample_size(x, axis=axis),
+        lambda axis: core.log_mean_exp_bias(y, batch_size=1, axis=axis).measured,
+    ):
+        for axis, plain in ((np.int64(0), 0), (np.int8(-2), 0), (Index(), 1), (np.asarray(0), 0)):
+            np.testing.assert_array_equal(eager_space.to_numpy(call(axis)), eager_space.to_numpy(call(plain)))
 
 
 @pytest.mark.parametrize(
@@ -377,3 +405,109 @@ def test_a_compiler_is_asked_nothing_about_arrays() -> None:
     assert not _arrays.values_visible(np.zeros(1), compiling)
     _checks.same_device({"x": array_api_strict.zeros(1), "y": array_api_strict.zeros(1, device=DEVICE1)}, compiling)
     _checks.values("x", np.full(1, np.nan), np.isfinite, "be finite", compiling)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers that a dtype cannot hold, and values that nobody can look at
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fitting(value: Any, rule: str = "be > 0") -> Any:
+    holds = {"be > 0": lambda x: x > 0, "be >= 0": lambda x: x >= 0}[rule]
+    return _checks.parameter("tau", value, holds, rule, np, per_anchor=1, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "value", [1.2e-38, 2e37, 0.5, np.asarray(1.2e-38), np.asarray(2e37), np.asarray(1, dtype="float16")]
+)
+def test_what_a_dtype_holds_with_its_inverse_is_taken(value: Any) -> None:
+    assert fitting(value) == value
+    assert fitting((np.full(1, float(value)),) * 2)[0] == value
+    assert fitting(0.0, "be >= 0") == 0
+    assert fitting(3e38, "be >= 0") == 3e38
+    assert fitting(1e-45, "be >= 0") == 1e-45
+
+
+@pytest.mark.parametrize("value", [1e300, 1e-50, 1e-40, 2.2e37])
+def test_what_a_dtype_does_not_hold_is_refused(value: float) -> None:
+    message = rf"must fit float32, and so must its inverse, got {re.escape(str(value))}"
+    for given in (value, np.asarray(value), (np.full(1, value), np.ones(1))):
+        with pytest.raises(ValueError, match=message):
+            fitting(given)
+
+
+def test_the_rule_is_the_better_reason() -> None:
+    with pytest.raises(ValueError, match=r"tau must be > 0, got -1e\+300"):
+        fitting(np.asarray(-1e300))
+    with pytest.raises(ValueError, match=r"tau must fit float32, got 1e\+300"):
+        fitting(1e300, "be >= 0")
+    with pytest.raises(ValueError, match="tau must be finite, got 1000"):
+        fitting(10**400)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: core.excess_loss(x, x, reference_weight=1e300),
+        lambda x: core.log_mean_exp_bias(x, batch_size=1, temperature=1e300),
+        lambda x: core.generalization_bound(x, x, radius=1e300, num_samples=3),
+        lambda x: core.generalization_bound(x, x, radius=1, num_samples=10**400),
+        lambda x: core.moving_average_kl(x, x, 0.0, temperature=1e-300),
+        lambda x: core.moving_average_kl(x, x, 1e300, temperature=1),
+        lambda x: core.moving_average_kl(x, x, 0.0, temperature=1, gamma=1e-300),
+        lambda x: core.scent_gamma(x, log_alpha=1e300),
+        lambda x: core.log_inner_from_libauc_v1(x, temperature=1e-300, positive_similarity=x),
+        lambda x: core.GlobalTemperature(0.5, like=x, maximum=1e300),
+        lambda x: core.GlobalTemperature(0.5, like=x).update(1e300, learning_rate=0.1),
+        lambda x: core.GlobalTemperature(0.5, like=x).update(1.0, learning_rate=1e300),
+        lambda x: core.PerSampleTemperature(3, 0.5, like=x, minimum=1e-300),
+        lambda x: core.InnerEstimator(10**400, like=x),
+    ],
+)
+def test_a_number_too_large_or_too_small_for_its_type_is_refused(call: Any) -> None:
+    for x in (np.full(2, 0.5, dtype="float32"), torch.full((2,), 0.5), jnp.full(2, 0.5, dtype="float32")):
+        with pytest.raises(ValueError, match=r" must (fit |be finite|be finite and at most 1\.7e\+38)"):
+            call(x)
+
+
+def test_a_parameter_outside_its_domain_gives_nan_where_code_is_traced() -> None:
+    import jax
+
+    x = jnp.asarray([0.5, 0.25])
+    functions = {
+        "gamma above 1": lambda p: core.moving_average_kl(x, x, 0.0, temperature=1, gamma=1 + p).risk,
+        "gamma 0, never visited": lambda p: core.moving_average_kl(x, x, -jnp.inf, temperature=1, gamma=1 - p).risk,
+        "temperature": lambda p: core.moving_average_kl(x, x, 0.0, temperature=1 - 2 * p).risk,
+        "state": lambda p: core.moving_average_kl(x, x, jnp.where(p > 0, jnp.inf, p), temperature=1.0).risk,
+        "reference_weight": lambda p: core.excess_loss(x, x, reference_weight=1 - 2 * p),
+        "floor": lambda p: core.scent_gamma(x, log_alpha=1.0, gamma_floor=1 + p),
+        "floor, never visited": lambda p: core.scent_gamma(x - jnp.inf, log_alpha=1.0, gamma_floor=1 - p),
+        "radius": lambda p: core.generalization_bound(x, x, radius=1 - 2 * p, num_samples=3),
+        "bias": lambda p: core.log_mean_exp_bias(x, batch_size=1, temperature=1 - 2 * p).measured,
+        "rate": lambda p: core.update_temperature_rows(
+            core.TemperatureRows(x, x), x, learning_rate=1 - 2 * p).temperature,
+    }  # fmt: skip
+    for name, function in functions.items():
+        assert not np.isnan(np.asarray(jax.jit(function)(jnp.asarray(0.0)))).any(), name
+        assert np.isnan(np.asarray(jax.jit(function)(jnp.asarray(1.0)))).all(), name
+
+
+def test_a_pair_outside_its_domain_becomes_nan_where_nobody_looks() -> None:
+    import jax
+
+    def inside(x: Any) -> Any:
+        return _checks.within((x, 0.5), lambda v: v > 0, jnp)[0]
+
+    assert np.isnan(np.asarray(jax.jit(inside)(jnp.asarray([1.0, -1.0])))).tolist() == [False, True]
+
+
+def test_a_namespace_that_is_too_old_is_refused() -> None:
+    from types import SimpleNamespace
+
+    old = SimpleNamespace(__array_namespace_info__=None, __name__="numpy", __array_api_version__="2023.12")
+    with pytest.raises(
+        TypeError, match=r"^xp must be a library that follows the array API standard's version 2024\.12"
+    ):
+        _arrays.namespace_of({"x": np.zeros(1)}, old)
+    for xp in (numpy_namespace, torch_namespace, jnp, array_api_strict):
+        assert xp.__array_api_version__ >= _arrays.OLDEST

@@ -167,11 +167,23 @@ def test_a_read_only_array_is_replaced() -> None:
 
 
 BAD_INDEX = [
-    ([0, 6], ValueError, r"sample_index must be in \[0, 6\), got 6 at position 1"),
-    ([-1, 2], ValueError, r"sample_index must be in \[0, 6\), got -1 at position 0"),
+    (
+        [0, 6],
+        ValueError,
+        r"sample_index must hold row ids from 0 to 5 \(see docs/large-data\.md, .*\), got 6 at position 1",
+    ),
+    (
+        [-1, 2],
+        ValueError,
+        r"sample_index must hold row ids from 0 to 5 \(see docs/large-data\.md, .*\), got -1 at position 0",
+    ),
     ([3, 1, 3], ValueError, "sample_index must not repeat an index within a batch, got 3 twice"),
-    ([[0, 1]], ValueError, r"sample_index must have 1 axes \(batch_size,\), got shape \(1, 2\)"),
-    (1, ValueError, r"sample_index must have 1 axes \(batch_size,\), got shape \(\)"),
+    (
+        [[0, 1]],
+        ValueError,
+        r"sample_index must have shape \(batch_size,\), one row id per sample of the batch, got \(1, 2\)",
+    ),
+    (1, ValueError, r"sample_index must have shape \(batch_size,\), one row id per sample of the batch, got \(\)"),
     ([0.0, 1.0], TypeError, "sample_index must have an integer dtype, got .*float"),
     ([True, False], TypeError, "sample_index must have an integer dtype, got .*bool"),
 ]
@@ -203,7 +215,7 @@ def test_an_index_of_another_kind_is_refused() -> None:
     with pytest.raises(TypeError, match="sample_index must be an array, got list"):
         made.gather([0, 1])
     with pytest.raises(
-        TypeError, match=r"the state must come from the library of sample_index \(jax\.numpy\), got.* numpy"
+        TypeError, match=r"sample_index must come from the library of the state \(numpy\), got.* jax\.numpy"
     ):
         made.gather(jnp.asarray([0, 1]))
 

@@ -282,3 +282,15 @@ def test_bad_input_is_one_clear_error(
 def test_bad_input_of_the_risk(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_a_difference_is_right_where_the_product_is_too_large(eager_space: Any, as_array: bool) -> None:
+    largest = float(np.finfo(eager_space.dtype_name).max)
+    loss, reference = (
+        eager_space.asarray([0.9 * largest, -0.9 * largest, 0.0]),
+        eager_space.asarray([0.6 * largest, -0.6 * largest, 0.25 * largest]),
+    )
+    weight = eager_space.asarray(np.asarray(2.0)) if as_array else 2.0
+    got = eager_space.to_numpy(excess_loss(loss, reference, reference_weight=weight))
+    np.testing.assert_allclose(got / largest, [-0.3, 0.3, -0.5], rtol=1e-6)

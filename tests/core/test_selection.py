@@ -236,3 +236,22 @@ SQUARE = np.zeros((3, 3))
 def test_bad_logits_get_one_clear_error(arrays: Any, options: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         select_jest(*arrays, **{"k": 2, "num_chunks": 1, **options})
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0, 1e30])
+def test_the_order_is_right_where_excess_losses_are_too_large_for_their_dtype(eager_space: Any, weight: float) -> None:
+    largest = float(np.finfo(eager_space.dtype_name).max)
+    loss = largest * np.asarray([0.5, 1.0, -1.0, 0.75, 0.25])
+    reference = largest / weight * np.asarray([-0.75, -1.0, 1.0, -1.0, -1.0])
+    got = select_top_excess(eager_space.asarray(loss), eager_space.asarray(reference), k=5, reference_weight=weight)
+    assert eager_space.to_numpy(got).tolist() == [1, 3, 0, 4, 2]  # at equal excess losses the lower index comes first
+
+
+def test_jest_takes_the_largest_logits(eager_space: Any) -> None:
+    largest = float(np.finfo(eager_space.dtype_name).max)
+    learner = largest * np.asarray([[1.0, 0.5, -1.0], [1.0, 0.9, 1.0], [-1.0, 0.25, -1.0]])
+    reference = largest * np.asarray([[-1.0, 1.0, 1.0], [-1.0, -0.95, -1.0], [1.0, -0.5, 0.9]])
+    with np.errstate(over="ignore"):  # NumPy says so where a difference of two logits is -inf, whose exponential is 0
+        got = select_jest(eager_space.asarray(learner), eager_space.asarray(reference), k=3, num_chunks=3, top_k=True)
+    # own: -2, -1.85, 1.9; given 2: 0: -2 + (-2 - 2) / 2 = -4, 1: -1.85 + (2 + .75) / 2 = -.475
+    assert eager_space.to_numpy(got).tolist() == [2, 1, 0]

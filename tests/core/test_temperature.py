@@ -542,7 +542,13 @@ def test_a_bad_step_changes_nothing(eager_space: Any) -> None:
         bad += [
             (index, (two, nan), 0.1, ValueError, r"gradient\[1\] must be finite, got nan at position 1"),
             (twice, (two, two), 0.1, ValueError, "sample_index must not repeat an index within a batch, got 3 twice"),
-            (outside, (two, two), 0.1, ValueError, r"sample_index must be in \[0, 7\), got 7"),
+            (
+                outside,
+                (two, two),
+                0.1,
+                ValueError,
+                r"sample_index must hold row ids from 0 to 6 \(see docs/large-data\.md, .*\), got 7",
+            ),
         ]
     for at, gradient, rate, error, message in bad:
         with pytest.raises(error, match=message):
