@@ -13,7 +13,7 @@ import math
 from drrho_core import _checks
 from drrho_core._arrays import Array, Namespace, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
-from drrho_core.contrastive import Scalar, cast, check_features, find_sweeps, optional_arrays, per_anchor, positive
+from drrho_core.contrastive import Scalar, check_features, find_sweeps, option, optional_arrays, per_anchor, positive
 
 
 def pair_loss(
@@ -67,7 +67,7 @@ def pair_loss(
     xp = namespace_of(arrays, xp)
     batch_size = check_features(arrays, xp)
     work = wide_dtype(image_features.dtype, xp)
-    temperature = cast(_checks.parameter("temperature", temperature, positive, "be > 0", xp), work, xp)
+    temperature = option("temperature", temperature, positive, "be > 0", work, xp)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
     first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
@@ -122,7 +122,7 @@ def reference_anchor_weight(
     scalars = {"temperature": temperature, "threshold": threshold}
     arrays = {"pair_loss": pair_loss} | {name: value for name, value in scalars.items() if is_array(value)}
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     _checks.floating("pair_loss", pair_loss, xp)
     _checks.ndim("pair_loss", pair_loss, 1, "(batch_size,)")
@@ -130,8 +130,8 @@ def reference_anchor_weight(
         raise ValueError("pair_loss must hold at least 1 entry, got shape (0,)")
     _checks.finite("pair_loss", pair_loss, xp)
     work = wide_dtype(pair_loss.dtype, xp)
-    temperature = cast(_checks.parameter("temperature", temperature, positive, "be > 0", xp), work, xp)
-    threshold = cast(_checks.parameter("threshold", threshold, lambda _: True, "be finite", xp), work, xp)
+    temperature = option("temperature", temperature, positive, "be > 0", work, xp)
+    threshold = option("threshold", threshold, lambda _: True, "be finite", work, xp)
     # log sigmoid(-y), then a softmax: where all sigmoids underflow their ratios still exist.
     y = (xp.astype(pair_loss, work, copy=False) - threshold) / temperature
     log_weight = -xp.logaddexp(xp.zeros_like(y), y)

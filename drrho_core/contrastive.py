@@ -16,6 +16,7 @@ per anchor and direction (b,). Formulas: DRRho-CLIP (arXiv 2505.06699), SogCLR (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from drrho_core import _checks, _pairs
@@ -234,33 +235,32 @@ def settle(
     states = [f"log_inner_{side}" for side in sides]
     for name in states:
         check_state(name, arrays[name], batch_size, xp)
-    temperature = _checks.parameter(
-        "temperature", temperature, positive, "be > 0", xp, per_anchor=batch_size, sides=sides
-    )
-    gamma = _checks.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp, per_anchor=batch_size, sides=sides)
-    anchor_weights = check_anchor_weight(anchor_weight, batch_size, xp)
-    reference_weight = _checks.parameter("reference_weight", reference_weight, _not_negative, "be >= 0", xp)
-    radius = _checks.parameter("radius", radius, _not_negative, "be >= 0", xp)
-    eps = _checks.parameter("eps", eps, _not_negative, "be >= 0", xp)
+    features = arrays[f"{sides[0]}_features"]
+    work = work_dtype(features, reference_features, xp)
+    wide = xp.result_type(work, *(arrays[name].dtype for name in states))
+    anchors: dict[str, Any] = {"per_anchor": batch_size, "sides": sides}
+    temperature = option("temperature", temperature, positive, "be > 0", work, xp, **anchors)
+    gamma = option("gamma", gamma, in_unit_interval, "be in (0, 1]", wide, xp, **anchors)
+    anchor_weights = check_anchor_weight(anchor_weight, batch_size, wide, xp)
+    reference_weight = option("reference_weight", reference_weight, _not_negative, "be >= 0", work, xp)
+    radius = option("radius", radius, _not_negative, "be >= 0", wide, xp)
+    eps = option("eps", eps, _not_negative, "be >= 0", wide, xp)
     if pair_mask is not None:
         _checks.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
         if pair_mask.dtype != xp.bool:
             raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
 
-    features = arrays[f"{sides[0]}_features"]
-    work = work_dtype(features, reference_features, xp)
-    wide = xp.result_type(work, *(arrays[name].dtype for name in states))
     gammas = gamma if isinstance(gamma, tuple) else (gamma, gamma)
     return xp, Setting(
         batch_size=batch_size,
         work=work,
-        temperature=cast(temperature, work, xp),
+        temperature=temperature,
         temperatures=per_anchor(temperature, features, wide, xp),
-        gammas=(cast(gammas[0], wide, xp), cast(gammas[1], wide, xp)),
-        anchor_weights=cast(anchor_weights, wide, xp),
-        reference_weight=cast(reference_weight, work, xp),
-        radius=cast(radius, wide, xp),
-        eps=cast(eps, wide, xp),
+        gammas=gammas,
+        anchor_weights=anchor_weights,
+        reference_weight=reference_weight,
+        radius=radius,
+        eps=eps,
     )
 
 
@@ -544,7 +544,7 @@ def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest
 
 def check_features(arrays: dict[str, Array], xp: Namespace, *, sides: tuple[str, str] = ("image", "text")) -> int:
     """Check what every contrastive objective asks of its features; return the batch size."""
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     features = {name: array for name, array in arrays.items() if "features" in name}
     for name, array in features.items():
@@ -608,21 +608,23 @@ def work_dtype(features: Array, reference_features: tuple[Array, Array] | None, 
     return wide_dtype(dtype, xp)
 
 
-def check_anchor_weight(anchor_weight: Any, batch_size: int, xp: Namespace) -> tuple[Scalar, Scalar]:
-    """Check the factors on the anchors; return those of both directions, 1.0 for none."""
+def check_anchor_weight(anchor_weight: Any, batch_size: int, dtype: Any, xp: Namespace) -> tuple[Scalar, Scalar]:
+    """Check the factors on the anchors and return those of both directions in a dtype; 1.0 for none."""
     if anchor_weight is None:
         return 1.0, 1.0
-    both = anchor_weight if isinstance(anchor_weight, (tuple, list)) else (anchor_weight, anchor_weight)
-    if len(both) != 2:
+    is_pair = isinstance(anchor_weight, (tuple, list))
+    both = tuple(anchor_weight) if is_pair else (anchor_weight,)
+    if is_pair and len(both) != 2:
         raise ValueError(f"anchor_weight must be an array or a pair of arrays, got {len(both)} entries")
-    names = ("anchor_weight[0]", "anchor_weight[1]") if both is anchor_weight else ("anchor_weight",)
-    for name, weight in zip(names, both, strict=False):
+    for position, weight in enumerate(both):
+        name = f"anchor_weight[{position}]" if is_pair else "anchor_weight"
         if not is_array(weight):
             raise TypeError(f"{name} must be an array of shape (batch_size,), got {_checks.describe(weight)}")
         _checks.floating(name, weight, xp)
         _checks.shape(name, weight, (batch_size,), "(batch_size,)")
         _checks.values(name, weight, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
-    return both[0], both[1]
+    checked = _checks.within(cast(both, dtype, xp), _not_negative, xp)
+    return checked[0], checked[-1]
 
 
 def check_state(name: str, log_inner: Array, batch_size: int, xp: Namespace) -> None:
@@ -630,6 +632,22 @@ def check_state(name: str, log_inner: Array, batch_size: int, xp: Namespace) -> 
     _checks.state_dtype(name, log_inner, xp)
     _checks.shape(name, log_inner, (batch_size,), "(batch_size,)")
     _checks.values(name, log_inner, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
+
+
+def option(
+    name: str,
+    value: Any,
+    holds: Callable[[Any], Any],
+    rule: str,
+    dtype: Any,
+    xp: Namespace,
+    *,
+    per_anchor: int | None = None,
+    sides: tuple[str, str] = ("image", "text"),
+) -> Any:
+    """Check an option and return it in a dtype; under tracing an array is nan outside its domain. See `parameter`."""
+    checked = _checks.parameter(name, value, holds, rule, xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
+    return _checks.within(cast(checked, dtype, xp), holds, xp)
 
 
 def cast(value: Any, dtype: Any, xp: Namespace) -> Any:

@@ -31,6 +31,7 @@ from drrho_core.contrastive import (
     find_sweeps,
     gradient,
     in_shares,
+    option,
     optional_arrays,
     per_anchor,
     positive,
@@ -169,10 +170,9 @@ def info_nce(
     more = optional_arrays(anchor_weight=anchor_weight)
     xp, arrays = _gather(image_features, text_features, more, {"temperature": temperature}, xp)
     batch_size = check_features(arrays, xp)
-    temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp)
     work = wide_dtype(image_features.dtype, xp)
-    factors = cast(check_anchor_weight(anchor_weight, batch_size, xp), work, xp)
-    temperature = cast(temperature, work, xp)
+    temperature = option("temperature", temperature, positive, "be > 0", work, xp)
+    factors = check_anchor_weight(anchor_weight, batch_size, work, xp)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
@@ -257,8 +257,8 @@ def sigmoid_loss(
     batch_size = check_features(arrays, xp)
     _check_pair_mask(pair_mask, batch_size, xp)
     work = wide_dtype(image_features.dtype, xp)
-    scale = cast(_checks.parameter("scale", scale, positive, "be > 0", xp), work, xp)
-    bias = cast(_checks.parameter("bias", bias, lambda _: True, "be finite", xp), work, xp)
+    scale = option("scale", scale, positive, "be > 0", work, xp)
+    bias = option("bias", bias, lambda _: True, "be finite", work, xp)
     pairs = prepare(
         image_features,
         text_features,
@@ -375,7 +375,7 @@ def distillation_loss(
         _checks.finite(name, array, xp)
     work = wide_dtype(image_features.dtype, xp)
     temperature, reference_temperature = (
-        cast(_checks.parameter(name, value, positive, "be > 0", xp), work, xp) for name, value in scalars.items()
+        option(name, value, positive, "be > 0", work, xp) for name, value in scalars.items()
     )
     options: dict[str, Any] = {"tile_size": tile_size, "memory_budget": memory_budget, "matrices": 2, "share": False}
     learner = prepare(image_features, text_features, temperature=temperature, **options, xp=xp)
@@ -473,7 +473,7 @@ def hinge_margin_loss(
     batch_size = check_features(arrays, xp)
     _check_pair_mask(pair_mask, batch_size, xp)
     work = wide_dtype(image_features.dtype, xp)
-    margin = cast(_checks.parameter("margin", margin, lambda x: x >= 0, "be >= 0", xp), work, xp)
+    margin = option("margin", margin, lambda x: x >= 0, "be >= 0", work, xp)
     pairs = prepare(
         image_features,
         text_features,
@@ -570,7 +570,7 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
         arrays |= {name: value for name, value in scalars.items() if is_array(value)}
     arrays = features | arrays
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays)
+    _checks.detached(arrays, xp)
     _checks.same_device(arrays, xp)
     _checks.same_dtype(features)
     first = next(iter(features.values()))
@@ -581,7 +581,7 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
     total: list[Array] = []
     parameters: list[dict[str, Any]] = []
     for n, (weight, result) in enumerate(terms):
-        weight = _checks.parameter(f"terms[{n}][0]", weight, lambda _: True, "be finite", xp)
+        weight = _checks.parameter(f"terms[{n}][0]", weight, lambda _: True, "be finite", xp, dtype=work)
         parts = [
             _times(weight, part, xp)
             for part in (

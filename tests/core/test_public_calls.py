@@ -38,6 +38,7 @@ RISK = {"loss": LOSS, "reference_loss": REFERENCE, "reference_weight": SCALAR, "
 FEATURES = {"image_features": X, "text_features": Y}
 STATE = {"log_inner_image": NEVER, "log_inner_text": NEVER}
 OPTIONS = {"gamma": SCALAR, "reference_weight": SCALAR, "radius": SCALAR, "eps": SCALAR, "pair_mask": PAIRS}
+WEIGHT = {"anchor_weight": np.asarray([0.5, 0.0, 2.0, 1.0])}
 REFERENCES = {"reference_features[0]": Y, "reference_features[1]": X}
 TABLE = np.asarray([0.5, 2.0, 3.0])
 INDEX = np.asarray([2, 0, 3])
@@ -46,10 +47,11 @@ ROWS = np.asarray([0.1, 0.2, 0.3])
 
 def step(function: Callable[..., Any], per_anchor: bool) -> Callable[[dict[str, Any]], Any]:
     def call(a: dict[str, Any]) -> Any:
-        options = {name: a[name] for name in OPTIONS if name in a}
+        options = {name: a[name] for name in OPTIONS | WEIGHT if name in a}
         options["temperature"] = (a["temperature[0]"], a["temperature[1]"]) if per_anchor else a["temperature"]
         if per_anchor:
             options["gamma"] = (a["gamma[0]"], a["gamma[1]"])
+            options["anchor_weight"] = (a["anchor_weight[0]"], a["anchor_weight[1]"])
         options["reference_features"] = (a["reference_features[0]"], a["reference_features[1]"])
         return function(*list(a.values())[:4], **options)
 
@@ -93,24 +95,31 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, np.ndarray]]] 
         f"worst_case {kind}": (lambda a, kind=kind: core.worst_case(a["losses"], kind, where=a["where"]),
                                {"losses": LOSS, "where": COUNTS})
         for kind in (core.CVaR(0.5), core.KLPenalty(0.5), core.KLBall(0.2), core.ChiSquarePenalty(0.5),
-                     core.ChiSquareBall(0.2), core.CressieReadBall(3.0, 0.2))
+                     core.ChiSquareBall(0.2), core.CressieReadBall(3.0, 0.2), core.CappedKLPenalty(0.5, 0.5))
     },
     "moving_average_kl": (
         lambda a: core.moving_average_kl(a["loss"], a["reference_loss"], a["log_inner"], temperature=a["temperature"],
                                          gamma=a["gamma"], reference_weight=a["reference_weight"], where=a["where"]),
         RISK | {"log_inner": SCALAR, "temperature": SCALAR, "gamma": SCALAR}),
     "contrastive_step": (step(core.contrastive_step, False),
-                         FEATURES | STATE | REFERENCES | OPTIONS | {"temperature": SCALAR}),
+                         FEATURES | STATE | REFERENCES | OPTIONS | WEIGHT | {"temperature": SCALAR}),
     "contrastive_step per anchor": (
         step(core.contrastive_step, True),
         FEATURES | STATE | REFERENCES | without(OPTIONS, "gamma")
-        | {f"{name}[{side}]": np.full(4, 0.5 + side / 4) for name in ("temperature", "gamma") for side in (0, 1)}),
+        | {f"{name}[{side}]": np.full(4, 0.5 + side / 4) for name in ("temperature", "gamma", "anchor_weight")
+           for side in (0, 1)}),
     "unimodal_contrastive_step": (
         step(core.unimodal_contrastive_step, False),
         {"view1_features": X, "view2_features": Y, "log_inner_view1": NEVER, "log_inner_view2": NEVER}
-        | REFERENCES | without(OPTIONS, "pair_mask") | {"temperature": SCALAR}),
-    "info_nce": (lambda a: core.info_nce(*list(a.values())[:2], temperature=a["temperature"]),
-                 FEATURES | {"temperature": SCALAR}),
+        | REFERENCES | without(OPTIONS, "pair_mask") | WEIGHT | {"temperature": SCALAR}),
+    "info_nce": (lambda a: core.info_nce(*list(a.values())[:2], temperature=a["temperature"],
+                                         anchor_weight=a["anchor_weight"]),
+                 FEATURES | WEIGHT | {"temperature": SCALAR}),
+    "pair_loss": (lambda a: core.pair_loss(*list(a.values())[:2], temperature=a["temperature"]),
+                  FEATURES | {"temperature": SCALAR}),
+    "reference_anchor_weight": (
+        lambda a: core.reference_anchor_weight(a["pair_loss"], temperature=a["temperature"], threshold=a["threshold"]),
+        {"pair_loss": LOSS, "temperature": SCALAR, "threshold": SCALAR}),
     "sigmoid_loss": (
         lambda a: core.sigmoid_loss(*list(a.values())[:2], scale=a["scale"], bias=a["bias"], pair_mask=a["pair_mask"]),
         FEATURES | {"scale": SCALAR, "bias": SCALAR, "pair_mask": PAIRS}),
