@@ -426,3 +426,72 @@ def test_gradients_stay_right_where_similarities_overflow(per_anchor: bool) -> N
     for name in ("image_gradient", "text_gradient"):
         got, wanted = getattr(step, name), getattr(expected, name)
         assert np.max(np.abs(got - wanted)) <= 1e-6 * np.max(np.abs(wanted))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dtypes of the reference features, and options that nobody can look at
+# ---------------------------------------------------------------------------------------------------------------------
+
+HALF_AND_WIDE = [
+    ("numpy", "float16", "float32"),
+    ("numpy", "float32", "float64"),
+    ("torch", "bfloat16", "float32"),
+    ("torch", "float16", "float64"),
+    ("jax", "bfloat16", "float32"),
+    ("jax", "bfloat16", "float16"),
+]
+
+
+@pytest.mark.parametrize("function", [contrastive_step, unimodal_contrastive_step])
+@pytest.mark.parametrize(("library", "dtype", "reference_dtype"), HALF_AND_WIDE)
+def test_reference_features_of_another_dtype_are_promoted(
+    library: str, dtype: str, reference_dtype: str, function: Any
+) -> None:
+    import array_api_compat
+
+    images, texts, one, other = in_library(library, draw("unit", 11))
+    never = in_library(library, UNSEEN)
+    xp = array_api_compat.array_namespace(images)
+    half, wide = getattr(xp, dtype), getattr(xp, reference_dtype)
+    features = [xp.astype(x, half) for x in (images, texts)]
+    references = tuple(xp.astype(x, wide) for x in (one, other))
+    mixed = function(*features, never, never, temperature=0.1, reference_features=references)
+    together = xp.result_type(half, wide)
+    wider = [xp.astype(x, together) for x in features]
+    same = function(
+        *wider, never, never, temperature=0.1, reference_features=tuple(xp.astype(x, together) for x in references)
+    )
+    for name, got, wanted in zip(mixed._fields, mixed, same, strict=True):
+        if name.endswith("_gradient") and not name.startswith("temperature"):
+            assert got.dtype == half
+            got, wanted = xp.astype(got, xp.float32), xp.astype(xp.astype(wanted, half), xp.float32)
+        got, wanted = (np.asarray(x, dtype=np.float64) for x in (got, wanted))
+        assert np.allclose(got, wanted, rtol=2e-5, atol=1e-6 if together == xp.float32 else 0.0), name
+
+
+BEYOND = {
+    "temperature": [0.0, -1.0, np.inf],
+    "gamma": [0.0, 1.5, -0.1, np.nan],
+    "eps": [-1.0],
+    "radius": [-1.0],
+    "reference_weight": [-0.5],
+    "anchor_weight": [np.full(B, -1.0, dtype=np.float32)],
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_an_option_outside_its_domain_gives_nan_where_code_is_traced(name: str) -> None:
+    jax = pytest.importorskip("jax")
+    images, texts, one, other = in_library("jax", draw("unit", 12))
+    seen = jax.numpy.zeros(B, dtype=jax.numpy.float32)
+    plain = {"temperature": 0.1, "gamma": 0.5, "reference_features": (one, other)}
+
+    @jax.jit
+    def step(value: Any) -> Any:
+        return contrastive_step(images, texts, seen, seen, **(plain | {name: value}))
+
+    for value in BEYOND[name]:
+        got = step(jax.numpy.asarray(value, dtype=jax.numpy.float32))
+        assert np.isnan(got.loss), value
+        if name != "radius":  # which the gradient does not depend on
+            assert np.all(np.isnan(got.image_gradient)), value
