@@ -168,7 +168,7 @@ def _sums_kernel(
         tl.store(positive + rows, here, mask=(rows >= first) & (rows < first + COLUMNS) & (rows < b))
     if HAS_MASK:
         z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
-    elif on_diagonal | (top + ROWS > b) | (first + COLUMNS > b):
+    elif on_diagonal | (top + ROWS > b) | (first + COLUMNS > b):  # noqa: SIM114 (known at run time, HAS_MASK before)
         z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
 
     # The peak is subtracted before the scale: a difference of close numbers is exact, a product with 1/t is not.
@@ -247,10 +247,9 @@ def _weights_kernel(
     r2: tl.tensor,  # (b, r)
     reference_weight: tl.tensor,  # (1,)
     mask: tl.tensor,  # (b, b)
-    image_anchors: tl.tensor,  # (3, b)   peak, scale, weight / total
-    text_anchors: tl.tensor,  # (3, b)
-    shared_factors: tl.tensor,  # (2, b)  weight / total relative to one shift for the whole batch; images, texts
-    shared: tl.tensor,  # (3,)            1 if they may be used, the shift, the scale
+    image_anchors: tl.tensor,  # (4, b)   peak, scale, weight / total, the last also relative to the shared peak
+    text_anchors: tl.tensor,  # (4, b)
+    shared: tl.tensor,  # (3,)            1 if one peak and one scale are shared by all anchors, this peak, this scale
     v: tl.tensor,  # (rows, width)        out: w + w', as a pointer or as a tensor descriptor
     first_row: tl.tensor,
     first_column: tl.tensor,
@@ -266,13 +265,15 @@ def _weights_kernel(
     GROUP: tl.constexpr,
     HAS_REFERENCE: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    HAS_SHARED: tl.constexpr,
+    SHARED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     BUFFER: tl.constexpr,
 ) -> None:
-    """Weigh the pairs of one tile."""
+    """Weigh the pairs of one tile, unless the other variant of this kernel is the one for the batch."""
+    if (tl.load(shared) == 0.0) == SHARED:
+        return
     program = tl.program_id(0)
     row_tile, column_tile = tl.swizzle2d(
         program // column_tiles, program % column_tiles, row_tiles, column_tiles, GROUP
@@ -285,21 +286,25 @@ def _weights_kernel(
     )  # fmt: skip
     rows = top + tl.arange(0, ROWS)
     columns = first + tl.arange(0, COLUMNS)
-    if HAS_SHARED:
-        if tl.load(shared) > 0.0:  # one exponential serves both directions
-            e = tl.exp2((z - tl.load(shared + 1)) * tl.load(shared + 2))
-            row_factor = tl.load(shared_factors + rows, mask=rows < b, other=0.0)
-            column_factor = tl.load(shared_factors + b + columns, mask=columns < b, other=0.0)
-            w = e * (row_factor[:, None] + column_factor[None, :])
-        else:
-            w = _both_weights(z, image_anchors, text_anchors, rows, columns, b)
-    else:
-        w = _both_weights(z, image_anchors, text_anchors, rows, columns, b)
+    if SHARED:  # one exponential serves both directions: all anchors have one peak and one scale
+        e = tl.exp2((z - tl.load(shared + 1)) * tl.load(shared + 2))
+        row_factor = tl.load(image_anchors + 3 * b + rows, mask=rows < b, other=0.0)
+        column_factor = tl.load(text_anchors + 3 * b + columns, mask=columns < b, other=0.0)
+        w = e * (row_factor[:, None] + column_factor[None, :])
+    else:  # the exponentials of the first sweep, divided by their own total
+        row_peak = tl.load(image_anchors + rows, mask=rows < b, other=0.0)
+        row_scale = tl.load(image_anchors + b + rows, mask=rows < b, other=0.0)
+        row_factor = tl.load(image_anchors + 2 * b + rows, mask=rows < b, other=0.0)
+        w = tl.exp2((z - row_peak[:, None]) * row_scale[:, None]) * row_factor[:, None]
+        column_peak = tl.load(text_anchors + columns, mask=columns < b, other=0.0)
+        column_scale = tl.load(text_anchors + b + columns, mask=columns < b, other=0.0)
+        column_factor = tl.load(text_anchors + 2 * b + columns, mask=columns < b, other=0.0)
+        w += tl.exp2((z - column_peak[None, :]) * column_scale[None, :]) * column_factor[None, :]
 
     # Beyond the negatives an exponential may be infinite and a factor nan; the mask comes last and removes them.
     if HAS_MASK:
         w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
-    elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):
+    elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):  # noqa: SIM114
         w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
     w = w.to(BUFFER)
     if DESCRIPTORS:
@@ -308,26 +313,6 @@ def _weights_kernel(
         local_rows = row_tile * ROWS + tl.arange(0, ROWS)
         local_columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
         tl.store(v + local_rows[:, None] * width + local_columns[None, :], w)
-
-
-@triton.jit
-def _both_weights(
-    z: tl.tensor,
-    image_anchors: tl.tensor,
-    text_anchors: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
-    b: tl.tensor,
-) -> tl.tensor:
-    """Return w + w' of a tile: the exponentials of the first sweep, divided by their own total."""
-    row_peak = tl.load(image_anchors + rows, mask=rows < b, other=0.0)
-    row_scale = tl.load(image_anchors + b + rows, mask=rows < b, other=0.0)
-    row_factor = tl.load(image_anchors + 2 * b + rows, mask=rows < b, other=0.0)
-    w = tl.exp2((z - row_peak[:, None]) * row_scale[:, None]) * row_factor[:, None]
-    column_peak = tl.load(text_anchors + columns, mask=columns < b, other=0.0)
-    column_scale = tl.load(text_anchors + b + columns, mask=columns < b, other=0.0)
-    column_factor = tl.load(text_anchors + 2 * b + columns, mask=columns < b, other=0.0)
-    return w + tl.exp2((z - column_peak[None, :]) * column_scale[None, :]) * column_factor[None, :]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -350,30 +335,48 @@ class Plan(NamedTuple):
 
     sums: Blocks
     weights: Blocks  # of the same depth: both sweeps have to see the same bits of z
+    masked: Blocks  # of both sweeps where there is a mask, which takes registers
     panel: int  # rows of one launch of the first sweep
     rows: int  # of the buffer for V, at most
     columns: int  # of the buffer for V, at most: as many as let V^T E1 fill the GPU once
     buffer: torch.dtype  # of V
     descriptors: bool  # load and store through the copy engine
-    shared: bool  # use one exponential per pair in the second sweep where the batch allows it
+    shared: bool  # spare the second exponential of a pair in the second sweep where the batch allows it
 
 
 _WIDE = {
     torch.bfloat16: Plan(
-        Blocks(128, 128, 64, 8, 3), Blocks(128, 256, 64, 8, 3), 16384, 16384, 5632, torch.bfloat16, True, True
-    ),
-    torch.float16: Plan(
-        Blocks(128, 128, 64, 8, 3), Blocks(128, 256, 64, 8, 3), 16384, 16384, 5632, torch.float16, True, True
+        sums=Blocks(256, 128, 64, 8, 3),
+        weights=Blocks(256, 128, 64, 8, 3),
+        masked=Blocks(128, 128, 64, 8, 3),
+        panel=16384,
+        rows=16384,
+        columns=5632,
+        buffer=torch.bfloat16,
+        descriptors=True,
+        shared=True,
     ),
     torch.float32: Plan(
-        Blocks(64, 64, 32, 4, 2), Blocks(64, 64, 32, 4, 2), 4096, 4096, 4096, torch.float32, False, False
+        sums=Blocks(64, 64, 32, 4, 2),
+        weights=Blocks(64, 64, 32, 4, 2),
+        masked=Blocks(64, 64, 32, 4, 2),
+        panel=4096,
+        rows=4096,
+        columns=4096,
+        buffer=torch.float32,
+        descriptors=False,
+        shared=False,
     ),
 }
+_WIDE[torch.float16] = _WIDE[torch.bfloat16]._replace(buffer=torch.float16)
+_SMALL = dict.fromkeys(("sums", "weights", "masked"), Blocks(128, 128, 32, 8, 3))
 _NARROW = {
-    dtype: plan._replace(weights=plan.sums, descriptors=False, rows=4096, columns=4096) for dtype, plan in _WIDE.items()
+    dtype: plan if dtype == torch.float32 else plan._replace(**_SMALL, rows=8192, columns=4096, descriptors=False)
+    for dtype, plan in _WIDE.items()
 }
 PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
-"""By major compute capability; a later generation takes the last one. `tools/tune_fused.py` tries others."""
+"""By major compute capability; a later generation takes the last one. None was measured. For Hopper they compile, and
+registers spill only under masks and by 12 bytes in `_weights_kernel`. `tools/tune_fused.py` measures these and others."""
 
 GROUP = 8
 """Tiles are met in bands of so many rows, so that what a program loads is in the cache from the one before."""
@@ -382,7 +385,7 @@ SMALLEST = 1024
 """In the mode ``"auto"`` a smaller batch is left to the plain core."""
 
 SPREAD = 120.0
-"""How many powers of two all peaks of a batch may span if one shift is to serve all exponentials."""
+"""How many powers of two all peaks of a batch may span if one peak is to serve all exponentials."""
 
 LOG2_E = math.log2(math.e)
 
@@ -450,6 +453,8 @@ class _Run:
     """One batch, as the kernels take it."""
 
     def __init__(self, batch: Batch, plan: Plan) -> None:
+        if batch.pair_mask is not None:
+            plan = plan._replace(sums=plan.masked, weights=plan.masked)
         self.plan = plan
         self.device = batch.image_features.device
         self.b, self.d = batch.image_features.shape
@@ -517,8 +522,8 @@ class _Run:
             bound = factors[0].amax() + factors[1].amax()
             power = torch.where(bound > 0, torch.floor(torch.log2(32768.0 / bound)), 0.0).clamp(-100.0, 100.0)
             factors, back = [factor * torch.exp2(power) for factor in factors], torch.exp2(-power)
-        anchors = [torch.stack(x) for x in zip(peaks, self.scales, factors, strict=True)]
         shared_factors, shared = self._share(peaks, factors, (first.count_image, first.count_text))
+        anchors = [torch.stack(x) for x in zip(peaks, self.scales, factors, shared_factors, strict=True)]
 
         # The interpreter truncates where a GPU rounds to bfloat16; there V stays float32 until torch has rounded it.
         buffer = torch.float32 if interpreted() else plan.buffer
@@ -534,11 +539,13 @@ class _Run:
             for first_row, height in heights:
                 for first_column, across in widths:
                     row_tiles, column_tiles = triton.cdiv(height, blocks.rows), triton.cdiv(across, blocks.columns)
-                    _weights_kernel[(row_tiles * column_tiles,)](
-                        *self._sources(blocks), self.weight, self.mask, *anchors, shared_factors, shared, out,
-                        first_row, first_column, row_tiles, column_tiles, width, b,
-                        HAS_SHARED=plan.shared, BUFFER=_TRITON_TYPES[buffer], **self._options(blocks),
-                    )  # fmt: skip
+                    # Which variant is the right one is known on the device alone: the other returns at once.
+                    for variant in (True, False) if plan.shared else (False,):
+                        _weights_kernel[(row_tiles * column_tiles,)](
+                            *self._sources(blocks), self.weight, self.mask, *anchors, shared, out,
+                            first_row, first_column, row_tiles, column_tiles, width, b,
+                            SHARED=variant, BUFFER=_TRITON_TYPES[buffer], **self._options(blocks),
+                        )  # fmt: skip
                     rows, columns = slice(first_row, first_row + height), slice(first_column, first_column + across)
                     here = v[:height, :across]
                     add_product(pulls[0][rows], here, self.features[1][columns])
@@ -550,27 +557,27 @@ class _Run:
 
     def _share(
         self, peaks: tuple[Tensor, ...], factors: list[Tensor], counts: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the factors relative to one shift and whether they may be used, without waiting for the device.
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the factors relative to one peak and whether they may be used, without waiting for the device.
 
-        With one temperature, ``exp((z - peak_i) / t) f_i = exp((z - shift) / t) a_i``: one exponential serves rows and
+        With one temperature, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``: one exponential serves rows and
         columns. It neither overflows nor loses the largest weight of any anchor while all peaks are close together.
         """
         if not self.plan.shared:
-            return self.weight, self.weight
+            return factors, self._full(0.0, 3)
         active = [(count > 0) & (factor > 0) for count, factor in zip(counts, factors, strict=True)]
         low = torch.minimum(*(torch.where(a, p, torch.inf).amin() for a, p in zip(active, peaks, strict=True)))
         # Pairs of anchors without weight have exponentials too: the highest peak is that of all anchors with negatives.
         high = torch.maximum(*(torch.where(n > 0, p, -torch.inf).amax() for n, p in zip(counts, peaks, strict=True)))
         ends = [end for t in self.temperatures for end in (t.amin(), t.amax())]
         scale = self.scales[0][0]
-        shift = low + (high - low) / 2
+        middle = low + (high - low) / 2
         safe = (ends[0] == ends[1]) & (ends[2] == ends[3]) & (ends[0] == ends[2]) & ((high - low) * scale <= SPREAD)
         moved = [
-            torch.where(a, factor * torch.exp2((shift - peak) * scale), 0.0)
+            torch.where(a, factor * torch.exp2((middle - peak) * scale), 0.0)
             for a, factor, peak in zip(active, factors, peaks, strict=True)
         ]
-        return torch.stack(moved), torch.stack([safe.to(torch.float32), shift, scale])
+        return moved, torch.stack([safe.to(torch.float32), middle, scale])
 
     def _merge(self, parts: Tensor, number: int, state: Tensor, scale: Tensor, first: int, count: int) -> None:
         _, places, stride = parts.shape

@@ -45,7 +45,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         if not fused.interpreted():  # several panels of real tiles
             return plan._replace(panel=256, rows=512, columns=256)
         wide, tall = fused.Blocks(16, 32, 16, 1, 1), fused.Blocks(32, 16, 16, 1, 1)
-        return plan._replace(sums=tall, weights=wide, panel=32, rows=48, columns=32)
+        return plan._replace(sums=tall, weights=wide, masked=wide, panel=32, rows=48, columns=32)
 
     plans = {major: {dtype: changed(plan) for dtype, plan in table.items()} for major, table in fused.PLANS.items()}
     monkeypatch.setattr(fused, "PLANS", plans)
@@ -119,7 +119,7 @@ def test_the_weights_of_an_anchor_add_up(kernels: Any, fused: Any, temperature: 
     for side in (problem.image_features, problem.text_features):
         side[:, 0] = 1.0
     nothing = np.zeros_like(problem.weight_image)
-    for own, pull, side in (("weight_image", "image_pull", 1), ("weight_text", "text_pull", 1)):
+    for own, pull in (("weight_image", "image_pull"), ("weight_text", "text_pull")):
         other = "weight_text" if own == "weight_image" else "weight_image"
         alone = type(problem)(**{**vars(problem), other: nothing})
         _, second = both_sweeps(kernels, alone, "float32")
@@ -170,6 +170,7 @@ def test_both_sweeps_of_a_plan_see_the_same_logits() -> None:
         for plan in table.values():
             assert plan.sums.depth == plan.weights.depth
             assert plan.panel % plan.sums.rows == 0
+            assert plan.panel % plan.masked.rows == 0
 
 
 @runs
@@ -241,44 +242,55 @@ from triton.compiler import ASTSource
 from drrho_torch import fused
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-FEATURES, ANY = ("e1", "e2", "r1", "r2", "features"), {"mask": "*u8"}
-INTEGERS = {"first_row", "first_column", "first_inner", "row_tiles", "column_tiles", "panel", "b", "d", "r",
-            "row_stride", "inner_stride", "num_rows", "num_inner"}
+INTEGERS = {"first_row", "first_column", "row_tiles", "column_tiles", "panel", "image_plane", "text_plane", "width",
+            "b", "number", "stride", "plane", "first", "count"}
 
 
-def build(kernel, dtype, plan, blocks, constants, ones=()):
-    constants = constants | dict(ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, GROUP=fused.GROUP)
-    constants |= {one: 1 for one in ones}  # Triton makes a constant of an integer that is 1
+def build(kernel, dtype, plan, blocks, constants, target):
+    def pair_of(name, rows, columns):
+        return f"tensordesc<{name}[{rows}, {columns}]>" if plan.descriptors else "*" + name
+
+    types = {"mask": "*u8", "v": pair_of(NAMES[plan.buffer], blocks.rows, blocks.columns)}
+    for one, other in (("e1", "e2"), ("r1", "r2")):
+        types[one] = pair_of(NAMES[dtype], blocks.rows, blocks.depth)
+        types[other] = pair_of(NAMES[dtype], blocks.columns, blocks.depth)
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
+        signature[name] = types.get(name, "i32" if name in INTEGERS else "*fp32")
         if name in constants:
             signature[name] = "constexpr"
-            continue
-        types = {"v": "*" + NAMES[plan.buffer], "mask": "*u8"} | dict.fromkeys(FEATURES, "*" + NAMES[dtype])
-        signature[name] = "i32" if name in INTEGERS else types.get(name, "*fp32")
-        if not name.endswith("tiles"):
+        elif not name.endswith("tiles") and not signature[name].startswith("tensordesc"):
             attributes[place,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = {key: value for key, value in fused._launch(blocks).items()}
-    built = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert built.metadata.shared <= 227 * 1024, (kernel.__name__, dtype, built.metadata.shared)
-    assert "wgmma" in built.asm["ptx"] or dtype == torch.float32, (kernel.__name__, dtype)
+    given = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    source = ASTSource(kernel, signature, given, attributes)
+    built = compile(source, target=GPUTarget("cuda", target, 32), options=fused.launch_options(blocks))
+    most = 227 if target == 90 else 99
+    assert built.metadata.shared <= most * 1024, (kernel.__name__, dtype, built.metadata.shared)
+    if target == 90 and plan.descriptors:
+        assert "wgmma" in built.asm["ptx"], (kernel.__name__, dtype)
+        assert "cp.async.bulk.tensor" in built.asm["ptx"], (kernel.__name__, dtype)
 
 
-for dtype, plan in fused.PLANS.items():
-    for mask, tiny in ((False, ()), (True, ("row_tiles", "column_tiles"))):
-        constants = dict(EVEN_D=not mask, EVEN_R=not mask, HAS_REFERENCE=not mask, HAS_MASK=mask, WIDEN=False)
-        for kernel in (fused._negatives_kernel, fused._weights_kernel):
-            build(kernel, dtype, plan, plan.sweep, constants | {"PRECISION": plan.sweep_precision}, tiny)
-    for ones in (("inner_stride",), ("row_stride", "row_tiles", "column_tiles")):
-        constants = dict(WIDEN=plan.buffer != dtype, PRECISION=plan.pull_precision)
-        build(fused._pull_kernel, dtype, plan, plan.pull, constants, ones)
+for target in (90, 80):
+    for dtype, plan in fused.PLANS[target // 10].items():
+        for mask in (False, True):
+            constants = dict(D=128, R=64, HAS_REFERENCE=not mask, HAS_MASK=mask, DESCRIPTORS=plan.descriptors)
+            constants |= dict(GROUP=fused.GROUP, PRECISION="ieee", WIDEN=False, BUFFER=fused._TRITON_TYPES[plan.buffer])
+            for kernel, blocks, shared in (
+                (fused._sums_kernel, plan.sums, None),
+                (fused._weights_kernel, plan.weights, True),
+                (fused._weights_kernel, plan.weights, False),
+            ):
+                blocks = plan.masked if mask else blocks
+                sizes = dict(ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, SHARED=shared)
+                build(kernel, dtype, plan, blocks, constants | sizes, target)
+build(fused._merge_kernel, dtype, plan, plan.sums, dict(PARTS=16, ANCHORS=64), 90)
 """
 
 
 @triton
 @pytest.mark.slow
-def test_every_kernel_compiles_for_hopper_without_a_gpu(tmp_path: Any) -> None:
+def test_every_kernel_compiles_for_ampere_and_hopper_without_a_gpu(tmp_path: Any) -> None:
     script = tmp_path / "compile_kernels.py"
     script.write_text(COMPILE)
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
