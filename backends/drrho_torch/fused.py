@@ -166,9 +166,9 @@ def _sums_kernel(
     if on_diagonal:
         here = tl.sum(tl.where(rows[:, None] == columns[None, :], z, 0.0), axis=1)
         tl.store(positive + rows, here, mask=(rows >= first) & (rows < first + COLUMNS) & (rows < b))
-    if HAS_MASK:
+    if HAS_MASK:  # noqa: SIM114 (Triton decides this when it compiles)
         z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
-    elif on_diagonal | (top + ROWS > b) | (first + COLUMNS > b):  # noqa: SIM114 (known at run time, HAS_MASK before)
+    elif on_diagonal | (top + ROWS > b) | (first + COLUMNS > b):
         z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
 
     # The peak is subtracted before the scale: a difference of close numbers is exact, a product with 1/t is not.
@@ -302,9 +302,9 @@ def _weights_kernel(
         w += tl.exp2((z - column_peak[None, :]) * column_scale[None, :]) * column_factor[None, :]
 
     # Beyond the negatives an exponential may be infinite and a factor nan; the mask comes last and removes them.
-    if HAS_MASK:
+    if HAS_MASK:  # noqa: SIM114
         w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
-    elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):  # noqa: SIM114
+    elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):
         w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
     w = w.to(BUFFER)
     if DESCRIPTORS:
@@ -375,8 +375,9 @@ _NARROW = {
     for dtype, plan in _WIDE.items()
 }
 PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
-"""By major compute capability; a later generation takes the last one. None was measured. For Hopper they compile, and
-registers spill only under masks and by 12 bytes in `_weights_kernel`. `tools/tune_fused.py` measures these and others."""
+"""By major compute capability; a later generation takes the last one. None was measured. For Hopper they compile;
+registers spill only under masks and by 12 bytes in `_weights_kernel`. `tools/tune_fused.py` measures these and others.
+"""
 
 GROUP = 8
 """Tiles are met in bands of so many rows, so that what a program loads is in the cache from the one before."""
