@@ -13,6 +13,7 @@ from drrho_reference import conformance
 
 from drrho_core._fused import Batch, find, fused_kernels
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 ON_CPU = jax.default_backend() == "cpu"
 DTYPES = {"float32": jnp.float32, "float16": jnp.float16, "bfloat16": jnp.bfloat16}
 PULL_UNITS = {"float32": None, "float16": 2.0**-11, "bfloat16": 2.0**-8}
