@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
@@ -37,6 +38,8 @@ LOG2_E = math.log2(math.e)
 
 NEVER = -3e38
 """Stands for z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+
+LARGEST = float(np.finfo(np.float32).max)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernels: one program has the tile of z of its row tile and its column tile
@@ -234,7 +237,7 @@ def _prepare(batch: Batch, plan: Plan) -> tuple[_Inputs, int, int]:
 
 def _scale(temperature: jax.Array, length: int) -> jax.Array:
     """Return log2(e) / t; a temperature without a reciprocal keeps (z - peak) / t at 0 for the peak."""
-    scale = jnp.minimum(LOG2_E / temperature.astype(jnp.float32), jnp.finfo(jnp.float32).max)
+    scale = jnp.minimum(LOG2_E / temperature.astype(jnp.float32), LARGEST)
     return _longer(scale, length)
 
 
@@ -339,10 +342,11 @@ def _positives(inputs: _Inputs, b: int, plan: Plan, interpret: bool) -> jax.Arra
     def tall(x: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec((plan.columns, x.shape[1]), lambda p: (p * part // plan.columns, 0))
 
+    shape: Any = jax.ShapeDtypeStruct  # untyped
     pairs = [(inputs.e1, inputs.e2), *([] if inputs.reference is None else [inputs.reference])]
     found: jax.Array = pl.pallas_call(
         functools.partial(_positives_kernel, has_reference=inputs.reference is not None, plan=plan),
-        out_shape=jax.ShapeDtypeStruct((number * part,), jnp.float32),
+        out_shape=shape((number * part,), jnp.float32),
         grid=(number,),
         in_specs=[spec for one, other in pairs for spec in (wide(one), tall(other))]
         + [pl.BlockSpec((1,), lambda _: (0,))],
@@ -385,8 +389,8 @@ def _sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
         new = [_merge(*three) for three in zip(old, (parts[:3], parts[3:]), scales, strict=True)]
         return tuple(_put(*three, axis=1) for three in zip(states, new, (i, j), strict=True))
 
-    start = jnp.asarray([[NEVER], [0.0], [0.0]], dtype=jnp.float32)
-    start = tuple(jnp.broadcast_to(start, (3, length)) for length in (images, texts))
+    nothing = jnp.asarray([[NEVER], [0.0], [0.0]], dtype=jnp.float32)
+    start = tuple(jnp.broadcast_to(nothing, (3, length)) for length in (images, texts))
     rectangles = (images // height) * (texts // width)
     states = jax.lax.fori_loop(jnp.int32(0), jnp.int32(rectangles), visit, start)
     positive = _positives(inputs, b, plan, interpret)

@@ -369,9 +369,11 @@ _WIDE = {
     ),
 }
 _WIDE[torch.float16] = _WIDE[torch.bfloat16]._replace(buffer=torch.float16)
-_SMALL = dict.fromkeys(("sums", "weights", "masked"), Blocks(128, 128, 32, 8, 3))
+_SMALL = Blocks(128, 128, 32, 8, 3)
 _NARROW = {
-    dtype: plan if dtype == torch.float32 else plan._replace(**_SMALL, rows=8192, columns=4096, descriptors=False)
+    dtype: plan
+    if dtype == torch.float32
+    else plan._replace(sums=_SMALL, weights=_SMALL, masked=_SMALL, rows=8192, columns=4096, descriptors=False)
     for dtype, plan in _WIDE.items()
 }
 PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
@@ -509,7 +511,7 @@ class _Run:
             log_sums.append(torch.where(has, start / t + torch.log(total), -torch.inf))
             means.append(torch.where(has, (start + moment / total) / t, 0.0))
             saved += [peak, total]
-        return FirstSweep(*log_sums, *means, *counts, saved=tuple(saved))
+        return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
 
     def pull_back(self, first: FirstSweep, weights: tuple[Tensor, Tensor]) -> SecondSweep:
         """Sweep again: rectangle by rectangle, and each V is multiplied with the features at once."""
