@@ -257,6 +257,8 @@ def test_large_logits_lose_no_digits(library: Any, fused: Any, temperature: floa
 def test_the_weights_of_an_anchor_add_up(library: Any, fused: Any, temperature: float) -> None:
     """Whatever the products round: with a column of ones the pull is the sum of the weights."""
     problem = fused.draw(b=140, d=24, r=9, coldest=temperature)
+    for side in (problem.image_features, problem.text_features, *problem.reference_features):
+        side *= np.sqrt(temperature)  # logits of size 1 / temperature that differ by about 1
     for side in (problem.image_features, problem.text_features):
         side[:, 0] = 1.0
     nothing = np.zeros_like(problem.weight_image)
