@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import array_api_compat.torch
@@ -285,8 +287,11 @@ for target in (90, 80):
             ):
                 blocks = plan.masked if mask else blocks
                 sizes = dict(ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, SHARED=shared)
+                if mask:  # Triton makes a constant of an integer that is 1
+                    sizes |= dict(row_tiles=1, column_tiles=1)
                 build(kernel, dtype, plan, blocks, constants | sizes, target)
-build(fused._merge_kernel, dtype, plan, plan.sums, dict(PARTS=16, ANCHORS=64), 90)
+for ones in ({}, dict(number=1, count=1)):
+    build(fused._merge_kernel, dtype, plan, plan.sums, ones | dict(PARTS=16, ANCHORS=64), 90)
 """
 
 
@@ -299,3 +304,34 @@ def test_every_kernel_compiles_for_ampere_and_hopper_without_a_gpu(tmp_path: Any
     environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+TUNER = Path(__file__).parents[2] / "tools" / "tune_fused.py"
+
+
+def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(TUNER), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_tuner_explains_itself_without_a_gpu() -> None:
+    done = tune("--help")
+    assert done.returncode == 0, done.stderr
+    assert "at most eight minutes" in done.stdout
+
+
+@pytest.mark.skipif(GPU and HAS_TRITON, reason="here it would measure")
+def test_the_tuner_says_why_it_measures_nothing(tmp_path: Path) -> None:
+    done = tune("--out", str(tmp_path / "tune.json"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("not measured: ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (HAS_TRITON and INTERPRETED), reason="Triton is not installed, or no TRITON_INTERPRET=1")
+def test_the_tuner_goes_through_all_its_parts_in_the_interpreter(tmp_path: Path) -> None:
+    done = tune("--dry-run", "--out", str(tmp_path / "tune.json"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "tune.json").read_text())
+    assert {row["part"] for row in rows} >= {"rate", "check", "logits", "pulls", "panels", "whole", "sweep", "best"}
+    assert [row for row in rows if "failed" in row] == []
+    assert all(row["good"] for row in rows if row["part"] == "check")
