@@ -488,7 +488,7 @@ class _Run:
         b, blocks = self.b, self.plan.sums
         panel = min(self.plan.panel, triton.cdiv(b, blocks.rows) * blocks.rows)
         row_tiles, column_tiles = triton.cdiv(panel, blocks.rows), triton.cdiv(b, blocks.columns)
-        positive = self._empty(b)
+        sources, positive = self._sources(blocks), self._empty(b)
         image_parts, text_parts = self._empty(3, column_tiles, panel), self._empty(3, row_tiles, b)
         states = [torch.stack([self._full(NEVER.value, b), self._full(0.0, b), self._full(0.0, b)]) for _ in range(2)]
         with self._on_device():
@@ -496,7 +496,7 @@ class _Run:
                 height = min(panel, b - first)
                 rows_here = triton.cdiv(height, blocks.rows)
                 _sums_kernel[(rows_here * column_tiles,)](
-                    *self._sources(blocks), self.weight, self.mask, *self.scales, positive, image_parts, text_parts,
+                    *sources, self.weight, self.mask, *self.scales, positive, image_parts, text_parts,
                     first, rows_here, column_tiles, panel, column_tiles * panel, row_tiles * b,
                     b, **self._options(blocks),
                 )  # fmt: skip
@@ -537,7 +537,7 @@ class _Run:
         height = triton.cdiv(heights[0][1], blocks.rows) * blocks.rows
         v = torch.empty((height, width), dtype=buffer, device=self.device)
         out = _descriptor(v, (blocks.rows, blocks.columns)) if plan.descriptors else v
-        pulls = self._full(0.0, b, self.d), self._full(0.0, b, self.d)
+        sources, pulls = self._sources(blocks), (self._full(0.0, b, self.d), self._full(0.0, b, self.d))
         with self._on_device():
             for first_row, height in heights:
                 for first_column, across in widths:
@@ -545,7 +545,7 @@ class _Run:
                     # Which variant is the right one is known on the device alone: the other returns at once.
                     for variant in (True, False) if plan.shared else (False,):
                         _weights_kernel[(row_tiles * column_tiles,)](
-                            *self._sources(blocks), self.weight, self.mask, *anchors, shared, out,
+                            *sources, self.weight, self.mask, *anchors, shared, out,
                             first_row, first_column, row_tiles, column_tiles, width, b,
                             SHARED=variant, BUFFER=_TRITON_TYPES[buffer], **self._options(blocks),
                         )  # fmt: skip
