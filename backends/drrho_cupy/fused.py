@@ -1,19 +1,24 @@
-"""The two sweeps of the contrastive objective for CuPy: cuBLAS on tiles, CUDA for what follows (docs/fused.md).
+"""The two sweeps of the contrastive objective for CuPy: cuBLAS on rectangles, CUDA for what follows (docs/fused.md).
 
 Shapes, stated once: b pairs, features (b, d), reference features (b, r), float16 or float32. All sums are float32.
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-A square tile of z is made by cuBLAS, from half types on the tensor cores, and lies in one float32 buffer. A thread then
-walks along part of a row or of a column and leaves the maximum and the sum of its exponentials, or its weights' sums.
-At last the buffer is overwritten by V = w + w', which cuBLAS multiplies with the features. A matrix of b x b never
-exists. No thread adds to what another one has written.
+A rectangle of z is made by cuBLAS, from half types on the tensor cores, and lies in a float32 buffer. In the first
+sweep a block of threads reads one tile of it and writes, for each row and each column of the tile, the peak of z, the
+total of ``exp((z - peak) / t)`` and the moment, the total of ``exp((z - peak) / t) (z - peak)``; a second kernel merges
+them per anchor. In the second sweep the rectangle becomes V = w + w', which cuBLAS multiplies with the features. A
+matrix of b x b never exists.
+
+Both sweeps compute the same z and the same exponentials, so the weights of an anchor add up to what they should,
+however large 1/t is. No thread adds to the results of another thread, so the same inputs give the same bits.
 
 CuPy is an argument here and never imported, so that this file can be read, checked and tested without it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,110 +26,163 @@ import numpy as np
 from drrho_core._arrays import Array
 from drrho_core._fused import Batch, FirstSweep, SecondSweep
 
-TILE = 4096
-"""Side of a tile: large enough for cuBLAS, 64 MB in float32. Not tuned."""
-
-PARTS = 32
-"""How many threads share an anchor of a tile. Neighbours read neighbouring numbers, along rows as along columns."""
+HEIGHT, WIDTH = 4096, 8192
+"""Sides of a rectangle: large enough for cuBLAS, 134 MB in float32 and 67 MB as V in float16. Not tuned."""
 
 SMALLEST = 1024
 """In the mode ``"auto"`` a smaller batch is left to the plain core."""
 
+LOG2_E = math.log2(math.e)
+
+NEVER = -3e38
+"""Stands for z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+
+SIDE, THREADS, MERGED = 64, 256, 32
+"""Rows and columns of a block's tile; threads of a block; anchors of a block that merges. Also in the source below."""
+
 SOURCE = r"""
-// Who belongs to thread `id`. An anchor is a row (image) or a column (text) of the tile, its candidates are the entries
-// of that row or column; part p of an anchor has the candidates p, p + parts, p + 2 parts ...
-struct Walk {
-    int anchor, part;
+#define SIDE 64
+#define THREADS 256
+#define PARTS 4    // threads that share a row or a column of a tile: THREADS / SIDE
+#define MERGED 32
+#define WALKERS 8  // threads that share an anchor of a merge: THREADS / MERGED
+#define NEVER -3e38f
+
+// Whether image i and text j are a negative pair.
+__device__ inline bool counts(int i, int j, const bool* mask, int has_mask, int b) {
+    return i != j && (!has_mask || mask[(long long)i * b + j]);
+}
+
+struct Sums {
+    float peak, total, moment;
 };
 
-__device__ inline Walk walk(int id, int anchors, int parts, int along_rows) {
-    Walk w;
-    w.part = along_rows ? id % parts : id / anchors;
-    w.anchor = along_rows ? id / parts : id % anchors;
-    return w;
+// Put two sums together. Relative to the new peak, e^(z - new) = e^(z - old) f, and
+// sum e (z - new) = f (moment + total (old - new)). A peak of NEVER has f = 0; bounded, its distance makes no infinity.
+__device__ inline Sums both(Sums a, Sums c, float scale) {
+    Sums s;
+    s.peak = fmaxf(a.peak, c.peak);
+    float down_a = a.peak - s.peak, down_c = c.peak - s.peak;
+    float f_a = exp2f(down_a * scale), f_c = exp2f(down_c * scale);
+    s.total = f_a * a.total + f_c * c.total;
+    s.moment = f_a * (a.moment + a.total * fmaxf(down_a, -1e30f)) + f_c * (c.moment + c.total * fmaxf(down_c, -1e30f));
+    return s;
 }
 
-// Whether candidate and anchor, by their places in the batch, are a negative pair.
-__device__ inline bool counts(int anchor, int candidate, int along_rows, const bool* mask, int has_mask, int b) {
-    if (anchor == candidate) return false;
-    if (!has_mask) return true;
-    long long row = along_rows ? anchor : candidate;
-    return mask[row * b + (along_rows ? candidate : anchor)];
-}
-
-// Largest z of a part, and the sum of exp((z - largest) / t): (parts, anchors) each.
-extern "C" __global__ void negatives(
-    const float* z, int side, int anchors, int candidates, int first_anchor, int first_candidate, int along_rows,
-    int parts, const bool* mask, int has_mask, int b, const float* temperature, float minus_infinity,
-    float* peaks, float* sums)
+// Peaks, totals and moments of the rows and columns of tiles: (3, column tiles, rows) and (3, row tiles, columns).
+extern "C" __global__ void sums(
+    const float* z, int stride, int rows, int columns, int first_row, int first_column, const bool* mask, int has_mask,
+    int b, const float* scale_image, const float* scale_text, float* image_parts, float* text_parts)
 {
-    for (int id = blockIdx.x * blockDim.x + threadIdx.x; id < anchors * parts; id += gridDim.x * blockDim.x) {
-        Walk w = walk(id, anchors, parts, along_rows);
-        long long step = along_rows ? 1 : side;
-        const float* here = z + (along_rows ? (long long)w.anchor * side : w.anchor);
-        float t = temperature[first_anchor + w.anchor], peak = minus_infinity, sum = 0.0f;
-        for (int k = w.part; k < candidates; k += parts) {
-            if (!counts(first_anchor + w.anchor, first_candidate + k, along_rows, mask, has_mask, b)) continue;
-            float value = here[k * step];
-            if (value > peak) {
-                sum = sum * expf((peak - value) / t) + 1.0f;
-                peak = value;
-            } else {
-                sum += expf((value - peak) / t);
+    __shared__ float tile[SIDE][SIDE + 1];
+    __shared__ float shared[3][SIDE][PARTS];
+    int row_tiles = (rows + SIDE - 1) / SIDE, column_tiles = (columns + SIDE - 1) / SIDE;
+    int row_tile = blockIdx.x / column_tiles, column_tile = blockIdx.x % column_tiles;
+    int top = row_tile * SIDE, left = column_tile * SIDE;
+    for (int k = threadIdx.x; k < SIDE * SIDE; k += THREADS) {
+        int i = top + k / SIDE, j = left + k % SIDE;
+        bool is_negative = i < rows && j < columns && counts(first_row + i, first_column + j, mask, has_mask, b);
+        tile[k / SIDE][k % SIDE] = is_negative ? z[(long long)i * stride + j] : NEVER;
+    }
+    __syncthreads();
+    int anchor = threadIdx.x / PARTS, part = threadIdx.x % PARTS;
+    for (int along_rows = 1; along_rows >= 0; --along_rows) {
+        int place = (along_rows ? top : left) + anchor;
+        bool inside = place < (along_rows ? rows : columns);
+        float scale = 0.0f, peak = NEVER, total = 0.0f, moment = 0.0f;
+        if (inside) scale = along_rows ? scale_image[first_row + place] : scale_text[first_column + place];
+        // The parts of an anchor interleave by eights: then no two threads of a warp read one bank of shared memory.
+        for (int m = 0; m < SIDE / PARTS; ++m) {
+            int k = m / 8 * 8 * PARTS + part * 8 + m % 8;
+            peak = fmaxf(peak, along_rows ? tile[anchor][k] : tile[k][anchor]);
+        }
+        shared[0][anchor][part] = peak;
+        __syncthreads();
+        for (int q = 0; q < PARTS; ++q) peak = fmaxf(peak, shared[0][anchor][q]);
+        // The peak is subtracted before the scale: a difference of close numbers is exact, a product with 1/t is not.
+        for (int m = 0; m < SIDE / PARTS; ++m) {
+            int k = m / 8 * 8 * PARTS + part * 8 + m % 8;
+            float x = (along_rows ? tile[anchor][k] : tile[k][anchor]) - peak;
+            float e = exp2f(x * scale);
+            total += e;
+            moment += e * x;
+        }
+        shared[1][anchor][part] = total;
+        shared[2][anchor][part] = moment;
+        __syncthreads();
+        if (part == 0 && inside) {
+            for (int q = 1; q < PARTS; ++q) {
+                total += shared[1][anchor][q];
+                moment += shared[2][anchor][q];
             }
+            float* out = along_rows ? image_parts : text_parts;
+            int count = along_rows ? rows : columns, tiles = along_rows ? column_tiles : row_tiles;
+            int at = (along_rows ? column_tile : row_tile) * count + place;
+            out[at] = peak;
+            out[tiles * count + at] = total;
+            out[2 * tiles * count + at] = moment;
         }
-        peaks[w.part * anchors + w.anchor] = peak;
-        sums[w.part * anchors + w.anchor] = sum;
+        __syncthreads();
     }
 }
 
-// Sum of w and of w D over a part: (parts, anchors) each.
+// Merge the parts of tiles, (3, number, count), into the state of anchors, (3, b), from anchor `first` on.
+extern "C" __global__ void merge(
+    const float* parts, int number, int count, int first, int b, const float* scales, float* state)
+{
+    __shared__ Sums shared[WALKERS][MERGED];
+    int place = blockIdx.x * MERGED + threadIdx.x % MERGED, walker = threadIdx.x / MERGED;
+    bool inside = place < count;
+    float scale = inside ? scales[first + place] : 0.0f;
+    Sums s = {NEVER, 0.0f, 0.0f};
+    for (int k = walker; inside && k < number; k += WALKERS) {
+        const float* here = parts + k * count + place;
+        Sums next = {here[0], here[number * count], here[2 * number * count]};
+        s = both(s, next, scale);
+    }
+    shared[walker][threadIdx.x % MERGED] = s;
+    __syncthreads();
+    if (walker == 0 && inside) {
+        float* here = state + first + place;
+        Sums old = {here[0], here[b], here[2 * b]};
+        for (int w = 0; w < WALKERS; ++w) old = both(old, shared[w][threadIdx.x], scale);
+        here[0] = old.peak;
+        here[b] = old.total;
+        here[2 * b] = old.moment;
+    }
+}
+
+// The bits of float16 of a number from 0 to 65504, rounded to the nearest, in even bits where there are two.
+__device__ inline unsigned short half_bits(float x) {
+    if (x < 6.103515625e-05f) return (unsigned short)rintf(x * 16777216.0f);  // below 2^-14 numbers are 2^-24 apart
+    union { float value; unsigned int bits; } u;
+    u.value = x;
+    return (unsigned short)(((u.bits + 0xfff + ((u.bits >> 13) & 1)) >> 13) - (112 << 10));
+}
+
+// V = w + w': the exponentials of the first sweep, divided by their own totals.
 extern "C" __global__ void weigh(
-    const float* z, int side, int anchors, int candidates, int first_anchor, int first_candidate, int along_rows,
-    int parts, const bool* mask, int has_mask, int b, const float* temperature, const float* positive,
-    const float* log_denominator, float* weights, float* weighted)
+    const float* z, int stride, int rows, int columns, int first_row, int first_column, const bool* mask, int has_mask,
+    int b, const float* peak_image, const float* scale_image, const float* factor_image,
+    const float* peak_text, const float* scale_text, const float* factor_text, void* v, int is_half)
 {
-    for (int id = blockIdx.x * blockDim.x + threadIdx.x; id < anchors * parts; id += gridDim.x * blockDim.x) {
-        Walk w = walk(id, anchors, parts, along_rows);
-        int place = first_anchor + w.anchor;
-        long long step = along_rows ? 1 : side;
-        const float* here = z + (along_rows ? (long long)w.anchor * side : w.anchor);
-        float t = temperature[place], p = positive[place], l = log_denominator[place];
-        float weight = 0.0f, total = 0.0f;
-        for (int k = w.part; k < candidates; k += parts) {
-            if (!counts(place, first_candidate + k, along_rows, mask, has_mask, b)) continue;
-            float d = (here[k * step] - p) / t;  // subtracted first, while the difference is exact
-            float one = expf(d - l);
-            weight += one;
-            total += one * d;
-        }
-        weights[w.part * anchors + w.anchor] = weight;
-        weighted[w.part * anchors + w.anchor] = total;
-    }
-}
-
-// z becomes V = w + w'.
-extern "C" __global__ void combine(
-    float* z, int side, int rows, int columns, int first_row, int first_column, const bool* mask, int has_mask, int b,
-    const float* temperature_image, const float* temperature_text, const float* positive,
-    const float* log_denominator_image, const float* log_denominator_text)
-{
-    for (int id = blockIdx.x * blockDim.x + threadIdx.x; id < rows * columns; id += gridDim.x * blockDim.x) {
+    for (int id = blockIdx.x * THREADS + threadIdx.x; id < rows * columns; id += gridDim.x * THREADS) {
         int i = first_row + id / columns, j = first_column + id % columns;
-        float* here = z + (long long)(id / columns) * side + id % columns;
-        float v = 0.0f;
-        if (counts(i, j, 1, mask, has_mask, b)) {
-            v = expf((*here - positive[i]) / temperature_image[i] - log_denominator_image[i])
-                + expf((*here - positive[j]) / temperature_text[j] - log_denominator_text[j]);
+        long long at = (long long)(id / columns) * stride + id % columns;
+        float w = 0.0f;
+        if (counts(i, j, mask, has_mask, b)) {
+            w = exp2f((z[at] - peak_image[i]) * scale_image[i]) * factor_image[i]
+                + exp2f((z[at] - peak_text[j]) * scale_text[j]) * factor_text[j];
         }
-        *here = v;
+        if (is_half) ((unsigned short*)v)[at] = half_bits(w);
+        else ((float*)v)[at] = w;
     }
 }
 """
 
 # What cuBLAS calls them.
 _TYPES = {"float32": 0, "float16": 2}
-_COMPUTE_FLOAT32, _COMPUTE_TENSOR_FLOAT32 = 68, 77
+_COMPUTE_FLOAT32 = 68
 _NORMAL, _TRANSPOSED = 0, 1
 _POINTERS_ON_DEVICE = 1
 _ANY_ALGORITHM = -1
@@ -145,7 +203,7 @@ class CupySweeps:
         self._cupy = cupy
         self._cublas = cublas
         self._module = cupy.RawModule(code=SOURCE)
-        self._kernels = {name: self._module.get_function(name) for name in ("negatives", "weigh", "combine")}
+        self._kernels = {name: self._module.get_function(name) for name in ("sums", "merge", "weigh")}
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Say why not."""
@@ -159,73 +217,71 @@ class CupySweeps:
         return None
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
-        """Sweep once: what a tile leaves is merged into what there is."""
+        """Sweep once: the sums of a rectangle's tiles are merged into the sums of anchors so far."""
         cp, b = self._cupy, batch.image_features.shape[0]
         run = _Run(self, batch)
-        peaks = [cp.full((b,), -np.inf, dtype=np.float32) for _ in range(2)]
-        sums = [cp.zeros((b,), dtype=np.float32) for _ in range(2)]
-        for rows, columns in run.squares:
-            run.similarity(rows, columns)
-            for side, (anchors, candidates) in enumerate(((rows, columns), (columns, rows))):
-                peak, total = run.walk("negatives", side, anchors, candidates, np.float32(-np.inf))
-                peaks[side][anchors], sums[side][anchors] = self._merge(
-                    cp.concatenate([peaks[side][anchors][None, :], peak]),
-                    cp.concatenate([sums[side][anchors][None, :], total]),
-                    run.temperatures[side][anchors],
-                )
-        positive = _row_products(batch.image_features, batch.text_features)
-        if batch.reference_features is not None:
-            positive = positive + run.minus_weight * _row_products(*batch.reference_features)
-        image, text = (
-            cp.log(total) + (peak - positive) / temperature
-            for total, peak, temperature in zip(sums, peaks, run.temperatures, strict=True)
-        )
+        positive = cp.empty((b,), dtype=np.float32)
+        states = [cp.zeros((3, b), dtype=np.float32) for _ in range(2)]
+        for state in states:
+            state[0] = NEVER
+        for rows, columns in run.rectangles:
+            z = run.similarity(rows, columns)
+            low, high = max(rows.start, columns.start), min(rows.stop, columns.stop)
+            if low < high:  # out of the same products as the rest: equal features have equal logits
+                diagonal = z[low - rows.start : high - rows.start, low - columns.start : high - columns.start]
+                positive[low:high] = cp.diagonal(diagonal)
+            row_tiles, column_tiles = (_ceil(length, SIDE) for length in z.shape)
+            image_parts = cp.empty((3, column_tiles, z.shape[0]), dtype=np.float32)
+            text_parts = cp.empty((3, row_tiles, z.shape[1]), dtype=np.float32)
+            parts = image_parts, text_parts
+            run.launch("sums", row_tiles * column_tiles, *run.tile(z, rows, columns), *run.scales, *parts)
+            for anchors, part, scale, state in zip((rows, columns), parts, run.scales, states, strict=True):
+                _, number, count = part.shape
+                run.launch("merge", _ceil(count, MERGED), part, number, count, anchors.start, b, scale, state)
         if batch.pair_mask is None:
             counts = [cp.full((b,), b - 1, dtype=np.float32)] * 2
         else:
             own = cp.diagonal(batch.pair_mask).astype(np.float32)
             counts = [cp.sum(batch.pair_mask, axis=axis, dtype=np.float32) - own for axis in (1, 0)]
-        return FirstSweep(positive, image, text, counts[0], counts[1])
+        log_sums, means, saved = [], [], []
+        for state, t, count in zip(states, run.temperatures, counts, strict=True):
+            has = count > 0
+            peak, total = cp.where(has, state[0], positive), cp.where(has, state[1], np.float32(1.0))
+            log_sums.append(cp.where(has, (peak - positive) / t + cp.log(total), np.float32(-np.inf)))
+            means.append(cp.where(has, (peak - positive + state[2] / total) / t, np.float32(0.0)))
+            saved += [peak, total]
+        return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
 
-    def pull_back(
-        self, batch: Batch, positive: Array, log_denominator_image: Array, log_denominator_text: Array, /
-    ) -> SecondSweep:
-        """Sweep again: what a tile leaves is added to what there is."""
+    def pull_back(self, batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
+        """Sweep again: the pulls of a rectangle are added to the pulls so far."""
         cp, (b, d) = self._cupy, batch.image_features.shape
         run = _Run(self, batch)
-        positive = cp.ascontiguousarray(positive, dtype=np.float32)
-        logs = [cp.ascontiguousarray(x, dtype=np.float32) for x in (log_denominator_image, log_denominator_text)]
-        # w is about 1 / b, too small for float16's exponent: so V and the features that it meets are float32, and from
-        # float16 they are multiplied as TensorFloat-32, which has float16's significand.
-        features = [cp.ascontiguousarray(x, dtype=np.float32) for x in (batch.text_features, batch.image_features)]
-        compute = _COMPUTE_FLOAT32 if batch.image_features.dtype == np.float32 else _COMPUTE_TENSOR_FLOAT32
+        peaks, totals = first.saved[::2], first.saved[1::2]
+        weights = [cp.ascontiguousarray(x, dtype=np.float32) for x in (weight_image, weight_text)]
+        factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
+        back, v = None, run.buffer
+        is_half = batch.image_features.dtype == np.float16
+        if is_half:  # a power of two brings the largest w near the largest float16
+            # V is at most the largest factor of each side together, because an exponential is at most 1.
+            bound = cp.maximum(cp.max(factors[0]) + cp.max(factors[1]), np.float32(1e-25))
+            power = cp.floor(cp.log2(np.float32(32768.0) / bound)).astype(np.float32)
+            factors, back = [factor * cp.exp2(power) for factor in factors], cp.exp2(-power).reshape(1)
+            v = cp.empty(run.buffer.shape, dtype=np.float16)
+        sides = [x for three in zip(peaks, run.scales, factors, strict=True) for x in three]
         pulls = [cp.zeros((b, d), dtype=np.float32) for _ in range(2)]
-        sums = [[cp.zeros((b,), dtype=np.float32) for _ in range(2)] for _ in range(2)]
-        for rows, columns in run.squares:
+        images, texts = run.features
+        for rows, columns in run.rectangles:
             z = run.similarity(rows, columns)
-            for side, (anchors, candidates) in enumerate(((rows, columns), (columns, rows))):
-                parts = run.walk("weigh", side, anchors, candidates, positive, logs[side])
-                for total, part in zip(sums[side], parts, strict=True):
-                    total[anchors] += cp.sum(part, axis=0)
-            run.launch(
-                "combine", z.shape[0] * z.shape[1],
-                z, run.buffer_side, *z.shape, rows.start, columns.start, *run.mask, b,
-                *run.temperatures, positive, *logs,
-            )  # fmt: skip
-            run.product(z, features[0][columns], pulls[0][rows], add=True, compute=compute)
-            run.product(z, features[1][rows], pulls[1][columns], transposed=True, add=True, compute=compute)
-        return SecondSweep(pulls[0], pulls[1], sums[0][0], sums[1][0], sums[0][1], sums[1][1])
-
-    def _merge(self, peaks: Array, sums: Array, temperature: Array) -> tuple[Array, Array]:
-        """Put partial maxima and sums (parts, n) together; -inf and 0 where nothing counts."""
-        cp = self._cupy
-        peak = cp.max(peaks, axis=0)
-        shift = cp.where(peak == -np.inf, np.float32(0.0), peak)
-        return peak, cp.sum(sums * cp.exp((peaks - shift) / temperature), axis=0)
+            blocks = min(_ceil(z.shape[0] * z.shape[1], THREADS), 65535)
+            run.launch("weigh", blocks, *run.tile(z, rows, columns), *sides, v, int(is_half))
+            here = v[: z.shape[0], : z.shape[1]]
+            run.product(here, texts[columns], pulls[0][rows], alpha=back, add=True)
+            run.product(here, images[rows], pulls[1][columns], transposed=True, alpha=back, add=True)
+        return SecondSweep(pulls[0], pulls[1])
 
 
 class _Run:
-    """One batch: its buffer, its arrays as the kernels want them, and how they are launched."""
+    """One batch: its buffer, its arrays as the kernels take them, and how they are launched."""
 
     def __init__(self, sweeps: CupySweeps, batch: Batch) -> None:
         cp = self._cupy = sweeps._cupy
@@ -240,16 +296,22 @@ class _Run:
         self.temperatures = [
             cp.ascontiguousarray(x, dtype=np.float32) for x in (batch.temperature_image, batch.temperature_text)
         ]
-        self.buffer_side = min(TILE, self.b)
-        self.buffer = cp.empty((self.buffer_side, self.buffer_side), dtype=np.float32)
+        # A temperature below 4e-39 has no reciprocal; the largest number keeps (z - peak) / t at 0 for the peak.
+        largest = np.finfo(np.float32).max
+        self.scales = [cp.minimum(np.float32(LOG2_E) / t, largest) for t in self.temperatures]
+        height, width = _span(self.b, HEIGHT), _span(self.b, WIDTH)
+        self.buffer = cp.empty((height, width), dtype=np.float32)
         # A pointer that is not followed must be one all the same.
         mask = self.buffer if batch.pair_mask is None else cp.ascontiguousarray(batch.pair_mask)
         self.mask = (mask, int(batch.pair_mask is not None))
-        spans = [slice(first, min(first + TILE, self.b)) for first in range(0, self.b, TILE)]
-        self.squares = [(rows, columns) for rows in spans for columns in spans]
+        self.rectangles = [
+            (slice(i, min(i + height, self.b)), slice(j, min(j + width, self.b)))
+            for i in range(0, self.b, height)
+            for j in range(0, self.b, width)
+        ]
 
     def similarity(self, rows: slice, columns: slice) -> Array:
-        """Make a tile of z in the buffer."""
+        """Make a rectangle of z in the buffer."""
         z = self.buffer[: rows.stop - rows.start, : columns.stop - columns.start]
         if self.reference is not None:
             self.product(
@@ -258,6 +320,10 @@ class _Run:
         add = self.reference is not None
         self.product(self.features[0][rows], self.features[1][columns], z, right_transposed=True, add=add)
         return z
+
+    def tile(self, z: Array, rows: slice, columns: slice) -> tuple[Any, ...]:
+        """Return the arguments by which a kernel finds a rectangle in its buffer and in the batch."""
+        return self.buffer, self.buffer.shape[1], *z.shape, rows.start, columns.start, *self.mask, self.b
 
     def product(
         self,
@@ -269,7 +335,6 @@ class _Run:
         right_transposed: bool = False,
         alpha: Array | None = None,
         add: bool = False,
-        compute: int = _COMPUTE_FLOAT32,
     ) -> None:
         """Set or add to `out` (m, n) float32 the product of `left` (m, k) and `right` (k, n), rows being contiguous."""
         m, n = out.shape
@@ -291,32 +356,25 @@ class _Run:
                 _pointer(left), _TYPES[left.dtype.name], _leading(left),
                 _pointer(beta),
                 _pointer(out), _TYPES["float32"], _leading(out),
-                compute, _ANY_ALGORITHM,
+                _COMPUTE_FLOAT32, _ANY_ALGORITHM,
             )  # fmt: skip
         finally:
             self._cublas.setPointerMode(handle, before)
 
-    def walk(self, kernel: str, side: int, anchors: slice, candidates: slice, *more: Any) -> tuple[Array, Array]:
-        """Let threads walk along the buffer's rows (side 0) or columns (side 1); two results, (parts, anchors) each."""
-        number = anchors.stop - anchors.start
-        out = [self._cupy.empty((PARTS, number), dtype=np.float32) for _ in range(2)]
-        self.launch(
-            kernel, number * PARTS,
-            self.buffer, self.buffer_side, number, candidates.stop - candidates.start, anchors.start, candidates.start,
-            int(side == 0), PARTS, *self.mask, self.b, self.temperatures[side], *more, *out,
-        )  # fmt: skip
-        return out[0], out[1]
-
-    def launch(self, kernel: str, threads: int, *arguments: Any) -> None:
-        """Run a kernel with at least one thread for each number it makes, or a loop over them."""
-        block = 256
-        grid = min(-(-threads // block), 65535)
+    def launch(self, kernel: str, blocks: int, *arguments: Any) -> None:
+        """Run a kernel with so many blocks of threads."""
         # Python's integers would be 64 bits wide.
-        self._kernels[kernel]((grid,), (block,), tuple(np.int32(x) if isinstance(x, int) else x for x in arguments))
+        numbers = tuple(np.int32(x) if isinstance(x, int) else x for x in arguments)
+        self._kernels[kernel]((blocks,), (THREADS,), numbers)
 
 
-def _row_products(left: Array, right: Array) -> Array:
-    return (left.astype(np.float32) * right.astype(np.float32)).sum(axis=1)
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _span(b: int, largest: int) -> int:
+    """Return the length of the fewest spans of nearly the same length that cover b, a multiple of 64."""
+    return _ceil(_ceil(b, _ceil(b, largest)), 64) * 64
 
 
 def _pointer(array: Array) -> int:

@@ -1,24 +1,30 @@
 """The two sweeps of the contrastive objective as Pallas kernels (docs/fused.md).
 
 Shapes, stated once: b pairs, features (b, d), reference features (b, r), half types or float32. All sums are float32.
-Inside, b is padded to a whole number of panels of `side` rows, d and r to a whole number of the kernels' steps.
+Inside, b is padded to a whole number of rectangles of ``height`` images and ``width`` texts, d and r to a whole number
+of the kernels' steps.
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-`_negatives_kernel` makes one tile of z per program and leaves the maximum and the sum of exponentials of its rows and
-its columns. `_weights_kernel` makes the tile again and leaves V = w + w' of one square of ``side`` x ``side`` pairs,
-which XLA's own product then multiplies with the features. A matrix of b x b never exists.
+`_sums_kernel` makes one tile of z per program. For each row and each column of the tile it writes the peak of z, the
+total of ``exp((z - peak) / t)`` and the moment, the total of ``exp((z - peak) / t) (z - peak)``. `_weights_kernel`
+makes the tile again and writes V = w + w' of one rectangle of pairs, which XLA's own product then multiplies with the
+features. A matrix of b x b never exists.
 
-No program adds to what another one has written, so the kernels give the same bits for the same inputs.
+Both sweeps compute the same bits of z and the same exponentials, so the weights of an anchor add up to what they
+should, however large 1/t is. No program adds to the results of another program, so the kernels give the same bits for
+the same inputs.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
@@ -28,6 +34,13 @@ from drrho_core._fused import Batch, FirstSweep, SecondSweep
 HIGHEST = jax.lax.Precision.HIGHEST
 DEFAULT = jax.lax.Precision.DEFAULT
 
+LOG2_E = math.log2(math.e)
+
+NEVER = -3e38
+"""Stands for z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+
+LARGEST = float(np.finfo(np.float32).max)
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernels: one program has the tile of z of its row tile and its column tile
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,7 +49,8 @@ DEFAULT = jax.lax.Precision.DEFAULT
 class Plan(NamedTuple):
     """How one dtype is computed."""
 
-    panel: int  # how many rows are met in one launch, at most
+    height: int  # images of a rectangle, at most
+    width: int  # texts of a rectangle, at most
     rows: int  # of a tile
     columns: int
     depth: int  # how much of the features' width is met at once
@@ -47,13 +61,14 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    # w is about 1 / b: too small for float16's exponent, so there V is float32 and multiplied at XLA's default
-    # precision, TensorFloat-32, which has float16's significand. Plain float32 is multiplied in full.
-    "bfloat16": Plan(4096, 128, 128, 64, 8, 3, jnp.bfloat16, DEFAULT),
-    "float16": Plan(4096, 128, 128, 64, 8, 3, jnp.float32, DEFAULT),
-    "float32": Plan(4096, 64, 64, 32, 4, 2, jnp.float32, HIGHEST),
+    "bfloat16": Plan(16384, 5632, 256, 128, 64, 8, 3, jnp.bfloat16, DEFAULT),
+    "float16": Plan(16384, 5632, 256, 128, 64, 8, 3, jnp.float16, DEFAULT),
+    "float32": Plan(4096, 4096, 64, 64, 32, 4, 2, jnp.float32, HIGHEST),
 }
-"""None of these sizes was tuned."""
+"""None of these sizes was tuned. Float32 is never rounded to TensorFloat-32."""
+
+MASKED = 128
+"""A tile has at most so many rows and columns where there is a mask, which takes registers."""
 
 SMALLEST = 1024
 """In the mode ``"auto"`` a smaller batch is left to the plain core."""
@@ -65,14 +80,10 @@ def _tile(
     r1: Any,  # (rows, r), or nothing
     r2: Any,  # (columns, r)
     reference_weight: Any,  # (1,)
-    place: Any,  # (2,) the first row and the first column of this launch
-    mask: Any,  # (rows, columns) int8, or nothing
     *,
-    row_tiles: int,
-    b: int,
     plan: Plan,
-) -> tuple[jax.Array, jax.Array]:
-    """Return a tile of z and which of its pairs are negatives."""
+) -> jax.Array:
+    """Return a tile of z. All kernels call this function, so that they see the same bits."""
 
     def add_product(z: jax.Array, left: Any, right: Any) -> jax.Array:
         def step(k: jax.Array, z: jax.Array) -> jax.Array:
@@ -89,51 +100,77 @@ def _tile(
     z = jnp.zeros((plan.rows, plan.columns), jnp.float32)
     if r1 is not None:  # first, because then one accumulator is enough
         z = add_product(z, r1, r2) * -reference_weight[0]
-    z = add_product(z, e1, e2)
+    return add_product(z, e1, e2)
+
+
+def _only_negatives(
+    x: jax.Array,  # (rows, columns)
+    place: Any,  # (2,) the first row and the first column of this launch
+    mask: Any,  # (rows, columns) int8, or nothing
+    other: float,
+    *,
+    row_tiles: int,
+    b: int,
+    plan: Plan,
+) -> jax.Array:
+    """Return a tile's values, and `other` where a pair is no negative."""
     program = pl.program_id(0)
-    row = place[0] + (program % row_tiles) * plan.rows + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
-    column = place[1] + (program // row_tiles) * plan.columns + jnp.arange(plan.columns, dtype=jnp.int32)[None, :]
-    counts = (row < b) & (column < b) & (row != column)
+    top = place[0] + (program % row_tiles) * plan.rows
+    first = place[1] + (program // row_tiles) * plan.columns
+
+    def masked(x: jax.Array) -> jax.Array:
+        row = top + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
+        column = first + jnp.arange(plan.columns, dtype=jnp.int32)[None, :]
+        counts = (row < b) & (column < b) & (row != column)
+        if mask is not None:
+            counts = counts & (mask[:, :] != 0)
+        return jnp.where(counts, x, other)
+
     if mask is not None:
-        counts = counts & (mask[:, :] != 0)
-    return z, counts
+        return masked(x)
+    # Few tiles meet the diagonal or the end of the batch; only those pay for a mask.
+    on_diagonal = (top < first + plan.columns) & (first < top + plan.rows)
+    beyond = (top + plan.rows > b) | (first + plan.columns > b)
+    chosen: jax.Array = jax.lax.cond(on_diagonal | beyond, masked, lambda x: x, x)
+    return chosen
 
 
-def _negatives_kernel(*refs: Any, has_reference: bool, has_mask: bool, **how: Any) -> None:
+def _positives_kernel(*refs: Any, has_reference: bool, plan: Plan) -> None:
+    """Take the diagonal of z from a tile that it passes through."""
+    *features, out = refs
+    e1, e2, r1, r2, weight = features if has_reference else (*features[:2], None, None, features[2])
+    z = _tile(e1, e2, r1, r2, weight, plan=plan)
+    part = min(plan.rows, plan.columns)
+    start = pl.program_id(0) * part
+    row = start // plan.rows * plan.rows + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
+    column = start // plan.columns * plan.columns + jnp.arange(plan.columns, dtype=jnp.int32)[None, :]
+    out[:] = jnp.sum(jnp.where(row == column, z, 0.0), axis=1 if plan.rows <= plan.columns else 0)
+
+
+def _sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
     """Sum the exponentials of one tile along its rows and along its columns."""
-    features, (temperature_image, temperature_text), rest = _split(refs, has_reference, has_mask, anchors=2)
-    peak_image, sum_image, peak_text, sum_text = rest
-    z, counts = _tile(*features, **how)
-    z = jnp.where(counts, z, -jnp.inf)
-    for axis, temperature, peak_out, sum_out in (
-        (1, temperature_image, peak_image, sum_image),
-        (0, temperature_text, peak_text, sum_text),
-    ):
+    features, place, mask, (scale_image, scale_text), out = _split(refs, has_reference, has_mask, anchors=2)
+    z = _only_negatives(_tile(*features, plan=plan), place, mask, NEVER, plan=plan, **how)
+    for axis, scale, (peak_out, total_out, moment_out) in ((1, scale_image, out[:3]), (0, scale_text, out[3:])):
+        # The peak is subtracted before the scale: a difference of close numbers is exact, a product with 1/t is not.
         peak = jnp.max(z, axis=axis)
-        # Where nothing counts the peak is -inf, and -inf - (-inf) would be nan.
-        shift = jnp.where(peak == -jnp.inf, 0.0, peak)
-        inverse = 1.0 / temperature[:]
+        x = z - _along(peak, axis)
+        e = jnp.exp2(x * _along(scale[:], axis))
         peak_out[:] = peak
-        sum_out[:] = jnp.sum(jnp.exp((z - _along(shift, axis)) * _along(inverse, axis)), axis=axis)
+        total_out[:] = jnp.sum(e, axis=axis)
+        moment_out[:] = jnp.sum(e * x, axis=axis)
 
 
-def _weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, **how: Any) -> None:
-    """Weigh the pairs of one tile."""
-    features, anchors, rest = _split(refs, has_reference, has_mask, anchors=6)
-    v, weight_image, weighted_image, weight_text, weighted_text = rest
-    z, counts = _tile(*features, **how)
+def _weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
+    """Weigh the pairs of one tile: the exponentials of the first sweep, divided by their own total."""
+    features, place, mask, anchors, (v,) = _split(refs, has_reference, has_mask, anchors=6)
+    z = _tile(*features, plan=plan)
     total = jnp.zeros_like(z)
-    for axis, (temperature, positive, log_denominator), weight_out, weighted_out in (
-        (1, anchors[:3], weight_image, weighted_image),
-        (0, anchors[3:], weight_text, weighted_text),
-    ):
-        # The positive is subtracted before the division, while the difference is exact.
-        d = (z - _along(positive[:], axis)) * _along(1.0 / temperature[:], axis)
-        w = jnp.exp(jnp.where(counts, d - _along(log_denominator[:], axis), -jnp.inf))
-        weight_out[:] = jnp.sum(w, axis=axis)
-        weighted_out[:] = jnp.sum(w * d, axis=axis)
-        total = total + w
-    v[:, :] = total.astype(v.dtype)
+    for axis, (peak, scale, factor) in ((1, anchors[:3]), (0, anchors[3:])):
+        e = jnp.exp2((z - _along(peak[:], axis)) * _along(scale[:], axis))
+        total = total + e * _along(factor[:], axis)
+    # Beyond the negatives an exponential may be infinite and a factor nan; the mask comes last and removes them.
+    v[:, :] = _only_negatives(total, place, mask, 0.0, plan=plan, **how).astype(v.dtype)
 
 
 def _along(x: jax.Array, axis: int) -> jax.Array:
@@ -141,15 +178,16 @@ def _along(x: jax.Array, axis: int) -> jax.Array:
     return x[:, None] if axis == 1 else x[None, :]
 
 
-def _split(refs: Any, has_reference: bool, has_mask: bool, anchors: int) -> tuple[Any, Any, Any]:
+def _split(refs: Any, has_reference: bool, has_mask: bool, anchors: int) -> tuple[Any, Any, Any, Any, Any]:
     """Give the arguments of a kernel back their order; what is absent becomes None."""
     left = list(refs)
 
     def take(number: int, present: bool = True) -> list[Any]:
         return [left.pop(0) if present else None for _ in range(number)]
 
-    features = [*take(2), *take(2, has_reference), *take(2), *take(1, has_mask)]
-    return features, take(anchors), left
+    features = [*take(2), *take(2, has_reference), *take(1)]
+    (place,), (mask,) = take(1), take(1, has_mask)
+    return features, place, mask, take(anchors), left
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,52 +196,63 @@ def _split(refs: Any, has_reference: bool, has_mask: bool, anchors: int) -> tupl
 
 
 class _Inputs(NamedTuple):
-    """One batch, padded and cut into panels. n panels of `side` pairs, d and r whole steps; anchors float32."""
+    """One batch, padded. Images to a whole number of rectangles' heights, texts to one of widths; anchors float32."""
 
-    e1: jax.Array  # (n, side, d)
-    e2: jax.Array  # (n, side, d)
-    reference: tuple[jax.Array, jax.Array] | None  # (n, side, r)
+    e1: jax.Array  # (images, d)
+    e2: jax.Array  # (texts, d)
+    reference: tuple[jax.Array, jax.Array] | None  # (images, r), (texts, r)
     weight: jax.Array  # (1,)
-    mask: jax.Array | None  # (n, side, n, side) int8
-    temperature_image: jax.Array  # (n, side)
-    temperature_text: jax.Array  # (n, side)
+    mask: jax.Array | None  # (images, texts) int8
+    scales: tuple[jax.Array, jax.Array]  # (images,), (texts,)    log2(e) / t
 
 
-def _side(b: int, plan: Plan) -> tuple[int, int]:
-    """Return how many panels there are and how many rows one has: as few as make whole tiles."""
-    panels = pl.cdiv(b, plan.panel)
-    unit = max(plan.rows, plan.columns)
-    return panels, pl.cdiv(pl.cdiv(b, panels), unit) * unit
+def _span(b: int, largest: int, unit: int) -> int:
+    """Return the length of the fewest spans of nearly the same length that cover b, a multiple of `unit`."""
+    return pl.cdiv(pl.cdiv(b, pl.cdiv(b, largest)), unit) * unit
 
 
-def _prepare(batch: Batch, plan: Plan) -> _Inputs:
+def _prepare(batch: Batch, plan: Plan) -> tuple[_Inputs, int, int]:
+    """Return the padded batch, and the height and the width of a rectangle."""
     b = batch.image_features.shape[0]
-    panels, side = _side(b, plan)
+    height, width = _span(b, plan.height, plan.rows), _span(b, plan.width, plan.columns)
+    images, texts = pl.cdiv(b, height) * height, pl.cdiv(b, width) * width
 
-    def features(x: jax.Array) -> jax.Array:
-        width = pl.cdiv(x.shape[1], plan.depth) * plan.depth
-        padded = jnp.pad(x, ((0, panels * side - b), (0, width - x.shape[1])))
-        return padded.reshape(panels, side, width)
+    def features(x: jax.Array, length: int) -> jax.Array:
+        return jnp.pad(x, ((0, length - b), (0, -x.shape[1] % plan.depth)))
 
     reference = batch.reference_features
     mask = batch.pair_mask
     if mask is not None:
-        padding = (0, panels * side - b)
-        mask = jnp.pad(mask.astype(jnp.int8), (padding, padding)).reshape(panels, side, panels, side)
-    return _Inputs(
-        features(batch.image_features),
-        features(batch.text_features),
-        None if reference is None else (features(reference[0]), features(reference[1])),
+        mask = jnp.pad(mask.astype(jnp.int8), ((0, images - b), (0, texts - b)))
+    inputs = _Inputs(
+        features(batch.image_features, images),
+        features(batch.text_features, texts),
+        None if reference is None else (features(reference[0], images), features(reference[1], texts)),
         jnp.asarray(batch.reference_weight, dtype=jnp.float32).reshape(1),
         mask,
-        _anchors(batch.temperature_image, panels, side, 1.0),
-        _anchors(batch.temperature_text, panels, side, 1.0),
+        (_scale(batch.temperature_image, images), _scale(batch.temperature_text, texts)),
     )
+    return inputs, height, width
 
 
-def _anchors(x: jax.Array, panels: int, side: int, beyond: float) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return jnp.pad(x, (0, panels * side - x.shape[0]), constant_values=beyond).reshape(panels, side)
+def _scale(temperature: jax.Array, length: int) -> jax.Array:
+    """Return log2(e) / t; a temperature without a reciprocal keeps (z - peak) / t at 0 for the peak."""
+    scale = jnp.minimum(LOG2_E / temperature.astype(jnp.float32), LARGEST)
+    return _longer(scale, length)
+
+
+def _longer(x: jax.Array, length: int) -> jax.Array:
+    return jnp.pad(x, (0, length - x.shape[0]))
+
+
+def _cut(x: jax.Array, i: jax.Array, length: int, axis: int = 0) -> jax.Array:
+    piece: jax.Array = jax.lax.dynamic_slice_in_dim(x, i * length, length, axis)
+    return piece
+
+
+def _put(x: jax.Array, piece: jax.Array, i: jax.Array, axis: int = 0) -> jax.Array:
+    whole: jax.Array = jax.lax.dynamic_update_slice_in_dim(x, piece, i * piece.shape[axis], axis)
+    return whole
 
 
 def _launch(
@@ -211,22 +260,23 @@ def _launch(
     inputs: _Inputs,
     i: jax.Array,
     j: jax.Array,
+    height: int,
+    width: int,
     anchors: list[jax.Array],
     *,
-    has_square: bool,
+    has_v: bool,
     b: int,
     plan: Plan,
     interpret: bool,
 ) -> Any:
-    """Run a kernel over the square of panel i's rows and panel j's columns.
+    """Run a kernel over rectangle (i, j).
 
-    `anchors` (side,): first those of the rows, then as many of the columns. Out come V, where the kernel makes it, two
-    arrays (column tiles, side) for the rows and two arrays (row tiles, side) for the columns.
+    `anchors`: first those of the rows (height,), then as many of the columns (width,). Out comes V (height, width), or
+    three arrays (column tiles, height) for the rows and three arrays (row tiles, width) for the columns.
     """
-    side = inputs.e1.shape[1]
-    row_tiles, column_tiles = side // plan.rows, side // plan.columns
+    row_tiles, column_tiles = height // plan.rows, width // plan.columns
 
-    # Programs next to each other share a column tile, so the panel's rows and few columns are in the cache.
+    # Programs next to each other share a column tile, so the rectangle's rows and few columns are in the cache.
     def row(p: Any) -> Any:
         return p % row_tiles
 
@@ -234,34 +284,34 @@ def _launch(
         return p // row_tiles
 
     def wide(x: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((plan.rows, x.shape[2]), lambda p: (row(p), 0))
+        return pl.BlockSpec((plan.rows, x.shape[1]), lambda p: (row(p), 0))
 
     def tall(x: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((plan.columns, x.shape[2]), lambda p: (column(p), 0))
+        return pl.BlockSpec((plan.columns, x.shape[1]), lambda p: (column(p), 0))
 
-    arguments = [inputs.e1[i], inputs.e2[j]]
+    arguments = [_cut(inputs.e1, i, height), _cut(inputs.e2, j, width)]
     specs = [wide(inputs.e1), tall(inputs.e2)]
     if inputs.reference is not None:
-        arguments += [inputs.reference[0][i], inputs.reference[1][j]]
+        arguments += [_cut(inputs.reference[0], i, height), _cut(inputs.reference[1], j, width)]
         specs += [wide(inputs.reference[0]), tall(inputs.reference[1])]
-    arguments += [inputs.weight, jnp.stack([i * side, j * side]).astype(jnp.int32)]
+    arguments += [inputs.weight, jnp.stack([i * height, j * width]).astype(jnp.int32)]
     specs += [pl.BlockSpec((1,), lambda _: (0,)), pl.BlockSpec((2,), lambda _: (0,))]
-    square = pl.BlockSpec((plan.rows, plan.columns), lambda p: (row(p), column(p)))
+    rectangle = pl.BlockSpec((plan.rows, plan.columns), lambda p: (row(p), column(p)))
     if inputs.mask is not None:
-        arguments.append(inputs.mask[i][:, j])
-        specs.append(square)
+        arguments.append(_cut(_cut(inputs.mask, i, height), j, width, axis=1))
+        specs.append(rectangle)
     arguments += anchors
     half = len(anchors) // 2
     specs += [pl.BlockSpec((plan.rows,), lambda p: (row(p),))] * half
     specs += [pl.BlockSpec((plan.columns,), lambda p: (column(p),))] * half
-    by_row = pl.BlockSpec((None, plan.rows), lambda p: (column(p), row(p)))
-    by_column = pl.BlockSpec((None, plan.columns), lambda p: (row(p), column(p)))
     shape: Any = jax.ShapeDtypeStruct  # untyped
-    shapes = [shape((column_tiles, side), jnp.float32)] * 2 + [shape((row_tiles, side), jnp.float32)] * 2
-    out_specs = [by_row, by_row, by_column, by_column]
-    if has_square:
-        shapes = [shape((side, side), plan.buffer), *shapes]
-        out_specs = [square, *out_specs]
+    if has_v:
+        shapes, out_specs = [shape((height, width), plan.buffer)], [rectangle]
+    else:
+        by_row = pl.BlockSpec((None, plan.rows), lambda p: (column(p), row(p)))
+        by_column = pl.BlockSpec((None, plan.columns), lambda p: (row(p), column(p)))
+        shapes = [shape((column_tiles, height), jnp.float32)] * 3 + [shape((row_tiles, width), jnp.float32)] * 3
+        out_specs = [by_row] * 3 + [by_column] * 3
     return pl.pallas_call(
         functools.partial(
             kernel,
@@ -281,110 +331,135 @@ def _launch(
     )(*arguments)
 
 
-def _merge(peaks: jax.Array, sums: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Put partial maxima and sums (parts, n) together; -inf and 0 where nothing counts."""
+def _positives(inputs: _Inputs, b: int, plan: Plan, interpret: bool) -> jax.Array:
+    """Return the diagonal of z (b,), out of the same tiles as the rest: equal features then have equal logits."""
+    part = min(plan.rows, plan.columns)
+    number = pl.cdiv(b, part)
+
+    def wide(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.rows, x.shape[1]), lambda p: (p * part // plan.rows, 0))
+
+    def tall(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.columns, x.shape[1]), lambda p: (p * part // plan.columns, 0))
+
+    shape: Any = jax.ShapeDtypeStruct  # untyped
+    pairs = [(inputs.e1, inputs.e2), *([] if inputs.reference is None else [inputs.reference])]
+    found: jax.Array = pl.pallas_call(
+        functools.partial(_positives_kernel, has_reference=inputs.reference is not None, plan=plan),
+        out_shape=shape((number * part,), jnp.float32),
+        grid=(number,),
+        in_specs=[spec for one, other in pairs for spec in (wide(one), tall(other))]
+        + [pl.BlockSpec((1,), lambda _: (0,))],
+        out_specs=pl.BlockSpec((part,), lambda p: (p,)),
+        compiler_params=plt.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
+        interpret=interpret,
+        name="positives",
+    )(*(side for pair in pairs for side in pair), inputs.weight)
+    return found[:b]
+
+
+def _merge(state: jax.Array, parts: list[jax.Array], scale: jax.Array) -> jax.Array:
+    """Merge the peaks, totals and moments of tiles, (parts, n) each, into those of anchors (3, n)."""
+    peaks, totals, moments = (
+        jnp.concatenate([one[None], other]) for one, other in zip(state, parts, strict=True)
+    )  # fmt: skip
     peak = jnp.max(peaks, axis=0)
-    shift = jnp.where(peak == -jnp.inf, 0.0, peak)
-    return peak, jnp.sum(sums * jnp.exp((peaks - shift) / temperature), axis=0)
+    down = peaks - peak
+    f = jnp.exp2(down * scale)
+    # Relative to the new peak: e^(z - new) = e^(z - old) f, and sum e (z - new) = f (moment + total (old - new)).
+    # A peak of NEVER has f = 0; bounded, its distance makes no infinity that 0 would turn into nan.
+    moment = jnp.sum(f * (moments + totals * jnp.maximum(down, -1e30)), axis=0)
+    return jnp.stack([peak, jnp.sum(f * totals, axis=0), moment])
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
 def _sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
-    """Sweep once: square by square, each square's partial results merged into what there is."""
-    inputs = _prepare(batch, plan)
+    """Sweep once: rectangle by rectangle, each rectangle's parts merged into the sums so far."""
+    inputs, height, width = _prepare(batch, plan)
     b = batch.image_features.shape[0]
-    panels, side = inputs.temperature_image.shape
-    nothing = (jnp.full((side,), -jnp.inf, jnp.float32), jnp.zeros((side,), jnp.float32))
+    images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
 
-    def down(text: Any, i: jax.Array) -> Any:
-        def across(image: Any, step: Any) -> Any:
-            j, old = step
-            temperatures = (inputs.temperature_image[i], inputs.temperature_text[j])
-            parts = _launch(
-                _negatives_kernel, inputs, i, j, list(temperatures),
-                has_square=False, b=b, plan=plan, interpret=interpret,
-            )  # fmt: skip
-            before = [(image, parts[:2], temperatures[0]), (old, parts[2:], temperatures[1])]
-            both = [
-                _merge(jnp.concatenate([peak[None], peaks]), jnp.concatenate([total[None], totals]), temperature)
-                for (peak, total), (peaks, totals), temperature in before
-            ]
-            return tuple(both)
+    def visit(k: jax.Array, states: Any) -> Any:
+        i, j = k // (texts // width), k % (texts // width)
+        scales = [_cut(inputs.scales[0], i, height), _cut(inputs.scales[1], j, width)]
+        parts = _launch(
+            _sums_kernel, inputs, i, j, height, width, scales, has_v=False, b=b, plan=plan, interpret=interpret
+        )
+        old = [_cut(states[0], i, height, axis=1), _cut(states[1], j, width, axis=1)]
+        new = [_merge(*three) for three in zip(old, (parts[:3], parts[3:]), scales, strict=True)]
+        return tuple(_put(*three, axis=1) for three in zip(states, new, (i, j), strict=True))
 
-        image, text = jax.lax.scan(across, nothing, (jnp.arange(panels, dtype=jnp.int32), text))
-        return text, image
-
-    start = tuple(jnp.broadcast_to(x, (panels, side)) for x in nothing)
-    text, image = jax.lax.scan(down, start, jnp.arange(panels, dtype=jnp.int32))
-    positive = _row_products(batch.image_features, batch.text_features)
-    if batch.reference_features is not None:
-        positive = positive - inputs.weight[0] * _row_products(*batch.reference_features)
-    log_sums = [
-        jnp.log(total.reshape(-1)[:b]) + (peak.reshape(-1)[:b] - positive) / temperature.astype(jnp.float32)
-        for (peak, total), temperature in ((image, batch.temperature_image), (text, batch.temperature_text))
-    ]
+    nothing = jnp.asarray([[NEVER], [0.0], [0.0]], dtype=jnp.float32)
+    start = tuple(jnp.broadcast_to(nothing, (3, length)) for length in (images, texts))
+    rectangles = (images // height) * (texts // width)
+    states = jax.lax.fori_loop(jnp.int32(0), jnp.int32(rectangles), visit, start)
+    positive = _positives(inputs, b, plan, interpret)
     if batch.pair_mask is None:
         counts = [jnp.full((b,), b - 1, jnp.float32)] * 2
     else:
         own = jnp.diagonal(batch.pair_mask).astype(jnp.float32)
         counts = [jnp.sum(batch.pair_mask, axis=axis, dtype=jnp.int32).astype(jnp.float32) - own for axis in (1, 0)]
-    return FirstSweep(positive, *log_sums, *counts)
+    log_sums, means, saved = [], [], []
+    for state, temperature, count in zip(
+        states, (batch.temperature_image, batch.temperature_text), counts, strict=True
+    ):
+        t, has = temperature.astype(jnp.float32), count > 0
+        peak, total, moment = state[0, :b], jnp.where(has, state[1, :b], 1.0), state[2, :b]
+        peak = jnp.where(has, peak, positive)
+        log_sums.append(jnp.where(has, (peak - positive) / t + jnp.log(total), -jnp.inf))
+        means.append(jnp.where(has, (peak - positive + moment / total) / t, 0.0))
+        saved += [peak, total]
+    return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
 def _pull_back(
     batch: Batch,
-    positive: jax.Array,
-    log_denominator_image: jax.Array,
-    log_denominator_text: jax.Array,
+    saved: tuple[jax.Array, ...],
+    weight_image: jax.Array,
+    weight_text: jax.Array,
     *,
     plan: Plan,
     interpret: bool,
 ) -> SecondSweep:
-    """Sweep again: square by square, and each square's V is multiplied with the features at once."""
-    inputs = _prepare(batch, plan)
+    """Sweep again: rectangle by rectangle, and each V is multiplied with the features at once."""
+    inputs, height, width = _prepare(batch, plan)
     b, d = batch.image_features.shape
-    panels, side = inputs.temperature_image.shape
-    p, log_image, log_text = (
-        _anchors(x, panels, side, 0.0) for x in (positive, log_denominator_image, log_denominator_text)
-    )
+    images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
+    weights = weight_image, weight_text
+    factors = [weight.astype(jnp.float32) / total for weight, total in zip(weights, saved[1::2], strict=True)]
+    back = None
+    if plan.buffer == jnp.float16:  # a power of two brings the largest w near the largest float16
+        # V is at most the largest factor of each side together, because an exponential is at most 1.
+        bound = jnp.max(factors[0]) + jnp.max(factors[1])
+        power = jnp.clip(jnp.where(bound > 0, jnp.floor(jnp.log2(32768.0 / bound)), 0.0), -100.0, 100.0)
+        factors, back = [factor * jnp.exp2(power) for factor in factors], jnp.exp2(-power)
+    anchors = [
+        [_longer(peak, length), scale, _longer(factor, length)]
+        for peak, scale, factor, length in zip(saved[::2], inputs.scales, factors, (images, texts), strict=True)
+    ]
 
     def product(v: jax.Array, features: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dot_general(
-            v, features.astype(v.dtype), (((axis,), (0,)), ((), ())),
+            v, features, (((axis,), (0,)), ((), ())),
             precision=plan.pull_precision, preferred_element_type=jnp.float32,
         )  # fmt: skip
 
-    def down(text: Any, i: jax.Array) -> Any:
-        def across(image: Any, step: Any) -> Any:
-            j, old = step
-            v, *sums = _launch(
-                _weights_kernel, inputs, i, j,
-                [inputs.temperature_image[i], p[i], log_image[i], inputs.temperature_text[j], p[j], log_text[j]],
-                has_square=True, b=b, plan=plan, interpret=interpret,
-            )  # fmt: skip
-            weight_i, weighted_i, weight_j, weighted_j = (jnp.sum(part, axis=0) for part in sums)
-            to_image = (product(v, inputs.e2[j], 1), weight_i, weighted_i)
-            to_text = (product(v, inputs.e1[i], 0), weight_j, weighted_j)
-            add = functools.partial(jax.tree.map, jnp.add)
-            return add(image, to_image), add(old, to_text)
+    def visit(k: jax.Array, pulls: Any) -> Any:
+        i, j = k // (texts // width), k % (texts // width)
+        here = [_cut(x, i, height) for x in anchors[0]] + [_cut(x, j, width) for x in anchors[1]]
+        (v,) = _launch(
+            _weights_kernel, inputs, i, j, height, width, here, has_v=True, b=b, plan=plan, interpret=interpret
+        )
+        to_image = _cut(pulls[0], i, height) + product(v, _cut(inputs.e2, j, width), 1)
+        to_text = _cut(pulls[1], j, width) + product(v, _cut(inputs.e1, i, height), 0)
+        return _put(pulls[0], to_image, i), _put(pulls[1], to_text, j)
 
-        image, text = jax.lax.scan(across, nothing, (jnp.arange(panels, dtype=jnp.int32), text))
-        return text, image
-
-    nothing = (jnp.zeros(inputs.e1.shape[1:], jnp.float32), *(jnp.zeros((side,), jnp.float32),) * 2)
-    start = tuple(jnp.zeros((panels, *x.shape), jnp.float32) for x in nothing)
-    text, image = jax.lax.scan(down, start, jnp.arange(panels, dtype=jnp.int32))
-    (image_pull, *image_sums), (text_pull, *text_sums) = image, text
-    pulls = [pull.reshape(panels * side, -1)[:b, :d] for pull in (image_pull, text_pull)]
-    (weight_i, weighted_i), (weight_j, weighted_j) = (
-        [x.reshape(-1)[:b] for x in sums] for sums in (image_sums, text_sums)
-    )
-    return SecondSweep(pulls[0], pulls[1], weight_i, weight_j, weighted_i, weighted_j)
-
-
-def _row_products(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.sum(left.astype(jnp.float32) * right.astype(jnp.float32), axis=1)
+    start = tuple(jnp.zeros((length, inputs.e1.shape[1]), jnp.float32) for length in (images, texts))
+    rectangles = (images // height) * (texts // width)
+    pulls = jax.lax.fori_loop(jnp.int32(0), jnp.int32(rectangles), visit, start)
+    image_pull, text_pull = (pull[:b, :d] if back is None else pull[:b, :d] * back for pull in pulls)
+    return SecondSweep(image_pull, text_pull)
 
 
 class PallasSweeps:
@@ -408,20 +483,30 @@ class PallasSweeps:
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
         """Sweep once."""
+        batch = _without_empty_reference(batch)
         swept: FirstSweep = _sum_negatives(batch, **_options(batch))
         return swept
 
     def pull_back(
-        self, batch: Batch, positive: jax.Array, log_denominator_image: jax.Array, log_denominator_text: jax.Array, /
+        self, batch: Batch, first: FirstSweep, weight_image: jax.Array, weight_text: jax.Array, /
     ) -> SecondSweep:
         """Sweep again."""
-        swept: SecondSweep = _pull_back(batch, positive, log_denominator_image, log_denominator_text, **_options(batch))
+        batch = _without_empty_reference(batch)
+        swept: SecondSweep = _pull_back(batch, first.saved, weight_image, weight_text, **_options(batch))
         return swept
+
+
+def _without_empty_reference(batch: Batch) -> Batch:
+    reference = batch.reference_features
+    return batch._replace(reference_features=None) if reference is not None and not reference[0].shape[1] else batch
 
 
 def _options(batch: Batch) -> dict[str, Any]:
     features = batch.image_features
-    return {"plan": PLANS[features.dtype.name], "interpret": _platform(features) == "cpu"}
+    plan = PLANS[features.dtype.name]
+    if batch.pair_mask is not None:
+        plan = plan._replace(rows=min(plan.rows, MASKED), columns=min(plan.columns, MASKED))
+    return {"plan": plan, "interpret": _platform(features) == "cpu"}
 
 
 def _platform(array: jax.Array) -> str:

@@ -4,23 +4,32 @@ Shapes, stated once: b pairs, features (b, d), reference features (b, r), half t
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-`_negatives_kernel` makes one tile of z per program and leaves the maximum and the sum of exponentials of its rows and
-its columns. `_weights_kernel` makes the tile again and leaves V = w + w' of the pairs in a buffer of ``panel`` x
-``panel`` numbers. `_pull_kernel` multiplies that buffer with the features. A matrix of b x b never exists.
+`_sums_kernel` makes one tile of z per program. For each row and each column of the tile it writes the peak of z, the
+total of ``exp((z - peak) / t)`` and the moment, the total of ``exp((z - peak) / t) (z - peak)``. `_merge_kernel` adds
+them up per anchor. `_weights_kernel` makes the tile again and writes V = w + w' of a rectangle of pairs into a buffer,
+and the library's own product multiplies the buffer with the features. A matrix of b x b never exists.
 
-No program adds to what another one has written, so the same inputs give the same bits.
+Both sweeps compute the same bits of z and the same exponentials, so the weights of an anchor add up to what they
+should, however large 1/t is. No program adds to the results of another program, so the same inputs give the same bits.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from drrho_core._fused import Batch, FirstSweep, SecondSweep
+
+NEVER = tl.constexpr(-3e38)
+"""Stands for z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernels
@@ -29,33 +38,36 @@ from drrho_core._fused import Batch, FirstSweep, SecondSweep
 
 @triton.jit
 def _add_product(
-    acc: tl.tensor,  # (rows, columns) float32
-    left: tl.tensor,  # (b, depth)
-    right: tl.tensor,  # (b, depth)
-    rows: tl.tensor,
-    columns: tl.tensor,
-    depth: tl.tensor,
-    DEPTH: tl.constexpr,  # how much of the depth is met at once
-    EVEN: tl.constexpr,  # DEPTH divides the depth: loads need no mask
+    z: tl.tensor,  # (ROWS, COLUMNS) float32
+    left: tl.tensor,  # (b, WIDTH), as a pointer or as a tensor descriptor
+    right: tl.tensor,  # (b, WIDTH)
+    top: tl.tensor,  # first row of the tile
+    first: tl.tensor,  # first column of the tile
+    b: tl.tensor,
+    WIDTH: tl.constexpr,  # of the features, a multiple of DEPTH
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,  # the interpreter multiplies the bits of bfloat16 as integers
 ) -> tl.tensor:
-    """Return ``acc + left[rows] right[columns]^T``."""
-    k = tl.arange(0, DEPTH)
-    left_tile = left + rows[:, None] * depth + k[None, :]
-    right_tile = right + columns[None, :] * depth + k[:, None]
-    for start in range(0, depth, DEPTH):
-        if EVEN:
-            a = tl.load(left_tile + start)
-            c = tl.load(right_tile + start)
-        else:
-            a = tl.load(left_tile + start, mask=k[None, :] < depth - start, other=0.0)
-            c = tl.load(right_tile + start, mask=k[:, None] < depth - start, other=0.0)
+    """Return ``z + left right^T`` for one tile."""
+    for start in range(0, WIDTH, DEPTH):
+        if DESCRIPTORS:  # the copy engine fetches the blocks, and gives 0 for rows past the end
+            a = left.load([top, start])
+            c = right.load([first, start])
+        else:  # rows past the end repeat the last row, so that loads need no mask
+            rows = tl.minimum(top + tl.arange(0, ROWS), b - 1)
+            columns = tl.minimum(first + tl.arange(0, COLUMNS), b - 1)
+            k = start + tl.arange(0, DEPTH)
+            a = tl.load(left + rows[:, None] * WIDTH + k[None, :])
+            c = tl.load(right + columns[:, None] * WIDTH + k[None, :])
         if WIDEN:
             a = a.to(tl.float32)
             c = c.to(tl.float32)
-        acc = tl.dot(a, c, acc, input_precision=PRECISION)
-    return acc
+        z = tl.dot(a, c.T, z, input_precision=PRECISION)
+    return z
 
 
 @triton.jit
@@ -65,68 +77,72 @@ def _tile(
     r1: tl.tensor,
     r2: tl.tensor,
     reference_weight: tl.tensor,  # (1,)
-    mask: tl.tensor,
-    rows: tl.tensor,
-    columns: tl.tensor,
+    top: tl.tensor,
+    first: tl.tensor,
     b: tl.tensor,
-    d: tl.tensor,
-    r: tl.tensor,
+    D: tl.constexpr,
+    R: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    EVEN_R: tl.constexpr,
     HAS_REFERENCE: tl.constexpr,
-    HAS_MASK: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> tl.tensor:
-    """Return a tile of z and which of its pairs are negatives."""
-    # Rows past the end repeat the last one, so that loads need no mask there; they are no negatives below.
-    safe_rows = tl.minimum(rows, b - 1)
-    safe_columns = tl.minimum(columns, b - 1)
+    """Return a tile of z. Both sweeps call this function, so that they see the same bits."""
     z = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     if HAS_REFERENCE:  # first, because then one accumulator is enough
-        z = _add_product(z, r1, r2, safe_rows, safe_columns, r, DEPTH, EVEN_R, PRECISION, WIDEN)
+        z = _add_product(z, r1, r2, top, first, b, R, ROWS, COLUMNS, DEPTH, DESCRIPTORS, PRECISION, WIDEN)
         z = z * -tl.load(reference_weight)
-    z = _add_product(z, e1, e2, safe_rows, safe_columns, d, DEPTH, EVEN_D, PRECISION, WIDEN)
-    counts = (rows < b)[:, None] & (columns < b)[None, :] & (rows[:, None] != columns[None, :])
-    if HAS_MASK:  # b * b may pass 2^31
-        places = safe_rows.to(tl.int64)[:, None] * b + safe_columns[None, :]
-        counts = counts & (tl.load(mask + places) != 0)
-    return z, counts
+    return _add_product(z, e1, e2, top, first, b, D, ROWS, COLUMNS, DEPTH, DESCRIPTORS, PRECISION, WIDEN)
 
 
 @triton.jit
-def _negatives_kernel(
+def _negatives(
+    mask: tl.tensor,  # (b, b)
+    rows: tl.tensor,
+    columns: tl.tensor,
+    b: tl.tensor,
+    HAS_MASK: tl.constexpr,
+) -> tl.tensor:
+    """Return which pairs of a tile are negatives."""
+    counts = (rows < b)[:, None] & (columns < b)[None, :] & (rows[:, None] != columns[None, :])
+    if HAS_MASK:  # b * b may pass 2^31
+        places = tl.minimum(rows, b - 1).to(tl.int64)[:, None] * b + tl.minimum(columns, b - 1)[None, :]
+        counts = counts & (tl.load(mask + places) != 0)
+    return counts
+
+
+@triton.jit
+def _sums_kernel(
     e1: tl.tensor,  # (b, d)
     e2: tl.tensor,  # (b, d)
     r1: tl.tensor,  # (b, r)
     r2: tl.tensor,  # (b, r)
     reference_weight: tl.tensor,  # (1,)
     mask: tl.tensor,  # (b, b)
-    temperature_image: tl.tensor,  # (b,)
-    temperature_text: tl.tensor,  # (b,)
-    positive: tl.tensor,  # (b,)                      out: the diagonal of z
-    peak_image: tl.tensor,  # (column tiles, panel)   out: the largest z of a row of the tile
-    sum_image: tl.tensor,  # (column tiles, panel)    out: sum of exp((z - peak) / t) over it
-    peak_text: tl.tensor,  # (row tiles, b)           out: the same of its columns
-    sum_text: tl.tensor,  # (row tiles, b)            out
+    scale_image: tl.tensor,  # (b,)                       log2(e) / t
+    scale_text: tl.tensor,  # (b,)
+    positive: tl.tensor,  # (b,)                          out: the diagonal of z
+    image_parts: tl.tensor,  # (3, column tiles, panel)   out: peak, total, moment of each row of each tile
+    text_parts: tl.tensor,  # (3, row tiles, b)           out: the same of each column
     first_row: tl.tensor,
     row_tiles: tl.tensor,
     column_tiles: tl.tensor,
     panel: tl.tensor,
+    image_plane: tl.tensor,  # numbers from one of the three to the next
+    text_plane: tl.tensor,
     b: tl.tensor,
-    d: tl.tensor,
-    r: tl.tensor,
+    D: tl.constexpr,
+    R: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    EVEN_R: tl.constexpr,
     HAS_REFERENCE: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
@@ -135,34 +151,92 @@ def _negatives_kernel(
     row_tile, column_tile = tl.swizzle2d(
         program // column_tiles, program % column_tiles, row_tiles, column_tiles, GROUP
     )
+    top = first_row + row_tile * ROWS
+    first = column_tile * COLUMNS
+    z = _tile(
+        e1, e2, r1, r2, reference_weight, top, first, b, D, R,
+        ROWS, COLUMNS, DEPTH, HAS_REFERENCE, DESCRIPTORS, PRECISION, WIDEN,
+    )  # fmt: skip
     local_rows = row_tile * ROWS + tl.arange(0, ROWS)
     rows = first_row + local_rows
-    columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    z, counts = _tile(
-        e1, e2, r1, r2, reference_weight, mask, rows, columns, b, d, r,
-        ROWS, COLUMNS, DEPTH, EVEN_D, EVEN_R, HAS_REFERENCE, HAS_MASK, PRECISION, WIDEN,
-    )  # fmt: skip
+    columns = first + tl.arange(0, COLUMNS)
 
-    first = column_tile * COLUMNS
-    top = first_row + row_tile * ROWS
-    if (top < first + COLUMNS) & (first < top + ROWS):  # the diagonal passes through: one tile has each of its entries
+    # Few tiles meet the diagonal or the end of the batch; only those pay for a mask.
+    on_diagonal = (top < first + COLUMNS) & (first < top + ROWS)
+    if on_diagonal:
         here = tl.sum(tl.where(rows[:, None] == columns[None, :], z, 0.0), axis=1)
         tl.store(positive + rows, here, mask=(rows >= first) & (rows < first + COLUMNS) & (rows < b))
+    if HAS_MASK:  # noqa: SIM114 (Triton decides this when it compiles)
+        z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
+    elif on_diagonal | (top + ROWS > b) | (first + COLUMNS > b):
+        z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
 
-    z = tl.where(counts, z, float("-inf"))
-    t_image = tl.load(temperature_image + rows, mask=rows < b, other=1.0)
-    t_text = tl.load(temperature_text + columns, mask=columns < b, other=1.0)
+    # The peak is subtracted before the scale: a difference of close numbers is exact, a product with 1/t is not.
+    row_scale = tl.load(scale_image + rows, mask=rows < b, other=0.0)
     row_peak = tl.max(z, axis=1)
+    x = z - row_peak[:, None]
+    e = tl.exp2(x * row_scale[:, None])
+    at = image_parts + column_tile * panel + local_rows
+    tl.store(at, row_peak)
+    tl.store(at + image_plane, tl.sum(e, axis=1))
+    tl.store(at + 2 * image_plane, tl.sum(e * x, axis=1))
+
+    column_scale = tl.load(scale_text + columns, mask=columns < b, other=0.0)
     column_peak = tl.max(z, axis=0)
-    # Where nothing counts the peak is -inf, and -inf - (-inf) would be nan.
-    row_shift = tl.where(row_peak == float("-inf"), 0.0, row_peak)
-    column_shift = tl.where(column_peak == float("-inf"), 0.0, column_peak)
-    row_sum = tl.sum(tl.exp((z - row_shift[:, None]) * (1.0 / t_image)[:, None]), axis=1)
-    column_sum = tl.sum(tl.exp((z - column_shift[None, :]) * (1.0 / t_text)[None, :]), axis=0)
-    tl.store(peak_image + column_tile * panel + local_rows, row_peak)
-    tl.store(sum_image + column_tile * panel + local_rows, row_sum)
-    tl.store(peak_text + row_tile * b + columns, column_peak, mask=columns < b)
-    tl.store(sum_text + row_tile * b + columns, column_sum, mask=columns < b)
+    x = z - column_peak[None, :]
+    e = tl.exp2(x * column_scale[None, :])
+    at = text_parts + row_tile * b + columns
+    tl.store(at, column_peak, mask=columns < b)
+    tl.store(at + text_plane, tl.sum(e, axis=0), mask=columns < b)
+    tl.store(at + 2 * text_plane, tl.sum(e * x, axis=0), mask=columns < b)
+
+
+@triton.jit
+def _merge_kernel(
+    parts: tl.tensor,  # (3, number of parts, row stride)   peaks, totals and moments of tiles
+    state: tl.tensor,  # (3, b)                             in and out: the same of anchors, over the tiles so far
+    scale: tl.tensor,  # (b,)
+    number: tl.tensor,  # of parts
+    stride: tl.tensor,
+    plane: tl.tensor,
+    first: tl.tensor,  # anchor of the first part
+    count: tl.tensor,  # of anchors
+    b: tl.tensor,
+    PARTS: tl.constexpr,
+    ANCHORS: tl.constexpr,
+) -> None:
+    """Merge the parts of some anchors in the order of the tiles, as a softmax over a stream does."""
+    local = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
+    inside = local < count
+    anchors = first + local
+    c = tl.load(scale + anchors, mask=inside, other=0.0)
+    peak = tl.load(state + anchors, mask=inside, other=NEVER)
+    total = tl.load(state + b + anchors, mask=inside, other=0.0)
+    moment = tl.load(state + 2 * b + anchors, mask=inside, other=0.0)
+    start = 0
+    while start < number:  # the interpreter takes no bound of a `for` that is known at run time only
+        k = start + tl.arange(0, PARTS)
+        there = (k < number)[:, None] & inside[None, :]
+        at = parts + k[:, None] * stride + local[None, :]
+        part_peak = tl.load(at, mask=there, other=NEVER)
+        part_total = tl.load(at + plane, mask=there, other=0.0)
+        part_moment = tl.load(at + 2 * plane, mask=there, other=0.0)
+        new = tl.maximum(peak, tl.max(part_peak, axis=0))
+        # Relative to the new peak: e^(z - new) = e^(z - old) f, and sum e (z - new) = f (moment + total (old - new)).
+        # A peak of NEVER has f = 0; bounded, its distance makes no infinity that 0 would turn into nan.
+        down = peak - new
+        f = tl.exp2(down * c)
+        moment = f * (moment + total * tl.maximum(down, -1e30))
+        total = f * total
+        part_down = part_peak - new[None, :]
+        f = tl.exp2(part_down * c[None, :])
+        moment += tl.sum(f * (part_moment + part_total * tl.maximum(part_down, -1e30)), axis=0)
+        total += tl.sum(f * part_total, axis=0)
+        peak = new
+        start += PARTS
+    tl.store(state + anchors, peak, mask=inside)
+    tl.store(state + b + anchors, total, mask=inside)
+    tl.store(state + 2 * b + anchors, moment, mask=inside)
 
 
 @triton.jit
@@ -173,123 +247,81 @@ def _weights_kernel(
     r2: tl.tensor,  # (b, r)
     reference_weight: tl.tensor,  # (1,)
     mask: tl.tensor,  # (b, b)
-    temperature_image: tl.tensor,  # (b,)
-    temperature_text: tl.tensor,  # (b,)
-    positive: tl.tensor,  # (b,)
-    log_denominator_image: tl.tensor,  # (b,)
-    log_denominator_text: tl.tensor,  # (b,)
-    v: tl.tensor,  # (panel, panel)                      out: w + w'
-    weight_image: tl.tensor,  # (column tiles, panel)    out: sum of w over a row of the tile
-    weighted_image: tl.tensor,  # (column tiles, panel)  out: sum of w D over it
-    weight_text: tl.tensor,  # (row tiles, b)            out: the same of w', D' over its columns
-    weighted_text: tl.tensor,  # (row tiles, b)          out
+    image_anchors: tl.tensor,  # (4, b)   peak, scale, weight / total, the last also relative to the shared peak
+    text_anchors: tl.tensor,  # (4, b)
+    shared: tl.tensor,  # (3,)            1 if one peak and one scale are shared by all anchors, this peak, this scale
+    v: tl.tensor,  # (rows, width)        out: w + w', as a pointer or as a tensor descriptor
     first_row: tl.tensor,
     first_column: tl.tensor,
     row_tiles: tl.tensor,
     column_tiles: tl.tensor,
-    panel: tl.tensor,
+    width: tl.tensor,
     b: tl.tensor,
-    d: tl.tensor,
-    r: tl.tensor,
+    D: tl.constexpr,
+    R: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    EVEN_R: tl.constexpr,
     HAS_REFERENCE: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    SHARED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    BUFFER: tl.constexpr,
 ) -> None:
-    """Weigh the pairs of one tile."""
+    """Weigh the pairs of one tile, unless the other variant of this kernel is the one for the batch."""
+    if (tl.load(shared) == 0.0) == SHARED:
+        return
     program = tl.program_id(0)
     row_tile, column_tile = tl.swizzle2d(
         program // column_tiles, program % column_tiles, row_tiles, column_tiles, GROUP
     )
-    local_rows = row_tile * ROWS + tl.arange(0, ROWS)
-    local_columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    rows = first_row + local_rows
-    columns = first_column + local_columns
-    z, counts = _tile(
-        e1, e2, r1, r2, reference_weight, mask, rows, columns, b, d, r,
-        ROWS, COLUMNS, DEPTH, EVEN_D, EVEN_R, HAS_REFERENCE, HAS_MASK, PRECISION, WIDEN,
+    top = first_row + row_tile * ROWS
+    first = first_column + column_tile * COLUMNS
+    z = _tile(
+        e1, e2, r1, r2, reference_weight, top, first, b, D, R,
+        ROWS, COLUMNS, DEPTH, HAS_REFERENCE, DESCRIPTORS, PRECISION, WIDEN,
     )  # fmt: skip
+    rows = top + tl.arange(0, ROWS)
+    columns = first + tl.arange(0, COLUMNS)
+    if SHARED:  # one exponential serves both directions: all anchors have one peak and one scale
+        e = tl.exp2((z - tl.load(shared + 1)) * tl.load(shared + 2))
+        row_factor = tl.load(image_anchors + 3 * b + rows, mask=rows < b, other=0.0)
+        column_factor = tl.load(text_anchors + 3 * b + columns, mask=columns < b, other=0.0)
+        w = e * (row_factor[:, None] + column_factor[None, :])
+    else:  # the exponentials of the first sweep, divided by their own total
+        row_peak = tl.load(image_anchors + rows, mask=rows < b, other=0.0)
+        row_scale = tl.load(image_anchors + b + rows, mask=rows < b, other=0.0)
+        row_factor = tl.load(image_anchors + 2 * b + rows, mask=rows < b, other=0.0)
+        w = tl.exp2((z - row_peak[:, None]) * row_scale[:, None]) * row_factor[:, None]
+        column_peak = tl.load(text_anchors + columns, mask=columns < b, other=0.0)
+        column_scale = tl.load(text_anchors + b + columns, mask=columns < b, other=0.0)
+        column_factor = tl.load(text_anchors + 2 * b + columns, mask=columns < b, other=0.0)
+        w += tl.exp2((z - column_peak[None, :]) * column_scale[None, :]) * column_factor[None, :]
 
-    # The positive is subtracted before the division, while the difference is exact.
-    t_image = tl.load(temperature_image + rows, mask=rows < b, other=1.0)
-    positive_image = tl.load(positive + rows, mask=rows < b, other=0.0)
-    log_image = tl.load(log_denominator_image + rows, mask=rows < b, other=0.0)
-    d_image = (z - positive_image[:, None]) * (1.0 / t_image)[:, None]
-    w_image = tl.exp(tl.where(counts, d_image - log_image[:, None], float("-inf")))
-    tile = first_column // COLUMNS + column_tile
-    tl.store(weight_image + tile * panel + local_rows, tl.sum(w_image, axis=1))
-    tl.store(weighted_image + tile * panel + local_rows, tl.sum(w_image * d_image, axis=1))
-
-    t_text = tl.load(temperature_text + columns, mask=columns < b, other=1.0)
-    positive_text = tl.load(positive + columns, mask=columns < b, other=0.0)
-    log_text = tl.load(log_denominator_text + columns, mask=columns < b, other=0.0)
-    d_text = (z - positive_text[None, :]) * (1.0 / t_text)[None, :]
-    w_text = tl.exp(tl.where(counts, d_text - log_text[None, :], float("-inf")))
-    tl.store(weight_text + row_tile * b + columns, tl.sum(w_text, axis=0), mask=columns < b)
-    tl.store(weighted_text + row_tile * b + columns, tl.sum(w_text * d_text, axis=0), mask=columns < b)
-
-    total = (w_image + w_text).to(v.dtype.element_ty)
-    tl.store(v + local_rows[:, None] * panel + local_columns[None, :], total)  # 0 past the end: nothing counts there
-
-
-@triton.jit
-def _pull_kernel(
-    v: tl.tensor,  # (rows, inner) by its two strides, 0 past the end
-    features: tl.tensor,  # (b, d)
-    out: tl.tensor,  # (b, d) float32                    in and out
-    row_stride: tl.tensor,
-    inner_stride: tl.tensor,
-    first_row: tl.tensor,  # of `out`
-    first_inner: tl.tensor,  # of `features`
-    num_rows: tl.tensor,
-    num_inner: tl.tensor,
-    row_tiles: tl.tensor,
-    column_tiles: tl.tensor,
-    d: tl.tensor,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-) -> None:
-    """Add ``v features`` to some rows of `out`."""
-    program = tl.program_id(0)
-    row_tile, column_tile = tl.swizzle2d(
-        program // column_tiles, program % column_tiles, row_tiles, column_tiles, GROUP
-    )
-    rows = row_tile * ROWS + tl.arange(0, ROWS)
-    columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    k = tl.arange(0, DEPTH)
-    safe_rows = tl.minimum(rows, num_rows - 1)
-    places = (first_row + rows)[:, None] * d + columns[None, :]
-    inside = (rows < num_rows)[:, None] & (columns < d)[None, :]
-    acc = tl.load(out + places, mask=inside, other=0.0)
-    v_tile = v + safe_rows[:, None] * row_stride + k[None, :] * inner_stride
-    feature_tile = features + (first_inner + k)[:, None] * d + columns[None, :]
-    for start in range(0, num_inner, DEPTH):
-        a = tl.load(v_tile + start * inner_stride)
-        c = tl.load(feature_tile + start * d, mask=(k < num_inner - start)[:, None] & (columns < d)[None, :], other=0.0)
-        if WIDEN:
-            a = a.to(tl.float32)
-            c = c.to(tl.float32)
-        acc = tl.dot(a, c, acc, input_precision=PRECISION)
-    tl.store(out + places, acc, mask=inside)
+    # Beyond the negatives an exponential may be infinite and a factor nan; the mask comes last and removes them.
+    if HAS_MASK:  # noqa: SIM114
+        w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
+    elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):
+        w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
+    w = w.to(BUFFER)
+    if DESCRIPTORS:
+        v.store([row_tile * ROWS, column_tile * COLUMNS], w)
+    else:
+        local_rows = row_tile * ROWS + tl.arange(0, ROWS)
+        local_columns = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+        tl.store(v + local_rows[:, None] * width + local_columns[None, :], w)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What runs them
+# Constants
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class Blocks(NamedTuple):
-    """How large a tile is and who works on it."""
+    """How large a tile is and how many threads work on it."""
 
     rows: int
     columns: int
@@ -299,24 +331,55 @@ class Blocks(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How one dtype is computed."""
+    """How one dtype is computed on one generation of GPUs."""
 
-    panel: int  # side of the buffer for V; a multiple of all blocks' rows and columns
-    sweep: Blocks
-    pull: Blocks
+    sums: Blocks
+    weights: Blocks  # of the same depth: both sweeps have to see the same bits of z
+    masked: Blocks  # of both sweeps where there is a mask, which takes registers
+    panel: int  # rows of one launch of the first sweep
+    rows: int  # of the buffer for V, at most
+    columns: int  # of the buffer for V, at most: as many as let V^T E1 fill the GPU once
     buffer: torch.dtype  # of V
-    sweep_precision: str
-    pull_precision: str
+    descriptors: bool  # load and store through the copy engine
+    shared: bool  # spare the second exponential of a pair in the second sweep where the batch allows it
 
 
-PLANS = {
-    # w is about 1 / b: too small for float16's exponent, so there V is float32 and multiplied as TensorFloat-32, which
-    # has float16's significand. Plain float32 is never rounded to TensorFloat-32.
-    torch.bfloat16: Plan(4096, Blocks(128, 128, 64, 8, 3), Blocks(128, 128, 64, 8, 3), torch.bfloat16, "ieee", "ieee"),
-    torch.float16: Plan(4096, Blocks(128, 128, 64, 8, 3), Blocks(128, 128, 32, 8, 3), torch.float32, "ieee", "tf32"),
-    torch.float32: Plan(4096, Blocks(64, 64, 32, 4, 2), Blocks(64, 64, 32, 4, 2), torch.float32, "ieee", "ieee"),
+_WIDE = {
+    torch.bfloat16: Plan(
+        sums=Blocks(256, 128, 64, 8, 3),
+        weights=Blocks(256, 128, 64, 8, 3),
+        masked=Blocks(128, 128, 64, 8, 3),
+        panel=16384,
+        rows=16384,
+        columns=5632,
+        buffer=torch.bfloat16,
+        descriptors=True,
+        shared=True,
+    ),
+    torch.float32: Plan(
+        sums=Blocks(64, 64, 32, 4, 2),
+        weights=Blocks(64, 64, 32, 4, 2),
+        masked=Blocks(64, 64, 32, 4, 2),
+        panel=4096,
+        rows=4096,
+        columns=4096,
+        buffer=torch.float32,
+        descriptors=False,
+        shared=False,
+    ),
 }
-"""None of these sizes was tuned: for Hopper they compile, nearly without spilled registers; no more is known."""
+_WIDE[torch.float16] = _WIDE[torch.bfloat16]._replace(buffer=torch.float16)
+_SMALL = Blocks(128, 128, 32, 8, 3)
+_NARROW = {
+    dtype: plan
+    if dtype == torch.float32
+    else plan._replace(sums=_SMALL, weights=_SMALL, masked=_SMALL, rows=8192, columns=4096, descriptors=False)
+    for dtype, plan in _WIDE.items()
+}
+PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
+"""By major compute capability; a later generation takes the last one. None was measured. For Hopper they compile;
+registers spill only under masks and by 12 bytes in `_weights_kernel`. `tools/tune_fused.py` measures these and others.
+"""
 
 GROUP = 8
 """Tiles are met in bands of so many rows, so that what a program loads is in the cache from the one before."""
@@ -324,27 +387,51 @@ GROUP = 8
 SMALLEST = 1024
 """In the mode ``"auto"`` a smaller batch is left to the plain core."""
 
+SPREAD = 120.0
+"""How many powers of two all peaks of a batch may span if one peak is to serve all exponentials."""
+
+LOG2_E = math.log2(math.e)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What runs them
+# ---------------------------------------------------------------------------------------------------------------------
+
 
 def interpreted() -> bool:
     """Tell whether Triton was asked to interpret its kernels (``TRITON_INTERPRET=1``), which works on the CPU."""
-    return not isinstance(_pull_kernel, triton.JITFunction)
+    return not isinstance(_sums_kernel, triton.JITFunction)
+
+
+def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:
+    """Return the constants for a dtype on a device."""
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else max(PLANS)
+    return PLANS[max(known for known in PLANS if known <= major)][dtype]
 
 
 class TritonSweeps:
-    """The sweeps on an NVIDIA GPU; see `drrho_core._fused.Sweeps`."""
+    """The sweeps on an NVIDIA GPU; see `drrho_core._fused.Sweeps`.
+
+    Parameters
+    ----------
+    plan : Plan or None, default: None
+        Constants to use in place of those in `PLANS`; for measurements.
+    """
+
+    def __init__(self, plan: Plan | None = None) -> None:
+        self._plan = plan
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Say why not."""
         features = batch.image_features
-        if features.dtype not in PLANS:
+        if features.dtype not in _WIDE:
             return f"the Triton kernels take float32 and half types, not {features.dtype}"
         widest = max(array.shape[1] for array in (features, *(batch.reference_features or ())))
-        if features.shape[0] * widest >= 2**31:
+        if features.shape[0] * (widest + 64) >= 2**31:
             return "the Triton kernels count in 32 bits"
         if not interpreted():
             if features.device.type != "cuda":
                 return f"the Triton kernels run on an NVIDIA GPU, not on {features.device}"
-            if torch.version.hip is not None or torch.cuda.get_device_capability(features.device)[0] < 8:
+            if torch.version.hip is not None or torch.cuda.get_device_capability(features.device)[0] < min(PLANS):
                 return "the Triton kernels need an NVIDIA GPU of compute capability 8.0 or higher"
         if mode == "auto" and features.dtype == torch.float32:
             return "float32 has no faster product than the library's"
@@ -354,150 +441,187 @@ class TritonSweeps:
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
         """Sweep once."""
-        return _Run(batch).sum_negatives()
+        return self._run(batch).sum_negatives()
 
-    def pull_back(
-        self, batch: Batch, positive: Tensor, log_denominator_image: Tensor, log_denominator_text: Tensor, /
-    ) -> SecondSweep:
+    def pull_back(self, batch: Batch, first: FirstSweep, weight_image: Tensor, weight_text: Tensor, /) -> SecondSweep:
         """Sweep again."""
-        return _Run(batch).pull_back(positive, log_denominator_image, log_denominator_text)
+        return self._run(batch).pull_back(first, (weight_image, weight_text))
+
+    def _run(self, batch: Batch) -> _Run:
+        features = batch.image_features
+        return _Run(batch, self._plan or plan_for(features.dtype, features.device))
 
 
 class _Run:
-    """One batch, as the kernels want it."""
+    """One batch, as the kernels take it."""
 
-    def __init__(self, batch: Batch) -> None:
-        features = batch.image_features
-        self.plan = PLANS[features.dtype]
-        self.device = features.device
-        self.e1, self.e2 = batch.image_features.contiguous(), batch.text_features.contiguous()
-        self.mask = batch.pair_mask
-        # A pointer that is not followed must be one all the same.
-        self.r1, self.r2 = (self.e1, self.e2) if batch.reference_features is None else batch.reference_features
-        self.r1, self.r2 = self.r1.contiguous(), self.r2.contiguous()
+    def __init__(self, batch: Batch, plan: Plan) -> None:
+        if batch.pair_mask is not None:
+            plan = plan._replace(sums=plan.masked, weights=plan.masked)
+        self.plan = plan
+        self.device = batch.image_features.device
+        self.b, self.d = batch.image_features.shape
+        self.features = batch.image_features.detach(), batch.text_features.detach()
+        reference = batch.reference_features
+        if reference is not None and reference[0].shape[1] == 0:
+            reference = None
+        self.has_reference = reference is not None
+        # An argument that is not read must be a pointer all the same.
+        sides = (*self.features, *(self.features if reference is None else reference))
+        self.sides = [_padded(side.detach(), plan.sums.depth) for side in sides]
         weight = batch.reference_weight
         if isinstance(weight, Tensor):
-            self.weight = weight.to(torch.float32).reshape(1)
+            self.weight = weight.detach().to(torch.float32).reshape(1)
         else:
             self.weight = self._full(weight, 1)
         self.temperatures = [
-            side.to(torch.float32).contiguous() for side in (batch.temperature_image, batch.temperature_text)
+            side.detach().to(torch.float32).contiguous() for side in (batch.temperature_image, batch.temperature_text)
         ]
-        self.b, self.d = features.shape
-        self.r = self.r1.shape[1]
-        blocks = self.plan.sweep
-        self.panels = range(0, self.b, self.plan.panel)
-        self.row_tiles = triton.cdiv(min(self.b, self.plan.panel), blocks.rows)
-        self.column_tiles = triton.cdiv(self.b, blocks.columns)
-        self.panel = self.plan.panel
-        mask = self.e1 if self.mask is None else self.mask.contiguous().view(torch.uint8)
-        self.inputs = (self.e1, self.e2, self.r1, self.r2, self.weight, mask, *self.temperatures)
-        self.options: dict[str, Any] = {
+        # A temperature below 4e-39 has no reciprocal; the largest number keeps (z - peak) / t at 0 for the peak.
+        largest = torch.finfo(torch.float32).max
+        self.scales = [(LOG2_E / side).clamp(max=largest) for side in self.temperatures]
+        self.pair_mask = batch.pair_mask
+        self.mask = self.weight if self.pair_mask is None else self.pair_mask.contiguous().view(torch.uint8)
+
+    def sum_negatives(self) -> FirstSweep:
+        """Sweep once: a launch per panel of rows, whose parts are merged before the next launch."""
+        b, blocks = self.b, self.plan.sums
+        panel = min(self.plan.panel, triton.cdiv(b, blocks.rows) * blocks.rows)
+        row_tiles, column_tiles = triton.cdiv(panel, blocks.rows), triton.cdiv(b, blocks.columns)
+        sources, positive = self._sources(blocks), self._empty(b)
+        image_parts, text_parts = self._empty(3, column_tiles, panel), self._empty(3, row_tiles, b)
+        states = [torch.stack([self._full(NEVER.value, b), self._full(0.0, b), self._full(0.0, b)]) for _ in range(2)]
+        with self._on_device():
+            for first in range(0, b, panel):
+                height = min(panel, b - first)
+                rows_here = triton.cdiv(height, blocks.rows)
+                _sums_kernel[(rows_here * column_tiles,)](
+                    *sources, self.weight, self.mask, *self.scales, positive, image_parts, text_parts,
+                    first, rows_here, column_tiles, panel, column_tiles * panel, row_tiles * b,
+                    b, **self._options(blocks),
+                )  # fmt: skip
+                self._merge(image_parts, column_tiles, states[0], self.scales[0], first, height)
+                self._merge(text_parts, rows_here, states[1], self.scales[1], 0, b)
+        counts = self._counts()
+        log_sums, means, saved = [], [], []
+        for (peak, total, moment), t, count in zip(states, self.temperatures, counts, strict=True):
+            has = count > 0
+            peak, total = torch.where(has, peak, positive), torch.where(has, total, 1.0)
+            start = peak - positive
+            log_sums.append(torch.where(has, start / t + torch.log(total), -torch.inf))
+            means.append(torch.where(has, (start + moment / total) / t, 0.0))
+            saved += [peak, total]
+        return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
+
+    def pull_back(self, first: FirstSweep, weights: tuple[Tensor, Tensor]) -> SecondSweep:
+        """Sweep again: rectangle by rectangle, and each V is multiplied with the features at once."""
+        b, blocks, plan = self.b, self.plan.weights, self.plan
+        peaks, totals = first.saved[::2], first.saved[1::2]
+        weights = weights[0].detach().to(torch.float32), weights[1].detach().to(torch.float32)
+        factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
+        back = None
+        if plan.buffer == torch.float16:  # a power of two brings the largest w near the largest float16
+            # V is at most the largest factor of each side together, because an exponential is at most 1.
+            bound = factors[0].amax() + factors[1].amax()
+            power = torch.where(bound > 0, torch.floor(torch.log2(32768.0 / bound)), 0.0).clamp(-100.0, 100.0)
+            factors, back = [factor * torch.exp2(power) for factor in factors], torch.exp2(-power)
+        shared_factors, shared = self._share(peaks, factors, (first.count_image, first.count_text))
+        anchors = [torch.stack(x) for x in zip(peaks, self.scales, factors, shared_factors, strict=True)]
+
+        # The interpreter truncates where a GPU rounds to bfloat16; there V stays float32 until torch has rounded it.
+        buffer = torch.float32 if interpreted() else plan.buffer
+        # Whole tiles are stored, so the buffer is a whole number of them.
+        heights = _spans(b, plan.rows, blocks.rows)
+        widths = _spans(b, plan.columns, 128 if blocks.columns >= 128 else blocks.columns)
+        width = triton.cdiv(widths[0][1], blocks.columns) * blocks.columns
+        height = triton.cdiv(heights[0][1], blocks.rows) * blocks.rows
+        v = torch.empty((height, width), dtype=buffer, device=self.device)
+        out = _descriptor(v, (blocks.rows, blocks.columns)) if plan.descriptors else v
+        sources, pulls = self._sources(blocks), (self._full(0.0, b, self.d), self._full(0.0, b, self.d))
+        with self._on_device():
+            for first_row, height in heights:
+                for first_column, across in widths:
+                    row_tiles, column_tiles = triton.cdiv(height, blocks.rows), triton.cdiv(across, blocks.columns)
+                    # Which variant is the right one is known on the device alone: the other returns at once.
+                    for variant in (True, False) if plan.shared else (False,):
+                        _weights_kernel[(row_tiles * column_tiles,)](
+                            *sources, self.weight, self.mask, *anchors, shared, out,
+                            first_row, first_column, row_tiles, column_tiles, width, b,
+                            SHARED=variant, BUFFER=_TRITON_TYPES[buffer], **self._options(blocks),
+                        )  # fmt: skip
+                    rows, columns = slice(first_row, first_row + height), slice(first_column, first_column + across)
+                    here = v[:height, :across]
+                    add_product(pulls[0][rows], here, self.features[1][columns])
+                    add_product(pulls[1][columns], here.T, self.features[0][rows])
+        if back is not None:
+            for pull in pulls:
+                pull.mul_(back)
+        return SecondSweep(*pulls)
+
+    def _share(
+        self, peaks: tuple[Tensor, ...], factors: list[Tensor], counts: tuple[Tensor, Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the factors relative to one peak and whether they may be used, without waiting for the device.
+
+        With one temperature, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``: one exponential serves rows and
+        columns. It neither overflows nor loses the largest weight of any anchor while all peaks are close together.
+        """
+        if not self.plan.shared:
+            return factors, self._full(0.0, 3)
+        active = [(count > 0) & (factor > 0) for count, factor in zip(counts, factors, strict=True)]
+        low = torch.minimum(*(torch.where(a, p, torch.inf).amin() for a, p in zip(active, peaks, strict=True)))
+        # Pairs of anchors without weight have exponentials too: the highest peak is that of all anchors with negatives.
+        high = torch.maximum(*(torch.where(n > 0, p, -torch.inf).amax() for n, p in zip(counts, peaks, strict=True)))
+        ends = [end for t in self.temperatures for end in (t.amin(), t.amax())]
+        scale = self.scales[0][0]
+        middle = low + (high - low) / 2
+        safe = (ends[0] == ends[1]) & (ends[2] == ends[3]) & (ends[0] == ends[2]) & ((high - low) * scale <= SPREAD)
+        moved = [
+            torch.where(a, factor * torch.exp2((middle - peak) * scale), 0.0)
+            for a, factor, peak in zip(active, factors, peaks, strict=True)
+        ]
+        return moved, torch.stack([safe.to(torch.float32), middle, scale])
+
+    def _merge(self, parts: Tensor, number: int, state: Tensor, scale: Tensor, first: int, count: int) -> None:
+        _, places, stride = parts.shape
+        _merge_kernel[(triton.cdiv(count, 64),)](
+            parts, state, scale, number, stride, places * stride, first, count, self.b,
+            PARTS=16, ANCHORS=64, num_warps=4,
+        )  # fmt: skip
+
+    def _sources(self, blocks: Blocks) -> list[Any]:
+        """Return the features as a kernel loads them."""
+        if not self.plan.descriptors:
+            return list(self.sides)
+        sizes = (blocks.rows, blocks.columns) * 2
+        return [_descriptor(side, (size, blocks.depth)) for side, size in zip(self.sides, sizes, strict=True)]
+
+    def _options(self, blocks: Blocks) -> dict[str, Any]:
+        return {
+            "D": self.sides[0].shape[1],
+            "R": self.sides[2].shape[1],
             "ROWS": blocks.rows,
             "COLUMNS": blocks.columns,
             "DEPTH": blocks.depth,
             "GROUP": GROUP,
-            "EVEN_D": self.d % blocks.depth == 0,
-            "EVEN_R": self.r % blocks.depth == 0,
-            "HAS_REFERENCE": batch.reference_features is not None,
-            "HAS_MASK": self.mask is not None,
-            "PRECISION": self.plan.sweep_precision,
+            "HAS_REFERENCE": self.has_reference,
+            "HAS_MASK": self.pair_mask is not None,
+            "DESCRIPTORS": self.plan.descriptors,
+            "PRECISION": "ieee",
             "WIDEN": interpreted(),
-            **_launch(blocks),
+            **launch_options(blocks),
         }
 
-    def sum_negatives(self) -> FirstSweep:
-        """Sweep once: a launch per panel of rows, whose partial results are merged before the next."""
-        positive = self._empty(self.b)
-        peaks = [self._full(-torch.inf, self.b) for _ in range(2)]
-        sums = [self._full(0.0, self.b) for _ in range(2)]
-        by_row = [self._empty(self.column_tiles, self.panel) for _ in range(2)]
-        by_column = [self._empty(self.row_tiles, self.b) for _ in range(2)]
-        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-            for first in self.panels:
-                rows = slice(first, min(first + self.panel, self.b))
-                row_tiles = triton.cdiv(rows.stop - first, self.plan.sweep.rows)
-                _negatives_kernel[(row_tiles * self.column_tiles,)](
-                    *self.inputs, positive, *by_row, *by_column,
-                    first, row_tiles, self.column_tiles, self.panel, self.b, self.d, self.r, **self.options,
-                )  # fmt: skip
-                height = rows.stop - first
-                peaks[0][rows], sums[0][rows] = _merge(
-                    by_row[0][:, :height], by_row[1][:, :height], self.temperatures[0][rows]
-                )
-                peaks[1], sums[1] = _merge(
-                    torch.cat([peaks[1][None], by_column[0][:row_tiles]]),
-                    torch.cat([sums[1][None], by_column[1][:row_tiles]]),
-                    self.temperatures[1],
-                )
-        image, text = (
-            torch.log(total) + (peak - positive) / temperature
-            for total, peak, temperature in zip(sums, peaks, self.temperatures, strict=True)
-        )
-        count_image, count_text = self._counts()
-        return FirstSweep(positive, image, text, count_image, count_text)
-
-    def pull_back(self, positive: Tensor, log_denominator_image: Tensor, log_denominator_text: Tensor) -> SecondSweep:
-        """Sweep again: square by square, and each square's V is multiplied with the features at once."""
-        anchors = [x.to(torch.float32).contiguous() for x in (positive, log_denominator_image, log_denominator_text)]
-        pulls = [self._full(0.0, self.b, self.d) for _ in range(2)]
-        image = [self._empty(self.b) for _ in range(2)]
-        text = [self._full(0.0, self.b) for _ in range(2)]
-        side = min(self.panel, triton.cdiv(self.b, self._padding) * self._padding)
-        v = torch.empty((side, side), dtype=self.plan.buffer, device=self.device)
-        by_row = [self._empty(self.column_tiles, side) for _ in range(2)]
-        by_column = [self._empty(self.row_tiles, self.b) for _ in range(2)]
-        blocks = self.plan.sweep
-        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-            for first_row in self.panels:
-                num_rows = min(self.panel, self.b - first_row)
-                row_tiles = triton.cdiv(num_rows, blocks.rows)
-                for first_column in self.panels:
-                    num_columns = min(self.panel, self.b - first_column)
-                    column_tiles = triton.cdiv(num_columns, blocks.columns)
-                    _weights_kernel[(row_tiles * column_tiles,)](
-                        *self.inputs, *anchors, v, *by_row, *by_column,
-                        first_row, first_column, row_tiles, column_tiles, side, self.b, self.d, self.r, **self.options,
-                    )  # fmt: skip
-                    self._pull(v, (side, 1), self.e2, pulls[0], first_row, first_column, num_rows, num_columns)
-                    self._pull(v, (1, side), self.e1, pulls[1], first_column, first_row, num_columns, num_rows)
-                for total, part in zip(image, by_row, strict=True):
-                    total[first_row : first_row + num_rows] = part[:, :num_rows].sum(0)
-                for total, part in zip(text, by_column, strict=True):
-                    total += part[:row_tiles].sum(0)
-        return SecondSweep(pulls[0], pulls[1], image[0], text[0], image[1], text[1])
-
-    @property
-    def _padding(self) -> int:
-        """What V's sides are multiples of, so that its loads need no mask."""
-        return max(*self.plan.sweep[:2], self.plan.pull.depth)
-
-    def _pull(
-        self,
-        v: Tensor,
-        strides: tuple[int, int],
-        features: Tensor,
-        out: Tensor,
-        first_row: int,
-        first_inner: int,
-        num_rows: int,
-        num_inner: int,
-    ) -> None:
-        blocks = self.plan.pull
-        row_tiles, column_tiles = triton.cdiv(num_rows, blocks.rows), triton.cdiv(self.d, blocks.columns)
-        _pull_kernel[(row_tiles * column_tiles,)](
-            v, features, out, *strides, first_row, first_inner, num_rows, num_inner, row_tiles, column_tiles, self.d,
-            ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, GROUP=GROUP,
-            PRECISION=self.plan.pull_precision, WIDEN=interpreted() or v.dtype != features.dtype, **_launch(blocks),
-        )  # fmt: skip
-
     def _counts(self) -> tuple[Tensor, Tensor]:
-        if self.mask is None:
+        if self.pair_mask is None:
             number = self._full(self.b - 1.0, self.b)
             return number, number
-        diagonal = self.mask.diagonal().to(torch.float32)
-        image, text = (self.mask.sum(axis).to(torch.float32) - diagonal for axis in (1, 0))
+        diagonal = self.pair_mask.diagonal().to(torch.float32)
+        image, text = (self.pair_mask.sum(axis).to(torch.float32) - diagonal for axis in (1, 0))
         return image, text
+
+    def _on_device(self) -> Any:
+        return torch.cuda.device(self.device if self.device.type == "cuda" else -1)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -506,13 +630,54 @@ class _Run:
         return torch.full(shape, value, dtype=torch.float32, device=self.device)
 
 
-def _launch(blocks: Blocks) -> dict[str, Any]:
-    """Return what only the compiler wants; products and sums may be fused, which rounds less."""
+_TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+def launch_options(blocks: Blocks) -> dict[str, Any]:
+    """Return the compiler's options; products and sums may be fused, which rounds less."""
     return {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
 
 
-def _merge(peaks: Tensor, sums: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Put partial maxima and sums (parts, n) together; -inf and 0 where nothing counts."""
-    peak = peaks.amax(0)
-    shift = torch.where(peak == -torch.inf, torch.zeros_like(peak), peak)
-    return peak, (sums * torch.exp((peaks - shift) / temperature)).sum(0)
+def add_product(out: Tensor, v: Tensor, features: Tensor) -> None:
+    """Add ``v features`` to `out` in float32: on a GPU from half types as they are."""
+    if v.device.type != "cuda":  # no CPU multiplies half types into float32
+        out.addmm_(v.to(features.dtype).to(torch.float32), features.to(torch.float32))
+    elif v.dtype == torch.float32:
+        out.addmm_(v, features)
+    else:
+        _half_product(v.device)(out, v, features)
+
+
+@functools.cache
+def _half_product(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """Return how this torch adds a product of half types to a float32 sum: in cuBLAS, or in two steps."""
+
+    def in_one(out: Tensor, v: Tensor, features: Tensor) -> None:
+        torch.addmm(out, v, features, out_dtype=torch.float32, out=out)
+
+    def in_two(out: Tensor, v: Tensor, features: Tensor) -> None:
+        out += torch.mm(v, features, out_dtype=torch.float32)
+
+    probe = torch.ones((16, 16), dtype=torch.bfloat16, device=device)
+    out = torch.zeros((16, 16), dtype=torch.float32, device=device)
+    try:
+        in_one(out, probe, probe)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return in_two
+    return in_one
+
+
+def _padded(side: Tensor, depth: int) -> Tensor:
+    """Return features with a whole number of the kernels' steps, contiguous; most widths are one already."""
+    missing = -side.shape[1] % depth
+    return torch.nn.functional.pad(side, (0, missing)) if missing else side.contiguous()
+
+
+def _descriptor(x: Tensor, block: tuple[int, int]) -> Any:
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
+
+
+def _spans(b: int, largest: int, unit: int) -> list[tuple[int, int]]:
+    """Cut b into spans of nearly the same length, a multiple of `unit`; return where each starts and its length."""
+    length = triton.cdiv(triton.cdiv(b, triton.cdiv(b, largest)), unit) * unit
+    return [(start, min(length, b - start)) for start in range(0, b, length)]
