@@ -41,7 +41,8 @@ class RepeatedRows:
     def __init__(self) -> None:
         self._warned = False
         self._index: Tensor | None = None
-        self._marks: tuple[Any, ...] = ()
+        self._versions: tuple[int, ...] = ()
+        self._leaves: list[weakref.ref[Tensor]] = []
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         """Begin anew in a copy of the module: the calls before were not those of the copy."""
@@ -62,15 +63,16 @@ class RepeatedRows:
         if self._warned or not any(side.requires_grad for side in features) or index.is_inference():
             return
         _STEPS.start()
-        sources = [_source(side) for side in features]
-        if None in sources:
-            return
-        marks = (_STEPS.count, *(mark for leaf in sources for mark in (weakref.ref(leaf), leaf._version)))  # type: ignore[union-attr]
+        leaves = [leaf for leaf in map(_source, features) if leaf is not None]
         host = index.device.type == "cpu"
-        rows = (None if host else index._version, *marks)
-        before, self._marks = self._marks, rows
+        versions = _STEPS.count, 0 if host else index._version, *(leaf._version for leaf in leaves)
+        same_leaves = len(leaves) == len(self._leaves) and all(
+            before() is leaf for before, leaf in zip(self._leaves, leaves, strict=True)
+        )
+        unchanged = same_leaves and versions == self._versions
         last, self._index = self._index, index.detach().clone() if host else index.detach()
-        if last is None or rows != before or not _same(last, index):
+        self._versions, self._leaves = versions, [weakref.ref(leaf) for leaf in leaves]
+        if last is None or not unchanged or not _same(last, index):
             return
         self._warned, self._index = True, None
         warnings.warn(

@@ -96,7 +96,7 @@ def evaluate(job: Job, *arguments: Any) -> tuple[Tensor, ...]:
             for side, rows in zip(state, new, strict=True):
                 side[index] = rows
         if job.repeated is not None:
-            job.repeated.see(arguments[2], (images, texts), stacklevel=8)
+            job.repeated.see(arguments[2], (images, texts), stacklevel=7)  # the caller of the module
     temperature_gradients = step.temperature_gradient if job.pairs[2] else (step.temperature_gradient,)
     learned = tau if job.pairs[2] else (tau,)
     return (

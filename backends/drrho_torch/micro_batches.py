@@ -258,7 +258,7 @@ class _Buffers:
         roots = [root for root in (model, owner) if isinstance(root, nn.Module)]
         modules = {id(module): module for root in roots for module in root.modules()}.values()
         self._saved = [
-            (module, name, buffer, buffer.detach().clone(), buffer._version)
+            (module, name, buffer, buffer.detach().clone())
             for module in modules
             for name, buffer in module._buffers.items()
             if buffer is not None and not buffer.is_inference()
@@ -267,10 +267,9 @@ class _Buffers:
     def restore(self) -> None:
         """Take back what the first pass wrote, in place or by assignment."""
         with torch.no_grad():
-            for module, name, buffer, saved, version in self._saved:
+            for module, name, buffer, saved in self._saved:
                 module._buffers[name] = buffer
-                if buffer._version != version:
-                    buffer.copy_(saved)
+                buffer.copy_(saved)  # always: batch normalisation writes without raising the version of its buffers
 
 
 @contextmanager
