@@ -11,6 +11,7 @@ from typing import Any, Self
 import array_api_compat.torch
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from drrho_core import _checks
 from drrho_core._arrays import is_array, namespace_of
@@ -271,9 +272,9 @@ class ContrastiveLoss(nn.Module):
             update=self.training and torch.is_grad_enabled(),
             # As a tensor gamma is no constant of the compiled graph: a schedule compiles nothing again.
             gamma=1.0 if not self.training else self._gamma_tensor if traced else self._gamma,
-            eps=_number(self.eps),
-            reference_weight=_number(self.reference_weight),
-            radius=_number(self.radius),
+            eps=_number(self.eps, image_features),
+            reference_weight=_number(self.reference_weight, image_features),
+            radius=_number(self.radius, image_features),
             tile_size=self.tile_size,
             memory_budget=self.memory_budget,
             table=self._table,
@@ -292,7 +293,7 @@ class ContrastiveLoss(nn.Module):
                 pair_mask,
                 *_slots(references),
                 *_slots(anchor_weight),
-                *_slots(_number(tau)),
+                *_slots(_number(tau, image_features)),
             )
             loss: Tensor
             if traced:
@@ -414,9 +415,9 @@ def drrho_risk(
     (1.1667, [0.0, 0.6667, 0.3333])
     """
     _check_tensor("loss", loss)
-    job = RiskJob(ambiguity_set, axis)
+    job = RiskJob(_specialised(ambiguity_set), axis)
     with torch.autocast(loss.device.type, enabled=False):
-        weight = _number(reference_weight)
+        weight = _number(reference_weight, loss)
         value: Tensor
         if not torch.compiler.is_compiling():
             value = Risk.apply(job, loss, reference_loss, weight, where)[0]  # type: ignore[no-untyped-call]
@@ -473,11 +474,19 @@ def _checked_temperature(temperature: Any) -> float | Tensor:
     return temperature
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any, like: Tensor) -> Any:
     """Turn a number into a tensor where it is traced: with ``dynamic=True`` it is no constant, and the core asks it."""
     if torch.compiler.is_compiling() and not isinstance(value, (Tensor, tuple, list)):
-        return torch.full((), value, dtype=torch.float64)
+        return torch.full((), value, dtype=torch.float64, device=like.device)
     return value
+
+
+def _specialised(ambiguity_set: AmbiguitySet) -> AmbiguitySet:
+    """Make the numbers of a set constants where it is traced, also with ``dynamic=True``."""
+    fields = getattr(ambiguity_set, "__dataclass_fields__", None)
+    if fields is None or not torch.compiler.is_compiling():
+        return ambiguity_set
+    return type(ambiguity_set)(*[guard_scalar(getattr(ambiguity_set, name)) for name in fields])
 
 
 def _is_pair(value: Any) -> bool:
