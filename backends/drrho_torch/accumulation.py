@@ -78,7 +78,7 @@ class RepeatedRows:
         warnings.warn(
             "ContrastiveLoss was called with the rows of the call before, and no parameter has changed in between. "
             "Each call averages the estimates of its rows once more, so a loop that calls the loss once per chunk of "
-            "a batch gets wrong gradients (by 33 % at gamma = 0.5). Call it once per batch: "
+            "a batch gets wrong gradients (33 % off in a trial at gamma = 0.5). Call it once per batch: "
             "drrho_torch.micro_batches does so and encodes in chunks",
             UserWarning,
             stacklevel=stacklevel + 1,

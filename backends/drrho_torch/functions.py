@@ -140,7 +140,7 @@ class Step(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], job: Job, *arguments: Any) -> tuple[Any, Any]:
         """Take one step after the other: the core knows one batch at a time."""
         dims = in_dims[1:]
-        if job.update and (job.table is not None or dims[3] is None or dims[4] is None):
+        if job.update and (dims[3] is None or dims[4] is None):  # None, too, if an estimator object has the state
             raise RuntimeError(
                 "ContrastiveLoss must be in eval() or have mapped buffers under torch.func.vmap, because several "
                 "batches would write to one state at a time"

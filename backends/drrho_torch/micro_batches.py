@@ -110,7 +110,8 @@ def micro_batches(
             states.append(_random_states())
             parts.append(_encoded(encode, inputs, chunk))
     buffers.restore()  # before the loss, which may have buffers of its own inside of `model`
-    # Autocast keeps half-precision copies of the weights; those of this pass know no gradient.
+    # Autocast caches half-precision copies of the weights. A copy that was made without gradients must not be used
+    # again in pass 2; whether autocast would do so depends on the version of torch.
     torch.clear_autocast_cache()
 
     # The loss sees the whole batch, and autograd stops at its features.

@@ -152,7 +152,6 @@ def test_the_state_of_a_loss_inside_of_the_model_survives() -> None:
 
 
 def test_autocast_around_the_call_reaches_both_passes() -> None:
-    """The weights that autocast has converted in the first pass know no gradient and must not be used again."""
     results = []
     for size in (100, 3):
         towers, loss = Towers().float(), ContrastiveLoss(N, temperature=0.3)

@@ -318,13 +318,21 @@ def test_every_accepted_temperature_can_be_copied_and_trained(kind: str, how: st
         results.append((value.detach(), leaf.grad, state(one)))
     for mine, copied in zip(*results, strict=True):
         assert torch.equal(mine, copied)
+    for module, source in ((loss, other), (other, loss)):
+        module.load_state_dict(source.state_dict())
+    if isinstance(other.temperature, torch.nn.Parameter):
+        torch.optim.SGD(other.parameters(), lr=0.01).step()
 
 
 def test_a_module_built_in_inference_mode_trains_outside() -> None:
     with torch.inference_mode():
-        loss = ContrastiveLoss(N, temperature=torch.tensor(0.3), gamma=0.7).grow(N + 1)
+        loss = ContrastiveLoss(N, temperature=torch.tensor(0.3), gamma=0.7)
     images = features(B).float().requires_grad_()
     loss(images, features(B, seed=1).float(), torch.tensor(INDEX)).backward()
     loss.gamma = 0.5
     assert images.grad is not None
+    with torch.inference_mode():
+        loss.grow(N + 1)
+    loss(images, features(B, seed=2).float(), torch.tensor([N, *INDEX[1:]])).backward()
+    assert math.isfinite(loss.log_inner_text[N])
     assert torch.isfinite(state(loss)[:, INDEX]).all()
