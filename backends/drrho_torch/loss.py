@@ -259,7 +259,11 @@ class ContrastiveLoss(nn.Module):
         _check_tensor("image_features", image_features)
         _check_tensor("text_features", text_features)
         _check_tensor("sample_index", sample_index)
-        _checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
+        if sample_index.ndim != 1:
+            raise ValueError(
+                "sample_index must have shape (batch_size,), one row id per sample of the batch, "
+                f"got {tuple(sample_index.shape)}"
+            )
         if not _XP.isdtype(sample_index.dtype, "integral"):
             raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
         _checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")

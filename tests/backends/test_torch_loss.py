@@ -723,7 +723,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], dict[str, Any]], type[Exception],
     "square index": (
         lambda p: {"sample_index": p.index[:, None]},
         ValueError,
-        r"sample_index must have 1 axes \(batch_size,\), got shape \(5, 1\)",
+        r"sample_index must have shape \(batch_size,\), one row id per sample of the batch, got \(5, 1\)",
     ),
     "index elsewhere": (
         lambda p: {"sample_index": p.index.to("meta")},
@@ -748,7 +748,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], dict[str, Any]], type[Exception],
     "index without axes": (
         lambda p: {"sample_index": p.index[0]},
         ValueError,
-        r"sample_index must have 1 axes \(batch_size,\), got shape \(\)",
+        r"sample_index must have shape \(batch_size,\), one row id per sample of the batch, got \(\)",
     ),
     "numpy temperature": (
         lambda p: {"temperature": np.asarray(0.5)},
@@ -778,7 +778,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], dict[str, Any]], type[Exception],
     "reference dtype": (
         lambda p: {"reference_features": (p.references[0], p.references[1].double())},
         TypeError,
-        r"reference_features\[1\] must have the dtype of image_features",
+        r"reference_features\[1\] must have the dtype of ",
     ),
     "nan": (
         lambda p: {"image_features": torch.where(p.images == p.images[2, 1], math.nan, p.images)},
