@@ -66,6 +66,14 @@ class InnerEstimator:
         self.log_inner_image = xp.full((num_samples,), -xp.inf, dtype=dtype, device=device_of(like))
         self.log_inner_text = xp.full((num_samples,), -xp.inf, dtype=dtype, device=device_of(like))
 
+    def __getstate__(self) -> dict[str, Array]:
+        """Leave the namespace out of copies: a module cannot be copied or pickled."""
+        return {name: value for name, value in vars(self).items() if name != "_xp"}
+
+    def __setstate__(self, state: dict[str, Array]) -> None:
+        """Ask the arrays for their namespace again."""
+        vars(self).update(state, _xp=namespace_of(state))
+
     def __repr__(self) -> str:
         """Show what it holds."""
         return f"InnerEstimator(num_samples={self.num_samples}, dtype={self.log_inner_image.dtype})"

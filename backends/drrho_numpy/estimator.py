@@ -151,6 +151,13 @@ class MemoryMappedEstimator:
         """Show what it holds."""
         return f"MemoryMappedEstimator({str(self._path)!r}, num_samples={self.num_samples}, dtype={self.dtype})"
 
+    def __reduce__(self) -> Any:
+        """Refuse copies: two objects would write to one file."""
+        raise TypeError(
+            "a MemoryMappedEstimator must not be copied or pickled, because a file is open in one estimator at a time: "
+            f"use snapshot(path), got {self!r}"
+        )
+
     def __enter__(self) -> Self:
         return self
 

@@ -9,9 +9,10 @@ from drrho_core._fused import Sweeps, register_sweeps
 from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.loss import ContrastiveLoss, drrho_risk
+from drrho_torch.micro_batches import micro_batches
 from drrho_torch.products import onednn_products
 
-__all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk", "onednn_products"]
+__all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk", "micro_batches", "onednn_products"]
 
 
 def _triton() -> Sweeps | str:

@@ -1,11 +1,12 @@
-"""The inner estimates in the host's memory, for a GPU that has better use for its own."""
+"""The inner estimates in the host's memory, and what `drrho_torch.ContrastiveLoss` asks of an estimator object."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import array_api_compat.torch
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,11 @@ class HostEstimator:
     def _never(self, num_samples: int) -> Tensor:
         """Both numbers of a sample side by side: one row to read and to write."""
         return torch.full((num_samples, 2), -torch.inf, dtype=self._like.dtype, pin_memory=self._pinned)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the numbers; streams and rows on their way belong to this object."""
+        self._settle()
+        return _restored, (str(self.device), self._like.dtype, self._state)
 
     def __repr__(self) -> str:
         """Show what it holds."""
@@ -215,3 +221,100 @@ class _Pending(NamedTuple):
     samples: Tensor
     rows: Tensor
     arrived: torch.cuda.Event
+
+
+def _restored(device: str, dtype: torch.dtype, state: Tensor) -> HostEstimator:
+    """Build the copy of a `HostEstimator`."""
+    estimator = HostEstimator(state.shape[0], device=device, dtype=dtype)
+    estimator._state.copy_(state)
+    return estimator
+
+
+class Table:
+    """An estimator object as tensors: it may keep tensors itself, on any device, or NumPy arrays, say in a file.
+
+    Parameters
+    ----------
+    estimator : object
+        It has `num_samples`, `gather`, `scatter`, `grow`, `state_dict` and `load_state_dict` as
+        `drrho_core.InnerEstimator` has them.
+
+    Raises
+    ------
+    TypeError
+        If it is no such object.
+    """
+
+    METHODS = ("gather", "scatter", "grow", "state_dict", "load_state_dict")
+    NAMES = ("log_inner_image", "log_inner_text")
+
+    def __init__(self, estimator: Any) -> None:
+        missing = [name for name in ("num_samples", *self.METHODS) if not hasattr(estimator, name)]
+        if missing or isinstance(estimator, type):
+            raise TypeError(
+                "estimator must be None or an estimator object such as drrho_core.InnerEstimator, got "
+                f"{estimator if isinstance(estimator, type) else type(estimator).__name__}"
+            )
+        self.estimator = estimator
+        side = getattr(estimator, "log_inner_image", None)
+        # Where the index has to be: a device, or None for NumPy arrays.
+        self._index_device = side.device if isinstance(side, Tensor) else None
+        try:
+            rows, _ = estimator.gather(self._index(torch.zeros(0, dtype=torch.int64)))
+        except TypeError:
+            rows = None
+        if not isinstance(rows, (Tensor, np.ndarray)):
+            raise TypeError(
+                f"estimator must keep torch tensors or NumPy arrays, got {type(estimator).__name__} of another library"
+            )
+        rows = torch.as_tensor(rows)
+        self.dtype, self._row_device = rows.dtype, rows.device
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return int(self.estimator.num_samples)
+
+    def gather(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the rows of a batch on `device`."""
+        image, text = self.estimator.gather(self._index(index))
+        return torch.as_tensor(image).to(device), torch.as_tensor(text).to(device)
+
+    def scatter(self, index: Tensor, log_inner_image: Tensor, log_inner_text: Tensor) -> None:
+        """Write the rows of a batch."""
+        rows = [self._rows(side.to(self._row_device)) for side in (log_inner_image, log_inner_text)]
+        self.estimator = self.estimator.scatter(self._index(index), *rows)
+
+    def grow(self, num_samples: int) -> None:
+        """Make room for more samples."""
+        self.estimator = self.estimator.grow(num_samples)
+
+    def state_dict(self, prefix: str) -> dict[str, Any]:
+        """Return the estimator's state: tables under the names of a module's buffers, all else below ``estimator.``."""
+        return {
+            f"{prefix}{name if name in self.NAMES else f'estimator.{name}'}": (
+                torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+            )
+            for name, value in self.estimator.state_dict().items()
+        }
+
+    def keys(self, prefix: str, state_dict: Mapping[str, Any]) -> dict[str, str]:
+        """Return the entries of a module's state that are the estimator's, and their names there."""
+        found = {f"{prefix}{name}": name for name in self.NAMES if f"{prefix}{name}" in state_dict}
+        start = f"{prefix}estimator."
+        return found | {key: key.removeprefix(start) for key in state_dict if key.startswith(start)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the entries that `keys` has found, converted to the type and place of the table."""
+        self.estimator.load_state_dict(
+            {
+                name: self._rows(value.to(self._index_device or "cpu", self.dtype)) if name in self.NAMES else value
+                for name, value in state.items()
+            }
+        )
+
+    def _index(self, index: Tensor) -> Any:
+        return index.cpu().numpy() if self._index_device is None else index.to(self._index_device)
+
+    def _rows(self, rows: Tensor) -> Any:
+        return rows.detach().cpu().numpy() if self._index_device is None else rows.detach()
