@@ -680,8 +680,8 @@ def _product_minus(factor: float, count: Array, other: Array, longest: int, xp: 
 #     chi-square  growth = 2 radius
 #     order k     growth = (1 + k (k - 1) radius)^(1 / (k - 1)) - 1
 
-# Limits are functions and not constants, here and below: ``torch.compile(dynamic=True)`` makes symbols of the numbers of
-# a module, and a branch cannot depend on a symbol.
+# Limits are functions and not constants, here and below: ``torch.compile(dynamic=True)`` makes symbols of the numbers
+# of a module, and a branch cannot depend on a symbol.
 
 
 def _smallest_growth() -> float:
@@ -695,7 +695,7 @@ def _largest_growth() -> float:
 
 
 def _double_ulps() -> float:
-    """Return the rounding of a parameter that is a Python float, and of the few operations on it, relative to its size."""
+    """Return the relative rounding of a parameter that is a Python float and of the few operations on it."""
     return 8 * 2.0**-53
 
 

@@ -19,6 +19,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from array_api_compat import is_writeable_array
+
 from drrho_core import _checks, _pairs
 from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, values_visible, wide_dtype
 from drrho_core._fused import Batch, FirstSweep, SecondSweep, Sweeps
@@ -35,6 +37,10 @@ PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
 
 AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
 """One array (b,) for both directions' anchors, or one for the image anchors and one for the text anchors."""
+
+
+ROWS = 8192
+"""How many rows of a gradient are worked on at a time."""
 
 
 class ContrastiveStep(NamedTuple):
@@ -395,9 +401,14 @@ def in_shares(weights: list[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Ar
 
 def wide_gradient(pull: Array, c: Array, features: Array, factor: Scalar, xp: Namespace) -> Array:
     """Return ``factor (pull - c * features)``, what negatives and positives pull together, in the dtype of `pull`."""
-    pull -= c[:, None] * xp.astype(features, pull.dtype, copy=False)  # into what the sweep made: b x d numbers less
-    pull *= factor
-    return pull
+    if is_writeable_array(pull) and not traced(xp):
+        # Into what the sweep made, some rows at a time: at b = 65,536 this spares 400 MB.
+        for start in range(0, pull.shape[0], ROWS):
+            rows = slice(start, start + ROWS)
+            pull[rows, :] -= c[rows, None] * xp.astype(features[rows, :], pull.dtype, copy=False)
+        pull *= factor
+        return pull
+    return (pull - c[:, None] * xp.astype(features, pull.dtype, copy=False)) * factor
 
 
 def gradient(pull: Array, c: Array, features: Array, factor: Scalar, xp: Namespace) -> Array:
