@@ -538,12 +538,13 @@ def _sum(values: Array, mask: Array, xp: Namespace) -> Array:
     return xp.sum(_only(values, mask, xp), axis=-1, keepdims=True)
 
 
-_PIECE = 2**17
-"""How many losses are worked on at a time where they are many: what is computed from them stays in the caches.
+def _piece() -> int:
+    """Return the number of losses per piece of a long axis: the results for one piece stay in the caches.
 
-It is also enough to share among threads. With pieces of the size at which a library begins to do so, some operations
-call for the other threads and some do not, and that was many times slower than one thread alone.
-"""
+    A piece is also large enough to be shared among threads. With pieces of the size at which a library begins to share,
+    some operations call for the other threads and some do not, and that was many times slower than one thread alone.
+    """
+    return 2**17
 
 
 def _cut(slices: _Slices, xp: Namespace) -> list[_Slices]:
@@ -555,7 +556,7 @@ def _cut(slices: _Slices, xp: Namespace) -> list[_Slices]:
     if not values_visible(slices.losses, xp):
         return [slices]
     *rows, n = slices.losses.shape
-    length = max(_PIECE // max(math.prod(rows), 1), _PIECE // 64)
+    length = max(_piece() // max(math.prod(rows), 1), _piece() // 64)
     if n <= length:
         return [slices]
     return [
@@ -679,11 +680,23 @@ def _product_minus(factor: float, count: Array, other: Array, longest: int, xp: 
 #     chi-square  growth = 2 radius
 #     order k     growth = (1 + k (k - 1) radius)^(1 / (k - 1)) - 1
 
-_SMALLEST_GROWTH, _LARGEST_GROWTH = 1e-36, 1e18
-"""Less is radius 0 in any dtype; more is saturated on any axis. Both are within the range of float32."""
+# Limits are functions and not constants, here and below: ``torch.compile(dynamic=True)`` makes symbols of the numbers
+# of a module, and a branch cannot depend on a symbol.
 
-_DOUBLE_ULPS = 8 * 2.0**-53
-"""Rounding of a parameter that is a Python float, and of the few operations on it, relative to its size."""
+
+def _smallest_growth() -> float:
+    """Return the growth below which a ball is radius 0 in any dtype; it lies in the range of float32."""
+    return 1e-36
+
+
+def _largest_growth() -> float:
+    """Return the growth above which a ball is saturated on any axis; it lies in the range of float32."""
+    return 1e18
+
+
+def _double_ulps() -> float:
+    """Return the relative rounding of a parameter that is a Python float and of the few operations on it."""
+    return 8 * 2.0**-53
 
 
 Table: TypeAlias = Callable[[Array, Array], Array]
@@ -709,9 +722,9 @@ def _in_ball(
 
     Those are taken, too, where the difference is within the rounding of `growth` itself.
     """
-    if growth < _SMALLEST_GROWTH:
+    if growth < _smallest_growth():
         return _uniform(slices, xp)
-    growth = min(growth, _LARGEST_GROWTH)
+    growth = min(growth, _largest_growth())
     x = slices.losses
 
     def room(number: Array, size: Array) -> Array:
@@ -722,7 +735,7 @@ def _in_ball(
     inner = solver(slices, ball, xp)
     at_top = slices.counted & (x == slices.top)
     ties = _count(at_top, xp)
-    saturated = ball.room(ties, slices.size) >= -_DOUBLE_ULPS * slices.size
+    saturated = ball.room(ties, slices.size) >= -_double_ulps() * slices.size
     if known(~saturated, xp):
         return inner
     at_top_only = xp.where(at_top, 1 / xp.astype(ties, x.dtype), xp.zeros_like(inner.weights))
@@ -745,15 +758,16 @@ def _mean(slices: _Slices, xp: Namespace) -> Array:
     return _totals(rows, xp)[0]
 
 
-_RUN = 4
-"""How many neighbours among sorted losses stand for one in a first search."""
+def _run() -> int:
+    """Return the number of neighbours among sorted losses that one number stands for in a first search."""
+    return 4
 
 
 def _thinned(ordered: _Slices, xp: Namespace) -> _Slices:
     """Return the means of runs of sorted losses, nearly the same problem."""
     *rows, n = ordered.losses.shape
-    losses = xp.mean(xp.reshape(ordered.losses[..., : n - n % _RUN], (*rows, n // _RUN, _RUN)), axis=-1)
-    number = xp.clip(ordered.number // _RUN, min=1)
+    losses = xp.mean(xp.reshape(ordered.losses[..., : n - n % _run()], (*rows, n // _run(), _run())), axis=-1)
+    number = xp.clip(ordered.number // _run(), min=1)
     return _Slices(losses, _first(number, losses, xp), number, xp.astype(number, losses.dtype), losses[..., :1])
 
 
@@ -767,8 +781,8 @@ def _last_active(ordered: _Slices, is_active: Callable[[_Slices, Array], Array],
     low, high = xp.zeros_like(ordered.number), ordered.number - 1
     count, step, probe = (n - 1).bit_length(), xp.full_like(low, n), (low + high + 1) // 2
     if len(_cut(ordered, xp)) > 1:
-        guess = _RUN * _last_active(_thinned(ordered, xp), is_active, xp) + _RUN - 1
-        count, step, probe = 2 * count + 1, xp.full_like(low, _RUN // 2), xp.minimum(guess, high)
+        guess = _run() * _last_active(_thinned(ordered, xp), is_active, xp) + _run() - 1
+        count, step, probe = 2 * count + 1, xp.full_like(low, _run() // 2), xp.minimum(guess, high)
 
     def narrow(bracket: Carry) -> Carry:
         low, high, step, probe = bracket
@@ -791,11 +805,14 @@ def _smallest_active(ordered: _Slices, is_active: Callable[[_Slices, Array], Arr
     )
 
 
-_NOTHING = -1e4
-"""A logarithm whose exponential is 0 in any dtype."""
+def _nothing() -> float:
+    """Return a logarithm whose exponential is 0 in any dtype."""
+    return -1e4
 
-_LARGE = -0.5
-"""Exponents above this, relative to the largest, are large."""
+
+def _large() -> float:
+    """Return the exponent, relative to the largest, above which exponents count as large."""
+    return -0.5
 
 
 def _floor(dtype: object, xp: Namespace) -> float:
@@ -872,8 +889,12 @@ def _ratio(z: Array, scale: Array, xp: Namespace) -> Array:
     return xp.maximum(z, floor * xp.clip(scale, max=float(xp.finfo(z.dtype).max) / (-2 * floor))) / scale
 
 
-_STEPS = 18
-"""Steps of `_root`. Of ten thousand problems, with losses from 1e-100 to 1e100, the hardest took 14 (float32: 16)."""
+def _steps() -> int:
+    """Return the number of steps of `_root`.
+
+    Of ten thousand problems, with losses from 1e-100 to 1e100, the hardest took 14 (float32: 16).
+    """
+    return 18
 
 
 def _root(
@@ -893,7 +914,7 @@ def _root(
     """
     small = math.sqrt(float(xp.finfo(low.dtype).eps))
     target = math.log1p(growth)
-    at_low = xp.clip(at_low, min=_DOUBLE_ULPS)
+    at_low = xp.clip(at_low, min=_double_ulps())
 
     def improve(carry: Carry) -> Carry:
         position, low, high, last = carry
@@ -914,7 +935,7 @@ def _root(
     # Newton's steps are quadratic: the one after a step of this length would be lost in rounding.
     still = max(small / 1000, 8 * small**2)
     start = ((low + high) / 2, low, high, high - low)
-    return repeat(_STEPS, improve, start, xp, finished=lambda carry: carry[3] <= still)[0]
+    return repeat(_steps(), improve, start, xp, finished=lambda carry: carry[3] <= still)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -925,8 +946,8 @@ def _share(slices: _Slices, alpha: float, xp: Namespace) -> tuple[Array, Array]:
     """Return k = alpha n, at least 1, as the nearest whole number and the part beyond, without rounding error."""
     size = slices.size
     nearest = xp.round(alpha * size)
-    part = _product_minus(max(alpha, _SMALLEST_GROWTH), size, nearest, slices.losses.shape[-1], xp)
-    part = xp.where(xp.abs(part) <= _DOUBLE_ULPS * nearest, xp.zeros_like(part), part)
+    part = _product_minus(max(alpha, _smallest_growth()), size, nearest, slices.losses.shape[-1], xp)
+    part = xp.where(xp.abs(part) <= _double_ulps() * nearest, xp.zeros_like(part), part)
     less_than_one = nearest + part < 1
     return xp.where(less_than_one, xp.ones_like(nearest), nearest), xp.where(less_than_one, xp.zeros_like(part), part)
 
@@ -1166,7 +1187,7 @@ def _tempered(slices: _Slices, ball: _Ball, xp: Namespace) -> _Solution:
 
     def exponents(part: _Slices, s: Array) -> tuple[Array, Array]:
         exponent = _ratio(part.shifted / unit, s, xp)
-        return exponent, part.counted & (exponent > _LARGE)
+        return exponent, part.counted & (exponent > _large())
 
     def surplus(s: Array) -> tuple[Array, Array]:
         rows: list[tuple[Array, ...]] = []
@@ -1227,7 +1248,7 @@ def _clipped_power(slices: _Slices, order: float, ball: _Ball, xp: Namespace) ->
         height = _relu(part.losses - lowest, xp) / span + xp.astype(alone, span.dtype)
         depth = xp.maximum(part.shifted, -span) / span / (1 + d)  # y - 1
         active = part.counted & (part.losses >= lowest)
-        return active, height, depth, active & (depth > math.expm1(_LARGE / b))
+        return active, height, depth, active & (depth > math.expm1(_large() / b))
 
     def middles(some: _Slices, lowest: Array, d: Array) -> tuple[Array, Array, Array]:
         rows = []
@@ -1272,7 +1293,7 @@ def _clipped_power(slices: _Slices, order: float, ball: _Ball, xp: Namespace) ->
     stretch = max(1.0, 1 / b)
 
     def at_zero(some: _Slices, lowest: Array) -> Array:
-        return surplus(some, lowest, xp.full_like(lowest, _NOTHING * stretch))[0]
+        return surplus(some, lowest, xp.full_like(lowest, _nothing() * stretch))[0]
 
     ordered = _ordered(slices, xp)
     position = _last_active(ordered, lambda some, loss: (loss == some.top) | (at_zero(some, loss) > 0), xp)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +27,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from drrho_core._fused import Batch
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "backends")]  # a borrowed machine has nothing of ours installed
+
+from drrho_core._fused import Batch  # noqa: E402
 
 LAMBDA = 0.75
 TEMPERATURE = 0.05
@@ -86,6 +90,12 @@ class Tuner:
             return work(self, *arguments, **options)
         except Exception as error:  # whatever a compiler or a driver raises is a result
             self.say(part, failed=f"{type(error).__name__}: {str(error)[:300]}")
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+            except RuntimeError as lost:  # an illegal access: nothing else can run in this process
+                self.say("dead", reason=str(lost)[:300])
+                raise SystemExit(1) from lost
             return None
 
     def milliseconds(self, work: Callable[[], Any], repeats: int | None = None) -> float:
@@ -301,7 +311,7 @@ def main() -> None:
     try:
         from drrho_torch import fused
     except ImportError as error:
-        parser.exit(1, f"not measured: the kernels need Triton ({error})\n")
+        parser.exit(1, f"not measured: {error}\n")
     if options.dry_run:
         if not fused.interpreted():
             parser.exit(1, "not measured: --dry-run needs the environment variable TRITON_INTERPRET=1\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import drrho_jax.loops  # noqa: F401  (registers JAX's loop)
+import drrho_jax.loops  # registers JAX's loop
+import drrho_jax.products  # noqa: F401  (registers products in full float32)
 from drrho_core._fused import Sweeps, register_sweeps
 from drrho_jax.backend import JaxBackend
 from drrho_jax.estimator import DonatingEstimator

@@ -16,7 +16,7 @@ import numpy as np
 from drrho_core import _checks, risk
 from drrho_core._arrays import is_array, namespace_of
 from drrho_core.ambiguity import AmbiguitySet
-from drrho_core.contrastive import contrastive_step, in_unit_interval, positive
+from drrho_core.contrastive import in_unit_interval, positive, step_in_wide_dtype
 from drrho_core.estimator import check_index
 from drrho_jax.arguments import check_placement, check_unmapped, on_auto_axes, taken, taken_index, taken_option
 from drrho_jax.gradient import with_gradient
@@ -184,12 +184,9 @@ def contrastive_loss(
     options = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
+        "anchor_weight": anchor_weight,
     }  # fmt: skip
-    if anchor_weight is not None:
-        options["anchor_weight"] = anchor_weight
     options = {name: taken_option(name, value, like) for name, value in options.items()}
-    options["reference_features"] = _wide(options["reference_features"])
-    images, texts = _wide((images, texts))
     inputs = (images, texts, options["temperature"])
 
     nan_if_outside = _nan_if_outside(options)
@@ -225,7 +222,7 @@ def _step(
     rows = jnp.where(index < 0, num_samples, index)
     log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in state)
     with jax.default_matmul_precision("float32"):
-        step = contrastive_step(
+        step = step_in_wide_dtype(
             images,
             texts,
             log_inner_image,
@@ -334,17 +331,6 @@ def _constants(tree: Tree) -> Tree:
     """Cut every array loose from differentiation; numbers and None stay as they are."""
     result: Tree = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
     return result
-
-
-def _wide(pair: Any) -> Any:
-    """Turn half features into float32, so that the cotangent (the loss scale) meets a gradient not yet rounded.
-
-    A pair that does not share one dtype is left alone: the core says what is wrong with it.
-    """
-    dtypes = {getattr(array, "dtype", None) for array in jax.tree.leaves(pair)}
-    if dtypes == {jnp.dtype(jnp.float16)} or dtypes == {jnp.dtype(jnp.bfloat16)}:
-        return jax.tree.map(lambda array: array.astype(jnp.float32), pair)
-    return pair
 
 
 def _not_negative(x: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from drrho_core import risk
 from drrho_core._arrays import values_visible
 from drrho_core.ambiguity import AmbiguitySet
-from drrho_core.contrastive import contrastive_step
+from drrho_core.contrastive import step_in_wide_dtype
 from drrho_core.estimator import check_index
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.estimator import Table
@@ -65,8 +65,7 @@ def evaluate(job: Job, *arguments: Any) -> tuple[Tensor, ...]:
             index = torch.where(inside, index, 0)
         old = log_inner_image[index], log_inner_text[index]
     given = old if inside is None else tuple(torch.where(inside, rows, torch.nan) for rows in old)
-    options = {} if anchor_weight is None else {"anchor_weight": anchor_weight}
-    step = contrastive_step(
+    step = step_in_wide_dtype(
         images.detach(),
         texts.detach(),
         *given,
@@ -77,10 +76,10 @@ def evaluate(job: Job, *arguments: Any) -> tuple[Tensor, ...]:
         radius=job.radius,
         eps=job.eps,
         pair_mask=pair_mask,
+        anchor_weight=anchor_weight,
         tile_size=job.tile_size,
         memory_budget=job.memory_budget,
         xp=_XP,
-        **options,
     )
     loss = step.loss
     new: tuple[Tensor, ...] = (step.log_inner_image, step.log_inner_text)
@@ -233,7 +232,11 @@ def _outgoing(ctx: Any, incoming: Tensor | None) -> list[Tensor | None]:
     inputs, gradients = _halves(ctx.saved_tensors)
     if incoming is None:
         return [None] * len(gradients)
-    outgoing = [incoming * gradient for gradient in gradients]
+    # The incoming gradient, maybe a loss scale, meets a gradient in float32; the product is rounded to a half type.
+    outgoing = [
+        incoming * gradient if x is None else (incoming * gradient).to(x.dtype)
+        for x, gradient in zip(inputs, gradients, strict=True)
+    ]
     if torch.is_grad_enabled():  # create_graph=True
         outgoing = [y if x is None else _Once.apply(y, x) for y, x in zip(outgoing, inputs, strict=True)]  # type: ignore[no-untyped-call]
     return list(outgoing)

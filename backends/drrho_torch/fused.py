@@ -661,10 +661,10 @@ def _half_product(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], No
     probe = torch.ones((16, 16), dtype=torch.bfloat16, device=device)
     out = torch.zeros((16, 16), dtype=torch.float32, device=device)
     try:
-        in_one(out, probe, probe)
+        in_one(out, probe, probe.T)
     except (RuntimeError, TypeError, NotImplementedError):
         return in_two
-    return in_one
+    return in_one if bool(torch.all(out == 16.0)) else in_two
 
 
 def _padded(side: Tensor, depth: int) -> Tensor:

@@ -287,15 +287,14 @@ class ContrastiveLoss(nn.Module):
         )
         # A product in half precision is no use below a temperature of 0.1, so autocast stays outside.
         with torch.autocast(image_features.device.type, enabled=False):
-            images, texts, references = _wide(image_features, text_features, reference_features)
             arguments = (
-                images,
-                texts,
+                image_features,
+                text_features,
                 sample_index,
                 self.log_inner_image,
                 self.log_inner_text,
                 pair_mask,
-                *_slots(references),
+                *_slots(reference_features),
                 *_slots(anchor_weight),
                 *_slots(_number(tau, image_features)),
             )
@@ -500,19 +499,3 @@ def _is_pair(value: Any) -> bool:
 def _slots(value: Any) -> tuple[Any, Any]:
     """Spread a pair, or a value that is no pair, over two arguments of a Function, which sees no tensor in a tuple."""
     return (value[0], value[1]) if _is_pair(value) else (value, None)
-
-
-def _wide(image_features: Tensor, text_features: Tensor, references: Any) -> tuple[Tensor, Tensor, Any]:
-    """Turn half features into float32, so that the loss scale meets a gradient not yet rounded to half.
-
-    Features that do not share one dtype are left alone: the core says what is wrong with them. References get float32
-    too if they share a half type.
-    """
-    halves = (torch.float16, torch.bfloat16)
-    if image_features.dtype in halves and text_features.dtype == image_features.dtype:
-        image_features, text_features = image_features.to(torch.float32), text_features.to(torch.float32)
-    if _is_pair(references) and all(isinstance(array, Tensor) for array in references):
-        first, second = references
-        if first.dtype in halves and second.dtype == first.dtype:
-            references = first.to(torch.float32), second.to(torch.float32)
-    return image_features, text_features, references

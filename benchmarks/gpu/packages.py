@@ -115,6 +115,12 @@ def environment(extra: Path, *, dry_run: bool) -> dict[str, str]:
     variables.pop("DRRHO_FUSED", None)  # every step says itself which kernels it takes
     # The device is shared with the other libraries' processes; JAX alone may take what it wants of it.
     variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+    variables.pop("XLA_CLIENT_MEM_FRACTION", None)  # with both names JAX refuses to start
+    # What one process of JAX has compiled the next one need not: it is the same code.
+    variables |= {
+        "JAX_COMPILATION_CACHE_DIR": str(extra / "jax"),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     (extra / "tmp").mkdir(exist_ok=True)
     variables["TMPDIR"] = str(extra / "tmp")  # goes with the folder, however a process ends
     variables["TF_CPP_MIN_LOG_LEVEL"] = variables.get("TF_CPP_MIN_LOG_LEVEL", "2")

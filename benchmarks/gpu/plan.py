@@ -82,18 +82,18 @@ def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> lis
     What is timed runs alone. The kit, the tests and the demo have only to be right.
     """
     width = DRY_WIDTH if dry_run else WIDTH
-    groups = [[Section(f"kit, {name}", "kit", kit_cases(name), 80, 80, name) for name in LIBRARIES]]
+    groups = [[Section(f"kit, {name}", "kit", kit_cases(name), 110, 110, name) for name in LIBRARIES]]
     groups += [
         [Section(f"sweeps, {name}", "sweeps", sweep_cases(name, sizes, width), seconds, 45, name)]
         for name, seconds in (("torch", 75.0), ("jax", 75.0), ("cupy", 40.0))
     ]
     for peer, cases in peer_cases(sizes, width).items():
         groups.append([Section(f"peers, {peer}", "peers", cases, 20, 45)])
-    last = [Section("tests", "tests", ({"check": "tests of the kernels"}, {"check": "tests marked gpu"}), 125, 125)]
-    last += [Section(f"demo, {name}", "demo", ({"library": name},), 125, 125, name) for name in ("torch", "jax")]
+    last = [Section("tests", "tests", ({"check": "tests of the kernels"}, {"check": "tests marked gpu"}), 95, 60)]
+    last += [Section(f"demo, {name}", "demo", ({"library": name},), 95, 95, name) for name in ("torch", "jax")]
     for name in LIBRARIES:
         rest: Case = {"library": name, "engine": "plain", "check": "all other functions"}
-        last.append(Section(f"kit, {name}", "kit", (rest,), 125, 125, name))
+        last.append(Section(f"kit, {name}", "kit", (rest,), 95, 95, name))
     groups.append(last)
     chosen = [[section for section in group if section.part in only] for group in groups]
     return [group for group in chosen if group]

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.gpu.packages import ROOT
 from benchmarks.gpu.plan import Case, Section
 
-START_SECONDS, ENDING_SECONDS = 60.0, 3.0
+START_SECONDS, ENDING_SECONDS = 120.0, 3.0
 """A process may take so long to import its library and find its device, and to end."""
 
 Row = dict[str, Any]

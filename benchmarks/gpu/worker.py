@@ -154,7 +154,9 @@ class Kit:
         name = HALF[self.library.name]
         unit = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[name]
         # V is rounded (interpreters cut it off: 2 units), then the gradient, at most twice as large: 2 more.
-        bounds = {"gradient": 4 * unit, "state": 5e-6, "loss": 5e-6}
+        # Tensor cores add with a few bits less than float32 has: 5e-6 where nothing but the sums are rounded.
+        logarithm = 5e-6 if self.dry_run else 2e-5
+        bounds = {"gradient": 4 * unit, "state": logarithm, "loss": logarithm}
         worst, reasons = dict.fromkeys(bounds, 0.0), []
         for b, d, has_reference in AGREEMENT[self.dry_run]:
             rng = np.random.default_rng(b)
@@ -404,8 +406,9 @@ class Tests:
 
     CHOICE: ClassVar = {
         "tests of the kernels": ["tests/backends/test_fused_torch.py", "tests/backends/test_fused_jax.py",
-                                 "tests/backends/test_fused_cupy.py", "tests/core/test_fused.py"],
-        "tests marked gpu": ["-m", "gpu", "tests/backends", "tests/core"],
+                                 "tests/backends/test_fused_cupy.py", "tests/core/test_fused.py",
+                                 "-m", "not slow", "-k", "not stand-in and not tuner and not compiles"],
+        "tests marked gpu": ["-m", "gpu", "tests/core", "tests/backends"],
     }  # fmt: skip
     DRY_CHOICE: ClassVar = {
         "tests of the kernels": ["tests/backends/test_fused_cupy.py", "tests/core/test_fused.py"],

@@ -92,7 +92,7 @@ def test_torch_maps_over_losses_and_masks(ambiguity_set: Any) -> None:
 @every_set
 def test_many_losses_are_mapped_over(ambiguity_set: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where values are seen, many losses are cut into pieces, and there are more looks.
-    monkeypatch.setattr(ambiguity, "_PIECE", 64)
+    monkeypatch.setattr(ambiguity, "_piece", lambda: 64)
     rng = np.random.default_rng(9)
     loss, where = rng.normal(size=200), rng.random((2, 200)) < 0.7
     expected = worst_case(np.broadcast_to(loss, where.shape), ambiguity_set, where=where)

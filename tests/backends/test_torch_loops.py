@@ -35,8 +35,8 @@ def test_steps_are_rolled_up_and_shapes_are_open(monkeypatch: pytest.MonkeyPatch
         torch._dynamo.reset()
         return torch.compile(lambda x: worst_case(x, ball, xp=xp), fullgraph=True, backend=backend)
 
-    for steps in (3, ambiguity._STEPS):
-        monkeypatch.setattr(ambiguity, "_STEPS", steps)
+    for steps in (3, ambiguity._steps()):
+        monkeypatch.setattr(ambiguity, "_steps", lambda steps=steps: steps)
         function = compiled()
         for shape in ((4, 5), (3, 9)):
             x = losses(*shape)

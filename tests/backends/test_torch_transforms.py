@@ -18,6 +18,7 @@ from drrho_torch import ContrastiveLoss, drrho_risk  # noqa: E402
 from torch.func import functional_call, grad, jacrev, vjp, vmap  # noqa: E402
 
 from drrho_core import (  # noqa: E402
+    CappedKLPenalty,
     ChiSquareBall,
     ChiSquarePenalty,
     CressieReadBall,
@@ -29,6 +30,7 @@ from drrho_core import (  # noqa: E402
 B, D, N = 5, 4, 11
 INDEX = [7, 0, 10, 4, 2]
 SETS = [CVaR(0.35), KLPenalty(0.7), KLBall(0.2), ChiSquarePenalty(0.8), ChiSquareBall(0.3), CressieReadBall(3.0, 0.2)]
+SETS += [CappedKLPenalty(0.6, 0.4)]
 
 
 def features(*shape: int, seed: int = 0) -> Any:
@@ -229,7 +231,7 @@ def test_a_loss_compiled_with_dynamic_shapes_is_the_eager_one(asks: bool) -> Non
 
 @compiles
 @pytest.mark.parametrize("asks", [True, False], ids=["gradient", "no gradient"])
-@pytest.mark.parametrize("ambiguity_set", SETS[:2], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("ambiguity_set", SETS, ids=lambda s: type(s).__name__)
 def test_a_risk_compiled_with_dynamic_shapes_is_the_eager_one(ambiguity_set: Any, asks: bool) -> None:
     call = torch.compile(
         lambda x, r: drrho_risk(x, r, ambiguity_set), fullgraph=True, dynamic=True, backend="aot_eager"

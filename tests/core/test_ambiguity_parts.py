@@ -50,7 +50,7 @@ def test_a_loss_is_looked_at_where_it_counts(bad: float) -> None:
 
 
 def test_many_losses_are_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ambiguity, "_PIECE", 128)
+    monkeypatch.setattr(ambiguity, "_piece", lambda: 128)
 
     def lengths(*shape: int) -> list[int]:
         slices = sorted_slices(np.zeros(shape))
@@ -72,7 +72,7 @@ def test_many_losses_are_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_parts_below_the_lowest_active_loss_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ambiguity, "_PIECE", 4)
+    monkeypatch.setattr(ambiguity, "_piece", lambda: 4)
     ordered = sorted_slices([[9.0, 8, 7, 6, 5, 4, 3, 2]])
 
     def kept(lowest: float) -> list[float]:
@@ -81,7 +81,7 @@ def test_parts_below_the_lowest_active_loss_are_left_out(monkeypatch: pytest.Mon
     assert kept(2.5) == [9.0, 5.0]
     assert kept(5.0) == [9.0, 5.0]  # the first of a part is its largest, and counts itself
     assert kept(5.5) == [9.0]
-    monkeypatch.setattr(ambiguity, "_PIECE", 8)
+    monkeypatch.setattr(ambiguity, "_piece", lambda: 8)
     assert kept(9.5) == [9.0]  # one part stays, whatever is in it
 
 
@@ -111,7 +111,7 @@ def test_thinned_losses_are_means_of_runs() -> None:
 @pytest.mark.parametrize("early", [True, False], ids=["ends early", "all steps"])
 @pytest.mark.parametrize("piece", [8, 10**6], ids=["thinned", "whole"])
 def test_the_last_active_loss_is_found(piece: int, early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ambiguity, "_PIECE", piece)
+    monkeypatch.setattr(ambiguity, "_piece", lambda: piece)
     if not early:  # compiled code takes every step, and one too many must not move it
         repeat = ambiguity.repeat
         monkeypatch.setattr(ambiguity, "repeat", lambda *arguments, finished: repeat(*arguments))
