@@ -277,19 +277,19 @@ def parameter(
                 raise TypeError(f"{label} must be an array of shape (batch_size,), got {describe(array)}")
             floating(label, array, xp)
             shape(label, array, (per_anchor,), "(batch_size,)")
-            _parameter_values(label, array, holds, rule, dtype, xp)
+            parameter_values(label, array, holds, rule, dtype, xp)
         return tuple(value)
     if is_array(value):
         floating(name, value, xp)
         if value.ndim != 0:
             either = "a scalar" if per_anchor is None else "a scalar or a pair of arrays, one value per anchor"
             raise ValueError(f"{name} must be {either}, got {describe(value)}")
-        _parameter_values(name, value, holds, rule, dtype, xp)
+        parameter_values(name, value, holds, rule, dtype, xp)
         return value
     return number(name, value, holds, rule, dtype=dtype, xp=xp)
 
 
-def _parameter_values(
+def parameter_values(
     name: str, array: Array, holds: Callable[[Any], Any], rule: str, dtype: Any, xp: Namespace
 ) -> None:
     """Check, where looking is free, that an array is finite, keeps a rule and fits a dtype as a number has to."""
@@ -301,9 +301,8 @@ def _parameter_values(
         values(name, array, keeps, rule, xp)
         return
     smallest, largest, fit = _range(holds, dtype, xp)
-    largest = min(
-        largest, float(xp.finfo(array.dtype).max)
-    )  # a half type cannot hold more, nor can a comparison with it
+    # A half type cannot hold more, nor can a comparison with it.
+    largest = min(largest, float(xp.finfo(array.dtype).max))
 
     def keeps_and_fits(x: Array) -> Array:
         return keeps(x) & (xp.abs(x) >= smallest) & (xp.abs(x) <= largest)

@@ -106,16 +106,12 @@ def fused_kernels(mode: str) -> Iterator[None]:
     mode : {"never", "auto", "always"}
         ``"never"``: the plain core. ``"auto"``: kernels where they are expected to be faster. ``"always"``: kernels, or
         an error that says why not. It holds inside the ``with`` block, in this thread or task, and for what is traced
-        there. Outside of all blocks the environment variable ``DRRHO_FUSED`` holds it; the default is ``"never"``.
+        there. Outside of all blocks the environment variable ``DRRHO_FUSED`` holds it; the default is ``"auto"``.
 
     Raises
     ------
     ValueError
         If the mode is another one; later, under ``"always"``, if the kernels do not apply.
-
-    Notes
-    -----
-    The default will be ``"auto"`` once the kernels have been measured on a GPU.
 
     Examples
     --------
@@ -144,7 +140,7 @@ def find(batch: Batch, xp: Namespace) -> Sweeps | None:
     """
     if is_compiling(xp):  # inductor fuses the plain core itself, and cannot trace what is below
         return None
-    mode = _MODE.get() or _checked("DRRHO_FUSED", os.environ.get("DRRHO_FUSED") or "never")
+    mode = _MODE.get() or _checked("DRRHO_FUSED", os.environ.get("DRRHO_FUSED") or "auto")
     if mode == "never":
         return None
     sweeps = _load(library(xp))

@@ -38,14 +38,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from drrho_core import _checks, _loops, _routines
-from drrho_core._arrays import Array, Namespace, device_of, values_visible
-from drrho_core.numerics import log
+from drrho_core._arrays import Array, Namespace, device_of
 
 DEFAULT_TILE = 1024
 """Square tiles of this side run at the matrix product's own rate and stay in cache between their uses."""
 
 DEFAULT_MEMORY_BUDGET = 2**30
-"""Bytes that the logits of one batch may take before they are computed twice instead."""
+"""Memory limit in bytes for caching the logits between the passes; above it they are recomputed."""
 
 FLOOR = -1e4
 """An exponent whose exponential is 0 in every dtype, and which is finite, so that 0 times it is 0."""
@@ -60,7 +59,7 @@ Blocks: TypeAlias = Any
 """An array cut into blocks, to be indexed by a block's number: a list of arrays, or one stack of them."""
 
 Values: TypeAlias = tuple[Any, ...]
-"""What a visit gives to one block of anchors: arrays; None where a tile has nothing to say."""
+"""Results of one tile for one block of anchors: arrays, or None where the tile has no such result."""
 
 
 class Tile(NamedTuple):
@@ -73,18 +72,18 @@ class Tile(NamedTuple):
     diagonal: bool
 
     def block(self, which: int) -> Array:
-        """Return the number of its block of rows (0) or of columns (1)."""
+        """Return the number of the tile's block of rows (which = 0) or of columns (which = 1)."""
         return self.j if which else self.i
 
 
 Visit: TypeAlias = Callable[[Tile], tuple[Values, Values]]
-"""``visit(tile)`` returns what a tile gives to its rows and to its columns."""
+"""``visit(tile)`` returns the results of one tile for its rows and for its columns."""
 
 Combine: TypeAlias = Callable[[int, Array, Values, Values], Values]
 """``combine(which, block, old, new)`` merges what two tiles gave to a block: of rows (which = 0) or of columns (1)."""
 
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
-"""Of what a visit gives to one block of anchors; `ANCHORS` is the block's own length."""
+"""Shapes of these results; `ANCHORS` stands for the number of anchors in the block."""
 
 Stacks: TypeAlias = tuple[Array, ...]
 
@@ -148,11 +147,11 @@ class Pairs:
     pair_mask : array of bool, shape (b, b), or None
         False: not a negative.
     side : int
-        Of a tile.
+        Side of a tile.
     keep : bool
-        Keep the tiles from the first sweep on.
+        Whether tiles are kept from the first sweep on.
     share : bool
-        Keep exponentials that serve both directions instead of Z, where that is possible.
+        Whether exponentials may serve both directions, which are kept instead of Z. Values have to be visible for it.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ class Pairs:
         self._mask = None if pair_mask is None else self._cut_mask(pair_mask)
         per_anchor = not _is_scalar(scaling.rates[0])
         # Whether tiles are cold must be seen, and exponents must be the same in both directions.
-        self.shares = share and not per_anchor and not self.rolled and values_visible(image_features, xp)
+        self.shares = share and not per_anchor and not self.rolled
         self._keep = keep
         self._kept: dict[tuple[int, int], Array] = {}
         self._shared: dict[tuple[int, int], Shared] = {}
@@ -536,11 +535,6 @@ def merge(one: Negatives, other: Negatives, rate: Scalar, *, xp: Namespace) -> N
     )
 
 
-def log_sum(negatives: Negatives, positive: Array, rate: Scalar, *, xp: Namespace) -> Array:
-    """Return ``log sum exp(D)`` (b,) over negatives, -inf without any."""
-    return above(negatives, positive, rate, xp=xp) + log(negatives.total, xp=xp)
-
-
 def above(negatives: Negatives, positive: Array, rate: Scalar, *, xp: Namespace) -> Array:
     """Return how far each peak is above the positive, as an exponent (b,); 0 without negatives."""
     return saturated(xp.where(negatives.total > 0, negatives.peak - positive, xp.zeros_like(positive)), rate, xp=xp)
@@ -633,8 +627,8 @@ def _meet_negatives(pairs: Pairs) -> Visit:
 
     def visit(tile: Tile) -> tuple[Values, Values]:
         positive = xp.linalg.diagonal(tile.z) if tile.diagonal else None
-        if positive is not None and pairs.shares:
-            positive = xp.asarray(positive, copy=True)  # the tile is overwritten
+        if positive is not None:  # a view would keep the tile alive, which may be overwritten, too
+            positive = xp.asarray(positive, copy=True)
         met = tile._replace(z=pairs.only_counted(tile.z, tile))
         peaks = [xp.max(met.z, axis=axis) for axis in (1, 0)]
         shared = pairs.share(met, *peaks) if pairs.shares else None
@@ -677,6 +671,10 @@ class _Weights:
         zero = xp.zeros_like(both[0][1])  # an anchor without negatives has no peak
         self._peaks = [pairs.cut(xp.where(sums.total > 0, sums.peak, zero)) for sums, _ in both]
         self._factors = [pairs.cut(shares(sums, weight, xp=xp)) for sums, weight in both]
+        ones = xp.ones_like(zero)
+        self._limits = [
+            pairs.cut(xp.log(xp.where(sums.total > 0, sums.total, ones)) + (pairs.cold + 1.0)) for sums, _ in both
+        ]
 
     def of_tile(self, which: int, tile: Tile) -> Array:
         """Return a cold tile's weights in one direction."""
@@ -690,12 +688,13 @@ class _Weights:
         """Return the factors of a shared tile's exponentials, which are relative to `top`, in one direction."""
         pairs, xp = self._pairs, self._pairs.xp
         gap = saturated(top - self._peaks[which][block], pairs.scaling.rates[0], xp=xp)
-        # A larger gap is that of an anchor that has no negatives in this tile: all its exponentials are 0.
-        near = gap < pairs.cold + 23.0
+        # For an anchor with negatives in this tile exp(gap) is at most its total times exp(cold). A larger gap belongs
+        # to an anchor without any: all its exponentials are 0.
+        near = gap < self._limits[which][block]
         return self._factors[which][block] * xp.where(near, xp.exp(xp.where(near, gap, xp.zeros_like(gap))), 0.0)
 
     def of_shared(self, shared: Shared, i: Array, j: Array) -> Array:
-        """Return ``V = w + w'`` of a tile whose exponentials serve both directions; they are overwritten."""
+        """Return ``V = w + w'`` of a tile whose exponentials serve both directions."""
         v = along(1, self.factor(0, i, shared.top)) + along(0, self.factor(1, j, shared.top))
         v *= shared.exponential
         return v

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from drrho_core import _checks
+from drrho_core import _checks, _pairs
 from drrho_core._arrays import Array, Namespace, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
 from drrho_core.contrastive import Scalar, check_features, find_sweeps, option, optional_arrays, per_anchor, positive
@@ -133,7 +133,9 @@ def reference_anchor_weight(
     temperature = option("temperature", temperature, positive, "be > 0", work, xp)
     threshold = option("threshold", threshold, lambda _: True, "be finite", work, xp)
     # log sigmoid(-y), then a softmax: where all sigmoids underflow their ratios still exist.
-    y = (xp.astype(pair_loss, work, copy=False) - threshold) / temperature
+    largest = float(xp.finfo(work).max) / 8.0
+    y = 2.0 * _pairs.saturated(0.5 * xp.astype(pair_loss, work, copy=False) - 0.5 * threshold, 1.0 / temperature, xp=xp)
+    y = xp.clip(y, -largest, largest)
     log_weight = -xp.logaddexp(xp.zeros_like(y), y)
     weight = xp.exp(log_weight - xp.max(log_weight))
     return xp.astype(weight / xp.mean(weight), pair_loss.dtype, copy=False)

@@ -51,7 +51,7 @@ class ContrastiveStep(NamedTuple):
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates: the curve to watch.
     surrogate : array, shape ()
-        The function whose gradient this is; its value means nothing.
+        Scalar whose gradient the fields below hold. Do not monitor it.
     image_gradient, text_gradient : array, shape (b, d)
         Gradient of `surrogate` with respect to the features.
     temperature_gradient : array, shape (), or pair of arrays, shape (b,)
@@ -108,14 +108,14 @@ def contrastive_step(
     radius : float or array of shape ()
         Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
     eps : float or array of shape ()
-        Added to the inner estimate, >= 0. Part of the objective, not a guard: the log domain needs none.
+        Added to the inner estimate, >= 0. Part of the objective, not a numerical safeguard.
     pair_mask : array of bool, shape (b, b), optional
         Entry (i, j) False: text j is not a negative of image i, nor image i one of text j. The diagonal never is one.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
         Factor >= 0 on each anchor's part of loss and gradients; a pair has one array for the image anchors and one for
         the text anchors. The inner estimates are updated as without it. See `reference_anchor_weight`.
     tile_size : int, optional
-        Largest side of square tiles: two passes, and no b x b array exists. How it is computed, never what.
+        Largest side of square tiles: two passes, and no b x b array exists. Affects speed and memory only.
     memory_budget : int, optional
         Bytes that the b x b logits may take (default 1 GiB): above it, two passes over tiles.
     xp : namespace, optional
@@ -243,8 +243,8 @@ def step_in_wide_dtype(
     return ContrastiveStep(
         loss=values.loss,
         surrogate=values.surrogate,
-        image_gradient=wide_gradient(sums.image_pull, c, text_features, values.unit, xp),
-        text_gradient=wide_gradient(sums.text_pull, c, image_features, values.unit, xp),
+        image_gradient=wide_gradient(sums.image_pull, c, text_features, xp, values.unit),
+        text_gradient=wide_gradient(sums.text_pull, c, image_features, xp, values.unit),
         temperature_gradient=values.temperature_gradient,
         log_inner_image=image.log_inner,
         log_inner_text=text.log_inner,
@@ -371,12 +371,13 @@ def evaluate(setting: Setting, sides: tuple[Side, Side], *, means: tuple[Array, 
     loss, ratio, slopes, weights = [], [], [], []
     for side, temperature, factor, mean in zip(sides, temperatures, setting.anchor_weights, means, strict=True):
         zero = xp.zeros_like(side.log_value)
-        value = factor * xp.where(side.active, side.log_value + setting.radius, zero)
-        weight = factor * xp.where(side.active, xp.exp(side.log_weight), zero)  # a g / (eps + u)
-        loss.append(xp.sum(scale * _pairs.saturated(value, temperature, xp=xp)))
-        ratio.append(xp.sum(scale * _pairs.saturated(weight, temperature, xp=xp)))
-        slopes.append(scale * (value - weight * xp.astype(mean, wide)))
-        weights.append(weight)
+        value = xp.where(side.active, side.log_value + setting.radius, zero)
+        weight = xp.where(side.active, xp.exp(side.log_weight), zero)  # g / (eps + u)
+        # The anchor's factor comes last: what it multiplies has cancelled by then.
+        loss.append(xp.sum(factor * (scale * _pairs.saturated(value, temperature, xp=xp))))
+        ratio.append(xp.sum(factor * (scale * _pairs.saturated(weight, temperature, xp=xp))))
+        slopes.append(factor * (scale * (value - weight * xp.astype(mean, wide))))
+        weights.append(xp.clip(factor * weight, max=float(xp.finfo(wide).max)))
     is_pair, (shares, unit) = isinstance(setting.temperature, tuple), in_shares(weights, setting.work, xp)
     return Values(
         loss=loss[0] + loss[1],
@@ -390,7 +391,7 @@ def evaluate(setting: Setting, sides: tuple[Side, Side], *, means: tuple[Array, 
 def in_shares(weights: list[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Array, Array], Array]:
     """Return both directions' sums of weights, divided by 2b and by the largest of them, and that largest one.
 
-    No half type overflows or loses them.
+    In this range no half type overflows or loses them.
     """
     top = xp.maximum(xp.max(weights[0]), xp.max(weights[1]))
     top = xp.where(top > 0, top, xp.ones_like(top))
@@ -399,21 +400,27 @@ def in_shares(weights: list[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Ar
     return (image, text), xp.astype(top, dtype, copy=False)
 
 
-def wide_gradient(pull: Array, c: Array, features: Array, factor: Scalar, xp: Namespace) -> Array:
-    """Return ``factor (pull - c * features)``, what negatives and positives pull together, in the dtype of `pull`."""
+def wide_gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factors: Scalar) -> Array:
+    """Return ``pull - c * features`` times the factors, in the dtype of `pull`.
+
+    It is the attraction to the negatives' features, less that to the positive's. Factors are taken one by one: their
+    product may be too large for the dtype where the gradient is not.
+    """
     if is_writeable_array(pull) and not traced(xp):
         # Into what the sweep made, some rows at a time: at b = 65,536 this spares 400 MB.
         for start in range(0, pull.shape[0], ROWS):
             rows = slice(start, start + ROWS)
             pull[rows, :] -= c[rows, None] * xp.astype(features[rows, :], pull.dtype, copy=False)
+    else:
+        pull = pull - c[:, None] * xp.astype(features, pull.dtype, copy=False)
+    for factor in factors:
         pull *= factor
-        return pull
-    return (pull - c[:, None] * xp.astype(features, pull.dtype, copy=False)) * factor
+    return pull
 
 
-def gradient(pull: Array, c: Array, features: Array, factor: Scalar, xp: Namespace) -> Array:
+def gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factors: Scalar) -> Array:
     """Return `wide_gradient` in the features' dtype."""
-    return xp.astype(wide_gradient(pull, c, features, factor, xp), features.dtype, copy=False)
+    return xp.astype(wide_gradient(pull, c, features, xp, *factors), features.dtype, copy=False)
 
 
 class PlainSweeps:
@@ -463,9 +470,7 @@ class PlainSweeps:
         return SecondSweep(*_pairs.weigh(pairs, negatives, weight_image, weight_text))
 
 
-def directed(
-    negatives: _pairs.Negatives, positive: Array, rate: Scalar | None, *, xp: Namespace
-) -> tuple[Array, Array]:
+def directed(negatives: _pairs.Negatives, positive: Array, rate: Scalar, *, xp: Namespace) -> tuple[Array, Array]:
     """Return ``log sum exp(D)`` and the mean of D (b,), -inf and 0 without negatives."""
     above = _pairs.above(negatives, positive, rate, xp=xp)
     return above + log(negatives.total, xp=xp), above + negatives.mean
@@ -508,17 +513,21 @@ def prepare(
             xp.astype(reference_features[0], dtype, copy=False),
             xp.astype(reference_features[1], dtype, copy=False),
         )
+    temperature = cast(temperature, dtype, xp)
+    inputs = [images, texts, *(reference or ()), reference_weight, margin]
+    inputs += temperature if isinstance(temperature, tuple) else [temperature]
+    seen = all(values_visible(x, xp) for x in inputs if is_array(x))
     side, keep = _pairs.tiling(int(images.shape[0]), matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
     return _pairs.Pairs(
         images,
         texts,
         reference_features=reference,
         reference_weight=reference_weight,
-        scaling=find_scaling(images, texts, reference, reference_weight, cast(temperature, dtype, xp), margin, xp),
+        scaling=find_scaling(images, texts, reference, reference_weight, temperature, margin, seen, xp),
         pair_mask=pair_mask,
         side=side,
         keep=keep and sweeps > 1,
-        share=share,
+        share=share and seen and (pair_mask is None or values_visible(pair_mask, xp)),
         xp=xp,
     )
 
@@ -530,6 +539,7 @@ def find_scaling(
     reference_weight: Scalar,
     temperature: PerAnchor,
     margin: Scalar | None,
+    seen: bool,
     xp: Namespace,
 ) -> Scaling:
     """Return factors of the features, usually 1, with which no entry of Z overflows, and the rates of all anchors.
@@ -539,7 +549,6 @@ def find_scaling(
     finfo = xp.finfo(images.dtype)
     largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
     width = float(images.shape[1] + (0 if reference is None else reference[0].shape[1]))
-    seen = values_visible(images, xp)
     if not seen and not traced(xp):  # a look would wait for the device: features are taken to be of a usual size
         return Scaling(1.0, 1.0, *_rates(temperature, 1e4, largest, smallest, xp))
 
@@ -572,6 +581,8 @@ def find_scaling(
 
 def _largest(x: Array, seen: bool, xp: Namespace, traced_too: Array | None = None) -> Any:
     """Return the largest absolute value, a float if values can be seen."""
+    if 0 in x.shape:
+        return 0.0 if seen else xp.zeros((), dtype=x.dtype)
     if seen:
         return max(float(xp.max(x)), -float(xp.min(x)))
     size = xp.abs(x)
@@ -693,7 +704,7 @@ def check_anchor_weight(anchor_weight: Any, batch_size: int, dtype: Any, xp: Nam
             raise TypeError(f"{name} must be an array of shape (batch_size,), got {_checks.describe(weight)}")
         _checks.floating(name, weight, xp)
         _checks.shape(name, weight, (batch_size,), "(batch_size,)")
-        _checks.values(name, weight, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
+        _checks.parameter_values(name, weight, _not_negative, "be finite and >= 0", dtype, xp)
     checked = _checks.within(cast(both, dtype, xp), _not_negative, xp)
     return checked[0], checked[-1]
 

@@ -140,7 +140,7 @@ def info_nce(
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
         Factor >= 0 on each row's and each column's cross-entropy, as in `contrastive_step`.
     tile_size, memory_budget : int, optional
-        How it is computed, never what: see `contrastive_step`.
+        Affects speed and memory only, not the result: see `contrastive_step`.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -178,22 +178,23 @@ def info_nce(
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
     first = sweeps.sum_negatives(batch)
     losses, weights, slopes = [], [], []
+    scale = 1.0 / (2.0 * batch_size)
     for factor, log_sum, mean in (
         (factors[0], first.log_sum_image, first.mean_image),
         (factors[1], first.log_sum_text, first.mean_text),
     ):
         log_denominator = log_add_constant(log_sum, 1.0, xp=xp)  # the positive adds exp(0)
-        weight = factor * xp.exp(-log_add_constant(-log_sum, 1.0, xp=xp))  # probability of all negatives together
-        losses.append(factor * log_denominator)
-        weights.append(weight)
-        slopes.append(weight * mean)
-    (shares, unit), scale = in_shares(weights, work, xp), 1.0 / (2.0 * batch_size)
+        weight = xp.exp(-log_add_constant(-log_sum, 1.0, xp=xp))  # probability of all negatives together
+        losses.append(xp.sum(factor * (scale * log_denominator)))
+        slopes.append(xp.sum(factor * (scale * (weight * _pairs.saturated(mean, 1.0 / temperature, xp=xp)))))
+        weights.append(xp.clip(factor * weight, max=float(xp.finfo(work).max)))
+    shares, unit = in_shares(weights, work, xp)
     sums, c = sweeps.pull_back(batch, first, *shares), shares[0] + shares[1]
     return LossGradients(
-        loss=xp.sum(scale * losses[0]) + xp.sum(scale * losses[1]),
-        image_gradient=gradient(sums.image_pull, c, text_features, unit / temperature, xp),
-        text_gradient=gradient(sums.text_pull, c, image_features, unit / temperature, xp),
-        temperature_gradient=-(xp.sum(scale * slopes[0]) + xp.sum(scale * slopes[1])) / temperature,
+        loss=losses[0] + losses[1],
+        image_gradient=gradient(sums.image_pull, c, text_features, xp, unit, 1.0 / temperature),
+        text_gradient=gradient(sums.text_pull, c, image_features, xp, unit, 1.0 / temperature),
+        temperature_gradient=-(slopes[0] + slopes[1]),
     )
 
 
@@ -209,7 +210,7 @@ def sigmoid_loss(
     memory_budget: int | None = None,
     xp: Namespace | None = None,
 ) -> SigmoidLossGradients:
-    """Return SigLIP's loss: every pair of the batch is a question of its own, positive or not.
+    """Return SigLIP's loss: each pair of the batch is classified as positive or negative on its own.
 
     Parameters
     ----------
@@ -221,10 +222,9 @@ def sigmoid_loss(
     bias : float or array of shape ()
         Added to all logits; SigLIP starts at -10.
     pair_mask : array of bool, shape (b, b), optional
-        Entry (i, j) False: image i and text j are no question, for their answer is not known to be "no". The diagonal
-        always is one, and its answer "yes".
+        Entry (i, j) False: the pair is skipped because it may be a positive. The diagonal always counts, as positive.
     tile_size, memory_budget : int, optional
-        How it is computed, never what: see `contrastive_step`. One sweep is enough, so neither costs a product.
+        Affects speed and memory only, not the result: see `contrastive_step`. One sweep is enough.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -331,7 +331,7 @@ def distillation_loss(
     reference_temperature : float or array of shape ()
         The reference model's own, > 0. It is frozen, too: it gets no gradient.
     tile_size, memory_budget : int, optional
-        How it is computed, never what: see `contrastive_step`. The budget is for the logits of both models together.
+        Affects speed and memory only, not the result: see `contrastive_step`. The budget is for both models' logits.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -412,8 +412,8 @@ def distillation_loss(
     c = (p[0].weight - q[0].weight) + (p[1].weight - q[1].weight)
     return LossGradients(
         loss=xp.sum(scale * loss[0]) + xp.sum(scale * loss[1]),
-        image_gradient=gradient(image[0], c, text_features, scale / temperature, xp),
-        text_gradient=gradient(text[0], c, image_features, scale / temperature, xp),
+        image_gradient=gradient(image[0], c, text_features, xp, scale, 1.0 / temperature),
+        text_gradient=gradient(text[0], c, image_features, xp, scale, 1.0 / temperature),
         temperature_gradient=-(xp.sum(scale * slope[0]) + xp.sum(scale * slope[1])) / temperature,
     )
 
@@ -440,7 +440,7 @@ def hinge_margin_loss(
     pair_mask : array of bool, shape (b, b), optional
         Entry (i, j) False: text j is not a negative of image i, nor image i one of text j. The diagonal never is one.
     tile_size, memory_budget : int, optional
-        How it is computed, never what: see `contrastive_step`. One sweep is enough, so neither costs a product.
+        Affects speed and memory only, not the result: see `contrastive_step`. One sweep is enough.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -509,8 +509,8 @@ def hinge_margin_loss(
     scale, c = 1.0 / (2.0 * batch_size), image[2] + text[2]
     return FeatureGradients(
         loss=xp.sum(scale * (image[1] + text[1])) / left / right / left / right,
-        image_gradient=gradient(image[0], c, text_features, 2.0 * scale / left / right, xp),
-        text_gradient=gradient(text[0], c, image_features, 2.0 * scale / left / right, xp),
+        image_gradient=gradient(image[0], c, text_features, xp, 2.0 * scale, 1.0 / left, 1.0 / right),
+        text_gradient=gradient(text[0], c, image_features, xp, 2.0 * scale, 1.0 / left, 1.0 / right),
     )
 
 

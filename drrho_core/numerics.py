@@ -92,6 +92,7 @@ def log_share_of_new(log_old: Array, log_new: Array, gamma: Array | float, /, *,
     keep, take = _log_gammas(gamma, xp)
     unseen = log_old == -xp.inf
     gap = xp.where(unseen, xp.zeros_like(log_new), log_old - log_new)
+    gap = xp.clip(gap, max=float(xp.finfo(gap.dtype).max))
     return xp.where(unseen, xp.zeros_like(gap), -xp.logaddexp(keep + gap, take + xp.zeros_like(gap)))
 
 

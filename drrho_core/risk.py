@@ -165,5 +165,5 @@ def scaled_difference(
     if is_array(weight):
         scale = 0.25 / power_of_two(xp.where(weight > 1, weight, xp.ones_like(weight)), xp)
     else:
-        scale = 0.5 / 2.0 ** math.ceil(math.log2(max(weight, 1.0)))
+        scale = math.ldexp(0.5, -math.frexp(max(weight, 1.0))[1])
     return scale * loss - (scale * weight) * reference_loss, scale

@@ -39,7 +39,7 @@ class UnimodalStep(NamedTuple):
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates: the curve to watch.
     surrogate : array, shape ()
-        The function whose gradient this is; its value means nothing.
+        Scalar whose gradient the fields below hold. Do not monitor it.
     view1_gradient, view2_gradient : array, shape (b, d)
         Gradient of `surrogate` with respect to the features.
     temperature_gradient : array, shape (), or pair of arrays, shape (b,)
@@ -95,12 +95,12 @@ def unimodal_contrastive_step(
     radius : float or array of shape ()
         Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
     eps : float or array of shape ()
-        Added to the inner estimate, >= 0. Part of the objective, not a guard: the log domain needs none.
+        Added to the inner estimate, >= 0. Part of the objective, not a numerical safeguard.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
         Factor >= 0 on each anchor's part of loss and gradients, as in `contrastive_step`; a pair has one array for the
         anchors of view 1 and one for those of view 2.
     tile_size : int, optional
-        Side of square tiles: two passes, and no b x b array exists. How it is computed, never what.
+        Side of square tiles: two passes, and no b x b array exists. Affects speed and memory only.
     memory_budget : int, optional
         Bytes that the three b x b matrices of logits may take (default 1 GiB): above it, two passes over tiles.
     xp : namespace, optional
@@ -188,8 +188,8 @@ def unimodal_contrastive_step(
     shares, c = values.shares, values.shares[0] + values.shares[1]
     pulls = _pairs.weigh(across, (negatives[0], negatives[1]), *shares)
     own = [_pairs.weigh_within(within[view], negatives[view], shares[view]) for view in (0, 1)]
-    gradient1 = gradient(pulls[0] + own[0], c, view2_features, values.unit, xp)
-    gradient2 = gradient(pulls[1] + own[1], c, view1_features, values.unit, xp)
+    gradient1 = gradient(pulls[0] + own[0], c, view2_features, xp, values.unit)
+    gradient2 = gradient(pulls[1] + own[1], c, view1_features, xp, values.unit)
     return UnimodalStep(
         loss=values.loss,
         surrogate=values.surrogate,

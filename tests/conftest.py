@@ -46,6 +46,10 @@ class Space:
         values = np.asarray(values)
         if dtype is None and np.issubdtype(values.dtype, np.floating):
             values = values.astype(self.dtype_name)  # here: torch does not copy and cast an array of no axes at once
+        if (
+            self.name == "torch" and self.device != "cpu"
+        ):  # torch 2.11 cannot copy an array without axes to a GPU at once
+            return self.xp.asarray(values, dtype=dtype, copy=True).to(self.device)
         return self.xp.asarray(values, dtype=dtype, device=self.device, copy=True)
 
     def rounded(self, values: Any) -> np.ndarray:

@@ -29,8 +29,8 @@ from drrho_core._fused import Batch, FirstSweep, SecondSweep
 HEIGHT, WIDTH = 4096, 8192
 """Sides of a rectangle: large enough for cuBLAS, 134 MB in float32 and 67 MB as V in float16. Not tuned."""
 
-SMALLEST = 1024
-"""In the mode ``"auto"`` a smaller batch is left to the plain core."""
+SMALLEST = 2048
+"""In the mode ``"auto"`` a smaller batch is left to the plain core: the launches of all kernels take milliseconds."""
 
 LOG2_E = math.log2(math.e)
 

@@ -89,13 +89,13 @@ def evaluate(job: Job, *arguments: Any) -> tuple[Tensor, ...]:
         loss = torch.where(valid, loss, torch.nan)
         new = tuple(torch.where(valid, rows, before) for rows, before in zip(new, old, strict=True))
     if job.update:
+        if job.repeated is not None:  # before anything is written: a warning may be an error
+            job.repeated.see(arguments[2], (images, texts), stacklevel=7)  # the caller of the module
         if table is not None:
             table.scatter(index, *new)
         else:
             for side, rows in zip(state, new, strict=True):
                 side[index] = rows
-        if job.repeated is not None:
-            job.repeated.see(arguments[2], (images, texts), stacklevel=7)  # the caller of the module
     temperature_gradients = step.temperature_gradient if job.pairs[2] else (step.temperature_gradient,)
     learned = tau if job.pairs[2] else (tau,)
     return (
@@ -144,7 +144,7 @@ class Step(torch.autograd.Function):
                 "ContrastiveLoss must be in eval() or have mapped buffers under torch.func.vmap, because several "
                 "batches would write to one state at a time"
             )
-        steps = []
+        steps, job = [], job._replace(repeated=None)  # the rows of each problem go to a state of its own
         for row in range(info.batch_size):
             taken = (x if dim is None else x.select(dim, row) for x, dim in zip(arguments, dims, strict=True))
             steps.append(Step.apply(job, *taken))  # type: ignore[no-untyped-call]
@@ -229,7 +229,7 @@ def _save(ctx: Any, inputs: list[Tensor], output: tuple[Tensor, ...]) -> None:
 
 def _outgoing(ctx: Any, incoming: Tensor | None) -> list[Tensor | None]:
     """Multiply the saved gradients by the incoming one."""
-    inputs, gradients = _halves(ctx.saved_tensors)
+    inputs, gradients = _inputs_and_gradients(ctx.saved_tensors)
     if incoming is None:
         return [None] * len(gradients)
     # The incoming gradient, maybe a loss scale, meets a gradient in float32; the product is rounded to a half type.
@@ -242,7 +242,7 @@ def _outgoing(ctx: Any, incoming: Tensor | None) -> list[Tensor | None]:
     return list(outgoing)
 
 
-def _halves(tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _inputs_and_gradients(tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Split n inputs from the n gradients that follow them."""
     count = len(tensors) // 2
     return tensors[:count], tensors[count:]
@@ -275,7 +275,7 @@ class _WithGradients(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """The identity on a gradient that depends on its input in truth, so its derivative must not be taken for 0."""
+    """Identity on a closed-form gradient. It depends on its input: a second derivative is an error and not 0."""
 
     generate_vmap_rule = True
 

@@ -377,15 +377,15 @@ _NARROW = {
     for dtype, plan in _WIDE.items()
 }
 PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
-"""By major compute capability; a later generation takes the last one. None was measured. For Hopper they compile;
-registers spill only under masks and by 12 bytes in `_weights_kernel`. `tools/tune_fused.py` measures these and others.
+"""By major compute capability; a later generation takes the last one. Those for Hopper were measured on an H100: no other
+plan of `tools/tune_fused.py` was faster by more than 2 %, see docs/benchmarks/gpu/tune.json. Those for Ampere compile.
 """
 
 GROUP = 8
 """Tiles are met in bands of so many rows, so that what a program loads is in the cache from the one before."""
 
-SMALLEST = 1024
-"""In the mode ``"auto"`` a smaller batch is left to the plain core."""
+SMALLEST = 2048
+"""In the mode ``"auto"`` a smaller batch is left to the plain core: the launches of all kernels take milliseconds."""
 
 SPREAD = 120.0
 """How many powers of two all peaks of a batch may span if one peak is to serve all exponentials."""

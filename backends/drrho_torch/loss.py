@@ -51,7 +51,7 @@ class ContrastiveLoss(nn.Module):
         Weight of the batch's own estimate, in (0, 1]; 1 has no memory: the mini-batch loss. An attribute that may be
         set between steps, see `drrho_core.cosine_gamma`. It is the caller's schedule, so not in ``state_dict()``.
     eps : float
-        Added to the inner estimate, >= 0. Part of the objective, not a guard: the log domain needs none.
+        Added to the inner estimate, >= 0. Part of the objective, not a numerical safeguard.
     reference_weight : float
         lambda >= 0: 0 ignores the reference model, 1 is DRRho; may exceed 1.
     radius : float

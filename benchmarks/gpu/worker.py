@@ -453,6 +453,8 @@ class Tests:
 
         chosen = (self.DRY_CHOICE if self.dry_run else self.CHOICE)[case["check"]]
         options = ["-q", "--color=no", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        if importlib.util.find_spec("pytest_benchmark") is not None:
+            options += ["-p", "no:benchmark"]  # beside several workers it warns, and a warning is an error here
         if importlib.util.find_spec("xdist") is not None:
             options += ["-n", "0" if self.dry_run else str(min(8, os.cpu_count() or 1))]
         pytest.main([*options, *chosen], plugins=[Plugin()])

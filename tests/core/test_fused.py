@@ -57,9 +57,19 @@ def register() -> Callable[[Any], list[int]]:
     return register_one
 
 
-def test_by_default_they_are_not_even_loaded(register: Any) -> None:
-    loads = register(Kernels())
+def test_by_default_they_are_used_if_they_take_the_batch(register: Any) -> None:
+    kernels = Kernels()
+    loads = register(kernels)
+    assert find(BATCH, xp) is kernels
+    register(Kernels("the batch is small"))
     assert find(BATCH, xp) is None
+    assert (loads, kernels.modes) == ([1], ["auto"])
+
+
+def test_in_the_mode_never_they_are_not_even_loaded(register: Any) -> None:
+    loads = register(Kernels())
+    with fused_kernels("never"):
+        assert find(BATCH, xp) is None
     assert loads == []
 
 
@@ -73,7 +83,6 @@ def test_they_are_used_in_the_block_and_loaded_once(register: Any, mode: str) ->
         with fused_kernels("never"):
             assert find(BATCH, xp) is None
         assert find(BATCH, xp) is kernels
-    assert find(BATCH, xp) is None
     assert (loads, kernels.modes) == ([1], [mode] * 3)
 
 
