@@ -377,8 +377,9 @@ _NARROW = {
     for dtype, plan in _WIDE.items()
 }
 PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
-"""By major compute capability; a later generation takes the last one. Those for Hopper were measured on an H100: no other
-plan of `tools/tune_fused.py` was faster by more than 2 %, see docs/benchmarks/gpu/tune.json. Those for Ampere compile.
+"""By major compute capability; a later generation takes the last one. Those for Hopper were measured on an H100: no
+other plan of `tools/tune_fused.py` was faster by more than 2 %, see docs/benchmarks/gpu/tune.json. Those for Ampere
+compile.
 """
 
 GROUP = 8
