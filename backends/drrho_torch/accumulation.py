@@ -34,6 +34,8 @@ _STEPS = _OptimizerSteps()
 class RepeatedRows:
     """Recognises a training call with the rows of the call before, if no parameter has changed in between.
 
+    A change that hides itself from autograd, through ``parameter.data``, is not seen.
+
     Nothing here waits for a GPU: the values of an index are compared on the host only. An index on a GPU equals the
     one before if both are the same memory and no operation has written to it since.
     """
@@ -45,7 +47,7 @@ class RepeatedRows:
         self._leaves: list[weakref.ref[Tensor]] = []
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        """Begin anew in a copy of the module: the calls before were not those of the copy."""
+        """Let a copy of the module start without memory of earlier calls."""
         return type(self), ()
 
     def see(self, index: Tensor, features: tuple[Tensor, Tensor], *, stacklevel: int) -> None:
@@ -63,7 +65,8 @@ class RepeatedRows:
         if self._warned or not any(side.requires_grad for side in features) or index.is_inference():
             return
         _STEPS.start()
-        leaves = [leaf for leaf in map(_source, features) if leaf is not None]
+        # Features of a frozen tower are new tensors in each call, which say nothing about parameters.
+        leaves = [leaf for side in features if side.requires_grad and (leaf := _source(side)) is not None]
         host = index.device.type == "cpu"
         versions = _STEPS.count, 0 if host else index._version, *(leaf._version for leaf in leaves)
         same_leaves = len(leaves) == len(self._leaves) and all(

@@ -1020,3 +1020,35 @@ def test_risk_is_compiled_with_a_rolled_up_loop() -> None:
     assert "stablehlo.while" in risk.lower(jnp.asarray(loss)).as_text()
     expected = drrho_core.drrho_risk(loss, np.zeros_like(loss), KLBall(0.2)).risk
     np.testing.assert_allclose(risk(jnp.asarray(loss)), expected, rtol=1e-13)
+
+
+MAPPED = ["image_features", "text_features", "temperature", "reference_weight", "reference_features", "pair_mask"]
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_vmap_without_jit_over_any_one_argument(name: str) -> None:
+    rng = np.random.default_rng(3)
+
+    def unit(columns: int) -> Any:
+        x = rng.normal(size=(2, 4, columns))
+        return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+    both: dict[str, Any] = {
+        "image_features": unit(3),
+        "text_features": unit(3),
+        "temperature": jnp.asarray([0.2, 0.5]),
+        "reference_weight": jnp.asarray([0.5, 1.5]),
+        "reference_features": (unit(2), unit(2)),
+        "pair_mask": jnp.asarray(rng.uniform(size=(2, 4, 4)) < 0.7),
+    }
+    first = {key: jax.tree.map(lambda x: x[0], value) for key, value in both.items()}
+
+    def loss(value: Any) -> Any:
+        arguments = first | {name: value}
+        images, texts = arguments.pop("image_features"), arguments.pop("text_features")
+        return contrastive_loss(init_state(4), images, texts, jnp.arange(4), **arguments)[0]
+
+    mapped = jax.vmap(loss)(both[name])
+    for row in (0, 1):
+        one = loss(jax.tree.map(lambda x, row=row: x[row], both[name]))
+        assert float(mapped[row]) == pytest.approx(float(one), rel=1e-5)

@@ -322,6 +322,39 @@ def test_rows_that_repeat_rightly_do_not_warn(between: str) -> None:
                 loss = copy.deepcopy(loss)
 
 
+def test_a_loop_with_a_frozen_tower_is_warned_too() -> None:
+    towers, loss = Towers(), ContrastiveLoss(N, temperature=0.3, gamma=0.5)
+    towers.image.requires_grad_(False)
+    loss(*towers(features(), features(seed=1)), torch.arange(B)).backward()
+    with pytest.warns(UserWarning, match=REPEATED):
+        loss(*towers(features(), features(seed=1)), torch.arange(B)).backward()
+
+
+def test_a_warning_that_is_an_error_leaves_the_state_as_it_was() -> None:
+    towers, loss = Towers(), ContrastiveLoss(N, temperature=0.3, gamma=0.5)
+    loss(*towers(features(), features(seed=1)), torch.arange(B)).backward()
+    before = loss.log_inner_image.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=REPEATED):
+            loss(*towers(features(), features(seed=2)), torch.arange(B))
+    assert torch.equal(loss.log_inner_image, before)
+
+
+def test_mapped_buffers_do_not_warn() -> None:
+    loss = ContrastiveLoss(N, temperature=0.3, gamma=0.5)
+    buffers = {name: torch.stack([value] * 2) for name, value in loss.named_buffers()}
+    images = torch.stack([features(), features(seed=2)]).requires_grad_()
+
+    def call(buffers: Any, images: Any) -> Any:
+        return torch.func.functional_call(loss, buffers, (images, features(seed=1), torch.arange(B)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            torch.func.vmap(call)(buffers, images).sum().backward()
+
+
 def test_an_optimizer_of_other_parameters_than_the_first_counts_as_a_change() -> None:
     towers, loss = Towers(), ContrastiveLoss(N, temperature=0.3, gamma=0.5)
     optimizer = torch.optim.Adam([towers.image.weight], lr=0.1)

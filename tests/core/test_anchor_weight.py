@@ -145,6 +145,7 @@ BAD: dict[str, tuple[Any, Any, str]] = {
     "of three": ((np.ones(B),) * 3, ValueError, "anchor_weight must be an array or a pair of arrays, got 3 entries"),
     "a number": (1.0, TypeError, r"anchor_weight must be an array of shape \(batch_size,\), got 1\.0"),
     "a number in a pair": ((np.ones(B), 1.0), TypeError, r"anchor_weight\[1\] must be an array of shape"),
+    "infinite in a pair": ((np.full(B, np.inf), np.ones(B)), ValueError, r"anchor_weight\[0\] must be finite and >= 0"),
     "integers": (np.ones(B, dtype=int), TypeError, "anchor_weight must have a real floating dtype, got int64"),
 }
 
@@ -162,6 +163,13 @@ def test_bad_weights_are_refused(function: str, case: str) -> None:
     arrays = (images, texts, *(states(17) if function != "info_nce" else ()))
     with pytest.raises(error, match=f"^{message}"):
         ours(*arrays, temperature=0.2, anchor_weight=value)
+
+
+def test_a_weight_too_large_for_the_features_dtype_is_refused() -> None:
+    images, texts, *_ = (x.astype(np.float32) for x in features(20))
+    unseen = np.full(B, -np.inf, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"^anchor_weight must fit float32, got 1e\+300 at position 0"):
+        contrastive_step(images, texts, unseen, unseen, temperature=0.2, anchor_weight=np.full(B, 1e300))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,6 +214,15 @@ def test_reference_weights_are_finite_where_every_pair_is_hopeless() -> None:
     assert got.dtype == np.float32
     assert got[1] / got[0] == pytest.approx(np.exp(-2.0), rel=1e-4)
     assert np.mean(got) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("losses", "options"), [([1e30, 2e30], {"temperature": 1e-20}), ([3e38, 2e38], {"threshold": -3e38})]
+)
+def test_reference_weights_of_extreme_losses_are_finite(losses: list[float], options: dict[str, float]) -> None:
+    got = reference_anchor_weight(np.asarray(losses, dtype=np.float32), **options)
+    assert np.all(np.isfinite(got))
+    assert np.mean(got) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -428,6 +428,34 @@ def test_gradients_stay_right_where_similarities_overflow(per_anchor: bool) -> N
         assert np.max(np.abs(got - wanted)) <= 1e-6 * np.max(np.abs(wanted))
 
 
+def test_a_hinge_without_violations_has_no_gradient_whatever_the_features_size() -> None:
+    features = 3e25 * np.eye(3, dtype=np.float32)
+    result = hinge_margin_loss(features, features, margin=0.0)
+    assert result.loss == 0.0
+    assert np.all(result.image_gradient == 0.0)
+    assert np.all(result.text_gradient == 0.0)
+
+
+@pytest.mark.parametrize("factor", [1e-38, 1e10, 3e38])
+@pytest.mark.parametrize("t", [1e-35, 1e-2, 1e30])
+def test_nothing_is_nan_whatever_the_size_of_anchor_weights(t: float, factor: float) -> None:
+    images, texts, *_ = draw("unit", 13)
+    weight = np.full(B, factor, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        for function, states in ((contrastive_step, 2), (unimodal_contrastive_step, 2), (info_nce, 0)):
+            result = function(images, texts, *(UNSEEN,) * states, temperature=t, anchor_weight=weight)
+            for field, value in zip(result._fields, result, strict=True):
+                assert not np.any(np.isnan(value)), (function.__name__, field)
+
+
+def test_large_anchor_weights_scale_the_loss() -> None:
+    images, texts, *_ = draw("unit", 14)
+    plain = contrastive_step(images, texts, UNSEEN, UNSEEN, temperature=0.01)
+    weight = np.full(B, 1e38, dtype=np.float32)
+    scaled = contrastive_step(images, texts, UNSEEN, UNSEEN, temperature=0.01, anchor_weight=weight)
+    assert scaled.loss == pytest.approx(1e38 * float(plain.loss), rel=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Dtypes of the reference features, and options that nobody can look at
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,22 @@ def test_tiles_change_nothing_with_and_without_a_mask(problems: Any, b: int, mas
         problems.check_step(tiled, dense, p, 1e-13, far=True)
 
 
+@pytest.mark.parametrize(("dtype", "far"), [("float32", 70.0), ("float64", 470.0)])
+def test_an_anchor_without_negatives_in_one_tile_gets_finite_gradients(dtype: str, far: float) -> None:
+    # Image 0 has no negatives in the second tile of its row, whose largest entry is far above its own negative.
+    Z = np.zeros((4, 4))
+    Z[0, 1], Z[0, 2:], Z[1, 2:] = -0.8 * far, far, far
+    mask = np.ones((4, 4), dtype=bool)
+    mask[0, 2:] = False
+    unseen, texts = np.full(4, -np.inf, dtype=dtype), np.eye(4, dtype=dtype)
+    options: dict[str, Any] = {"temperature": 1.0, "pair_mask": mask}
+    tiled = contrastive_step(Z.astype(dtype), texts, unseen, unseen, **options, tile_size=2)
+    whole = contrastive_step(Z.astype(dtype), texts, unseen, unseen, **options, tile_size=4)
+    for one, other in zip(tiled, whole, strict=True):
+        assert np.all(np.isfinite(one))
+        assert np.allclose(one, other, rtol=1e-5)
+
+
 def test_one_pass_and_two_passes_over_the_default_tiles_are_equal(
     problems: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
