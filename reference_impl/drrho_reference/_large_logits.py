@@ -272,7 +272,7 @@ def _with_gradients(
     errors = np.zeros((ORDERS, 2))
     for seed in range(ORDERS):
         order = np.random.default_rng(seed).permutation(FEATURES)
-        compared = _gradients(function, _reordered(arguments, order), np.dtype(dtype).type, exact=False)
+        compared = _gradients(function, _reordered(arguments, order, seed), np.dtype(dtype).type, exact=False)
         for side in range(2):
             errors[seed, side] = np.max(np.abs(compared[side].astype(np.float64) - exact[side][:, order]))
     bounds, surplus = dict.fromkeys(expected, UNIT[dtype]), SURPLUS[dtype]
@@ -286,10 +286,15 @@ def _with_gradients(
     return Answer(expected, scales, bounds)
 
 
-def _reordered(arguments: Arguments, order: Any) -> Arguments:
-    """Permute the columns of the learner's features: the same products, summed in another order."""
+def _reordered(arguments: Arguments, order: Any, seed: int) -> Arguments:
+    """Permute the columns of both models' features: the same products, summed in another order."""
     first, second, *others = arguments.positional
-    return Arguments((first[:, order], second[:, order], *others), arguments.options, {})
+    options = dict(arguments.options)
+    if "reference_features" in options:
+        one, other = options["reference_features"]
+        own = np.random.default_rng([seed, 1]).permutation(one.shape[1])
+        options["reference_features"] = (one[:, own], other[:, own])
+    return Arguments((first[:, order], second[:, order], *others), options, {})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -181,10 +181,13 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
         radius: Any = 0.0,
         eps: Any = 0.0,
         pair_mask: Any = None,
+        anchor_weight: Any = None,
         tile_size: Any = None,
         memory_budget: Any = None,
     ) -> dict[str, Any]:
         b = image_features.shape[0]
+        given = anchor_weight if isinstance(anchor_weight, tuple) else (anchor_weight, anchor_weight)
+        factors = [np.ones(b) if side is None else to_numpy(side).astype(np.float64) for side in given]
         pairs = [value if isinstance(value, tuple) else (value, value) for value in (temperature, gamma)]
         like = image_features[:, 0]
         t = [like * 0 + side for side in pairs[0]]
@@ -212,6 +215,7 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
             new.append(log_u)
             value.append(np.where(has, log_value + radius, 0.0))
             weights.append(np.where(has, scale * np.exp(own - log_value), 0.0))
+        value, weights = ([factor * x for factor, x in zip(factors, xs, strict=True)] for xs in (value, weights))
         second = sweeps.pull_back(batch, first, *(_as(side, like) for side in weights))
         means = [to_numpy(x).astype(np.float64) for x in (first.mean_image, first.mean_text)]
         c = (weights[0] + weights[1])[:, None]

@@ -307,8 +307,8 @@ def test_the_kit_passes_a_step_that_is_made_of_them(library: Any, fused: Any) ->
         ("float64", 2, "always", "take float32 and float16, not float64"),
         ("float32", 2, "always", None),
         ("float32", 1024, "auto", "float32 has no faster product"),
-        ("float16", 1023, "auto", "smaller than 1024"),
-        ("float16", 1024, "auto", None),
+        ("float16", 2047, "auto", "smaller than 2048"),
+        ("float16", 2048, "auto", None),
     ],
 )
 def test_what_they_decline(library: Any, dtype: str, b: int, mode: str, reason: str | None) -> None:

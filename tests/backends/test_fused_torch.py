@@ -222,8 +222,8 @@ def test_importing_the_backend_registers_them() -> None:
         ({}, "always", None),
         ({"dtype": torch.float64}, "always", r"take float32 and half types, not torch\.float64"),
         ({}, "auto", "float32 has no faster product"),
-        ({"dtype": torch.bfloat16}, "auto", "smaller than 1024"),
-        ({"dtype": torch.bfloat16, "b": 1024}, "auto", None),
+        ({"dtype": torch.bfloat16}, "auto", "smaller than 2048"),
+        ({"dtype": torch.bfloat16, "b": 2048}, "auto", None),
     ],
 )
 def test_what_they_decline(kernels: Any, change: dict[str, Any], mode: str, reason: str | None) -> None:
