@@ -408,9 +408,10 @@ def wide_gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factor
     """
     if is_writeable_array(pull) and not traced(xp):
         # Into what the sweep made, some rows at a time: at b = 65,536 this spares 400 MB.
-        for start in range(0, pull.shape[0], ROWS):
-            rows = slice(start, start + ROWS)
-            pull[rows, :] -= c[rows, None] * xp.astype(features[rows, :], pull.dtype, copy=False)
+        size = pull.shape[0]
+        for start in range(0, size, ROWS):
+            rows = slice(start, min(start + ROWS, size))
+            pull[rows, :] -= c[rows][:, None] * xp.astype(features[rows, :], pull.dtype, copy=False)
     else:
         pull = pull - c[:, None] * xp.astype(features, pull.dtype, copy=False)
     for factor in factors:
