@@ -406,7 +406,7 @@ def wide_gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factor
     It is the attraction to the negatives' features, less that to the positive's. Factors are taken one by one: their
     product may be too large for the dtype where the gradient is not.
     """
-    if is_writeable_array(pull) and not traced(xp):
+    if not traced(xp) and is_writeable_array(pull):
         # Into what the sweep made, some rows at a time: at b = 65,536 this spares 400 MB.
         size = pull.shape[0]
         for start in range(0, size, ROWS):

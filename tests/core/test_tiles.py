@@ -330,5 +330,5 @@ def test_what_is_multiplied(rolled: bool, how: str, sweeps: int, monkeypatch: py
     sides = [((4, 4), (4, d)), ((d, 4), (4, 4)) if rolled else ((4, 4), (4, d))]
     assert pulls == sides * blocks**2
     assert len(lefts) == sweeps * blocks**2
-    # A row's left factor, scaled and joined with the reference's, is made once for all its tiles; a loop makes it anew.
-    assert len({id(left) for left in lefts}) == sweeps * (blocks**2 if rolled else blocks)
+    # Without a reference a row's left factor is its features as they are, in both passes; a loop cuts them out anew.
+    assert len({id(left) for left in lefts}) == (sweeps * blocks**2 if rolled else blocks)
