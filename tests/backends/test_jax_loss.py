@@ -930,7 +930,7 @@ def test_an_anchor_weight_is_a_constant() -> None:
     ("arguments", "error", "message"),
     [
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
-        ({"num_samples": 2**63}, ValueError, "num_samples must fit into int64, .*, got 9223372036854775808"),
+        ({"num_samples": 2**63}, ValueError, "num_samples must fit int64, got 9223372036854775808"),
         ({"num_samples": 2.5}, TypeError, r"num_samples must be an integer, got 2\.5"),
         ({"num_samples": 3, "dtype": jnp.bfloat16}, TypeError, "dtype must be float32, or float64 .*, got bfloat16"),
         ({"num_samples": 3, "dtype": jnp.int32}, TypeError, "dtype must be float32, or float64 .*, got int32"),
