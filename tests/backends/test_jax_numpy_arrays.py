@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ import jax.numpy as jnp  # noqa: E402
 from drrho_jax import ContrastiveState, DonatingEstimator, contrastive_loss, drrho_risk, init_state  # noqa: E402
 
 from drrho_core import CVaR  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _without_64_bit_types() -> Iterator[None]:
+    """Run every test with JAX's default types, whatever tests before have switched on."""
+    with jax.enable_x64(False):
+        yield
+
 
 B, D, N = 4, 3, 9
 INDEX = np.asarray([5, 0, 8, 2])
