@@ -205,7 +205,9 @@ def test_the_donating_estimator_takes_numpy_arrays() -> None:
     other.load_state_dict(saved)
     other.scatter(INDEX, rows, rows)
     assert np.array_equal(other.log_inner_image, saved["log_inner_image"])
-    with pytest.raises(ValueError, match=r"^sample_index must hold row ids from 0 to 8 .*, got 4294967296 at position 0$"):
+    with pytest.raises(
+        ValueError, match=r"^sample_index must hold row ids from 0 to 8 .*, got 4294967296 at position 0$"
+    ):
         other.gather(np.asarray([2**32]))
 
 
