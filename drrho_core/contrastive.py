@@ -565,12 +565,13 @@ def find_scaling(
     if margin is not None:
         margin = float(margin) if seen else margin
         room = (reach + margin) * _larger(1.0, _larger(sizes[0], sizes[1], xp), xp) * float(images.shape[0])
-    fits = room <= largest / 8.0
     if seen:
+        fits = room <= largest / 8.0
         units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp)
         if not isinstance(temperature, (tuple, float)):
             temperature = float(temperature)
     else:
+        fits = ~(room > largest / 8.0)  # asked this way round, a feature that is nan reaches its own anchors only
         units = [xp.where(fits, 1.0, unit) for unit in _units(sizes, margin, largest, smallest, xp)]
     left, right = 1.0 / units[0], 1.0 / units[1]
     if isinstance(temperature, tuple):
