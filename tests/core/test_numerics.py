@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho_core.numerics import log, log_add_constant, log_moving_average, log_sum_exp
+from drrho_core.numerics import log, log_add_constant, log_moving_average, log_share_of_new, log_sum_exp
 
 NEVER = -math.inf
 LOGARITHMS = st.floats(-1e4, 1e4) | st.floats(-2, 2) | st.sampled_from([0.0, -1e4, 1e4, 1e-300])
@@ -120,3 +120,15 @@ def test_averages_of_far_apart_numbers_keep_the_small_ones_digits(dtype: str) ->
     # log(0.75 e^0 + 0.25 e^-1e4): the second vanishes; the first keeps log 0.75 in full.
     got = log_moving_average(np.zeros(1, dtype=dtype), np.full(1, -1e4, dtype=dtype), 0.25, xp=np)
     assert got[0] == np.asarray(math.log(0.75), dtype=dtype)
+
+
+@pytest.mark.parametrize("gamma", [0.3, np.asarray(0.3), 1.0])
+def test_the_share_of_the_new_estimate_is_g_over_u(gamma: Any) -> None:
+    old, new = np.asarray([-np.inf, -2.0, 0.5, 900.0]), np.asarray([1.0, 3.0, -700.0, -900.0])
+    got = log_share_of_new(old, new, gamma, xp=np)
+    expected = np.asarray(
+        [0.0] + [float(-mp.log((1 - mp.mpf(float(gamma))) * mp.exp(o - n) + mp.mpf(float(gamma))))
+                 for o, n in zip(old[1:].tolist(), new[1:].tolist(), strict=True)]
+    )  # fmt: skip
+    assert np.allclose(got, expected, rtol=1e-12, atol=1e-12)
+    assert np.all(got <= -np.log(float(gamma)) + 1e-12)
