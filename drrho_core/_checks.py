@@ -23,6 +23,11 @@ def describe(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def not_negative(x: Any) -> Any:
+    """Tell whether x >= 0, for numbers and arrays."""
+    return x >= 0
+
+
 def finite_number(name: str, value: object) -> float:
     """Return a Python number after checking that it is a real, finite one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -303,13 +303,10 @@ def settle(
     temperature = option("temperature", temperature, positive, "be > 0", work, xp, **anchors)
     gamma = option("gamma", gamma, in_unit_interval, "be in (0, 1]", wide, xp, **anchors)
     anchor_weights = check_anchor_weight(anchor_weight, batch_size, wide, xp)
-    reference_weight = option("reference_weight", reference_weight, _not_negative, "be >= 0", work, xp)
-    radius = option("radius", radius, _not_negative, "be >= 0", wide, xp)
-    eps = option("eps", eps, _not_negative, "be >= 0", wide, xp)
-    if pair_mask is not None:
-        _checks.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
-        if pair_mask.dtype != xp.bool:
-            raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
+    reference_weight = option("reference_weight", reference_weight, _checks.not_negative, "be >= 0", work, xp)
+    radius = option("radius", radius, _checks.not_negative, "be >= 0", wide, xp)
+    eps = option("eps", eps, _checks.not_negative, "be >= 0", wide, xp)
+    check_pair_mask(pair_mask, batch_size, xp)
 
     gammas = gamma if isinstance(gamma, tuple) else (gamma, gamma)
     return xp, Setting(
@@ -692,6 +689,14 @@ def work_dtype(features: Array, reference_features: tuple[Array, Array] | None, 
     return wide_dtype(dtype, xp)
 
 
+def check_pair_mask(pair_mask: Array | None, batch_size: int, xp: Namespace) -> None:
+    """Check the mask of negatives, if there is one."""
+    if pair_mask is not None:
+        _checks.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
+        if pair_mask.dtype != xp.bool:
+            raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
+
+
 def check_anchor_weight(anchor_weight: Any, batch_size: int, dtype: Any, xp: Namespace) -> tuple[Scalar, Scalar]:
     """Check the factors on the anchors and return those of both directions in a dtype; 1.0 for none."""
     if anchor_weight is None:
@@ -706,8 +711,8 @@ def check_anchor_weight(anchor_weight: Any, batch_size: int, dtype: Any, xp: Nam
             raise TypeError(f"{name} must be an array of shape (batch_size,), got {_checks.describe(weight)}")
         _checks.floating(name, weight, xp)
         _checks.shape(name, weight, (batch_size,), "(batch_size,)")
-        _checks.parameter_values(name, weight, _not_negative, "be finite and >= 0", dtype, xp)
-    checked = _checks.within(cast(both, dtype, xp), _not_negative, xp)
+        _checks.parameter_values(name, weight, _checks.not_negative, "be finite and >= 0", dtype, xp)
+    checked = _checks.within(cast(both, dtype, xp), _checks.not_negative, xp)
     return checked[0], checked[-1]
 
 
@@ -759,10 +764,6 @@ def per_anchor(value: Any, like: Array, dtype: Any, xp: Namespace) -> tuple[Arra
 def positive(x: Any) -> Any:
     """Say whether x > 0, for numbers and arrays."""
     return x > 0
-
-
-def _not_negative(x: Any) -> Any:
-    return x >= 0
 
 
 def in_unit_interval(x: Any) -> Any:

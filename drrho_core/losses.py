@@ -27,6 +27,7 @@ from drrho_core.contrastive import (
     cast,
     check_anchor_weight,
     check_features,
+    check_pair_mask,
     directed,
     find_sweeps,
     gradient,
@@ -255,7 +256,7 @@ def sigmoid_loss(
     more = {} if pair_mask is None else {"pair_mask": pair_mask}
     xp, arrays = _gather(image_features, text_features, more, {"scale": scale, "bias": bias}, xp)
     batch_size = check_features(arrays, xp)
-    _check_pair_mask(pair_mask, batch_size, xp)
+    check_pair_mask(pair_mask, batch_size, xp)
     work = wide_dtype(image_features.dtype, xp)
     scale = option("scale", scale, positive, "be > 0", work, xp)
     bias = option("bias", bias, lambda _: True, "be finite", work, xp)
@@ -471,9 +472,9 @@ def hinge_margin_loss(
     more = {} if pair_mask is None else {"pair_mask": pair_mask}
     xp, arrays = _gather(image_features, text_features, more, {"margin": margin}, xp)
     batch_size = check_features(arrays, xp)
-    _check_pair_mask(pair_mask, batch_size, xp)
+    check_pair_mask(pair_mask, batch_size, xp)
     work = wide_dtype(image_features.dtype, xp)
-    margin = option("margin", margin, lambda x: x >= 0, "be >= 0", work, xp)
+    margin = option("margin", margin, _checks.not_negative, "be >= 0", work, xp)
     pairs = prepare(
         image_features,
         text_features,
@@ -626,14 +627,6 @@ def _gather(
     arrays = {"image_features": image_features, "text_features": text_features, **more}
     arrays |= {name: value for name, value in scalars.items() if is_array(value)}
     return namespace_of(arrays, xp), arrays
-
-
-def _check_pair_mask(pair_mask: Array | None, batch_size: int, xp: Namespace) -> None:
-    """Check what marks the negatives, as `contrastive_step` does."""
-    if pair_mask is not None:
-        _checks.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
-        if pair_mask.dtype != xp.bool:
-            raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
 
 
 def _bounded(rate: Scalar, finfo: Any, xp: Namespace) -> Scalar:

@@ -8,7 +8,6 @@ Source: Model Steering / DRRho, arXiv 2505.06699.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from drrho_core import _checks
 from drrho_core._arrays import Array, Namespace, is_array, namespace_of, power_of_two, wide_dtype
@@ -135,12 +134,12 @@ def check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) ->
         _checks.same_device(together, xp)
         _checks.detached(together, xp)
     dtype = wide_dtype(loss.dtype, xp)
-    weight = _checks.parameter("reference_weight", reference_weight, _not_negative, "be at least 0", xp, dtype=dtype)
-    return xp.astype(_checks.within(weight, _not_negative, xp), dtype, copy=False) if is_array(weight) else weight
-
-
-def _not_negative(x: Any) -> Any:
-    return x >= 0
+    weight = _checks.parameter(
+        "reference_weight", reference_weight, _checks.not_negative, "be at least 0", xp, dtype=dtype
+    )
+    return (
+        xp.astype(_checks.within(weight, _checks.not_negative, xp), dtype, copy=False) if is_array(weight) else weight
+    )
 
 
 def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:

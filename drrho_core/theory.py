@@ -255,7 +255,9 @@ def generalization_bound(
     _checks.finite("risk", risk, xp)
     _checks.values("variance", variance, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
     dtype = wide_dtype(risk.dtype, xp)
-    radius, c1, c2 = (_scalar(name, value, _not_negative, "be >= 0", risk, xp) for name, value in scalars.items())
+    radius, c1, c2 = (
+        _scalar(name, value, _checks.not_negative, "be >= 0", risk, xp) for name, value in scalars.items()
+    )
     # Half of c1 sqrt(2 radius variance) is added twice: twice the half may be too large where the sum is not.
     half = _product(xp.sqrt(xp.astype(variance, dtype)), math.sqrt(0.5) * xp.sqrt(radius), c1, xp)
     return xp.min(xp.astype(risk, dtype) + half + half) + c2 / float(num_samples)
@@ -268,10 +270,6 @@ def _scalar(name: str, value: Scalar, holds: Callable[[Any], Any], rule: str, li
     if is_array(checked):
         return xp.astype(checked, dtype)
     return xp.asarray(checked, dtype=dtype, device=device_of(like))
-
-
-def _not_negative(x: Any) -> Any:
-    return x >= 0
 
 
 def _product(a: Array, b: Array, c: Array, xp: Namespace) -> Array:

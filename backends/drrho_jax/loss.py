@@ -333,18 +333,14 @@ def _constants(tree: Tree) -> Tree:
     return result
 
 
-def _not_negative(x: Any) -> Any:
-    return x >= 0
-
-
 def _nan_if_outside(options: dict[str, Any]) -> Any:
     """Return 0, or nan if an array holds a value outside its domain, for an error cannot be raised under tracing.
 
     None if there are only numbers, which the core checks everywhere.
     """
     domains = {
-        "temperature": positive, "gamma": in_unit_interval, "reference_weight": _not_negative,
-        "radius": _not_negative, "eps": _not_negative,
+        "temperature": positive, "gamma": in_unit_interval, "reference_weight": _checks.not_negative,
+        "radius": _checks.not_negative, "eps": _checks.not_negative,
     }  # fmt: skip
     inside = [
         jnp.all(holds(jax.lax.stop_gradient(x)))
