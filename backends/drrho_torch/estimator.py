@@ -257,7 +257,7 @@ class Table:
             )
         self.estimator = estimator
         side = getattr(estimator, "log_inner_image", None)
-        # Where the index has to be: a device, or None for NumPy arrays.
+        # The device that the index has to be on; None for NumPy arrays.
         self._index_device = side.device if isinstance(side, Tensor) else None
         try:
             rows, _ = estimator.gather(self._index(torch.zeros(0, dtype=torch.int64)))

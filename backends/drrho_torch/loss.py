@@ -126,7 +126,7 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         num_samples = _checks.integer("num_samples", num_samples, minimum=1)
         temperature = _checked_temperature(temperature)
-        # What is made under inference_mode could not be written to outside of it.
+        # A buffer made under inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._gamma_tensor = torch.ones((), dtype=torch.float64)
         self.gamma = gamma

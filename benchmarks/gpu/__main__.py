@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         total = 60.0 * options.minutes - ENDING
         try:
             for number, group in enumerate(groups):
-                # What is left over by one group is the next one's. In a dry run nothing may be cut off.
+                # The next group gets the seconds that one group leaves over. In a dry run nothing may be cut off.
                 part = 1.0 if options.dry_run else sum(shares[: number + 1]) / sum(shares)
                 run_group(group, results, command=command, environment=variables, deadline=begin + part * total)
                 _publish(out, options, results, begin)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (ROOT, ROOT / "backends", ROOT / "reference_impl")
-"""Where our own packages lie."""
+"""Folders that hold our own packages."""
 
 
 class Need(NamedTuple):
@@ -116,7 +116,7 @@ def environment(extra: Path, *, dry_run: bool) -> dict[str, str]:
     # The device is shared with the other libraries' processes; JAX alone may take what it wants of it.
     variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
     variables.pop("XLA_CLIENT_MEM_FRACTION", None)  # with both names JAX refuses to start
-    # What one process of JAX has compiled the next one need not: it is the same code.
+    # One process of JAX can use code that another one has compiled.
     variables |= {
         "JAX_COMPILATION_CACHE_DIR": str(extra / "jax"),
         "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
