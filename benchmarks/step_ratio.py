@@ -16,9 +16,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from drrho_clip.demo import demo_configs
+from drrho_clip.train import Trainer, describe_run, open_splits, train
 from drrho_core.backend import get_backend
-from drrho_core.training.demo import demo_configs
-from drrho_core.training.loop import Trainer, describe_run, open_splits, train
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
-from drrho_core._arrays import Array, Namespace, is_compiling, library
+from drrho_core._array_api import Array, Namespace, is_compiling, library
 
 MODES = ("never", "auto", "always")
 """What `fused_kernels` may be given."""

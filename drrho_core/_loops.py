@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from drrho_core._arrays import Array, Namespace, has_memory, is_compiling, library, values_visible
+from drrho_core._array_api import Array, Namespace, has_memory, is_compiling, library, values_visible
 
 Carry: TypeAlias = tuple[Array, ...]
 """What a loop hands from step to step: arrays that keep their shapes and dtypes."""

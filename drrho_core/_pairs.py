@@ -37,8 +37,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from drrho_core import _checks, _loops, _routines
-from drrho_core._arrays import Array, Namespace, device_of
+from drrho_core import _loops, _routines, _validate
+from drrho_core._array_api import Array, Namespace, device_of
 
 DEFAULT_TILE = 1024
 """Square tiles of this side run at the matrix product's own rate and stay in cache between their uses."""
@@ -125,11 +125,11 @@ def tiling(batch_size: int, item_size: int, tile_size: int | None, memory_budget
     """
     budget, side = DEFAULT_MEMORY_BUDGET, DEFAULT_TILE
     if memory_budget is not None:
-        budget = _checks.integer("memory_budget", memory_budget, minimum=0)
+        budget = _validate.integer("memory_budget", memory_budget, minimum=0)
     if batch_size < 2 * side:  # two tiles: one alone would be masked from end to end, and its copies leave the cache
         side = max(side // 2, -(-batch_size // 2))
     if tile_size is not None:
-        side = _checks.integer("tile_size", tile_size, minimum=1)
+        side = _validate.integer("tile_size", tile_size, minimum=1)
     return side, tile_size is None and batch_size * batch_size * item_size <= budget
 
 

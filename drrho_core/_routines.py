@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
-from drrho_core._arrays import Array, Namespace, is_compiling, library
+from drrho_core._array_api import Array, Namespace, is_compiling, library
 
 Product: TypeAlias = Callable[[Array, Array], Array]
 """``product(a, b)`` returns ``a @ b`` for two matrices, either of which may be a transposed view."""

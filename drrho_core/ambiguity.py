@@ -26,8 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, known, namespace_of, values_visible, wide_dtype
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, device_of, known, namespace_of, values_visible, wide_dtype
 from drrho_core._loops import Carry, descending, repeat
 
 
@@ -86,9 +86,9 @@ class AmbiguitySet(ABC):
         """Return the worst case of every slice."""
 
 
-def _validate(ambiguity_set: AmbiguitySet, name: str, holds: Callable[[float], bool], rule: str) -> None:
+def _store_checked(ambiguity_set: AmbiguitySet, name: str, holds: Callable[[float], bool], rule: str) -> None:
     """Replace a parameter by its checked value, a Python number, when a set is built."""
-    object.__setattr__(ambiguity_set, name, _checks.static_number(name, getattr(ambiguity_set, name), holds, rule))
+    object.__setattr__(ambiguity_set, name, _validate.static_number(name, getattr(ambiguity_set, name), holds, rule))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class CVaR(AmbiguitySet):
     alpha: float
 
     def __post_init__(self) -> None:
-        _validate(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+        _store_checked(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _largest_share(slices, self.alpha, xp)
@@ -159,7 +159,7 @@ class KLPenalty(AmbiguitySet):
     temperature: float
 
     def __post_init__(self) -> None:
-        _validate(self, "temperature", lambda temperature: temperature > 0, "be positive")
+        _store_checked(self, "temperature", lambda temperature: temperature > 0, "be positive")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _soft_maximum(slices, self.temperature, xp)
@@ -204,8 +204,8 @@ class CappedKLPenalty(AmbiguitySet):
     alpha: float
 
     def __post_init__(self) -> None:
-        _validate(self, "temperature", lambda temperature: temperature > 0, "be positive")
-        _validate(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+        _store_checked(self, "temperature", lambda temperature: temperature > 0, "be positive")
+        _store_checked(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _capped_soft_maximum(slices, self.temperature, self.alpha, xp)
@@ -240,7 +240,7 @@ class KLBall(AmbiguitySet):
     radius: float
 
     def __post_init__(self) -> None:
-        _validate(self, "radius", lambda radius: radius >= 0, "be at least 0")
+        _store_checked(self, "radius", lambda radius: radius >= 0, "be at least 0")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _in_ball(slices, _exp_minus_one(self.radius), _tempered, xp)
@@ -275,7 +275,7 @@ class ChiSquarePenalty(AmbiguitySet):
     strength: float
 
     def __post_init__(self) -> None:
-        _validate(self, "strength", lambda strength: strength > 0, "be positive")
+        _store_checked(self, "strength", lambda strength: strength > 0, "be positive")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _tilted(slices, self.strength, xp)
@@ -310,7 +310,7 @@ class ChiSquareBall(AmbiguitySet):
     radius: float
 
     def __post_init__(self) -> None:
-        _validate(self, "radius", lambda radius: radius >= 0, "be at least 0")
+        _store_checked(self, "radius", lambda radius: radius >= 0, "be at least 0")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         return _in_ball(slices, 2 * self.radius, _clipped_line, xp)
@@ -350,8 +350,8 @@ class CressieReadBall(AmbiguitySet):
     radius: float
 
     def __post_init__(self) -> None:
-        _validate(self, "order", lambda order: order > 1, "be greater than 1")
-        _validate(self, "radius", lambda radius: radius >= 0, "be at least 0")
+        _store_checked(self, "order", lambda order: order > 1, "be greater than 1")
+        _store_checked(self, "radius", lambda radius: radius >= 0, "be at least 0")
 
     def _solve(self, slices: _Slices, xp: Namespace) -> _Solution:
         # Far above this order the weights are uniform in any dtype, and float32 still holds what is computed from it.
@@ -424,7 +424,7 @@ def worst_case(
     """
     check_ambiguity_set(ambiguity_set)
     xp = check_losses({"losses": losses}, where, xp)
-    axis = _checks.axis(axis, "losses", losses)
+    axis = _validate.axis(axis, "losses", losses)
     check_values("losses", losses, axis, where, xp)
     return solve(losses, ambiguity_set, axis, where, losses.dtype, xp)
 
@@ -437,7 +437,7 @@ def check_ambiguity_set(ambiguity_set: AmbiguitySet) -> None:
     """Check that this is one of the sets, not its class and not a number."""
     if not isinstance(ambiguity_set, AmbiguitySet):
         raise TypeError(
-            f"ambiguity_set must be an ambiguity set such as CVaR(0.1), got {_checks.describe(ambiguity_set)}"
+            f"ambiguity_set must be an ambiguity set such as CVaR(0.1), got {_validate.describe(ambiguity_set)}"
         )
 
 
@@ -446,15 +446,15 @@ def check_losses(arrays: dict[str, Array], where: Array | None, xp: Namespace | 
     together = arrays if where is None else {**arrays, "where": where}
     xp = namespace_of(together, xp)
     for name, array in arrays.items():
-        _checks.floating(name, array, xp)
-    _checks.same_dtype(arrays)
-    _checks.same_device(together, xp)
-    _checks.detached(arrays, xp)
+        _validate.floating(name, array, xp)
+    _validate.same_dtype(arrays)
+    _validate.same_device(together, xp)
+    _validate.detached(arrays, xp)
     (first, losses), *rest = arrays.items()
     for name, array in rest:
-        _checks.shape(name, array, tuple(losses.shape), f"{first}.shape")
+        _validate.shape(name, array, tuple(losses.shape), f"{first}.shape")
     if where is not None:
-        _checks.mask("where", where, first, losses, xp)
+        _validate.mask("where", where, first, losses, xp)
     return xp
 
 
@@ -472,7 +472,7 @@ def check_values(name: str, losses: Array, axis: int, where: Array | None, xp: N
         return
     limit = _largest_usable(losses, axis, xp)
     seen = losses if where is None else xp.where(where, losses, xp.zeros_like(losses))
-    _checks.values(name, seen, lambda x: xp.abs(x) <= limit, f"be finite and at most {limit:.3g} in size", xp)
+    _validate.values(name, seen, lambda x: xp.abs(x) <= limit, f"be finite and at most {limit:.3g} in size", xp)
 
 
 def solve(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-from drrho_core import _checks, _pairs
-from drrho_core._arrays import Array, Namespace, is_array, namespace_of, wide_dtype
+from drrho_core import _pairs, _validate
+from drrho_core._array_api import Array, Namespace, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
 from drrho_core.contrastive import Scalar, check_features, find_sweeps, option, optional_arrays, per_anchor, positive
 
@@ -122,13 +122,13 @@ def reference_anchor_weight(
     scalars = {"temperature": temperature, "threshold": threshold}
     arrays = {"pair_loss": pair_loss} | {name: value for name, value in scalars.items() if is_array(value)}
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
-    _checks.floating("pair_loss", pair_loss, xp)
-    _checks.ndim("pair_loss", pair_loss, 1, "(batch_size,)")
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
+    _validate.floating("pair_loss", pair_loss, xp)
+    _validate.ndim("pair_loss", pair_loss, 1, "(batch_size,)")
     if pair_loss.shape[0] == 0:
         raise ValueError("pair_loss must hold at least 1 entry, got shape (0,)")
-    _checks.finite("pair_loss", pair_loss, xp)
+    _validate.finite("pair_loss", pair_loss, xp)
     work = wide_dtype(pair_loss.dtype, xp)
     temperature = option("temperature", temperature, positive, "be > 0", work, xp)
     threshold = option("threshold", threshold, lambda _: True, "be finite", work, xp)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from drrho_core._arrays import Array, Namespace
+from drrho_core._array_api import Array, Namespace
 
 Parameters: TypeAlias = Mapping[str, Array]
 """Parameters, gradients or optimiser state: flat, by name, so that a checkpoint can hold them as they are."""
@@ -69,7 +69,7 @@ class Backend(Protocol):
         ...
 
     def model(self, spec: Any, /) -> Model:
-        """Build the encoders of a `drrho_core.training.architecture.ModelSpec`; ValueError for one it does not have."""
+        """Build the encoders of a `drrho_clip.architecture.ModelSpec`; ValueError for one it does not have."""
         ...
 
     def adamw(

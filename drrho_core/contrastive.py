@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from array_api_compat import is_writeable_array
 
-from drrho_core import _checks, _pairs
-from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, values_visible, wide_dtype
+from drrho_core import _pairs, _validate
+from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, values_visible, wide_dtype
 from drrho_core._fused import Batch, FirstSweep, SecondSweep, Sweeps
 from drrho_core._fused import find as find_kernels
 from drrho_core._loops import traced
@@ -303,9 +303,9 @@ def settle(
     temperature = option("temperature", temperature, positive, "be > 0", work, xp, **anchors)
     gamma = option("gamma", gamma, in_unit_interval, "be in (0, 1]", wide, xp, **anchors)
     anchor_weights = check_anchor_weight(anchor_weight, batch_size, wide, xp)
-    reference_weight = option("reference_weight", reference_weight, _checks.not_negative, "be >= 0", work, xp)
-    radius = option("radius", radius, _checks.not_negative, "be >= 0", wide, xp)
-    eps = option("eps", eps, _checks.not_negative, "be >= 0", wide, xp)
+    reference_weight = option("reference_weight", reference_weight, _validate.not_negative, "be >= 0", work, xp)
+    radius = option("radius", radius, _validate.not_negative, "be >= 0", wide, xp)
+    eps = option("eps", eps, _validate.not_negative, "be >= 0", wide, xp)
     check_pair_mask(pair_mask, batch_size, xp)
 
     gammas = gamma if isinstance(gamma, tuple) else (gamma, gamma)
@@ -625,27 +625,27 @@ def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest
 
 def check_features(arrays: dict[str, Array], xp: Namespace, *, sides: tuple[str, str] = ("image", "text")) -> int:
     """Check what every contrastive objective asks of its features; return the batch size."""
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
     features = {name: array for name, array in arrays.items() if "features" in name}
     for name, array in features.items():
-        _checks.floating(name, array, xp)
-        _checks.ndim(name, array, 2, "(batch_size, feature_dim)")
+        _validate.floating(name, array, xp)
+        _validate.ndim(name, array, 2, "(batch_size, feature_dim)")
     first, second = (f"{side}_features" for side in sides)
     references = {name: array for name, array in features.items() if name.startswith("reference")}
-    _checks.same_dtype({name: features[name] for name in (first, second)})
+    _validate.same_dtype({name: features[name] for name in (first, second)})
     if references:
-        _checks.same_dtype(references)
+        _validate.same_dtype(references)
     batch_size, feature_dim = features[first].shape
     if batch_size < 2:
         raise ValueError(f"{first} must hold at least 2 pairs, because one has no negatives, got {batch_size}")
-    _checks.shape(second, features[second], (batch_size, feature_dim), "(batch_size, feature_dim)")
+    _validate.shape(second, features[second], (batch_size, feature_dim), "(batch_size, feature_dim)")
     if "reference_features[0]" in features:
         width = features["reference_features[0]"].shape[1]
         for name in ("reference_features[0]", "reference_features[1]"):
-            _checks.shape(name, features[name], (batch_size, width), "(batch_size, reference_dim)")
+            _validate.shape(name, features[name], (batch_size, width), "(batch_size, reference_dim)")
     for name, array in features.items():
-        _checks.finite(name, array, xp)
+        _validate.finite(name, array, xp)
     return int(batch_size)
 
 
@@ -665,7 +665,7 @@ def optional_arrays(
     arrays: dict[str, Array] = {}
     if reference_features is not None:
         if not isinstance(reference_features, (tuple, list)) or len(reference_features) != 2:
-            pair, received = ", ".join(sides), _checks.describe(reference_features)
+            pair, received = ", ".join(sides), _validate.describe(reference_features)
             raise TypeError(f"reference_features must be a pair ({pair}) of arrays, got {received}")
         arrays |= {f"reference_features[{side}]": array for side, array in enumerate(reference_features)}
     if pair_mask is not None:
@@ -692,7 +692,7 @@ def work_dtype(features: Array, reference_features: tuple[Array, Array] | None, 
 def check_pair_mask(pair_mask: Array | None, batch_size: int, xp: Namespace) -> None:
     """Check the mask of negatives, if there is one."""
     if pair_mask is not None:
-        _checks.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
+        _validate.shape("pair_mask", pair_mask, (batch_size, batch_size), "(batch_size, batch_size)")
         if pair_mask.dtype != xp.bool:
             raise TypeError(f"pair_mask must have dtype bool, got {pair_mask.dtype}")
 
@@ -708,19 +708,19 @@ def check_anchor_weight(anchor_weight: Any, batch_size: int, dtype: Any, xp: Nam
     for position, weight in enumerate(both):
         name = f"anchor_weight[{position}]" if is_pair else "anchor_weight"
         if not is_array(weight):
-            raise TypeError(f"{name} must be an array of shape (batch_size,), got {_checks.describe(weight)}")
-        _checks.floating(name, weight, xp)
-        _checks.shape(name, weight, (batch_size,), "(batch_size,)")
-        _checks.parameter_values(name, weight, _checks.not_negative, "be finite and >= 0", dtype, xp)
-    checked = _checks.within(cast(both, dtype, xp), _checks.not_negative, xp)
+            raise TypeError(f"{name} must be an array of shape (batch_size,), got {_validate.describe(weight)}")
+        _validate.floating(name, weight, xp)
+        _validate.shape(name, weight, (batch_size,), "(batch_size,)")
+        _validate.parameter_values(name, weight, _validate.not_negative, "be finite and >= 0", dtype, xp)
+    checked = _validate.within(cast(both, dtype, xp), _validate.not_negative, xp)
     return checked[0], checked[-1]
 
 
 def check_state(name: str, log_inner: Array, batch_size: int, xp: Namespace) -> None:
     """Check one direction's rows of the estimator's state."""
-    _checks.state_dtype(name, log_inner, xp)
-    _checks.shape(name, log_inner, (batch_size,), "(batch_size,)")
-    _checks.values(name, log_inner, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
+    _validate.state_dtype(name, log_inner, xp)
+    _validate.shape(name, log_inner, (batch_size,), "(batch_size,)")
+    _validate.values(name, log_inner, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
 
 
 def option(
@@ -735,8 +735,8 @@ def option(
     sides: tuple[str, str] = ("image", "text"),
 ) -> Any:
     """Check an option and return it in a dtype; under tracing an array is nan outside its domain. See `parameter`."""
-    checked = _checks.parameter(name, value, holds, rule, xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
-    return _checks.within(cast(checked, dtype, xp), holds, xp)
+    checked = _validate.parameter(name, value, holds, rule, xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
+    return _validate.within(cast(checked, dtype, xp), holds, xp)
 
 
 def cast(value: Any, dtype: Any, xp: Namespace) -> Any:

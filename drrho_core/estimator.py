@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from drrho_core import _checks
-from drrho_core._arrays import (
+from drrho_core import _validate
+from drrho_core._array_api import (
     Array,
     Namespace,
     device_of,
@@ -60,7 +60,7 @@ class InnerEstimator:
 
     def __init__(self, num_samples: int, *, like: Array, dtype: Any = None) -> None:
         xp = namespace_of({"like": like})
-        num_samples = _checks.integer("num_samples", num_samples, minimum=1)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
         dtype = storage_dtype(like, dtype, xp)
         self._xp = xp
         self.log_inner_image = xp.full((num_samples,), -xp.inf, dtype=dtype, device=device_of(like))
@@ -134,7 +134,7 @@ class InnerEstimator:
 
     def grow(self, num_samples: int, /) -> InnerEstimator:
         """Return an estimator of `num_samples` >= n samples: the old rows first, the new ones never visited."""
-        num_samples = _checks.integer("num_samples", num_samples, minimum=self.num_samples)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=self.num_samples)
         xp, old = self._xp, self.log_inner_image
         fresh = xp.full((num_samples - self.num_samples,), -xp.inf, dtype=old.dtype, device=device_of(old))
         return self._with(xp.concat([old, fresh]), xp.concat([self.log_inner_text, fresh]))
@@ -165,13 +165,13 @@ class InnerEstimator:
         if set(state) != set(names):
             raise ValueError(f"state must hold {' and '.join(names)} and nothing else, got {list(state)}")
         xp = namespace_of({"the estimator": self.log_inner_image, **{name: state[name] for name in names}}, self._xp)
-        _checks.detached(state, xp)
-        _checks.same_device({"the estimator": self.log_inner_image, **{name: state[name] for name in names}}, xp)
+        _validate.detached(state, xp)
+        _validate.same_device({"the estimator": self.log_inner_image, **{name: state[name] for name in names}}, xp)
         for name in names:
-            _checks.shape(name, state[name], (self.num_samples,), "(num_samples,)")
+            _validate.shape(name, state[name], (self.num_samples,), "(num_samples,)")
             if state[name].dtype != self.log_inner_image.dtype:
                 raise TypeError(f"{name} must have dtype {self.log_inner_image.dtype}, got {state[name].dtype}")
-            _checks.values(name, state[name], lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
+            _validate.values(name, state[name], lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
         self.log_inner_image = xp.asarray(state["log_inner_image"], copy=True)
         self.log_inner_text = xp.asarray(state["log_inner_text"], copy=True)
 
@@ -217,11 +217,11 @@ def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace
         )
     if not xp.isdtype(index.dtype, "integral"):
         raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
-    _checks.same_device({"the state": like, "sample_index": index}, xp)
+    _validate.same_device({"the state": like, "sample_index": index}, xp)
     if index.dtype not in (xp.int32, xp.int64):
         index = xp.astype(index, xp.__array_namespace_info__().default_dtypes()["indexing"])
     rule = f"hold row ids from 0 to {num_samples - 1} (see docs/large-data.md, 'How to number your samples')"
-    _checks.values("sample_index", index, lambda i: (i >= 0) & (i < num_samples), rule, xp)
+    _validate.values("sample_index", index, lambda i: (i >= 0) & (i < num_samples), rule, xp)
     if values_visible(index, xp) and index.shape[0] > 1:
         ordered = xp.sort(index)
         repeated = ordered[1:] == ordered[:-1]
@@ -241,12 +241,12 @@ def check_rows(log_inner_image: Array, log_inner_text: Array, /, *, size: int, l
     """
     for name, rows in (("log_inner_image", log_inner_image), ("log_inner_text", log_inner_text)):
         namespace_of({"the state": like, name: rows}, xp)
-        _checks.detached({name: rows}, xp)
-        _checks.same_device({"the state": like, name: rows}, xp)
-        _checks.shape(name, rows, (size,), "(batch_size,)")
+        _validate.detached({name: rows}, xp)
+        _validate.same_device({"the state": like, name: rows}, xp)
+        _validate.shape(name, rows, (size,), "(batch_size,)")
         if rows.dtype != like.dtype:
             raise TypeError(f"{name} must have the state's dtype {like.dtype}, got {rows.dtype}")
-        _checks.values(name, rows, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
+        _validate.values(name, rows, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
 
 
 def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -> Array:
@@ -301,9 +301,9 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     >>> [round(cosine_gamma(epoch, num_epochs=4, gamma_min=0.2), 3) for epoch in (0, 1, 2, 4, 9)]
     [1.0, 0.883, 0.6, 0.2, 0.2]
     """
-    epoch = _checks.static_number("epoch", epoch, lambda x: x >= 0, "be >= 0")
-    num_epochs = _checks.static_number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
-    gamma_min = _checks.static_number("gamma_min", gamma_min, lambda x: 0 < x <= 1, "be in (0, 1]")
+    epoch = _validate.static_number("epoch", epoch, lambda x: x >= 0, "be >= 0")
+    num_epochs = _validate.static_number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
+    gamma_min = _validate.static_number("gamma_min", gamma_min, lambda x: 0 < x <= 1, "be in (0, 1]")
     done = min(epoch, num_epochs) / num_epochs
     return gamma_min + (1.0 - gamma_min) * (1.0 + math.cos(math.pi * done)) / 2.0
 
@@ -330,7 +330,7 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
     >>> recommended_gamma_min(7), round(recommended_gamma_min(30), 3)
     (1.0, 0.353)
     """
-    num_epochs = _checks.static_number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
+    num_epochs = _validate.static_number("num_epochs", num_epochs, lambda x: x > 0, "be > 0")
     return min(1.0, 4.177 * math.pow(num_epochs, -0.7265))
 
 
@@ -379,10 +379,10 @@ def scent_gamma(
     arrays = {"log_inner": log_inner, "log_alpha": log_alpha, "gamma_floor": gamma_floor}
     arrays = {name: value for name, value in arrays.items() if name == "log_inner" or is_array(value)}
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
-    _checks.state_dtype("log_inner", log_inner, xp)
-    _checks.values("log_inner", log_inner, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
+    _validate.state_dtype("log_inner", log_inner, xp)
+    _validate.values("log_inner", log_inner, lambda x: x < xp.inf, "be finite, or -inf for never visited", xp)
     dtype = log_inner.dtype
     log_alpha = _scalar("log_alpha", log_alpha, lambda _: True, "be finite", dtype, xp)
     gamma_floor = _scalar("gamma_floor", gamma_floor, lambda x: (x > 0) & (x <= 1), "be in (0, 1]", dtype, xp)
@@ -398,5 +398,5 @@ def scent_gamma(
 
 def _scalar(name: str, value: Any, holds: Callable[[Any], Any], rule: str, dtype: Any, xp: Namespace) -> Any:
     """Check a parameter and give an array the dtype; numbers stay numbers, which promote nothing."""
-    value = _checks.within(_checks.parameter(name, value, holds, rule, xp, dtype=dtype), holds, xp)
+    value = _validate.within(_validate.parameter(name, value, holds, rule, xp, dtype=dtype), holds, xp)
     return value if isinstance(value, float) else xp.astype(value, dtype)

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from drrho_core import _checks, _pairs
-from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
+from drrho_core import _pairs, _validate
+from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
 from drrho_core._pairs import ANCHORS, Blocks, Tile, Values, add, along
 from drrho_core.contrastive import (
@@ -368,12 +368,12 @@ def distillation_loss(
     xp, arrays = _gather(image_features, text_features, reference, scalars, xp)
     batch_size = check_features(arrays, xp)
     for name, array in reference.items():
-        _checks.floating(name, array, xp)
-        _checks.ndim(name, array, 2, "(batch_size, reference_dim)")
-    _checks.same_dtype({"image_features": image_features, **reference})
+        _validate.floating(name, array, xp)
+        _validate.ndim(name, array, 2, "(batch_size, reference_dim)")
+    _validate.same_dtype({"image_features": image_features, **reference})
     for name, array in reference.items():
-        _checks.shape(name, array, (batch_size, reference_image.shape[1]), "(batch_size, reference_dim)")
-        _checks.finite(name, array, xp)
+        _validate.shape(name, array, (batch_size, reference_image.shape[1]), "(batch_size, reference_dim)")
+        _validate.finite(name, array, xp)
     work = wide_dtype(image_features.dtype, xp)
     temperature, reference_temperature = (
         option(name, value, positive, "be > 0", work, xp) for name, value in scalars.items()
@@ -474,7 +474,7 @@ def hinge_margin_loss(
     batch_size = check_features(arrays, xp)
     check_pair_mask(pair_mask, batch_size, xp)
     work = wide_dtype(image_features.dtype, xp)
-    margin = option("margin", margin, _checks.not_negative, "be >= 0", work, xp)
+    margin = option("margin", margin, _validate.not_negative, "be >= 0", work, xp)
     pairs = prepare(
         image_features,
         text_features,
@@ -558,12 +558,12 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
     features: dict[str, Array] = {}
     for n, term in enumerate(terms):
         if not isinstance(term, (tuple, list)) or len(term) != 2:
-            raise TypeError(f"terms[{n}] must be a pair (weight, result), got {_checks.describe(term)}")
+            raise TypeError(f"terms[{n}] must be a pair (weight, result), got {_validate.describe(term)}")
         weight, result = term
         if not all(field in getattr(result, "_fields", ()) for field in ("loss", *FEATURES)):
             raise TypeError(
                 f"terms[{n}][1] must be a named tuple with loss, image_gradient and text_gradient, "
-                f"got {_checks.describe(result)}"
+                f"got {_validate.describe(result)}"
             )
         features |= {f"terms[{n}][1].{field}": getattr(result, field) for field in FEATURES}
         # NumPy's sums are scalars and not arrays.
@@ -571,18 +571,18 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
         arrays |= {name: value for name, value in scalars.items() if is_array(value)}
     arrays = features | arrays
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
-    _checks.same_dtype(features)
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
+    _validate.same_dtype(features)
     first = next(iter(features.values()))
     for name, array in features.items():
-        _checks.shape(name, array, tuple(first.shape), "(batch_size, feature_dim)")
+        _validate.shape(name, array, tuple(first.shape), "(batch_size, feature_dim)")
 
     work = wide_dtype(first.dtype, xp)
     total: list[Array] = []
     parameters: list[dict[str, Any]] = []
     for n, (weight, result) in enumerate(terms):
-        weight = _checks.parameter(f"terms[{n}][0]", weight, lambda _: True, "be finite", xp, dtype=work)
+        weight = _validate.parameter(f"terms[{n}][0]", weight, lambda _: True, "be finite", xp, dtype=work)
         parts = [
             _times(weight, part, xp)
             for part in (

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 
-from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, is_array, namespace_of
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, is_array, namespace_of
 from drrho_core.contrastive import Scalar, positive
 from drrho_core.numerics import log
 
@@ -62,8 +62,8 @@ def log_inner_from_libauc_v2(u: Array, b: Array, /, *, xp: Namespace | None = No
     [3.0, -inf]
     """
     xp = _check_tables({"u": u, "b": b}, xp)
-    _checks.values("u", u, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
-    _checks.finite("b", b, xp)
+    _validate.values("u", u, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
+    _validate.finite("b", b, xp)
     return log(_flat(u, xp), xp=xp) + _flat(b, xp)
 
 
@@ -206,13 +206,13 @@ def log_inner_from_libauc_v1(
     tables = {"u": u, "positive_similarity": similarity}
     own = is_array(temperature) and temperature.ndim > 0  # type: ignore[union-attr]
     xp = _check_tables(tables | ({"temperature": temperature} if own else {}), xp)
-    _checks.values("u", u, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
+    _validate.values("u", u, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
     if own:
-        _checks.values("temperature", temperature, lambda x: xp.isfinite(x) & (x > 0), "be > 0", xp)
+        _validate.values("temperature", temperature, lambda x: xp.isfinite(x) & (x > 0), "be > 0", xp)
         temperature = _flat(temperature, xp)
     else:
-        temperature = _checks.static_number("temperature", temperature, positive, "be > 0")
-        _checks.fits("temperature", temperature, positive, u.dtype, xp)
+        temperature = _validate.static_number("temperature", temperature, positive, "be > 0")
+        _validate.fits("temperature", temperature, positive, u.dtype, xp)
     u = _flat(u, xp)
     return log(u, xp=xp) - _usable(_flat(similarity, xp), u > 0, xp) / temperature
 
@@ -227,13 +227,13 @@ def _require(name: str, array: Array | None, why: str) -> Array:
 def _check_tables(tables: dict[str, Array], xp: Namespace | None) -> Namespace:
     """Check all but the values of tables that belong together, and return their namespace."""
     xp = namespace_of(tables, xp)
-    _checks.detached(tables, xp)
-    _checks.same_device(tables, xp)
+    _validate.detached(tables, xp)
+    _validate.same_device(tables, xp)
     (first, table), *rest = tables.items()
-    _checks.state_dtype(first, table, xp)
+    _validate.state_dtype(first, table, xp)
     if table.ndim not in (1, 2) or table.shape[1:] not in ((), (1,)):
         raise ValueError(f"{first} must have shape (num_samples,) or (num_samples, 1), got {tuple(table.shape)}")
-    _checks.same_dtype(tables)
+    _validate.same_dtype(tables)
     for name, other in rest:
         if tuple(other.shape) not in ((table.shape[0],), (table.shape[0], 1)):
             raise ValueError(
@@ -249,14 +249,14 @@ def _flat(table: Array, xp: Namespace) -> Array:
 def _usable(similarity: Array, visited: Array, xp: Namespace) -> Array:
     """Return the similarities of the samples that were visited, 0 elsewhere, after checking them."""
     similarity = xp.where(visited, similarity, xp.zeros_like(similarity))
-    _checks.values("positive_similarity", similarity, lambda x: xp.abs(x) <= 1.01, "be in [-1, 1]", xp)
+    _validate.values("positive_similarity", similarity, lambda x: xp.abs(x) <= 1.01, "be in [-1, 1]", xp)
     return similarity
 
 
 def _without_eps(log_u: Array, similarity: Array | None, batch_size: int, eps: float, xp: Namespace) -> Array:
     """Return log g from ``log(eps + (B - 1) / B g) - s``."""
-    batch_size = _checks.integer("batch_size", batch_size, minimum=2)
-    eps = _checks.static_number("eps", eps, lambda x: x >= 0, "be >= 0")
+    batch_size = _validate.integer("batch_size", batch_size, minimum=2)
+    eps = _validate.static_number("eps", eps, lambda x: x >= 0, "be >= 0")
     visited = xp.isfinite(log_u) & (log_u != 0)
     log_u = xp.where(visited, log_u, xp.zeros_like(log_u))
     if similarity is not None:
@@ -269,7 +269,7 @@ def _without_eps(log_u: Array, similarity: Array | None, batch_size: int, eps: f
     share = math.log(eps) - log_u  # log of what part of the table's value eps is
     rule = f"be at least log eps = {math.log(eps):.6g}, because eps was added to what is stored"
     name = "log_u" if similarity is None else "log_u + positive_similarity"
-    _checks.values(name, xp.where(visited, log_u, xp.inf), lambda x: math.log(eps) - x <= slack, rule, xp)
+    _validate.values(name, xp.where(visited, log_u, xp.inf), lambda x: math.log(eps) - x <= slack, rule, xp)
     left = visited & (share < -slack)
     kept = xp.where(left, share, xp.full_like(share, -1.0))
     return xp.where(left, log_u + xp.log1p(-xp.exp(kept)) + correction, -xp.inf)

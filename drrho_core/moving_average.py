@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
 from drrho_core.ambiguity import check_losses, check_values
 from drrho_core.contrastive import Scalar, cast, in_unit_interval, optional_arrays, positive
 from drrho_core.numerics import log_moving_average, log_sum_exp
@@ -111,19 +111,19 @@ def moving_average_kl(
     scalars = optional_arrays(temperature=temperature, gamma=gamma)
     together = {"loss": loss, "log_inner": log_inner} | scalars
     namespace_of(together, xp)
-    _checks.same_device(together, xp)
-    _checks.detached(together, xp)
+    _validate.same_device(together, xp)
+    _validate.detached(together, xp)
     wide = xp.result_type(wide_dtype(loss.dtype, xp), log_inner.dtype)
-    temperature = _checks.parameter("temperature", temperature, positive, "be > 0", xp, dtype=wide)
-    gamma = _checks.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp, dtype=wide)
+    temperature = _validate.parameter("temperature", temperature, positive, "be > 0", xp, dtype=wide)
+    gamma = _validate.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp, dtype=wide)
     weight = check_weight(reference_weight, loss, xp)
-    _checks.ndim("loss", loss, 1, "(batch_size,)")
-    _checks.axis(0, "loss", loss)
+    _validate.ndim("loss", loss, 1, "(batch_size,)")
+    _validate.axis(0, "loss", loss)
     counted = xp.ones_like(loss, dtype=xp.bool) if where is None else xp.broadcast_to(where, loss.shape)
     if where is not None:
         arrays = {name: xp.where(counted, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
-        _checks.finite(name, array, xp)
+        _validate.finite(name, array, xp)
 
     tau, gamma = cast(temperature, wide, xp), cast(gamma, wide, xp)
     x = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
@@ -132,7 +132,7 @@ def moving_average_kl(
     x = xp.astype(x, wide, copy=False)
     # The quotient may be twice as large between two losses, and some room is left for the sum of both logarithms.
     limit = float(xp.finfo(log_inner.dtype).max) / 8 * (tau if isinstance(tau, float) else xp.where(tau < 1, tau, 1.0))
-    _checks.values(excess, x, lambda z: xp.abs(z) <= limit, "fit log_inner when divided by temperature", xp)
+    _validate.values(excess, x, lambda z: xp.abs(z) <= limit, "fit log_inner when divided by temperature", xp)
 
     valid = xp.any(counted) & xp.all(xp.isfinite(x)) & _usable(log_inner, xp)
     if is_array(tau):
@@ -166,15 +166,15 @@ def _check_state(log_inner: Any, loss: Array, xp: Namespace) -> Array:
     dtype = wide_dtype(loss.dtype, xp)
     if is_array(log_inner):
         namespace_of({"loss": loss, "log_inner": log_inner}, xp)
-        _checks.state_dtype("log_inner", log_inner, xp)
-        _checks.shape("log_inner", log_inner, (), "()")
+        _validate.state_dtype("log_inner", log_inner, xp)
+        _validate.shape("log_inner", log_inner, (), "()")
         rule = f"be finite and at most {_limit(log_inner.dtype, xp):.3g} in size, or -inf for never visited"
-        _checks.values("log_inner", log_inner, lambda x: _usable(x, xp), rule, xp)
+        _validate.values("log_inner", log_inner, lambda x: _usable(x, xp), rule, xp)
         return log_inner
     if log_inner != -math.inf:
         limit = _limit(dtype, xp)
         rule = f"be finite and at most {limit:.3g} in size, or -inf for never visited"
-        log_inner = _checks.number("log_inner", log_inner, lambda x: abs(x) <= limit, rule)
+        log_inner = _validate.number("log_inner", log_inner, lambda x: abs(x) <= limit, rule)
     return xp.asarray(float(log_inner), dtype=dtype, device=device_of(loss))
 
 

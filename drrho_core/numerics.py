@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from drrho_core._arrays import Array, Namespace, device_of
+from drrho_core._array_api import Array, Namespace, device_of
 
 
 def log_sum_exp(x: Array, /, *, axis: int, where: Array | None, xp: Namespace) -> Array:

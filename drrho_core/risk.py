@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 
-from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, is_array, namespace_of, power_of_two, wide_dtype
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, is_array, namespace_of, power_of_two, wide_dtype
 from drrho_core.ambiguity import AmbiguitySet, WorstCase, check_ambiguity_set, check_losses, check_values, solve
 
 
@@ -57,7 +57,7 @@ def excess_loss(
     xp = check_losses(arrays, None, xp)
     weight = check_weight(reference_weight, loss, xp)
     for name, array in arrays.items():
-        _checks.finite(name, array, xp)
+        _validate.finite(name, array, xp)
     return xp.astype(difference(loss, reference_loss, weight, xp), loss.dtype, copy=False)
 
 
@@ -116,11 +116,11 @@ def drrho_risk(
     arrays = {"loss": loss, "reference_loss": reference_loss}
     xp = check_losses(arrays, where, xp)
     weight = check_weight(reference_weight, loss, xp)
-    axis = _checks.axis(axis, "loss", loss)
+    axis = _validate.axis(axis, "loss", loss)
     if where is not None:
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
-        _checks.finite(name, array, xp)
+        _validate.finite(name, array, xp)
     excess = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     check_values("loss - reference_weight * reference_loss", excess, axis, where, xp)
     return solve(excess, ambiguity_set, axis, where, loss.dtype, xp)
@@ -131,14 +131,16 @@ def check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) ->
     together = {"loss": loss, "reference_weight": reference_weight}
     if is_array(reference_weight):
         namespace_of(together, xp)
-        _checks.same_device(together, xp)
-        _checks.detached(together, xp)
+        _validate.same_device(together, xp)
+        _validate.detached(together, xp)
     dtype = wide_dtype(loss.dtype, xp)
-    weight = _checks.parameter(
-        "reference_weight", reference_weight, _checks.not_negative, "be at least 0", xp, dtype=dtype
+    weight = _validate.parameter(
+        "reference_weight", reference_weight, _validate.not_negative, "be at least 0", xp, dtype=dtype
     )
     return (
-        xp.astype(_checks.within(weight, _checks.not_negative, xp), dtype, copy=False) if is_array(weight) else weight
+        xp.astype(_validate.within(weight, _validate.not_negative, xp), dtype, copy=False)
+        if is_array(weight)
+        else weight
     )
 
 

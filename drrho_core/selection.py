@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import random
 
-from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, is_compiling, namespace_of, wide_dtype
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, device_of, is_compiling, namespace_of, wide_dtype
 from drrho_core.ambiguity import check_losses
 from drrho_core.numerics import log_sum_exp
 from drrho_core.risk import check_weight, scaled_difference
@@ -67,10 +67,10 @@ def select_top_excess(
     arrays = {"loss": loss, "reference_loss": reference_loss}
     xp = check_losses(arrays, None, xp)
     weight = check_weight(reference_weight, loss, xp)
-    _checks.ndim("loss", loss, 1, "(num_samples,)")
-    k = _at_most(_checks.integer("k", k, minimum=1), loss.shape[0])
+    _validate.ndim("loss", loss, 1, "(num_samples,)")
+    k = _at_most(_validate.integer("k", k, minimum=1), loss.shape[0])
     for name, array in arrays.items():
-        _checks.finite(name, array, xp)
+        _validate.finite(name, array, xp)
     return _top(scaled_difference(loss, reference_loss, weight, xp)[0], k, xp)
 
 
@@ -138,25 +138,27 @@ def select_jest(
     if gumbel is not None:
         arrays["gumbel"] = gumbel
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
     for name, array in arrays.items():
-        _checks.floating(name, array, xp)
-        _checks.ndim(name, array, 2, "(num_chunks, num_samples)" if name == "gumbel" else "(num_samples, num_samples)")
-    _checks.same_dtype(arrays)
+        _validate.floating(name, array, xp)
+        _validate.ndim(
+            name, array, 2, "(num_chunks, num_samples)" if name == "gumbel" else "(num_samples, num_samples)"
+        )
+    _validate.same_dtype(arrays)
     n = int(learner_logits.shape[0])
     for name in ("learner_logits", "reference_logits"):
-        _checks.shape(name, arrays[name], (n, n), "(num_samples, num_samples)")
-    k = _at_most(_checks.integer("k", k, minimum=1), n)
-    num_chunks = _checks.integer("num_chunks", num_chunks, minimum=1)
+        _validate.shape(name, arrays[name], (n, n), "(num_samples, num_samples)")
+    k = _at_most(_validate.integer("k", k, minimum=1), n)
+    num_chunks = _validate.integer("num_chunks", num_chunks, minimum=1)
     if not isinstance(top_k, bool):
-        raise TypeError(f"top_k must be True or False, got {_checks.describe(top_k)}")
+        raise TypeError(f"top_k must be True or False, got {_validate.describe(top_k)}")
     if gumbel is not None:
         if top_k:
             raise ValueError("gumbel must be None where top_k is True, because nothing is drawn, got an array")
-        _checks.shape("gumbel", gumbel, (num_chunks, n), "(num_chunks, num_samples)")
+        _validate.shape("gumbel", gumbel, (num_chunks, n), "(num_chunks, num_samples)")
     for name, array in arrays.items():
-        _checks.finite(name, array, xp)
+        _validate.finite(name, array, xp)
 
     dtype = wide_dtype(learner_logits.dtype, xp)
     learner, reference = xp.astype(learner_logits, dtype), xp.astype(reference_logits, dtype)

@@ -18,8 +18,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from drrho_core import _checks
-from drrho_core._arrays import Array, Namespace, device_of, is_array, namespace_of
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of
 from drrho_core.estimator import check_index, scatter_rows, storage_dtype
 
 Scalar: TypeAlias = float | Array
@@ -123,18 +123,18 @@ def update_global_temperature(
     given = {"gradient": gradient, "learning_rate": learning_rate}
     xp = _together(arrays | {name: value for name, value in given.items() if is_array(value)}, xp)
     for name, array in arrays.items():
-        _checks.shape(f"state.{name}", array, (), "()")
+        _validate.shape(f"state.{name}", array, (), "()")
     old = state.temperature
-    gradient = _checks.parameter("gradient", gradient, lambda _: True, "be finite", xp, dtype=old.dtype)
+    gradient = _validate.parameter("gradient", gradient, lambda _: True, "be finite", xp, dtype=old.dtype)
     learning_rate = _learning_rate(learning_rate, old, xp)
     minimum, maximum = _bounds(minimum, maximum, old.dtype, xp)
     beta1, beta2 = (
-        _checks.number(name, value, lambda x: 0 <= x < 1, "be in [0, 1)")
+        _validate.number(name, value, lambda x: 0 <= x < 1, "be in [0, 1)")
         for name, value in (("beta1", beta1), ("beta2", beta2))
     )
     gradient, rate = (_like(value, old, xp) for value in (gradient, learning_rate))
     if slow_below is not None:
-        slow_below = _checks.number("slow_below", slow_below, lambda x: x > 0, "be > 0", dtype=old.dtype, xp=xp)
+        slow_below = _validate.number("slow_below", slow_below, lambda x: x > 0, "be > 0", dtype=old.dtype, xp=xp)
         rate = xp.where(old <= slow_below, rate / 3, rate)
     # A gradient whose square is too large counts as the largest whose square is not. Adam's step hardly depends on the
     # gradient's size, and the memory of it stays finite.
@@ -203,16 +203,16 @@ def update_temperature_rows(
     """
     arrays = {name: getattr(rows, name) for name in TemperatureRows._fields} | {"slope": slope}
     xp = _together(arrays | ({"learning_rate": learning_rate} if is_array(learning_rate) else {}), xp)
-    _checks.ndim("rows.temperature", rows.temperature, 1, "(batch_size,)")
+    _validate.ndim("rows.temperature", rows.temperature, 1, "(batch_size,)")
     for name in ("momentum", "slope"):
         label = name if name == "slope" else f"rows.{name}"
-        _checks.shape(label, arrays[name], tuple(rows.temperature.shape), "(batch_size,)")
-    _checks.floating("slope", slope, xp)
-    _checks.finite("slope", slope, xp)
+        _validate.shape(label, arrays[name], tuple(rows.temperature.shape), "(batch_size,)")
+    _validate.floating("slope", slope, xp)
+    _validate.finite("slope", slope, xp)
     old = rows.temperature
     learning_rate = _learning_rate(learning_rate, old, xp)
     minimum, maximum = _bounds(minimum, maximum, old.dtype, xp)
-    beta = _checks.number("beta", beta, lambda x: 0 < x <= 1, "be in (0, 1]")
+    beta = _validate.number("beta", beta, lambda x: 0 < x <= 1, "be in (0, 1]")
     return _move(rows, xp.astype(slope, old.dtype), 1, learning_rate, (minimum, maximum), beta, xp)
 
 
@@ -279,10 +279,10 @@ class GlobalTemperature:
         self._slow_below = (
             None
             if slow_below is None
-            else _checks.number("slow_below", slow_below, lambda x: x > 0, "be > 0", dtype=dtype, xp=xp)
+            else _validate.number("slow_below", slow_below, lambda x: x > 0, "be > 0", dtype=dtype, xp=xp)
         )
         self._betas = tuple(
-            _checks.number(name, value, lambda x: 0 <= x < 1, "be in [0, 1)")
+            _validate.number(name, value, lambda x: 0 <= x < 1, "be in [0, 1)")
             for name, value in (("beta1", beta1), ("beta2", beta2))
         )
         self._xp = xp
@@ -411,11 +411,11 @@ class PerSampleTemperature:
         dtype: Any = None,
     ) -> None:
         xp = namespace_of({"like": like})
-        num_samples = _checks.integer("num_samples", num_samples, minimum=1)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
         dtype = storage_dtype(like, dtype, xp)
         self._minimum, self._maximum = _bounds(minimum, maximum, dtype, xp)
         self._start = _start(temperature, self._minimum, self._maximum)
-        self._beta = _checks.number("beta", beta, lambda x: 0 < x <= 1, "be in (0, 1]")
+        self._beta = _validate.number("beta", beta, lambda x: 0 < x <= 1, "be in (0, 1]")
         self._xp = xp
         for name in _ROWS:
             setattr(self, name, self._fresh(name, num_samples, dtype, device_of(like)))
@@ -486,14 +486,14 @@ class PerSampleTemperature:
         index = check_index(index, self.num_samples, like=self.temperature_image, xp=xp)
         batch_size = int(index.shape[0])
         if not isinstance(gradient, (tuple, list)) or len(gradient) != 2:
-            raise TypeError(f"gradient must be a pair (image, text) of arrays, got {_checks.describe(gradient)}")
+            raise TypeError(f"gradient must be a pair (image, text) of arrays, got {_validate.describe(gradient)}")
         labels = {f"gradient[{side}]": array for side, array in enumerate(gradient)}
         arrays = {"the state": self.temperature_image} | labels
         _together(arrays | ({"learning_rate": learning_rate} if is_array(learning_rate) else {}), xp)
         for name, array in labels.items():
-            _checks.floating(name, array, xp)
-            _checks.shape(name, array, (batch_size,), "(batch_size,)")
-            _checks.finite(name, array, xp)
+            _validate.floating(name, array, xp)
+            _validate.shape(name, array, (batch_size,), "(batch_size,)")
+            _validate.finite(name, array, xp)
         learning_rate = _learning_rate(learning_rate, self.temperature_image, xp)
         new: dict[str, Array] = {}
         for side, array in zip(("image", "text"), gradient, strict=True):
@@ -508,7 +508,7 @@ class PerSampleTemperature:
 
     def grow(self, num_samples: int, /) -> PerSampleTemperature:
         """Return one of `num_samples` >= n samples: the old rows first, the new ones where all of them started."""
-        num_samples = _checks.integer("num_samples", num_samples, minimum=self.num_samples)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=self.num_samples)
         more, old = num_samples - self.num_samples, self.temperature_image
         return self._with({
             name: self._xp.concat([getattr(self, name), self._fresh(name, more, old.dtype, device_of(old))])
@@ -579,27 +579,27 @@ def _like(value: Any, array: Array, xp: Namespace) -> Array:
 def _together(arrays: dict[str, Array], xp: Namespace | None) -> Namespace:
     """Check that arrays fit together and that the first, the state, is wide; return their namespace."""
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
     name, state = next(iter(arrays.items()))
-    _checks.state_dtype(name, state, xp)
+    _validate.state_dtype(name, state, xp)
     return xp
 
 
 def _learning_rate(value: Any, like: Array, xp: Namespace) -> Any:
-    checked = _checks.parameter("learning_rate", value, lambda x: x >= 0, "be >= 0", xp, dtype=like.dtype)
-    return _checks.within(checked, lambda x: x >= 0, xp)
+    checked = _validate.parameter("learning_rate", value, lambda x: x >= 0, "be >= 0", xp, dtype=like.dtype)
+    return _validate.within(checked, lambda x: x >= 0, xp)
 
 
 def _bounds(minimum: Any, maximum: Any, dtype: Any, xp: Namespace) -> tuple[float, float]:
-    low = _checks.number("minimum", minimum, lambda x: x > 0, "be > 0", dtype=dtype, xp=xp)
+    low = _validate.number("minimum", minimum, lambda x: x > 0, "be > 0", dtype=dtype, xp=xp)
     rule = f"be at least minimum ({low})"
-    return low, _checks.number("maximum", maximum, lambda x: x >= low, rule, dtype=dtype, xp=xp)
+    return low, _validate.number("maximum", maximum, lambda x: x >= low, rule, dtype=dtype, xp=xp)
 
 
 def _start(temperature: Any, minimum: float, maximum: float) -> float:
     inside = f"be in [minimum, maximum] = [{minimum}, {maximum}]"
-    return _checks.number("temperature", temperature, lambda x: minimum <= x <= maximum, inside)
+    return _validate.number("temperature", temperature, lambda x: minimum <= x <= maximum, inside)
 
 
 def _with_version(state: Mapping[str, Array], xp: Namespace) -> dict[str, Array]:
@@ -615,19 +615,19 @@ def _loaded(state: Mapping[str, Array], mine: Mapping[str, Array], xp: Namespace
     if set(state) != {"version", *mine}:
         raise ValueError(f"state must hold version, {', '.join(mine)} and nothing else, got {list(state)}")
     namespace_of({"the temperature": next(iter(mine.values())), **state}, xp)
-    _checks.detached(state, xp)
-    _checks.same_device({"the temperature": next(iter(mine.values())), **state}, xp)
-    _checks.shape("version", state["version"], (), "()")
+    _validate.detached(state, xp)
+    _validate.same_device({"the temperature": next(iter(mine.values())), **state}, xp)
+    _validate.shape("version", state["version"], (), "()")
     if int(state["version"]) != VERSION:
         raise ValueError(f"version must be {VERSION}, got {int(state['version'])}")
     for name, array in mine.items():
-        _checks.shape(name, state[name], tuple(array.shape), "(num_samples,)" if array.ndim else "()")
+        _validate.shape(name, state[name], tuple(array.shape), "(num_samples,)" if array.ndim else "()")
         if state[name].dtype != array.dtype:
             raise TypeError(f"{name} must have dtype {array.dtype}, got {state[name].dtype}")
         if name.startswith("temperature"):
-            _checks.values(name, state[name], lambda x: xp.isfinite(x) & (x > 0), "be finite and > 0", xp)
+            _validate.values(name, state[name], lambda x: xp.isfinite(x) & (x > 0), "be finite and > 0", xp)
         elif name in ("step", "second_moment"):
-            _checks.values(name, state[name], lambda x: x >= 0, "be >= 0", xp)
+            _validate.values(name, state[name], lambda x: x >= 0, "be >= 0", xp)
         else:
-            _checks.finite(name, state[name], xp)
+            _validate.finite(name, state[name], xp)
     return {name: xp.asarray(state[name], copy=True) for name in mine}

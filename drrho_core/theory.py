@@ -13,8 +13,8 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from drrho_core import _checks
-from drrho_core._arrays import (
+from drrho_core import _validate
+from drrho_core._array_api import (
     Array,
     Namespace,
     device_of,
@@ -112,7 +112,7 @@ def excess_variance(
             raise ValueError("where must mark at least one pair, got none")
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
-        _checks.finite(name, array, xp)
+        _validate.finite(name, array, xp)
     x, scale = scaled_difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     counted = xp.ones_like(x) if where is None else xp.astype(xp.broadcast_to(where, x.shape), x.dtype)
     x, counted = (xp.reshape(array, (-1, x.shape[-1])) for array in (x, counted))
@@ -176,14 +176,14 @@ def effective_sample_size(weights: Array, /, *, axis: int = -1, xp: Namespace | 
     [4.0, 2.0]
     """
     xp = namespace_of({"weights": weights}, xp)
-    _checks.detached({"weights": weights}, xp)
-    _checks.floating("weights", weights, xp)
-    axis = _checks.axis(axis, "weights", weights)
-    _checks.values("weights", weights, lambda p: p >= 0, "be >= 0", xp)
+    _validate.detached({"weights": weights}, xp)
+    _validate.floating("weights", weights, xp)
+    axis = _validate.axis(axis, "weights", weights)
+    _validate.values("weights", weights, lambda p: p >= 0, "be >= 0", xp)
     wide = xp.astype(weights, wide_dtype(weights.dtype, xp))
     near = math.sqrt(xp.finfo(weights.dtype).eps)
     total = xp.sum(wide, axis=axis)
-    _checks.values("weights, summed along axis,", total, lambda s: xp.abs(s - 1.0) <= near, "be 1", xp)
+    _validate.values("weights, summed along axis,", total, lambda s: xp.abs(s - 1.0) <= near, "be 1", xp)
     return 1.0 / xp.sum(wide * wide, axis=axis)
 
 
@@ -243,20 +243,20 @@ def generalization_bound(
     arrays = {"risk": risk, "variance": variance}
     every = arrays | {name: value for name, value in scalars.items() if is_array(value)}
     xp = namespace_of(every, xp)
-    _checks.detached(every, xp)
-    _checks.same_device(every, xp)
+    _validate.detached(every, xp)
+    _validate.same_device(every, xp)
     for name, array in arrays.items():
-        _checks.floating(name, array, xp)
-    _checks.same_dtype(arrays)
-    _checks.shape("variance", variance, tuple(risk.shape), "the shape of risk")
+        _validate.floating(name, array, xp)
+    _validate.same_dtype(arrays)
+    _validate.shape("variance", variance, tuple(risk.shape), "the shape of risk")
     if 0 in risk.shape:
         raise ValueError(f"risk must hold at least one candidate, got shape {tuple(risk.shape)}")
-    num_samples = _checks.integer("num_samples", num_samples, minimum=1)
-    _checks.finite("risk", risk, xp)
-    _checks.values("variance", variance, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
+    num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+    _validate.finite("risk", risk, xp)
+    _validate.values("variance", variance, lambda x: xp.isfinite(x) & (x >= 0), "be finite and >= 0", xp)
     dtype = wide_dtype(risk.dtype, xp)
     radius, c1, c2 = (
-        _scalar(name, value, _checks.not_negative, "be >= 0", risk, xp) for name, value in scalars.items()
+        _scalar(name, value, _validate.not_negative, "be >= 0", risk, xp) for name, value in scalars.items()
     )
     # Half of c1 sqrt(2 radius variance) is added twice: twice the half may be too large where the sum is not.
     half = _product(xp.sqrt(xp.astype(variance, dtype)), math.sqrt(0.5) * xp.sqrt(radius), c1, xp)
@@ -266,7 +266,7 @@ def generalization_bound(
 def _scalar(name: str, value: Scalar, holds: Callable[[Any], Any], rule: str, like: Array, xp: Namespace) -> Array:
     """Check a parameter and return it as an array () of the dtype that `like` is computed in."""
     dtype = wide_dtype(like.dtype, xp)
-    checked = _checks.within(_checks.parameter(name, value, holds, rule, xp, dtype=dtype), holds, xp)
+    checked = _validate.within(_validate.parameter(name, value, holds, rule, xp, dtype=dtype), holds, xp)
     if is_array(checked):
         return xp.astype(checked, dtype)
     return xp.asarray(checked, dtype=dtype, device=device_of(like))
@@ -345,17 +345,17 @@ def log_mean_exp_bias(
     """
     arrays = {"losses": losses} | ({"temperature": temperature} if is_array(temperature) else {})
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
-    _checks.floating("losses", losses, xp)
-    axis = _checks.axis(axis, "losses", losses)
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
+    _validate.floating("losses", losses, xp)
+    axis = _validate.axis(axis, "losses", losses)
     n = int(losses.shape[axis])
     if n < 2:
         raise ValueError(f"losses must have at least 2 entries along axis {axis}, got shape {tuple(losses.shape)}")
-    batch_size = _checks.integer("batch_size", batch_size, minimum=1)
+    batch_size = _validate.integer("batch_size", batch_size, minimum=1)
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the number of samples {n}, got {batch_size}")
-    _checks.finite("losses", losses, xp)
+    _validate.finite("losses", losses, xp)
     dtype = wide_dtype(losses.dtype, xp)
     tau = _scalar("temperature", temperature, positive, "be > 0", losses, xp)
 
@@ -484,22 +484,22 @@ def fit_scaling_law(
     """
     arrays = {"compute": compute, "error": error} | ({} if where is None else {"where": where})
     xp = namespace_of(arrays, xp)
-    _checks.detached(arrays, xp)
-    _checks.same_device(arrays, xp)
+    _validate.detached(arrays, xp)
+    _validate.same_device(arrays, xp)
     for name in ("compute", "error"):
-        _checks.floating(name, arrays[name], xp)
-        _checks.ndim(name, arrays[name], 1, "(num_points,)")
-    _checks.same_dtype({"compute": compute, "error": error})
+        _validate.floating(name, arrays[name], xp)
+        _validate.ndim(name, arrays[name], 1, "(num_points,)")
+    _validate.same_dtype({"compute": compute, "error": error})
     n = int(compute.shape[0])
-    _checks.shape("error", error, (n,), "(num_points,)")
+    _validate.shape("error", error, (n,), "(num_points,)")
     if where is not None:
-        _checks.mask("where", where, "compute", compute, xp)
+        _validate.mask("where", where, "compute", compute, xp)
         where = xp.broadcast_to(where, (n,))
     if not isinstance(with_floor, bool):
-        raise TypeError(f"with_floor must be True or False, got {_checks.describe(with_floor)}")
-    confidence = _checks.static_number("confidence", confidence, lambda x: 0 < x < 1, "be in (0, 1)")
-    num_resamples = _checks.integer("num_resamples", num_resamples, minimum=2)
-    seed = _checks.integer("seed", seed, minimum=0)
+        raise TypeError(f"with_floor must be True or False, got {_validate.describe(with_floor)}")
+    confidence = _validate.static_number("confidence", confidence, lambda x: 0 < x < 1, "be in (0, 1)")
+    num_resamples = _validate.integer("num_resamples", num_resamples, minimum=2)
+    seed = _validate.integer("seed", seed, minimum=0)
     device, dtype = device_of(compute), wide_dtype(compute.dtype, xp)
     fitted = xp.ones((n,), dtype=xp.bool, device=device) if where is None else where
     positions = [position for position in range(n) if bool(fitted[position])]

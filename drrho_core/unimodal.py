@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from drrho_core import _pairs
-from drrho_core._arrays import Array, Namespace
+from drrho_core._array_api import Array, Namespace
 from drrho_core.contrastive import (
     AnchorWeight,
     PerAnchor,

@@ -33,6 +33,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.datasets import load_digits
 
+from drrho_clip.progress import Reporter
+from drrho_clip.report.style import percent
+from drrho_clip.report.svg import Chart, nice_ticks
 from drrho_core import (
     ChiSquareBall,
     CVaR,
@@ -41,9 +44,6 @@ from drrho_core import (
     excess_variance,
     select_top_excess,
 )
-from drrho_core.training.progress import Reporter
-from drrho_core.training.report.style import percent
-from drrho_core.training.report.svg import Chart, nice_ticks
 
 TEST, VALIDATION, CLASSES, HIDDEN, BATCH, MOMENTUM = 500, 200, 10, 128, 128, 0.9
 DECAYS, KEPT = (0.0, 1e-3, 1e-2, 3e-2), (0.25, 0.5, 0.7, 0.85)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from drrho_core import _checks
-from drrho_core._arrays import is_array, namespace_of
+from drrho_core import _validate
+from drrho_core._array_api import is_array, namespace_of
 from drrho_core.estimator import check_index
 
 
@@ -40,7 +40,7 @@ def taken(name: str, value: Any, like: Any = None) -> Any:
     if type(value) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name} must be an array of JAX or NumPy, got {type(value).__name__}")
     if value.dtype.hasobject or value.dtype.kind in "SUMm":
-        raise TypeError(f"{name} must hold numbers, got {_checks.describe(value)}")
+        raise TypeError(f"{name} must hold numbers, got {_validate.describe(value)}")
     dtype = jax.dtypes.canonicalize_dtype(value.dtype)
     if dtype != value.dtype:
         _check_fits(name, value, dtype)

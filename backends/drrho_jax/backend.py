@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from drrho_clip.architecture import ModelSpec
+from drrho_clip.optimizer import AdamW
+from drrho_clip.towers import MLPModel
 from drrho_core.backend import Function, Model, Parameters
-from drrho_core.training.architecture import ModelSpec
-from drrho_core.training.optimizer import AdamW
-from drrho_core.training.towers import MLPModel
 from drrho_jax.models import ConvModel
 
 
@@ -65,7 +65,7 @@ class JaxBackend:
         return np.array(array)
 
     def model(self, spec: ModelSpec, /) -> Model:
-        """Build the encoders of a `drrho_core.training.architecture.ModelSpec`."""
+        """Build the encoders of a `drrho_clip.architecture.ModelSpec`."""
         if spec.architecture == "mlp":
             return MLPModel(spec, jnp)
         return ConvModel(spec)

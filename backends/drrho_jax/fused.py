@@ -28,7 +28,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from drrho_core._arrays import device_of
+from drrho_core._array_api import device_of
 from drrho_core._fused import Batch, FirstSweep, SecondSweep
 
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from drrho_core._arrays import Array, device_of
+from drrho_core._array_api import Array, device_of
 from drrho_core._loops import Body, Carry, register_loop, repeat_in_python
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drrho_core import _checks, risk
-from drrho_core._arrays import is_array, namespace_of
+from drrho_core import _validate, risk
+from drrho_core._array_api import is_array, namespace_of
 from drrho_core.ambiguity import AmbiguitySet
 from drrho_core.contrastive import in_unit_interval, positive, step_in_wide_dtype
 from drrho_core.estimator import check_index
@@ -67,7 +67,7 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     >>> init_state(3).log_inner_image.tolist()
     [-inf, -inf, -inf]
     """
-    size = _checks.integer("num_samples", num_samples, minimum=1)
+    size = _validate.integer("num_samples", num_samples, minimum=1)
     widest = jax.dtypes.canonicalize_dtype(jnp.int64)
     if size > int(np.iinfo(widest).max):
         raise ValueError(f"num_samples must fit into {widest}, the type of the widest index, got {num_samples}")
@@ -177,9 +177,9 @@ def contrastive_loss(
     like = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
     images, texts = taken("image_features", image_features, like), taken("text_features", text_features, like)
     namespace_of({"image_features": images, "text_features": texts}, jnp)
-    _checks.ndim("image_features", images, 2, "(batch_size, feature_dim)")
+    _validate.ndim("image_features", images, 2, "(batch_size, feature_dim)")
     if is_array(sample_index):
-        _checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
+        _validate.ndim("sample_index", sample_index, 1, "(batch_size,)")
     index = taken_index(sample_index, num_samples, like)
     options = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
@@ -215,7 +215,7 @@ def _step(
     """Return the loss, the gradients of images, texts and temperature, and the new state: all of them constants."""
     num_samples = state.log_inner_image.shape[0]
     check_index(sample_index, num_samples, like=state.log_inner_image, xp=jnp)
-    _checks.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
+    _validate.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
     # Under tracing nobody can look at the index. An index out of range reads nan, so that the loss shows it; negative
     # ones would count from the end.
     index = sample_index.astype(jnp.promote_types(sample_index.dtype, jnp.int32))
@@ -314,16 +314,16 @@ def drrho_risk(
 def _check_state(state: ContrastiveState) -> ContrastiveState:
     """Check the state's types and shapes; return it with JAX arrays in its fields."""
     if not isinstance(state, (tuple, list)) or len(state) != 2:
-        raise TypeError(f"state must be a ContrastiveState, got {_checks.describe(state)}")
+        raise TypeError(f"state must be a ContrastiveState, got {_validate.describe(state)}")
     sides = []
     for name, side in (("state.log_inner_image", state[0]), ("state.log_inner_text", state[1])):
         if not is_array(side):
-            raise TypeError(f"{name} must be an array, got {_checks.describe(side)}")
-        _checks.ndim(name, side, 1, "(num_samples,)")
+            raise TypeError(f"{name} must be an array, got {_validate.describe(side)}")
+        _validate.ndim(name, side, 1, "(num_samples,)")
         array = taken(name, side)
-        _checks.state_dtype(name, array, jnp)
+        _validate.state_dtype(name, array, jnp)
         sides.append(array)
-    _checks.shape("state.log_inner_text", sides[1], sides[0].shape, "(num_samples,)")
+    _validate.shape("state.log_inner_text", sides[1], sides[0].shape, "(num_samples,)")
     return ContrastiveState(*sides)
 
 
@@ -339,8 +339,8 @@ def _nan_if_outside(options: dict[str, Any]) -> Any:
     None if there are only numbers, which the core checks everywhere.
     """
     domains = {
-        "temperature": positive, "gamma": in_unit_interval, "reference_weight": _checks.not_negative,
-        "radius": _checks.not_negative, "eps": _checks.not_negative,
+        "temperature": positive, "gamma": in_unit_interval, "reference_weight": _validate.not_negative,
+        "radius": _validate.not_negative, "eps": _validate.not_negative,
     }  # fmt: skip
     inside = [
         jnp.all(holds(jax.lax.stop_gradient(x)))

@@ -7,11 +7,11 @@ from typing import Any
 import array_api_compat.numpy
 import numpy as np
 
-from drrho_core._arrays import Array, Namespace
+from drrho_clip.architecture import ModelSpec
+from drrho_clip.optimizer import AdamW
+from drrho_clip.towers import MLPModel
+from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Function
-from drrho_core.training.architecture import ModelSpec
-from drrho_core.training.optimizer import AdamW
-from drrho_core.training.towers import MLPModel
 
 
 class NumpyBackend:

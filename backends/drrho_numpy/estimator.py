@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import array_api_compat.numpy
 import numpy as np
 
-from drrho_core import _checks
-from drrho_core._arrays import namespace_of
+from drrho_core import _validate
+from drrho_core._array_api import namespace_of
 from drrho_core.estimator import check_index, check_rows
 
 try:
@@ -112,7 +112,7 @@ class MemoryMappedEstimator:
     def __init__(self, path: str | os.PathLike[str], num_samples: int | None = None, *, dtype: Any = None) -> None:
         self._path = Path(path)
         if num_samples is not None:
-            num_samples = _checks.integer("num_samples", num_samples, minimum=1)
+            num_samples = _validate.integer("num_samples", num_samples, minimum=1)
         wanted = None if dtype is None else _float_dtype(dtype)
         if not self._path.exists():
             if num_samples is None:
@@ -259,7 +259,7 @@ class MemoryMappedEstimator:
         TypeError, ValueError
             If `num_samples` is none, or the file was closed.
         """
-        num_samples = _checks.integer("num_samples", num_samples, minimum=self.num_samples)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=self.num_samples)
         self.flush()
         grown = _Layout(num_samples, self.dtype)
         self._unmap()
@@ -364,7 +364,7 @@ class MemoryMappedEstimator:
     def _load_arrays(self, image: np.ndarray, text: np.ndarray) -> None:
         for name, rows in (("log_inner_image", image), ("log_inner_text", text)):
             namespace_of({"the estimator": self._like, name: rows}, _XP)
-            _checks.shape(name, rows, (self.num_samples,), "(num_samples,)")
+            _validate.shape(name, rows, (self.num_samples,), "(num_samples,)")
         for start in range(0, self.num_samples, _CHUNK):
             part = slice(start, start + _CHUNK)
             check_rows(image[part], text[part], size=image[part].shape[0], like=self._like, xp=_XP)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from drrho_core._arrays import Namespace
+from drrho_clip.architecture import ModelSpec
+from drrho_clip.optimizer import AdamW
+from drrho_clip.towers import MLPModel
+from drrho_core._array_api import Namespace
 from drrho_core.backend import Function, Model, Parameters
-from drrho_core.training.architecture import ModelSpec
-from drrho_core.training.optimizer import AdamW
-from drrho_core.training.towers import MLPModel
 from drrho_torch.models import ConvModel
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrho_core import _checks
-from drrho_core._arrays import namespace_of
+from drrho_core import _validate
+from drrho_core._array_api import namespace_of
 from drrho_core.estimator import check_index, check_rows, storage_dtype
 
 _XP = array_api_compat.torch
@@ -51,7 +51,7 @@ class HostEstimator:
     """
 
     def __init__(self, num_samples: int, *, device: str | torch.device, dtype: torch.dtype | None = None) -> None:
-        num_samples = _checks.integer("num_samples", num_samples, minimum=1)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
         try:
             self._like = torch.empty(0, device=device, dtype=torch.float32)
         except (RuntimeError, AssertionError, TypeError) as error:  # bad words, no such device
@@ -166,7 +166,7 @@ class HostEstimator:
 
     def grow(self, num_samples: int, /) -> HostEstimator:
         """Return an estimator of `num_samples` >= n samples: the old rows first, the new ones never visited."""
-        num_samples = _checks.integer("num_samples", num_samples, minimum=self.num_samples)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=self.num_samples)
         self._settle()
         grown = HostEstimator(num_samples, device=self.device, dtype=self._like.dtype)
         grown._state[: self.num_samples] = self._state
@@ -197,7 +197,7 @@ class HostEstimator:
         image, text = (state[name] for name in names)
         for name in names:
             namespace_of({name: state[name]}, _XP)
-            _checks.shape(name, state[name], (self.num_samples,), "(num_samples,)")
+            _validate.shape(name, state[name], (self.num_samples,), "(num_samples,)")
         check_rows(image, text, size=self.num_samples, like=self._state, xp=_XP)
         self._settle()
         self._state[:, 0], self._state[:, 1] = image, text

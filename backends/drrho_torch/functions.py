@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drrho_core import risk
-from drrho_core._arrays import values_visible
+from drrho_core._array_api import values_visible
 from drrho_core.ambiguity import AmbiguitySet
 from drrho_core.contrastive import step_in_wide_dtype
 from drrho_core.estimator import check_index

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-from drrho_core import _checks
-from drrho_core._arrays import is_array, namespace_of
+from drrho_core import _validate
+from drrho_core._array_api import is_array, namespace_of
 from drrho_core.ambiguity import AmbiguitySet
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.estimator import Table
@@ -124,18 +124,18 @@ class ContrastiveLoss(nn.Module):
         estimator: Any = None,
     ) -> None:
         super().__init__()
-        num_samples = _checks.integer("num_samples", num_samples, minimum=1)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
         temperature = _checked_temperature(temperature)
         # A buffer made under inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._gamma_tensor = torch.ones((), dtype=torch.float64)
         self.gamma = gamma
-        self.eps = _checks.number("eps", eps, lambda x: x >= 0, "be >= 0")
-        self.reference_weight = _checks.number("reference_weight", reference_weight, lambda x: x >= 0, "be >= 0")
-        self.radius = _checks.number("radius", radius, lambda x: x >= 0, "be >= 0")
-        self.tile_size = None if tile_size is None else _checks.integer("tile_size", tile_size, minimum=1)
+        self.eps = _validate.number("eps", eps, lambda x: x >= 0, "be >= 0")
+        self.reference_weight = _validate.number("reference_weight", reference_weight, lambda x: x >= 0, "be >= 0")
+        self.radius = _validate.number("radius", radius, lambda x: x >= 0, "be >= 0")
+        self.tile_size = None if tile_size is None else _validate.integer("tile_size", tile_size, minimum=1)
         self.memory_budget = (
-            None if memory_budget is None else _checks.integer("memory_budget", memory_budget, minimum=0)
+            None if memory_budget is None else _validate.integer("memory_budget", memory_budget, minimum=0)
         )
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
@@ -183,7 +183,7 @@ class ContrastiveLoss(nn.Module):
         >>> loss_function.num_samples, loss_function.log_inner_text.tolist()
         (5, [-inf, -inf, -inf, -inf, -inf])
         """
-        num_samples = _checks.integer("num_samples", num_samples, minimum=self.num_samples)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=self.num_samples)
         if self._table is not None:
             self._table.grow(num_samples)
             return self
@@ -200,7 +200,7 @@ class ContrastiveLoss(nn.Module):
 
     @gamma.setter
     def gamma(self, value: float) -> None:
-        self._gamma = _checks.number("gamma", value, lambda x: 0 < x <= 1, "be in (0, 1]")
+        self._gamma = _validate.number("gamma", value, lambda x: 0 < x <= 1, "be in (0, 1]")
         self._gamma_tensor.fill_(self._gamma)
 
     def forward(
@@ -266,9 +266,9 @@ class ContrastiveLoss(nn.Module):
             )
         if not _XP.isdtype(sample_index.dtype, "integral"):
             raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
-        _checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
+        _validate.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
         if text_features.shape[:1] == image_features.shape[:1]:  # otherwise one of the features is wrong
-            _checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
+            _validate.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
         tau = self.temperature if temperature is None else _plain_temperature(temperature)
         traced = torch.compiler.is_compiling()
         job = Job(
@@ -350,8 +350,8 @@ class ContrastiveLoss(nn.Module):
             if key in state_dict:
                 incoming = state_dict[key]
                 namespace_of({key: incoming}, _XP)
-                _checks.state_dtype(key, incoming, _XP)
-                _checks.shape(key, incoming, (self.num_samples,), "(num_samples,)")
+                _validate.state_dtype(key, incoming, _XP)
+                _validate.shape(key, incoming, (self.num_samples,), "(num_samples,)")
         keys: dict[str, str] = {}
         if self._table is not None:
             keys = self._table.keys(prefix, state_dict)
@@ -461,7 +461,7 @@ def _plain_temperature(temperature: Any) -> Any:
 
 def _checked_temperature(temperature: Any) -> float | Tensor:
     """Check the temperature that a module is built with; numbers come back as floats."""
-    checked: float | Tensor = _checks.parameter(
+    checked: float | Tensor = _validate.parameter(
         "temperature", detached(_plain_temperature(temperature)), lambda x: x > 0, "be > 0", _XP
     )
     if not isinstance(temperature, Tensor):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drrho_core import _checks
+from drrho_core import _validate
 
 
 def micro_batches(
@@ -86,11 +86,11 @@ def micro_batches(
     >>> value.shape, image_encoder.weight.grad.shape
     (torch.Size([]), torch.Size([3, 6]))
     """
-    size = _checks.integer("size", size, minimum=1)
+    size = _validate.integer("size", size, minimum=1)
     rows = _rows(inputs)
     for name, function in (("encode", encode), ("loss", loss)):
         if not callable(function):
-            raise TypeError(f"{name} must be callable, got {_checks.describe(function)}")
+            raise TypeError(f"{name} must be callable, got {_validate.describe(function)}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not torch.is_grad_enabled():

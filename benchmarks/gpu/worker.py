@@ -480,7 +480,7 @@ class Demo:
         self.dry_run = dry_run
 
     def __call__(self, case: Case) -> Row:
-        from drrho_core.training.demo import run_demo
+        from drrho_clip.demo import run_demo
 
         assert not isinstance(self.library, Cupy)  # no such case: its encoders are for the digits
         # In a dry run the digits: JAX takes a minute to compile the convolutions for the scenes on a CPU.

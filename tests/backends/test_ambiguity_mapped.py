@@ -25,7 +25,7 @@ from drrho_core import (  # noqa: E402
     KLBall,
     KLPenalty,
     WorstCase,
-    _arrays,
+    _array_api,
     _loops,
     ambiguity,
     worst_case,
@@ -124,7 +124,7 @@ def test_values_of_mapped_arrays_are_not_visible() -> None:
 
     def look(xp: Any) -> Callable[[Any], Any]:
         def function(x: Any) -> Any:
-            seen.append((_arrays.values_visible(x, xp), _arrays.known(x == x, xp)))
+            seen.append((_array_api.values_visible(x, xp), _array_api.known(x == x, xp)))
             return x
 
         return function
@@ -134,7 +134,7 @@ def test_values_of_mapped_arrays_are_not_visible() -> None:
     assert seen == [(False, False)] * 2
     look(torch_namespace)(torch.ones(3))
     assert seen[2] == (True, True)
-    assert not _arrays.known(torch.tensor([True, False]), torch_namespace)
+    assert not _array_api.known(torch.tensor([True, False]), torch_namespace)
 
 
 def test_a_loop_asks_anew_once_its_first_step_has_met_a_mapped_array() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drrho_clip.architecture import LAYER_NORM_EPSILON, ModelSpec, initial_parameters
 from drrho_core.backend import Backend, Parameters, get_backend
-from drrho_core.training.architecture import LAYER_NORM_EPSILON, ModelSpec, initial_parameters
 
 
 def _strict(dtype: str, device: str) -> Backend:

@@ -14,8 +14,8 @@ import jax.numpy as jnp  # noqa: E402
 from drrho_jax import JaxBackend  # noqa: E402
 from drrho_jax.models import ConvModel  # noqa: E402
 
-from drrho_core.training.architecture import ModelSpec, initial_parameters  # noqa: E402
-from drrho_core.training.optimizer import AdamW  # noqa: E402
+from drrho_clip.architecture import ModelSpec, initial_parameters  # noqa: E402
+from drrho_clip.optimizer import AdamW  # noqa: E402
 
 SPEC = ModelSpec(
     "conv", image_size=9, channels=3, vocabulary_size=12, context_length=6, feature_dim=7, width=4, depth=1, heads=2

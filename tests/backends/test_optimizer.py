@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_core.training.optimizer import AdamW
+from drrho_clip.optimizer import AdamW
 
 SETTINGS = {"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}
 RATES = [0.1, 0.07, 0.02, 0.3, 0.05, 0.01, 0.2, 0.11, 0.04, 0.08]

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 from drrho_torch import TorchBackend  # noqa: E402
 from drrho_torch.models import ConvModel  # noqa: E402
 
+from drrho_clip.architecture import ModelSpec, initial_parameters  # noqa: E402
+from drrho_clip.optimizer import AdamW  # noqa: E402
 from drrho_core.backend import Parameters  # noqa: E402
-from drrho_core.training.architecture import ModelSpec, initial_parameters  # noqa: E402
-from drrho_core.training.optimizer import AdamW  # noqa: E402
 
 SPEC = ModelSpec(
     "conv", image_size=8, channels=3, vocabulary_size=12, context_length=5, feature_dim=16, width=8, depth=1, heads=2

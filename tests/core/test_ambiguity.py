@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_core import ambiguity
-from drrho_core._arrays import values_visible
+from drrho_core._array_api import values_visible
 from drrho_core._loops import _LIBRARIES, _Library, register_loop, repeat, repeat_in_python
 from drrho_core.ambiguity import (
     AmbiguitySet,

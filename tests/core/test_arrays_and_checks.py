@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import drrho_core as core
-from drrho_core import _arrays, _checks
+from drrho_core import _array_api, _validate
 
 DEVICE1 = array_api_strict.Device("device1")
 
@@ -32,20 +32,20 @@ class Pretender:
 
 
 def test_what_is_an_array(eager_space: Any) -> None:
-    assert _arrays.is_array(eager_space.asarray(np.zeros(3)))
-    assert _arrays.is_array(eager_space.asarray(np.zeros((2, 3))))
+    assert _array_api.is_array(eager_space.asarray(np.zeros(3)))
+    assert _array_api.is_array(eager_space.asarray(np.zeros((2, 3))))
     for other in (1, 1.5, True, np.float32(1.5), np.int64(3), [1.0], (1.0,), "a", None, np.float64, object()):
-        assert not _arrays.is_array(other)
+        assert not _array_api.is_array(other)
 
 
 def test_one_namespace_for_all_arrays(eager_space: Any) -> None:
     x = eager_space.asarray(np.zeros(3))
-    assert _arrays.namespace_of({"x": x, "y": x}) is eager_space.xp
-    assert _arrays.namespace_of({"x": x}, eager_space.xp) is eager_space.xp
+    assert _array_api.namespace_of({"x": x, "y": x}) is eager_space.xp
+    assert _array_api.namespace_of({"x": x}, eager_space.xp) is eager_space.xp
 
 
 def test_the_bare_library_may_be_named_where_it_follows_the_standard() -> None:
-    assert _arrays.namespace_of({"x": np.zeros(1)}, np) is np
+    assert _array_api.namespace_of({"x": np.zeros(1)}, np) is np
 
 
 @pytest.mark.parametrize(
@@ -72,26 +72,26 @@ def test_the_bare_library_may_be_named_where_it_follows_the_standard() -> None:
 )  # fmt: skip
 def test_mixed_namespaces_are_refused(arrays: Any, xp: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        _arrays.namespace_of(arrays, xp)
+        _array_api.namespace_of(arrays, xp)
 
 
 def test_names_of_libraries() -> None:
-    names = [_arrays.library(xp) for xp in (numpy_namespace, torch_namespace, jnp, array_api_strict)]
+    names = [_array_api.library(xp) for xp in (numpy_namespace, torch_namespace, jnp, array_api_strict)]
     assert names == ["numpy", "torch", "jax.numpy", "array_api_strict"]
 
 
 def test_half_types_are_widened_and_no_others(eager_space: Any) -> None:
     xp = eager_space.xp
-    assert _arrays.wide_dtype(xp.float32, xp) == xp.float32
-    assert _arrays.wide_dtype(xp.float64, xp) == xp.float64
+    assert _array_api.wide_dtype(xp.float32, xp) == xp.float32
+    assert _array_api.wide_dtype(xp.float64, xp) == xp.float64
     for narrow in ("float16", "bfloat16"):
         if hasattr(xp, narrow):
-            assert _arrays.wide_dtype(getattr(xp, narrow), xp) == xp.float32
+            assert _array_api.wide_dtype(getattr(xp, narrow), xp) == xp.float32
 
 
 def test_values_can_be_seen_on_the_host_only(eager_space: Any) -> None:
     x = eager_space.asarray(np.zeros(3))
-    assert _arrays.values_visible(x, eager_space.xp) == (eager_space.name in ("numpy", "torch", "jax", "strict")
+    assert _array_api.values_visible(x, eager_space.xp) == (eager_space.name in ("numpy", "torch", "jax", "strict")
                                                          and "device1" not in str(eager_space.device)
                                                          and "cuda" not in str(eager_space.device).lower())  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_values_can_be_seen_on_the_host_only(eager_space: Any) -> None:
 def test_who_can_be_written_to_by_an_integer_array() -> None:
     def answer(array: Any, xp: Any) -> bool:
         before = np.asarray(array).tolist()
-        result = _arrays.supports_index_assignment(array, xp)
+        result = _array_api.supports_index_assignment(array, xp)
         assert np.asarray(array).tolist() == before
         return result
 
@@ -118,18 +118,18 @@ def test_who_can_be_written_to_by_an_integer_array() -> None:
 
 
 def test_descriptions_are_one_short_line() -> None:
-    assert _checks.describe(np.zeros((2, 3))) == "ndarray of shape (2, 3) and dtype float64"
-    assert _checks.describe("warm") == "'warm'"
-    assert _checks.describe(list(range(100)))[-3:] == "..."
-    assert len(_checks.describe(list(range(100)))) == 80
-    assert _checks.describe("x" * 78) == repr("x" * 78)
-    assert "\n" not in _checks.describe((np.zeros((2, 2)), np.ones((2, 2))))
+    assert _validate.describe(np.zeros((2, 3))) == "ndarray of shape (2, 3) and dtype float64"
+    assert _validate.describe("warm") == "'warm'"
+    assert _validate.describe(list(range(100)))[-3:] == "..."
+    assert len(_validate.describe(list(range(100)))) == 80
+    assert _validate.describe("x" * 78) == repr("x" * 78)
+    assert "\n" not in _validate.describe((np.zeros((2, 2)), np.ones((2, 2))))
 
 
 @pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int8(2), np.float64(2)])
 def test_numbers_are_numbers(value: Any) -> None:
-    assert _checks.number("x", value, lambda x: x > 1, "be > 1") == 2.0
-    assert type(_checks.finite_number("x", value)) is float
+    assert _validate.number("x", value, lambda x: x > 1, "be > 1") == 2.0
+    assert type(_validate.finite_number("x", value)) is float
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def test_numbers_are_numbers(value: Any) -> None:
 )
 def test_bad_numbers(value: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        _checks.number("x", value, lambda x: x > 1, "be > 1")
+        _validate.number("x", value, lambda x: x > 1, "be > 1")
 
 
 def test_static_numbers_may_be_arrays_without_axes(eager_space: Any) -> None:
     x = eager_space.asarray(np.asarray(2.5, dtype=eager_space.dtype_name))
-    got = _checks.static_number("x", x, lambda x: x > 1, "be > 1")
+    got = _validate.static_number("x", x, lambda x: x > 1, "be > 1")
     assert (got, type(got)) == (2.5, float)
-    assert _checks.static_number("x", eager_space.asarray(np.asarray(3)), lambda x: x > 1, "be > 1") == 3.0
+    assert _validate.static_number("x", eager_space.asarray(np.asarray(3)), lambda x: x > 1, "be > 1") == 3.0
 
 
 @pytest.mark.parametrize(
@@ -172,19 +172,19 @@ def test_static_numbers_may_be_arrays_without_axes(eager_space: Any) -> None:
 )
 def test_bad_static_numbers(value: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        _checks.static_number("x", value, lambda x: x > 1, "be > 1")
+        _validate.static_number("x", value, lambda x: x > 1, "be > 1")
 
 
 def test_static_numbers_cannot_be_traced() -> None:
     import jax
 
     with pytest.raises(TypeError, match="x must be a constant where code is traced, got "):
-        jax.jit(lambda x: _checks.static_number("x", x, lambda x: x > 1, "be > 1"))(2.0)
+        jax.jit(lambda x: _validate.static_number("x", x, lambda x: x > 1, "be > 1"))(2.0)
 
 
 def test_integers() -> None:
-    assert _checks.integer("x", np.int64(3), minimum=3) == 3
-    assert type(_checks.integer("x", np.int64(3), minimum=3)) is int
+    assert _validate.integer("x", np.int64(3), minimum=3) == 3
+    assert type(_validate.integer("x", np.int64(3), minimum=3)) is int
     for bad, error, message in (
         (2, ValueError, "x must be at least 3, got 2"),
         (3.0, TypeError, r"x must be an integer, got 3\.0"),
@@ -192,7 +192,7 @@ def test_integers() -> None:
         (None, TypeError, "x must be an integer, got None"),
     ):
         with pytest.raises(error, match=message):
-            _checks.integer("x", bad, minimum=3)
+            _validate.integer("x", bad, minimum=3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,46 +203,48 @@ def test_integers() -> None:
 def test_dtypes(eager_space: Any) -> None:
     xp, x = eager_space.xp, eager_space.asarray(np.zeros(3))
     whole = eager_space.asarray(np.zeros(3, dtype=np.int64))
-    _checks.floating("x", x, xp)
-    _checks.state_dtype("x", x, xp)
-    _checks.same_dtype({"x": x, "y": x})
+    _validate.floating("x", x, xp)
+    _validate.state_dtype("x", x, xp)
+    _validate.same_dtype({"x": x, "y": x})
     with pytest.raises(TypeError, match=r"x must have a real floating dtype, got .*int64"):
-        _checks.floating("x", whole, xp)
+        _validate.floating("x", whole, xp)
     with pytest.raises(TypeError, match=r"x must have a real floating dtype, got .*int64"):
-        _checks.state_dtype("x", whole, xp)
+        _validate.state_dtype("x", whole, xp)
     with pytest.raises(TypeError, match=r"z must have the dtype of x \(.*float.*\), got .*int64"):
-        _checks.same_dtype({"x": x, "y": x, "z": whole})
+        _validate.same_dtype({"x": x, "y": x, "z": whole})
     for narrow in ("float16", "bfloat16"):
         if hasattr(xp, narrow):
             half = xp.astype(x, getattr(xp, narrow))
-            _checks.floating("x", half, xp)
+            _validate.floating("x", half, xp)
             with pytest.raises(TypeError, match=f"x must be float32 or wider, got .*{narrow}"):
-                _checks.state_dtype("x", half, xp)
+                _validate.state_dtype("x", half, xp)
 
 
 def test_devices() -> None:
     xp = array_api_strict
     here, there = xp.zeros(2), xp.zeros(2, device=DEVICE1)
-    _checks.same_device({"x": here, "y": here}, xp)
-    _checks.same_device({"x": there, "y": there}, xp)
+    _validate.same_device({"x": here, "y": here}, xp)
+    _validate.same_device({"x": there, "y": there}, xp)
     with pytest.raises(ValueError, match=r"y must be on the device of x \(.*CPU_DEVICE.*\), got .*device1"):
-        _checks.same_device({"x": here, "y": there, "z": here}, xp)
+        _validate.same_device({"x": here, "y": there, "z": here}, xp)
 
 
 def test_a_tracer_has_no_device() -> None:
     import jax
 
-    jax.jit(lambda x, y: _checks.same_device({"x": x, "y": jnp.zeros(2), "z": y}, jnp) or x)(jnp.zeros(2), jnp.zeros(1))
+    jax.jit(lambda x, y: _validate.same_device({"x": x, "y": jnp.zeros(2), "z": y}, jnp) or x)(
+        jnp.zeros(2), jnp.zeros(1)
+    )
 
 
 def test_shapes() -> None:
     x = np.zeros((2, 3))
-    _checks.shape("x", x, (2, 3), "(batch_size, feature_dim)")
-    _checks.ndim("x", x, 2, "(batch_size, feature_dim)")
+    _validate.shape("x", x, (2, 3), "(batch_size, feature_dim)")
+    _validate.ndim("x", x, 2, "(batch_size, feature_dim)")
     with pytest.raises(ValueError, match=r"^x must have shape \(batch_size,\) = \(2,\), got \(2, 3\)$"):
-        _checks.shape("x", x, (2,), "(batch_size,)")
+        _validate.shape("x", x, (2,), "(batch_size,)")
     with pytest.raises(ValueError, match=r"^x must have 1 axes \(batch_size,\), got shape \(2, 3\)$"):
-        _checks.ndim("x", x, 1, "(batch_size,)")
+        _validate.ndim("x", x, 1, "(batch_size,)")
 
 
 class Index:
@@ -254,7 +256,7 @@ class Index:
 
 @pytest.mark.parametrize("value", [0, 1, -1, -2, np.int64(1), np.uint8(1), Index(), np.asarray(1)])
 def test_an_axis_that_is_there(value: Any) -> None:
-    got = _checks.axis(value, "losses", np.zeros((2, 3)))
+    got = _validate.axis(value, "losses", np.zeros((2, 3)))
     assert (got, type(got)) == (value if isinstance(value, int) else 1, int)
 
 
@@ -284,33 +286,33 @@ def test_every_function_with_an_axis_takes_a_numpy_integer(eager_space: Any) -> 
 )
 def test_an_axis_that_is_not_there(value: Any, shape: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        _checks.axis(value, "losses", np.zeros(shape))
+        _validate.axis(value, "losses", np.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1,), (2, 3), (1, 3), (2, 1)])
 def test_a_mask_may_broadcast(shape: Any) -> None:
-    _checks.mask("where", np.ones(shape, dtype=bool), "losses", np.zeros((2, 3)), np)
+    _validate.mask("where", np.ones(shape, dtype=bool), "losses", np.zeros((2, 3)), np)
 
 
 @pytest.mark.parametrize("shape", [(2,), (4,), (3, 2), (1, 2, 3), (4, 3)])
 def test_a_mask_may_not_grow(shape: Any) -> None:
     with pytest.raises(ValueError, match=r"where must broadcast to the shape of losses \(2, 3\), got \("):
-        _checks.mask("where", np.ones(shape, dtype=bool), "losses", np.zeros((2, 3)), np)
+        _validate.mask("where", np.ones(shape, dtype=bool), "losses", np.zeros((2, 3)), np)
 
 
 def test_a_mask_is_boolean() -> None:
     with pytest.raises(TypeError, match="where must have dtype bool, got int64"):
-        _checks.mask("where", np.ones(3, dtype=np.int64), "losses", np.zeros(3), np)
+        _validate.mask("where", np.ones(3, dtype=np.int64), "losses", np.zeros(3), np)
 
 
 def test_autograd_is_refused() -> None:
     x = torch.zeros(2)
-    _checks.detached({"x": x, "y": np.zeros(1)})
-    _checks.detached({"x": torch.nn.Parameter(x).detach()})
+    _validate.detached({"x": x, "y": np.zeros(1)})
+    _validate.detached({"x": torch.nn.Parameter(x).detach()})
     with pytest.raises(
         ValueError, match=r"y must not ask for autograd, .*detach it, or use drrho_torch.*got requires_grad=True"
     ):
-        _checks.detached({"x": x, "y": torch.zeros(2, requires_grad=True)})
+        _validate.detached({"x": x, "y": torch.zeros(2, requires_grad=True)})
 
 
 @pytest.mark.parametrize(
@@ -324,19 +326,19 @@ def test_autograd_is_refused() -> None:
 )  # fmt: skip
 def test_the_first_value_that_breaks_a_rule_is_shown(eager_space: Any, array: np.ndarray, message: str) -> None:
     given = eager_space.asarray(np.asarray(array, dtype=eager_space.dtype_name))
-    if not _arrays.values_visible(given, eager_space.xp):
-        _checks.finite("x", given, eager_space.xp)
+    if not _array_api.values_visible(given, eager_space.xp):
+        _validate.finite("x", given, eager_space.xp)
         pytest.skip("values are looked at on the host only")
     with pytest.raises(ValueError, match=message):
-        _checks.finite("x", given, eager_space.xp)
+        _validate.finite("x", given, eager_space.xp)
 
 
 def test_integers_are_shown_as_integers(eager_space: Any) -> None:
     given = eager_space.asarray(np.array([3, -7]))
-    if _arrays.values_visible(given, eager_space.xp):
+    if _array_api.values_visible(given, eager_space.xp):
         with pytest.raises(ValueError, match=r"x must be >= 0, got -7 at position 1$"):
-            _checks.values("x", given, lambda x: x >= 0, "be >= 0", eager_space.xp)
-    _checks.values("x", given, lambda x: x >= -7, "be >= -7", eager_space.xp)
+            _validate.values("x", given, lambda x: x >= 0, "be >= 0", eager_space.xp)
+    _validate.values("x", given, lambda x: x >= -7, "be >= -7", eager_space.xp)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -345,7 +347,7 @@ def test_integers_are_shown_as_integers(eager_space: Any) -> None:
 
 
 def parameter(value: Any, per_anchor: int | None = 3) -> Any:
-    return _checks.parameter("tau", value, lambda x: x > 0, "be > 0", np, per_anchor=per_anchor)
+    return _validate.parameter("tau", value, lambda x: x > 0, "be > 0", np, per_anchor=per_anchor)
 
 
 def test_parameters_come_back_as_they_are_meant() -> None:
@@ -398,13 +400,13 @@ def test_a_compiler_is_asked_nothing_about_arrays() -> None:
     compiling = SimpleNamespace(
         __array_namespace_info__=None, compiler=SimpleNamespace(is_compiling=lambda: True), __name__="compiling"
     )
-    assert _arrays.is_compiling(compiling)
-    assert not _arrays.is_compiling(SimpleNamespace(compiler=SimpleNamespace(is_compiling=lambda: False)))
-    assert not any(map(_arrays.is_compiling, (numpy_namespace, torch_namespace, jnp, array_api_strict)))
-    assert _arrays.namespace_of({"x": object()}, compiling) is compiling
-    assert not _arrays.values_visible(np.zeros(1), compiling)
-    _checks.same_device({"x": array_api_strict.zeros(1), "y": array_api_strict.zeros(1, device=DEVICE1)}, compiling)
-    _checks.values("x", np.full(1, np.nan), np.isfinite, "be finite", compiling)
+    assert _array_api.is_compiling(compiling)
+    assert not _array_api.is_compiling(SimpleNamespace(compiler=SimpleNamespace(is_compiling=lambda: False)))
+    assert not any(map(_array_api.is_compiling, (numpy_namespace, torch_namespace, jnp, array_api_strict)))
+    assert _array_api.namespace_of({"x": object()}, compiling) is compiling
+    assert not _array_api.values_visible(np.zeros(1), compiling)
+    _validate.same_device({"x": array_api_strict.zeros(1), "y": array_api_strict.zeros(1, device=DEVICE1)}, compiling)
+    _validate.values("x", np.full(1, np.nan), np.isfinite, "be finite", compiling)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -414,7 +416,7 @@ def test_a_compiler_is_asked_nothing_about_arrays() -> None:
 
 def fitting(value: Any, rule: str = "be > 0") -> Any:
     holds = {"be > 0": lambda x: x > 0, "be >= 0": lambda x: x >= 0}[rule]
-    return _checks.parameter("tau", value, holds, rule, np, per_anchor=1, dtype=np.float32)
+    return _validate.parameter("tau", value, holds, rule, np, per_anchor=1, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +498,7 @@ def test_a_pair_outside_its_domain_becomes_nan_where_nobody_looks() -> None:
     import jax
 
     def inside(x: Any) -> Any:
-        return _checks.within((x, 0.5), lambda v: v > 0, jnp)[0]
+        return _validate.within((x, 0.5), lambda v: v > 0, jnp)[0]
 
     assert np.isnan(np.asarray(jax.jit(inside)(jnp.asarray([1.0, -1.0])))).tolist() == [False, True]
 
@@ -508,6 +510,6 @@ def test_a_namespace_that_is_too_old_is_refused() -> None:
     with pytest.raises(
         TypeError, match=r"^xp must be a library that follows the array API standard's version 2024\.12"
     ):
-        _arrays.namespace_of({"x": np.zeros(1)}, old)
+        _array_api.namespace_of({"x": np.zeros(1)}, old)
     for xp in (numpy_namespace, torch_namespace, jnp, array_api_strict):
-        assert xp.__array_api_version__ >= _arrays.OLDEST
+        assert xp.__array_api_version__ >= _array_api.OLDEST

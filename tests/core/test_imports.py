@@ -31,7 +31,7 @@ def test_importing_the_core_loads_no_framework() -> None:
 
 
 def test_importing_the_core_does_not_load_its_harness() -> None:
-    code = "import drrho_core, sys; assert not [n for n in sys.modules if n.startswith('drrho_core.training')]"
+    code = "import drrho_core, sys; assert not [n for n in sys.modules if n.startswith('drrho_clip')]"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -66,7 +66,7 @@ def test_all_public_names_are_there_and_documented() -> None:
 def test_help_of_the_command_line_loads_nothing_heavy() -> None:
     loaded = loaded_by(
         "import contextlib, io\n"
-        "from drrho_core.training.command_line import main\n"
+        "from drrho_clip.cli import main\n"
         "with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):\n"
         "    main(['--help'])\n"
         "assert 'demo' in shown.getvalue()"

@@ -25,7 +25,7 @@ from drrho_core import (
     update_temperature_rows,
     worst_case,
 )
-from drrho_core._arrays import device_of
+from drrho_core._array_api import device_of
 
 NEVER = -np.inf
 ROWS = ("temperature_image", "temperature_text", "momentum_image", "momentum_text")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_core.training.command_line import main
+from drrho_clip.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("[a-z]*/README.md")), *sorted(ROOT.glob("docs/**/*.md"))]

@@ -8,7 +8,7 @@ costs milliseconds, and no file is ever written but the report.
 
 What counts: every mutant of mutmut's in a function, and of the numbers at a module's top. Left out are mutants of
 messages, which are no behaviour that a suite in one module should pin: everything within a ``raise``, and the words
-that are handed to `drrho_core._checks` to make one. mutmut itself leaves out docstrings, annotations and decorators.
+that are handed to `drrho_core._validate` to make one. mutmut itself leaves out docstrings, annotations and decorators.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def mutants_of(source: str) -> list[Mutant]:
 
 
 def _is_check(function: str) -> bool:
-    return function.startswith("_checks.") or function in ("_validate", "check_values", "check_state")
+    return function.startswith("_validate.") or function in ("_validate", "check_values", "check_state")
 
 
 def exchange(old: types.ModuleType, source: str) -> None:

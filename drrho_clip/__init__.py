@@ -1,0 +1,6 @@
+"""The training harness: data, step, loop, evaluation, checkpoints, report and command line.
+
+It receives a backend and a model as arguments and imports no array framework but NumPy.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,298 @@
+"""Which encoders there are, the shapes of their parameters, and how those start.
+
+A model is a pair of encoders, one for images, one for texts; every backend builds it from the same `ModelSpec` and
+the same NumPy arrays, so all of them start alike. Shapes: batch b, image side s, C channels, vocabulary V, context L,
+feature_dim d.
+
+``"mlp"``: images (b, s, s, C) are flattened in that order, texts are bags of words (b, V). Each tower is `depth` times
+``relu(x @ kernel + bias)`` with ``4 * width`` units, then ``x @ kernel + bias`` and division by the norm.
+
+``"conv"``: images (b, s, s, C) pass three 3 x 3 convolutions of stride 2, padded by one pixel of zeros on every side,
+with ``width``, ``2 * width`` and ``4 * width`` channels, each followed by ReLU; what is left, (b, h, h, 4 width) with
+h = ceil(s / 8), is flattened in that order and projected. Texts are tokens (b, L), 0 is padding.
+With w = ``2 * width``:
+
+1. ``x = tokens + positions``, looked up.
+2. `depth` times ``x = x + attention(norm(x))``, then ``x = x + feed_forward(norm(x))``. Attention is softmax attention
+   with `heads` heads of scale ``sqrt(heads / w)`` over the tokens that are no padding; its one input product yields
+   queries, keys and values side by side, each head a contiguous part of them. Feed-forward is
+   ``relu(x @ kernel + bias) @ kernel + bias`` with 2 w units.
+3. The mean over the tokens that are no padding, a norm, a projection.
+
+``norm`` is layer normalisation with `LAYER_NORM_EPSILON`. Features are divided by
+``sqrt(sum of squares + NORM_EPSILON)``.
+
+Kernels of products are (in, out), to be used as ``x @ kernel``; kernels of convolutions are OIHW, (out, in, 3, 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from drrho_clip.errors import BadInput
+from drrho_core._array_api import Array
+
+ARCHITECTURES = ("mlp", "conv")
+
+LAYER_NORM_EPSILON = 1e-5
+"""Added to the variance in layer normalisation."""
+
+NORM_EPSILON = 1e-24
+"""Added to the squared norm of a feature: it never shows, and a feature of zeros stays zeros instead of nan."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a pair of encoders looks like.
+
+    Parameters
+    ----------
+    architecture : {"mlp", "conv"}
+        Two multilayer perceptrons, or a convolution tower for images and a transformer for texts.
+    image_size : int
+        Side s of the square images.
+    channels : int
+        Channels C of the images.
+    vocabulary_size : int
+        Number V of tokens, padding (0) included.
+    context_length : int
+        Number L of tokens in a text.
+    feature_dim : int
+        Size d of the features.
+    width : int
+        The scale of everything inside, see the module's text.
+    depth : int
+        Hidden layers of an MLP tower, or blocks of the transformer.
+    heads : int
+        Attention heads; they must divide ``2 * width``. MLPs have none and ignore it.
+
+    Raises
+    ------
+    BadInput
+        If a field has the wrong type or is out of its range.
+
+    Examples
+    --------
+    >>> spec = ModelSpec("mlp", image_size=8, channels=1, vocabulary_size=20, context_length=6, width=16)
+    >>> spec.text_input, spec.hidden
+    ('bag_of_words', 64)
+    >>> ModelSpec.from_json(spec.to_json()) == spec
+    True
+    """
+
+    architecture: str
+    image_size: int
+    channels: int
+    vocabulary_size: int
+    context_length: int
+    feature_dim: int = 64
+    width: int = 32
+    depth: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            known = ", ".join(map(repr, ARCHITECTURES))
+            raise BadInput(f"architecture must be one of {known}, got {self.architecture!r}")
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise BadInput(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        if self.architecture == "conv" and self.text_width % self.heads:
+            raise BadInput(f"heads must divide 2 * width = {self.text_width}, got {self.heads}")
+
+    @property
+    def text_input(self) -> str:
+        """What the text tower reads: ``"bag_of_words"``, floats (b, V), or ``"tokens"``, int32 (b, L)."""
+        return "bag_of_words" if self.architecture == "mlp" else "tokens"
+
+    @property
+    def hidden(self) -> int:
+        """Units in a hidden layer of an MLP tower."""
+        return 4 * self.width
+
+    @property
+    def text_width(self) -> int:
+        """Numbers per token inside the transformer."""
+        return 2 * self.width
+
+    def check_images(self, images: Array, /) -> None:
+        """Raise ValueError unless images have shape (b, s, s, C)."""
+        expected = (self.image_size, self.image_size, self.channels)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images must have shape (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+
+    def check_texts(self, texts: Array, /) -> None:
+        """Raise ValueError unless texts have shape (b, V) or, where they are tokens, (b, at most L)."""
+        bag = self.text_input == "bag_of_words"
+        expected = self.vocabulary_size if bag else self.context_length
+        if texts.ndim != 2 or texts.shape[1] > expected or (bag and texts.shape[1] < expected):
+            rule = f"(b, {expected})" if bag else f"(b, at most {expected})"
+            raise ValueError(f"texts must have shape {rule}, got {tuple(texts.shape)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a dictionary of numbers and strings."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Build a spec from what `to_json` returned.
+
+        Raises
+        ------
+        BadInput
+            If a field is unknown, missing or bad.
+        """
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            raise BadInput(f"a model must have the fields {', '.join(sorted(known))}, got {', '.join(sorted(values))}")
+        return cls(**values)
+
+
+_MINIMA = {
+    "image_size": 1,
+    "channels": 1,
+    "vocabulary_size": 2,
+    "context_length": 1,
+    "feature_dim": 1,
+    "width": 1,
+    "depth": 1,
+    "heads": 1,
+}
+
+
+class _Start(NamedTuple):
+    """How one parameter starts: normal numbers of this mean and deviation; without deviation nothing is drawn."""
+
+    shape: tuple[int, ...]
+    deviation: float = 0.0
+    mean: float = 0.0
+
+
+def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by name, in the order in which they are drawn.
+
+    Examples
+    --------
+    >>> spec = ModelSpec("mlp", image_size=8, channels=1, vocabulary_size=20, context_length=6, width=16, depth=1)
+    >>> for name, shape in parameter_shapes(spec).items():
+    ...     print(name, shape)
+    image/layer0/kernel (64, 64)
+    image/layer0/bias (64,)
+    image/projection/kernel (64, 64)
+    image/projection/bias (64,)
+    text/layer0/kernel (20, 64)
+    text/layer0/bias (64,)
+    text/projection/kernel (64, 64)
+    text/projection/bias (64,)
+    """
+    return {name: start.shape for name, start in _starts(spec).items()}
+
+
+def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
+    """Draw the parameters that every backend starts from.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The encoders.
+    seed : int
+        At least 0. The numbers come from ``numpy.random.default_rng(seed)``, in the order of `parameter_shapes`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        float64 arrays by name. Before a ReLU kernels have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
+        elsewhere 1 / inputs; what ends a block of the transformer is divided by sqrt(2 depth), so that the sum over
+        blocks keeps its size.
+
+    Raises
+    ------
+    BadInput
+        If `seed` is no integer or is negative.
+
+    Examples
+    --------
+    >>> spec = ModelSpec("mlp", image_size=8, channels=1, vocabulary_size=20, context_length=6)
+    >>> initial_parameters(spec, seed=0)["image/layer0/kernel"].dtype
+    dtype('float64')
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise BadInput(f"seed must be an integer of at least 0, got {seed!r}")
+    generator = np.random.default_rng(seed)
+    parameters = {}
+    for name, start in _starts(spec).items():
+        if start.deviation == 0.0:
+            parameters[name] = np.full(start.shape, start.mean)
+        else:
+            parameters[name] = start.mean + start.deviation * generator.standard_normal(start.shape)
+    return parameters
+
+
+def _starts(spec: ModelSpec) -> dict[str, _Start]:
+    if spec.architecture == "mlp":
+        return {
+            **_mlp_tower("image", spec.image_size**2 * spec.channels, spec),
+            **_mlp_tower("text", spec.vocabulary_size, spec),
+        }
+    return {**_convolution_tower(spec), **_transformer_tower(spec)}
+
+
+def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
+    starts = {}
+    for layer in range(spec.depth):
+        starts.update(_linear(f"{side}/layer{layer}", inputs, spec.hidden, gain=math.sqrt(2.0)))
+        inputs = spec.hidden
+    return {**starts, **_projection(side, inputs, spec)}
+
+
+def _convolution_tower(spec: ModelSpec) -> dict[str, _Start]:
+    starts = {}
+    inputs, side = spec.channels, spec.image_size
+    for layer, outputs in enumerate((spec.width, 2 * spec.width, 4 * spec.width)):
+        starts[f"image/conv{layer}/kernel"] = _Start((outputs, inputs, 3, 3), math.sqrt(2.0 / (9 * inputs)))
+        starts[f"image/conv{layer}/bias"] = _Start((outputs,))
+        inputs, side = outputs, (side + 1) // 2
+    return {**starts, **_projection("image", side**2 * inputs, spec)}
+
+
+def _transformer_tower(spec: ModelSpec) -> dict[str, _Start]:
+    width = spec.text_width
+    at_end = 1.0 / math.sqrt(2 * spec.depth)
+    starts = {
+        "text/tokens": _Start((spec.vocabulary_size, width), 0.5),
+        "text/positions": _Start((spec.context_length, width), 0.25),
+    }
+    for block in range(spec.depth):
+        name = f"text/block{block}"
+        starts.update(_norm(f"{name}/attention/norm", width))
+        starts.update(_linear(f"{name}/attention/query_key_value", width, 3 * width))
+        starts.update(_linear(f"{name}/attention/output", width, width, gain=at_end))
+        starts.update(_norm(f"{name}/feed_forward/norm", width))
+        starts.update(_linear(f"{name}/feed_forward/hidden", width, 2 * width, gain=math.sqrt(2.0)))
+        starts.update(_linear(f"{name}/feed_forward/output", 2 * width, width, gain=at_end))
+    return {**starts, **_norm("text/norm", width), **_projection("text", width, spec)}
+
+
+def _linear(name: str, inputs: int, outputs: int, *, gain: float = 1.0) -> dict[str, _Start]:
+    return {
+        f"{name}/kernel": _Start((inputs, outputs), gain / math.sqrt(inputs)),
+        f"{name}/bias": _Start((outputs,)),
+    }
+
+
+def _norm(name: str, width: int) -> dict[str, _Start]:
+    return {f"{name}/scale": _Start((width,), mean=1.0), f"{name}/bias": _Start((width,))}
+
+
+def _projection(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
+    # The bias is not zero: an input of zeros (a grey image, a text without a known word) would have no direction.
+    return {
+        f"{side}/projection/kernel": _Start((inputs, spec.feature_dim), 1.0 / math.sqrt(inputs)),
+        f"{side}/projection/bias": _Start((spec.feature_dim,), 0.01),
+    }

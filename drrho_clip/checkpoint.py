@@ -1,0 +1,106 @@
+"""Arrays and a JSON state in one safetensors file: written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from drrho_clip.errors import BadInput
+
+FORMAT_VERSION = 1
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one, never a torn one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself must reach the disk
+    finally:
+        os.close(folder)
+
+
+def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+    """Write arrays and a JSON state atomically.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : str
+        What it is, such as ``"checkpoint"``; a reader asks for the same.
+    arrays : mapping of str to ndarray
+        Any shapes and numeric dtypes.
+    state : mapping
+        Anything that JSON holds.
+    """
+    whole = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
+    metadata = {
+        "format": f"drrho-{kind}",
+        "version": str(FORMAT_VERSION),
+        "sha256": digest(whole),
+        "state": json.dumps(state, sort_keys=True),
+    }
+    write_atomic(path, safetensors.numpy.save(whole, metadata=metadata))
+
+
+def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_arrays` wrote.
+
+    Returns
+    -------
+    tuple of dict and dict
+        Arrays by name, and the state.
+
+    Raises
+    ------
+    BadInput
+        If the file is missing, damaged, of another program, kind or version.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} must be a {kind} file, got no such file")
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            if metadata.get("format") != f"drrho-{kind}":
+                raise BadInput(f"{path} must be a drrho {kind}, got a safetensors file of another kind")
+            if metadata.get("version") != str(FORMAT_VERSION):
+                raise BadInput(f"{path} must have format version {FORMAT_VERSION}, got {metadata.get('version')!r}")
+            arrays = {name: file.get_tensor(name) for name in names}
+            state = json.loads(metadata["state"])
+            expected = metadata["sha256"]
+    except BadInput:
+        raise
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(f"{path} must be an undamaged drrho {kind}, got: {reason}") from None
+    if digest(arrays) != expected:
+        raise BadInput(f"{path} must be an undamaged drrho {kind}, got: its checksum does not fit its content")
+    return arrays, state
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes, in hex."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name}\0{array.dtype.str}\0{arrays[name].shape}\0".encode())
+        sha.update(array.data if array.size else b"")
+    return sha.hexdigest()

@@ -1,0 +1,40 @@
+"""Data sets, preprocessing, tokens and batches.
+
+Three families of data set, one protocol: rendered scenes, scikit-learn's digits, and a table of the user's own images
+and captions. NumPy is enough for the scenes; the digits need scikit-learn and image files need Pillow (extra `train`).
+"""
+
+from __future__ import annotations
+
+from drrho_clip.data.arrays import ArrayDataset, swap_captions
+from drrho_clip.data.digits import digit_splits, digits
+from drrho_clip.data.loader import BatchSource, HostBatch, batches
+from drrho_clip.data.pairs import PairsDataset, pair_splits, read_pairs
+from drrho_clip.data.preprocess import normalise, resize, to_channels
+from drrho_clip.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of
+from drrho_clip.data.scenes import scene_splits, scenes
+from drrho_clip.data.tokenizer import WordTokenizer
+
+__all__ = [
+    "ArrayDataset",
+    "BatchSource",
+    "DataSplits",
+    "Dataset",
+    "HostBatch",
+    "PairsDataset",
+    "Sample",
+    "WordTokenizer",
+    "ZeroShot",
+    "batches",
+    "captions_of",
+    "digit_splits",
+    "digits",
+    "normalise",
+    "pair_splits",
+    "read_pairs",
+    "resize",
+    "scene_splits",
+    "scenes",
+    "swap_captions",
+    "to_channels",
+]

@@ -1,0 +1,36 @@
+"""Checks shared by the data room, in the project's one voice: argument, rule, received value."""
+
+from __future__ import annotations
+
+import operator
+
+from drrho_clip.errors import BadInput
+
+
+def whole_number(value: object, argument: str, *, at_least: int) -> int:
+    """Return `value` as an int, or raise: TypeError for another type, BadInput when it is too small."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{argument} must be a whole number, got {value!r}")
+    number = operator.index(value)
+    if number < at_least:
+        raise BadInput(f"{argument} must be at least {at_least}, got {number}")
+    return number
+
+
+def share(value: object, argument: str) -> float:
+    """Return `value` as a float in [0, 1], or raise: TypeError for another type, BadInput outside the range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} must be a number in [0, 1], got {value!r}")
+    if not 0.0 <= value <= 1.0:  # also catches nan
+        raise BadInput(f"{argument} must lie in [0, 1], got {value!r}")
+    return float(value)
+
+
+def row_index(index: object, size: int) -> int:
+    """Return `index` as an int in 0 .. size - 1, or raise IndexError (TypeError for another type)."""
+    if isinstance(index, bool) or not hasattr(index, "__index__"):
+        raise TypeError(f"index must be a whole number, got {index!r}")
+    number = operator.index(index)
+    if not 0 <= number < size:
+        raise IndexError(f"index must lie in 0 .. {size - 1}, got {number}")
+    return number

@@ -1,0 +1,191 @@
+"""Data sets that lie in memory, and the exchange of captions that makes a noisy one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_clip.data._checks import row_index
+from drrho_clip.data.protocol import Sample, UInt8, ZeroShot
+from drrho_clip.errors import BadInput
+
+__all__ = ["ArrayDataset", "swap_captions"]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class ArrayDataset:
+    """Images and captions in memory.
+
+    Parameters
+    ----------
+    name : str
+        A short name for tables and reports.
+    images : ndarray of uint8, shape (n, H, W, C)
+        C is 1 or 3. Kept, not copied, and made read-only.
+    captions : sequence of str, length n
+        None of them empty.
+    own_captions : sequence of str, length n, optional
+        The captions before any were exchanged; `captions` when left out.
+    is_swapped : ndarray of bool, shape (n,), optional
+        True where another sample's caption stands. All False when left out.
+    zero_shot : callable, optional
+        Makes the classification task when it is asked for; gets `image_size`.
+
+    Attributes
+    ----------
+    name, images, captions, own_captions, is_swapped
+        As above; captions are tuples.
+
+    Raises
+    ------
+    BadInput
+        The images are not uint8 of shape (n, H, W, C), or the lengths differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pair = ArrayDataset("two", np.zeros((2, 8, 8, 1), np.uint8), ["black", "black too"])
+    >>> pair[1].sample_index, pair[1].caption
+    (1, 'black too')
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: UInt8,
+        captions: Sequence[str],
+        *,
+        own_captions: Sequence[str] | None = None,
+        is_swapped: npt.NDArray[np.bool_] | None = None,
+        zero_shot: Callable[[int | None], ZeroShot | None] | None = None,
+    ) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+            raise BadInput(f"images must be uint8 of shape (n, H, W, 1 or 3), got {images.dtype} {images.shape}")
+        size = images.shape[0]
+        self.name = name
+        self.images = _read_only(images)
+        self.captions = tuple(captions)
+        self.own_captions = self.captions if own_captions is None else tuple(own_captions)
+        self.is_swapped = _read_only(np.zeros(size, dtype=np.bool_) if is_swapped is None else is_swapped)
+        self._zero_shot = zero_shot
+        self._fingerprint: str | None = None
+        for argument, found in (
+            ("captions", len(self.captions)),
+            ("own_captions", len(self.own_captions)),
+            ("is_swapped", self.is_swapped.shape[0]),
+        ):
+            if found != size:
+                raise BadInput(f"{argument} must have one entry per image ({size}), got {found}")
+        if not all(caption.strip() for caption in self.captions):
+            raise BadInput("captions must not be empty, got an empty one")
+
+    def __repr__(self) -> str:
+        """Name, size and share of swapped captions."""
+        swapped = int(self.is_swapped.sum())
+        return f"<{self.name}: {len(self)} pairs {self.images.shape[1:]}, {swapped} captions swapped>"
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.captions)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return the pair with that row id; the image is a read-only view."""
+        row = row_index(index, len(self))
+        return Sample(row, self.images[row], self.captions[row])
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of images, captions and their order, in hex; computed once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(b"drrho arrays 1")
+            digest.update(repr(self.images.shape).encode())
+            digest.update(np.ascontiguousarray(self.images).data)
+            for caption in self.captions:
+                encoded = caption.encode("utf-8", "surrogatepass")
+                digest.update(len(encoded).to_bytes(8, "little"))  # lengths keep "ab", "c" apart from "a", "bc"
+                digest.update(encoded)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+        """Return the classification task of this domain, or None where there is none."""
+        return None if self._zero_shot is None else self._zero_shot(image_size)
+
+    def subset(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> ArrayDataset:
+        """Return the pairs of those rows as a data set of its own, numbered 0 .. len(rows) - 1 in that order.
+
+        Raises
+        ------
+        BadInput
+            No row is given, a row is given twice or lies outside 0 .. len - 1.
+        """
+        chosen = np.asarray(rows, dtype=np.int64)
+        if chosen.ndim != 1 or chosen.size == 0 or np.unique(chosen).size != chosen.size:
+            raise BadInput(f"rows must be distinct and at least one, got shape {chosen.shape}")
+        if chosen.min() < 0 or chosen.max() >= len(self):
+            raise BadInput(f"rows must lie in 0 .. {len(self) - 1}, got {chosen.min()} .. {chosen.max()}")
+        return ArrayDataset(
+            self.name,
+            self.images[chosen],
+            [self.captions[row] for row in chosen],
+            own_captions=[self.own_captions[row] for row in chosen],
+            is_swapped=self.is_swapped[chosen],
+            zero_shot=self._zero_shot,
+        )
+
+
+def swap_captions(
+    captions: Sequence[str], fraction: float, rng: np.random.Generator
+) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
+    """Exchange a share of the captions among their samples, so that none of these keeps its own.
+
+    Exactly `round(fraction * n)` samples are chosen (0 where that is 1: one alone has nobody to exchange with). Equal
+    texts are laid side by side, the different ones in random order, and all are moved on by the length of the
+    longest run: so a chosen sample gets another *text* too, unless one text is more than half of those chosen.
+
+    Parameters
+    ----------
+    captions : sequence of str, length n
+    fraction : float
+        In [0, 1].
+    rng : numpy.random.Generator
+        Advanced by the draw.
+
+    Returns
+    -------
+    captions : tuple of str, length n
+    is_swapped : ndarray of bool, shape (n,)
+        True where another sample's caption stands now.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> swapped, mask = swap_captions(["a", "b", "c", "d"], 0.5, np.random.default_rng(0))
+    >>> int(mask.sum()), [old != new for old, new in zip("abcd", swapped)] == mask.tolist()
+    (2, True)
+    """
+    size = len(captions)
+    count = round(fraction * size)
+    is_swapped = np.zeros(size, dtype=np.bool_)
+    if count < 2:
+        return tuple(captions), is_swapped
+    groups: dict[str, list[int]] = {}
+    for row in rng.permutation(size)[:count].tolist():
+        groups.setdefault(captions[row], []).append(row)  # in random order, equal texts together
+    longest = max(len(rows) for rows in groups.values())
+    chosen = [row for rows in groups.values() for row in rows]
+    mixed = list(captions)
+    for position, row in enumerate(chosen):
+        mixed[row] = captions[chosen[(position + longest) % count]]
+    is_swapped[chosen] = True
+    return tuple(mixed), is_swapped
+
+
+def _read_only(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,245 @@
+"""Scikit-learn's handwritten digits, with captions made from what the images show.
+
+They are 1,797 real images of 8 x 8 pixels that come with scikit-learn: nothing is downloaded. Besides the digit, a
+caption tells what was measured on the image: how much ink it has, how it leans, how wide it is and where its weight
+lies. Each measure is a ratio of integers, and its two thresholds are tertiles over all images.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_clip.data._checks import share, whole_number
+from drrho_clip.data.arrays import ArrayDataset, swap_captions
+from drrho_clip.data.preprocess import resize
+from drrho_clip.data.protocol import DataSplits, Int64, UInt8, ZeroShot
+from drrho_clip.errors import BadInput, MissingExtra
+
+__all__ = ["DIGITS", "PARTS", "digit_splits", "digits"]
+
+DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PARTS: Final = ("train", "validation", "test", "reference")
+_HELDOUT_PER_CLASS: Final = 20
+
+# For each measure, what a caption says below the first tertile, between the two, and above the second.
+_INK: Final = ("thin", "medium", "bold")
+_WIDTH: Final = ("narrow", "regular", "wide")
+_SLANT: Final = ("leaning left", "upright", "leaning right")
+_WEIGHT: Final = ("heavy at the top", "balanced", "heavy at the bottom")
+
+_FULL: Final = "a {ink} {width} handwritten {digit}, {slant} and {weight}"
+_TEMPLATES: Final = (
+    "a photo of the digit {digit}",
+    "a {adjectives}handwritten {digit}{rest}",
+    "the digit {digit}{rest}",
+    "a {adjectives}{digit}{rest}",
+    "a photo of a {adjectives}{digit}{rest}",
+)
+
+
+class _Source(NamedTuple):
+    """The whole collection; attributes has one column each for ink, width, slant and weight, in 0 .. 2."""
+
+    images: UInt8
+    labels: Int64
+    attributes: Int64
+
+
+def digits(
+    part: str,
+    *,
+    seed: int = 0,
+    swapped_fraction: float | None = None,
+    omit_probability: float = 0.3,
+    reference_share: float = 0.5,
+) -> ArrayDataset:
+    """Return one part of scikit-learn's digits with captions.
+
+    Validation and test have 200 pairs each, 20 of every digit, one caption template that tells everything. Of the
+    other 1,397 a share is kept for a reference model, class by class, so that it can see other images than the
+    learner; the rest is for training. Captions of these two vary in template, leave attributes out and may be swapped.
+
+    Parameters
+    ----------
+    part : str
+        One of `PARTS`: train, validation, test, reference.
+    seed : int
+        At least 0. Deals the images to the parts, and draws the captions.
+    swapped_fraction : float, optional
+        Share in [0, 1] of the captions that are exchanged. Left out: 0.3 for train and reference. It must be 0 or left
+        out for validation and test.
+    omit_probability : float
+        In [0, 1]. How often each of the four attributes is left out of a training caption.
+    reference_share : float
+        In [0, 1]. The reference model's share of the 1,397; 0 leaves all to training.
+
+    Returns
+    -------
+    ArrayDataset
+        `images` is uint8 (n, 8, 8, 1). Its zero-shot task is this part's own images, 10 classes.
+
+    Raises
+    ------
+    BadInput, TypeError
+        An argument is outside its domain, or of another type; or the part would be empty.
+    MissingExtra
+        scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> digits("test").captions[0]
+    'a thin wide handwritten five, leaning left and balanced'
+    """
+    if part not in PARTS:
+        raise BadInput(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    seed = whole_number(seed, "seed", at_least=0)
+    heldout = part in ("validation", "test")
+    default_fraction = 0.0 if heldout else 0.3
+    fraction = share(default_fraction if swapped_fraction is None else swapped_fraction, "swapped_fraction")
+    if heldout and fraction > 0.0:
+        raise BadInput(f"swapped_fraction must be 0 for {part}: held-out pairs are clean, got {fraction}")
+    omit_probability = share(omit_probability, "omit_probability")
+    rows = _deal(seed, share(reference_share, "reference_share"))[part]
+    if rows.size == 0:
+        raise BadInput(f"reference_share must leave images for {part}, got {reference_share}")
+    source = _load()
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, PARTS.index(part))))
+    if heldout:
+        own_captions = [_full_caption(source, row) for row in rows.tolist()]
+    else:
+        own_captions = [_varied_caption(source, row, omit_probability, rng) for row in rows.tolist()]
+    captions, is_swapped = swap_captions(own_captions, fraction, rng)
+    return ArrayDataset(
+        f"digits-{part}",
+        source.images[rows],
+        captions,
+        own_captions=own_captions,
+        is_swapped=is_swapped,
+        zero_shot=partial(_zero_shot, source.images[rows], source.labels[rows]),
+    )
+
+
+def digit_splits(
+    *,
+    seed: int = 0,
+    swapped_fraction: float = 0.3,
+    omit_probability: float = 0.3,
+    reference_share: float = 0.5,
+) -> DataSplits:
+    """Return training, validation and test digits of one seed.
+
+    Parameters
+    ----------
+    seed, swapped_fraction, omit_probability, reference_share
+        As in `digits`; captions are swapped in the training split only.
+
+    Returns
+    -------
+    DataSplits
+        200 pairs each for validation and test. The images kept for a reference model are `digits("reference", ...)`
+        with the same seed and share, disjoint from all three.
+
+    Raises
+    ------
+    BadInput, TypeError, MissingExtra
+        As in `digits`.
+
+    Examples
+    --------
+    >>> [len(split) for split in digit_splits()]
+    [699, 200, 200]
+    """
+    make = partial(digits, seed=seed, omit_probability=omit_probability, reference_share=reference_share)
+    return DataSplits(make("train", swapped_fraction=swapped_fraction), make("validation"), make("test"))
+
+
+@lru_cache(maxsize=1)
+def _load() -> _Source:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise MissingExtra("the digits data set", "scikit-learn") from None
+    bunch = load_digits()
+    ink = np.asarray(bunch.images).astype(np.int64)  # 0 .. 16
+    labels = np.asarray(bunch.target).astype(np.int64)
+    images = ((ink * 255 + 8) // 16).astype(np.uint8)[..., None]
+    images.flags.writeable = False
+    return _Source(images, labels, _measure(ink))
+
+
+def _measure(ink: Int64) -> Int64:
+    """Return each image's four attributes as 0, 1 or 2: below, between or above the tertiles of all images."""
+    x = np.arange(8, dtype=np.int64)[None, None, :] * 2 - 7  # centred and doubled, to stay with integers
+    y = np.arange(8, dtype=np.int64)[None, :, None] * 2 - 7
+    total = ink.sum(axis=(1, 2))
+
+    def central(values: Int64) -> Int64:
+        moment: Int64 = (ink * values).sum(axis=(1, 2))
+        return moment
+
+    sum_x, sum_y = central(x), central(y)
+    var_x = total * central(x * x) - sum_x * sum_x
+    var_y = total * central(y * y) - sum_y * sum_y
+    covariance = total * central(x * y) - sum_x * sum_y
+    measures = (
+        total.astype(np.float64),  # ink
+        var_x / (total * total),  # width: variance across
+        -covariance / var_y,  # slant: how far right the pen is, a row higher
+        sum_y / total,  # weight: mean row, downwards
+    )
+    columns = []
+    for measure in measures:
+        ordered = np.sort(measure)
+        low, high = ordered[len(ordered) // 3], ordered[2 * len(ordered) // 3]
+        columns.append((measure >= low).astype(np.int64) + (measure >= high).astype(np.int64))
+    return np.stack(columns, axis=1)
+
+
+def _deal(seed: int, reference_share: float) -> dict[str, npt.NDArray[np.int64]]:
+    """Deal the rows to the parts, class by class, each part in random order."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
+    labels = _load().labels
+    dealt: dict[str, list[int]] = {part: [] for part in PARTS}
+    for label in range(len(DIGITS)):
+        rows = rng.permutation(np.flatnonzero(labels == label)).tolist()
+        dealt["validation"] += rows[:_HELDOUT_PER_CLASS]
+        dealt["test"] += rows[_HELDOUT_PER_CLASS : 2 * _HELDOUT_PER_CLASS]
+        rest = rows[2 * _HELDOUT_PER_CLASS :]
+        for_reference = round(len(rest) * reference_share)
+        dealt["reference"] += rest[:for_reference]
+        dealt["train"] += rest[for_reference:]
+    return {part: rng.permutation(np.array(rows, dtype=np.int64)) for part, rows in dealt.items()}
+
+
+def _full_caption(source: _Source, row: int) -> str:
+    ink, width, slant, weight = source.attributes[row].tolist()
+    return _FULL.format(
+        ink=_INK[ink],
+        width=_WIDTH[width],
+        digit=DIGITS[int(source.labels[row])],
+        slant=_SLANT[slant],
+        weight=_WEIGHT[weight],
+    )
+
+
+def _varied_caption(source: _Source, row: int, omit_probability: float, rng: np.random.Generator) -> str:
+    told = (rng.random(4) >= omit_probability).tolist()
+    template = _TEMPLATES[int(rng.integers(0, len(_TEMPLATES)))]
+    ink, width, slant, weight = source.attributes[row].tolist()
+    adjectives = [word for word, tell in ((_INK[ink], told[0]), (_WIDTH[width], told[1])) if tell]
+    rest = [word for word, tell in ((_SLANT[slant], told[2]), (_WEIGHT[weight], told[3])) if tell]
+    caption = template.format(
+        digit=DIGITS[int(source.labels[row])],
+        adjectives="".join(word + " " for word in adjectives),
+        rest=f", {' and '.join(rest)}" if rest else "",
+    )
+    return caption.replace("a eight", "an eight")
+
+
+def _zero_shot(images: UInt8, labels: Int64, image_size: int | None) -> ZeroShot:
+    sized = images if image_size is None else resize(images, image_size)
+    return ZeroShot(DIGITS, tuple(f"a photo of the digit {name}" for name in DIGITS), sized, labels)

@@ -1,0 +1,137 @@
+"""Images to the size, channels and range that an image tower takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_clip.data._checks import whole_number
+from drrho_clip.data.protocol import UInt8
+from drrho_clip.errors import BadInput, MissingExtra
+
+__all__ = ["normalise", "resize", "to_channels"]
+
+
+def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
+    """Cut images to their central square and bring them to one size.
+
+    The resampling is Pillow's bicubic one, whose support grows when it shrinks an image, so there is no aliasing.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (b, H, W, C), or a sequence of b arrays of shape (H, W, C)
+        C is 1 or 3, the same for all; H and W may differ in a sequence.
+    image_size : int
+        Height and width s of the result, at least 1.
+
+    Returns
+    -------
+    ndarray of uint8, shape (b, s, s, C)
+        The input itself where it is an array of that size already; then Pillow is not needed.
+
+    Raises
+    ------
+    BadInput
+        The images are no such arrays, or there are none.
+    MissingExtra
+        Pillow is needed and not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> resize(np.zeros((2, 8, 12, 3), np.uint8), 4).shape
+    (2, 4, 4, 3)
+    """
+    size = whole_number(image_size, "image_size", at_least=1)
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4:
+            raise BadInput(f"images must have shape (b, H, W, C), got {images.shape}")
+        _check_image(images)
+        if images.shape[1:3] == (size, size):
+            return images
+    if len(images) == 0:
+        raise BadInput("images must hold at least one image, got none")
+    return np.stack([_resize_one(image, size) for image in images])
+
+
+def normalise(images: UInt8) -> npt.NDArray[np.float32]:
+    """Map bytes to float32 in [-1, 1]: value / 127.5 - 1.
+
+    Raises
+    ------
+    BadInput
+        The images are not uint8: scaled numbers would be scaled twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> normalise(np.array([0, 255], np.uint8)).tolist()
+    [-1.0, 1.0]
+    """
+    if images.dtype != np.uint8:
+        raise BadInput(f"images must be uint8, got {images.dtype}")
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def to_channels(images: UInt8, channels: int) -> UInt8:
+    """Turn grey images into RGB or RGB into grey.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (..., C)
+        C is 1 or 3.
+    channels : int
+        1 or 3. Grey is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), rounded.
+
+    Returns
+    -------
+    ndarray of uint8, shape (..., channels)
+        The input itself where nothing is to be done.
+
+    Raises
+    ------
+    BadInput
+        C or `channels` is another number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> to_channels(np.array([[200, 100, 50]], np.uint8), 1).tolist()
+    [[124]]
+    """
+    _check_image(images)
+    if channels not in (1, 3):
+        raise BadInput(f"channels must be 1 or 3, got {channels!r}")
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    wide = images.astype(np.uint32)
+    grey = (299 * wide[..., 0] + 587 * wide[..., 1] + 114 * wide[..., 2] + 500) // 1000
+    return grey.astype(np.uint8)[..., None]
+
+
+def _resize_one(image: UInt8, size: int) -> UInt8:
+    if image.ndim != 3:
+        raise BadInput(f"an image must have shape (H, W, C), got {image.shape}")
+    _check_image(image)
+    height, width, channels = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    if side == size:
+        return square
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtra("resizing images", "Pillow") from None
+    picture = Image.fromarray(square[..., 0] if channels == 1 else np.ascontiguousarray(square))
+    resized = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
+    return resized.reshape(size, size, channels)
+
+
+def _check_image(images: UInt8) -> None:
+    if images.dtype != np.uint8 or images.ndim < 1 or images.shape[-1] not in (1, 3) or 0 in images.shape[-3:]:
+        raise BadInput(f"images must be uint8 with 1 or 3 channels last, got {images.dtype} {images.shape}")

@@ -1,0 +1,116 @@
+"""What a data set is to the rest of the harness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of"]
+
+UInt8: TypeAlias = npt.NDArray[np.uint8]
+Int32: TypeAlias = npt.NDArray[np.int32]
+Int64: TypeAlias = npt.NDArray[np.int64]
+
+
+class Sample(NamedTuple):
+    """One image with its caption.
+
+    Attributes
+    ----------
+    sample_index : int
+        Stable row id, 0 .. len - 1 inside one data set. The estimator keeps its state under this number.
+    image : ndarray of uint8, shape (H, W, C)
+        C is 1 (grey) or 3 (RGB).
+    caption : str
+        Never empty.
+    """
+
+    sample_index: int
+    image: UInt8
+    caption: str
+
+
+class ZeroShot(NamedTuple):
+    """Images to classify by comparing them with one prompt per class.
+
+    Attributes
+    ----------
+    class_names : tuple of str, length k
+    prompts : tuple of str, length k
+        The caption that stands for each class.
+    images : ndarray of uint8, shape (m, H, W, C)
+    labels : ndarray of int64, shape (m,)
+        Positions in `class_names`.
+    """
+
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    images: UInt8
+    labels: Int64
+
+
+class Dataset(Protocol):
+    """Random access to image-caption pairs.
+
+    `dataset[i].sample_index == i` for every i in 0 .. len - 1, always; anything else is an IndexError.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and reports."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return the pair with that row id."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hex digest that names the content: equal digests mean equal data."""
+        ...
+
+    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+        """Return a classification task of this data set's domain, or None where it has none.
+
+        `image_size` asks for square images of that size; None keeps the size that the data set prefers.
+        """
+        ...
+
+
+class DataSplits(NamedTuple):
+    """Three data sets of one family that share no sample; validation and test captions are never swapped."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+
+def captions_of(dataset: Dataset) -> Sequence[str]:
+    """Return all captions in row order, without decoding images where the data set can do that.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its attribute `captions` is used where it has one.
+
+    Returns
+    -------
+    sequence of str, length n
+
+    Examples
+    --------
+    >>> from drrho_clip.data import scenes
+    >>> len(captions_of(scenes(3, seed=0)))
+    3
+    """
+    captions: Any = getattr(dataset, "captions", None)
+    if captions is None:
+        return tuple(dataset[index].caption for index in range(len(dataset)))
+    found: Sequence[str] = captions
+    return found

@@ -1,0 +1,312 @@
+"""The demonstration: a reference model and three methods on embedded data, one table, one report.
+
+The comparison is fair: the three learners share initial parameters, batch order, samples seen, temperature, optimiser
+and schedule. Each method's learning rate is the best of the same three on the validation split, chosen once by
+``python -m drrho_clip.tune`` and recorded in ``learning_rates.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drrho_clip.checkpoint import write_atomic
+from drrho_clip.config import METHODS, TrainConfig, preset
+from drrho_clip.data import ArrayDataset, DataSplits, captions_of
+from drrho_clip.errors import BadInput
+from drrho_clip.evaluate import nearest
+from drrho_clip.report.data import GalleryRow, ReportData, RetrievedImage
+from drrho_clip.report.page import write_report
+from drrho_clip.run import Encoder, open_run
+from drrho_clip.train import Outcome, open_splits, read_metrics, train
+from drrho_core.backend import Backend
+
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)
+"""What every method's learning rate is chosen from."""
+
+ROLES = ("reference", *METHODS)
+
+
+def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path) -> dict[str, TrainConfig]:
+    """Return the settings of the four runs by name: reference, clip, sogclr, drrho.
+
+    Parameters
+    ----------
+    data : {"scenes", "digits"}
+        The embedded data set.
+    backend : str
+        Array library.
+    seed : int
+        Seed of data, initial parameters and batch order.
+    quick : bool
+        Small and short, for a look at the plumbing.
+    runs : Path
+        Where the runs are going to be.
+    """
+    base = TrainConfig(data=data, method="clip", seed=seed, data_seed=seed, backend=backend)
+    base = replace(base, **preset(data, backend))
+    reference = replace(base, data=f"{data}:reference", width=base.width // 2, train_size=20_000)
+    if data == "scenes":  # long enough on few enough scenes that swapped captions can be learned by heart
+        base = replace(base, train_size=16_000, epochs=12)
+    if quick:
+        small: dict[str, Any] = {"train_size": 768, "epochs": 2, "batch_size": 128, "width": 8, "warmup_steps": 2}
+        base, reference = replace(base, **small), replace(reference, **small)
+    rates = chosen_learning_rates(data)
+    configs = {"reference": replace(reference, learning_rate=rates["reference"])}
+    for method in METHODS:
+        needs = str(runs / "reference") if method == "drrho" else None
+        configs[method] = replace(base, method=method, reference=needs, learning_rate=rates[method])
+    return configs
+
+
+def learning_rate_record() -> dict[str, Any]:
+    """Return the recorded choice: per data set and run, validation R@1 of every learning rate tried."""
+    record: dict[str, Any] = json.loads(files("drrho_clip").joinpath("learning_rates.json").read_text())
+    return record
+
+
+def chosen_learning_rates(data: str) -> dict[str, float]:
+    """Return the learning rate of every run: the one with the best validation R@1."""
+    trials = learning_rate_record()["validation_r1"][data]
+    return {role: float(max(trials[role], key=lambda rate: trials[role][rate])) for role in ROLES}
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    backend: Backend,
+    data: str,
+    seeds: Sequence[int] = (0,),
+    quick: bool = False,
+    resume: bool = False,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Train the reference model and the three methods, write results.json and report.html.
+
+    Parameters
+    ----------
+    out : path
+        A new folder; with `resume`, one that an interrupted demo left.
+    backend : Backend
+        What runs it.
+    data : {"scenes", "digits"}
+        Rendered scenes (wants a backend with convolutions), or scikit-learn's digits (any backend).
+    seeds : sequence of int
+        One full comparison per seed; the report's pictures show the first.
+    quick : bool
+        Small and short: it shows the plumbing, not the order of the methods.
+    resume : bool
+        Go on with an interrupted demo.
+    quiet : bool
+        Show no progress.
+
+    Returns
+    -------
+    list of dict
+        The rows of results.json.
+
+    Raises
+    ------
+    BadInput
+        If the folder holds something of an earlier demo and `resume` is off.
+    """
+    out = Path(out)
+    if not resume:
+        present = [name for name in ("results.json", "report.html", "runs") if (out / name).exists()]
+        if present:
+            raise BadInput(
+                f"out must be a folder without a demo (or say --resume), got {out} with {', '.join(present)}"
+            )
+    rows: list[dict[str, Any]] = []
+    shown: tuple[DataSplits, dict[str, Outcome]] | None = None
+    for seed in seeds:
+        folder = out / "runs" / f"seed{seed}"
+        configs = demo_configs(data, backend.name, seed=seed, quick=quick, runs=folder)
+        splits = open_splits(configs["drrho"])
+        outcomes = {}
+        for role, config in configs.items():
+            outcomes[role] = train(
+                config,
+                folder / role,
+                resume=resume and (folder / role / "config.json").exists(),
+                backend=backend,
+                splits=open_splits(config) if role == "reference" else splits,
+                quiet=quiet,
+            )
+            rows.append(outcomes[role].row | {"method": role, "dataset": data})
+        shown = (splits, outcomes) if shown is None else shown
+    assert_shown = shown
+    if assert_shown is None:
+        raise BadInput("seeds must hold at least one seed, got none")
+    command = f"drrho demo --out {out} --backend {backend.name} --seeds {' '.join(map(str, seeds))}"
+    report = report_data(rows, *assert_shown, data=data, command=command + (" --quick" if quick else ""), quick=quick)
+    write_report(out / "report.html", report)
+    write_atomic(out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
+    return rows
+
+
+def report_data(
+    rows: Sequence[Mapping[str, Any]],
+    splits: DataSplits,
+    outcomes: Mapping[str, Outcome],
+    *,
+    data: str,
+    command: str,
+    quick: bool,
+) -> ReportData:
+    """Gather what the report shows from finished runs."""
+    curves = {role: learning_curve(outcome) for role, outcome in outcomes.items()}
+    record = learning_rate_record()["validation_r1"][data]
+    trials = {role: {float(rate): float(r1) for rate, r1 in record[role].items()} for role in ROLES}
+    config, reference = outcomes["drrho"].run.config, outcomes["reference"].run.config
+    total = f"{config.epochs} epochs of {len(splits.train):,} pairs in batches of {config.batch_size}"
+    swapped = f"{config.swapped_fraction:.0%} of the training captions are swapped among samples"
+    facts = [
+        ("Data", f"{data}; {swapped}; validation and test pairs are clean"),
+        (
+            "Shared by the three methods",
+            "initial parameters, batch order, samples seen, temperature, optimiser, schedule",
+        ),
+        ("Samples seen", total),
+        ("Temperature", f"{config.temperature:g}, fixed"),
+        ("Optimiser", f"AdamW, weight decay {config.weight_decay:g}, warm-up {config.warmup_steps} steps, cosine to 0"),
+        ("gamma", f"cosine from 1 to {config.gamma_min:g} (SogCLR and DRRho)"),
+        (
+            "The reference model saw",
+            f"{outcomes['reference'].row['samples_seen']:,} samples of other training pairs with the same share of "
+            f"swapped captions, plain CLIP; its encoders have width {reference.width}, the learners' {config.width}",
+        ),
+        ("Backend", f"{config.backend}, {config.dtype}"),
+        ("Seeds", ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))),
+        ("Versions", _versions()),
+        ("Machine", f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"),
+    ]
+    what = "rendered scenes with captions" if data == "scenes" else "scikit-learn's handwritten digits with captions"
+    note = " This is a quick run: it shows the plumbing, not the order of the methods." if quick else ""
+    return ReportData(
+        title="Steering CLIP with a reference model",
+        results=rows,
+        introduction=f"Four small CLIP models trained on {what}, {swapped}.{note}",
+        curves=curves,
+        gallery=gallery(splits, outcomes),
+        weights=swapped_caption_weights(splits, outcomes),
+        weights_note=(
+            "For an image whose caption was swapped away: the weight with which an objective pushes the image away "
+            "from that caption, which still is true of it (swapped), and from 255 captions of other images (clean); "
+            "1 is the average over all of them. Both objectives weigh the same training pairs by the same features, "
+            "those that SogCLR trained, so the reference model is all the difference."
+        ),
+        learning_rates=trials,
+        chosen_learning_rates=chosen_learning_rates(data),
+        facts=facts,
+        command=command,
+    )
+
+
+def learning_curve(outcome: Outcome) -> list[dict[str, float | None]]:
+    """Return the points of one run's curves from its metrics.jsonl."""
+    return [
+        {
+            "samples_seen": record["samples_seen"],
+            "loss": record.get("loss"),
+            "surrogate": record.get("surrogate"),
+            "validation_r1": record.get("validation_retrieval_r1"),
+        }
+        for record in read_metrics(outcome.run.metrics)
+    ]
+
+
+def gallery(
+    splits: DataSplits, outcomes: Mapping[str, Outcome], *, num_queries: int = 6, k: int = 5, size: int = 200
+) -> list[GalleryRow]:
+    """Search the first test gallery for some captions with every model."""
+    test = splits.test
+    count = min(size, len(test))
+    captions = list(captions_of(test))[:count]
+    images = [test[row].image for row in range(count)]
+    queries = [round(step * (count - 1) / max(1, num_queries - 1)) for step in range(num_queries)]
+    found: list[dict[str, list[RetrievedImage]]] = [{} for _ in queries]
+    for role, outcome in outcomes.items():
+        image_features, text_features = outcome.encoder.pairs(test)
+        ranked = nearest(text_features[:count][queries], image_features[:count], k=min(k, count))
+        for which, (query, rows) in enumerate(zip(queries, ranked.tolist(), strict=True)):
+            found[which][role] = [
+                RetrievedImage(images[row], captions[row], captions[row] == captions[query]) for row in rows
+            ]
+    return [
+        GalleryRow(captions[query], retrieved, images[query]) for query, retrieved in zip(queries, found, strict=True)
+    ]
+
+
+def swapped_caption_weights(
+    splits: DataSplits, outcomes: Mapping[str, Outcome], *, num_images: int = 512, num_others: int = 255, seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """Measure how hard SogCLR and DRRho push an image away from its own caption after that was swapped away.
+
+    An image anchor i with a swapped caption has the positive (i, i), that wrong caption; its negatives here are its own
+    caption, which another sample got, and `num_others` captions of other images. Their weights are
+    ``w_ij = exp(D_ij) / mean_j exp(D_ij)`` with ``D_ij = (Z_ij - Z_ii) / tau``: 1 on average over the negatives. Both
+    objectives weigh the same features, those that SogCLR trained, so the reference model is all the difference:
+    ``Z = S`` for sogclr, ``Z = S - lambda R`` for drrho.
+
+    Returns
+    -------
+    dict
+        Per method the weights of the groups "clean" (others' captions) and "swapped" (the image's own one).
+    """
+    data = splits.train
+    if not isinstance(data, ArrayDataset) or not data.is_swapped.any():
+        return {}
+    rng = np.random.default_rng([seed, 1])
+    anchors = rng.permutation(np.flatnonzero(data.is_swapped))[:num_images]
+    others = rng.integers(0, len(data), size=(anchors.size, min(num_others, len(data))))
+    own_captions = [data.own_captions[row] for row in anchors.tolist()]
+    config = outcomes["drrho"].run.config
+    similarity = _against(outcomes["sogclr"].encoder, data, anchors, others, own_captions)
+    reference = _against(outcomes["reference"].encoder, data, anchors, others, own_captions)
+    weights = {}
+    for method, z in (("sogclr", similarity), ("drrho", similarity - config.reference_weight * reference)):
+        w = np.exp((z - z.max(axis=1, keepdims=True)) / config.temperature)
+        w /= w.mean(axis=1, keepdims=True)
+        weights[method] = {"clean": w[:, 1:].ravel(), "swapped": w[:, 0]}
+    return weights
+
+
+def _against(
+    encoder: Encoder, data: ArrayDataset, anchors: np.ndarray, others: np.ndarray, own_captions: Sequence[str]
+) -> np.ndarray:
+    """Return similarities (m, 1 + others) of anchors' images with their own captions, then with the others'."""
+    images, texts = encoder.pairs(data)
+    own = encoder.texts(list(own_captions))
+    anchor = images[anchors].astype(np.float64)
+    first = np.sum(anchor * own, axis=1, keepdims=True)
+    rest = np.einsum("id,ijd->ij", anchor, texts[others].astype(np.float64))
+    return np.concatenate([first, rest], axis=1)
+
+
+def _versions() -> str:
+    found = []
+    for package in ("drrho-core", "numpy", "torch", "jax", "cupy"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def load_outcomes(folder: Path, backend: Backend) -> dict[str, Outcome]:
+    """Open the four finished runs of one seed again, for a new report without training."""
+    outcomes = {}
+    for role in ROLES:
+        run = open_run(folder / role)
+        row = json.loads(run.results.read_text(encoding="utf-8"))[0]
+        outcomes[role] = Outcome(run, Encoder.load(run, backend), row)
+    return outcomes

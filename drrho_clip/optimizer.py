@@ -1,0 +1,119 @@
+"""AdamW in the Array API, its whole memory a flat mapping of arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, device_of
+from drrho_core.backend import Parameters
+
+
+class AdamW:
+    """Adam with decoupled weight decay; see `drrho_core.backend.Optimizer`.
+
+    With gradient g of parameter p at update k = 1, 2, ... and learning rate lr:
+
+    1. ``m = beta1 m + (1 - beta1) g`` and ``v = beta2 v + (1 - beta2) g**2``, from zeros
+    2. ``p = p (1 - lr weight_decay)``, only where p has two or more axes: biases and scales of norms do not decay
+    3. ``p = p - lr * (m / (1 - beta1**k)) / (sqrt(v / (1 - beta2**k)) + epsilon)``
+
+    The state holds k as ``step`` (int32) and m, v as ``first_moment/NAME``, ``second_moment/NAME``. Every backend
+    keeps it so, so that a checkpoint of one can be read by all.
+
+    Parameters
+    ----------
+    xp : namespace
+        The namespace of all arrays.
+    weight_decay : float
+        At least 0.
+    beta1, beta2 : float
+        Weights of the past, in [0, 1).
+    epsilon : float
+        Greater than 0.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range.
+
+    References
+    ----------
+    Loshchilov and Hutter, decoupled weight decay regularization, arXiv 1711.05101.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> optimizer = AdamW(np, weight_decay=0.0)
+    >>> parameters = {"bias": np.asarray([1.0, 1.0])}
+    >>> state = optimizer.init(parameters)
+    >>> parameters, state = optimizer.update(parameters, {"bias": np.asarray([0.5, -3.0])}, state, 0.1)
+    >>> parameters["bias"].round(6), int(state["step"])
+    (array([0.9, 1.1]), 1)
+    """
+
+    def __init__(
+        self,
+        xp: Namespace,
+        *,
+        weight_decay: float,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        epsilon: float = 1e-8,
+    ) -> None:
+        for name, value in (("weight_decay", weight_decay), ("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)):
+            _validate.finite_number(name, value)
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+        for name, value in (("beta1", beta1), ("beta2", beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if epsilon <= 0:
+            raise ValueError(f"epsilon must be greater than 0, got {epsilon}")
+        self.xp = xp
+        self.weight_decay = weight_decay
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.epsilon = epsilon
+
+    def init(self, parameters: Parameters, /) -> dict[str, Array]:
+        """Return the state before the first update."""
+        xp = self.xp
+        some = next(iter(parameters.values()))
+        return {
+            "step": xp.zeros((), dtype=xp.int32, device=device_of(some)),
+            **{f"first_moment/{name}": xp.zeros_like(parameter) for name, parameter in parameters.items()},
+            **{f"second_moment/{name}": xp.zeros_like(parameter) for name, parameter in parameters.items()},
+        }
+
+    def update(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        state: Mapping[str, Array],
+        learning_rate: Array | float,
+        /,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return new parameters and new state."""
+        xp = self.xp
+        step = xp.asarray(state["step"] + 1)  # numpy makes scalars of sums of 0-d arrays; checkpoints hold arrays
+        new_parameters = {}
+        new_state = {"step": step}
+        for name, p in parameters.items():
+            g = gradients[name]
+            m = self.beta1 * state[f"first_moment/{name}"] + (1 - self.beta1) * g
+            v = self.beta2 * state[f"second_moment/{name}"] + (1 - self.beta2) * g * g
+            new_state[f"first_moment/{name}"], new_state[f"second_moment/{name}"] = xp.asarray(m), xp.asarray(v)
+            k = xp.astype(step, p.dtype)
+            m_hat = m / _one_minus_power(self.beta1, k, xp)
+            v_hat = v / _one_minus_power(self.beta2, k, xp)
+            if p.ndim >= 2:
+                p = p * (1 - learning_rate * self.weight_decay)
+            new_parameters[name] = xp.asarray(p - learning_rate * m_hat / (xp.sqrt(v_hat) + self.epsilon))
+        return new_parameters, new_state
+
+
+def _one_minus_power(beta: float, k: Array, xp: Namespace) -> Array:
+    """Return ``1 - beta**k`` without the cancellation that costs float32 three digits at the first step."""
+    return -xp.expm1(k * (math.log(beta) if beta > 0 else -math.inf))

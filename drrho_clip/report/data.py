@@ -1,0 +1,107 @@
+"""What a report is made of: plain data, filled by the demo, read by the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
+class RetrievedImage:
+    """One image that a model retrieved.
+
+    Attributes
+    ----------
+    image : uint8 array (height, width, channels) or (height, width)
+        The picture, small; the page enlarges it without smoothing.
+    caption : str
+        The caption of this image in the data set.
+    correct : bool
+        Whether it counts as a hit: its caption equals the query.
+    """
+
+    image: NDArray[np.uint8]
+    caption: str
+    correct: bool
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
+class GalleryRow:
+    """One caption as a query and what every model retrieved for it, best first.
+
+    Attributes
+    ----------
+    query : str
+        The held-out caption.
+    retrieved : mapping of method to sequence of RetrievedImage
+        The top few images (five in the demo), best first.
+    image : uint8 array, optional
+        The image that belongs to the query, shown beside it.
+    """
+
+    query: str
+    retrieved: Mapping[str, Sequence[RetrievedImage]]
+    image: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReportData:
+    """Everything that `write_report` shows; what is empty is left out of the page.
+
+    Attributes
+    ----------
+    title : str
+        The page's title.
+    results : sequence of mappings
+        The rows of results.json: ``{method, dataset, seed, metrics: {retrieval_r1, retrieval_r5, retrieval_r10,
+        zero_shot_accuracy}, samples_seen, seconds}``, one per method and seed, all of one data set. Rates lie in
+        [0, 1]. Several seeds of a method are averaged and drawn as dots.
+    introduction : str
+        One short paragraph below the headline: what was trained on what.
+    curves : mapping of method to sequence of mappings
+        Points ``{"samples_seen", "loss", "surrogate", "validation_r1"}`` in the order of training, of one seed. A key
+        that is missing, None or nan leaves that point out of that curve, so steps and validations may alternate.
+    gallery : sequence of GalleryRow
+        Retrieval examples.
+    weights : mapping of method to (mapping of group to array)
+        Weights (non-negative, any shape) that the loss gives to groups of captions:
+        ``{"drrho": {"clean": ..., "swapped": ...}}``. Two groups a method; the first is drawn as the
+        background, the second in the method's colour.
+    weights_note : str
+        One or two sentences: what exactly such a weight is and when it was taken.
+    learning_rates : mapping of method to (mapping of learning rate to validation R@1)
+        The trials that chose the learning rates.
+    chosen_learning_rates : mapping of method to learning rate
+        What was used; by default the best of `learning_rates`.
+    gallery_size : int, default 200
+        Held-out pairs in a gallery of `drrho_clip.evaluate.retrieval`, for the text of the page.
+    facts : sequence of (name, text)
+        What makes the comparison fair and the page reproducible: initialisation, order, samples seen, temperature,
+        optimiser, what the reference model saw, versions, seed, machine.
+    command : str
+        The command line that reproduces the page.
+
+    Examples
+    --------
+    >>> row = {"method": "clip", "dataset": "digits", "seed": 0, "samples_seen": 1000, "seconds": 2.5,
+    ...        "metrics": {"retrieval_r1": 0.25, "retrieval_r5": 0.5, "retrieval_r10": 0.75, "zero_shot_accuracy": 0.5}}
+    >>> ReportData(title="A first run", results=[row]).gallery
+    ()
+    """
+
+    title: str
+    results: Sequence[Mapping[str, Any]]
+    introduction: str = ""
+    curves: Mapping[str, Sequence[Mapping[str, float | None]]] = field(default_factory=dict)
+    gallery: Sequence[GalleryRow] = ()
+    weights: Mapping[str, Mapping[str, NDArray[np.floating[Any]]]] = field(default_factory=dict)
+    weights_note: str = ""
+    learning_rates: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
+    chosen_learning_rates: Mapping[str, float] = field(default_factory=dict)
+    gallery_size: int = 200
+    facts: Sequence[tuple[str, str]] = ()
+    command: str = ""

@@ -1,0 +1,67 @@
+"""Choose the demo's learning rates.
+
+    python -m drrho_clip.tune --data scenes --backend torch --out runs/tune
+
+Every run of the demo is trained with every learning rate of the same three; what counts is R@1 on the validation split
+at the end. The table goes into ``learning_rates.json`` beside this file, from where the demo reads it. The test split
+is not looked at. drrho is steered by the reference run with the best validation R@1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from drrho_clip.checkpoint import write_atomic
+from drrho_clip.demo import LEARNING_RATES, ROLES, demo_configs, learning_rate_record
+from drrho_clip.train import open_splits, read_metrics, train
+from drrho_core.backend import get_backend
+
+RECORD = Path(__file__).with_name("learning_rates.json")
+
+
+def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Return validation R@1 by run and learning rate; runs that are in `out` already are not trained again."""
+    backend = get_backend(backend_name)
+    table: dict[str, dict[str, float]] = {}
+    best_reference = out
+    for role in ROLES:
+        table[role] = {}
+        for rate in LEARNING_RATES:
+            config = demo_configs(data, backend_name, seed=seed, quick=False, runs=out)[role]
+            config = replace(config, learning_rate=rate)
+            if role == "drrho":
+                config = replace(config, reference=str(best_reference))
+            folder = out / f"{data}-{role}-{rate:g}"
+            resume = (folder / "config.json").exists()
+            outcome = train(config, folder, resume=resume, backend=backend, splits=open_splits(config))
+            curve = [record for record in read_metrics(outcome.run.metrics) if "validation_retrieval_r1" in record]
+            table[role][f"{rate:g}"] = round(curve[-1]["validation_retrieval_r1"], 4)
+            print(f"{data} {role} learning rate {rate:g}: validation R@1 {table[role][f'{rate:g}']:.4f}", flush=True)
+        if role == "reference":
+            best = max(table[role], key=lambda rate: table[role][rate])
+            best_reference = out / f"{data}-{role}-{float(best):g}"
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("scenes", "digits"), required=True)
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    record = learning_rate_record()
+    record["validation_r1"][options.data] = tune(options.data, options.backend, options.out)
+    record.setdefault("chosen_with", {})[options.data] = {
+        "command": f"python -m drrho_clip.tune --data {options.data} --backend {options.backend} --out DIR",
+        "seed": 0,
+    }
+    write_atomic(RECORD, (json.dumps(record, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
