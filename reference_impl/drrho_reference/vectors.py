@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import drrho_reference._cases as cases
-from drrho_reference._cases import Problem, SetOf
-from drrho_reference.conformance import answered, checked_dtypes, oracle_of, ordered_problems
+from drrho_reference.cases.calls import names_of_arguments
+from drrho_reference.cases.draws import SET_NAMES
+from drrho_reference.cases.problem import Problem, SetOf
+from drrho_reference.questions import answered, checked_dtypes, oracle_of, ordered_problems
 
 __all__ = ["FORMAT_VERSION", "INDEX", "SCHEMA", "files", "schema"]
 
@@ -150,7 +151,7 @@ def _entry(problem: Problem, dtype: str, tensors: Tensors) -> dict[str, Any]:
     arguments = question.arguments
     prefix = f"{_slug(problem.name)}/{dtype}"
     store = _storer(tensors, dtype)
-    positional = cases.names_of_arguments(problem, oracle_of(problem), len(arguments.positional))
+    positional = names_of_arguments(problem, oracle_of(problem), len(arguments.positional))
     fields = []
     for name, value in question.expected.items():
         fields.append(
@@ -242,7 +243,7 @@ def schema() -> dict[str, Any]:
         "scalar": record(value={"type": ["number", "boolean"]}),
         "items": record(items={"type": "array", "items": value}),
         "fields": record(fields=mapping(value)),
-        "ambiguity_set": record(ambiguity_set={"enum": list(cases.SET_NAMES)}, parameters=mapping(number)),
+        "ambiguity_set": record(ambiguity_set={"enum": list(SET_NAMES)}, parameters=mapping(number)),
     }
     field = record(
         field=text, expected=value, scale=value, bound={**number, "exclusiveMinimum": 0}, rule={"enum": list(RULES)}
