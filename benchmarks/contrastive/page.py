@@ -78,7 +78,7 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
 
 def pictures(figures: Mapping[str, Any]) -> dict[str, str]:
     """Return the plots by file name, as SVG."""
-    from drrho_clip.report.svg import Line, lines
+    from drrho_clip.report import Line, lines
 
     smallest = math.log2(min(row["batch_size"] for row in figures["times"]))
     drawn = {}
