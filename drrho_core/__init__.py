@@ -19,8 +19,14 @@ from drrho_core.ambiguity import (
     WorstCase,
     worst_case,
 )
-from drrho_core.anchor_weights import pair_loss, reference_anchor_weight
-from drrho_core.contrastive import ContrastiveStep, contrastive_step
+from drrho_core.contrastive import (
+    ContrastiveStep,
+    UnimodalStep,
+    contrastive_step,
+    pair_loss,
+    reference_anchor_weight,
+    unimodal_contrastive_step,
+)
 from drrho_core.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core.losses import (
     FeatureGradients,
@@ -60,7 +66,6 @@ from drrho_core.theory import (
     generalization_bound,
     log_mean_exp_bias,
 )
-from drrho_core.unimodal import UnimodalStep, unimodal_contrastive_step
 
 __all__ = [
     "AmbiguitySet",

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from drrho_core import _pairs, _validate
+from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
-from drrho_core._pairs import ANCHORS, Blocks, Tile, Values, add, along
 from drrho_core.contrastive import (
     AnchorWeight,
     Scalar,
@@ -38,6 +37,8 @@ from drrho_core.contrastive import (
     positive,
     prepare,
 )
+from drrho_core.contrastive import tiles as _pairs
+from drrho_core.contrastive.tiles import ANCHORS, Blocks, Tile, Values, add, along
 from drrho_core.numerics import log_add_constant
 
 FEATURES = ("image_gradient", "text_gradient")

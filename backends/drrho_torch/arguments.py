@@ -72,7 +72,7 @@ def module_temperature(temperature: Any) -> float | Tensor:
         If it is neither a number nor a scalar tensor > 0, or a tensor that was computed from another one.
     """
     checked: float | Tensor = _validate.parameter(
-        "temperature", detached(number_or_tensor(temperature)), lambda x: x > 0, "be > 0", _XP
+        "temperature", detached(number_or_tensor(temperature)), _validate.POSITIVE, _XP
     )
     if not isinstance(temperature, Tensor):
         return checked

@@ -127,9 +127,9 @@ class ContrastiveLoss(nn.Module):
         with torch.inference_mode(False):
             self._gamma_tensor = torch.ones((), dtype=torch.float64)
         self.gamma = gamma
-        self.eps = _validate.number("eps", eps, lambda x: x >= 0, "be >= 0")
-        self.reference_weight = _validate.number("reference_weight", reference_weight, lambda x: x >= 0, "be >= 0")
-        self.radius = _validate.number("radius", radius, lambda x: x >= 0, "be >= 0")
+        self.eps = _validate.number("eps", eps, _validate.NOT_NEGATIVE)
+        self.reference_weight = _validate.number("reference_weight", reference_weight, _validate.NOT_NEGATIVE)
+        self.radius = _validate.number("radius", radius, _validate.NOT_NEGATIVE)
         self.tile_size = None if tile_size is None else _validate.integer("tile_size", tile_size, minimum=1)
         self.memory_budget = (
             None if memory_budget is None else _validate.integer("memory_budget", memory_budget, minimum=0)
@@ -200,7 +200,7 @@ class ContrastiveLoss(nn.Module):
 
     @gamma.setter
     def gamma(self, value: float) -> None:
-        self._gamma = _validate.number("gamma", value, lambda x: 0 < x <= 1, "be in (0, 1]")
+        self._gamma = _validate.number("gamma", value, _validate.UNIT_INTERVAL)
         # torch.compile reads gamma from this tensor, see `forward`.
         self._gamma_tensor.fill_(self._gamma)
 

@@ -376,7 +376,7 @@ def test_with_a_tile_size_no_array_is_b_by_b(name: str) -> None:
 
 
 def test_the_budget_is_for_the_logits_of_both_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    from drrho_core import _pairs
+    from drrho_core.contrastive import tiles as _pairs
 
     kept = []
     tiling = _pairs.tiling

@@ -10,7 +10,6 @@ import pytest
 
 from drrho_core import (
     _loops,
-    _pairs,
     _routines,
     contrastive_step,
     distillation_loss,
@@ -19,6 +18,7 @@ from drrho_core import (
     sigmoid_loss,
     unimodal_contrastive_step,
 )
+from drrho_core.contrastive import tiles as _pairs
 
 B = 5
 

@@ -15,7 +15,8 @@ from drrho_reference import unimodal_contrastive_step as oracle_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho_core import UnimodalStep, _pairs, unimodal_contrastive_step
+from drrho_core import UnimodalStep, unimodal_contrastive_step
+from drrho_core.contrastive import tiles as _pairs
 
 NEVER = -np.inf
 SCALARS = ("temperature", "gamma", "reference_weight", "radius", "eps")

@@ -21,12 +21,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from array_api_compat import is_writeable_array
 
-from drrho_core import _pairs, _validate
+from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, values_visible, wide_dtype
 from drrho_core._fused import Batch, FirstSweep, SecondSweep, Sweeps
 from drrho_core._fused import find as find_kernels
 from drrho_core._loops import traced
-from drrho_core._pairs import Scaling
+from drrho_core.contrastive import tiles as _pairs
+from drrho_core.contrastive.tiles import Scaling
 from drrho_core.numerics import log, log_add_constant, log_moving_average, log_share_of_new
 
 Scalar: TypeAlias = float | Array

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from drrho_core import _pairs
 from drrho_core._array_api import Array, Namespace
-from drrho_core.contrastive import (
+from drrho_core.contrastive import tiles as _pairs
+from drrho_core.contrastive.step import (
     AnchorWeight,
     PerAnchor,
     Scalar,

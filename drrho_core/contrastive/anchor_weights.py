@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import math
 
-from drrho_core import _pairs, _validate
+from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, is_array, namespace_of, wide_dtype
 from drrho_core._fused import Batch
-from drrho_core.contrastive import Scalar, check_features, find_sweeps, option, optional_arrays, per_anchor, positive
+from drrho_core.contrastive import tiles as _pairs
+from drrho_core.contrastive.step import (
+    Scalar,
+    check_features,
+    find_sweeps,
+    option,
+    optional_arrays,
+    per_anchor,
+    positive,
+)
 
 
 def pair_loss(

@@ -1,13 +1,12 @@
-"""Losses by autograd through dense b x b matrices, as a baseline for measurements. Not for training."""
+"""Programs to compare with: autograd through dense matrices. Not for training."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from drrho_torch import onednn_products as faster_products
 from torch import Tensor
-
-from drrho_torch.products import onednn_products as faster_products
 
 __all__ = ["cross_entropy", "dense_step", "faster_products", "held_bytes", "peak_bytes", "released_form", "synchronize"]
 
@@ -17,25 +16,21 @@ TEMPERATURE, GAMMA = 0.05, 0.9
 def dense_step(
     images: Tensor, texts: Tensor, reference_images: Tensor, reference_texts: Tensor, log_inner: Tensor
 ) -> tuple[Tensor, ...]:
-    """Take the step of `drrho_core.contrastive_step` with the formula written down directly; return the same values.
+    """Take the step of `drrho_core.contrastive_step` as one writes its formula down; return all that it returns.
 
     Matrices are b x b; autograd gives the gradients of the features and of the temperature.
     """
     images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
     temperature = torch.tensor(TEMPERATURE, device=images.device, requires_grad=True)
-    # Z = E1 E2^T - R1 R2^T, with the positive pairs on the diagonal.
     excess = images @ texts.T - reference_images @ reference_texts.T
     positive = excess.diagonal()
-    diagonal = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    is_positive = torch.eye(len(images), dtype=torch.bool, device=images.device)
     loss, surrogate, states = torch.zeros(()), torch.zeros(()), []
     for pairs, axis in ((excess - positive[:, None], 1), (excess - positive[None, :], 0)):
-        # log g_i: the logarithm of the mean over the b - 1 negatives of each anchor.
-        logits = (pairs / temperature).masked_fill(diagonal, -torch.inf)
+        logits = (pairs / temperature).masked_fill(is_positive, -torch.inf)
         log_own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
-        # u <- (1 - gamma) u + gamma g, in the log domain; at a first visit u <- g.
         averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own.detach() + math.log(GAMMA))
         log_new = torch.where(torch.isinf(log_inner), log_own.detach(), averaged)
-        # The gradient of the loss at a constant u is that of the temperature; the surrogate adds that of g.
         loss = loss + (temperature * log_new).mean() / 2
         surrogate = surrogate + (temperature.detach() * torch.exp(log_own - log_new)).mean() / 2
         states.append(log_new)
@@ -46,29 +41,27 @@ def dense_step(
 def released_form(
     images: Tensor, texts: Tensor, reference_images: Tensor, reference_texts: Tensor, log_inner: Tensor
 ) -> tuple[Tensor, ...]:
-    """Take a step in the form of DRRho-CLIP's released program (commit 33d7364c), rewritten here.
+    """Take a step in the form of DRRho-CLIP's released program (commit 33d7364c), in our words.
 
-    Each direction has matrices of its own, so there are eight products; the diagonal is removed by multiplication with
-    a mask; the loss is the sum of the excess similarities under constant weights. The temperature has no gradient.
+    Each direction has matrices of its own, so there are eight products; a mask is multiplied; the loss is the sum
+    of the excess similarities under constant weights. The temperature has no gradient.
     """
     images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
     off_diagonal = 1.0 - torch.eye(len(images), device=images.device)
     loss, states = torch.zeros((), device=images.device), []
-    for anchors, candidates, reference_anchors, reference_candidates in (
+    for anchors, others, reference_anchors, reference_others in (
         (images, texts, reference_images, reference_texts),
         (texts, images, reference_texts, reference_images),
     ):
-        # D_ij for the learner, less D_ij for the reference model.
-        similarity = anchors @ candidates.T
+        similarity = anchors @ others.T
         excess = (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
-        similarity = reference_anchors @ reference_candidates.T
+        similarity = reference_anchors @ reference_others.T
         excess = excess - (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
         with torch.no_grad():
             log_own = torch.logsumexp(excess + torch.log(off_diagonal), dim=1) - math.log(len(images))
             averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own + math.log(GAMMA))
             log_new = torch.where(torch.isinf(log_inner), log_own, averaged)
             weights = torch.exp(excess - log_new[:, None])
-        # Autograd sees the weights as constants, so the gradient is sum_j w_ij dD_ij.
         loss = loss + (excess * weights * off_diagonal).sum(dim=1).mean() / (len(images) - 1)
         states.append(log_new)
     return (*torch.autograd.grad(loss, (images, texts)), loss.detach(), *states)
@@ -86,13 +79,13 @@ def cross_entropy(images: Tensor, texts: Tensor, *_: Tensor) -> tuple[Tensor, ..
 
 
 def synchronize(result: tuple[Tensor, ...]) -> None:
-    """Wait until the device has computed a result."""
+    """Wait until a result is there."""
     if result[0].is_cuda:
         torch.cuda.synchronize()
 
 
 def peak_bytes() -> int | None:
-    """Return the peak of allocated bytes on the accelerator since the previous call; None on the host."""
+    """Return the most bytes that the accelerator has held since the last call; None on the host."""
     if not torch.cuda.is_available():
         return None
     peak = int(torch.cuda.max_memory_allocated())
@@ -101,5 +94,5 @@ def peak_bytes() -> int | None:
 
 
 def held_bytes() -> int:
-    """Return the number of bytes that are allocated on the accelerator now."""
+    """Return how many bytes the accelerator holds now."""
     return int(torch.cuda.memory_allocated())
