@@ -18,22 +18,22 @@ DTYPES = {"float32": 4, "float64": 8, "bfloat16": 4, "float16": 4}
 """Bytes of a number of the b x b matrices: half types are widened to float32."""
 
 CANDIDATES = {
-    "one pass": "contrastive_step with a reference",
-    "two passes": "contrastive_step with a reference, tile_size=1024: no b x b array exists",
-    "faster product": "one pass, multiplied by another routine of the library (torch: oneDNN)",
-    "no reference": "contrastive_step without a reference",
-    "dense autograd": "the same formula on b x b matrices, with a reference, differentiated by the library",
-    "released form": "the released DRRho-CLIP program's form of it, autograd: matrices of their own for each direction",
-    "cross-entropy": "CLIP's loss, no reference, differentiated by the library",
+    "one pass": "contrastive_step with a reference model; the logits are cached",
+    "two passes": "the same with tile_size=1024; the logits are computed twice, and no b x b array exists",
+    "faster product": "one pass, with products by another routine of the library (torch: oneDNN)",
+    "no reference": "contrastive_step without a reference model",
+    "dense autograd": "the same formula on b x b matrices, with a reference model, differentiated by the library",
+    "released form": "the form of the released DRRho-CLIP program: autograd, separate matrices for each direction",
+    "cross-entropy": "CLIP's loss without a reference model, differentiated by the library",
 }
 
 RATIOS = {
     "share": "share of the library's own matrix-product rate, one pass (4 products)",
-    "two-pass share": "the same of two passes, still counted as 4 products: 67 % is the most it can be",
+    "two-pass share": "the same share for two passes, also counted as 4 products: at most 67 %",
     "over dense": "dense autograd's time over one pass",
     "over dense, faster": "dense autograd's time over one pass with the faster product",
     "over released": "the released form's time over one pass",
-    "over cross-entropy": "cross-entropy's time over the step without a reference",
+    "over cross-entropy": "cross-entropy's time over the step without a reference model",
 }
 
 TIMES_OF_RATIOS = {

@@ -33,11 +33,11 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
         "",
         f"{libraries}; {setting['machine']}; {setting['dtype']}, d = r = {setting['feature_dim']}, "
         f"{setting['threads']} thread(s), {setting['device'] or 'the default device'}, Python {setting['python']}. "
-        "Written by the command; the raw figures are in [contrastive.json](contrastive.json).",
+        "The command writes this page; the raw figures are in [contrastive.json](contrastive.json).",
         "",
         *(f"- *{name}*: {words}." for name, words in CANDIDATES.items()),
         "",
-        "Milliseconds are the medians of the rounds. Ratios are medians of the ratios of neighbours:",
+        "Milliseconds are medians over the rounds. Ratios are medians of the ratios of runs that follow each other:",
         "",
         *(f"- *{name}*: {words}." for name, words in RATIOS.items()),
         "",
