@@ -6,6 +6,8 @@ import base64
 import io
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -571,3 +573,14 @@ class TestFiles:
         assert "prefers-color-scheme:dark" in text
         assert len(re.findall(r'<path class="bar', text)) == 4
         assert "seed 7" in bar_chart_svg([row("clip", 0.5, seed=7)])
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_demo_names_the_missing_extra_before_training_begins(library: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    code = f"import sys; sys.modules[{library!r}] = None; from drrho_clip.cli import main; "
+    code += f"sys.exit(main(['demo', '--backend', 'numpy', '--quick', '--out', {str(out)!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"drrho: the report needs {library}: pip install 'drrho-core[train]'\n"
+    assert not out.exists()
