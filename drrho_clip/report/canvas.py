@@ -25,7 +25,6 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 except ImportError as error:
     raise MissingExtra("the report", "matplotlib") from error
 
@@ -180,11 +179,19 @@ class Canvas:
         axes.tick_params(axis="y", length=0, pad=8, labelcolor=PALETTE["soft"])
         return axes
 
-    def text(self, x: float, y: float, words: str, *, strong: bool = False, **style: Any) -> Text:
-        """Write words with their baseline at (x, y) in units; `style` is matplotlib's, such as ``color`` and ``ha``."""
-        style = {"color": PALETTE["ink"], "gid": f"{_CLASS}strong" if strong else None, **style}
-        weight = "bold" if strong else "normal"
-        return self.figure.text(x / WIDTH, 1 - y / self.height, clean(words), weight=weight, **style)
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        strong: bool = False,
+        color: str = PALETTE["ink"],
+        ha: Literal["left", "right"] = "left",
+    ) -> None:
+        """Write words with their baseline at (x, y) in units; they begin there, or end there with ``ha="right"``."""
+        weight, gid = ("bold", css("strong")) if strong else ("normal", None)
+        self.figure.text(x / WIDTH, 1 - y / self.height, clean(words), weight=weight, gid=gid, color=color, ha=ha)
 
     def chart(self, key: str, title: str, description: str) -> Chart:
         """Return what was drawn."""
