@@ -1,4 +1,4 @@
-"""The conformance kit, which tells whether an implementation of these formulas is right.
+"""The conformance kit: it checks an implementation of these formulas against the oracle.
 
 :func:`check` gives an implementation (a module, a mapping of names to functions, or one function) a few dozen small
 problems and compares the answers with the oracle's, field by field. The kit imports NumPy and the standard library
@@ -37,13 +37,14 @@ def check(
     ----------
     implementation : module, mapping or function
         Something with the names and signatures of ``docs/api.md``: a namespace, a mapping of names to functions, or one
-        function, which is known by its ``__name__``. It may return some of the fields only, as a tuple with named
-        fields, another object with attributes, or a mapping. Ambiguity sets are built from its own classes where it has
-        any, else they are the oracle's.
+        function, which is known by its ``__name__``. It may return a part of the fields, as a tuple with named
+        fields, another object with attributes, or a mapping. Ambiguity sets are built from the implementation's own
+        classes if it has any, else they are the oracle's.
     xp : namespace
-        Whose arrays it takes: NumPy, ``torch``, ``jax.numpy``, ``cupy`` or another one like them.
+        Namespace of the arrays that the implementation takes: NumPy, ``torch``, ``jax.numpy``, ``cupy`` or a similar
+        library.
     device : device, optional
-        Where the arrays are to be, in the words of ``xp.asarray``.
+        Device of the arrays, as ``xp.asarray`` takes it.
     dtypes : iterable of str
         ``"float64"`` and ``"float32"``, or one of them.
 

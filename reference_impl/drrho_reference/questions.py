@@ -18,9 +18,11 @@ import drrho_reference.contrastive
 import drrho_reference.estimator
 import drrho_reference.losses
 import drrho_reference.risk
+import drrho_reference.scaling_law
 import drrho_reference.selection
 import drrho_reference.theory
 import drrho_reference.unimodal
+import drrho_reference.weighted_sum
 from drrho_reference.cases import PROBLEMS
 from drrho_reference.cases.calls import COMPARED, STORIES, oracle_set
 from drrho_reference.cases.problem import Arguments, Problem, SetOf
@@ -37,6 +39,8 @@ _MODULES = (
     drrho_reference.anchor_weight,
     drrho_reference.selection,
     drrho_reference.theory,
+    drrho_reference.scaling_law,
+    drrho_reference.weighted_sum,
 )
 
 

@@ -1,4 +1,4 @@
-"""What the conformance kit found: fields with their errors, cases, and the report with its verdict."""
+"""The result of the conformance kit: fields with their errors, cases, and the report with its verdict."""
 
 from __future__ import annotations
 
@@ -123,17 +123,18 @@ class Report:
             for field in case.fields
             if field.verdict in (FAILED, ERROR)
         ]
-        # One line per option or field that is absent, with the first three cases that need it.
+        # One line per option or field that is missing, with the first three cases that need it.
         absences: dict[tuple[str, str, str], list[str]] = {}
         for case in self.cases:
             for field in case.fields:
                 if field.verdict in (NOT_GIVEN, NOT_SUPPORTED):
-                    what = field.note or field.name  # a refused option is one line, not one for each field
-                    places = absences.setdefault((field.verdict, case.function, what), [])
+                    # A refused option is one line, not one line for each field.
+                    missing = field.note or field.name
+                    places = absences.setdefault((field.verdict, case.function, missing), [])
                     places += [] if case.name in places else [case.name]
-        for (verdict, function, what), places in absences.items():
+        for (verdict, function, missing), places in absences.items():
             where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
-            lines.append(f"{verdict}: {function}: {what} ({where})")
+            lines.append(f"{verdict}: {function}: {missing} ({where})")
         if self.not_given:
             lines.append(f"not given: {', '.join(self.not_given)}")
         return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-import drrho_reference.ambiguity as sets
+import drrho_reference.sets as sets
 from drrho_reference.cases.problem import Problem, SetOf
 
 

@@ -45,7 +45,7 @@ def _enter(function: str, name: str, sentence: str, draw: Draw) -> None:
 
 
 def _cold(function: str, coldness: str, how: Mapping[str, Any] | None = None) -> Draw:
-    """Return a problem at one temperature, fresh states where the function has any."""
+    """Return a problem at one temperature, with fresh states if the function takes states."""
 
     def draw(rng: Generator) -> tuple[Any, ...]:
         t = 1.0 / float(coldness)

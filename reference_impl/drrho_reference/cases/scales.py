@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from drrho_reference._checks import FloatArray, anchor_weights
+from drrho_reference.anchor import pair_exponents, pair_similarities, pair_weights
 from drrho_reference.cases.problem import Arguments, SetOf
-from drrho_reference.contrastive import negative_pairs, pair_exponents, pair_similarities, pair_weights
+from drrho_reference.contrastive import negative_pairs
 from drrho_reference.unimodal import view_positions
 
 
@@ -147,7 +148,7 @@ def _twice(options: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _anchor(arguments: Arguments, side: int, anchor: int, *, views: bool) -> tuple[FloatArray, int, list[int]]:
-    """Return an anchor's similarities, and where its positive and its negatives stand among them."""
+    """Return an anchor's similarities, and the positions of the positive and of the negatives among them."""
     first, second = arguments.positional[:2]
     options = {
         name: arguments.options[name]

@@ -136,7 +136,7 @@ def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -
 
 
 def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Answer a step without memory and floor: log g, the weights softmax(D), and what follows from both.
+    """Answer a step without memory and floor: log g, the weights softmax(D), and the fields that follow from both.
 
     With d = D - max D the temperature gradient L - sum_j w_j D_j is log mean exp(d) - sum_j w_j d_j: nothing cancels.
     """
