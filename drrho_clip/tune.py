@@ -17,7 +17,9 @@ from pathlib import Path
 
 from drrho_clip.checkpoint import write_atomic
 from drrho_clip.demo import LEARNING_RATES, ROLES, demo_configs, learning_rate_record
-from drrho_clip.train import open_splits, read_metrics, train
+from drrho_clip.run import read_metrics
+from drrho_clip.splits import open_splits
+from drrho_clip.train import train
 from drrho_core.backend import get_backend
 
 RECORD = Path(__file__).with_name("learning_rates.json")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.architecture import LAYER_NORM_EPSILON, ModelSpec, initial_parameters
+from drrho_clip.models import LAYER_NORM_EPSILON, ModelSpec, initial_parameters
 from drrho_core.backend import Backend, Parameters, get_backend
 
 
