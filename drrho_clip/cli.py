@@ -12,7 +12,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -282,7 +282,8 @@ class Bench:
     """Measure the contrastive step against dense autograd, CLIP's loss and the library's own matrix products.
 
     All figures are ratios within one process, measured in turns, so that a machine whose speed drifts does not matter.
-    With --out the command writes figures, a page and plots. All sizes take some minutes per library.
+    With --out the command writes figures, a page and plots. All sizes take some minutes per library. The programs are
+    in a clone of the repository, so run the command there.
 
     For example:
       drrho bench --backend numpy --sizes 1024 4096 --memory-sizes 4096
@@ -321,42 +322,12 @@ class Bench:
 
     def run(self) -> int:
         """Measure, write and compare; return 1 if a ratio has fallen."""
-        from drrho_clip import bench
-        from drrho_clip.checkpoint import write_atomic
+        from drrho_clip.bench import contrastive_benchmark
 
-        before = None
-        if self.check is not None:
-            try:
-                before = json.loads(self.check.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise BadInput(f"check must be the figures of an earlier measurement, got {self.check}") from error
-        names = self.backend or tuple(name for name in backend_names() if importlib.util.find_spec(name))
-        # A wrong name or device is reported before minutes are spent.
-        for name in names:
-            _build_backend(name, self.device, "float32")
-        figures = bench.run(
-            names,
-            device=self.device,
-            dtype=self.dtype,
-            sizes=self.sizes,
-            memory_sizes=[size for size in self.memory_sizes if size],
-            rounds=self.rounds,
-            threads=self.threads,
-            say=lambda line: print(line, flush=True),
-        )
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            _write_json(self.out / "contrastive.json", figures)
-            for name, text in bench.pictures(figures).items():
-                write_atomic(self.out / name, text.encode())
-            page = bench.markdown(figures, as_typed("drrho bench", self))
-            write_atomic(self.out / "README.md", page.encode())
-            print(f"written: {self.out}")
-        if before is None:
-            return 0
-        fallen = bench.compare(figures, before)
-        print("\n".join(fallen) if fallen else "no ratio has fallen by more than 15 %")
-        return 1 if fallen else 0
+        options = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "backend"}
+        names = self.backend or [name for name in backend_names() if importlib.util.find_spec(name)]
+        code: int = contrastive_benchmark().measure_and_write(names, **options, command=as_typed("drrho bench", self))
+        return code
 
 
 COMMANDS: dict[str, type] = {

@@ -1,10 +1,11 @@
 """Choose the demo's learning rates.
 
-    python -m drrho_clip.tune --data scenes --backend torch --out runs/tune
+    python tools/tune_learning_rates.py --data scenes --backend torch --out runs/tune
 
-Every run of the demo is trained with every learning rate of the same three; what counts is R@1 on the validation split
-at the end. The table goes into ``learning_rates.json`` beside this file, from where the demo reads it. The test split
-is not looked at. drrho is steered by the reference run with the best validation R@1.
+Every run of the demo is trained with each of the same three learning rates. A learning rate is judged by R@1 on the
+validation split after training; the test split is not used. The reference model of the drrho runs is the reference run
+with the best validation R@1. The table is written into this clone's ``drrho_clip/learning_rates.json``, which the demo
+reads.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from drrho_clip.demo import LEARNING_RATES, ROLES, demo_configs, learning_rate_r
 from drrho_clip.run import read_metrics
 from drrho_clip.splits import open_splits
 from drrho_clip.train import train
-from drrho_core.backend import get_backend
+from drrho_core.backend import default_backend, get_backend
 
-RECORD = Path(__file__).with_name("learning_rates.json")
+RECORD = Path(__file__).resolve().parents[1] / "drrho_clip" / "learning_rates.json"
 
 
 def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -58,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     record = learning_rate_record()
     record["validation_r1"][options.data] = tune(options.data, options.backend, options.out)
+    # The harness names no framework, not even in its data: the preferred backend goes without saying.
+    backend = "" if options.backend == default_backend() else f" --backend {options.backend}"
     record.setdefault("chosen_with", {})[options.data] = {
-        "command": f"python -m drrho_clip.tune --data {options.data} --backend {options.backend} --out DIR",
+        "command": f"python tools/tune_learning_rates.py --data {options.data}{backend} --out DIR",
         "seed": 0,
     }
     write_atomic(RECORD, (json.dumps(record, indent=1) + "\n").encode())
