@@ -13,7 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 from drrho_jax import JaxBackend  # noqa: E402
 from drrho_jax.models import ConvModel  # noqa: E402
 
-from drrho_clip.architecture import ModelSpec, initial_parameters  # noqa: E402
+from drrho_clip.models import ModelSpec, initial_parameters  # noqa: E402
 from drrho_clip.optimizer import AdamW  # noqa: E402
 
 SPEC = ModelSpec(

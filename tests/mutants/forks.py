@@ -87,7 +87,7 @@ def run(changes: Sequence[Change], files: Sequence[str], *, choose: str = CHOOSE
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a process that calls `run`: NumPy alone, one thread, none of the outer pytest's plugins."""
+    """Return the environment of a process that calls `run`: NumPy, one thread, no plugins of the outer pytest."""
     kept = {
         name: value
         for name, value in os.environ.items()

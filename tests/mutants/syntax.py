@@ -1,8 +1,8 @@
 """Find an expression or a statement in the syntax tree of a module, and put a mistake in its place.
 
 A pattern is a piece of Python. Formatting, comments and lines do not matter, because trees are compared. A name that
-starts with two underscores is a blank: it matches any expression, the same expression everywhere in the pattern, and the
-replacement may use it. ``xp.max(__x, axis=__a)`` finds the maximum of any array.
+starts with two underscores is a blank: it matches any expression, the same expression everywhere in the pattern, and
+the replacement may use it. ``xp.max(__x, axis=__a)`` finds the maximum of any array.
 """
 
 from __future__ import annotations
