@@ -32,8 +32,10 @@ NEEDS = (
     Need("rich", "rich", "the demo", ("markdown-it-py", "mdurl", "pygments")),
     Need("tokenizers", "tokenizers", "the demo"),
     Need(
-        "matplotlib", "matplotlib", "the demo",
-        ("contourpy", "cycler", "fonttools", "kiwisolver", "packaging", "pillow", "pyparsing", "python-dateutil", "six"),
+        "matplotlib",
+        "matplotlib",
+        "the demo",
+        ("contourpy", "cycler", "fonttools", "kiwisolver", "packaging", "pillow", "pyparsing", "python-dateutil"),
     ),
     Need("jinja2", "jinja2", "the demo", ("markupsafe",)),
     Need("pytest", "pytest", "the tests", ("iniconfig", "packaging", "pluggy", "pygments")),
