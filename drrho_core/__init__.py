@@ -53,8 +53,7 @@ from drrho_core.migration import (
     log_inner_from_libauc_v2,
     log_inner_from_sogclr_loss,
 )
-from drrho_core.moving_average import MovingAverageKL, moving_average_kl
-from drrho_core.risk import drrho_risk, excess_loss
+from drrho_core.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
 from drrho_core.scaling_law import ScalingLaw, fit_scaling_law
 from drrho_core.selection import select_jest, select_top_excess
 from drrho_core.temperature import (

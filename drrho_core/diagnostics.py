@@ -16,7 +16,7 @@ from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, power_of_two, values_visible, wide_dtype
 from drrho_core._validate import FINITE, FINITE_NOT_NEGATIVE, NOT_NEGATIVE, POSITIVE, Call, Rule
 from drrho_core.ambiguity.checks import check_losses
-from drrho_core.risk import check_weight, scaled_difference
+from drrho_core.risk import scaled_difference
 
 
 class ExcessVariance(NamedTuple):
@@ -91,18 +91,19 @@ def excess_variance(
     [5.0, 1.0, 4.0]
     """
     arrays = {"loss": loss, "reference_loss": reference_loss}
-    xp = check_losses(arrays, where, xp)
-    weight = check_weight(reference_weight, loss, xp)
+    call = check_losses(arrays, where, xp, options={"reference_weight": reference_weight})
+    xp = call.xp
+    weight = call.option("reference_weight", reference_weight, NOT_NEGATIVE, wide_dtype(loss.dtype, xp))
     if loss.ndim not in (1, 2) or 0 in loss.shape:
         raise ValueError(
             f"loss must have shape (num_pairs,) or (num_anchors, num_pairs) and hold a pair, got {tuple(loss.shape)}"
         )
     if where is not None:
-        if values_visible(where, xp) and not bool(xp.any(where)):
+        if (call.visible or values_visible(where, xp)) and not bool(xp.any(where)):
             raise ValueError("where must mark at least one pair, got none")
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
-        _validate.finite(name, array, xp)
+        call.values(name, array, FINITE)
     x, scale = scaled_difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     counted = xp.ones_like(x) if where is None else xp.astype(xp.broadcast_to(where, x.shape), x.dtype)
     x, counted = (xp.reshape(array, (-1, x.shape[-1])) for array in (x, counted))

@@ -69,7 +69,7 @@ def test_a_vector_is_one_anchor_and_an_offset_costs_no_digits() -> None:
         ((np.ones(2), np.array([np.nan, 1])), {}, ValueError, "reference_loss must be finite, got nan at position 0"),
         ((np.ones(2), np.ones(2)), {"where": np.zeros(2, bool)}, ValueError, "where must mark at least one pair"),
         ((np.ones(2), np.ones(2)), {"where": np.ones(2)}, TypeError, "where must have dtype bool"),
-        ((np.ones(2), np.ones(2)), {"reference_weight": -1}, ValueError, "reference_weight must be at least 0, got -1"),
+        ((np.ones(2), np.ones(2)), {"reference_weight": -1}, ValueError, "reference_weight must be >= 0, got -1"),
     ],
 )  # fmt: skip
 def test_bad_losses_have_no_variance(arrays: Any, options: Any, error: Any, message: str) -> None:
