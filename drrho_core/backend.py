@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from drrho_core._array_api import Array, Namespace
 
@@ -52,6 +52,13 @@ class Optimizer(Protocol):
         ...
 
 
+class Home(NamedTuple):
+    """An inner estimator that a backend has built, and the way of NumPy arrays into the memory of that estimator."""
+
+    estimator: Any  # a drrho_core.state.inner.EstimatorOfRows
+    from_numpy: Callable[[Any], Array]
+
+
 class Backend(Protocol):
     """One array library on one device, in one floating dtype (``float32`` or ``float64``)."""
 
@@ -59,6 +66,7 @@ class Backend(Protocol):
     xp: Namespace
     device: str
     dtype: str
+    homes: tuple[str, ...]  # the homes of `drrho_core.state.make_estimator` that the backend has itself
 
     def asarray(self, array: Any, /) -> Array:
         """Move a host array here: floating ones to the backend's dtype, the others as they are."""
@@ -76,6 +84,10 @@ class Backend(Protocol):
         self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8
     ) -> Optimizer:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
+        ...
+
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:
+        """Build an inner estimator in one of `homes`; `path` is the file of the home ``"file"``."""
         ...
 
     def compile(self, function: Function, /) -> Function:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from drrho_core.state.gamma import cosine_gamma, recommended_gamma_min, scent_gamma
+from drrho_core.state.homes import HOMES, RunEstimator, make_estimator
 from drrho_core.state.inner import InnerEstimator
 from drrho_core.state.temperature_updates import (
     GlobalTemperatureState,
@@ -19,14 +20,17 @@ from drrho_core.state.temperatures import (
 )
 
 __all__ = [
+    "HOMES",
     "FixedTemperature",
     "GlobalTemperature",
     "GlobalTemperatureState",
     "InnerEstimator",
     "PerSampleTemperature",
+    "RunEstimator",
     "Temperature",
     "TemperatureRows",
     "cosine_gamma",
+    "make_estimator",
     "make_temperature",
     "recommended_gamma_min",
     "scent_gamma",

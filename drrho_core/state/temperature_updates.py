@@ -105,6 +105,7 @@ def update_global_temperature(
     Examples
     --------
     >>> import numpy as np
+    >>> from drrho_core import GlobalTemperature
     >>> state = GlobalTemperature(0.07, like=np.zeros(1)).state
     >>> state = update_global_temperature(state, 2.5, learning_rate=0.01)  # the slope is positive: tau falls
     >>> round(float(state.temperature), 6), int(state.step)
