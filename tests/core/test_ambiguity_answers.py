@@ -7,6 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from drrho_core import (
+    AmbiguitySet,
+    CappedKLPenalty,
+    ChiSquareBall,
+    ChiSquarePenalty,
+    CressieReadBall,
+    CVaR,
+    KLBall,
+    KLPenalty,
+    worst_case,
+)
 from helpers.ambiguity import (
     BALLS,
     KINDS,
@@ -19,18 +31,6 @@ from helpers.ambiguity import (
     sets_for,
     solve,
     tolerance,
-)
-
-from drrho_core import (
-    AmbiguitySet,
-    CappedKLPenalty,
-    ChiSquareBall,
-    ChiSquarePenalty,
-    CressieReadBall,
-    CVaR,
-    KLBall,
-    KLPenalty,
-    worst_case,
 )
 
 

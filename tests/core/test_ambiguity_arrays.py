@@ -10,6 +10,14 @@ import array_api_compat.torch as torch_namespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from drrho_core import (
+    AmbiguitySet,
+    CVaR,
+    KLBall,
+    WorstCase,
+    worst_case,
+)
 from helpers.ambiguity import (
     ALL,
     KINDS,
@@ -18,14 +26,6 @@ from helpers.ambiguity import (
     N,
     flat,
     problem_rows,
-)
-
-from drrho_core import (
-    AmbiguitySet,
-    CVaR,
-    KLBall,
-    WorstCase,
-    worst_case,
 )
 
 

@@ -12,15 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers.ambiguity import (
-    ALL,
-    KINDS,
-    SETS,
-    compiled,
-    flat,
-    problem_rows,
-    solve,
-)
 
 from drrho_core import (
     AmbiguitySet,
@@ -33,6 +24,15 @@ from drrho_core._array_api import values_visible
 from drrho_core._loops import _LIBRARIES, _Library, register_loop, repeat, repeat_in_python
 from drrho_core.ambiguity import search, slices
 from drrho_core.ambiguity.worst_case import solve_unchecked
+from helpers.ambiguity import (
+    ALL,
+    KINDS,
+    SETS,
+    compiled,
+    flat,
+    problem_rows,
+    solve,
+)
 
 
 def bad_rows() -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,6 @@ import array_api_compat.numpy as np_namespace
 import drrho_reference
 import numpy as np
 import pytest
-from helpers.ambiguity import (
-    ALL,
-    divergence,
-    dual_value,
-    problem_rows,
-)
 
 from drrho_core import (
     AmbiguitySet,
@@ -29,6 +23,12 @@ from drrho_core import (
     worst_case,
 )
 from drrho_core.ambiguity.checks import largest_usable
+from helpers.ambiguity import (
+    ALL,
+    divergence,
+    dual_value,
+    problem_rows,
+)
 
 
 def test_ties_are_ties_of_the_losses_as_they_came() -> None:

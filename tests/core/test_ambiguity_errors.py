@@ -14,9 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers.ambiguity import (
-    ALL,
-)
 
 from drrho_core import (
     AmbiguitySet,
@@ -28,6 +25,9 @@ from drrho_core import (
     KLBall,
     KLPenalty,
     worst_case,
+)
+from helpers.ambiguity import (
+    ALL,
 )
 
 

@@ -8,16 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.ambiguity import (
-    BALLS,
-    KINDS,
-    SETS,
-    N,
-    divergence,
-    problem_rows,
-    solve,
-    tolerance,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +21,16 @@ from drrho_core import (
     KLBall,
     KLPenalty,
     worst_case,
+)
+from helpers.ambiguity import (
+    BALLS,
+    KINDS,
+    SETS,
+    N,
+    divergence,
+    problem_rows,
+    solve,
+    tolerance,
 )
 
 EXAMPLES = {"numpy": 40, "torch": 10, "strict": 5, "strict-device1": 5, "jax": 2, "jax-jit": 10}

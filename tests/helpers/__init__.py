@@ -1,1 +1,1 @@
-"""Problems and measures that several test files share; import them as ``from helpers.ambiguity import solve``."""
+"""Code that test files share: array libraries, problems, comparisons (``from helpers.problems import draw``)."""
