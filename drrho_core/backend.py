@@ -130,6 +130,7 @@ def default_backend() -> str:
 
     It is the installed backend with the highest `Backend.preference`; the first name in the alphabet wins a tie.
     """
+    # The attribute is part of the class, so every installed backend is imported here, but none is built.
     preferences = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         # A backend whose library is missing cannot be imported, so it does not take part.
@@ -162,6 +163,7 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     >>> get_backend("numpy", dtype="float64").dtype
     'float64'
     """
+    # Entry points are read from installed metadata; no library is imported before `load`.
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         raise ValueError(f"backend must be one of {', '.join(sorted(points))}, got {name!r}")
@@ -170,6 +172,7 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     try:
         build = points[name].load()
     except ModuleNotFoundError as error:
+        # A module of this project that is missing is a defect, not a missing extra.
         if error.name is not None and error.name.partition(".")[0].startswith("drrho"):
             raise
         raise ImportError(
