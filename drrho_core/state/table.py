@@ -93,7 +93,8 @@ class Table(ABC):
 
     def gather(self, index: Array) -> tuple[Array, ...]:
         """Return copies of the rows of a batch, one array (b,) per column; see `check_index` for `index`."""
-        return self.read(self.checked(index))
+        call = _validate.arrays({"the state": self.index_like, "sample_index": index}, self.xp)
+        return self.read(checked_index(call, self.num_samples))
 
     def scatter(self, index: Array, *rows: Array) -> Self:
         """Check the rows of a batch, one array (b,) per column, write them, and return the table to use from now on."""
@@ -150,21 +151,21 @@ class ArrayTable(Table):
         num_samples = _validate.integer("num_samples", num_samples, minimum=1)
         super().__init__(columns, owner, xp)
         dtype, device = storage_dtype(like, dtype, xp), device_of(like)
-        self._arrays = {
-            column.name: xp.full((num_samples,), column.fresh, dtype=dtype, device=device) for column in columns
-        }
+        self.become(
+            {column.name: xp.full((num_samples,), column.fresh, dtype=dtype, device=device) for column in columns}
+        )
         # The question costs two arrays and an attempt, so it is asked once and not in every step.
         self._in_place = supports_index_assignment(self.index_like, xp)
 
     @property
     def num_samples(self) -> int:
         """Number of samples n."""
-        return int(self.index_like.shape[0])
+        return int(self._first.shape[0])
 
     @property
     def index_like(self) -> Array:
-        """An array of the state."""
-        return self._arrays[self.columns[0].name]
+        """The first column."""
+        return self._first
 
     def read(self, index: Array) -> tuple[Array, ...]:
         """Return copies of the rows, one array (b,) per column."""
@@ -199,7 +200,7 @@ class ArrayTable(Table):
 
     def replace(self, arrays: Mapping[str, Array]) -> None:
         """Replace every column by a copy of an array (n,)."""
-        self._arrays = {name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays}
+        self.become({name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays})
         self._in_place = supports_index_assignment(self.index_like, self.xp)
 
     def around(self, arrays: dict[str, Array]) -> Self:
@@ -212,6 +213,7 @@ class ArrayTable(Table):
     def become(self, arrays: dict[str, Array]) -> None:
         """Hold these arrays from now on."""
         self._arrays = arrays
+        self._first = arrays[self.columns[0].name]
 
 
 def storage_dtype(like: Array, dtype: Any, xp: Namespace) -> Any:
