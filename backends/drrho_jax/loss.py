@@ -17,7 +17,7 @@ from drrho_core import _validate, risk
 from drrho_core._array_api import is_array, namespace_of
 from drrho_core.ambiguity import AmbiguitySet
 from drrho_core.contrastive import in_unit_interval, positive, step_in_wide_dtype
-from drrho_core.estimator import check_index
+from drrho_core.state.table import check_index
 from drrho_jax.arguments import check_placement, check_unmapped, on_auto_axes, taken, taken_index, taken_option
 from drrho_jax.gradient import with_gradient
 
