@@ -168,6 +168,39 @@ RISKS = (
     ),
 )  # fmt: skip
 
+STATE = (
+    Mistake(
+        "state.temperature_updates", "move",
+        "old - __step * momentum", "old + __step * momentum",
+        "a temperature moves along the gradient, not against it", "test_temperature.py",
+    ),
+    Mistake(
+        "state.temperature_updates", "update_global_temperature",
+        "first / -xp.expm1(__x)", "first",
+        "Adam without the correction of the first steps", "test_temperature.py",
+    ),
+    Mistake(
+        "state.gamma", "cosine_gamma",
+        "1.0 + math.cos(__x)", "1.0 - math.cos(__x)",
+        "gamma rises from the smallest value to 1", "test_estimator.py",
+    ),
+    Mistake(
+        "state.gamma", "scent_gamma",
+        "xp.where(unseen, xp.ones_like(sigmoid), __gamma)", "__gamma",
+        "SCENT: a first visit keeps a part of the old estimate", "test_estimator.py",
+    ),
+    Mistake(
+        "state.gamma", "scent_gamma",
+        "xp.where(x >= 0, xp.ones_like(small), small)", "xp.where(x >= 0, small, xp.ones_like(small))",
+        "SCENT: 1 - gamma for gamma", "test_estimator.py",
+    ),
+    Mistake(
+        "state.table", "scatter_rows",
+        "xp.take(xp.take(rows, order, axis=0), place, axis=0)", "xp.take(rows, place, axis=0)",
+        "rows are written in the order of the batch, not of the sorted index", "test_estimator.py",
+    ),
+)  # fmt: skip
+
 STEP = "test_contrastive.py"
 ENGINE = (
     Mistake(
@@ -275,5 +308,5 @@ ENGINE = (
     ),
 )  # fmt: skip
 
-GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS}
+GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE}
 MISTAKES: tuple[Mistake, ...] = sum(GROUPS.values(), ())

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mutants.forks import Change, run
+from mutants.formula import GROUPS
 from mutants.suites import PACKAGE, ROOT, source_of
 from mutants.syntax import mutated
 
