@@ -1,4 +1,4 @@
-"""A faster exponential for tiles on the CPU: importing `drrho_torch` registers it."""
+"""A faster exponential for tiles on the CPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-
-from drrho_core._routines import register_exponential
 
 LOG2_E = math.log2(math.e)
 
@@ -21,6 +19,3 @@ def exp(x: Tensor, overwrite: bool) -> Tensor:
     if x.device.type != "cpu":
         return torch.exp(x)
     return (x.mul_(LOG2_E) if overwrite else x * LOG2_E).exp2_()
-
-
-register_exponential("torch", exp)

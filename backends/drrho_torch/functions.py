@@ -16,7 +16,7 @@ from torch import Tensor
 from drrho_core import risk
 from drrho_core._array_api import values_visible
 from drrho_core.ambiguity import AmbiguitySet
-from drrho_core.contrastive import step_in_wide_dtype
+from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.estimator import check_index
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.estimator import Table
@@ -65,7 +65,7 @@ def evaluate(job: Job, *arguments: Any) -> tuple[Tensor, ...]:
             index = torch.where(inside, index, 0)
         old = log_inner_image[index], log_inner_text[index]
     given = old if inside is None else tuple(torch.where(inside, rows, torch.nan) for rows in old)
-    step = step_in_wide_dtype(
+    step = wide_contrastive_step(
         images.detach(),
         texts.detach(),
         *given,

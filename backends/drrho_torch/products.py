@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN, for processors on which torch's own are slow: importing `drrho_torch` registers them."""
+"""Matrix products by oneDNN, for processors on which torch's own are slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from drrho_core._routines import Product, register_product
+from drrho_core.extend import Matmul
 
 SMALLEST = 256
 """Below this many rows, columns or terms the detour over oneDNN's tensors costs what its product saves."""
@@ -64,7 +64,7 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
         _ENABLED.reset(token)
 
 
-def choose(like: Tensor) -> Product | None:
+def choose(like: Tensor) -> Matmul | None:
     """Return oneDNN's product where it is wanted and can be had."""
     enabled = _ENABLED.get()
     if enabled is None:
@@ -85,6 +85,3 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     # `linear` takes oneDNN's tensors, matmul does not; it multiplies by a transpose. The right one may be a plain
     # tensor, which spares a copy. Transposed views are copied by torch: oneDNN takes half as long again for it.
     return torch.nn.functional.linear(a.contiguous().to_mkldnn(), b.T.contiguous()).to_dense()
-
-
-register_product("torch", choose)

@@ -1,12 +1,10 @@
-"""A faster sort for the solvers of the core: importing `drrho_torch` registers it."""
+"""A faster sort for the solvers of the core."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from drrho_core._loops import register_sort
 
 
 def sort(values: Tensor) -> Tensor:
@@ -17,6 +15,3 @@ def sort(values: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or values.device.type != "cpu":
         return torch.sort(values, dim=-1, stable=False).values
     return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))
-
-
-register_sort("torch", sort)
