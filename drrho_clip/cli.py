@@ -535,48 +535,11 @@ def _vectors(command: Vectors) -> None:
 
 
 def _bench(command: Bench) -> int:
-    from drrho_clip import bench
-    from drrho_clip.checkpoint import write_atomic
+    from drrho_clip.bench import contrastive_benchmark
 
-    before = None
-    if command.check is not None:
-        try:
-            before = json.loads(command.check.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"check must be the figures of an earlier measurement, got {command.check}") from error
-    for name, values in (("sizes", command.sizes), ("rounds", (command.rounds,)), ("threads", (command.threads,))):
-        least = 2 if name == "sizes" else 1
-        if not values or min(values) < least:
-            raise BadInput(f"{name} must be at least {least}, got {' '.join(map(str, values)) or 'none'}")
-    if command.dtype not in bench.DTYPES:
-        raise BadInput(f"dtype must be one of {', '.join(bench.DTYPES)}, got {command.dtype!r}")
-    names = command.backend or tuple(
-        name for name in ("numpy", "torch", "jax", "cupy") if importlib.util.find_spec(name)
-    )
-    for name in names:  # before minutes are spent
-        _backend(name, command.device, "float32")
-    found = bench.run(
-        names,
-        device=command.device,
-        dtype=command.dtype,
-        sizes=command.sizes,
-        memory_sizes=[size for size in command.memory_sizes if size],
-        rounds=command.rounds,
-        threads=command.threads,
-        say=lambda line: print(line, flush=True),
-    )
-    if command.out is not None:
-        command.out.mkdir(parents=True, exist_ok=True)
-        _write_json(command.out / "contrastive.json", found)
-        for name, text in bench.pictures(found).items():
-            write_atomic(command.out / name, text.encode())
-        write_atomic(command.out / "README.md", bench.markdown(found, _as_typed(command)).encode())
-        print(f"written: {command.out}")
-    if before is None:
-        return 0
-    fallen = bench.compare(found, before)
-    print("\n".join(fallen) if fallen else "no ratio has fallen by more than 15 %")
-    return 1 if fallen else 0
+    options = {field.name: getattr(command, field.name) for field in fields(command) if field.name != "backend"}
+    code: int = contrastive_benchmark().measure_and_write(command.backend, **options, command=_as_typed(command))
+    return code
 
 
 def _as_typed(command: Bench) -> str:

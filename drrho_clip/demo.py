@@ -2,7 +2,7 @@
 
 The comparison is fair: the three learners share initial parameters, batch order, samples seen, temperature, optimiser
 and schedule. Each method's learning rate is the best of the same three on the validation split, chosen once by
-``python -m drrho_clip.tune`` and recorded in ``learning_rates.json`` beside this file.
+``tools/tune_learning_rates.py`` and recorded in ``learning_rates.json`` beside this file.
 """
 
 from __future__ import annotations

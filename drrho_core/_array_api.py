@@ -1,9 +1,12 @@
-"""What the Array API standard leaves open: which namespace, which dtype, which device, what can be read now."""
+"""Questions that the Array API standard leaves open: namespace, dtype, device, and whether values can be read.
+
+`Array`, `Namespace`, `Scalar` and `PerAnchor` are defined here and nowhere else.
+"""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -14,12 +17,17 @@ Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 """A module that follows the Array API standard, such as ``array_api_compat.torch``."""
 
+Scalar: TypeAlias = float | Array
+"""A number or an array of shape ()."""
+
+PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
+"""A scalar, or one array (b,) for the image anchors and one for the text anchors."""
 
 OLDEST = "2024.12"
 """The oldest version of the Array API standard that a namespace may follow; newer ones are taken, too."""
 
 _NAMESPACES: dict[type, Namespace] = {}
-"""The namespace of each type of array that was met and is plain: whoever asks again pays one look."""
+"""The namespace of each array type that was checked once and is plain. A later array of that type costs one look-up."""
 
 _DENSE = "pass it as a dense array"
 _NOT_PLAIN = {
@@ -32,8 +40,9 @@ _NOT_PLAIN = {
     "spmatrix": _DENSE,
     "sparray": _DENSE,
 }
-"""Classes, by name, that behave like arrays and mean something else, and what to do with one. No library is imported:
-NumPy's, astropy's and torch's masked arrays, NumPy's matrix, the sparse arrays of PyData, JAX, CuPy and SciPy."""
+"""Classes, by name, that look like arrays and mean something else, and the remedy that the message names. They are the
+masked arrays of NumPy, astropy and torch, NumPy's matrix, and the sparse arrays of PyData, JAX, CuPy and SciPy. Names
+are compared so that none of these libraries has to be imported."""
 
 
 def is_array(value: object) -> bool:
@@ -57,27 +66,37 @@ def device_of(array: Array) -> Any:
 
 
 def values_visible(array: Array, xp: Namespace) -> bool:
-    """Tell whether looking at values is free of charge: a concrete array that lives on the host.
+    """Tell whether reading the array's values is free of charge: `all_visible` of this array alone.
 
-    On an accelerator a look costs a synchronisation. Under tracing there is nothing to look at yet, and under a `vmap`
-    without a compiler an array stands for many. That holds for this array only: what is computed from it and from
-    another may be mapped although it is not, so ask for the very array that is looked at (`known`).
+    The answer holds for this array only. An array computed from it and from another may be mapped by a `vmap` although
+    this array is not, so ask for the very array that is read (`known`).
+    """
+    return all_visible((array,), xp)
+
+
+def all_visible(arrays: Iterable[Array], xp: Namespace) -> bool:
+    """Tell whether reading the values of every array is free of charge: the arrays are concrete and lie on the host.
+
+    Reading from an accelerator costs a synchronisation. Under tracing there are no values yet, and under a `vmap`
+    without a compiler an array stands for many.
     """
     if is_compiling(xp):
         return False
-    device = device_of(array)
-    kind = getattr(device, "platform", None) or getattr(device, "type", None) or str(device)
-    if "cpu" not in str(kind).lower():
-        return False
-    # torch.func's wrappers say that they live on the host, but have no memory of their own.
-    if not has_memory(array):
-        return False
-    # jax.jit lets concrete arrays in, but whatever is computed from them is a tracer: a fresh array tells.
-    return device_of(xp.zeros(())) is not None
+    for array in arrays:
+        device = getattr(array, "device", None)
+        if device != "cpu":  # NumPy's devices are strings; other libraries' devices name their platform or type
+            kind = getattr(device, "platform", None) or getattr(device, "type", None) or str(device)
+            if "cpu" not in str(kind).lower():
+                return False
+        # The wrappers of torch.func report the host as their device, but have no memory of their own.
+        if hasattr(array, "untyped_storage") and not has_memory(array):
+            return False
+    # jax.jit lets concrete arrays in, but everything computed from them is a tracer; a fresh array tells.
+    return getattr(xp.zeros(()), "device", None) is not None
 
 
 def has_memory(array: Array) -> bool:
-    """Tell whether a tensor's numbers lie somewhere; other libraries' arrays are not asked."""
+    """Tell whether a tensor's numbers lie in memory; arrays of other libraries always pass."""
     memory = getattr(array, "untyped_storage", None)
     if memory is not None:
         try:
@@ -88,7 +107,7 @@ def has_memory(array: Array) -> bool:
 
 
 def known(condition: Array, xp: Namespace) -> bool:
-    """Tell whether a condition holds everywhere, as far as a look is free; False may mean that nobody knows."""
+    """Tell whether a condition is seen to hold everywhere; False may also mean that its values cannot be read."""
     return values_visible(condition, xp) and bool(xp.all(condition))
 
 
@@ -100,7 +119,7 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
     arrays : mapping of str to array
         Arguments by name.
     xp : namespace, optional
-        What the caller says; under torch.compile the arrays themselves are not asked.
+        The caller's own answer. Under torch.compile it is returned without a look at the arrays.
 
     Raises
     ------
@@ -113,29 +132,31 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
             raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
         if is_compiling(xp):
             return xp
-    found: Namespace | None = None
+    common: Namespace | None = None
     for name, array in arrays.items():
-        its = _NAMESPACES.get(type(array))
-        if its is None:
-            its = _namespace_of_type(name, array)
-        # What no type tells: in torch a sparse tensor and a nested one are tensors, in NumPy anything can be an entry.
-        strided = getattr(its, "strided", None)
+        namespace = _NAMESPACES.get(type(array))
+        if namespace is None:
+            namespace = _namespace_of_type(name, array)
+        # A type does not tell everything: sparse and nested tensors have torch's type, and a NumPy array can hold
+        # objects.
+        strided = getattr(namespace, "strided", None)
         if strided is not None and (array.layout is not strided or array.is_nested):
             kind = "a nested tensor" if array.is_nested else f"a tensor of layout {array.layout}"
             raise TypeError(f"{name} must be a plain array, got {kind}: {_DENSE}")
         if getattr(array.dtype, "kind", "") == "O":
             raise TypeError(f"{name} must be a plain array, got one of dtype object: pass numbers of a floating dtype")
-        if found is None:
-            found = its
-        elif its is not found:
+        if common is None:
+            common = namespace
+        elif namespace is not common:
             raise TypeError(_stranger(arrays, xp))
-    first = next(iter(arrays))
-    _check_version(first, found)
-    if xp is None or xp is found:
-        return found
-    if library(xp) != library(found):
-        raise TypeError(f"xp must be the namespace of {first} ({library(found)}), got {library(xp)}")
-    _check_version("xp", xp)
+    if not OLDEST <= getattr(common, "__array_api_version__", "none") < "none":
+        raise TypeError(_outdated(next(iter(arrays)), common))
+    if xp is None or xp is common:
+        return common
+    if library(xp) != library(common):
+        raise TypeError(f"xp must be the namespace of {next(iter(arrays))} ({library(common)}), got {library(xp)}")
+    if not OLDEST <= getattr(xp, "__array_api_version__", "none") < "none":
+        raise TypeError(_outdated("xp", xp))
     return xp
 
 
@@ -149,34 +170,32 @@ def _namespace_of_type(name: str, array: Any) -> Namespace:
     if not is_array(array):
         raise TypeError(f"{name} must be an array, got {kind.__name__}")
     try:
-        its = array_api_compat.array_namespace(array)
+        namespace = array_api_compat.array_namespace(array)
     except TypeError as error:
         raise TypeError(f"{name} must be an array of a supported library, got {kind.__name__}") from error
-    _NAMESPACES[kind] = its
-    return its
+    _NAMESPACES[kind] = namespace
+    return namespace
 
 
 def _stranger(arrays: Mapping[str, Array], xp: Namespace | None) -> str:
-    """Name the array that is not of the library of the others: of `xp`, where one of them is, else of most of them."""
+    """Name the first array that is not of the expected library: that of `xp`, or of most arrays if none is of `xp`."""
     libraries = {
         name: library(_NAMESPACES.get(type(array)) or _namespace_of_type(name, array)) for name, array in arrays.items()
     }
     every = list(libraries.values())
-    right = library(xp) if xp is not None and library(xp) in every else max(every, key=every.count)
-    home = next(name for name, its in libraries.items() if its == right)
-    name, its = next((name, its) for name, its in libraries.items() if its != right)
-    return f"{name} must come from the library of {home} ({right}), got an array of {its}"
+    expected = library(xp) if xp is not None and library(xp) in every else max(every, key=every.count)
+    home = next(name for name, value in libraries.items() if value == expected)
+    name, other = next((name, value) for name, value in libraries.items() if value != expected)
+    return f"{name} must come from the library of {home} ({expected}), got an array of {other}"
 
 
-def _check_version(name: str, xp: Namespace) -> None:
-    """Check that a namespace follows a version of the standard that this library is tested with, or a newer one."""
-    version = getattr(xp, "__array_api_version__", "none")
-    if not OLDEST <= version < "none":
-        whose = "xp must be" if name == "xp" else f"{name} must be an array of"
-        raise TypeError(
-            f"{whose} a library that follows the array API standard's version {OLDEST} or a newer one, "
-            f"got {library(xp)}, which says {version}"
-        )
+def _outdated(name: str, xp: Namespace) -> str:
+    """Say that a namespace follows a version of the standard that this library is not tested with."""
+    subject = "xp must be" if name == "xp" else f"{name} must be an array of"
+    return (
+        f"{subject} a library that follows the array API standard's version {OLDEST} or a newer one, "
+        f"got {library(xp)}, which says {getattr(xp, '__array_api_version__', 'none')}"
+    )
 
 
 def library(xp: Namespace) -> str:

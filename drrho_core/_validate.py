@@ -1,7 +1,11 @@
-"""Every validation of the library and its message, in one voice: argument, rule, received value.
+"""Every rule of the library and its message, in one voice: argument, rule, received value.
 
-Shapes, dtypes, namespaces and devices are always checked. Values are checked where looking is free (see
-`drrho_core._array_api.values_visible`). A check raises before anything is computed, so no state is lost.
+A public function calls `arrays` once. The answer, a `Call`, holds the library, the device and whether values can be
+read; its methods check one argument each. A rule is a named interval (`POSITIVE`, `UNIT_INTERVAL`, ...), the same for a
+number and for an array.
+
+Shapes, dtypes, namespaces and devices are always checked. Values are checked only if reading them is free (see
+`drrho_core._array_api.all_visible`). A check raises before anything is computed, so no state is lost.
 """
 
 from __future__ import annotations
@@ -10,9 +14,202 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from drrho_core._array_api import Array, Namespace, device_of, is_array, is_compiling, namespace_of, values_visible
+from drrho_core._array_api import (
+    Array,
+    Namespace,
+    all_visible,
+    device_of,
+    is_array,
+    is_compiling,
+    namespace_of,
+    values_visible,
+)
+
+
+class Rule(NamedTuple):
+    """An interval that numbers, and the entries of arrays, have to lie in, and the words that follow "must".
+
+    An interval and not a function, because the extremes of an array then decide for the whole array: two reductions
+    take a ninth of the time that torch takes to test each entry.
+    """
+
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    includes_low: bool = False
+    includes_high: bool = False
+
+    def holds(self, x: Any) -> Any:
+        """Tell whether x lies in the interval, elementwise for an array; nan does not."""
+        above = x >= self.low if self.includes_low else x > self.low
+        below = x <= self.high if self.includes_high else x < self.high
+        # `&` serves arrays; on the bools that comparisons of Python numbers give it is `and`.
+        return above & below
+
+
+FINITE = Rule("be finite")
+POSITIVE = Rule("be > 0", low=0.0)
+NOT_NEGATIVE = Rule("be >= 0", low=0.0, includes_low=True)
+FINITE_NOT_NEGATIVE = NOT_NEGATIVE._replace(words="be finite and >= 0")
+FINITE_POSITIVE = POSITIVE._replace(words="be finite and > 0")
+UNIT_INTERVAL = Rule("be in (0, 1]", low=0.0, high=1.0, includes_high=True)
+BELOW_ONE = Rule("be in [0, 1)", low=0.0, high=1.0, includes_low=True)
+OPEN_UNIT_INTERVAL = Rule("be in (0, 1)", low=0.0, high=1.0)
+LOG_STATE = Rule("be finite, or -inf for never visited", includes_low=True)
+"""Logarithms of inner estimates: -inf marks a sample that was never visited."""
+
+FLOATING = "real floating"
+"""Kind of dtype: float16, bfloat16, float32 or float64."""
+
+STATE = "float32 or wider"
+"""Kind of dtype of the estimator's state, because half types lose visits."""
+
+BOOLEAN = "bool"
+"""Kind of dtype of masks."""
+
+
+def at_most_in_size(limit: float, words: str) -> Rule:
+    """Return the rule ``-limit <= x <= limit``."""
+    return Rule(words, -limit, limit, True, True)
+
+
+class Call(NamedTuple):
+    """The arrays of one public call and the facts that hold for all of them, each determined once by `arrays`."""
+
+    arrays: Mapping[str, Array]
+    xp: Namespace
+    device: Any  # None under tracing
+    visible: bool  # whether the values of every array can be read for free
+
+    def array(
+        self,
+        name: str,
+        kind: str = FLOATING,
+        *,
+        axes: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        meaning: str = "",
+        rule: Rule | None = None,
+    ) -> Array:
+        """Return an array of the call after checking it.
+
+        Parameters
+        ----------
+        name : str
+            The argument.
+        kind : str
+            `FLOATING`, `STATE` or `BOOLEAN`.
+        axes : int, optional
+            The number of axes.
+        shape : tuple of int, optional
+            The exact shape.
+        meaning : str
+            The axes or the shape in names, such as ``(batch_size, feature_dim)``.
+        rule : Rule, optional
+            The rule that every entry keeps.
+        """
+        array, xp = self.arrays[name], self.xp
+        # Nearly every array has one of two dtypes, and then nothing else need be asked.
+        if kind == BOOLEAN:
+            if array.dtype != xp.bool:
+                raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
+        elif array.dtype not in (xp.float32, xp.float64):
+            floating(name, array, xp) if kind == FLOATING else state_dtype(name, array, xp)
+        if axes is not None and array.ndim != axes:
+            raise ValueError(f"{name} must have {axes} axes {meaning}, got shape {tuple(array.shape)}")
+        if shape is not None and tuple(array.shape) != shape:
+            raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(array.shape)}")
+        if rule is not None:
+            self.values(name, array, rule)
+        return array
+
+    def values(self, name: str, array: Array, rule: Rule) -> None:
+        """Check a rule on every entry of an array of the call, or of one computed from them, if reading it is free."""
+        if self.visible or values_visible(array, self.xp):
+            visible_values(name, array, rule, self.xp)
+
+    def same_dtype(self, first: str, *others: str) -> None:
+        """Check that arrays of the call share one dtype."""
+        expected = self.arrays[first].dtype
+        for name in others:
+            if self.arrays[name].dtype != expected:
+                raise TypeError(f"{name} must have the dtype of {first} ({expected}), got {self.arrays[name].dtype}")
+
+    def option(
+        self,
+        name: str,
+        value: Any,
+        rule: Rule,
+        dtype: Any,
+        *,
+        per_anchor: int | None = None,
+        sides: tuple[str, str] = ("image", "text"),
+    ) -> Any:
+        """Check a parameter as `parameter` does and return it in a dtype, ready to compute with.
+
+        A number comes back as a float, which promotes nothing; an array has the dtype, and is nan outside its domain
+        if its values could not be read.
+        """
+        if isinstance(value, (float, int)):
+            return number(name, value, rule, dtype=dtype, xp=self.xp)
+        checked = parameter(name, value, rule, self.xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
+        if isinstance(checked, float):
+            return checked
+        if isinstance(checked, tuple):
+            return tuple(within(self.xp.astype(side, dtype), rule, self.xp) for side in checked)
+        return within(self.xp.astype(checked, dtype), rule, self.xp)
+
+
+def arrays(
+    required: Mapping[str, Any],
+    xp: Namespace | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    autograd: bool = False,
+) -> Call:
+    """Open a public call: check that its arrays fit together, and determine the facts that hold for all of them.
+
+    Parameters
+    ----------
+    required : mapping of str to array
+        Arguments that have to be arrays, by name.
+    xp : namespace, optional
+        The caller's namespace; under torch.compile it is believed.
+    options : mapping, optional
+        Arguments that may be arrays, numbers, None or pairs of them. Arrays among them join `required`, those in a
+        pair as ``name[0]`` and ``name[1]``.
+    autograd : bool
+        Whether arrays may ask for autograd: True for wrappers that return gradients to it.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no plain array, or the arrays come from different libraries: see `namespace_of`.
+    ValueError
+        If the arrays lie on different devices, or one of them asks for autograd.
+    """
+    named = dict(required)
+    for name, value in (options or {}).items():
+        if isinstance(value, (tuple, list)):
+            named.update({f"{name}[{place}]": member for place, member in enumerate(value) if is_array(member)})
+        elif not isinstance(value, (float, int)) and value is not None and is_array(value):
+            named[name] = value
+    xp = namespace_of(named, xp)
+    compiling = is_compiling(xp)
+    first, device = "", None
+    for name, array in named.items():
+        if not autograd and getattr(array, "requires_grad", False):
+            detached({name: array}, xp)
+        # Tracers have no device, and torch.compile's own arrays are not asked.
+        here = None if compiling else getattr(array, "device", None)
+        if here is None or here == device:
+            continue
+        if device is not None:
+            raise ValueError(f"{name} must be on the device of {first} ({device}), got {here}")
+        first, device = name, here
+    return Call(named, xp, device, not compiling and all_visible(named.values(), xp))
 
 
 def describe(value: object) -> str:
@@ -30,77 +227,98 @@ def not_negative(x: Any) -> Any:
 
 def finite_number(name: str, value: object) -> float:
     """Return a Python number after checking that it is a real, finite one."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {describe(value)}")
-    try:
-        converted = float(value)
-    except OverflowError:  # an integer beyond the largest float
-        converted = math.inf
-    if not math.isfinite(converted):
-        raise ValueError(f"{name} must be finite, got {describe(value)}")
-    return converted
+    return number(name, value, FINITE)
 
 
 def number(
-    name: str, value: object, holds: Callable[[Any], Any], rule: str, *, dtype: Any = None, xp: Namespace | None = None
+    name: str,
+    value: object,
+    rule: Rule | Callable[[Any], Any],
+    words: str | None = None,
+    *,
+    dtype: Any = None,
+    xp: Namespace | None = None,
 ) -> float:
     """Return a Python number after checking that it is real, finite, keeps a rule and fits a dtype if one is given."""
-    checked = finite_number(name, value)
-    if not holds(checked):
-        raise ValueError(f"{name} must {rule}, got {value}")
-    if dtype is not None:
-        fits(name, checked, holds, dtype, xp)
+    if not isinstance(rule, Rule):
+        return _old_checks.number(name, value, rule, words or "", dtype=dtype, xp=xp)
+    checked = value if type(value) is float else _real(name, value)
+    if (
+        not (
+            (rule.low < checked < rule.high)
+            or (rule.includes_low and checked == rule.low)
+            or (rule.includes_high and checked == rule.high)
+        )
+        or abs(checked) == math.inf
+    ):
+        unmet = rule.words if math.isfinite(checked) else "be finite"
+        raise ValueError(f"{name} must {unmet}, got {describe(value)}")
+    # Nearly every number fits, and then the limits of the dtype need not be asked for.
+    if dtype is not None and not (
+        (checked == 0.0 or 1e-30 <= abs(checked) <= 1e30) and dtype in (xp.float32, xp.float64)  # type: ignore[union-attr]
+    ):
+        fits(name, checked, rule, dtype, xp)
     return checked
 
 
-def fits(name: str, value: float, holds: Callable[[Any], Any], dtype: Any, xp: Namespace) -> None:
-    """Check that a number stays finite in a dtype and, where its rule excludes 0, apart from 0, and its inverse too."""
-    size = abs(value)
-    if (size == 0 or 1e-30 <= size <= 1e30) and dtype in (xp.float32, xp.float64):
-        return  # nearly always, and the limits need not be asked for
-    smallest, largest, rule = _range(holds, dtype, xp)
-    if not smallest <= size <= largest:
-        raise ValueError(f"{name} must {rule}, got {value}")
+def _real(name: str, value: object) -> float:
+    """Return a real number as a float; an integer beyond the largest float becomes infinite."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {describe(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
-def _range(holds: Callable[[Any], Any], dtype: Any, xp: Namespace) -> tuple[float, float, str]:
-    """Return how small and how large a parameter may be in a dtype, and this in words.
+def fits(name: str, value: float, rule: Rule | Callable[[Any], Any], dtype: Any, xp: Namespace) -> None:
+    """Check that a number stays finite in a dtype and, if its rule excludes 0, apart from 0, and its inverse too."""
+    if not isinstance(rule, Rule):
+        _old_checks.fits(name, value, rule, dtype, xp)
+        return
+    fit = _fitting(rule, dtype, xp)
+    if not fit.holds(value):
+        raise ValueError(f"{name} must {fit.words}, got {value}")
 
-    One that excludes 0 is divided by, and a library may multiply by the inverse instead, and may take what is below the
-    smallest normal number for 0. So the inverse is a normal number, and a fourth of it.
+
+def _fitting(rule: Rule, dtype: Any, xp: Namespace) -> Rule:
+    """Return the numbers that a dtype holds for a parameter.
+
+    A parameter that cannot be 0 is divided by. A library may multiply by the inverse instead, and may replace numbers
+    below the smallest normal one by 0. So the inverse has to be a normal number too, and a fourth of it.
     """
     info = xp.finfo(dtype)
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
-    if holds(0.0):
-        return 0.0, float(info.max), f"fit {name}"
+    if rule.holds(0.0):
+        return at_most_in_size(float(info.max), f"fit {name}")
     smallest = float(info.smallest_normal)
-    return smallest, 0.25 / smallest, f"fit {name}, and so must its inverse"
+    return Rule(f"fit {name}, and so must its inverse", smallest, 0.25 / smallest, True, True)
 
 
-def within(value: Any, holds: Callable[[Any], Any], xp: Namespace) -> Any:
-    """Return an array parameter with nan in place of what is outside its domain, where nobody could look.
+def within(value: Any, rule: Rule | Callable[[Any], Any], xp: Namespace) -> Any:
+    """Return an array parameter with nan in place of entries outside its domain, if its values could not be read.
 
-    Under tracing no error can be raised; nan says that something is wrong, a number that looks right would not.
+    Under tracing no error can be raised. A nan says that something is wrong; a number that looks right would not.
     """
     if isinstance(value, tuple):
-        return tuple(within(member, holds, xp) for member in value)
+        return tuple(within(member, rule, xp) for member in value)
     if not is_array(value) or values_visible(value, xp):
         return value
+    holds = rule.holds if isinstance(rule, Rule) else rule
     return xp.where(xp.isfinite(value) & holds(value), value, xp.nan)
 
 
-def static_number(name: str, value: Any, holds: Callable[[Any], Any], rule: str) -> float:
-    """Return a Python number for a parameter that stays fixed; an array without axes is read once, where it can be."""
+def static_number(name: str, value: Any, rule: Rule | Callable[[Any], Any], words: str | None = None) -> float:
+    """Return a Python number for a parameter that stays fixed; an array without axes is read once, if it can be."""
     if is_array(value):
-        xp = namespace_of({name: value})
-        detached({name: value}, xp)
+        xp = arrays({name: value}).xp
         if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
             raise TypeError(f"{name} must be a real number, got {describe(value)}")
         try:
             value = float(value.detach() if hasattr(value, "detach") else value)
         except TypeError as error:
             raise TypeError(f"{name} must be a constant where code is traced, got {describe(value)}") from error
-    return number(name, value, holds, rule)
+    return number(name, value, rule, words)
 
 
 def integer(name: str, value: object, *, minimum: int) -> int:
@@ -208,26 +426,41 @@ def detached(arrays: Mapping[str, Array], xp: Namespace | None = None) -> None:
 
 
 def finite(name: str, array: Array, xp: Namespace) -> None:
-    """Check that every value is finite, where looking is free."""
-    # nan goes through a maximum, and two reductions take a ninth of what torch takes for all answers one by one.
-    look = 0 not in array.shape and values_visible(array, xp)
-    if look and bool(xp.isfinite(xp.max(array))) and bool(xp.isfinite(xp.min(array))):
-        return
-    values(name, array, xp.isfinite, "be finite", xp)
+    """Check that every value is finite, if reading them is free."""
+    values(name, array, FINITE, xp)
 
 
-def values(name: str, array: Array, holds: Callable[[Any], Any], rule: str, xp: Namespace) -> None:
-    """Check a rule that holds elementwise, where looking is free, and show the first value that breaks it."""
-    if not values_visible(array, xp):
+def values(name: str, array: Array, rule: Any, words: Any, xp: Namespace | None = None) -> None:
+    """Check a rule on every entry, if reading them is free, and show the first value that breaks it."""
+    if xp is not None:
+        _old_checks.values(name, array, rule, words, xp)
         return
-    good = holds(array)
-    if bool(xp.all(good)):
+    xp = words
+    if values_visible(array, xp):
+        visible_values(name, array, rule, xp)
+
+
+def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
+    """Check a rule on every entry of an array whose values can be read, and show the first value that breaks it."""
+    if 0 in array.shape:
         return
-    position = int(xp.argmax(xp.astype(xp.reshape(~good, (-1,)), xp.int8)))
-    first = xp.reshape(array, (-1,))[position]
-    received = int(first) if xp.isdtype(array.dtype, "integral") else float(first)
-    where = f" at position {_unravel(position, tuple(array.shape))}" if array.ndim else ""
-    raise ValueError(f"{name} must {rule}, got {received}{where}")
+    # A nan goes through both reductions and breaks the comparison.
+    low, high = float(xp.min(array)), float(xp.max(array))
+    if (rule.low < low or (rule.includes_low and low == rule.low)) and (
+        high < rule.high or (rule.includes_high and high == rule.high)
+    ):
+        return
+    flat = xp.reshape(array, (-1,))
+    if xp.isdtype(array.dtype, "integral"):
+        # The standard compares no integers with floats, but Python does.
+        broken = [place for place in range(flat.shape[0]) if not rule.holds(int(flat[place]))][:1]
+    else:
+        good = rule.holds(flat)
+        broken = [] if bool(xp.all(good)) else [int(xp.argmax(xp.astype(~good, xp.int8)))]
+    for place in broken:
+        received = int(flat[place]) if xp.isdtype(array.dtype, "integral") else float(flat[place])
+        where = f" at position {_unravel(place, tuple(array.shape))}" if array.ndim else ""
+        raise ValueError(f"{name} must {rule.words}, got {received}{where}")
 
 
 def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
@@ -242,36 +475,37 @@ def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
 def parameter(
     name: str,
     value: Any,
-    holds: Callable[[Any], Any],
-    rule: str,
-    xp: Namespace,
+    rule: Any,
+    words: Any,
+    xp: Namespace | None = None,
     *,
     per_anchor: int | None = None,
     sides: tuple[str, str] = ("image", "text"),
     dtype: Any = None,
 ) -> Any:
-    """Check a number, a 0-d array or, where `per_anchor` is given, a pair of arrays with one value per anchor.
+    """Check a number, a 0-d array or, if `per_anchor` is given, a pair of arrays with one value per anchor.
 
     Parameters
     ----------
     name : str
         The argument.
     value : number, array of shape () or pair of arrays of shape (per_anchor,)
-        What was received; numbers come back as floats.
-    holds : callable
-        The rule, on floats and elementwise on arrays.
-    rule : str
-        The rule in words.
+        The received value; numbers come back as floats.
+    rule : Rule
+        The rule.
     xp : namespace
         The arrays' namespace.
     per_anchor : int, optional
-        The length of the arrays of a pair; None where a pair is not allowed.
+        The length of the arrays of a pair; None if a pair is not allowed.
     sides : pair of str
-        Whose anchors the first and the second array of a pair belong to.
+        The names of the anchors that the first and the second array of a pair belong to.
     dtype : dtype, optional
-        What the value is computed with: a number too large for it is refused, and one so small that it or its inverse
-        is lost there, where the rule excludes 0. So are the values of a wider array.
+        The dtype of the computation: a number too large for it is refused, and if the rule excludes 0 a number so
+        small that it or its inverse is lost there. So are the values of a wider array.
     """
+    if xp is not None:
+        return _old_checks.parameter(name, value, rule, words, xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
+    xp = words
     if per_anchor is not None and isinstance(value, (tuple, list)):
         if len(value) != 2:
             pair = ", ".join(sides)
@@ -282,38 +516,31 @@ def parameter(
                 raise TypeError(f"{label} must be an array of shape (batch_size,), got {describe(array)}")
             floating(label, array, xp)
             shape(label, array, (per_anchor,), "(batch_size,)")
-            parameter_values(label, array, holds, rule, dtype, xp)
+            parameter_values(label, array, rule, dtype, xp)
         return tuple(value)
     if is_array(value):
         floating(name, value, xp)
         if value.ndim != 0:
             either = "a scalar" if per_anchor is None else "a scalar or a pair of arrays, one value per anchor"
             raise ValueError(f"{name} must be {either}, got {describe(value)}")
-        parameter_values(name, value, holds, rule, dtype, xp)
+        parameter_values(name, value, rule, dtype, xp)
         return value
-    return number(name, value, holds, rule, dtype=dtype, xp=xp)
+    return number(name, value, rule, dtype=dtype, xp=xp)
 
 
-def parameter_values(
-    name: str, array: Array, holds: Callable[[Any], Any], rule: str, dtype: Any, xp: Namespace
-) -> None:
-    """Check, where looking is free, that an array is finite, keeps a rule and fits a dtype as a number has to."""
-
-    def keeps(x: Array) -> Array:
-        return xp.isfinite(x) & holds(x)
-
-    if dtype is None:
-        values(name, array, keeps, rule, xp)
+def parameter_values(name: str, array: Array, rule: Any, dtype: Any, xp: Any, old_xp: Any = None) -> None:
+    """Check, if reading the values is free, that an array is finite, keeps a rule and fits a dtype like a number."""
+    if old_xp is not None:
+        _old_checks.parameter_values(name, array, rule, dtype, xp, old_xp)
         return
-    smallest, largest, fit = _range(holds, dtype, xp)
-    # A half type cannot hold more, nor can a comparison with it.
-    largest = min(largest, float(xp.finfo(array.dtype).max))
+    if not values_visible(array, xp):
+        return
+    visible_values(name, array, rule, xp)
+    if dtype is not None:
+        fit = _fitting(rule, dtype, xp)
+        # A half type cannot hold more, nor can a comparison with it.
+        largest = min(fit.high, float(xp.finfo(array.dtype).max))
+        visible_values(name, array, fit._replace(low=max(fit.low, -largest), high=largest), xp)
 
-    def keeps_and_fits(x: Array) -> Array:
-        return keeps(x) & (xp.abs(x) >= smallest) & (xp.abs(x) <= largest)
 
-    try:
-        values(name, array, keeps_and_fits, fit, xp)
-    except ValueError:
-        values(name, array, keeps, rule, xp)  # the rule is the better reason, where that is broken, too
-        raise
+from drrho_core import _old_checks  # noqa: E402 (it imports this module; gone when every caller passes a Rule)

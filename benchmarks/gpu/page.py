@@ -68,7 +68,7 @@ def table(rows: Iterable[Row]) -> str:
 
 def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
     """Return everything as a page of Markdown."""
-    lines = ["# On a GPU, measured", "", f"    {setting['command']}", ""]
+    lines = ["# Measurements on a GPU", "", f"    {setting['command']}", ""]
     devices = [row for row in rows if "device" in row]
     for library in dict.fromkeys(row["library"] for row in devices):
         row = next(row for row in devices if row["library"] == library)
@@ -78,11 +78,11 @@ def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
     lines += [
         f"- Python {setting['python']}, NumPy {setting['numpy']}; {setting['date']}; {setting['seconds']:.0f} s in all",
         "",
-        "Written by the command; the raw figures are in [gpu.json](gpu.json). A row that failed, or for which memory",
-        "or time did not suffice, says so in its place.",
+        "The command writes this page; the raw figures are in [gpu.json](gpu.json). If a measurement failed or ran",
+        "out of memory or time, its row gives the reason.",
         "",
     ]
-    lines += _section("Is it right?", _of(rows, "kit"), ("library", "case", "found"), _simple)
+    lines += _section("Correctness", _of(rows, "kit"), ("library", "case", "found"), _simple)
     lines += _speeds(_of(rows, "sweeps"), _of(rows, "peers"))
     lines += _section("Tests", _of(rows, "tests"), ("tests", "found"), lambda row: (what(row) or "all", told(row)))
     lines += _section(
@@ -96,15 +96,16 @@ def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
     if not rows:
         return []
     intended = (
-        "One call of `contrastive_step`, both sweeps, with gradients; *dense* is autograd of the same formula through",
-        "b x b matrices, *plain* the core without kernels. Milliseconds are medians of calls that end with the device.",
-        "Products are counted twice: those that no method avoids (3, with a reference 4), and those that two passes",
-        "make (4 and 6; a peer's own number), each 2 b^2 d operations. The share is of the library's own product of",
-        "two matrices of 8,192 x 8,192, measured in the same process. Extra memory is the peak beyond the inputs; of",
-        "JAX, what its compiler has planned. The peers' losses are CLIP's and SigLIP's, without reference and state.",
+        "A row is one call of `contrastive_step` with gradients. *dense* is autograd of the same formula through b",
+        "x b matrices, and *plain* is the core without kernels. Milliseconds are medians; each call ends when the",
+        "device is done. Products (2 b^2 d operations each) are counted in two ways: the products that every method",
+        "needs (3, with a reference model 4), and the products of two passes (*made*: 4 and 6, or a peer's own",
+        "number). The share is relative to the library's own product of two matrices of 8,192 x 8,192 in the same",
+        "process. Extra memory is the peak beyond the inputs; for JAX it is the compiler's plan. The peers' losses",
+        "are CLIP's and SigLIP's, without reference model and state.",
     )
     head = ("library", "engine", "reference", "b", "ms", "TFLOP/s", "share", "TFLOP/s, made", "share, made", "MB")
-    lines = ["## How fast is it?", "", *intended, "", *_head(head)]
+    lines = ["## Speed", "", *intended, "", *_head(head)]
     for row in rows:
         if "product_tflops" in row:
             cells = [_library(row), f"product, {row['square']}^3", *[""] * 3, f"{row['product_tflops']:g}", *[""] * 4]

@@ -10,7 +10,34 @@ Start with :func:`worst_case`, then :func:`contrastive_step`; ``reference_impl/R
 from __future__ import annotations
 
 from drrho_reference import conformance, vectors
-from drrho_reference.ambiguity import (
+from drrho_reference.ambiguity import WorstCase, worst_case
+from drrho_reference.anchor import (
+    feature_gradients,
+    inner_estimate,
+    moving_average,
+    pair_exponents,
+    pair_similarities,
+    pair_weights,
+)
+from drrho_reference.anchor_weight import pair_loss, reference_anchor_weight
+from drrho_reference.contrastive import ContrastiveStep, contrastive_objective, contrastive_step
+from drrho_reference.distributed import sharded_contrastive_step
+from drrho_reference.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
+from drrho_reference.losses import (
+    HingeLoss,
+    PairLoss,
+    SigmoidLoss,
+    cross_entropy,
+    distillation_loss,
+    hinge_margin_loss,
+    info_nce,
+    sigmoid_loss,
+    soft_cross_entropy,
+)
+from drrho_reference.risk import MovingAverageKL, drrho_risk, drrho_risk_vjp, excess_loss, moving_average_kl
+from drrho_reference.scaling_law import ScalingLaw, fit_scaling_law
+from drrho_reference.selection import chunk_sizes, joint_scores, select_jest, select_top_excess
+from drrho_reference.sets import (
     AmbiguitySet,
     CappedKLPenalty,
     ChiSquareBall,
@@ -19,50 +46,18 @@ from drrho_reference.ambiguity import (
     CVaR,
     KLBall,
     KLPenalty,
-    WorstCase,
-    worst_case,
 )
-from drrho_reference.anchor_weight import pair_loss, reference_anchor_weight
-from drrho_reference.contrastive import (
-    ContrastiveStep,
-    contrastive_objective,
-    contrastive_step,
-    feature_gradients,
-    inner_estimate,
-    moving_average,
-    pair_exponents,
-    pair_similarities,
-    pair_weights,
-)
-from drrho_reference.distributed import sharded_contrastive_step
-from drrho_reference.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
-from drrho_reference.losses import (
-    HingeLoss,
-    PairLoss,
-    SigmoidLoss,
-    WeightedSum,
-    cross_entropy,
-    distillation_loss,
-    hinge_margin_loss,
-    info_nce,
-    sigmoid_loss,
-    soft_cross_entropy,
-    weighted_sum,
-)
-from drrho_reference.risk import MovingAverageKL, drrho_risk, drrho_risk_vjp, excess_loss, moving_average_kl
-from drrho_reference.selection import chunk_sizes, joint_scores, select_jest, select_top_excess
 from drrho_reference.theory import (
     ExcessVariance,
     LogMeanExpBias,
-    ScalingLaw,
     effective_sample_size,
     excess_variance,
     expected_log_mean_exp_bias,
-    fit_scaling_law,
     generalization_bound,
     log_mean_exp_bias,
 )
 from drrho_reference.unimodal import UnimodalStep, unimodal_contrastive_step, unimodal_objective, view_positions
+from drrho_reference.weighted_sum import WeightedSum, weighted_sum
 
 __all__ = [
     "AmbiguitySet",

@@ -42,6 +42,7 @@ __all__ = [
 
 def number(argument: str, value: object) -> float:
     """Return a finite real number as a float: a Python or NumPy number or a 0-d array, but no bool."""
+    # bool is a subclass of int in Python, but True is no temperature.
     item = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if isinstance(item, (bool, np.bool_)) or not isinstance(item, numbers.Real):
         raise TypeError(f"{argument} must be a real number, got {value!r}")
@@ -76,7 +77,7 @@ def fraction(argument: str, value: object) -> float:
 
 
 def whole_number(argument: str, value: object, smallest: int, largest: int | None = None) -> int:
-    """Return an integer of at least ``smallest`` and, where given, at most ``largest``; no bool."""
+    """Return an integer of at least ``smallest`` and, if given, at most ``largest``; no bool."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{argument} must be an integer, got {value!r}")
     result = int(value)
@@ -88,18 +89,19 @@ def whole_number(argument: str, value: object, smallest: int, largest: int | Non
 
 
 def raw_array(argument: str, value: object) -> npt.NDArray[Any]:
-    """Return an array of integers or floats in the dtype that it came in; its entries are not looked at."""
+    """Return an array of integers or floats in the given dtype; the entries are not checked."""
     try:
         result = np.asarray(value)
     except ValueError as error:  # ragged nested lists
         raise ValueError(f"{argument} must be a rectangular array of real numbers, got {value!r}") from error
+    # Integers and floats only: bool, complex and object arrays are mistakes.
     if result.dtype.kind not in "iuf":
         raise TypeError(f"{argument} must be an array of real numbers, got dtype {result.dtype}")
     return result
 
 
 def real_array(argument: str, value: object, shape: tuple[int, ...] | None = None) -> FloatArray:
-    """Return a finite float64 array, of the given shape where one is given."""
+    """Return a finite float64 array, of the given shape if there is one."""
     result = raw_array(argument, value).astype(np.float64)
     if shape is not None and result.shape != shape:
         raise ValueError(f"{argument} must have the shape {shape}, got {result.shape}")
@@ -132,6 +134,7 @@ def number_or_pair(argument: str, value: object, batch_size: int) -> tuple[Float
 
     A number is repeated for every anchor. The domain is not checked here.
     """
+    # A pair of arrays: the first for image anchors, the second for text anchors.
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != 2:
             raise ValueError(f"{argument} must be a number or a pair of arrays, got {len(value)} entries")
@@ -164,17 +167,18 @@ def reference_pair(reference_features: Pair | None, b: int) -> tuple[FloatArray,
 
 
 def log_estimates(argument: str, value: npt.ArrayLike, b: int) -> FloatArray:
-    """Check logarithms of estimates: finite, or -inf where never visited."""
+    """Check logarithms of estimates: finite, or -inf for samples that were never visited."""
     result = raw_array(argument, value).astype(np.float64)
     if result.shape != (b,):
         raise ValueError(f"{argument} must have the shape {(b,)}, got {result.shape}")
+    # -inf is legal: u = 0 of a sample that was never visited.
     if np.any(np.isnan(result) | (result == np.inf)):
         raise ValueError(f"{argument} must be finite or -inf, got {result.tolist()}")
     return result
 
 
 def state_number(argument: str, value: object) -> float:
-    """Check the logarithm of one estimate: a finite number, or -inf where nothing was seen yet."""
+    """Check the logarithm of one estimate: a finite number, or -inf if nothing was seen yet."""
     array = raw_array(argument, value)
     if array.ndim != 0:
         raise TypeError(f"{argument} must be a number, got an array of the shape {array.shape}")
@@ -206,6 +210,7 @@ def anchor_weights(anchor_weight: npt.ArrayLike | Pair | None, b: int) -> tuple[
     """
     if anchor_weight is None:
         return np.ones(b), np.ones(b)
+    # Two numbers are one array of two anchors; two arrays are the two sides.
     if isinstance(anchor_weight, Sequence) and len(anchor_weight) == 2 and np.ndim(anchor_weight[0]) > 0:
         image, text = (real_array(f"anchor_weight[{side}]", anchor_weight[side], (b,)) for side in (0, 1))
     else:

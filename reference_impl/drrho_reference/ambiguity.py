@@ -13,243 +13,32 @@ with the weights p* that attain it and the dual variables (nu, s) that certify i
 Source: DRRho risk minimization, arXiv 2505.06699, for the risk over excess losses; Duchi and Namkoong 2019 for the
 chi-square ball. Excess losses are signed, so nothing here takes a loss to be non-negative.
 
-Every solver below takes plain lists of floats. Losses enter as differences from the largest one: those are exact where
-losses lie close together, which is where accuracy is needed.
+Every solver below takes plain lists of floats. Losses enter as differences from the largest loss: the differences are
+exact if losses lie close together, and then accuracy is needed most.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from drrho_reference._checks import BoolArray, FloatArray, fraction, mask, non_negative, number, positive, raw_array
-
-__all__ = [
-    "AmbiguitySet",
-    "CVaR",
-    "CappedKLPenalty",
-    "ChiSquareBall",
-    "ChiSquarePenalty",
-    "CressieReadBall",
-    "KLBall",
-    "KLPenalty",
-    "WorstCase",
-    "worst_case",
-]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The sets
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CVaR:
-    """Weights of at most ``1 / (alpha n)``: the mean of the worst share ``alpha`` of the losses.
-
-    Parameters
-    ----------
-    alpha : float
-        The share, in (0, 1]. 1 is the mean of all.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``alpha`` is no number in (0, 1].
-
-    Examples
-    --------
-    >>> CVaR(0.25)
-    CVaR(alpha=0.25)
-    """
-
-    alpha: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", fraction("alpha", self.alpha))
-
-
-@dataclass(frozen=True)
-class KLPenalty:
-    """Weights pay ``temperature`` times their Kullback-Leibler divergence from uniform.
-
-    Parameters
-    ----------
-    temperature : float
-        The price, above 0. A small one gives the maximum, a large one the mean.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``temperature`` is no positive number.
-
-    Examples
-    --------
-    >>> KLPenalty(2)
-    KLPenalty(temperature=2.0)
-    """
-
-    temperature: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", positive("temperature", self.temperature))
-
-
-@dataclass(frozen=True)
-class KLBall:
-    """Weights within a Kullback-Leibler divergence of ``radius`` from uniform.
-
-    Parameters
-    ----------
-    radius : float
-        At least 0. 0 gives the mean, ``log n`` and more the maximum.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``radius`` is no number of at least 0.
-
-    Examples
-    --------
-    >>> KLBall(0.5)
-    KLBall(radius=0.5)
-    """
-
-    radius: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", non_negative("radius", self.radius))
-
-
-@dataclass(frozen=True)
-class ChiSquarePenalty:
-    """Weights pay ``strength`` times their chi-square divergence from uniform, phi(t) = (t - 1)^2 / 2.
-
-    Parameters
-    ----------
-    strength : float
-        The price, above 0. A small one gives the maximum, a large one the mean.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``strength`` is no positive number.
-
-    Examples
-    --------
-    >>> ChiSquarePenalty(1.5)
-    ChiSquarePenalty(strength=1.5)
-    """
-
-    strength: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "strength", positive("strength", self.strength))
-
-
-@dataclass(frozen=True)
-class ChiSquareBall:
-    """Weights within a chi-square divergence of ``radius`` from uniform, phi(t) = (t - 1)^2 / 2.
-
-    Parameters
-    ----------
-    radius : float
-        At least 0. 0 gives the mean, ``(n - 1) / 2`` and more the maximum.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``radius`` is no number of at least 0.
-
-    Examples
-    --------
-    >>> ChiSquareBall(0.5)
-    ChiSquareBall(radius=0.5)
-    """
-
-    radius: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", non_negative("radius", self.radius))
-
-
-@dataclass(frozen=True)
-class CressieReadBall:
-    """Weights within a Cressie-Read divergence of ``radius`` from uniform.
-
-    phi(t) = (t^k - k t + k - 1) / (k (k - 1)) with k = ``order``: order 2 is chi-square, orders near 1 come near to
-    Kullback-Leibler.
-
-    Parameters
-    ----------
-    order : float
-        Above 1.
-    radius : float
-        At least 0. 0 gives the mean, ``(n^(k-1) - 1) / (k (k - 1))`` and more the maximum.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is no number in its domain.
-
-    Examples
-    --------
-    >>> CressieReadBall(3, radius=0.5)
-    CressieReadBall(order=3.0, radius=0.5)
-    """
-
-    order: float
-    radius: float
-
-    def __post_init__(self) -> None:
-        order = number("order", self.order)
-        if order <= 1.0:
-            raise ValueError(f"order must be above 1, got {order}")
-        object.__setattr__(self, "order", order)
-        object.__setattr__(self, "radius", non_negative("radius", self.radius))
-
-
-@dataclass(frozen=True)
-class CappedKLPenalty:
-    """Weights of at most ``1 / (alpha n)`` that pay ``temperature`` times their Kullback-Leibler divergence.
-
-    phi(t) = t log t - t + 1 on [0, 1/alpha], infinite above it.
-
-    Parameters
-    ----------
-    temperature : float
-        The price, above 0. A large one gives the mean, a small one :class:`CVaR` of ``alpha``.
-    alpha : float
-        The smallest share of the losses that the weights may concentrate on, in (0, 1]. 1 gives the mean. Where
-        ``alpha n`` is 1 or less, no weight can reach the cap, and the risk is that of :class:`KLPenalty`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is no number in its domain.
-
-    Examples
-    --------
-    >>> CappedKLPenalty(2, alpha=0.25)
-    CappedKLPenalty(temperature=2.0, alpha=0.25)
-    """
-
-    temperature: float
-    alpha: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", positive("temperature", self.temperature))
-        object.__setattr__(self, "alpha", fraction("alpha", self.alpha))
-
-
-AmbiguitySet: TypeAlias = (
-    CVaR | KLPenalty | KLBall | ChiSquarePenalty | ChiSquareBall | CressieReadBall | CappedKLPenalty
+from drrho_reference._checks import BoolArray, FloatArray, mask, raw_array
+from drrho_reference.sets import (
+    AmbiguitySet,
+    CappedKLPenalty,
+    ChiSquareBall,
+    ChiSquarePenalty,
+    CressieReadBall,
+    CVaR,
+    KLBall,
+    KLPenalty,
 )
+
+__all__ = ["WorstCase", "solve_slices", "worst_case"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,7 +47,7 @@ AmbiguitySet: TypeAlias = (
 
 
 class WorstCase(NamedTuple):
-    """What :func:`worst_case` returns: the risk, the weights that attain it, and the dual pair (nu, s)."""
+    """Result of :func:`worst_case`: the risk, the weights that attain it, and the dual pair (nu, s)."""
 
     risk: FloatArray
     weights: FloatArray
@@ -280,11 +69,11 @@ def worst_case(
     losses : array of real numbers, any shape with at least one axis
         Of either sign. Every slice along ``axis`` is a problem of its own.
     ambiguity_set : CVaR, KLPenalty, KLBall, ChiSquarePenalty, ChiSquareBall, CressieReadBall or CappedKLPenalty
-        What the weights may be.
+        The set that the weights are chosen from.
     axis : int
         The axis of the samples.
     where : array of bool, broadcast to the shape of ``losses``, optional
-        The entries that count. Others are never read, not even where they hold nan, and get weight 0; n is the
+        The entries that count. All other entries get weight 0 and are never read, so they may hold nan; n is the
         number of entries that count.
 
     Returns
@@ -324,7 +113,7 @@ def solve_slices(
     counted: BoolArray,
     input_dtype: np.dtype[Any],
 ) -> WorstCase:
-    """Check what :func:`worst_case` promises and solve one slice after the other.
+    """Check the arguments of :func:`worst_case` and solve one slice after the other.
 
     ``input_dtype`` is the dtype in which the caller's losses came; it sets the ulp of CVaR's quantile.
     """
@@ -342,6 +131,7 @@ def solve_slices(
     weights = np.zeros(values.shape)
     risk, nu, s = (np.empty(values.shape[:-1]) for _ in range(3))
     for index in np.ndindex(values.shape[:-1]):
+        # Each slice is a problem of its own; n counts only the entries under the mask.
         chosen = [i for i in range(values.shape[-1]) if counted[index][i]]
         if not chosen:
             raise ValueError("losses must have an entry that counts in every slice, got a slice without one")
@@ -423,7 +213,7 @@ def _saturated(x: list[float]) -> _Solution:
 def _log_mean_exp(exponents: list[float]) -> float:
     """Return log mean_i exp(a_i) for a_i <= 0 of which one is 0; -inf is allowed.
 
-    Where the mean is near 1 its logarithm is small, and log1p keeps the digits that 1 + tiny would lose.
+    If the mean is near 1, the logarithm is small, and log1p keeps the digits that 1 + tiny would lose.
     """
     excess = math.fsum(math.expm1(a) for a in exponents) / len(exponents)
     if excess > -0.5:
@@ -439,11 +229,13 @@ def _phi(log_t: float, order: float) -> float:
     """
     if log_t == -math.inf:
         return 1.0 / order
+    # Away from t = 1 the closed form, with expm1 for orders near 1.
     if abs(log_t) * order > 0.5:
         t = math.exp(log_t)
         if order == 1.0:
             return t * log_t - t + 1.0
         return (t * math.expm1((order - 1.0) * log_t) / (order - 1.0) - math.expm1(log_t)) / order
+    # Near t = 1 the series; 28 terms reach the last digit for |order L| <= 0.5.
     total, geometric, power = 0.0, 1.0, log_t
     for j in range(2, 30):
         power *= log_t / j  # L^j / j!
@@ -477,9 +269,11 @@ def _cvar(x: list[float], alpha: float, ulp_dtype: np.dtype[Any]) -> _Solution:
     7.000000000000001. Source: the primal form of CVaR (Rockafellar and Uryasev 2000).
     """
     k = alpha * len(x)
+    # k = alpha n units of weight are poured; a k that is an integer up to rounding is that integer.
     nearest = ulp_dtype.type(round(k))
     if abs(k - float(nearest)) <= 4.0 * float(np.spacing(nearest)):
         k = float(nearest)
+    # One level after the other, from the largest: at most one unit per loss, and ties share the last units equally.
     share: dict[float, float] = {}  # weight of each loss at a level
     left = k
     quantile = max(x)
@@ -507,6 +301,7 @@ def _kl_penalty(x: list[float], temperature: float) -> _Solution:
 
 def _tilted(x: list[float], temperature: float) -> tuple[list[float], float]:
     """Return the weights softmax(x / t) and their Kullback-Leibler divergence from uniform."""
+    # Softmax, shifted by the largest loss so that no exponential overflows: log(n p_i) = a_i - log mean exp(a).
     exponents = [(value - max(x)) / temperature for value in x]
     log_mean = _log_mean_exp(exponents)
     log_ratios = [a - log_mean for a in exponents]  # log(n p_i)
@@ -535,6 +330,7 @@ def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Sol
             log_largest = math.log((k - capped) / k * (n / len(rest))) - log_mean
             break
         capped += x.count(level)
+    # log(n p_i): the cap 1/alpha for the largest losses, softmax for all others.
     log_ratios = [log_largest + (value - level) / temperature if value <= level else -math.log(alpha) for value in x]
     weights = [math.exp(a) / n if value <= level else 1.0 / k for value, a in zip(x, log_ratios, strict=True)]
     divergence = math.fsum(_phi(a, 1.0) for a in log_ratios) / n
@@ -545,7 +341,7 @@ def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Sol
 def _kl_ball(x: list[float], radius: float) -> _Solution:
     """KL ball: p = softmax(x / s) with s such that D(p) = radius, found by bisection in log s.
 
-    D falls as s grows. Where s is a thousandth of the gap below the maximum, nothing but the maxima has weight left.
+    D falls as s grows. If s is a thousandth of the gap below the maximum, only the maxima have weight left.
     The dual nu is s log mean exp(x / s), which is sum p x - s D(p). Source: Donsker and Varadhan's dual of the ball.
     """
     first, second = _levels(x)[:2]
@@ -553,6 +349,7 @@ def _kl_ball(x: list[float], radius: float) -> _Solution:
     def s_of(log_ratio: float) -> float:
         return (first - second) * math.exp(log_ratio)
 
+    # Bracket log s: steps up until the divergence is within the radius. Then bisect.
     low = high = -math.log(1000.0)
     while _tilted(x, s_of(high))[1] > radius:
         high += 1.0
@@ -566,9 +363,10 @@ def _chi_square_weights(x: list[float], smallest: float, s: float) -> tuple[list
     """Weigh by p_i = (1/n)(1 + (x_i - nu)/s) the k losses of at least ``smallest``, others by 0; also give nu.
 
     That the weights sum to 1 fixes nu = mean - s (n - k)/k, the mean over these k losses, so
-    p_i = 1/k + (x_i - mean)/(n s). None where a weight is negative: then ``smallest`` is not the right one. -1e-15 is
+    p_i = 1/k + (x_i - mean)/(n s). None if a weight is negative: then ``smallest`` is not the right one. -1e-15 is
     0 that was rounded.
     """
+    # The active losses, measured from the largest loss so that their differences are exact.
     n, largest = len(x), max(x)
     active = [value - largest for value in x if value >= smallest]
     k, mean = len(active), math.fsum(active) / len(active)
@@ -586,6 +384,7 @@ def _chi_square_penalty(x: list[float], strength: float) -> _Solution:
     The risk is sum p x - strength D(p), D(p) = mean (n p - 1)^2 / 2. Source: Duchi and Namkoong 2019.
     """
     for level in sorted(set(x)):
+        # The first set of active losses without a negative weight is the solution.
         candidate = _chi_square_weights(x, level, strength)
         if candidate is not None:
             weights, nu = candidate
@@ -603,13 +402,14 @@ def _chi_square_ball(x: list[float], radius: float) -> _Solution:
 
         s = sqrt(k var / (n (2 radius - (n - k)/k))).
 
-    As in :func:`_chi_square_penalty`, the first set without a negative weight is the right one. Where no weight is
+    As in :func:`_chi_square_penalty`, the first set without a negative weight is the right one. If no weight is
     clipped, k = n and F = mean + sqrt(2 radius var): variance regularisation. Source: Duchi and Namkoong 2019.
     """
     n, largest = len(x), max(x)
     for level in sorted(set(x)):
         active = [value - largest for value in x if value >= level]
         k, mean = len(active), math.fsum(active) / len(active)
+        # The edge of the ball fixes s for this set of active losses.
         length = math.hypot(*(value - mean for value in active))  # sqrt(k var)
         s = length / math.sqrt(n * (2.0 * radius - (n - k) / k))
         candidate = _chi_square_weights(x, level, s)
@@ -636,6 +436,7 @@ def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution
             return _power_weights(x, smallest, log_distance, order)[1]
 
         if position + 1 < len(levels):
+            # Does theta lie between this level and the next? If D is still too large at the next level, go on.
             high = math.log((smallest - levels[position + 1]) / unit)
             if divergence(high) > radius:
                 continue
@@ -669,6 +470,7 @@ def _power_weights(
         if value < smallest:
             log_q = -math.inf
         elif largest - value < 0.5 * reach:
+            # q near 1: log1p keeps the digits of the small difference.
             log_q = math.log1p((value - largest) / reach)
         elif value == smallest:
             log_q = log_distance - math.log(reach / unit)  # the distance may underflow, its logarithm does not
@@ -679,6 +481,7 @@ def _power_weights(
     log_ratios = [a - log_mean for a in exponents]  # log(n p_i)
     weights = [math.exp(a) / n for a in log_ratios]
     divergence = math.fsum(_phi(a, order) for a in log_ratios) / n
+    # The dual pair from theta = largest - reach; expm1 because nu is near the largest loss for orders near 1.
     nu = largest + reach * math.expm1(log_mean / power)
     s = (order - 1.0) * reach * math.exp(log_mean / power)
     return weights, divergence, nu, s

@@ -1,4 +1,4 @@
-"""How well a pair fits, and how much its two anchors count for it: weights that leave wrong captions out by degrees.
+"""How well a pair fits, and how much its two anchors count for it: weights that reduce the influence of wrong captions.
 
 A pair loss is the logarithm of an anchor's g in ``contrastive.py``, averaged over both of the pair's anchors. A pair
 with a loss above 0 fits worse than a random one. So a reference model that was trained briefly finds wrong captions.
@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_reference._checks import FloatArray, number, positive, real_array
-from drrho_reference.contrastive import batch_size, inner_estimate, pair_similarities
+from drrho_reference.anchor import inner_estimate, pair_similarities
+from drrho_reference.contrastive import batch_size
 
 __all__ = ["pair_loss", "reference_anchor_weight"]
 
@@ -61,6 +62,7 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
     b, t = batch_size(S), positive("temperature", temperature)
     losses = np.empty(b)
     for i in range(b):
+        # The mean of log g of the image anchor and of the text anchor.
         others = [j for j in range(b) if j != i]
         of_image, of_text = inner_estimate(S[i, :], i, others, t), inner_estimate(S[:, i], i, others, t)
         losses[i] = (math.log(of_image) + math.log(of_text)) / 2.0
@@ -70,7 +72,7 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
 def reference_anchor_weight(
     pair_loss: npt.ArrayLike, /, *, temperature: float = 0.5, threshold: float = -1.0
 ) -> FloatArray:
-    """Turn a reference model's pair losses into weights of anchors: small where a pair does not fit.
+    """Turn a reference model's pair losses into weights of anchors: small for pairs that do not fit.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ def reference_anchor_weight(
     if losses.size == 0:
         raise ValueError("pair_loss must have at least one entry, got none")
     width, middle = positive("temperature", temperature), number("threshold", threshold)
-    # Logarithms: where all pairs fit badly every sigmoid may underflow, but their ratios do not.
+    # Logarithms: if all pairs fit badly, every sigmoid may underflow, but the ratios of the sigmoids do not.
     logarithms = np.empty(losses.shape)
     for index in np.ndindex(losses.shape):
         y = (float(losses[index]) - middle) / width
@@ -114,6 +116,7 @@ def reference_anchor_weight(
     weights = np.empty(losses.shape)
     for index in np.ndindex(losses.shape):
         weights[index] = math.exp(logarithms[index] - logarithms.max())
+    # Normalised to mean 1, so that the weights change which pairs count, not how large the loss is.
     mean = math.fsum(weights[index] for index in np.ndindex(losses.shape)) / losses.size
     for index in np.ndindex(losses.shape):
         weights[index] /= mean

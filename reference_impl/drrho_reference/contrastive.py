@@ -9,7 +9,7 @@ A batch sees only some of an anchor's negatives, so each anchor keeps u, a movin
 
 An anchor is treated the same way in both directions: it has a list of similarities, Z's row for an image and Z's column
 for a text, and its positive stands at the anchor's own position. Everything is in the linear domain (u, g and exp, no
-log of a sum), so float64 ends where exp(D) or u leaves its range: then a FloatingPointError says so.
+log of a sum): if exp(D) or u leaves the range of float64, a FloatingPointError is raised.
 
 Sources: SogCLR, arXiv 2202.12387, for u and the gradient; FastCLIP, arXiv 2407.01445, for the objective with
 temperatures and radius; DRRho, arXiv 2505.06699, for the reference model inside.
@@ -18,8 +18,6 @@ temperatures and radius; DRRho, arXiv 2505.06699, for the reference model inside
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,367 +29,22 @@ from drrho_reference._checks import (
     Number,
     Pair,
     anchor_weights,
-    feature_pair,
     gammas,
     log_estimates,
     mask,
     non_negative,
-    real_array,
-    reference_pair,
     temperatures,
 )
+from drrho_reference.anchor import anchor_step, feature_gradients, inner_estimate, pair_similarities
 
-__all__ = [
-    "ContrastiveStep",
-    "contrastive_objective",
-    "contrastive_step",
-    "feature_gradients",
-    "inner_estimate",
-    "moving_average",
-    "pair_exponents",
-    "pair_similarities",
-    "pair_weights",
-]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One anchor at a time: read these from top to bottom
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def pair_similarities(
-    image_features: npt.ArrayLike,
-    text_features: npt.ArrayLike,
-    /,
-    *,
-    reference_features: Pair | None = None,
-    reference_weight: float = 1.0,
-) -> FloatArray:
-    """Compare every image with every text: Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>.
-
-    Parameters
-    ----------
-    image_features, text_features : array (b, d)
-        Features of unit norm; row i of both is pair i.
-    reference_features : pair of arrays (b, r), optional
-        The frozen reference model's image and text features. r may differ from d.
-    reference_weight : float
-        lambda, at least 0.
-
-    Returns
-    -------
-    array (b, b) of float64
-        Row i: image i; column j: text j.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If shapes do not fit, entries are not finite, or lambda is no number of at least 0.
-
-    Notes
-    -----
-    Source: DRRho, arXiv 2505.06699: the excess loss of a pair is a difference of similarities.
-
-    Examples
-    --------
-    >>> pair_similarities([[1.0, 0.0], [0.6, 0.8]], [[0.0, 1.0], [1.0, 0.0]]).tolist()
-    [[0.0, 1.0], [0.8, 0.6]]
-    """
-    image, text = feature_pair("image_features", image_features, "text_features", text_features)
-    weight = non_negative("reference_weight", reference_weight)
-    b = image.shape[0]
-    reference = reference_pair(reference_features, b)
-    similarities = np.empty((b, b))
-    for i in range(b):
-        for j in range(b):
-            similarities[i, j] = dot(image[i], text[j])
-            if reference is not None:
-                similarities[i, j] -= weight * dot(reference[0][i], reference[1][j])
-    return similarities
-
-
-def dot(left: FloatArray, right: FloatArray) -> float:
-    """Return <left, right>."""
-    return math.fsum(float(a) * float(b) for a, b in zip(left, right, strict=True))
-
-
-def pair_exponents(
-    similarities: Sequence[float] | FloatArray, anchor: int, negatives: Sequence[int], temperature: float, /
-) -> list[float]:
-    """Measure how much better each negative fits than the positive: D_j = (z_j - z_anchor) / t.
-
-    Parameters
-    ----------
-    similarities : sequence of float (b,)
-        Z's row of an image anchor, or Z's column of a text anchor.
-    anchor : int
-        Where the positive stands: the anchor's own position. With two views it is the other view's, see
-        ``unimodal.py``.
-    negatives : sequence of int
-        The positions of its negatives.
-    temperature : float
-        t, above 0.
-
-    Returns
-    -------
-    list of float
-        One exponent per negative.
-
-    Notes
-    -----
-    Source: the excess pair loss of FastCLIP, arXiv 2407.01445, and DRRho, arXiv 2505.06699.
-
-    Examples
-    --------
-    >>> pair_exponents([0.5, 1.0, 0.0], 1, [0, 2], 0.5)
-    [-1.0, -2.0]
-    """
-    return [(float(similarities[j]) - float(similarities[anchor])) / temperature for j in negatives]
-
-
-def inner_estimate(
-    similarities: Sequence[float] | FloatArray, anchor: int, negatives: Sequence[int], temperature: float, /
-) -> float:
-    """Average the exponentials of an anchor's negatives: g = mean_j exp(D_j).
-
-    Parameters
-    ----------
-    similarities, anchor, negatives, temperature
-        As in :func:`pair_exponents`.
-
-    Returns
-    -------
-    float
-        g, above 0. Below 1 the positive fits better than the negatives do.
-
-    Raises
-    ------
-    FloatingPointError
-        If g or one of the exponentials leaves the range of float64.
-
-    Notes
-    -----
-    Source: SogCLR, arXiv 2202.12387.
-
-    Examples
-    --------
-    >>> round(inner_estimate([0.5, 1.0, 0.0], 1, [0, 2], 0.5), 6)  # (e^-1 + e^-2) / 2
-    0.251607
-    """
-    exponents = pair_exponents(similarities, anchor, negatives, temperature)
-    try:
-        g = math.fsum(math.exp(D) for D in exponents) / len(exponents)
-    except OverflowError:
-        g = math.inf
-    return within_range("temperature", temperature, g)
-
-
-def within_range(argument: str, received: float, value: float) -> float:
-    """Return a value of the linear domain, or say which argument took it out of float64's range."""
-    if not sys.float_info.min <= value <= sys.float_info.max:
-        raise FloatingPointError(
-            f"{argument} must keep the linear domain within the range of float64, got {received} (value {value})"
-        )
-    return value
-
-
-def moving_average(u: float, g: float, gamma: float, /) -> float:
-    """Move the estimate towards the batch's value: u <- (1 - gamma) u + gamma g, and u <- g on the first visit.
-
-    Parameters
-    ----------
-    u : float
-        The old estimate; 0 means never visited, for a mean of exponentials is above 0.
-    g : float
-        The batch's own estimate.
-    gamma : float
-        The weight of the new value, in (0, 1]; 1 has no memory.
-
-    Returns
-    -------
-    float
-        The new estimate.
-
-    Notes
-    -----
-    Source: SogCLR, arXiv 2202.12387.
-
-    Examples
-    --------
-    >>> moving_average(2.0, 4.0, 0.25), moving_average(0.0, 4.0, 0.25)
-    (2.5, 4.0)
-    """
-    return g if u == 0.0 else (1.0 - gamma) * u + gamma * g
-
-
-def pair_weights(
-    similarities: Sequence[float] | FloatArray,
-    anchor: int,
-    negatives: Sequence[int],
-    temperature: float,
-    u: float,
-    /,
-    *,
-    eps: float = 0.0,
-) -> list[float]:
-    """Weigh an anchor's negatives: w_j = exp(D_j) / (eps + u) / N, N the number of negatives.
-
-    Parameters
-    ----------
-    similarities, anchor, negatives, temperature
-        As in :func:`pair_exponents`.
-    u : float
-        The anchor's updated estimate.
-    eps : float
-        The floor in log(eps + u), at least 0.
-
-    Returns
-    -------
-    list of float (b,)
-        0 at the anchor and at what is no negative. Without memory and floor they sum to 1.
-
-    Notes
-    -----
-    The factor that the chain rule gives each pair; no gradient runs through u. Source: SogCLR, arXiv 2202.12387.
-
-    Examples
-    --------
-    >>> weights = pair_weights([0.5, 1.0, 0.0], 1, [0, 2], 0.5, 0.251607)
-    >>> [round(weight, 4) for weight in weights]
-    [0.7311, 0.0, 0.2689]
-    """
-    weights = [0.0] * len(similarities)
-    exponents = pair_exponents(similarities, anchor, negatives, temperature)
-    for j, D in zip(negatives, exponents, strict=True):
-        weights[j] = math.exp(D) / (eps + u) / len(negatives)
-    return weights
-
-
-class Anchor(NamedTuple):
-    """What one anchor adds, before the division by 2 b."""
-
-    loss: float
-    surrogate: float
-    temperature_gradient: float
-    weights: list[float]
-    log_inner: float
-
-
-def anchor_step(
-    similarities: FloatArray,
-    anchor: int,
-    negatives: list[int],
-    log_inner: float,
-    temperature: float,
-    gamma: float,
-    radius: float,
-    eps: float,
-    factor: float,
-) -> Anchor:
-    """Do one anchor: update u, then its loss t (L + radius) with L = log(eps + u), and what follows from it.
-
-    surrogate: t (L + radius) + t g / (eps + u), of which autograd would see only g and the t of t (L + radius).
-    temperature gradient: L + radius - sum_j w_j D_j.
-    ``factor``, the anchor's own weight, multiplies all three and the weights w_j of its negatives, but not its state.
-    Without negatives it adds nothing and keeps its state.
-    """
-    if not negatives:
-        return Anchor(0.0, 0.0, 0.0, [0.0] * len(similarities), log_inner)
-    g = inner_estimate(similarities, anchor, negatives, temperature)
-    u = moving_average(estimate_of_state(log_inner), g, gamma)
-    weights = pair_weights(similarities, anchor, negatives, temperature, u, eps=eps)
-    exponents = pair_exponents(similarities, anchor, negatives, temperature)
-    level = math.log(eps + u) + radius
-    slope = level - math.fsum(weights[j] * D for j, D in zip(negatives, exponents, strict=True))
-    return Anchor(
-        loss=factor * temperature * level,
-        surrogate=factor * temperature * (level + g / (eps + u)),
-        temperature_gradient=factor * slope,
-        weights=[factor * weight for weight in weights],
-        log_inner=math.log(u),
-    )
-
-
-def estimate_of_state(log_inner: float) -> float:
-    """Return u for log u: 0 where never visited (-inf)."""
-    if log_inner == -math.inf:
-        return 0.0
-    try:
-        u = math.exp(log_inner)
-    except OverflowError:
-        u = math.inf
-    return within_range("log_inner", log_inner, u)
-
-
-def feature_gradients(
-    image_weights: npt.ArrayLike,
-    text_weights: npt.ArrayLike,
-    image_features: npt.ArrayLike,
-    text_features: npt.ArrayLike,
-    /,
-) -> tuple[FloatArray, FloatArray]:
-    """Add up the feature gradients, one pair and one direction at a time.
-
-    Parameters
-    ----------
-    image_weights, text_weights : array (b, b)
-        Row i: image i; column j: text j; the weights of image anchors and of text anchors, 0 on the diagonal.
-    image_features, text_features : array (b, d)
-        The features.
-
-    Returns
-    -------
-    image_gradient, text_gradient : array (b, d) of float64
-
-    Raises
-    ------
-    TypeError, ValueError
-        If shapes do not fit or entries are not finite.
-
-    Notes
-    -----
-    The temperatures cancel: t_i times the change of D_ij is the change of Z_ij - Z_ii. So the pair (i, j) adds
-    w_ij d(Z_ij - Z_ii) / 2b for the image anchor i and w'_ij d(Z_ij - Z_jj) / 2b for the text anchor j, where
-    d Z_ij / d e1_i = e2_j and d Z_ij / d e2_j = e1_i. Source: SogCLR, arXiv 2202.12387.
-
-    Examples
-    --------
-    Only image 0 as an anchor: it is pushed from text 1 to text 0.
-
-    >>> image, text = feature_gradients([[0, 1], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 1]], [[0.6, 0.8], [1, 0]])
-    >>> image.tolist(), text.tolist()
-    ([[0.1, -0.2], [0.0, 0.0]], [[-0.25, 0.0], [0.25, 0.0]])
-    """
-    image, text = feature_pair("image_features", image_features, "text_features", text_features)
-    b = image.shape[0]
-    of_images, of_texts = (
-        real_array("image_weights", image_weights, (b, b)),
-        real_array("text_weights", text_weights, (b, b)),
-    )
-    image_gradient, text_gradient = np.zeros_like(image), np.zeros_like(text)
-    for i in range(b):
-        for j in range(b):
-            w = of_images[i, j] / (2 * b)  # Z_ij - Z_ii
-            image_gradient[i] += w * (text[j] - text[i])
-            text_gradient[j] += w * image[i]
-            text_gradient[i] -= w * image[i]
-            w = of_texts[i, j] / (2 * b)  # Z_ij - Z_jj
-            text_gradient[j] += w * (image[i] - image[j])
-            image_gradient[i] += w * text[j]
-            image_gradient[j] -= w * text[j]
-    return image_gradient, text_gradient
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The batch
-# ---------------------------------------------------------------------------------------------------------------------
+__all__ = ["ContrastiveStep", "batch_size", "contrastive_objective", "contrastive_step", "negative_pairs"]
 
 
 class ContrastiveStep(NamedTuple):
-    """What :func:`contrastive_step` returns.
+    """Result of :func:`contrastive_step`.
 
-    ``loss`` is the estimate of the objective, to be watched; ``surrogate`` is what autograd would see: the gradients
-    are its gradients, and its value means nothing.
+    ``loss`` estimates the objective: monitor it. ``surrogate`` is the scalar whose gradient the other fields hold, as
+    autograd would compute it. Do not monitor it.
     """
 
     loss: float
@@ -436,7 +89,7 @@ def contrastive_step(
     reference_weight : float
         lambda, at least 0.
     radius : float
-        At least 0; above 0 only where temperatures are learned.
+        At least 0; above 0 only if temperatures are learned.
     eps : float
         The floor in log(eps + u), at least 0.
     pair_mask : array (b, b) of bool, optional
@@ -448,7 +101,7 @@ def contrastive_step(
     Returns
     -------
     ContrastiveStep
-        ``loss`` and ``surrogate`` float; gradients (b, d); ``temperature_gradient`` a float or, where ``temperature``
+        ``loss`` and ``surrogate`` float; gradients (b, d); ``temperature_gradient`` a float or, if ``temperature``
         is a pair, a pair of (b,); the new logarithms (b,).
 
     Raises
@@ -476,6 +129,7 @@ def contrastive_step(
     >>> step.loss, step.temperature_gradient
     (0.0, 0.0)
     """
+    # Z of the batch, and the checked arguments of every anchor.
     similarities = pair_similarities(
         image_features, text_features, reference_features=reference_features, reference_weight=reference_weight
     )
@@ -488,6 +142,7 @@ def contrastive_step(
     is_negative = negative_pairs(pair_mask, b)
     factor_image, factor_text = anchor_weights(anchor_weight, b)
 
+    # Every index is an image anchor (row of Z) and a text anchor (column of Z), each with a state of its own.
     of_images, of_texts = [], []
     for anchor in range(b):
         of_images.append(
@@ -517,18 +172,20 @@ def contrastive_step(
             )
         )
 
-    everybody = of_images + of_texts
+    # Feature gradients from the weights of all anchors: W has image anchors as rows, W' text anchors as columns.
+    all_anchors = of_images + of_texts
     image_gradient, text_gradient = feature_gradients(
         np.array([anchor.weights for anchor in of_images]),  # an image anchor's weights are a row
         np.array([anchor.weights for anchor in of_texts]).T,  # a text anchor's weights are a column
         image_features,
         text_features,
     )
+    # Sums over 2b anchors; one temperature for all takes the sum of the gradients per anchor.
     gradient_image = np.array([anchor.temperature_gradient for anchor in of_images]) / (2 * b)
     gradient_text = np.array([anchor.temperature_gradient for anchor in of_texts]) / (2 * b)
     return ContrastiveStep(
-        loss=math.fsum(anchor.loss for anchor in everybody) / (2 * b),
-        surrogate=math.fsum(anchor.surrogate for anchor in everybody) / (2 * b),
+        loss=math.fsum(anchor.loss for anchor in all_anchors) / (2 * b),
+        surrogate=math.fsum(anchor.surrogate for anchor in all_anchors) / (2 * b),
         image_gradient=image_gradient,
         text_gradient=text_gradient,
         temperature_gradient=(
@@ -592,11 +249,14 @@ def contrastive_objective(
     is_negative = negative_pairs(pair_mask, n)
     factor_image, factor_text = anchor_weights(anchor_weight, n)
     total = []
+    # Each anchor with negatives adds t (log(eps + g) + radius), times the anchor's weight.
     for i in range(n):
+        # Image anchor i meets its row.
         texts = [j for j in range(n) if is_negative[i, j]]
         if texts:
             t = float(temperature_image[i])
             total.append(float(factor_image[i]) * t * (math.log(eps + inner_estimate(Z[i, :], i, texts, t)) + radius))
+        # Text anchor i meets its column.
         images = [j for j in range(n) if is_negative[j, i]]
         if images:
             t = float(temperature_text[i])
@@ -618,8 +278,9 @@ def batch_size(similarities: FloatArray) -> int:
 
 
 def negative_pairs(pair_mask: npt.ArrayLike | None, b: int) -> BoolArray:
-    """Mark where image i and text j are negatives of each other; never on the diagonal."""
+    """Mark the pairs (i, j) in which image i and text j are negatives of each other; never the diagonal."""
     if pair_mask is not None and np.shape(pair_mask) != (b, b):
         raise ValueError(f"pair_mask must have the shape {(b, b)}, got {np.shape(pair_mask)}")
+    # A pair is never a negative of itself, whatever the mask says on the diagonal.
     allowed = mask("pair_mask", True if pair_mask is None else pair_mask, (b, b))
     return allowed & ~np.eye(b, dtype=np.bool_)

@@ -5,9 +5,9 @@ Every rank holds some rows of the batch, and of the table Z of all images by all
     its own images x all texts        its own rows of Z       (its image anchors; its images as negatives of all texts)
     all images x its own texts        its own columns of Z    (its text anchors; its texts as negatives of all images)
 
-Phase 1 needs everybody's features and gives each rank the estimates u of its own anchors. Phase 2 needs everybody's
-updated estimates too and gives each rank the gradient of its own rows. A rank is a call of a function here, and what
-ranks tell each other is an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
+Phase 1 needs the features of all ranks and gives each rank the estimates u of its own anchors. Phase 2 also needs the
+updated estimates of all ranks and gives each rank the gradient of its own rows. A rank is a call of a function here,
+and the data that ranks exchange are an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
 
 Source: FastCLIP, arXiv 2407.01445, for gathering estimates and positives instead of gradients.
 """
@@ -35,20 +35,14 @@ from drrho_reference._checks import (
     temperatures,
     whole_number,
 )
-from drrho_reference.contrastive import (
-    Anchor,
-    ContrastiveStep,
-    anchor_step,
-    dot,
-    estimate_of_state,
-    negative_pairs,
-)
+from drrho_reference.anchor import Anchor, anchor_step, dot, estimate_of_state
+from drrho_reference.contrastive import ContrastiveStep, negative_pairs
 
 __all__ = ["sharded_contrastive_step"]
 
 
 class _Features(NamedTuple):
-    """What all ranks know before phase 1: features (n, d), reference features (n, r), temperatures and weights (n,)."""
+    """Data of all ranks before phase 1: features (n, d), reference features (n, r), temperatures and weights (n,)."""
 
     image: FloatArray
     text: FloatArray
@@ -68,7 +62,7 @@ class _Features(NamedTuple):
 
 
 class _Estimates(NamedTuple):
-    """What all ranks know before phase 2, one entry per anchor of the whole batch.
+    """Data of all ranks before phase 2, one entry per anchor of the whole batch.
 
     The positive's similarity is the same for image anchor i and text anchor i; log u and the number of negatives are
     not.
@@ -82,7 +76,7 @@ class _Estimates(NamedTuple):
 
 
 class _Phase1(NamedTuple):
-    """What a rank finds in phase 1 for its own anchors; its blocks of Z stay with it."""
+    """The results of phase 1 on a rank, for its own anchors; the blocks of Z never leave the rank."""
 
     row_block: dict[int, FloatArray]
     column_block: dict[int, FloatArray]
@@ -133,7 +127,7 @@ def sharded_contrastive_step(
     -----
     With V = W + W' (weights of image and of text anchors) the gradient of image i is
     [sum_j V_ij e2_j - c_i e2_i] / 2n, c_i = sum_j w_ij + sum_k w'_ki. A rank knows its own row of V from its row block
-    and everybody's estimates, and c_i from its own two anchors i. n is the whole batch; a wrapper that averages
+    and the estimates of all ranks, and c_i from its own two anchors i. n is the whole batch; a wrapper that averages
     gradients over ranks divides by W once more, and must be given W times these.
     Source: FastCLIP, arXiv 2407.01445.
 
@@ -170,6 +164,7 @@ def sharded_contrastive_step(
         anchor_weight_text=anchor_weight_text,
     )
 
+    # Phase 1 on every rank, the exchange, phase 2 on every rank.
     rows = [range(start, start + n // num_shards) for start in range(0, n, n // num_shards)]
     phase1 = [
         _phase_1(
@@ -183,12 +178,13 @@ def sharded_contrastive_step(
     ]
 
     # Sums over all ranks: the value of the loss, and the gradient of a temperature that all share.
-    everybody = [anchor for found in phase1 for anchor in (*found.of_images.values(), *found.of_texts.values())]
-    loss = math.fsum(anchor.loss for anchor in everybody) / (2 * n)
-    surrogate = math.fsum(anchor.surrogate for anchor in everybody) / (2 * n)
-    shared = math.fsum(anchor.temperature_gradient for anchor in everybody) / (2 * n)
+    all_anchors = [anchor for found in phase1 for anchor in (*found.of_images.values(), *found.of_texts.values())]
+    loss = math.fsum(anchor.loss for anchor in all_anchors) / (2 * n)
+    surrogate = math.fsum(anchor.surrogate for anchor in all_anchors) / (2 * n)
+    shared = math.fsum(anchor.temperature_gradient for anchor in all_anchors) / (2 * n)
     steps = []
     for found, (image_gradient, text_gradient) in zip(phase1, gradients, strict=True):
+        # A rank keeps the temperature gradients and the states of its own anchors; it divides by the global batch 2n.
         of_images, of_texts = list(found.of_images.values()), list(found.of_texts.values())
         own_temperatures = (
             np.array([anchor.temperature_gradient for anchor in of_images]) / (2 * n),
@@ -226,6 +222,7 @@ def _phase_1(
     n = len(features.image)
     found = _Phase1({}, {}, {}, {})
     for local, a in enumerate(own):
+        # Own image x all texts, then all images x own text.
         found.row_block[a] = np.array([features.similarity(a, j) for j in range(n)])
         found.column_block[a] = np.array([features.similarity(i, a) for i in range(n)])
         found.of_images[a] = anchor_step(
@@ -254,10 +251,11 @@ def _phase_1(
 
 
 def _gather(rows: Sequence[range], phase1: Sequence[_Phase1], is_negative: BoolArray) -> _Estimates:
-    """Put together what the ranks tell each other between the phases: five numbers per row."""
+    """Collect the data that ranks exchange between the phases: five numbers per row."""
     estimates = _Estimates([], [], [], [], [])
     for own, found in zip(rows, phase1, strict=True):
         for a in own:
+            # Z_aa stands in both blocks of the rank that owns row a, and in no block of other ranks.
             estimates.positive.append(float(found.row_block[a][a]))
             estimates.log_inner_image.append(found.of_images[a].log_inner)
             estimates.log_inner_text.append(found.of_texts[a].log_inner)
@@ -269,7 +267,7 @@ def _gather(rows: Sequence[range], phase1: Sequence[_Phase1], is_negative: BoolA
 def _phase_2(
     own: range, features: _Features, found: _Phase1, estimates: _Estimates, is_negative: BoolArray, eps: float
 ) -> tuple[FloatArray, FloatArray]:
-    """On one rank: the gradients of its own rows, from the same two blocks and everybody's estimates."""
+    """On one rank: the gradients of its own rows, from the same two blocks and the estimates of all ranks."""
     n = len(features.image)
     image_gradient, text_gradient = np.zeros((2, len(own), features.image.shape[1]))
     for local, a in enumerate(own):
@@ -279,6 +277,8 @@ def _phase_2(
             # Image a as a negative of text anchor k, which may live on another rank.
             as_negative = 0.0
             if is_negative[a, k]:
+                # w'_ak = exp((Z_ak - Z_kk) / t'_k) / (eps + u'_k) / N'_k: everything with index k came with the
+                # exchange.
                 D = (found.row_block[a][k] - estimates.positive[k]) / features.temperature_text[k]
                 u = estimate_of_state(estimates.log_inner_text[k])
                 as_negative = features.anchor_weight_text[k] * math.exp(D) / (eps + u) / estimates.number_text[k]
@@ -287,9 +287,11 @@ def _phase_2(
             as_negative = 0.0
             if is_negative[k, a]:
                 D = (found.column_block[a][k] - estimates.positive[k]) / features.temperature_image[k]
+                # The same for W: image anchor k with text a as the negative.
                 u = estimate_of_state(estimates.log_inner_image[k])
                 as_negative = features.anchor_weight_image[k] * math.exp(D) / (eps + u) / estimates.number_image[k]
             text_gradient[local] += (of_text[k] + as_negative) * features.image[k] / (2 * n)
+        # The positive Z_aa appears in every exponent of image anchor a and of text anchor a, with the sign -1.
         image_gradient[local] -= c * features.text[a] / (2 * n)
         text_gradient[local] -= c * features.image[a] / (2 * n)
     return image_gradient, text_gradient

@@ -37,7 +37,7 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     num_epochs : float
         E, the epochs that the fall takes, above 0.
     gamma_min : float
-        Where it ends, in (0, 1].
+        The value at the end, in (0, 1].
 
     Returns
     -------
@@ -59,6 +59,7 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     [1.0, 0.8828, 0.6, 0.2, 0.2]
     """
     last, smallest = positive("num_epochs", num_epochs), fraction("gamma_min", gamma_min)
+    # Half a cosine from 1 at epoch 0 to gamma_min at epoch E; the epoch is clipped at E.
     reached = min(non_negative("epoch", epoch), last)
     return smallest + (1.0 - smallest) * (1.0 + math.cos(math.pi * reached / last)) / 2.0
 
@@ -132,6 +133,7 @@ def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: f
     gamma = np.ones(state.shape)
     for index in np.ndindex(state.shape):
         if state[index] != -math.inf:
+            # sigmoid(log alpha + log u), never below the floor; a fresh sample keeps gamma = 1.
             exponent = shift + float(state[index])
             small = math.exp(-abs(exponent))
             gamma[index] = max(floor, (1.0 if exponent >= 0.0 else small) / (1.0 + small))
@@ -146,7 +148,7 @@ class InnerEstimator:
     num_samples : int
         n, at least 1.
     like : object
-        Where the state is to live. Here it is always in float64 on the host, so nothing is read from it.
+        An array on the device of the state. The oracle's state is always float64 on the host, so nothing is read.
     dtype : object, optional
         Not read either.
 
@@ -173,7 +175,7 @@ class InnerEstimator:
         self._text: dict[int, float] = {}
 
     def gather(self, index: npt.ArrayLike, /) -> tuple[FloatArray, FloatArray]:
-        """Return log u of some samples, -inf where never visited.
+        """Return log u of the samples of a batch, -inf for samples that were never visited.
 
         Parameters
         ----------
@@ -190,13 +192,14 @@ class InnerEstimator:
             If ``index`` is no such array.
         """
         positions = self._positions(index)
+        # A position that was never written has log u = -inf.
         image = np.array([self._image.get(position, -math.inf) for position in positions])
         return image, np.array([self._text.get(position, -math.inf) for position in positions])
 
     def scatter(
         self, index: npt.ArrayLike, log_inner_image: npt.ArrayLike, log_inner_text: npt.ArrayLike, /
     ) -> InnerEstimator:
-        """Write log u of some samples and return the estimator, which is this one.
+        """Write log u of the samples of a batch and return this estimator.
 
         Parameters
         ----------
@@ -214,6 +217,7 @@ class InnerEstimator:
         TypeError, ValueError
             If an argument is no such array; nothing has been written then.
         """
+        # All checks come before the first write: a refused call changes nothing.
         positions = self._positions(index)
         image = log_estimates("log_inner_image", log_inner_image, len(positions))
         text = log_estimates("log_inner_text", log_inner_text, len(positions))
@@ -248,7 +252,7 @@ class InnerEstimator:
         return {"log_inner_image": image, "log_inner_text": text}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike], /) -> None:
-        """Take over what :meth:`state_dict` has returned.
+        """Load the state that :meth:`state_dict` has returned.
 
         Parameters
         ----------

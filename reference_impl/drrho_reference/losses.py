@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,20 +27,19 @@ from drrho_reference._checks import (
     real_array,
     real_matrix,
 )
-from drrho_reference.contrastive import negative_pairs, pair_similarities
+from drrho_reference.anchor import pair_similarities
+from drrho_reference.contrastive import negative_pairs
 
 __all__ = [
     "HingeLoss",
     "PairLoss",
     "SigmoidLoss",
-    "WeightedSum",
     "cross_entropy",
     "distillation_loss",
     "hinge_margin_loss",
     "info_nce",
     "sigmoid_loss",
     "soft_cross_entropy",
-    "weighted_sum",
 ]
 
 
@@ -88,6 +87,7 @@ def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[fl
     values = real_array("logits", logits)
     if values.ndim != 1:
         raise ValueError(f"logits must have one axis, got the shape {values.shape}")
+    # The largest logit is subtracted: exponentials are at most 1, and the loss is unchanged.
     shifted = [float(value - values.max()) for value in values]
     total = math.fsum(math.exp(value) for value in shifted)
     gradient = [math.exp(value) / total for value in shifted]
@@ -140,6 +140,7 @@ def info_nce(
     S = pair_similarities(image_features, text_features)
     t, b = positive("temperature", temperature), S.shape[0]
     factor_image, factor_text = anchor_weights(anchor_weight, b)
+    # Rows: the right text for image i. Columns: the right image for text i. Each direction counts 1 / 2b.
     losses = []
     logit_gradient = np.zeros((b, b))
     for i in range(b):
@@ -152,6 +153,7 @@ def info_nce(
         for j in range(b):
             logit_gradient[j, i] += factor_text[i] * gradient[j] / (2 * b)
 
+    # dS = d(logits) / t, for logits are S / t.
     image_gradient, text_gradient = _through_similarities(logit_gradient / t, image_features, text_features)
     return PairLoss(
         math.fsum(losses) / (2 * b), image_gradient, text_gradient, _temperature_gradient(logit_gradient, S, t)
@@ -195,19 +197,19 @@ def sigmoid_loss(
     bias: float,
     pair_mask: npt.ArrayLike | None = None,
 ) -> SigmoidLoss:
-    """Ask of every image and every text whether they belong together: b^2 questions, each answered on its own.
+    """Classify each of the b^2 pairs of an image and a text on its own, as belonging together or not.
 
     Parameters
     ----------
     image_features, text_features : array (b, d)
         Features of unit norm; row i of both is pair i.
     scale : float
-        What multiplies a similarity, above 0: one over a temperature.
+        Factor of the similarities, above 0: one over a temperature.
     bias : float
-        What is added then; below 0 it says that most pairs do not belong together.
+        Term added to the scaled similarities; a bias below 0 assumes that most pairs do not belong together.
     pair_mask : array (b, b) of bool, optional
-        Row i: image i; column j: text j; False: not a negative, so that nobody asks. The diagonal holds the positives
-        and is always asked.
+        Row i: image i; column j: text j; False: the pair is skipped because it may be a positive. The diagonal holds
+        the positives and is never skipped.
 
     Returns
     -------
@@ -227,7 +229,7 @@ def sigmoid_loss(
 
     Examples
     --------
-    Nothing is known (z = 0), so every one of two questions per image costs log 2.
+    All logits are 0, so each of the two pairs per image costs log 2.
 
     >>> result = sigmoid_loss([[1, 0], [0, 1]], [[0, 1], [0, 1]], scale=1e-9, bias=0)
     >>> round(result.loss, 6), round(result.bias_gradient, 6)
@@ -242,10 +244,12 @@ def sigmoid_loss(
         for j in range(b):
             if i != j and not is_negative[i, j]:
                 continue
+            # One question per pair: y = 1 for the positive, -1 for a negative.
             y = 1.0 if i == j else -1.0
             margin = y * (scale * S[i, j] + bias)
             losses.append(max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))))  # log(1 + e^-margin), no overflow
             z_gradient[i, j] = -y * _sigmoid(-margin) / b
+    # z = scale S + bias: dS = scale dz, d scale = sum dz S, d bias = sum dz.
     image_gradient, text_gradient = _through_similarities(scale * z_gradient, image_features, text_features)
     return SigmoidLoss(
         loss=math.fsum(losses) / b,
@@ -258,6 +262,7 @@ def sigmoid_loss(
 
 def _sigmoid(z: float) -> float:
     """1 / (1 + e^-z), with the exponential that is at most 1."""
+    # e^-z may overflow for z < 0, where the equal form e^z / (1 + e^z) is used.
     small = math.exp(-abs(z))
     return (1.0 if z >= 0.0 else small) / (1.0 + small)
 
@@ -290,6 +295,7 @@ def soft_cross_entropy(logits: Sequence[float] | FloatArray, target: Sequence[fl
     >>> round(loss, 6), gradient
     (0.693147, [0.25, -0.25])
     """
+    # -sum_j p_j log q_j is the mean of the cross-entropies of the answers j.
     answers = [cross_entropy(logits, j) for j in range(len(target))]
     loss = math.fsum(p * loss for p, (loss, _) in zip(target, answers, strict=True))
     gradient = [
@@ -355,10 +361,12 @@ def distillation_loss(
     losses = []
     logit_gradient = np.zeros((b, b))
     for i in range(b):
+        # The reference model's softmax over the texts of image i is the target of the learner's.
         loss, gradient = soft_cross_entropy(S[i, :] / t, _softmax(R[i, :] / t_R))
         losses.append(loss)
         for j in range(b):
             logit_gradient[i, j] += gradient[j] / (2 * b)
+        # The same over the images of text i.
         loss, gradient = soft_cross_entropy(S[:, i] / t, _softmax(R[:, i] / t_R))
         losses.append(loss)
         for j in range(b):
@@ -392,7 +400,7 @@ def hinge_margin_loss(
     margin: float,
     pair_mask: npt.ArrayLike | None = None,
 ) -> HingeLoss:
-    """Want every positive above every negative by a margin, and forget the pairs where it is.
+    """Penalise every negative that comes within a margin of the positive, by the square of the missing distance.
 
     Parameters
     ----------
@@ -437,92 +445,17 @@ def hinge_margin_loss(
     for i in range(b):
         texts = [j for j in range(b) if is_negative[i, j]]  # negatives of image i
         for j in texts:
+            # How far the margin is missed: 0 if the positive is above the negative by m.
             short = max(S[i, j] - S[i, i] + m, 0.0)
             losses.append(short**2 / len(texts))
             dS[i, j] += 2.0 * short / (2 * b * len(texts))
             dS[i, i] -= 2.0 * short / (2 * b * len(texts))
         images = [j for j in range(b) if is_negative[j, i]]  # negatives of text i
         for j in images:
+            # Text anchor i: its negatives are images, in column i.
             short = max(S[j, i] - S[i, i] + m, 0.0)
             losses.append(short**2 / len(images))
             dS[j, i] += 2.0 * short / (2 * b * len(images))
             dS[i, i] -= 2.0 * short / (2 * b * len(images))
     image_gradient, text_gradient = _through_similarities(dS, image_features, text_features)
     return HingeLoss(math.fsum(losses) / (2 * b), image_gradient, text_gradient)
-
-
-class WeightedSum(NamedTuple):
-    """The loss of :func:`weighted_sum` and its gradients; ``parameter_gradients`` has one mapping for each term."""
-
-    loss: float
-    image_gradient: FloatArray
-    text_gradient: FloatArray
-    parameter_gradients: tuple[dict[str, Any], ...]
-
-
-def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
-    """Add up losses of the same features, each with its weight.
-
-    Parameters
-    ----------
-    *terms : pair of (weight, result)
-        A number, and what a loss above, ``contrastive_step`` or this function has returned.
-
-    Returns
-    -------
-    WeightedSum
-        ``loss``, gradients (b, d), and per term the gradients of its own parameters times its weight: whether two terms
-        share a temperature is for the caller to say.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there is no term, a term is no such pair, or the gradients' shapes differ.
-
-    Notes
-    -----
-    The gradient of a sum is the sum of the gradients. Source: calculus.
-
-    Examples
-    --------
-    >>> features = [[1, 0], [0.6, 0.8]], [[1, 0], [0, 0.5]]
-    >>> hinge = hinge_margin_loss(*features, margin=0.1)
-    >>> clip = info_nce(*features, temperature=0.5)
-    >>> total = weighted_sum((2.0, hinge), (0.5, clip))
-    >>> total.loss == 2.0 * hinge.loss + 0.5 * clip.loss
-    True
-    >>> [list(gradients) for gradients in total.parameter_gradients]
-    [[], ['temperature_gradient']]
-    """
-    if not terms:
-        raise ValueError("terms must hold at least one pair of (weight, result), got none")
-    losses, parameter_gradients = [], []
-    image_gradient, text_gradient = np.zeros(0), np.zeros(0)
-    for position, term in enumerate(terms):
-        if not isinstance(term, tuple) or len(term) != 2 or not hasattr(term[1], "image_gradient"):
-            raise TypeError(f"terms[{position}] must be a pair of (weight, result of a loss), got {term!r}")
-        weight, result = number(f"terms[{position}][0]", term[0]), term[1]
-        of_image = real_matrix(f"terms[{position}].image_gradient", result.image_gradient)
-        of_text = real_array(f"terms[{position}].text_gradient", result.text_gradient, of_image.shape)
-        if position == 0:
-            image_gradient, text_gradient = np.zeros(of_image.shape), np.zeros(of_image.shape)
-        elif of_image.shape != image_gradient.shape:
-            raise ValueError(
-                f"terms[{position}] must have gradients of the shape {image_gradient.shape}, got {of_image.shape}"
-            )
-        losses.append(weight * float(result.loss))
-        image_gradient = image_gradient + weight * of_image
-        text_gradient = text_gradient + weight * of_text
-        parameter_gradients.append(_parameter_gradients(weight, result))
-    return WeightedSum(math.fsum(losses), image_gradient, text_gradient, tuple(parameter_gradients))
-
-
-def _parameter_gradients(weight: float, result: Any) -> dict[str, Any]:
-    """Return the gradients of a result that are not the features', times the weight; a pair stays a pair."""
-    found: dict[str, Any] = {}
-    for name in result._fields:
-        value = getattr(result, name)
-        if name.endswith("_gradient") and name not in ("image_gradient", "text_gradient"):
-            pair = isinstance(value, tuple)
-            found[name] = tuple(weight * np.asarray(side) for side in value) if pair else weight * float(value)
-    return found

@@ -1,4 +1,4 @@
-"""Excess losses and the DRRho risk: how much worse than the reference model, where it is worst.
+"""Excess losses and the DRRho risk: how much worse the model is than the reference model on the worst share of samples.
 
 Source: DRRho risk minimization, arXiv 2505.06699; the excess loss is the RHO loss of arXiv 2206.07137.
 """
@@ -22,8 +22,9 @@ from drrho_reference._checks import (
     real_array,
     state_number,
 )
-from drrho_reference.ambiguity import AmbiguitySet, WorstCase, solve_slices
-from drrho_reference.contrastive import estimate_of_state, moving_average, within_range
+from drrho_reference.ambiguity import WorstCase, solve_slices
+from drrho_reference.anchor import estimate_of_state, moving_average, within_range
+from drrho_reference.sets import AmbiguitySet
 
 __all__ = ["MovingAverageKL", "drrho_risk", "drrho_risk_vjp", "excess_loss", "moving_average_kl"]
 
@@ -68,6 +69,7 @@ def _subtract(learner: FloatArray, reference: FloatArray, reference_weight: floa
     weight = non_negative("reference_weight", reference_weight)
     excess = np.empty(learner.shape)
     for index in np.ndindex(learner.shape):
+        # The reference model's loss is subtracted, so a sample that is hard for both models counts little.
         excess[index] = learner[index] - weight * reference[index]
     return excess
 
@@ -91,13 +93,13 @@ def drrho_risk(
     reference_loss : array of real numbers, the shape of ``loss``
         The frozen reference model's losses on the same samples.
     ambiguity_set : ambiguity set
-        What the weights may be.
+        The set that the weights are chosen from.
     reference_weight : float
         lambda, at least 0.
     axis : int
         The axis of the samples.
     where : array of bool, broadcast to the shape of ``loss``, optional
-        The entries that count. Neither loss is read at the others.
+        The entries that count. All other entries of both losses are never read.
 
     Returns
     -------
@@ -149,7 +151,7 @@ def drrho_risk_vjp(
     Returns
     -------
     array of float64, the shape of ``loss``
-        The gradient of that scalar in the loss; 0 where an entry does not count.
+        The gradient of that scalar in the loss; 0 for entries that do not count.
 
     Raises
     ------
@@ -169,6 +171,7 @@ def drrho_risk_vjp(
     >>> drrho_risk_vjp([[1.0, 2.0], [5.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]], CVaR(0.5), [1.0, 3.0]).tolist()
     [[0.0, 1.0], [3.0, 0.0]]
     """
+    # The weights are the gradient of the risk; the chain rule multiplies each slice by the upstream gradient.
     worst = drrho_risk(loss, reference_loss, ambiguity_set, reference_weight=reference_weight, axis=axis, where=where)
     factors = real_array("upstream", upstream, worst.risk.shape)
     gradient = np.moveaxis(worst.weights.copy(), axis, -1)
@@ -180,7 +183,7 @@ def drrho_risk_vjp(
 def counted_excess(
     loss: npt.ArrayLike, reference_loss: npt.ArrayLike, reference_weight: float, where: npt.ArrayLike | None
 ) -> tuple[FloatArray, BoolArray]:
-    """Return the excess losses, 0 where an entry does not count, and which entries count."""
+    """Return the excess losses, 0 for entries that do not count, and the mask of the entries that count."""
     learner, reference = raw_array("loss", loss), raw_array("reference_loss", reference_loss)
     if reference.shape != learner.shape:
         raise ValueError(f"reference_loss must have the shape {learner.shape}, got {reference.shape}")
@@ -195,7 +198,7 @@ def counted_excess(
 
 
 class MovingAverageKL(NamedTuple):
-    """What :func:`moving_average_kl` returns."""
+    """Result of :func:`moving_average_kl`."""
 
     risk: float
     weights: FloatArray
@@ -248,7 +251,7 @@ def moving_average_kl(
     -----
     x_i = l_i - lambda r_i;  u <- (1 - gamma) u + gamma mean_i exp(x_i / tau), the mean alone on the first batch;
     risk = tau log u, weights exp(x_i / tau) / u / n, n the number of entries that count. The weights are the gradient
-    of the risk in the losses where u, new as it is, counts as a constant: tau / u times d mean_i exp(x_i / tau).
+    of the risk in the losses if the new u is held constant: tau / u times d mean_i exp(x_i / tau).
     They sum to 1 without memory, when they are those of :class:`KLPenalty`.
     Sources: SogCLR, arXiv 2202.12387, for the moving average; DRRho, arXiv 2505.06699, for the risk.
 
@@ -263,6 +266,7 @@ def moving_average_kl(
     """
     excess, counted = counted_excess(loss, reference_loss, reference_weight, where)
     tau, new = positive("temperature", temperature), fraction("gamma", gamma)
+    # u of all batches so far, and the mean exponential of this batch.
     old = estimate_of_state(state_number("log_inner", log_inner))
     chosen = [index for index in np.ndindex(excess.shape) if counted[index]]
     if not chosen:
@@ -272,6 +276,7 @@ def moving_average_kl(
     except OverflowError:
         exponentials = dict.fromkeys(chosen, math.inf)
     batch = within_range("temperature", tau, math.fsum(exponentials.values()) / len(chosen))
+    # The new u is used at once, for the risk and for the weights; no gradient runs through u.
     u = moving_average(old, batch, new)
     weights = np.zeros(excess.shape)
     for index in chosen:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_reference._checks import FloatArray, real_array, real_matrix, whole_number
-from drrho_reference.contrastive import within_range
+from drrho_reference.anchor import within_range
 from drrho_reference.risk import excess_loss
 
 __all__ = ["chunk_sizes", "joint_scores", "select_jest", "select_top_excess"]
@@ -56,6 +56,7 @@ def select_top_excess(
     >>> select_top_excess([1.0, 9.0, 2.0, 3.0], [0.5, 9.0, 2.5, 2.5], k=2).tolist()
     [0, 3]
     """
+    # RHO: x_i = l_i - lambda r_i, the largest first.
     excess = excess_loss(loss, reference_loss, reference_weight=reference_weight)
     if excess.ndim != 1:
         raise ValueError(f"loss must have one axis, got the shape {excess.shape}")
@@ -103,12 +104,12 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
     learner_logits, reference_logits : array (n, n)
         Scaled similarities, row i: image i, column j: text j.
     chosen : sequence of int
-        C, what is chosen so far.
+        C, the pairs that are chosen so far.
 
     Returns
     -------
     list of float (n,)
-        -inf for what is chosen.
+        -inf for pairs that are chosen already.
 
     Raises
     ------
@@ -135,8 +136,10 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
         if i in chosen:
             scores.append(-math.inf)
             continue
+        # The pair's own part: the positive's logit enters with the sign -1 in the learner's loss.
         score = float(reference_logits[i, i]) - float(learner_logits[i, i])
         if chosen:
+            # Beside the chosen pairs: rows (texts of image i), then columns (images of text i), each with weight 1/2.
             score += 0.5 * _log_sum("learner_logits", [learner_logits[i, j] for j in chosen])
             score -= 0.5 * _log_sum("reference_logits", [reference_logits[i, j] for j in chosen])
             score += 0.5 * _log_sum("learner_logits", [learner_logits[j, i] for j in chosen])
@@ -220,6 +223,7 @@ def select_jest(
     noise = np.zeros((num_chunks, n)) if gumbel is None else real_array("gumbel", gumbel, (num_chunks, n))
 
     chosen: list[int] = []
+    # Chunk by chunk: the scores of the rest depend on the pairs that are chosen already.
     for chunk, size in enumerate(chunk_sizes(k, num_chunks)):
         scores = joint_scores(learner, reference, chosen)
         chosen += _largest([score + float(noise[chunk, i]) for i, score in enumerate(scores)], size)

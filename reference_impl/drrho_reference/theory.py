@@ -1,6 +1,6 @@
-"""What the theory promises, as numbers that can be measured.
+"""Quantities of the theory that can be measured.
 
-Sources: DRRho, arXiv 2505.06699, for the variances, the bound and the scaling law; Duchi and Namkoong 2019 for the
+Sources: DRRho, arXiv 2505.06699, for the variances and the bound; Duchi and Namkoong 2019 for the
 bound of a variance-regularised risk.
 """
 
@@ -15,27 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_reference._checks import (
-    BoolArray,
     FloatArray,
-    mask,
     non_negative,
-    number,
     positive,
-    raw_array,
     real_array,
     whole_number,
 )
-from drrho_reference.contrastive import within_range
+from drrho_reference.anchor import within_range
 from drrho_reference.risk import counted_excess
 
 __all__ = [
     "ExcessVariance",
     "LogMeanExpBias",
-    "ScalingLaw",
     "effective_sample_size",
     "excess_variance",
     "expected_log_mean_exp_bias",
-    "fit_scaling_law",
     "generalization_bound",
     "log_mean_exp_bias",
 ]
@@ -57,7 +51,7 @@ def excess_variance(
     reference_weight: float = 1.0,
     where: npt.ArrayLike | None = None,
 ) -> ExcessVariance:
-    """Measure what the reference model is good for: Var(l - lambda r), to be compared with that of lambda = 0.
+    """Measure how much a reference model lowers the variance: Var(l - lambda r), to be compared with lambda = 0.
 
     Parameters
     ----------
@@ -84,7 +78,7 @@ def excess_variance(
     -----
     N pairs count, N_i of them with anchor i: over pairs (1/N) sum (x_ij - mean)^2, within anchors
     (1/N) sum (x_ij - mean_i)^2, between anchors (1/N) sum_i N_i (mean_i - mean)^2. The bound of
-    :func:`generalization_bound` has the variance of l - r where that of plain DRO has that of l.
+    :func:`generalization_bound` has the variance of l - r, and the bound of plain DRO has the variance of l.
     Source: DRRho, arXiv 2505.06699.
 
     Examples
@@ -102,12 +96,14 @@ def excess_variance(
         raise ValueError(f"loss must have one or two axes, got the shape {excess.shape}")
     if not counted.any():
         raise ValueError(f"loss must have an entry that counts, got {excess.size} entries, none of which counts")
+    # One mean over all pairs that count; anchors with more pairs count more.
     everything = excess[counted].tolist()
     mean = math.fsum(everything) / len(everything)
     within, between = [], []
     for row, chosen in zip(np.atleast_2d(excess), np.atleast_2d(counted), strict=True):
         pairs = row[chosen].tolist()
         if pairs:
+            # The law of total variance: N_i var_i within anchor i, N_i (mean_i - mean)^2 between anchors.
             within.append(len(pairs) * _variance(pairs))
             between.append(len(pairs) * (math.fsum(pairs) / len(pairs) - mean) ** 2)
     return ExcessVariance(
@@ -158,6 +154,7 @@ def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> Float
     slices = np.moveaxis(p, whole_number("axis", axis, -p.ndim, p.ndim - 1), -1)
     sizes = np.empty(slices.shape[:-1])
     for index in np.ndindex(sizes.shape):
+        # 1 / sum p^2: n for uniform weights, 1 for a single weight.
         squares = math.fsum(float(weight) ** 2 for weight in slices[index])
         if squares == 0.0:
             raise ValueError("weights must have an entry above 0 in every slice, got a slice without one")
@@ -166,7 +163,7 @@ def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> Float
 
 
 def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, batch_size: int) -> float:
-    """Tell how far below the risk of all samples that of a mini-batch lies on average.
+    """Compute how far the risk of a mini-batch lies below the risk of all samples on average.
 
     Parameters
     ----------
@@ -206,6 +203,7 @@ def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, 
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"losses must have one axis that is not empty, got the shape {x.shape}")
     tau, b = positive("temperature", temperature), whole_number("batch_size", batch_size, 1, len(x))
+    # All subsets of b samples: an exact expectation, for small n.
     exponentials = _exponentials(x.tolist(), tau)
     risks = [tau * math.log(math.fsum(batch) / b) for batch in combinations(exponentials, b)]
     return math.fsum(risks) / len(risks) - tau * math.log(math.fsum(exponentials) / len(x))
@@ -235,7 +233,7 @@ def log_mean_exp_bias(
     Parameters
     ----------
     losses : array of real numbers, at least 2 along ``axis``
-        Losses in random order. They are cut into n // b batches, what is left over is left out.
+        Losses in random order. They are cut into n // b batches; the remaining losses are left out.
     batch_size : int
         b, 1 to n.
     temperature : float
@@ -285,8 +283,11 @@ def log_mean_exp_bias(
     for index in np.ndindex(measured.shape):
         exponentials = _exponentials(slices[index][:m].tolist(), tau)
         total = math.fsum(exponentials)
+        # Measured: the mean of tau log mean exp over the batches, minus the same over all m samples.
         risks = [tau * math.log(math.fsum(exponentials[k * b : (k + 1) * b]) / b) for k in range(batches)]
         measured[index] = math.fsum(risks) / batches - tau * math.log(total / m)
+        # Predicted: the second derivative of log times the variance of a mean drawn without replacement, in which 1/E =
+        # sum p^2 is the second moment of the softmax weights.
         effective = 1.0 / math.fsum((value / total) ** 2 for value in exponentials)
         predicted[index] = -(tau / 2.0) * (m / effective - 1.0) * (m / b - 1.0) / max(m - 1, 1)
     return LogMeanExpBias(measured, predicted)
@@ -307,7 +308,7 @@ def generalization_bound(
     Parameters
     ----------
     risk : array of any shape
-        R(theta) of some models theta, the expected loss.
+        R(theta) of the models theta that are compared, the expected loss.
     variance : array, the shape of ``risk``
         Var(l(theta, .) - l(theta_ref, .)) of the same models, at least 0.
     radius : float
@@ -348,191 +349,8 @@ def generalization_bound(
         raise ValueError(f"variance must be at least 0, got {variances.min()}")
     radius, n = non_negative("radius", radius), whole_number("num_samples", num_samples, 1)
     c1, c2 = non_negative("c1", c1), non_negative("c2", c2)
+    # R + c1 sqrt(2 radius Var) of every model; the bound takes the best of them.
     compromises = [
         float(R) + c1 * math.sqrt(2.0 * radius * float(V)) for R, V in zip(risks.flat, variances.flat, strict=True)
     ]
     return min(compromises) + c2 / n
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The scaling law
-# ---------------------------------------------------------------------------------------------------------------------
-
-Interval = tuple[float, float]
-
-
-class ScalingLaw(NamedTuple):
-    """error = floor + prefactor * compute^(-exponent), its bootstrap intervals, and what was fitted.
-
-    ``residual`` is the root of the mean square of the residuals, in natural logarithms of the error; ``fitted`` marks
-    the points that were fitted.
-    """
-
-    prefactor: float
-    exponent: float
-    floor: float
-    prefactor_interval: Interval
-    exponent_interval: Interval
-    floor_interval: Interval
-    residual: float
-    fitted: BoolArray
-
-
-def fit_scaling_law(
-    compute: npt.ArrayLike,
-    error: npt.ArrayLike,
-    /,
-    *,
-    with_floor: bool = False,
-    where: npt.ArrayLike | None = None,
-    confidence: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> ScalingLaw:
-    """Fit error = e0 + a C^(-beta) by least squares on the logarithm of the error.
-
-    Parameters
-    ----------
-    compute : array (n,)
-        C of every run, above 0.
-    error : array (n,)
-        The errors of the same runs, above 0.
-    with_floor : bool
-        False holds e0 at 0: a straight line in logarithms. True looks for 0 <= e0 < the smallest error.
-    where : array (n,) of bool, optional
-        The points to fit: at least 3, with a floor 4. The others are never read.
-    confidence : float
-        The share of bootstrap fits inside an interval, in (0, 1).
-    num_resamples : int
-        How many bootstrap fits, at least 2. With a floor a fit takes some milliseconds here.
-    seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    ScalingLaw
-        a, beta, e0; an interval for each; the size of the residuals and the points that were fitted.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If shapes do not fit, values leave their domains, or there are too few points or different computes.
-
-    Notes
-    -----
-    The bootstrap draws residuals with replacement, scaled by sqrt(n / (n - parameters)) because a fit makes them too
-    small, adds them to the fitted logarithms and fits again; an interval cuts off (1 - confidence) / 2 of these fits
-    on either side. Source: the power law of error in compute that DRRho, arXiv 2505.06699, reports.
-
-    Examples
-    --------
-    >>> law = fit_scaling_law([1.0, 4.0, 16.0, 64.0], [8.0, 4.0, 2.0, 1.0], num_resamples=2)
-    >>> round(law.prefactor, 6), round(law.exponent, 6), law.floor, law.fitted.tolist()
-    (8.0, 0.5, 0.0, [True, True, True, True])
-    """
-    compute, error = raw_array("compute", compute), raw_array("error", error)
-    if compute.ndim != 1 or len(compute) == 0:
-        raise ValueError(f"compute must have one axis that is not empty, got the shape {compute.shape}")
-    if error.shape != compute.shape:
-        raise ValueError(f"error must have the shape {compute.shape}, got {error.shape}")
-    fitted = mask("where", True if where is None else where, compute.shape)
-    C, e = real_array("compute", compute[fitted]), real_array("error", error[fitted])
-    if not isinstance(with_floor, bool):
-        raise TypeError(f"with_floor must be True or False, got {with_floor!r}")
-    parameters = 3 if with_floor else 2
-    if len(C) <= parameters:
-        raise ValueError(f"compute must have at least {parameters + 1} points to fit, got {len(C)}")
-    for argument, values in (("compute", C), ("error", e)):
-        if values.min() <= 0.0:
-            raise ValueError(f"{argument} must be positive, got {values.min()}")
-    if len(set(C.tolist())) < 2:
-        raise ValueError(f"compute must have at least 2 different values, got {sorted(set(C.tolist()))}")
-    confidence, num_resamples = number("confidence", confidence), whole_number("num_resamples", num_resamples, 2)
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
-
-    fit = _fit_with_floor if with_floor else _fit_line
-    prefactor, exponent, floor = fit(np.log(C), e)
-    line = np.log(floor + prefactor * C**-exponent)
-    residuals = np.log(e) - line
-    rng = np.random.default_rng(whole_number("seed", seed, 0))
-    wide = math.sqrt(len(C) / (len(C) - parameters)) * residuals
-    fits = [fit(np.log(C), np.exp(line + rng.choice(wide, size=len(C)))) for _ in range(num_resamples)]
-    prefactors, exponents, floors = zip(*fits, strict=True)
-    return ScalingLaw(
-        prefactor=prefactor,
-        exponent=exponent,
-        floor=floor,
-        prefactor_interval=_interval(prefactors, confidence),
-        exponent_interval=_interval(exponents, confidence),
-        floor_interval=_interval(floors, confidence),
-        residual=math.sqrt(math.fsum(residuals**2) / len(C)),
-        fitted=np.array(fitted),
-    )
-
-
-def _interval(values: Sequence[float], confidence: float) -> Interval:
-    """Cut off (1 - confidence) / 2 on either side."""
-    low, high = np.quantile(values, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return float(low), float(high)
-
-
-def _fit_line(log_compute: FloatArray, error: FloatArray) -> tuple[float, float, float]:
-    """Return a, beta and 0: log e = log a - beta log C by least squares, slope = cov(log C, log e) / var(log C)."""
-    log_error = np.log(error)
-    x, y = log_compute - log_compute.mean(), log_error - log_error.mean()
-    slope = math.fsum(x * y) / math.fsum(x * x)
-    return math.exp(log_error.mean() - slope * log_compute.mean()), -slope, 0.0
-
-
-def _fit_with_floor(log_compute: FloatArray, error: FloatArray) -> tuple[float, float, float]:
-    """Return a, beta and e0: the best of a grid of floors, then golden sections around it.
-
-    For each floor the best a and beta are found; what is left is a function of the floor alone.
-    """
-
-    def misfit(floor: float) -> float:
-        return _fit_above(log_compute, error, floor)[2]
-
-    grid = [0.05 * step * float(error.min()) for step in range(20)] + [float(error.min()) * (1.0 - 1e-9)]
-    best = min(range(len(grid)), key=lambda step: misfit(grid[step]))
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    ratio = (math.sqrt(5.0) - 1.0) / 2.0
-    while high - low > 1e-7 * float(error.min()):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if misfit(left) <= misfit(right):
-            high = right
-        else:
-            low = left
-    floor = min((low, 0.5 * (low + high), high), key=misfit)  # low may be 0 itself, the usual answer without a floor
-    a, beta, _ = _fit_above(log_compute, error, floor)
-    return a, beta, floor
-
-
-def _fit_above(log_compute: FloatArray, error: FloatArray, floor: float) -> tuple[float, float, float]:
-    """Return a, beta and the sum of squares of log e - log(e0 + a C^-beta) for a given e0: Gauss-Newton.
-
-    The start is the line through log(e - e0), which is the answer at e0 = 0. With q = a C^-beta and m = e0 + q the
-    derivatives of log m are q / m in log a and -(q / m) log C in beta.
-    """
-    a, beta, _ = _fit_line(log_compute, error - floor)
-    parameters = np.array([math.log(a), beta])
-
-    def residuals(at: FloatArray) -> FloatArray:
-        with np.errstate(over="ignore", divide="ignore"):  # a step that is far too long misses by inf, and is halved
-            miss: FloatArray = np.log(error) - np.log(floor + np.exp(at[0] - at[1] * log_compute))
-        return miss
-
-    def misfit(at: FloatArray) -> float:
-        return math.fsum(miss**2 for miss in residuals(at))
-
-    for _ in range(100):
-        q = np.exp(parameters[0] - parameters[1] * log_compute)
-        share = q / (floor + q)
-        step = np.linalg.lstsq(np.stack([share, -share * log_compute], axis=1), residuals(parameters), rcond=None)[0]
-        while misfit(parameters + step) > misfit(parameters) and np.any(np.abs(step) > 1e-12):
-            step = step / 2.0  # too far: a shorter step goes down, as this direction does
-        if np.all(np.abs(step) <= 1e-12):
-            break
-        parameters = parameters + step
-    return math.exp(parameters[0]), float(parameters[1]), misfit(parameters)

@@ -3,8 +3,8 @@
     Z = (Z1 on top of Z2),  A = Z Z^T - lambda R R^T                      (2 b rows: first view 1, then view 2)
 
 An anchor is a row of A. Its positive is the other view of the same sample; its negatives are both views of every other
-sample, 2 b - 2 of them. What happens to an anchor is what happens to an image or a text in ``contrastive.py``: the same
-exponents, the same moving average, the same weights. There is one u per sample and view.
+sample, 2 b - 2 of them. An anchor is treated as an image or a text in ``contrastive.py``: the same exponents,
+the same moving average, the same weights. There is one u per sample and view.
 
 Sources: SogCLR, arXiv 2202.12387, for the loss of two views; DRRho, arXiv 2505.06699, for the reference model inside.
 """
@@ -29,16 +29,16 @@ from drrho_reference._checks import (
     reference_pair,
     temperatures,
 )
-from drrho_reference.contrastive import anchor_step, dot, inner_estimate
+from drrho_reference.anchor import anchor_step, dot, inner_estimate
 
 __all__ = ["UnimodalStep", "unimodal_contrastive_step", "unimodal_objective", "view_positions"]
 
 
 class UnimodalStep(NamedTuple):
-    """What :func:`unimodal_contrastive_step` returns.
+    """Result of :func:`unimodal_contrastive_step`.
 
-    ``loss`` is the estimate of the objective, to be watched; ``surrogate`` is what autograd would see: the gradients
-    are its gradients, and its value means nothing.
+    ``loss`` estimates the objective: monitor it. ``surrogate`` is the scalar whose gradient the other fields hold, as
+    autograd would compute it. Do not monitor it.
     """
 
     loss: float
@@ -51,7 +51,7 @@ class UnimodalStep(NamedTuple):
 
 
 def view_positions(anchor: int, b: int, /) -> tuple[int, list[int]]:
-    """Say where an anchor's positive and its negatives stand among the 2 b rows.
+    """Return the positions of an anchor's positive and negatives among the 2 b rows.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def unimodal_contrastive_step(
     reference_weight : float
         lambda, at least 0.
     radius : float
-        At least 0; above 0 only where temperatures are learned.
+        At least 0; above 0 only if temperatures are learned.
     eps : float
         The floor in log(eps + u), at least 0.
     anchor_weight : array (b,), or a pair of arrays (b,), optional
@@ -125,7 +125,7 @@ def unimodal_contrastive_step(
     Returns
     -------
     UnimodalStep
-        ``loss`` and ``surrogate`` float; gradients (b, d); ``temperature_gradient`` a float or, where ``temperature``
+        ``loss`` and ``surrogate`` float; gradients (b, d); ``temperature_gradient`` a float or, if ``temperature``
         is a pair, a pair of (b,); the new logarithms (b,).
 
     Raises
@@ -151,6 +151,7 @@ def unimodal_contrastive_step(
     >>> step.log_inner_view1.round(4).tolist()  # log((e^0 + e^0)/2), log((e^-1 + e^0)/2)
     [0.0, -0.3799]
     """
+    # All anchors in one list: view 1 of every sample, then view 2.
     A = _view_similarities(view1_features, view2_features, reference_features, reference_weight)
     b = len(A) // 2
     states = [
@@ -165,6 +166,7 @@ def unimodal_contrastive_step(
     factor1, factor2 = anchor_weights(anchor_weight, b)
     factor_of = [*factor1, *factor2]
 
+    # Each row of A is an anchor, with the same step as an image anchor of contrastive.py.
     anchors = []
     for a in range(2 * b):
         positive, negatives = view_positions(a, b)
@@ -182,6 +184,7 @@ def unimodal_contrastive_step(
             )
         )
 
+    # Feature gradients pair by pair: the anchor, the negative and the positive are all rows of one table.
     features = np.vstack(feature_pair("view1_features", view1_features, "view2_features", view2_features))
     gradient = np.zeros_like(features)
     for a in range(2 * b):
@@ -192,6 +195,7 @@ def unimodal_contrastive_step(
             gradient[k] += w * features[a]
             gradient[positive] -= w * features[a]
 
+    # Back to two views: the first b rows are view 1.
     temperature_gradient = np.array([anchor.temperature_gradient for anchor in anchors]) / (2 * b)
     log_inner = np.array([anchor.log_inner for anchor in anchors])
     return UnimodalStep(
@@ -258,6 +262,7 @@ def unimodal_objective(
     total = []
     for a, (t, factor) in enumerate(zip([*temperature1, *temperature2], [*factor1, *factor2], strict=True)):
         positive, negatives = view_positions(a, n)
+        # t (log(eps + g) + radius) of every anchor, with all negatives of the data set.
         g = inner_estimate(A[a, :], positive, negatives, float(t))
         total.append(float(factor) * float(t) * (math.log(eps + g) + radius))
     return math.fsum(total) / (2 * n)
@@ -280,6 +285,7 @@ def _view_similarities(
     similarities = np.empty((2 * b, 2 * b))
     for a in range(2 * b):
         for k in range(2 * b):
+            # A = Z Z^T - lambda R R^T, entry by entry.
             similarities[a, k] = dot(features[a], features[k])
             if reference_rows is not None:
                 similarities[a, k] -= weight * dot(reference_rows[a], reference_rows[k])

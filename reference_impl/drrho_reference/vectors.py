@@ -2,7 +2,7 @@
 
 :func:`files` returns the content of all of them: an index ``vectors.json``, its JSON Schema ``vectors.schema.json``,
 and one ``.safetensors`` file for each function. The format of safetensors is a length, a JSON header and the numbers,
-so it is written here with the standard library: the kit needs no package for it. ``docs/verify.md`` tells the rest.
+so the standard library is enough to write it. ``docs/verify.md`` describes the files.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import drrho_reference._cases as cases
-from drrho_reference._cases import Problem, SetOf
-from drrho_reference.conformance import answered, checked_dtypes, oracle_of, ordered_problems
+from drrho_reference.cases.calls import names_of_arguments
+from drrho_reference.cases.draws import SET_NAMES
+from drrho_reference.cases.problem import Problem, SetOf
+from drrho_reference.questions import answered, checked_dtypes, oracle_of, ordered_problems
 
 __all__ = ["FORMAT_VERSION", "INDEX", "SCHEMA", "files", "schema"]
 
@@ -49,7 +50,7 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
     Parameters
     ----------
     library_version : str
-        What is written into the index as the version of drrho-core.
+        The version of drrho-core that the index names.
     dtypes : iterable of str
         ``"float64"`` and ``"float32"``, or one of them: the dtypes of the inputs. Answers are in float64.
 
@@ -66,7 +67,7 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
     Notes
     -----
     Inputs are stored as they are after rounding to their dtype, answers belong to these. Source: the oracle, and
-    mpmath for what its linear domain cannot hold.
+    mpmath for problems beyond the range of the oracle's linear domain.
 
     Examples
     --------
@@ -123,6 +124,7 @@ def safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     >>> content[8:56].decode()
     '{"x":{"dtype":"F64","shape":[2],"data_offsets":['
     """
+    # Wide dtypes first: each tensor then starts at a multiple of its item size.
     header: dict[str, Any] = {}
     body = bytearray()
     for name in sorted(tensors, key=lambda one: (-tensors[one].dtype.itemsize, one)):
@@ -135,6 +137,7 @@ def safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
         }
         body += raw
     text = json.dumps(header, separators=(",", ":")).encode()
+    # The header is padded with spaces to a multiple of 8 bytes, as the format allows.
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + bytes(body)
 
@@ -148,9 +151,10 @@ def _entry(problem: Problem, dtype: str, tensors: Tensors) -> dict[str, Any]:
     """Describe a problem in one dtype; its arrays go into ``tensors``."""
     question = answered(problem, dtype)
     arguments = question.arguments
+    # Tensors are named case/dtype/role/field, unique within the file of the function.
     prefix = f"{_slug(problem.name)}/{dtype}"
     store = _storer(tensors, dtype)
-    positional = cases.names_of_arguments(problem, oracle_of(problem), len(arguments.positional))
+    positional = names_of_arguments(problem, oracle_of(problem), len(arguments.positional))
     fields = []
     for name, value in question.expected.items():
         fields.append(
@@ -197,6 +201,7 @@ def _storer(tensors: Tensors, dtype: str) -> Callable[..., dict[str, Any]]:
             return {"items": [store(f"{name}[{i}]", one, exact=exact) for i, one in enumerate(value)]}
         if isinstance(value, (bool, int)) or (isinstance(value, float) and not exact):
             return {"value": value}
+        # Arrays: inputs in the dtype of the problem, answers in float64, indices in int64.
         array = np.asarray(value)
         if array.dtype.kind in "iu":
             array = array.astype(np.int64)
@@ -236,13 +241,14 @@ def schema() -> dict[str, Any]:
     def mapping(values: dict[str, Any]) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": values}
 
+    # A value is a tensor, a scalar, a tuple, a record with named fields, or an ambiguity set.
     value = {"$ref": "#/$defs/value"}
     kinds = {
         "tensor": record(tensor=text),
         "scalar": record(value={"type": ["number", "boolean"]}),
         "items": record(items={"type": "array", "items": value}),
         "fields": record(fields=mapping(value)),
-        "ambiguity_set": record(ambiguity_set={"enum": list(cases.SET_NAMES)}, parameters=mapping(number)),
+        "ambiguity_set": record(ambiguity_set={"enum": list(SET_NAMES)}, parameters=mapping(number)),
     }
     field = record(
         field=text, expected=value, scale=value, bound={**number, "exclusiveMinimum": 0}, rule={"enum": list(RULES)}
@@ -251,6 +257,7 @@ def schema() -> dict[str, Any]:
         {**kind, "properties": {"name": text, **kind["properties"]}, "required": ["name", *kind["required"]]}
         for kind in kinds.values()
     ]
+    # One case: arguments with names in order, options by name, and the fields of the answer.
     case = record(
         id=text,
         function=text,

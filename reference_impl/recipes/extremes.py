@@ -1,6 +1,6 @@
 """The stored numbers of the conformance kit: extremes that leave float64's range, worked out with mpmath.
 
-    python reference_impl/recipes/extremes.py          writes drrho_reference/_extremes.json
+    python reference_impl/recipes/extremes.py          writes drrho_reference/cases/extremes.json
     python reference_impl/recipes/extremes.py --check  exit code 1 where the file holds other numbers
 
 The oracle works in the linear domain and refuses such problems. Here the same formulas are evaluated with 120 digits
@@ -20,7 +20,7 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 
-FILE = Path(__file__).parents[1] / "drrho_reference" / "_extremes.json"
+FILE = Path(__file__).parents[1] / "drrho_reference" / "cases" / "extremes.json"
 DIGITS = 120
 NEVER = float("-inf")
 SIZE, SAMPLES, BATCH, WIDTH = 7, 6, 5, 4

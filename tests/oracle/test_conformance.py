@@ -14,7 +14,8 @@ import drrho_reference
 import mpmath
 import numpy as np
 import pytest
-from drrho_reference.conformance import Report, answered, check, ordered_problems
+from drrho_reference.conformance import Report, check
+from drrho_reference.questions import answered, ordered_problems
 
 import drrho_core
 from drrho_core import contrastive_step, weighted_sum, worst_case

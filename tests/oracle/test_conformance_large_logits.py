@@ -11,8 +11,9 @@ import mpmath as mp
 import numpy as np
 import pytest
 from drrho_reference import conformance
-from drrho_reference._cases import Problem
-from drrho_reference.conformance import Report, answered, check, ordered_problems
+from drrho_reference.cases.problem import Arguments, Problem
+from drrho_reference.conformance import Report, check
+from drrho_reference.questions import answered, ordered_problems
 
 LARGE = [problem for problem in ordered_problems() if problem.answer is not None and problem.story is None]
 SUMS = [problem for problem in ordered_problems() if problem.story is not None]
@@ -244,7 +245,7 @@ def test_weighted_answers_are_those_of_the_oracle(function: str) -> None:
     (problem,) = [one for one in LARGE if one.function == function and one.name.endswith("anchor_weight")]
     question = answered(problem, "float64")
     assert problem.answer is not None
-    warm = conformance.Arguments(question.arguments.positional, question.arguments.options | {"temperature": 0.02}, {})
+    warm = Arguments(question.arguments.positional, question.arguments.options | {"temperature": 0.02}, {})
     exact, answer = (
         problem.answer(warm, "float64"),
         getattr(drrho_reference, function)(*warm.positional, **warm.options),

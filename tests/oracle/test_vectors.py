@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from drrho_reference import vectors
-from drrho_reference._cases import STORIES
-from drrho_reference.conformance import answered, ordered_problems
+from drrho_reference.cases.calls import STORIES
+from drrho_reference.questions import answered, ordered_problems
 from safetensors.numpy import load
 
 import drrho_core

@@ -1,10 +1,11 @@
 """Choose the demo's learning rates.
 
-    python -m drrho_clip.tune --data scenes --backend torch --out runs/tune
+    python tools/tune_learning_rates.py --data scenes --backend torch --out runs/tune
 
-Every run of the demo is trained with every learning rate of the same three; what counts is R@1 on the validation split
-at the end. The table goes into ``learning_rates.json`` beside this file, from where the demo reads it. The test split
-is not looked at. drrho is steered by the reference run with the best validation R@1.
+Every run of the demo is trained with each of the same three learning rates. A learning rate is judged by R@1 on the
+validation split after training; the test split is not used. The reference model of the drrho runs is the reference run
+with the best validation R@1. The table is written into this clone's ``drrho_clip/learning_rates.json``, which the demo
+reads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from drrho_clip.demo import LEARNING_RATES, ROLES, demo_configs, learning_rate_r
 from drrho_clip.train import open_splits, read_metrics, train
 from drrho_core.backend import get_backend
 
-RECORD = Path(__file__).with_name("learning_rates.json")
+RECORD = Path(__file__).resolve().parents[1] / "drrho_clip" / "learning_rates.json"
 
 
 def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = learning_rate_record()
     record["validation_r1"][options.data] = tune(options.data, options.backend, options.out)
     record.setdefault("chosen_with", {})[options.data] = {
-        "command": f"python -m drrho_clip.tune --data {options.data} --backend {options.backend} --out DIR",
+        "command": f"python tools/tune_learning_rates.py --data {options.data} --backend {options.backend} --out DIR",
         "seed": 0,
     }
     write_atomic(RECORD, (json.dumps(record, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""What people use instead, to measure against: autograd through dense matrices. Not for training."""
+"""Programs to compare with: autograd through dense matrices. Not for training."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def dense_step(
     def surrogate(images: Array, texts: Array, temperature: Array) -> Any:
         excess = images @ texts.T - reference_images @ reference_texts.T
         positive = jnp.diagonal(excess)
-        itself = jnp.eye(len(images), dtype=bool)
+        is_positive = jnp.eye(len(images), dtype=bool)
         loss, more, states = jnp.zeros(()), jnp.zeros(()), []
         for pairs, axis in ((excess - positive[:, None], 1), (excess - positive[None, :], 0)):
-            logits = jnp.where(itself, -jnp.inf, pairs / temperature)
+            logits = jnp.where(is_positive, -jnp.inf, pairs / temperature)
             log_own = jax.nn.logsumexp(logits, axis=axis) - jnp.log(len(images) - 1.0)
             fixed = jax.lax.stop_gradient(log_own)
             averaged = jnp.logaddexp(log_inner + jnp.log1p(-GAMMA), fixed + jnp.log(GAMMA))

@@ -1,13 +1,12 @@
-"""What people use instead, to measure against: autograd through dense matrices. Not for training."""
+"""Programs to compare with: autograd through dense matrices. Not for training."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from drrho_torch import onednn_products as faster_products
 from torch import Tensor
-
-from drrho_torch.products import onednn_products as faster_products
 
 __all__ = ["cross_entropy", "dense_step", "faster_products", "held_bytes", "peak_bytes", "released_form", "synchronize"]
 
@@ -25,10 +24,10 @@ def dense_step(
     temperature = torch.tensor(TEMPERATURE, device=images.device, requires_grad=True)
     excess = images @ texts.T - reference_images @ reference_texts.T
     positive = excess.diagonal()
-    itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    is_positive = torch.eye(len(images), dtype=torch.bool, device=images.device)
     loss, surrogate, states = torch.zeros(()), torch.zeros(()), []
     for pairs, axis in ((excess - positive[:, None], 1), (excess - positive[None, :], 0)):
-        logits = (pairs / temperature).masked_fill(itself, -torch.inf)
+        logits = (pairs / temperature).masked_fill(is_positive, -torch.inf)
         log_own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
         averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own.detach() + math.log(GAMMA))
         log_new = torch.where(torch.isinf(log_inner), log_own.detach(), averaged)

@@ -1,0 +1,69 @@
+"""The programs that take turns, and the ratios of their times that are reported.
+
+A batch of b pairs with features of width d costs matrix products of b x b x d multiply-adds. One pass with a reference
+model needs 4 of them (two for the logits, two for the gradients), without a reference model 3. Two passes compute the
+logits twice.
+"""
+
+from __future__ import annotations
+
+import os
+
+FEATURE_DIM = 512
+"""Width of the learner's and of the reference model's features."""
+
+TEMPERATURE, GAMMA = 0.05, 0.9
+
+DTYPES = {"float32": 4, "float64": 8, "bfloat16": 4, "float16": 4}
+"""Bytes of a number of the b x b matrices: half types are widened to float32."""
+
+CANDIDATES = {
+    "one pass": "contrastive_step with a reference model; the logits are cached",
+    "two passes": "the same with tile_size=1024; the logits are computed twice, and no b x b array exists",
+    "faster product": "one pass, with products by another routine of the library (torch: oneDNN)",
+    "no reference": "contrastive_step without a reference model",
+    "dense autograd": "the same formula on b x b matrices, with a reference model, differentiated by the library",
+    "released form": "the form of the released DRRho-CLIP program: autograd, separate matrices for each direction",
+    "cross-entropy": "CLIP's loss without a reference model, differentiated by the library",
+}
+
+RATIOS = {
+    "share": "share of the library's own matrix-product rate, one pass (4 products)",
+    "two-pass share": "the same share for two passes, also counted as 4 products: at most 67 %",
+    "over dense": "dense autograd's time over one pass",
+    "over dense, faster": "dense autograd's time over one pass with the faster product",
+    "over released": "the released form's time over one pass",
+    "over cross-entropy": "cross-entropy's time over the step without a reference model",
+}
+
+TIMES_OF_RATIOS = {
+    "share": ("product", "one pass", 4.0),
+    "two-pass share": ("product", "two passes", 4.0),
+    "over dense": ("dense autograd", "one pass", 1.0),
+    "over dense, faster": ("dense autograd", "faster product", 1.0),
+    "over released": ("released form", "one pass", 1.0),
+    "over cross-entropy": ("cross-entropy", "no reference", 1.0),
+}
+"""Each ratio is factor * time of the first candidate / time of the second."""
+
+# About how many b x b matrices a candidate holds at its peak.
+_MATRICES_IN_MEMORY = {
+    "dense autograd": 8, "released form": 16, "cross-entropy": 6, "one pass": 2, "faster product": 2, "no reference": 2
+}  # fmt: skip
+
+
+def has_candidate(backend: str, candidate: str) -> bool:
+    """Tell whether a library has a candidate: without autograd there is nothing to compare with."""
+    if candidate in ("faster product", "released form"):
+        return backend == "torch"
+    return candidate not in ("dense autograd", "cross-entropy") or backend in ("torch", "jax")
+
+
+def reason_to_skip(candidate: str, batch_size: int) -> str | None:
+    """Return why a candidate is left out (it would take more than half of the free memory), or None."""
+    needed = _MATRICES_IN_MEMORY.get(candidate, 0) * 4 * batch_size**2
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Above the memory budget of `contrastive_step`, one pass would silently become two: it must not be called one pass.
+    if candidate in ("one pass", "faster product", "no reference") and 4 * batch_size**2 > 2**30:
+        return "above the budget: two passes"
+    return f"not run: about {needed / 2**30:.0f} GiB" if needed > available / 2 else None

@@ -1,0 +1,98 @@
+"""The command ``drrho bench``: check the options, measure, write the figures, compare with an earlier measurement."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.contrastive.candidates import DTYPES
+from benchmarks.contrastive.measure import compare, run
+from benchmarks.contrastive.page import markdown, pictures
+from drrho_clip.checkpoint import write_atomic
+from drrho_clip.errors import BadInput
+from drrho_core.backend import get_backend
+
+
+def measure_and_write(
+    backends: Sequence[str],
+    *,
+    device: str | None,
+    dtype: str,
+    sizes: Sequence[int],
+    memory_sizes: Sequence[int],
+    rounds: int,
+    threads: int,
+    out: Path | None,
+    check: Path | None,
+    command: str,
+) -> int:
+    """Measure, write `out` and compare with `check`; return the exit code of ``drrho bench``.
+
+    Parameters
+    ----------
+    backends : sequence of str
+        Names of backends; all that are installed if it is empty.
+    device, dtype, sizes, rounds, threads
+        As in `benchmarks.contrastive.measure.run`.
+    memory_sizes : sequence of int
+        As in `benchmarks.contrastive.measure.run`; zeros are skipped.
+    out : Path, optional
+        A folder for contrastive.json, README.md and plots; those of an earlier measurement are replaced.
+    check : Path, optional
+        Figures of an earlier measurement.
+    command : str
+        The command line, for the page.
+
+    Returns
+    -------
+    int
+        1 if a ratio is more than 15 % below that of `check`, otherwise 0.
+
+    Raises
+    ------
+    BadInput
+        If an option is outside its domain. Nothing is measured then.
+    """
+    before = None
+    if check is not None:
+        try:
+            before = json.loads(check.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"check must be the figures of an earlier measurement, got {check}") from error
+    for name, values in (("sizes", sizes), ("rounds", (rounds,)), ("threads", (threads,))):
+        least = 2 if name == "sizes" else 1
+        if not values or min(values) < least:
+            raise BadInput(f"{name} must be at least {least}, got {' '.join(map(str, values)) or 'none'}")
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    # A name that is wrong must fail here, before minutes are spent on the libraries before it.
+    names = backends or [name for name in ("numpy", "torch", "jax", "cupy") if importlib.util.find_spec(name)]
+    for name in names:
+        try:
+            get_backend(name, device=device, dtype="float32")
+        except (ValueError, ImportError) as error:
+            raise BadInput(str(error)) from error
+    figures = run(
+        names,
+        device=device,
+        dtype=dtype,
+        sizes=sizes,
+        memory_sizes=[size for size in memory_sizes if size],
+        rounds=rounds,
+        threads=threads,
+        say=lambda line: print(line, flush=True),
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "contrastive.json", (json.dumps(figures, indent=1) + "\n").encode())
+        for name, text in pictures(figures).items():
+            write_atomic(out / name, text.encode())
+        write_atomic(out / "README.md", markdown(figures, command).encode())
+        print(f"written: {out}")
+    if before is None:
+        return 0
+    fallen = compare(figures, before)
+    print("\n".join(fallen) if fallen else "no ratio has fallen by more than 15 %")
+    return 1 if fallen else 0

@@ -1,0 +1,364 @@
+"""One anchor of the contrastive loss at a time: read these functions from top to bottom.
+
+An anchor is treated the same way in both directions: it has a list of similarities, Z's row for an image and Z's column
+for a text, and its positive stands at the anchor's own position. ``contrastive.py`` puts the anchors together.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_reference._checks import FloatArray, Pair, feature_pair, non_negative, real_array, reference_pair
+
+__all__ = [
+    "Anchor",
+    "anchor_step",
+    "dot",
+    "estimate_of_state",
+    "feature_gradients",
+    "inner_estimate",
+    "moving_average",
+    "pair_exponents",
+    "pair_similarities",
+    "pair_weights",
+    "within_range",
+]
+
+
+def pair_similarities(
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    /,
+    *,
+    reference_features: Pair | None = None,
+    reference_weight: float = 1.0,
+) -> FloatArray:
+    """Compare every image with every text: Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>.
+
+    Parameters
+    ----------
+    image_features, text_features : array (b, d)
+        Features of unit norm; row i of both is pair i.
+    reference_features : pair of arrays (b, r), optional
+        The frozen reference model's image and text features. r may differ from d.
+    reference_weight : float
+        lambda, at least 0.
+
+    Returns
+    -------
+    array (b, b) of float64
+        Row i: image i; column j: text j.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit, entries are not finite, or lambda is no number of at least 0.
+
+    Notes
+    -----
+    Source: DRRho, arXiv 2505.06699: the excess loss of a pair is a difference of similarities.
+
+    Examples
+    --------
+    >>> pair_similarities([[1.0, 0.0], [0.6, 0.8]], [[0.0, 1.0], [1.0, 0.0]]).tolist()
+    [[0.0, 1.0], [0.8, 0.6]]
+    """
+    image, text = feature_pair("image_features", image_features, "text_features", text_features)
+    weight = non_negative("reference_weight", reference_weight)
+    b = image.shape[0]
+    reference = reference_pair(reference_features, b)
+    # Z = S - lambda R, entry by entry.
+    similarities = np.empty((b, b))
+    for i in range(b):
+        for j in range(b):
+            similarities[i, j] = dot(image[i], text[j])
+            if reference is not None:
+                similarities[i, j] -= weight * dot(reference[0][i], reference[1][j])
+    return similarities
+
+
+def dot(left: FloatArray, right: FloatArray) -> float:
+    """Return <left, right>."""
+    return math.fsum(float(a) * float(b) for a, b in zip(left, right, strict=True))
+
+
+def pair_exponents(
+    similarities: Sequence[float] | FloatArray, anchor: int, negatives: Sequence[int], temperature: float, /
+) -> list[float]:
+    """Measure how much better each negative fits than the positive: D_j = (z_j - z_anchor) / t.
+
+    Parameters
+    ----------
+    similarities : sequence of float (b,)
+        Z's row of an image anchor, or Z's column of a text anchor.
+    anchor : int
+        The position of the positive: the anchor's own. With two views it is the other view's, see
+        ``unimodal.py``.
+    negatives : sequence of int
+        The positions of the anchor's negatives.
+    temperature : float
+        t, above 0.
+
+    Returns
+    -------
+    list of float
+        One exponent per negative.
+
+    Notes
+    -----
+    Source: the excess pair loss of FastCLIP, arXiv 2407.01445, and DRRho, arXiv 2505.06699.
+
+    Examples
+    --------
+    >>> pair_exponents([0.5, 1.0, 0.0], 1, [0, 2], 0.5)
+    [-1.0, -2.0]
+    """
+    return [(float(similarities[j]) - float(similarities[anchor])) / temperature for j in negatives]
+
+
+def inner_estimate(
+    similarities: Sequence[float] | FloatArray, anchor: int, negatives: Sequence[int], temperature: float, /
+) -> float:
+    """Average the exponentials of an anchor's negatives: g = mean_j exp(D_j).
+
+    Parameters
+    ----------
+    similarities, anchor, negatives, temperature
+        As in :func:`pair_exponents`.
+
+    Returns
+    -------
+    float
+        g, above 0. Below 1 the positive fits better than the negatives do.
+
+    Raises
+    ------
+    FloatingPointError
+        If g or one of the exponentials leaves the range of float64.
+
+    Notes
+    -----
+    Source: SogCLR, arXiv 2202.12387.
+
+    Examples
+    --------
+    >>> round(inner_estimate([0.5, 1.0, 0.0], 1, [0, 2], 0.5), 6)  # (e^-1 + e^-2) / 2
+    0.251607
+    """
+    exponents = pair_exponents(similarities, anchor, negatives, temperature)
+    try:
+        # The mean runs over the negatives only: b - 1 of them, without the positive.
+        g = math.fsum(math.exp(D) for D in exponents) / len(exponents)
+    except OverflowError:
+        g = math.inf
+    return within_range("temperature", temperature, g)
+
+
+def within_range(argument: str, received: float, value: float) -> float:
+    """Return a value of the linear domain, or raise, naming the argument that took the value out of range."""
+    if not sys.float_info.min <= value <= sys.float_info.max:
+        raise FloatingPointError(
+            f"{argument} must keep the linear domain within the range of float64, got {received} (value {value})"
+        )
+    return value
+
+
+def moving_average(u: float, g: float, gamma: float, /) -> float:
+    """Move the estimate towards the batch's value: u <- (1 - gamma) u + gamma g, and u <- g on the first visit.
+
+    Parameters
+    ----------
+    u : float
+        The old estimate; 0 means never visited, for a mean of exponentials is above 0.
+    g : float
+        The batch's own estimate.
+    gamma : float
+        The weight of the new value, in (0, 1]; 1 has no memory.
+
+    Returns
+    -------
+    float
+        The new estimate.
+
+    Notes
+    -----
+    Source: SogCLR, arXiv 2202.12387.
+
+    Examples
+    --------
+    >>> moving_average(2.0, 4.0, 0.25), moving_average(0.0, 4.0, 0.25)
+    (2.5, 4.0)
+    """
+    # The first visit takes g alone, whatever gamma is: u = 0 is no estimate.
+    return g if u == 0.0 else (1.0 - gamma) * u + gamma * g
+
+
+def pair_weights(
+    similarities: Sequence[float] | FloatArray,
+    anchor: int,
+    negatives: Sequence[int],
+    temperature: float,
+    u: float,
+    /,
+    *,
+    eps: float = 0.0,
+) -> list[float]:
+    """Weigh an anchor's negatives: w_j = exp(D_j) / (eps + u) / N, N the number of negatives.
+
+    Parameters
+    ----------
+    similarities, anchor, negatives, temperature
+        As in :func:`pair_exponents`.
+    u : float
+        The anchor's updated estimate.
+    eps : float
+        The floor in log(eps + u), at least 0.
+
+    Returns
+    -------
+    list of float (b,)
+        0 at the anchor and at pairs that are no negatives. Without memory and floor the weights sum to 1.
+
+    Notes
+    -----
+    The factor of each pair in the chain rule; no gradient runs through u. Source: SogCLR, arXiv 2202.12387.
+
+    Examples
+    --------
+    >>> weights = pair_weights([0.5, 1.0, 0.0], 1, [0, 2], 0.5, 0.251607)
+    >>> [round(weight, 4) for weight in weights]
+    [0.7311, 0.0, 0.2689]
+    """
+    weights = [0.0] * len(similarities)
+    exponents = pair_exponents(similarities, anchor, negatives, temperature)
+    # w_j = exp(D_j) / (eps + u) / N; eps is added to u and not to the logarithm.
+    for j, D in zip(negatives, exponents, strict=True):
+        weights[j] = math.exp(D) / (eps + u) / len(negatives)
+    return weights
+
+
+class Anchor(NamedTuple):
+    """The part of one anchor in loss and gradients, before the division by 2 b."""
+
+    loss: float
+    surrogate: float
+    temperature_gradient: float
+    weights: list[float]
+    log_inner: float
+
+
+def anchor_step(
+    similarities: FloatArray,
+    anchor: int,
+    negatives: list[int],
+    log_inner: float,
+    temperature: float,
+    gamma: float,
+    radius: float,
+    eps: float,
+    factor: float,
+) -> Anchor:
+    """Do one anchor: update u, then compute the loss t (L + radius) with L = log(eps + u), and the gradients.
+
+    surrogate: t (L + radius) + t g / (eps + u), of which autograd would see only g and the t of t (L + radius).
+    temperature gradient: L + radius - sum_j w_j D_j.
+    ``factor``, the anchor's own weight, multiplies all three and the weights w_j of its negatives, but not its state.
+    An anchor without negatives adds nothing and keeps its state.
+    """
+    # A mask may leave no negatives: then the anchor has no loss, and u stays.
+    if not negatives:
+        return Anchor(0.0, 0.0, 0.0, [0.0] * len(similarities), log_inner)
+    # Update u first: loss and weights use the new estimate.
+    g = inner_estimate(similarities, anchor, negatives, temperature)
+    u = moving_average(estimate_of_state(log_inner), g, gamma)
+    weights = pair_weights(similarities, anchor, negatives, temperature, u, eps=eps)
+    exponents = pair_exponents(similarities, anchor, negatives, temperature)
+    # L + radius, and the temperature gradient d/dt [t (L(t) + radius)] = L + radius - sum_j w_j D_j.
+    level = math.log(eps + u) + radius
+    slope = level - math.fsum(weights[j] * D for j, D in zip(negatives, exponents, strict=True))
+    return Anchor(
+        loss=factor * temperature * level,
+        surrogate=factor * temperature * (level + g / (eps + u)),
+        temperature_gradient=factor * slope,
+        weights=[factor * weight for weight in weights],
+        log_inner=math.log(u),
+    )
+
+
+def estimate_of_state(log_inner: float) -> float:
+    """Return u for log u: 0 for a sample that was never visited (-inf)."""
+    if log_inner == -math.inf:
+        return 0.0
+    try:
+        # The state holds log u without eps.
+        u = math.exp(log_inner)
+    except OverflowError:
+        u = math.inf
+    return within_range("log_inner", log_inner, u)
+
+
+def feature_gradients(
+    image_weights: npt.ArrayLike,
+    text_weights: npt.ArrayLike,
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    /,
+) -> tuple[FloatArray, FloatArray]:
+    """Add up the feature gradients, one pair and one direction at a time.
+
+    Parameters
+    ----------
+    image_weights, text_weights : array (b, b)
+        Row i: image i; column j: text j; the weights of image anchors and of text anchors, 0 on the diagonal.
+    image_features, text_features : array (b, d)
+        The features.
+
+    Returns
+    -------
+    image_gradient, text_gradient : array (b, d) of float64
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes do not fit or entries are not finite.
+
+    Notes
+    -----
+    The temperatures cancel: t_i times the change of D_ij is the change of Z_ij - Z_ii. So the pair (i, j) adds
+    w_ij d(Z_ij - Z_ii) / 2b for the image anchor i and w'_ij d(Z_ij - Z_jj) / 2b for the text anchor j, where
+    d Z_ij / d e1_i = e2_j and d Z_ij / d e2_j = e1_i. Source: SogCLR, arXiv 2202.12387.
+
+    Examples
+    --------
+    Only image 0 as an anchor: it is pushed from text 1 to text 0.
+
+    >>> image, text = feature_gradients([[0, 1], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 1]], [[0.6, 0.8], [1, 0]])
+    >>> image.tolist(), text.tolist()
+    ([[0.1, -0.2], [0.0, 0.0]], [[-0.25, 0.0], [0.25, 0.0]])
+    """
+    image, text = feature_pair("image_features", image_features, "text_features", text_features)
+    b = image.shape[0]
+    of_images, of_texts = (
+        real_array("image_weights", image_weights, (b, b)),
+        real_array("text_weights", text_weights, (b, b)),
+    )
+    image_gradient, text_gradient = np.zeros_like(image), np.zeros_like(text)
+    for i in range(b):
+        for j in range(b):
+            # Image anchor i: its exponent holds Z_ij (row i, column j) and the positive Z_ii.
+            w = of_images[i, j] / (2 * b)  # Z_ij - Z_ii
+            image_gradient[i] += w * (text[j] - text[i])
+            text_gradient[j] += w * image[i]
+            text_gradient[i] -= w * image[i]
+            # Text anchor j: its exponent holds Z_ij too, but the positive Z_jj.
+            w = of_texts[i, j] / (2 * b)  # Z_ij - Z_jj
+            text_gradient[j] += w * (image[i] - image[j])
+            image_gradient[i] += w * text[j]
+            image_gradient[j] -= w * text[j]
+    return image_gradient, text_gradient

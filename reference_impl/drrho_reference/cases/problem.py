@@ -1,0 +1,103 @@
+"""The form of a problem: a function of the API, arguments, and the way to the right answer.
+
+A problem is a function of a random generator that returns positional arguments and options in float64. The name of the
+function is the name of the case, and the docstring is the sentence of the case in the report and in the test vectors.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Draw = Callable[[Any], tuple[Any, ...]]  # np.random.Generator would load numpy.random with the package
+
+
+@dataclass(frozen=True)
+class SetOf:
+    """An ambiguity set by name: the oracle and an implementation have classes of their own."""
+
+    name: str
+    parameters: Mapping[str, float]
+
+    def build(self, namespace: Any) -> Any:
+        """Build the set from a namespace that has the class."""
+        return getattr(namespace, self.name)(**self.parameters)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a call. Options in ``how`` affect speed and memory only, so the oracle does not have them."""
+
+    positional: tuple[Any, ...]
+    options: Mapping[str, Any]
+    how: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An answer from ``extremes.json``: fields, and the sizes that errors are divided by if the file holds them."""
+
+    expected: Mapping[str, Any]
+    scales: Mapping[str, Any] | None
+
+
+class Answer(NamedTuple):
+    """An answer that is computed beside the oracle: fields, the sizes that errors are divided by, and the bounds.
+
+    Fields in ``limits`` may be smaller than expected, but not larger.
+    """
+
+    expected: Mapping[str, Any]
+    scales: Mapping[str, Any]
+    bounds: Mapping[str, float]
+    limits: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A named problem of one function. If the problem asks for many slices at once, ``rows`` names each of them.
+
+    ``answer`` takes the arguments, rounded to a dtype, and the dtype. Without ``answer`` the oracle answers, unless the
+    answer is ``stored``. ``story`` takes the function and the arguments if the problem needs more than one call.
+    """
+
+    function: str
+    name: str
+    sentence: str
+    draw: Draw
+    rows: tuple[str, ...] = ()
+    stored: Stored | None = None
+    answer: Callable[[Arguments, str], Answer] | None = None
+    story: Callable[..., Any] | None = None
+
+    def row_name(self, row: str) -> str:
+        """Return the name of one row among all cases."""
+        return f"{self.name}{', ' if ': ' in self.name else ': '}{row}"
+
+    def arguments(self) -> Arguments:
+        """Draw the arguments. The seed is made from the names, so a problem never depends on the problems before it."""
+        drawn = self.draw(np.random.default_rng(zlib.crc32(f"{self.function} {self.name}".encode())))
+        positional, options, how = (*drawn, {}, {})[:3]
+        return Arguments(positional, options, how)
+
+
+def entering(problems: list[Problem]) -> Callable[..., Callable[[Draw], Draw]]:
+    """Return a decorator that adds a draw to a list of problems, once for each function that the decorator names.
+
+    A leading or trailing underscore of the draw's name is not part of the case's name.
+    """
+
+    def problem(*functions: str) -> Callable[[Draw], Draw]:
+        def enter(draw: Draw) -> Draw:
+            sentence = (draw.__doc__ or "").strip()
+            for function in functions:
+                problems.append(Problem(function, draw.__name__.strip("_"), sentence, draw))
+            return draw
+
+        return enter
+
+    return problem

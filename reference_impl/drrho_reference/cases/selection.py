@@ -1,0 +1,50 @@
+"""Problems of the selection of samples: by excess loss one by one, and chunk by chunk (JEST)."""
+# ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from drrho_reference._checks import FloatArray
+from drrho_reference.cases.draws import SAMPLES, draw_losses
+from drrho_reference.cases.problem import Problem, entering
+
+PROBLEMS: list[Problem] = []
+problem = entering(PROBLEMS)
+
+
+@problem("select_top_excess")
+def top_three(rng: np.random.Generator) -> tuple[Any, ...]:
+    """The three samples of largest excess loss."""
+    return (draw_losses(rng)[0], draw_losses(rng)[0]), {"k": 3}
+
+
+@problem("select_top_excess")
+def ties_and_a_weight(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A reference weight of 2; among equals the lower index comes first."""
+    loss = rng.integers(0, 3, size=SAMPLES).astype(np.float64)
+    return (loss, rng.integers(0, 2, size=SAMPLES).astype(np.float64)), {"k": 4, "reference_weight": 2.0}
+
+
+def _logits(rng: np.random.Generator, scale: float = 1.0) -> tuple[FloatArray, FloatArray]:
+    return scale * rng.normal(size=(SAMPLES, SAMPLES)), scale * rng.normal(size=(SAMPLES, SAMPLES))
+
+
+@problem("select_jest")
+def top_k(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Without noise, in chunks of unequal size."""
+    return _logits(rng), {"k": 5, "num_chunks": 2, "top_k": True}
+
+
+@problem("select_jest")
+def scale_100(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Logits of a trained model; a noise that matters little."""
+    return _logits(rng, 100.0), {"k": 4, "num_chunks": 2, "gumbel": rng.gumbel(size=(2, SAMPLES))}
+
+
+@problem("select_jest")
+def with_noise(rng: np.random.Generator) -> tuple[Any, ...]:
+    """With given Gumbel noise."""
+    return _logits(rng), {"k": 4, "num_chunks": 2, "gumbel": rng.gumbel(size=(2, SAMPLES))}

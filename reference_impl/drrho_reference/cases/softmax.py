@@ -1,0 +1,262 @@
+"""Exact answers at any temperature, and the error of an ordinary softmax as the bound of the gradients.
+
+The oracle's linear domain ends where exp leaves float64, and a fixed bound would be too strict for large logits: a
+similarity is rounded before it is divided by t, so a float32 gradient at 1/t = 1e6 is off by some percent in any
+implementation. Therefore errors are compared with the error that a softmax in log-sum-exp form makes on the same inputs
+in the same dtype (:func:`gradients` with ``exact=False``). Twice that error is allowed, plus 1e-6 of the largest entry
+in float32 and 1e-12 in float64. The error of one softmax depends on the order in which products are summed, so the
+largest error of 32 orders is used. In float64 the products of these inputs are exact, which they are in no other batch,
+so epsilon times the largest logit is allowed as well. An implementation that rounds a threshold of the size 1/t exceeds
+the bound.
+
+The exact answers need no long arithmetic. Feature entries are multiples of a power of two, so that a product of two
+features is exact in float64, and a softmax of (z - max z) / t then has an error of some ulp for any t.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_reference._checks import FloatArray
+from drrho_reference.cases.draws import SIDES, STEPS, equal_states
+from drrho_reference.cases.problem import Answer, Arguments
+from drrho_reference.unimodal import view_positions
+
+Table = npt.NDArray[Any]
+
+# Bounds of the fields that are no feature gradients, and the part of a gradient's bound that is always allowed.
+UNIT = {"float64": 1e-12, "float32": 5e-6}
+SURPLUS = {"float64": 1e-12, "float32": 1e-6}
+# Orders of summation whose largest error is the bound.
+ORDERS = 32
+
+
+class SimilarityTables:
+    """A table of similarities whose rows are anchors, with the positive and the candidates of each anchor.
+
+    ``contrastive_step`` and the other losses of pairs have two tables, Z and its transpose; two views have one table of
+    2 b rows. ``candidates`` marks the entries that the log-sum-exp of an anchor runs over, and ``size`` bounds the
+    largest similarity.
+    """
+
+    def __init__(self, function: str, arguments: Arguments, dtype: Any) -> None:
+        options = arguments.options
+        first, second = (np.asarray(side, dtype=dtype) for side in arguments.positional[:2])
+        self.b = b = len(first)
+        self.views = function == "unimodal_contrastive_step"
+        self.left, self.right = (np.concatenate([first, second]),) * 2 if self.views else (first, second)
+        table = self.left @ self.right.T
+        self.size = float(np.max(np.linalg.norm(self.left, axis=1)) * np.max(np.linalg.norm(self.right, axis=1)))
+        # z_ij = s_ij - lambda s^ref_ij: the reference model's similarities are subtracted before the division by t.
+        if "reference_features" in options:
+            r1, r2 = (np.asarray(side, dtype=dtype) for side in options["reference_features"])
+            weight = dtype(options.get("reference_weight", 1.0))
+            if self.views:
+                r1 = r2 = np.concatenate([r1, r2])
+            table = table - weight * (r1 @ r2.T)
+            self.size += float(weight * np.max(np.linalg.norm(r1, axis=1)) * np.max(np.linalg.norm(r2, axis=1)))
+        self.tables = [table] if self.views else [table, table.T]
+        self.positive = [view_positions(a, b)[0] for a in range(2 * b)] if self.views else list(range(b))
+        # A step's log-sum-exp runs over the negatives only; InfoNCE's and distillation's include the positive.
+        n = len(table)
+        self.candidates = np.ones((n, n), dtype=bool)
+        if function in STEPS:
+            self.candidates[np.arange(n), np.arange(n)] = False
+            self.candidates[np.arange(n), self.positive] = False
+        sides = [
+            two_sides(options["temperature"], b),
+            two_sides(1.0 if options.get("anchor_weight") is None else options["anchor_weight"], b),
+        ]
+        self.temperatures, self.factors = (
+            [np.concatenate(pair).astype(dtype)] if self.views else [side.astype(dtype) for side in pair]
+            for pair in sides
+        )
+
+
+def two_sides(value: Any, b: int) -> tuple[FloatArray, FloatArray]:
+    """Return one entry per anchor of both sides."""
+    first, second = value if isinstance(value, tuple) else (value, value)
+    return np.broadcast_to(first, b).astype(np.float64), np.broadcast_to(second, b).astype(np.float64)
+
+
+def softmax(table: Table, candidates: Any, temperature: Table, *, exact: bool) -> Table:
+    """Return the softmax of each row over its candidates.
+
+    ``exact`` subtracts before it divides. Otherwise logits are made first, as usual, and are rounded at their size.
+    """
+    scores = np.where(candidates, table, -np.inf)
+    if exact:
+        shifted = (scores - np.max(scores, axis=1, keepdims=True)) / temperature[:, None]
+    else:
+        logits = scores / temperature[:, None]
+        shifted = logits - np.max(logits, axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    return np.asarray(exponentials / np.sum(exponentials, axis=1, keepdims=True))
+
+
+def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -> tuple[Table, Table]:
+    """Return the feature gradients, all sums in one dtype: M E2 / 2b and M^T E1 / 2b with M the slopes of the pairs.
+
+    An anchor's row of M holds the weights of its candidates, and at its positive minus their sum.
+    """
+    # Distillation compares with the softmax of the reference model, all others with the positive alone.
+    batch = SimilarityTables(function, arguments, dtype)
+    b, slopes = batch.b, np.zeros(batch.tables[0].shape, dtype=dtype)
+    targets = [np.zeros_like(slopes)] * 2
+    if function == "distillation_loss":
+        options = {"temperature": arguments.options["reference_temperature"]}
+        teacher = SimilarityTables(function, Arguments(arguments.positional[2:], options, {}), dtype)
+        targets = [
+            softmax(table, teacher.candidates, t, exact=exact)
+            for table, t in zip(teacher.tables, teacher.temperatures, strict=True)
+        ]
+    for side, (table, temperature, factor) in enumerate(
+        zip(batch.tables, batch.temperatures, batch.factors, strict=True)
+    ):
+        # Slopes of one direction: the softmax minus the target, so that every row sums to 0.
+        rows = softmax(table, batch.candidates, temperature, exact=exact)
+        if function == "distillation_loss":
+            rows = rows - targets[side]
+        else:
+            rows[np.arange(len(rows)), batch.positive] -= np.sum(rows, axis=1)
+        # Steps multiply the loss by t, so only the other losses have the factor 1/t in their slopes.
+        if function not in STEPS:
+            rows = rows / temperature[:, None]
+        rows = factor[:, None] * rows
+        slopes += rows if side == 0 else rows.T
+    # Both sides of the table of two views are the same features, so the slopes and their transpose add up.
+    if batch.views:
+        gradient = (slopes + slopes.T) @ batch.left / dtype(2 * b)
+        return gradient[:b], gradient[b:]
+    return slopes @ batch.right / dtype(2 * b), slopes.T @ batch.left / dtype(2 * b)
+
+
+def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
+    """Answer a step without memory and floor: log g, the weights softmax(D), and the fields that follow from both.
+
+    With d = D - max D the temperature gradient L - sum_j w_j D_j is log mean exp(d) - sum_j w_j d_j: nothing cancels.
+    """
+    batch, names = SimilarityTables(function, arguments, np.float64), SIDES[function]
+    b, states, losses, slopes, terms = batch.b, [], [], [], []
+    for table, t, factor in zip(batch.tables, batch.temperatures, batch.factors, strict=True):
+        # log g = (max z - z_ii) / t + log mean exp(d), and the weights w_j = exp(d_j) / sum exp(d).
+        w = softmax(table, batch.candidates, t, exact=True)
+        peak = np.max(np.where(batch.candidates, table, -np.inf), axis=1)
+        d = np.where(batch.candidates, (table - peak[:, None]) / t[:, None], 0.0)
+        means = np.sum(np.where(batch.candidates, np.exp(d), 0.0), axis=1) / np.sum(batch.candidates, axis=1)
+        log_g = (peak - table[np.arange(len(table)), batch.positive]) / t + np.log(means)
+        states.append(log_g)
+        losses.append(factor * t * log_g)
+        slopes.append(factor * (np.log(means) - np.sum(w * d, axis=1)))
+        terms.append(factor * (1.0 + batch.size / t))
+    if batch.views:
+        states, slopes, terms = ([*np.split(one[0], 2)] for one in (states, slopes, terms))
+    # loss = sum of t log g over the anchors of both sides / 2b; errors are compared with the largest similarity.
+    loss = math.fsum(np.concatenate(losses)) / (2 * b)
+    warmest = max(float(np.max(f * t)) for f, t in zip(batch.factors, batch.temperatures, strict=True))
+    two_sided = isinstance(arguments.options["temperature"], tuple)
+    size = max(abs(loss), warmest, batch.size * float(np.max(batch.factors)))
+    total = math.fsum(np.concatenate([t * f for t, f in zip(batch.temperatures, batch.factors, strict=True)]))
+    # Without memory and floor all weights of an anchor sum to 1, so surrogate - loss = sum of t / 2b.
+    expected = {
+        "loss": np.asarray(loss),
+        "surrogate": np.asarray(loss + total / (2 * b)),
+        "temperature_gradient": (
+            tuple(one / (2 * b) for one in slopes)
+            if two_sided
+            else np.asarray(math.fsum(np.concatenate(slopes)) / (2 * b))
+        ),
+        **{f"log_inner_{name}": state for name, state in zip(names, states, strict=True)},
+    }
+    scales = {
+        "loss": size,
+        "surrogate": size,
+        "temperature_gradient": (
+            tuple(np.full(b, np.max(one)) / (2 * b) for one in terms) if two_sided else float(np.max(terms))
+        ),
+        **{
+            f"log_inner_{name}": 1.0 + batch.size / t
+            for name, t in zip(names, two_sides(arguments.options["temperature"], b), strict=True)
+        },
+    }
+    return _with_gradients(function, arguments, dtype, expected, scales, names)
+
+
+def loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
+    """Answer a cross-entropy of the rows and columns of S / t: InfoNCE, or distillation from a teacher's softmax."""
+    batch = SimilarityTables(function, arguments, np.float64)
+    t, b, losses, slopes = float(arguments.options["temperature"]), batch.b, [], []
+    teacher = None
+    if function == "distillation_loss":
+        options = {"temperature": arguments.options["reference_temperature"]}
+        teacher = SimilarityTables(function, Arguments(arguments.positional[2:], options, {}), np.float64)
+    for side, (table, factor) in enumerate(zip(batch.tables, batch.factors, strict=True)):
+        # Cross-entropy of a row: log sum exp(z / t) - sum target z / t, both shifted by the row's largest logit.
+        target = np.eye(b)
+        if teacher is not None:
+            target = softmax(teacher.tables[side], teacher.candidates, teacher.temperatures[side], exact=True)
+        q = softmax(table, batch.candidates, batch.temperatures[side], exact=True)
+        below = (np.max(table, axis=1, keepdims=True) - table) / t
+        losses.append(factor * (np.log(np.sum(np.exp(-below), axis=1)) + np.sum(target * below, axis=1)))
+        slopes.append(factor * np.sum((q - target) * below, axis=1) / t)  # -(q - target) z / t^2, shifted by the peak
+    expected = {
+        "loss": np.asarray(math.fsum(np.concatenate(losses)) / (2 * b)),
+        "temperature_gradient": np.asarray(math.fsum(np.concatenate(slopes)) / (2 * b)),
+    }
+    largest = float(np.max(batch.factors))
+    scales = {"loss": largest * (1.0 + batch.size / t), "temperature_gradient": 2.0 * largest * batch.size / t**2}
+    return _with_gradients(function, arguments, dtype, expected, scales, ("image", "text"))
+
+
+def pair_loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
+    """Answer a pair loss: the mean of the log g of both anchors of a pair."""
+    del function
+    options = {"temperature": arguments.options["temperature"]}
+    given = Arguments((*arguments.positional, *equal_states(len(arguments.positional[0]))), options, {})
+    step = step_answer("contrastive_step", given, dtype)
+    value = (step.expected["log_inner_image"] + step.expected["log_inner_text"]) / 2.0
+    return Answer({"value": value}, {"value": step.scales["log_inner_image"]}, {"value": UNIT[dtype]})
+
+
+def _with_gradients(
+    function: str,
+    arguments: Arguments,
+    dtype: str,
+    expected: dict[str, Any],
+    scales: dict[str, Any],
+    names: tuple[str, str],
+) -> Answer:
+    """Add the feature gradients, with twice the error of the softmax as the bound."""
+    # The error of an ordinary softmax, the largest of ORDERS orders of summation.
+    exact = gradients(function, arguments, np.float64, exact=True)
+    errors = np.zeros((ORDERS, 2))
+    for seed in range(ORDERS):
+        order = np.random.default_rng(seed).permutation(arguments.positional[0].shape[1])
+        compared = gradients(function, _reordered(arguments, order, seed), np.dtype(dtype).type, exact=False)
+        for side in range(2):
+            errors[seed, side] = np.max(np.abs(compared[side].astype(np.float64) - exact[side][:, order]))
+    bounds, surplus = dict.fromkeys(expected, UNIT[dtype]), SURPLUS[dtype]
+    # In float64 these products are exact, so the rounding of an ordinary product is allowed beside the error above.
+    if dtype == "float64":
+        batch = SimilarityTables(function, arguments, np.float64)
+        surplus += float(np.finfo(dtype).eps) * batch.size / min(float(np.min(t)) for t in batch.temperatures)
+    for name, right, error in zip(names, exact, np.max(errors, axis=0), strict=True):
+        field, largest = f"{name}_gradient", float(np.max(np.abs(right)))
+        expected[field], scales[field] = right, largest
+        bounds[field] = 2.0 * float(error) / largest + surplus
+    return Answer(expected, scales, bounds)
+
+
+def _reordered(arguments: Arguments, order: Any, seed: int) -> Arguments:
+    """Permute the columns of both models' features: the same products, summed in another order."""
+    first, second, *others = arguments.positional
+    options = dict(arguments.options)
+    if "reference_features" in options:
+        one, other = options["reference_features"]
+        own = np.random.default_rng([seed, 1]).permutation(one.shape[1])
+        options["reference_features"] = (one[:, own], other[:, own])
+    return Arguments((first[:, order], second[:, order], *others), options, {})

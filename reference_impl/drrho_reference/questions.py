@@ -1,0 +1,142 @@
+"""Problems with their right answers: the arguments rounded to a dtype, and the numbers that an answer should have.
+
+``conformance.py`` asks an implementation these questions, ``vectors.py`` writes them down for other languages.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import drrho_reference.ambiguity
+import drrho_reference.anchor_weight
+import drrho_reference.contrastive
+import drrho_reference.estimator
+import drrho_reference.losses
+import drrho_reference.risk
+import drrho_reference.scaling_law
+import drrho_reference.selection
+import drrho_reference.theory
+import drrho_reference.unimodal
+import drrho_reference.weighted_sum
+from drrho_reference.cases import PROBLEMS
+from drrho_reference.cases.calls import COMPARED, STORIES, oracle_set
+from drrho_reference.cases.problem import Arguments, Problem, SetOf
+from drrho_reference.cases.scales import FUNCTIONS, SCALES, SINGLE, bound
+
+# The modules of the oracle in which a problem's function is looked up.
+_MODULES = (
+    drrho_reference.ambiguity,
+    drrho_reference.risk,
+    drrho_reference.contrastive,
+    drrho_reference.unimodal,
+    drrho_reference.estimator,
+    drrho_reference.losses,
+    drrho_reference.anchor_weight,
+    drrho_reference.selection,
+    drrho_reference.theory,
+    drrho_reference.scaling_law,
+    drrho_reference.weighted_sum,
+)
+
+
+def checked_dtypes(dtypes: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of dtypes, at least one, each once."""
+    names = tuple(dict.fromkeys(dtypes))
+    for name in names:
+        if name not in ("float64", "float32"):
+            raise ValueError(f"dtypes must hold 'float64' and 'float32' only, got {name!r}")
+    if not names:
+        raise ValueError("dtypes must hold at least one dtype, got none")
+    return names
+
+
+def ordered_problems() -> list[Problem]:
+    """Return all problems, function by function."""
+    return sorted(PROBLEMS, key=lambda problem: FUNCTIONS.index(problem.function))
+
+
+def story_of(problem: Problem) -> Callable[..., Any] | None:
+    """Return the function that makes more than one call of a problem's function; None if one call is enough."""
+    return problem.story or STORIES.get(problem.function)
+
+
+def rebuilt(value: Any, parts: Iterable[Any]) -> Any:
+    """Return a tuple of the same kind; one with named fields keeps its class."""
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem in one dtype with the right answer: arguments, fields, the sizes that errors are divided by, the bound.
+
+    ``bounds`` holds the fields that have another bound; fields in ``limits`` may be smaller than expected.
+    """
+
+    arguments: Arguments
+    expected: Mapping[str, Any]
+    scales: Mapping[str, Any]
+    bound: float
+    bounds: Mapping[str, float] | None = None
+    limits: frozenset[str] = frozenset()
+
+    def bound_of(self, name: str) -> float:
+        """Return how large the error of a field may be."""
+        return (self.bounds or {}).get(name, self.bound)
+
+
+@functools.cache
+def answered(problem: Problem, dtype: str) -> Question:
+    """Round the arguments to the dtype and answer: the oracle, or the stored numbers."""
+    # The oracle is asked about the rounded inputs, so that rounding them is no error of the implementation.
+    drawn = problem.arguments()
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return rebuilt(value, map(rounded, value))
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            return value.astype(dtype).astype(np.float64)
+        return float(np.dtype(dtype).type(value)) if isinstance(value, float) else value
+
+    arguments = Arguments(
+        tuple(map(rounded, drawn.positional)),
+        {name: rounded(value) for name, value in drawn.options.items()},
+        drawn.how,
+    )
+    # Large logits have an answer and bounds of their own.
+    if problem.answer:
+        answer = problem.answer(arguments, dtype)
+        return Question(
+            arguments, answer.expected, answer.scales, max(answer.bounds.values()), answer.bounds, answer.limits
+        )
+    # All others: stored numbers, or the oracle; errors are divided by the sizes of the terms before they cancel.
+    expected = problem.stored.expected if problem.stored else _of_the_oracle(problem, arguments)
+    scales = problem.stored.scales if problem.stored and problem.stored.scales else None
+    if scales is None and problem.story:
+        scales = {name: float(np.max(np.abs(value))) for name, value in expected.items()}
+    elif scales is None:
+        scales = SCALES[problem.function](arguments, expected)
+    return Question(arguments, expected, scales, bound(problem.function, arguments, dtype))
+
+
+def oracle_of(problem: Problem) -> Callable[..., Any]:
+    """Return the oracle's function."""
+    found = next(getattr(module, problem.function) for module in _MODULES if hasattr(module, problem.function))
+    story = story_of(problem)
+    return functools.partial(story, found) if story else found
+
+
+def _of_the_oracle(problem: Problem, arguments: Arguments) -> dict[str, Any]:
+    """Ask the oracle; return its fields."""
+    positional = [oracle_set(value) if isinstance(value, SetOf) else value for value in arguments.positional]
+    positional = [float(value) if isinstance(value, np.ndarray) and value.ndim == 0 else value for value in positional]
+    answer = oracle_of(problem)(*positional, **arguments.options)
+    if problem.function in SINGLE:
+        kind = np.int64 if SINGLE[problem.function] == "index" else np.float64
+        return {SINGLE[problem.function]: np.asarray(answer, dtype=kind)}
+    fields = dict(answer) if isinstance(answer, dict) else answer._asdict()
+    return {name: fields[name] for name in COMPARED.get(problem.function, fields)}

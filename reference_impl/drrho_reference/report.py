@@ -1,0 +1,168 @@
+"""The result of the conformance kit: fields with their errors, cases, and the report with its verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from drrho_reference.cases.scales import WRAPPERS
+
+PASSED, FAILED, NOT_GIVEN, NOT_SUPPORTED, ERROR = "passed", "failed", "not given", "not supported", "error"
+INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of one answer.
+
+    Attributes
+    ----------
+    name : str
+        The field's name; ``"value"`` or ``"index"`` if the answer is a single array.
+    verdict : str
+        ``"passed"``, ``"failed"``, ``"not given"``, ``"not supported"`` or ``"error"``.
+    relative : float or None
+        The largest error, divided by the size that the field is compared with; None if nothing was compared.
+    ulps : float or None
+        The same in units of the dtype's machine epsilon.
+    bound : float
+        The largest ``relative`` that passes.
+    note : str
+        The reason in words, if numbers do not say it.
+    at : tuple of int
+        The position of the largest error in the field; for a pair the first number is the side. Empty if nothing was
+        compared, or if the field is a number.
+    """
+
+    name: str
+    verdict: str
+    relative: float | None
+    ulps: float | None
+    bound: float
+    note: str = ""
+    at: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem, or one row of it, in one dtype: function, the case's name and sentence, and its fields."""
+
+    function: str
+    name: str
+    sentence: str
+    dtype: str
+    fields: tuple[Field, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of :func:`check`.
+
+    Attributes
+    ----------
+    cases : tuple of Case
+        Every problem in every dtype.
+    not_given : tuple of str
+        Functions that the module or the mapping does not have.
+    """
+
+    cases: tuple[Case, ...]
+    not_given: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Return ``"passed"``, ``"failed"`` or ``"incomplete"``.
+
+        ``"passed"`` if every field of every case is right; ``"failed"`` if a field is wrong or an exception was raised;
+        ``"incomplete"`` if nothing is wrong, but a field was not given or an option not supported.
+        """
+        verdicts = {field.verdict for case in self.cases for field in case.fields}
+        if verdicts & {FAILED, ERROR}:
+            return FAILED
+        return PASSED if verdicts == {PASSED} else INCOMPLETE
+
+    @property
+    def passed(self) -> bool:
+        """True if every field of every case is right; a field that is not given or not supported has not passed."""
+        return self.verdict == PASSED
+
+    @property
+    def complete(self) -> bool:
+        """True if all cases passed and no function is missing, other than those of wrappers with autograd."""
+        return self.passed and set(self.not_given) <= set(WRAPPERS)
+
+    def table(self) -> str:
+        """Return plain text: per function and dtype the counts of verdicts and the worst error, then each failure."""
+        # One line per function and dtype.
+        lines = [
+            f"{'function':<26} {'dtype':<8} {'passed':>6} {'failed':>6} {'error':>6} {'absent':>6} {'worst error':>11}"
+            f" {'ulps':>9} {'bound':>8}  worst at"
+        ]
+        groups: dict[tuple[str, str], list[tuple[Case, Field]]] = {}
+        for case in self.cases:
+            groups.setdefault((case.function, case.dtype), []).extend((case, field) for field in case.fields)
+        for (function, dtype), members in groups.items():
+            verdicts = [field.verdict for _, field in members]
+            absent = verdicts.count(NOT_GIVEN) + verdicts.count(NOT_SUPPORTED)
+            counts = f"{verdicts.count(PASSED):>6} {verdicts.count(FAILED):>6} {verdicts.count(ERROR):>6} {absent:>6}"
+            compared = [
+                (field.relative / field.bound, case, field) for case, field in members if field.relative is not None
+            ]
+            line = f"{function:<26} {dtype:<8} {counts}"
+            if compared:
+                _, case, worst = max(compared, key=lambda entry: entry[0])
+                line += f" {worst.relative:>11.1e} {worst.ulps:>9.2g} {worst.bound:>8.0e}  {case.name}, {worst.name}"
+            lines.append(line)
+        # One line per failed field.
+        lines += [
+            f"{field.verdict}: {case.function}, {case.name}, {case.dtype}: {field.name}"
+            + (f": {field.note}" if field.note else _how_far(field))
+            for case in self.cases
+            for field in case.fields
+            if field.verdict in (FAILED, ERROR)
+        ]
+        # One line per option or field that is missing, with the first three cases that need it.
+        absences: dict[tuple[str, str, str], list[str]] = {}
+        for case in self.cases:
+            for field in case.fields:
+                if field.verdict in (NOT_GIVEN, NOT_SUPPORTED):
+                    # A refused option is one line, not one line for each field.
+                    missing = field.note or field.name
+                    places = absences.setdefault((field.verdict, case.function, missing), [])
+                    places += [] if case.name in places else [case.name]
+        for (verdict, function, missing), places in absences.items():
+            where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+            lines.append(f"{verdict}: {function}: {missing} ({where})")
+        if self.not_given:
+            lines.append(f"not given: {', '.join(self.not_given)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dictionaries and lists for :mod:`json`; an error that is not finite becomes None."""
+
+        def finite(value: Any) -> Any:
+            return None if isinstance(value, float) and not np.isfinite(value) else value
+
+        return {
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "not_given": list(self.not_given),
+            "cases": [
+                {
+                    "function": case.function,
+                    "name": case.name,
+                    "sentence": case.sentence,
+                    "dtype": case.dtype,
+                    "fields": [{key: finite(value) for key, value in asdict(field).items()} for field in case.fields],
+                }
+                for case in self.cases
+            ],
+        }
+
+
+def _how_far(field: Field) -> str:
+    """Return the error of a failed field in words: relative, in ulps, and its position."""
+    where = f" at {list(field.at)}" if field.at else ""
+    return f": {field.relative:.1e} ({field.ulps:.2g} ulps), allowed {field.bound:.1e}{where}"
