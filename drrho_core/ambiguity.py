@@ -28,7 +28,8 @@ from typing import NamedTuple, TypeAlias
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, known, namespace_of, values_visible, wide_dtype
-from drrho_core._loops import Carry, descending, repeat
+from drrho_core._routines import descending, repeat
+from drrho_core.extend import Carry
 
 
 class WorstCase(NamedTuple):

@@ -30,6 +30,4 @@ def _pallas() -> Sweeps | str:
     return PallasSweeps()
 
 
-extend.register(
-    "jax.numpy", loop=loops.loop, matmul=products.choose, tiles=rolled_tiles.choose, sweeps=_pallas
-)
+extend.register("jax.numpy", loop=loops.loop, matmul=products.choose, tiles=rolled_tiles.choose, sweeps=_pallas)

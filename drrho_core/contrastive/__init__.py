@@ -1,4 +1,4 @@
-"""The global contrastive loss with a reference model: of images with texts, of two views, and weights of its anchors."""
+"""The global contrastive loss with a reference model: images with texts, two views, and weights of anchors."""
 
 from drrho_core.contrastive.anchor_weights import pair_loss, reference_anchor_weight
 from drrho_core.contrastive.step import ContrastiveStep, contrastive_step

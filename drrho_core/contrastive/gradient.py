@@ -1,6 +1,6 @@
 """The gradient with respect to features, from the weighted sums of the second pass.
 
-    dE1 = V E2 - c E2,   dE2 = V^T E1 - c E1      times a factor of the objective, such as 1 / 2b
+dE1 = V E2 - c E2,   dE2 = V^T E1 - c E1      times a factor of the objective, such as 1 / 2b
 """
 
 from __future__ import annotations

@@ -77,9 +77,7 @@ def check_step(
     temperature = call.option(
         "temperature", arguments["temperature"], POSITIVE, work, per_anchor=batch_size, sides=sides
     )
-    gamma = call.option(
-        "gamma", arguments.get("gamma", 1.0), UNIT_INTERVAL, wide, per_anchor=batch_size, sides=sides
-    )
+    gamma = call.option("gamma", arguments.get("gamma", 1.0), UNIT_INTERVAL, wide, per_anchor=batch_size, sides=sides)
     anchor_weights = check_anchor_weight(call, arguments.get("anchor_weight"), batch_size, wide)
     reference_weight = call.option("reference_weight", arguments.get("reference_weight", 1.0), NOT_NEGATIVE, work)
     radius = call.option("radius", arguments.get("radius", 0.0), NOT_NEGATIVE, wide)

@@ -33,7 +33,7 @@ class AnchorSums(NamedTuple):
     peak: Array  # a value of Z near the largest negative; any finite number without negatives
     total: Array  # sum exp((Z - peak) r), 0 without negatives
     mean: Array  # mean of (Z - peak) r with weights proportional to those exponentials, 0 without negatives
-    count: Array | None  # number of negatives; None while it is b - 1 for all anchors
+    count: Array  # number of negatives; None while it is b - 1 for all anchors
     positive: Array | None  # Z_ii; None until the tile on the diagonal was visited, and in a matrix of one view
 
 
@@ -172,9 +172,7 @@ def log_sum_and_mean(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> tuple[
 def weight_factor(sums: AnchorSums, weight_sum: Array, *, xp: Namespace) -> Array:
     """Return the factor (b,) that turns an anchor's exponentials into weights with a given sum."""
     some = sums.total > 0
-    return xp.where(
-        some, weight_sum / xp.where(some, sums.total, xp.ones_like(weight_sum)), xp.zeros_like(weight_sum)
-    )
+    return xp.where(some, weight_sum / xp.where(some, sums.total, xp.ones_like(weight_sum)), xp.zeros_like(weight_sum))
 
 
 def pull_back(
@@ -212,9 +210,7 @@ def pull_back(
 class _Weights:
     """The weights of all tiles, given each anchor's sums and the sum of its weights, per direction."""
 
-    def __init__(
-        self, tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]
-    ) -> None:
+    def __init__(self, tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]) -> None:
         xp = tiles.xp
         self._tiles = tiles
         self._peaks, self._factors, self._limits = [], [], []

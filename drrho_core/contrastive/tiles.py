@@ -26,7 +26,6 @@ from drrho_core._array_api import (
     Scalar,
     all_visible,
     device_of,
-    is_array,
     library,
     wide_dtype,
 )
@@ -320,7 +319,7 @@ class Tiles:
         return self._off_diagonals[size] if counts is None else counts & self._off_diagonals[size]
 
     def only_negatives(self, x: Array, tile: Tile) -> Array:
-        """Return numbers per pair of which those that do not count are -inf: ignored by a maximum, 0 as exponentials."""
+        """Return numbers per pair of which the uncounted are -inf: ignored by a maximum, 0 as exponentials."""
         xp = self.xp
         if tile.counts is None:
             return x

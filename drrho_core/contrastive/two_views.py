@@ -159,8 +159,7 @@ def unimodal_contrastive_step(
     # u: each anchor's g, averaged into its state.
     states = (log_inner_view1, log_inner_view2)
     anchors = [
-        update(log_sums[view], sums[view].count, states[view], options.gammas[view], options.eps, xp)
-        for view in (0, 1)
+        update(log_sums[view], sums[view].count, states[view], options.gammas[view], options.eps, xp) for view in (0, 1)
     ]
     step = evaluate(options, (anchors[0], anchors[1]), means=(means[0], means[1]), xp=xp)
 
