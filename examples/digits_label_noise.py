@@ -1,17 +1,18 @@
-"""A classifier of handwritten digits whose labels are 40 % wrong, steered by a small reference model: four objectives.
+"""Compare four objectives for a classifier of digits with 40 % wrong labels; two of them use a small reference model.
 
-The data are scikit-learn's 1,797 digits (they come with it, nothing is downloaded). A reference model is trained on 100
-images with clean labels that the learner never sees. The learner then trains on some 1,000 others, of which 40 % carry
-a wrong label, by one of four objectives of the same batch of losses:
+The data are the 1,797 digits that scikit-learn contains, so nothing is downloaded. A reference model is trained on 100
+images with clean labels that the learner never sees. The learner trains on about 1,000 other images, of which 40 %
+have a wrong label. The four objectives are functions of the same batch of losses:
 
     ERM      the mean
     DRO      the worst case of the losses over a chi-square ball: a wrong label has a large loss, so it counts more
     RHO      the mean of the k largest excess losses, loss minus reference loss (RHO-LOSS, arXiv 2206.07137)
     DRRho    the worst case of the excess losses over the ball (Model Steering, arXiv 2505.06699)
 
-A fifth row is the control: ERM on those images and the reference model's 100 as well, so that no method has more data.
-Every objective has one number of its own (ERM: weight decay) and may try as many values of it as the others, with the
-same learning rates; the best on clean validation images is kept. Test images are looked at once, after that choice.
+A fifth row is the control: ERM on the images of the learner and of the reference model together, so that no method has
+more data. Every objective has one option (for ERM: weight decay). All methods try equally many values of their option
+and the same learning rates, and the best setting on clean validation images is used. Test images are used only after
+this choice.
 
 Run it: ``python examples/digits_label_noise.py`` (about two minutes on one core; ``--quick``: seconds, worse figures).
 It needs torch and scikit-learn (``pip install drrho-core[torch,train]``), or with ``--backend jax`` JAX instead of
@@ -60,7 +61,7 @@ METHODS = {
     "RHO": ("RHO", "RHO"),
     "DRRho": ("DRRho", "DRRho"),
 }
-"""Every method's objective, and its name for readers."""
+"""The objective and the displayed name of every method."""
 
 
 class Samples(NamedTuple):
@@ -72,14 +73,14 @@ class Samples(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The parts of the data, and the rows of the collection that each part holds."""
+    """The parts of the data, and the rows of the data set in each part."""
 
     parts: dict[str, Samples]
     rows: dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """A trained model and what its objective did on the way."""
+    """A trained model, its validation accuracy, and figures of the weights during training."""
 
     parameters: list[np.ndarray]
     validation: float
@@ -88,9 +89,10 @@ class Run(NamedTuple):
 
 
 def split(seed: int, noise: float, clean: int) -> Split:
-    """Deal the digits to test (the same for every seed), validation, reference (`clean` images) and train.
+    """Split the digits into test (the same for every seed), validation, reference (`clean` images) and train.
 
-    Only labels of train are made wrong: exactly the share `noise` of them, each by another digit, drawn evenly.
+    Only labels of train are made wrong: exactly the share `noise` of them. Another digit, drawn uniformly,
+    replaces the right one.
     """
     images, digits = load_digits(return_X_y=True)
     shuffled = np.random.default_rng(2024).permutation(len(digits))
@@ -130,7 +132,7 @@ def logits(parameters: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
 
 
 def accuracy(parameters: Sequence[np.ndarray], samples: Samples) -> float:
-    """Return the share of the images that get their label."""
+    """Return the share of the images that are classified as their label says."""
     return float(np.mean(np.argmax(logits(parameters, samples.images), axis=1) == samples.labels))
 
 
@@ -160,13 +162,13 @@ def torch_learner(objective: str, knob: Any, start: Sequence[np.ndarray], rate: 
         optimizer.zero_grad()
         risk.backward()
         optimizer.step()
-        return loss.grad.numpy()  # the derivative of the risk by a sample's loss is that sample's weight
+        return loss.grad.numpy()  # the derivative of the risk with respect to a sample's loss is the sample's weight
 
     return step, lambda: [parameter.detach().numpy().copy() for parameter in parameters]
 
 
 def jax_learner(objective: str, knob: Any, start: Sequence[np.ndarray], rate: float) -> tuple[Any, Any]:
-    """Return the same two functions of a JAX model."""
+    """Return the same two functions for a JAX model."""
     compiled = _jax_step(objective, knob)
     state = [list(start), [np.zeros_like(array) for array in start]]
 
@@ -223,7 +225,7 @@ def train(
     seed: int,
     epochs: int,
 ) -> Run:
-    """Train one model. All methods of a seed start alike and meet the images in the same order."""
+    """Train one model. All methods of a seed have the same initial parameters and the same order of images."""
     size = min(BATCH, len(samples.labels) // 4)
     step, read = learner(objective, knob, initial_parameters(seed), rate)
     rng, weights, wrong = np.random.default_rng(seed), [], []
@@ -239,14 +241,14 @@ def train(
 
 
 def choose(validations: dict[tuple[float, Any], list[float]]) -> tuple[float, Any]:
-    """Return the trial with the best mean validation accuracy over the seeds; the first of equals."""
+    """Return the trial with the best mean validation accuracy over the seeds; on a tie, the first."""
     return max(validations, key=lambda trial: math.fsum(validations[trial]))
 
 
 def experiment(
     *, backend: str, ball: str, noise: float, clean: int, seeds: int, epochs: int, rates: Sequence[float], knobs: int
 ) -> dict[str, Any]:
-    """Try every trial of every method with every seed, choose by validation, then test what was chosen."""
+    """Run every trial of every method with every seed, choose by validation accuracy, then test the chosen models."""
     splits = [split(seed, noise, clean) for seed in range(seeds)]
     grids = {"ERM": DECAYS, "DRO": BALLS[ball], "RHO": KEPT, "DRRho": BALLS[ball]}
     grids = {name: grid[1 : 1 + knobs] if knobs < len(grid) else grid for name, grid in grids.items()}
@@ -293,7 +295,7 @@ def experiment(
 
 
 def material(method: str, parts: dict[str, Samples], reference: list[np.ndarray] | None) -> tuple[Samples, np.ndarray]:
-    """Return what a method trains on, and the reference model's losses of it (zeros where there is none yet)."""
+    """Return a method's training data and the reference model's losses on them (zeros for the reference model)."""
     samples = parts["reference"] if method == "reference" else parts["train"]
     if method == "ERM+":
         both = zip(parts["train"], parts["reference"], strict=True)
@@ -303,7 +305,7 @@ def material(method: str, parts: dict[str, Samples], reference: list[np.ndarray]
 
 
 def measure(run: Run, parts: dict[str, Samples], reference: list[np.ndarray]) -> dict[str, float]:
-    """Return a run's figures: accuracies, what happened to the wrong labels, and variances on the training images."""
+    """Return a run's figures: accuracies, losses on right and wrong labels, and variances on the training images."""
     noisy = parts["train"]
     believed = np.argmax(logits(run.parameters, noisy.images), axis=1) == noisy.labels
     loss, reference_loss = (losses(parameters, noisy).astype(np.float64) for parameters in (run.parameters, reference))
@@ -316,7 +318,7 @@ def measure(run: Run, parts: dict[str, Samples], reference: list[np.ndarray]) ->
         "excess_loss_variance": float(excess_variance(loss, reference_loss).over_pairs),
     }
     for group, members in (("right", ~noisy.wrong), ("wrong", noisy.wrong)):
-        if np.any(members):  # none is wrong under --noise 0
+        if np.any(members):  # with --noise 0 no label is wrong
             figures[f"{group}_labels_believed"] = float(np.mean(believed[members]))
             figures[f"{group}_labels_loss"] = float(np.mean(loss[members]))
             figures[f"{group}_labels_reference_loss"] = float(np.mean(reference_loss[members]))
@@ -338,19 +340,19 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, 
 
 
 def leads(results: Sequence[dict[str, Any]], method: str) -> list[float]:
-    """Return by how much DRRho's test accuracy is above a method's, seed by seed."""
+    """Return DRRho's test accuracy minus a method's test accuracy, for each seed."""
     tested = {name: [row["metrics"]["test_accuracy"] for row in results if row["method"] == name] for name in METHODS}
     return [steered - other for steered, other in zip(tested["DRRho"], tested[method], strict=True)]
 
 
 def spread(figure: dict[str, float]) -> str:
-    """Write mean and standard deviation in per cent."""
+    """Format mean and standard deviation in per cent."""
     return f"{100 * figure['mean']:.1f} ± {100 * figure['deviation']:.1f}"
 
 
 def table(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the summary as rows of text, the heads first."""
-    heads = ("", "test accuracy", "DRRho's lead", "ahead in", "weight on wrong labels", "samples", "its number, rate")
+    """Return the summary as rows of text; the first row is the header."""
+    heads = ("", "test accuracy", "DRRho's lead", "ahead in", "weight on wrong labels", "samples", "option, rate")
     rows = [heads]
     for method, (_, name) in METHODS.items():
         figures = found["summary"][method]
@@ -371,7 +373,7 @@ def table(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Write rows as a table of plain text."""
+    """Format rows as a table of plain text."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -449,13 +451,13 @@ def panel(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison as the command line says."""
+    """Run the comparison with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=sorted(LEARNERS), default="torch")
     parser.add_argument("--ball", choices=list(BALLS), default="chi-square", help="ambiguity set of DRO and DRRho")
     parser.add_argument("--noise", type=float, default=0.4, help="share of wrong training labels, 0 to 0.8")
     parser.add_argument("--clean", type=int, default=100, help="the reference model's images, 20 to 500")
-    parser.add_argument("--seeds", type=int, help="how often everything is repeated, 2 to 50 (default: 5)")
+    parser.add_argument("--seeds", type=int, help="number of repetitions, 2 to 50 (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/digits_label_noise"), help="folder for the files")
     parser.add_argument("--quick", action="store_true", help="two seeds, few trials, few epochs")
     options = parser.parse_args(arguments)
@@ -467,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seeds is not None and not 2 <= options.seeds <= 50:
         parser.error(f"--seeds must be from 2 to 50, got {options.seeds}")
     if importlib.util.find_spec(options.backend) is None:
-        parser.error(f"--backend {options.backend} needs it installed: pip install 'drrho-core[{options.backend}]'")
+        parser.error(f"--backend {options.backend} needs this library: pip install 'drrho-core[{options.backend}]'")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""PyTorch: the backend of the harness, and the loss as a module for a loop of one's own."""
+"""PyTorch: the backend of the harness, and the losses as a module and functions for your own training loop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from drrho_core.extend import Sweeps
 from drrho_torch import exponential, loops, products, sorting
 from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator
-from drrho_torch.loss import ContrastiveLoss, drrho_risk
-from drrho_torch.micro_batches import micro_batches
+from drrho_torch.loss import ContrastiveLoss
+from drrho_torch.micro_batching import micro_batches
 from drrho_torch.products import onednn_products
+from drrho_torch.risk import drrho_risk
 
 __all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk", "micro_batches", "onednn_products"]
 

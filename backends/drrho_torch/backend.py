@@ -1,4 +1,4 @@
-"""PyTorch behind the contract of `drrho_core.backend`."""
+"""The backend of the harness for PyTorch; `drrho_core.backend.Backend` is the contract."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class TorchBackend:
     Parameters
     ----------
     device : str, optional
-        Such as ``"cpu"`` or ``"cuda:0"``; torch's default device when left out.
+        Such as ``"cpu"`` or ``"cuda:0"``. Default: torch's default device.
     dtype : {"float32", "float64"}
-        What floating arrays become.
+        The dtype that floating arrays are converted to.
 
     Raises
     ------
     ValueError
-        If torch has no such device here, or the dtype is another one.
+        If torch has no such device here, or `dtype` is neither of the two.
 
     Examples
     --------
@@ -48,16 +48,18 @@ class TorchBackend:
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self._dtype: torch.dtype = getattr(torch, dtype)
         try:
+            # An empty tensor tells whether device and dtype exist together, and resolves None and ``"cuda"``.
             self._device = torch.empty(0, device=device, dtype=self._dtype).device
-        except (RuntimeError, AssertionError, TypeError) as error:  # bad words, no such device, no such dtype there
+        except (RuntimeError, AssertionError, TypeError) as error:  # a malformed name, a missing device or dtype
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device must be 'cpu' or another that torch has, got {device!r}: {reason}") from error
         self.device = str(self._device)
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Tensor:
-        """Copy a host array here: floating ones to the backend's dtype, the others as they are."""
-        array = np.asarray(array, order="C")  # torch refuses the negative strides of a flipped view
+        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
+        # torch refuses the negative strides of a flipped view; C order has none.
+        array = np.asarray(array, order="C")
         dtype = self._dtype if np.issubdtype(array.dtype, np.floating) else None
         return torch.tensor(array, dtype=dtype, device=self._device)
 
@@ -66,7 +68,7 @@ class TorchBackend:
         return array.detach().cpu().numpy().copy()
 
     def model(self, spec: ModelSpec, /) -> Model:
-        """Build the encoders, MLP towers or convolution and transformer."""
+        """Build the encoders of a `ModelSpec`: MLP towers, or a convolution tower and a transformer."""
         return MLPModel(spec, self.xp) if spec.architecture == "mlp" else ConvModel(spec)
 
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
@@ -74,7 +76,10 @@ class TorchBackend:
         return TorchAdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
     def compile(self, function: Function, /) -> Function:
-        """Return the function: its graph would break at every call into autograd, and eager torch starts at once."""
+        """Return the function unchanged.
+
+        A compiled graph would break at each call into autograd, and eager torch needs no time to compile.
+        """
         return function
 
 
@@ -84,8 +89,10 @@ class TorchAdamW(AdamW):
     def update(
         self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Tensor | float, /
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return new parameters and new state; the old ones are overwritten."""
+        """Return new parameters and new state; they share memory with the old ones, which are overwritten."""
+        # torch's kernels raise the counter themselves, so they get the number of steps that are done.
         count = float(state["step"])
+        # One call per weight decay, which applies to parameters with two or more axes only.
         for decays in (False, True):
             names = [name for name, parameter in parameters.items() if (parameter.ndim >= 2) is decays]
             adamw(
@@ -94,7 +101,7 @@ class TorchAdamW(AdamW):
                 [state[f"first_moment/{name}"] for name in names],
                 [state[f"second_moment/{name}"] for name in names],
                 [],
-                [torch.tensor(count) for _ in names],  # torch counts for each parameter, in float32, from the last step
+                [torch.tensor(count) for _ in names],  # torch keeps one counter per parameter, in float32
                 amsgrad=False,
                 beta1=self.beta1,
                 beta2=self.beta2,

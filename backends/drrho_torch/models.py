@@ -1,7 +1,7 @@
 """The ``"conv"`` architecture in torch: pure functions of a flat mapping of tensors, differentiated by autograd.
 
-`drrho_clip.architecture` says what is computed. Shapes: batch b, image side s, C channels, context L,
-feature_dim d, w numbers per token.
+`drrho_clip.architecture` holds the formulas, parameter by parameter. Shapes: batch b, image side s, C channels,
+context L, feature_dim d, w numbers per token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ConvModel:
     Raises
     ------
     ValueError
-        If the architecture is another one; in the methods, if the shape of images or texts is not that of the spec.
+        If the architecture is not ``"conv"``; in the methods, if images or texts do not have the shape of the spec.
 
     Examples
     --------
@@ -48,7 +48,11 @@ class ConvModel:
         self._names = list(parameter_shapes(spec))
 
     def encode(self, parameters: Parameters, images: Tensor, texts: Tensor, /) -> tuple[Tensor, Tensor, Pullback]:
-        """Return image features, text features, both (b, d), and the pullback of this call, to be called once."""
+        """Return image features, text features, both (b, d), and the pullback of this call, to be called once.
+
+        The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
+        """
+        # Detached leaves share memory with the parameters, and keep the graph apart from other calls.
         with torch.enable_grad():
             leaves = {name: parameters[name].detach().requires_grad_() for name in self._names}
             features = self._images(leaves, images), self._texts(leaves, texts)
@@ -70,28 +74,37 @@ class ConvModel:
             return self._texts(parameters, texts)
 
     def _images(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """Apply three convolutions of stride 2 and a projection: (b, s, s, C) -> (b, d)."""
         self.spec.check_images(images)
-        x = images.permute(0, 3, 1, 2)  # a view: its memory stays (b, s, s, C), which CPU and GPU kernels like
+        # torch names the axes (b, C, s, s). This view keeps the memory in the order (b, s, s, C), "channels last", for
+        # which torch has its fastest convolutions.
+        x = images.permute(0, 3, 1, 2)
         for layer in ("image/conv0", "image/conv1", "image/conv2"):
             kernel, bias = parameters[f"{layer}/kernel"], parameters[f"{layer}/bias"]
             x = F.relu(F.conv2d(x, kernel, bias, stride=2, padding=1))
+        # Back to (b, s, s, C): the projection's kernel is laid out in this order for every backend.
         x = x.permute(0, 2, 3, 1).flatten(1)
         return _unit_norm(_linear(parameters, "image/projection", x))
 
     def _texts(self, parameters: Parameters, texts: Tensor) -> Tensor:
+        """Apply the transformer, the mean over real tokens and a projection: (b, L) -> (b, d)."""
         self.spec.check_texts(texts)
+        # Token 0 is padding: no token attends to it, and it does not count in the mean.
         real = texts != 0
         x = F.embedding(texts, parameters["text/tokens"]) + parameters["text/positions"][: texts.shape[1]]
         for block in range(self.spec.depth):
             x = x + self._attention(parameters, f"text/block{block}/attention", x, real)
             x = x + _feed_forward(parameters, f"text/block{block}/feed_forward", x)
+        # The mean over the real tokens, as a weighted sum over all tokens.
         share = real.to(x.dtype) / torch.sum(real, dim=1, keepdim=True)
         x = torch.einsum("bl,blw->bw", share, x)
         return _unit_norm(_linear(parameters, "text/projection", _norm(parameters, "text/norm", x)))
 
     def _attention(self, parameters: Parameters, name: str, x: Tensor, real: Tensor) -> Tensor:
+        """Apply layer normalisation and softmax attention over the real tokens: (b, L, w) -> (b, L, w)."""
         b, length, width = x.shape
         x = _linear(parameters, f"{name}/query_key_value", _norm(parameters, f"{name}/norm", x))
+        # The three parts lie side by side in one projection; each head has w / heads of the numbers of a token.
         by_head = x.reshape(b, length, 3, self.spec.heads, width // self.spec.heads)
         query, key, value = by_head.permute(2, 0, 3, 1, 4)  # each (b, heads, L, w / heads)
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=real[:, None, None, :])
@@ -99,18 +112,22 @@ class ConvModel:
 
 
 def _feed_forward(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    """Apply layer normalisation and two linear maps with ReLU in between."""
     x = F.relu(_linear(parameters, f"{name}/hidden", _norm(parameters, f"{name}/norm", x)))
     return _linear(parameters, f"{name}/output", x)
 
 
 def _linear(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    """Return ``x kernel + bias``; torch's `linear` multiplies by a transpose."""
     return F.linear(x, parameters[f"{name}/kernel"].T, parameters[f"{name}/bias"])
 
 
 def _norm(parameters: Parameters, name: str, x: Tensor) -> Tensor:
+    """Apply layer normalisation over the last axis."""
     scale, bias = parameters[f"{name}/scale"], parameters[f"{name}/bias"]
     return F.layer_norm(x, scale.shape, scale, bias, LAYER_NORM_EPSILON)
 
 
 def _unit_norm(x: Tensor) -> Tensor:
+    """Divide each row by its length; NORM_EPSILON keeps the gradient of a zero row finite."""
     return x / torch.sqrt(torch.sum(x * x, dim=1, keepdim=True) + NORM_EPSILON)

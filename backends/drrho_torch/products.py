@@ -13,23 +13,23 @@ from torch import Tensor
 from drrho_core.extend import Matmul
 
 SMALLEST = 256
-"""Below this many rows, columns or terms the detour over oneDNN's tensors costs what its product saves."""
+"""Below this number of rows, columns or terms the conversion to oneDNN's tensors costs as much as its product saves."""
 
 _ENABLED: ContextVar[bool | None] = ContextVar("onednn_products", default=None)
 
 
 @contextmanager
 def onednn_products(enabled: bool = True) -> Iterator[None]:
-    """Say whether float32 tiles on the CPU are multiplied by oneDNN instead of torch's ``a @ b``.
+    """Set whether oneDNN multiplies float32 tiles on the CPU in place of torch's ``a @ b``.
 
-    torch gives a float32 product to Intel's MKL, which on an AMD processor may not use all that the processor has; a
-    tile then costs twice what it has to. oneDNN asks the processor what it can do and not who made it.
+    torch computes a float32 product with Intel's MKL, which does not use every instruction of an AMD processor; a tile
+    then takes twice as long as necessary. oneDNN chooses instructions by the processor's features, not by the maker.
 
     Parameters
     ----------
     enabled : bool, default: True
-        It holds inside the ``with`` block, in this thread or task. Outside of all blocks the environment variable
-        ``DRRHO_ONEDNN``, ``0`` or ``1``, holds it; the default is ``0``.
+        The setting inside of the ``with`` block, in this thread or task. Outside of all blocks the environment variable
+        ``DRRHO_ONEDNN``, ``0`` or ``1``, is the setting; the default is ``0``.
 
     Raises
     ------
@@ -40,10 +40,10 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
 
     Notes
     -----
-    Only the products change, and they to rounding. They do where features are float32 on the CPU and where torch has
-    oneDNN (``torch.backends.mkldnn``, not switched off), for tiles of 256 and more rows and columns and as many
-    features; all else is multiplied as ever, and so is what ``torch.compile`` traces. It is off by default because it
-    depends on the processor: where MKL is at its best there is nothing to gain, and what pays elsewhere is not known.
+    Only the products change, and only by rounding. oneDNN multiplies float32 features on the CPU if torch has it
+    (``torch.backends.mkldnn``, not switched off) and a tile has at least 256 rows, columns and features. All other
+    products, and those that ``torch.compile`` traces, stay torch's own. The setting is off by default because the gain
+    depends on the processor: on a processor for which MKL is made there is none.
 
     Examples
     --------
@@ -65,7 +65,8 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
 
 
 def choose(like: Tensor) -> Matmul | None:
-    """Return oneDNN's product where it is wanted and can be had."""
+    """Return oneDNN's product if it is enabled and this torch has it, for matrices like this; None for torch's own."""
+    # The innermost block decides; without a block the environment is read anew for each batch.
     enabled = _ENABLED.get()
     if enabled is None:
         setting = os.environ.get("DRRHO_ONEDNN") or "0"
@@ -74,14 +75,14 @@ def choose(like: Tensor) -> Matmul | None:
         enabled = setting == "1"
     if not enabled or like.dtype != torch.float32 or like.device.type != "cpu":
         return None
-    has = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return product if has else None
+    available = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return product if available else None
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b``."""
     if min(*a.shape, b.shape[1]) < SMALLEST:
         return a @ b
-    # `linear` takes oneDNN's tensors, matmul does not; it multiplies by a transpose. The right one may be a plain
-    # tensor, which spares a copy. Transposed views are copied by torch: oneDNN takes half as long again for it.
+    # `linear` accepts oneDNN's tensors, which matmul refuses, and multiplies by a transpose. The right factor may be a
+    # plain tensor, which saves a copy. torch copies transposed views: oneDNN would take half as long again to do so.
     return torch.nn.functional.linear(a.contiguous().to_mkldnn(), b.T.contiguous()).to_dense()

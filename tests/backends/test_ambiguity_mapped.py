@@ -26,7 +26,7 @@ from drrho_core import (  # noqa: E402
     KLPenalty,
     WorstCase,
     _array_api,
-    _loops,
+    _routines,
     ambiguity,
     worst_case,
 )
@@ -141,7 +141,7 @@ def test_a_loop_asks_anew_once_its_first_step_has_met_a_mapped_array() -> None:
     # What a loop starts from need not be mapped; what it is compared with is.
     def halved(limit: Any) -> Any:
         start = (jnp.asarray(8.0),)
-        return _loops.repeat(
+        return _routines.repeat(
             5, lambda carry: (jnp.where(carry[0] > limit, carry[0] / 2, carry[0]),), start, jnp,
             finished=lambda carry: carry[0] <= 1.0,
         )[0]  # fmt: skip

@@ -25,9 +25,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho_core import ambiguity
+from drrho_core import ambiguity, extend
 from drrho_core._array_api import values_visible
-from drrho_core._loops import _LIBRARIES, _Library, register_loop, repeat, repeat_in_python
+from drrho_core._routines import repeat
 from drrho_core.ambiguity import (
     AmbiguitySet,
     CappedKLPenalty,
@@ -75,13 +75,13 @@ BALLS = ("KLBall", "ChiSquareBall", "CressieReadBall")
 def jax_loop(count: int, body: Any, carry: Any) -> Any:
     """What a backend registers: the library's own loop where code is traced."""
     if not isinstance(carry[0], jax.core.Tracer):
-        return repeat_in_python(count, body, carry)
+        return extend.plain_loop(count, body, carry)
     return jax.lax.fori_loop(0, count, lambda _, inner: body(inner), carry)
 
 
 @pytest.fixture(autouse=True)
-def jitted_solvers_compile_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_LIBRARIES, "jax.numpy", _Library(jax_loop, None, None))
+def jitted_solvers_compile_fast(register_routines: Any) -> None:
+    register_routines("jax.numpy", loop=jax_loop)
 
 
 def tolerance(space: Any) -> float:
@@ -754,23 +754,23 @@ def test_torch_compiles_it_as_one_graph(monkeypatch: pytest.MonkeyPatch, kind: s
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_without_a_registered_loop_steps_are_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_LIBRARIES, "jax.numpy")
+def test_without_a_registered_loop_steps_are_unrolled(register_routines: Any) -> None:
+    register_routines("jax.numpy")
     x, where = (jnp.asarray(a) for a in problem_rows())
     got = jax.jit(lambda a, b: worst_case(a, ChiSquareBall(0.3), where=b))(x, where)
     np.testing.assert_allclose(got.weights, compiled(jax.jit, ChiSquareBall(0.3))(x, where).weights, rtol=0, atol=1e-14)
 
 
-def test_a_registered_loop_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_loop_is_used(register_routines: Any) -> None:
     counts = []
 
     def loop(count: int, body: Any, carry: Any) -> Any:
         counts.append(count)
-        return repeat_in_python(count, body, carry)
+        return extend.plain_loop(count, body, carry)
 
     import array_api_strict as xp
 
-    monkeypatch.setitem(_LIBRARIES, "array_api_strict", _Library(loop, None, None))
+    register_routines("array_api_strict", loop=loop)
     # Where a look costs something, nobody looks whether the steps are over.
     worst_case(xp.zeros(6, device=xp.Device("device1")), CressieReadBall(3.0, 0.2))
     assert counts == [3, ambiguity._steps()]  # a search over 6 losses, Newton's method
@@ -812,11 +812,11 @@ def test_steps_end_early_where_a_look_is_free() -> None:
     assert repeat(2, step, (np.asarray([4.0]),), xp, finished=lambda carry: carry[0] <= 0.5)[0].tolist() == [1.0]
 
 
-def test_registering_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_LIBRARIES, "some.library", raising=False)
-    register_loop("some.library", repeat_in_python)
-    assert _LIBRARIES.pop("some.library").loop is repeat_in_python
-    assert repeat_in_python(3, lambda carry: (carry[0] + 1,), (4,)) == (7,)
+def test_registering_a_loop(register_routines: Any) -> None:
+    assert extend.registered("some.library") == extend.Extensions()
+    register_routines("some.library", loop=extend.plain_loop)
+    assert extend.registered("some.library").loop is extend.plain_loop
+    assert extend.plain_loop(3, lambda carry: (carry[0] + 1,), (4,)) == (7,)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,8 @@
-"""Gradients of a batch whose activations do not fit into memory: encoders in chunks, the loss once (GradCache)."""
+"""Gradients of a batch whose activations do not fit into memory: encoders in micro-batches, the loss once.
+
+The method is GradCache (arXiv 2101.06983). Shapes: b samples in the batch, `size` samples in a micro-batch, features
+(b, d).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ def micro_batches(
     Parameters
     ----------
     encode : callable
-        ``encode(*chunk)`` returns the image and the text features of a chunk, (rows, d) each.
+        ``encode(*micro_batch)`` returns the image and the text features of a micro-batch, (rows, d) each.
     inputs : tuple
         Arguments of `encode` for the whole batch: tensors, or tuples, lists and mappings of tensors. Each tensor is
         split along axis 0, which has b entries.
@@ -35,13 +39,13 @@ def micro_batches(
         ``loss(image_features, text_features)`` returns a scalar tensor. It is called once, with the features of the
         whole batch, (b, d) each.
     size : int
-        Rows of a chunk, at least 1; the last chunk may have fewer.
+        Rows of a micro-batch, at least 1; the last micro-batch may have fewer.
     scaler : torch.amp.GradScaler, optional
-        Its ``scale`` multiplies the loss before the backward pass.
+        ``scaler.scale`` multiplies the loss before the backward pass.
     model : Module, optional
-        The module that `encode` calls, if it synchronises gradients or has buffers that training changes. All chunks
-        but the last run under its ``no_sync()`` (DistributedDataParallel), or after its
-        ``set_requires_gradient_sync(False)`` (FSDP2).
+        The module that `encode` calls, if the module synchronises gradients or has buffers that training changes. All
+        micro-batches but the last run under ``model.no_sync()`` (DistributedDataParallel), or after
+        ``model.set_requires_gradient_sync(False)`` (FSDP2).
 
     Returns
     -------
@@ -58,17 +62,18 @@ def micro_batches(
 
     Notes
     -----
-    The features are first computed without activations; the loss gives their gradients; then each chunk is encoded
-    again and its part of these gradients is pushed backward (GradCache, arXiv 2101.06983). That costs one more forward
-    pass of the encoders. The result is the gradient of the whole batch, because the features of a row depend on that
-    row alone. Batch normalisation breaks this: it then normalises per chunk.
+    Pass 1 computes all features without keeping activations; the loss gives the gradients of the features; pass 2
+    encodes each micro-batch again and runs the backward pass of the encoders with these gradients (GradCache,
+    arXiv 2101.06983). That costs one more forward pass of the encoders. The result is the gradient of the whole batch,
+    because the features of a row depend on that row alone. Batch normalisation breaks this rule: it then normalises
+    per micro-batch.
 
-    The second pass repeats the first one: it begins every chunk with the same state of the random generators (CPU and
-    accelerator) and, for buffers of `model`, or of `encode` if it is a module or a module's method, with the same
-    buffers. So dropout is the same, and generators and buffers end as after one pass. Autocast around the call holds
-    for `encode` and `loss` and not for the backward passes.
+    Pass 2 repeats pass 1: every micro-batch begins with the same state of the random generators (CPU and accelerator)
+    and of the buffers of `model`, or of `encode` if that is a module or a module's method. So dropout is the same, and
+    generators and buffers end as after one pass. Autocast around the call applies to `encode` and `loss`, not to the
+    backward passes.
 
-    A batch that fits into one chunk is encoded once.
+    A batch that fits into one micro-batch is encoded once.
 
     Examples
     --------
@@ -95,45 +100,48 @@ def micro_batches(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not torch.is_grad_enabled():
         raise RuntimeError("micro_batches must be called with gradients enabled, because it runs the backward pass")
-    chunks = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-    if len(chunks) == 1:
-        features = _encoded(encode, inputs, chunks[0])
+    micro_batches = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    if len(micro_batches) == 1:
+        features = _encoded(encode, inputs, micro_batches[0])
         value = _scalar(loss(*features))
         _backward([value if scaler is None else scaler.scale(value)], None)
         return value.detach()
 
-    # Pass 1: all features, no activations. What the encoders read beside their inputs is remembered per chunk.
+    # Pass 1: all features, no activations. The random state at the start of every micro-batch is kept for pass 2.
     buffers = _Buffers(model, encode)
     states, parts = [], []
     with torch.no_grad():
-        for chunk in chunks:
+        for micro_batch in micro_batches:
             states.append(_random_states())
-            parts.append(_encoded(encode, inputs, chunk))
-    buffers.restore()  # before the loss, which may have buffers of its own inside of `model`
+            parts.append(_encoded(encode, inputs, micro_batch))
+    # The buffers are restored before the loss runs: the loss may be a module inside of `model` and write to its state.
+    buffers.restore()
     # Autocast caches half-precision copies of the weights. A copy that was made without gradients must not be used
     # again in pass 2; whether autocast would do so depends on the version of torch.
     torch.clear_autocast_cache()
 
-    # The loss sees the whole batch, and autograd stops at its features.
+    # The loss of the whole batch and its gradient dL/dE. Autograd stops at the features, which are leaves here.
     images, texts = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
     del parts
     value = _scalar(loss(images, texts))
     _backward([value if scaler is None else scaler.scale(value)], None)
-    last = _random_states()
+    final_state = _random_states()
 
-    # Pass 2: each chunk again, with activations; its features get their part of the gradient.
-    for chunk, state in zip(chunks, states, strict=True):
+    # Pass 2: each micro-batch again, with activations, and the chain rule: dL/dE times dE/dparameters.
+    for micro_batch, state in zip(micro_batches, states, strict=True):
         _set_random_states(state)
-        with _synchronised(model, chunk is chunks[-1]):
-            features = _encoded(encode, inputs, chunk)
+        with _synchronised(model, micro_batch is micro_batches[-1]):
+            features = _encoded(encode, inputs, micro_batch)
+            # A frozen encoder has features without a gradient, and a loss may ignore one side.
             pairs = [
-                (feature, whole.grad[chunk])
+                (feature, whole.grad[micro_batch])
                 for feature, whole in zip(features, (images, texts), strict=True)
                 if feature.requires_grad and whole.grad is not None
             ]
             if pairs:
                 _backward([feature for feature, _ in pairs], [gradient for _, gradient in pairs])
-    _set_random_states(last)
+    # The generators end where one pass over the batch and the loss would have left them.
+    _set_random_states(final_state)
     return value.detach()
 
 
@@ -146,7 +154,7 @@ def _rows(inputs: Any) -> int:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{name} must be a tensor, or tuples, lists and mappings of tensors, got {_named(leaf)}")
         if leaf.ndim == 0:
-            raise ValueError(f"{name} must have at least one axis, which is split into chunks, got shape ()")
+            raise ValueError(f"{name} must have at least one axis, which is split into micro-batches, got shape ()")
         lengths[name] = leaf.shape[0]
     if not lengths:
         raise ValueError("inputs must hold at least one tensor, got none")
@@ -160,7 +168,7 @@ def _rows(inputs: Any) -> int:
 
 
 def _leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what tuples, lists and mappings hold in the end, and where."""
+    """Yield each leaf of nested tuples, lists and mappings, with a name such as ``inputs[1]['ids']``."""
     if isinstance(tree, (tuple, list)):
         for position, branch in enumerate(tree):
             yield from _leaves(f"{name}[{position}]", branch)
@@ -171,22 +179,23 @@ def _leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
         yield name, tree
 
 
-def _part(tree: Any, chunk: slice) -> Any:
-    """Return a tree with the rows of a chunk."""
+def _part(tree: Any, rows: slice) -> Any:
+    """Return the same tree with these rows of every tensor."""
     if isinstance(tree, (tuple, list)):
-        branches = [_part(branch, chunk) for branch in tree]
+        branches = [_part(branch, rows) for branch in tree]
+        # A named tuple takes its fields one by one, a plain tuple takes them as one sequence.
         return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
     if isinstance(tree, Mapping):
-        return {key: _part(branch, chunk) for key, branch in tree.items()}
-    return tree[chunk]
+        return {key: _part(branch, rows) for key, branch in tree.items()}
+    return tree[rows]
 
 
-def _encoded(encode: Callable[..., Any], inputs: tuple[Any, ...], chunk: slice) -> tuple[Tensor, Tensor]:
-    """Encode a chunk and check that two tensors with its rows come back."""
-    features = encode(*_part(inputs, chunk))
+def _encoded(encode: Callable[..., Any], inputs: tuple[Any, ...], micro_batch: slice) -> tuple[Tensor, Tensor]:
+    """Encode a micro-batch; return both features after checking that they are tensors with as many rows."""
+    features = encode(*_part(inputs, micro_batch))
     if not isinstance(features, (tuple, list)) or len(features) != 2:
         raise TypeError(f"encode must return a pair (image features, text features), got {_named(features)}")
-    rows = chunk.stop - chunk.start
+    rows = micro_batch.stop - micro_batch.start
     for side, feature in zip(("image", "text"), features, strict=True):
         if not isinstance(feature, Tensor):
             raise TypeError(f"encode must return tensors, got {_named(feature)} as {side} features")
@@ -199,7 +208,7 @@ def _encoded(encode: Callable[..., Any], inputs: tuple[Any, ...], chunk: slice) 
 
 
 def _scalar(value: Any) -> Tensor:
-    """Check what the loss returned."""
+    """Return the result of `loss` after checking that it is a scalar tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"loss must return a tensor of shape (), got {_named(value)}")
     if value.ndim != 0:
@@ -208,13 +217,13 @@ def _scalar(value: Any) -> Tensor:
 
 
 def _named(value: Any) -> str:
-    """Name the type of a value, and the length of a pair that is none."""
+    """Describe a value for a message: the type, and the length of a tuple or list."""
     kind = type(value).__name__
     return f"{kind} of {len(value)}" if isinstance(value, (tuple, list)) else kind
 
 
 def _backward(tensors: list[Tensor], gradients: list[Tensor] | None) -> None:
-    """Run a backward pass outside of autocast, as torch asks for."""
+    """Run a backward pass outside of autocast: torch computes each gradient in the dtype of the forward operation."""
     accelerator = _accelerator()
     with ExitStack() as stack:
         for kind in ("cpu",) if accelerator is None else ("cpu", accelerator):
@@ -224,7 +233,7 @@ def _backward(tensors: list[Tensor], gradients: list[Tensor] | None) -> None:
 
 
 def _accelerator() -> str | None:
-    """Name the kind of accelerator, if this process uses one."""
+    """Return the kind of accelerator that this process uses, such as ``"cuda"``; None without an accelerator."""
     if not torch.accelerator.is_available():
         return None
     device = torch.accelerator.current_accelerator()
@@ -236,6 +245,7 @@ def _random_states() -> tuple[Tensor, Any]:
     kind = _accelerator()
     if kind is None:
         return torch.get_rng_state(), None
+    # CUDA has one generator per device and a function for all of them; other kinds of accelerator have one.
     module = torch.get_device_module(kind)
     get = getattr(module, "get_rng_state_all", None) or module.get_rng_state
     return torch.get_rng_state(), get()
@@ -247,14 +257,15 @@ def _set_random_states(states: tuple[Tensor, Any]) -> None:
     kind = _accelerator()
     if kind is not None and states[1] is not None:
         module = torch.get_device_module(kind)
-        put = getattr(module, "set_rng_state_all", None) or module.set_rng_state
-        put(states[1])
+        set_state = getattr(module, "set_rng_state_all", None) or module.set_rng_state
+        set_state(states[1])
 
 
 class _Buffers:
-    """The buffers of the modules that are known, as they were before the first pass."""
+    """Copies of the buffers of `model` and of the module behind `encode`, taken before pass 1."""
 
     def __init__(self, model: nn.Module | None, encode: Any) -> None:
+        # A bound method such as `model.encode` names its module as `__self__`.
         owner = encode if isinstance(encode, nn.Module) else getattr(encode, "__self__", None)
         roots = [root for root in (model, owner) if isinstance(root, nn.Module)]
         modules = {id(module): module for root in roots for module in root.modules()}.values()
@@ -266,17 +277,18 @@ class _Buffers:
         ]
 
     def restore(self) -> None:
-        """Take back what the first pass wrote, in place or by assignment."""
+        """Undo what pass 1 wrote, in place or by assignment."""
         with torch.no_grad():
             for module, name, buffer, saved in self._saved:
                 module._buffers[name] = buffer
-                buffer.copy_(saved)  # always: batch normalisation writes without raising the version of its buffers
+                # Batch normalisation writes without raising the version of a buffer, so every buffer is copied.
+                buffer.copy_(saved)
 
 
 @contextmanager
-def _synchronised(model: Any, last: bool) -> Iterator[None]:
-    """Let only the last chunk exchange gradients with other processes."""
-    if last or model is None:
+def _synchronised(model: Any, is_last: bool) -> Iterator[None]:
+    """Let only the last micro-batch exchange gradients with other processes, once the sums are complete."""
+    if is_last or model is None:
         yield
     elif hasattr(model, "no_sync"):
         with model.no_sync():

@@ -1,0 +1,107 @@
+"""Arguments of the torch functions: their checks, and their form under torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat.torch
+import torch
+from torch import Tensor, nn
+
+from drrho_core import _validate
+from drrho_core._array_api import is_array
+from drrho_torch.closed_form import detached
+
+_XP = array_api_compat.torch
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Check that an argument is a tensor, before the core compares it with the other arguments.
+
+    Raises
+    ------
+    TypeError
+        If it is not; the message names this argument, whatever the others are.
+    """
+    if not isinstance(value, Tensor):
+        kind = type(value)
+        full = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+        raise TypeError(f"{name} must be a torch tensor (torch.as_tensor), got {full}")
+
+
+def check_world_size() -> None:
+    """Check that this process is the only one: the loss of several processes would lack most negatives.
+
+    Raises
+    ------
+    RuntimeError
+        If torch.distributed has more than one process.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        world_size = torch.distributed.get_world_size()
+        if world_size > 1:
+            raise RuntimeError(
+                "world size must be 1, because ContrastiveLoss does not gather the batches of other processes yet, "
+                f"got {world_size}"
+            )
+
+
+def number_or_tensor(temperature: Any) -> Any:
+    """Return a temperature after checking that it is no array of another library.
+
+    Raises
+    ------
+    TypeError
+        If it is one.
+    """
+    # The core would ask such an array for attributes that only tensors have, and the message would not name it.
+    if is_array(temperature) and not isinstance(temperature, Tensor):
+        raise TypeError(
+            "temperature must be a number or a torch tensor (torch.as_tensor), "
+            f"got {type(temperature).__module__}.{type(temperature).__name__}"
+        )
+    return temperature
+
+
+def module_temperature(temperature: Any) -> float | Tensor:
+    """Check the temperature that a module is built with; return a float or a tensor that the module may keep.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a number nor a scalar tensor > 0, or a tensor that was computed from another one.
+    """
+    checked: float | Tensor = _validate.parameter(
+        "temperature", detached(number_or_tensor(temperature)), _validate.POSITIVE, _XP
+    )
+    if not isinstance(temperature, Tensor):
+        return checked
+    # The first backward pass frees the graph that leads to a computed tensor, so the second step would fail.
+    if temperature.grad_fn is not None:
+        raise ValueError(
+            "temperature must be a number, a Parameter or a tensor without history, got one that was computed; pass it "
+            "with each call"
+        )
+    # A tensor made under inference_mode may not be written to outside of it, as load_state_dict does.
+    if temperature.is_inference() and not isinstance(temperature, nn.Parameter):
+        with torch.inference_mode(False):
+            return temperature.clone()
+    return temperature
+
+
+def traced_number(value: Any, like: Tensor) -> Any:
+    """Return a number as a tensor if code is being traced, on the device of `like`; other values stay as they are."""
+    # With ``dynamic=True`` a number is a symbol, not a constant, and a check of the core would fail on it.
+    if torch.compiler.is_compiling() and not isinstance(value, (Tensor, tuple, list)):
+        return torch.full((), value, dtype=torch.float64, device=like.device)
+    return value
+
+
+def is_pair(value: Any) -> bool:
+    """Tell whether a value is a pair: one member for the image anchors, one for the text anchors."""
+    return isinstance(value, (tuple, list)) and len(value) == 2
+
+
+def two_arguments(value: Any) -> tuple[Any, Any]:
+    """Return the members of a pair, or another value and None: a Function does not see the tensors in a tuple."""
+    return (value[0], value[1]) if is_pair(value) else (value, None)

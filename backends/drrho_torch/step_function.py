@@ -1,0 +1,185 @@
+"""One call of `ContrastiveLoss` as a `torch.autograd.Function`: a loss together with its closed-form gradients.
+
+In eager mode the core runs inside of the Function, because `torch.func` removes its wrappers from the tensors there.
+torch.compile traces the core outside of the Function; see `drrho_torch.closed_form.with_gradients`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import array_api_compat.torch
+import torch
+from torch import Tensor
+
+from drrho_core._array_api import values_visible
+from drrho_core.contrastive.step import wide_contrastive_step
+from drrho_core.estimator import check_index
+from drrho_torch.accumulation import RepeatedRows
+from drrho_torch.closed_form import detached, save_gradients, scaled_gradients
+from drrho_torch.estimator import Table
+
+_XP = array_api_compat.torch
+
+
+class StepSettings(NamedTuple):
+    """The settings of one call of `ContrastiveLoss`."""
+
+    training: bool  # False: the state is not read, every sample counts as never visited
+    update: bool  # True: the state is written
+    gamma: float | Tensor
+    eps: float | Tensor
+    reference_weight: float | Tensor
+    radius: float | Tensor
+    tile_size: int | None
+    memory_budget: int | None
+    table: Table | None  # the estimator object; None: the two buffers among the arguments hold the estimates
+    repeated: RepeatedRows | None
+    pairs: tuple[bool, ...]  # whether references, anchor weights and temperatures are pairs
+
+
+class _Rows(NamedTuple):
+    """The batch's rows of the state before the step."""
+
+    row_ids: Tensor  # (b,)  the rows to write to
+    old: tuple[Tensor, Tensor]  # (b,) each
+    in_range: Tensor | None  # (b,) bool: the index is a row of the table; None: all of them were checked
+
+
+def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
+    """Return the loss, the gradients of both features and those of temperatures that are tensors; update the state.
+
+    `arguments` are those of `Step.forward`; no gradient is recorded.
+    """
+    images, texts, sample_index, log_inner_image, log_inner_text, pair_mask, *options = arguments
+    # Each of the three options has two arguments (`two_arguments`): a pair fills both, another value the first.
+    references, anchor_weight, temperature = (
+        detached(tuple(options[first : first + 2]) if is_pair else options[first])
+        for first, is_pair in zip((0, 2, 4), settings.pairs, strict=True)
+    )
+    rows = _read(settings, sample_index, (log_inner_image, log_inner_text), images.device)
+    # A row that is out of range makes the loss nan: under tracing no error can be raised.
+    old: tuple[Tensor, ...] = rows.old
+    if rows.in_range is not None:
+        old = tuple(torch.where(rows.in_range, side, torch.nan) for side in rows.old)
+    step = wide_contrastive_step(
+        images.detach(),
+        texts.detach(),
+        *old,
+        temperature=temperature,
+        gamma=settings.gamma,
+        reference_features=references,
+        reference_weight=settings.reference_weight,
+        radius=settings.radius,
+        eps=settings.eps,
+        pair_mask=pair_mask,
+        anchor_weight=anchor_weight,
+        tile_size=settings.tile_size,
+        memory_budget=settings.memory_budget,
+        xp=_XP,
+    )
+    loss = step.loss
+    new: tuple[Tensor, ...] = (step.log_inner_image, step.log_inner_text)
+    if rows.in_range is not None:
+        # An index out of range was replaced by row 0. Then every row keeps its old estimate, so that row 0 is safe.
+        valid = rows.in_range.all()
+        loss = torch.where(valid, loss, torch.nan)
+        new = tuple(torch.where(valid, after, before) for after, before in zip(new, rows.old, strict=True))
+    if settings.update:
+        # The warning comes before the first write: a filter may turn it into an error, and then no state has changed.
+        # Stack level 7 is the caller of the module: evaluate, Step.forward, apply, forward, and two of nn.Module.
+        if settings.repeated is not None:
+            settings.repeated.warn_if_repeated(sample_index, (images, texts), stacklevel=7)
+        if settings.table is not None:
+            settings.table.scatter(rows.row_ids, *new)
+        else:
+            for buffer, values in zip((log_inner_image, log_inner_text), new, strict=True):
+                buffer[rows.row_ids] = values
+    # Only tensors have a gradient: a temperature that is a number is a constant.
+    temperatures = temperature if settings.pairs[2] else (temperature,)
+    temperature_gradients = step.temperature_gradient if settings.pairs[2] else (step.temperature_gradient,)
+    learned = [
+        gradient
+        for gradient, value in zip(temperature_gradients, temperatures, strict=True)
+        if isinstance(value, Tensor)
+    ]
+    return (loss, step.image_gradient, step.text_gradient, *learned)
+
+
+def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor], device: torch.device) -> _Rows:
+    """Return the batch's rows of the state, after checking the index if its values can be read."""
+    table = settings.table
+    if not settings.training:
+        dtype = buffers[0].dtype if table is None else table.dtype
+        unseen = torch.full(index.shape, -torch.inf, dtype=dtype, device=device)
+        return _Rows(index, (unseen, unseen), None)
+    if table is not None:
+        return _Rows(index, table.gather(index, device), None)
+    num_samples = buffers[0].shape[0]
+    index = check_index(index, num_samples, like=buffers[0], xp=_XP).to(torch.int64)
+    if values_visible(index, _XP):
+        return _Rows(index, (buffers[0][index], buffers[1][index]), None)
+    # The values were not read: on a GPU that would wait for the device, and under tracing there are none yet. Row 0
+    # replaces an index out of range, which on a GPU would be an assertion after which the process loses the device.
+    in_range = (index >= 0) & (index < num_samples)
+    index = torch.where(in_range, index, 0)
+    return _Rows(index, (buffers[0][index], buffers[1][index]), in_range)
+
+
+evaluate_eagerly = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    evaluate, reason="an estimator object cannot be traced; keep the table in buffers (estimator=None)"
+)
+
+
+class Step(torch.autograd.Function):
+    """One call of `ContrastiveLoss` on tensors without any wrapper of `torch.func`: the state is written here.
+
+    The loss comes first. The gradients are results, too, because `torch.func` allows only results to be saved.
+    """
+
+    # `setup_context` is a method of its own, because `torch.func` refuses a Function whose `forward` takes `ctx`.
+
+    @staticmethod
+    def forward(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
+        """Take the step; arguments: images, texts, index, state (2), mask, references (2), weights (2), tau (2)."""
+        return evaluate(settings, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Save the gradients."""
+        candidates = differentiable(inputs[1:])
+        ctx.learned = [isinstance(value, Tensor) for value in candidates]
+        save_gradients(ctx, [value for value in candidates if isinstance(value, Tensor)], output)
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return one gradient per argument, None for all but features and temperatures."""
+        gradients = iter(scaled_gradients(ctx, incoming[0]))
+        image, text, *temperatures = (next(gradients) if learned else None for learned in ctx.learned)
+        # In the order of forward: settings, images, texts, the eight arguments that are constants, temperatures.
+        return None, image, text, *[None] * 8, *temperatures
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], settings: StepSettings, *arguments: Any) -> tuple[Any, Any]:
+        """Take the steps of all problems in turn: the core computes one batch at a time."""
+        axes = in_dims[1:]  # of each argument: the axis that counts the problems, None if all problems share it
+        # An estimator object keeps the state outside of the arguments, and then these two axes are None as well.
+        if settings.update and (axes[3] is None or axes[4] is None):
+            raise RuntimeError(
+                "ContrastiveLoss must be in eval() or have mapped buffers under torch.func.vmap, because several "
+                "batches would write to one state at a time"
+            )
+        # Each problem has a state of its own, so the same rows in two problems are no repetition.
+        settings = settings._replace(repeated=None)
+        steps = []
+        for number in range(info.batch_size):
+            problem = (x if axis is None else x.select(axis, number) for x, axis in zip(arguments, axes, strict=True))
+            steps.append(Step.apply(settings, *problem))  # type: ignore[no-untyped-call]
+        outputs = tuple(torch.stack(fields) for fields in zip(*steps, strict=True))
+        return outputs, (0,) * len(outputs)
+
+
+def differentiable(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return those of `Step`'s arguments that may have a gradient: both features and two temperatures."""
+    # The positions are literals, because torch.compile treats named integers as dynamic sizes.
+    return (*arguments[:2], *arguments[10:])
