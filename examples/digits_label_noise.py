@@ -35,8 +35,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from drrho_clip.progress import Reporter
-from drrho_clip.report.style import percent
-from drrho_clip.report.svg import Chart, nice_ticks
+from drrho_clip.report import PALETTE, Canvas, css, percent, round_ticks
 from drrho_core import (
     ChiSquareBall,
     CVaR,
@@ -380,25 +379,26 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 COLOURS = {"reference": "reference", "ERM": "clip", "ERM+": "clip", "DRO": "other-0", "RHO": "sogclr", "DRRho": "drrho"}
-"""Classes of the report's style sheet, which knows their colours on light and on dark pages."""
+"""Names of colours in the palette of the report, which has them for light and for dark pages."""
 
 
 def picture(found: dict[str, Any], noise: float) -> str:
-    """Draw test accuracy and the weight on wrong labels as an SVG file, by the report's frame, ticks and colours."""
+    """Draw test accuracy and the weight on wrong labels as an SVG file in the look of the report."""
     learners = [method for method in METHODS if method != "reference"]
     lowest = min(row["metrics"]["test_accuracy"] for row in found["results"])
     low = max(0.0, math.floor(20 * lowest) / 20)
-    body = panel(found, "test_accuracy", list(METHODS), "test accuracy", (low, 1.0), 0)
     middle = 78 + 34 * len(METHODS)
-    name = "share of the weight on images with a wrong label"
-    body += panel(found, "wrong_label_weight", learners, name, (0.0, 1.0), middle, mark=noise)
     seeds = len({row["seed"] for row in found["results"]})
-    told = "; ".join(
+    description = "; ".join(
         f"{METHODS[method][1]} {percent(found['summary'][method]['test_accuracy']['mean'])} correct, "
         f"{percent(found['summary'][method]['wrong_label_weight']['mean'])} of the weight on wrong labels"
         for method in METHODS
     )
-    chart = Chart("digits", "Digits with wrong labels", f"{told}.", middle + 54 + 34 * len(learners), body)
+    with Canvas(middle + 54 + 34 * len(learners)) as canvas:
+        panel(canvas, found, "test_accuracy", list(METHODS), "test accuracy", (low, 1.0), 0)
+        name = "share of the weight on images with a wrong label"
+        panel(canvas, found, "wrong_label_weight", learners, name, (0.0, 1.0), middle, mark=noise)
+        chart = canvas.chart("digits", "Digits with wrong labels", f"{description}.")
     return chart.as_file(
         heading=f"Digits, {100 * noise:g} % of the training labels wrong",
         note=f"dots: {seeds} seeds; bars and figures: their means; dashed: equal weights",
@@ -406,6 +406,7 @@ def picture(found: dict[str, Any], noise: float) -> str:
 
 
 def panel(
+    canvas: Canvas,
     found: dict[str, Any],
     figure: str,
     methods: Sequence[str],
@@ -413,41 +414,28 @@ def panel(
     span: tuple[float, float],
     top: float,
     mark: float | None = None,
-) -> list[str]:
+) -> None:
     """Draw one row per method: a dot per seed, the mean as an upright bar and as a number."""
     left, right, step = 130.0, 408.0, 34.0
-    bottom = top + 28 + step * len(methods)
-
-    def x(value: float) -> float:
-        return left + (right - left) * (value - span[0]) / (span[1] - span[0])
-
-    def text(at: float, height: float, words: str, kind: str = "", anchor: str = "start") -> str:
-        return f'<text class="{kind}" x="{at:.1f}" y="{height:.1f}" text-anchor="{anchor}">{words}</text>'
-
-    def line(at: float, begin: float, end: float, kind: str) -> str:
-        return f'<line class="{kind}" x1="{at:.1f}" y1="{begin:.1f}" x2="{at:.1f}" y2="{end:.1f}"/>'
-
-    body = [text(0, top + 14, name, "soft")]
-    for tick in nice_ticks(*span):
-        body += [
-            line(x(tick), top + 28, bottom, "grid"),
-            text(x(tick), bottom + 20, f"{100 * tick:g} %", "soft", "middle"),
-        ]
+    rows = top + 28
+    axes = canvas.axes(left, right, rows, rows + step * len(methods), grid="x", axis="none")
+    axes.set(xlim=span, ylim=(len(methods), 0), yticks=[])
+    ticks = round_ticks(*span)
+    axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+    canvas.text(0, top + 14, name, color=PALETTE["soft"])
     if mark is not None:
-        body.append(line(x(mark), top + 28, bottom, "median"))
-    for place, method in enumerate(methods):
-        middle = top + 28 + step * (place + 0.5)
+        axes.plot([mark, mark], [0, len(methods)], color=PALETTE["ink"], linewidth=1.5, linestyle=(0, (4, 3)))
+    for row, method in enumerate(methods):
+        middle, colour = row + 0.5, PALETTE[COLOURS[method]]
         values = [row["metrics"][figure] for row in found["results"] if row["method"] == method]
-        mean, colour = math.fsum(values) / len(values), COLOURS[method]
-        strong = "strong" if method == "DRRho" else ""
-        body += [
-            text(0, middle + 5, METHODS[method][1], strong),
-            f'<line class="grid" x1="{left}" y1="{middle:.1f}" x2="{right}" y2="{middle:.1f}"/>',
-            f'<rect class="bar {colour}" x="{x(mean) - 2:.1f}" y="{middle - 11:.1f}" width="4" height="22" rx="2"/>',
-            *(f'<circle class="dot {colour}" cx="{x(v):.1f}" cy="{middle:.1f}" r="4.5"/>' for v in values),
-            text(right + 14, middle + 5, percent(mean), strong),
-        ]
-    return body
+        mean = math.fsum(values) / len(values)
+        axes.plot(span, (middle, middle), color=PALETTE["rule"], linewidth=1)
+        upright = (middle - 9 / step, middle + 9 / step)
+        axes.plot((mean, mean), upright, color=colour, linewidth=4, solid_capstyle="round", zorder=3)
+        dots = {"s": 81, "color": colour, "edgecolor": PALETTE["card"], "linewidth": 1.5, "zorder": 4}
+        axes.scatter(values, [middle] * len(values), gid=css("dot", COLOURS[method]), **dots)
+        canvas.text(0, rows + step * middle + 5, METHODS[method][1], strong=method == "DRRho")
+        canvas.text(right + 14, rows + step * middle + 5, percent(mean), strong=method == "DRRho")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
