@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, device_of, is_array, namespace_of, wide_dtype
 from drrho_core._validate import POSITIVE, UNIT_INTERVAL
-from drrho_core.ambiguity import check_losses, check_values
+from drrho_core.ambiguity.checks import check_losses, check_values
 from drrho_core.contrastive.tiles import cast
 from drrho_core.numerics import log_moving_average, log_sum_exp
 from drrho_core.risk import check_weight, difference

@@ -26,7 +26,7 @@ from drrho_core._array_api import (
     wide_dtype,
 )
 from drrho_core._validate import POSITIVE
-from drrho_core.ambiguity import check_losses
+from drrho_core.ambiguity.checks import check_losses
 from drrho_core.numerics import log
 from drrho_core.risk import check_weight, scaled_difference
 
