@@ -18,7 +18,7 @@ from drrho_core._array_api import is_array, namespace_of
 from drrho_core._validate import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL
 from drrho_core.ambiguity import AmbiguitySet
 from drrho_core.contrastive.step import wide_contrastive_step
-from drrho_core.estimator import check_index
+from drrho_core.state.table import check_index
 from drrho_jax.arguments import check_placement, check_unmapped, on_auto_axes, taken, taken_index, taken_option
 from drrho_jax.gradient import with_gradient
 
