@@ -88,8 +88,8 @@ def log_inner_from_sogclr_loss(log_u: Array, /, *, batch_size: int, eps: float, 
     Returns
     -------
     array, shape (n,)
-        ``log((exp(log_u) - eps) B / (B - 1))``; ``-inf`` for samples that were never visited, and for an estimate so far
-        below `eps` that rounding has removed it from the table.
+        ``log((exp(log_u) - eps) B / (B - 1))``; ``-inf`` for samples that were never visited, and for estimates so
+        far below `eps` that rounding has removed them from the table.
 
     Raises
     ------
