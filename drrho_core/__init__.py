@@ -6,7 +6,7 @@ Arrays are those of any library that follows the array API standard, version 202
 Sources: Model Steering / DRRho (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP (arXiv 2407.01445).
 """
 
-from drrho_core._fused import fused_kernels
+from drrho_core._routines import fused_kernels
 from drrho_core.ambiguity import (
     AmbiguitySet,
     CappedKLPenalty,
@@ -35,7 +35,6 @@ from drrho_core.diagnostics import (
     generalization_bound,
     log_mean_exp_bias,
 )
-from drrho_core.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core.losses import (
     FeatureGradients,
     LossGradients,
@@ -56,11 +55,15 @@ from drrho_core.migration import (
 from drrho_core.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
 from drrho_core.scaling_law import ScalingLaw, fit_scaling_law
 from drrho_core.selection import select_jest, select_top_excess
-from drrho_core.temperature import (
+from drrho_core.state import (
     GlobalTemperature,
     GlobalTemperatureState,
+    InnerEstimator,
     PerSampleTemperature,
     TemperatureRows,
+    cosine_gamma,
+    recommended_gamma_min,
+    scent_gamma,
     update_global_temperature,
     update_temperature_rows,
 )

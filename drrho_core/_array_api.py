@@ -71,17 +71,15 @@ def values_visible(array: Array, xp: Namespace) -> bool:
     The answer holds for this array only. An array computed from it and from another may be mapped by a `vmap` although
     this array is not, so ask for the very array that is read (`known`).
     """
-    return all_visible((array,), xp)
+    return not is_compiling(xp) and all_visible((array,), xp)
 
 
 def all_visible(arrays: Iterable[Array], xp: Namespace) -> bool:
     """Tell whether reading the values of every array is free of charge: the arrays are concrete and lie on the host.
 
     Reading from an accelerator costs a synchronisation. Under tracing there are no values yet, and under a `vmap`
-    without a compiler an array stands for many.
+    without a compiler an array stands for many. `xp` must not be compiling.
     """
-    if is_compiling(xp):
-        return False
     for array in arrays:
         device = getattr(array, "device", None)
         if device != "cpu":  # NumPy's devices are strings; other libraries' devices name their platform or type
@@ -127,11 +125,13 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
         If an argument is no plain array (masked, sparse, of dtype object, a matrix), the arrays come from different
         libraries or from one that follows a version of the standard older than `OLDEST`, or `xp` is not theirs.
     """
-    if xp is not None:
-        if not hasattr(xp, "__array_namespace_info__"):
-            raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
-        if is_compiling(xp):
-            return xp
+    return xp if xp is not None and is_compiling(xp) else common_namespace(arrays, xp)
+
+
+def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Namespace:
+    """Return the one namespace of all `arrays` as `namespace_of` does; `xp` must not be compiling."""
+    if xp is not None and not hasattr(xp, "__array_namespace_info__"):
+        raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
     common: Namespace | None = None
     for name, array in arrays.items():
         namespace = _NAMESPACES.get(type(array))

@@ -323,7 +323,7 @@ def moving_average_kl(
     )
 
 
-def _check_state(call: Call, log_inner: Scalar, loss: Array) -> Array:
+def _check_state(call: Call, log_inner: Any, loss: Array) -> Array:
     """Check the average and return it as an array."""
     xp = call.xp
     if is_array(log_inner):
