@@ -9,7 +9,7 @@ import jax
 
 from drrho_core import InnerEstimator
 from drrho_core.estimator import check_rows
-from drrho_jax.arguments import taken, taken_index
+from drrho_jax.arguments import as_jax_array, as_jax_index
 
 
 class DonatingEstimator(InnerEstimator):
@@ -33,14 +33,14 @@ class DonatingEstimator(InnerEstimator):
     """
 
     def __init__(self, num_samples: int, *, like: Any, dtype: Any = None) -> None:
-        super().__init__(num_samples, like=taken("like", like), dtype=dtype)
+        super().__init__(num_samples, like=as_jax_array("like", like), dtype=dtype)
 
     def scatter(self, index: jax.Array, log_inner_image: jax.Array, log_inner_text: jax.Array, /) -> Self:
         """Write the rows of a batch and return this estimator; see `drrho_core.InnerEstimator.scatter`."""
         index = self._checked(index)
         state = self.log_inner_image
-        log_inner_image = taken("log_inner_image", log_inner_image, state)
-        log_inner_text = taken("log_inner_text", log_inner_text, state)
+        log_inner_image = as_jax_array("log_inner_image", log_inner_image, state)
+        log_inner_text = as_jax_array("log_inner_text", log_inner_text, state)
         check_rows(log_inner_image, log_inner_text, size=index.shape[0], like=state, xp=self._xp)
         self.log_inner_image, self.log_inner_text = _write(
             self.log_inner_image, self.log_inner_text, index, log_inner_image, log_inner_text
@@ -50,11 +50,11 @@ class DonatingEstimator(InnerEstimator):
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Take over a state as JAX or NumPy arrays; see `drrho_core.InnerEstimator.load_state_dict`."""
         if isinstance(state, Mapping):
-            state = {name: taken(name, value, self.log_inner_image) for name, value in state.items()}
+            state = {name: as_jax_array(name, value, self.log_inner_image) for name, value in state.items()}
         super().load_state_dict(state)
 
     def _checked(self, index: Any) -> Any:
-        return super()._checked(taken_index(index, self.num_samples, self.log_inner_image))
+        return super()._checked(as_jax_index(index, self.num_samples, self.log_inner_image))
 
 
 def _set(
