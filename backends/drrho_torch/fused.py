@@ -130,8 +130,8 @@ class _Run:
                 )  # fmt: skip
                 self._merge(image_parts, column_tiles, states[0], self.scales[0], first, height)
                 self._merge(text_parts, rows_here, states[1], self.scales[1], 0, b)
-        # From the peak m to the positive z_ii: log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij is
-        # (m - z_ii + moment / total) / t. An anchor without negatives has -inf and 0.
+        # From the peak m to the positive z_ii: log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij
+        # is (m - z_ii + moment / total) / t. An anchor without negatives has -inf and 0.
         counts = self._counts()
         log_sums, means, saved = [], [], []
         for (peak, total, moment), t, count in zip(states, self.temperatures, counts, strict=True):
