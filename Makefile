@@ -1,5 +1,5 @@
-# `make demo` and `make test` work on a fresh machine that has Python >= 3.11 and make: they build .venv and install into
-# it first. Everything else here is for those who change the code; `make help` lists it.
+# `make demo` and `make test` work on a fresh machine with Python >= 3.11 and make: they first build .venv and install the
+# dependencies into it. The other targets are for developers; `make help` lists them.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,13 +11,13 @@ endif
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-# What each kind of work needs of pyproject.toml's extras.
+# The extras of pyproject.toml that each target needs.
 EXTRAS_demo := torch,train
 EXTRAS_test := torch,jax,test
 EXTRAS_dev := dev
 EXTRAS_docs := docs,torch,jax
 
-# Every test worker gets one core; a library that starts a thread per core inside each of them only makes them wait.
+# Every test worker uses one core. If a library started one thread per core in each worker, the threads would compete.
 TEST_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: help demo test gpu coverage mutation lint types imports check docs clean
@@ -25,12 +25,12 @@ TEST_THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 help:
 	@echo "make demo      train the demo (OUT=folder, DEMO_FLAGS='--quick')"
 	@echo "make test      run all tests (WORKERS=n processes, PYTEST_FLAGS='-k name')"
-	@echo "make gpu       measure a GPU, with PYTHON and what is installed there (WHEELS=folder, GPU_FLAGS='--dry-run')"
+	@echo "make gpu       measure a GPU, with PYTHON and its installed packages (WHEELS=folder, GPU_FLAGS='--dry-run')"
 	@echo "make coverage  the tests of the core under coverage; its objectives must be covered in full"
-	@echo "make check     lint, types and imports: what CI asks before the tests"
-	@echo "make mutation  mutants by the thousand against the tests; hours (MUTANTS='numerics ambiguity')"
+	@echo "make check     lint, types and imports, which CI runs before the tests"
+	@echo "make mutation  run the tests on thousands of mutants; hours (MUTANTS='numerics ambiguity')"
 	@echo "make docs      build the documentation into build/docs"
-	@echo "make clean     remove what the tools left behind, not .venv, demo/ or runs/"
+	@echo "make clean     remove files that the tools left behind, but not .venv, demo/ or runs/"
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/drrho demo --out $(OUT) $(DEMO_FLAGS)
@@ -41,8 +41,8 @@ PYTEST := $(TEST_THREADS) $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses
 test: $(VENV)/.installed-test
 	$(PYTEST) $(PYTEST_FLAGS)
 
-# On a GPU with $(PYTHON) as it finds it, our packages on its path and pure wheels from $(WHEELS) for what is missing there.
-# A dry run needs no GPU and takes the tests' environment. See benchmarks/README.md.
+# On a GPU machine $(PYTHON) is used with its installed packages and our packages on its path. $(WHEELS) holds pure wheels
+# of missing packages. A dry run needs no GPU and uses the environment of the tests. See benchmarks/README.md.
 GPU_PYTHON := $(PYTHON)
 ifneq ($(filter --dry-run,$(GPU_FLAGS)),)
 GPU_PYTHON := $(BIN)/python
@@ -57,7 +57,7 @@ coverage: $(VENV)/.installed-test
 	$(PYTEST) --cov=drrho_core --cov-report= tests/core tests/backends drrho_core $(PYTEST_FLAGS)
 	$(RUN) coverage report --include='drrho_core/*.py' --show-missing --fail-under=100
 
-# Not part of CI: see docs/mutation.md.
+# This target is not part of CI; see docs/mutation.md.
 MUTANTS ?= numerics ambiguity contrastive _pairs
 mutation: $(VENV)/.installed-dev
 	$(TEST_THREADS) $(BIN)/python tests/mutants/mutate.py $(MUTANTS) --out build/mutation.json
@@ -82,7 +82,7 @@ clean:
 	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# One stamp per set of extras, so that nothing is installed twice and a change of the versions installs again.
+# Each set of extras has a stamp file. A set is installed once, and again if the versions change.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/.created
 	$(RUN) pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[$(EXTRAS_$*)]"
 	@touch $@
@@ -92,5 +92,5 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# The stamps are made by a pattern rule: keep them.
+# A pattern rule makes the stamps, and make would delete them as intermediate files.
 .PRECIOUS: $(VENV)/.installed-%

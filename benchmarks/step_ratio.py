@@ -17,7 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from drrho_clip.demo import demo_configs
-from drrho_clip.train import Trainer, describe_run, open_splits, train
+from drrho_clip.run import describe_run
+from drrho_clip.splits import open_splits
+from drrho_clip.train import Trainer, train
 from drrho_core.backend import get_backend
 
 

@@ -1,4 +1,4 @@
-"""Sphinx: the Markdown pages of this folder and a reference of the public functions, by `make docs`."""
+"""Configuration of Sphinx: `make docs` builds the pages of this folder and a reference of the public functions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ html_title = f"drrho_core {version}"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# Links out of this folder (the code, the README) are for readers of the repository; tests/docs checks them.
+# Sphinx cannot resolve links to files outside this folder (code, README); tests/docs checks these links.
 suppress_warnings = ["myst.xref_missing", "ref.python"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # numpydoc's own types say more than the annotations do
+autodoc_typehints = "none"  # the types in the docstrings say more than the annotations
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True

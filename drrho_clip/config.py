@@ -1,4 +1,8 @@
-"""What one training run is: every number that decides its result, checked when it is built, kept as JSON."""
+"""The settings of a training run: default, rule and help of each stand once, in the fields of `TrainConfig`.
+
+The command line makes an option of every field, `TrainConfig` checks the values when it is built, and config.json keeps
+them. To add a setting, add a field here and read it where it takes effect.
+"""
 
 from __future__ import annotations
 
@@ -8,145 +12,172 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from drrho_clip.errors import BadInput
-
-METHODS = ("clip", "sogclr", "drrho")
-
-TEMPERATURE_SCHEMES = ("fixed", "global", "per_sample")
+from drrho_clip.methods import METHODS
+from drrho_clip.options import TEXT, at_least, choice, number, setting, setting_of
+from drrho_core.backend import Backend, default_backend
 
 BUILT_IN_DATA = ("scenes", "scenes:reference", "digits", "digits:reference")
-"""Data sets by name; ``:reference`` is the part that a reference model is trained on, disjoint from the learner's."""
+"""Data sets by name; ``:reference`` is the part for training a reference model, disjoint from the learner's part."""
+
+TABLE = "a table"
+"""The presets' name for data that are not built in."""
+
+_POSITIVE = number("> 0", lambda value: value > 0)
+_NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one run.
-
-    Parameters
-    ----------
-    data : str
-        One of `BUILT_IN_DATA`, or the path of a CSV or TSV file with image paths and captions.
-    method : {"clip", "sogclr", "drrho"}
-        The objective: InfoNCE, the global contrastive loss, or that with a reference model.
-    reference : str or None
-        Folder of the reference model's run; drrho needs one, the others refuse one.
-    seed : int
-        Seed of the initial parameters and of the batch order.
-    data_seed : int
-        Seed of rendered scenes, of swapped captions and of splits.
-    train_size : int
-        Number of rendered scenes to train on; other data have their own size.
-    swapped_fraction : float
-        Share of training captions that are exchanged, in [0, 1]; ignored for a CSV.
-    epochs, batch_size : int
-        Passes over the data; pairs per step, >= 2. The last short batch of an epoch is dropped.
-    learning_rate : float
-        Peak of a linear warm-up followed by a cosine to 0.
-    warmup_steps : int
-        Steps of the warm-up.
-    weight_decay : float
-        AdamW's, on parameters with two or more axes.
-    temperature : float
-        tau > 0, where it starts; within the bounds where it is learned.
-    temperature_scheme : {"fixed", "global", "per_sample"}
-        Constant; learned, one for all (RGCL-g; InfoNCE's own gradient for clip); learned, one per sample and direction
-        (RGCL, iSogCLR), which clip has not.
-    temperature_learning_rate : float
-        Of a learned temperature, constant, >= 0: Adam's, or per unit of slope and visit for one per sample.
-    temperature_min, temperature_max : float
-        Bounds of a learned temperature, 0 < temperature_min <= temperature_max.
-    radius : float
-        Size of the ball that a learned temperature stands for: > 0 where sogclr or drrho learn one, else 0.
-    gamma_min : float
-        Where the cosine schedule of gamma ends, in (0, 1]; 1 has no memory.
-    reference_weight : float
-        lambda >= 0 of drrho.
-    eps : float
-        Added to the inner estimate, >= 0.
-    architecture : {"mlp", "conv"}
-        The encoders, see `drrho_clip.architecture`.
-    image_size, feature_dim, width, depth : int
-        Their sizes.
-    backend, dtype : str
-        Array library and floating dtype of the run.
-    checkpoint_every : int
-        Steps between checkpoints; one more is written after every epoch.
-    log_every : int
-        Steps between lines of metrics.jsonl.
+    """Settings of one run; ``drrho train --help`` explains each.
 
     Raises
     ------
     BadInput
-        If a value breaks its rule, or method and reference do not fit together.
+        If a value breaks its rule, or if settings do not fit together.
+
+    Examples
+    --------
+    >>> TrainConfig(data="digits", method="sogclr", backend="numpy").temperature
+    0.07
     """
 
-    data: str
-    method: str = "drrho"
-    reference: str | None = None
-    seed: int = 0
-    data_seed: int = 0
-    train_size: int = 20_000
-    swapped_fraction: float = 0.3
-    epochs: int = 8
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    warmup_steps: int = 50
-    weight_decay: float = 0.1
-    temperature: float = 0.07
-    temperature_scheme: str = "fixed"
-    temperature_learning_rate: float = 1e-4
-    temperature_min: float = 0.01
-    temperature_max: float = 1.0
-    radius: float = 0.0
-    gamma_min: float = 0.5
-    reference_weight: float = 1.0
-    eps: float = 0.0
-    architecture: str = "conv"
-    image_size: int = 32
-    feature_dim: int = 64
-    width: int = 32
-    depth: int = 2
-    backend: str = "torch"
-    dtype: str = "float32"
-    checkpoint_every: int = 200
-    log_every: int = 10
+    data: str = setting(
+        rule=TEXT,
+        metavar="FILE|NAME",
+        shown="none; required without --resume",
+        help="A CSV or TSV table of images and captions, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+    )
+    method: str = setting(
+        "drrho",
+        rule=choice(*METHODS),
+        help="Objective: " + "; ".join(f"{name}, {method.summary}" for name, method in METHODS.items()) + ".",
+    )
+    reference: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="RUN",
+        help="Folder of the reference model's run; drrho needs it, the other methods refuse it.",
+    )
+    seed: int = setting(0, rule=at_least(0), help="Seed of the initial parameters and of the order of the batches.")
+    data_seed: int = setting(0, rule=at_least(0), help="Seed of built-in data and of the split of a table.")
+    train_size: int = setting(20_000, rule=at_least(2), help="Number of rendered scenes in the training data.")
+    swapped_fraction: float = setting(
+        0.3,
+        rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
+        help="Share of the training captions of built-in data that are swapped with each other.",
+    )
+    epochs: int = setting(
+        8, rule=at_least(1), presets={"digits": 60, TABLE: 30}, help="Number of passes over the training data."
+    )
+    batch_size: int = setting(
+        256,
+        rule=at_least(2),
+        presets={"digits": 128},
+        help="Pairs per step. The last short batch of an epoch is dropped; a small table gets a smaller default.",
+    )
+    learning_rate: float = setting(
+        1e-3, rule=_POSITIVE, help="Highest learning rate, between a linear warm-up and a cosine that falls to 0."
+    )
+    warmup_steps: int = setting(50, rule=at_least(0), presets={"digits": 20}, help="Number of steps of the warm-up.")
+    weight_decay: float = setting(
+        0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."
+    )
+    temperature: float = setting(
+        0.07, rule=_POSITIVE, help="Temperature tau; if the temperature is learned, the value at the start."
+    )
+    temperature_scheme: str = setting(
+        "fixed",
+        rule=choice("fixed", "global", "per_sample"),
+        later=True,
+        help="fixed; global: one learned temperature; per_sample: one learned temperature per sample and direction "
+        "(not for clip).",
+    )
+    temperature_learning_rate: float = setting(
+        1e-4,
+        rule=_NOT_NEGATIVE,
+        later=True,
+        help="Learning rate of the learned temperature; a per-sample one needs about 10 times as much.",
+    )
+    temperature_min: float = setting(0.01, rule=_POSITIVE, later=True, help="Lower bound of a learned temperature.")
+    temperature_max: float = setting(1.0, rule=_POSITIVE, later=True, help="Upper bound of a learned temperature.")
+    radius: float = setting(
+        0.0,
+        rule=_NOT_NEGATIVE,
+        later=True,
+        help="Size of the ambiguity set if sogclr or drrho learn the temperature: above 0 and below the logarithm of "
+        "the batch size.",
+    )
+    gamma_min: float = setting(
+        0.5,
+        rule=number("> 0 and at most 1", lambda value: 0 < value <= 1),
+        help="Last value of gamma, the weight of a new inner estimate, which falls from 1 along a cosine; 1 means no "
+        "memory.",
+    )
+    reference_weight: float = setting(
+        1.0, rule=_NOT_NEGATIVE, help="Weight lambda of the reference model in drrho: 0 ignores the model, 1 is DRRho."
+    )
+    eps: float = setting(0.0, rule=_NOT_NEGATIVE, help="Constant added to the inner estimate inside the logarithm.")
+    architecture: str = setting(
+        "conv",
+        rule=choice("mlp", "conv"),
+        presets={"digits": "mlp"},
+        help="Encoders: conv (convolutions for images, a transformer for texts) or mlp (two multilayer perceptrons). "
+        "A backend that has no conv takes mlp.",
+    )
+    image_size: int = setting(
+        32, rule=at_least(1), presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
+    )
+    feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
+    width: int = setting(32, rule=at_least(1), help="Scale of the layers of the encoders.")
+    depth: int = setting(
+        2, rule=at_least(1), help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
+    )
+    backend: str = setting(
+        rule=TEXT,
+        default_factory=default_backend,
+        shown="the preferred library of those installed",
+        help="Array library.",
+    )
+    dtype: str = setting("float32", rule=choice("float32", "float64"), help="Floating dtype of the run.")
+    checkpoint_every: int = setting(
+        200, rule=at_least(1), help="Steps between checkpoints; each epoch ends with one as well."
+    )
+    log_every: int = setting(10, rule=at_least(1), help="Steps between lines of metrics.jsonl.")
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise BadInput(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.method == "drrho" and self.reference is None:
-            raise BadInput("reference must be the folder of a reference run for method drrho, got none")
-        if self.method != "drrho" and self.reference is not None:
-            raise BadInput(f"reference must be left out for method {self.method}, got {self.reference!r}")
-        for name, minimum in _INTEGERS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise BadInput(f"{name} must be an integer of at least {minimum}, got {value!r}")
-        for name, (low, high, rule) in _NUMBERS.items():
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not low <= value <= high or (rule.startswith("> 0") and value == 0):
-                raise BadInput(f"{name} must be {rule}, got {value!r}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise BadInput(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value is not None or option.default is not None:
+                setting_of(option).rule.check(option.name, value)
+        self._check_reference()
         self._check_temperature()
 
+    def _check_reference(self) -> None:
+        """Raise BadInput unless method and reference fit together."""
+        if METHODS[self.method].needs_reference and self.reference is None:
+            raise BadInput(f"reference must be the folder of a reference run for method {self.method}, got none")
+        if not METHODS[self.method].needs_reference and self.reference is not None:
+            raise BadInput(f"reference must be left out for method {self.method}, got {self.reference!r}")
+
     def _check_temperature(self) -> None:
-        """Raise BadInput where temperature, bounds, radius, scheme and method do not fit together."""
+        """Raise BadInput unless temperature, bounds, radius, scheme and method fit together."""
         scheme, low, high = self.temperature_scheme, self.temperature_min, self.temperature_max
+        keeps_estimates = METHODS[self.method].keeps_estimates
         if high < low:
             raise BadInput(f"temperature_max must be at least temperature_min ({low}), got {high}")
-        if scheme == "per_sample" and self.method == "clip":
-            raise BadInput("temperature_scheme must be fixed or global for method clip, got 'per_sample'")
-        if scheme != "fixed" and not low <= self.temperature <= high:
-            raise BadInput(f"temperature must be in [{low}, {high}] where it is learned, got {self.temperature}")
-        if scheme == "fixed" and self.radius != 0:
-            raise BadInput(f"radius must be 0 where the temperature is fixed, got {self.radius}")
-        if scheme != "fixed" and self.method == "clip" and self.radius != 0:
-            raise BadInput(f"radius must be 0 for method clip, whose loss has none, got {self.radius}")
-        if scheme != "fixed" and self.method != "clip" and self.radius == 0:
+        if scheme == "per_sample" and not keeps_estimates:
+            raise BadInput(f"temperature_scheme must be fixed or global for method {self.method}, got 'per_sample'")
+        if scheme == "fixed":
+            if self.radius != 0:
+                raise BadInput(f"radius must be 0 if the temperature is fixed, got {self.radius}")
+            return
+        if not low <= self.temperature <= high:
+            raise BadInput(f"temperature must be in [{low}, {high}] if it is learned, got {self.temperature}")
+        if not keeps_estimates and self.radius != 0:
+            raise BadInput(f"radius must be 0 for method {self.method}, whose loss has none, got {self.radius}")
+        if keeps_estimates and self.radius == 0:
             raise BadInput(
-                f"radius must be > 0 where {self.method} learns the temperature, because it only rises at 0, "
+                f"radius must be > 0 if {self.method} learns the temperature, because at 0 the temperature only rises, "
                 f"got {self.radius}"
             )
 
@@ -156,17 +187,18 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Build settings from what `to_json` returned, now or before there were learned temperatures.
+        """Build settings from the result of `to_json`, of this version or of an earlier one.
 
-        Settings that came later take their defaults, which are what every run did before.
+        A setting that an earlier version lacks gets its default, with which the run behaves as it did.
 
         Raises
         ------
         BadInput
             If a setting is unknown, missing or bad.
         """
-        known = {field.name for field in fields(cls)}
-        odd = sorted((known - set(values) - _LATER) | (set(values) - known))
+        later = {option.name for option in fields(cls) if setting_of(option).later}
+        known = {option.name for option in fields(cls)}
+        odd = sorted((known - set(values) - later) | (set(values) - known))
         if odd:
             raise BadInput(f"the settings of a run must be those of this version, got a difference in {', '.join(odd)}")
         return cls(**values)
@@ -175,59 +207,23 @@ class TrainConfig:
         """Return the learning rate of a step (counted from 0): linear warm-up, then half a cosine to 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
-        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-_INTEGERS = {
-    "seed": 0,
-    "data_seed": 0,
-    "train_size": 2,
-    "epochs": 1,
-    "batch_size": 2,
-    "warmup_steps": 0,
-    "image_size": 1,
-    "feature_dim": 1,
-    "width": 1,
-    "depth": 1,
-    "checkpoint_every": 1,
-    "log_every": 1,
-}
+def preset(data: str) -> dict[str, Any]:
+    """Return the defaults that differ for this kind of data.
 
-_NUMBERS = {
-    "swapped_fraction": (0.0, 1.0, "in [0, 1]"),
-    "learning_rate": (0.0, math.inf, "> 0"),
-    "weight_decay": (0.0, math.inf, ">= 0"),
-    "temperature": (0.0, math.inf, "> 0"),
-    "temperature_learning_rate": (0.0, math.inf, ">= 0"),
-    "temperature_min": (0.0, math.inf, "> 0"),
-    "temperature_max": (0.0, math.inf, "> 0"),
-    "radius": (0.0, math.inf, ">= 0"),
-    "gamma_min": (0.0, 1.0, "> 0 and at most 1"),
-    "reference_weight": (0.0, math.inf, ">= 0"),
-    "eps": (0.0, math.inf, ">= 0"),
-}
-
-_CHOICES = {
-    "temperature_scheme": TEMPERATURE_SCHEMES,
-    "architecture": ("mlp", "conv"),
-    "dtype": ("float32", "float64"),
-}
-
-_LATER = {"temperature_scheme", "temperature_learning_rate", "temperature_min", "temperature_max", "radius"}
-"""Settings that runs of earlier versions do not name."""
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    "scenes": {"image_size": 32},
-    "digits": {"image_size": 8, "batch_size": 128, "epochs": 60, "warmup_steps": 20, "architecture": "mlp"},
-    "pairs": {"image_size": 64, "epochs": 30},
-}
+    Examples
+    --------
+    >>> preset("digits:reference")["epochs"], preset("scenes"), preset("pairs.csv")["image_size"]
+    (60, {}, 64)
+    """
+    kind = data.partition(":")[0] if data in BUILT_IN_DATA else TABLE
+    presets = {option.name: setting_of(option).presets or {} for option in fields(TrainConfig)}
+    return {name: by_kind[kind] for name, by_kind in presets.items() if kind in by_kind}
 
 
-def preset(data: str, backend: str) -> dict[str, Any]:
-    """Return the settings that suit a data set and a backend where the user names none."""
-    family = data.partition(":")[0] if data in BUILT_IN_DATA else "pairs"
-    chosen = dict(_PRESETS[family])
-    if backend in ("numpy", "cupy"):
-        chosen["architecture"] = "mlp"  # their gradients are written by hand
-    return chosen
+def preferred_architecture(architecture: str, backend: Backend) -> str:
+    """Return the architecture if the backend has it, else the backend's preferred architecture."""
+    return architecture if architecture in backend.architectures else backend.architectures[0]

@@ -1,12 +1,13 @@
-"""The demonstration: a reference model and three methods on embedded data, one table, one report.
+"""The demonstration: a reference model and three methods on built-in data, with a table and a report.
 
 The comparison is fair: the three learners share initial parameters, batch order, samples seen, temperature, optimiser
-and schedule. Each method's learning rate is the best of the same three on the validation split, chosen once by
+and schedule. Each method's learning rate is the best of the same three rates on the validation split, chosen once by
 ``tools/tune_learning_rates.py`` and recorded in ``learning_rates.json`` beside this file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,18 +20,21 @@ from typing import Any
 import numpy as np
 
 from drrho_clip.checkpoint import write_atomic
-from drrho_clip.config import METHODS, TrainConfig, preset
+from drrho_clip.config import TrainConfig, preferred_architecture, preset
 from drrho_clip.data import ArrayDataset, DataSplits, captions_of
+from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import nearest
+from drrho_clip.methods import METHODS
 from drrho_clip.report.data import GalleryRow, ReportData, RetrievedImage
 from drrho_clip.report.page import write_report
-from drrho_clip.run import Encoder, open_run
-from drrho_clip.train import Outcome, open_splits, read_metrics, train
-from drrho_core.backend import Backend
+from drrho_clip.run import open_run, read_metrics
+from drrho_clip.splits import open_splits
+from drrho_clip.train import Outcome, train
+from drrho_core.backend import Backend, backend_names
 
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
-"""What every method's learning rate is chosen from."""
+"""The candidates for the learning rate of every run."""
 
 ROLES = ("reference", *METHODS)
 
@@ -47,14 +51,16 @@ def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path)
     seed : int
         Seed of data, initial parameters and batch order.
     quick : bool
-        Small and short, for a look at the plumbing.
+        Small and short, for a look at the whole path from data to report.
     runs : Path
-        Where the runs are going to be.
+        Folder of the runs.
     """
     base = TrainConfig(data=data, method="clip", seed=seed, data_seed=seed, backend=backend)
-    base = replace(base, **preset(data, backend))
+    base = replace(base, **preset(data))
+    # The reference model is half as wide as the learners, and its training pairs are disjoint from theirs.
     reference = replace(base, data=f"{data}:reference", width=base.width // 2, train_size=20_000)
-    if data == "scenes":  # long enough on few enough scenes that swapped captions can be learned by heart
+    # The learners train so long on so few scenes that they can learn swapped captions by heart.
+    if data == "scenes":
         base = replace(base, train_size=16_000, epochs=12)
     if quick:
         small: dict[str, Any] = {"train_size": 768, "epochs": 2, "batch_size": 128, "width": 8, "warmup_steps": 2}
@@ -62,19 +68,19 @@ def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path)
     rates = chosen_learning_rates(data)
     configs = {"reference": replace(reference, learning_rate=rates["reference"])}
     for method in METHODS:
-        needs = str(runs / "reference") if method == "drrho" else None
-        configs[method] = replace(base, method=method, reference=needs, learning_rate=rates[method])
+        folder = str(runs / "reference") if METHODS[method].needs_reference else None
+        configs[method] = replace(base, method=method, reference=folder, learning_rate=rates[method])
     return configs
 
 
 def learning_rate_record() -> dict[str, Any]:
-    """Return the recorded choice: per data set and run, validation R@1 of every learning rate tried."""
+    """Return the recorded trials: validation R@1 by data set, run and learning rate."""
     record: dict[str, Any] = json.loads(files("drrho_clip").joinpath("learning_rates.json").read_text())
     return record
 
 
 def chosen_learning_rates(data: str) -> dict[str, float]:
-    """Return the learning rate of every run: the one with the best validation R@1."""
+    """Return the learning rate with the best validation R@1 for every run."""
     trials = learning_rate_record()["validation_r1"][data]
     return {role: float(max(trials[role], key=lambda rate: trials[role][rate])) for role in ROLES}
 
@@ -94,17 +100,17 @@ def run_demo(
     Parameters
     ----------
     out : path
-        A new folder; with `resume`, one that an interrupted demo left.
+        A new folder; with `resume`, the folder of an interrupted demo.
     backend : Backend
-        What runs it.
+        The library that runs the training.
     data : {"scenes", "digits"}
-        Rendered scenes (wants a backend with convolutions), or scikit-learn's digits (any backend).
+        Rendered scenes (made for a backend with convolutions), or scikit-learn's digits (any backend).
     seeds : sequence of int
-        One full comparison per seed; the report's pictures show the first.
+        One full comparison per seed, at least one; the report's pictures show the first.
     quick : bool
-        Small and short: it shows the plumbing, not the order of the methods.
+        Small and short: a quick demo shows that everything works, not the order of the methods.
     resume : bool
-        Go on with an interrupted demo.
+        Continue an interrupted demo.
     quiet : bool
         Show no progress.
 
@@ -116,9 +122,11 @@ def run_demo(
     Raises
     ------
     BadInput
-        If the folder holds something of an earlier demo and `resume` is off.
+        If the folder holds files of an earlier demo and `resume` is off, or if there is no seed.
     """
     out = Path(out)
+    if not seeds:
+        raise BadInput("seeds must hold at least one seed, got none")
     if not resume:
         present = [name for name in ("results.json", "report.html", "runs") if (out / name).exists()]
         if present:
@@ -126,15 +134,16 @@ def run_demo(
                 f"out must be a folder without a demo (or say --resume), got {out} with {', '.join(present)}"
             )
     rows: list[dict[str, Any]] = []
-    shown: tuple[DataSplits, dict[str, Outcome]] | None = None
+    pictured: list[tuple[DataSplits, dict[str, Outcome]]] = []
     for seed in seeds:
         folder = out / "runs" / f"seed{seed}"
         configs = demo_configs(data, backend.name, seed=seed, quick=quick, runs=folder)
         splits = open_splits(configs["drrho"])
         outcomes = {}
+        # The reference model comes first, because drrho reads its folder.
         for role, config in configs.items():
             outcomes[role] = train(
-                config,
+                replace(config, architecture=preferred_architecture(config.architecture, backend)),
                 folder / role,
                 resume=resume and (folder / role / "config.json").exists(),
                 backend=backend,
@@ -142,12 +151,11 @@ def run_demo(
                 quiet=quiet,
             )
             rows.append(outcomes[role].row | {"method": role, "dataset": data})
-        shown = (splits, outcomes) if shown is None else shown
-    assert_shown = shown
-    if assert_shown is None:
-        raise BadInput("seeds must hold at least one seed, got none")
+        # Features and pictures of the first seed are enough for the report.
+        if not pictured:
+            pictured.append((splits, outcomes))
     command = f"drrho demo --out {out} --backend {backend.name} --seeds {' '.join(map(str, seeds))}"
-    report = report_data(rows, *assert_shown, data=data, command=command + (" --quick" if quick else ""), quick=quick)
+    report = report_data(rows, *pictured[0], data=data, command=command + (" --quick" if quick else ""), quick=quick)
     write_report(out / "report.html", report)
     write_atomic(out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
     return rows
@@ -162,7 +170,7 @@ def report_data(
     command: str,
     quick: bool,
 ) -> ReportData:
-    """Gather what the report shows from finished runs."""
+    """Gather the content of the report from finished runs."""
     curves = {role: learning_curve(outcome) for role, outcome in outcomes.items()}
     record = learning_rate_record()["validation_r1"][data]
     trials = {role: {float(rate): float(r1) for rate, r1 in record[role].items()} for role in ROLES}
@@ -189,20 +197,20 @@ def report_data(
         ("Versions", _versions()),
         ("Machine", f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"),
     ]
-    what = "rendered scenes with captions" if data == "scenes" else "scikit-learn's handwritten digits with captions"
-    note = " This is a quick run: it shows the plumbing, not the order of the methods." if quick else ""
+    pairs = "rendered scenes with captions" if data == "scenes" else "scikit-learn's handwritten digits with captions"
+    note = " This is a quick run: it shows that everything works, not the order of the methods." if quick else ""
     return ReportData(
         title="Steering CLIP with a reference model",
         results=rows,
-        introduction=f"Four small CLIP models trained on {what}, {swapped}.{note}",
+        introduction=f"Four small CLIP models trained on {pairs}, {swapped}.{note}",
         curves=curves,
         gallery=gallery(splits, outcomes),
         weights=swapped_caption_weights(splits, outcomes),
         weights_note=(
-            "For an image whose caption was swapped away: the weight with which an objective pushes the image away "
-            "from that caption, which still is true of it (swapped), and from 255 captions of other images (clean); "
-            "1 is the average over all of them. Both objectives weigh the same training pairs by the same features, "
-            "those that SogCLR trained, so the reference model is all the difference."
+            "An image whose caption was swapped away has its true caption among the negatives. The chart shows the "
+            "weight with which an objective pushes the image away from that true caption (swapped) and from 255 "
+            "captions of other images (clean); the average weight is 1. Both objectives weigh the same training pairs "
+            "by the same features, those that SogCLR trained, so the reference model is the only difference."
         ),
         learning_rates=trials,
         chosen_learning_rates=chosen_learning_rates(data),
@@ -227,40 +235,40 @@ def learning_curve(outcome: Outcome) -> list[dict[str, float | None]]:
 def gallery(
     splits: DataSplits, outcomes: Mapping[str, Outcome], *, num_queries: int = 6, k: int = 5, size: int = 200
 ) -> list[GalleryRow]:
-    """Search the first test gallery for some captions with every model."""
+    """Search the first test gallery for a few captions with every model."""
     test = splits.test
     count = min(size, len(test))
     captions = list(captions_of(test))[:count]
     images = [test[row].image for row in range(count)]
     queries = [round(step * (count - 1) / max(1, num_queries - 1)) for step in range(num_queries)]
-    found: list[dict[str, list[RetrievedImage]]] = [{} for _ in queries]
+    retrieved: list[dict[str, list[RetrievedImage]]] = [{} for _ in queries]
     for role, outcome in outcomes.items():
         image_features, text_features = outcome.encoder.pairs(test)
         ranked = nearest(text_features[:count][queries], image_features[:count], k=min(k, count))
         for which, (query, rows) in enumerate(zip(queries, ranked.tolist(), strict=True)):
-            found[which][role] = [
+            retrieved[which][role] = [
                 RetrievedImage(images[row], captions[row], captions[row] == captions[query]) for row in rows
             ]
     return [
-        GalleryRow(captions[query], retrieved, images[query]) for query, retrieved in zip(queries, found, strict=True)
+        GalleryRow(captions[query], by_role, images[query]) for query, by_role in zip(queries, retrieved, strict=True)
     ]
 
 
 def swapped_caption_weights(
     splits: DataSplits, outcomes: Mapping[str, Outcome], *, num_images: int = 512, num_others: int = 255, seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Measure how hard SogCLR and DRRho push an image away from its own caption after that was swapped away.
+    """Measure how strongly SogCLR and DRRho push an image away from its true caption after a swap.
 
-    An image anchor i with a swapped caption has the positive (i, i), that wrong caption; its negatives here are its own
-    caption, which another sample got, and `num_others` captions of other images. Their weights are
-    ``w_ij = exp(D_ij) / mean_j exp(D_ij)`` with ``D_ij = (Z_ij - Z_ii) / tau``: 1 on average over the negatives. Both
-    objectives weigh the same features, those that SogCLR trained, so the reference model is all the difference:
-    ``Z = S`` for sogclr, ``Z = S - lambda R`` for drrho.
+    For an image anchor i with a swapped caption, the positive (i, i) is a wrong caption. The negatives here are the
+    true caption of the image, which belongs to another sample now, and `num_others` captions of other images. The
+    weights are ``w_ij = exp(D_ij) / mean_j exp(D_ij)`` with ``D_ij = (Z_ij - Z_ii) / tau``, so their mean over the
+    negatives is 1. Both objectives weigh the same features, those that SogCLR trained, so the reference model is the
+    only difference: ``Z = S`` for sogclr, ``Z = S - lambda R`` for drrho.
 
     Returns
     -------
     dict
-        Per method the weights of the groups "clean" (others' captions) and "swapped" (the image's own one).
+        Per method the weights of the groups "clean" (captions of other images) and "swapped" (the true caption).
     """
     data = splits.train
     if not isinstance(data, ArrayDataset) or not data.is_swapped.any():
@@ -274,6 +282,7 @@ def swapped_caption_weights(
     reference = _against(outcomes["reference"].encoder, data, anchors, others, own_captions)
     weights = {}
     for method, z in (("sogclr", similarity), ("drrho", similarity - config.reference_weight * reference)):
+        # Z_ii cancels between numerator and mean; the maximum is subtracted so that exp cannot overflow.
         w = np.exp((z - z.max(axis=1, keepdims=True)) / config.temperature)
         w /= w.mean(axis=1, keepdims=True)
         weights[method] = {"clean": w[:, 1:].ravel(), "swapped": w[:, 0]}
@@ -283,7 +292,7 @@ def swapped_caption_weights(
 def _against(
     encoder: Encoder, data: ArrayDataset, anchors: np.ndarray, others: np.ndarray, own_captions: Sequence[str]
 ) -> np.ndarray:
-    """Return similarities (m, 1 + others) of anchors' images with their own captions, then with the others'."""
+    """Return similarities (m, 1 + others) of the anchors' images: with the true caption first, then with the others."""
     images, texts = encoder.pairs(data)
     own = encoder.texts(list(own_captions))
     anchor = images[anchors].astype(np.float64)
@@ -293,17 +302,16 @@ def _against(
 
 
 def _versions() -> str:
-    found = []
-    for package in ("drrho-core", "numpy", "torch", "jax", "cupy"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    """Return the versions of this library and of the array libraries that are installed."""
+    versions = []
+    for package in ("drrho-core", *backend_names()):
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    return ", ".join(versions)
 
 
 def load_outcomes(folder: Path, backend: Backend) -> dict[str, Outcome]:
-    """Open the four finished runs of one seed again, for a new report without training."""
+    """Open the four finished runs of a seed again, for a new report without training."""
     outcomes = {}
     for role in ROLES:
         run = open_run(folder / role)

@@ -1,22 +1,27 @@
-"""How well a pair of encoders does on held-out pairs: retrieval in galleries and zero-shot classification.
+"""Quality of a pair of encoders on held-out pairs: retrieval in galleries and zero-shot classification.
 
-Everything takes host arrays of features and works in float64 NumPy. Similarity is the inner product, which is the
-cosine for the unit-norm features of this library. Ties count against the model throughout, so an encoder that
-collapsed (all features equal) scores zero instead of one.
+All measures take host arrays of features and work in float64 NumPy. Similarity is the inner product, which is the
+cosine for the unit-norm features of this library. Ties count against the model, so an encoder that has collapsed (all
+features are equal) scores zero instead of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from drrho_clip.data import captions_of
 from drrho_clip.errors import BadInput
 from drrho_core._validate import describe
 
-__all__ = ["Recall", "Retrieval", "nearest", "retrieval", "zero_shot_accuracy"]
+if TYPE_CHECKING:
+    from drrho_clip.data import Dataset
+    from drrho_clip.encode import Encoder
+
+__all__ = ["Recall", "Retrieval", "evaluate", "nearest", "retrieval", "zero_shot_accuracy"]
 
 
 class Recall(NamedTuple):
@@ -28,18 +33,18 @@ class Recall(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """What `retrieval` measures.
+    """The result of `retrieval`.
 
     Attributes
     ----------
     retrieval_r1, retrieval_r5, retrieval_r10 : float
         Means of the two directions, in [0, 1].
     image_to_text, text_to_image : Recall
-        The two directions apart: images as queries over texts, and texts as queries over images.
+        Each direction alone: images as queries over texts, and texts as queries over images.
     num_galleries : int
-        How many galleries were searched.
+        Number of galleries that were searched.
     num_pairs : int
-        How many pairs they hold together; the remainder that fills no gallery is left out.
+        Number of pairs in all galleries; the remainder that fills no gallery is left out.
     """
 
     retrieval_r1: float
@@ -59,14 +64,31 @@ class Retrieval(NamedTuple):
         }
 
 
+def evaluate(encoder: Encoder, dataset: Dataset, *, zero_shot: bool = True) -> dict[str, float]:
+    """Measure retrieval in galleries of 200 and, if the data have classes, zero-shot accuracy.
+
+    Returns
+    -------
+    dict
+        retrieval_r1, retrieval_r5, retrieval_r10 and, with classes, zero_shot_accuracy, in [0, 1].
+    """
+    image_features, text_features = encoder.pairs(dataset)
+    metrics = retrieval(image_features, text_features, captions_of(dataset)).metrics()
+    task = dataset.zero_shot(image_size=encoder.image_size) if zero_shot else None
+    if task is not None:
+        prompts = encoder.texts(task.prompts)
+        metrics["zero_shot_accuracy"] = zero_shot_accuracy(encoder.images(task.images), prompts, task.labels)
+    return metrics
+
+
 def retrieval(
     image_features: ArrayLike, text_features: ArrayLike, captions: Sequence[str], *, gallery_size: int = 200
 ) -> Retrieval:
     """Measure R@1, R@5 and R@10 of retrieval in both directions on held-out pairs.
 
-    The pairs are cut into galleries of `gallery_size` consecutive ones; a remainder smaller than a gallery is dropped,
-    and fewer pairs than `gallery_size` form one gallery of all. In a gallery every image is a query over all texts and
-    every text a query over all images.
+    The pairs are cut into galleries of `gallery_size` consecutive pairs. A remainder smaller than a gallery is dropped;
+    fewer pairs than `gallery_size` form a single gallery. In a gallery every image is a query over all texts and every
+    text a query over all images.
 
     Parameters
     ----------
@@ -74,15 +96,15 @@ def retrieval(
         Features of the n pairs, n >= 2, row i of both belongs to pair i. Finite; unit norm makes the similarity a
         cosine, but is not enforced.
     captions : sequence of n str
-        The captions. Identical captions count as correct: image i may retrieve any text whose caption equals its own,
-        and a text any image whose caption equals its own.
+        The captions. Identical captions count as correct: image i may retrieve any text that equals caption i, and
+        text i any image whose caption equals text i.
     gallery_size : int, default 200
         Pairs in a gallery, at least 2.
 
     Returns
     -------
     Retrieval
-        The means of both directions, the directions apart, and how many galleries and pairs were used.
+        The means of both directions, each direction alone, and the numbers of galleries and pairs.
 
     Raises
     ------
@@ -126,10 +148,11 @@ def retrieval(
 
     size = min(int(gallery_size), len(images))
     num_galleries = len(images) // size
-    # Equal captions get equal numbers, so that "correct" is one comparison.
+    # Equal captions get equal numbers, so that an answer is correct if two numbers are equal.
     number_of = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     numbers = np.array([number_of[caption] for caption in captions])
     image_ranks, text_ranks = [], []
+    # Each gallery is searched twice: images look for texts (rows), texts look for images (columns).
     for start in range(0, num_galleries * size, size):
         gallery = slice(start, start + size)
         similarity = _similarity(images[gallery], texts[gallery])
@@ -150,7 +173,7 @@ def zero_shot_accuracy(image_features: ArrayLike, prompt_features: ArrayLike, la
     image_features : array_like (n, d)
         Features of n >= 1 images; finite.
     prompt_features : array_like (num_classes, d)
-        One feature per class, num_classes >= 2, such as the encoded "a photo of a cat", or the mean over several
+        One feature per class, num_classes >= 2, for example the encoded "a photo of a cat" or the mean over several
         templates; finite.
     labels : array_like (n,) of integers
         The classes, in [0, num_classes).
@@ -163,7 +186,7 @@ def zero_shot_accuracy(image_features: ArrayLike, prompt_features: ArrayLike, la
     Raises
     ------
     BadInput
-        If a shape, a dtype or a value is other than stated.
+        If an argument breaks these rules.
 
     Notes
     -----
@@ -200,7 +223,7 @@ def nearest(query_features: ArrayLike, gallery_features: ArrayLike, *, k: int = 
     gallery_features : array_like (m, d)
         Features to search; finite.
     k : int, default 5
-        How many, 1 <= k <= m.
+        Number of rows to return, 1 <= k <= m.
 
     Returns
     -------
@@ -210,7 +233,7 @@ def nearest(query_features: ArrayLike, gallery_features: ArrayLike, *, k: int = 
     Raises
     ------
     BadInput
-        If a shape, a dtype or a value is other than stated.
+        If an argument breaks these rules.
 
     Examples
     --------
@@ -243,17 +266,16 @@ def _features(name: str, values: ArrayLike, *, minimum: int) -> NDArray[np.float
 
 
 def _similarity(queries: NDArray[np.float64], answers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return all inner products, [queries, answers].
-
-    Not `@`: a BLAS rounds an entry by its place in a tile, and then equal features would not tie. `einsum` without
-    `optimize` adds every entry in the same order.
-    """
+    """Return all inner products, [queries, answers]."""
+    # A BLAS product rounds an entry by its place in a tile, so equal features would not tie exactly. `einsum` without
+    # `optimize` adds the terms of every entry in the same order.
     products: NDArray[np.float64] = np.einsum("qd,ad->qa", queries, answers, optimize=False)
     return products
 
 
 def _ranks(similarity: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[Any]:
-    """Return each row's rank: one more than the wrong answers that are at least as similar as the best correct one."""
+    """Return the rank of each query: 1 + the number of wrong answers that are as similar as the best correct answer."""
+    # A wrong answer that ties with the best correct answer counts, so ties lower the score.
     best = np.max(similarity, axis=1, where=correct, initial=-np.inf)
     return np.asarray(1 + np.sum(~correct & (similarity >= best[:, np.newaxis]), axis=1))
 

@@ -1,4 +1,4 @@
-"""A run's folder: which files it holds, how it is opened, and the trained model inside.
+"""The folder of a run: the files in it, and how they are written and read.
 
 config.json                       settings, encoders, tokenizer, fingerprint of the data
 checkpoint.safetensors            parameters, optimiser, estimator and progress, replaced atomically
@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.architecture import ModelSpec, parameter_shapes
 from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import BatchSource, Dataset, HostBatch, WordTokenizer, normalise, to_channels
+from drrho_clip.data import Dataset, WordTokenizer, captions_of
 from drrho_clip.errors import BadInput
-from drrho_core.backend import Backend, Model, Parameters
+from drrho_clip.models import ModelSpec, parameter_shapes
 
 FORMAT = "drrho-run"
 VERSION = 1
@@ -31,20 +30,20 @@ FILES = ("config.json", "checkpoint.safetensors", "reference_features.safetensor
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and its description.
+    """A run's folder and description.
 
     Attributes
     ----------
     folder : Path
-        Where it is.
+        The folder.
     config : TrainConfig
-        Its settings.
+        The settings.
     spec : ModelSpec
-        Its encoders.
+        The sizes of the encoders.
     tokenizer : WordTokenizer
-        Its words.
+        The words of the training captions.
     fingerprint : str
-        Names the content of its training data.
+        Digest of the content of the training data.
     """
 
     folder: Path
@@ -55,26 +54,26 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where parameters, optimiser and estimator are."""
+        """File of parameters, optimiser and estimator."""
         return self.folder / "checkpoint.safetensors"
 
     @property
     def reference_features(self) -> Path:
-        """Features of the reference model for every training pair."""
+        """File of the reference model's features for every training pair."""
         return self.folder / "reference_features.safetensors"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per line."""
+        """File of the log, one JSON object per line."""
         return self.folder / "metrics.jsonl"
 
     @property
     def results(self) -> Path:
-        """The figures of the finished run."""
+        """File of the figures of the finished run."""
         return self.folder / "results.json"
 
     def write(self) -> None:
-        """Write config.json into a folder that holds no run yet."""
+        """Write config.json; the folder must not hold a run yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         document = {
             "format": FORMAT,
@@ -92,7 +91,7 @@ class Run:
         Raises
         ------
         BadInput
-            If there is no checkpoint, it is damaged, or its parameters are not those of `spec`.
+            If there is no checkpoint, or it is damaged, or the parameters do not have the shapes of `spec`.
         """
         arrays, _ = load_arrays(self.checkpoint, "checkpoint")
         parameters = part(arrays, "parameters")
@@ -101,9 +100,35 @@ class Run:
             raise BadInput(f"{self.checkpoint} must hold the parameters of its config.json, got others")
         return parameters
 
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def drop_log_after(self, step: int) -> None:
+        """Drop metrics logged after the checkpoint of this step; those steps run again."""
+        kept = [record for record in read_metrics(self.metrics) if record["step"] <= step]
+        write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
+    """Fit the tokenizer to the captions of a data set and size the encoders for its images; nothing is written."""
+    tokenizer = WordTokenizer.fit(captions_of(data))
+    spec = ModelSpec(
+        config.architecture,
+        image_size=config.image_size,
+        channels=int(data[0].image.shape[2]),
+        vocabulary_size=tokenizer.vocabulary_size,
+        context_length=tokenizer.context_length,
+        feature_dim=config.feature_dim,
+        width=config.width,
+        depth=config.depth,
+    )
+    return Run(folder, config, spec, tokenizer, data.fingerprint())
+
 
 def refuse_existing(folder: Path) -> None:
-    """Raise BadInput where a folder holds a run (or is a file): nothing is ever overwritten."""
+    """Raise BadInput if a folder holds a run or is a file, so that nothing is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
     present = [name for name in FILES if (folder / name).exists()]
@@ -112,19 +137,19 @@ def refuse_existing(folder: Path) -> None:
 
 
 def remove_torn_files(folder: Path) -> None:
-    """Remove what a kill in the middle of a write left; the file that it was to replace is whole."""
+    """Remove temporary files that a kill in the middle of a write left; the file under the real name is whole."""
     for name in FILES:
         for torn in folder.glob(f".{name}.*.tmp"):
             torn.unlink()
 
 
 def open_run(folder: str | Path) -> Run:
-    """Read a run's description.
+    """Read the description of a run.
 
     Raises
     ------
     BadInput
-        If the folder holds no run, or one of another program or version.
+        If the folder holds no run, or config.json is of another program or version, or damaged.
     """
     folder = Path(folder)
     file = folder / "config.json"
@@ -151,114 +176,39 @@ def open_run(folder: str | Path) -> Run:
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Return the arrays under ``prefix/`` by the rest of their name."""
+    """Return the arrays whose name begins with ``prefix/``, by the rest of the name."""
     start = prefix + "/"
     return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
-def model_inputs(batch: HostBatch, spec: ModelSpec, tokenizer: WordTokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the encoders read: images in [-1, 1], and tokens or a bag of words."""
-    texts = tokenizer.bag_of_words(batch.tokens) if spec.text_input == "bag_of_words" else batch.tokens
-    return normalise(batch.images), texts
-
-
-class Encoder:
-    """A trained pair of encoders on a backend, for evaluation and for reference features.
-
-    Parameters
-    ----------
-    backend : Backend
-        What runs it.
-    model : Model
-        The encoders.
-    parameters : mapping
-        Their parameters, on the backend.
-    spec : ModelSpec
-    tokenizer : WordTokenizer
-    """
-
-    def __init__(
-        self, backend: Backend, model: Model, parameters: Parameters, spec: ModelSpec, tokenizer: WordTokenizer
-    ) -> None:
-        self._backend, self._parameters = backend, parameters
-        self._spec, self._tokenizer = spec, tokenizer
-        self._encode_images = backend.compile(model.encode_images)
-        self._encode_texts = backend.compile(model.encode_texts)
-
-    @classmethod
-    def load(cls, run: Run, backend: Backend) -> Encoder:
-        """Build the encoder of a run's checkpoint."""
-        parameters = {name: backend.asarray(array) for name, array in run.load_parameters().items()}
-        return cls(backend, build_model(backend, run.spec), parameters, run.spec, run.tokenizer)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images that it reads."""
-        return self._spec.image_size
-
-    def use(self, parameters: Parameters) -> None:
-        """Take other parameters of the same encoders."""
-        self._parameters = parameters
-
-    def pairs(self, dataset: Dataset, *, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-        """Return image and text features (n, d) of a data set, in row order, at this model's own resolution."""
-        source = BatchSource(
-            dataset, self._tokenizer, image_size=self._spec.image_size, channels=self._spec.channels, cache_bytes=0
-        )
-        images, texts = [], []
-        for batch in source.in_order(batch_size):
-            image_input, text_input = model_inputs(batch, self._spec, self._tokenizer)
-            images.append(self._run(self._encode_images, image_input))
-            texts.append(self._run(self._encode_texts, text_input))
-        return np.concatenate(images), np.concatenate(texts)
-
-    def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-        """Return features (n, d) of uint8 images (n, s, s, C) of this model's size."""
-        images = to_channels(images, self._spec.channels)
-        parts = [normalise(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        return np.concatenate([self._run(self._encode_images, one) for one in parts])
-
-    def texts(self, captions: list[str] | tuple[str, ...], *, batch_size: int = 256) -> np.ndarray:
-        """Return features (n, d) of captions."""
-        tokens = self._tokenizer.encode(captions)
-        inputs = self._tokenizer.bag_of_words(tokens) if self._spec.text_input == "bag_of_words" else tokens
-        parts = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
-        return np.concatenate([self._run(self._encode_texts, one) for one in parts])
-
-    def _run(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
-        features: np.ndarray = self._backend.to_numpy(encode(self._parameters, self._backend.asarray(inputs)))
-        return features
-
-
-def build_model(backend: Backend, spec: ModelSpec) -> Model:
-    """Build the encoders of a run.
-
-    Raises
-    ------
-    BadInput
-        If the backend has no such encoders.
-    """
-    try:
-        return backend.model(spec)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-
-
 def save_reference_features(path: Path, image: np.ndarray, text: np.ndarray, identity: Mapping[str, str]) -> None:
-    """Keep the reference model's features of a training set, with what they were made from."""
+    """Write the reference model's features of a training set, with the identity of the data behind them."""
     save_arrays(path, "reference-features", {"image": image, "text": text}, dict(identity))
 
 
 def load_reference_features(path: Path, identity: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return kept reference features.
+    """Read the result of `save_reference_features`.
 
     Raises
     ------
     BadInput
-        If the file is damaged or was made from other data.
+        If the file is damaged or belongs to other data.
     """
     arrays, state = load_arrays(path, "reference-features")
     for name, expected in identity.items():
         if state.get(name) != expected:
             raise BadInput(f"{path} must be made from this run's {name} ({expected}), got {state.get(name)}")
     return arrays["image"], arrays["text"]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

@@ -1,7 +1,8 @@
-"""One training step, the same for every backend: features forward, objective, pullback, optimiser.
+"""One training step, the same for every backend and method: features, loss and gradient, pullback, update.
 
-The objective gives the gradient of the features in closed form, so a backend only runs its encoders forward and pulls
-that gradient back; nothing here asks for autograd.
+The objective gives the gradient with respect to the features in closed form. A backend runs the encoders forward and
+pulls that gradient back to the parameters, so nothing here needs automatic differentiation. Shapes: batch b, image side
+s, C channels, vocabulary V, context L, r features of the reference model.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from drrho_clip.config import TrainConfig
-from drrho_core import contrastive_step, info_nce
+from drrho_clip.methods import METHODS
 from drrho_core._array_api import Array
 from drrho_core.backend import Backend, Model, Optimizer, Parameters
 
 
 class StepState(NamedTuple):
-    """Everything that a step changes, but for the estimator of the whole data set and a learned temperature."""
+    """The arrays that every step replaces: parameters and the optimiser's memory."""
 
     parameters: Parameters
     optimizer: Parameters
@@ -32,67 +33,57 @@ class StepBatch(NamedTuple):
     reference_features: tuple[Array, Array] | None  # (b, r) each
     learning_rate: float | Array
     gamma: float | Array
-    temperature: Array | tuple[Array, Array] | None  # (), or (b,) each; None: the fixed one of the settings
+    temperature: Array | tuple[Array, Array] | None  # () or (b,) each; None: the fixed temperature of the settings
 
 
 class StepResult(NamedTuple):
-    """The new state, the batch's new estimates, and what to log."""
+    """The new state, the new estimates of the batch, and the numbers to log."""
 
     state: StepState
     log_inner_image: Array
     log_inner_text: Array
     loss: Array
     surrogate: Array
-    temperature_gradient: Array | tuple[Array, Array] | None  # of the temperature in the batch, where there is one
+    temperature_gradient: Array | tuple[Array, Array] | None  # None if the temperature is fixed
 
 
 Step = Callable[[StepState, StepBatch], StepResult]
 
 
 def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: TrainConfig) -> Step:
-    """Return the step of a method, compiled where the backend can.
+    """Return the step of a method, compiled if the backend can compile.
 
     Parameters
     ----------
     backend, model, optimizer
-        What runs it.
+        The library, the encoders and the optimiser.
     config : TrainConfig
-        Method, a fixed temperature, radius, reference_weight and eps are used.
+        The step reads method, fixed temperature, radius, reference_weight and eps.
 
     Returns
     -------
     callable
         ``step(state, batch) -> StepResult``, a pure function of arrays.
     """
+    objective = METHODS[config.method].objective
 
     def step(state: StepState, batch: StepBatch) -> StepResult:
+        # 1. Forward: unit-norm features of both encoders, and the function that pulls their gradient back.
         image_features, text_features, pullback = model.encode(state.parameters, batch.images, batch.texts)
-        log_inner_image, log_inner_text = batch.log_inner_image, batch.log_inner_text
+        # 2. Loss of the batch, and its gradient with respect to the features.
         temperature = config.temperature if batch.temperature is None else batch.temperature
-        slope: Array | tuple[Array, Array]
-        if config.method == "clip":
-            plain = info_nce(image_features, text_features, temperature=temperature, xp=backend.xp)
-            loss, surrogate, slope = plain.loss, plain.loss, plain.temperature_gradient
-            gradients = pullback(plain.image_gradient, plain.text_gradient)
-        else:
-            result = contrastive_step(
-                image_features,
-                text_features,
-                log_inner_image,
-                log_inner_text,
-                temperature=temperature,
-                gamma=batch.gamma,
-                reference_features=batch.reference_features,
-                reference_weight=config.reference_weight,
-                radius=config.radius,
-                eps=config.eps,
-                xp=backend.xp,
-            )
-            loss, surrogate, slope = result.loss, result.surrogate, result.temperature_gradient
-            log_inner_image, log_inner_text = result.log_inner_image, result.log_inner_text
-            gradients = pullback(result.image_gradient, result.text_gradient)
-        new = optimizer.update(state.parameters, gradients, state.optimizer, batch.learning_rate)
-        learned = None if batch.temperature is None else slope
-        return StepResult(StepState(*new), log_inner_image, log_inner_text, loss, surrogate, learned)
+        result = objective(image_features, text_features, batch, temperature, config, backend.xp)
+        # 3. Backward: from the features to the parameters.
+        gradients = pullback(result.image_gradient, result.text_gradient)
+        # 4. Update of the parameters.
+        new_state = StepState(*optimizer.update(state.parameters, gradients, state.optimizer, batch.learning_rate))
+        return StepResult(
+            state=new_state,
+            log_inner_image=result.log_inner_image,
+            log_inner_text=result.log_inner_text,
+            loss=result.loss,
+            surrogate=result.surrogate,
+            temperature_gradient=None if batch.temperature is None else result.temperature_gradient,
+        )
 
     return backend.compile(step)

@@ -7,6 +7,7 @@ them, updates parameters, and compiles a step where its library can. Everything 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -53,11 +54,32 @@ class Optimizer(Protocol):
 
 
 class Backend(Protocol):
-    """One array library on one device, in one floating dtype (``float32`` or ``float64``)."""
+    """One array library on one device, in one floating dtype (``float32`` or ``float64``).
+
+    Attributes
+    ----------
+    name : str
+        Name of the entry point, of the library's import package and of the extra that installs the library.
+    architectures : tuple of str
+        Architectures of `model`, the one to prefer first.
+    preference : int
+        Of all installed backends, the one with the highest number is used when the user names none.
+    xp : namespace
+        The library's Array API namespace.
+    device : str
+        The device of all arrays, in the library's own words.
+    has_gpu : bool
+        True if `device` is a GPU.
+    dtype : str
+        The floating dtype, ``"float32"`` or ``"float64"``.
+    """
 
     name: str
+    architectures: tuple[str, ...]
+    preference: int
     xp: Namespace
     device: str
+    has_gpu: bool
     dtype: str
 
     def asarray(self, array: Any, /) -> Array:
@@ -69,7 +91,7 @@ class Backend(Protocol):
         ...
 
     def model(self, spec: Any, /) -> Model:
-        """Build the encoders of a `drrho_clip.architecture.ModelSpec`; ValueError for one it does not have."""
+        """Build the encoders of a `drrho_clip.models.ModelSpec`; ValueError if `architectures` lacks it."""
         ...
 
     def adamw(
@@ -89,6 +111,19 @@ GROUP = "drrho.backends"
 def backend_names() -> list[str]:
     """Return the names of all registered backends, installed libraries or not."""
     return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def default_backend() -> str:
+    """Return the name of the backend that is used when the user names none.
+
+    It is the installed backend with the highest `Backend.preference`; the first name in the alphabet wins a tie.
+    """
+    preferences = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        # A backend whose library is missing cannot be imported, so it does not take part.
+        with contextlib.suppress(ImportError):
+            preferences[point.name] = int(getattr(point.load(), "preference", 0))
+    return max(preferences, key=preferences.__getitem__)
 
 
 def get_backend(name: str, *, device: str | None = None, dtype: str = "float32") -> Backend:

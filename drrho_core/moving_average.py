@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
-from drrho_core.ambiguity import check_losses, check_values
+from drrho_core.ambiguity.checks import check_losses, check_values
 from drrho_core.contrastive import Scalar, cast, in_unit_interval, optional_arrays, positive
 from drrho_core.numerics import log_moving_average, log_sum_exp
 from drrho_core.risk import check_weight, difference

@@ -11,7 +11,9 @@ import math
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, is_array, namespace_of, power_of_two, wide_dtype
-from drrho_core.ambiguity import AmbiguitySet, WorstCase, check_ambiguity_set, check_losses, check_values, solve
+from drrho_core.ambiguity import AmbiguitySet, WorstCase
+from drrho_core.ambiguity.checks import check_ambiguity_set, check_losses, check_values
+from drrho_core.ambiguity.worst_case import solve_unchecked
 
 
 def excess_loss(
@@ -123,7 +125,7 @@ def drrho_risk(
         _validate.finite(name, array, xp)
     excess = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     check_values("loss - reference_weight * reference_loss", excess, axis, where, xp)
-    return solve(excess, ambiguity_set, axis, where, loss.dtype, xp)
+    return solve_unchecked(excess, ambiguity_set, axis, where, loss.dtype, xp)
 
 
 def check_weight(reference_weight: float | Array, loss: Array, xp: Namespace) -> float | Array:

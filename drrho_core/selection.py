@@ -13,7 +13,7 @@ import random
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, is_compiling, namespace_of, wide_dtype
-from drrho_core.ambiguity import check_losses
+from drrho_core.ambiguity.checks import check_losses
 from drrho_core.numerics import log_sum_exp
 from drrho_core.risk import check_weight, scaled_difference
 

@@ -24,7 +24,7 @@ from drrho_core._array_api import (
     values_visible,
     wide_dtype,
 )
-from drrho_core.ambiguity import check_losses
+from drrho_core.ambiguity.checks import check_losses
 from drrho_core.contrastive import Scalar, positive
 from drrho_core.numerics import log
 from drrho_core.risk import check_weight, scaled_difference

@@ -1,17 +1,18 @@
-"""A classifier of handwritten digits whose labels are 40 % wrong, steered by a small reference model: four objectives.
+"""Compare four objectives for a classifier of digits with 40 % wrong labels; two of them use a small reference model.
 
-The data are scikit-learn's 1,797 digits (they come with it, nothing is downloaded). A reference model is trained on 100
-images with clean labels that the learner never sees. The learner then trains on some 1,000 others, of which 40 % carry
-a wrong label, by one of four objectives of the same batch of losses:
+The data are the 1,797 digits that scikit-learn contains, so nothing is downloaded. A reference model is trained on 100
+images with clean labels that the learner never sees. The learner trains on about 1,000 other images, of which 40 %
+have a wrong label. The four objectives are functions of the same batch of losses:
 
     ERM      the mean
     DRO      the worst case of the losses over a chi-square ball: a wrong label has a large loss, so it counts more
     RHO      the mean of the k largest excess losses, loss minus reference loss (RHO-LOSS, arXiv 2206.07137)
     DRRho    the worst case of the excess losses over the ball (Model Steering, arXiv 2505.06699)
 
-A fifth row is the control: ERM on those images and the reference model's 100 as well, so that no method has more data.
-Every objective has one number of its own (ERM: weight decay) and may try as many values of it as the others, with the
-same learning rates; the best on clean validation images is kept. Test images are looked at once, after that choice.
+A fifth row is the control: ERM on the images of the learner and of the reference model together, so that no method has
+more data. Every objective has one option (for ERM: weight decay). All methods try equally many values of their option
+and the same learning rates, and the best setting on clean validation images is used. Test images are used only after
+this choice.
 
 Run it: ``python examples/digits_label_noise.py`` (about two minutes on one core; ``--quick``: seconds, worse figures).
 It needs torch and scikit-learn (``pip install drrho-core[torch,train]``), or with ``--backend jax`` JAX instead of
@@ -34,8 +35,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from drrho_clip.progress import Reporter
-from drrho_clip.report.style import percent
-from drrho_clip.report.svg import Chart, nice_ticks
+from drrho_clip.report import PALETTE, Canvas, css, percent, round_ticks
 from drrho_core import (
     ChiSquareBall,
     CVaR,
@@ -60,7 +60,7 @@ METHODS = {
     "RHO": ("RHO", "RHO"),
     "DRRho": ("DRRho", "DRRho"),
 }
-"""Every method's objective, and its name for readers."""
+"""The objective and the displayed name of every method."""
 
 
 class Samples(NamedTuple):
@@ -72,14 +72,14 @@ class Samples(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The parts of the data, and the rows of the collection that each part holds."""
+    """The parts of the data, and the rows of the data set in each part."""
 
     parts: dict[str, Samples]
     rows: dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """A trained model and what its objective did on the way."""
+    """A trained model, its validation accuracy, and figures of the weights during training."""
 
     parameters: list[np.ndarray]
     validation: float
@@ -88,9 +88,10 @@ class Run(NamedTuple):
 
 
 def split(seed: int, noise: float, clean: int) -> Split:
-    """Deal the digits to test (the same for every seed), validation, reference (`clean` images) and train.
+    """Split the digits into test (the same for every seed), validation, reference (`clean` images) and train.
 
-    Only labels of train are made wrong: exactly the share `noise` of them, each by another digit, drawn evenly.
+    Only labels of train are made wrong: exactly the share `noise` of them. Another digit, drawn uniformly,
+    replaces the right one.
     """
     images, digits = load_digits(return_X_y=True)
     shuffled = np.random.default_rng(2024).permutation(len(digits))
@@ -130,7 +131,7 @@ def logits(parameters: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
 
 
 def accuracy(parameters: Sequence[np.ndarray], samples: Samples) -> float:
-    """Return the share of the images that get their label."""
+    """Return the share of the images that are classified as their label says."""
     return float(np.mean(np.argmax(logits(parameters, samples.images), axis=1) == samples.labels))
 
 
@@ -160,13 +161,13 @@ def torch_learner(objective: str, knob: Any, start: Sequence[np.ndarray], rate: 
         optimizer.zero_grad()
         risk.backward()
         optimizer.step()
-        return loss.grad.numpy()  # the derivative of the risk by a sample's loss is that sample's weight
+        return loss.grad.numpy()  # the derivative of the risk with respect to a sample's loss is the sample's weight
 
     return step, lambda: [parameter.detach().numpy().copy() for parameter in parameters]
 
 
 def jax_learner(objective: str, knob: Any, start: Sequence[np.ndarray], rate: float) -> tuple[Any, Any]:
-    """Return the same two functions of a JAX model."""
+    """Return the same two functions for a JAX model."""
     compiled = _jax_step(objective, knob)
     state = [list(start), [np.zeros_like(array) for array in start]]
 
@@ -223,7 +224,7 @@ def train(
     seed: int,
     epochs: int,
 ) -> Run:
-    """Train one model. All methods of a seed start alike and meet the images in the same order."""
+    """Train one model. All methods of a seed have the same initial parameters and the same order of images."""
     size = min(BATCH, len(samples.labels) // 4)
     step, read = learner(objective, knob, initial_parameters(seed), rate)
     rng, weights, wrong = np.random.default_rng(seed), [], []
@@ -239,14 +240,14 @@ def train(
 
 
 def choose(validations: dict[tuple[float, Any], list[float]]) -> tuple[float, Any]:
-    """Return the trial with the best mean validation accuracy over the seeds; the first of equals."""
+    """Return the trial with the best mean validation accuracy over the seeds; on a tie, the first."""
     return max(validations, key=lambda trial: math.fsum(validations[trial]))
 
 
 def experiment(
     *, backend: str, ball: str, noise: float, clean: int, seeds: int, epochs: int, rates: Sequence[float], knobs: int
 ) -> dict[str, Any]:
-    """Try every trial of every method with every seed, choose by validation, then test what was chosen."""
+    """Run every trial of every method with every seed, choose by validation accuracy, then test the chosen models."""
     splits = [split(seed, noise, clean) for seed in range(seeds)]
     grids = {"ERM": DECAYS, "DRO": BALLS[ball], "RHO": KEPT, "DRRho": BALLS[ball]}
     grids = {name: grid[1 : 1 + knobs] if knobs < len(grid) else grid for name, grid in grids.items()}
@@ -293,7 +294,7 @@ def experiment(
 
 
 def material(method: str, parts: dict[str, Samples], reference: list[np.ndarray] | None) -> tuple[Samples, np.ndarray]:
-    """Return what a method trains on, and the reference model's losses of it (zeros where there is none yet)."""
+    """Return a method's training data and the reference model's losses on them (zeros for the reference model)."""
     samples = parts["reference"] if method == "reference" else parts["train"]
     if method == "ERM+":
         both = zip(parts["train"], parts["reference"], strict=True)
@@ -303,7 +304,7 @@ def material(method: str, parts: dict[str, Samples], reference: list[np.ndarray]
 
 
 def measure(run: Run, parts: dict[str, Samples], reference: list[np.ndarray]) -> dict[str, float]:
-    """Return a run's figures: accuracies, what happened to the wrong labels, and variances on the training images."""
+    """Return a run's figures: accuracies, losses on right and wrong labels, and variances on the training images."""
     noisy = parts["train"]
     believed = np.argmax(logits(run.parameters, noisy.images), axis=1) == noisy.labels
     loss, reference_loss = (losses(parameters, noisy).astype(np.float64) for parameters in (run.parameters, reference))
@@ -316,7 +317,7 @@ def measure(run: Run, parts: dict[str, Samples], reference: list[np.ndarray]) ->
         "excess_loss_variance": float(excess_variance(loss, reference_loss).over_pairs),
     }
     for group, members in (("right", ~noisy.wrong), ("wrong", noisy.wrong)):
-        if np.any(members):  # none is wrong under --noise 0
+        if np.any(members):  # with --noise 0 no label is wrong
             figures[f"{group}_labels_believed"] = float(np.mean(believed[members]))
             figures[f"{group}_labels_loss"] = float(np.mean(loss[members]))
             figures[f"{group}_labels_reference_loss"] = float(np.mean(reference_loss[members]))
@@ -338,19 +339,19 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, 
 
 
 def leads(results: Sequence[dict[str, Any]], method: str) -> list[float]:
-    """Return by how much DRRho's test accuracy is above a method's, seed by seed."""
+    """Return DRRho's test accuracy minus a method's test accuracy, for each seed."""
     tested = {name: [row["metrics"]["test_accuracy"] for row in results if row["method"] == name] for name in METHODS}
     return [steered - other for steered, other in zip(tested["DRRho"], tested[method], strict=True)]
 
 
 def spread(figure: dict[str, float]) -> str:
-    """Write mean and standard deviation in per cent."""
+    """Format mean and standard deviation in per cent."""
     return f"{100 * figure['mean']:.1f} ± {100 * figure['deviation']:.1f}"
 
 
 def table(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the summary as rows of text, the heads first."""
-    heads = ("", "test accuracy", "DRRho's lead", "ahead in", "weight on wrong labels", "samples", "its number, rate")
+    """Return the summary as rows of text; the first row is the header."""
+    heads = ("", "test accuracy", "DRRho's lead", "ahead in", "weight on wrong labels", "samples", "option, rate")
     rows = [heads]
     for method, (_, name) in METHODS.items():
         figures = found["summary"][method]
@@ -371,32 +372,33 @@ def table(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Write rows as a table of plain text."""
+    """Format rows as a table of plain text."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 COLOURS = {"reference": "reference", "ERM": "clip", "ERM+": "clip", "DRO": "other-0", "RHO": "sogclr", "DRRho": "drrho"}
-"""Classes of the report's style sheet, which knows their colours on light and on dark pages."""
+"""Names of colours in the palette of the report, which has them for light and for dark pages."""
 
 
 def picture(found: dict[str, Any], noise: float) -> str:
-    """Draw test accuracy and the weight on wrong labels as an SVG file, by the report's frame, ticks and colours."""
+    """Draw test accuracy and the weight on wrong labels as an SVG file in the look of the report."""
     learners = [method for method in METHODS if method != "reference"]
     lowest = min(row["metrics"]["test_accuracy"] for row in found["results"])
     low = max(0.0, math.floor(20 * lowest) / 20)
-    body = panel(found, "test_accuracy", list(METHODS), "test accuracy", (low, 1.0), 0)
     middle = 78 + 34 * len(METHODS)
-    name = "share of the weight on images with a wrong label"
-    body += panel(found, "wrong_label_weight", learners, name, (0.0, 1.0), middle, mark=noise)
     seeds = len({row["seed"] for row in found["results"]})
-    told = "; ".join(
+    description = "; ".join(
         f"{METHODS[method][1]} {percent(found['summary'][method]['test_accuracy']['mean'])} correct, "
         f"{percent(found['summary'][method]['wrong_label_weight']['mean'])} of the weight on wrong labels"
         for method in METHODS
     )
-    chart = Chart("digits", "Digits with wrong labels", f"{told}.", middle + 54 + 34 * len(learners), body)
+    with Canvas(middle + 54 + 34 * len(learners)) as canvas:
+        panel(canvas, found, "test_accuracy", list(METHODS), "test accuracy", (low, 1.0), 0)
+        name = "share of the weight on images with a wrong label"
+        panel(canvas, found, "wrong_label_weight", learners, name, (0.0, 1.0), middle, mark=noise)
+        chart = canvas.chart("digits", "Digits with wrong labels", f"{description}.")
     return chart.as_file(
         heading=f"Digits, {100 * noise:g} % of the training labels wrong",
         note=f"dots: {seeds} seeds; bars and figures: their means; dashed: equal weights",
@@ -404,6 +406,7 @@ def picture(found: dict[str, Any], noise: float) -> str:
 
 
 def panel(
+    canvas: Canvas,
     found: dict[str, Any],
     figure: str,
     methods: Sequence[str],
@@ -411,51 +414,38 @@ def panel(
     span: tuple[float, float],
     top: float,
     mark: float | None = None,
-) -> list[str]:
+) -> None:
     """Draw one row per method: a dot per seed, the mean as an upright bar and as a number."""
     left, right, step = 130.0, 408.0, 34.0
-    bottom = top + 28 + step * len(methods)
-
-    def x(value: float) -> float:
-        return left + (right - left) * (value - span[0]) / (span[1] - span[0])
-
-    def text(at: float, height: float, words: str, kind: str = "", anchor: str = "start") -> str:
-        return f'<text class="{kind}" x="{at:.1f}" y="{height:.1f}" text-anchor="{anchor}">{words}</text>'
-
-    def line(at: float, begin: float, end: float, kind: str) -> str:
-        return f'<line class="{kind}" x1="{at:.1f}" y1="{begin:.1f}" x2="{at:.1f}" y2="{end:.1f}"/>'
-
-    body = [text(0, top + 14, name, "soft")]
-    for tick in nice_ticks(*span):
-        body += [
-            line(x(tick), top + 28, bottom, "grid"),
-            text(x(tick), bottom + 20, f"{100 * tick:g} %", "soft", "middle"),
-        ]
+    rows = top + 28
+    axes = canvas.axes(left, right, rows, rows + step * len(methods), grid="x", axis="none")
+    axes.set(xlim=span, ylim=(len(methods), 0), yticks=[])
+    ticks = round_ticks(*span)
+    axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+    canvas.text(0, top + 14, name, color=PALETTE["soft"])
     if mark is not None:
-        body.append(line(x(mark), top + 28, bottom, "median"))
-    for place, method in enumerate(methods):
-        middle = top + 28 + step * (place + 0.5)
+        axes.plot([mark, mark], [0, len(methods)], color=PALETTE["ink"], linewidth=1.5, linestyle=(0, (4, 3)))
+    for row, method in enumerate(methods):
+        middle, colour = row + 0.5, PALETTE[COLOURS[method]]
         values = [row["metrics"][figure] for row in found["results"] if row["method"] == method]
-        mean, colour = math.fsum(values) / len(values), COLOURS[method]
-        strong = "strong" if method == "DRRho" else ""
-        body += [
-            text(0, middle + 5, METHODS[method][1], strong),
-            f'<line class="grid" x1="{left}" y1="{middle:.1f}" x2="{right}" y2="{middle:.1f}"/>',
-            f'<rect class="bar {colour}" x="{x(mean) - 2:.1f}" y="{middle - 11:.1f}" width="4" height="22" rx="2"/>',
-            *(f'<circle class="dot {colour}" cx="{x(v):.1f}" cy="{middle:.1f}" r="4.5"/>' for v in values),
-            text(right + 14, middle + 5, percent(mean), strong),
-        ]
-    return body
+        mean = math.fsum(values) / len(values)
+        axes.plot(span, (middle, middle), color=PALETTE["rule"], linewidth=1)
+        upright = (middle - 9 / step, middle + 9 / step)
+        axes.plot((mean, mean), upright, color=colour, linewidth=4, solid_capstyle="round", zorder=3)
+        dots = {"s": 81, "color": colour, "edgecolor": PALETTE["card"], "linewidth": 1.5, "zorder": 4}
+        axes.scatter(values, [middle] * len(values), gid=css("dot", COLOURS[method]), **dots)
+        canvas.text(0, rows + step * middle + 5, METHODS[method][1], strong=method == "DRRho")
+        canvas.text(right + 14, rows + step * middle + 5, percent(mean), strong=method == "DRRho")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison as the command line says."""
+    """Run the comparison with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=sorted(LEARNERS), default="torch")
     parser.add_argument("--ball", choices=list(BALLS), default="chi-square", help="ambiguity set of DRO and DRRho")
     parser.add_argument("--noise", type=float, default=0.4, help="share of wrong training labels, 0 to 0.8")
     parser.add_argument("--clean", type=int, default=100, help="the reference model's images, 20 to 500")
-    parser.add_argument("--seeds", type=int, help="how often everything is repeated, 2 to 50 (default: 5)")
+    parser.add_argument("--seeds", type=int, help="number of repetitions, 2 to 50 (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/digits_label_noise"), help="folder for the files")
     parser.add_argument("--quick", action="store_true", help="two seeds, few trials, few epochs")
     options = parser.parse_args(arguments)
@@ -467,7 +457,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seeds is not None and not 2 <= options.seeds <= 50:
         parser.error(f"--seeds must be from 2 to 50, got {options.seeds}")
     if importlib.util.find_spec(options.backend) is None:
-        parser.error(f"--backend {options.backend} needs it installed: pip install 'drrho-core[{options.backend}]'")
+        parser.error(f"--backend {options.backend} needs this library: pip install 'drrho-core[{options.backend}]'")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,9 +1,9 @@
-// The test vectors, read in another language: JavaScript (Node 18 or newer), no packages.
+// Read the test vectors in JavaScript (Node 18 or newer) without packages.
 //
 // drrho vectors --out vectors
 // node examples/read_vectors.mjs vectors
 //
-// It checks two functions of its own, excess_loss and the risk of a KL penalty; read_vectors.py does more and explains it.
+// The program checks two functions: excess_loss and the risk of a KL penalty. read_vectors.py checks and explains more.
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ import { join } from "node:path";
 const folder = process.argv[2] ?? "vectors";
 const types = { F64: [Float64Array, 8], F32: [Float32Array, 4], I64: [BigInt64Array, 8], BOOL: [Uint8Array, 1] };
 
-// Eight bytes of length, a JSON header, the numbers: every tensor as {shape, data}, rows one after another.
+// A file is eight bytes of length, a JSON header and the numbers. Return every tensor as {shape, data}, row by row.
 function readTensors(path) {
   const bytes = readFileSync(path);
   const start = 8 + Number(bytes.readBigUInt64LE(0));
@@ -19,7 +19,7 @@ function readTensors(path) {
   const tensors = {};
   for (const [name, { dtype, shape, data_offsets: [begin, end] }] of Object.entries(header)) {
     const [Kind, size] = types[dtype];
-    const own = new Uint8Array(bytes.subarray(start + begin, start + end)); // a copy begins at a multiple of eight
+    const own = new Uint8Array(bytes.subarray(start + begin, start + end)); // the copy is aligned to eight bytes
     tensors[name] = { shape, data: Array.from(new Kind(own.buffer, 0, (end - begin) / size), Number) };
   }
   return tensors;

@@ -1,18 +1,18 @@
-"""Reading the test vectors without any of our packages: the standard library is enough, in any language.
+"""Read the test vectors without our packages; the standard library of any language is enough.
 
-``drrho vectors --out vectors`` writes inputs and right answers. This program reads them (a .safetensors file is eight
-bytes of length, a JSON header and the numbers), computes two functions in plain Python, lists and loops, and compares
-by the rules of the index:
+``drrho vectors --out vectors`` writes inputs and right answers. This program reads these files, computes two functions
+in plain Python with lists and loops, and compares the results by the rules of the index. (A .safetensors file consists
+of eight bytes of length, a JSON header and the numbers.)
 
     worst_case with a KL penalty     risk = t log mean exp(x / t), weights = softmax(x / t), one slice at a time
     contrastive_step                 the new log estimates of every anchor, and the loss
 
 A program in C, Rust or Julia does the same: read the header, find the tensors that the index names, call your own
-function, and compare. Everything is in the log domain, so the stored extremes (temperature 1e-4, states of +-1e4) are
-no exception.
+function, and compare. All computations are in the log domain, so they also work for the stored extremes (temperature
+1e-4, states of +-1e4).
 
 Run it: ``drrho vectors --out vectors``, then ``python -I examples/read_vectors.py vectors`` (a second). The exit code
-is 1 where an answer differs.
+is 1 if an answer differs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def nested(flat: list[Any], shape: list[int]) -> Any:
-    """Fold a flat list into nested ones, row by row."""
+    """Fold a flat list into nested lists, row by row."""
     if not shape:
         return flat[0]
     if len(shape) == 1:
@@ -64,7 +64,7 @@ def nested(flat: list[Any], shape: list[int]) -> Any:
 
 
 def value_of(described: dict[str, Any], tensors: Tensors) -> Any:
-    """Return what the index describes: a tensor, a number, a pair, an ambiguity set, or a result with fields."""
+    """Return the value that the index describes: a tensor, a number, a pair, an ambiguity set, or named fields."""
     if "tensor" in described:
         return tensors[described["tensor"]]
     if "items" in described:
@@ -77,16 +77,16 @@ def value_of(described: dict[str, Any], tensors: Tensors) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The rule "error": |got - expected| / scale, the largest of all entries
+# The rule "error": the largest |got - expected| / scale over all entries
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def largest_error(got: Any, expected: Any, scale: Any) -> float:
-    """Return the largest error; equal entries have none, also -inf and -inf; nan is as wrong as can be."""
+    """Return the largest error. Equal entries have the error 0, also -inf and -inf; nan has an infinite error."""
     if isinstance(expected, (list, tuple)):
         if not isinstance(got, (list, tuple)) or len(got) != len(expected):
             return INF
-        # A scale broadcasts as in NumPy: from the last axis, an axis of one entry for all.
+        # A scale broadcasts as in NumPy: from the last axis; an axis of length one is repeated.
         scales = scale if depth(scale) == depth(expected) else [scale] * len(expected)
         scales = scales * len(expected) if len(scales) == 1 else scales
         return max(largest_error(*three) for three in zip(got, expected, scales, strict=True))
@@ -108,14 +108,14 @@ def depth(value: Any) -> int:
 
 
 def log_mean_exp(values: list[float]) -> float:
-    """Return log mean exp, near 0 through log1p and expm1; one slice."""
+    """Return log mean exp of one slice; log1p and expm1 keep small results exact."""
     largest = max(values)
     excess = math.fsum(math.expm1(value - largest) for value in values) / len(values)
     return largest + (math.log1p(excess) if excess > -0.5 else math.log(1.0 + excess))
 
 
 def kl_penalty(losses: Rows, ambiguity_set: dict[str, Any], axis: int = -1, where: Rows | None = None) -> Answer:
-    """Return risk and weights of two-dimensional losses."""
+    """Return risk and weights of two-dimensional losses under a KL penalty."""
     temperature = ambiguity_set["temperature"]
     if axis == 0:
         losses = transposed(losses)
@@ -162,7 +162,7 @@ def contrastive_step(
     pair_mask: Rows | None = None,
     anchor_weight: list[float] | tuple[list[float], list[float]] | None = None,
 ) -> Answer:
-    """Return the loss and the new log estimates: math.fsum and log_mean_exp, no other help."""
+    """Return the loss and the new log estimates, computed with math.fsum and log_mean_exp."""
     b = len(image)
     Z = similarities(image, text)
     if reference_features is not None:
@@ -177,7 +177,7 @@ def contrastive_step(
             others = [j for j in range(b) if j != i and allowed(pair_mask, *((i, j) if side == 0 else (j, i)))]
             D = [((Z[i][j] if side == 0 else Z[j][i]) - Z[i][i]) / t[i] for j in others]
             loss, state = anchor(D, states[i], t[i], g[i], radius, eps)
-            anchors.append((weights[i] * loss, state))  # the weight of an anchor does not touch its state
+            anchors.append((weights[i] * loss, state))  # the weight of an anchor does not change its state
         sides.append(anchors)
     return {
         "loss": math.fsum(loss for anchors in sides for loss, _ in anchors) / (2 * b),
@@ -187,7 +187,7 @@ def contrastive_step(
 
 
 def allowed(pair_mask: Rows | None, image: int, text: int) -> bool:
-    """Say whether a pair may be a negative."""
+    """Return whether a pair may be a negative."""
     return pair_mask is None or bool(pair_mask[image][text])
 
 
@@ -203,7 +203,7 @@ def anchor(D: list[float], log_u: float, t: float, gamma: float, radius: float, 
 
 
 def similarities(rows: Rows, columns: Rows) -> Rows:
-    """Return all inner products."""
+    """Return the inner products of all rows with all columns."""
     return [[math.fsum(a * c for a, c in zip(row, column, strict=True)) for column in columns] for row in rows]
 
 

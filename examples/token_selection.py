@@ -1,16 +1,17 @@
-"""Selecting tokens by excess loss: a tiny language model that learns from the tokens that are worth it.
+"""Select tokens by excess loss: a tiny language model learns from the tokens that are useful.
 
-A corpus over 32 words: most sentences follow a language in which a word depends on the two before it, but in 40 % of
-the sentences half of the words were replaced at random (typing errors, tables, spam). A *reference model* has seen a
-quarter as many sentences, all clean. The learner then trains on the noisy corpus in three ways:
+The corpus has 32 words. Most sentences follow a language in which a word depends on the two words before it. In 40 %
+of the sentences half of the words were replaced at random (as by typing errors, tables, spam). A *reference model* was
+trained on a quarter as many sentences, all clean. The learner trains on the noisy corpus in three ways:
 
     all tokens    the usual mean of the token losses
-    high loss     the 60 % of each batch's tokens with the largest loss: above all the noise
-    high excess   the 60 % with the largest excess loss, loss minus reference loss: what can still be learned
+    high loss     the 60 % of each batch's tokens with the largest loss: mostly the noise
+    high excess   the 60 % with the largest excess loss, loss minus reference loss: tokens that can still be learned
 
-Tokens that the learner knows already have a small excess loss, and random ones, too: the reference model does not know
-them either. So a reference model that is worse than the learner will be still steers it to a better one. Selection by
-excess loss at token level is the idea of RHO-1 (arXiv 2404.07965), after RHO-LOSS (arXiv 2206.07137).
+Tokens that the learner already predicts well have a small excess loss. Random tokens have a small excess loss too,
+because the reference model cannot predict them either. Therefore a reference model that is worse than the final learner
+still improves the learner. Selecting tokens by excess loss is the idea of RHO-1 (arXiv 2404.07965), after RHO-LOSS
+(arXiv 2206.07137).
 
 Run it: ``python examples/token_selection.py`` (a few seconds, NumPy only).
 """
@@ -27,7 +28,7 @@ METHODS = ("all tokens", "high loss", "high excess")
 
 
 class Model:
-    """Logits of the next word: one row of a table for the word before, one for the word before that."""
+    """Logits of the next word: the sum of a table row for the previous word and one for the word before that."""
 
     def __init__(self) -> None:
         self.tables = np.zeros((2, WORDS, WORDS))
@@ -40,7 +41,7 @@ class Model:
         return -log_p[np.arange(len(tokens)), tokens[:, 2]], np.exp(log_p)
 
     def step(self, tokens: np.ndarray, kept: np.ndarray) -> None:
-        """Descend along the mean gradient of the tokens that were kept: probabilities minus the word that came."""
+        """Take a step of gradient descent on the kept tokens; the gradient is probability minus one-hot target."""
         chosen = tokens[kept]
         slope = self.losses(chosen)[1] / len(chosen)
         slope[np.arange(len(chosen)), chosen[:, 2]] -= 1 / len(chosen)
@@ -49,14 +50,14 @@ class Model:
 
 
 def language(rng: np.random.Generator) -> np.ndarray:
-    """Return the probabilities of the next word, given the two before it; (WORDS, WORDS, WORDS)."""
+    """Return the probabilities of the next word, given the previous two; (WORDS, WORDS, WORDS)."""
     logits = 2.5 * rng.normal(size=(WORDS, 1, WORDS)) + 1.5 * rng.normal(size=(1, WORDS, WORDS))
     p = np.exp(logits)
     return p / np.sum(p, axis=2, keepdims=True)
 
 
 def corpus(p: np.ndarray, sentences: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens (n, 3), each with the two words before it, and whether noise has touched any of the three (n,)."""
+    """Return tokens (n, 3), each with the two words before it, and whether noise replaced any of the three (n,)."""
     words = rng.integers(WORDS, size=(sentences, LENGTH))
     for place in range(2, LENGTH):
         ladder = np.cumsum(p[words[:, place - 1], words[:, place - 2]], axis=1)
@@ -71,7 +72,7 @@ def corpus(p: np.ndarray, sentences: int, noise: float, rng: np.random.Generator
 def train(
     method: str, tokens: np.ndarray, noisy: np.ndarray, reference: Model | None, seed: int
 ) -> tuple[Model, float]:
-    """Train a model; return it and the share of noisy tokens among those that it learned from."""
+    """Train a model; return the model and the share of noisy tokens among the tokens that it learned from."""
     model, rng, learned = Model(), np.random.default_rng(seed), []
     for _ in range(STEPS):
         batch = rng.choice(len(tokens), size=BATCH, replace=False)
@@ -86,7 +87,7 @@ def train(
 
 
 def main(seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Run the comparison; return test loss and share of noisy tokens by method."""
+    """Run the comparison; return test loss and share of noisy tokens for each method."""
     rng = np.random.default_rng(seed)
     p = language(rng)
     clean, noisy, test = (corpus(p, *size, rng) for size in ((CLEAN, 0.0), (NOISY, 0.4), (1000, 0.0)))

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from drrho_clip.checkpoint import write_atomic
 from drrho_clip.demo import LEARNING_RATES, ROLES, demo_configs, learning_rate_record
-from drrho_clip.train import open_splits, read_metrics, train
-from drrho_core.backend import get_backend
+from drrho_clip.run import read_metrics
+from drrho_clip.splits import open_splits
+from drrho_clip.train import train
+from drrho_core.backend import default_backend, get_backend
 
 RECORD = Path(__file__).resolve().parents[1] / "drrho_clip" / "learning_rates.json"
 
@@ -57,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     record = learning_rate_record()
     record["validation_r1"][options.data] = tune(options.data, options.backend, options.out)
+    # The harness names no framework, not even in its data: the preferred backend goes without saying.
+    backend = "" if options.backend == default_backend() else f" --backend {options.backend}"
     record.setdefault("chosen_with", {})[options.data] = {
-        "command": f"python tools/tune_learning_rates.py --data {options.data} --backend {options.backend} --out DIR",
+        "command": f"python tools/tune_learning_rates.py --data {options.data}{backend} --out DIR",
         "seed": 0,
     }
     write_atomic(RECORD, (json.dumps(record, indent=1) + "\n").encode())

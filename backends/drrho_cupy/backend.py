@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.architecture import ModelSpec
+from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_clip.towers import MLPModel
 from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Function
 
@@ -43,6 +42,9 @@ class CupyBackend:
     """
 
     name = "cupy"
+    architectures: tuple[str, ...] = ("mlp",)
+    preference = 0
+    has_gpu = True
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float64"):
@@ -76,7 +78,7 @@ class CupyBackend:
     def model(self, spec: ModelSpec, /) -> MLPModel:
         """Build the MLP towers of a `ModelSpec`; ValueError for another architecture."""
         # CuPy has no autograd, and only the MLP towers have a gradient that is written by hand.
-        if spec.architecture != "mlp":
+        if spec.architecture not in self.architectures:
             raise ValueError(f"architecture must be 'mlp' for the cupy backend, got {spec.architecture!r}")
         return MLPModel(spec, self.xp)
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from drrho_clip.architecture import ModelSpec
+from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_clip.towers import MLPModel
 from drrho_core.backend import Function, Model, Parameters
 from drrho_jax.models import ConvModel
 
@@ -41,6 +40,8 @@ class JaxBackend:
     """
 
     name = "jax"
+    architectures: tuple[str, ...] = ("conv", "mlp")
+    preference = 0
     xp = jnp
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
@@ -48,6 +49,7 @@ class JaxBackend:
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self._device = _find_device(device)
         self.device = f"{self._device.platform}:{self._device.id}"
+        self.has_gpu = self._device.platform == "gpu"
         self.dtype = dtype
         if dtype == "float64":
             jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The convolution and transformer towers of `drrho_clip.architecture`, in JAX.
+"""The convolution and transformer towers of `drrho_clip.models.spec`, in JAX.
 
 Shapes: batch b, image side s, C channels, context L, w numbers per token, feature_dim d. `drrho_clip.architecture`
 holds the formulas, parameter by parameter; the torch towers compute the same formulas from the same parameters.
@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from drrho_clip.architecture import LAYER_NORM_EPSILON, NORM_EPSILON, ModelSpec
+from drrho_clip.models import LAYER_NORM_EPSILON, NORM_EPSILON, ModelSpec
 from drrho_core.backend import Parameters, Pullback
 
 Array = jax.Array
@@ -32,7 +32,7 @@ class ConvModel:
 
     Examples
     --------
-    >>> from drrho_clip.architecture import initial_parameters
+    >>> from drrho_clip.models import initial_parameters
     >>> spec = ModelSpec("conv", image_size=8, channels=3, vocabulary_size=5, context_length=4, width=8)
     >>> parameters = {name: jnp.asarray(value) for name, value in initial_parameters(spec, seed=0).items()}
     >>> texts = jnp.asarray([[1, 2, 0, 0], [4, 3, 1, 0]])  # 0 is padding

@@ -7,9 +7,8 @@ from typing import Any
 import array_api_compat.numpy
 import numpy as np
 
-from drrho_clip.architecture import ModelSpec
+from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_clip.towers import MLPModel
 from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Function
 
@@ -41,6 +40,9 @@ class NumpyBackend:
     """
 
     name = "numpy"
+    architectures: tuple[str, ...] = ("mlp",)
+    preference = 1  # always installed, needs no compiler
+    has_gpu = False
 
     def __init__(self, device: Any = None, dtype: str = "float32", *, xp: Namespace | None = None) -> None:
         self.xp: Namespace = array_api_compat.numpy if xp is None else xp
@@ -70,7 +72,7 @@ class NumpyBackend:
     def model(self, spec: ModelSpec, /) -> MLPModel:
         """Build the MLP towers of a `ModelSpec`; ValueError for another architecture."""
         # NumPy has no autograd, and only the MLP towers have a gradient that is written by hand.
-        if spec.architecture != "mlp":
+        if spec.architecture not in self.architectures:
             raise ValueError(f"architecture must be 'mlp' for the numpy backend, got {spec.architecture!r}")
         return MLPModel(spec, self.xp)
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from drrho_clip.architecture import ModelSpec
+from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_clip.towers import MLPModel
 from drrho_core._array_api import Namespace
 from drrho_core.backend import Function, Model, Parameters
 from drrho_torch.models import ConvModel
@@ -41,6 +40,8 @@ class TorchBackend:
     """
 
     name = "torch"
+    architectures: tuple[str, ...] = ("conv", "mlp")
+    preference = 2
     xp: Namespace = array_api_compat.torch
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:
@@ -54,6 +55,7 @@ class TorchBackend:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device must be 'cpu' or another that torch has, got {device!r}: {reason}") from error
         self.device = str(self._device)
+        self.has_gpu = self._device.type not in ("cpu", "meta")
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Tensor:

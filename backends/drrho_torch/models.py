@@ -1,6 +1,6 @@
 """The ``"conv"`` architecture in torch: pure functions of a flat mapping of tensors, differentiated by autograd.
 
-`drrho_clip.architecture` holds the formulas, parameter by parameter. Shapes: batch b, image side s, C channels,
+`drrho_clip.models.spec` holds the formulas, parameter by parameter. Shapes: batch b, image side s, C channels,
 context L, feature_dim d, w numbers per token.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor
 
-from drrho_clip.architecture import LAYER_NORM_EPSILON, NORM_EPSILON, ModelSpec, parameter_shapes
+from drrho_clip.models import LAYER_NORM_EPSILON, NORM_EPSILON, ModelSpec, parameter_shapes
 from drrho_core.backend import Parameters, Pullback
 
 
@@ -29,7 +29,7 @@ class ConvModel:
 
     Examples
     --------
-    >>> from drrho_clip.architecture import initial_parameters
+    >>> from drrho_clip.models import initial_parameters
     >>> spec = ModelSpec("conv", image_size=8, channels=3, vocabulary_size=5, context_length=4, width=8)
     >>> parameters = {name: torch.asarray(values) for name, values in initial_parameters(spec, seed=0).items()}
     >>> model = ConvModel(spec)

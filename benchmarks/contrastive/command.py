@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.contrastive.candidates import DTYPES
 from benchmarks.contrastive.measure import compare, run
 from benchmarks.contrastive.page import markdown, pictures
 from drrho_clip.checkpoint import write_atomic
@@ -33,7 +31,7 @@ def measure_and_write(
     Parameters
     ----------
     backends : sequence of str
-        Names of backends; all that are installed if it is empty.
+        Names of backends.
     device, dtype, sizes, rounds, threads
         As in `benchmarks.contrastive.measure.run`.
     memory_sizes : sequence of int
@@ -53,7 +51,7 @@ def measure_and_write(
     Raises
     ------
     BadInput
-        If an option is outside its domain. Nothing is measured then.
+        If `check` cannot be read, or a backend or the device cannot be used. Nothing is measured then.
     """
     before = None
     if check is not None:
@@ -61,21 +59,14 @@ def measure_and_write(
             before = json.loads(check.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadInput(f"check must be the figures of an earlier measurement, got {check}") from error
-    for name, values in (("sizes", sizes), ("rounds", (rounds,)), ("threads", (threads,))):
-        least = 2 if name == "sizes" else 1
-        if not values or min(values) < least:
-            raise BadInput(f"{name} must be at least {least}, got {' '.join(map(str, values)) or 'none'}")
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     # A name that is wrong must fail here, before minutes are spent on the libraries before it.
-    names = backends or [name for name in ("numpy", "torch", "jax", "cupy") if importlib.util.find_spec(name)]
-    for name in names:
+    for name in backends:
         try:
             get_backend(name, device=device, dtype="float32")
         except (ValueError, ImportError) as error:
             raise BadInput(str(error)) from error
     figures = run(
-        names,
+        backends,
         device=device,
         dtype=dtype,
         sizes=sizes,

@@ -78,7 +78,7 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
 
 def pictures(figures: Mapping[str, Any]) -> dict[str, str]:
     """Return the plots by file name, as SVG."""
-    from drrho_clip.report.svg import Line, lines
+    from drrho_clip.report import Line, lines
 
     smallest = math.log2(min(row["batch_size"] for row in figures["times"]))
     drawn = {}
@@ -120,5 +120,5 @@ def _charts(figures: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, tuple[
     }
     for library in libraries:
         of_others = curves({name: (library, ratio) for ratio, name in _OTHERS.items()})
-        charts[f"ratios-{library}.svg"] = (f"{library}: time of others over ours", of_others)
+        charts[f"ratios-{library}.svg"] = (f"{library}: time of other programs over ours", of_others)
     return {file: chart for file, chart in charts.items() if chart[1]}

@@ -1,7 +1,8 @@
 """Data sets, preprocessing, tokens and batches.
 
-Three families of data set, one protocol: rendered scenes, scikit-learn's digits, and a table of the user's own images
-and captions. NumPy is enough for the scenes; the digits need scikit-learn and image files need Pillow (extra `train`).
+Three families of data sets follow one protocol: rendered scenes, scikit-learn's digits, and a table of the user's own
+images and captions. Rendering scenes needs NumPy only. Captions are split by `tokenizers`, the digits come with
+scikit-learn, and image files are read by Pillow; the extra `train` installs these three.
 """
 
 from __future__ import annotations

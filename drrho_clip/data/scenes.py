@@ -1,8 +1,11 @@
 """Rendered scenes with captions: two objects, their attributes, and how they stand to each other.
 
 Every number comes from NumPy's Generator and from +, -, *, / and square roots, which IEEE 754 rounds in one way only,
-so a seed gives the same bytes on every machine. Coverage of a pixel is the clipped distance to the shape's edge: that
-is antialiasing for the price of one evaluation per pixel.
+so a seed gives the same bytes on every machine. The share of a pixel that a shape covers is approximated by the clipped
+signed distance to the shape's edge: this antialiasing costs one evaluation per pixel.
+
+Pillow does not draw the scenes: its shapes have no antialiasing, and other pixels would give other figures than the
+published ones.
 
 The random streams are children of one `numpy.random.SeedSequence(seed)`: spawn key (stream, part, chunk), where stream
 is the position in `STREAMS`, part is 0 for scenes, 1 for captions, 2 for the swaps, 3 for zero-shot images, and a chunk

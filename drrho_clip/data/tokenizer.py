@@ -6,14 +6,18 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import Int32
-from drrho_clip.errors import BadInput
+from drrho_clip.errors import BadInput, MissingExtra
+
+if TYPE_CHECKING:
+    import tokenizers
 
 __all__ = ["PADDING", "UNKNOWN", "WordTokenizer"]
 
@@ -24,16 +28,20 @@ _LONGEST_CONTEXT: Final = 77
 _FORMAT: Final = "drrho-word-tokenizer"
 _VERSION: Final = 1
 
-# A run of letters, with apostrophes inside it; or a run of digits; or any single other sign that is no white space.
-_PIECES: Final = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S")
+# Letters, and numbers that are no decimal digits (such as superscripts); then everything but Python's white space.
+_LETTER: Final = r"[\p{L}\p{Nl}\p{No}]"
+_SIGN: Final = r"[^\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+_PIECES: Final = rf"{_LETTER}+(?:'{_LETTER}+)*|\p{{Nd}}+|{_SIGN}"
+
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 class WordTokenizer:
-    r"""Split captions into words and number them.
+    """Split captions into words and number them, with the library `tokenizers` (extra `train`).
 
-    A caption is brought to Unicode form NFKC and lower case, then cut by ``[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S``: a run of
-    letters (apostrophes inside it stay), a run of digits, or any other single sign. A script without spaces gives long
-    "words": such captions want a tokenizer of their own.
+    A caption is brought to Unicode form NFKC and lower case. Then it is split into runs of letters (with apostrophes
+    inside), runs of digits, and other single signs; white space only separates. A script without spaces between words
+    gives words as long as sentences, so captions in such a script need another tokenizer.
 
     Parameters
     ----------
@@ -53,6 +61,8 @@ class WordTokenizer:
     ------
     BadInput
         A word is repeated or not a string, or the context length is below 1.
+    MissingExtra
+        The library `tokenizers` is not installed.
 
     Examples
     --------
@@ -68,10 +78,22 @@ class WordTokenizer:
         self.context_length = whole_number(context_length, "context_length", at_least=1)
         if not all(isinstance(word, str) and word for word in self.vocabulary):
             raise BadInput("vocabulary must hold non-empty strings only, got something else")
-        self._numbers = {word: number for number, word in enumerate(self.vocabulary, start=_FIRST_WORD)}
-        if len(self._numbers) != len(self.vocabulary):
+        numbers = {word: number for number, word in enumerate(self.vocabulary, start=_FIRST_WORD)}
+        if len(numbers) != len(self.vocabulary):
             word, count = Counter(self.vocabulary).most_common(1)[0]
             raise BadInput(f"vocabulary must not repeat a word, got {word!r} {count} times")
+        self._tokenizer = self._build(numbers)
+
+    def _build(self, numbers: Mapping[str, int]) -> tokenizers.Tokenizer:
+        """Return the library's tokenizer: it splits, looks up the numbers, cuts off and pads."""
+        library = _library()
+        # The name of the unknown word is the empty string: no caption can contain it, and no vocabulary may.
+        words = {"": UNKNOWN, **{_SURROGATES.sub("\ufffd", word): number for word, number in numbers.items()}}
+        tokenizer: tokenizers.Tokenizer = library.Tokenizer(library.models.WordLevel(words, unk_token=""))
+        tokenizer.pre_tokenizer = _splitter()
+        tokenizer.enable_truncation(max_length=self.context_length)
+        tokenizer.enable_padding(pad_id=PADDING, pad_token="", length=self.context_length)
+        return tokenizer
 
     @property
     def vocabulary_size(self) -> int:
@@ -104,9 +126,9 @@ class WordTokenizer:
         counts: Counter[str] = Counter()
         longest = 0
         for caption in captions:
-            pieces = _split(caption)
-            counts.update(pieces)
-            longest = max(longest, len(pieces))
+            words = _words(caption)
+            counts.update(words)
+            longest = max(longest, len(words))
         if not counts:
             raise BadInput("captions must hold at least one word, got none")
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
@@ -124,13 +146,10 @@ class WordTokenizer:
         ndarray of int32, shape (b, L)
             Cut off or padded with 0 at the end. An empty caption is one unknown word, so no row is padding only.
         """
-        rows = [
-            [self._numbers.get(piece, UNKNOWN) for piece in _split(caption)[: self.context_length]] or [UNKNOWN]
-            for caption in captions
-        ]
-        tokens = np.full((len(rows), self.context_length), PADDING, dtype=np.int32)
-        for row, numbers in enumerate(rows):
-            tokens[row, : len(numbers)] = numbers
+        encoded = self._tokenizer.encode_batch_fast([_normal_form(caption) for caption in captions])
+        tokens = np.array([row.ids for row in encoded], dtype=np.int32).reshape(len(encoded), self.context_length)
+        # Every word has a number above that of padding, so a row that begins with padding has no word.
+        tokens[tokens[:, 0] == PADDING, 0] = UNKNOWN
         return tokens
 
     def bag_of_words(self, tokens: Int32) -> npt.NDArray[np.float32]:
@@ -204,5 +223,28 @@ class WordTokenizer:
         return cls(vocabulary, context_length)
 
 
-def _split(caption: str) -> list[str]:
-    return _PIECES.findall(unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower())
+def _normal_form(caption: str) -> str:
+    """Return a caption in the form in which words are compared."""
+    # The library's own normalizers differ: their tables are older, and their lower case lacks the Greek final sigma.
+    # The library cannot read a surrogate without a partner.
+    form = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower()
+    return _SURROGATES.sub("\ufffd", form)
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise MissingExtra("splitting captions into words", "tokenizers") from None
+    return tokenizers
+
+
+@lru_cache
+def _splitter() -> Any:
+    """Return the library's splitter: the pieces are the matches of `_PIECES`, and all else is dropped."""
+    library = _library()
+    return library.pre_tokenizers.Split(library.Regex(_PIECES), behavior="removed", invert=True)
+
+
+def _words(caption: str) -> list[str]:
+    return [word for word, _ in _splitter().pre_tokenize_str(_normal_form(caption))]

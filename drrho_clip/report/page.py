@@ -1,70 +1,58 @@
-"""The page: ReportData in, one self-contained HTML file out."""
+"""The page: `ReportData` in, one self-contained HTML file out. The words and the order stand in templates/page.html."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drrho_clip.errors import BadInput
-from drrho_clip.report import svg
-from drrho_clip.report.data import GalleryRow, ReportData, RetrievedImage
-from drrho_clip.report.png import data_uri
+from drrho_clip.errors import BadInput, MissingExtra
+from drrho_clip.report import charts
+from drrho_clip.report.canvas import Chart
+from drrho_clip.report.data import ReportData
+from drrho_clip.report.pictures import data_uri
+from drrho_clip.report.results import METRICS, MethodResults, by_method, headline, seeds_of
 from drrho_clip.report.style import (
     UNKNOWN,
+    clean,
     colours,
     css_class,
-    escape,
     figures,
     label,
     number,
     ordered,
-    percent,
     style_sheet,
     tenths,
 )
-from drrho_core._validate import describe
 
-_METRICS = {
-    "retrieval_r1": "R@1",
-    "retrieval_r5": "R@5",
-    "retrieval_r10": "R@10",
-    "zero_shot_accuracy": "Zero-shot",
-}
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+except ImportError as error:
+    raise MissingExtra("the report", "jinja2") from error
 
-_HOW_MEASURED = (
-    "R@k is the share of queries whose right partner is among the first k answers: the mean of image-to-text and "
-    "text-to-image search in galleries of {gallery_size} held-out pairs. Identical captions count as correct, ties "
-    "count against. Zero-shot is the share of images whose class prompt is the nearest."
-)
-_CURVES = {
-    "loss": (
+__all__ = ["bar_chart_svg", "render_report", "write_report"]
+
+# The curves of the section "Training curves": key in the data, heading, and how to read the picture.
+_TRAINING_CURVES = (
+    (
+        "loss",
         "Objective estimate",
         "Watch this one: it estimates the objective that the method minimises. Methods minimise different objectives "
         "(DRRho's is an excess over the reference model), so each has its own axis: compare shapes, not heights.",
     ),
-    "surrogate": (
+    (
+        "surrogate",
         "Surrogate",
-        "Its gradient is the one that is followed; its value means nothing, and it need not fall.",
+        "Training follows the gradient of this scalar. Do not monitor it: its value means nothing, and it need not "
+        "fall.",
     ),
-}
-_HOW_TO_READ_THE_GALLERY = (
-    "A held-out caption is the query; each model shows the images of the gallery that it holds for the nearest, best "
-    "first. A framed image with a tick is correct: its caption equals the query. The image beside the query is its own."
 )
-_HOW_RATES_WERE_CHOSEN = (
-    "Every method tried the same learning rates; the one with the best R@1 on the validation split (in per cent, the "
-    "best in bold) was kept."
-)
-
-# The browser itself then refuses whatever this page would load or run.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
@@ -75,7 +63,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     path : path
         The file to write, such as ``DIR/report.html``; its folder must exist. It appears whole or not at all.
     data : ReportData
-        What to show; empty parts are left out.
+        The content of the report; empty parts are left out.
 
     Returns
     -------
@@ -100,6 +88,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     """
     page = render_report(data)
     target = Path(path)
+    # A reader of `path` sees the old file or the new one, never half a page.
     partial = target.with_name(target.name + ".partial")
     partial.write_text(page, encoding="utf-8")
     return partial.replace(target)
@@ -107,35 +96,18 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
 
 def render_report(data: ReportData, /) -> str:
     """Return the text of the page that `write_report` writes, with the same errors."""
-    summaries = _summaries(data.results)
-    body = "".join(
-        [
-            _header(data, summaries),
-            _results(data, summaries),
-            _training_curves(data),
-            _gallery(data.gallery),
-            _weights(data),
-            _fairness(data),
-        ]
+    environment = Environment(
+        loader=PackageLoader("drrho_clip.report"),
+        autoescape=True,
+        undefined=StrictUndefined,  # a name that the template gets wrong is an error, not an empty place
+        finalize=_without_control_characters,
+        keep_trailing_newline=True,
     )
-    style = f"{colours()}\n{style_sheet('page')}{style_sheet('chart')}"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(data.title)}</title>
-<link rel="icon" href="data:,">
-<style>
-{style}</style>
-</head>
-<body>
-{body}</main>
-<footer><p>This page is one file. It loads nothing and runs no script.</p></footer>
-</body>
-</html>
-"""
+    environment.filters |= {
+        "css_class": css_class, "data_uri": data_uri, "height": _height, "label": label, "ordered": ordered,
+        "width": _width,
+    }  # fmt: skip
+    return environment.get_template("page.html").render(_content(data))
 
 
 def bar_chart_svg(results: Sequence[Mapping[str, Any]], /, *, gallery_size: int = 200) -> str:
@@ -164,143 +136,81 @@ def bar_chart_svg(results: Sequence[Mapping[str, Any]], /, *, gallery_size: int 
     >>> bar_chart_svg([row]).startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     True
     """
-    summaries = _summaries(results)
-    seeds = _seeds(summaries)
-    note = f"{summaries[0].dataset}, galleries of {gallery_size} held-out pairs"
+    methods = by_method(results)
+    seeds = seeds_of(methods)
+    note = f"{methods[0].dataset}, galleries of {gallery_size} held-out pairs"
     note += f", mean and each of {len(seeds)} seeds" if len(seeds) > 1 else f", seed {seeds[0]}"
-    return _bars(summaries).as_file(heading="The right partner is found first (R@1)", note=note)
+    return _bars(methods).as_file(heading="The right partner is found first (R@1)", note=note)
 
 
-@dataclass(frozen=True)
-class _Summary:
-    """One method's rows of results.json, each field with one value per seed."""
-
-    method: str
-    dataset: str
-    seeds: list[str]
-    metrics: dict[str, list[float]]
-    samples_seen: list[float]
-    seconds: list[float]
-
-    def mean(self, metric: str) -> float:
-        values = self.metrics[metric]
-        return math.fsum(values) / len(values) if values else math.nan
+def _without_control_characters(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _summaries(results: Sequence[Mapping[str, Any]]) -> list[_Summary]:
-    """Check the rows of results.json and gather them by method, in the reader's order."""
-    if not results:
-        raise BadInput("results must hold at least one row, got none")
-    for row in results:
-        if not isinstance(row, Mapping) or not isinstance(row.get("method"), str):
-            raise BadInput(f"results must be mappings with a str under 'method', got {describe(row)}")
-        if not isinstance(row.get("metrics"), Mapping):
-            raise BadInput(f"results must have a mapping under 'metrics', got {describe(row.get('metrics'))}")
-    datasets = sorted({str(row.get("dataset", "")) for row in results})
-    if len(datasets) > 1:
-        raise BadInput(f"results must be of one dataset, got {', '.join(datasets)}")
-
-    summaries = []
-    for method in ordered(row["method"] for row in results):
-        rows = [row for row in results if row["method"] == method]
-        summaries.append(
-            _Summary(
-                method=method,
-                dataset=datasets[0],
-                seeds=[str(row.get("seed", "")) for row in rows],
-                metrics={name: _known(row["metrics"].get(name) for row in rows) for name in _METRICS},
-                samples_seen=_known(row.get("samples_seen") for row in rows),
-                seconds=_known(row.get("seconds") for row in rows),
-            )
-        )
-    return summaries
+def _height(image: NDArray[np.uint8]) -> int:
+    return int(np.shape(image)[0])
 
 
-def _known(values: Iterable[Any]) -> list[float]:
-    """Return the values that are finite numbers."""
-    return [float(value) for value in values if value is not None and math.isfinite(value)]
+def _width(image: NDArray[np.uint8]) -> int:
+    return int(np.shape(image)[1])
 
 
-def _seeds(summaries: Sequence[_Summary]) -> list[str]:
-    return list(dict.fromkeys(seed for summary in summaries for seed in summary.seeds))
-
-
-def _bars(summaries: Sequence[_Summary]) -> svg.Chart:
-    bars = [svg.Bar(summary.method, summary.metrics["retrieval_r1"]) for summary in summaries]
-    return svg.bars(bars, key="bars", title="R@1 of every method")
-
-
-def _header(data: ReportData, summaries: Sequence[_Summary]) -> str:
-    seeds = _seeds(summaries)
-    named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}"
-    introduction = f"<p>{escape(data.introduction)}</p>" if data.introduction else ""
-    return f"""<header>
-<p class="eyebrow">{escape(summaries[0].dataset)} · {escape(named)}</p>
-<h1>{escape(data.title)}</h1>
-<p class="headline">{_headline(summaries)}</p>
-{introduction}
-</header>
-<main>
-"""
-
-
-def _headline(summaries: Sequence[_Summary]) -> str:
-    """Say in one sentence who is best at R@1 and by how much: what the figures say, not what was hoped for."""
-    known = sorted((s for s in summaries if s.metrics["retrieval_r1"]), key=lambda s: -s.mean("retrieval_r1"))
-    if not known:
-        return "No retrieval was measured."
-    best = percent(known[0].mean("retrieval_r1"))
-    leaders = [_in_a_sentence(s) for s in summaries if percent(s.mean("retrieval_r1")) == best]
-    others = [f"{_in_a_sentence(s)} ({percent(s.mean('retrieval_r1'))})" for s in known[len(leaders) :]]
-    names = _listed(leaders)
-    verb = "puts" if len(leaders) == 1 else "put"
-    ahead = f", ahead of {_listed(others)}" if others else ""
-    sentence = f"{names[0].upper()}{names[1:]} {verb} the right partner first in BEST of the searches{ahead}."
-    kind = f' class="{css_class(known[0].method)}"' if len(leaders) == 1 else ""
-    return escape(sentence).replace("BEST", f"<strong{kind}>{best}</strong>", 1)
-
-
-def _in_a_sentence(summary: _Summary) -> str:
-    return "the reference model" if summary.method == "reference" else label(summary.method)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _results(data: ReportData, summaries: Sequence[_Summary]) -> str:
-    best = {
-        name: max((round(summary.mean(name), 3) for summary in summaries if summary.metrics[name]), default=math.nan)
-        for name in _METRICS
+def _content(data: ReportData) -> dict[str, Any]:
+    """Return the values of the template's variables."""
+    methods = by_method(data.results)
+    seeds = seeds_of(methods)
+    return {
+        "title": data.title,
+        "style": Markup(f"{colours()}\n{style_sheet('page')}{style_sheet('chart')}"),  # our own text: nothing to escape
+        "dataset": methods[0].dataset,
+        "seeds_in_words": f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}",
+        "num_seeds": len(seeds),
+        "headline": headline(methods),
+        "introduction": data.introduction,
+        "metrics": list(METRICS.values()),
+        "rows": _result_rows(methods),
+        "gallery_size": data.gallery_size,
+        "result_figures": _result_figures(data, methods),
+        "training_figures": _training_figures(data),
+        "gallery": data.gallery,
+        "weights": _weights(data),
+        "facts": data.facts,
+        "learning_rates": _learning_rates(data),
+        "command": data.command,
     }
+
+
+def _result_rows(methods: Sequence[MethodResults]) -> list[dict[str, Any]]:
+    """Return the rows of the table of results: for each metric mean, range over the seeds, and whether it is best."""
+    best = {
+        name: max((round(method.mean(name), 3) for method in methods if method.metrics[name]), default=math.nan)
+        for name in METRICS
+    }
+    # Whole seconds only if no run is so short that they would hide a difference.
+    form = ",.0f" if all(second >= 10 for method in methods for second in method.seconds) else ",.1f"
     rows = []
-    seconds_form = ",.0f" if all(second >= 10 for summary in summaries for second in summary.seconds) else ",.1f"
-    for summary in summaries:
+    for method in methods:
         cells = []
-        for name in _METRICS:
-            values, mean = summary.metrics[name], summary.mean(name)
-            written = tenths(mean)
-            if values and round(mean, 3) == best[name] and len(summaries) > 1:
-                written = f"<strong>{written}</strong>"
-            if len(values) > 1:
-                written += f"<small>{tenths(min(values))}\N{EN DASH}{tenths(max(values))}</small>"
-            cells.append(f"<td>{written}</td>")
-        cells.append(f"<td>{_mean(summary.samples_seen, ',.0f')}</td><td>{_mean(summary.seconds, seconds_form)}</td>")
-        rows.append(f"<tr>{_method_cell(summary.method)}{''.join(cells)}</tr>")
-    heads = "".join(f'<th scope="col">{name}<small>%</small></th>' for name in _METRICS.values())
-    seeds = _seeds(summaries)
-    spread = (
-        f" Figures are means of {len(seeds)} seeds, with the lowest and the highest below." if len(seeds) > 1 else ""
-    )
-    table = _table(
-        "Results of every method",
-        f'<th scope="col">Method</th>{heads}<th scope="col">Samples seen</th><th scope="col">Seconds</th>',
-        rows,
-    )
-    drawn = [_figure(_bars(summaries), "R@1 on the held-out pairs")]
+        for name in METRICS:
+            values, mean = method.metrics[name], method.mean(name)
+            spread = f"{tenths(min(values))}\N{EN DASH}{tenths(max(values))}" if len(values) > 1 else ""
+            is_best = bool(values) and len(methods) > 1 and round(mean, 3) == best[name]
+            cells.append({"mean": tenths(mean), "range": spread, "best": is_best})
+        samples, seconds = _mean(method.samples_seen, ",.0f"), _mean(method.seconds, form)
+        rows.append({"method": method.method, "cells": cells, "samples_seen": samples, "seconds": seconds})
+    return rows
+
+
+def _bars(methods: Sequence[MethodResults]) -> Chart:
+    bars = [charts.Bar(method.method, method.metrics["retrieval_r1"]) for method in methods]
+    return charts.bars(bars, key="bars", title="R@1 of every method")
+
+
+def _result_figures(data: ReportData, methods: Sequence[MethodResults]) -> list[dict[str, Any]]:
+    drawn = [_figure(_bars(methods), "R@1 on the held-out pairs")]
     validation = _curves(data, "validation_r1")
     if validation:
-        chart = svg.lines(
+        chart = charts.lines(
             validation,
             key="validation",
             title="Validation R@1 against samples seen",
@@ -309,66 +219,34 @@ def _results(data: ReportData, summaries: Sequence[_Summary]) -> str:
             share=True,
         )
         drawn.append(_figure(chart, "R@1 while training"))
-    note = f'<p class="note">{_HOW_MEASURED.format(gallery_size=data.gallery_size)}{spread}</p>'
-    return _section("results", "Results", table + note + _pair(drawn))
+    return drawn
 
 
-def _training_curves(data: ReportData) -> str:
+def _training_figures(data: ReportData) -> list[dict[str, Any]]:
     drawn = []
-    for name, (heading, meaning) in _CURVES.items():
+    for name, heading, meaning in _TRAINING_CURVES:
         curves = _curves(data, name)
         if curves:
-            if any(len(curve.x) > svg.MOST_POINTS for curve in curves):
+            if any(len(curve.x) > charts.MOST_POINTS for curve in curves):
                 meaning += " The points are means of neighbouring steps."
-            chart = svg.panels(curves, key=name, title=f"{heading} against samples seen", x_name="samples seen")
+            chart = charts.panels(curves, key=name, title=f"{heading} against samples seen", x_name="samples seen")
             drawn.append(_figure(chart, heading, meaning))
-    return _section("training", "Training curves", _pair(drawn)) if drawn else ""
+    return drawn
 
 
-def _curves(data: ReportData, name: str) -> list[svg.Line]:
-    """Return every method's points that have a value under `name`."""
+def _curves(data: ReportData, name: str) -> list[charts.Line]:
+    """Return a curve for every method that has values under `name`; points without a value are left out."""
     lines = []
     for method in ordered(data.curves):
         points = [(point.get("samples_seen"), point.get(name)) for point in data.curves[method]]
         known = [(float(x), float(y)) for x, y in points if x is not None and y is not None and math.isfinite(y)]
         if known:
-            lines.append(svg.Line(method, [x for x, _ in known], [y for _, y in known]))
+            lines.append(charts.Line(method, [x for x, _ in known], [y for _, y in known]))
     return lines
 
 
-def _gallery(gallery: Sequence[GalleryRow]) -> str:
-    rows = []
-    for row in gallery:
-        own = ""
-        if row.image is not None:
-            own = _picture(row.image, f"the image that belongs to the caption “{row.query}”", "own")
-        strips = "".join(_strip(method, row.retrieved[method]) for method in ordered(row.retrieved))
-        rows.append(f'<article class="query"><h3>{own}<q>{escape(row.query)}</q></h3>{strips}</article>')
-    if not rows:
-        return ""
-    note = f'<p class="note">{_HOW_TO_READ_THE_GALLERY}</p>'
-    return _section("gallery", "What each model finds", f'{note}<div class="queries">{"".join(rows)}</div>')
-
-
-def _strip(method: str, images: Sequence[RetrievedImage]) -> str:
-    items = []
-    for rank, found in enumerate(images, start=1):
-        told = f"{rank}: “{found.caption}”, {'correct' if found.correct else 'wrong'}"
-        items.append(f'<li class="{"hit" if found.correct else "miss"}">{_picture(found.image, told)}</li>')
-    return (
-        f'<div class="strip"><h4 class="method {css_class(method)}">{escape(label(method))}</h4>'
-        f"<ol>{''.join(items)}</ol></div>"
-    )
-
-
-def _picture(image: NDArray[np.uint8], told: str, kind: str = "") -> str:
-    height, width = np.shape(image)[:2] if np.ndim(image) >= 2 else (0, 0)
-    of_kind = f' class="{kind}"' if kind else ""
-    told = escape(told)
-    return f'<img{of_kind} src="{data_uri(image)}" width="{width}" height="{height}" alt="{told}" title="{told}">'
-
-
-def _weights(data: ReportData) -> str:
+def _weights(data: ReportData) -> dict[str, Any] | None:
+    """Return the section of the weights, or None if there are none."""
     groups_of: dict[str, dict[str, NDArray[np.float64]]] = {}
     for method in ordered(data.weights):
         groups = {name: _checked_weights(method, name, values) for name, values in data.weights[method].items()}
@@ -376,12 +254,13 @@ def _weights(data: ReportData) -> str:
         if groups:
             groups_of[method] = dict(list(groups.items())[:2])
     if not groups_of:
-        return ""
-    bins = svg.Bins.shared([values for groups in groups_of.values() for values in groups.values()])
+        return None
+    # All histograms share their bins and their highest share, so that they can be compared by eye.
+    bins = charts.Bins.shared([values for groups in groups_of.values() for values in groups.values()])
     highest = 1.08 * max(float(bins.shares(v).max()) for groups in groups_of.values() for v in groups.values())
     drawn, rows, sentences = [], [], []
     for method, groups in groups_of.items():
-        chart = svg.histogram(
+        chart = charts.histogram(
             method,
             groups,
             bins=bins,
@@ -391,33 +270,32 @@ def _weights(data: ReportData) -> str:
             x_name="weight (logarithmic)" if bins.logarithmic else "weight",
         )
         drawn.append(_figure(chart, label(method)))
-        for name, values in groups.items():
-            rows.append(
-                f'<tr>{_method_cell(method)}<td class="word">{escape(name)}</td>'
-                f"<td>{values.size:,}</td><td>{figures(float(values.mean()))}</td>"
-                f"<td>{figures(float(np.median(values)))}</td></tr>"
-            )
+        rows += [
+            {
+                "method": method,
+                "group": name,
+                "number": f"{values.size:,}",
+                "mean": figures(float(values.mean())),
+                "median": figures(float(np.median(values))),
+            }
+            for name, values in groups.items()
+        ]
         if len(groups) == 2 and next(iter(groups.values())).mean() > 0:
             (first, a), (second, b) = groups.items()
             ratio = figures(float(b.mean() / a.mean()))
             sentences.append(
                 f"With {label(method)} the mean weight of a {second} caption is {ratio} times that of a {first} one."
             )
-    table = _table(
-        "Weights in numbers",
-        '<th scope="col">Method</th><th scope="col" class="word">Captions</th><th scope="col">Number</th>'
-        '<th scope="col">Mean</th><th scope="col">Median</th>',
-        rows,
-    )
-    note = f'<p class="note">{escape(data.weights_note)}</p>' if data.weights_note else ""
-    told = f"<p>{escape(' '.join(sentences))}</p>" if sentences else ""
-    return _section("weights", _weights_heading(groups_of), f"{told}{note}{_pair(drawn)}{table}")
-
-
-def _weights_heading(groups_of: Mapping[str, Mapping[str, Any]]) -> str:
-    if all(set(groups) == {"clean", "swapped"} for groups in groups_of.values()):
-        return "The weights DRRho gives to swapped and to clean captions"
-    return "The weights that the captions get"
+    clean_and_swapped = all(set(groups) == {"clean", "swapped"} for groups in groups_of.values())
+    return {
+        "heading": "The weights DRRho gives to swapped and to clean captions"
+        if clean_and_swapped
+        else "The weights that the captions get",
+        "sentences": " ".join(sentences),
+        "note": data.weights_note,
+        "figures": drawn,
+        "rows": rows,
+    }
 
 
 def _checked_weights(method: str, group: str, values: Any) -> NDArray[np.float64]:
@@ -428,66 +306,28 @@ def _checked_weights(method: str, group: str, values: Any) -> NDArray[np.float64
     return array
 
 
-def _fairness(data: ReportData) -> str:
-    parts = []
-    if data.facts:
-        facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in data.facts)
-        parts.append(f"<dl>{facts}</dl>")
-    if data.learning_rates:
-        parts.append(_learning_rates(data))
-    if data.command:
-        parts.append(f'<h3>Run it again</h3><pre tabindex="0"><code>{escape(data.command)}</code></pre>')
-    return _section("fairness", "What makes the comparison fair", "".join(parts)) if parts else ""
-
-
-def _learning_rates(data: ReportData) -> str:
+def _learning_rates(data: ReportData) -> dict[str, Any] | None:
+    """Return the table of the tried learning rates, or None if there is none."""
     tried = {
         method: {float(rate): float(score) for rate, score in scores.items()}
         for method, scores in data.learning_rates.items()
     }
+    if not tried:
+        return None
     rates = sorted({rate for scores in tried.values() for rate in scores})
     rows = []
     for method in ordered(tried):
         scores = tried[method]
-        chosen = data.chosen_learning_rates.get(method, max(scores, key=lambda rate: scores[rate], default=math.nan))
-        cells = []
-        for rate in rates:
-            written = tenths(scores.get(rate, math.nan))
-            if rate == float(chosen):
-                written = f"<strong>{written}</strong><small>chosen</small>"
-            cells.append(f"<td>{written}</td>")
-        rows.append(f"<tr>{_method_cell(method)}{''.join(cells)}</tr>")
-    heads = "".join(f'<th scope="col">{number(rate)}</th>' for rate in rates)
-    table = _table("R@1 on the validation split by learning rate", f'<th scope="col">Method</th>{heads}', rows)
-    return f'<h3>Learning rates</h3><p class="note">{_HOW_RATES_WERE_CHOSEN}</p>{table}'
+        best = max(scores, key=lambda rate: scores[rate], default=math.nan)
+        chosen = float(data.chosen_learning_rates.get(method, best))
+        cells = [{"score": tenths(scores.get(rate, math.nan)), "chosen": rate == chosen} for rate in rates]
+        rows.append({"method": method, "cells": cells})
+    return {"rates": [number(rate) for rate in rates], "rows": rows}
 
 
-def _section(key: str, heading: str, content: str) -> str:
-    return f"""<section id="{key}" aria-labelledby="{key}-heading">
-<h2 id="{key}-heading">{escape(heading)}</h2>
-{content}
-</section>
-"""
-
-
-def _pair(drawn: Sequence[str]) -> str:
-    return f'<div class="pair">{"".join(drawn)}</div>'
-
-
-def _figure(chart: svg.Chart, heading: str, meaning: str = "") -> str:
-    told = f"<p>{escape(meaning)}</p>" if meaning else ""
-    return f"<figure><figcaption><h3>{escape(heading)}</h3>{told}</figcaption>{chart.inline()}</figure>"
-
-
-def _table(name: str, heads: str, rows: Sequence[str]) -> str:
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _method_cell(method: str) -> str:
-    return f'<th scope="row" class="method {css_class(method)}">{escape(label(method))}</th>'
+def _figure(chart: Chart, heading: str, meaning: str = "") -> dict[str, Any]:
+    # ElementTree has escaped the texts of the chart.
+    return {"heading": heading, "meaning": meaning, "svg": Markup(chart.inline())}
 
 
 def _mean(values: Sequence[float], form: str) -> str:

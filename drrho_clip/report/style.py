@@ -1,8 +1,7 @@
-"""How the report looks: a method's name and colour everywhere the same, how numbers are written, the style sheet."""
+"""The look of the report: each method's name and colour, the form of numbers, the style sheets."""
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Iterable
@@ -11,11 +10,11 @@ from importlib import resources
 LABELS = {"reference": "Reference model", "clip": "CLIP", "sogclr": "SogCLR", "drrho": "DRRho-CLIP"}
 """Names in the reader's order; other methods follow in the order in which they come and keep their own name."""
 
-# The baselines are cool and the method of the page is warm. They differ in lightness as well as in hue, so they stay
-# apart for colour-blind readers and in print; every line and bar is named where it stands anyway.
+# The colours of the other methods are cool and the colour of DRRho is warm. They differ in lightness as well as in hue,
+# so that colour-blind readers can tell them apart, and prints in grey, too. Lines and bars also have names beside them.
 _LIGHT = {"reference": "#787d85", "clip": "#3794cf", "sogclr": "#0b4f8a", "drrho": "#d4580a"}
 _DARK = {"reference": "#9aa1aa", "clip": "#9cd6f7", "sogclr": "#4088d8", "drrho": "#ff8f45"}
-_OTHERS = ("#8a5fbf", "#2f8f5b", "#b3416f", "#8a7a1f")
+_OTHERS = {"other-0": "#8a5fbf", "other-1": "#2f8f5b", "other-2": "#b3416f", "other-3": "#8a7a1f"}
 _INK = {
     "light": {
         "page": "#fcfbf9",
@@ -35,21 +34,25 @@ _INK = {
     },
 }
 
+PALETTE = {**_INK["light"], **_LIGHT, **_OTHERS}
+"""Every colour of a light page by the name of its CSS variable. No two are equal."""
+
 UNKNOWN = "\N{EN DASH}"
-"""What stands where a figure is not known."""
+"""Written in place of a figure that is not known."""
 
-_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff￾￿]")
+# Control characters, surrogates and noncharacters: XML has no way to write them.
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
-def escape(text: object) -> str:
-    """Make any text safe inside an element or a quoted attribute of HTML and of XML."""
-    return html.escape(_NOT_TEXT.sub("�", str(text)), quote=True)
+def clean(text: object) -> str:
+    """Return a text with every character that HTML and XML cannot hold replaced by U+FFFD; not escaped."""
+    return _NOT_TEXT.sub("\ufffd", str(text))
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
     """Return each method once, the known ones first and in the reader's order."""
-    found = list(dict.fromkeys(methods))
-    return [method for method in LABELS if method in found] + [method for method in found if method not in LABELS]
+    given = list(dict.fromkeys(methods))
+    return [method for method in LABELS if method in given] + [method for method in given if method not in LABELS]
 
 
 def label(method: str) -> str:
@@ -59,27 +62,27 @@ def label(method: str) -> str:
 
 def css_class(method: str) -> str:
     """Return the class that gives an element its method's colour as ``var(--c)``."""
-    # A method that the palette does not know gets a colour by its name, so that it is the same in every chart.
-    return method if method in LABELS else f"other-{sum(method.encode()) % len(_OTHERS)}"
+    # A method without a colour of its own gets one by its name, so that its colour is the same in every chart.
+    return method if method in LABELS else f"other-{sum(method.encode(errors='replace')) % len(_OTHERS)}"
 
 
 def percent(share: float) -> str:
-    """Write a share in [0, 1] as a percentage with one decimal; a dash where it is not known."""
+    """Write a share in [0, 1] as a percentage with one decimal; a dash if it is not known."""
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else UNKNOWN
 
 
 def tenths(share: float) -> str:
-    """Write a share in [0, 1] in per cent without the sign, for a column whose head has it."""
+    """Write a share in [0, 1] in per cent without the sign, for a column with "%" in its head."""
     return f"{100 * share:.1f}" if math.isfinite(share) else UNKNOWN
 
 
 def number(value: float) -> str:
-    """Write a number as short as three significant digits allow: for an axis."""
+    """Write a number for an axis: up to three significant digits, no zeros at the end."""
     return _three_digits(value, ".3g")
 
 
 def figures(value: float) -> str:
-    """Write a number with three significant digits, zeros too: for a column or a sentence."""
+    """Write a number for a column or a sentence: three significant digits, zeros included."""
     return _three_digits(value, "#.3g").removesuffix(".")
 
 
@@ -97,21 +100,19 @@ def _three_digits(value: float, form: str) -> str:
 def colours() -> str:
     """Return the style rules that set the colours for light and dark pages, and each method's ``--c``."""
 
-    def variables(ink: dict[str, str], methods: dict[str, str]) -> str:
-        named = {**ink, **methods, **{f"other-{i}": colour for i, colour in enumerate(_OTHERS)}}
-        return "".join(f"--{name}:{colour};" for name, colour in named.items())
+    def variables(palette: dict[str, str]) -> str:
+        return "".join(f"--{name}:{colour};" for name, colour in palette.items())
 
-    light, dark = variables(_INK["light"], _LIGHT), variables(_INK["dark"], _DARK)
-    classes = [*LABELS, *(f"other-{i}" for i in range(len(_OTHERS)))]
+    light, dark = variables(PALETTE), variables({**_INK["dark"], **_DARK})
     return "\n".join(
         [
             f":root{{color-scheme:light dark;{light}}}",
             f"@media (prefers-color-scheme:dark){{:root{{{dark}}}}}",
-            *(f".{name}{{--c:var(--{name})}}" for name in classes),
+            *(f".{name}{{--c:var(--{name})}}" for name in [*LABELS, *_OTHERS]),
         ]
     )
 
 
 def style_sheet(name: str) -> str:
-    """Return one of the style sheets that lie beside this module: "chart" or "page"."""
-    return (resources.files("drrho_clip.report") / f"{name}.css").read_text(encoding="utf-8")
+    """Return the style sheet "chart" or "page"."""
+    return (resources.files("drrho_clip.report") / "templates" / f"{name}.css").read_text(encoding="utf-8")

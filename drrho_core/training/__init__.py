@@ -14,8 +14,15 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
-RENAMED = {"command_line": "cli", "loop": "train", "runs": "run", "evaluation": "evaluate"}
-"""Modules whose name has changed, too; every other one kept its name."""
+RENAMED = {
+    "command_line": "cli",
+    "loop": "train",
+    "runs": "run",
+    "evaluation": "evaluate",
+    "architecture": "models.spec",
+    "towers": "models.mlp",
+}
+"""Modules whose name has changed as well; every other module kept its name."""
 
 
 class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):

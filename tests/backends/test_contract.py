@@ -1,6 +1,6 @@
 """What every backend must do, the same for all; ``backends/README.md`` explains it to whoever adds one.
 
-A new backend is one line in `BACKENDS`, and its name in `CONVOLUTIONS` where it has the ``"conv"`` architecture.
+A new backend is one line in `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.architecture import LAYER_NORM_EPSILON, ModelSpec, initial_parameters
+from drrho_clip.models import LAYER_NORM_EPSILON, ModelSpec, initial_parameters
 from drrho_core.backend import Backend, Parameters, get_backend
 
 
@@ -32,7 +32,6 @@ BACKENDS: dict[str, Callable[[str], Backend]] = {
     "jax": lambda dtype: get_backend("jax", device="cpu", dtype=dtype),
     "cupy": lambda dtype: get_backend("cupy", dtype=dtype),
 }
-CONVOLUTIONS = ("torch", "jax")
 ACCELERATORS = ("torch-cuda", "jax-gpu", "cupy")
 
 SPECS = {
@@ -95,9 +94,9 @@ class Problem:
         self.gradients = generator.standard_normal((2, b, self.spec.feature_dim))
 
     def on(self, backend: Backend) -> tuple[Any, dict[str, Any], Any, Any]:
-        """Return the backend's model, parameters, images and texts; skip where it has no such model."""
-        if self.spec.architecture == "conv" and backend.name not in CONVOLUTIONS:
-            pytest.skip(f"the {backend.name} backend has MLP towers only")
+        """Return the backend's model, parameters, images and texts; skip if the backend lacks the architecture."""
+        if self.spec.architecture not in backend.architectures:
+            pytest.skip(f"the {backend.name} backend has no {self.spec.architecture} encoders")
         parameters = {name: backend.asarray(values) for name, values in self.parameters.items()}
         return backend.model(self.spec), parameters, backend.asarray(self.images), backend.asarray(self.texts)
 
@@ -172,13 +171,20 @@ def test_bad_device_and_dtype(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ models
 
 
-def test_a_model_that_a_backend_lacks_is_a_clear_error(backend: Backend) -> None:
-    if backend.name in CONVOLUTIONS:
-        backend.model(SPECS["conv"])
-        return
-    message = rf"^architecture must be 'mlp' for the {backend.name} backend, got 'conv'$"
-    with pytest.raises(ValueError, match=message):
-        backend.model(SPECS["conv"])
+def test_architectures_lists_the_models_that_a_backend_builds(backend: Backend) -> None:
+    assert {"mlp"} <= set(backend.architectures) <= set(SPECS)
+    for name, spec in SPECS.items():
+        if name in backend.architectures:
+            backend.model(spec)
+        else:
+            message = rf"^architecture must be 'mlp' for the {backend.name} backend, got '{name}'$"
+            with pytest.raises(ValueError, match=message):
+                backend.model(spec)
+
+
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_a_backend_says_whether_it_has_a_gpu(name: str) -> None:
+    assert _build(name, "float32").has_gpu is (name in ACCELERATORS)
 
 
 def test_all_backends_start_alike(backend: Backend, problem: Problem) -> None:

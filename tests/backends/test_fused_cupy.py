@@ -21,6 +21,7 @@ from drrho_cupy import fused as kernels
 from drrho_reference import conformance
 
 from drrho_core._fused import Batch
+from helpers import fused_sweeps
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 CUDA_ON_THE_CPU = """
@@ -234,29 +235,29 @@ def to_numpy(x: Any) -> np.ndarray:
     ],
     ids=str,
 )
-def test_both_sweeps_are_the_formula(library: Any, fused: Any, shape: dict[str, Any], dtype: Any) -> None:
-    problem = fused.draw(**shape, rounded=lambda x: x.astype(dtype).astype(np.float64))
+def test_both_sweeps_are_the_formula(library: Any, shape: dict[str, Any], dtype: Any) -> None:
+    problem = fused_sweeps.draw(**shape, rounded=lambda x: x.astype(dtype).astype(np.float64))
     pull_unit = None if dtype == np.float32 else 2.0**-11  # V is rounded to float16
-    fused.check(*both_sweeps(library, problem, dtype), problem, unit=5e-6, pull_unit=pull_unit)
+    fused_sweeps.check(*both_sweeps(library, problem, dtype), problem, unit=5e-6, pull_unit=pull_unit)
 
 
-def test_cold_temperatures_overflow_nothing(library: Any, fused: Any) -> None:
-    problem = fused.draw(b=20, d=8, r=8, coldest=0.001)
-    fused.check(*both_sweeps(library, problem, np.float32), problem, unit=100 * 5e-6)
+def test_cold_temperatures_overflow_nothing(library: Any) -> None:
+    problem = fused_sweeps.draw(b=20, d=8, r=8, coldest=0.001)
+    fused_sweeps.check(*both_sweeps(library, problem, np.float32), problem, unit=100 * 5e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-6, 1e-10])
-def test_large_logits_lose_no_digits(library: Any, fused: Any, temperature: float, dtype: Any) -> None:
-    problem = fused.draw_exact(b=140, d=5, r=3, mask=True, temperature=temperature)
+def test_large_logits_lose_no_digits(library: Any, temperature: float, dtype: Any) -> None:
+    problem = fused_sweeps.draw_exact(b=140, d=5, r=3, mask=True, temperature=temperature)
     pull_unit = None if dtype == np.float32 else 2.0**-11
-    fused.check(*both_sweeps(library, problem, dtype), problem, unit=5e-6, pull_unit=pull_unit)
+    fused_sweeps.check(*both_sweeps(library, problem, dtype), problem, unit=5e-6, pull_unit=pull_unit)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1e-4, 1e-10])
-def test_the_weights_of_an_anchor_add_up(library: Any, fused: Any, temperature: float) -> None:
+def test_the_weights_of_an_anchor_add_up(library: Any, temperature: float) -> None:
     """Whatever the products round: with a column of ones the pull is the sum of the weights."""
-    problem = fused.draw(b=140, d=24, r=9, coldest=temperature)
+    problem = fused_sweeps.draw(b=140, d=24, r=9, coldest=temperature)
     for side in (problem.image_features, problem.text_features, *problem.reference_features):
         side *= np.sqrt(temperature)  # logits of size 1 / temperature that differ by about 1
     for side in (problem.image_features, problem.text_features):
@@ -285,18 +286,20 @@ def test_float16_is_rounded_to_nearest(tmp_path: Path) -> None:
     assert np.array_equal(v[0], numbers.astype(np.float16))
 
 
-def test_the_same_inputs_give_the_same_bits(library: Any, fused: Any) -> None:
-    problem = fused.draw(b=140, d=24, r=9, mask=True)
+def test_the_same_inputs_give_the_same_bits(library: Any) -> None:
+    problem = fused_sweeps.draw(b=140, d=24, r=9, mask=True)
     one, other = (both_sweeps(library, problem, np.float16) for _ in range(2))
     for left, right in zip(one, other, strict=True):
         for first, second in zip(left, right, strict=True):
             assert first is second or np.array_equal(first, second)
 
 
-def test_the_kit_passes_a_step_that_is_made_of_them(library: Any, fused: Any) -> None:
+def test_the_kit_passes_a_step_that_is_made_of_them(library: Any) -> None:
     xp, sweeps = library
     report = conformance.check(
-        {"contrastive_step": fused.step(sweeps, to_numpy)}, xp=np if isinstance(xp, StandIn) else xp, dtypes=["float32"]
+        {"contrastive_step": fused_sweeps.step(sweeps, to_numpy)},
+        xp=np if isinstance(xp, StandIn) else xp,
+        dtypes=["float32"],
     )
     assert report.passed, report.table()
 

@@ -12,6 +12,7 @@ from drrho_jax import fused as kernels
 from drrho_reference import conformance
 
 from drrho_core._fused import Batch, find, fused_kernels
+from helpers import fused_sweeps
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 ON_CPU = jax.default_backend() == "cpu"
@@ -65,27 +66,29 @@ def both_sweeps(problem: Any, name: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("shape", "name"), SHAPES, ids=str)
-def test_both_sweeps_are_the_formula(fused: Any, shape: dict[str, Any], name: str) -> None:
-    problem = fused.draw(**shape, rounded=lambda x: np.asarray(jnp.asarray(x, dtype=DTYPES[name]), dtype=np.float64))
-    fused.check(*both_sweeps(problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
+def test_both_sweeps_are_the_formula(shape: dict[str, Any], name: str) -> None:
+    problem = fused_sweeps.draw(
+        **shape, rounded=lambda x: np.asarray(jnp.asarray(x, dtype=DTYPES[name]), dtype=np.float64)
+    )
+    fused_sweeps.check(*both_sweeps(problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
 
 
-def test_cold_temperatures_overflow_nothing(fused: Any) -> None:
-    problem = fused.draw(b=20, d=8, r=8, coldest=0.001)
-    fused.check(*both_sweeps(problem, "float32"), problem, unit=100 * 5e-6)
+def test_cold_temperatures_overflow_nothing() -> None:
+    problem = fused_sweeps.draw(b=20, d=8, r=8, coldest=0.001)
+    fused_sweeps.check(*both_sweeps(problem, "float32"), problem, unit=100 * 5e-6)
 
 
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-6, 1e-10])
-def test_large_logits_lose_no_digits(fused: Any, temperature: float, name: str) -> None:
-    problem = fused.draw_exact(b=49, d=5, r=3, mask=True, temperature=temperature)
-    fused.check(*both_sweeps(problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
+def test_large_logits_lose_no_digits(temperature: float, name: str) -> None:
+    problem = fused_sweeps.draw_exact(b=49, d=5, r=3, mask=True, temperature=temperature)
+    fused_sweeps.check(*both_sweeps(problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1e-4, 1e-10])
-def test_the_weights_of_an_anchor_add_up(fused: Any, temperature: float) -> None:
+def test_the_weights_of_an_anchor_add_up(temperature: float) -> None:
     """Whatever the products round: with a column of ones the pull is the sum of the weights."""
-    problem = fused.draw(b=65, d=24, r=9, coldest=temperature)
+    problem = fused_sweeps.draw(b=65, d=24, r=9, coldest=temperature)
     for side in (problem.image_features, problem.text_features, *problem.reference_features):
         side *= np.sqrt(temperature)  # logits of size 1 / temperature that differ by about 1
     for side in (problem.image_features, problem.text_features):
@@ -109,8 +112,8 @@ def test_the_positives_are_the_diagonal_whatever_the_shape_of_a_tile(monkeypatch
         np.testing.assert_array_equal(found, 0.5 * np.sum(np.asarray(e1) * np.asarray(e2), axis=1))
 
 
-def test_they_work_inside_jit_with_a_traced_reference_weight(fused: Any) -> None:
-    problem = fused.draw(b=20, d=8, r=8, coldest=0.05)
+def test_they_work_inside_jit_with_a_traced_reference_weight() -> None:
+    problem = fused_sweeps.draw(b=20, d=8, r=8, coldest=0.05)
     batch = given(problem, "float32")
 
     @jax.jit
@@ -123,14 +126,14 @@ def test_they_work_inside_jit_with_a_traced_reference_weight(fused: Any) -> None
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_kit_passes_a_step_that_is_made_of_them(fused: Any) -> None:
-    step = fused.step(kernels.PallasSweeps(), to_numpy)
+def test_the_kit_passes_a_step_that_is_made_of_them() -> None:
+    step = fused_sweeps.step(kernels.PallasSweeps(), to_numpy)
     report = conformance.check({"contrastive_step": step}, xp=jnp, dtypes=["float32"])
     assert report.passed, report.table()
 
 
-def test_importing_the_backend_registers_them(fused: Any) -> None:
-    batch = given(fused.draw(b=4, d=3), "float32")
+def test_importing_the_backend_registers_them() -> None:
+    batch = given(fused_sweeps.draw(b=4, d=3), "float32")
     with fused_kernels("always"):
         assert isinstance(find(batch, jnp), kernels.PallasSweeps)
 
@@ -166,9 +169,9 @@ def test_on_a_gpu_only_what_is_expected_to_be_faster(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_the_kernels_lower_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, fused: Any, name: str) -> None:
+def test_the_kernels_lower_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.undo()  # the real tiles
-    problem = fused.draw(b=130, d=96, r=40, mask=True)
+    problem = fused_sweeps.draw(b=130, d=96, r=40, mask=True)
     batch = given(problem, name)
     for mask, plan in ((problem.pair_mask, kernels._options(batch)["plan"]), (None, kernels.PLANS[name])):
         batch, options = batch._replace(pair_mask=mask), {"plan": plan, "interpret": False}

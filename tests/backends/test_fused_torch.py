@@ -20,6 +20,7 @@ import torch
 from drrho_reference import conformance
 
 from drrho_core._fused import Batch, find, fused_kernels
+from helpers import fused_sweeps
 
 HAS_TRITON = find_spec("triton") is not None
 triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -97,27 +98,27 @@ if GPU and not INTERPRETED:
 @runs
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_both_sweeps_are_the_formula(kernels: Any, fused: Any, shape: dict[str, Any], name: str) -> None:
-    problem = fused.draw(**shape, rounded=rounding(name))
-    fused.check(*both_sweeps(kernels, problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
+def test_both_sweeps_are_the_formula(kernels: Any, shape: dict[str, Any], name: str) -> None:
+    problem = fused_sweeps.draw(**shape, rounded=rounding(name))
+    fused_sweeps.check(*both_sweeps(kernels, problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
 
 
 @runs
 @pytest.mark.parametrize("one_temperature", [True, False])
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("temperature", [1e-2, 1e-4, 1e-6, 1e-10])
-def test_large_logits_lose_no_digits(
-    kernels: Any, fused: Any, temperature: float, name: str, one_temperature: bool
-) -> None:
-    problem = fused.draw_exact(b=49, d=5, r=3, mask=True, temperature=temperature, one_temperature=one_temperature)
-    fused.check(*both_sweeps(kernels, problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
+def test_large_logits_lose_no_digits(kernels: Any, temperature: float, name: str, one_temperature: bool) -> None:
+    problem = fused_sweeps.draw_exact(
+        b=49, d=5, r=3, mask=True, temperature=temperature, one_temperature=one_temperature
+    )
+    fused_sweeps.check(*both_sweeps(kernels, problem, name), problem, unit=5e-6, pull_unit=PULL_UNITS[name])
 
 
 @runs
 @pytest.mark.parametrize("temperature", [0.05, 1e-4, 1e-10])
-def test_the_weights_of_an_anchor_add_up(kernels: Any, fused: Any, temperature: float) -> None:
+def test_the_weights_of_an_anchor_add_up(kernels: Any, temperature: float) -> None:
     """Whatever the products round: with a column of ones the pull is the sum of the weights."""
-    problem = fused.draw(b=65, d=24, r=9, coldest=temperature)
+    problem = fused_sweeps.draw(b=65, d=24, r=9, coldest=temperature)
     for side in (problem.image_features, problem.text_features, *problem.reference_features):
         side *= np.sqrt(temperature)  # logits of size 1 / temperature that differ by about 1
     for side in (problem.image_features, problem.text_features):
@@ -132,7 +133,7 @@ def test_the_weights_of_an_anchor_add_up(kernels: Any, fused: Any, temperature: 
 
 @runs
 def test_one_exponential_serves_both_directions_only_where_it_may(
-    kernels: Any, fused: Any, monkeypatch: pytest.MonkeyPatch
+    kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = []
     share = kernels._Run._share
@@ -148,7 +149,7 @@ def test_one_exponential_serves_both_directions_only_where_it_may(
         {"coldest": 0.1, "one_temperature": False},
         {"coldest": 0.001, "one_temperature": True},
     ):
-        problem = fused.draw(b=40, d=4, rounded=rounding("bfloat16"), **options)
+        problem = fused_sweeps.draw(b=40, d=4, rounded=rounding("bfloat16"), **options)
         _, second = both_sweeps(kernels, problem, "bfloat16")
         assert np.all(np.isfinite(second.image_pull))
     assert flags == [True, False, False]
@@ -178,14 +179,14 @@ def test_both_sweeps_of_a_plan_see_the_same_logits() -> None:
 
 
 @runs
-def test_cold_temperatures_overflow_nothing(kernels: Any, fused: Any) -> None:
-    problem = fused.draw(b=20, d=8, r=8, coldest=0.001)
-    fused.check(*both_sweeps(kernels, problem, "float32"), problem, unit=100 * 5e-6)
+def test_cold_temperatures_overflow_nothing(kernels: Any) -> None:
+    problem = fused_sweeps.draw(b=20, d=8, r=8, coldest=0.001)
+    fused_sweeps.check(*both_sweeps(kernels, problem, "float32"), problem, unit=100 * 5e-6)
 
 
 @runs
-def test_the_same_inputs_give_the_same_bits(kernels: Any, fused: Any) -> None:
-    problem = fused.draw(b=70, d=24, r=9, mask=True)
+def test_the_same_inputs_give_the_same_bits(kernels: Any) -> None:
+    problem = fused_sweeps.draw(b=70, d=24, r=9, mask=True)
     torch.set_default_dtype(torch.float64)  # which is none of their business
     try:
         one, other = (both_sweeps(kernels, problem, "bfloat16") for _ in range(2))
@@ -197,8 +198,8 @@ def test_the_same_inputs_give_the_same_bits(kernels: Any, fused: Any) -> None:
 
 
 @runs
-def test_the_kit_passes_a_step_that_is_made_of_them(kernels: Any, fused: Any) -> None:
-    step = fused.step(kernels.TritonSweeps(), to_numpy)
+def test_the_kit_passes_a_step_that_is_made_of_them(kernels: Any) -> None:
+    step = fused_sweeps.step(kernels.TritonSweeps(), to_numpy)
     report = conformance.check({"contrastive_step": step}, xp=torch, device=DEVICE, dtypes=["float32"])
     assert report.passed, report.table()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 from drrho_jax import JaxBackend  # noqa: E402
 from drrho_jax.models import ConvModel  # noqa: E402
 
-from drrho_clip.architecture import ModelSpec, initial_parameters  # noqa: E402
+from drrho_clip.models import ModelSpec, initial_parameters  # noqa: E402
 from drrho_clip.optimizer import AdamW  # noqa: E402
 
 SPEC = ModelSpec(
@@ -23,10 +22,7 @@ SPEC = ModelSpec(
 MLP = ModelSpec("mlp", image_size=4, channels=2, vocabulary_size=9, context_length=5, feature_dim=6, width=3)
 
 
-@pytest.fixture(autouse=True)
-def _wide_types() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("wide_types")
 
 
 def inputs(b: int = 5) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:

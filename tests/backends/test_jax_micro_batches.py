@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,7 @@ B, N, WIDTH, D = 7, 11, 6, 4
 INDEX = [7, 0, 10, 4, 2, 9, 1]
 
 
-@pytest.fixture(autouse=True)
-def _wide_types() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("wide_types")
 
 
 def problem(dtype: str = "float64") -> tuple[Any, Any]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from drrho_torch import drrho_risk
 
-from drrho_core import ChiSquareBall, CressieReadBall, ambiguity, worst_case
+from drrho_core import ChiSquareBall, CressieReadBall, worst_case
+from drrho_core.ambiguity import search
 
 
 def losses(*shape: int) -> torch.Tensor:
@@ -35,8 +36,8 @@ def test_steps_are_rolled_up_and_shapes_are_open(monkeypatch: pytest.MonkeyPatch
         torch._dynamo.reset()
         return torch.compile(lambda x: worst_case(x, ball, xp=xp), fullgraph=True, backend=backend)
 
-    for steps in (3, ambiguity._steps()):
-        monkeypatch.setattr(ambiguity, "_steps", lambda steps=steps: steps)
+    for steps in (3, search.newton_steps()):
+        monkeypatch.setattr(search, "newton_steps", lambda steps=steps: steps)
         function = compiled()
         for shape in ((4, 5), (3, 9)):
             x = losses(*shape)

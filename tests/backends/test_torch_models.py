@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from drrho_torch import TorchBackend  # noqa: E402
 from drrho_torch.models import ConvModel  # noqa: E402
 
-from drrho_clip.architecture import ModelSpec, initial_parameters  # noqa: E402
+from drrho_clip.models import ModelSpec, initial_parameters  # noqa: E402
 from drrho_clip.optimizer import AdamW  # noqa: E402
 from drrho_core.backend import Parameters  # noqa: E402
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.architecture import ModelSpec, initial_parameters
-from drrho_clip.towers import MLPModel, perceptron, unit_norm
+from drrho_clip.models import MLPModel, ModelSpec, initial_parameters, perceptron, unit_norm
 
 SPEC = ModelSpec("mlp", image_size=4, channels=2, vocabulary_size=9, context_length=5, feature_dim=6, width=3, depth=2)
 

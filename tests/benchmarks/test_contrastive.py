@@ -104,10 +104,10 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sizes", "1"], "sizes must be at least 2, got 1"),
-        (["--rounds", "0"], "rounds must be at least 1, got 0"),
-        (["--threads", "0"], "threads must be at least 1, got 0"),
-        (["--dtype", "int8"], "dtype must be one of float32, float64, bfloat16, float16, got 'int8'"),
+        (["--sizes", "1"], "--sizes must be an integer of at least 2, got 1"),
+        (["--rounds", "0"], "--rounds must be an integer of at least 1, got 0"),
+        (["--threads", "0"], "--threads must be an integer of at least 1, got 0"),
+        (["--dtype", "int8"], "--dtype must be one of float32, float64, bfloat16, float16, got 'int8'"),
         (["--check", "nowhere.json"], "check must be the figures of an earlier measurement, got nowhere.json"),
         (["--backend", "fortran"], "backend must be one of"),
     ],

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from drrho_clip.architecture import ModelSpec, initial_parameters, parameter_shapes
 from drrho_clip.errors import BadInput
+from drrho_clip.models import ModelSpec, initial_parameters, parameter_shapes
 
 MLP = ModelSpec("mlp", image_size=8, channels=1, vocabulary_size=20, context_length=6, width=16)
 CONV = ModelSpec("conv", image_size=12, channels=3, vocabulary_size=20, context_length=6, width=16)

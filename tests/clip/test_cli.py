@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from drrho_clip.checkpoint import load_arrays
-from drrho_clip.cli import default_backend, main
+from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
 from drrho_core.backend import get_backend
@@ -109,12 +109,6 @@ def test_help_loads_no_framework() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_numpy_is_the_backend_where_torch_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_backend() == "torch"
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert default_backend() == "numpy"
-
-
 # --- bad usage ----------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +119,7 @@ def test_numpy_is_the_backend_where_torch_is_missing(monkeypatch: pytest.MonkeyP
         (["sing"], ["sing"]),
         ([], ["demo", "train", "evaluate"]),
         (["train"], ["--out"]),
-        (["train", "--out", "x", "--epochs", "many"], ["--epochs", "many"]),
+        (["train", "--out", "x", "--epochs", "many"], ["--epochs must be an integer of at least 1, got 'many'"]),
         (["train", "--out", "x"], ["data", "scenes", "none"]),
         (
             ["train", "--out", "x", "--data", "digits", "--method", "magic"],
@@ -133,18 +127,39 @@ def test_numpy_is_the_backend_where_torch_is_missing(monkeypatch: pytest.MonkeyP
         ),
         (["train", "--out", "x", "--data", "digits"], ["reference", "drrho", "none"]),
         (["train", "--out", "x", "--data", "digits", "--method", "clip", "--reference", "y"], ["reference", "'y'"]),
-        (["train", "--out", "x", "--data", "digits", "--method", "clip", "--temperature", "0"], ["temperature", "> 0"]),
-        (["train", "--out", "x", "--data", "digits", "--method", "clip", "--gamma-min", "0"], ["gamma_min", "0.0"]),
-        (["train", "--out", "x", "--data", "digits", "--method", "clip", "--gamma-min", "1.5"], ["gamma_min", "1.5"]),
-        (["train", "--out", "x", "--data", "digits", "--method", "clip", "--batch-size", "1"], ["batch_size", "1"]),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--temperature", "0"],
+            ["--temperature must be > 0, got 0.0"],
+        ),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--gamma-min", "0"],
+            ["--gamma-min must be > 0 and at most 1, got 0.0"],
+        ),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--gamma-min", "1.5"],
+            ["--gamma-min must be > 0 and at most 1, got 1.5"],
+        ),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--batch-size", "1"],
+            ["--batch-size must be an integer of at least 2, got 1"],
+        ),
         (
             ["train", "--out", "x", "--data", "digits", "--method", "clip", "--batch-size", "9999"],
             ["batch_size", "699"],
         ),
-        (["train", "--out", "x", "--data", "digits", "--method", "clip", "--learning-rate", "nan"], ["learning_rate"]),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--learning-rate", "nan"],
+            ["--learning-rate must be > 0, got nan"],
+        ),
         (["train", "--out", "x", "--data", "digits", "--method", "clip", "--backend", "tf"], ["backend", "'tf'"]),
-        (["train", "--out", "x", "--data", "digits", "--method", "clip", "--dtype", "float16"], ["dtype", "float16"]),
-        (["train", "--out", "x", "--data", "digits", "--method", "clip", "--architecture", "rnn"], ["architecture"]),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--dtype", "float16"],
+            ["--dtype must be one of float32, float64, got 'float16'"],
+        ),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--architecture", "rnn"],
+            ["--architecture must be one of mlp, conv, got 'rnn'"],
+        ),
         (
             ["train", "--out", "x", "--data", "digits", "--method", "clip", *TINY, "--architecture", "conv"],
             ["architecture", "'mlp'", "'conv'"],
@@ -176,24 +191,24 @@ def test_bad_usage_is_one_line(
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("sogclr", "--temperature-scheme warm", "temperature_scheme must be one of fixed, global, per_sample, got"),
+        ("sogclr", "--temperature-scheme warm", "--temperature-scheme must be one of fixed, global, per_sample, got"),
         ("clip", "--temperature-scheme per_sample", "temperature_scheme must be fixed or global for method clip, got"),
         ("clip", "--temperature-scheme global --radius 1", "radius must be 0 for method clip, whose loss has none"),
-        ("sogclr", "--radius 1", "radius must be 0 where the temperature is fixed, got 1.0"),
+        ("sogclr", "--radius 1", "radius must be 0 if the temperature is fixed, got 1.0"),
         (
             "sogclr",
             "--temperature-scheme global",
-            "radius must be > 0 where sogclr learns the temperature, because it only rises at 0, got 0.0",
+            "radius must be > 0 if sogclr learns the temperature, because at 0 the temperature only rises, got 0.0",
         ),
-        ("sogclr", "--temperature-scheme per_sample --radius -1", "radius must be >= 0, got -1.0"),
-        ("clip", "--temperature-min 0", "temperature_min must be > 0, got 0.0"),
-        ("clip", "--temperature-max inf", "temperature_max must be > 0, got inf"),
+        ("sogclr", "--temperature-scheme per_sample --radius -1", "--radius must be >= 0, got -1.0"),
+        ("clip", "--temperature-min 0", "--temperature-min must be > 0, got 0.0"),
+        ("clip", "--temperature-max inf", "--temperature-max must be > 0, got inf"),
         ("clip", "--temperature-max 0.001", "temperature_max must be at least temperature_min (0.01), got 0.001"),
-        ("clip", "--temperature-learning-rate -1", "temperature_learning_rate must be >= 0, got -1.0"),
+        ("clip", "--temperature-learning-rate -1", "--temperature-learning-rate must be >= 0, got -1.0"),
         (
             "clip",
             "--temperature-scheme global --temperature 2",
-            "temperature must be in [0.01, 1.0] where it is learned, got 2.0",
+            "temperature must be in [0.01, 1.0] if it is learned, got 2.0",
         ),
     ],
 )  # fmt: skip

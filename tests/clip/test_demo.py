@@ -21,7 +21,7 @@ from drrho_clip.demo import (
     load_outcomes,
     swapped_caption_weights,
 )
-from drrho_clip.train import open_splits
+from drrho_clip.splits import open_splits
 from drrho_core.backend import get_backend
 
 

@@ -12,6 +12,8 @@ OLD_AND_NEW = {
     "loop": "train",
     "runs": "run",
     "evaluation": "evaluate",
+    "architecture": "models.spec",
+    "towers": "models.mlp",
     "config": "config",
     "data.pairs": "data.pairs",
     "report.page": "report.page",

@@ -1,4 +1,4 @@
-"""The report without a browser: PNG bytes, ticks and marks by hand, what the page says and that it loads nothing."""
+"""The report without a browser: pictures, ticks and marks by hand, the words of the page, and that it loads nothing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import base64
 import io
 import math
 import re
-import struct
-import zlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,55 +15,48 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from drrho_clip.errors import BadInput
 from drrho_clip.report import (
+    Chart,
     GalleryRow,
     ReportData,
     RetrievedImage,
     bar_chart_svg,
+    charts,
     render_report,
-    svg,
     write_report,
 )
-from drrho_clip.report.png import data_uri, encode_png
-from drrho_clip.report.style import css_class, escape, figures, number, ordered, percent
+from drrho_clip.report.pictures import data_uri, encode_png
+from drrho_clip.report.style import PALETTE, clean, css_class, figures, label, number, ordered, percent
 
 DASH = "\N{EN DASH}"
 
 
 class TestPng:
-    def test_a_file_by_hand(self) -> None:
-        # One row of a black, a grey and a white pixel: header, one filter byte and the three pixels, end.
-        data = encode_png(np.array([[0, 128, 255]], dtype=np.uint8))
-        assert data[:16] == b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR"
-        assert struct.unpack(">IIBBBBB", data[16:29]) == (3, 1, 8, 0, 0, 0, 0)
-        assert struct.unpack(">I", data[29:33]) == (zlib.crc32(data[12:29]),)
-        (length,) = struct.unpack(">I", data[33:37])
-        assert data[37:41] == b"IDAT"
-        assert zlib.decompress(data[41 : 41 + length]) == b"\x00\x00\x80\xff"
-        assert data[45 + length :] == struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
-
     @pytest.mark.parametrize(
         ("shape", "mode"),
         [((5, 7), "L"), ((5, 7, 1), "L"), ((5, 7, 3), "RGB"), ((5, 7, 4), "RGBA"), ((1, 1, 3), "RGB"), ((300, 2), "L")],
     )
-    def test_pillow_reads_the_same_pixels(self, shape: tuple[int, ...], mode: str) -> None:
-        pillow = pytest.importorskip("PIL.Image")
+    def test_file_holds_the_pixels_and_no_date(self, shape: tuple[int, ...], mode: str) -> None:
         image = np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
-        read = pillow.open(io.BytesIO(encode_png(image)))
-        assert read.mode == mode
+        data = encode_png(image)
+        read = Image.open(io.BytesIO(data))
+        assert (read.format, read.mode) == ("PNG", mode)
         np.testing.assert_array_equal(np.asarray(read), image.reshape(shape[:2] if mode == "L" else shape))
+        assert set(re.findall(rb"IHDR|PLTE|IDAT|IEND|tIME|tEXt|iTXt|zTXt", data)) == {b"IHDR", b"IDAT", b"IEND"}
 
-    def test_a_view_is_encoded_as_it_is_seen(self) -> None:
+    def test_view_is_encoded_like_its_copy(self) -> None:
         image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
         assert encode_png(image[:, ::-1]) == encode_png(image[:, ::-1].copy()) != encode_png(image)
 
-    def test_data_uri(self) -> None:
+    def test_data_uri_holds_the_file(self) -> None:
         image = np.zeros((2, 2), dtype=np.uint8)
         head, body = data_uri(image).split(",")
         assert head == "data:image/png;base64"
@@ -100,15 +93,34 @@ class TestNumbersAndWords:
     def test_numbers(self, value: float, short: str, full: str) -> None:
         assert (number(value), figures(value)) == (short, full)
 
-    def test_escape_makes_any_text_safe_for_html_and_xml(self) -> None:
-        assert escape("<a href=\"x\" b='y'>&") == "&lt;a href=&quot;x&quot; b=&#x27;y&#x27;&gt;&amp;"
-        assert escape("a\x00b\x1bc\ud800d\ufffee\nf") == "a\ufffdb\ufffdc\ufffdd\ufffde\nf"
+    def test_characters_that_xml_cannot_hold_are_replaced(self) -> None:
+        assert clean("a\x00b\x1bc\ud800d\ufffee\nf<&") == "a\ufffdb\ufffdc\ufffdd\ufffde\nf<&"
+
+    def test_no_two_names_have_one_colour(self) -> None:
+        # The charts are drawn with these colours, and each is then replaced by its name.
+        assert len(set(PALETTE.values())) == len(PALETTE)
 
     def test_methods_come_in_the_readers_order_and_keep_their_colour(self) -> None:
         assert ordered(["siglip", "drrho", "clip", "siglip", "reference"]) == ["reference", "clip", "drrho", "siglip"]
         assert css_class("drrho") == "drrho"
         assert css_class("siglip") == css_class("siglip") != css_class("drrho")
         assert re.fullmatch("other-[0-3]", css_class('" onload="x'))
+
+
+def drawn(chart: Chart, kind: str) -> list[ElementTree.Element]:
+    """The marks of a chart that have the class `kind`, in drawing order."""
+    return [mark for mark in chart.marks if kind in mark.get("class", "").split()]
+
+
+def corners(mark: ElementTree.Element) -> np.ndarray:
+    """The points of a path, in units of the chart."""
+    moved = re.findall(r"-?[0-9.]+", mark.get("transform", "translate(0 0)"))
+    points = np.array(re.findall(r"-?[0-9.]+", mark.get("d", "")), dtype=float).reshape(-1, 2)
+    return np.asarray(points + np.array(moved, dtype=float))
+
+
+def words(chart: Chart) -> dict[str, ElementTree.Element]:
+    return {mark.text or "": mark for mark in chart.marks if mark.tag == "text"}
 
 
 class TestCharts:
@@ -119,7 +131,7 @@ class TestCharts:
     )
     def test_ticks_are_round_inside_and_few(self, low: float, width: float, most: int) -> None:
         high = low + width
-        ticks = svg.nice_ticks(low, high, most)
+        ticks = charts.round_ticks(low, high, most)
         assert len(ticks) <= most
         slack = 1e-8 * max(abs(low), abs(high), width)
         assert all(low - slack <= tick <= high + slack for tick in ticks)
@@ -130,9 +142,9 @@ class TestCharts:
             np.testing.assert_allclose(steps, steps[0], rtol=1e-3)
 
     def test_ticks_by_hand(self) -> None:
-        assert svg.nice_ticks(0, 0.3, 5) == [0.0, 0.1, 0.2, 0.3]
-        assert svg.nice_ticks(-4, 11, 5) == [0.0, 5.0, 10.0]
-        assert svg.nice_ticks(2, 2) == [2]
+        assert charts.round_ticks(0, 0.3, 5) == [0.0, 0.1, 0.2, 0.3]
+        assert charts.round_ticks(-4, 11, 5) == [0.0, 5.0, 10.0]
+        assert charts.round_ticks(2, 2) == [2]
 
     @pytest.mark.parametrize(
         ("ticks", "names"),
@@ -148,78 +160,114 @@ class TestCharts:
             ([0.0], ["0"]),
         ],
     )
-    def test_names_of_ticks(self, ticks: list[float], names: list[str]) -> None:
-        assert svg.tick_names(ticks) == names
+    def test_tick_names_by_hand(self, ticks: list[float], names: list[str]) -> None:
+        assert charts.tick_names(ticks) == names
 
     @given(low=st.floats(-1e5, 1e5), width=st.floats(1e-3, 1e5))
-    def test_names_of_ticks_differ(self, low: float, width: float) -> None:
-        names = svg.tick_names(svg.nice_ticks(low, low + width))
+    def test_tick_names_differ(self, low: float, width: float) -> None:
+        names = charts.tick_names(charts.round_ticks(low, low + width))
         assert len(set(names)) == len(names)
 
     def test_bars_are_as_long_as_their_means(self) -> None:
-        chart = svg.bars([svg.Bar("clip", [0.2, 0.3]), svg.Bar("drrho", [0.5])], key="k", title="t").inline()
-        drawn = re.findall(r'<rect class="bar (\w+)" x="130" y="[^"]*" width="([^"]*)"', chart)
-        assert drawn == [("clip", "131.0"), ("drrho", "262.0")]  # 392 - 130 units stand for 0.5
-        assert re.findall(r'class="seed" cx="([^"]*)"', chart) == ["234.8", "287.2"]
-        assert "25.0\N{NO-BREAK SPACE}%" in chart
-        assert "CLIP 25.0\N{NO-BREAK SPACE}%; DRRho-CLIP 50.0\N{NO-BREAK SPACE}%." in chart
+        chart = charts.bars([charts.Bar("clip", [0.2, 0.3]), charts.Bar("drrho", [0.5])], key="k", title="t")
+        found = {mark.get("class"): corners(mark)[:, 0] for mark in drawn(chart, "bar")}
+        # 392 - 130 units stand for 0.5, the largest value.
+        assert {kind: (x.min(), x.max()) for kind, x in found.items()} == {
+            "bar clip": (130, 261),
+            "bar drrho": (130, 392),
+        }
+        seeds = [mark.get("transform", "") for mark in drawn(chart, "seed")]
+        assert [seed.split()[0] for seed in seeds] == ["translate(234.8", "translate(287.2"]
+        assert "25.0\N{NO-BREAK SPACE}%" in words(chart)
+        means = "CLIP 25.0\N{NO-BREAK SPACE}%; DRRho-CLIP 50.0\N{NO-BREAK SPACE}%."
+        assert chart.description == f"{means} Means of 2 seeds; the dots are the seeds."
 
-    def test_a_method_without_a_value_has_no_bar(self) -> None:
-        chart = svg.bars([svg.Bar("clip", []), svg.Bar("drrho", [0.5])], key="k", title="t").inline()
-        assert re.findall(r'<rect class="bar (\w+)"', chart) == ["drrho"]
+    def test_method_without_a_value_has_no_bar(self) -> None:
+        chart = charts.bars([charts.Bar("clip", []), charts.Bar("drrho", [0.5])], key="k", title="t")
+        assert [mark.get("class") for mark in drawn(chart, "bar")] == ["bar drrho"]
 
-    def test_a_line_goes_where_its_points_are(self) -> None:
-        curve = svg.Line("drrho", [50, 100], [0.0, 1.0])
-        chart = svg.lines([curve], key="k", title="t", x_name="x", y_name="y", share=True).inline()
+    def test_line_runs_through_its_points(self) -> None:
+        curve = charts.Line("drrho", [50, 100], [0.0, 1.0])
+        chart = charts.lines([curve], key="k", title="t", x_name="x", y_name="y", share=True)
         # x runs from 0 at 55 (room for "100 %") to 100 at 338, y from 0 at 254 to 1 at 30.
-        assert '<path class="line drrho" d="M196.5 254.0L338.0 30.0"/>' in chart
+        (mark,) = drawn(chart, "line")
+        assert mark.get("class") == "line drrho"
+        np.testing.assert_array_equal(corners(mark), [[196.5, 254], [338, 30]])
 
-    def test_noise_is_not_enlarged(self) -> None:
-        # A range of a thousandth of the level, an axis of a hundredth: the curve keeps to a tenth of the height.
-        curve = svg.Line("clip", [0, 1], [10.0, 10.01])
-        chart = svg.panels([curve], key="k", title="t", x_name="x").inline()
-        (start, end) = re.findall(r'<path class="line clip" d="M([^L]*)L([^"]*)"', chart)[0]
-        assert float(start.split()[1]) - float(end.split()[1]) == pytest.approx(10, abs=0.11)  # of 100
+    def test_noise_does_not_fill_the_picture(self) -> None:
+        # A range of a thousandth of the level, an axis of a hundredth: the curve keeps to a tenth of the height, 100.
+        curve = charts.Line("clip", [0, 1], [10.0, 10.01])
+        (mark,) = drawn(charts.panels([curve], key="k", title="t", x_name="x"), "line")
+        start, end = corners(mark)[:, 1]
+        assert start - end == pytest.approx(10, abs=0.11)
 
-    def test_a_long_line_is_drawn_as_means_of_neighbours(self) -> None:
-        curve = svg.Line("clip", list(range(480)), [float(i % 2) for i in range(480)])
-        chart = svg.panels([curve, svg.Line("drrho", [0, 1], [0, 1])], key="k", title="t", x_name="x").inline()
-        (path,) = re.findall(r'<path class="line clip" d="([^"]*)"', chart)
-        points = path[1:].split("L")
-        assert len(points) == svg.MOST_POINTS
-        assert len({point.split()[1] for point in points}) == 1  # every four neighbours have the mean 1/2
+    def test_long_line_is_drawn_as_means_of_neighbours(self) -> None:
+        curve = charts.Line("clip", list(range(480)), [float(i % 2) for i in range(480)])
+        chart = charts.panels([curve, charts.Line("drrho", [0, 1], [0, 1])], key="k", title="t", x_name="x")
+        points = corners(drawn(chart, "clip")[0])
+        assert len(points) == charts.MOST_POINTS
+        assert len(set(points[:, 1])) == 1  # every four neighbours have the mean 1/2
 
-    def test_names_are_pushed_apart_and_stay_inside(self) -> None:
-        assert svg._apart([50, 52, 120], 20, 30, 254) == [50, 70, 120]
-        assert svg._apart([250, 251, 252], 20, 30, 254) == [214, 234, 254]
-        assert svg._apart([30, 30], 20, 30, 254) == [30, 50]
-        assert svg._apart([], 20, 30, 254) == []
+    @pytest.mark.parametrize(
+        ("ends", "places"),
+        [
+            # The axis runs from 0 at 254 to 1 at 30. Names stand 5 below the end of their curve, 20 apart.
+            ([1.0, 0.5], [35, 147]),
+            ([1.0, 0.99, 0.5], [35, 55, 147]),
+            ([1.0, 0.01, 0.005, 0.0], [35, 219, 239, 259]),
+        ],
+    )
+    def test_names_of_curves_are_apart_and_inside(self, ends: list[float], places: list[float]) -> None:
+        methods = ["reference", "clip", "sogclr", "drrho"]
+        curves = [charts.Line(method, [0, 1], [0.0, end]) for method, end in zip(methods, ends, strict=False)]
+        chart = charts.lines(curves, key="k", title="t", x_name="x", y_name="y", share=True)
+        found = [float(words(chart)[label(curve.method)].get("y", "nan")) for curve in curves]
+        np.testing.assert_allclose(found, places, atol=0.02)
 
-    def test_bins_are_logarithmic_where_weights_span_decades(self) -> None:
-        wide = svg.Bins.shared([np.geomspace(0.01, 1, 100), np.array([0.0])], count=4)
+    def test_bins_are_logarithmic_if_weights_span_decades(self) -> None:
+        wide = charts.Bins.shared([np.geomspace(0.01, 1, 100), np.array([0.0])], count=4)
         assert wide.logarithmic
         np.testing.assert_allclose(np.diff(np.log(wide.edges)), np.log(wide.edges[1] / wide.edges[0]))
-        narrow = svg.Bins.shared([np.linspace(0.5, 1, 100)], count=4)
+        narrow = charts.Bins.shared([np.linspace(0.5, 1, 100)], count=4)
         assert not narrow.logarithmic
         np.testing.assert_allclose(
             narrow.edges, np.array([0, 0.255, 0.51, 0.765, 1.02]) * np.quantile(np.linspace(0.5, 1, 100), 0.998)
         )
-        assert not svg.Bins.shared([np.zeros(3)]).logarithmic
+        assert not charts.Bins.shared([np.zeros(3)]).logarithmic
 
     def test_shares_count_everything_once(self) -> None:
-        bins = svg.Bins(np.array([1.0, 2.0, 4.0]), True)
+        bins = charts.Bins(np.array([1.0, 2.0, 4.0]), True)
         np.testing.assert_allclose(bins.shares(np.array([0.0, 1.5, 3.0, 99.0])), [0.5, 0.5])
 
-    def test_a_histogram_by_hand(self) -> None:
+    def test_histogram_by_hand(self) -> None:
         # Two bins of equal width on 56..466; all of "clean" in the first, a quarter of "swapped" in the second.
-        bins = svg.Bins(np.array([0.0, 1.0, 2.0]), False)
+        bins = charts.Bins(np.array([0.0, 1.0, 2.0]), False)
         groups = {"clean": np.array([0.5]), "swapped": np.array([0.5, 0.5, 0.5, 1.5])}
-        chart = svg.histogram("drrho", groups, bins=bins, highest=1.0, key="k", title="t", x_name="x").inline()
-        assert '<path class="first" d="M56.0 254.0L56.0 62.0L261.0 62.0L261.0 254.0L466.0 254.0L466.0 254.0"/>' in chart
-        assert (
-            'class="second drrho" d="M56.0 254.0L56.0 110.0L261.0 110.0L261.0 206.0L466.0 206.0L466.0 254.0"' in chart
-        )
-        assert "swapped: 4, median 0.500, mean 0.750" in chart
+        chart = charts.histogram("drrho", groups, bins=bins, highest=1.0, key="k", title="t", x_name="x")
+        (first,), (second,) = drawn(chart, "first"), drawn(chart, "second")
+        # y runs from 0 at 254 to 1 at 62.
+        steps = [[56, 254], [56, 62], [261, 62], [261, 254], [466, 254]]
+        np.testing.assert_array_equal(corners(first)[:5], steps)
+        assert second.get("class") == "second drrho"
+        np.testing.assert_array_equal(corners(second)[1:5], [[56, 110], [261, 110], [261, 206], [466, 206]])
+        assert "swapped: 4, median 0.500, mean 0.750" in chart.description
+        assert "swapped: median 0.500" in words(chart)
+
+    def test_colours_are_the_variables_of_the_page(self) -> None:
+        chart = charts.bars([charts.Bar("clip", [0.2, 0.3])], key="k", title="t")
+        styles = " ".join(mark.get("style", "") for mark in chart.marks)
+        assert {"clip", "card", "ink", "soft", "rule"} <= set(re.findall(r"var\(--([\w-]+)\)", styles))
+        assert "#" not in styles
+
+    def test_settings_of_the_user_change_nothing_and_come_back(self) -> None:
+        def chart() -> str:
+            curve = charts.Line("drrho", [50, 100], [0.0, 1.0])
+            return charts.lines([curve], key="k", title="t", x_name="x", y_name="y").inline()
+
+        plain = chart()
+        with matplotlib.rc_context({"font.size": 40, "lines.linewidth": 9, "axes.grid": True, "svg.hashsalt": None}):
+            assert chart() == plain
+            assert matplotlib.rcParams["font.size"] == 40
 
 
 class Page(HTMLParser):
@@ -523,5 +571,16 @@ class TestFiles:
         assert text.count("http") == 1  # the name of the format
         assert "scenes, galleries of 100 held-out pairs, mean and each of 2 seeds" in text
         assert "prefers-color-scheme:dark" in text
-        assert len(re.findall(r'<rect class="bar', text)) == 4
+        assert len(re.findall(r'<path class="bar', text)) == 4
         assert "seed 7" in bar_chart_svg([row("clip", 0.5, seed=7)])
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_demo_names_the_missing_extra_before_training_begins(library: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    code = f"import sys; sys.modules[{library!r}] = None; from drrho_clip.cli import main; "
+    code += f"sys.exit(main(['demo', '--backend', 'numpy', '--quick', '--out', {str(out)!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"drrho: the report needs {library}: pip install 'drrho-core[train]'\n"
+    assert not out.exists()

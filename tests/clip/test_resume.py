@@ -19,6 +19,7 @@ DRIVER = """
 import os, signal, sys
 from drrho_clip import checkpoint, train
 from drrho_clip.cli import main
+from drrho_clip.run import Run
 
 moment, count, *arguments = sys.argv[1:]
 left = [int(count)]
@@ -34,15 +35,15 @@ def die_on(call, *, before):
         return result
     return wrapped
 
-def half_a_line(trainer, epoch, figures):
+def half_a_line(run, record):
     left[0] -= 1
     if left[0] == 0:
-        with trainer.run.metrics.open("a") as file:
+        with run.metrics.open("a") as file:
             file.write('{"step": 9, "epo')
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole_line(trainer, epoch, figures)
+    return whole_line(run, record)
 
-whole_line = train.Trainer._log
+whole_line = Run.log
 if moment == "before the new file is in place":
     os.replace = die_on(os.replace, before=True)
 elif moment == "after the new file is in place":
@@ -52,7 +53,7 @@ elif moment == "before the file reached the disk":
 elif moment == "after a step":
     train.Trainer.take_step = die_on(train.Trainer.take_step, before=False)
 elif moment == "within a line of the log":
-    train.Trainer._log = half_a_line
+    Run.log = half_a_line
 else:
     raise SystemExit(f"no such moment: {moment}")
 main(arguments)

@@ -13,7 +13,9 @@ from drrho_numpy import NumpyBackend
 
 from drrho_clip.config import TrainConfig, preset
 from drrho_clip.data import DataSplits
-from drrho_clip.train import Trainer, describe_run, open_splits, train
+from drrho_clip.run import describe_run
+from drrho_clip.splits import open_splits
+from drrho_clip.train import Trainer, train
 from drrho_core.backend import get_backend
 
 STEPS = 50
@@ -43,7 +45,7 @@ def splits() -> DataSplits:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference run, made once with NumPy; every backend reads it."""
     folder = tmp_path_factory.mktemp("same") / "reference"
-    settings = preset("digits", "numpy") | {"backend": "numpy", "dtype": "float64", "epochs": 4, "width": 8}
+    settings = preset("digits") | {"backend": "numpy", "dtype": "float64", "epochs": 4, "width": 8}
     train(TrainConfig(data="digits:reference", method="clip", **settings), folder, quiet=True)
     return folder
 
@@ -53,7 +55,7 @@ def _arrays_after(
 ) -> dict[str, np.ndarray]:
     """Return parameters, estimator and temperature after `STEPS` steps, in which the reference features had a part."""
     backend = BACKENDS[name]()
-    settings = preset("digits", "numpy") | {"backend": "numpy", "dtype": "float64", "epochs": 10, "width": 16}
+    settings = preset("digits") | {"backend": "numpy", "dtype": "float64", "epochs": 10, "width": 16}
     config = TrainConfig(data="digits", method="clip", **settings)
     config = replace(config, method=method, reference=str(reference) if method == "drrho" else None)
     radius = 0.0 if method == "clip" or scheme == "fixed" else 1.0
@@ -64,8 +66,7 @@ def _arrays_after(
     trainer.fit(quiet=True, stop_after=STEPS)
     assert trainer.done == STEPS
     found = dict(trainer.state.parameters) | trainer.estimator.state_dict()
-    if trainer.temperature is not None:
-        found |= trainer.temperature.state_dict()
+    found |= trainer.temperature.state_dict()
     return {name: backend.to_numpy(array) for name, array in found.items()}
 
 

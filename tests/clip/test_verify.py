@@ -90,5 +90,5 @@ def test_vectors_overwrite_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["vectors", "--out", str(tmp_path / "mine.txt")]) == 2
     assert "out must be a folder, got the file" in capsys.readouterr().err
     assert main(["vectors", "--out", str(tmp_path / "new"), "--dtype", "float16"]) == 2
-    assert "dtypes must hold 'float64' and 'float32' only, got 'float16'" in capsys.readouterr().err
+    assert "--dtype must be one of float64, float32, got 'float16'" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

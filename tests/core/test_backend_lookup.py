@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 
 from drrho_core import backend as module
-from drrho_core.backend import backend_names, get_backend
+from drrho_core.backend import backend_names, default_backend, get_backend
 
 
 def register(monkeypatch: pytest.MonkeyPatch, **targets: str) -> None:
@@ -29,6 +31,25 @@ def test_all_of_ours_are_registered() -> None:
 def test_names_are_those_of_the_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, zeta="nowhere:Nothing", alpha="nowhere:Nothing")
     assert backend_names() == ["alpha", "zeta"]
+
+
+def test_the_default_is_the_installed_backend_with_the_highest_preference(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, preference in (("low", 1), ("high", 2), ("as_high", 2)):
+        module_of_backend = types.ModuleType(f"backend_{name}")
+        module_of_backend.Backend = types.SimpleNamespace(preference=preference)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"backend_{name}", module_of_backend)
+    register(monkeypatch, low="backend_low:Backend", missing="nowhere:Nothing")
+    assert default_backend() == "low"
+    register(monkeypatch, low="backend_low:Backend", high="backend_high:Backend", missing="nowhere:Nothing")
+    assert default_backend() == "high"
+    register(monkeypatch, high="backend_high:Backend", low="backend_low:Backend", as_high="backend_as_high:Backend")
+    assert default_backend() == "as_high"  # the first in the alphabet of two that are equal
+
+
+def test_torch_is_preferred_to_numpy_and_numpy_to_the_rest() -> None:
+    preferences = {name: get_backend(name).preference for name in ("numpy", "torch", "jax")}
+    assert preferences["torch"] > preferences["numpy"] > preferences["jax"]
+    assert default_backend() == "torch"
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])

@@ -94,7 +94,7 @@ def test_weights_of_an_anchor_sum_to_at_most_one_over_gamma_and_to_one_without_m
 )
 def test_a_larger_set_has_a_larger_risk_jitted_too(space: Any, smaller: Any, larger: Any) -> None:
     if space.jit is None:
-        pytest.skip("tests/core/test_ambiguity.py has it for all sets")
+        pytest.skip("tests/core/test_ambiguity_arrays.py has it for all sets")
 
     both = space.jit(lambda x: [worst_case(x, one).risk for one in (smaller, larger)])
 

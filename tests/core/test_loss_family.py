@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import drrho_core as dc
+from helpers.features import unit_rows
 
 B, D, R = 4, 3, 2
 FIELDS = ("loss", "image_gradient", "text_gradient")
@@ -91,11 +92,6 @@ def thin(space: Any, dtypes: tuple[str, ...] = ("float64", "float32")) -> None:
     """JAX compiles every operation that is not jitted: it is met once so, and jitted for the rest."""
     if space.name == "jax" and space.jit is None and space.dtype_name in dtypes:
         pytest.skip("JAX is met jitted")
-
-
-def unit_rows(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    features = rng.normal(size=(rows, columns))
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def draw(seed: int = 3, b: int = B) -> list[np.ndarray]:

@@ -219,9 +219,10 @@ def _check_picture(text: str, found: dict[str, Any]) -> None:
     """Every seed is a dot, every mean is written, and nothing lies outside of the card."""
     root = ElementTree.fromstring(text)
     space = "{http://www.w3.org/2000/svg}"
-    dots = root.findall(f".//{space}circle")
+    dots = [path for path in root.iter(f"{space}path") if path.get("class", "").startswith("dot ")]
     assert len(dots) == found["settings"]["seeds"] * (2 * len(METHODS) - 1)
-    assert all(130 <= float(dot.attrib["cx"]) <= 408 for dot in dots)
+    places = [float(re.findall(r"[0-9.]+", dot.attrib["transform"])[0]) for dot in dots]
+    assert all(130 <= place <= 408 for place in places)
     assert all(dot.attrib["class"].split()[1] in text.partition("<style>")[2] for dot in dots)
     words = [element.text for element in root.findall(f".//{space}text")]
     for method in METHODS:

@@ -20,14 +20,11 @@ from drrho_reference import (
     unimodal_objective,
 )
 
+from helpers.features import unit_rows
+
 NEVER, B = -math.inf, 5
 log = math.log
 Function = Callable[..., Any]
-
-
-def unit_rows(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    features = rng.normal(size=(rows, columns))
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def batch(seed: int) -> tuple[np.ndarray, ...]:

@@ -25,13 +25,10 @@ from drrho_reference import (
     pair_weights,
 )
 
+from helpers.features import unit_rows
+
 NEVER = -math.inf
 log = math.log
-
-
-def unit_rows(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    features = rng.normal(size=(rows, columns))
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def problem(seed: int = 0, b: int = 5, d: int = 4, r: int = 3) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Two multilayer perceptrons on any Array API namespace, with their gradient written by hand.
 
-A *pullback* takes the gradient of some number with respect to a function's output and returns the one with respect to
-its input. Each function here is followed by its pullback, so that the chain rule can be read line by line; the tests
-hold both against finite differences and against torch's autograd. Shapes: batch b, feature_dim d.
+A *pullback* takes the gradient of a scalar with respect to a function's output and returns the gradient with respect to
+the function's input. Each function here is followed by its pullback, so that the chain rule can be read line by line.
+The tests compare them with finite differences and with automatic differentiation. Shapes: batch b, feature_dim d.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from drrho_clip.architecture import NORM_EPSILON, ModelSpec, parameter_shapes
+from drrho_clip.models.spec import NORM_EPSILON, ModelSpec, parameter_shapes
 from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Parameters, Pullback
 
@@ -20,7 +20,7 @@ def unit_norm(x: Array, /, *, xp: Namespace) -> tuple[Array, Callable[[Array], A
     Parameters
     ----------
     x : array (b, d)
-        Rows of any size; one of zeros stays as it is.
+        Rows of any norm; a row of zeros stays zeros.
     xp : namespace
         The namespace of `x`.
 
@@ -40,10 +40,12 @@ def unit_norm(x: Array, /, *, xp: Namespace) -> tuple[Array, Callable[[Array], A
     >>> pullback(np.asarray([[1.0, 0.0]]))
     array([[ 0.128, -0.096]])
     """
+    # y = x / n; the epsilon keeps a row of zeros from dividing by zero.
     n = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True) + NORM_EPSILON)
     y = x / n
 
     def pullback(dy: Array) -> Array:
+        # The Jacobian of x / |x| is (I - y y^T) / n: the part of dy along y is removed.
         return (dy - y * xp.sum(y * dy, axis=1, keepdims=True)) / n
 
     return y, pullback
@@ -80,6 +82,7 @@ def perceptron(
     >>> float(y[0, 0]), float(pullback(np.ones((1, 1)))["a/kernel"][0, 0])
     (7.0, 3.0)
     """
+    # Forward: the input of every layer is kept, because the pullback multiplies by it.
     inputs = [x]
     for name in names[:-1]:
         x = x @ parameters[f"{name}/kernel"] + parameters[f"{name}/bias"]
@@ -89,13 +92,16 @@ def perceptron(
 
     def pullback(dy: Array) -> dict[str, Array]:
         gradients = {}
+        # Backward through the layers: d kernel = x^T dy, d bias = sum of dy over the batch, dx = dy kernel^T.
         for layer in reversed(range(len(names))):
             name, x = names[layer], inputs[layer]
             gradients[f"{name}/kernel"] = x.T @ dy
             gradients[f"{name}/bias"] = xp.sum(dy, axis=0)
-            if layer > 0:  # the data themselves need no gradient
+            # The first layer reads the data, which need no gradient.
+            if layer > 0:
                 dx = dy @ parameters[f"{name}/kernel"].T
-                dy = xp.where(x > 0, dx, xp.zeros_like(dx))  # x left a ReLU: where it is 0, nothing passed
+                # x is the output of a ReLU: the gradient passes only where x > 0.
+                dy = xp.where(x > 0, dx, xp.zeros_like(dx))
         return gradients
 
     return y, pullback
@@ -114,12 +120,12 @@ class MLPModel:
     Raises
     ------
     ValueError
-        If the architecture is another one; in the methods, if the shape of images or texts is not that of the spec.
+        If the architecture is not ``"mlp"``; in the methods, if images or texts have another shape than the spec says.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from drrho_clip.architecture import initial_parameters
+    >>> from drrho_clip.models.spec import initial_parameters
     >>> spec = ModelSpec("mlp", image_size=2, channels=1, vocabulary_size=5, context_length=3, feature_dim=4)
     >>> parameters = initial_parameters(spec, seed=0)
     >>> model = MLPModel(spec, np)
@@ -142,11 +148,12 @@ class MLPModel:
         self._text_layers = [f"text/{layer}" for layer in (*layers, "projection")]
 
     def encode(self, parameters: Parameters, images: Array, texts: Array, /) -> tuple[Array, Array, Pullback]:
-        """Return image features, text features, both (b, d), and the pullback of this call."""
+        """Return image features and text features, both (b, d), and the pullback of this call."""
         image_features, pull_images = self._images(parameters, images)
         text_features, pull_texts = self._texts(parameters, texts)
 
         def pullback(image_gradient: Array, text_gradient: Array) -> Parameters:
+            # Gradients in the order of the parameters.
             gradients = {**pull_images(image_gradient), **pull_texts(text_gradient)}
             return {name: gradients[name] for name in self._names}
 

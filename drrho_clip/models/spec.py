@@ -1,21 +1,21 @@
-"""Which encoders there are, the shapes of their parameters, and how those start.
+"""The sizes of a pair of encoders, the shapes of the parameters, and the numbers with which the parameters start.
 
-A model is a pair of encoders, one for images, one for texts; every backend builds it from the same `ModelSpec` and
-the same NumPy arrays, so all of them start alike. Shapes: batch b, image side s, C channels, vocabulary V, context L,
-feature_dim d.
+A model is a pair of encoders: the first reads images, the second texts. Every backend builds the model from the same
+`ModelSpec` and the same NumPy arrays, so training starts from the same numbers everywhere. Shapes: batch b, image side
+s, C channels, vocabulary V, context L, feature_dim d.
 
 ``"mlp"``: images (b, s, s, C) are flattened in that order, texts are bags of words (b, V). Each tower is `depth` times
 ``relu(x @ kernel + bias)`` with ``4 * width`` units, then ``x @ kernel + bias`` and division by the norm.
 
 ``"conv"``: images (b, s, s, C) pass three 3 x 3 convolutions of stride 2, padded by one pixel of zeros on every side,
-with ``width``, ``2 * width`` and ``4 * width`` channels, each followed by ReLU; what is left, (b, h, h, 4 width) with
+with ``width``, ``2 * width`` and ``4 * width`` channels, each followed by ReLU. The result, (b, h, h, 4 width) with
 h = ceil(s / 8), is flattened in that order and projected. Texts are tokens (b, L), 0 is padding.
 With w = ``2 * width``:
 
 1. ``x = tokens + positions``, looked up.
 2. `depth` times ``x = x + attention(norm(x))``, then ``x = x + feed_forward(norm(x))``. Attention is softmax attention
-   with `heads` heads of scale ``sqrt(heads / w)`` over the tokens that are no padding; its one input product yields
-   queries, keys and values side by side, each head a contiguous part of them. Feed-forward is
+   with `heads` heads of scale ``sqrt(heads / w)`` over the tokens that are no padding. A single product yields queries,
+   keys and values side by side; each head reads a contiguous part of them. Feed-forward is
    ``relu(x @ kernel + bias) @ kernel + bias`` with 2 w units.
 3. The mean over the tokens that are no padding, a norm, a projection.
 
@@ -43,12 +43,12 @@ LAYER_NORM_EPSILON = 1e-5
 """Added to the variance in layer normalisation."""
 
 NORM_EPSILON = 1e-24
-"""Added to the squared norm of a feature: it never shows, and a feature of zeros stays zeros instead of nan."""
+"""Added to the squared norm of a feature: too small to change a result, and a feature of zeros does not become nan."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a pair of encoders looks like.
+    """Architecture and sizes of a pair of encoders.
 
     Parameters
     ----------
@@ -65,11 +65,11 @@ class ModelSpec:
     feature_dim : int
         Size d of the features.
     width : int
-        The scale of everything inside, see the module's text.
+        Scale of all layers inside, see the module's text.
     depth : int
         Hidden layers of an MLP tower, or blocks of the transformer.
     heads : int
-        Attention heads; they must divide ``2 * width``. MLPs have none and ignore it.
+        Attention heads of the transformer; the number must divide ``2 * width``. MLPs ignore it.
 
     Raises
     ------
@@ -108,7 +108,7 @@ class ModelSpec:
 
     @property
     def text_input(self) -> str:
-        """What the text tower reads: ``"bag_of_words"``, floats (b, V), or ``"tokens"``, int32 (b, L)."""
+        """Kind of input of the text tower: ``"bag_of_words"``, floats (b, V), or ``"tokens"``, int32 (b, L)."""
         return "bag_of_words" if self.architecture == "mlp" else "tokens"
 
     @property
@@ -128,7 +128,7 @@ class ModelSpec:
             raise ValueError(f"images must have shape (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
 
     def check_texts(self, texts: Array, /) -> None:
-        """Raise ValueError unless texts have shape (b, V) or, where they are tokens, (b, at most L)."""
+        """Raise ValueError unless texts have shape (b, V) or, if they are tokens, (b, at most L)."""
         bag = self.text_input == "bag_of_words"
         expected = self.vocabulary_size if bag else self.context_length
         if texts.ndim != 2 or texts.shape[1] > expected or (bag and texts.shape[1] < expected):
@@ -167,7 +167,7 @@ _MINIMA = {
 
 
 class _Start(NamedTuple):
-    """How one parameter starts: normal numbers of this mean and deviation; without deviation nothing is drawn."""
+    """Shape of a parameter and the normal distribution of its first values; deviation 0 means a constant."""
 
     shape: tuple[int, ...]
     deviation: float = 0.0
@@ -195,7 +195,7 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
-    """Draw the parameters that every backend starts from.
+    """Draw the parameters with which training starts on every backend.
 
     Parameters
     ----------
@@ -208,13 +208,13 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
     -------
     dict of str to ndarray
         float64 arrays by name. Before a ReLU kernels have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
-        elsewhere 1 / inputs; what ends a block of the transformer is divided by sqrt(2 depth), so that the sum over
-        blocks keeps its size.
+        elsewhere 1 / inputs. The last kernel of each block of the transformer is divided by sqrt(2 depth), so that the
+        sum over all blocks keeps its size.
 
     Raises
     ------
     BadInput
-        If `seed` is no integer or is negative.
+        If `seed` is not an integer of at least 0.
 
     Examples
     --------
@@ -235,6 +235,7 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
 
 
 def _starts(spec: ModelSpec) -> dict[str, _Start]:
+    # The order of this dictionary is the order of the random draws: a new parameter goes to the end.
     if spec.architecture == "mlp":
         return {
             **_mlp_tower("image", spec.image_size**2 * spec.channels, spec),
@@ -245,6 +246,7 @@ def _starts(spec: ModelSpec) -> dict[str, _Start]:
 
 def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
     starts = {}
+    # A ReLU halves the variance of its input; the gain of sqrt(2) makes up for it.
     for layer in range(spec.depth):
         starts.update(_linear(f"{side}/layer{layer}", inputs, spec.hidden, gain=math.sqrt(2.0)))
         inputs = spec.hidden
@@ -254,6 +256,7 @@ def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
 def _convolution_tower(spec: ModelSpec) -> dict[str, _Start]:
     starts = {}
     inputs, side = spec.channels, spec.image_size
+    # Each convolution halves the side of the image, rounded up, and a 3 x 3 kernel has 9 * inputs weights per output.
     for layer, outputs in enumerate((spec.width, 2 * spec.width, 4 * spec.width)):
         starts[f"image/conv{layer}/kernel"] = _Start((outputs, inputs, 3, 3), math.sqrt(2.0 / (9 * inputs)))
         starts[f"image/conv{layer}/bias"] = _Start((outputs,))
@@ -263,6 +266,7 @@ def _convolution_tower(spec: ModelSpec) -> dict[str, _Start]:
 
 def _transformer_tower(spec: ModelSpec) -> dict[str, _Start]:
     width = spec.text_width
+    # 2 * depth branches are added to x; each one starts with 1 / (2 depth) of the variance.
     at_end = 1.0 / math.sqrt(2 * spec.depth)
     starts = {
         "text/tokens": _Start((spec.vocabulary_size, width), 0.5),
@@ -291,7 +295,7 @@ def _norm(name: str, width: int) -> dict[str, _Start]:
 
 
 def _projection(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
-    # The bias is not zero: an input of zeros (a grey image, a text without a known word) would have no direction.
+    # The bias is not zero, because an input of zeros (a grey image, a text without a known word) needs a direction.
     return {
         f"{side}/projection/kernel": _Start((inputs, spec.feature_dim), 1.0 / math.sqrt(inputs)),
         f"{side}/projection/bias": _Start((spec.feature_dim,), 0.01),

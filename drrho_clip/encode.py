@@ -1,0 +1,108 @@
+"""A trained pair of encoders: images and captions in, features on the host out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drrho_clip.data import BatchSource, Dataset, HostBatch, WordTokenizer, normalise, to_channels
+from drrho_clip.errors import BadInput
+from drrho_clip.models import ModelSpec
+from drrho_clip.run import Run
+from drrho_core.backend import Backend, Model, Parameters
+
+
+def build_model(backend: Backend, spec: ModelSpec) -> Model:
+    """Build the encoders of a run.
+
+    Raises
+    ------
+    BadInput
+        If the backend has no such encoders.
+    """
+    try:
+        return backend.model(spec)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def model_inputs(batch: HostBatch, spec: ModelSpec, tokenizer: WordTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inputs of the encoders: images in [-1, 1], and tokens or bags of words."""
+    return normalise(batch.images), _text_inputs(batch.tokens, spec, tokenizer)
+
+
+def _text_inputs(tokens: np.ndarray, spec: ModelSpec, tokenizer: WordTokenizer) -> np.ndarray:
+    return tokenizer.bag_of_words(tokens) if spec.text_input == "bag_of_words" else tokens
+
+
+class Encoder:
+    """A trained pair of encoders on a backend, for evaluation and for reference features.
+
+    Parameters
+    ----------
+    backend : Backend
+        The library that runs the encoders.
+    model : Model
+        The encoders.
+    parameters : mapping
+        The parameters, on the backend.
+    spec : ModelSpec
+        The sizes of the encoders.
+    tokenizer : WordTokenizer
+        The words that the text encoder knows.
+    """
+
+    def __init__(
+        self, backend: Backend, model: Model, parameters: Parameters, spec: ModelSpec, tokenizer: WordTokenizer
+    ) -> None:
+        self._backend, self._parameters = backend, parameters
+        self._spec, self._tokenizer = spec, tokenizer
+        self._encode_images = backend.compile(model.encode_images)
+        self._encode_texts = backend.compile(model.encode_texts)
+
+    @classmethod
+    def load(cls, run: Run, backend: Backend) -> Encoder:
+        """Build the encoder from the checkpoint of a run."""
+        parameters = {name: backend.asarray(array) for name, array in run.load_parameters().items()}
+        return cls(backend, build_model(backend, run.spec), parameters, run.spec, run.tokenizer)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the encoder reads."""
+        return self._spec.image_size
+
+    def use(self, parameters: Parameters) -> None:
+        """Replace the parameters by others of the same encoders."""
+        self._parameters = parameters
+
+    def pairs(self, dataset: Dataset, *, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+        """Return image and text features (n, d) of a data set in row order, at the resolution of these encoders."""
+        spec = self._spec
+        # Every pair is read once, so no decoded image is kept.
+        source = BatchSource(
+            dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
+        )
+        image_features, text_features = [], []
+        for batch in source.in_order(batch_size):
+            images, texts = model_inputs(batch, spec, self._tokenizer)
+            image_features.append(self._run(self._encode_images, images))
+            text_features.append(self._run(self._encode_texts, texts))
+        return np.concatenate(image_features), np.concatenate(text_features)
+
+    def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+        """Return features (n, d) of uint8 images (n, s, s, C) whose side the encoder reads."""
+        images = to_channels(images, self._spec.channels)
+        parts = [normalise(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+        return np.concatenate([self._run(self._encode_images, part) for part in parts])
+
+    def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+        """Return features (n, d) of captions."""
+        inputs = _text_inputs(self._tokenizer.encode(captions), self._spec, self._tokenizer)
+        parts = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
+        return np.concatenate([self._run(self._encode_texts, part) for part in parts])
+
+    def _run(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
+        features: np.ndarray = self._backend.to_numpy(encode(self._parameters, self._backend.asarray(inputs)))
+        return features

@@ -1,0 +1,85 @@
+"""The training methods, in one table: a new method is a new line of `METHODS`.
+
+An objective takes the features of a batch and returns the loss with its gradient in closed form, and the new inner
+estimates of the batch. Shapes: batch b, feature_dim d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from drrho_core import ContrastiveStep, contrastive_step, info_nce
+from drrho_core._array_api import Array, Namespace
+
+if TYPE_CHECKING:
+    from drrho_clip.config import TrainConfig
+    from drrho_clip.step import StepBatch
+
+Objective: TypeAlias = "Callable[[Array, Array, StepBatch, Any, TrainConfig, Namespace], ContrastiveStep]"
+"""``objective(image_features, text_features, batch, temperature, config, xp)``."""
+
+
+class Method(NamedTuple):
+    """A training method, as the harness sees it.
+
+    Attributes
+    ----------
+    summary : str
+        A few words for the help.
+    objective : callable
+        See `Objective`.
+    needs_reference : bool
+        The objective reads the features of a reference model.
+    keeps_estimates : bool
+        The objective updates one inner estimate per sample, so the method has a radius and may learn one temperature
+        per sample.
+    """
+
+    summary: str
+    objective: Objective
+    needs_reference: bool = False
+    keeps_estimates: bool = True
+
+
+def _info_nce(
+    image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, _: TrainConfig, xp: Namespace
+) -> ContrastiveStep:
+    """CLIP's loss: the negatives of an anchor are those of the batch, and nothing is remembered."""
+    plain = info_nce(image_features, text_features, temperature=temperature, xp=xp)
+    # The loss is its own surrogate, and the inner estimates stay as they are.
+    return ContrastiveStep(
+        loss=plain.loss,
+        surrogate=plain.loss,
+        image_gradient=plain.image_gradient,
+        text_gradient=plain.text_gradient,
+        temperature_gradient=plain.temperature_gradient,
+        log_inner_image=batch.log_inner_image,
+        log_inner_text=batch.log_inner_text,
+    )
+
+
+def _global_contrastive(
+    image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, config: TrainConfig, xp: Namespace
+) -> ContrastiveStep:
+    """Global contrastive loss; with reference features in the batch it is the loss of DRRho-CLIP."""
+    return contrastive_step(
+        image_features,
+        text_features,
+        batch.log_inner_image,
+        batch.log_inner_text,
+        temperature=temperature,
+        gamma=batch.gamma,
+        reference_features=batch.reference_features,
+        reference_weight=config.reference_weight,
+        radius=config.radius,
+        eps=config.eps,
+        xp=xp,
+    )
+
+
+METHODS: dict[str, Method] = {
+    "clip": Method("InfoNCE of the batch", _info_nce, keeps_estimates=False),
+    "sogclr": Method("global contrastive loss", _global_contrastive),
+    "drrho": Method("global contrastive loss steered by a reference model", _global_contrastive, needs_reference=True),
+}

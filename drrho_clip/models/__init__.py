@@ -1,0 +1,25 @@
+"""The encoders: their sizes, their parameters at the start, and the multilayer perceptrons on any array library."""
+
+from __future__ import annotations
+
+from drrho_clip.models.mlp import MLPModel, perceptron, unit_norm
+from drrho_clip.models.spec import (
+    ARCHITECTURES,
+    LAYER_NORM_EPSILON,
+    NORM_EPSILON,
+    ModelSpec,
+    initial_parameters,
+    parameter_shapes,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "LAYER_NORM_EPSILON",
+    "NORM_EPSILON",
+    "MLPModel",
+    "ModelSpec",
+    "initial_parameters",
+    "parameter_shapes",
+    "perceptron",
+    "unit_norm",
+]

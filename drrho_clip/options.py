@@ -1,0 +1,321 @@
+"""Options of the command line, read from dataclasses: default, rule and help of an option stand once, in a field.
+
+`setting` makes such a field. The `Rule` converts the text of the command line and checks the value. `parse` builds an
+`argparse` parser from the fields; every usage error is a `BadInput` with one line, which argparse itself words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from drrho_clip.errors import BadInput
+
+__all__ = [
+    "FLAG",
+    "PATH",
+    "TEXT",
+    "Rule",
+    "Setting",
+    "as_typed",
+    "at_least",
+    "choice",
+    "number",
+    "parse",
+    "setting",
+    "setting_of",
+]
+
+
+class Rule(NamedTuple):
+    """A rule that the value of a setting must obey.
+
+    Attributes
+    ----------
+    words : str
+        The rule as it follows "must be" in a message.
+    read : callable
+        Converts the text of the command line; raises ValueError for a text of another kind.
+    holds : callable
+        Tells whether a value obeys the rule.
+    metavar : str
+        The value's placeholder in the help.
+    """
+
+    words: str
+    read: Callable[[str], Any]
+    holds: Callable[[Any], bool]
+    metavar: str
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise BadInput with `name`, the rule and the value if the value breaks the rule."""
+        if not self.holds(value):
+            raise BadInput(f"{name} must be {self.words}, got {value!r}")
+
+
+FLAG = Rule("true or false", bool, lambda value: isinstance(value, bool), "")
+PATH = Rule("a path", Path, lambda value: isinstance(value, str | Path), "PATH")
+TEXT = Rule("a text", str, lambda value: isinstance(value, str), "NAME")
+
+
+def at_least(minimum: int) -> Rule:
+    """Return the rule of an integer that has a minimum.
+
+    Examples
+    --------
+    >>> at_least(2).check("batch_size", 1)
+    Traceback (most recent call last):
+        ...
+    drrho_clip.errors.BadInput: batch_size must be an integer of at least 2, got 1
+    """
+
+    def holds(value: Any) -> bool:
+        # True and False are integers to Python, but not to a user.
+        return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+    return Rule(f"an integer of at least {minimum}", int, holds, "INT")
+
+
+def number(words: str, holds: Callable[[float], bool]) -> Rule:
+    """Return the rule of a finite number that obeys a condition.
+
+    Examples
+    --------
+    >>> rule = number("> 0 and at most 1", lambda value: 0 < value <= 1)
+    >>> rule.holds(0.5), rule.holds(0.0), rule.holds(float("nan"))
+    (True, False, False)
+    """
+
+    def is_number_that_holds(value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return is_number and holds(value)
+
+    return Rule(words, float, is_number_that_holds, "NUMBER")
+
+
+def choice(*values: str) -> Rule:
+    """Return the rule of a name from a list."""
+    return Rule(f"one of {', '.join(values)}", str, lambda value: value in values, f"{{{','.join(values)}}}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that the command line and the checks know of a field beside its name and its default.
+
+    Attributes
+    ----------
+    help : str
+        One or two sentences for the help.
+    rule : Rule
+        The rule of the value, or of every element of a tuple.
+    metavar : str, optional
+        The value's placeholder in the help; the rule's by default.
+    shown : str, optional
+        The default in words, if it depends on other options; such an option is never required.
+    several : str, optional
+        ``"+"``: the option takes several values. ``"append"``: the option may be repeated. The field is a tuple.
+    positional : bool
+        The value is given without the option's name.
+    presets : mapping
+        Other defaults by kind of data, see `drrho_clip.config.preset`.
+    later : bool
+        Runs of version 0.1.0 and before may lack the setting; they get the default.
+    """
+
+    help: str
+    rule: Rule
+    metavar: str | None = None
+    shown: str | None = None
+    several: str | None = None
+    positional: bool = False
+    presets: Mapping[str, Any] | None = None
+    later: bool = False
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    rule: Rule,
+    help: str,
+    default_factory: Any = MISSING,
+    metavar: str | None = None,
+    shown: str | None = None,
+    several: str | None = None,
+    positional: bool = False,
+    presets: Mapping[str, Any] | None = None,
+    later: bool = False,
+) -> Any:
+    """Return a dataclass field that carries a `Setting`, whose attributes are explained there."""
+    described = Setting(help, rule, metavar, shown, several, positional, presets, later)
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata={"setting": described})
+    return field(default=default, metadata={"setting": described})
+
+
+def setting_of(name_and_default: Field[Any]) -> Setting:
+    """Return the `Setting` of a field."""
+    described: Setting = name_and_default.metadata["setting"]
+    return described
+
+
+def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, description: str) -> Any:
+    """Parse a command line and return the chosen command.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The words after the program's name.
+    commands : mapping of str to dataclass
+        The commands by name. The docstring of a command is the text of its help. A field whose metadata name another
+        dataclass, ``field(metadata={"options": Other})``, takes that class's options as a dictionary which holds the
+        options that the user named, and no others.
+    prog, description : str
+        Name and first sentence of the program.
+
+    Raises
+    ------
+    BadInput
+        If an option is unknown, missing or breaks its rule; the message names option, rule and value.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+    subparsers = parser.add_subparsers(dest="command", metavar=f"{{{','.join(commands)}}}", required=True)
+    for name, command in commands.items():
+        text = inspect.getdoc(command) or ""
+        subparser = subparsers.add_parser(
+            name,
+            help=text.partition("\n")[0],
+            usage=f"{prog} {name} [options]",
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        for option in _all_options(command):
+            _add_option(subparser, option)
+    try:
+        named = vars(parser.parse_args([_with_dashes(word) for word in arguments]))
+    except argparse.ArgumentError as error:
+        # argparse's own messages ("expected one argument") follow a colon, those of a rule are a sentence.
+        colon = "" if error.message.startswith("must be ") else ":"
+        raise BadInput(f"{error.argument_name}{colon} {error.message}") from None
+    command = commands[named.pop("command")]
+    return _build(command, named)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's parser, except that an error is raised as BadInput instead of printed with the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def _with_dashes(word: str) -> str:
+    """Return ``--batch-size=8`` for ``--batch_size=8``: both spellings name the option, as in version 0.1."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def _all_options(command: type) -> list[Field[Any]]:
+    """Return the fields of a command, with the fields of a nested dataclass in place of the field that holds them."""
+    options: list[Field[Any]] = []
+    for option in fields(command):
+        nested = option.metadata.get("options")
+        options += [option] if nested is None else fields(nested)
+    return options
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
+    """Add a field to the parser. An option that the user does not name leaves no trace in the result."""
+    described = setting_of(option)
+    rule = described.rule
+    words = _default_in_words(option)
+    default = "(required)" if words is None else f"(default: {words})"
+    # argparse reads % as the start of a format.
+    text = f"{described.help} {default}".replace("%", "%%")
+    arguments: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+    if rule is FLAG:
+        parser.add_argument(_flag(option), action="store_true", **arguments)
+        return
+    arguments |= {"type": _converter(rule), "metavar": described.metavar or rule.metavar}
+    if described.several is not None:
+        arguments |= {"action": "append"} if described.several == "append" else {"nargs": described.several}
+    if described.positional:
+        parser.add_argument(option.name, **arguments)
+    else:
+        parser.add_argument(_flag(option), required=words is None, **arguments)
+
+
+def _converter(rule: Rule) -> Callable[[str], Any]:
+    """Return the function with which argparse converts and checks a word."""
+
+    def convert(word: str) -> Any:
+        try:
+            value = rule.read(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {rule.words}, got {word!r}") from None
+        if not rule.holds(value):
+            raise argparse.ArgumentTypeError(f"must be {rule.words}, got {value!r}")
+        return value
+
+    return convert
+
+
+def _default_in_words(option: Field[Any]) -> str | None:
+    """Return the default as the help shows it, or None if the option is required."""
+    described = setting_of(option)
+    if described.shown is not None:
+        return described.shown
+    if option.default is MISSING:
+        return None
+    if described.rule is FLAG:
+        return "off"
+    if option.default is None:
+        return "none"
+    values = option.default if isinstance(option.default, tuple) else (option.default,)
+    presets = [f"{data} {value}" for data, value in (described.presets or {}).items()]
+    return "; ".join([" ".join(map(str, values)), *presets])
+
+
+def _flag(option: Field[Any]) -> str:
+    return "--" + option.name.replace("_", "-")
+
+
+def _build(command: type, named: dict[str, Any]) -> Any:
+    """Build the command from the options that the user named."""
+    values: dict[str, Any] = {}
+    for option in fields(command):
+        nested = option.metadata.get("options")
+        if nested is not None:
+            values[option.name] = {inner.name: named[inner.name] for inner in fields(nested) if inner.name in named}
+        elif option.name in named:
+            value = named[option.name]
+            values[option.name] = tuple(value) if isinstance(value, list) else value
+    return command(**values)
+
+
+def as_typed(words: str, command: Any) -> str:
+    """Return a command line that gives this command.
+
+    Parameters
+    ----------
+    words : str
+        The command's name, such as ``"drrho bench"``.
+    command : dataclass
+        The command.
+    """
+    line = [words]
+    for option in fields(command):
+        value = getattr(command, option.name)
+        if value is None or value == option.default:
+            continue
+        several = setting_of(option).several
+        if several == "append":
+            line += [f"{_flag(option)} {element}" for element in value]
+        else:
+            line.append(f"{_flag(option)} {' '.join(map(str, value)) if several else value}")
+    return " ".join(line)

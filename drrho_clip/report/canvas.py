@@ -1,0 +1,260 @@
+"""A matplotlib figure that becomes an SVG chart with the colours of the page: light or dark, as the reader prefers.
+
+Matplotlib writes fixed colours, positions with six decimals, and names of elements that are unique in one file only.
+`Canvas.chart` therefore rewrites the SVG: each colour of the palette becomes the CSS variable of the same name. Each
+element keeps no more than its class, its place and its style, so that a page can hold many charts.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+from xml.etree import ElementTree
+
+from drrho_clip.errors import MissingExtra
+from drrho_clip.report.style import PALETTE, clean, colours, style_sheet
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingExtra("the report", "matplotlib") from error
+
+__all__ = ["FONT_SIZE", "WIDTH", "Canvas", "Chart"]
+
+WIDTH = 480
+"""Width of a chart in its own units. One width for all charts gives their letters one size on the page."""
+
+FONT_SIZE = 14
+
+_SVG = "{http://www.w3.org/2000/svg}"
+_LINK = "{http://www.w3.org/1999/xlink}href"
+_CLASS = "class:"  # a matplotlib gid with this prefix names the classes of the SVG element
+
+# At 72 points an inch, matplotlib's point, its pixel and the SVG's unit are the same length.
+_DOTS_PER_INCH = 72
+_SETTINGS: dict[Any, Any] = {
+    "font.size": FONT_SIZE,
+    "figure.dpi": _DOTS_PER_INCH,
+    "lines.scale_dashes": False,
+    "path.simplify": False,
+    "savefig.transparent": True,
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and shown in the page's font
+    "svg.hashsalt": "drrho",  # the same figure gives the same bytes
+    "text.parse_math": False,  # a dollar sign in a method's name is a dollar sign
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart.
+
+    Attributes
+    ----------
+    key : str
+        Prefix of the chart's ids, unique on a page.
+    title : str
+        The chart's name.
+    description : str
+        What the chart shows, in words: for screen readers.
+    height : float
+        Height in units; the width is `WIDTH`.
+    marks : sequence of Element
+        The drawn elements.
+    """
+
+    key: str
+    title: str
+    description: str
+    height: float
+    marks: tuple[ElementTree.Element, ...]
+
+    def inline(self) -> str:
+        """Return the chart as an element of a page that has the style sheets."""
+        root = self._root(WIDTH, self.height)
+        root.extend(self.marks)
+        return ElementTree.tostring(root, encoding="unicode")
+
+    def as_file(self, *, heading: str, note: str) -> str:
+        """Return the chart as a file of its own: with the style sheets, a heading, a note and a card behind it."""
+        margin, head = 24, 72
+        width, height = WIDTH + 2 * margin, self.height + head + margin
+        root = self._root(width, height)
+        root.attrib = {"xmlns": _SVG.strip("{}"), "width": f"{1.25 * width:g}", **root.attrib}
+        # The colours' variables stand in the file itself: a picture in a page does not see the page's style.
+        ElementTree.SubElement(root, "style").text = f"{colours()}\n{style_sheet('chart')}"
+        card = {"x": "0.5", "y": "0.5", "width": f"{width - 1:g}", "height": f"{height - 1:g}", "rx": "10"}
+        ElementTree.SubElement(root, "rect", {"class": "card", **card})
+        for text, y, kind in ((heading, 34, "strong"), (note, 54, "soft")):
+            place = {"class": kind, "x": str(margin), "y": str(y)}
+            ElementTree.SubElement(root, "text", place).text = clean(text)
+        body = ElementTree.SubElement(root, "g", {"transform": f"translate({margin} {head})"})
+        body.extend(self.marks)
+        return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def _root(self, width: float, height: float) -> ElementTree.Element:
+        title, description = f"{self.key}-title", f"{self.key}-desc"
+        root = ElementTree.Element(
+            "svg",
+            {
+                "class": "chart",
+                "viewBox": f"0 0 {width:g} {height:g}",
+                "role": "img",
+                "aria-labelledby": f"{title} {description}",
+            },
+        )
+        ElementTree.SubElement(root, "title", {"id": title}).text = clean(self.title)
+        ElementTree.SubElement(root, "desc", {"id": description}).text = clean(self.description)
+        return root
+
+
+class Canvas:
+    """A figure to draw one chart on, `WIDTH` by `height` units, y downwards from the top.
+
+    Use it as a context manager: inside, matplotlib has the settings of the report, whatever the user's own are.
+
+    Parameters
+    ----------
+    height : float
+        Height in units.
+
+    Examples
+    --------
+    >>> with Canvas(100) as canvas:
+    ...     canvas.text(0, 14, "a word", color=PALETTE["soft"])
+    ...     chart = canvas.chart("example", "An example", "It shows one word.")
+    >>> "a word</text></svg>" in chart.inline()
+    True
+    """
+
+    def __init__(self, height: float) -> None:
+        self.height = height
+        self._settings = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Switch to the settings of the report and make the figure."""
+        self._settings.enter_context(matplotlib.rc_context())
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        # No pyplot: it would choose a window system and keep the figure alive.
+        self.figure = Figure(figsize=(WIDTH / _DOTS_PER_INCH, self.height / _DOTS_PER_INCH))
+        FigureCanvasSVG(self.figure)
+        self.figure.patch.set_visible(False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Go back to the user's settings."""
+        self._settings.close()
+
+    def axes(
+        self, left: float, right: float, top: float, bottom: float, *, grid: Literal["x", "y"], axis: str = "bottom"
+    ) -> Axes:
+        """Return axes inside a box: one drawn axis, grid lines across the direction `grid`, labels without a frame."""
+        width, height = WIDTH, self.height
+        axes = self.figure.add_axes(
+            (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height), frameon=True
+        )
+        axes.patch.set_visible(False)
+        axes.margins(0)
+        axes.set_axisbelow(True)
+        axes.grid(axis=grid, color=PALETTE["rule"], linewidth=1, clip_on=False, solid_capstyle="butt")
+        for name, spine in axes.spines.items():
+            spine.set(visible=name == axis, color=PALETTE["soft"], linewidth=1)
+        # The small marks stand on the drawn axis; a value axis without a line has grid lines instead.
+        has_marks = axis == "bottom"
+        axes.tick_params(
+            axis="x", length=5 if has_marks else 0, pad=4.4 if has_marks else 9.4, width=1,
+            color=PALETTE["soft"], labelcolor=PALETTE["soft"],
+        )  # fmt: skip
+        axes.tick_params(axis="y", length=0, pad=8, labelcolor=PALETTE["soft"])
+        return axes
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        strong: bool = False,
+        color: str = PALETTE["ink"],
+        ha: Literal["left", "right"] = "left",
+    ) -> None:
+        """Write words with their baseline at (x, y) in units; they begin there, or end there with ``ha="right"``."""
+        weight, gid = ("bold", css("strong")) if strong else ("normal", None)
+        self.figure.text(x / WIDTH, 1 - y / self.height, clean(words), weight=weight, gid=gid, color=color, ha=ha)
+
+    def chart(self, key: str, title: str, description: str) -> Chart:
+        """Return what was drawn."""
+        for axes in self.figure.axes:
+            for artist in axes.get_children():
+                artist.set_clip_on(False)  # a dot on the frame is drawn whole, and no ids of clip paths are needed
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            # The page's own font has letters that matplotlib's has not; only their widths are guessed.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            self.figure.savefig(file, format="svg", metadata=nothing)
+        root = ElementTree.fromstring(file.getvalue())
+        return Chart(key, title, description, self.height, tuple(_marks(root)))
+
+
+def css(*classes: str) -> str:
+    """Return the gid that gives a matplotlib artist these CSS classes in the chart."""
+    return _CLASS + " ".join(classes)
+
+
+def _marks(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    """Yield the drawn elements of matplotlib's SVG without its groups, each with class, place and style."""
+    shapes = {shape.get("id"): shape for shape in root.iterfind(f".//{_SVG}defs/{_SVG}path")}
+
+    def walk(element: ElementTree.Element, kind: str) -> Iterator[ElementTree.Element]:
+        for child in element:
+            own = child.get("id", "")
+            inherited = own.removeprefix(_CLASS) if own.startswith(_CLASS) else kind
+            if child.tag == f"{_SVG}g":
+                yield from walk(child, inherited)
+            elif child.tag == f"{_SVG}path":
+                yield _mark("path", inherited, child, {"d": _short(child.get("d", ""))})
+            elif child.tag == f"{_SVG}use":
+                # Markers are drawn once and used often by their id. The ids would meet those of other charts.
+                shape = shapes[child.get(_LINK, "").removeprefix("#")]
+                place = f"translate({_short(child.get('x', '0'))} {_short(child.get('y', '0'))})"
+                yield _mark("path", inherited, child, {"d": _short(shape.get("d", "")), "transform": place})
+            elif child.tag == f"{_SVG}text":
+                place_of_text = {name: _short(child.get(name, "0")) for name in ("x", "y")}
+                mark = _mark("text", inherited, child, place_of_text)
+                mark.text = child.text
+                yield mark
+
+    return walk(root, "")
+
+
+def _mark(tag: str, kind: str, source: ElementTree.Element, place: dict[str, str]) -> ElementTree.Element:
+    """Return an element with the class, the place and the style of an element of matplotlib's."""
+    declarations = []
+    for declaration in filter(None, source.get("style", "").split("; ")):
+        name, _, value = declaration.partition(": ")
+        if not name.startswith("font"):  # the style sheet has the font
+            declarations.append(f"{name}:{_VARIABLES.get(value, value)}")
+    attributes = {"class": kind} if kind else {}
+    return ElementTree.Element(tag, {**attributes, **place, "style": ";".join(declarations)})
+
+
+# Matplotlib draws with the light palette, whose colours differ from each other: each one stands for its name.
+_VARIABLES = {colour: f"var(--{name})" for name, colour in PALETTE.items()}
+
+
+def _short(path: str) -> str:
+    """Write the numbers of a path with at most two decimals and without spaces around its commands."""
+    rounded = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), path)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", rounded).strip()

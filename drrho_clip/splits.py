@@ -1,0 +1,30 @@
+"""The data that the settings of a run name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.data import DataSplits, digit_splits, digits, pair_splits, scene_splits, scenes
+
+
+def open_splits(config: TrainConfig) -> DataSplits:
+    """Open training, validation and test data: a built-in data set by name, else a CSV or TSV file.
+
+    Raises
+    ------
+    BadInput
+        If the file or an image in it cannot be used.
+    MissingExtra
+        If a library that the data need is not installed.
+    """
+    if config.data not in BUILT_IN_DATA:
+        return pair_splits(config.data, seed=config.data_seed)
+    family, _, stream = config.data.partition(":")
+    options: dict[str, Any] = {"seed": config.data_seed, "swapped_fraction": config.swapped_fraction}
+    # A stream such as "reference" has training data of its own and shares validation and test data.
+    if family == "scenes":
+        splits = scene_splits(config.train_size, **options)
+        return splits._replace(train=scenes(config.train_size, stream=stream, **options)) if stream else splits
+    splits = digit_splits(**options)
+    return splits._replace(train=digits(stream, **options)) if stream else splits

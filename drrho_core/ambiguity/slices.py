@@ -1,0 +1,147 @@
+"""The arrays that a solver works on: slices of losses, and sums over them piece by piece.
+
+A slice is one problem: the n losses along the last axis. Arrays have shape (..., n) for a value per loss and
+(..., 1) for a value per slice, so that both broadcast against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from drrho_core._array_api import Array, Namespace, device_of, known, values_visible
+from drrho_core._loops import descending
+
+
+class Slices(NamedTuple):
+    """Losses with the axis of the samples last, float32 or wider, every entry finite."""
+
+    losses: Array  # (..., n), unshifted; an entry that does not count holds the smallest loss that counts
+    counted: Array  # (..., n) bool
+    number: Array  # (..., 1), number of entries that count, at least 1, an integer
+    size: Array  # (..., 1), the same number in the dtype of the losses
+    top: Array  # (..., 1), the largest loss
+
+    @property
+    def shifted(self) -> Array:
+        """Losses minus the largest loss, (..., n). Computed on demand, because the array is as large as the losses."""
+        return self.losses - self.top
+
+
+class Solution(NamedTuple):
+    """Result of a solver. Risk and nu are differences from the largest loss: a common offset costs no digits."""
+
+    weights: Array  # (..., n)
+    excess: Array  # (..., 1), risk - top
+    nu_excess: Array  # (..., 1), nu - top
+    scale: Array  # (..., 1), the dual variable s
+
+
+def count(mask: Array, xp: Namespace) -> Array:
+    """Return the number of True entries along the last axis, (..., 1), an integer."""
+    return xp.count_nonzero(mask, axis=-1, keepdims=True)
+
+
+def masked(values: Array, mask: Array, xp: Namespace) -> Array:
+    """Return finite values at the marked entries and 0 elsewhere.
+
+    The product with the mask is faster than ``where`` when the marked entries lie at random places.
+    """
+    return values * xp.astype(mask, values.dtype)
+
+
+def masked_sum(values: Array, mask: Array, xp: Namespace) -> Array:
+    """Return the sum of the marked entries along the last axis, (..., 1). All values must be finite."""
+    return xp.sum(masked(values, mask, xp), axis=-1, keepdims=True)
+
+
+def piece_length() -> int:
+    """Return the number of losses in a piece of a long axis. The intermediate results of one piece stay in the caches.
+
+    A piece is also large enough to be shared among threads. With pieces of the size at which a library starts to use
+    threads, some operations wake the other threads and some do not, which was many times slower than one thread alone.
+    """
+    # A function and not a constant: ``torch.compile(dynamic=True)`` turns numbers of a module into symbols, and a
+    # branch cannot depend on a symbol. The same holds for all limits of this package.
+    return 2**17
+
+
+def cut(slices: Slices, xp: Namespace) -> list[Slices]:
+    """Cut slices along the last axis, so that sums over them can be taken piece by piece.
+
+    A pass over n numbers mostly costs memory traffic: reading them and allocating the results. A compiler fuses passes
+    itself and an accelerator has memory to spare, so traced arrays and arrays on a device stay whole.
+    """
+    if not values_visible(slices.losses, xp):
+        return [slices]
+    *rows, n = slices.losses.shape
+    length = max(piece_length() // max(math.prod(rows), 1), piece_length() // 64)
+    if n <= length:
+        return [slices]
+    return [
+        slices._replace(
+            losses=slices.losses[..., start : start + length], counted=slices.counted[..., start : start + length]
+        )
+        for start in range(0, n, length)
+    ]
+
+
+def sort_descending(slices: Slices, xp: Namespace) -> Slices:
+    """Return slices sorted from the largest loss to the smallest: the losses above a threshold then form one run."""
+    x = descending(slices.losses, xp)
+    if known(slices.number == x.shape[-1], xp):
+        return slices._replace(losses=x)
+    return slices._replace(losses=x, counted=first_entries(slices.number, x, xp))
+
+
+def first_entries(number: Array, like: Array, xp: Namespace) -> Array:
+    """Return a mask in the shape of `like` that marks the first `number` entries of every slice."""
+    return xp.arange(like.shape[-1], dtype=number.dtype, device=device_of(like)) < number
+
+
+def cut_down_to(ordered: Slices, lowest: Array, xp: Namespace) -> list[Slices]:
+    """Cut sorted slices and skip the pieces in which every loss is below `lowest`."""
+    parts = cut(ordered, xp)
+    return [part for part in parts if len(parts) == 1 or not known(part.losses[..., :1] < lowest, xp)]
+
+
+def join(pieces: list[Array], xp: Namespace) -> Array:
+    """Concatenate the pieces of an array along the last axis."""
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=-1)
+
+
+def totals(rows: list[tuple[Array, ...]], xp: Namespace) -> tuple[Array, ...]:
+    """Add up the sums of all pieces, (..., 1) each, with the summation of the library."""
+    if len(rows) == 1:
+        return rows[0]
+    return tuple(xp.sum(xp.concat(column, axis=-1), axis=-1, keepdims=True) for column in zip(*rows, strict=True))
+
+
+def assemble(
+    slices: Slices, weigh: Callable[[Slices], tuple[Array, ...]], xp: Namespace
+) -> tuple[Array, Array, tuple[Array, ...]]:
+    """Return values (..., n), the sum of ``values * shifted losses``, and the sums of further arrays.
+
+    ``weigh(part)`` returns the values of a piece, followed by the arrays to be summed.
+    """
+    pieces, rows = [], []
+    for part in cut(slices, xp):
+        values, *others = weigh(part)
+        pieces.append(values)
+        rows.append(tuple(xp.sum(array, axis=-1, keepdims=True) for array in (values * part.shifted, *others)))
+    excess, *sums = totals(rows, xp)
+    return join(pieces, xp), excess, tuple(sums)
+
+
+def mean_excess(slices: Slices, xp: Namespace) -> Array:
+    """Return the mean loss minus the largest loss, (..., 1)."""
+    rows = [(masked_sum(part.shifted / slices.size, part.counted, xp),) for part in cut(slices, xp)]
+    return totals(rows, xp)[0]
+
+
+def uniform(slices: Slices, xp: Namespace) -> Solution:
+    """Return the mean of the losses, the worst case in a ball of radius 0. The dual variables are (mean, inf)."""
+    weights = xp.where(slices.counted, 1 / slices.size, xp.zeros_like(slices.losses))
+    mean = mean_excess(slices, xp)
+    return Solution(weights, mean, mean, xp.full_like(mean, xp.inf))

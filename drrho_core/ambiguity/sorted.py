@@ -1,0 +1,301 @@
+"""Solvers in closed form over sorted losses: CVaR, both chi-square sets, and both KL penalties.
+
+With ``z = x - max x`` and n losses per slice, the weights are (docs/theory/ambiguity.md, "The sets"):
+
+    CVaR              1 / k above the quantile, the remainder shared by the losses tied at it, k = alpha n
+    KLPenalty         exp(z / t) / sum exp(z / t)
+    CappedKLPenalty   min(exp((x - nu) / t), 1 / alpha) / n
+    chi-square        relu(1 + (x - nu) / s) / n
+
+Which losses are capped, or have a weight at all, is a position among the sorted losses. A binary search finds the
+position, sums over the losses on either side of it give nu. Losses are compared with losses, never after a shift:
+rounding a difference would merge distinct losses.
+
+Sources: CVaR: Rockafellar and Uryasev 2000. Chi-square: Duchi and Namkoong 2019. Capped KL: arXiv 2010.05893.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+from drrho_core._array_api import Array, Namespace, known
+from drrho_core._loops import descending
+from drrho_core.ambiguity.balls import Ball, smallest_growth
+from drrho_core.ambiguity.exponential import exponent_ratio, exponential_weights
+from drrho_core.ambiguity.rounding import (
+    constant,
+    distance_in_units,
+    in_units,
+    log_one_plus,
+    or_one,
+    parameter_rounding,
+    positive_part,
+    product_minus,
+    product_or_inf,
+)
+from drrho_core.ambiguity.search import last_active, smallest_active
+from drrho_core.ambiguity.slices import (
+    Slices,
+    Solution,
+    assemble,
+    count,
+    cut,
+    cut_down_to,
+    masked,
+    masked_sum,
+    mean_excess,
+    sort_descending,
+    totals,
+)
+
+
+def share_of_sample(slices: Slices, alpha: float, xp: Namespace) -> tuple[Array, Array]:
+    """Return k = alpha n, at least 1, as the nearest whole number and the difference from it.
+
+    A difference within the rounding of `alpha` itself counts as 0, so that 0.1 of 30 losses is exactly 3.
+    """
+    size = slices.size
+    nearest = xp.round(alpha * size)
+    beyond = product_minus(max(alpha, smallest_growth()), size, nearest, slices.losses.shape[-1], xp)
+    beyond = xp.where(xp.abs(beyond) <= parameter_rounding() * nearest, xp.zeros_like(beyond), beyond)
+    below_one = nearest + beyond < 1
+    return xp.where(below_one, xp.ones_like(nearest), nearest), xp.where(below_one, xp.zeros_like(beyond), beyond)
+
+
+def solve_cvar(slices: Slices, alpha: float, xp: Namespace) -> Solution:
+    """Solve CVaR. Docs: "CVaR: the worst share"."""
+    x = slices.losses
+    # The quantile is the ceil(k)-th largest loss; `index` counts from 0.
+    nearest, beyond = share_of_sample(slices, alpha, xp)
+    share = nearest + beyond
+    index = xp.where(beyond > 0, nearest, nearest - 1)
+    ordered = descending(x, xp)
+    quantile = xp.take_along_axis(ordered, xp.astype(index, slices.number.dtype), axis=-1)
+    del ordered  # as large as the losses
+
+    def above_and_tied(part: Slices) -> tuple[Array, Array]:
+        return part.counted & (part.losses > quantile), part.counted & (part.losses == quantile)
+
+    # m losses above the quantile take 1/k each; the k - m left are shared equally by the losses tied at the quantile.
+    counts = [tuple(count(mask, xp) for mask in above_and_tied(part)) for part in cut(slices, xp)]
+    above, tied = (xp.astype(number, x.dtype) for number in totals(counts, xp))
+    rest = (nearest - above + beyond) / tied
+
+    def weigh(part: Slices) -> tuple[Array, ...]:
+        above, tied = (xp.astype(mask, x.dtype) for mask in above_and_tied(part))
+        return ((above + rest * tied) / share,)
+
+    # The dual variables are nu = quantile and s = 0.
+    weights, excess, _ = assemble(slices, weigh, xp)
+    return Solution(weights, excess, quantile - slices.top, xp.zeros_like(excess))
+
+
+def solve_kl_penalty(slices: Slices, temperature: float, xp: Namespace) -> Solution:
+    """Solve KLPenalty: ``excess = t log mean exp(z / t)``. Docs: "KLPenalty and KLBall: the soft maximum"."""
+    t, unit = in_units(temperature, slices.losses, xp)
+    temperatures = xp.full_like(slices.top, t)
+
+    def exponents(part: Slices) -> tuple[Array, Array]:
+        return exponent_ratio(-distance_in_units(-part.shifted, unit, xp), temperatures, xp), part.counted
+
+    weights, _, log_mean = exponential_weights(slices, exponents, xp)
+    # When the temperature dwarfs the losses, the quotient loses its digits to underflow and the mean is exact enough.
+    reach = distance_in_units(slices.top - xp.min(slices.losses, axis=-1, keepdims=True), unit, xp)
+    flat = reach <= t * (float(xp.finfo(reach.dtype).eps) / 4)
+    excess = xp.where(flat, mean_excess(slices, xp), t * log_mean * unit)
+    # The dual variable nu is the risk itself.
+    return Solution(weights, excess, excess, constant(temperature, excess, xp))
+
+
+def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp: Namespace) -> Solution:
+    """Solve CappedKLPenalty. Docs: "CappedKLPenalty: a soft maximum with a ceiling".
+
+    The weights are ``k p = min(exp((x - theta) / t), 1)`` with k = alpha n, and theta such that they sum to k. A loss
+    is capped if, with theta at that loss, the sum is still too small: the number of losses from it upwards plus
+    ``sum exp((x - loss) / t)`` over those below is less than k.
+
+    With m losses capped, a the largest free loss and ``S = sum exp((x - a) / t)`` over the free losses:
+
+        theta = a + t log(S / (k - m))
+        nu    = theta - t log(n / k) = a + t log(S / (n - m)) + t log(1 + m (n - k) / (n (k - m)))
+        risk  = nu + sum (x - theta) / k over the capped losses
+
+    The three terms of nu do not cancel when t is large.
+    """
+    x, size = slices.losses, slices.size
+    t, unit = in_units(temperature, x, xp)
+    # Pieces of the sorted losses whose exponentials are all below 1e-43 add nothing to a sum of at least 1.
+    far = min(100 * t * unit, float(xp.finfo(x.dtype).max) / 4)
+    bottom = xp.min(x, axis=-1, keepdims=True)
+
+    def exponents(part: Slices, anchor: Array) -> Array:
+        distance = distance_in_units(positive_part(anchor - part.losses, xp), unit, xp)
+        return exponent_ratio(-distance, xp.full_like(anchor, t), xp)
+
+    # When t exceeds all differences, a wrong m would cost the risk t times a rounding error. There the sums are
+    # compared by their deficits: ``sum (1 - exp)`` with n - k instead of ``sum exp`` with k - m.
+    reach = distance_in_units(slices.top - bottom, unit, xp)
+    close, apart = known(reach <= t, xp), known(reach > t, xp)
+
+    def term(exponent: Array) -> Array:
+        if close or apart:
+            return xp.expm1(exponent) if close else xp.exp(exponent)
+        return xp.where(reach <= t, xp.expm1(exponent), xp.exp(exponent))
+
+    def is_capped(ordered: Slices, loss: Array) -> Array:
+        whole, beyond = share_of_sample(ordered, alpha, xp)
+        rows: list[tuple[Array, ...]] = []
+        for part in cut_down_to(ordered, loss - far, xp):
+            below = part.counted & (part.losses < loss)
+            rows.append((count(part.counted & ~below, xp), masked_sum(term(exponents(part, loss)), below, xp)))
+        number, others = totals(rows, xp)
+        room = (whole - xp.where(reach <= t, ordered.size, xp.astype(number, x.dtype))) + beyond
+        # With k = n all losses are capped, which underflow would hide when t is large.
+        all_capped = (whole >= ordered.size) & (beyond >= 0) & (loss > bottom)
+        return all_capped | (others < room)
+
+    # Step 1: the number m of capped losses, the lowest capped loss and the largest free loss a (`anchor`).
+    ordered = sort_descending(slices, xp)
+    position = last_active(ordered, lambda part, loss: (loss == part.top) | is_capped(part, loss), xp)
+    any_capped = is_capped(ordered, slices.top)
+    lowest = xp.take_along_axis(ordered.losses, position, axis=-1)
+    capped = xp.where(any_capped, position + 1, xp.zeros_like(position))
+    anchor = xp.take_along_axis(ordered.losses, xp.minimum(capped, slices.number - 1), axis=-1)
+
+    def masks(part: Slices) -> tuple[Array, Array]:
+        above = part.counted & any_capped & (part.losses >= lowest)
+        return above, part.counted & ~above
+
+    # Step 2: S (`total`) and S - (n - m) (`change`), which keeps the digits when all exponents are near 0.
+    rows: list[tuple[Array, ...]] = []
+    for part in cut(ordered, xp):
+        exponent, (_, free) = exponents(part, anchor), masks(part)
+        rows.append((masked_sum(xp.exp(exponent), free, xp), masked_sum(xp.expm1(exponent), free, xp)))
+    total, change = totals(rows, xp)
+    del ordered
+
+    # Step 3: theta - a = t log(S / (k - m)). Theta lies between a and the lowest capped loss, also after rounding.
+    whole, beyond = share_of_sample(slices, alpha, xp)
+    share, number = whole + beyond, xp.astype(capped, x.dtype)
+    left, missing = (whole - number) + beyond, (size - whole) - beyond  # k - m, n - k
+    furthest = -exponents(slices._replace(losses=anchor), lowest)
+    log_rise = xp.clip(log_one_plus((change + missing) / left, total / left, xp), min=0.0, max=furthest)
+    rise = t * xp.where(any_capped, log_rise, 0.0) * unit
+
+    # Step 4: the weights. Free losses share 1 - m/k in proportion to their exponentials. If none is capped, alpha
+    # leaves no trace in the weights, not even a rounding error.
+    factor = xp.where(any_capped, left / total / share, 1 / total)
+
+    def weigh(part: Slices) -> tuple[Array, ...]:
+        above, free = masks(part)
+        free_weights = masked(xp.exp(exponents(part, anchor)), free, xp) * factor
+        height = masked(positive_part(part.losses - anchor, xp) - rise, above, xp) / share
+        return free_weights + xp.astype(above, x.dtype) / share, height
+
+    # Step 5: nu and the risk, by the formulas above.
+    weights, _, (height,) = assemble(slices, weigh, xp)
+    log_mean = log_one_plus(change / (size - number), total / (size - number), xp)
+    nu = (anchor - slices.top) + t * (log_mean + xp.log1p(number / size * (missing / left))) * unit
+    # As in KLPenalty: when the temperature dwarfs the losses, the mean is exact enough.
+    flat = reach <= t * (float(xp.finfo(x.dtype).eps) / 4)
+    mean = mean_excess(slices, xp)
+    excess = xp.where(flat, mean, nu + height)
+    nu = xp.where(flat & ~any_capped, mean, nu)
+    return Solution(weights, excess, nu, constant(temperature, excess, xp))
+
+
+def solve_chi_square_penalty(slices: Slices, strength: float, xp: Namespace) -> Solution:
+    """Solve ChiSquarePenalty. Docs: "ChiSquareBall and ChiSquarePenalty".
+
+    ``n p = relu(1 + tilt)`` with ``tilt = (lift + z) / s`` and lift = top - nu such that p sums to 1. With m losses
+    active, ``m lift = (n - m) s - sum z`` over them. A loss is active if the sum is still too small when its weight
+    begins: ``mean relu(x - loss) < s``.
+    """
+    x, size = slices.losses, slices.size
+    s, unit = in_units(strength, x, xp)
+
+    def is_active(ordered: Slices, loss: Array) -> Array:
+        heights = [
+            (masked_sum(distance_in_units(positive_part(part.losses - loss, xp), unit, xp), part.counted, xp),)
+            for part in cut_down_to(ordered, loss, xp)
+        ]
+        return totals(heights, xp)[0] / ordered.size < s
+
+    def active_and_depth(part: Slices) -> tuple[Array, Array]:
+        return part.counted & (part.losses >= lowest), -distance_in_units(-part.shifted, unit, xp)
+
+    # Step 1: the lowest active loss, the number m of active losses and the sum of z over them give the lift.
+    lowest = smallest_active(sort_descending(slices, xp), is_active, xp)
+    rows = []
+    for part in cut(slices, xp):
+        active, z = active_and_depth(part)
+        rows.append((count(active, xp), masked_sum(z, active, xp)))
+    number, depth = totals(rows, xp)
+    number = xp.astype(number, x.dtype)
+    lift = ((size - number) * s - depth) / number
+
+    # Step 2: the weights, and ``risk = sum p x - s D(p)`` with ``D(p) = mean tilt^2 / 2``; tilt is -1 at weight 0.
+    def weigh(part: Slices) -> tuple[Array, ...]:
+        active, z = active_and_depth(part)
+        tilt = xp.where(active, lift + z, -s) / s
+        values = masked(positive_part(1 + tilt, xp), active, xp)
+        return values, values, masked(tilt**2, part.counted, xp)
+
+    values, excess, (total, squares) = assemble(slices, weigh, xp)  # the total is n, except for rounding
+    excess = excess / total - s * (squares / (2 * size)) * unit
+    return Solution(values / total, excess, -lift * unit, constant(strength, excess, xp))
+
+
+def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution:
+    """Solve ChiSquareBall between its two ends. Docs: "ChiSquareBall and ChiSquarePenalty".
+
+    ``p = relu(c + z) / sum relu(c + z)`` with c such that ``n sum p^2 = 1 + growth``. With m losses active, of mean mu
+    and variance v, ``n sum p^2 = (n/m) (1 + v / (c + mu)^2)``, so ``c + mu = sqrt(n v / room)`` with
+    ``room = (1 + growth) m - n``. A loss is active if ``n sum p^2`` is still too large at ``c = -loss``:
+    ``n v > room (mu - loss)^2`` over the losses above it.
+    """
+    size = slices.size
+
+    def moments(part: Slices, above: Callable[[Array, Array], Array], lowest: Array, span: Array) -> tuple[Array, ...]:
+        # Heights above the lowest loss, in units of the span from there to the top: scales 1e-30 and 1e30 are alike.
+        active = part.counted & above(part.losses, lowest)
+        number = xp.astype(count(active, xp), part.losses.dtype)
+        total = xp.clip(number, min=1)
+        height = positive_part(part.losses - lowest, xp) / span
+        mean = masked_sum(height, active, xp) / total
+        variance = masked_sum((height - mean) ** 2, active, xp) / total
+        return number, mean, variance, active, height
+
+    def statistics(ordered: Slices, above: Callable[[Array, Array], Array], lowest: Array) -> tuple[Array, ...]:
+        # Variance of all pieces = mean of their variances + variance of their means.
+        span = or_one(ordered.top - lowest, xp)
+        pieces = [moments(part, above, lowest, span)[:3] for part in cut_down_to(ordered, lowest, xp)]
+        number = xp.clip(sum(number for number, _, _ in pieces), min=1)
+        mean = sum(number * mean for number, mean, _ in pieces) / number
+        variance = sum(number * (variance + (own - mean) ** 2) for number, own, variance in pieces) / number
+        return number, mean, variance, ball.room(number, ordered.size)
+
+    def is_active(ordered: Slices, loss: Array) -> Array:
+        # Over the losses above it only: with the loss itself, the two sides would differ in their last digits alone.
+        _, mean, variance, room = statistics(ordered, operator.gt, loss)
+        return ordered.size * variance > room * mean**2
+
+    # Step 1: the lowest active loss, then ``c + mu`` (`reach`) in units of the span.
+    ordered = sort_descending(slices, xp)
+    lowest = smallest_active(ordered, is_active, xp)
+    span = slices.top - lowest
+    number, mean, variance, room = statistics(ordered, operator.ge, lowest)
+    del ordered
+    reach = xp.sqrt(size * variance / or_one(room, xp))
+
+    # Step 2: the weights ``(1 + (x - mu) / (c + mu)) / m``.
+    def weigh(part: Slices) -> tuple[Array, ...]:
+        *_, active, height = moments(part, operator.ge, lowest, or_one(span, xp))
+        tilt = (height - mean) / or_one(reach, xp)
+        return (masked(positive_part(1 + tilt, xp), active, xp) / number,)
+
+    # Step 3: the dual variables, ``s = (c + mu) m / n`` and ``nu = mu - (c + mu) (n - m) / n``, minus the top.
+    weights, excess, _ = assemble(slices, weigh, xp)
+    nu_excess = -span * (1 - mean + reach * ((size - number) / size))
+    return Solution(weights, excess, nu_excess, product_or_inf(reach * (number / size), span, xp))

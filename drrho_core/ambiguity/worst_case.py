@@ -1,0 +1,142 @@
+"""The worst case over an ambiguity set: risk, worst-case weights and the dual variables that certify both.
+
+`worst_case` checks its arguments. `solve_unchecked` moves the axis of the samples to the end, widens half types,
+replaces entries that do not count, and hands the set's solver `Slices`. No solver branches on data: solvers sort,
+search a fixed number of steps and select, so that they can be traced and never wait for a device.
+
+Sources: DRRho risk: arXiv 2505.06699. Docs: docs/theory/ambiguity.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, known, wide_dtype
+from drrho_core.ambiguity.checks import check_ambiguity_set, check_losses, check_values, largest_usable
+from drrho_core.ambiguity.sets import AmbiguitySet
+from drrho_core.ambiguity.slices import Slices, count
+
+
+class WorstCase(NamedTuple):
+    """Result of `worst_case` and `drrho_risk`. All arrays have the dtype of the losses.
+
+    Attributes
+    ----------
+    risk : array
+        The largest (penalised) weighted mean, the losses' shape without `axis`.
+    weights : array
+        The weights that attain it, the losses' shape; they sum to 1 along `axis`, and are the derivative of `risk` with
+        respect to the losses.
+    dual : tuple of two arrays
+        ``(nu, s)``, each shaped like `risk`: threshold and scale of the dual form, which certify the risk from above.
+    """
+
+    risk: Array
+    weights: Array
+    dual: tuple[Array, Array]
+
+
+def worst_case(
+    losses: Array,
+    ambiguity_set: AmbiguitySet,
+    /,
+    *,
+    axis: int = -1,
+    where: Array | None = None,
+    xp: Namespace | None = None,
+) -> WorstCase:
+    """Return the worst-case risk over an ambiguity set, its weights and its dual variables, along one axis.
+
+    Parameters
+    ----------
+    losses : array, shape (..., n, ...)
+        Real floating losses, in any unit; they may be negative. Half types are computed in float32.
+    ambiguity_set : AmbiguitySet
+        One of `CVaR`, `KLPenalty`, `CappedKLPenalty`, `KLBall`, `ChiSquarePenalty`, `ChiSquareBall`,
+        `CressieReadBall`.
+    axis : int
+        The axis of the n samples; every slice along it is a problem of its own.
+    where : array of bool, optional
+        Marks the entries that count, broadcast to the losses' shape. Other entries are never read, not even when they
+        are nan; they have weight 0 and do not count in n.
+    xp : namespace, optional
+        The arrays' namespace; needed under ``torch.compile`` only.
+
+    Returns
+    -------
+    WorstCase
+        `risk` without `axis`, `weights` in the losses' shape, `dual` = (nu, s), all in the losses' dtype.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type, or the arrays come from different libraries.
+    ValueError
+        If the axis does not exist or is empty, `where` does not broadcast or leaves a slice without an entry, arrays
+        are on different devices, a loss that counts is nan, infinite or so large that sums would overflow, or the
+        losses ask for autograd. Values are checked on the host and outside tracing only; elsewhere the results of such
+        a slice are nan.
+
+    Notes
+    -----
+    By Danskin's theorem the derivative of the risk with respect to the losses is `weights`: no gradient through the
+    solver is needed. Equal losses have equal weights. Results are constants to autograd.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from drrho_core import CVaR
+    >>> worst = worst_case(np.asarray([[0.0, 1.0, 2.0], [5.0, 5.0, np.nan]]), CVaR(0.5),
+    ...                    where=np.asarray([[True, True, True], [True, True, False]]))
+    >>> worst.weights.round(3).tolist()
+    [[0.0, 0.333, 0.667], [0.5, 0.5, 0.0]]
+    """
+    check_ambiguity_set(ambiguity_set)
+    xp = check_losses({"losses": losses}, where, xp)
+    axis = _validate.axis(axis, "losses", losses)
+    check_values("losses", losses, axis, where, xp)
+    return solve_unchecked(losses, ambiguity_set, axis, where, losses.dtype, xp)
+
+
+def solve_unchecked(
+    losses: Array, ambiguity_set: AmbiguitySet, axis: int, where: Array | None, dtype: object, xp: Namespace
+) -> WorstCase:
+    """Solve without checks and return results in `dtype`. A slice with a bad loss, or without any, becomes nan."""
+    x = _axis_moved(xp.astype(losses, wide_dtype(losses.dtype, xp), copy=False), axis, -1, xp)
+    limit = largest_usable(losses, axis, xp)
+    if where is None:
+        counted = xp.ones_like(x, dtype=xp.bool)
+        valid = (xp.max(x, axis=-1, keepdims=True) <= limit) & (xp.min(x, axis=-1, keepdims=True) >= -limit)
+    else:
+        counted = _axis_moved(xp.broadcast_to(where, losses.shape), axis, -1, xp)
+        usable = (xp.abs(x) <= limit) | ~counted
+        valid = xp.all(usable, axis=-1, keepdims=True) & xp.any(counted, axis=-1, keepdims=True)
+    plain = where is None and known(valid, xp)
+    if not plain:
+        # An invalid slice is solved as n zeros, so that no solver has to handle it, and is overwritten at the end.
+        counted = counted | ~valid
+        x = xp.where(counted & valid, x, xp.zeros_like(x))
+        # An entry that does not count becomes the smallest loss that counts: no maximum or minimum sees it.
+        bottom = xp.min(xp.where(counted, x, xp.inf), axis=-1, keepdims=True)
+        x = xp.where(counted, x, bottom)
+    top = xp.max(x, axis=-1, keepdims=True)
+    number = count(counted, xp)
+    solution = ambiguity_set.solve(Slices(x, counted, number, xp.astype(number, x.dtype), top), xp)
+
+    def finish(array: Array) -> Array:
+        return xp.astype(array if plain else xp.where(valid, array, xp.nan), dtype, copy=False)
+
+    # Only s can leave the range of a half type.
+    scale = xp.where(solution.scale > float(xp.finfo(dtype).max), xp.inf, solution.scale)
+    risk, nu, scale = (
+        xp.squeeze(finish(array), axis=-1) for array in (top + solution.excess, top + solution.nu_excess, scale)
+    )
+    return WorstCase(risk, _axis_moved(finish(solution.weights), -1, axis, xp), (nu, scale))
+
+
+def _axis_moved(array: Array, source: int, destination: int, xp: Namespace) -> Array:
+    """Return ``moveaxis(array, source, destination)``, which `torch.vmap` cannot map over, by a permutation."""
+    order = list(range(array.ndim))
+    order.insert(destination % array.ndim, order.pop(source))
+    return xp.permute_dims(array, tuple(order))

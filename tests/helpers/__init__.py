@@ -1,0 +1,1 @@
+"""Code that test files share: array libraries, problems, comparisons (``from helpers.problems import draw``)."""

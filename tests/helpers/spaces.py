@@ -1,0 +1,129 @@
+"""The array libraries, devices and dtypes that the tests run on.
+
+A test draws its problem once in NumPy float64 and asks the fixture ``space`` or ``eager_space`` for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@dataclass(frozen=True)
+class Space:
+    """One array library on one device in one floating dtype, eager or jitted."""
+
+    name: str
+    xp: Any
+    device: Any
+    dtype_name: str
+    jit: Callable[..., Any] | None
+    to_numpy: Callable[[Any], np.ndarray]
+
+    @property
+    def dtype(self) -> Any:
+        return getattr(self.xp, self.dtype_name)
+
+    @property
+    def unit(self) -> float:
+        """The bound of one unit of error: 1e-12 in float64, 5e-6 in float32."""
+        return 1e-12 if self.dtype_name == "float64" else 5e-6
+
+    def asarray(self, values: Any, dtype: Any = None) -> Any:
+        """Floating values to this space's dtype, others as they are; `dtype` overrides."""
+        values = np.asarray(values)
+        if dtype is None and np.issubdtype(values.dtype, np.floating):
+            values = values.astype(self.dtype_name)  # here: torch does not copy and cast an array of no axes at once
+        if (
+            self.name == "torch" and self.device != "cpu"
+        ):  # torch 2.11 cannot copy an array without axes to a GPU at once
+            return self.xp.asarray(values, dtype=dtype, copy=True).to(self.device)
+        return self.xp.asarray(values, dtype=dtype, device=self.device, copy=True)
+
+    def rounded(self, values: Any) -> np.ndarray:
+        """The values of `asarray` after rounding, as float64: the oracle gets them, so that rounding is no error."""
+        return np.asarray(values, dtype=self.dtype_name).astype(np.float64)
+
+    def run(self, function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+        """Call `function(*arrays, **options)`, jitted over the arrays (None allowed) where this space is jitted."""
+        if self.jit is None:
+            return function(*arrays, **options)
+        return self.jit(lambda *inner: function(*inner, **options))(*arrays)
+
+
+def _numpy_space(dtype: str) -> Space:
+    import array_api_compat.numpy as xp
+
+    return Space("numpy", xp, "cpu", dtype, None, np.asarray)
+
+
+def _strict_space(dtype: str, device: str) -> Space:
+    import array_api_strict as xp
+
+    def to_numpy(array: Any) -> np.ndarray:
+        return np.asarray(xp.asarray(array, device=xp.Device("CPU_DEVICE")))
+
+    return Space("strict", xp, xp.Device(device), dtype, None, to_numpy)
+
+
+def _torch_space(dtype: str, device: str) -> Space:
+    import array_api_compat.torch as xp
+
+    return Space("torch", xp, device, dtype, None, lambda array: array.detach().cpu().numpy())
+
+
+def _jax_space(dtype: str, jitted: bool, platform: str) -> Space:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    return Space("jax", jax.numpy, jax.devices(platform)[0], dtype, jax.jit if jitted else None, np.asarray)
+
+
+def _cupy_space(dtype: str) -> Space:
+    import array_api_compat.cupy as xp
+
+    return Space("cupy", xp, xp.cuda.Device(0), dtype, None, xp.asnumpy)
+
+
+SPACES: dict[str, Callable[[str], Space]] = {
+    "numpy": _numpy_space,
+    "strict": lambda dtype: _strict_space(dtype, "CPU_DEVICE"),
+    "strict-device1": lambda dtype: _strict_space(dtype, "device1"),
+    "torch": lambda dtype: _torch_space(dtype, "cpu"),
+    "jax": lambda dtype: _jax_space(dtype, False, "cpu"),
+    "jax-jit": lambda dtype: _jax_space(dtype, True, "cpu"),
+    "torch-cuda": lambda dtype: _torch_space(dtype, "cuda"),
+    "jax-gpu": lambda dtype: _jax_space(dtype, False, "gpu"),
+    "cupy": lambda dtype: _cupy_space(dtype),
+}
+GPU_SPACES = ("torch-cuda", "jax-gpu", "cupy")
+CHOSEN = [name for name in os.environ.get("DRRHO_SPACES", ",".join(SPACES)).split(",") if SPACES[name]]
+"""All spaces, or those that the environment names: a suite in NumPy alone is what the mutants are killed with."""
+
+
+def build(name: str, dtype: str) -> Space:
+    """Build a space; a missing accelerator skips with a reason, a missing CPU library fails where CI is set."""
+    try:
+        space = SPACES[name](dtype)
+        space.xp.asarray([0.0], device=space.device)
+    except Exception as error:
+        if name in GPU_SPACES:
+            pytest.skip(f"{name} needs an accelerator and its library: {type(error).__name__}: {error}")
+        if isinstance(error, ModuleNotFoundError) and not os.environ.get("CI"):
+            pytest.skip(f"{name}: {error}")
+        raise
+    return space
+
+
+def parameters(names: list[str]) -> list[Any]:
+    return [
+        pytest.param((name, dtype), id=f"{name}-{dtype}", marks=[pytest.mark.gpu] if name in GPU_SPACES else [])
+        for name in names
+        if name in CHOSEN
+        for dtype in ("float64", "float32")
+    ]
