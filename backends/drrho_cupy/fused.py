@@ -185,7 +185,7 @@ extern "C" __global__ void weigh(
 }
 """
 
-# Constants of cuBLAS, which CuPy does not name; a test compares them with CuPy's own where there is a GPU.
+# Constants of cuBLAS, which CuPy does not name; a test compares them with CuPy's own if there is a GPU.
 _TYPES = {"float32": 0, "float16": 2}
 _COMPUTE_FLOAT32 = 68
 _NORMAL, _TRANSPOSED = 0, 1
@@ -267,7 +267,7 @@ class CupySweeps:
         run = _Run(self, batch)
         peaks, totals = first.saved[::2], first.saved[1::2]
         weights = [cp.ascontiguousarray(x, dtype=np.float32) for x in (weight_image, weight_text)]
-        # w_ij = weight_i exp((z_ij - m_i) / t_i) / total_i: the factor is what multiplies the exponential.
+        # w_ij = factor_i exp((z_ij - m_i) / t_i) with factor_i = weight_i / total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back, v = None, run.buffer
         is_half = batch.image_features.dtype == np.float16

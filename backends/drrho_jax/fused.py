@@ -163,7 +163,7 @@ def _pull_back(
     b, d = batch.image_features.shape
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
     weights = weight_image, weight_text
-    # w_ij = weight_i exp((z_ij - m_i) / t_i) / total_i: the factor is what multiplies the exponential.
+    # w_ij = factor_i exp((z_ij - m_i) / t_i) with factor_i = weight_i / total_i.
     factors = [weight.astype(jnp.float32) / total for weight, total in zip(weights, saved[1::2], strict=True)]
     back = None
     # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.

@@ -1,7 +1,7 @@
 """The convolution and transformer towers of `drrho_clip.models.spec`, in JAX.
 
-Shapes: batch b, image side s, C channels, context L, w numbers per token, feature_dim d. `drrho_clip.architecture`
-holds the formulas, parameter by parameter; the torch towers compute the same formulas from the same parameters.
+Shapes: batch b, image side s, C channels, context L, w numbers per token, feature_dim d. `drrho_clip.models.spec` holds
+the formulas, parameter by parameter; the torch towers compute the same formulas from the same parameters.
 """
 
 from __future__ import annotations

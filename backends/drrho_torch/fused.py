@@ -148,7 +148,7 @@ class _Run:
         b, blocks, plan = self.b, self.plan.weights, self.plan
         peaks, totals = first.saved[::2], first.saved[1::2]
         weights = weights[0].detach().to(torch.float32), weights[1].detach().to(torch.float32)
-        # w_ij = weight_i exp((z_ij - m_i) / t_i) / total_i: the factor is what multiplies the exponential.
+        # w_ij = factor_i exp((z_ij - m_i) / t_i) with factor_i = weight_i / total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back = None
         # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.
@@ -316,6 +316,6 @@ def _descriptor(x: Tensor, block: tuple[int, int]) -> Any:
 
 
 def spans(b: int, largest: int, unit: int) -> list[tuple[int, int]]:
-    """Cut b into spans of nearly the same length, a multiple of `unit`; return where each starts and its length."""
+    """Cut b into spans of nearly the same length, a multiple of `unit`; return the start and the length of each."""
     length = triton.cdiv(triton.cdiv(b, triton.cdiv(b, largest)), unit) * unit
     return [(start, min(length, b - start)) for start in range(0, b, length)]
