@@ -41,7 +41,7 @@ PYTEST := $(TEST_THREADS) $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses
 test: $(VENV)/.installed-test
 	$(PYTEST) $(PYTEST_FLAGS)
 
-# On a GPU machine $(PYTHON) is used with its installed packages and our packages on its path. $(WHEELS) holds pure wheels
+# On a GPU machine $(PYTHON) is used with its installed packages and our packages on its path. $(WHEELS) holds wheels
 # of missing packages. A dry run needs no GPU and uses the environment of the tests. See benchmarks/README.md.
 GPU_PYTHON := $(PYTHON)
 ifneq ($(filter --dry-run,$(GPU_FLAGS)),)
@@ -74,8 +74,11 @@ imports: $(VENV)/.installed-dev
 
 check: lint types imports
 
+# The first build downloads MathJax from the npm registry. The check fails if a page loads a file from another host.
 docs: $(VENV)/.installed-docs
+	$(BIN)/python tools/offline_docs.py fetch
 	$(RUN) sphinx --fail-on-warning --quiet docs build/docs
+	$(BIN)/python tools/offline_docs.py check build/docs
 	@echo "Open $(abspath build/docs)/index.html"
 
 clean:

@@ -14,6 +14,10 @@ default_role = "py:obj"
 html_theme = "furo"
 html_title = f"drrho_core {version}"
 
+# MathJax is a file of these pages, so that formulas appear without a network; tools/offline_docs.py fetches it.
+html_static_path = ["../build/docs-static"]
+mathjax_path = "mathjax/tex-svg.js"
+
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # Sphinx cannot resolve links to files outside this folder (code, README); tests/docs checks these links.

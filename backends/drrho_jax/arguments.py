@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from drrho_core import _validate
 from drrho_core._array_api import is_array, namespace_of
-from drrho_core.estimator import check_index
+from drrho_core.state.table import check_index
 
 Tree = TypeVar("Tree")
 
@@ -71,7 +71,7 @@ def as_jax_index(sample_index: Any, num_samples: int, like: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        As `drrho_core.estimator.check_index` does.
+        As `drrho_core.state.table.check_index` does.
     """
     # The check is NumPy's: a JAX array made under tracing has no values to look at.
     if type(sample_index) in (np.ndarray, np.memmap):

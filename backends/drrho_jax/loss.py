@@ -16,7 +16,7 @@ import numpy as np
 from drrho_core import _validate
 from drrho_core._array_api import is_array, namespace_of
 from drrho_core.contrastive import step_in_wide_dtype
-from drrho_core.estimator import check_index
+from drrho_core.state.table import check_index
 from drrho_jax.arguments import (
     as_constants,
     as_jax_array,

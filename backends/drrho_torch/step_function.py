@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drrho_core._array_api import values_visible
 from drrho_core.contrastive import step_in_wide_dtype
-from drrho_core.estimator import check_index
+from drrho_core.state.table import check_index
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.closed_form import detached, save_gradients, scaled_gradients
 from drrho_torch.estimator import Table

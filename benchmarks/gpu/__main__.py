@@ -100,7 +100,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--only", type=parts, default=list(plan.PARTS), metavar="PART,PART", help=",".join(plan.PARTS))
     parser.add_argument("--sizes", type=numbers, metavar="B,B", help="batch sizes of the sweeps and the peers")
     parser.add_argument("--minutes", type=float, help=f"of everything together; {plan.MINUTES:g} where nothing is said")
-    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="pure wheels of what is missing")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels of the missing packages")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for everything; docs/benchmarks/gpu by default")
     for name, kind in (("--worker", str), ("--cases", str), ("--descriptor", int)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)

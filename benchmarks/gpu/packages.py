@@ -1,4 +1,4 @@
-"""Which packages are missing, and pure wheels from a folder in place of an installation."""
+"""Which packages are missing, and wheels from a folder in place of an installation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ class Need(NamedTuple):
 
 NEEDS = (
     Need("array_api_compat", "array-api-compat", "everything"),
-    Need("array_api_extra", "array-api-extra", "everything"),
     Need("optax", "optax", "JAX", ("absl-py",)),
     Need("safetensors", "safetensors", "the demo"),
     Need("rich", "rich", "the demo", ("markdown-it-py", "mdurl", "pygments")),
+    Need("tokenizers", "tokenizers", "the demo"),
+    Need(
+        "matplotlib",
+        "matplotlib",
+        "the demo",
+        ("contourpy", "cycler", "fonttools", "kiwisolver", "packaging", "pillow", "pyparsing", "python-dateutil"),
+    ),
+    Need("jinja2", "jinja2", "the demo", ("markupsafe",)),
     Need("pytest", "pytest", "the tests", ("iniconfig", "packaging", "pluggy", "pygments")),
     Need("hypothesis", "hypothesis", "the tests", ("sortedcontainers",)),
     Need("array_api_strict", "array-api-strict", "the tests"),
@@ -58,7 +65,7 @@ def advice(absent: Sequence[Need]) -> str:
 
 
 def unpack(wheels: Path, target: Path) -> list[str]:
-    """Unpack pure wheels whose modules are missing; return what was done with each, a line for every wheel.
+    """Unpack the wheels whose modules are missing; return a line for every wheel that says what became of it.
 
     Raises
     ------
@@ -69,8 +76,8 @@ def unpack(wheels: Path, target: Path) -> list[str]:
         raise ValueError(f"WHEELS must be a folder, got {wheels}")
     told = []
     for path in sorted(wheels.glob("*.whl")):
-        if not path.stem.endswith("-none-any"):
-            told.append(f"{path.name}: left out, it is not pure Python")
+        if not _fits(path):
+            told.append(f"{path.name}: left out, it is not for this Python")
             continue
         with zipfile.ZipFile(path) as wheel:
             modules = {
@@ -85,6 +92,18 @@ def unpack(wheels: Path, target: Path) -> list[str]:
             wheel.extractall(target)
         told.append(f"{path.name}: unpacked")
     return told
+
+
+def _fits(wheel: Path) -> bool:
+    """Tell whether a wheel is pure Python, or compiled for this interpreter and platform."""
+    if wheel.stem.endswith("-none-any"):
+        return True
+    try:
+        from packaging.tags import sys_tags
+        from packaging.utils import parse_wheel_filename
+    except ImportError:
+        return False
+    return not parse_wheel_filename(wheel.name)[3].isdisjoint(sys_tags())
 
 
 def describe_ourselves(target: Path) -> None:

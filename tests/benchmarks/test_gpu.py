@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.tags import sys_tags
 
 from benchmarks.gpu import packages, page, plan, processes
 from benchmarks.gpu.plan import Section
@@ -235,14 +236,16 @@ def test_wheels_stand_in_for_what_is_missing_only(tmp_path: Path) -> None:
     wheels.mkdir()
     wheel(wheels, "made_up_for_a_test", "made_up_for_a_test")
     wheel(wheels, "numpy", "numpy")
-    wheel(wheels, "with_code", "with_code", "cp312-cp312-manylinux_2_28_x86_64")
+    wheel(wheels, "with_code", "with_code", "cp27-cp27m-manylinux_2_28_x86_64")
+    wheel(wheels, "for_this_python", "for_this_python", str(next(sys_tags())))
     assert packages.unpack(wheels, target) == [
+        f"for_this_python-1.0-{next(sys_tags())}.whl: unpacked",
         "made_up_for_a_test-1.0-py3-none-any.whl: unpacked",
         "numpy-1.0-py3-none-any.whl: left out, it is installed",
-        "with_code-1.0-cp312-cp312-manylinux_2_28_x86_64.whl: left out, it is not pure Python",
+        "with_code-1.0-cp27-cp27m-manylinux_2_28_x86_64.whl: left out, it is not for this Python",
     ]
     assert sorted(path.name for path in target.iterdir()) == [
-        "made_up_for_a_test", "made_up_for_a_test-1.0.dist-info"
+        "for_this_python", "for_this_python-1.0.dist-info", "made_up_for_a_test", "made_up_for_a_test-1.0.dist-info"
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"^WHEELS must be a folder, got "):
         packages.unpack(tmp_path / "nowhere", target)
