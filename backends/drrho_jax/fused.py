@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from drrho_core._array_api import device_of
-from drrho_core._fused import Batch, FirstSweep, SecondSweep
+from drrho_core.extend import Batch, FirstSweep, SecondSweep
 from drrho_jax.fused_kernels import HIGHEST, NEVER, Inputs, Plan, cut, launch, positives, sums_kernel, weights_kernel
 
 DEFAULT = jax.lax.Precision.DEFAULT
@@ -202,7 +202,7 @@ def _pull_back(
 
 
 class PallasSweeps:
-    """The sweeps on an NVIDIA GPU, or interpreted on the CPU; see `drrho_core._fused.Sweeps`."""
+    """The sweeps on an NVIDIA GPU, or interpreted on the CPU; see `drrho_core.extend.Sweeps`."""
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Return the reason why these kernels do not take this batch, or None."""

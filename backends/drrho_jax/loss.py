@@ -15,7 +15,7 @@ import numpy as np
 
 from drrho_core import _validate
 from drrho_core._array_api import is_array, namespace_of
-from drrho_core.contrastive import step_in_wide_dtype
+from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_jax.arguments import (
     as_constants,
@@ -238,7 +238,7 @@ def _step(
     log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in state)
     # Accelerators would round the factors of a product, an error that 1 / tau multiplies.
     with jax.default_matmul_precision("float32"):
-        step = step_in_wide_dtype(
+        step = wide_contrastive_step(
             images,
             texts,
             log_inner_image,

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from drrho_core._fused import Batch, FirstSweep, SecondSweep
+from drrho_core.extend import Batch, FirstSweep, SecondSweep
 from drrho_torch.fused_kernels import NEVER, merge_kernel, sums_kernel, weights_kernel
 from drrho_torch.fused_plans import GROUP, PLANS, SMALLEST, SPREAD, Blocks, Plan, launch_options, plan_for
 
@@ -34,7 +34,7 @@ def interpreted() -> bool:
 
 
 class TritonSweeps:
-    """The sweeps on an NVIDIA GPU; see `drrho_core._fused.Sweeps`.
+    """The sweeps on an NVIDIA GPU; see `drrho_core.extend.Sweeps`.
 
     Parameters
     ----------
