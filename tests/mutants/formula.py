@@ -308,5 +308,5 @@ ENGINE = (
     ),
 )  # fmt: skip
 
-GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE}
+GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE, "engine": ENGINE}
 MISTAKES: tuple[Mistake, ...] = sum(GROUPS.values(), ())
