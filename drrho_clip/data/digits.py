@@ -181,8 +181,8 @@ def _measure(ink: Int64) -> Int64:
     y = np.arange(8, dtype=np.int64)[None, :, None] * 2 - 7
     total = ink.sum(axis=(1, 2))
 
-    # Moments of the ink: m(f) is the sum of ink * f(x, y) over the pixels. The variances below are multiplied by m(1)^2,
-    # which keeps them integers.
+    # Moments of the ink: m(f) is the sum of ink * f(x, y) over the pixels. The factor m(1)^2 keeps the variances below
+    # integers.
     def central(values: Int64) -> Int64:
         moment: Int64 = (ink * values).sum(axis=(1, 2))
         return moment

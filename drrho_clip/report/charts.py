@@ -59,7 +59,8 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
         axes = canvas.axes(left, right, top, bottom, grid="x", axis="left")
         axes.set(xlim=(0, high), ylim=(max(len(known), 1), 0), yticks=[])
         _set_share_ticks(axes, "x", round_ticks(0, high, most=5))
-        per_unit = high / (right - left)  # data per unit of the chart
+        # Lengths in units of the chart become lengths in data by this factor.
+        per_unit = high / (right - left)
         # Row i of the bars is the interval from i to i + 1 of the vertical axis, which points down.
         for row, bar in enumerate(known):
             middle, colour = row + 0.5, _colour(bar.method)

@@ -241,7 +241,7 @@ def _curves(data: ReportData, name: str) -> list[charts.Line]:
     lines = []
     for method in ordered(data.curves):
         points = [(point.get("samples_seen"), point.get(name)) for point in data.curves[method]]
-        # Validations and steps alternate in the data, so a point has values for some curves only.
+        # Steps and validations may alternate, so a point need not have a value of this curve.
         known = [(float(x), float(y)) for x, y in points if x is not None and y is not None and math.isfinite(y)]
         if known:
             lines.append(charts.Line(method, [x for x, _ in known], [y for _, y in known]))
