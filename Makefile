@@ -74,7 +74,7 @@ imports: $(VENV)/.installed-dev
 
 check: lint types imports
 
-# MathJax comes from npm's registry, once; the check fails if a page loads anything from another host.
+# The first build downloads MathJax from the npm registry. The check fails if a page loads a file from another host.
 docs: $(VENV)/.installed-docs
 	$(BIN)/python tools/offline_docs.py fetch
 	$(RUN) sphinx --fail-on-warning --quiet docs build/docs

@@ -1,4 +1,4 @@
-"""Arrays and a JSON state in one safetensors file: written whole or not at all, checked when read."""
+"""Arrays and a JSON state in one safetensors file, which is written whole or not at all and checked when it is read."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ FORMAT_VERSION = 1
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, never a torn one."""
+    """Write a file so that a crash at any moment leaves the old content or the new content, never a mixture."""
+    # The process id keeps two programs from writing into the same temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
+            # The content must be on the disk before the file gets the real name.
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    # The new name is part of the folder, which must reach the disk as well.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name itself must reach the disk
+        os.fsync(folder)
     finally:
         os.close(folder)
 
@@ -44,12 +47,13 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
     path : Path
         The file.
     kind : str
-        What it is, such as ``"checkpoint"``; a reader asks for the same.
+        Kind of the content, such as ``"checkpoint"``; `load_arrays` needs the same word.
     arrays : mapping of str to ndarray
         Any shapes and numeric dtypes.
     state : mapping
-        Anything that JSON holds.
+        Values that JSON can hold.
     """
+    # safetensors writes the memory of an array as it lies, so every array must be in C order.
     whole = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
     metadata = {
         "format": f"drrho-{kind}",
@@ -61,17 +65,17 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
 
 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_arrays` wrote.
+    """Read a file of `save_arrays`.
 
     Returns
     -------
     tuple of dict and dict
-        Arrays by name, and the state.
+        The arrays by name, and the state.
 
     Raises
     ------
     BadInput
-        If the file is missing, damaged, of another program, kind or version.
+        If the file is missing or damaged, or if it is of another program, kind or version.
     """
     if not path.is_file():
         raise BadInput(f"{path} must be a {kind} file, got no such file")
@@ -88,6 +92,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
             expected = metadata["sha256"]
     except BadInput:
         raise
+    # A torn file fails in the parser; a flipped bit fails at the checksum below.
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: {reason}") from None
@@ -98,6 +103,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and bytes, in hex."""
+    # A zero byte ends each word, so that no two different sets of arrays give the same bytes.
     sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

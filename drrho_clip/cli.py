@@ -56,6 +56,7 @@ class Demo:
         """Train, then print the table."""
         from drrho_clip.demo import run_demo
 
+        # The scenes are made for convolutions; the digits are small enough for perceptrons.
         backend = _build_backend(self.backend or default_backend(), self.device, "float32")
         data = "scenes" if "conv" in backend.architectures else "digits"
         rows = run_demo(self.out, backend=backend, data=data, seeds=self.seeds, quick=self.quick, resume=self.resume)
@@ -99,6 +100,7 @@ class Train:
         """Return the settings of the run to resume, after a check of the options that the user named."""
         from drrho_clip.run import open_run
 
+        # An option that the user repeats with another value would be ignored silently, so it is refused.
         config = open_run(self.out).config
         for name, value in self.settings.items():
             if getattr(config, name) != value:
@@ -110,11 +112,13 @@ class Train:
         from drrho_clip.data import pair_splits
         from drrho_clip.run import refuse_existing
 
+        # Everything is checked before the data are read, which may take long.
         refuse_existing(self.out)
         if "data" not in self.settings:
             raise BadInput(f"data must be a CSV or TSV file or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
         backend = _build_backend(config.backend, self.device, config.dtype)
+        # Two defaults depend on the backend and on the size of the table.
         if "architecture" not in self.settings:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
         if config.data in BUILT_IN_DATA:
@@ -156,6 +160,7 @@ class Evaluate:
         from drrho_clip.run import open_run
         from drrho_clip.splits import open_splits
 
+        # Another backend may evaluate the run, because checkpoints are the same for all.
         run = open_run(self.folder)
         backend = _build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         if self.data is None or self.data in BUILT_IN_DATA:
@@ -163,6 +168,7 @@ class Evaluate:
             splits = open_splits(replace(run.config, data=name))
             dataset = splits.test if self.split == "test" else splits.validation
         else:
+            # Nobody trained on another table, so all pairs of it can be used.
             name, dataset = self.data, read_pairs(self.data)
         row = {
             "method": run.config.method,
@@ -204,6 +210,7 @@ class Verify:
         for name, (xp, device, device_name) in self._libraries().items():
             report = drrho_reference.conformance.check(drrho_core, xp=xp, device=device)
             reports[name] = {"device": device_name, **report.to_json()}
+            # A library without float64, for example, cannot run all cases: that is not a failure, but not a pass.
             complete = report.complete
             verdict = "passed" if complete else "FAILED" if report.verdict == "failed" else "INCOMPLETE"
             print(f"{name} on {device_name}: {verdict}\n{report.table()}\n", flush=True)
@@ -261,6 +268,7 @@ class Vectors:
         import drrho_core
         from drrho_clip.checkpoint import write_atomic
 
+        # The folder must be empty, so that every file in it belongs to the index.
         if self.out.exists() and not self.out.is_dir():
             raise BadInput(f"out must be a folder, got the file {self.out}")
         present = sorted(path.name for path in self.out.iterdir()) if self.out.exists() else []
@@ -324,12 +332,14 @@ class Bench:
         """Measure, write and compare; return 1 if a ratio has fallen."""
         from drrho_clip.bench import contrastive_benchmark
 
+        # The names of the fields are the names of the arguments.
         options = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "backend"}
         names = self.backend or [name for name in backend_names() if importlib.util.find_spec(name)]
         code: int = contrastive_benchmark().measure_and_write(names, **options, command=as_typed("drrho bench", self))
         return code
 
 
+# In the order of the help.
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
@@ -363,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BadInput, MissingExtra) as error:
         print(f"drrho: {error}", file=sys.stderr)
         return 2
+    # 130 is the shell's code for a program that Ctrl-C ended.
     except KeyboardInterrupt:
         print("drrho: interrupted; --resume continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -395,6 +406,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         "retrieval_r10": "R@10",
         "zero_shot_accuracy": "zero-shot",
     }
+    # A data set without classes has no zero-shot accuracy, so the column is left out.
     columns = [name for name in names if any(name in row["metrics"] for row in rows)]
     best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
     timed = any("seconds" in row for row in rows)

@@ -41,6 +41,7 @@ class TrainConfig:
     0.07
     """
 
+    # Data and method.
     data: str = setting(
         rule=TEXT,
         metavar="FILE|NAME",
@@ -58,6 +59,7 @@ class TrainConfig:
         metavar="RUN",
         help="Folder of the reference model's run; drrho needs it, the other methods refuse it.",
     )
+    # Random numbers, and the content of built-in data.
     seed: int = setting(0, rule=at_least(0), help="Seed of the initial parameters and of the order of the batches.")
     data_seed: int = setting(0, rule=at_least(0), help="Seed of built-in data and of the split of a table.")
     train_size: int = setting(20_000, rule=at_least(2), help="Number of rendered scenes in the training data.")
@@ -66,6 +68,7 @@ class TrainConfig:
         rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
         help="Share of the training captions of built-in data that are swapped with each other.",
     )
+    # Optimisation.
     epochs: int = setting(
         8, rule=at_least(1), presets={"digits": 60, TABLE: 30}, help="Number of passes over the training data."
     )
@@ -82,6 +85,7 @@ class TrainConfig:
     weight_decay: float = setting(
         0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."
     )
+    # Temperature.
     temperature: float = setting(
         0.07, rule=_POSITIVE, help="Temperature tau; if the temperature is learned, the value at the start."
     )
@@ -107,6 +111,7 @@ class TrainConfig:
         help="Size of the ambiguity set if sogclr or drrho learn the temperature: above 0 and below the logarithm of "
         "the batch size.",
     )
+    # Inner estimates and reference model, for sogclr and drrho.
     gamma_min: float = setting(
         0.5,
         rule=number("> 0 and at most 1", lambda value: 0 < value <= 1),
@@ -117,6 +122,7 @@ class TrainConfig:
         1.0, rule=_NOT_NEGATIVE, help="Weight lambda of the reference model in drrho: 0 ignores the model, 1 is DRRho."
     )
     eps: float = setting(0.0, rule=_NOT_NEGATIVE, help="Constant added to the inner estimate inside the logarithm.")
+    # Encoders.
     architecture: str = setting(
         "conv",
         rule=choice("mlp", "conv"),
@@ -132,6 +138,7 @@ class TrainConfig:
     depth: int = setting(
         2, rule=at_least(1), help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
     )
+    # Library, dtype and files.
     backend: str = setting(
         rule=TEXT,
         default_factory=default_backend,
@@ -145,6 +152,7 @@ class TrainConfig:
     log_every: int = setting(10, rule=at_least(1), help="Steps between lines of metrics.jsonl.")
 
     def __post_init__(self) -> None:
+        # First the rule of each field, then the rules that join several fields.
         for option in fields(self):
             value = getattr(self, option.name)
             if value is not None or option.default is not None:
@@ -167,6 +175,7 @@ class TrainConfig:
             raise BadInput(f"temperature_max must be at least temperature_min ({low}), got {high}")
         if scheme == "per_sample" and not keeps_estimates:
             raise BadInput(f"temperature_scheme must be fixed or global for method {self.method}, got 'per_sample'")
+        # The radius is the size of the ambiguity set that a learned temperature stands for; see docs/theory.
         if scheme == "fixed":
             if self.radius != 0:
                 raise BadInput(f"radius must be 0 if the temperature is fixed, got {self.radius}")
@@ -219,6 +228,7 @@ def preset(data: str) -> dict[str, Any]:
     >>> preset("digits:reference")["epochs"], preset("scenes"), preset("pairs.csv")["image_size"]
     (60, {}, 64)
     """
+    # "digits:reference" has the presets of "digits".
     kind = data.partition(":")[0] if data in BUILT_IN_DATA else TABLE
     presets = {option.name: setting_of(option).presets or {} for option in fields(TrainConfig)}
     return {name: by_kind[kind] for name, by_kind in presets.items() if kind in by_kind}

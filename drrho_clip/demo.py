@@ -62,6 +62,7 @@ def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path)
     # The learners train so long on so few scenes that they can learn swapped captions by heart.
     if data == "scenes":
         base = replace(base, train_size=16_000, epochs=12)
+    # A quick demo has few steps, small encoders and few scenes.
     if quick:
         small: dict[str, Any] = {"train_size": 768, "epochs": 2, "batch_size": 128, "width": 8, "warmup_steps": 2}
         base, reference = replace(base, **small), replace(reference, **small)
@@ -171,6 +172,7 @@ def report_data(
     quick: bool,
 ) -> ReportData:
     """Gather the content of the report from finished runs."""
+    # Curves and pictures come from the first seed, the table from all seeds.
     curves = {role: learning_curve(outcome) for role, outcome in outcomes.items()}
     record = learning_rate_record()["validation_r1"][data]
     trials = {role: {float(rate): float(r1) for rate, r1 in record[role].items()} for role in ROLES}
@@ -240,9 +242,11 @@ def gallery(
     count = min(size, len(test))
     captions = list(captions_of(test))[:count]
     images = [test[row].image for row in range(count)]
+    # Queries at equal distances in the gallery, so that all kinds of captions are seen.
     queries = [round(step * (count - 1) / max(1, num_queries - 1)) for step in range(num_queries)]
     retrieved: list[dict[str, list[RetrievedImage]]] = [{} for _ in queries]
     for role, outcome in outcomes.items():
+        # Every model encodes the gallery at its own resolution.
         image_features, text_features = outcome.encoder.pairs(test)
         ranked = nearest(text_features[:count][queries], image_features[:count], k=min(k, count))
         for which, (query, rows) in enumerate(zip(queries, ranked.tolist(), strict=True)):
@@ -273,6 +277,7 @@ def swapped_caption_weights(
     data = splits.train
     if not isinstance(data, ArrayDataset) or not data.is_swapped.any():
         return {}
+    # Anchors: images with a swapped caption. Negatives: the true caption first, then captions of random pairs.
     rng = np.random.default_rng([seed, 1])
     anchors = rng.permutation(np.flatnonzero(data.is_swapped))[:num_images]
     others = rng.integers(0, len(data), size=(anchors.size, min(num_others, len(data))))
@@ -303,6 +308,7 @@ def _against(
 
 def _versions() -> str:
     """Return the versions of this library and of the array libraries that are installed."""
+    # The distribution of a library may have another name than the backend; such a library is left out.
     versions = []
     for package in ("drrho-core", *backend_names()):
         with contextlib.suppress(PackageNotFoundError):

@@ -59,6 +59,7 @@ class Encoder:
     ) -> None:
         self._backend, self._parameters = backend, parameters
         self._spec, self._tokenizer = spec, tokenizer
+        # The functions take the parameters as an argument, so `use` needs no new compilation.
         self._encode_images = backend.compile(model.encode_images)
         self._encode_texts = backend.compile(model.encode_texts)
 
@@ -80,6 +81,7 @@ class Encoder:
     def pairs(self, dataset: Dataset, *, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
         """Return image and text features (n, d) of a data set in row order, at the resolution of these encoders."""
         spec = self._spec
+        # Each model reads images at its own resolution and texts with its own vocabulary.
         # Every pair is read once, so no decoded image is kept.
         source = BatchSource(
             dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0

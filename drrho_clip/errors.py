@@ -1,4 +1,4 @@
-"""The two errors that the harness shows to its user; the command line prints them in one line and exits with 2."""
+"""The two errors that the harness shows to the user; the command line prints them in one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ __all__ = ["BadInput", "MissingExtra"]
 
 
 class BadInput(ValueError):
-    """Something that the user gave (a file, a column, an option) cannot be used.
+    """A file, a column or an option of the user cannot be used.
 
-    The message is one line that names what was given, the rule and what was found.
+    The message is one line that names the argument, the rule and the received value.
 
     Examples
     --------
@@ -25,9 +25,9 @@ class MissingExtra(ImportError):
     Parameters
     ----------
     purpose : str
-        What was to be done, as the subject of the sentence: "reading images".
+        The task, as the subject of the sentence: "reading images".
     library : str
-        The library's name as its users know it.
+        The name of the library, as users know it.
     extra : str
         The extra of this distribution that installs it.
 
@@ -38,4 +38,5 @@ class MissingExtra(ImportError):
     """
 
     def __init__(self, purpose: str, library: str, extra: str = "train") -> None:
+        # The command to type is part of the message, because the name of an extra is hard to guess.
         super().__init__(f"{purpose} needs {library}: pip install 'drrho-core[{extra}]'")

@@ -73,9 +73,11 @@ def evaluate(encoder: Encoder, dataset: Dataset, *, zero_shot: bool = True) -> d
         retrieval_r1, retrieval_r5, retrieval_r10 and, with classes, zero_shot_accuracy, in [0, 1].
     """
     image_features, text_features = encoder.pairs(dataset)
+    # Retrieval compares the pairs of the data set with each other.
     metrics = retrieval(image_features, text_features, captions_of(dataset)).metrics()
     task = dataset.zero_shot(image_size=encoder.image_size) if zero_shot else None
     if task is not None:
+        # Zero-shot classification compares images with one prompt per class.
         prompts = encoder.texts(task.prompts)
         metrics["zero_shot_accuracy"] = zero_shot_accuracy(encoder.images(task.images), prompts, task.labels)
     return metrics

@@ -63,6 +63,7 @@ def _global_contrastive(
     image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, config: TrainConfig, xp: Namespace
 ) -> ContrastiveStep:
     """Global contrastive loss; with reference features in the batch it is the loss of DRRho-CLIP."""
+    # sogclr has no reference features in the batch, and the step then ignores the reference weight.
     return contrastive_step(
         image_features,
         text_features,
@@ -78,6 +79,7 @@ def _global_contrastive(
     )
 
 
+# The order is that of the help, of the demo and of the report.
 METHODS: dict[str, Method] = {
     "clip": Method("InfoNCE of the batch", _info_nce, keeps_estimates=False),
     "sogclr": Method("global contrastive loss", _global_contrastive),

@@ -1,4 +1,4 @@
-"""AdamW in the Array API, its whole memory a flat mapping of arrays."""
+"""AdamW in the Array API; all state is a flat mapping of arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class AdamW:
     With gradient g of parameter p at update k = 1, 2, ... and learning rate lr:
 
     1. ``m = beta1 m + (1 - beta1) g`` and ``v = beta2 v + (1 - beta2) g**2``, from zeros
-    2. ``p = p (1 - lr weight_decay)``, only where p has two or more axes: biases and scales of norms do not decay
+    2. ``p = p (1 - lr weight_decay)``, only if p has two or more axes: biases and scales of norms do not decay
     3. ``p = p - lr * (m / (1 - beta1**k)) / (sqrt(v / (1 - beta2**k)) + epsilon)``
 
-    The state holds k as ``step`` (int32) and m, v as ``first_moment/NAME``, ``second_moment/NAME``. Every backend
-    keeps it so, so that a checkpoint of one can be read by all.
+    The state holds k as ``step`` (int32) and m, v as ``first_moment/NAME``, ``second_moment/NAME``. Every backend uses
+    these names, so that every backend can read a checkpoint of any other.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class AdamW:
     weight_decay : float
         At least 0.
     beta1, beta2 : float
-        Weights of the past, in [0, 1).
+        Weights of the past in the two moments, in [0, 1).
     epsilon : float
         Greater than 0.
 
@@ -80,9 +80,9 @@ class AdamW:
     def init(self, parameters: Parameters, /) -> dict[str, Array]:
         """Return the state before the first update."""
         xp = self.xp
-        some = next(iter(parameters.values()))
+        device = device_of(next(iter(parameters.values())))
         return {
-            "step": xp.zeros((), dtype=xp.int32, device=device_of(some)),
+            "step": xp.zeros((), dtype=xp.int32, device=device),
             **{f"first_moment/{name}": xp.zeros_like(parameter) for name, parameter in parameters.items()},
             **{f"second_moment/{name}": xp.zeros_like(parameter) for name, parameter in parameters.items()},
         }
@@ -97,19 +97,24 @@ class AdamW:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return new parameters and new state."""
         xp = self.xp
-        step = xp.asarray(state["step"] + 1)  # numpy makes scalars of sums of 0-d arrays; checkpoints hold arrays
+        # NumPy makes a scalar of the sum of a 0-d array; checkpoints need an array, hence asarray here and below.
+        step = xp.asarray(state["step"] + 1)
         new_parameters = {}
         new_state = {"step": step}
         for name, p in parameters.items():
+            # 1. Both moments: moving averages of the gradient and of its square.
             g = gradients[name]
             m = self.beta1 * state[f"first_moment/{name}"] + (1 - self.beta1) * g
             v = self.beta2 * state[f"second_moment/{name}"] + (1 - self.beta2) * g * g
             new_state[f"first_moment/{name}"], new_state[f"second_moment/{name}"] = xp.asarray(m), xp.asarray(v)
+            # Averages that start from zeros are too small; dividing by 1 - beta^k corrects that.
             k = xp.astype(step, p.dtype)
             m_hat = m / _one_minus_power(self.beta1, k, xp)
             v_hat = v / _one_minus_power(self.beta2, k, xp)
+            # 2. Decoupled weight decay.
             if p.ndim >= 2:
                 p = p * (1 - learning_rate * self.weight_decay)
+            # 3. The step of Adam.
             new_parameters[name] = xp.asarray(p - learning_rate * m_hat / (xp.sqrt(v_hat) + self.epsilon))
         return new_parameters, new_state
 

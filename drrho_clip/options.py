@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -151,15 +152,16 @@ def setting(
     later: bool = False,
 ) -> Any:
     """Return a dataclass field that carries a `Setting`, whose attributes are explained there."""
+    # dataclasses carries metadata along without reading it; `setting_of` finds it again.
     described = Setting(help, rule, metavar, shown, several, positional, presets, later)
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata={"setting": described})
     return field(default=default, metadata={"setting": described})
 
 
-def setting_of(name_and_default: Field[Any]) -> Setting:
+def setting_of(option: Field[Any]) -> Setting:
     """Return the `Setting` of a field."""
-    described: Setting = name_and_default.metadata["setting"]
+    described: Setting = option.metadata["setting"]
     return described
 
 
@@ -182,6 +184,7 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
     BadInput
         If an option is unknown, missing or breaks its rule; the message names option, rule and value.
     """
+    # Without exit_on_error argparse raises errors of single options; all other errors go through `_Parser.error`.
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
     subparsers = parser.add_subparsers(dest="command", metavar=f"{{{','.join(commands)}}}", required=True)
     for name, command in commands.items():
@@ -222,6 +225,7 @@ def _with_dashes(word: str) -> str:
 
 def _all_options(command: type) -> list[Field[Any]]:
     """Return the fields of a command, with the fields of a nested dataclass in place of the field that holds them."""
+    # The options of a nested dataclass stand flat beside the command's own options.
     options: list[Field[Any]] = []
     for option in fields(command):
         nested = option.metadata.get("options")
@@ -237,6 +241,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
     default = "(required)" if words is None else f"(default: {words})"
     # argparse reads % as the start of a format.
     text = f"{described.help} {default}".replace("%", "%%")
+    # SUPPRESS leaves an option that the user did not name out of the result, so presets can fill it in.
     arguments: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     if rule is FLAG:
         parser.add_argument(_flag(option), action="store_true", **arguments)
@@ -254,6 +259,7 @@ def _converter(rule: Rule) -> Callable[[str], Any]:
     """Return the function with which argparse converts and checks a word."""
 
     def convert(word: str) -> Any:
+        # argparse turns an ArgumentTypeError into an error that names the option.
         try:
             value = rule.read(word)
         except ValueError:
@@ -308,14 +314,26 @@ def as_typed(words: str, command: Any) -> str:
     command : dataclass
         The command.
     """
-    line = [words]
+    named: dict[str, Any] = {}
     for option in fields(command):
         value = getattr(command, option.name)
-        if value is None or value == option.default:
+        # Defaults need not be typed; a nested dictionary holds named options only.
+        if "options" in option.metadata:
+            named |= value
+        elif value is not None and value != option.default:
+            named[option.name] = value
+    line = words.split()
+    for option in _all_options(type(command)):
+        if option.name not in named:
             continue
-        several = setting_of(option).several
-        if several == "append":
-            line += [f"{_flag(option)} {element}" for element in value]
+        described, value = setting_of(option), named[option.name]
+        values = [str(element) for element in value] if described.several else [str(value)]
+        if described.rule is FLAG:
+            line.append(_flag(option))
+        elif described.positional:
+            line += values
+        elif described.several == "append":
+            line += [word for element in values for word in (_flag(option), element)]
         else:
-            line.append(f"{_flag(option)} {' '.join(map(str, value)) if several else value}")
-    return " ".join(line)
+            line += [_flag(option), *values]
+    return shlex.join(line)

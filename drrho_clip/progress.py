@@ -12,22 +12,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Reporter:
-    """Shows how far a piece of work is.
+    """Show the progress of a piece of work.
 
     Parameters
     ----------
     title : str
-        What is being done.
+        Name of the work.
     total : int
         Number of steps.
     done : int
-        Steps that were done before.
+        Number of steps that were done before.
     stream : file, optional
-        Where to write; standard error when left out, so that results on standard output stay clean.
+        The output; standard error by default, so that results on standard output stay clean.
     quiet : bool
         Write nothing.
     seconds_between_lines : float
-        How often a plain line is written.
+        Shortest time between two plain lines.
 
     Examples
     --------
@@ -55,6 +55,7 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         """Start the bar, or write the first line."""
+        # A bar moves the cursor, which would fill a log file with control characters.
         if not self._quiet and self._stream.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             more = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
@@ -71,6 +72,7 @@ class Reporter:
         """Stop the bar, or write the last line."""
         if self._bar is not None:
             self._bar.stop()
+        # After an error the error message is the last line.
         elif kind is None:
             self._line()
 
@@ -80,6 +82,7 @@ class Reporter:
         self._note = self._note if note is None else note
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=self._note)
+        # The line of the last step is left to __exit__.
         elif time.monotonic() - self._last >= self._pause and self._done < self._total:
             self._line()
 

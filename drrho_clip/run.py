@@ -75,6 +75,7 @@ class Run:
     def write(self) -> None:
         """Write config.json; the folder must not hold a run yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Whoever opens the folder later needs no other file to build the model and to find the data.
         document = {
             "format": FORMAT,
             "version": VERSION,
@@ -93,6 +94,7 @@ class Run:
         BadInput
             If there is no checkpoint, or it is damaged, or the parameters do not have the shapes of `spec`.
         """
+        # The file also holds optimiser and estimator; evaluation needs the parameters alone.
         arrays, _ = load_arrays(self.checkpoint, "checkpoint")
         parameters = part(arrays, "parameters")
         shapes = {name: array.shape for name, array in parameters.items()}
@@ -107,12 +109,14 @@ class Run:
 
     def drop_log_after(self, step: int) -> None:
         """Drop metrics logged after the checkpoint of this step; those steps run again."""
+        # Without this, metrics.jsonl would hold the lines of these steps twice.
         kept = [record for record in read_metrics(self.metrics) if record["step"] <= step]
         write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
     """Fit the tokenizer to the captions of a data set and size the encoders for its images; nothing is written."""
+    # The vocabulary is that of the training captions; validation and test captions may hold unknown words.
     tokenizer = WordTokenizer.fit(captions_of(data))
     spec = ModelSpec(
         config.architecture,
@@ -138,6 +142,7 @@ def refuse_existing(folder: Path) -> None:
 
 def remove_torn_files(folder: Path) -> None:
     """Remove temporary files that a kill in the middle of a write left; the file under the real name is whole."""
+    # `write_atomic` makes these names.
     for name in FILES:
         for torn in folder.glob(f".{name}.*.tmp"):
             torn.unlink()
@@ -163,6 +168,7 @@ def open_run(folder: str | Path) -> Run:
         raise BadInput(f"{file} must describe a drrho run, got another program's file")
     if document.get("version") != VERSION:
         raise BadInput(f"{file} must have version {VERSION}, got {document.get('version')!r}")
+    # The dataclasses check the values; the errors below are those of a document without the right entries.
     try:
         return Run(
             folder=folder,
@@ -195,6 +201,7 @@ def load_reference_features(path: Path, identity: Mapping[str, str]) -> tuple[np
         If the file is damaged or belongs to other data.
     """
     arrays, state = load_arrays(path, "reference-features")
+    # Features of other pairs would silently steer the training to a wrong model.
     for name, expected in identity.items():
         if state.get(name) != expected:
             raise BadInput(f"{path} must be made from this run's {name} ({expected}), got {state.get(name)}")

@@ -58,6 +58,7 @@ class OneLearnedTemperature(FixedTemperature):
 
     def __init__(self, config: TrainConfig, num_samples: int, backend: Backend) -> None:
         super().__init__(config, num_samples, backend)
+        # The temperature is clipped to these bounds after each step.
         bounds = {"minimum": config.temperature_min, "maximum": config.temperature_max}
         self._state = GlobalTemperature(config.temperature, like=backend.asarray(np.zeros(1)), **bounds)
 
@@ -101,6 +102,7 @@ class LearnedTemperaturePerSample(FixedTemperature):
 
     def figures(self, gradient: Any, /) -> dict[str, float]:
         """Return mean, minimum and maximum over all samples and directions, and the gradient."""
+        # A line of metrics.jsonl has room for three numbers, not for two tables of n samples.
         state, to_numpy = self._state.state_dict(), self._backend.to_numpy
         tables = [to_numpy(state[f"temperature_{side}"]) for side in ("image", "text")]
         return {
@@ -120,6 +122,7 @@ class LearnedTemperaturePerSample(FixedTemperature):
         self._state.load_state_dict(state)
 
 
+# A new scheme needs a class above, a line here and a word in the rule of `TrainConfig.temperature_scheme`.
 TEMPERATURES: dict[str, Callable[[TrainConfig, int, Backend], FixedTemperature]] = {
     "fixed": FixedTemperature,
     "global": OneLearnedTemperature,

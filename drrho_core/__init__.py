@@ -6,7 +6,7 @@ Arrays are those of any library that follows the array API standard, version 202
 Sources: Model Steering / DRRho (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP (arXiv 2407.01445).
 """
 
-from drrho_core._fused import fused_kernels
+from drrho_core._routines import fused_kernels
 from drrho_core.ambiguity import (
     AmbiguitySet,
     CappedKLPenalty,
@@ -27,7 +27,6 @@ from drrho_core.contrastive import (
     reference_anchor_weight,
     unimodal_contrastive_step,
 )
-from drrho_core.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core.losses import (
     FeatureGradients,
     LossGradients,
@@ -48,11 +47,15 @@ from drrho_core.migration import (
 from drrho_core.moving_average import MovingAverageKL, moving_average_kl
 from drrho_core.risk import drrho_risk, excess_loss
 from drrho_core.selection import select_jest, select_top_excess
-from drrho_core.temperature import (
+from drrho_core.state import (
     GlobalTemperature,
     GlobalTemperatureState,
+    InnerEstimator,
     PerSampleTemperature,
     TemperatureRows,
+    cosine_gamma,
+    recommended_gamma_min,
+    scent_gamma,
     update_global_temperature,
     update_temperature_rows,
 )

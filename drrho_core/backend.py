@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from drrho_core._array_api import Array, Namespace
 
@@ -53,6 +53,13 @@ class Optimizer(Protocol):
         ...
 
 
+class Home(NamedTuple):
+    """An inner estimator that a backend has built, and the way of NumPy arrays into the memory of that estimator."""
+
+    estimator: Any  # a drrho_core.state.inner.EstimatorOfRows
+    from_numpy: Callable[[Any], Array]
+
+
 class Backend(Protocol):
     """One array library on one device, in one floating dtype (``float32`` or ``float64``).
 
@@ -81,6 +88,7 @@ class Backend(Protocol):
     device: str
     has_gpu: bool
     dtype: str
+    homes: tuple[str, ...]  # the homes of `drrho_core.state.make_estimator` that the backend has itself
 
     def asarray(self, array: Any, /) -> Array:
         """Move a host array here: floating ones to the backend's dtype, the others as they are."""
@@ -98,6 +106,10 @@ class Backend(Protocol):
         self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8
     ) -> Optimizer:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
+        ...
+
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:
+        """Build an inner estimator in one of `homes`; `path` is the file of the home ``"file"``."""
         ...
 
     def compile(self, function: Function, /) -> Function:
@@ -118,6 +130,7 @@ def default_backend() -> str:
 
     It is the installed backend with the highest `Backend.preference`; the first name in the alphabet wins a tie.
     """
+    # The attribute is part of the class, so every installed backend is imported here, but none is built.
     preferences = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         # A backend whose library is missing cannot be imported, so it does not take part.
@@ -150,6 +163,7 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     >>> get_backend("numpy", dtype="float64").dtype
     'float64'
     """
+    # Entry points are read from installed metadata; no library is imported before `load`.
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         raise ValueError(f"backend must be one of {', '.join(sorted(points))}, got {name!r}")
@@ -158,6 +172,7 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     try:
         build = points[name].load()
     except ModuleNotFoundError as error:
+        # A module of this project that is missing is a defect, not a missing extra.
         if error.name is not None and error.name.partition(".")[0].startswith("drrho"):
             raise
         raise ImportError(

@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, is_array, namespace_of
-from drrho_core.contrastive import Scalar, positive
+from drrho_core._array_api import Array, Namespace, Scalar, is_array, namespace_of
+from drrho_core._validate import POSITIVE
 from drrho_core.numerics import log
 
 
@@ -211,8 +211,8 @@ def log_inner_from_libauc_v1(
         _validate.values("temperature", temperature, lambda x: xp.isfinite(x) & (x > 0), "be > 0", xp)
         temperature = _flat(temperature, xp)
     else:
-        temperature = _validate.static_number("temperature", temperature, positive, "be > 0")
-        _validate.fits("temperature", temperature, positive, u.dtype, xp)
+        temperature = _validate.static_number("temperature", temperature, POSITIVE)
+        _validate.fits("temperature", temperature, POSITIVE, u.dtype, xp)
     u = _flat(u, xp)
     return log(u, xp=xp) - _usable(_flat(similarity, xp), u > 0, xp) / temperature
 

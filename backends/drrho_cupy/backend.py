@@ -11,8 +11,9 @@ import numpy as np
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
+from drrho_core import InnerEstimator
 from drrho_core._array_api import Array, Namespace
-from drrho_core.backend import Function
+from drrho_core.backend import Function, Home
 
 
 class CupyBackend:
@@ -35,6 +36,7 @@ class CupyBackend:
     """
 
     name = "cupy"
+    homes = ("device",)
     architectures: tuple[str, ...] = ("mlp",)
     preference = 0
     has_gpu = True
@@ -76,6 +78,12 @@ class CupyBackend:
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         return AdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
+        """Build an inner estimator on the device, the only home that is CuPy's own."""
+        if home not in self.homes:
+            raise ValueError(f"home must be one of {', '.join(self.homes)} for the cupy backend, got {home!r}")
+        return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
 
     def compile(self, function: Function, /) -> Function:
         """Return the function: CuPy compiles single kernels, not whole steps."""

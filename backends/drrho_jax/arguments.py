@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from drrho_core import _validate
 from drrho_core._array_api import is_array, namespace_of
-from drrho_core.estimator import check_index
+from drrho_core.state.table import check_index
 
 
 def taken(name: str, value: Any, like: Any = None) -> Any:
@@ -66,7 +66,7 @@ def taken_index(sample_index: Any, num_samples: int, like: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        As `drrho_core.estimator.check_index` does.
+        As `drrho_core.state.table.check_index` does.
     """
     if type(sample_index) in (np.ndarray, np.memmap):
         check_index(sample_index, num_samples, like=np.zeros(1), xp=np)

@@ -12,7 +12,8 @@ import optax
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_core.backend import Function, Model, Parameters
+from drrho_core.backend import Function, Home, Model, Parameters
+from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.models import ConvModel
 
 
@@ -39,6 +40,7 @@ class JaxBackend:
     """
 
     name = "jax"
+    homes = ("device",)
     architectures: tuple[str, ...] = ("conv", "mlp")
     preference = 0
     xp = jnp
@@ -77,6 +79,12 @@ class JaxBackend:
     ) -> OptaxAdamW:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         return OptaxAdamW(jnp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
+        """Build an inner estimator on the device, the only home that is JAX's own."""
+        if home not in self.homes:
+            raise ValueError(f"home must be one of {', '.join(self.homes)} for the jax backend, got {home!r}")
+        return Home(DonatingEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
 
     def compile(self, function: Function, /) -> Function:
         """Compile a pure function of arrays with `jax.jit`, its products in full precision.

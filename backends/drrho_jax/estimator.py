@@ -1,4 +1,4 @@
-"""The inner estimates on a JAX device, updated where they are."""
+"""The inner estimates on a JAX device, updated in place."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ from typing import Any, Self
 
 import jax
 
-from drrho_core import InnerEstimator
-from drrho_core.estimator import check_rows
+from drrho_core.state.inner import COLUMNS, OWNER, InnerEstimator
+from drrho_core.state.table import ArrayTable
 from drrho_jax.arguments import taken, taken_index
 
 
+class DonatedTable(ArrayTable):
+    """A table in JAX arrays, whose buffers every `write` donates to the new arrays."""
+
+    def write(self, index: jax.Array, rows: Mapping[str, jax.Array]) -> Self:
+        """Write rows into the buffers of the old arrays, which are deleted."""
+        old = self.arrays()
+        written = _write({name: old[name] for name in rows}, index, rows)
+        self.become({**old, **written})
+        return self
+
+
 class DonatingEstimator(InnerEstimator):
-    """`drrho_core.InnerEstimator` for JAX arrays that `scatter` overwrites: it hands its buffers on (donation).
+    """`drrho_core.InnerEstimator` for JAX arrays that `scatter` overwrites: their buffers are donated to the update.
 
     JAX's arrays never change, so `drrho_core.InnerEstimator` copies all n samples in each `scatter`: half of a step's
-    time for 100 million. This one costs what the batch costs. In return arrays that were taken out of it
-    (``log_inner_image``, ``log_inner_text``) are deleted by the next `scatter`; take `state_dict`, which copies.
+    time for 100 million samples. Here the cost is that of the batch. In return the next `scatter` deletes the arrays
+    ``log_inner_image`` and ``log_inner_text`` that were read before; use `state_dict`, which copies.
 
-    Parameters and methods are those of `drrho_core.InnerEstimator`; NumPy arrays are taken wherever JAX's are. It is
-    for eager code, with the step itself under `jax.jit` or not. A jitted function that gathers and scatters inside
-    takes the state of `drrho_jax.init_state` instead, which can be donated to it (``donate_argnums``).
+    Parameters and methods are those of `drrho_core.InnerEstimator`; NumPy arrays are accepted beside those of JAX. The
+    class is for eager code, whether the step itself runs under `jax.jit` or not. A jitted function that gathers and
+    scatters inside takes the state of `drrho_jax.init_state` instead, which can be donated to it (``donate_argnums``).
 
     Examples
     --------
@@ -33,34 +44,31 @@ class DonatingEstimator(InnerEstimator):
     """
 
     def __init__(self, num_samples: int, *, like: Any, dtype: Any = None) -> None:
-        super().__init__(num_samples, like=taken("like", like), dtype=dtype)
+        self.table = DonatedTable(COLUMNS, num_samples, like=taken("like", like), dtype=dtype, owner=OWNER)
 
-    def scatter(self, index: jax.Array, log_inner_image: jax.Array, log_inner_text: jax.Array, /) -> Self:
+    def gather(self, index: Any, /) -> tuple[jax.Array, jax.Array]:
+        """Return the rows of a batch; see `drrho_core.InnerEstimator.gather`."""
+        return super().gather(taken_index(index, self.num_samples, self.log_inner_image))
+
+    def scatter(self, index: Any, log_inner_image: Any, log_inner_text: Any, /) -> Self:
         """Write the rows of a batch and return this estimator; see `drrho_core.InnerEstimator.scatter`."""
-        index = self._checked(index)
         state = self.log_inner_image
-        log_inner_image = taken("log_inner_image", log_inner_image, state)
-        log_inner_text = taken("log_inner_text", log_inner_text, state)
-        check_rows(log_inner_image, log_inner_text, size=index.shape[0], like=state, xp=self._xp)
-        self.log_inner_image, self.log_inner_text = _write(
-            self.log_inner_image, self.log_inner_text, index, log_inner_image, log_inner_text
+        return super().scatter(
+            taken_index(index, self.num_samples, state),
+            taken("log_inner_image", log_inner_image, state),
+            taken("log_inner_text", log_inner_text, state),
         )
-        return self
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Take over a state as JAX or NumPy arrays; see `drrho_core.InnerEstimator.load_state_dict`."""
+        """Replace the state by JAX or NumPy arrays; see `drrho_core.InnerEstimator.load_state_dict`."""
         if isinstance(state, Mapping):
             state = {name: taken(name, value, self.log_inner_image) for name, value in state.items()}
         super().load_state_dict(state)
 
-    def _checked(self, index: Any) -> Any:
-        return super()._checked(taken_index(index, self.num_samples, self.log_inner_image))
+
+def _set(state: Mapping[str, jax.Array], index: jax.Array, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return every array with its rows written."""
+    return {name: state[name].at[index].set(rows[name]) for name in rows}
 
 
-def _set(
-    image: jax.Array, text: jax.Array, index: jax.Array, image_rows: jax.Array, text_rows: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return image.at[index].set(image_rows), text.at[index].set(text_rows)
-
-
-_write = jax.jit(_set, donate_argnums=(0, 1))
+_write = jax.jit(_set, donate_argnums=0)

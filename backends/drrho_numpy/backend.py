@@ -9,8 +9,10 @@ import numpy as np
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
+from drrho_core import InnerEstimator
 from drrho_core._array_api import Array, Namespace
-from drrho_core.backend import Function
+from drrho_core.backend import Function, Home
+from drrho_numpy.estimator import MemoryMappedEstimator
 
 
 class NumpyBackend:
@@ -53,6 +55,10 @@ class NumpyBackend:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self.device = str(self._device)
+        # Host and device are the same here; only NumPy itself can look at a mapped file as an array.
+        self.homes: tuple[str, ...] = (
+            ("device", "host", "file") if self.xp is array_api_compat.numpy else ("device", "host")
+        )
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Array:
@@ -74,6 +80,14 @@ class NumpyBackend:
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         return AdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:
+        """Build an inner estimator in arrays of the namespace, or in a file."""
+        if home not in self.homes:
+            raise ValueError(f"home must be one of {', '.join(self.homes)} for the numpy backend, got {home!r}")
+        if home == "file":
+            return Home(MemoryMappedEstimator(path, num_samples, dtype=self.dtype), np.asarray)
+        return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
 
     def compile(self, function: Function, /) -> Function:
         """Return the function: there is no compiler here."""

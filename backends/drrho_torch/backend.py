@@ -12,8 +12,10 @@ from torch.optim.adamw import adamw
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
+from drrho_core import InnerEstimator
 from drrho_core._array_api import Namespace
-from drrho_core.backend import Function, Model, Parameters
+from drrho_core.backend import Function, Home, Model, Parameters
+from drrho_torch.estimator import HostEstimator
 from drrho_torch.models import ConvModel
 
 
@@ -40,6 +42,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    homes = ("device", "host")
     architectures: tuple[str, ...] = ("conv", "mlp")
     preference = 2
     xp: Namespace = array_api_compat.torch
@@ -76,6 +79,14 @@ class TorchBackend:
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         return TorchAdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
+        """Build an inner estimator on the device, or in the host's memory with asynchronous copies."""
+        if home == "device":
+            return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
+        if home == "host":
+            return Home(HostEstimator(num_samples, device=self._device, dtype=self._dtype), torch.asarray)
+        raise ValueError(f"home must be one of {', '.join(self.homes)} for the torch backend, got {home!r}")
 
     def compile(self, function: Function, /) -> Function:
         """Return the function unchanged.

@@ -1,9 +1,9 @@
-"""The inner estimates in the host's memory, and what `drrho_torch.ContrastiveLoss` asks of an estimator object."""
+"""The inner estimates in the host's memory, and the adapter between `drrho_torch.ContrastiveLoss` and estimators."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import array_api_compat.torch
 import numpy as np
@@ -11,21 +11,171 @@ import torch
 from torch import Tensor
 
 from drrho_core import _validate
-from drrho_core._array_api import namespace_of
-from drrho_core.estimator import check_index, check_rows, storage_dtype
+from drrho_core.state.inner import COLUMNS, OWNER, EstimatorOfRows
+from drrho_core.state.table import Column, storage_dtype
+from drrho_core.state.table import Table as RowTable
 
 _XP = array_api_compat.torch
 
 
-class HostEstimator:
-    """Both directions' logarithmic inner estimates on the host, their rows on a device; as `drrho_core.InnerEstimator`.
+class Pending(NamedTuple):
+    """Rows on their way to the host."""
+
+    samples: Tensor
+    rows: Tensor
+    arrived: torch.cuda.Event
+
+
+class HostTable(RowTable):
+    """A table in the host's memory, page-locked if its rows belong on a GPU, to which copies are asynchronous.
+
+    All columns lie side by side, so that a batch is one copy to read and one to write.
+
+    Parameters
+    ----------
+    columns : tuple of Column
+        The columns.
+    num_samples : int
+        n >= 1.
+    device : str or torch.device
+        The device on which rows are returned and expected.
+    dtype : torch.dtype, optional
+        float32 (default) or wider.
+    owner : str
+        The table's name in messages.
+    """
+
+    def __init__(
+        self,
+        columns: tuple[Column, ...],
+        num_samples: int,
+        *,
+        device: str | torch.device,
+        dtype: torch.dtype | None = None,
+        owner: str,
+    ) -> None:
+        super().__init__(columns, owner, _XP)
+        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+        try:
+            like = torch.empty(0, device=device, dtype=torch.float32)
+        except (RuntimeError, AssertionError, TypeError) as error:  # no device has this name, or it is not there
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device must be 'cpu' or another that torch has, got {device!r}: {reason}") from error
+        self._like = like.to(storage_dtype(like, dtype, _XP))
+        self._start(self._fresh(num_samples))
+
+    def _start(self, state: Tensor) -> None:
+        """Adopt a state (n, columns), with a stream of its own if the device is a GPU."""
+        self._pinned = self._like.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self._like.device) if self._pinned else None  # type: ignore[no-untyped-call]
+        self._pending: Pending | None = None
+        self._state = state
+
+    def _fresh(self, num_samples: int) -> Tensor:
+        """Return rows of samples that no batch has visited, page-locked if the device is a GPU."""
+        row = torch.tensor([column.fresh for column in self.columns], dtype=self._like.dtype)
+        pinned = self._like.device.type == "cuda"
+        rows = torch.empty((num_samples, len(self.columns)), dtype=self._like.dtype, pin_memory=pinned)
+        return rows.copy_(row.expand_as(rows))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave streams and rows on their way out of copies: they belong to this object."""
+        self.settle()
+        return {"columns": self.columns, "owner": self.owner, "_like": self._like, "_state": self._state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the numbers into page-locked memory, and open a stream."""
+        super().__setstate__(state)
+        rows = self._fresh(self._state.shape[0])
+        self._start(rows.copy_(self._state))
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples n."""
+        return self._state.shape[0]
+
+    @property
+    def index_like(self) -> Tensor:
+        """The state: an index lies on the host."""
+        return self._state
+
+    @property
+    def row_like(self) -> Tensor:
+        """An empty tensor on the device of the rows."""
+        return self._like
+
+    def read(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return copies of the rows on the device; a GPU's current stream waits for them, not the host."""
+        pending = self._pending
+        if pending is not None and bool(torch.any(torch.isin(index, pending.samples))):
+            self.settle()
+        rows = torch.empty((index.shape[0], len(self.columns)), dtype=self._like.dtype, pin_memory=self._pinned)
+        torch.index_select(self._state, 0, index, out=rows)
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._like.device)
+            with torch.cuda.stream(self._stream):
+                rows = rows.to(self._like.device, non_blocking=True)
+            current.wait_stream(self._stream)
+            rows.record_stream(current)
+        return tuple([column.contiguous() for column in rows.unbind(1)])
+
+    def write(self, index: Tensor, rows: Mapping[str, Tensor]) -> Self:
+        """Write rows, on a GPU by starting their copy to the host; the next call that needs them stores them."""
+        self.settle()
+        together = torch.stack(list(rows.values()), dim=1)
+        if self._stream is None:
+            self._state[index] = together.cpu()
+            return self
+        self._stream.wait_stream(torch.cuda.current_stream(self._like.device))
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
+        with torch.cuda.stream(self._stream):
+            host.copy_(together, non_blocking=True)
+            arrived.record(self._stream)
+        together.record_stream(self._stream)
+        self._pending = Pending(index.clone(), host, arrived)
+        return self
+
+    def settle(self) -> None:
+        """Store the rows that a `write` left on their way."""
+        if self._pending is not None:
+            samples, rows, arrived = self._pending
+            arrived.synchronize()
+            self._state[samples] = rows
+            self._pending = None
+
+    def resized(self, num_samples: int) -> Self:
+        """Return a new table: the old rows first, then rows that no batch has visited."""
+        self.settle()
+        grown = type(self)(
+            self.columns, num_samples, device=self._like.device, dtype=self._like.dtype, owner=self.owner
+        )
+        grown._state[: self.num_samples] = self._state
+        return grown
+
+    def arrays(self) -> Mapping[str, Tensor]:
+        """Return every column (n,) by name: views of the state on the host."""
+        self.settle()
+        return {column.name: self._state[:, place] for place, column in enumerate(self.columns)}
+
+    def replace(self, arrays: Mapping[str, Tensor]) -> None:
+        """Copy an array (n,) into every column."""
+        self.settle()
+        for place, column in enumerate(self.columns):
+            self._state[:, place] = arrays[column.name]
+
+
+class HostEstimator(EstimatorOfRows):
+    """Both directions' logarithmic inner estimates in the host's memory, for rows on a device.
+
+    The methods are those of `drrho_core.InnerEstimator`.
 
     Parameters
     ----------
     num_samples : int
-        n >= 1. The state takes 8 n bytes of the host's memory in float32, page-locked where the device is a GPU.
+        n >= 1. The state takes 8 n bytes of the host's memory in float32, page-locked if the device is a GPU.
     device : str or torch.device
-        Where `gather` takes the rows, and where `scatter` expects them.
+        The device on which `gather` returns rows, and on which `scatter` expects them.
     dtype : torch.dtype, optional
         float32 (default) or wider.
 
@@ -36,11 +186,11 @@ class HostEstimator:
 
     Notes
     -----
-    `sample_index` lives on the host, where the batch was drawn: a look at it there costs nothing, and it is always
-    checked. Copies to and from a GPU are asynchronous. `scatter` does not wait for the rows: it starts their way to the
-    host on a stream of its own and returns. They are written by the next call that needs them: a `gather` of one of
-    the same samples, which waits; the next `scatter`; or whatever reads the whole state. On the CPU it does what
-    `drrho_core.InnerEstimator` does, bit for bit. Rows on a GPU are not looked at: nan goes in.
+    `sample_index` lies on the host, where the batch was drawn: reading it there costs nothing, and it is always
+    checked. Copies to and from a GPU are asynchronous. `scatter` does not wait for the rows: it starts the copy to the
+    host on a stream of its own and returns. The rows are written by the next call that needs them: a `gather` of one of
+    the same samples, which waits; the next `scatter`; or a call that reads the whole state. On the CPU the rows are
+    those of `drrho_core.InnerEstimator`, bit for bit. Rows on a GPU are not read: nan is stored.
 
     Examples
     --------
@@ -50,184 +200,30 @@ class HostEstimator:
     [[1.5, -inf], [1.0, -inf]]
     """
 
+    table: HostTable
+
     def __init__(self, num_samples: int, *, device: str | torch.device, dtype: torch.dtype | None = None) -> None:
-        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
-        try:
-            self._like = torch.empty(0, device=device, dtype=torch.float32)
-        except (RuntimeError, AssertionError, TypeError) as error:  # bad words, no such device
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"device must be 'cpu' or another that torch has, got {device!r}: {reason}") from error
-        self._like = self._like.to(storage_dtype(self._like, dtype, _XP))
-        self._pinned = self._like.device.type == "cuda"
-        self._stream = torch.cuda.Stream(self._like.device) if self._pinned else None  # type: ignore[no-untyped-call]
-        self._pending: _Pending | None = None
-        self._state = self._never(num_samples)
-
-    def _never(self, num_samples: int) -> Tensor:
-        """Both numbers of a sample side by side: one row to read and to write."""
-        return torch.full((num_samples, 2), -torch.inf, dtype=self._like.dtype, pin_memory=self._pinned)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle the numbers; streams and rows on their way belong to this object."""
-        self._settle()
-        return _restored, (str(self.device), self._like.dtype, self._state)
+        self.table = HostTable(COLUMNS, num_samples, device=device, dtype=dtype, owner=OWNER)
 
     def __repr__(self) -> str:
-        """Show what it holds."""
-        return f"HostEstimator(num_samples={self.num_samples}, device='{self.device}', dtype={self._like.dtype})"
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples n."""
-        return self._state.shape[0]
+        """Show size, device and dtype."""
+        dtype = self.table.row_like.dtype
+        return f"HostEstimator(num_samples={self.num_samples}, device='{self.device}', dtype={dtype})"
 
     @property
     def device(self) -> torch.device:
-        """Where rows are taken to."""
-        return self._like.device
+        """The device of the rows."""
+        return self.table.row_like.device
 
     @property
     def log_inner_image(self) -> Tensor:
         """The image anchors' state on the host, (n,); ``-inf`` = never visited."""
-        self._settle()
-        return self._state[:, 0]
+        return self.table.arrays()["log_inner_image"]
 
     @property
     def log_inner_text(self) -> Tensor:
         """The text anchors' state on the host, (n,)."""
-        self._settle()
-        return self._state[:, 1]
-
-    def gather(self, index: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Return the rows of a batch.
-
-        Parameters
-        ----------
-        index : tensor of integers, shape (b,), on the host
-            `sample_index` of the batch: in [0, n), no repeats.
-
-        Returns
-        -------
-        tuple of tensors, shape (b,)
-            The image anchors' and the text anchors' rows on the device; a GPU's current stream waits for them, not the
-            host.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `index` is no such tensor.
-        """
-        index = self._checked(index)
-        pending = self._pending
-        if pending is not None and bool(torch.any(torch.isin(index, pending.samples))):
-            self._settle()
-        rows = torch.empty((index.shape[0], 2), dtype=self._like.dtype, pin_memory=self._pinned)
-        torch.index_select(self._state, 0, index, out=rows)
-        if self._stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            with torch.cuda.stream(self._stream):
-                rows = rows.to(self.device, non_blocking=True)
-            current.wait_stream(self._stream)
-            rows.record_stream(current)
-        image, text = rows.unbind(1)
-        return image.contiguous(), text.contiguous()
-
-    def scatter(self, index: Tensor, log_inner_image: Tensor, log_inner_text: Tensor, /) -> HostEstimator:
-        """Write the rows of a batch and return this estimator.
-
-        Parameters
-        ----------
-        index : tensor of integers, shape (b,), on the host
-            `sample_index` of the batch: in [0, n), no repeats.
-        log_inner_image, log_inner_text : tensor, shape (b,), on the device
-            Updated rows, in the state's dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument breaks these rules; nothing has been written then.
-        """
-        index = self._checked(index)
-        check_rows(log_inner_image, log_inner_text, size=index.shape[0], like=self._like, xp=_XP)
-        self._settle()
-        rows = torch.stack([log_inner_image, log_inner_text], dim=1)
-        if self._stream is None:
-            self._state[index] = rows.cpu()
-            return self
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-        with torch.cuda.stream(self._stream):
-            host.copy_(rows, non_blocking=True)
-            arrived.record(self._stream)
-        rows.record_stream(self._stream)
-        self._pending = _Pending(index.clone(), host, arrived)
-        return self
-
-    def grow(self, num_samples: int, /) -> HostEstimator:
-        """Return an estimator of `num_samples` >= n samples: the old rows first, the new ones never visited."""
-        num_samples = _validate.integer("num_samples", num_samples, minimum=self.num_samples)
-        self._settle()
-        grown = HostEstimator(num_samples, device=self.device, dtype=self._like.dtype)
-        grown._state[: self.num_samples] = self._state
-        return grown
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return copies by name, on the host: ``log_inner_image`` and ``log_inner_text``, each (n,)."""
-        return {name: getattr(self, name).clone() for name in ("log_inner_image", "log_inner_text")}
-
-    def load_state_dict(self, state: Mapping[str, Tensor], /) -> None:
-        """Take over what `state_dict` returned, or that of a `drrho_core.InnerEstimator` on the CPU.
-
-        Parameters
-        ----------
-        state : mapping
-            ``log_inner_image`` and ``log_inner_text``, tensors (n,) on the host, in this dtype.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If names, shapes, dtypes or values differ; nothing has been changed then.
-        """
-        names = ("log_inner_image", "log_inner_text")
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a mapping, got {type(state).__name__}")
-        if set(state) != set(names):
-            raise ValueError(f"state must hold {' and '.join(names)} and nothing else, got {list(state)}")
-        image, text = (state[name] for name in names)
-        for name in names:
-            namespace_of({name: state[name]}, _XP)
-            _validate.shape(name, state[name], (self.num_samples,), "(num_samples,)")
-        check_rows(image, text, size=self.num_samples, like=self._state, xp=_XP)
-        self._settle()
-        self._state[:, 0], self._state[:, 1] = image, text
-
-    def _checked(self, index: Tensor) -> Tensor:
-        checked: Tensor = check_index(index, self.num_samples, like=self._state, xp=_XP)
-        return checked
-
-    def _settle(self) -> None:
-        """Write what a `scatter` left on its way."""
-        if self._pending is not None:
-            samples, rows, arrived = self._pending
-            arrived.synchronize()
-            self._state[samples] = rows
-            self._pending = None
-
-
-class _Pending(NamedTuple):
-    """Rows on their way to the host."""
-
-    samples: Tensor
-    rows: Tensor
-    arrived: torch.cuda.Event
-
-
-def _restored(device: str, dtype: torch.dtype, state: Tensor) -> HostEstimator:
-    """Build the copy of a `HostEstimator`."""
-    estimator = HostEstimator(state.shape[0], device=device, dtype=dtype)
-    estimator._state.copy_(state)
-    return estimator
+        return self.table.arrays()["log_inner_text"]
 
 
 class Table:

@@ -12,6 +12,7 @@ from drrho_clip.models.spec import (
     parameter_shapes,
 )
 
+# The convolutions and the transformer are written per library, in the backends; `spec` holds the formulas.
 __all__ = [
     "ARCHITECTURES",
     "LAYER_NORM_EPSILON",

@@ -99,6 +99,7 @@ class ModelSpec:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(map(repr, ARCHITECTURES))
             raise BadInput(f"architecture must be one of {known}, got {self.architecture!r}")
+        # True is an integer to Python, but no size.
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -129,6 +130,7 @@ class ModelSpec:
 
     def check_texts(self, texts: Array, /) -> None:
         """Raise ValueError unless texts have shape (b, V) or, if they are tokens, (b, at most L)."""
+        # A bag of words has a column per word; a batch of tokens may be cut to the longest text in it.
         bag = self.text_input == "bag_of_words"
         expected = self.vocabulary_size if bag else self.context_length
         if texts.ndim != 2 or texts.shape[1] > expected or (bag and texts.shape[1] < expected):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from drrho_core import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core._array_api import device_of
-from drrho_core.estimator import scatter_rows
 from drrho_core.numerics import log_moving_average
+from drrho_core.state.table import scatter_rows
 
 NEVER = -math.inf
 

@@ -1,0 +1,150 @@
+"""The file behind `MemoryMappedEstimator`: its layout, its lock, and copies that stay sparse.
+
+Layout, little-endian: one page of header, then per sample the image anchor's and the text anchor's number side by
+side, so that a sample costs one page. A number is stored as its bits, exclusive or with the bits of ``-inf``. A sample
+that was never written reads as zeros, and zeros therefore mean "never visited"; so a new file is sparse, and made at
+once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+HEADER = struct.Struct("<16sIIQ")
+"""Magic, version, bytes of a number, num_samples."""
+
+MAGIC = b"drrho estimator\0"
+"""The first bytes of every file of this format."""
+
+VERSION = 1
+"""Version of the format."""
+
+OFFSET = 4096
+"""Bytes before the first sample: a page, so that the 8 or 16 bytes of a sample never straddle two pages."""
+
+CHUNK = 1 << 22
+"""Bytes, or samples, that are in memory at a time while a file is copied or filled."""
+
+
+class Layout(NamedTuple):
+    """The contents of a header: size and dtype of the table."""
+
+    num_samples: int
+    dtype: np.dtype[Any]
+
+    @property
+    def bits(self) -> np.dtype[Any]:
+        """The integers that numbers are stored as."""
+        return np.dtype(f"<u{self.dtype.itemsize}")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return OFFSET + 2 * self.dtype.itemsize * self.num_samples
+
+    @property
+    def never(self) -> np.ndarray:
+        """Bits of ``-inf``."""
+        return np.asarray(-np.inf, dtype=self.dtype).view(self.bits)
+
+    @property
+    def header(self) -> bytes:
+        """The header's bytes."""
+        return HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self.num_samples)
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return float32 or float64, little-endian."""
+    received: np.dtype[Any] = np.dtype(dtype)
+    if received not in (np.dtype("f4"), np.dtype("f8")):
+        raise TypeError(f"dtype must be float32 or float64, got {received}")
+    return np.dtype(f"<f{received.itemsize}")
+
+
+def read_layout(file: BinaryIO, path: Path) -> Layout:
+    """Read and check a header, and the file's size against it."""
+    file.seek(0)
+    header = file.read(HEADER.size)
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
+        raise ValueError(f"{path} must be a file of MemoryMappedEstimator, got one that starts with {header[:16]!r}")
+    _, version, itemsize, num_samples = HEADER.unpack(header)
+    if version != VERSION:
+        raise ValueError(f"{path} must have version {VERSION}, got {version}")
+    if itemsize not in (4, 8) or num_samples < 1:
+        raise ValueError(f"{path} must have a header of float32 or float64 samples, got {header!r}")
+    layout = Layout(num_samples, np.dtype(f"<f{itemsize}"))
+    size = os.fstat(file.fileno()).st_size
+    if size != layout.size:
+        hint = " (after an interrupted grow(): truncate it to that size)" if size > layout.size else ""
+        raise ValueError(f"{path} must have {layout.size} bytes for {num_samples} samples{hint}, got {size}")
+    return layout
+
+
+@contextlib.contextmanager
+def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
+    """Open a new, sparse file, which takes the name `path` once it is complete and on the disk."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb", buffering=0) as file:
+            file.write(layout.header)
+            file.truncate(layout.size)
+            yield file
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def copy_data(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    """Copy the numbers of a sparse file, without its header; holes stay holes."""
+    for start, end in extents(source, OFFSET, size):
+        for position in range(start, end, CHUNK):
+            source.seek(position)
+            block = source.read(min(CHUNK, end - position))
+            if block.count(0) < len(block):
+                target.seek(position)
+                write_all(target, memoryview(block))
+
+
+def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the stretches between two positions that hold data; the whole stretch if the system cannot tell."""
+    if not hasattr(os, "SEEK_DATA"):
+        yield start, end
+        return
+    while start < end:
+        try:
+            start = os.lseek(file.fileno(), start, os.SEEK_DATA)
+        except OSError:  # no data from here on
+            return
+        stop = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), end)
+        if start < stop:
+            yield start, stop
+        start = stop
+
+
+def write_all(file: BinaryIO, block: memoryview) -> None:
+    """Write a whole block: an unbuffered file may accept less at a time."""
+    while block:
+        block = block[file.write(block) :]
+
+
+def lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes, and other estimators of this one, from writing to the same file."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{path} must be open in one estimator at a time, got one that is open already") from error

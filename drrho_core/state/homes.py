@@ -1,0 +1,137 @@
+"""Homes of a training run's inner estimates by name: on the device, in the host's memory, or in a file.
+
+A backend builds an estimator in the homes that it has itself (`Backend.homes`). In every other home the NumPy backend
+builds it, and `RunEstimator` copies each batch of rows between NumPy and the run's backend. So a run may combine any
+backend with any home.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from drrho_core._array_api import Array
+from drrho_core.backend import Backend, Home, get_backend
+from drrho_core.state.inner import EstimatorOfRows
+
+HOMES = ("device", "host", "file")
+"""The homes by the names that a training run's settings use."""
+
+
+class RunEstimator:
+    """The inner estimates of a training run, in any home: NumPy indices in, rows of the run's backend out.
+
+    Build one with `make_estimator`. A saved state holds NumPy arrays, whatever the home, so a run may continue in
+    another home than the one it started in.
+
+    Parameters
+    ----------
+    home : Home
+        The estimator, as a backend has built it.
+    rows_in, rows_out : callable
+        The ways of a batch's rows from the run's backend to the estimator and back.
+    to_numpy : callable
+        The way of the estimator's arrays to NumPy.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        rows_in: Callable[[Array], Array],
+        rows_out: Callable[[Array], Array],
+        to_numpy: Callable[[Array], Any],
+    ) -> None:
+        self.estimator: EstimatorOfRows = home.estimator
+        self._from_numpy = home.from_numpy
+        self._rows_in, self._rows_out, self._to_numpy = rows_in, rows_out, to_numpy
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples n."""
+        return self.estimator.num_samples
+
+    def gather(self, sample_index: Any, /) -> tuple[Array, Array]:
+        """Return the rows of a batch as arrays of the backend; `sample_index` is a NumPy array of integers, (b,)."""
+        image, text = self.estimator.gather(self._from_numpy(sample_index))
+        return self._rows_out(image), self._rows_out(text)
+
+    def scatter(self, sample_index: Any, log_inner_image: Array, log_inner_text: Array, /) -> None:
+        """Write the rows of a batch, arrays of the backend, (b,)."""
+        rows = self._rows_in(log_inner_image), self._rows_in(log_inner_text)
+        self.estimator = self.estimator.scatter(self._from_numpy(sample_index), *rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``log_inner_image`` and ``log_inner_text`` as NumPy arrays (n,)."""
+        return {name: self._to_numpy(array) for name, array in self.estimator.table.arrays().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Replace the state by NumPy arrays that `state_dict` returned, in this home or another.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If names, shapes, dtypes or values differ; nothing has been changed then.
+        """
+        self.estimator.table.load_state_dict({name: self._from_numpy(array) for name, array in state.items()})
+
+    def close(self) -> None:
+        """Close the file, if the home is a file."""
+        close = getattr(self.estimator, "close", None)
+        if close is not None:
+            close()
+
+
+def make_estimator(
+    home: str, num_samples: int, /, *, backend: Backend, path: str | os.PathLike[str] | None = None
+) -> RunEstimator:
+    """Build the inner estimates of a training run in a home.
+
+    Parameters
+    ----------
+    home : str
+        One of `HOMES`. ``"device"``: memory of the backend's device. ``"host"``: the host's memory, 8 n bytes in
+        float32. ``"file"``: a sparse file, for more samples than memory holds.
+    num_samples : int
+        n >= 1, the number of samples in the data set.
+    backend : Backend
+        The run's backend; rows have its dtype.
+    path : path, optional
+        The file, needed for ``"file"`` and refused for the other homes. An existing file is opened.
+
+    Returns
+    -------
+    RunEstimator
+        No sample has been visited, unless the file existed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such home, or an argument breaks these rules.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> estimator = make_estimator("host", 4, backend=get_backend("numpy"))
+    >>> estimator.scatter(np.asarray([2, 0]), *np.asarray([[0.5, 1.5], [0.0, 1.0]], dtype="float32"))
+    >>> [side.tolist() for side in estimator.gather(np.asarray([0, 1]))]
+    [[1.5, -inf], [1.0, -inf]]
+    """
+    if home not in HOMES:
+        raise ValueError(f"home must be one of {', '.join(HOMES)}, got {home!r}")
+    if (home == "file") != (path is not None):
+        rule = "be given for the home 'file'" if home == "file" else f"be None for the home {home!r}"
+        raise ValueError(f"path must {rule}, got {path!r}")
+    if home in backend.homes:
+        own = backend.estimator(home, num_samples, path=path)
+        return RunEstimator(own, rows_in=_unchanged, rows_out=_unchanged, to_numpy=backend.to_numpy)
+    # The rows cross the border between NumPy and the backend in both directions.
+    host = get_backend("numpy", dtype=backend.dtype)
+    foreign = host.estimator(home, num_samples, path=path)
+    return RunEstimator(foreign, rows_in=backend.to_numpy, rows_out=backend.asarray, to_numpy=host.to_numpy)
+
+
+def _unchanged(rows: Array) -> Array:
+    """Return the rows of an estimator that uses the run's own library."""
+    return rows

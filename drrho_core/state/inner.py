@@ -1,0 +1,167 @@
+"""The inner estimates of SogCLR: one logarithm per sample and direction, in a table of two columns.
+
+``log_inner`` (n,) holds log u, float32 or wider; ``-inf`` marks a sample that no batch has visited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from drrho_core._array_api import Array
+from drrho_core._validate import LOG_STATE
+from drrho_core.state.table import ArrayTable, Column, Table
+
+COLUMNS = (Column("log_inner_image", -float("inf"), LOG_STATE), Column("log_inner_text", -float("inf"), LOG_STATE))
+"""The columns of every table of inner estimates: the image anchors' and the text anchors' logarithms."""
+
+OWNER = "the estimator"
+"""The name of a table of inner estimates in messages."""
+
+
+class EstimatorOfRows:
+    """Both directions' logarithmic inner estimates in a table, whatever home the table lives in.
+
+    A subclass makes the table and documents its home; the methods here are those of every estimator.
+
+    Attributes
+    ----------
+    table : Table
+        The rows; its columns are `COLUMNS`.
+    """
+
+    table: Table
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples n."""
+        return self.table.num_samples
+
+    def gather(self, index: Array, /) -> tuple[Array, Array]:
+        """Return the rows of a batch.
+
+        Parameters
+        ----------
+        index : array of integers, shape (b,)
+            `sample_index` of the batch: in [0, n), no repeats.
+
+        Returns
+        -------
+        tuple of arrays, shape (b,)
+            Copies of the image anchors' and the text anchors' rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `index` breaks these rules. Values are read on the host and outside tracing only.
+        """
+        image, text = self.table.gather(index)
+        return image, text
+
+    def scatter(self, index: Array, log_inner_image: Array, log_inner_text: Array, /) -> Self:
+        """Write the rows of a batch and return the estimator to use from now on.
+
+        Parameters
+        ----------
+        index : array of integers, shape (b,)
+            `sample_index` of the batch: in [0, n), no repeats (duplicates mean different things per library).
+        log_inner_image, log_inner_text : array, shape (b,)
+            Updated rows, in the state's dtype.
+
+        Returns
+        -------
+        the same class
+            This estimator, updated in place, if the library's arrays can be written to; else a new one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument breaks these rules; nothing has been written then.
+        """
+        return self._around(self.table.scatter(index, log_inner_image, log_inner_text))
+
+    def grow(self, num_samples: int, /) -> Self:
+        """Return an estimator of `num_samples` >= n samples: the old rows first, the new ones never visited."""
+        return self._around(self.table.grow(num_samples))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the state by name: ``log_inner_image`` and ``log_inner_text``, each (n,)."""
+        return self.table.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Replace the state by one that `state_dict` returned.
+
+        Parameters
+        ----------
+        state : mapping
+            ``log_inner_image`` and ``log_inner_text``, arrays (n,) of this library, device and dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If names, shapes, dtypes or values differ; nothing has been changed then.
+        """
+        self.table.load_state_dict(state)
+
+    def _around(self, table: Table) -> Self:
+        """Return self if the table is the one it holds, else a new estimator around it."""
+        if table is self.table:
+            return self
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), table=table)
+        return other
+
+
+class InnerEstimator(EstimatorOfRows):
+    """Both directions' logarithmic inner estimates of a data set of n samples.
+
+    Parameters
+    ----------
+    num_samples : int
+        n >= 1, the number of samples in the data set.
+    like : array
+        Any array of the library that the state is to use, on the device where the state is to live.
+    dtype : dtype, optional
+        float32 or wider. Default: the dtype of `like` if that is a floating one wider than float32, else float32.
+
+    Attributes
+    ----------
+    log_inner_image, log_inner_text : array, shape (n,)
+        The state; ``-inf`` = never visited.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument breaks these rules.
+
+    Notes
+    -----
+    u_i of SogCLR (arXiv 2202.12387) as log u_i. Shapes: `index` (b,), integers in [0, n), no repeats.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> estimator = InnerEstimator(4, like=np.zeros(1))
+    >>> estimator = estimator.scatter(np.asarray([2, 0]), np.asarray([0.5, 1.5]), np.asarray([0.0, 1.0]))
+    >>> estimator.log_inner_image.tolist()
+    [1.5, -inf, 0.5, -inf]
+    >>> [side.tolist() for side in estimator.gather(np.asarray([0, 1]))]
+    [[1.5, -inf], [1.0, -inf]]
+    """
+
+    def __init__(self, num_samples: int, *, like: Array, dtype: Any = None) -> None:
+        self.table = ArrayTable(COLUMNS, num_samples, like=like, dtype=dtype, owner=OWNER)
+
+    def __repr__(self) -> str:
+        """Show size and dtype."""
+        return f"{type(self).__name__}(num_samples={self.num_samples}, dtype={self.log_inner_image.dtype})"
+
+    @property
+    def log_inner_image(self) -> Array:
+        """The image anchors' state, (n,)."""
+        return self.table.arrays()["log_inner_image"]
+
+    @property
+    def log_inner_text(self) -> Array:
+        """The text anchors' state, (n,)."""
+        return self.table.arrays()["log_inner_text"]

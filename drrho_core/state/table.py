@@ -1,0 +1,335 @@
+"""One table of numbers per sample, wherever the numbers lie: checks, batches of rows, growth, and saved states.
+
+A table has n rows and a few named columns of one dtype. A *home* is the memory that holds the columns: arrays on the
+device (`ArrayTable`, here), the host's memory beside a device, or a file (both in the backends). A home implements five
+methods of `Table`, which read, write, resize, list and replace numbers; it checks nothing, because `Table` has done so.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+from drrho_core import _validate
+from drrho_core._array_api import (
+    Array,
+    Namespace,
+    device_of,
+    namespace_of,
+    supports_index_assignment,
+    values_visible,
+)
+from drrho_core._validate import Call, Rule
+
+
+class Column(NamedTuple):
+    """One number per sample: the column's name, the number of a sample that no batch has visited, and the rule."""
+
+    name: str
+    fresh: float
+    rule: Rule
+
+
+class Table(ABC):
+    """Rows of numbers, one row per sample.
+
+    Parameters
+    ----------
+    columns : tuple of Column
+        The columns, in the order in which `gather` returns them and `scatter` takes them.
+    owner : str
+        The table's name in messages about saved states, such as "the estimator".
+    xp : namespace
+        The namespace of indices and rows.
+    """
+
+    def __init__(self, columns: tuple[Column, ...], owner: str, xp: Namespace) -> None:
+        self.columns, self.owner, self.xp = columns, owner, xp
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the namespace out of copies: a module cannot be copied or pickled."""
+        return {name: value for name, value in vars(self).items() if name != "xp"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the attributes and derive the namespace from the arrays."""
+        vars(self).update(state)
+        self.xp = namespace_of({"the state": self.index_like})
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Number of samples n."""
+
+    @property
+    @abstractmethod
+    def index_like(self) -> Array:
+        """An array on the device that `sample_index` has to lie on."""
+
+    @property
+    def row_like(self) -> Array:
+        """An array of the rows' dtype, on the device that rows have to lie on."""
+        return self.index_like
+
+    @abstractmethod
+    def read(self, index: Array) -> tuple[Array, ...]:
+        """Return copies of the rows of a checked index, one array (b,) per column."""
+
+    @abstractmethod
+    def write(self, index: Array, rows: Mapping[str, Array]) -> Self:
+        """Write checked rows of some columns; return this table, or a new one if arrays cannot be written to."""
+
+    @abstractmethod
+    def resized(self, num_samples: int) -> Self:
+        """Return a table of `num_samples` >= n samples, whose new rows no batch has visited."""
+
+    @abstractmethod
+    def arrays(self) -> Mapping[str, Array]:
+        """Return every column (n,) by name, not copied."""
+
+    @abstractmethod
+    def replace(self, arrays: Mapping[str, Array]) -> None:
+        """Replace every column by a checked array (n,), which stays the caller's."""
+
+    def gather(self, index: Array) -> tuple[Array, ...]:
+        """Return copies of the rows of a batch, one array (b,) per column; see `check_index` for `index`."""
+        return self.read(self.checked(index))
+
+    def scatter(self, index: Array, *rows: Array) -> Self:
+        """Check the rows of a batch, one array (b,) per column, write them, and return the table to use from now on."""
+        given = {column.name: array for column, array in zip(self.columns, rows, strict=True)}
+        state, row_like = self.index_like, self.row_like
+        if row_like is state:
+            call = beside = _validate.arrays({"the state": state, "sample_index": index} | given, self.xp)
+        else:
+            # The index lies on the host, the rows on a device.
+            call = _validate.arrays({"the state": state, "sample_index": index}, self.xp)
+            beside = _validate.arrays({"the state": row_like} | given, self.xp)
+        index = checked_index(call, self.num_samples)
+        for column in self.columns:
+            array = given[column.name]
+            if array.dtype != row_like.dtype:
+                raise TypeError(f"{column.name} must have the state's dtype {row_like.dtype}, got {array.dtype}")
+            beside.array(
+                column.name, _validate.STATE, shape=(index.shape[0],), meaning="(batch_size,)", rule=column.rule
+            )
+        return self.write(index, given)
+
+    def grow(self, num_samples: int) -> Self:
+        """Return a table of `num_samples` >= n samples: the old rows first, then rows that no batch has visited."""
+        return self.resized(_validate.integer("num_samples", num_samples, minimum=self.num_samples))
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of every column by name."""
+        return {name: self.xp.asarray(array, copy=True) for name, array in self.arrays().items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Check what `state_dict` returned and replace every column by it; an error leaves the table as it was."""
+        self.replace(check_saved(state, self.arrays(), self.rules(), owner=self.owner, xp=self.xp))
+
+    def rules(self) -> dict[str, Rule]:
+        """Return the rule of every column by name."""
+        return {column.name: column.rule for column in self.columns}
+
+    def checked(self, index: Array) -> Array:
+        """Check a batch's `sample_index` as `check_index` does."""
+        return check_index(index, self.num_samples, like=self.index_like, xp=self.xp)
+
+
+class ArrayTable(Table):
+    """A table in arrays (n,) of any library, on the device where a given array lives.
+
+    Arrays that can be written to by an integer array (NumPy, torch, CuPy) are updated in place; for other libraries
+    every update returns a new table.
+    """
+
+    def __init__(
+        self, columns: tuple[Column, ...], num_samples: int, *, like: Array, dtype: Any = None, owner: str
+    ) -> None:
+        xp = namespace_of({"like": like})
+        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+        super().__init__(columns, owner, xp)
+        dtype, device = storage_dtype(like, dtype, xp), device_of(like)
+        self._arrays = {
+            column.name: xp.full((num_samples,), column.fresh, dtype=dtype, device=device) for column in columns
+        }
+        # The question costs two arrays and an attempt, so it is asked once and not in every step.
+        self._in_place = supports_index_assignment(self.index_like, xp)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples n."""
+        return int(self.index_like.shape[0])
+
+    @property
+    def index_like(self) -> Array:
+        """An array of the state."""
+        return self._arrays[self.columns[0].name]
+
+    def read(self, index: Array) -> tuple[Array, ...]:
+        """Return copies of the rows, one array (b,) per column."""
+        take = self.xp.take
+        return tuple([take(array, index, axis=0) for array in self._arrays.values()])
+
+    def write(self, index: Array, rows: Mapping[str, Array]) -> Self:
+        """Write rows in place, or return a new table around new arrays."""
+        if self._in_place:
+            for name, new in rows.items():
+                self._arrays[name][index] = new
+            return self
+        return self.around(
+            {
+                name: scatter_rows(array, index, rows[name], xp=self.xp) if name in rows else array
+                for name, array in self._arrays.items()
+            }
+        )
+
+    def resized(self, num_samples: int) -> Self:
+        """Return a table around longer arrays."""
+        more, old = num_samples - self.num_samples, self.index_like
+        grown = {}
+        for column in self.columns:
+            fresh = self.xp.full((more,), column.fresh, dtype=old.dtype, device=device_of(old))
+            grown[column.name] = self.xp.concat([self._arrays[column.name], fresh])
+        return self.around(grown)
+
+    def arrays(self) -> Mapping[str, Array]:
+        """Return every column (n,) by name, not copied."""
+        return self._arrays
+
+    def replace(self, arrays: Mapping[str, Array]) -> None:
+        """Replace every column by a copy of an array (n,)."""
+        self._arrays = {name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays}
+        self._in_place = supports_index_assignment(self.index_like, self.xp)
+
+    def around(self, arrays: dict[str, Array]) -> Self:
+        """Return a table of the same columns that holds these arrays."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other.become(arrays)
+        return other
+
+    def become(self, arrays: dict[str, Array]) -> None:
+        """Hold these arrays from now on."""
+        self._arrays = arrays
+
+
+def storage_dtype(like: Array, dtype: Any, xp: Namespace) -> Any:
+    """Return the dtype that state is kept in: the requested one, else that of `like`, but float32 at least."""
+    if dtype is None:
+        wide = xp.isdtype(like.dtype, "real floating") and xp.finfo(like.dtype).bits > 32
+        return like.dtype if wide else xp.float32
+    if not xp.isdtype(dtype, "real floating") or xp.finfo(dtype).bits < 32:
+        raise TypeError(f"dtype must be float32 or wider, got {dtype}")
+    return dtype
+
+
+def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace) -> Array:
+    """Check a batch's `sample_index`: integers (b,) in [0, num_samples), no repeats, on the device of `like`.
+
+    Returns
+    -------
+    array of int32 or int64, shape (b,)
+        The index in a dtype that every library can index with and that can count any sample.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the index breaks these rules. Values are read on the host and outside tracing only.
+    """
+    return checked_index(_validate.arrays({"the state": like, "sample_index": index}, xp), num_samples)
+
+
+def checked_index(call: Call, num_samples: int) -> Array:
+    """Check the `sample_index` of a call; see `check_index`."""
+    index, xp = call.arrays["sample_index"], call.xp
+    if index.ndim != 1:
+        raise ValueError(
+            f"sample_index must have shape (batch_size,), one row id per sample of the batch, got {tuple(index.shape)}"
+        )
+    if not xp.isdtype(index.dtype, "integral"):
+        raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
+    if index.dtype not in (xp.int32, xp.int64):
+        index = xp.astype(index, xp.__array_namespace_info__().default_dtypes()["indexing"])
+    words = f"hold row ids from 0 to {num_samples - 1} (see docs/large-data.md, 'How to number your samples')"
+    call.values("sample_index", index, Rule(words, 0, num_samples - 1, True, True))
+    # Sorted, a repeated index is one whose successor is equal.
+    if (call.visible or values_visible(index, xp)) and index.shape[0] > 1:
+        ordered = xp.sort(index)
+        repeated = ordered[1:] == ordered[:-1]
+        if bool(xp.any(repeated)):
+            first = int(ordered[int(xp.argmax(xp.astype(repeated, xp.int8)))])
+            raise ValueError(f"sample_index must not repeat an index within a batch, got {first} twice")
+    return index
+
+
+def check_saved(
+    state: Mapping[str, Array],
+    current: Mapping[str, Array],
+    rules: Mapping[str, Rule],
+    *,
+    owner: str,
+    version: int | None = None,
+    xp: Namespace,
+) -> dict[str, Array]:
+    """Check a saved state against the arrays that it is to replace, and return the saved arrays.
+
+    Parameters
+    ----------
+    state : mapping
+        The saved state.
+    current : mapping of str to array
+        The arrays of today: the saved ones must have the same names, shapes, dtypes and device.
+    rules : mapping of str to Rule
+        The rule of each array's entries.
+    owner : str
+        The name of the object in messages, such as "the estimator".
+    version : int, optional
+        The number that the state must hold as ``version``; None if it holds no version.
+    xp : namespace
+        The arrays' namespace.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the state differs; nothing has been changed then.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be a mapping, got {type(state).__name__}")
+    names = [*([] if version is None else ["version"]), *current]
+    if set(state) != set(names):
+        raise ValueError(f"state must hold {', '.join(names[:-1])} and {names[-1]} and nothing else, got {list(state)}")
+    call = _validate.arrays({owner: next(iter(current.values())), **{name: state[name] for name in names}}, xp)
+    if version is not None:
+        _validate.shape("version", state["version"], (), "()")
+        if int(state["version"]) != version:
+            raise ValueError(f"version must be {version}, got {int(state['version'])}")
+    for name, array in current.items():
+        saved = state[name]
+        _validate.shape(name, saved, tuple(array.shape), "(num_samples,)" if array.ndim else "()")
+        if saved.dtype != array.dtype:
+            raise TypeError(f"{name} must have dtype {array.dtype}, got {saved.dtype}")
+        call.values(name, saved, rules[name])
+    return {name: state[name] for name in current}
+
+
+def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -> Array:
+    """Return `state` (n,) with ``state[index] = rows``: the same array if it can be written to, else a new one.
+
+    The standard has no assignment by integer arrays. For a library that has none either, every sample looks itself up
+    in the sorted batch: O((n + b) log b), in the standard's operations.
+    """
+    if supports_index_assignment(state, xp):
+        state[index] = rows
+        return state
+    if hasattr(state, "at"):
+        return state.at[index].set(rows)
+    if index.shape[0] == 0:
+        return state
+    # The place in the sorted batch at which each sample would stand, and whether the sample stands there.
+    order = xp.argsort(index)
+    ordered = xp.take(index, order, axis=0)
+    samples = xp.arange(state.shape[0], dtype=index.dtype, device=device_of(state))
+    place = xp.clip(xp.searchsorted(ordered, samples), max=index.shape[0] - 1)
+    hit = xp.take(ordered, place, axis=0) == samples
+    return xp.where(hit, xp.take(xp.take(rows, order, axis=0), place, axis=0), state)
