@@ -110,7 +110,7 @@ class WordTokenizer:
         context_length : int, optional
             By default the number of words of the longest caption, but at most 77.
         max_words : int
-            Largest size of the vocabulary, at least 1. The rarest words are left out; of equally rare words, those later in
+            Largest size of the vocabulary, at least 1. The rarest words are left out; of equally rare words, the later in
             the alphabet.
 
         Returns
