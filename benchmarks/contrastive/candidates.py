@@ -27,6 +27,7 @@ CANDIDATES = {
     "cross-entropy": "CLIP's loss without a reference model, differentiated by the library",
 }
 
+# Ratios that are reported, with their explanations on the page.
 RATIOS = {
     "share": "share of the library's own matrix-product rate, one pass (4 products)",
     "two-pass share": "the same share for two passes, also counted as 4 products: at most 67 %",
@@ -36,7 +37,8 @@ RATIOS = {
     "over cross-entropy": "cross-entropy's time over the step without a reference model",
 }
 
-TIMES_OF_RATIOS = {
+TIMES_OF_  # Ratios that are reported, with their explanations on the page.
+RATIOS = {
     "share": ("product", "one pass", 4.0),
     "two-pass share": ("product", "two passes", 4.0),
     "over dense": ("dense autograd", "one pass", 1.0),

@@ -110,8 +110,8 @@ class WordTokenizer:
         context_length : int, optional
             By default the number of words of the longest caption, but at most 77.
         max_words : int
-            Largest size of the vocabulary, at least 1. The rarest words are left out; of equally rare words, the later in
-            the alphabet.
+            Largest size of the vocabulary, at least 1. The rarest words are left out, and of equally rare words the
+            last ones of the alphabet.
 
         Returns
         -------

@@ -201,7 +201,8 @@ class Canvas:
                 artist.set_clip_on(False)
         file = io.BytesIO()
         with warnings.catch_warnings():
-            # Matplotlib measures texts with a font of its own and warns of letters that this font lacks; the page has them.
+            # Matplotlib measures texts with a font of its own and warns of letters that this font lacks.
+            # The page shows these letters with another font.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             # No date and no version in the file: the same data give the same bytes.
             no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
