@@ -37,8 +37,7 @@ RATIOS = {
     "over cross-entropy": "cross-entropy's time over the step without a reference model",
 }
 
-TIMES_OF_  # Ratios that are reported, with their explanations on the page.
-RATIOS = {
+TIMES_OF_RATIOS = {
     "share": ("product", "one pass", 4.0),
     "two-pass share": ("product", "two passes", 4.0),
     "over dense": ("dense autograd", "one pass", 1.0),
