@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from drrho_core._array_api import (
     Array,
     Namespace,
-    all_visible,
+    all_on_host,
     common_namespace,
     device_of,
     is_array,
@@ -222,7 +222,7 @@ def arrays(
         if device is not None:
             raise ValueError(f"{name} must be on the device of {first} ({device}), got {here}")
         first, device = name, here
-    return Call(named, xp, device, not compiling and all_visible(named.values(), xp))
+    return Call(named, xp, device, not compiling and all_on_host(named.values(), xp))
 
 
 def describe(value: object) -> str:
