@@ -6,7 +6,7 @@ Arrays are those of any library that follows the array API standard, version 202
 Sources: Model Steering / DRRho (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP (arXiv 2407.01445).
 """
 
-from drrho_core._fused import fused_kernels
+from drrho_core._routines import fused_kernels
 from drrho_core.ambiguity import (
     AmbiguitySet,
     CappedKLPenalty,

@@ -1,62 +1,130 @@
-"""What the tiles spend their time on, which a backend may do with another routine of its library.
+"""The routines that the core uses for a library's arrays: those that a backend registered, else the standard's own.
 
-``a @ b`` and ``exp`` are what a library thinks best, and on some processors they take two to four times as long as they
-have to. A backend that knows better registers its routine, which is asked for once per batch, never per tile.
+`drrho_core.extend` says which routines a backend can register. `fused_kernels` chooses between fused kernels and the
+core's own passes.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import TypeAlias
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
-from drrho_core._array_api import Array, Namespace, is_compiling, library
+from drrho_core import extend
+from drrho_core._array_api import Array, Namespace, device_of, has_memory, is_compiling, library, values_visible
+from drrho_core.extend import Batch, Body, Carry, Exponential, Matmul, Sweeps
 
-Product: TypeAlias = Callable[[Array, Array], Array]
-"""``product(a, b)`` returns ``a @ b`` for two matrices, either of which may be a transposed view."""
+MODES = ("never", "auto", "always")
+"""The modes of `fused_kernels`."""
 
-Choose: TypeAlias = Callable[[Array], Product | None]
-"""``choose(like)`` returns the product for matrices of the dtype and device of `like`, or None for the library's own.
-
-It is not asked where torch.compile traces.
-"""
-
-Exponential: TypeAlias = Callable[[Array, bool], Array]
-"""``exponential(x, overwrite)`` returns ``exp(x)``, and may overwrite `x` with it if it is allowed to.
-
-Fresh memory costs as much as the exponential.
-"""
-
-_EXPONENTIALS: dict[str, Exponential] = {}
-_CHOICES: dict[str, Choose] = {}
+_MODE: ContextVar[str | None] = ContextVar("fused_kernels", default=None)
 
 
-def register_product(name: str, choose: Choose) -> None:
-    """Let `choose` say how the tiles of a library's arrays are multiplied.
+def is_traced(xp: Namespace) -> bool:
+    """Tell whether a compiler traces code now: torch.compile says so, under jax.jit a fresh array has no device."""
+    return is_compiling(xp) or device_of(xp.zeros(())) is None
 
-    Parameters
-    ----------
-    name : str
-        The library, named as its namespace without the wrapper's: ``torch``, ``jax.numpy``.
-    choose : callable
-        ``choose(like)``, as in `Choose`.
+
+def repeat(
+    count: int, body: Body, carry: Carry, xp: Namespace, *, finished: Callable[[Carry], Array] | None = None
+) -> Carry:
+    """Take `count` steps with the loop of the arrays' library.
+
+    If reading values is free and nothing is compiled, the loop ends as soon as every entry of ``finished(carry)`` is
+    true: the remaining steps would change nothing.
     """
-    _CHOICES[name] = choose
+    # The first step may turn an array that can be read into a traced one, so every step asks again.
+    while count > 0 and finished is not None:
+        over = finished(carry)
+        if not values_visible(over, xp):
+            break
+        if bool(xp.all(over)):
+            return carry
+        carry, count = body(carry), count - 1
+    loop = extend.registered(library(xp)).loop
+    return (extend.plain_loop if loop is None else loop)(count, body, carry)
 
 
-def product_for(like: Array, xp: Namespace) -> Product:
-    """Return the product for matrices of the library, dtype and device of `like`: ``a @ b`` if no backend objects."""
-    choose = None if is_compiling(xp) else _CHOICES.get(library(xp))
-    its = None if choose is None else choose(like)
-    return operator.matmul if its is None else its
+def descending(values: Array, xp: Namespace) -> Array:
+    """Return values, none of them nan, sorted along the last axis, the largest first."""
+    sort = extend.registered(library(xp)).sort
+    if sort is not None and (is_compiling(xp) or has_memory(values)):
+        return xp.flip(sort(values), axis=-1)
+    # Equal numbers cannot be told apart, and a sort that does not keep their order is several times as fast.
+    return xp.sort(values, axis=-1, descending=True, stable=False)
 
 
-def register_exponential(name: str, exponential: Exponential) -> None:
-    """Let `exponential` be the exponential of a library's tiles, named as for `register_product`."""
-    _EXPONENTIALS[name] = exponential
+def matmul_for(like: Array, xp: Namespace) -> Matmul:
+    """Return the product for matrices of the dtype and device of `like`."""
+    choose = extend.registered(library(xp)).matmul
+    # torch.compile could not trace the choice, and chooses products itself.
+    chosen = None if choose is None or is_compiling(xp) else choose(like)
+    return operator.matmul if chosen is None else chosen
 
 
 def exp_for(xp: Namespace) -> Exponential:
-    """Return the exponential for a library's tiles: its own if no backend objects."""
-    registered = _EXPONENTIALS.get(library(xp))
-    return (lambda x, _overwrite: xp.exp(x)) if registered is None else registered
+    """Return the exponential for tiles."""
+    exp = extend.registered(library(xp)).exp
+    return (lambda x, _overwrite: xp.exp(x)) if exp is None else exp
+
+
+@contextmanager
+def fused_kernels(mode: str) -> Iterator[None]:
+    """Choose whether the contrastive steps use the fused kernels of the arrays' library.
+
+    Parameters
+    ----------
+    mode : {"never", "auto", "always"}
+        ``"never"``: the plain core. ``"auto"``: kernels if they are expected to be faster. ``"always"``: kernels, or an
+        error that gives the reason. The mode holds inside the ``with`` block, in this thread or task, and for code that
+        is traced there. Outside of all blocks the environment variable ``DRRHO_FUSED`` sets the mode; the default is
+        ``"auto"``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such mode; later, under ``"always"``, if the kernels do not apply.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from drrho_core import contrastive_step
+    >>> unseen = np.full(3, -np.inf)
+    >>> with fused_kernels("auto"):                               # NumPy has no kernels: the plain core runs
+    ...     step = contrastive_step(np.eye(3), np.eye(3), unseen, unseen, temperature=0.5)
+    >>> float(step.loss)
+    -1.0
+    """
+    token = _MODE.set(_check_mode("mode", mode))
+    try:
+        yield
+    finally:
+        _MODE.reset(token)
+
+
+def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
+    """Return the fused kernels for a batch, or None if the plain core has to run.
+
+    Raises
+    ------
+    ValueError
+        If the mode is ``"always"`` and the kernels do not apply, or the environment holds a mode that does not exist.
+    """
+    if is_compiling(xp):  # inductor fuses the plain core itself, and cannot trace the code below
+        return None
+    mode = _MODE.get() or _check_mode("DRRHO_FUSED", os.environ.get("DRRHO_FUSED") or "auto")
+    if mode == "never":
+        return None
+    kernels = extend.load_sweeps(library(xp))
+    reason = kernels if isinstance(kernels, str) else kernels.declines(batch, mode)
+    if reason is not None and mode == "always":
+        raise ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
+    return None if reason is not None or isinstance(kernels, str) else kernels
+
+
+def _check_mode(name: str, mode: object) -> str:
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"{name} must be {', '.join(map(repr, MODES[:-1]))} or {MODES[-1]!r}, got {mode!r}")
+    return mode

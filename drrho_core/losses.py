@@ -18,27 +18,26 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
-from drrho_core._fused import Batch
-from drrho_core.contrastive import (
+from drrho_core._array_api import Array, Namespace, Scalar, device_of, is_array, namespace_of, wide_dtype
+from drrho_core._validate import FINITE, NOT_NEGATIVE, POSITIVE
+from drrho_core.contrastive.anchors import normalised
+from drrho_core.contrastive.gradient import gradient
+from drrho_core.contrastive.options import (
     AnchorWeight,
-    Scalar,
-    cast,
     check_anchor_weight,
     check_features,
     check_pair_mask,
-    directed,
-    find_sweeps,
-    gradient,
-    in_shares,
-    option,
-    optional_arrays,
     per_anchor,
-    positive,
-    prepare,
 )
-from drrho_core.contrastive import tiles as _pairs
-from drrho_core.contrastive.tiles import ANCHORS, Blocks, Tile, Values, add, along
+from drrho_core.contrastive.passes import (
+    find_sweeps,
+    log_sum_and_mean,
+    peak_above_positive,
+    sum_negatives,
+)
+from drrho_core.contrastive.scaling import saturated
+from drrho_core.contrastive.tiles import Tiles, Values, along, cast, split
+from drrho_core.extend import Batch
 from drrho_core.numerics import log_add_constant
 
 FEATURES = ("image_gradient", "text_gradient")
@@ -169,12 +168,14 @@ def info_nce(
     >>> round(float(result.loss), 6), round(float(np.log(1 + 2 * np.exp(-2))), 6)
     (0.239545, 0.239545)
     """
-    more = optional_arrays(anchor_weight=anchor_weight)
-    xp, arrays = _gather(image_features, text_features, more, {"temperature": temperature}, xp)
-    batch_size = check_features(arrays, xp)
-    work = wide_dtype(image_features.dtype, xp)
-    temperature = option("temperature", temperature, positive, "be > 0", work, xp)
-    factors = check_anchor_weight(anchor_weight, batch_size, work, xp)
+    call = _validate.arrays(
+        {"image_features": image_features, "text_features": text_features},
+        xp,
+        options={"temperature": temperature, "anchor_weight": anchor_weight},
+    )
+    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    temperature = call.option("temperature", temperature, POSITIVE, work)
+    factors = check_anchor_weight(call, anchor_weight, batch_size, work)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
@@ -188,10 +189,10 @@ def info_nce(
         log_denominator = log_add_constant(log_sum, 1.0, xp=xp)  # the positive adds exp(0)
         weight = xp.exp(-log_add_constant(-log_sum, 1.0, xp=xp))  # probability of all negatives together
         losses.append(xp.sum(factor * (scale * log_denominator)))
-        slopes.append(xp.sum(factor * (scale * (weight * _pairs.saturated(mean, 1.0 / temperature, xp=xp)))))
+        slopes.append(xp.sum(factor * (scale * (weight * saturated(mean, 1.0 / temperature, xp=xp)))))
         weights.append(xp.clip(factor * weight, max=float(xp.finfo(work).max)))
-    shares, unit = in_shares(weights, work, xp)
-    sums, c = sweeps.pull_back(batch, first, *shares), shares[0] + shares[1]
+    weight_sums, unit = normalised(weights, work, xp)
+    sums, c = sweeps.pull_back(batch, first, *weight_sums), weight_sums[0] + weight_sums[1]
     return LossGradients(
         loss=losses[0] + losses[1],
         image_gradient=gradient(sums.image_pull, c, text_features, xp, unit, 1.0 / temperature),
@@ -254,31 +255,32 @@ def sigmoid_loss(
     >>> round(float(result.loss), 6), round(float(2 * np.log(1 + np.exp(-1))), 6)
     (0.626523, 0.626523)
     """
-    more = {} if pair_mask is None else {"pair_mask": pair_mask}
-    xp, arrays = _gather(image_features, text_features, more, {"scale": scale, "bias": bias}, xp)
-    batch_size = check_features(arrays, xp)
-    check_pair_mask(pair_mask, batch_size, xp)
-    work = wide_dtype(image_features.dtype, xp)
-    scale = option("scale", scale, positive, "be > 0", work, xp)
-    bias = option("bias", bias, lambda _: True, "be finite", work, xp)
-    pairs = prepare(
+    required = {"image_features": image_features, "text_features": text_features}
+    if pair_mask is not None:
+        required["pair_mask"] = pair_mask
+    call = _validate.arrays(required, xp, options={"scale": scale, "bias": bias})
+    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    check_pair_mask(call, batch_size)
+    scale = call.option("scale", scale, POSITIVE, work)
+    bias = call.option("bias", bias, FINITE, work)
+    tiles = split(
         image_features,
         text_features,
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
-        sweeps=1,
+        passes=1,
         xp=xp,
     )
     # Features so large that S would overflow are scaled: S = z / (left right).
-    left, right = pairs.scaling.left, pairs.scaling.right
+    left, right = tiles.scaling.left, tiles.scaling.right
     scaled = not (isinstance(left, float) and left == right == 1.0)
     rate = _bounded(scale / left / right, xp.finfo(work), xp) if scaled else scale
 
-    def visit(tile: Tile) -> tuple[Values, Values]:
-        z = tile.z
-        logits = (_pairs.saturated(z, rate, xp=xp) if scaled else scale * z) + bias
-        positives = _on_diagonal(z, xp) if tile.diagonal else None
+    def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
+        z = tiles.z(i, j)
+        logits = (saturated(z, rate, xp=xp) if scaled else scale * z) + bias
+        positives = _on_diagonal(z, xp) if diagonal else None
         # The logit of the wrong answer. Its softplus is the loss, its sigmoid the slope.
         wrong = logits if positives is None else xp.where(positives, -logits, logits)
         small = xp.exp(-xp.abs(wrong))  # never overflows, whichever side of 0 `wrong` is on
@@ -286,16 +288,14 @@ def sigmoid_loss(
         slope = xp.where(wrong >= 0, xp.ones_like(small), small) / (1.0 + small)
         if positives is not None:
             slope = xp.where(positives, -slope, slope)
-        asked = pairs.counts(tile.i, tile.j, diagonal=False)
+        asked = tiles.counts(i, j, False)
         if asked is not None:
             asked = asked if positives is None else asked | positives
             terms, slope = (xp.where(asked, x, xp.zeros_like(x)) for x in (terms, slope))
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
-        image_pull, text_pull = pairs.pull(tile.i, tile.j, slope)
-        return (image_pull, *sums), (text_pull,)
+        return slope, sums, ()
 
-    of_rows, of_columns = pairs.pull_shapes
-    (image_pull, *sums), (text_pull,) = pairs.sweep(visit, add, [of_rows, *[(ANCHORS,)] * 3], [of_columns])
+    image_pull, text_pull, sums, _ = tiles.pull(weigh)
     loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
     share = 1.0 / batch_size
     return SigmoidLossGradients(
@@ -364,33 +364,38 @@ def distillation_loss(
     >>> bool(np.max(np.abs(result.image_gradient)) < 1e-15)
     True
     """
-    reference = {"reference_image": reference_image, "reference_text": reference_text}
-    scalars = {"temperature": temperature, "reference_temperature": reference_temperature}
-    xp, arrays = _gather(image_features, text_features, reference, scalars, xp)
-    batch_size = check_features(arrays, xp)
-    for name, array in reference.items():
-        _validate.floating(name, array, xp)
-        _validate.ndim(name, array, 2, "(batch_size, reference_dim)")
-    _validate.same_dtype({"image_features": image_features, **reference})
-    for name, array in reference.items():
-        _validate.shape(name, array, (batch_size, reference_image.shape[1]), "(batch_size, reference_dim)")
-        _validate.finite(name, array, xp)
-    work = wide_dtype(image_features.dtype, xp)
-    temperature, reference_temperature = (
-        option(name, value, positive, "be > 0", work, xp) for name, value in scalars.items()
+    call = _validate.arrays(
+        {
+            "image_features": image_features,
+            "text_features": text_features,
+            "reference_image": reference_image,
+            "reference_text": reference_text,
+        },
+        xp,
+        options={"temperature": temperature, "reference_temperature": reference_temperature},
     )
+    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    for name in ("reference_image", "reference_text"):
+        call.array(name, axes=2, meaning="(batch_size, reference_dim)")
+    call.same_dtype("image_features", "reference_image", "reference_text")
+    for name in ("reference_image", "reference_text"):
+        width = int(reference_image.shape[1])
+        call.array(name, shape=(batch_size, width), meaning="(batch_size, reference_dim)", rule=FINITE)
+    temperature = call.option("temperature", temperature, POSITIVE, work)
+    reference_temperature = call.option("reference_temperature", reference_temperature, POSITIVE, work)
     options: dict[str, Any] = {"tile_size": tile_size, "memory_budget": memory_budget, "matrices": 2, "share": False}
-    learner = prepare(image_features, text_features, temperature=temperature, **options, xp=xp)
-    teacher = prepare(reference_image, reference_text, temperature=reference_temperature, **options, xp=xp)
+    learner = split(image_features, text_features, temperature=temperature, **options, xp=xp)
+    teacher = split(reference_image, reference_text, temperature=reference_temperature, **options, xp=xp)
     p, q = _softmax(learner, xp), _softmax(teacher, xp)
 
-    def visit(tile: Tile) -> tuple[Values, Values]:
-        reference_tile = tile._replace(z=teacher.similarity(tile.i, tile.j))
+    def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
+        tile = learner.tile(i, j, diagonal)
+        reference_tile = tile._replace(z=teacher.z(i, j))
         slopes, moments = [], []
-        for side, block in enumerate((tile.i, tile.j)):
+        for side, block in enumerate((i, j)):
             axis = 1 - side
-            x = learner.only_counted(learner.exponent(side, tile, p[side].peaks[block]), tile)
-            y = learner.only_counted(teacher.exponent(side, reference_tile, q[side].peaks[block]), tile)
+            x = learner.only_negatives(learner.exponent(side, tile, p[side].peaks[block]), tile)
+            y = learner.only_negatives(teacher.exponent(side, reference_tile, q[side].peaks[block]), tile)
             target = teacher.exp(y, True)
             target *= along(axis, q[side].factors[block])
             slope = learner.exp(x, False)
@@ -400,22 +405,19 @@ def distillation_loss(
                 x = xp.where(tile.counts, x, xp.zeros_like(x))
             slopes.append(slope)
             moments.append((xp.sum(target * x, axis=axis), xp.sum(slope * x, axis=axis)))
-        image_pull, text_pull = learner.pull(tile.i, tile.j, slopes[0] + slopes[1])
-        return (image_pull, *moments[0]), (text_pull, *moments[1])
+        return slopes[0] + slopes[1], moments[0], moments[1]
 
-    of_rows, of_columns = learner.pull_shapes
-    sums = [(ANCHORS,)] * 2
-    image, text = learner.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
+    image_pull, text_pull, image_moments, text_moments = learner.pull(weigh)
     scale, loss, slope = 1.0 / (2.0 * batch_size), [], []
-    for own, target, (moment, tilt) in zip(p, q, (image[1:], text[1:]), strict=True):
+    for own, target, (moment, tilt) in zip(p, q, (image_moments, text_moments), strict=True):
         # Negatives: log p = x + log(sum of p / total). The positive has D = 0, so p = exp(-log denominator).
         loss.append(xp.exp(-target.log_denominator) * own.log_denominator - moment - target.weight * own.log_factor)
         slope.append(tilt + (own.weight - target.weight) * own.above)
     c = (p[0].weight - q[0].weight) + (p[1].weight - q[1].weight)
     return LossGradients(
         loss=xp.sum(scale * loss[0]) + xp.sum(scale * loss[1]),
-        image_gradient=gradient(image[0], c, text_features, xp, scale, 1.0 / temperature),
-        text_gradient=gradient(text[0], c, image_features, xp, scale, 1.0 / temperature),
+        image_gradient=gradient(image_pull, c, text_features, xp, scale, 1.0 / temperature),
+        text_gradient=gradient(text_pull, c, image_features, xp, scale, 1.0 / temperature),
         temperature_gradient=-(xp.sum(scale * slope[0]) + xp.sum(scale * slope[1])) / temperature,
     )
 
@@ -470,49 +472,47 @@ def hinge_margin_loss(
     >>> round(float(result.loss), 6), round((0.0 + 0.1**2 + 0.5**2 + 0.0) / 4, 6)
     (0.065, 0.065)
     """
-    more = {} if pair_mask is None else {"pair_mask": pair_mask}
-    xp, arrays = _gather(image_features, text_features, more, {"margin": margin}, xp)
-    batch_size = check_features(arrays, xp)
-    check_pair_mask(pair_mask, batch_size, xp)
-    work = wide_dtype(image_features.dtype, xp)
-    margin = option("margin", margin, _validate.not_negative, "be >= 0", work, xp)
-    pairs = prepare(
+    required = {"image_features": image_features, "text_features": text_features}
+    if pair_mask is not None:
+        required["pair_mask"] = pair_mask
+    call = _validate.arrays(required, xp, options={"margin": margin})
+    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    check_pair_mask(call, batch_size)
+    margin = call.option("margin", margin, NOT_NEGATIVE, work)
+    tiles = split(
         image_features,
         text_features,
         pair_mask=pair_mask,
         tile_size=tile_size,
         memory_budget=memory_budget,
-        sweeps=1,
+        passes=1,
         margin=margin,
         xp=xp,
     )
     # Features or a margin so large that sums would overflow are scaled.
-    left, right = pairs.scaling.left, pairs.scaling.right
+    left, right = tiles.scaling.left, tiles.scaling.right
     margin = margin * left * right
-    own, shares = pairs.cut(pairs.positives()), tuple(pairs.cut(share) for share in _one_over_negatives(pairs, xp))
+    own, factors = tiles.cut(tiles.positives()), tuple(tiles.cut(side) for side in _one_over_negatives(tiles, xp))
 
-    def visit(tile: Tile) -> tuple[Values, Values]:
+    def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
+        tile = tiles.tile(i, j, diagonal)
         slopes, values = [], []
-        for side, block in enumerate((tile.i, tile.j)):
+        for side, block in enumerate((i, j)):
             axis = 1 - side
             within = tile.z - along(axis, own[block]) + margin
             counted = within > 0 if tile.counts is None else tile.counts & (within > 0)
             within = xp.where(counted, within, xp.zeros_like(within))
-            slope = within * along(axis, shares[side][block])
+            slope = within * along(axis, factors[side][block])
             slopes.append(slope)
             values.append((xp.sum(slope * within, axis=axis), xp.sum(slope, axis=axis)))
-        slope = slopes[0] + slopes[1]
-        image_pull, text_pull = pairs.pull(tile.i, tile.j, slope)
-        return (image_pull, *values[0]), (text_pull, *values[1])
+        return slopes[0] + slopes[1], values[0], values[1]
 
-    of_rows, of_columns = pairs.pull_shapes
-    sums = [(ANCHORS,)] * 2
-    image, text = pairs.sweep(visit, add, [of_rows, *sums], [of_columns, *sums])
-    scale, c = 1.0 / (2.0 * batch_size), image[2] + text[2]
+    image_pull, text_pull, image_sums, text_sums = tiles.pull(weigh)
+    scale, c = 1.0 / (2.0 * batch_size), image_sums[1] + text_sums[1]
     return FeatureGradients(
-        loss=xp.sum(scale * (image[1] + text[1])) / left / right / left / right,
-        image_gradient=gradient(image[0], c, text_features, xp, 2.0 * scale, 1.0 / left, 1.0 / right),
-        text_gradient=gradient(text[0], c, image_features, xp, 2.0 * scale, 1.0 / left, 1.0 / right),
+        loss=xp.sum(scale * (image_sums[0] + text_sums[0])) / left / right / left / right,
+        image_gradient=gradient(image_pull, c, text_features, xp, 2.0 * scale, 1.0 / left, 1.0 / right),
+        text_gradient=gradient(text_pull, c, image_features, xp, 2.0 * scale, 1.0 / left, 1.0 / right),
     )
 
 
@@ -617,19 +617,6 @@ def _times(weight: Scalar, gradient: Any, xp: Namespace) -> Any:
     return cast(weight, gradient.dtype, xp) * gradient
 
 
-def _gather(
-    image_features: Array,
-    text_features: Array,
-    more: dict[str, Array],
-    scalars: dict[str, Any],
-    xp: Namespace | None,
-) -> tuple[Namespace, dict[str, Array]]:
-    """Return the namespace of all arguments and those of them that are arrays, by name."""
-    arrays = {"image_features": image_features, "text_features": text_features, **more}
-    arrays |= {name: value for name, value in scalars.items() if is_array(value)}
-    return namespace_of(arrays, xp), arrays
-
-
 def _bounded(rate: Scalar, finfo: Any, xp: Namespace) -> Scalar:
     """Return a rate that its dtype can hold."""
     largest = float(finfo.max)
@@ -642,23 +629,23 @@ def _on_diagonal(tile: Array, xp: Namespace) -> Array:
     return index[:, None] == index[None, :]
 
 
-def _one_over_negatives(pairs: _pairs.Pairs, xp: Namespace) -> tuple[Array, Array]:
+def _one_over_negatives(tiles: Tiles, xp: Namespace) -> tuple[Array, Array]:
     """Return one over the number of negatives of each image anchor and each text anchor, 0 without any; (b,)."""
-    some, batch_size = pairs.image_features, pairs.batch_size
-    if pairs.pair_mask is None:
-        share = xp.full((batch_size,), 1.0 / (batch_size - 1), dtype=some.dtype, device=device_of(some))
-        return share, share
-    image, text = [], xp.zeros((batch_size,), dtype=some.dtype, device=device_of(some))
-    every = xp.arange(batch_size, device=device_of(some))
-    for rows in pairs.spans:  # no b x b array of numbers
-        numbers = xp.astype(pairs.pair_mask[rows, :] & (every[rows][:, None] != every[None, :]), some.dtype)
+    batch_size, dtype, device = tiles.batch_size, tiles.dtype, tiles.device
+    if tiles.pair_mask is None:
+        factor = xp.full((batch_size,), 1.0 / (batch_size - 1), dtype=dtype, device=device)
+        return factor, factor
+    image, text = [], xp.zeros((batch_size,), dtype=dtype, device=device)
+    every = xp.arange(batch_size, device=device)
+    for rows in tiles.spans:  # no b x b array of numbers
+        numbers = xp.astype(tiles.pair_mask[rows, :] & (every[rows][:, None] != every[None, :]), dtype)
         image.append(xp.sum(numbers, axis=1))
         text = text + xp.sum(numbers, axis=0)
 
-    def share_of(number: Array) -> Array:
+    def one_over(number: Array) -> Array:
         return xp.where(number > 0, 1.0 / xp.clip(number, min=1.0), xp.zeros_like(number))
 
-    return share_of(xp.concat(image)), share_of(text)
+    return one_over(xp.concat(image)), one_over(text)
 
 
 class _Softmax(NamedTuple):
@@ -668,16 +655,16 @@ class _Softmax(NamedTuple):
     weight: Array  # probability of all negatives together
     log_factor: Array  # log of what turns a negative's exponential into its probability
     above: Array  # D of the peak
-    peaks: Blocks
-    factors: Blocks
+    peaks: Any
+    factors: Any
 
 
-def _softmax(pairs: _pairs.Pairs, xp: Namespace) -> tuple[_Softmax, _Softmax]:
+def _softmax(tiles: Tiles, xp: Namespace) -> tuple[_Softmax, _Softmax]:
     """Return the softmax over rows and over columns."""
-    *sides, positive = _pairs.sum_negatives(pairs)
+    sides = sum_negatives(tiles)
     both = []
-    for negatives, rate in zip(sides, pairs.scaling.rates, strict=True):
-        log_sum, _ = directed(negatives, positive, rate, xp=xp)
+    for negatives, rate in zip(sides, tiles.scaling.rates, strict=True):
+        log_sum, _ = log_sum_and_mean(negatives, rate, xp=xp)
         log_weight = -log_add_constant(-log_sum, 1.0, xp=xp)
         log_factor = log_weight - xp.log(negatives.total)
         both.append(
@@ -685,9 +672,9 @@ def _softmax(pairs: _pairs.Pairs, xp: Namespace) -> tuple[_Softmax, _Softmax]:
                 log_denominator=log_add_constant(log_sum, 1.0, xp=xp),
                 weight=xp.exp(log_weight),
                 log_factor=log_factor,
-                above=_pairs.above(negatives, positive, rate, xp=xp),
-                peaks=pairs.cut(negatives.peak),
-                factors=pairs.cut(xp.exp(log_factor)),
+                above=peak_above_positive(negatives, rate, xp=xp),
+                peaks=tiles.cut(negatives.peak),
+                factors=tiles.cut(xp.exp(log_factor)),
             )
         )
     return both[0], both[1]

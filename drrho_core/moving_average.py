@@ -15,9 +15,10 @@ import math
 from typing import Any, NamedTuple
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, wide_dtype
+from drrho_core._array_api import Array, Namespace, Scalar, device_of, is_array, namespace_of, wide_dtype
+from drrho_core._validate import POSITIVE, UNIT_INTERVAL
 from drrho_core.ambiguity.checks import check_losses, check_values
-from drrho_core.contrastive import Scalar, cast, in_unit_interval, optional_arrays, positive
+from drrho_core.contrastive.tiles import cast
 from drrho_core.numerics import log_moving_average, log_sum_exp
 from drrho_core.risk import check_weight, difference
 
@@ -108,14 +109,15 @@ def moving_average_kl(
     arrays = {"loss": loss, "reference_loss": reference_loss}
     xp = check_losses(arrays, where, xp)
     log_inner = _check_state(log_inner, loss, xp)
-    scalars = optional_arrays(temperature=temperature, gamma=gamma)
+    scalars = {"temperature": temperature, "gamma": gamma}
+    scalars = {name: value for name, value in scalars.items() if is_array(value)}
     together = {"loss": loss, "log_inner": log_inner} | scalars
     namespace_of(together, xp)
     _validate.same_device(together, xp)
     _validate.detached(together, xp)
     wide = xp.result_type(wide_dtype(loss.dtype, xp), log_inner.dtype)
-    temperature = _validate.parameter("temperature", temperature, positive, "be > 0", xp, dtype=wide)
-    gamma = _validate.parameter("gamma", gamma, in_unit_interval, "be in (0, 1]", xp, dtype=wide)
+    temperature = _validate.parameter("temperature", temperature, POSITIVE, xp, dtype=wide)
+    gamma = _validate.parameter("gamma", gamma, UNIT_INTERVAL, xp, dtype=wide)
     weight = check_weight(reference_weight, loss, xp)
     _validate.ndim("loss", loss, 1, "(batch_size,)")
     _validate.axis(0, "loss", loss)
@@ -138,7 +140,7 @@ def moving_average_kl(
     if is_array(tau):
         valid = valid & (tau > 0) & xp.isfinite(tau)
     if is_array(gamma):
-        valid = valid & in_unit_interval(gamma)
+        valid = valid & UNIT_INTERVAL.holds(gamma)
     # A bad batch is computed as one of zeros, so that nothing below has to think of it, and is overwritten at the end.
     x, counted = xp.where(valid, x, xp.zeros_like(x)), counted | ~valid
     number = xp.sum(xp.astype(counted, wide))

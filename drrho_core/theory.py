@@ -17,6 +17,7 @@ from drrho_core import _validate
 from drrho_core._array_api import (
     Array,
     Namespace,
+    Scalar,
     device_of,
     is_array,
     namespace_of,
@@ -24,8 +25,8 @@ from drrho_core._array_api import (
     values_visible,
     wide_dtype,
 )
+from drrho_core._validate import POSITIVE
 from drrho_core.ambiguity.checks import check_losses
-from drrho_core.contrastive import Scalar, positive
 from drrho_core.numerics import log
 from drrho_core.risk import check_weight, scaled_difference
 
@@ -357,7 +358,7 @@ def log_mean_exp_bias(
         raise ValueError(f"batch_size must be at most the number of samples {n}, got {batch_size}")
     _validate.finite("losses", losses, xp)
     dtype = wide_dtype(losses.dtype, xp)
-    tau = _scalar("temperature", temperature, positive, "be > 0", losses, xp)
+    tau = _scalar("temperature", temperature, POSITIVE.holds, "be > 0", losses, xp)
 
     batches = n // batch_size
     n = batches * batch_size

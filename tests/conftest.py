@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -27,3 +30,19 @@ def space(request: pytest.FixtureRequest) -> Space:
 def eager_space(request: pytest.FixtureRequest) -> Space:
     """The same without tracing: for tests of values and errors that tracing cannot see."""
     return build(*request.param)
+
+
+@pytest.fixture
+def register_routines() -> Iterator[Callable[..., None]]:
+    """Return `drrho_core.extend.register`, whose registrations end with the test."""
+    from drrho_core import extend
+
+    before: dict[str, extend.Extensions] = {}
+
+    def register(name: str, **routines: Any) -> None:
+        before.setdefault(name, extend.registered(name))
+        extend.register(name, **routines)
+
+    yield register
+    for name, routines in before.items():
+        extend.register(name, **routines._asdict())

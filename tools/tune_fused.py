@@ -30,7 +30,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "backends")]  # a borrowed machine has nothing of ours installed
 
-from drrho_core._fused import Batch  # noqa: E402
+from drrho_core.extend import Batch  # noqa: E402
 
 LAMBDA = 0.75
 TEMPERATURE = 0.05

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from drrho_core._fused import Sweeps, register_sweeps
+from drrho_core import extend
+from drrho_core.extend import Sweeps
 
 if TYPE_CHECKING:
     from drrho_cupy.backend import CupyBackend
@@ -35,4 +36,4 @@ def _kernels() -> Sweeps | str:
     return CupySweeps(cupy, cublas)
 
 
-register_sweeps("cupy", _kernels)
+extend.register("cupy", sweeps=_kernels)

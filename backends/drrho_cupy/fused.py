@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from drrho_core._array_api import Array
-from drrho_core._fused import Batch, FirstSweep, SecondSweep
+from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 HEIGHT, WIDTH = 4096, 8192
 """Sides of a rectangle: large enough for cuBLAS, 134 MB in float32 and 67 MB as V in float16. Not tuned."""
@@ -189,7 +189,7 @@ _ANY_ALGORITHM = -1
 
 
 class CupySweeps:
-    """The sweeps on an NVIDIA GPU; see `drrho_core._fused.Sweeps`.
+    """The sweeps on an NVIDIA GPU; see `drrho_core.extend.Sweeps`.
 
     Parameters
     ----------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import drrho_jax.loops  # registers JAX's loop
-import drrho_jax.products  # noqa: F401  (registers products in full float32)
-from drrho_core._fused import Sweeps, register_sweeps
+from drrho_core import extend
+from drrho_core.extend import Sweeps
+from drrho_jax import loops, products, rolled_tiles
 from drrho_jax.backend import JaxBackend
 from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.loss import ContrastiveState, contrastive_loss, drrho_risk, init_state
@@ -30,4 +30,4 @@ def _pallas() -> Sweeps | str:
     return PallasSweeps()
 
 
-register_sweeps("jax.numpy", _pallas)
+extend.register("jax.numpy", loop=loops.loop, matmul=products.choose, tiles=rolled_tiles.choose, sweeps=_pallas)

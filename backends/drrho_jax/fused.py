@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from drrho_core._array_api import device_of
-from drrho_core._fused import Batch, FirstSweep, SecondSweep
+from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 HIGHEST = jax.lax.Precision.HIGHEST
 DEFAULT = jax.lax.Precision.DEFAULT
@@ -463,7 +463,7 @@ def _pull_back(
 
 
 class PallasSweeps:
-    """The sweeps on an NVIDIA GPU, or interpreted on the CPU; see `drrho_core._fused.Sweeps`."""
+    """The sweeps on an NVIDIA GPU, or interpreted on the CPU; see `drrho_core.extend.Sweeps`."""
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Say why not."""

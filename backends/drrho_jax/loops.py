@@ -1,4 +1,4 @@
-"""JAX's own loop for the core: importing `drrho_jax` registers it."""
+"""JAX's own loop for the solvers of the core."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from drrho_core._array_api import Array, device_of
-from drrho_core._loops import Body, Carry, register_loop, repeat_in_python
+from drrho_core.extend import Body, Carry, plain_loop
 
 
 def loop(count: int, body: Body, carry: Carry) -> Carry:
     """Take `count` steps: rolled up where they are traced, step by step where nothing is compiled anyway."""
     if not traces():
-        return repeat_in_python(count, body, carry)
+        return plain_loop(count, body, carry)
     last: Carry = jax.lax.fori_loop(0, count, lambda _, inner: body(inner), carry)
     return last
 
@@ -31,6 +31,3 @@ def put(stack: Array, index: Any, value: Array) -> Array:
 def traces() -> bool:
     """Tell whether code is being traced: only then a fresh array has no device."""
     return device_of(jnp.zeros(())) is None
-
-
-register_loop("jax.numpy", loop, put=put, traces=traces)

@@ -15,8 +15,9 @@ import numpy as np
 
 from drrho_core import _validate, risk
 from drrho_core._array_api import is_array, namespace_of
+from drrho_core._validate import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL
 from drrho_core.ambiguity import AmbiguitySet
-from drrho_core.contrastive import in_unit_interval, positive, step_in_wide_dtype
+from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_jax.arguments import check_placement, check_unmapped, on_auto_axes, taken, taken_index, taken_option
 from drrho_jax.gradient import with_gradient
@@ -222,7 +223,7 @@ def _step(
     rows = jnp.where(index < 0, num_samples, index)
     log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in state)
     with jax.default_matmul_precision("float32"):
-        step = step_in_wide_dtype(
+        step = wide_contrastive_step(
             images,
             texts,
             log_inner_image,
@@ -339,12 +340,12 @@ def _nan_if_outside(options: dict[str, Any]) -> Any:
     None if there are only numbers, which the core checks everywhere.
     """
     domains = {
-        "temperature": positive, "gamma": in_unit_interval, "reference_weight": _validate.not_negative,
-        "radius": _validate.not_negative, "eps": _validate.not_negative,
+        "temperature": POSITIVE, "gamma": UNIT_INTERVAL, "reference_weight": NOT_NEGATIVE,
+        "radius": NOT_NEGATIVE, "eps": NOT_NEGATIVE,
     }  # fmt: skip
     inside = [
-        jnp.all(holds(jax.lax.stop_gradient(x)))
-        for name, holds in domains.items()
+        jnp.all(rule.holds(jax.lax.stop_gradient(x)))
+        for name, rule in domains.items()
         for x in jax.tree.leaves(options[name])
         if isinstance(x, jax.Array)
     ]

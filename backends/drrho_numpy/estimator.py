@@ -60,7 +60,8 @@ class FileTable(Table):
             self._memory.madvise(mmap.MADV_RANDOM)
         bits = np.frombuffer(self._memory, dtype=layout.bits, offset=OFFSET)
         self._bits = bits.reshape(layout.num_samples, 2)
-        self._like = np.zeros(0, dtype=layout.dtype)
+        self.index_like = self.row_like = np.zeros(0, dtype=layout.dtype)
+        self.num_samples = layout.num_samples
 
     def _unmap(self) -> None:
         del self._bits  # this view holds on to the memory
@@ -82,16 +83,21 @@ class FileTable(Table):
         self.check_open()
         self._memory.flush()
 
-    @property
-    def num_samples(self) -> int:
-        """Number of samples n."""
-        return self.layout.num_samples
-
-    @property
-    def index_like(self) -> np.ndarray:
-        """An array of the rows' dtype, as long as the file is open: every method asks for it."""
+    def checked(self, index: np.ndarray) -> np.ndarray:
+        """Check a batch's `sample_index`, and that the file is open."""
         self.check_open()
-        return self._like
+        checked: np.ndarray = super().checked(index)
+        return checked
+
+    def gather(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return copies of the rows of a batch, if the file is open."""
+        self.check_open()
+        return super().gather(index)
+
+    def scatter(self, index: np.ndarray, *rows: np.ndarray) -> Self:
+        """Check and write the rows of a batch, if the file is open."""
+        self.check_open()
+        return super().scatter(index, *rows)
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return copies of the rows; zeros in the file become the bits of ``-inf``."""
@@ -141,6 +147,7 @@ class FileTable(Table):
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Check two arrays piece by piece, so that nothing of their size is made, and replace every column by them."""
+        self.check_open()
         arrays = {column.name: state[column.name] for column in self.columns}
         call = _validate.arrays({OWNER: self.index_like} | arrays, self.xp)
         for column in self.columns:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import drrho_torch.exponential  # registers a faster exponential
-import drrho_torch.loops  # registers torch.compile's loop
-import drrho_torch.sorting  # noqa: F401  (registers a faster sort)
-from drrho_core._fused import Sweeps, register_sweeps
+from drrho_core import extend
+from drrho_core.extend import Sweeps
+from drrho_torch import exponential, loops, products, sorting
 from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.loss import ContrastiveLoss
@@ -25,4 +24,6 @@ def _triton() -> Sweeps | str:
     return TritonSweeps()
 
 
-register_sweeps("torch", _triton)
+extend.register(
+    "torch", loop=loops.repeat, sort=sorting.sort, matmul=products.choose, exp=exponential.exp, sweeps=_triton
+)

@@ -1,4 +1,4 @@
-"""A faster exponential for tiles on the CPU; `import drrho_torch` registers it."""
+"""A faster exponential for tiles on the CPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-
-from drrho_core._routines import register_exponential
 
 LOG2_E = math.log2(math.e)
 
@@ -23,6 +21,3 @@ def exp(x: Tensor, overwrite: bool) -> Tensor:
         return torch.exp(x)
     # In place where it is allowed: fresh memory costs as much as the exponential.
     return (x.mul_(LOG2_E) if overwrite else x * LOG2_E).exp2_()
-
-
-register_exponential("torch", exp)

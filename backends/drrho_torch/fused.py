@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from drrho_core._fused import Batch, FirstSweep, SecondSweep
+from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 NEVER = tl.constexpr(-3e38)
 """Stands for z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
@@ -410,7 +410,7 @@ def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:
 
 
 class TritonSweeps:
-    """The sweeps on an NVIDIA GPU; see `drrho_core._fused.Sweeps`.
+    """The sweeps on an NVIDIA GPU; see `drrho_core.extend.Sweeps`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""torch.compile's own loop for the solvers of the core: importing `drrho_torch` registers it."""
+"""torch.compile's own loop for the solvers of the core."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from drrho_core._loops import Body, Carry, register_loop, repeat_in_python
+from drrho_core.extend import Body, Carry, plain_loop
 
 
 def repeat(count: int, body: Body, carry: Carry) -> Carry:
@@ -15,7 +15,7 @@ def repeat(count: int, body: Body, carry: Carry) -> Carry:
     Unrolled, the longest solver takes a minute and more to compile.
     """
     if count == 0 or not torch.compiler.is_compiling():
-        return repeat_in_python(count, body, carry)
+        return plain_loop(count, body, carry)
 
     def more(done: Tensor, *_: Tensor) -> Tensor:
         return done < count
@@ -28,6 +28,3 @@ def repeat(count: int, body: Body, carry: Carry) -> Carry:
     first = torch.zeros((), dtype=torch.int64)
     _, *last = while_loop(more, step, (first, *(array.clone() for array in carry)))  # type: ignore[no-untyped-call]
     return tuple(last)
-
-
-register_loop("torch", repeat)

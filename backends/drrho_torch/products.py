@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN, for processors on which torch's own are slow; `import drrho_torch` registers them."""
+"""Matrix products by oneDNN, for processors on which torch's own are slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from drrho_core._routines import Product, register_product
+from drrho_core.extend import Matmul
 
 SMALLEST = 256
 """Below this number of rows, columns or terms the conversion to oneDNN's tensors costs as much as its product saves."""
@@ -64,7 +64,7 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
         _ENABLED.reset(token)
 
 
-def choose(like: Tensor) -> Product | None:
+def choose(like: Tensor) -> Matmul | None:
     """Return oneDNN's product if it is enabled and this torch has it, for matrices like this; None for torch's own."""
     # The innermost block decides; without a block the environment is read anew for each batch.
     enabled = _ENABLED.get()
@@ -86,6 +86,3 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     # `linear` accepts oneDNN's tensors, which matmul refuses, and multiplies by a transpose. The right factor may be a
     # plain tensor, which saves a copy. torch copies transposed views: oneDNN would take half as long again to do so.
     return torch.nn.functional.linear(a.contiguous().to_mkldnn(), b.T.contiguous()).to_dense()
-
-
-register_product("torch", choose)

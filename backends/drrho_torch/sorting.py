@@ -1,12 +1,10 @@
-"""A faster sort for the solvers of the core; `import drrho_torch` registers it."""
+"""A faster sort for the solvers of the core."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from drrho_core._loops import register_sort
 
 
 def sort(values: Tensor) -> Tensor:
@@ -19,6 +17,3 @@ def sort(values: Tensor) -> Tensor:
         return torch.sort(values, dim=-1, stable=False).values
     # from_numpy shares the memory of the sorted array, so nothing is copied.
     return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))
-
-
-register_sort("torch", sort)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drrho_core._array_api import values_visible
-from drrho_core.contrastive import step_in_wide_dtype
+from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.closed_form import detached, save_gradients, scaled_gradients
@@ -62,7 +62,7 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     old: tuple[Tensor, ...] = rows.old
     if rows.in_range is not None:
         old = tuple(torch.where(rows.in_range, side, torch.nan) for side in rows.old)
-    step = step_in_wide_dtype(
+    step = wide_contrastive_step(
         images.detach(),
         texts.detach(),
         *old,

@@ -258,7 +258,7 @@ class Cupy:
             return "there is no C++ compiler for CuPy's kernels"
         if importlib.util.find_spec("pytest") is None:
             return "pytest is not installed, and the stand-in for CuPy lies among the tests"
-        from drrho_core._fused import register_sweeps
+        from drrho_core import extend
 
         specification = importlib.util.spec_from_file_location("drrho_stand_in_for_cupy", STAND_IN)
         assert specification is not None
@@ -269,7 +269,7 @@ class Cupy:
         stand_in = tests.StandIn(Path(self._folder.name) / "kernels.so")
         tests.kernels._pointer = lambda array: array.ctypes.data
         sweeps = tests.kernels.CupySweeps(stand_in, tests.Cublas())
-        register_sweeps("numpy", lambda: sweeps)
+        extend.register("numpy", sweeps=lambda: sweeps)
         return None
 
     def facts(self) -> dict[str, Any]:

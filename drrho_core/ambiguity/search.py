@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 
 from drrho_core._array_api import Array, Namespace
-from drrho_core._loops import Carry, repeat
+from drrho_core._routines import repeat
 from drrho_core.ambiguity.rounding import parameter_rounding
 from drrho_core.ambiguity.slices import Slices, cut, first_entries
+from drrho_core.extend import Carry
 
 IsActive = Callable[[Slices, Array], Array]
 """``is_active(ordered, loss)``, (..., 1) to bool: true for all losses from the largest down to the searched one."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from drrho_core._array_api import Array, Namespace, device_of, known, values_visible
-from drrho_core._loops import descending
+from drrho_core._routines import descending
 
 
 class Slices(NamedTuple):

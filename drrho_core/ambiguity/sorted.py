@@ -20,7 +20,7 @@ import operator
 from collections.abc import Callable
 
 from drrho_core._array_api import Array, Namespace, known
-from drrho_core._loops import descending
+from drrho_core._routines import descending
 from drrho_core.ambiguity.balls import Ball, smallest_growth
 from drrho_core.ambiguity.exponential import exponent_ratio, exponential_weights
 from drrho_core.ambiguity.rounding import (

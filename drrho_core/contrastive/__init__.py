@@ -1,55 +1,14 @@
-"""The global contrastive loss, of images with texts and of two views, and the weights of its anchors."""
+"""The global contrastive loss with a reference model: images with texts, two views, and weights of anchors."""
 
 from drrho_core.contrastive.anchor_weights import pair_loss, reference_anchor_weight
-from drrho_core.contrastive.step import (
-    AnchorWeight,
-    ContrastiveStep,
-    PerAnchor,
-    Scalar,
-    cast,
-    check_anchor_weight,
-    check_features,
-    check_pair_mask,
-    check_state,
-    contrastive_step,
-    directed,
-    find_sweeps,
-    gradient,
-    in_shares,
-    in_unit_interval,
-    option,
-    optional_arrays,
-    per_anchor,
-    positive,
-    prepare,
-    step_in_wide_dtype,
-)
+from drrho_core.contrastive.step import ContrastiveStep, contrastive_step
 from drrho_core.contrastive.two_views import UnimodalStep, unimodal_contrastive_step
 
 __all__ = [
-    "AnchorWeight",
     "ContrastiveStep",
-    "PerAnchor",
-    "Scalar",
     "UnimodalStep",
-    "cast",
-    "check_anchor_weight",
-    "check_features",
-    "check_pair_mask",
-    "check_state",
     "contrastive_step",
-    "directed",
-    "find_sweeps",
-    "gradient",
-    "in_shares",
-    "in_unit_interval",
-    "option",
-    "optional_arrays",
     "pair_loss",
-    "per_anchor",
-    "positive",
-    "prepare",
     "reference_anchor_weight",
-    "step_in_wide_dtype",
     "unimodal_contrastive_step",
 ]

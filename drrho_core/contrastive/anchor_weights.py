@@ -11,18 +11,12 @@ from __future__ import annotations
 import math
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, is_array, namespace_of, wide_dtype
-from drrho_core._fused import Batch
-from drrho_core.contrastive import tiles as _pairs
-from drrho_core.contrastive.step import (
-    Scalar,
-    check_features,
-    find_sweeps,
-    option,
-    optional_arrays,
-    per_anchor,
-    positive,
-)
+from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
+from drrho_core._validate import FINITE, POSITIVE
+from drrho_core.contrastive.options import check_features, per_anchor
+from drrho_core.contrastive.passes import find_sweeps
+from drrho_core.contrastive.scaling import saturated
+from drrho_core.extend import Batch
 
 
 def pair_loss(
@@ -70,13 +64,10 @@ def pair_loss(
     >>> np.round(pair_loss(images, texts, temperature=0.5), 4).tolist()
     [-2.0, 1.4338, 1.4338]
     """
-    arrays = {"image_features": image_features, "text_features": text_features} | optional_arrays(
-        temperature=temperature
-    )
-    xp = namespace_of(arrays, xp)
-    batch_size = check_features(arrays, xp)
-    work = wide_dtype(image_features.dtype, xp)
-    temperature = option("temperature", temperature, positive, "be > 0", work, xp)
+    features = {"image_features": image_features, "text_features": text_features}
+    call = _validate.arrays(features, xp, options={"temperature": temperature})
+    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    temperature = call.option("temperature", temperature, POSITIVE, work)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
     first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
@@ -128,22 +119,18 @@ def reference_anchor_weight(
     >>> np.round(reference_anchor_weight(np.asarray([-4.0, -1.0, 3.0])), 3).tolist()
     [1.998, 1.001, 0.001]
     """
-    scalars = {"temperature": temperature, "threshold": threshold}
-    arrays = {"pair_loss": pair_loss} | {name: value for name, value in scalars.items() if is_array(value)}
-    xp = namespace_of(arrays, xp)
-    _validate.detached(arrays, xp)
-    _validate.same_device(arrays, xp)
-    _validate.floating("pair_loss", pair_loss, xp)
-    _validate.ndim("pair_loss", pair_loss, 1, "(batch_size,)")
+    call = _validate.arrays({"pair_loss": pair_loss}, xp, options={"temperature": temperature, "threshold": threshold})
+    xp = call.xp
+    call.array("pair_loss", axes=1, meaning="(batch_size,)")
     if pair_loss.shape[0] == 0:
         raise ValueError("pair_loss must hold at least 1 entry, got shape (0,)")
-    _validate.finite("pair_loss", pair_loss, xp)
+    call.values("pair_loss", pair_loss, FINITE)
     work = wide_dtype(pair_loss.dtype, xp)
-    temperature = option("temperature", temperature, positive, "be > 0", work, xp)
-    threshold = option("threshold", threshold, lambda _: True, "be finite", work, xp)
-    # log sigmoid(-y), then a softmax: where all sigmoids underflow their ratios still exist.
+    temperature = call.option("temperature", temperature, POSITIVE, work)
+    threshold = call.option("threshold", threshold, FINITE, work)
+    # log sigmoid(-y), then a softmax: if all sigmoids underflow, their ratios still exist.
     largest = float(xp.finfo(work).max) / 8.0
-    y = 2.0 * _pairs.saturated(0.5 * xp.astype(pair_loss, work, copy=False) - 0.5 * threshold, 1.0 / temperature, xp=xp)
+    y = 2.0 * saturated(0.5 * xp.astype(pair_loss, work, copy=False) - 0.5 * threshold, 1.0 / temperature, xp=xp)
     y = xp.clip(y, -largest, largest)
     log_weight = -xp.logaddexp(xp.zeros_like(y), y)
     weight = xp.exp(log_weight - xp.max(log_weight))

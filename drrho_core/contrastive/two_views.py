@@ -7,7 +7,7 @@ per sample and view (b,). An anchor meets both views of every other sample: 2b -
     A11 = Z1 Z1^T - lambda R1 R1^T,   A12, A22 alike,   p = diag(A12)
     view 1's anchor i:  D11_ij = (A11_ij - p_i) / t_i,      D12_ij = (A12_ij - p_i) / t_i
     view 2's anchor j:  D22_ji = (A22_ji - p_j) / t'_j,     D21_ij = (A12_ij - p_j) / t'_j
-    g of an anchor = mean of its exponentials;   w = exp(D) / (eps + u) / (2b - 2);   u and the loss as in `contrastive`
+    g of an anchor = mean of its exponentials;   w = exp(D) / (eps + u) / (2b - 2);   u and the loss as in `step`
     V11 = w11 + w11^T,   V12 = w12 + w21,   V22 = w22 + w22^T,   c_i = all weights of both anchors of sample i
     dZ1 = (V11 Z1 + V12 Z2 - c Z2) / 2b,     dZ2 = (V22 Z2 + V12^T Z1 - c Z1) / 2b
 """
@@ -16,19 +16,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from drrho_core._array_api import Array, Namespace
-from drrho_core.contrastive import tiles as _pairs
-from drrho_core.contrastive.step import (
-    AnchorWeight,
-    PerAnchor,
-    Scalar,
-    directed,
-    evaluate,
-    gradient,
-    prepare,
-    settle,
-    update,
-)
+from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
+from drrho_core.contrastive.anchors import evaluate, update
+from drrho_core.contrastive.gradient import gradient
+from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step
+from drrho_core.contrastive.passes import log_sum_and_mean, merge, pull_back, sum_negatives
+from drrho_core.contrastive.tiles import Tiles, split
 
 
 class UnimodalStep(NamedTuple):
@@ -84,25 +77,14 @@ def unimodal_contrastive_step(
     log_inner_view1, log_inner_view2 : array, shape (b,)
         The batch's rows of the estimator's state, float32 or wider; ``-inf`` = never visited. An `InnerEstimator` keeps
         them: view 1 as its images, view 2 as its texts.
-    temperature : float, array of shape () or pair of arrays of shape (b,)
-        Temperature tau > 0, global or one per anchor of view 1 and one per anchor of view 2.
-    gamma : float, array of shape () or pair of arrays of shape (b,)
-        Weight of the batch's own estimate, in (0, 1]; 1 has no memory: the mini-batch loss.
+    temperature, gamma, reference_weight, radius, eps
+        As in `contrastive_step`; the arrays of a pair belong to the anchors of view 1 and of view 2.
     reference_features : pair of arrays, shape (b, r), optional
         The frozen reference model's features of view 1 and of view 2; r may differ from d. None: SogCLR.
-    reference_weight : float or array of shape ()
-        lambda >= 0: 0 ignores the reference model, 1 is DRRho; may exceed 1.
-    radius : float or array of shape ()
-        Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
-    eps : float or array of shape ()
-        Added to the inner estimate, >= 0. Part of the objective, not a numerical safeguard.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
-        Factor >= 0 on each anchor's part of loss and gradients, as in `contrastive_step`; a pair has one array for the
-        anchors of view 1 and one for those of view 2.
-    tile_size : int, optional
-        Side of square tiles: two passes, and no b x b array exists. Affects speed and memory only.
-    memory_budget : int, optional
-        Bytes that the three b x b matrices of logits may take (default 1 GiB): above it, two passes over tiles.
+        As in `contrastive_step`; a pair has one array for the anchors of view 1 and one for those of view 2.
+    tile_size, memory_budget : int, optional
+        As in `contrastive_step`; the budget is for the logits of three b x b matrices.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -137,65 +119,63 @@ def unimodal_contrastive_step(
     >>> round(float(step.loss), 4)
     -0.0152
     """
-    xp, setting = settle(
-        {
-            "view1_features": view1_features,
-            "view2_features": view2_features,
-            "log_inner_view1": log_inner_view1,
-            "log_inner_view2": log_inner_view2,
-        },
-        temperature=temperature,
-        gamma=gamma,
-        reference_features=reference_features,
-        reference_weight=reference_weight,
-        radius=radius,
-        eps=eps,
-        anchor_weight=anchor_weight,
-        sides=("view1", "view2"),
-        xp=xp,
-    )
+    required = {
+        "view1_features": view1_features,
+        "view2_features": view2_features,
+        "log_inner_view1": log_inner_view1,
+        "log_inner_view2": log_inner_view2,
+    }
+    arguments: StepArguments = {
+        "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
+        "reference_weight": reference_weight, "radius": radius, "eps": eps, "anchor_weight": anchor_weight,
+    }  # fmt: skip
+    xp, options = check_step(required, ("view1", "view2"), xp, arguments)
+    views, temperature = (view1_features, view2_features), options.temperature
 
-    temperature = setting.temperature
-
-    def matrix(first: int, second: int) -> _pairs.Pairs:
-        views, reference = (view1_features, view2_features), reference_features
-        return prepare(
+    def matrix(first: int, second: int) -> Tiles:
+        return split(
             views[first],
             views[second],
             temperature=(temperature[first], temperature[second]) if isinstance(temperature, tuple) else temperature,
-            reference_features=None if reference is None else (reference[first], reference[second]),
-            reference_weight=setting.reference_weight,
+            reference_features=reference_features and (reference_features[first], reference_features[second]),
+            reference_weight=options.reference_weight,
             tile_size=tile_size,
             memory_budget=memory_budget,
             matrices=3,
+            symmetric=first == second,
             xp=xp,
         )
 
+    # A12, A11 and A22; the last two are symmetric.
     across, within = matrix(0, 1), (matrix(0, 0), matrix(1, 1))
-    rates, states = across.scaling.rates, (log_inner_view1, log_inner_view2)
-    # Pass 1. The positive of an anchor is the other view of its sample, also where the negatives are of its own view.
-    *others, positive = _pairs.sum_negatives(across)
-    negatives = [
-        _pairs.merge(others[view], _pairs.sum_negatives_within(within[view]), rates[view], xp=xp) for view in (0, 1)
+
+    # Pass 1, over all three matrices. The positive of an anchor is the other view of its sample, an entry of A12, even
+    # for negatives of its own view.
+    rates = across.scaling.rates
+    across_sums, within_sums = sum_negatives(across), [sum_negatives(tiles)[0] for tiles in within]
+    sums = [merge(across_sums[view], within_sums[view], rates[view], xp=xp) for view in (0, 1)]
+    log_sums, means = zip(*(log_sum_and_mean(sums[view], rates[view], xp=xp) for view in (0, 1)), strict=True)
+
+    # u: each anchor's g, averaged into its state.
+    states = (log_inner_view1, log_inner_view2)
+    anchors = [
+        update(log_sums[view], sums[view].count, states[view], options.gammas[view], options.eps, xp) for view in (0, 1)
     ]
-    facts = [directed(negatives[view], positive, rates[view], xp=xp) for view in (0, 1)]
-    sides = [
-        update(facts[view][0], negatives[view].count, states[view], setting.gammas[view], setting.eps, xp)
+    step = evaluate(options, (anchors[0], anchors[1]), means=(means[0], means[1]), xp=xp)
+
+    # Pass 2, over all three matrices: V12 Z2 and V12^T Z1, then V11 Z1 and V22 Z2.
+    pulls = pull_back(across, (sums[0], sums[1]), step.weight_sums)
+    own = [
+        pull_back(within[view], (sums[view], sums[view]), (step.weight_sums[view], step.weight_sums[view]))[0]
         for view in (0, 1)
     ]
-    # Pass 2, over all three matrices with the same sums of weights.
-    values = evaluate(setting, (sides[0], sides[1]), means=(facts[0][1], facts[1][1]), xp=xp)
-    shares, c = values.shares, values.shares[0] + values.shares[1]
-    pulls = _pairs.weigh(across, (negatives[0], negatives[1]), *shares)
-    own = [_pairs.weigh_within(within[view], negatives[view], shares[view]) for view in (0, 1)]
-    gradient1 = gradient(pulls[0] + own[0], c, view2_features, xp, values.unit)
-    gradient2 = gradient(pulls[1] + own[1], c, view1_features, xp, values.unit)
+    c = step.weight_sums[0] + step.weight_sums[1]
     return UnimodalStep(
-        loss=values.loss,
-        surrogate=values.surrogate,
-        view1_gradient=gradient1,
-        view2_gradient=gradient2,
-        temperature_gradient=values.temperature_gradient,
-        log_inner_view1=sides[0].log_inner,
-        log_inner_view2=sides[1].log_inner,
+        loss=step.loss,
+        surrogate=step.surrogate,
+        view1_gradient=gradient(pulls[0] + own[0], c, view2_features, xp, step.unit),
+        view2_gradient=gradient(pulls[1] + own[1], c, view1_features, xp, step.unit),
+        temperature_gradient=step.temperature_gradient,
+        log_inner_view1=anchors[0].log_inner,
+        log_inner_view2=anchors[1].log_inner,
     )

@@ -20,7 +20,7 @@ import pytest
 from drrho_cupy import fused as kernels
 from drrho_reference import conformance
 
-from drrho_core._fused import Batch
+from drrho_core.extend import Batch
 from helpers import fused_sweeps
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")

@@ -11,7 +11,8 @@ import pytest
 from drrho_jax import fused as kernels
 from drrho_reference import conformance
 
-from drrho_core._fused import Batch, find, fused_kernels
+from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core.extend import Batch
 from helpers import fused_sweeps
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -135,7 +136,7 @@ def test_the_kit_passes_a_step_that_is_made_of_them() -> None:
 def test_importing_the_backend_registers_them() -> None:
     batch = given(fused_sweeps.draw(b=4, d=3), "float32")
     with fused_kernels("always"):
-        assert isinstance(find(batch, jnp), kernels.PallasSweeps)
+        assert isinstance(find_kernels(batch, jnp), kernels.PallasSweeps)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ import pytest
 import torch
 from drrho_reference import conformance
 
-from drrho_core._fused import Batch, find, fused_kernels
+from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core.extend import Batch
 from helpers import fused_sweeps
 
 HAS_TRITON = find_spec("triton") is not None
@@ -213,7 +214,7 @@ def test_importing_the_backend_registers_them() -> None:
         else r"because the kernels need Triton, see docs/fused\.md"
     )
     with fused_kernels("always"), pytest.raises(ValueError, match=reason):
-        find(batch, array_api_compat.torch)
+        find_kernels(batch, array_api_compat.torch)
 
 
 @runs

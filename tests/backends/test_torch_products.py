@@ -15,7 +15,7 @@ from drrho_reference import conformance
 from drrho_torch import onednn_products, products
 
 import drrho_core
-from drrho_core._routines import _CHOICES, product_for, register_product
+from drrho_core._routines import matmul_for
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -23,7 +23,7 @@ UNIT = 5e-6
 
 
 def chosen(dtype: torch.dtype = torch.float32) -> Any:
-    return product_for(torch.zeros((2, 2), dtype=dtype), array_api_compat.torch)
+    return matmul_for(torch.zeros((2, 2), dtype=dtype), array_api_compat.torch)
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +97,8 @@ def test_bad_settings_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
 def test_other_dtypes_devices_and_libraries_are_multiplied_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     with onednn_products():
         assert chosen(torch.float64) is operator.matmul
-        assert product_for(torch.zeros((2, 2), device="meta"), array_api_compat.torch) is operator.matmul
-        assert product_for(np.zeros((2, 2), dtype=np.float32), array_api_compat.numpy) is operator.matmul
+        assert matmul_for(torch.zeros((2, 2), device="meta"), array_api_compat.torch) is operator.matmul
+        assert matmul_for(np.zeros((2, 2), dtype=np.float32), array_api_compat.numpy) is operator.matmul
 
 
 @pytest.mark.parametrize(("name", "value"), [("is_available", lambda: False), ("enabled", False)])
@@ -108,16 +108,15 @@ def test_a_torch_without_onednn_multiplies_as_ever(monkeypatch: pytest.MonkeyPat
         assert chosen() is operator.matmul
 
 
-def test_a_backend_may_choose_for_its_library_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_may_choose_for_its_library_alone(register_routines: Any) -> None:
     def twice(a: Any, b: Any) -> Any:
         return 2 * (a @ b)
 
-    monkeypatch.setitem(_CHOICES, "numpy", lambda like: None)  # to be put back
-    register_product("numpy", lambda like: twice if like.dtype == np.float32 else None)
+    register_routines("numpy", matmul=lambda like: twice if like.dtype == np.float32 else None)
     features = np.eye(3, dtype=np.float32)
-    assert product_for(features, array_api_compat.numpy) is twice
-    assert product_for(features.astype(np.float64), array_api_compat.numpy) is operator.matmul
-    assert product_for(torch.eye(3), array_api_compat.torch) is operator.matmul
+    assert matmul_for(features, array_api_compat.numpy) is twice
+    assert matmul_for(features.astype(np.float64), array_api_compat.numpy) is operator.matmul
+    assert matmul_for(torch.eye(3), array_api_compat.torch) is operator.matmul
     loss = drrho_core.info_nce(features, features, temperature=1.0).loss
     assert float(loss) == pytest.approx(np.log(1 + 2 * np.exp(-2)), rel=1e-6)  # it is what the losses multiply with
 

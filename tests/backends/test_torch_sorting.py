@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import array_api_compat.torch as xp
 import numpy as np
 import pytest
 import torch
 from drrho_torch.sorting import sort
 
-from drrho_core._loops import _SORTS, descending
+from drrho_core import extend
+from drrho_core._routines import descending
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_it_sorts_as_torch_does(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+def test_it_sorts_as_torch_does(register_routines: Any, dtype: str) -> None:
     x = torch.asarray(np.random.default_rng(0).normal(size=(3, 50)).astype(dtype))
     x[0, :3] = torch.asarray([0.0, -0.0, 0.0])
     before = x.clone()
     expected = torch.sort(x, dim=-1, descending=True).values
-    assert _SORTS["torch"] is sort
+    assert extend.registered("torch").sort is sort
     for values in (x, x.T.contiguous().T):  # rows that are strided in memory
         got = descending(values, xp)
         assert got.dtype == x.dtype
         assert torch.equal(got, expected)
     assert torch.equal(x, before)
-    monkeypatch.delitem(_SORTS, "torch")
+    register_routines("torch")
     assert torch.equal(descending(x, xp), expected)
 
 

@@ -18,10 +18,11 @@ from drrho_core import (
     ChiSquareBall,
     CressieReadBall,
     CVaR,
+    extend,
     worst_case,
 )
 from drrho_core._array_api import values_visible
-from drrho_core._loops import _LIBRARIES, _Library, register_loop, repeat, repeat_in_python
+from drrho_core._routines import repeat
 from drrho_core.ambiguity import search, slices
 from drrho_core.ambiguity.worst_case import solve_unchecked
 from helpers.ambiguity import (
@@ -96,23 +97,23 @@ def test_torch_compiles_it_as_one_graph(monkeypatch: pytest.MonkeyPatch, kind: s
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_without_a_registered_loop_steps_are_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_LIBRARIES, "jax.numpy")
+def test_without_a_registered_loop_steps_are_unrolled(register_routines: Any) -> None:
+    register_routines("jax.numpy")
     x, where = (jnp.asarray(a) for a in problem_rows())
     got = jax.jit(lambda a, b: worst_case(a, ChiSquareBall(0.3), where=b))(x, where)
     np.testing.assert_allclose(got.weights, compiled(jax.jit, ChiSquareBall(0.3))(x, where).weights, rtol=0, atol=1e-14)
 
 
-def test_a_registered_loop_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_loop_is_used(register_routines: Any) -> None:
     counts = []
 
     def loop(count: int, body: Any, carry: Any) -> Any:
         counts.append(count)
-        return repeat_in_python(count, body, carry)
+        return extend.plain_loop(count, body, carry)
 
     import array_api_strict as xp
 
-    monkeypatch.setitem(_LIBRARIES, "array_api_strict", _Library(loop, None, None))
+    register_routines("array_api_strict", loop=loop)
     # Where a look costs something, nobody looks whether the steps are over.
     worst_case(xp.zeros(6, device=xp.Device("device1")), CressieReadBall(3.0, 0.2))
     assert counts == [3, search.newton_steps()]  # a search over 6 losses, Newton's method
@@ -154,11 +155,11 @@ def test_steps_end_early_where_a_look_is_free() -> None:
     assert repeat(2, step, (np.asarray([4.0]),), xp, finished=lambda carry: carry[0] <= 0.5)[0].tolist() == [1.0]
 
 
-def test_registering_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_LIBRARIES, "some.library", raising=False)
-    register_loop("some.library", repeat_in_python)
-    assert _LIBRARIES.pop("some.library").loop is repeat_in_python
-    assert repeat_in_python(3, lambda carry: (carry[0] + 1,), (4,)) == (7,)
+def test_registering_a_loop(register_routines: Any) -> None:
+    assert extend.registered("some.library") == extend.Extensions()
+    register_routines("some.library", loop=extend.plain_loop)
+    assert extend.registered("some.library").loop is extend.plain_loop
+    assert extend.plain_loop(3, lambda carry: (carry[0] + 1,), (4,)) == (7,)
 
 
 @pytest.mark.parametrize("ambiguity_set", ALL, ids=repr)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
 import pytest
 
-from drrho_core import _fused
-from drrho_core._fused import Batch, find, fused_kernels, register_sweeps
+from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core.extend import Batch
 
 BATCH = Batch(np.eye(2), np.eye(2), None, 1.0, np.ones(2), np.ones(2), None)
 
@@ -36,40 +37,39 @@ class Kernels:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fused, "_LOADERS", {})
-    monkeypatch.setattr(_fused, "_SWEEPS", {})
+def _nothing_registered(register_routines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_routines("numpy")
     monkeypatch.delenv("DRRHO_FUSED", raising=False)
 
 
 @pytest.fixture
-def register() -> Callable[[Any], list[int]]:
-    def register_one(kernels: Any) -> list[int]:
+def register(register_routines: Any) -> Callable[[Any], list[int]]:
+    def register_kernels(kernels: Any) -> list[int]:
         loads: list[int] = []
 
         def load() -> Any:
             loads.append(1)
             return kernels
 
-        register_sweeps("numpy", load)
+        register_routines("numpy", sweeps=load)
         return loads
 
-    return register_one
+    return register_kernels
 
 
 def test_by_default_they_are_used_if_they_take_the_batch(register: Any) -> None:
     kernels = Kernels()
     loads = register(kernels)
-    assert find(BATCH, xp) is kernels
+    assert find_kernels(BATCH, xp) is kernels
     register(Kernels("the batch is small"))
-    assert find(BATCH, xp) is None
+    assert find_kernels(BATCH, xp) is None
     assert (loads, kernels.modes) == ([1], ["auto"])
 
 
 def test_in_the_mode_never_they_are_not_even_loaded(register: Any) -> None:
     loads = register(Kernels())
     with fused_kernels("never"):
-        assert find(BATCH, xp) is None
+        assert find_kernels(BATCH, xp) is None
     assert loads == []
 
 
@@ -78,11 +78,11 @@ def test_they_are_used_in_the_block_and_loaded_once(register: Any, mode: str) ->
     kernels = Kernels()
     loads = register(kernels)
     with fused_kernels(mode):
-        assert find(BATCH, xp) is kernels
-        assert find(BATCH, xp) is kernels
+        assert find_kernels(BATCH, xp) is kernels
+        assert find_kernels(BATCH, xp) is kernels
         with fused_kernels("never"):
-            assert find(BATCH, xp) is None
-        assert find(BATCH, xp) is kernels
+            assert find_kernels(BATCH, xp) is None
+        assert find_kernels(BATCH, xp) is kernels
     assert (loads, kernels.modes) == ([1], [mode] * 3)
 
 
@@ -91,56 +91,56 @@ def test_the_block_ends_with_an_error_too(register: Any) -> None:
     with fused_kernels("never"):
         with pytest.raises(KeyError), fused_kernels("always"):
             raise KeyError
-        assert find(BATCH, xp) is None
+        assert find_kernels(BATCH, xp) is None
 
 
 def test_what_they_decline_is_left_to_the_core(register: Any) -> None:
     register(Kernels("the batch is small"))
     with fused_kernels("auto"):
-        assert find(BATCH, xp) is None
+        assert find_kernels(BATCH, xp) is None
 
 
 def test_always_says_why_not(register: Any) -> None:
     register(Kernels("the batch is small"))
     rule = r"^fused_kernels must be 'never' or 'auto' here, because the batch is small, got 'always'$"
     with fused_kernels("always"), pytest.raises(ValueError, match=rule):
-        find(BATCH, xp)
+        find_kernels(BATCH, xp)
 
 
 def test_a_loader_may_say_why_there_are_none(register: Any) -> None:
     register("the kernels need a compiler")
     with fused_kernels("auto"):
-        assert find(BATCH, xp) is None
+        assert find_kernels(BATCH, xp) is None
     with fused_kernels("always"), pytest.raises(ValueError, match="because the kernels need a compiler, got"):
-        find(BATCH, xp)
+        find_kernels(BATCH, xp)
 
 
 def test_a_library_without_any_may_get_them_later(register: Any) -> None:
     with fused_kernels("always"):
         with pytest.raises(ValueError, match="because no kernels are registered for numpy, got"):
-            find(BATCH, xp)
+            find_kernels(BATCH, xp)
         kernels = Kernels()
         register(kernels)
-        assert find(BATCH, xp) is kernels
+        assert find_kernels(BATCH, xp) is kernels
         other = Kernels()
         register(other)
-        assert find(BATCH, xp) is other
+        assert find_kernels(BATCH, xp) is other
 
 
 def test_the_environment_holds_outside_of_blocks(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = Kernels()
     register(kernels)
     monkeypatch.setenv("DRRHO_FUSED", "auto")
-    assert find(BATCH, xp) is kernels
+    assert find_kernels(BATCH, xp) is kernels
     with fused_kernels("never"):
-        assert find(BATCH, xp) is None
+        assert find_kernels(BATCH, xp) is None
     monkeypatch.setenv("DRRHO_FUSED", "never")
-    assert find(BATCH, xp) is None
+    assert find_kernels(BATCH, xp) is None
     monkeypatch.setenv("DRRHO_FUSED", "")
-    assert find(BATCH, xp) is kernels
+    assert find_kernels(BATCH, xp) is kernels
     monkeypatch.setenv("DRRHO_FUSED", "yes")
     with pytest.raises(ValueError, match=r"^DRRHO_FUSED must be 'never', 'auto' or 'always', got 'yes'$"):
-        find(BATCH, xp)
+        find_kernels(BATCH, xp)
 
 
 @pytest.mark.parametrize("mode", ["yes", None, True, 1])
@@ -157,11 +157,11 @@ def test_a_task_does_not_see_the_block_of_another(register: Any, monkeypatch: py
     async def inside() -> Any:
         with fused_kernels("always"):
             await asyncio.sleep(0)
-            return find(BATCH, xp)
+            return find_kernels(BATCH, xp)
 
     async def outside() -> Any:
         await asyncio.sleep(0)
-        return find(BATCH, xp)
+        return find_kernels(BATCH, xp)
 
     async def both() -> Any:
         return await asyncio.gather(inside(), outside())
@@ -169,8 +169,9 @@ def test_a_task_does_not_see_the_block_of_another(register: Any, monkeypatch: py
     assert asyncio.run(both()) == [kernels, None]
 
 
-def test_under_torch_compile_the_core_is_compiled_instead(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(Kernels())
-    monkeypatch.setattr(_fused, "is_compiling", lambda namespace: namespace is xp)
+def test_under_torch_compile_the_core_is_compiled_instead(register: Any) -> None:
+    loads = register(Kernels())
+    compiling = SimpleNamespace(__name__="numpy", compiler=SimpleNamespace(is_compiling=lambda: True))
     with fused_kernels("always"):
-        assert find(BATCH, xp) is None
+        assert find_kernels(BATCH, compiling) is None
+    assert loads == []

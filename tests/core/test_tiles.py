@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from drrho_core import (
-    _loops,
-    _routines,
     contrastive_step,
     distillation_loss,
     hinge_margin_loss,
@@ -18,7 +16,7 @@ from drrho_core import (
     sigmoid_loss,
     unimodal_contrastive_step,
 )
-from drrho_core.contrastive import tiles as _pairs
+from drrho_core.contrastive import tiles
 
 B = 5
 
@@ -66,7 +64,7 @@ def test_an_anchor_without_negatives_in_one_tile_gets_finite_gradients(dtype: st
 def test_one_pass_and_two_passes_over_the_default_tiles_are_equal(
     problems: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 3)
+    monkeypatch.setattr(tiles, "DEFAULT_TILE", 3)
     p = draw(problems)
     forced = contrastive_step(*p.arrays, **p.options, tile_size=3)
     for budget in (0, B * B * 8 - 1, B * B * 8, None):
@@ -75,25 +73,22 @@ def test_one_pass_and_two_passes_over_the_default_tiles_are_equal(
             assert np.array_equal(one, other), budget
 
 
-def products(p: Any, monkeypatch: pytest.MonkeyPatch, function: Any, **options: Any) -> int:
-    """Count how often a tile of logits is computed: `Pairs` is asked for a block's rows just then."""
-    asked = []
-    rows = _pairs.Pairs._left
+def logits_computed(p: Any, register: Any, function: Any, **options: Any) -> int:
+    """Count how often a tile of logits is computed: each product that is not one of the two pulls of a tile."""
+    shapes = []
 
-    def watched(self: Any, i: int) -> Any:
-        asked.append(i)
-        return rows(self, i)
+    def matmul(a: Any, b: Any) -> Any:
+        shapes.append((a.shape, b.shape))
+        return a @ b
 
-    with monkeypatch.context() as patch:
-        patch.setattr(_pairs.Pairs, "_left", watched)
-        function(*p.arrays[: 4 if function is contrastive_step else 2], **options)
-    return len(asked)
+    register("numpy", matmul=lambda like: matmul)
+    function(*p.arrays[: 4 if function is contrastive_step else 2], **options)
+    side = min(options.get("tile_size", B), B)
+    return len(shapes) - 2 * (-(-B // side)) ** 2
 
 
 @pytest.mark.parametrize("function", [contrastive_step, info_nce])
-def test_the_budget_decides_how_often_logits_are_computed(
-    problems: Any, monkeypatch: pytest.MonkeyPatch, function: Any
-) -> None:
+def test_the_budget_decides_how_often_logits_are_computed(problems: Any, register_routines: Any, function: Any) -> None:
     p = problems.draw(8, b=B, r=None)
     for options, expected in (
         ({}, 1),
@@ -105,28 +100,28 @@ def test_the_budget_decides_how_often_logits_are_computed(
         ({"tile_size": 4, "memory_budget": 10**9}, 8),
         ({"tile_size": 1}, 2 * B * B),
     ):
-        assert products(p, monkeypatch, function, temperature=0.3, **options) == expected, options
+        assert logits_computed(p, register_routines, function, temperature=0.3, **options) == expected, options
 
 
 def test_the_default_budget_is_a_gibibyte() -> None:
-    assert _pairs.tiling(11585, 8, None, None)[1]  # 11585^2 * 8 = 0.99997 GiB
-    assert not _pairs.tiling(11586, 8, None, None)[1]
-    assert _pairs.tiling(16384, 4, None, None)[1]
-    assert not _pairs.tiling(16385, 4, None, None)[1]
+    assert tiles.tiling(11585, 8, None, None)[1]  # 11585^2 * 8 = 0.99997 GiB
+    assert not tiles.tiling(11586, 8, None, None)[1]
+    assert tiles.tiling(16384, 4, None, None)[1]
+    assert not tiles.tiling(16385, 4, None, None)[1]
 
 
 def test_where_tiles_start() -> None:
-    assert _pairs.tiling(5, 4, 2, None) == (2, False)
-    assert _pairs.tiling(2500, 4, None, None) == (1024, True)
-    assert _pairs.tiling(2048, 4, None, None) == (1024, True)
-    assert _pairs.tiling(2047, 4, None, None) == (1024, True)  # two tiles a side, and not one
-    assert _pairs.tiling(1501, 4, None, None) == (751, True)
-    assert _pairs.tiling(1024, 4, None, None) == (512, True)
-    assert _pairs.tiling(513, 4, None, None) == (512, True)
-    assert _pairs.tiling(5, 4, None, None) == (512, True)
+    assert tiles.tiling(5, 4, 2, None) == (2, False)
+    assert tiles.tiling(2500, 4, None, None) == (1024, True)
+    assert tiles.tiling(2048, 4, None, None) == (1024, True)
+    assert tiles.tiling(2047, 4, None, None) == (1024, True)  # two tiles a side, and not one
+    assert tiles.tiling(1501, 4, None, None) == (751, True)
+    assert tiles.tiling(1024, 4, None, None) == (512, True)
+    assert tiles.tiling(513, 4, None, None) == (512, True)
+    assert tiles.tiling(5, 4, None, None) == (512, True)
     for batch_size, side, stops in ((5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 9, [2]), (2500, 1024, [834, 1668, 2500])):
         features = np.zeros((batch_size, 1))
-        spans = _pairs.Pairs(features, features, side=side, xp=np).spans
+        spans = tiles.split(features, features, tile_size=side, xp=np).spans
         assert [span.stop for span in spans] == stops
         assert [span.start for span in spans] == [0, *stops[:-1]]
 
@@ -254,11 +249,12 @@ HOW = {"one pass": {}, "two passes": {"tile_size": 4}}
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("case", range(6))
-def test_the_librarys_own_loop_changes_nothing(case: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("b", [20, 23], ids=["whole tiles", "padded"])
+def test_jaxs_own_loop_over_tiles_changes_nothing(b: int, case: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jax = jax_with_its_loop()
-    name, function, arrays = rolled_cases(23 if how == "one pass" else 20)[case]
+    name, function, arrays = rolled_cases(b)[case]
     expected = function(*arrays)
-    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 4)
+    monkeypatch.setattr(tiles, "DEFAULT_TILE", 4)
     compiled = jax.jit(lambda *inner: function(*inner, **HOW[how]))
     arrays = tuple(map(jax.numpy.asarray, arrays))
     assert "while" in compiled.lower(*arrays).as_text()
@@ -269,66 +265,43 @@ def test_the_librarys_own_loop_changes_nothing(case: int, how: str, monkeypatch:
             np.testing.assert_allclose(np.asarray(its), mine, rtol=1e-12, atol=1e-13, err_msg=f"{name}.{field}")
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("case", range(6))
-@pytest.mark.parametrize("b", [20, 23], ids=["whole tiles", "padded"])
-def test_the_loop_over_stacked_blocks_changes_nothing_in_numpy_either(
-    b: int, case: int, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # NumPy never needs it. But here every block and every index can be looked at.
-    def put(stack: Any, index: Any, value: Any) -> Any:
-        stack = stack.copy()
-        stack[index] = value
-        return stack
-
-    name, function, arrays = rolled_cases(b)[case]
-    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 4)
-    expected = function(*arrays, **HOW[how])
-    library = _loops._Library(_loops.repeat_in_python, put, lambda: True)
-    monkeypatch.setitem(_loops._LIBRARIES, "numpy", library)
-    got = function(*arrays, **HOW[how])
-    for field, one, other in zip(expected._fields, expected, got, strict=True):
-        for mine, its in zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]:
-            np.testing.assert_allclose(its, mine, rtol=1e-12, atol=1e-13, err_msg=f"{name}.{field}")
-
-
 @pytest.mark.parametrize(("how", "products"), [("one pass", 6), ("two passes", 8)])
 def test_one_pass_multiplies_once_in_jaxs_loop_too(how: str, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
     jax = jax_with_its_loop()
-    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 4)
+    monkeypatch.setattr(tiles, "DEFAULT_TILE", 4)
     _, function, arrays = rolled_cases(20)[0]
     traced = jax.make_jaxpr(lambda *inner: function(*inner, **HOW[how]))(*map(jax.numpy.asarray, arrays))
     # The diagonal's tiles and the others have a body each: logits, then the pull of either side.
     assert str(traced).count("dot_general") == products
 
 
-@pytest.mark.parametrize(("how", "sweeps"), [("one pass", 1), ("two passes", 2)])
-@pytest.mark.parametrize("rolled", [False, True], ids=["unrolled", "in a loop"])
-def test_what_is_multiplied(rolled: bool, how: str, sweeps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jaxs_loop_multiplies_no_transposed_tile() -> None:
+    jax = jax_with_its_loop()
+    features = np.random.default_rng(0).normal(size=(2, 20, 5))
+    traced = jax.make_jaxpr(lambda *x: info_nce(*x, temperature=0.5, tile_size=4))(*map(jax.numpy.asarray, features))
+    # V is (4, 4); the features are (4, 5), and transposed (5, 4): a pull of columns has them on the left.
+    bodies = [str(line) for line in str(traced).splitlines() if "dot_general" in line]
+    assert sum("f64[5,4]" in line.split("=")[0] for line in bodies) == 2
+    assert not any("transpose" in line and "4,4" in line for line in str(traced).splitlines())
+
+
+@pytest.mark.parametrize(("how", "passes"), [("one pass", 1), ("two passes", 2)])
+def test_the_products_of_a_step(how: str, passes: int, monkeypatch: pytest.MonkeyPatch, register_routines: Any) -> None:
     b, blocks, d = 20, 5, 5
     lefts, pulls = [], []
 
-    def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def matmul(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         if left.shape[1] == d:  # logits
             lefts.append(left)
         else:
             pulls.append((left.shape, right.shape))
         return left @ right
 
-    def put(stack: Any, index: Any, value: Any) -> Any:
-        stack = stack.copy()
-        stack[index] = value
-        return stack
-
     features = np.random.default_rng(0).normal(size=(2, b, d))
-    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 4)
-    monkeypatch.setattr(_routines, "product_for", lambda like, xp: product)
-    if rolled:
-        monkeypatch.setitem(_loops._LIBRARIES, "numpy", _loops._Library(_loops.repeat_in_python, put, lambda: True))
+    monkeypatch.setattr(tiles, "DEFAULT_TILE", 4)
+    register_routines("numpy", matmul=lambda like: matmul)
     info_nce(*features, temperature=0.5, **HOW[how])
-    # In a loop no tile is multiplied transposed: of the features a transpose is at hand.
-    sides = [((4, 4), (4, d)), ((d, 4), (4, 4)) if rolled else ((4, 4), (4, d))]
-    assert pulls == sides * blocks**2
-    assert len(lefts) == sweeps * blocks**2
-    # Without a reference a row's left factor is its features as they are, in both passes; a loop cuts them out anew.
-    assert len({id(left) for left in lefts}) == (sweeps * blocks**2 if rolled else blocks)
+    assert pulls == [((4, 4), (4, d))] * 2 * blocks**2
+    assert len(lefts) == passes * blocks**2
+    # Without a reference a row's left factor is its features as they are, in both passes.
+    assert len({id(left) for left in lefts}) == blocks

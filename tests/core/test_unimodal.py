@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_core import UnimodalStep, unimodal_contrastive_step
-from drrho_core.contrastive import tiles as _pairs
+from drrho_core.contrastive import tiles
 
 NEVER = -np.inf
 SCALARS = ("temperature", "gamma", "reference_weight", "radius", "eps")
@@ -288,7 +288,7 @@ def test_tiles_change_nothing(space: Any, problems: Any) -> None:
 
 
 def test_one_pass_and_two_passes_are_equal(problems: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pairs, "DEFAULT_TILE", 3)
+    monkeypatch.setattr(tiles, "DEFAULT_TILE", 3)
     p = problems.draw(6, b=8, **FULL)
     forced = unimodal_contrastive_step(*p.arrays, **p.options, tile_size=3)
     for budget in (0, 3 * 8 * 8 * 8, None):
@@ -298,28 +298,27 @@ def test_one_pass_and_two_passes_are_equal(problems: Any, monkeypatch: pytest.Mo
             assert np.array_equal(one, other), budget
 
 
-def test_the_budget_and_symmetry_decide_how_many_tiles_are_computed(
-    problems: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    b, computed = 5, []
+def test_the_budget_and_symmetry_decide_how_many_tiles_are_computed(problems: Any, register_routines: Any) -> None:
+    b, products = 5, []
     p = problems.draw(7, b=b, r=None)
-    rows = _pairs.Pairs._left
 
-    def watched(self: Any, i: int) -> Any:
-        computed.append(i)
-        return rows(self, i)
+    def matmul(left: Any, right: Any) -> Any:
+        products.append((left.shape, right.shape))
+        return left @ right
 
-    monkeypatch.setattr(_pairs.Pairs, "_left", watched)
-    for options, expected in (
-        ({}, 3),
-        ({"memory_budget": 3 * b * b * 8}, 3),
-        ({"memory_budget": 3 * b * b * 8 - 1}, 6),
-        ({"tile_size": b}, 6),
-        ({"tile_size": 4}, 2 * (4 + 3 + 3)),  # of a symmetric matrix the tile below the diagonal is not needed
+    register_routines("numpy", matmul=lambda like: matmul)
+    # Pulls: two per tile of Z12, two per tile above the diagonals of Z11 and Z22, one per tile on them.
+    for options, logits, pulls in (
+        ({}, 3, 4),
+        ({"memory_budget": 3 * b * b * 8}, 3, 4),
+        ({"memory_budget": 3 * b * b * 8 - 1}, 6, 4),
+        ({"tile_size": b}, 6, 4),
+        # Of a symmetric matrix the tile below the diagonal is not needed.
+        ({"tile_size": 4}, 2 * (4 + 3 + 3), 8 + 4 + 4),
     ):
-        computed.clear()
+        products.clear()
         unimodal_contrastive_step(*p.arrays, temperature=0.3, **options)
-        assert len(computed) == expected, options
+        assert len(products) == logits + pulls, options
 
 
 def test_with_a_tile_size_no_array_is_b_by_b(problems: Any) -> None:

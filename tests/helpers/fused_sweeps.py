@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from drrho_core._fused import Batch, FirstSweep, SecondSweep
+from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 Convert = Callable[[np.ndarray], Any]
 

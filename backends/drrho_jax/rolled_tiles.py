@@ -1,0 +1,173 @@
+"""The passes over tiles in JAX's own loop, while code is traced.
+
+A Python loop over tiles is unrolled by the compiler: 1,024 tiles would take minutes to compile, and all of them would
+be alive at once. Here all blocks of anchors have one size and lie in a stack, filled up at the end, and two loops visit
+the tiles: one those on the diagonal, one all others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from drrho_core._array_api import Array
+from drrho_core.contrastive.tiles import Merge, Tile, Tiles, Values, Visit, Weigh, add
+from drrho_jax.loops import put, traces
+
+
+def choose() -> type[RolledTiles] | None:
+    """Return the tiles for code that is being traced; None otherwise, because a Python loop is faster then."""
+    return RolledTiles if traces() else None
+
+
+class RolledTiles(Tiles):
+    """`Tiles` whose blocks are stacks (num_blocks, side, ...) and whose loops are JAX's."""
+
+    can_share = False
+    _met: Tile
+    all_z: Array | None = None
+    """All tiles, (num_blocks, num_blocks, side, side), after the first pass of two that keep them."""
+
+    @property
+    def padding(self) -> int:
+        """Return the number of anchors that the last block lacks."""
+        return self.num_blocks * self.side - self.batch_size
+
+    def cut(self, x: Array, fill: float = 0.0) -> Array:
+        """Return the blocks of an array as a stack; the entries that the last block lacks are `fill`."""
+        if self.padding:
+            missing = jnp.full((self.padding, *x.shape[1:]), fill, dtype=x.dtype)
+            x = jnp.concat([x, missing], axis=0)
+        return jnp.reshape(x, (self.num_blocks, self.side, *x.shape[1:]))
+
+    def cut_mask(self, mask: Array) -> Array:
+        """Return the mask as a table of tiles."""
+        columns = jnp.pad(self.cut(mask), ((0, 0), (0, 0), (0, self.padding)))
+        return jnp.permute_dims(
+            jnp.reshape(columns, (self.num_blocks, self.side, self.num_blocks, self.side)), (0, 2, 1, 3)
+        )
+
+    def sweep(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
+        """Visit every tile and merge the results of each block of rows and of columns; return both, joined."""
+        rows, columns = self._stacks(visit, merge)
+        joined = tuple(map(self._join, rows))
+        return joined, joined if self.symmetric else tuple(map(self._join, columns))
+
+    def pull(self, weigh: Weigh) -> tuple[Array, Array, Values, Values]:
+        """Return ``V E2`` and ``V^T E1`` for weights V, and the sums of further results for rows and for columns."""
+        # Compiled, the product of a transposed tile takes half as long again, so the features are transposed instead,
+        # once. Both products of a symmetric matrix go to the same rows, which lie upright.
+        turned = None if self.symmetric else jnp.permute_dims(self.images, (0, 2, 1))
+
+        def visit(i: Any, j: Any, diagonal: bool) -> tuple[Values, Values]:
+            v, rows, columns = weigh(i, j, diagonal)
+            to_rows = (self.matmul(v, self.texts[j]), *rows)
+            if self.symmetric and diagonal:
+                return to_rows, ()
+            text = self.matmul(v.T, self.images[i]) if turned is None else self.matmul(turned[i], v)
+            return to_rows, (text, *columns)
+
+        rows, columns = self._stacks(visit, add)
+        image, *row_sums = map(self._join, rows)
+        if self.symmetric:
+            return image, image, tuple(row_sums), tuple(row_sums)
+        text = self._join(jnp.permute_dims(columns[0], (0, 2, 1)))
+        return image, text, tuple(row_sums), tuple(map(self._join, columns[1:]))
+
+    def tile(self, i: Any, j: Any, diagonal: bool) -> Tile:
+        """Return a tile of Z and which of its entries count."""
+        self._met = super().tile(i, j, diagonal)
+        return self._met
+
+    def z(self, i: Any, j: Any) -> Array:
+        """Return the entries of a tile, kept or computed."""
+        return self.matmul(self.left(i), self.right[j].T) if self.all_z is None else self.all_z[i, j]
+
+    def left(self, i: Any) -> Array:
+        """Return the rows of ``[E1, -lambda R1]`` of a block; a traced loop cannot keep them."""
+        return self.make_left(i)
+
+    def keep(self, tile: Tile) -> None:
+        """Leave the tile to the loop, which hands the stack of all tiles from step to step."""
+
+    def positives(self) -> Array:
+        """Return the diagonal of Z (b,), from the products of its tiles."""
+
+        def body(i: Any, stack: Array) -> Array:
+            return put(stack, i, jnp.linalg.diagonal(self.z(i, i)))
+
+        start = jnp.zeros((self.num_blocks, self.side), dtype=self.dtype)
+        return self._join(jax.lax.fori_loop(0, self.num_blocks, body, start))
+
+    def counts(self, i: Any, j: Any, diagonal: bool) -> Array | None:
+        """Return which entries of a tile are pairs of an anchor and a negative; None if all are."""
+        counts = None if self.mask is None else self.mask[i, j]
+        index = jnp.arange(self.side)
+        conditions = []
+        if diagonal:
+            conditions.append(index[:, None] != index[None, :])
+        if self.padding:
+            real = [block * self.side + index < self.batch_size for block in (i, j)]
+            conditions.append(real[0][:, None] & real[1][None, :])
+        for condition in conditions:
+            counts = condition if counts is None else counts & condition
+        return counts
+
+    def only_negatives(self, x: Array, tile: Tile) -> Array:
+        """Return numbers per pair of which those that do not count are -inf."""
+        return x if tile.counts is None else jnp.where(tile.counts, x, -jnp.inf)
+
+    def _join(self, stack: Array | None) -> Array | None:
+        """Undo `cut`."""
+        if stack is None:
+            return None
+        return jnp.reshape(stack, (self.num_blocks * self.side, *stack.shape[2:]))[: self.batch_size, ...]
+
+    def _stacks(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
+        """Return the merged results of all blocks of rows and of columns, each as a stack; None stays None."""
+        number, symmetric = self.num_blocks, self.symmetric
+        # The first pass of two hands the table of all tiles from step to step, for the second to read.
+        keeps = self.keeps and self.all_z is None
+
+        def visited(i: Any, j: Any, diagonal: bool, table: Any) -> tuple[Values, Values, Any]:
+            rows, columns = visit(i, j, diagonal)
+            return rows, columns, put(table, (i, j), self._met.z) if keeps else None
+
+        def replaced(stacks: Values, block: Any, values: Values) -> Values:
+            pairs = zip(stacks, values, strict=True)
+            return tuple(None if stack is None else put(stack, block, value) for stack, value in pairs)
+
+        def merged(side: int, block: Any, stacks: Values, new: Values) -> Values:
+            old = tuple(None if stack is None else stack[block] for stack in stacks)
+            return replaced(stacks, block, merge(side, block, old, new))
+
+        def on_diagonal(i: Any, carry: Any) -> Any:
+            to_rows, to_columns, table = carry
+            rows, columns, table = visited(i, i, True, table)
+            return replaced(to_rows, i, rows), () if symmetric else replaced(to_columns, i, columns), table
+
+        def off_diagonal(k: Any, carry: Any) -> Any:
+            to_rows, to_columns, table = carry
+            i, j = places[k, 0], places[k, 1]
+            rows, columns, table = visited(i, j, False, table)
+            to_rows = merged(0, i, to_rows, rows)
+            if symmetric:  # rows and columns are the same anchors
+                return merged(1, j, to_rows, columns), (), table
+            return to_rows, merged(1, j, to_columns, columns), table
+
+        # A visit is traced once more for the shapes and dtypes of its results, which costs no time when they run.
+        rows, columns = jax.eval_shape(lambda i: tuple(map(tuple, visit(i, i, True))), jnp.zeros((), jnp.int32))
+        shapes = (rows, () if symmetric else columns)
+        stacks = jax.tree.map(lambda x: jnp.zeros((number, *x.shape), dtype=x.dtype), shapes)
+        table = jnp.zeros((number, number, self.side, self.side), dtype=self.dtype) if keeps else None
+        carry = jax.lax.fori_loop(0, number, on_diagonal, (*stacks, table))
+        blocks = range(number)
+        places = jnp.asarray(
+            [(i, j) for i in blocks for j in blocks if (i < j if symmetric else i != j)], dtype=jnp.int32
+        )
+        to_rows, to_columns, table = jax.lax.fori_loop(0, len(places), off_diagonal, carry)
+        if keeps:
+            self.all_z = table
+        return to_rows, to_columns

@@ -1,0 +1,102 @@
+"""The part of a step that has one number per anchor: inner estimates, losses, sums of weights; all (b,).
+
+    log g_i = log sum_j exp(D_ij) - log N_i                   the batch's own estimate, N_i negatives
+    u_i    <- (1 - gamma) u_i + gamma g_i                     SogCLR's moving average; first visit: u_i <- g_i
+    L_i     = log(eps + u_i),   sum_j w_ij = g_i / (eps + u_i)
+    loss    = (1 / 2b) sum_i t_i (L_i + radius) + the same for text anchors
+    dt_i    = (1 / 2b) (L_i + radius - sum_j w_ij D_ij)
+
+Everything stays in the log domain; the state holds log u. See docs/theory/contrastive.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from drrho_core._array_api import Array, Namespace, Scalar
+from drrho_core.contrastive.options import StepOptions
+from drrho_core.contrastive.scaling import saturated
+from drrho_core.numerics import log, log_add_constant, log_moving_average, log_share_of_new
+
+
+class Anchors(NamedTuple):
+    """The anchors of one direction after the update of their estimates; all (b,)."""
+
+    log_inner: Array  # log u, in the state's dtype
+    log_value: Array  # L = log(eps + u)
+    log_weight_sum: Array  # log(g / (eps + u))
+    active: Array  # whether the anchor has a negative
+
+
+def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: Scalar, xp: Namespace) -> Anchors:
+    """Average the batch's own estimates g into the state u, given ``log sum exp(D)`` and the numbers of negatives."""
+    old = xp.astype(log_inner, xp.result_type(log_sum.dtype, log_inner.dtype))
+    log_sum, count = xp.astype(log_sum, old.dtype), xp.astype(count, old.dtype)
+    active = count > 0
+    log_count = xp.log(xp.where(active, count, xp.ones_like(count)))
+    # An anchor without negatives gets u = g = 1 in between, so that nothing infinite is subtracted below.
+    log_g = xp.where(active, log_sum - log_count, xp.zeros_like(log_sum))
+    old = xp.where(active, old, xp.zeros_like(old))
+    log_u = log_moving_average(old, log_g, gamma, xp=xp)
+    log_value = log_add_constant(log_u, eps, xp=xp)
+
+    # log(g / (eps + u)) as log(g / u) - log(1 + eps / u): a difference of two large logarithms has lost its digits.
+    log_weight_sum = log_share_of_new(old, log_g, gamma, xp=xp)
+    if not (isinstance(eps, float) and eps == 0.0):
+        log_eps = math.log(eps) if isinstance(eps, float) else log(eps, xp=xp)
+        log_weight_sum = log_weight_sum - xp.logaddexp(xp.zeros_like(log_u), log_eps - log_u)
+    kept = xp.where(active, xp.astype(log_u, log_inner.dtype), log_inner)
+    return Anchors(kept, log_value, log_weight_sum, active)
+
+
+class Evaluation(NamedTuple):
+    """Loss, surrogate, gradient of the temperature, and the sum of each anchor's weights."""
+
+    loss: Array
+    surrogate: Array
+    temperature_gradient: Array | tuple[Array, Array]
+    weight_sums: tuple[Array, Array]  # (b,) per direction, normalised: divided by 2b and by `unit`
+    unit: Array  # ()
+
+
+def evaluate(
+    options: StepOptions, anchors: tuple[Anchors, Anchors], *, means: tuple[Array, Array], xp: Namespace
+) -> Evaluation:
+    """Return everything of size b, given both directions' means of D."""
+    temperatures, scale = options.temperatures, 1.0 / (2.0 * options.batch_size)
+    losses, ratios, slopes, weights = [], [], [], []
+    for side, temperature, factor, mean in zip(anchors, temperatures, options.anchor_weights, means, strict=True):
+        zero = xp.zeros_like(side.log_value)
+        value = xp.where(side.active, side.log_value + options.radius, zero)
+        weight = xp.where(side.active, xp.exp(side.log_weight_sum), zero)  # g / (eps + u)
+        # The anchor's factor comes last: the terms that it multiplies have cancelled by then.
+        losses.append(xp.sum(factor * (scale * saturated(value, temperature, xp=xp))))
+        ratios.append(xp.sum(factor * (scale * saturated(weight, temperature, xp=xp))))
+        slopes.append(factor * (scale * (value - weight * xp.astype(mean, temperature.dtype))))
+        weights.append(xp.clip(factor * weight, max=float(xp.finfo(temperature.dtype).max)))
+    weight_sums, unit = normalised(weights, options.work, xp)
+    return Evaluation(
+        loss=losses[0] + losses[1],
+        surrogate=losses[0] + losses[1] + (ratios[0] + ratios[1]),
+        temperature_gradient=(slopes[0], slopes[1])
+        if isinstance(options.temperature, tuple)
+        else xp.sum(slopes[0]) + xp.sum(slopes[1]),
+        weight_sums=weight_sums,
+        unit=unit,
+    )
+
+
+def normalised(weight_sums: Sequence[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Array, Array], Array]:
+    """Return both directions' sums of weights, divided by 2b and by the largest of them, and that largest one.
+
+    In this range no half type overflows or loses them.
+    """
+    image, text = weight_sums
+    unit = xp.maximum(xp.max(image), xp.max(text))
+    unit = xp.where(unit > 0, unit, xp.ones_like(unit))
+    scale = 1.0 / (2.0 * image.shape[0])
+    image = xp.astype(scale * (image / unit), dtype, copy=False)
+    text = xp.astype(scale * (text / unit), dtype, copy=False)
+    return (image, text), xp.astype(unit, dtype, copy=False)

@@ -1,0 +1,164 @@
+"""Checks of the arguments that the contrastive objectives share, and their options ready to compute with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Required, TypeAlias, TypedDict
+
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, device_of, is_array
+from drrho_core._validate import (
+    BOOLEAN,
+    FINITE,
+    FINITE_NOT_NEGATIVE,
+    LOG_STATE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    STATE,
+    UNIT_INTERVAL,
+    Call,
+)
+from drrho_core.contrastive.tiles import cast, work_dtype
+
+AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
+"""One array (b,) for both directions' anchors, or one for the image anchors and one for the text anchors."""
+
+SIDES = ("image", "text")
+"""The anchors of the first and of the second direction."""
+
+
+class StepArguments(TypedDict, total=False):
+    """The options of a step, as the user gave them; see `contrastive_step`."""
+
+    temperature: Required[PerAnchor]
+    gamma: PerAnchor
+    reference_features: tuple[Array, Array] | None
+    reference_weight: Scalar
+    radius: Scalar
+    eps: Scalar
+    pair_mask: Array | None
+    anchor_weight: AnchorWeight
+    tile_size: int | None
+    memory_budget: int | None
+
+
+class StepOptions(NamedTuple):
+    """The checked options of a step, per direction if they may differ, in the dtype that losses are computed in."""
+
+    batch_size: int
+    work: Any  # dtype of the products
+    temperature: PerAnchor  # as the user gave it, in the dtype of the products
+    temperatures: tuple[Array, Array]  # (b,) each
+    gammas: tuple[Scalar, Scalar]
+    anchor_weights: tuple[Scalar, Scalar]
+    reference_weight: Scalar
+    radius: Scalar
+    eps: Scalar
+
+
+def check_step(
+    required: dict[str, Array], sides: tuple[str, str], xp: Namespace | None, arguments: StepArguments
+) -> tuple[Namespace, StepOptions]:
+    """Check all arguments of a step, given its features and state by name; return their namespace and the options."""
+    references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
+    names = ("temperature", "gamma", "anchor_weight", "reference_weight", "radius", "eps")
+    call = _validate.arrays(
+        {**required, **reference_pair(references, sides), **({} if pair_mask is None else {"pair_mask": pair_mask})},
+        xp,
+        options={name: arguments.get(name) for name in names},
+    )
+    batch_size = check_features(call, sides)
+    for side in sides:
+        call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
+
+    # Products are computed in the features' dtype, numbers per anchor in the wider of this dtype and the state's.
+    xp, features = call.xp, required[f"{sides[0]}_features"]
+    work = work_dtype(features, references, xp)
+    wide = xp.result_type(work, *(required[f"log_inner_{side}"].dtype for side in sides))
+    temperature = call.option(
+        "temperature", arguments["temperature"], POSITIVE, work, per_anchor=batch_size, sides=sides
+    )
+    gamma = call.option("gamma", arguments.get("gamma", 1.0), UNIT_INTERVAL, wide, per_anchor=batch_size, sides=sides)
+    anchor_weights = check_anchor_weight(call, arguments.get("anchor_weight"), batch_size, wide)
+    reference_weight = call.option("reference_weight", arguments.get("reference_weight", 1.0), NOT_NEGATIVE, work)
+    radius = call.option("radius", arguments.get("radius", 0.0), NOT_NEGATIVE, wide)
+    eps = call.option("eps", arguments.get("eps", 0.0), NOT_NEGATIVE, wide)
+    check_pair_mask(call, batch_size)
+    return xp, StepOptions(
+        batch_size=batch_size,
+        work=work,
+        temperature=temperature,
+        temperatures=per_anchor(temperature, features, wide, xp),
+        gammas=gamma if isinstance(gamma, tuple) else (gamma, gamma),
+        anchor_weights=anchor_weights,
+        reference_weight=reference_weight,
+        radius=radius,
+        eps=eps,
+    )
+
+
+def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str, Array]:
+    """Return both reference features by name, after checking that they are a pair; an empty dict for None."""
+    if references is None:
+        return {}
+    if not isinstance(references, (tuple, list)) or len(references) != 2:
+        pair, received = ", ".join(sides), _validate.describe(references)
+        raise TypeError(f"reference_features must be a pair ({pair}) of arrays, got {received}")
+    return {"reference_features[0]": references[0], "reference_features[1]": references[1]}
+
+
+def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
+    """Check the rules of all contrastive objectives for their features; return the batch size."""
+    first, second = f"{sides[0]}_features", f"{sides[1]}_features"
+    pairs = [((first, second), "(batch_size, feature_dim)")]
+    if "reference_features[0]" in call.arrays:
+        pairs.append((("reference_features[0]", "reference_features[1]"), "(batch_size, reference_dim)"))
+    # Dtypes and the number of axes come first, because shapes are read from them.
+    for names, _ in pairs:
+        for name in names:
+            call.array(name, axes=2, meaning="(batch_size, feature_dim)")
+        call.same_dtype(*names)
+    batch_size = int(call.arrays[first].shape[0])
+    if batch_size < 2:
+        raise ValueError(f"{first} must hold at least 2 pairs, because one has no negatives, got {batch_size}")
+    for names, meaning in pairs:
+        width = int(call.arrays[names[0]].shape[1])
+        for name in names:
+            call.array(name, shape=(batch_size, width), meaning=meaning, rule=FINITE)
+    return batch_size
+
+
+def check_pair_mask(call: Call, batch_size: int) -> None:
+    """Check the mask of negatives, if there is one."""
+    if "pair_mask" in call.arrays:
+        call.array("pair_mask", BOOLEAN, shape=(batch_size, batch_size), meaning="(batch_size, batch_size)")
+
+
+def check_anchor_weight(call: Call, anchor_weight: Any, batch_size: int, dtype: Any) -> tuple[Scalar, Scalar]:
+    """Check the factors on the anchors and return those of both directions in a dtype; 1.0 for None."""
+    if anchor_weight is None:
+        return 1.0, 1.0
+    is_pair = isinstance(anchor_weight, (tuple, list))
+    weights = tuple(anchor_weight) if is_pair else (anchor_weight,)
+    if is_pair and len(weights) != 2:
+        raise ValueError(f"anchor_weight must be an array or a pair of arrays, got {len(weights)} entries")
+    checked = []
+    for position, weight in enumerate(weights):
+        name = f"anchor_weight[{position}]" if is_pair else "anchor_weight"
+        if not is_array(weight):
+            raise TypeError(f"{name} must be an array of shape (batch_size,), got {_validate.describe(weight)}")
+        call.array(name, shape=(batch_size,), meaning="(batch_size,)")
+        _validate.parameter_values(name, weight, FINITE_NOT_NEGATIVE, dtype, call.xp)
+        checked.append(_validate.within(cast(weight, dtype, call.xp), NOT_NEGATIVE, call.xp))
+    return checked[0], checked[-1]
+
+
+def per_anchor(value: PerAnchor, like: Array, dtype: Any, xp: Namespace) -> tuple[Array, Array]:
+    """Return one array (b,) for the image anchors and one for the text anchors from a scalar or such a pair."""
+    if isinstance(value, tuple):
+        return xp.astype(value[0], dtype), xp.astype(value[1], dtype)
+    shape = (like.shape[0],)
+    if isinstance(value, float):
+        spread = xp.full(shape, value, dtype=dtype, device=device_of(like))
+    else:
+        spread = xp.broadcast_to(xp.astype(value, dtype), shape)
+    return spread, spread

@@ -1,0 +1,241 @@
+"""The two passes over all pairs of a batch that every contrastive objective here is made of.
+
+    image anchor i:  D_ij = (Z_ij - Z_ii) r_i          text anchor j:  D'_ij = (Z_ij - Z_jj) r'_j          r = 1 / t
+
+Pass 1, `sum_negatives`, returns for each anchor the sums over its negatives of e = exp((Z - peak) r) and of e times
+that exponent. `peak` is a value of Z near the largest negative, so that nothing overflows. Positives are entries of the
+same products: the logits of equal features are then equal to the bit.
+
+Pass 2, `pull_back`, gets the sum of each anchor's weights, and with
+
+    w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
+
+it returns ``V E2`` and ``V^T E1``. The weights are divided by sums of the same exponentials that make them. An
+exponential relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % for 1/t = 1e5 in
+float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
+from drrho_core._routines import find_kernels
+from drrho_core.contrastive.scaling import saturated
+from drrho_core.contrastive.tiles import Tile, Tiles, Values, along, split
+from drrho_core.extend import Batch, FirstSweep, SecondSweep, Sweeps
+from drrho_core.numerics import log
+
+
+class AnchorSums(NamedTuple):
+    """The anchors of one direction: sums over the negatives of each, and its positive; (b,), r being its rate."""
+
+    peak: Array  # a value of Z near the largest negative; any finite number without negatives
+    total: Array  # sum exp((Z - peak) r), 0 without negatives
+    mean: Array  # mean of (Z - peak) r with weights proportional to those exponentials, 0 without negatives
+    count: Array  # number of negatives; None while it is b - 1 for all anchors
+    positive: Array | None  # Z_ii; None until the tile on the diagonal was visited, and in a matrix of one view
+
+
+def find_sweeps(
+    batch: Batch, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace
+) -> Sweeps:
+    """Return the library's own kernels if they are wanted and apply, else the passes over plain tiles."""
+    kernels = find_kernels(batch, xp)
+    return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
+
+
+class PlainSweeps:
+    """Both passes in the standard's own operations; see `drrho_core.extend.Sweeps`."""
+
+    def __init__(self, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace) -> None:
+        # One temperature for all anchors stays a scalar here, because directions can share exponentials then.
+        self._temperature, self._tile_size, self._memory_budget = temperature, tile_size, memory_budget
+        self._xp = xp
+
+    def declines(self, _batch: Batch, _mode: str, /) -> str | None:
+        """Take every batch."""
+        return None
+
+    def sum_negatives(self, batch: Batch, /) -> FirstSweep:
+        """Pass 1: the log-sum-exp of each anchor over its negatives."""
+        tiles = split(
+            batch.image_features,
+            batch.text_features,
+            temperature=self._temperature,
+            reference_features=batch.reference_features,
+            reference_weight=batch.reference_weight,
+            pair_mask=batch.pair_mask,
+            tile_size=self._tile_size,
+            memory_budget=self._memory_budget,
+            xp=self._xp,
+        )
+        sums = sum_negatives(tiles)
+        rates = tiles.scaling.rates
+        log_sum_image, mean_image = log_sum_and_mean(sums[0], rates[0], xp=self._xp)
+        log_sum_text, mean_text = log_sum_and_mean(sums[1], rates[1], xp=self._xp)
+        return FirstSweep(
+            log_sum_image, log_sum_text, mean_image, mean_text, sums[0].count, sums[1].count, saved=(tiles, sums)
+        )
+
+    def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
+        """Pass 2: the weighted sums of features."""
+        tiles, sums = first.saved
+        return SecondSweep(*pull_back(tiles, sums, (weight_image, weight_text)))
+
+
+def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
+    """Pass 1: return the sums of the image anchors and of the text anchors; of one view's anchors, both the same."""
+    xp, exp = tiles.xp, tiles.exp
+
+    def summed(peak: Array, e: Array, moments: Array, axis: int, count: Any, positive: Any) -> AnchorSums:
+        total, moment = xp.sum(e, axis=axis), xp.sum(moments, axis=axis)
+        some = total > 0
+        mean = xp.where(some, moment / xp.where(some, total, xp.ones_like(total)), xp.zeros_like(total))
+        return AnchorSums(peak, total, mean, count, positive)
+
+    def visit(i: Any, j: Any, diagonal: bool) -> tuple[AnchorSums, AnchorSums]:
+        tile = tiles.tile(i, j, diagonal)
+        positive, counts = None, [None, None]
+        if diagonal and not tiles.symmetric:  # copied, since the tile may be overwritten, and a view would keep it
+            positive = xp.asarray(xp.linalg.diagonal(tile.z), copy=True)
+        if tiles.mask is not None:
+            numbers = xp.astype(tile.counts, tile.z.dtype)
+            counts = [xp.sum(numbers, axis=1), xp.sum(numbers, axis=0)]
+        met = tile._replace(z=tiles.only_negatives(tile.z, tile))
+        peaks = [xp.max(met.z, axis=1), xp.max(met.z, axis=0)]
+
+        shared = None if tiles.shared is None else tiles.shared.first(met, peaks)
+        if shared is not None:
+            # One exponential e = exp((Z - m) r) per pair: its sums over rows and over columns, and those of e times
+            # the exponent, which is overwritten.
+            (top, e), x = shared
+            x *= e
+            row, column = (xp.zeros_like(peak) + top for peak in peaks)
+            return summed(row, e, x, 1, counts[0], positive), summed(column, e, x, 0, counts[1], positive)
+
+        # A cold tile: in each direction exponentials relative to the anchors' own peaks.
+        tiles.keep(tile)
+        results = []
+        for side, peak in enumerate(peaks):
+            if met.counts is not None:  # an anchor without negatives gets a peak that every other exceeds
+                peak = xp.clip(peak, min=tiles.lowest)
+            x = tiles.finite_exponents(tiles.exponent(side, met, peak), met)
+            e = exp(x, False)
+            results.append(summed(peak, e, x * e, 1 - side, counts[side], positive))
+        return results[0], results[1]
+
+    def combine(side: int, block: Any, old: Values, new: Values) -> AnchorSums:
+        return merge(AnchorSums(*old), AnchorSums(*new), tiles.rate(side, block), xp=xp)
+
+    image, text = (AnchorSums(*values) for values in tiles.sweep(visit, combine))
+    if tiles.mask is not None:
+        return image, text
+    count = xp.full_like(image.total, float(tiles.batch_size - 1))
+    return image._replace(count=count), text._replace(count=count)
+
+
+def merge(a: AnchorSums, b: AnchorSums, rate: Scalar, *, xp: Namespace) -> AnchorSums:
+    """Return the sums over the same anchors' negatives in two tiles, or in two matrices, as one."""
+    a_some, b_some = a.total > 0, b.total > 0
+    a_log, b_log = (
+        xp.log(xp.where(some, sums.total, xp.ones_like(sums.total))) for some, sums in ((a_some, a), (b_some, b))
+    )
+    gap = saturated(xp.where(a_some & b_some, a.peak - b.peak, xp.zeros_like(a.peak)), rate, xp=xp)
+    # The part with the larger sum keeps its peak, so that neither sum overflows or is lost.
+    lead = gap + (a_log - b_log)
+    a_leads = a_some & (~b_some | (lead >= 0))
+    ratio = xp.where(a_some & b_some, xp.exp(-xp.abs(lead)), xp.zeros_like(lead))  # smaller sum / larger sum
+    gap = xp.where(ratio > 0, xp.where(a_leads, -gap, gap), xp.zeros_like(gap))
+    total = xp.where(a_leads, a.total, b.total)
+    mean, other_mean = xp.where(a_leads, a.mean, b.mean), xp.where(a_leads, b.mean, a.mean)
+    return AnchorSums(
+        peak=xp.where(a_leads, a.peak, b.peak),
+        total=total + total * ratio,
+        mean=(mean + ratio * (other_mean + gap)) / (1.0 + ratio),
+        count=None if a.count is None else a.count + b.count,
+        positive=a.positive if b.positive is None else b.positive,
+    )
+
+
+def peak_above_positive(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> Array:
+    """Return D at each anchor's peak (b,); 0 without negatives."""
+    return saturated(xp.where(sums.total > 0, sums.peak - sums.positive, xp.zeros_like(sums.peak)), rate, xp=xp)
+
+
+def log_sum_and_mean(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> tuple[Array, Array]:
+    """Return ``log sum exp(D)`` and the mean of D with weights exp(D) (b,); -inf and 0 without negatives."""
+    above = peak_above_positive(sums, rate, xp=xp)
+    return above + log(sums.total, xp=xp), above + sums.mean
+
+
+def weight_factor(sums: AnchorSums, weight_sum: Array, *, xp: Namespace) -> Array:
+    """Return the factor (b,) that turns an anchor's exponentials into weights with a given sum."""
+    some = sums.total > 0
+    return xp.where(some, weight_sum / xp.where(some, sums.total, xp.ones_like(weight_sum)), xp.zeros_like(weight_sum))
+
+
+def pull_back(
+    tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Pass 2: return ``V E2`` and ``V^T E1``, given the sum of each anchor's weights (b,).
+
+    For one view both are ``(w + w^T) E``; pass the same sums twice.
+    """
+    weights = _Weights(tiles, sums, weight_sums)
+
+    def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
+        # On the diagonal of a symmetric matrix rows and columns are the same anchors: w^T follows from w.
+        same_anchors = tiles.symmetric and diagonal
+        shared = None if tiles.shared is None else tiles.shared.again(i, j, diagonal)
+        if shared is not None:
+            # V = e (a_i + a'_j): no further exponential of the tile's size.
+            row = along(1, weights.shared_factor(0, i, shared.top))
+            if same_anchors:
+                v = shared.exponential * row
+            else:
+                v = row + along(0, weights.shared_factor(1, j, shared.top))
+                v *= shared.exponential
+        else:
+            tile = tiles.tile(i, j, diagonal)
+            v = weights.of_cold_tile(0, tile)
+            if not same_anchors:
+                v += weights.of_cold_tile(1, tile)
+        return (v + v.T if same_anchors else v), (), ()
+
+    image, text, _, _ = tiles.pull(weigh)
+    return image, text
+
+
+class _Weights:
+    """The weights of all tiles, given each anchor's sums and the sum of its weights, per direction."""
+
+    def __init__(self, tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]) -> None:
+        xp = tiles.xp
+        self._tiles = tiles
+        self._peaks, self._factors, self._limits = [], [], []
+        for side, weight_sum in zip(sums, weight_sums, strict=True):
+            some = side.total > 0  # an anchor without negatives has no peak
+            self._peaks.append(tiles.cut(xp.where(some, side.peak, xp.zeros_like(side.peak))))
+            self._factors.append(tiles.cut(weight_factor(side, weight_sum, xp=xp)))
+            if tiles.shared is not None:
+                log_total = xp.log(xp.where(some, side.total, xp.ones_like(side.total)))
+                self._limits.append(tiles.cut(log_total + (tiles.shared.cold + 1.0)))
+
+    def of_cold_tile(self, side: int, tile: Tile) -> Array:
+        """Return the weights w (side 0) or w' (side 1) of a cold tile."""
+        tiles, block = self._tiles, tile.block(side)
+        x = tiles.exponent(side, tile, self._peaks[side][block])
+        # Before the exponential, because an entry that does not count may be huge.
+        w = tiles.exp(tiles.only_negatives(x, tile), True)
+        w *= along(1 - side, self._factors[side][block])
+        return w
+
+    def shared_factor(self, side: int, block: Any, top: Array) -> Array:
+        """Return the factors of a tile's shared exponentials, which are relative to `top`, in one direction."""
+        tiles, xp = self._tiles, self._tiles.xp
+        gap = saturated(top - self._peaks[side][block], tiles.rates[0], xp=xp)
+        # For an anchor with negatives in this tile exp(gap) is at most its total times exp(cold). A larger gap belongs
+        # to an anchor without any: all its exponentials are 0.
+        near = gap < self._limits[side][block]
+        return self._factors[side][block] * xp.where(near, xp.exp(xp.where(near, gap, xp.zeros_like(gap))), 0.0)

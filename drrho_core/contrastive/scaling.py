@@ -1,0 +1,135 @@
+"""Features or temperatures of extreme size: factors with which no similarity and no exponent overflows.
+
+With usual features the factors are 1 and cost nothing. A feature of size 1e20 in float32 is legal, but its products are
+not finite; the factors bring |Z| down to a size that is, and the rates 1 / t undo them inside the exponents.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
+from drrho_core._routines import is_traced
+
+USUAL_SIZE = 1e4
+"""Bound on |Z| that is assumed when reading the features would mean to wait for the device."""
+
+
+class Scaling(NamedTuple):
+    """Factors of Z and the rates that turn it into exponents: ``(Z - threshold) * rate``.
+
+    Differences of Z are taken before they are divided by a temperature: for logits that nearly tie they are exact.
+    """
+
+    left: Scalar = 1.0  # factor of the image side
+    right: Scalar = 1.0  # factor of the text side
+    rates: tuple[Scalar, Scalar] = (1.0, 1.0)  # 1 / (left right t) per direction: a scalar or (b,)
+    floors: tuple[Scalar | None, Scalar | None] = (None, None)  # smallest difference that a rate is applied to
+
+
+def find_scaling(
+    images: Array,
+    texts: Array,
+    references: tuple[Array, Array] | None,
+    reference_weight: Scalar,
+    temperature: PerAnchor,
+    margin: Scalar | None,
+    visible: bool,
+    xp: Namespace,
+) -> Scaling:
+    """Return the factors of the features, usually 1, and the rates and floors of all anchors.
+
+    With a `margin`, sums of Z and the margin do not overflow either, nor do their products with the features.
+    """
+    finfo = xp.finfo(images.dtype)
+    largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
+    if not visible and not is_traced(xp):
+        return Scaling(1.0, 1.0, *_rates(temperature, USUAL_SIZE, largest, smallest, xp))
+
+    # |Z| <= width * (largest entry of the left factor) * (largest entry of the right factor).
+    bigger = max if visible else partial(_bigger, xp)
+    width = float(images.shape[1])
+    sizes = [_size(images, visible, xp), _size(texts, visible, xp)]
+    if references is not None:
+        width += float(references[0].shape[1])
+        weight = float(reference_weight) if visible else reference_weight
+        beside = None if visible else images[:1, :1]
+        sizes[0] = bigger(sizes[0], weight * _size(references[0], visible, xp, beside))
+        sizes[1] = bigger(sizes[1], _size(references[1], visible, xp, beside))
+    reach = room = sizes[0] * sizes[1] * width
+    if margin is not None:
+        margin = float(margin) if visible else margin
+        room = (reach + margin) * bigger(1.0, bigger(sizes[0], sizes[1])) * float(images.shape[0])
+
+    # The units divide both sides so that Z, and the margin, have size 1; they are 1 if there is room.
+    if visible:
+        fits = room <= largest / 8.0
+        units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp, bigger)
+        if not isinstance(temperature, (tuple, float)):
+            temperature = float(temperature)
+    else:
+        fits = ~(room > largest / 8.0)  # in this form a feature that is nan affects its own anchors only
+        units = [xp.where(fits, 1.0, unit) for unit in _units(sizes, margin, largest, smallest, xp, bigger)]
+    left, right = 1.0 / units[0], 1.0 / units[1]
+    if isinstance(temperature, tuple):
+        rest: PerAnchor = (temperature[0] * left * right, temperature[1] * left * right)
+    else:
+        rest = temperature * left * right
+    return Scaling(left, right, *_rates(rest, reach if visible and fits else None, largest, smallest, xp))
+
+
+def _size(x: Array, visible: bool, xp: Namespace, beside: Array | None = None) -> Any:
+    """Return the largest absolute value, as a float if values can be read."""
+    if 0 in x.shape:
+        return 0.0 if visible else xp.zeros((), dtype=x.dtype)
+    if visible:
+        return max(float(xp.max(x)), -float(xp.min(x)))
+    size = xp.abs(x)
+    if beside is not None:
+        # Reference features may be constants of the traced function. XLA would take seconds to reduce them while it
+        # compiles; it does not if the result depends on an argument.
+        size = size + xp.zeros_like(x[:1, :1]) * beside
+    return xp.max(size)
+
+
+def _bigger(xp: Namespace, a: Any, b: Any) -> Any:
+    """Return the larger of two numbers, of which the second may be an array, or both."""
+    if isinstance(a, float):
+        return max(a, b) if isinstance(b, float) else xp.clip(b, min=a)
+    return xp.maximum(a, b)
+
+
+def _units(sizes: list[Any], margin: Any, largest: float, smallest: float, xp: Namespace, bigger: Any) -> list[Any]:
+    """Return the divisors of both sides with which the entries of Z, and the margin, are of size 1."""
+    left, right = (bigger(smallest, size) for size in sizes)
+    if margin is not None:
+        left = left * bigger(1.0, margin / left / right)
+    return [min(left, largest / 8.0) if isinstance(left, float) else xp.clip(left, max=largest / 8.0), right]
+
+
+def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest: float, xp: Namespace) -> Any:
+    """Return both directions' rates 1 / t, as large as can be represented, and floors of differences of Z.
+
+    No floors are needed if one temperature serves all anchors and `reach`, the largest |Z|, times the rate is finite.
+    """
+    if isinstance(temperature, float):
+        # No subnormal number may appear, because some compilers replace it by 0.
+        rate = 1.0 / min(max(temperature, smallest), 4.0 / smallest)
+        floor = None
+        if reach is None or reach * rate > largest / 8.0:
+            floor = -largest / 4.0 * min(1.0 / rate, 1.0)
+        return (rate, rate), (floor, floor)
+    pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    kept = [xp.clip(t, min=smallest, max=4.0 / smallest) for t in pair]
+    floors = [xp.clip(t, max=1.0) * (-largest / 4.0) for t in kept]
+    return (1.0 / kept[0], 1.0 / kept[1]), (floors[0], floors[1])
+
+
+def saturated(x: Array, rate: Scalar, /, *, xp: Namespace) -> Array:
+    """Return ``x * rate``, but a quarter of the largest number instead of an overflow."""
+    if isinstance(rate, float) and rate == 1.0:
+        return x
+    limit = float(xp.finfo(x.dtype).max) / 4
+    bound = limit / max(rate, 1.0) if isinstance(rate, float) else limit / xp.clip(rate, min=1.0)
+    return xp.clip(x, -bound, bound) * rate
