@@ -9,7 +9,7 @@ the fastest constants at 16,384, 32,768 and 65,536 pairs. A part that fails is a
 part, a part for which no time is left is skipped, and the file is written anew after each row.
 
 Shares count the products that two passes make, 6 of b x b x width with a reference and 4 without, at the rate of the
-product of 8192^3. No constant changes by itself: put the winners into `PLANS` of `drrho_torch/fused.py` by hand.
+product of 8192^3. No constant changes by itself: put the winners into `PLANS` of `drrho_torch/fused_plans.py` by hand.
 `--dry-run` goes through all parts in miniature on a CPU; it needs ``TRITON_INTERPRET=1`` and measures nothing.
 """
 
