@@ -109,7 +109,7 @@ def test_the_positives_are_the_diagonal_whatever_the_shape_of_a_tile(monkeypatch
         e1, e2 = (jnp.asarray(rng.integers(-3, 4, (37, 5)), dtype=jnp.float32) for _ in range(2))
         batch = Batch(e1, e2, (e2, e1), 0.5, jnp.ones(37), jnp.ones(37), None)
         inputs, _, _ = kernels._prepare(batch, changed)
-        found = kernels._positives(inputs, 37, changed, ON_CPU)
+        found = kernels.positives(inputs, 37, changed, ON_CPU)
         np.testing.assert_array_equal(found, 0.5 * np.sum(np.asarray(e1) * np.asarray(e2), axis=1))
 
 
