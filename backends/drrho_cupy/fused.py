@@ -181,11 +181,11 @@ extern "C" __global__ void weigh(
 """
 
 # What cuBLAS calls them.
-_TYPES = {"float32": 0, "float16": 2}
-_COMPUTE_FLOAT32 = 68
-_NORMAL, _TRANSPOSED = 0, 1
-_POINTERS_ON_DEVICE = 1
-_ANY_ALGORITHM = -1
+TYPES = {"float32": 0, "float16": 2}
+COMPUTE_FLOAT32 = 68
+NORMAL, TRANSPOSED = 0, 1
+POINTERS_ON_DEVICE = 1
+ANY_ALGORITHM = -1
 
 
 class CupySweeps:
@@ -208,7 +208,7 @@ class CupySweeps:
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Say why not."""
         features = batch.image_features
-        if features.dtype.name not in _TYPES:
+        if features.dtype.name not in TYPES:
             return f"the kernels for CuPy take float32 and float16, not {features.dtype}"
         if mode == "auto" and features.dtype.name == "float32":
             return "float32 has no faster product than CuPy's own"
@@ -343,20 +343,20 @@ class _Run:
         beta = self.numbers[1:] if add else self.numbers[:1]
         handle = self._cupy.cuda.device.get_cublas_handle()
         before = self._cublas.getPointerMode(handle)
-        self._cublas.setPointerMode(handle, _POINTERS_ON_DEVICE)
+        self._cublas.setPointerMode(handle, POINTERS_ON_DEVICE)
         try:
             # cuBLAS counts by columns: to it, `out` is its transpose, and that is right^T left^T.
             self._cublas.gemmEx(
                 handle,
-                _TRANSPOSED if right_transposed else _NORMAL,
-                _TRANSPOSED if transposed else _NORMAL,
+                TRANSPOSED if right_transposed else NORMAL,
+                TRANSPOSED if transposed else NORMAL,
                 n, m, k,
-                _pointer(alpha),
-                _pointer(right), _TYPES[right.dtype.name], _leading(right),
-                _pointer(left), _TYPES[left.dtype.name], _leading(left),
-                _pointer(beta),
-                _pointer(out), _TYPES["float32"], _leading(out),
-                _COMPUTE_FLOAT32, _ANY_ALGORITHM,
+                pointer_of(alpha),
+                pointer_of(right), TYPES[right.dtype.name], _leading(right),
+                pointer_of(left), TYPES[left.dtype.name], _leading(left),
+                pointer_of(beta),
+                pointer_of(out), TYPES["float32"], _leading(out),
+                COMPUTE_FLOAT32, ANY_ALGORITHM,
             )  # fmt: skip
         finally:
             self._cublas.setPointerMode(handle, before)
@@ -377,7 +377,7 @@ def _span(b: int, largest: int) -> int:
     return _ceil(_ceil(b, _ceil(b, largest)), 64) * 64
 
 
-def _pointer(array: Array) -> int:
+def pointer_of(array: Array) -> int:
     """Return where an array lies on the device."""
     return int(array.data.ptr)
 

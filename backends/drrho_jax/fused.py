@@ -211,7 +211,7 @@ def _span(b: int, largest: int, unit: int) -> int:
     return pl.cdiv(pl.cdiv(b, pl.cdiv(b, largest)), unit) * unit
 
 
-def _prepare(batch: Batch, plan: Plan) -> tuple[_Inputs, int, int]:
+def prepare(batch: Batch, plan: Plan) -> tuple[_Inputs, int, int]:
     """Return the padded batch, and the height and the width of a rectangle."""
     b = batch.image_features.shape[0]
     height, width = _span(b, plan.height, plan.rows), _span(b, plan.width, plan.columns)
@@ -331,7 +331,7 @@ def _launch(
     )(*arguments)
 
 
-def _positives(inputs: _Inputs, b: int, plan: Plan, interpret: bool) -> jax.Array:
+def positives(inputs: _Inputs, b: int, plan: Plan, interpret: bool) -> jax.Array:
     """Return the diagonal of z (b,), out of the same tiles as the rest: equal features then have equal logits."""
     part = min(plan.rows, plan.columns)
     number = pl.cdiv(b, part)
@@ -373,9 +373,9 @@ def _merge(state: jax.Array, parts: list[jax.Array], scale: jax.Array) -> jax.Ar
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
-def _sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
+def sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
     """Sweep once: rectangle by rectangle, each rectangle's parts merged into the sums so far."""
-    inputs, height, width = _prepare(batch, plan)
+    inputs, height, width = prepare(batch, plan)
     b = batch.image_features.shape[0]
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
 
@@ -393,7 +393,7 @@ def _sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
     start = tuple(jnp.broadcast_to(nothing, (3, length)) for length in (images, texts))
     rectangles = (images // height) * (texts // width)
     states = jax.lax.fori_loop(jnp.int32(0), jnp.int32(rectangles), visit, start)
-    positive = _positives(inputs, b, plan, interpret)
+    positive = positives(inputs, b, plan, interpret)
     if batch.pair_mask is None:
         counts = [jnp.full((b,), b - 1, jnp.float32)] * 2
     else:
@@ -413,7 +413,7 @@ def _sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
-def _pull_back(
+def pull_back(
     batch: Batch,
     saved: tuple[jax.Array, ...],
     weight_image: jax.Array,
@@ -423,7 +423,7 @@ def _pull_back(
     interpret: bool,
 ) -> SecondSweep:
     """Sweep again: rectangle by rectangle, and each V is multiplied with the features at once."""
-    inputs, height, width = _prepare(batch, plan)
+    inputs, height, width = prepare(batch, plan)
     b, d = batch.image_features.shape
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
     weights = weight_image, weight_text
@@ -468,7 +468,7 @@ class PallasSweeps:
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Say why not."""
         features = batch.image_features
-        platform = _platform(features)
+        platform = platform_of(features)
         if features.dtype.name not in PLANS:
             return f"the Pallas kernels take float32 and half types, not {features.dtype}"
         if platform not in ("gpu", "cuda", "cpu"):
@@ -484,7 +484,7 @@ class PallasSweeps:
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
         """Sweep once."""
         batch = _without_empty_reference(batch)
-        swept: FirstSweep = _sum_negatives(batch, **_options(batch))
+        swept: FirstSweep = sum_negatives(batch, **options_for(batch))
         return swept
 
     def pull_back(
@@ -492,7 +492,7 @@ class PallasSweeps:
     ) -> SecondSweep:
         """Sweep again."""
         batch = _without_empty_reference(batch)
-        swept: SecondSweep = _pull_back(batch, first.saved, weight_image, weight_text, **_options(batch))
+        swept: SecondSweep = pull_back(batch, first.saved, weight_image, weight_text, **options_for(batch))
         return swept
 
 
@@ -501,15 +501,16 @@ def _without_empty_reference(batch: Batch) -> Batch:
     return batch._replace(reference_features=None) if reference is not None and not reference[0].shape[1] else batch
 
 
-def _options(batch: Batch) -> dict[str, Any]:
+def options_for(batch: Batch) -> dict[str, Any]:
+    """Return the tiles' sizes for a batch, and whether the kernels are interpreted (on the CPU)."""
     features = batch.image_features
     plan = PLANS[features.dtype.name]
     if batch.pair_mask is not None:
         plan = plan._replace(rows=min(plan.rows, MASKED), columns=min(plan.columns, MASKED))
-    return {"plan": plan, "interpret": _platform(features) == "cpu"}
+    return {"plan": plan, "interpret": platform_of(features) == "cpu"}
 
 
-def _platform(array: jax.Array) -> str:
+def platform_of(array: jax.Array) -> str:
     """Return where an array lives; a tracer lives where JAX computes by default."""
     device = device_of(array)
     if device is None:

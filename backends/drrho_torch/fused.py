@@ -532,8 +532,8 @@ class _Run:
         # The interpreter truncates where a GPU rounds to bfloat16; there V stays float32 until torch has rounded it.
         buffer = torch.float32 if interpreted() else plan.buffer
         # Whole tiles are stored, so the buffer is a whole number of them.
-        heights = _spans(b, plan.rows, blocks.rows)
-        widths = _spans(b, plan.columns, 128 if blocks.columns >= 128 else blocks.columns)
+        heights = spans_of(b, plan.rows, blocks.rows)
+        widths = spans_of(b, plan.columns, 128 if blocks.columns >= 128 else blocks.columns)
         width = triton.cdiv(widths[0][1], blocks.columns) * blocks.columns
         height = triton.cdiv(heights[0][1], blocks.rows) * blocks.rows
         v = torch.empty((height, width), dtype=buffer, device=self.device)
@@ -678,7 +678,7 @@ def _descriptor(x: Tensor, block: tuple[int, int]) -> Any:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
 
 
-def _spans(b: int, largest: int, unit: int) -> list[tuple[int, int]]:
+def spans_of(b: int, largest: int, unit: int) -> list[tuple[int, int]]:
     """Cut b into spans of nearly the same length, a multiple of `unit`; return where each starts and its length."""
     length = triton.cdiv(triton.cdiv(b, triton.cdiv(b, largest)), unit) * unit
     return [(start, min(length, b - start)) for start in range(0, b, length)]

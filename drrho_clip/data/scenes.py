@@ -37,7 +37,7 @@ SIZES: Final = ("small", "large")
 RELATIONS: Final = ("left of", "right of", "above", "below")
 STREAMS: Final = ("train", "validation", "test", "reference")
 
-_RGB: Final = np.array(
+RGB: Final = np.array(
     [
         (215, 35, 35),
         (240, 135, 25),
@@ -257,7 +257,7 @@ def _render(objects: tuple[_Objects, ...], keep: int, image_size: int, rng: np.r
     canvas[...] = (grey[:keep, None] + tint[:keep])[:, None, None, :]
     centres = np.arange(image_size, dtype=np.float32) + np.float32(0.5)
     for thing, jitter, turn in zip(objects, jitters, turns, strict=True):
-        colour = _RGB[thing.colour] + jitter
+        colour = RGB[thing.colour] + jitter
         # A turn by rational cosine and sine: no library's sine, whose last bit may differ between machines.
         cosine, sine = (1.0 - turn * turn) / (1.0 + turn * turn), 2.0 * turn / (1.0 + turn * turn)
         for shape, distance in enumerate(_DISTANCES):

@@ -19,7 +19,8 @@ import pytest
 import torch
 from drrho_reference import conformance
 
-from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core import fused_kernels
+from drrho_core._routines import find_kernels
 from drrho_core.extend import Batch
 from helpers import fused_sweeps
 
@@ -161,7 +162,7 @@ def test_one_exponential_serves_both_directions_only_where_it_may(
 def test_rectangles_cover_the_batch_once_in_nearly_equal_parts(columns: int) -> None:
     from drrho_torch import fused
 
-    spans = fused._spans(columns, 5632, 128)
+    spans = fused.spans_of(columns, 5632, 128)
     assert [start for start, _ in spans] == list(np.cumsum([0] + [length for _, length in spans])[:-1])
     assert sum(length for _, length in spans) == columns
     assert all(length % 128 == 0 and length <= 5632 for _, length in spans[:-1])
