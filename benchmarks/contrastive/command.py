@@ -65,6 +65,7 @@ def measure_and_write(
             get_backend(name, device=device, dtype="float32")
         except (ValueError, ImportError) as error:
             raise BadInput(str(error)) from error
+    # The figures are written before the comparison, which may fail.
     figures = run(
         backends,
         device=device,
