@@ -38,6 +38,7 @@ from drrho_core import (  # noqa: E402
     worst_case,
 )
 
+# One instance of each set with usual parameters, and Cressie-Read with k above and below 2.
 SETS = (
     CVaR(0.1),
     KLPenalty(0.5),

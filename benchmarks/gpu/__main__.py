@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             words = [sys.executable, "-m", "benchmarks.gpu", "--worker", section.part, "--descriptor", str(descriptor)]
             return [*words, "--cases", json.dumps(list(cases)), *(["--dry-run"] if options.dry_run else [])]
 
+        # The members of a group run side by side, so the longest one counts.
         shares = [max(section.seconds for section in group) for group in groups]
         total = 60.0 * options.minutes - ENDING
         try:

@@ -51,6 +51,7 @@ class Torch:
         self.device = "cpu" if dry_run else "cuda"
         self.kit_device: Any = self.device
         self._backend = drrho_torch.TorchBackend
+        # A dry run checks that everything works; one thread leaves the other cores to other processes.
         if dry_run:
             torch.set_num_threads(1)
 
@@ -139,6 +140,7 @@ class Torch:
             own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
             new = torch.logaddexp(state + math.log1p(-GAMMA), own.detach() + math.log(GAMMA))
             total = total + TEMPERATURE * torch.exp(own - new).mean() / 2
+        # The derivative of this surrogate is that of the objective, with u' as a constant.
         return torch.autograd.grad(total, (images, texts))
 
 

@@ -99,6 +99,7 @@ def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
     rows = [*sweeps, *peers]
+    # Sweeps and peers stand in one table, so that equal columns can be compared.
     if not rows:
         return []
     intended = (

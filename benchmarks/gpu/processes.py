@@ -156,6 +156,7 @@ class _Attempt:
         # The number of the case that is being measured, and how many cases have a row.
         self.current: int | None = None
         self.done = 0
+        # Figures that a case reported before its end: they go into its row if the case is cut off.
         self.partial: Row = {}
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  (`run` closes it)
         reading, writing = os.pipe()

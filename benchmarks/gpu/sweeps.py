@@ -165,6 +165,7 @@ class Peers:
 
     def __call__(self, case: Case) -> Row:
         b, d = case["b"], case["d"]
+        # Peers get the features of the sweeps, but no reference model, which they do not have.
         try:
             images, texts, *_ = self.sweeps.arrays(b, d)
             inputs = tuple(x.detach().requires_grad_() for x in (images, texts))

@@ -20,6 +20,7 @@ from benchmarks.gpu.sweeps import Peers, Sweeps
 
 def main(part: str, cases: Sequence[Case], descriptor: int, *, dry_run: bool) -> None:
     """Measure cases of one part and report to a file descriptor."""
+    # Children of this process must not keep the pipe open, or the parent would wait for them.
     os.set_inheritable(descriptor, False)
     with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as pipe:
 
