@@ -1,4 +1,4 @@
-"""The cupy backend."""
+"""CuPy: the backend of the harness, and fused kernels for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CupyBackend"]
 
 
 def __getattr__(name: str) -> Any:
-    """Look CuPy up when its backend is asked for, so that whoever asks learns at once that it is missing."""
+    """Import CuPy when the backend is requested, so that an import error names CuPy and not this package."""
     if name != "CupyBackend":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import cupy  # noqa: F401

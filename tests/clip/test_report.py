@@ -259,6 +259,10 @@ class TestCharts:
         assert {"clip", "card", "ink", "soft", "rule"} <= set(re.findall(r"var\(--([\w-]+)\)", styles))
         assert "#" not in styles
 
+    def test_letters_outside_of_matplotlibs_font_are_drawn_without_a_warning(self) -> None:
+        chart = charts.bars([charts.Bar("\u6a21\u578b $x$", [0.5])], key="k", title="t")
+        assert "\u6a21\u578b $x$" in words(chart)
+
     def test_settings_of_the_user_change_nothing_and_come_back(self) -> None:
         def chart() -> str:
             curve = charts.Line("drrho", [50, 100], [0.0, 1.0])
