@@ -71,15 +71,20 @@ def values_visible(array: Array, xp: Namespace) -> bool:
     The answer holds for this array only. An array computed from it and from another may be mapped by a `vmap` although
     this array is not, so ask for the very array that is read (`known`).
     """
-    return not is_compiling(xp) and all_visible((array,), xp)
+    return all_visible((array,), xp)
 
 
 def all_visible(arrays: Iterable[Array], xp: Namespace) -> bool:
     """Tell whether reading the values of every array is free of charge: the arrays are concrete and lie on the host.
 
     Reading from an accelerator costs a synchronisation. Under tracing there are no values yet, and under a `vmap`
-    without a compiler an array stands for many. `xp` must not be compiling.
+    without a compiler an array stands for many.
     """
+    return not is_compiling(xp) and all_on_host(arrays, xp)
+
+
+def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
+    """Tell the same as `all_visible` for a namespace that is known not to be compiling."""
     for array in arrays:
         device = getattr(array, "device", None)
         if device != "cpu":  # NumPy's devices are strings; other libraries' devices name their platform or type
