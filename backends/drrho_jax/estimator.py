@@ -17,6 +17,7 @@ class DonatedTable(ArrayTable):
 
     def write(self, index: jax.Array, rows: Mapping[str, jax.Array]) -> Self:
         """Write rows into the buffers of the old arrays, which are deleted."""
+        # The names of the old arrays are bound to the new ones at once: a donated array must not be read again.
         old = self.arrays()
         written = _write({name: old[name] for name in rows}, index, rows)
         self.become({**old, **written})
@@ -71,4 +72,5 @@ def _set(state: Mapping[str, jax.Array], index: jax.Array, rows: Mapping[str, ja
     return {name: state[name].at[index].set(rows[name]) for name in rows}
 
 
+# Donation needs jit: the compiled update writes the rows into the memory of the old arrays and does not copy all n.
 _write = jax.jit(_set, donate_argnums=0)

@@ -54,9 +54,11 @@ class FileTable(Table):
             raise
 
     def _map(self) -> None:
+        # The operating system loads a page when a row on it is first read, and writes changed pages back by itself.
         layout = self.layout
         self._memory = mmap.mmap(self.file.fileno(), layout.size, access=mmap.ACCESS_WRITE)
-        if hasattr(mmap, "MADV_RANDOM"):  # the neighbours of a sample need not be read with it
+        # Batches are random samples, so reading ahead would load pages that no row of the batch needs.
+        if hasattr(mmap, "MADV_RANDOM"):
             self._memory.madvise(mmap.MADV_RANDOM)
         bits = np.frombuffer(self._memory, dtype=layout.bits, offset=OFFSET)
         self._bits = bits.reshape(layout.num_samples, 2)
@@ -64,7 +66,8 @@ class FileTable(Table):
         self.num_samples = layout.num_samples
 
     def _unmap(self) -> None:
-        del self._bits  # this view holds on to the memory
+        # mmap refuses to close while an array still uses the memory.
+        del self._bits
         self._memory.close()
 
     def close(self) -> None:
@@ -101,6 +104,7 @@ class FileTable(Table):
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return copies of the rows; zeros in the file become the bits of ``-inf``."""
+        # Exclusive or, with the bits of -inf, is its own inverse.
         rows = (self._bits[index] ^ self.layout.never).view(self.layout.dtype)
         return np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1])
 
@@ -112,6 +116,7 @@ class FileTable(Table):
 
     def resized(self, num_samples: int) -> Self:
         """Make the file longer: first its size, then its header, so that an interruption can be told from damage."""
+        # A longer file with the old header is an interrupted call; a longer header with a short file would be damage.
         self.flush()
         grown = Layout(num_samples, self.layout.dtype)
         self._unmap()
@@ -139,7 +144,8 @@ class FileTable(Table):
             for start in range(0, self.num_samples, CHUNK):
                 part = slice(start, start + CHUNK)
                 rows = np.stack([image[part], text[part]], axis=1).view(layout.bits) ^ layout.never
-                if rows.any():  # a piece of zeros stays a hole
+                # A piece of zeros, that is of samples that no batch has visited, stays a hole and takes no disk space.
+                if rows.any():
                     copy.seek(OFFSET + start * 2 * layout.dtype.itemsize)
                     write_all(copy, memoryview(rows).cast("B"))
 
@@ -165,6 +171,7 @@ class FileTable(Table):
                 fill(copy)
                 self.close()
         finally:
+            # The new file if everything went well, else the old one, which is still complete.
             if self.file.closed:
                 self.open()
 
@@ -236,6 +243,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
                 raise ValueError(f"num_samples must be given for a new file, got None and no file {path}")
             with replacing(path, Layout(num_samples, requested or np.dtype("<f4"))):
                 pass
+        # The header of the file decides; arguments that contradict it are an error, and the file is closed again.
         self.table = FileTable(path)
         here = self.table.layout
         for name, value, stored in (("num_samples", num_samples, here.num_samples), ("dtype", requested, here.dtype)):
@@ -286,7 +294,8 @@ class MemoryMappedEstimator(EstimatorOfRows):
             As `gather` does.
         """
         index = self.table.checked(index)
-        if hasattr(os, "posix_fadvise"):  # not on every system
+        # One request per page, because neighbouring samples share a page. Not every system has the call.
+        if hasattr(os, "posix_fadvise"):
             per_page = mmap.PAGESIZE // (2 * self.dtype.itemsize)
             for page in np.unique(index // per_page).tolist():
                 offset = OFFSET + page * mmap.PAGESIZE
@@ -380,6 +389,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         path = Path(state["path"])
         if not path.exists():
             raise ValueError(f"path of the state must be a file, got {path}")
+        # The rows of this very file are here already.
         if os.path.samefile(path, self.path):
             return
         with open(path, "rb", buffering=0) as source:

@@ -97,11 +97,13 @@ def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
     """Open a new, sparse file, which takes the name `path` once it is complete and on the disk."""
     partial = path.with_name(f"{path.name}.partial")
     try:
+        # A file that is longer than the data in it is sparse: the missing part reads as zeros.
         with open(partial, "wb", buffering=0) as file:
             file.write(layout.header)
             file.truncate(layout.size)
             yield file
             os.fsync(file.fileno())
+        # `replace` is atomic: other processes see the old file or the complete new one.
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -114,6 +116,7 @@ def copy_data(source: BinaryIO, target: BinaryIO, size: int) -> None:
         for position in range(start, end, CHUNK):
             source.seek(position)
             block = source.read(min(CHUNK, end - position))
+            # A system without SEEK_DATA returns holes as zeros; they become holes again.
             if block.count(0) < len(block):
                 target.seek(position)
                 write_all(target, memoryview(block))
@@ -125,9 +128,11 @@ def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield start, end
         return
     while start < end:
+        # The system knows the holes of the file, so the copy need not read them.
         try:
             start = os.lseek(file.fileno(), start, os.SEEK_DATA)
-        except OSError:  # no data from here on
+        except OSError:
+            # There is no data after this position.
             return
         stop = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), end)
         if start < stop:
@@ -143,6 +148,8 @@ def write_all(file: BinaryIO, block: memoryview) -> None:
 
 def lock(file: BinaryIO, path: Path) -> None:
     """Keep other processes, and other estimators of this one, from writing to the same file."""
+    # The lock belongs to the open file, so a second estimator in the same process is refused, too. The system releases
+    # it when the process ends, however sudden.
     if fcntl is not None:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
