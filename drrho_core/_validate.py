@@ -162,6 +162,11 @@ class Call(NamedTuple):
         A number comes back as a float, which promotes nothing; an array has the dtype, and is nan outside its domain
         if its values could not be read.
         """
+        if type(value) is float and dtype in (self.xp.float32, self.xp.float64):
+            # Nearly every option is a float inside its interval, of a usual size, or the 0 that its rule allows.
+            inside = rule.low < value < rule.high and 1e-30 <= abs(value) <= 1e30
+            if inside or (value == rule.low == 0.0 and rule.includes_low):
+                return value
         if isinstance(value, (float, int)):
             return number(name, value, rule, dtype=dtype, xp=self.xp)
         checked = parameter(name, value, rule, self.xp, per_anchor=per_anchor, sides=sides, dtype=dtype)

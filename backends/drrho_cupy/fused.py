@@ -186,11 +186,11 @@ extern "C" __global__ void weigh(
 """
 
 # Constants of cuBLAS, which CuPy does not name; a test compares them with CuPy's own if there is a GPU.
-_TYPES = {"float32": 0, "float16": 2}
-_COMPUTE_FLOAT32 = 68
-_NORMAL, _TRANSPOSED = 0, 1
-_POINTERS_ON_DEVICE = 1
-_ANY_ALGORITHM = -1
+TYPES = {"float32": 0, "float16": 2}
+COMPUTE_FLOAT32 = 68
+NORMAL, TRANSPOSED = 0, 1
+POINTERS_ON_DEVICE = 1
+ANY_ALGORITHM = -1
 
 
 class CupySweeps:
@@ -213,7 +213,7 @@ class CupySweeps:
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Return the reason why these kernels do not take this batch, or None."""
         features = batch.image_features
-        if features.dtype.name not in _TYPES:
+        if features.dtype.name not in TYPES:
             return f"the kernels for CuPy take float32 and float16, not {features.dtype}"
         if mode == "auto" and features.dtype.name == "float32":
             return "float32 has no faster product than CuPy's own"
@@ -360,20 +360,20 @@ class _Run:
         # alpha and beta stay on the device, so that no product waits for the host.
         handle = self._cupy.cuda.device.get_cublas_handle()
         before = self._cublas.getPointerMode(handle)
-        self._cublas.setPointerMode(handle, _POINTERS_ON_DEVICE)
+        self._cublas.setPointerMode(handle, POINTERS_ON_DEVICE)
         try:
             # cuBLAS stores matrices column by column, so it sees transposes: out^T = right^T left^T.
             self._cublas.gemmEx(
                 handle,
-                _TRANSPOSED if right_transposed else _NORMAL,
-                _TRANSPOSED if transposed else _NORMAL,
+                TRANSPOSED if right_transposed else NORMAL,
+                TRANSPOSED if transposed else NORMAL,
                 n, m, k,
-                _pointer(alpha),
-                _pointer(right), _TYPES[right.dtype.name], _leading(right),
-                _pointer(left), _TYPES[left.dtype.name], _leading(left),
-                _pointer(beta),
-                _pointer(out), _TYPES["float32"], _leading(out),
-                _COMPUTE_FLOAT32, _ANY_ALGORITHM,
+                pointer_of(alpha),
+                pointer_of(right), TYPES[right.dtype.name], _leading(right),
+                pointer_of(left), TYPES[left.dtype.name], _leading(left),
+                pointer_of(beta),
+                pointer_of(out), TYPES["float32"], _leading(out),
+                COMPUTE_FLOAT32, ANY_ALGORITHM,
             )  # fmt: skip
         finally:
             self._cublas.setPointerMode(handle, before)
@@ -395,7 +395,7 @@ def _span(b: int, largest: int) -> int:
     return _ceil(_ceil(b, _ceil(b, largest)), 64) * 64
 
 
-def _pointer(array: Array) -> int:
+def pointer_of(array: Array) -> int:
     """Return the address of an array on the device."""
     return int(array.data.ptr)
 

@@ -48,7 +48,7 @@ def _span(b: int, largest: int, unit: int) -> int:
     return pl.cdiv(pl.cdiv(b, pl.cdiv(b, largest)), unit) * unit
 
 
-def _prepare(batch: Batch, plan: Plan) -> tuple[Inputs, int, int]:
+def prepare(batch: Batch, plan: Plan) -> tuple[Inputs, int, int]:
     """Return the padded batch, and the height and the width of a rectangle."""
     # Nearly equal rectangles waste the least padding.
     b = batch.image_features.shape[0]
@@ -106,9 +106,9 @@ def _merge(state: jax.Array, parts: list[jax.Array], scale: jax.Array) -> jax.Ar
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
-def _sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
+def sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
     """Pass 1, rectangle by rectangle: merge the sums of the tiles into the sums of the anchors so far."""
-    inputs, height, width = _prepare(batch, plan)
+    inputs, height, width = prepare(batch, plan)
     b = batch.image_features.shape[0]
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
 
@@ -149,7 +149,7 @@ def _sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
-def _pull_back(
+def pull_back(
     batch: Batch,
     saved: tuple[jax.Array, ...],
     weight_image: jax.Array,
@@ -159,7 +159,7 @@ def _pull_back(
     interpret: bool,
 ) -> SecondSweep:
     """Pass 2, rectangle by rectangle: compute V, and multiply V with the features before the next rectangle."""
-    inputs, height, width = _prepare(batch, plan)
+    inputs, height, width = prepare(batch, plan)
     b, d = batch.image_features.shape
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
     weights = weight_image, weight_text
@@ -207,7 +207,7 @@ class PallasSweeps:
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Return the reason why these kernels do not take this batch, or None."""
         features = batch.image_features
-        platform = _platform(features)
+        platform = platform_of(features)
         if features.dtype.name not in PLANS:
             return f"the Pallas kernels take float32 and half types, not {features.dtype}"
         if platform not in ("gpu", "cuda", "cpu"):
@@ -223,7 +223,7 @@ class PallasSweeps:
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
         """Pass 1: sums over the negatives of each anchor."""
         batch = _without_empty_reference(batch)
-        swept: FirstSweep = _sum_negatives(batch, **_options(batch))
+        swept: FirstSweep = sum_negatives(batch, **options_for(batch))
         return swept
 
     def pull_back(
@@ -231,7 +231,7 @@ class PallasSweeps:
     ) -> SecondSweep:
         """Pass 2: V E2 and V^T E1."""
         batch = _without_empty_reference(batch)
-        swept: SecondSweep = _pull_back(batch, first.saved, weight_image, weight_text, **_options(batch))
+        swept: SecondSweep = pull_back(batch, first.saved, weight_image, weight_text, **options_for(batch))
         return swept
 
 
@@ -241,16 +241,16 @@ def _without_empty_reference(batch: Batch) -> Batch:
     return batch._replace(reference_features=None) if reference is not None and not reference[0].shape[1] else batch
 
 
-def _options(batch: Batch) -> dict[str, Any]:
+def options_for(batch: Batch) -> dict[str, Any]:
     """Return the static arguments of both sweeps: JAX compiles once for each plan."""
     features = batch.image_features
     plan = PLANS[features.dtype.name]
     if batch.pair_mask is not None:
         plan = plan._replace(rows=min(plan.rows, MASKED), columns=min(plan.columns, MASKED))
-    return {"plan": plan, "interpret": _platform(features) == "cpu"}
+    return {"plan": plan, "interpret": platform_of(features) == "cpu"}
 
 
-def _platform(array: jax.Array) -> str:
+def platform_of(array: jax.Array) -> str:
     """Return the platform of an array, such as ``"gpu"``; for a tracer that of JAX's default device."""
     device = device_of(array)
     if device is None:

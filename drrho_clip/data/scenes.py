@@ -31,7 +31,7 @@ __all__ = ["COLOURS", "RELATIONS", "SHAPES", "SIZES", "STREAMS", "scene_splits",
 
 STREAMS: Final = ("train", "validation", "test", "reference")
 
-_RGB: Final = np.array(
+RGB: Final = np.array(
     [
         (215, 35, 35),
         (240, 135, 25),
@@ -247,7 +247,7 @@ def _render(objects: tuple[Objects, ...], keep: int, image_size: int, rng: np.ra
     canvas[...] = (grey[:keep, None] + tint[:keep])[:, None, None, :]
     centres = np.arange(image_size, dtype=np.float32) + np.float32(0.5)
     for thing, jitter, turn in zip(objects, jitters, turns, strict=True):
-        colour = _RGB[thing.colour] + jitter
+        colour = RGB[thing.colour] + jitter
         # Cosine and sine from the tangent of half the angle: the last bit of a library's sine may differ by machine.
         cosine, sine = (1.0 - turn * turn) / (1.0 + turn * turn), 2.0 * turn / (1.0 + turn * turn)
         for shape, distance in enumerate(DISTANCES.values()):

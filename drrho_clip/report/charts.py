@@ -320,8 +320,8 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
     if not high > low:
         return [low]
     slack = 1e-9 * (high - low)
-    # Rounding to twelve digits of the larger end makes 0.3 of 0.30000000000000004.
-    digits = 12 - math.floor(math.log10(max(abs(low), abs(high))))
+    # Rounding to a millionth of the range makes 0.3 of 0.30000000000000004.
+    digits = 6 - math.floor(math.log10(high - low))
     inside: list[float] = []
     # Matplotlib's locator counts the intervals of a wider range, so the finest choice with at most `most` ticks inside
     # this range may have two intervals more.

@@ -19,7 +19,8 @@ import pytest
 import torch
 from drrho_reference import conformance
 
-from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core import fused_kernels
+from drrho_core._routines import find_kernels
 from drrho_core.extend import Batch
 from helpers import fused_sweeps
 
