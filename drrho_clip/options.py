@@ -204,10 +204,10 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
     try:
         parsed, unknown = parser.parse_known_args([_with_dashes(word) for word in arguments])
     except argparse.ArgumentError as error:
-        option = "command" if error.argument_name == choices else error.argument_name
+        argument = "command" if error.argument_name == choices else error.argument_name
         # argparse's own messages ("expected one argument") follow a colon, those of a rule are a sentence.
         colon = "" if error.message.startswith("must be ") else ":"
-        raise BadInput(f"{option}{colon} {error.message}") from None
+        raise BadInput(f"{argument}{colon} {error.message}") from None
     if unknown:
         raise BadInput(f"unrecognized arguments: {' '.join(unknown)} (see {prog} {parsed.command} --help)")
     named = vars(parsed)
