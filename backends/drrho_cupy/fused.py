@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from drrho_core._array_api import Array
+from drrho_core.checks import Array
 from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 HEIGHT, WIDTH = 4096, 8192

@@ -23,7 +23,8 @@ __all__ = [
 
 
 def _pallas() -> Sweeps | str:
-    """Return the fused kernels, which not every build of JAX can have."""
+    """Return the fused kernels, or the reason why there are none here."""
+    # Not every build of JAX has Pallas for GPUs.
     try:
         from drrho_jax.fused import PallasSweeps
     except ImportError as error:

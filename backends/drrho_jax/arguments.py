@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from drrho_core import _validate
-from drrho_core._array_api import is_array, namespace_of
+from drrho_core import checks
 from drrho_core.state.table import check_index
 
 Tree = TypeVar("Tree")
@@ -37,14 +36,14 @@ def as_jax_array(name: str, value: Any, like: Any = None) -> Any:
     ValueError
         If a number does not fit into the type that JAX converts to, such as 2**40 into int32.
     """
-    if isinstance(value, jax.Array) or not is_array(value):
+    if isinstance(value, jax.Array) or not checks.is_array(value):
         return value
     # `namespace_of` refuses masked, sparse and other arrays that are not plain; then NumPy's own types are left.
-    namespace_of({name: value})
+    checks.namespace_of({name: value})
     if type(value) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name} must be an array of JAX or NumPy, got {type(value).__name__}")
     if value.dtype.hasobject or value.dtype.kind in "SUMm":
-        raise TypeError(f"{name} must hold numbers, got {_validate.describe(value)}")
+        raise TypeError(f"{name} must hold numbers, got {checks.describe(value)}")
     # JAX would wrap an integer that does not fit into 32 bits around, without a warning.
     dtype = jax.dtypes.canonicalize_dtype(value.dtype)
     if dtype != value.dtype:

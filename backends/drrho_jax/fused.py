@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from drrho_core._array_api import device_of
+from drrho_core.checks import device_of
 from drrho_core.extend import Batch, FirstSweep, SecondSweep
 from drrho_jax.fused_kernels import HIGHEST, NEVER, Inputs, Plan, cut, launch, positives, sums_kernel, weights_kernel
 

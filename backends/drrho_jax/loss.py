@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drrho_core import _validate
-from drrho_core._array_api import is_array, namespace_of
+from drrho_core import checks
 from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_jax.arguments import (
@@ -33,8 +32,8 @@ Scalar: TypeAlias = float | Array
 PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
 
 _RULES = {
-    "temperature": _validate.POSITIVE, "gamma": _validate.UNIT_INTERVAL, "reference_weight": _validate.NOT_NEGATIVE,
-    "radius": _validate.NOT_NEGATIVE, "eps": _validate.NOT_NEGATIVE,
+    "temperature": checks.POSITIVE, "gamma": checks.UNIT_INTERVAL, "reference_weight": checks.NOT_NEGATIVE,
+    "radius": checks.NOT_NEGATIVE, "eps": checks.NOT_NEGATIVE,
 }  # fmt: skip
 
 
@@ -78,7 +77,7 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     >>> init_state(3).log_inner_image.tolist()
     [-inf, -inf, -inf]
     """
-    size = _validate.integer("num_samples", num_samples, minimum=1)
+    size = checks.integer("num_samples", num_samples, minimum=1)
     # Without 64-bit types an index has 32 bits, and a row above 2^31 could not be addressed.
     widest = jax.dtypes.canonicalize_dtype(jnp.int64)
     if size > int(np.iinfo(widest).max):
@@ -189,10 +188,10 @@ def contrastive_loss(
     like = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
     images = as_jax_array("image_features", image_features, like)
     texts = as_jax_array("text_features", text_features, like)
-    namespace_of({"image_features": images, "text_features": texts}, jnp)
-    _validate.ndim("image_features", images, 2, "(batch_size, feature_dim)")
-    if is_array(sample_index):
-        _validate.ndim("sample_index", sample_index, 1, "(batch_size,)")
+    checks.namespace_of({"image_features": images, "text_features": texts}, jnp)
+    checks.ndim("image_features", images, 2, "(batch_size, feature_dim)")
+    if checks.is_array(sample_index):
+        checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
     index = as_jax_index(sample_index, num_samples, like)
     options = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
@@ -230,7 +229,7 @@ def _step(
     """Return the loss, the gradients of images, texts and temperature, and the new state, all as constants."""
     num_samples = state.log_inner_image.shape[0]
     check_index(sample_index, num_samples, like=state.log_inner_image, xp=jnp)
-    _validate.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
+    checks.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
     # Under tracing the values of the index are unknown. A row out of range is read as nan, which makes the loss nan.
     # JAX counts a negative index from the end, so num_samples, which is out of range as well, replaces it.
     index = sample_index.astype(jnp.promote_types(sample_index.dtype, jnp.int32))
@@ -265,16 +264,16 @@ def _step(
 def _check_state(state: ContrastiveState) -> ContrastiveState:
     """Check the state's types and shapes; return it with JAX arrays in its fields."""
     if not isinstance(state, (tuple, list)) or len(state) != 2:
-        raise TypeError(f"state must be a ContrastiveState, got {_validate.describe(state)}")
+        raise TypeError(f"state must be a ContrastiveState, got {checks.describe(state)}")
     sides = []
     for name, side in (("state.log_inner_image", state[0]), ("state.log_inner_text", state[1])):
-        if not is_array(side):
-            raise TypeError(f"{name} must be an array, got {_validate.describe(side)}")
-        _validate.ndim(name, side, 1, "(num_samples,)")
+        if not checks.is_array(side):
+            raise TypeError(f"{name} must be an array, got {checks.describe(side)}")
+        checks.ndim(name, side, 1, "(num_samples,)")
         array = as_jax_array(name, side)
-        _validate.state_dtype(name, array, jnp)
+        checks.state_dtype(name, array, jnp)
         sides.append(array)
-    _validate.shape("state.log_inner_text", sides[1], sides[0].shape, "(num_samples,)")
+    checks.shape("state.log_inner_text", sides[1], sides[0].shape, "(num_samples,)")
     return ContrastiveState(*sides)
 
 

@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from drrho_core import _validate
-from drrho_core._array_api import is_array
+from drrho_core import checks
 from drrho_jax.arguments import as_jax_array
 
 Tree: TypeAlias = Any
@@ -96,7 +95,7 @@ def micro_batches(
     >>> round(float(value), 4), gradient["image"].shape, gradient["log_temperature"].shape
     (0.5705, (4, 4), ())
     """
-    size = _validate.integer("size", size, minimum=1)
+    size = checks.integer("size", size, minimum=1)
     _check_parameters(parameters)
     inputs, batch_size = _rows(inputs)
     # Full micro-batches share one compiled body in a loop; the last, smaller one has shapes of its own.
@@ -150,7 +149,7 @@ def _check_parameters(parameters: Tree) -> None:
     """Check that every parameter has a floating dtype: integers have no gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            received = _validate.describe(leaf)
+            received = checks.describe(leaf)
             raise TypeError(f"parameters{jax.tree_util.keystr(path)} must have a real floating dtype, got {received}")
 
 
@@ -162,8 +161,8 @@ def _rows(inputs: Tree) -> tuple[Tree, int]:
     first, rows, arrays = "", 0, []
     for path, leaf in leaves:
         name = f"inputs{jax.tree_util.keystr(path)}"
-        if not is_array(leaf) or leaf.ndim == 0:
-            raise TypeError(f"{name} must be an array with one row per sample, got {_validate.describe(leaf)}")
+        if not checks.is_array(leaf) or leaf.ndim == 0:
+            raise TypeError(f"{name} must be an array with one row per sample, got {checks.describe(leaf)}")
         if not first:
             first, rows = name, int(leaf.shape[0])
         elif leaf.shape[0] != rows:
@@ -176,8 +175,8 @@ def _rows(inputs: Tree) -> tuple[Tree, int]:
 
 def _checked_features(features: Any, rows: int) -> Features:
     """Return the result of `encode` after checking that it is a pair of arrays with one row per sample."""
-    if not isinstance(features, (tuple, list)) or len(features) != 2 or not all(map(is_array, features)):
-        raise TypeError(f"encode must return a pair (image, text) of arrays, got {_validate.describe(features)}")
+    if not isinstance(features, (tuple, list)) or len(features) != 2 or not all(map(checks.is_array, features)):
+        raise TypeError(f"encode must return a pair (image, text) of arrays, got {checks.describe(features)}")
     for side in features:
         if side.ndim == 0 or side.shape[0] != rows:
             raise ValueError(f"encode must return one row per sample ({rows}), got shape {tuple(side.shape)}")
@@ -187,7 +186,7 @@ def _checked_features(features: Any, rows: int) -> Features:
 def _checked_loss(result: Any) -> tuple[jax.Array, Any]:
     """Return the result of `loss` after checking that it is a pair of a scalar and a state."""
     if not isinstance(result, (tuple, list)) or len(result) != 2 or getattr(result[0], "shape", None) != ():
-        raise TypeError(f"loss must return a pair (scalar loss, state), got {_validate.describe(result)}")
+        raise TypeError(f"loss must return a pair (scalar loss, state), got {checks.describe(result)}")
     return result[0], result[1]
 
 

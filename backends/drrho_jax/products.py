@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from drrho_core._array_api import Array
+from drrho_core.checks import Array
 from drrho_core.extend import Matmul
 
 

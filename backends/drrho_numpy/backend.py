@@ -10,8 +10,8 @@ import numpy as np
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core import InnerEstimator
-from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Function, Home
+from drrho_core.checks import Array, Namespace
 from drrho_numpy.estimator import MemoryMappedEstimator
 
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Self
 import array_api_compat.numpy
 import numpy as np
 
-from drrho_core import _validate
+from drrho_core import checks
 from drrho_core.state.inner import COLUMNS, OWNER, EstimatorOfRows
 from drrho_core.state.table import Table
 from drrho_numpy.sparse_file import (
@@ -149,10 +149,10 @@ class FileTable(Table):
         """Check two arrays piece by piece, so that nothing of their size is made, and replace every column by them."""
         self.check_open()
         arrays = {column.name: state[column.name] for column in self.columns}
-        call = _validate.arrays({OWNER: self.index_like} | arrays, self.xp)
+        call = checks.arrays({OWNER: self.index_like} | arrays, self.xp)
         for column in self.columns:
             array = arrays[column.name]
-            _validate.shape(column.name, array, (self.num_samples,), "(num_samples,)")
+            checks.shape(column.name, array, (self.num_samples,), "(num_samples,)")
             if array.dtype != self.layout.dtype:
                 raise TypeError(f"{column.name} must have the state's dtype {self.layout.dtype}, got {array.dtype}")
             call.values(column.name, array, column.rule)
@@ -229,7 +229,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
     def __init__(self, path: str | os.PathLike[str], num_samples: int | None = None, *, dtype: Any = None) -> None:
         path = Path(path)
         if num_samples is not None:
-            num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+            num_samples = checks.integer("num_samples", num_samples, minimum=1)
         requested = None if dtype is None else float_dtype(dtype)
         if not path.exists():
             if num_samples is None:

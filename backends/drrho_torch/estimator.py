@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrho_core import _validate
+from drrho_core import checks
 from drrho_core.state.inner import COLUMNS, OWNER, EstimatorOfRows
 from drrho_core.state.table import Column, storage_dtype
 from drrho_core.state.table import Table as RowTable
@@ -55,7 +55,7 @@ class HostTable(RowTable):
         owner: str,
     ) -> None:
         super().__init__(columns, owner, _XP)
-        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+        num_samples = checks.integer("num_samples", num_samples, minimum=1)
         try:
             like = torch.empty(0, device=device, dtype=torch.float32)
         except (RuntimeError, AssertionError, TypeError) as error:  # no device has this name, or it is not there
