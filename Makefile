@@ -58,9 +58,9 @@ coverage: $(VENV)/.installed-test
 	$(RUN) coverage report --include='drrho_core/*.py' --show-missing --fail-under=100
 
 # This target is not part of CI; see docs/mutation.md.
-MUTANTS ?= numerics ambiguity contrastive _pairs
+MUTANTS ?= numerics ambiguity contrastive
 mutation: $(VENV)/.installed-dev
-	$(TEST_THREADS) $(BIN)/python tests/mutants/mutate.py $(MUTANTS) --out build/mutation.json
+	$(TEST_THREADS) $(BIN)/python tests/mutants/mutate.py $(MUTANTS) $(MUTATION_FLAGS) --out build/mutation.json
 
 lint: $(VENV)/.installed-dev
 	$(RUN) ruff check .

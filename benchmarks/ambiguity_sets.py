@@ -1,8 +1,8 @@
-"""Time and memory of the seven ambiguity sets on many losses, beside the library's own exponential and sort.
+"""Time and memory of the seven ambiguity sets on many losses, compared with the library's own exponential and sort.
 
 python benchmarks/ambiguity_sets.py [--backend torch] [--losses 10000000] [--threads 2] [--rounds 5] [--json FILE]
 
-Of several rounds the median and the worst are shown, and the largest growth of memory.
+The table shows the median and the longest time of the rounds, and the largest growth of memory.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from drrho_core import (  # noqa: E402
     worst_case,
 )
 
+# One instance of each set with usual parameters, and Cressie-Read with k above and below 2.
 SETS = (
     CVaR(0.1),
     KLPenalty(0.5),
@@ -51,7 +52,7 @@ SETS = (
 
 
 def resident() -> int:
-    """Bytes of this process in memory, now."""
+    """Return the bytes of this process that are in memory now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -60,6 +61,7 @@ class Watch:
     """Wall and processor seconds, and the largest growth of memory, sampled every 2 ms."""
 
     def __enter__(self) -> Watch:
+        # The peak of the process would include earlier sets, so a thread samples the memory during this one.
         self.base = self.peak = resident()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.look)
@@ -91,18 +93,21 @@ def main() -> None:
         import array_api_compat.numpy as xp
 
     report: dict[str, Any] = {**vars(options), "load": os.getloadavg()[0], "sets": {}}
+    # Two operations that every set needs come first, as units to compare with.
     rows: list[tuple[str, Any]] = [("exp, once", lambda: xp.exp(x)), ("the library's sort", lambda: xp.sort(x))]
-    rows += [(str(one), lambda one=one: worst_case(x, one)) for one in SETS]
+    rows += [(str(each), lambda each=each: worst_case(x, each)) for each in SETS]
     print(f"{options.backend}, {options.losses} losses, {options.threads} threads, load {report['load']:.1f}")
     print(f"{'':40} seconds    worst  processor  memory / input")
     size = options.losses * np.dtype(options.dtype).itemsize
     for name, task in rows:
+        # All rounds count: the first may have to allocate memory, which users also pay.
         watches = []
         for _ in range(options.rounds):
             with Watch() as watch:
                 task()
             watches.append(watch)
         seconds, processor = ([getattr(watch, kind) for watch in watches] for kind in ("wall", "processor"))
+        # Growth of memory in units of the losses' own memory.
         growth = max((watch.peak - watch.base) / size for watch in watches)
         report["sets"][name] = {"seconds": seconds, "processor_seconds": processor, "memory_ratio": growth}
         middle, busy = statistics.median(seconds), statistics.median(processor)

@@ -1,11 +1,11 @@
-"""How long the ambiguity sets take to compile: the first call under jax.jit and torch.compile, in fresh processes.
+"""Time to compile the ambiguity sets: the first call under jax.jit and torch.compile, in fresh processes.
 
     python benchmarks/compile_time.py [--library jax --library torch] [--compiler inductor] [--repeats 3]
 
-Every figure is the median over processes of the seconds from the first call to its result, imports left out, and behind
-it the processor seconds that all threads and children took: on a busy machine only these mean anything. Caches on disk
-are switched off. The losses are (8, 1024), float32. torch's compiler is inductor where there is a C++ compiler,
-else aot_eager, which traces the graph and generates no code.
+Every cell has two medians over the processes: seconds from the first call to its result, without imports, and processor
+seconds of all threads and children. On a busy machine only the second figure is meaningful. Caches on disk are off. The
+losses are (8, 1024), float32. torch's compiler is inductor if there is a C++ compiler. Otherwise it is aot_eager, which
+traces the graph and generates no code.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def now() -> tuple[float, float]:
 
 
 def since(began: tuple[float, float]) -> tuple[float, float]:
-    """Return both differences."""
+    """Return the differences of both times to an earlier result of `now`."""
     wall, processor = now()
     return wall - began[0], processor - began[1]
 
 
 def first_call(library: str, compiler: str, kind: str) -> tuple[float, float]:
-    """Return the seconds that the first call takes, in this process."""
+    """Return the seconds of the first call in this process."""
     import numpy as np
 
     import drrho_core
@@ -53,7 +53,8 @@ def first_call(library: str, compiler: str, kind: str) -> tuple[float, float]:
         import jax
 
         x = jax.numpy.asarray(losses)
-        jax.block_until_ready(jax.jit(lambda a: a + 1)(x))  # what every first compilation pays
+        # The first compilation of a process also starts the compiler, which is not measured.
+        jax.block_until_ready(jax.jit(lambda a: a + 1)(x))
         began = now()
         jax.block_until_ready(jax.jit(lambda a: drrho_core.worst_case(a, ambiguity_set))(x))
         return since(began)
@@ -62,6 +63,7 @@ def first_call(library: str, compiler: str, kind: str) -> tuple[float, float]:
     import torch
 
     tensor = torch.asarray(losses)
+    # As for JAX: starting the compiler is not measured.
     torch.compile(lambda a: a + 1, fullgraph=True, backend=compiler)(tensor)
     compiled = torch.compile(lambda a: drrho_core.worst_case(a, ambiguity_set, xp=xp), fullgraph=True, backend=compiler)
     began = now()
@@ -71,6 +73,7 @@ def first_call(library: str, compiler: str, kind: str) -> tuple[float, float]:
 
 def in_fresh_processes(library: str, compiler: str, kind: str, repeats: int) -> str:
     """Return the medians over processes, each with empty caches, as a cell."""
+    # An empty folder for torch's cache and none for JAX's, so that every process compiles.
     seconds = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +92,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=3, metavar=("LIBRARY", "COMPILER", "SET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    # A fresh process calls this program with a single set.
     if options.one:
         print(*first_call(*options.one))
         return
@@ -96,7 +100,7 @@ def main() -> None:
     names = {"jax": "jax.jit", "torch": f"torch.compile, {options.compiler}"}
     print("| seconds | " + " | ".join(names[library] for library in libraries) + " |\n|---|" + "---|" * len(libraries))
     for kind in SETS:
-        cells = [in_fresh_processes(one, options.compiler, kind, options.repeats) for one in libraries]
+        cells = [in_fresh_processes(library, options.compiler, kind, options.repeats) for library in libraries]
         print(f"| `{kind}` | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What gather and scatter cost beside the step they belong to: device, host and file, interleaved in one process.
+"""Time of gather and scatter relative to the step that uses them: device, host and file, interleaved in one process.
 
 python benchmarks/estimator.py [--samples 10000000] [--batch 4096] [--features 512] [--rounds 5] [--json FILE]
 """
@@ -51,29 +51,34 @@ def main() -> None:
             "InnerEstimator, jax": (InnerEstimator(n, like=jnp.asarray(features)), n, jnp.asarray),
             "DonatingEstimator, jax": (DonatingEstimator(n, like=jnp.asarray(features)), n, jnp.asarray),
             "MemoryMappedEstimator": (file, options.file_samples, np.asarray),
-            "the same, pages met before": (file, options.file_samples, np.asarray),
+            "the same, pages in memory": (file, options.file_samples, np.asarray),
         }
         times: dict[str, list[float]] = {name: [] for name in (*kinds, "step, torch")}
         a, c, r, s = torch.from_numpy(features)
         seen = np.arange(b)
+        # The first round allocates memory and compiles; the medians below leave it out.
         for _ in range(options.rounds + 1):
             for name, (estimator, size, convert) in kinds.items():
+                # Row ids without repeats, in random order.
                 index = np.unique(rng.integers(0, size, b + b // 8))
                 index = rng.permutation(index)[:b]
-                if name == "the same, pages met before":
+                # The rows of the turn before: the system still has their pages of the file in memory.
+                if name == "the same, pages in memory":
                     index = seen
                 seen, rows = index, convert(rng.standard_normal(b).astype("float32"))
                 index = convert(index)
                 start = time.perf_counter()
                 estimator.gather(index)
                 after = estimator.scatter(index, rows, rows)
-                np.asarray(after.gather(index[:1])[0])  # jax returns before it is done
+                # JAX returns before it has computed, so a row is read back.
+                np.asarray(after.gather(index[:1])[0])
                 times[name].append(time.perf_counter() - start)
                 kinds[name] = (after, size, convert)
             old = torch.zeros(b)
             start = time.perf_counter()
             contrastive_step(a, c, old, old, temperature=0.05, gamma=0.5, reference_features=(r, s))
             times["step, torch"].append(time.perf_counter() - start)
+        # The file is sparse: pages that were never written take no room on the disk.
         used = os.stat(file.path).st_blocks * 512
         file.close()
     median = {name: statistics.median(values[1:]) for name, values in times.items()}

@@ -1,9 +1,10 @@
-"""What a reference model costs: time of a drrho training step over a clip step, interleaved in one process.
+"""Cost of a reference model: time of a drrho training step over a clip step, interleaved in one process.
 
     python benchmarks/step_ratio.py [--backend torch] [--steps 60]
 
-Both train the demo's towers on the scenes; reference features are at hand, as in a run. Prints the median of each and
-of the ratio of neighbours, so a machine whose speed drifts does not matter.
+Both methods train the demo's towers on the scenes. Reference features are computed before, as in a run. The program
+prints the median times and the median ratio of neighbouring steps. A drifting speed of the machine does not change this
+ratio.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
         configs = demo_configs(data, options.backend, seed=0, quick=False, runs=Path(folder))
         small = {"train_size": 2048, "epochs": 1}
         train(replace(configs["reference"], **small), Path(folder) / "reference", backend=backend, quiet=True)
+        # The drrho trainer needs a finished reference run; a short one has the same cost per step.
         trainers = {}
         for method in ("clip", "drrho"):
             config = replace(configs[method], train_size=2048)
@@ -43,10 +45,12 @@ def main() -> None:
         batch = next(trainers["clip"].source.epoch(config.batch_size, seed=0, epoch=0))
         times: dict[str, list[float]] = {"clip": [], "drrho": []}
         for step in range(options.steps + 5):
+            # The order alternates, so that neither method always runs second.
             for method in ("clip", "drrho") if step % 2 else ("drrho", "clip"):
                 began = time.perf_counter()
                 trainers[method].take_step(batch, epoch=0)
-                if step >= 5:  # the first ones compile, allocate and warm the caches
+                # The first 5 steps compile, allocate memory and fill the caches.
+                if step >= 5:
                     times[method].append(time.perf_counter() - began)
     ratios = [d / c for c, d in zip(times["clip"], times["drrho"], strict=True)]
     figures = {name: round(1e3 * statistics.median(values), 2) for name, values in times.items()}

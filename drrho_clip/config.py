@@ -15,6 +15,8 @@ from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
 from drrho_clip.options import TEXT, at_least, choice, number, setting, setting_of
 from drrho_core.backend import Backend, default_backend
+from drrho_core.state import HOMES
+from drrho_core.state.temperatures import SCHEMES
 
 BUILT_IN_DATA = ("scenes", "scenes:reference", "digits", "digits:reference")
 """Data sets by name; ``:reference`` is the part for training a reference model, disjoint from the learner's part."""
@@ -91,7 +93,7 @@ class TrainConfig:
     )
     temperature_scheme: str = setting(
         "fixed",
-        rule=choice("fixed", "global", "per_sample"),
+        rule=choice(*SCHEMES),
         later=True,
         help="fixed; global: one learned temperature; per_sample: one learned temperature per sample and direction "
         "(not for clip).",
@@ -117,6 +119,13 @@ class TrainConfig:
         rule=number("> 0 and at most 1", lambda value: 0 < value <= 1),
         help="Last value of gamma, the weight of a new inner estimate, which falls from 1 along a cosine; 1 means no "
         "memory.",
+    )
+    estimator: str = setting(
+        "device",
+        rule=choice(*HOMES),
+        later=True,
+        help="Home of the inner estimates: device, the memory of the library's device; host, the memory of the "
+        "computer; file, a file in the folder of the run. The results do not depend on it.",
     )
     reference_weight: float = setting(
         1.0, rule=_NOT_NEGATIVE, help="Weight lambda of the reference model in drrho: 0 ignores the model, 1 is DRRho."

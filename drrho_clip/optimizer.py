@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of
@@ -101,6 +102,7 @@ class AdamW:
         step = xp.asarray(state["step"] + 1)
         new_parameters = {}
         new_state = {"step": step}
+        corrections: dict[Any, tuple[Array, Array]] = {}  # by dtype: one pair serves nearly always
         for name, p in parameters.items():
             # 1. Both moments: moving averages of the gradient and of its square.
             g = gradients[name]
@@ -108,9 +110,10 @@ class AdamW:
             v = self.beta2 * state[f"second_moment/{name}"] + (1 - self.beta2) * g * g
             new_state[f"first_moment/{name}"], new_state[f"second_moment/{name}"] = xp.asarray(m), xp.asarray(v)
             # Averages that start from zeros are too small; dividing by 1 - beta^k corrects that.
-            k = xp.astype(step, p.dtype)
-            m_hat = m / _one_minus_power(self.beta1, k, xp)
-            v_hat = v / _one_minus_power(self.beta2, k, xp)
+            if p.dtype not in corrections:
+                k = xp.astype(step, p.dtype)
+                corrections[p.dtype] = _one_minus_power(self.beta1, k, xp), _one_minus_power(self.beta2, k, xp)
+            m_hat, v_hat = m / corrections[p.dtype][0], v / corrections[p.dtype][1]
             # 2. Decoupled weight decay.
             if p.ndim >= 2:
                 p = p * (1 - learning_rate * self.weight_decay)

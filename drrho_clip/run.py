@@ -3,6 +3,7 @@
 config.json                       settings, encoders, tokenizer, fingerprint of the data
 checkpoint.safetensors            parameters, optimiser, estimator and progress, replaced atomically
 reference_features.safetensors    features of the reference model for every training pair (drrho only)
+estimator.bin                     working memory of the estimator, if its home is a file; the checkpoint replaces it
 metrics.jsonl                     one JSON object per line
 results.json                      written at the end
 """
@@ -25,7 +26,14 @@ from drrho_clip.models import ModelSpec, parameter_shapes
 
 FORMAT = "drrho-run"
 VERSION = 1
-FILES = ("config.json", "checkpoint.safetensors", "reference_features.safetensors", "metrics.jsonl", "results.json")
+FILES = (
+    "config.json",
+    "checkpoint.safetensors",
+    "reference_features.safetensors",
+    "estimator.bin",
+    "metrics.jsonl",
+    "results.json",
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,11 @@ class Run:
     def reference_features(self) -> Path:
         """File of the reference model's features for every training pair."""
         return self.folder / "reference_features.safetensors"
+
+    @property
+    def estimator_file(self) -> Path:
+        """File of the inner estimates, if their home is a file."""
+        return self.folder / "estimator.bin"
 
     @property
     def metrics(self) -> Path:

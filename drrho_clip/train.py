@@ -6,6 +6,8 @@ Read it from top to bottom: `train` opens the data and the folder, `Trainer.fit`
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import math
@@ -36,10 +38,10 @@ from drrho_clip.run import (
 )
 from drrho_clip.splits import open_splits
 from drrho_clip.step import StepBatch, StepState, build_step
-from drrho_clip.temperature import TEMPERATURES
-from drrho_core import InnerEstimator, cosine_gamma
+from drrho_core import cosine_gamma
 from drrho_core._array_api import Array
 from drrho_core.backend import Backend, get_backend
+from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
 
 
 class Outcome(NamedTuple):
@@ -118,17 +120,17 @@ def train(
     elif run.fingerprint != splits.train.fingerprint():
         raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
 
-    trainer = Trainer(run, backend, splits)
-    # Nothing has been written so far: every mistake in arguments and files has been reported by now.
-    remove_torn_files(folder)
-    if not resume:
-        run.write()
-    if resume and run.checkpoint.exists():
-        trainer.load()
-    else:
-        trainer.save()
-    trainer.keep_reference_features()
-    trainer.fit(quiet=quiet, stop_after=stop_after)
+    # Building the trainer reads all files, so every mistake in them is reported before anything is written.
+    with contextlib.closing(Trainer(run, backend, splits)) as trainer:
+        remove_torn_files(folder)
+        if not resume:
+            run.write()
+        if resume and run.checkpoint.exists():
+            trainer.load()
+        else:
+            trainer.save()
+        trainer.keep_reference_features()
+        trainer.fit(quiet=quiet, stop_after=stop_after)
 
     row = {
         "method": config.method,
@@ -165,9 +167,7 @@ class Trainer:
         The batches of the training data.
     state : StepState
         Parameters and optimiser state.
-    estimator : InnerEstimator
-        One inner estimate per training pair and direction.
-    temperature : FixedTemperature
+    temperature : Temperature
         The temperature, fixed or learned.
     """
 
@@ -186,12 +186,30 @@ class Trainer:
         parameters = {name: backend.asarray(array) for name, array in start.items()}
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = StepState(parameters, optimizer.init(parameters))
-        # State per training pair: inner estimates, and the temperature if each pair has one.
-        self.estimator = InnerEstimator(len(self.source), like=backend.asarray(np.zeros(1)))
-        self.temperature = TEMPERATURES[config.temperature_scheme](config, len(self.source), backend)
         self._step = build_step(backend, model, optimizer, config)
         self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer)
         self._reference = self._reference_features()
+        self.temperature: Temperature = make_temperature(
+            config.temperature_scheme,
+            config.temperature,
+            num_samples=len(self.source),
+            like=backend.asarray(np.zeros(1)),
+            minimum=config.temperature_min,
+            maximum=config.temperature_max,
+        )
+
+    @functools.cached_property
+    def estimator(self) -> RunEstimator:
+        """The inner estimates, made at the first use: their home may be a file in the folder of the run."""
+        home = self.run.config.estimator
+        # After a kill the file may be some steps ahead of the checkpoint; `load` replaces all estimates in it.
+        path = self.run.estimator_file if home == "file" else None
+        return make_estimator(home, len(self.source), backend=self.backend, path=path)
+
+    def close(self) -> None:
+        """Close the file of the inner estimates, if there is one; the trainer takes no step after that."""
+        if "estimator" in vars(self):
+            self.estimator.close()
 
     @property
     def encoder(self) -> Encoder:
@@ -234,7 +252,7 @@ class Trainer:
         # 2. The batch and the state of its samples, moved to the device.
         index = backend.asarray(batch.sample_index)
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
-        log_inner_image, log_inner_text = self.estimator.gather(index)
+        log_inner_image, log_inner_text = self.estimator.gather(batch.sample_index)
         inputs = StepBatch(
             images=backend.asarray(images),
             texts=backend.asarray(texts),
@@ -243,14 +261,17 @@ class Trainer:
             reference_features=self._reference_rows(batch),
             learning_rate=learning_rate,
             gamma=gamma,
-            temperature=self.temperature.of_batch(index),
+            temperature=self.temperature.for_batch(index) if self.temperature.learned else None,
         )
         # 3. Features, loss, gradient and update of the parameters.
         result = self._step(self.state, inputs)
         # 4. The new state replaces the old state.
         self.state = result.state
-        self.estimator = self.estimator.scatter(index, result.log_inner_image, result.log_inner_text)
-        self.temperature.update(index, result.temperature_gradient)
+        self.estimator.scatter(batch.sample_index, result.log_inner_image, result.log_inner_text)
+        if self.temperature.learned:
+            self.temperature = self.temperature.after_batch(
+                index, result.temperature_gradient, learning_rate=config.temperature_learning_rate
+            )
         self.done += 1
         # 5. A line of metrics. Reading the loss waits for the device, so it is not done at every step.
         note = None
@@ -259,7 +280,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise BadInput(f"the loss must stay finite, got {loss} at step {self.done}: lower the learning_rate")
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
-            self._log(epoch, figures | self.temperature.figures(result.temperature_gradient))
+            self._log(epoch, figures | temperature_figures(self.temperature, result.temperature_gradient, backend))
             note = f"loss {loss:.4f}"
         self.seconds += time.monotonic() - began
         return note
@@ -301,14 +322,15 @@ class Trainer:
             for group, members in self._groups().items()
             for name, array in members.items()
         }
+        # The estimator hands out NumPy arrays, whatever the home.
+        arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
         save_arrays(self.run.checkpoint, "checkpoint", arrays, {"step": self.done, "seconds": self.seconds})
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
-        """Return everything that the next step depends on, as arrays by group and name."""
+        """Return the arrays of the backend on which the next step depends, by group and name."""
         return {
             "parameters": self.state.parameters,
             "optimizer": self.state.optimizer,
-            "estimator": self.estimator.state_dict(),
             "temperature": self.temperature.state_dict(),
         }
 
@@ -324,7 +346,7 @@ class Trainer:
         groups = self._groups()
         expected = {
             f"{group}/{name}": tuple(array.shape)
-            for group, members in groups.items()
+            for group, members in (groups | {"estimator": self.estimator.state_dict()}).items()
             for name, array in members.items()
         }
         if {name: array.shape for name, array in arrays.items()} != expected:
@@ -338,10 +360,26 @@ class Trainer:
             self.temperature.load_state_dict(loaded["temperature"])
         except (TypeError, ValueError) as error:
             raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
-        self.estimator.load_state_dict(loaded["estimator"])
+        self.estimator.load_state_dict(part(arrays, "estimator"))
         self.state = StepState(loaded["parameters"], loaded["optimizer"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
         self.run.drop_log_after(self.done)
+
+
+def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:
+    """Return the numbers of a learned temperature for a line of metrics: its value, and the gradient that moved it."""
+    if not temperature.learned:
+        return {}
+    state = temperature.state_dict()
+    values = [np.ravel(backend.to_numpy(array)) for name, array in state.items() if name.startswith("temperature")]
+    table = np.concatenate(values)
+    figures = {"temperature": float(np.mean(table))}
+    # A line has room for mean, minimum and maximum of two tables of n samples, not for the tables.
+    if table.size > 1:
+        figures |= {"smallest_temperature": float(np.min(table)), "largest_temperature": float(np.max(table))}
+    # The sum over the anchors of the batch is the gradient that one temperature for all would get.
+    sides = gradient if isinstance(gradient, tuple) else (gradient,)
+    return figures | {"temperature_gradient": float(sum(np.sum(backend.to_numpy(side)) for side in sides))}
 
 
 def require_same(stored: TrainConfig, given: TrainConfig) -> None:

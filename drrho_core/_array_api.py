@@ -80,8 +80,11 @@ def all_visible(arrays: Iterable[Array], xp: Namespace) -> bool:
     Reading from an accelerator costs a synchronisation. Under tracing there are no values yet, and under a `vmap`
     without a compiler an array stands for many.
     """
-    if is_compiling(xp):
-        return False
+    return not is_compiling(xp) and all_on_host(arrays, xp)
+
+
+def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
+    """Tell the same as `all_visible` for a namespace that is known not to be compiling."""
     for array in arrays:
         device = getattr(array, "device", None)
         if device != "cpu":  # NumPy's devices are strings; other libraries' devices name their platform or type
@@ -127,11 +130,13 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
         If an argument is no plain array (masked, sparse, of dtype object, a matrix), the arrays come from different
         libraries or from one that follows a version of the standard older than `OLDEST`, or `xp` is not theirs.
     """
-    if xp is not None:
-        if not hasattr(xp, "__array_namespace_info__"):
-            raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
-        if is_compiling(xp):
-            return xp
+    return xp if xp is not None and is_compiling(xp) else common_namespace(arrays, xp)
+
+
+def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Namespace:
+    """Return the one namespace of all `arrays` as `namespace_of` does; `xp` must not be compiling."""
+    if xp is not None and not hasattr(xp, "__array_namespace_info__"):
+        raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
     common: Namespace | None = None
     for name, array in arrays.items():
         namespace = _NAMESPACES.get(type(array))

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from drrho_core._array_api import (
     Array,
     Namespace,
-    all_visible,
+    all_on_host,
+    common_namespace,
     device_of,
     is_array,
     is_compiling,
@@ -91,6 +92,7 @@ class Call(NamedTuple):
         axes: int | None = None,
         shape: tuple[int, ...] | None = None,
         meaning: str = "",
+        dtype_of: str | None = None,
         rule: Rule | None = None,
     ) -> Array:
         """Return an array of the call after checking it.
@@ -107,6 +109,8 @@ class Call(NamedTuple):
             The exact shape.
         meaning : str
             The axes or the shape in names, such as ``(batch_size, feature_dim)``.
+        dtype_of : str, optional
+            Another array of the call, whose dtype this array has to share.
         rule : Rule, optional
             The rule that every entry keeps.
         """
@@ -117,12 +121,18 @@ class Call(NamedTuple):
                 raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
         elif array.dtype not in (xp.float32, xp.float64):
             floating(name, array, xp) if kind == FLOATING else state_dtype(name, array, xp)
+        if dtype_of is not None and array.dtype != self.arrays[dtype_of].dtype:
+            self.same_dtype(dtype_of, name)
         if axes is not None and array.ndim != axes:
             raise ValueError(f"{name} must have {axes} axes {meaning}, got shape {tuple(array.shape)}")
         if shape is not None and tuple(array.shape) != shape:
             raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(array.shape)}")
         if rule is not None:
-            self.values(name, array, rule)
+            # If not all arrays can be read, some of them may be readable.
+            if self.visible:
+                visible_values(name, array, rule, xp)
+            else:
+                self.values(name, array, rule)
         return array
 
     def values(self, name: str, array: Array, rule: Rule) -> None:
@@ -152,6 +162,11 @@ class Call(NamedTuple):
         A number comes back as a float, which promotes nothing; an array has the dtype, and is nan outside its domain
         if its values could not be read.
         """
+        if type(value) is float and dtype in (self.xp.float32, self.xp.float64):
+            # Nearly every option is a float inside its interval, of a usual size, or the 0 that its rule allows.
+            inside = rule.low < value < rule.high and 1e-30 <= abs(value) <= 1e30
+            if inside or (value == rule.low == 0.0 and rule.includes_low):
+                return value
         if isinstance(value, (float, int)):
             return number(name, value, rule, dtype=dtype, xp=self.xp)
         checked = parameter(name, value, rule, self.xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
@@ -196,8 +211,11 @@ def arrays(
             named.update({f"{name}[{place}]": member for place, member in enumerate(value) if is_array(member)})
         elif not isinstance(value, (float, int)) and value is not None and is_array(value):
             named[name] = value
-    xp = namespace_of(named, xp)
-    compiling = is_compiling(xp)
+    # A namespace that is compiling is believed; otherwise the arrays tell, and may turn out to be compiling.
+    compiling = xp is not None and is_compiling(xp)
+    if not compiling:
+        given, xp = xp, common_namespace(named, xp)
+        compiling = given is None and is_compiling(xp)
     first, device = "", None
     for name, array in named.items():
         if not autograd and getattr(array, "requires_grad", False):
@@ -209,7 +227,7 @@ def arrays(
         if device is not None:
             raise ValueError(f"{name} must be on the device of {first} ({device}), got {here}")
         first, device = name, here
-    return Call(named, xp, device, not compiling and all_visible(named.values(), xp))
+    return Call(named, xp, device, not compiling and all_on_host(named.values(), xp))
 
 
 def describe(value: object) -> str:
@@ -242,7 +260,11 @@ def number(
     """Return a Python number after checking that it is real, finite, keeps a rule and fits a dtype if one is given."""
     if not isinstance(rule, Rule):
         return _old_checks.number(name, value, rule, words or "", dtype=dtype, xp=xp)
-    checked = value if type(value) is float else _real(name, value)
+    # Floats and small integers are nearly all there is; the rest takes more questions.
+    if type(value) is float or (type(value) is int and -(2**53) < value < 2**53):
+        checked = float(value)
+    else:
+        checked = _real(name, value)
     if (
         not (
             (rule.low < checked < rule.high)
@@ -310,7 +332,7 @@ def within(value: Any, rule: Rule | Callable[[Any], Any], xp: Namespace) -> Any:
 
 def static_number(name: str, value: Any, rule: Rule | Callable[[Any], Any], words: str | None = None) -> float:
     """Return a Python number for a parameter that stays fixed; an array without axes is read once, if it can be."""
-    if is_array(value):
+    if not isinstance(value, (float, int)) and is_array(value):
         xp = arrays({name: value}).xp
         if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
             raise TypeError(f"{name} must be a real number, got {describe(value)}")

@@ -50,6 +50,7 @@ def fetch() -> None:
         if subprocess.run(command, check=False).returncode:
             sys.exit(f"make docs needs {PACKAGE} {VERSION} from the npm registry, got an error from npm")
         package = Path(temporary) / f"{PACKAGE}-{VERSION}.tgz"
+        # npm compares the file with the registry; this comparison is with the version that was reviewed.
         found = hashlib.sha256(package.read_bytes()).hexdigest()
         if found != SHA256:
             sys.exit(f"{package.name} must have the SHA-256 {SHA256}, got {found}")
@@ -75,7 +76,7 @@ def external_files(page: str) -> list[str]:
     class Page(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             address = dict(attrs).get(_LOADING.get(tag, "")) or ""
-            # "canonical" and the like name a page and load nothing.
+            # Such links name another page and load nothing.
             names_only = tag == "link" and dict(attrs).get("rel") in ("canonical", "next", "prev", "search", "author")
             if urlsplit(address).netloc and not names_only:
                 addresses.append(address)
@@ -92,6 +93,7 @@ def check(folder: Path) -> None:
     SystemExit
         There is no page, a page loads a file from another host, or MathJax is missing.
     """
+    # MathJax must be there, or formulas would stay TeX without any error.
     pages = sorted(folder.rglob("*.html"))
     problems = [
         f"{page.relative_to(folder)} loads {address}"

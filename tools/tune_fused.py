@@ -9,7 +9,7 @@ the fastest constants at 16,384, 32,768 and 65,536 pairs. A part that fails is a
 part, a part for which no time is left is skipped, and the file is written anew after each row.
 
 Shares count the products that two passes make, 6 of b x b x width with a reference and 4 without, at the rate of the
-product of 8192^3. No constant changes by itself: put the winners into `PLANS` of `drrho_torch/fused.py` by hand.
+product of 8192^3. No constant changes by itself: put the winners into `PLANS` of `drrho_torch/fused_plans.py` by hand.
 `--dry-run` goes through all parts in miniature on a CPU; it needs ``TRITON_INTERPRET=1`` and measures nothing.
 """
 
@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "backends")]  # a borrowed machine has nothing of ours installed
+# The packages of this clone are used even if they are not installed on the GPU machine.
+sys.path[:0] = [str(ROOT), str(ROOT / "backends")]
 
 from drrho_core.extend import Batch  # noqa: E402
 
@@ -37,14 +38,18 @@ TEMPERATURE = 0.05
 
 
 class Sizes(NamedTuple):
-    """How large the parts of the program are."""
+    """Sizes of the measurements."""
 
-    square: int  # side of the product that the rate is measured with
-    checked: tuple[int, ...]  # batches that are compared with float64
-    pulls: tuple[tuple[int, int], ...]  # shapes of V
-    panels: tuple[tuple[int, int], ...]  # shapes of Z, if cuBLAS made it
-    tuned: int  # batch for one sweep alone
-    whole: tuple[int, ...]  # batches for both sweeps, the headline last
+    # Side of the square matrices whose product gives the device's rate.
+    square: int
+    # Batches that are compared with float64.
+    checked: tuple[int, ...]
+    # Shapes of V, and shapes of Z for a design in which cuBLAS computes Z.
+    pulls: tuple[tuple[int, int], ...]
+    panels: tuple[tuple[int, int], ...]
+    # Batch for one sweep alone, and batches for both sweeps, the most important last.
+    tuned: int
+    whole: tuple[int, ...]
     repeats: int
 
 
@@ -61,7 +66,7 @@ MINIATURE = Sizes(32, (48, 35), ((32, 16),), ((16, 32),), 40, (40,), 1)
 
 
 class Tuner:
-    """The rows so far, the time that is left, and what all parts share."""
+    """The rows so far, the time budget, and helpers that all parts use."""
 
     def __init__(self, fused: Any, options: argparse.Namespace) -> None:
         self.fused = fused
@@ -88,12 +93,14 @@ class Tuner:
             return None
         try:
             return work(self, *arguments, **options)
-        except Exception as error:  # whatever a compiler or a driver raises is a result
+        # An error of the compiler or the driver is a result, too: this plan does not work here.
+        except Exception as error:
             self.say(part, failed=f"{type(error).__name__}: {str(error)[:300]}")
             try:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
-            except RuntimeError as lost:  # an illegal access: nothing else can run in this process
+            # After an illegal memory access nothing else can run in this process.
+            except RuntimeError as lost:
                 self.say("dead", reason=str(lost)[:300])
                 raise SystemExit(1) from lost
             return None
@@ -108,6 +115,7 @@ class Tuner:
                 work()
                 times.append(1e3 * (time.perf_counter() - start))
                 continue
+            # Events measure on the device, without the time that Python needs to start the kernels.
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             work()
@@ -150,19 +158,19 @@ def measure_rate(tuner: Tuner) -> None:
 
 
 def measure_pulls(tuner: Tuner) -> None:
-    """Measure V E2 and V^T E1 in cuBLAS: which rectangle is the best."""
+    """Measure V E2 and V^T E1 in cuBLAS for several shapes of V."""
     for rows, columns in tuner.sizes.pulls:
         v, features = tuner.normal(rows, columns), tuner.normal(max(rows, columns), tuner.width)
         out = torch.zeros(max(rows, columns), tuner.width, device=tuner.device)
         add = tuner.fused.add_product
-        one = tuner.milliseconds(partial(add, out[:rows], v, features[:columns]), 20)
-        two = tuner.milliseconds(partial(add, out[:columns], v.T, features[:rows]), 20)
+        upright = tuner.milliseconds(partial(add, out[:rows], v, features[:columns]), 20)
+        transposed = tuner.milliseconds(partial(add, out[:columns], v.T, features[:rows]), 20)
         flops = 2e-9 * rows * columns * tuner.width
-        tuner.say("pulls", v=(rows, columns), upright=round(flops / one), transposed=round(flops / two))
+        tuner.say("pulls", v=(rows, columns), upright=round(flops / upright), transposed=round(flops / transposed))
 
 
 def measure_panels(tuner: Tuner) -> None:
-    """Measure Z in cuBLAS as a float32 panel: the other design, should this and a pass over it be faster."""
+    """Measure Z in cuBLAS as a float32 panel: another design would compute Z so and read it in a second pass."""
     if tuner.device.type == "cpu":
         tuner.say("panels", skipped="a CPU has no product of half types into float32")
         return
@@ -170,16 +178,17 @@ def measure_panels(tuner: Tuner) -> None:
         e = tuner.normal(max(rows, columns), tuner.width)
         z = torch.empty(rows, columns, device=tuner.device)
         add = tuner.fused.add_product
-        one = tuner.milliseconds(partial(torch.mm, e[:rows], e[:columns].T, out_dtype=torch.float32), 20)
-        two = tuner.milliseconds(partial(add, z, e[:rows], e[:columns].T), 20)
+        written = tuner.milliseconds(partial(torch.mm, e[:rows], e[:columns].T, out_dtype=torch.float32), 20)
+        added = tuner.milliseconds(partial(add, z, e[:rows], e[:columns].T), 20)
         flops = 2e-9 * rows * columns * tuner.width
-        tuner.say("panels", z=(rows, columns), set=round(flops / one), added=round(flops / two))
+        tuner.say("panels", z=(rows, columns), set=round(flops / written), added=round(flops / added))
 
 
 def check(tuner: Tuner, plan: Any, b: int, *, reference: bool, dtype: torch.dtype, spread: bool) -> None:
     """Compare both sweeps with float64, and two runs with each other."""
     batch = tuner.batch(b, reference=reference, dtype=dtype, spread=spread)
     first, second = tuner.both_sweeps(plan, batch)
+    # The formula in float64: Z, then for both directions log-sum-exp, the mean of d under the weights p, and V.
     e1, e2 = batch.image_features.double(), batch.text_features.double()
     z = e1 @ e2.T
     if batch.reference_features is not None:
@@ -192,9 +201,10 @@ def check(tuner: Tuner, plan: Any, b: int, *, reference: bool, dtype: torch.dtyp
         expected.append((torch.logsumexp(d, 1), (p * d.masked_fill(~off, 0.0)).sum(1)))
         v = v.T + p / (2 * b)
     v = v.T
-    wanted = [expected[0][0], expected[1][0], expected[0][1], expected[1][1]]
-    sums = [float((got - want).abs().max()) for got, want in zip(first[:4], wanted, strict=True)]
-    pulls = [float((got - want).norm() / want.norm()) for got, want in zip(second, (v @ e2, v.T @ e1), strict=True)]
+    exact_sums = [expected[0][0], expected[1][0], expected[0][1], expected[1][1]]
+    sums = [float((x - exact).abs().max()) for x, exact in zip(first[:4], exact_sums, strict=True)]
+    exact_pulls = (v @ e2, v.T @ e1)
+    pulls = [float((x - exact).norm() / exact.norm()) for x, exact in zip(second, exact_pulls, strict=True)]
     again = tuner.both_sweeps(plan, batch)
     same = all(torch.equal(x, y) for x, y in zip((*first[:4], *second), (*again[0][:4], *again[1]), strict=True))
     good = max(sums) <= 2e-5 and max(pulls) <= 6e-3 and same
@@ -205,7 +215,7 @@ def check(tuner: Tuner, plan: Any, b: int, *, reference: bool, dtype: torch.dtyp
 
 
 def check_logits(tuner: Tuner, plans: list[Any]) -> None:
-    """See whether tiles of all shapes give the same bits of z, as both sweeps need it: peaks are entries of z."""
+    """Check that tiles of all shapes give the same bits of z, as both sweeps need it: the peaks are entries of z."""
     batch = tuner.batch(tuner.sizes.checked[0], reference=True)
     peaks = [tuner.fused.TritonSweeps(plan).sum_negatives(batch).saved[::2] for plan in plans]
     same = [all(torch.equal(x, y) for x, y in zip(peaks[0], other, strict=True)) for other in peaks[1:]]
@@ -225,6 +235,7 @@ def measure_whole(tuner: Tuner, plan: Any, b: int, *, reference: bool) -> None:
         values["megabytes"] = round((torch.cuda.max_memory_allocated() - before) / 1e6)
     ms = tuner.milliseconds(lambda: tuner.both_sweeps(plan, batch))
     products = 6 if reference else 4
+    # A multiplication and an addition per entry of each product, with milliseconds as seconds / 1000.
     rate = 2e3 * products * b * b * tuner.width / ms
     share = round(rate / tuner.rate, 3) if tuner.rate else None
     tuner.say("whole", b=b, reference=reference, ms=round(ms, 2), share=share, products=products, **values)
@@ -240,6 +251,7 @@ def measure_sweep(tuner: Tuner, plan: Any, which: str) -> float:
     else:
         first = sweeps.sum_negatives(batch)
         weight = torch.full_like(first.log_sum_image, 0.5 / b)
+        # Without the products V E2 and V^T E1 the time is that of the kernel alone.
         pull, tuner.fused.add_product = tuner.fused.add_product, lambda *_: None
         try:
             ms = tuner.milliseconds(lambda: sweeps.pull_back(batch, first, weight, weight))
@@ -252,10 +264,11 @@ def measure_sweep(tuner: Tuner, plan: Any, which: str) -> float:
 
 
 def run(tuner: Tuner) -> None:
-    """Go through all parts."""
+    """Run all parts in the order of the module's docstring."""
     fused, sizes = tuner.fused, tuner.sizes
     plan = fused.plan_for(torch.bfloat16, tuner.device)
     blocks = fused.Blocks
+    # Rows, columns and depth of a tile, warps, and stages of the pipeline.
     tiles = [
         blocks(256, 128, 64, 8, 3),
         blocks(128, 128, 64, 8, 3),
@@ -280,6 +293,7 @@ def run(tuner: Tuner) -> None:
     for reference in (True, False):
         tuner.guarded("whole", measure_whole, plan, sizes.whole[-1], reference=reference)
 
+    # Each sweep is tuned alone, because the best tiles of one sweep do not depend on the other.
     best = plan
     for which, shared in (("sums", False), ("weights", True), ("weights", False)):
         times = {}
@@ -287,7 +301,8 @@ def run(tuner: Tuner) -> None:
             ms = tuner.guarded("sweep", measure_sweep, plan._replace(**{which: tile, "shared": shared}), which)
             if ms is not None:
                 times[tile] = ms
-        if times and (which, shared) != ("weights", False):  # batches that need this variant are the rarer ones
+        # The third variant is measured only: few batches need it.
+        if times and (which, shared) != ("weights", False):
             best = best._replace(**{which: min(times, key=times.__getitem__)})
     tuner.say("best", plan=str(best))
     for tried in (best, best._replace(descriptors=not best.descriptors)):
@@ -295,6 +310,7 @@ def run(tuner: Tuner) -> None:
     for b in sizes.whole:
         for reference in (True, False):
             tuner.guarded("whole", measure_whole, best, b, reference=reference)
+    # One change at a time, to see what each constant of the best plan is worth.
     for change in ({"shared": False}, {"descriptors": not best.descriptors}, {"columns": 8192}, {"rows": 8192}):
         tuner.say("change", **change)
         tuner.guarded("whole", measure_whole, best._replace(**change), sizes.whole[-1], reference=True)
@@ -303,9 +319,9 @@ def run(tuner: Tuner) -> None:
 def main() -> None:
     """Read the arguments, and run the program if there is a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("tune.json"), help="where the rows are written")
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds for everything")
-    parser.add_argument("--width", type=int, default=768, help="of the features and of the reference's")
+    parser.add_argument("--out", type=Path, default=Path("tune.json"), help="file for the rows")
+    parser.add_argument("--budget", type=float, default=480.0, help="time limit in seconds")
+    parser.add_argument("--width", type=int, default=768, help="width of the features and of the reference features")
     parser.add_argument("--dry-run", action="store_true", help="all parts in miniature on a CPU, in the interpreter")
     options = parser.parse_args()
     try:

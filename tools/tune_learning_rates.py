@@ -27,10 +27,11 @@ RECORD = Path(__file__).resolve().parents[1] / "drrho_clip" / "learning_rates.js
 
 
 def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Return validation R@1 by run and learning rate; runs that are in `out` already are not trained again."""
+    """Return validation R@1 by run and learning rate; finished runs in `out` are not trained again."""
     backend = get_backend(backend_name)
     table: dict[str, dict[str, float]] = {}
     best_reference = out
+    # The reference role is first, so that the drrho runs find the best reference model.
     for role in ROLES:
         table[role] = {}
         for rate in LEARNING_RATES:
@@ -41,6 +42,7 @@ def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str,
             folder = out / f"{data}-{role}-{rate:g}"
             resume = (folder / "config.json").exists()
             outcome = train(config, folder, resume=resume, backend=backend, splits=open_splits(config))
+            # The last validation of the run decides.
             curve = [record for record in read_metrics(outcome.run.metrics) if "validation_retrieval_r1" in record]
             table[role][f"{rate:g}"] = round(curve[-1]["validation_retrieval_r1"], 4)
             print(f"{data} {role} learning rate {rate:g}: validation R@1 {table[role][f'{rate:g}']:.4f}", flush=True)
@@ -51,7 +53,7 @@ def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str,
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command of the module's docstring."""
+    """Run the command in the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("scenes", "digits"), required=True)
     parser.add_argument("--backend", default="torch")

@@ -1,4 +1,4 @@
-"""The cupy backend."""
+"""CuPy: the backend of the harness, and fused kernels for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CupyBackend"]
 
 
 def __getattr__(name: str) -> Any:
-    """Look CuPy up when its backend is asked for, so that whoever asks learns at once that it is missing."""
+    """Import CuPy when the backend is requested, so that an import error names CuPy and not this package."""
     if name != "CupyBackend":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import cupy  # noqa: F401
@@ -25,7 +25,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _kernels() -> Sweeps | str:
-    """Return the fused kernels, which are written for NVIDIA's compiler and cuBLAS."""
+    """Return the fused kernels, or the reason why there are none here."""
+    # CuPy also runs on AMD GPUs; the kernels are written for NVIDIA's compiler and cuBLAS.
     import cupy
     from cupy_backends.cuda.libs import cublas
 

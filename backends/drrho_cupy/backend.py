@@ -1,6 +1,7 @@
-"""CuPy behind the contract of `drrho_core.backend`: NumPy's encoders and optimiser on an NVIDIA or AMD GPU.
+"""The backend of the harness for CuPy: NumPy's encoders and optimiser on an NVIDIA or AMD GPU.
 
-CuPy is imported when a backend is built, so that this file can be read and its types checked without it.
+`drrho_core.backend.Backend` is the contract. CuPy is imported when a backend is built, so that importing this file and
+checking its types need no CuPy.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy as np
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core import InnerEstimator
-from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Function, Home
+from drrho_core.checks import Array, Namespace
 
 
 class CupyBackend:
@@ -22,17 +23,23 @@ class CupyBackend:
     Parameters
     ----------
     device : str, optional
-        ``"cuda:0"``, ``"cuda:1"`` ...; CuPy's current device when left out. It becomes the thread's current device,
-        because CuPy makes its arrays there.
+        ``"cuda:0"``, ``"cuda:1"`` and so on. Default: CuPy's current device. The device becomes the current one of this
+        thread, because CuPy makes new arrays on the current device.
     dtype : {"float32", "float64"}
-        What floating arrays become.
+        The dtype that floating arrays are converted to.
 
     Raises
     ------
     ValueError
-        If there is no such GPU, or the dtype is another one.
+        If there is no such GPU, or `dtype` is neither of the two.
     ImportError
         If CuPy is not installed.
+
+    Examples
+    --------
+    >>> from drrho_core.backend import get_backend
+    >>> get_backend("cupy", device="cuda:0").asarray([0.5, 1.5]).dtype                          # doctest: +SKIP
+    dtype('float32')
     """
 
     name = "cupy"
@@ -47,10 +54,11 @@ class CupyBackend:
         import array_api_compat.cupy
         import cupy
 
+        # Without a driver or a GPU the first question to CUDA fails.
         try:
             devices = [f"cuda:{number}" for number in range(cupy.cuda.runtime.getDeviceCount())]
             self.device = f"cuda:{cupy.cuda.Device().id}" if device is None else device
-        except cupy.cuda.runtime.CUDARuntimeError as error:  # no driver or no GPU
+        except cupy.cuda.runtime.CUDARuntimeError as error:
             raise ValueError(f"device must be a GPU that CuPy has here, got {device!r}: {error}") from error
         if self.device not in devices:
             raise ValueError(f"device must be {' or '.join(map(repr, devices))} for the cupy backend, got {device!r}")
@@ -60,7 +68,7 @@ class CupyBackend:
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Array:
-        """Copy a host array here: floating ones to the backend's dtype, the others as they are."""
+        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
         array = np.asarray(array)
         dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype
         return self.xp.asarray(array, dtype=dtype, copy=True)
@@ -70,7 +78,8 @@ class CupyBackend:
         return np.asarray(self._asnumpy(array))
 
     def model(self, spec: ModelSpec, /) -> MLPModel:
-        """Build the MLP towers, the only ones whose gradient is written by hand."""
+        """Build the MLP towers of a `ModelSpec`; ValueError for another architecture."""
+        # CuPy has no autograd, and only the MLP towers have a gradient that is written by hand.
         if spec.architecture not in self.architectures:
             raise ValueError(f"architecture must be 'mlp' for the cupy backend, got {spec.architecture!r}")
         return MLPModel(spec, self.xp)
@@ -86,5 +95,5 @@ class CupyBackend:
         return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
 
     def compile(self, function: Function, /) -> Function:
-        """Return the function: CuPy compiles single kernels, not whole steps."""
+        """Return the function unchanged: CuPy compiles single kernels, not whole steps."""
         return function

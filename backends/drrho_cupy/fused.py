@@ -1,19 +1,19 @@
-"""The two sweeps of the contrastive objective for CuPy: cuBLAS on rectangles, CUDA for what follows (docs/fused.md).
+"""Both sweeps over all pairs of a batch for CuPy: products by cuBLAS, exponentials and sums in CUDA (docs/fused.md).
 
 Shapes, stated once: b pairs, features (b, d), reference features (b, r), float16 or float32. All sums are float32.
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-A rectangle of z is made by cuBLAS, from half types on the tensor cores, and lies in a float32 buffer. In the first
-sweep a block of threads reads one tile of it and writes, for each row and each column of the tile, the peak of z, the
-total of ``exp((z - peak) / t)`` and the moment, the total of ``exp((z - peak) / t) (z - peak)``; a second kernel merges
-them per anchor. In the second sweep the rectangle becomes V = w + w', which cuBLAS multiplies with the features. A
-matrix of b x b never exists.
+cuBLAS computes a rectangle of z, from half types on the tensor cores, into a float32 buffer. In pass 1 a block of
+threads reads one tile of the buffer and writes, for each row and each column of the tile, the peak of z, the total of
+``exp((z - peak) / t)`` and the moment, the total of ``exp((z - peak) / t) (z - peak)``; a second kernel merges them per
+anchor. In pass 2 the rectangle becomes V = w + w', which cuBLAS multiplies with the features. A matrix of b x b never
+exists.
 
-Both sweeps compute the same z and the same exponentials, so the weights of an anchor add up to what they should,
-however large 1/t is. No thread adds to the results of another thread, so the same inputs give the same bits.
+Both passes compute the same z and the same exponentials, so the weights of an anchor have the right sum for every 1/t.
+No thread adds to the results of another thread, so the same inputs give the same bits.
 
-CuPy is an argument here and never imported, so that this file can be read, checked and tested without it.
+CuPy is an argument here and never imported, so that this file can be checked and tested without CuPy.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from typing import Any
 
 import numpy as np
 
-from drrho_core._array_api import Array
+from drrho_core.checks import Array
 from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 HEIGHT, WIDTH = 4096, 8192
 """Sides of a rectangle: large enough for cuBLAS, 134 MB in float32 and 67 MB as V in float16. Not tuned."""
 
 SMALLEST = 2048
-"""In the mode ``"auto"`` a smaller batch is left to the plain core: the launches of all kernels take milliseconds."""
+"""In the mode ``"auto"`` the plain core computes a smaller batch: the launches of all kernels take milliseconds."""
 
 LOG2_E = math.log2(math.e)
 
 NEVER = -3e38
-"""Stands for z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+"""Replaces z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
 
 SIDE, THREADS, MERGED = 64, 256, 32
-"""Rows and columns of a block's tile; threads of a block; anchors of a block that merges. Also in the source below."""
+"""Rows and columns of a block's tile; threads of a block; anchors of a merging block. `SOURCE` repeats the numbers."""
 
 SOURCE = r"""
 #define SIDE 64
@@ -48,7 +48,7 @@ SOURCE = r"""
 #define WALKERS 8  // threads that share an anchor of a merge: THREADS / MERGED
 #define NEVER -3e38f
 
-// Whether image i and text j are a negative pair.
+// Tell whether image i and text j are a negative pair.
 __device__ inline bool counts(int i, int j, const bool* mask, int has_mask, int b) {
     return i != j && (!has_mask || mask[(long long)i * b + j]);
 }
@@ -57,9 +57,10 @@ struct Sums {
     float peak, total, moment;
 };
 
-// Put two sums together. Relative to the new peak, e^(z - new) = e^(z - old) f, and
-// sum e (z - new) = f (moment + total (old - new)). A peak of NEVER has f = 0; bounded, its distance makes no infinity.
-__device__ inline Sums both(Sums a, Sums c, float scale) {
+// Merge the sums of two sets of pairs. Relative to the new peak, e^(z - new) = e^(z - old) f, and
+// sum e (z - new) = f (moment + total (old - new)). For a peak of NEVER f is 0; the distance is bounded, because
+// 0 times infinity would be nan.
+__device__ inline Sums merged(Sums a, Sums c, float scale) {
     Sums s;
     s.peak = fmaxf(a.peak, c.peak);
     float down_a = a.peak - s.peak, down_c = c.peak - s.peak;
@@ -69,11 +70,13 @@ __device__ inline Sums both(Sums a, Sums c, float scale) {
     return s;
 }
 
-// Peaks, totals and moments of the rows and columns of tiles: (3, column tiles, rows) and (3, row tiles, columns).
+// Compute peak, total and moment of each row and each column of a tile: m = max z, sum e with e = exp((z - m) / t), and
+// sum e (z - m). Results: (3, column tiles, rows) and (3, row tiles, columns).
 extern "C" __global__ void sums(
     const float* z, int stride, int rows, int columns, int first_row, int first_column, const bool* mask, int has_mask,
     int b, const float* scale_image, const float* scale_text, float* image_parts, float* text_parts)
 {
+    // The extra column keeps a column of the tile from lying in one bank of shared memory.
     __shared__ float tile[SIDE][SIDE + 1];
     __shared__ float shared[3][SIDE][PARTS];
     int row_tiles = (rows + SIDE - 1) / SIDE, column_tiles = (columns + SIDE - 1) / SIDE;
@@ -91,7 +94,8 @@ extern "C" __global__ void sums(
         bool inside = place < (along_rows ? rows : columns);
         float scale = 0.0f, peak = NEVER, total = 0.0f, moment = 0.0f;
         if (inside) scale = along_rows ? scale_image[first_row + place] : scale_text[first_column + place];
-        // The parts of an anchor interleave by eights: then no two threads of a warp read one bank of shared memory.
+        // PARTS threads share an anchor. Their entries interleave by eights, so that no two threads of a warp read the
+        // same bank of shared memory.
         for (int m = 0; m < SIDE / PARTS; ++m) {
             int k = m / 8 * 8 * PARTS + part * 8 + m % 8;
             peak = fmaxf(peak, along_rows ? tile[anchor][k] : tile[k][anchor]);
@@ -99,7 +103,7 @@ extern "C" __global__ void sums(
         shared[0][anchor][part] = peak;
         __syncthreads();
         for (int q = 0; q < PARTS; ++q) peak = fmaxf(peak, shared[0][anchor][q]);
-        // The peak is subtracted before the scale: a difference of close numbers is exact, a product with 1/t is not.
+        // The peak is subtracted before the scale: the difference of close numbers is exact, a product with 1/t is not.
         for (int m = 0; m < SIDE / PARTS; ++m) {
             int k = m / 8 * 8 * PARTS + part * 8 + m % 8;
             float x = (along_rows ? tile[anchor][k] : tile[k][anchor]) - peak;
@@ -126,7 +130,8 @@ extern "C" __global__ void sums(
     }
 }
 
-// Merge the parts of tiles, (3, number, count), into the state of anchors, (3, b), from anchor `first` on.
+// Merge the sums of tiles, (3, number, count), into those of anchors, (3, b), from anchor `first` on. The order of the
+// additions is fixed, so the same inputs give the same bits.
 extern "C" __global__ void merge(
     const float* parts, int number, int count, int first, int b, const float* scales, float* state)
 {
@@ -138,21 +143,21 @@ extern "C" __global__ void merge(
     for (int k = walker; inside && k < number; k += WALKERS) {
         const float* here = parts + k * count + place;
         Sums next = {here[0], here[number * count], here[2 * number * count]};
-        s = both(s, next, scale);
+        s = merged(s, next, scale);
     }
     shared[walker][threadIdx.x % MERGED] = s;
     __syncthreads();
     if (walker == 0 && inside) {
         float* here = state + first + place;
         Sums old = {here[0], here[b], here[2 * b]};
-        for (int w = 0; w < WALKERS; ++w) old = both(old, shared[w][threadIdx.x], scale);
+        for (int w = 0; w < WALKERS; ++w) old = merged(old, shared[w][threadIdx.x], scale);
         here[0] = old.peak;
         here[b] = old.total;
         here[2 * b] = old.moment;
     }
 }
 
-// The bits of float16 of a number from 0 to 65504, rounded to the nearest, in even bits where there are two.
+// Return the bits of a number from 0 to 65504 as a float16, rounded to the nearest, and to an even last bit at a tie.
 __device__ inline unsigned short half_bits(float x) {
     if (x < 6.103515625e-05f) return (unsigned short)rintf(x * 16777216.0f);  // below 2^-14 numbers are 2^-24 apart
     union { float value; unsigned int bits; } u;
@@ -160,7 +165,7 @@ __device__ inline unsigned short half_bits(float x) {
     return (unsigned short)(((u.bits + 0xfff + ((u.bits >> 13) & 1)) >> 13) - (112 << 10));
 }
 
-// V = w + w': the exponentials of the first sweep, divided by their own totals.
+// Compute V = w + w': the exponentials of pass 1, divided by their own totals. V takes the place of z if is_half is 0.
 extern "C" __global__ void weigh(
     const float* z, int stride, int rows, int columns, int first_row, int first_column, const bool* mask, int has_mask,
     int b, const float* peak_image, const float* scale_image, const float* factor_image,
@@ -180,12 +185,12 @@ extern "C" __global__ void weigh(
 }
 """
 
-# What cuBLAS calls them.
-_TYPES = {"float32": 0, "float16": 2}
-_COMPUTE_FLOAT32 = 68
-_NORMAL, _TRANSPOSED = 0, 1
-_POINTERS_ON_DEVICE = 1
-_ANY_ALGORITHM = -1
+# Constants of cuBLAS, which CuPy does not name; a test compares them with CuPy's own if there is a GPU.
+TYPES = {"float32": 0, "float16": 2}
+COMPUTE_FLOAT32 = 68
+NORMAL, TRANSPOSED = 0, 1
+POINTERS_ON_DEVICE = 1
+ANY_ALGORITHM = -1
 
 
 class CupySweeps:
@@ -206,9 +211,9 @@ class CupySweeps:
         self._kernels = {name: self._module.get_function(name) for name in ("sums", "merge", "weigh")}
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
-        """Say why not."""
+        """Return the reason why these kernels do not take this batch, or None."""
         features = batch.image_features
-        if features.dtype.name not in _TYPES:
+        if features.dtype.name not in TYPES:
             return f"the kernels for CuPy take float32 and float16, not {features.dtype}"
         if mode == "auto" and features.dtype.name == "float32":
             return "float32 has no faster product than CuPy's own"
@@ -217,7 +222,7 @@ class CupySweeps:
         return None
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
-        """Sweep once: the sums of a rectangle's tiles are merged into the sums of anchors so far."""
+        """Pass 1, rectangle by rectangle: merge the sums of the tiles into the sums of the anchors so far."""
         cp, b = self._cupy, batch.image_features.shape[0]
         run = _Run(self, batch)
         positive = cp.empty((b,), dtype=np.float32)
@@ -227,7 +232,8 @@ class CupySweeps:
         for rows, columns in run.rectangles:
             z = run.similarity(rows, columns)
             low, high = max(rows.start, columns.start), min(rows.stop, columns.stop)
-            if low < high:  # out of the same products as the rest: equal features have equal logits
+            # The positives z_ii come from the same products as all of z: equal features have equal logits.
+            if low < high:
                 diagonal = z[low - rows.start : high - rows.start, low - columns.start : high - columns.start]
                 positive[low:high] = cp.diagonal(diagonal)
             row_tiles, column_tiles = (_ceil(length, SIDE) for length in z.shape)
@@ -238,11 +244,14 @@ class CupySweeps:
             for anchors, part, scale, state in zip((rows, columns), parts, run.scales, states, strict=True):
                 _, number, count = part.shape
                 run.launch("merge", _ceil(count, MERGED), part, number, count, anchors.start, b, scale, state)
+        # The diagonal of the mask may be True, but a positive pair is never a negative one.
         if batch.pair_mask is None:
             counts = [cp.full((b,), b - 1, dtype=np.float32)] * 2
         else:
             own = cp.diagonal(batch.pair_mask).astype(np.float32)
             counts = [cp.sum(batch.pair_mask, axis=axis, dtype=np.float32) - own for axis in (1, 0)]
+        # From the peak m to the positive z_ii: log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij
+        # is (m - z_ii + moment / total) / t. An anchor without negatives has -inf and 0.
         log_sums, means, saved = [], [], []
         for state, t, count in zip(states, run.temperatures, counts, strict=True):
             has = count > 0
@@ -253,16 +262,18 @@ class CupySweeps:
         return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
 
     def pull_back(self, batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
-        """Sweep again: the pulls of a rectangle are added to the pulls so far."""
+        """Pass 2, rectangle by rectangle: compute V and add the products of V with the features to V E2 and V^T E1."""
         cp, (b, d) = self._cupy, batch.image_features.shape
         run = _Run(self, batch)
         peaks, totals = first.saved[::2], first.saved[1::2]
         weights = [cp.ascontiguousarray(x, dtype=np.float32) for x in (weight_image, weight_text)]
+        # w_ij = factor_i exp((z_ij - m_i) / t_i) with factor_i = weight_i / total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back, v = None, run.buffer
         is_half = batch.image_features.dtype == np.float16
-        if is_half:  # a power of two brings the largest w near the largest float16
-            # V is at most the largest factor of each side together, because an exponential is at most 1.
+        # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.
+        if is_half:
+            # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
             bound = cp.maximum(cp.max(factors[0]) + cp.max(factors[1]), np.float32(1e-25))
             power = cp.floor(cp.log2(np.float32(32768.0) / bound)).astype(np.float32)
             factors, back = [factor * cp.exp2(power) for factor in factors], cp.exp2(-power).reshape(1)
@@ -281,7 +292,7 @@ class CupySweeps:
 
 
 class _Run:
-    """One batch: its buffer, its arrays as the kernels take them, and how they are launched."""
+    """One batch: the buffer, the arrays in the form in which kernels take them, and the launches."""
 
     def __init__(self, sweeps: CupySweeps, batch: Batch) -> None:
         cp = self._cupy = sweeps._cupy
@@ -296,12 +307,13 @@ class _Run:
         self.temperatures = [
             cp.ascontiguousarray(x, dtype=np.float32) for x in (batch.temperature_image, batch.temperature_text)
         ]
-        # A temperature below 4e-39 has no reciprocal; the largest number keeps (z - peak) / t at 0 for the peak.
+        # log2(e) / t, so that exp((z - m) / t) is a power of two. A temperature below 4e-39 has no reciprocal; with the
+        # largest number instead, (z - m) / t is still 0 at the peak m.
         largest = np.finfo(np.float32).max
         self.scales = [cp.minimum(np.float32(LOG2_E) / t, largest) for t in self.temperatures]
         height, width = _span(self.b, HEIGHT), _span(self.b, WIDTH)
         self.buffer = cp.empty((height, width), dtype=np.float32)
-        # A pointer that is not followed must be one all the same.
+        # Without a mask the kernels do not read this argument, but it has to be a pointer.
         mask = self.buffer if batch.pair_mask is None else cp.ascontiguousarray(batch.pair_mask)
         self.mask = (mask, int(batch.pair_mask is not None))
         self.rectangles = [
@@ -311,8 +323,9 @@ class _Run:
         ]
 
     def similarity(self, rows: slice, columns: slice) -> Array:
-        """Make a rectangle of z in the buffer."""
+        """Compute a rectangle of z = E1 E2^T - lambda R1 R2^T in the buffer."""
         z = self.buffer[: rows.stop - rows.start, : columns.stop - columns.start]
+        # The reference comes first, times -lambda; the second product is then added to the same buffer.
         if self.reference is not None:
             self.product(
                 self.reference[0][rows], self.reference[1][columns], z, right_transposed=True, alpha=self.minus_weight
@@ -322,7 +335,7 @@ class _Run:
         return z
 
     def tile(self, z: Array, rows: slice, columns: slice) -> tuple[Any, ...]:
-        """Return the arguments by which a kernel finds a rectangle in its buffer and in the batch."""
+        """Return the arguments that tell a kernel the place of a rectangle in the buffer and in the batch."""
         return self.buffer, self.buffer.shape[1], *z.shape, rows.start, columns.start, *self.mask, self.b
 
     def product(
@@ -336,39 +349,44 @@ class _Run:
         alpha: Array | None = None,
         add: bool = False,
     ) -> None:
-        """Set or add to `out` (m, n) float32 the product of `left` (m, k) and `right` (k, n), rows being contiguous."""
+        """Write the product of `left` (m, k) and `right` (k, n) to `out` (m, n) float32, or add it to `out`.
+
+        Rows of all three are contiguous. The factors may be given transposed, and `alpha` multiplies the product.
+        """
         m, n = out.shape
         k = left.shape[0] if transposed else left.shape[1]
         alpha = self.numbers[1:] if alpha is None else alpha
         beta = self.numbers[1:] if add else self.numbers[:1]
+        # alpha and beta stay on the device, so that no product waits for the host.
         handle = self._cupy.cuda.device.get_cublas_handle()
         before = self._cublas.getPointerMode(handle)
-        self._cublas.setPointerMode(handle, _POINTERS_ON_DEVICE)
+        self._cublas.setPointerMode(handle, POINTERS_ON_DEVICE)
         try:
-            # cuBLAS counts by columns: to it, `out` is its transpose, and that is right^T left^T.
+            # cuBLAS stores matrices column by column, so it sees transposes: out^T = right^T left^T.
             self._cublas.gemmEx(
                 handle,
-                _TRANSPOSED if right_transposed else _NORMAL,
-                _TRANSPOSED if transposed else _NORMAL,
+                TRANSPOSED if right_transposed else NORMAL,
+                TRANSPOSED if transposed else NORMAL,
                 n, m, k,
-                _pointer(alpha),
-                _pointer(right), _TYPES[right.dtype.name], _leading(right),
-                _pointer(left), _TYPES[left.dtype.name], _leading(left),
-                _pointer(beta),
-                _pointer(out), _TYPES["float32"], _leading(out),
-                _COMPUTE_FLOAT32, _ANY_ALGORITHM,
+                pointer_of(alpha),
+                pointer_of(right), TYPES[right.dtype.name], _leading(right),
+                pointer_of(left), TYPES[left.dtype.name], _leading(left),
+                pointer_of(beta),
+                pointer_of(out), TYPES["float32"], _leading(out),
+                COMPUTE_FLOAT32, ANY_ALGORITHM,
             )  # fmt: skip
         finally:
             self._cublas.setPointerMode(handle, before)
 
     def launch(self, kernel: str, blocks: int, *arguments: Any) -> None:
-        """Run a kernel with so many blocks of threads."""
-        # Python's integers would be 64 bits wide.
+        """Run a kernel with this number of blocks of threads."""
+        # CuPy would pass Python's integers as 64 bits.
         numbers = tuple(np.int32(x) if isinstance(x, int) else x for x in arguments)
         self._kernels[kernel]((blocks,), (THREADS,), numbers)
 
 
 def _ceil(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
@@ -377,11 +395,11 @@ def _span(b: int, largest: int) -> int:
     return _ceil(_ceil(b, _ceil(b, largest)), 64) * 64
 
 
-def _pointer(array: Array) -> int:
-    """Return where an array lies on the device."""
+def pointer_of(array: Array) -> int:
+    """Return the address of an array on the device."""
     return int(array.data.ptr)
 
 
 def _leading(array: Array) -> int:
-    """Return how far apart rows are; a single row may claim anything, which cuBLAS would not believe."""
+    """Return the distance between rows, in numbers. The stride of a single row is arbitrary, which cuBLAS rejects."""
     return max(int(array.strides[0]) // int(array.itemsize), int(array.shape[1]), 1)

@@ -1,4 +1,4 @@
-"""JAX: the backend of the harness, and the loss as a differentiable function for a loop of one's own."""
+"""JAX: the backend of the harness, and the losses as differentiable functions for your own training loop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from drrho_core.extend import Sweeps
 from drrho_jax import loops, products, rolled_tiles
 from drrho_jax.backend import JaxBackend
 from drrho_jax.estimator import DonatingEstimator
-from drrho_jax.loss import ContrastiveState, contrastive_loss, drrho_risk, init_state
+from drrho_jax.loss import ContrastiveState, contrastive_loss, init_state
 from drrho_jax.micro_batching import micro_batches
+from drrho_jax.risk import drrho_risk
 
 __all__ = [
     "ContrastiveState",
@@ -22,7 +23,8 @@ __all__ = [
 
 
 def _pallas() -> Sweeps | str:
-    """Return the fused kernels, which not every build of JAX can have."""
+    """Return the fused kernels, or the reason why there are none here."""
+    # Not every build of JAX has Pallas for GPUs.
     try:
         from drrho_jax.fused import PallasSweeps
     except ImportError as error:

@@ -1,82 +1,94 @@
-"""Arguments as JAX users have them: NumPy arrays beside JAX's, mapped axes, meshes with explicit axes."""
+"""Arguments of the JAX functions: NumPy arrays become JAX arrays; mapped axes and meshes are checked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from drrho_core import _validate
-from drrho_core._array_api import is_array, namespace_of
+from drrho_core import checks
 from drrho_core.state.table import check_index
 
+Tree = TypeVar("Tree")
 
-def taken(name: str, value: Any, like: Any = None) -> Any:
-    """Return a NumPy array as a JAX array, as JAX does: without 64-bit types float64 becomes float32.
+
+def as_jax_array(name: str, value: Any, like: Any = None) -> Any:
+    """Return a NumPy array as a JAX array; without 64-bit types float64 becomes float32, as everywhere in JAX.
 
     Parameters
     ----------
     name : str
-        The argument, for messages.
+        Name of the argument, for messages.
     value : object
-        A JAX array, a number or None is returned as it is; so is whatever the core's own checks refuse, such as a list.
+        A JAX array, a number or None is returned unchanged. So is a value that the core's own checks refuse, such as a
+        list.
     like : array, optional
-        The NumPy array is put on the device of this JAX array.
+        The NumPy array is copied to the device of this JAX array.
 
     Raises
     ------
     TypeError
-        If the value is an array of another library, a masked array or a matrix, or holds no numbers.
+        If the value is an array of another library, a masked array or a matrix, or does not hold numbers.
     ValueError
         If a number does not fit into the type that JAX converts to, such as 2**40 into int32.
     """
-    if isinstance(value, jax.Array) or not is_array(value):
+    if isinstance(value, jax.Array) or not checks.is_array(value):
         return value
-    namespace_of({name: value})  # refuses masked, sparse and other arrays that are not plain
+    # `namespace_of` refuses masked, sparse and other arrays that are not plain; then NumPy's own types are left.
+    checks.namespace_of({name: value})
     if type(value) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name} must be an array of JAX or NumPy, got {type(value).__name__}")
     if value.dtype.hasobject or value.dtype.kind in "SUMm":
-        raise TypeError(f"{name} must hold numbers, got {_validate.describe(value)}")
+        raise TypeError(f"{name} must hold numbers, got {checks.describe(value)}")
+    # JAX would wrap an integer that does not fit into 32 bits around, without a warning.
     dtype = jax.dtypes.canonicalize_dtype(value.dtype)
     if dtype != value.dtype:
         _check_fits(name, value, dtype)
     return jnp.asarray(value, dtype=dtype, device=_one_device(like))
 
 
-def taken_option(name: str, value: Any, like: Any = None) -> Any:
-    """Return a number, an array or a pair of arrays, each NumPy array in it as `taken` returns it.
+def as_jax_option(name: str, value: Any, like: Any = None) -> Any:
+    """Return a number, an array or a pair of arrays, with `as_jax_array` applied to each NumPy array.
 
-    A NumPy array without axes, which is how `numpy.load` returns a saved number, becomes a number: its value is then
-    checked under tracing too, and it promotes nothing.
+    A NumPy array without axes becomes a number; `numpy.load` returns saved numbers in this form.
     """
     if isinstance(value, (tuple, list)):
-        return tuple(taken(f"{name}[{side}]", member, like) for side, member in enumerate(value))
+        return tuple(as_jax_array(f"{name}[{side}]", member, like) for side, member in enumerate(value))
+    # The value of a number is checked under tracing too, and a number does not change the dtype of a result.
     if isinstance(value, np.generic) or (type(value) is np.ndarray and value.ndim == 0):
         return value.item()
-    return taken(name, value, like)
+    return as_jax_array(name, value, like)
 
 
-def taken_index(sample_index: Any, num_samples: int, like: Any) -> Any:
-    """Return a NumPy index as a JAX array after checking its values, which are readable even where code is traced.
+def as_jax_index(sample_index: Any, num_samples: int, like: Any) -> Any:
+    """Return a NumPy index as a JAX array after checking the values, which can be read even if code is traced.
 
     Raises
     ------
     TypeError, ValueError
         As `drrho_core.state.table.check_index` does.
     """
+    # The check is NumPy's: a JAX array made under tracing has no values to look at.
     if type(sample_index) in (np.ndarray, np.memmap):
         check_index(sample_index, num_samples, like=np.zeros(1), xp=np)
-    return taken("sample_index", sample_index, like)
+    return as_jax_array("sample_index", sample_index, like)
+
+
+def as_constants(tree: Tree) -> Tree:
+    """Return a pytree with every array cut off from differentiation; numbers and None stay as they are."""
+    result: Tree = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
+    return result
 
 
 def _check_fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
-    """Check that no number changes beyond rounding when it becomes `dtype`."""
+    """Check that the conversion to `dtype` changes no number beyond rounding."""
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = value.astype(dtype)
+        # A floating number may be rounded but not overflow; an integer has to stay equal.
         bad = np.isinf(narrow) & np.isfinite(value) if dtype.kind in "fc" else narrow != value
     if np.any(bad):
         position = np.unravel_index(int(np.argmax(bad)), value.shape)
@@ -86,7 +98,7 @@ def _check_fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
 
 
 def _one_device(like: Any) -> Any:
-    """Return the device of a concrete array that lives on one device; None lets JAX choose."""
+    """Return the device of a concrete array on a single device; None lets JAX choose."""
     if not isinstance(like, jax.Array) or isinstance(like, jax.core.Tracer):
         return None
     devices = like.devices()
@@ -94,15 +106,16 @@ def _one_device(like: Any) -> Any:
 
 
 def check_unmapped() -> None:
-    """Check that the code is not inside `jax.shard_map` or `jax.pmap`, where a device sees its own shard only.
+    """Check that the code is not inside `jax.shard_map` or `jax.pmap`, in which each device sees only one shard.
 
-    `jax.vmap` is no such place: it maps over whole problems, and its axis is not one of the mesh.
+    `jax.vmap` is allowed: it maps over whole problems, and the mapped axis is not an axis of the mesh.
 
     Raises
     ------
     ValueError
         If an axis of the mesh is mapped; the message names it.
     """
+    # Inside shard_map and pmap, and nowhere else, the axes of the mesh are manual.
     mesh = jax.sharding.get_abstract_mesh()
     mapped = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual]
     if mapped:
@@ -115,42 +128,46 @@ def check_unmapped() -> None:
 
 
 def check_placement(arrays: Any) -> None:
-    """Check that the concrete arrays of a pytree can meet without a compiler: on single devices, or all placed alike.
+    """Check that the concrete arrays of a pytree lie on single devices, or are all sharded in the same way.
+
+    Only the compiler can combine arrays that are sharded in different ways.
 
     Raises
     ------
     ValueError
-        If an array lies on several devices and another array lies elsewhere.
+        If an array lies on several devices and another array is placed differently.
     """
     leaves = jax.tree.leaves(arrays)
-    placed = [x.sharding for x in leaves if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)]
-    different = list(dict.fromkeys(placed))
+    concrete = [x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)]
+    different = list(dict.fromkeys(x.sharding for x in concrete))
+    # JAX itself reports arrays on two single devices, in a message that names both.
     if len(different) > 1 and any(len(sharding.device_set) > 1 for sharding in different):
-        one, other = (getattr(sharding, "spec", sharding) for sharding in different[:2])
+        first, second = (getattr(sharding, "spec", sharding) for sharding in different[:2])
         raise ValueError(
             "contrastive_loss must be called under jax.jit if its arrays lie on several devices in different ways, got "
-            f"{one} and {other}"
+            f"{first} and {second}"
         )
 
 
 def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: Any) -> Any:
-    """Call `function` on arrays; where their mesh has explicit axes, let the compiler shard the inside.
+    """Call `function` on arrays; if their mesh has explicit axes, let the compiler shard the intermediate results.
 
-    Explicit axes ask for a sharding of every intermediate result, and the logits have none: their rows and columns
-    would lie on the same axis, that of the batch. Automatic axes ask for nothing.
+    With explicit axes every intermediate result needs a sharding. The logits cannot have one: their rows and columns
+    would both lie on the axis of the batch. With automatic axes the compiler chooses.
 
     Parameters
     ----------
     function : callable
         Pure function of `arrays`.
     outputs_like : pytree
-        The structure of the results: an array whose sharding the result gets, or None for a result on every device.
+        The structure of the results. In place of each result stands an array whose sharding the result gets, or None
+        for a result that lies on every device.
     arrays : pytrees of arrays
 
     Raises
     ------
     NotImplementedError
-        If the axes are explicit and this version of JAX cannot leave them.
+        If the axes are explicit and this version of JAX cannot turn them into automatic ones.
     """
     leaves, structure = jax.tree.flatten(arrays)
     shardings = [sharding for sharding in map(_explicit_sharding, leaves) if sharding is not None]
@@ -168,23 +185,24 @@ def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: An
     def sharding_like(array: Any) -> Any:
         return _explicit_sharding(array) or everywhere
 
-    # Only arrays are traced: numbers stay numbers, so that the core can check them.
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+    # Only arrays are traced: numbers stay numbers, so that the core can check their values.
+    positions = [position for position, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
 
     def inside(*traced: Any) -> Any:
         merged = list(leaves)
-        for place, leaf in zip(places, traced, strict=True):
-            merged[place] = leaf
+        for position, leaf in zip(positions, traced, strict=True):
+            merged[position] = leaf
         return function(*jax.tree.unflatten(structure, merged))
 
     outputs = jax.tree.map(sharding_like, outputs_like, is_leaf=lambda x: x is None)
-    return auto_axes(inside, out_sharding=outputs)(*(leaves[place] for place in places))
+    return auto_axes(inside, out_sharding=outputs)(*(leaves[position] for position in positions))
 
 
 def _explicit_sharding(array: Any) -> Any:
-    """Return the array's sharding if its mesh has explicit axes, else None."""
+    """Return the sharding of an array whose mesh has explicit axes; None for every other value."""
     if not isinstance(array, jax.Array):
         return None
+    # The type of an array, also of a tracer, holds the sharding only if the axes are explicit.
     sharding = getattr(jax.typeof(array), "sharding", None)
     mesh = getattr(sharding, "mesh", None)
     return sharding if mesh is not None and AxisType.Explicit in mesh.axis_types else None

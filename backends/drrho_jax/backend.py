@@ -1,4 +1,4 @@
-"""JAX behind the contract of `drrho_core.backend`."""
+"""The backend of the harness for JAX; `drrho_core.backend.Backend` is the contract."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from drrho_jax.models import ConvModel
 
 
 class JaxBackend:
-    """JAX on one device.
+    """JAX on one device; see `drrho_core.backend.Backend`.
 
     Parameters
     ----------
     device : str, optional
-        Platform and number, such as ``"gpu:1"`` or ``"cpu"``; JAX's default device when left out.
+        Platform and number, such as ``"gpu:1"`` or ``"cpu"``. Default: JAX's default device.
     dtype : {"float32", "float64"}
-        ``"float64"`` switches JAX's 64-bit types on, for the whole process, as JAX has it.
+        The dtype that floating arrays are converted to. ``"float64"`` switches JAX's 64-bit types on for the whole
+        process, because JAX has one setting per process.
 
     Raises
     ------
     ValueError
-        If the dtype is another one or there is no such device.
+        If JAX has no such device here, or `dtype` is neither of the two.
 
     Examples
     --------
@@ -56,10 +57,11 @@ class JaxBackend:
             jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
 
     def asarray(self, array: Any, /) -> jax.Array:
-        """Copy a host array to the device: floating ones to the backend's dtype, the others as they are.
+        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged.
 
-        Without JAX's 64-bit types (``dtype="float32"``) integers become 32-bit ones.
+        Without JAX's 64-bit types (``dtype="float32"``) integers become 32-bit integers.
         """
+        # A copy even on the CPU: JAX could otherwise share memory with an array that the caller changes later.
         host = np.asarray(array)
         dtype = self.dtype if np.issubdtype(host.dtype, np.floating) else None
         return jnp.array(host, dtype=dtype, copy=True, device=self._device)
@@ -69,7 +71,7 @@ class JaxBackend:
         return np.array(array)
 
     def model(self, spec: ModelSpec, /) -> Model:
-        """Build the encoders of a `drrho_clip.models.ModelSpec`."""
+        """Build the encoders of a `ModelSpec`: MLP towers, or a convolution tower and a transformer."""
         if spec.architecture == "mlp":
             return MLPModel(spec, jnp)
         return ConvModel(spec)
@@ -87,10 +89,10 @@ class JaxBackend:
         return Home(DonatingEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
 
     def compile(self, function: Function, /) -> Function:
-        """Compile a pure function of arrays with `jax.jit`, its products in full precision.
+        """Compile a pure function of arrays with `jax.jit`, with products in full precision.
 
-        Accelerators would round the factors of a float32 product to 10 or 8 bits, which a temperature of 0.01 then
-        multiplies by 100.
+        Accelerators would otherwise round the factors of a float32 product to 10 or 8 bits, an error that a temperature
+        of 0.01 multiplies by 100.
         """
 
         def in_full_precision(*arrays: Any, **named: Any) -> Any:
@@ -109,6 +111,8 @@ class OptaxAdamW(AdamW):
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Return new parameters and new state."""
         values = dict(parameters)
+        # The transformation is rebuilt in each call, because the learning rate may be a traced array. It has no memory
+        # of its own: everything that lasts is in `state`.
         transform = optax.adamw(
             learning_rate,
             b1=self.beta1,
@@ -117,20 +121,21 @@ class OptaxAdamW(AdamW):
             weight_decay=self.weight_decay,
             mask={name: value.ndim >= 2 for name, value in values.items()},
         )
-        _, *memoryless = transform.init(values)
-        change, (adam, *_) = transform.update(dict(gradients), (_nested(state, values), *memoryless), values)
+        # optax.adamw is a chain whose first link, Adam, holds the moments and the counter.
+        _, *stateless = transform.init(values)
+        change, (adam, *_) = transform.update(dict(gradients), (_nested(state, values), *stateless), values)
         new = optax.apply_updates(values, change)
         return {name: new[name] for name in values}, _flat(adam, values)
 
 
 def _nested(state: Parameters, names: Iterable[str]) -> optax.ScaleByAdamState:
-    """Build optax's state from the flat one."""
+    """Build optax's state from the flat state that every backend shares."""
     first, second = ({name: state[f"{kind}_moment/{name}"] for name in names} for kind in ("first", "second"))
     return optax.ScaleByAdamState(count=state["step"], mu=first, nu=second)
 
 
 def _flat(state: optax.ScaleByAdamState, names: Iterable[str]) -> dict[str, jax.Array]:
-    """Build the flat state from optax's."""
+    """Build the flat state from optax's state."""
     return {
         "step": state.count,
         **{f"first_moment/{name}": state.mu[name] for name in names},
@@ -139,15 +144,16 @@ def _flat(state: optax.ScaleByAdamState, names: Iterable[str]) -> dict[str, jax.
 
 
 def _find_device(name: str | None) -> jax.Device:
-    """Find ``"platform"`` or ``"platform:number"``."""
+    """Return the device with the name ``"platform"`` (number 0) or ``"platform:number"``."""
     if name is None:
         return jax.devices()[0]
     platform, _, number = name.partition(":")
     try:
-        found = jax.devices(platform)
+        devices = jax.devices(platform)
+    # JAX raises an error for a platform that is unknown or absent.
     except RuntimeError:
-        found = []
-    if not (number or "0").isdecimal() or int(number or "0") >= len(found):
+        devices = []
+    if not (number or "0").isdecimal() or int(number or "0") >= len(devices):
         known = ", ".join(f"{device.platform}:{device.id}" for device in jax.devices())
         raise ValueError(f"device must be one of JAX's ({known}), got {name!r}")
-    return found[int(number or "0")]
+    return devices[int(number or "0")]

@@ -9,7 +9,7 @@ import jax
 
 from drrho_core.state.inner import COLUMNS, OWNER, InnerEstimator
 from drrho_core.state.table import ArrayTable
-from drrho_jax.arguments import taken, taken_index
+from drrho_jax.arguments import as_jax_array, as_jax_index
 
 
 class DonatedTable(ArrayTable):
@@ -44,25 +44,25 @@ class DonatingEstimator(InnerEstimator):
     """
 
     def __init__(self, num_samples: int, *, like: Any, dtype: Any = None) -> None:
-        self.table = DonatedTable(COLUMNS, num_samples, like=taken("like", like), dtype=dtype, owner=OWNER)
+        self.table = DonatedTable(COLUMNS, num_samples, like=as_jax_array("like", like), dtype=dtype, owner=OWNER)
 
     def gather(self, index: Any, /) -> tuple[jax.Array, jax.Array]:
         """Return the rows of a batch; see `drrho_core.InnerEstimator.gather`."""
-        return super().gather(taken_index(index, self.num_samples, self.log_inner_image))
+        return super().gather(as_jax_index(index, self.num_samples, self.log_inner_image))
 
     def scatter(self, index: Any, log_inner_image: Any, log_inner_text: Any, /) -> Self:
         """Write the rows of a batch and return this estimator; see `drrho_core.InnerEstimator.scatter`."""
         state = self.log_inner_image
         return super().scatter(
-            taken_index(index, self.num_samples, state),
-            taken("log_inner_image", log_inner_image, state),
-            taken("log_inner_text", log_inner_text, state),
+            as_jax_index(index, self.num_samples, state),
+            as_jax_array("log_inner_image", log_inner_image, state),
+            as_jax_array("log_inner_text", log_inner_text, state),
         )
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Replace the state by JAX or NumPy arrays; see `drrho_core.InnerEstimator.load_state_dict`."""
         if isinstance(state, Mapping):
-            state = {name: taken(name, value, self.log_inner_image) for name, value in state.items()}
+            state = {name: as_jax_array(name, value, self.log_inner_image) for name, value in state.items()}
         super().load_state_dict(state)
 
 

@@ -1,8 +1,8 @@
 """A value with a closed-form gradient, for JAX's forward and reverse mode.
 
-The core returns values together with closed-form gradients. Here a `jax.custom_jvp` ties the two: differentiation never
-enters the core. Its rule is one inner product, tangent times gradient, which is linear in the tangent; reverse mode is
-the transpose of that product, the gradient times the incoming cotangent.
+The core returns a value L together with the gradient g of that value. A `jax.custom_jvp` combines the two, so that
+differentiation never enters the core. Forward mode is one inner product, ``dL = sum g * dx``, linear in the tangent dx.
+JAX transposes it for reverse mode: ``dL/dx = g * incoming cotangent``. A `jax.custom_vjp` would give reverse mode only.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Array = jax.Array
 
 @jax.custom_jvp
 def with_gradient(value: Array, inputs: list[Array], gradients: list[Array]) -> Array:
-    """Return `value`, of which differentiation says that its gradients with respect to `inputs` are `gradients`.
+    """Return `value` in such a way that JAX uses `gradients` as the gradients with respect to `inputs`.
 
     Parameters
     ----------
     value : array
-        A scalar, or the axes of the inputs with length 1 where the value belongs to a whole axis of them.
+        A scalar, or an array with as many axes as the inputs, with length 1 on each axis that was summed over.
     inputs : list of arrays
         The differentiable inputs, in the dtype of their gradients.
     gradients : list of arrays
@@ -35,10 +35,11 @@ def with_gradient(value: Array, inputs: list[Array], gradients: list[Array]) -> 
 @with_gradient.defjvp
 def _tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     value, inputs, gradients = primals
+    # The value and the gradients were computed from constants, so their own tangents are 0 and not used.
     _, input_tangents, _ = tangents
     total = jnp.zeros_like(value)
     for gradient, tangent in zip(_differentiable_once(gradients, inputs), input_tangents, strict=True):
-        # A scalar collects the products of all entries, a value per slice those along its axis of length 1.
+        # A scalar sums the products of all entries; a value per slice sums those of the slice.
         axes = tuple(range(tangent.ndim) if value.ndim == 0 else [i for i, n in enumerate(value.shape) if n == 1])
         total = total + jnp.sum(gradient * tangent, axis=axes, keepdims=value.ndim > 0).astype(value.dtype)
     return value, total
@@ -46,7 +47,10 @@ def _tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array
 
 @jax.custom_jvp
 def _differentiable_once(gradients: list[Array], inputs: list[Array]) -> list[Array]:
-    """Return `gradients`: they are constants here, though not in truth, so their derivative must not be taken for 0."""
+    """Return `gradients` in such a way that a derivative of them is an error.
+
+    JAX sees the gradients as constants, although they depend on the inputs. It would take a second derivative for 0.
+    """
     del inputs
     return gradients
 

@@ -1,6 +1,6 @@
 """Encoders in micro-batches, one loss over the whole batch: GradCache (arXiv 2101.06983) with `jax.vjp`.
 
-Shapes: b samples in the batch, `size` of them in a micro-batch, features (b, d).
+Shapes: b samples in the batch, `size` samples in a micro-batch, features (b, d).
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from drrho_core import _validate
-from drrho_core._array_api import is_array
-from drrho_jax.arguments import taken
+from drrho_core import checks
+from drrho_jax.arguments import as_jax_array
 
 Tree: TypeAlias = Any
 """A pytree of arrays."""
@@ -42,14 +41,14 @@ def micro_batches(
         ``encode(parameters, micro_batch)`` returns image and text features, (rows, d) each. It is a pure function, and
         no row of its results depends on another row (no batch normalisation).
     parameters : pytree of floating arrays
-        Everything that a gradient is wanted for.
+        The parameters of the encoders and, if they are learned, those of the loss.
     inputs : pytree of arrays
         The batch; every array has b rows. A micro-batch is the same pytree with `size` rows.
     loss : callable
         ``loss(image_features, text_features)`` returns loss and state as `contrastive_loss` does. If it has a third
-        positional parameter without a default, it is called as ``loss(image_features, text_features, parameters)``, and
-        the gradient includes what the loss takes from the parameters, such as a learned temperature. Values that
-        the loss takes from elsewhere are constants.
+        positional parameter without a default, it is called as ``loss(image_features, text_features, parameters)``. The
+        gradient then includes the parameters that the loss itself uses, such as a learned temperature. Every other
+        value that the loss uses is a constant.
     size : int
         Samples per micro-batch, at least 1; the last micro-batch may be smaller.
 
@@ -71,14 +70,14 @@ def micro_batches(
 
     Notes
     -----
-    Randomness is data: a key in `inputs` is the same both times a sample is encoded, so dropout repeats itself. Give
+    Random keys are inputs: a key in `inputs` is the same both times a sample is encoded, so dropout is the same. Give
     each sample a key, ``inputs = (images, tokens, jax.random.split(key, b))``, and let `encode` use the keys with
     `jax.vmap`; then the result does not depend on `size`. If a layer takes one key per call, `encode` can use the key
-    of the first row, ``keys[0]``: that is one key per micro-batch. A key that `encode` takes from outside draws the
-    same noise for every micro-batch.
+    of the first row, ``keys[0]``: that is one key per micro-batch. A key from outside of `inputs` draws the same noise
+    for every micro-batch.
 
-    Works eagerly and inside `jax.jit`. The gradient is the closed form of `contrastive_loss`, so results cannot be
-    differentiated once more.
+    The function works eagerly and inside `jax.jit`. The gradient is the closed form of `contrastive_loss`, so results
+    cannot be differentiated again.
 
     Examples
     --------
@@ -96,9 +95,10 @@ def micro_batches(
     >>> round(float(value), 4), gradient["image"].shape, gradient["log_temperature"].shape
     (0.5705, (4, 4), ())
     """
-    size = _validate.integer("size", size, minimum=1)
+    size = checks.integer("size", size, minimum=1)
     _check_parameters(parameters)
     inputs, batch_size = _rows(inputs)
+    # Full micro-batches share one compiled body in a loop; the last, smaller one has shapes of its own.
     whole, rest = divmod(batch_size, size)
 
     def parts(tree: Tree) -> tuple[Tree, Tree]:
@@ -109,7 +109,8 @@ def micro_batches(
     def checked_encode(parameters: Tree, micro_batch: Tree) -> Features:
         return _checked_features(encode(parameters, micro_batch), len(jax.tree.leaves(micro_batch)[0]))
 
-    # 1. Features of all samples; no activation outlives its micro-batch.
+    # Pass 1: features of all samples. `lax.map` is a loop, so the activations of a micro-batch are freed at the end of
+    # each iteration.
     stacked_inputs, left_inputs = parts(inputs)
     pieces = []
     if whole:
@@ -119,23 +120,25 @@ def micro_batches(
         pieces.append(checked_encode(parameters, left_inputs))
     features = tuple(jnp.concatenate(sides) if len(sides) > 1 else sides[0] for sides in zip(*pieces, strict=True))
 
-    # 2. The loss of the whole batch, once, and its gradient with respect to the features.
+    # The loss of the whole batch, once, and the gradient dL/dE with respect to the features; `direct` is the part of
+    # the gradient that the loss takes from the parameters.
     arguments = (*features, parameters) if _takes_parameters(loss) else features
     value, pullback, state = jax.vjp(lambda *arguments: _checked_loss(loss(*arguments)), *arguments, has_aux=True)
     image_gradient, text_gradient, *direct = pullback(jnp.ones_like(value))
 
-    # 3. Micro-batch by micro-batch: encode again and pull the features' gradient back to the parameters.
+    # Pass 2: encode each micro-batch again and apply the chain rule, dL/dE times dE/dparameters.
     def add(total: Tree, part: tuple[Tree, Features]) -> Tree:
         micro_batch, cotangents = part
-        _, pull = jax.vjp(lambda parameters: checked_encode(parameters, micro_batch), parameters)
-        (gradient,) = pull(cotangents)
+        _, pullback = jax.vjp(lambda parameters: checked_encode(parameters, micro_batch), parameters)
+        (gradient,) = pullback(cotangents)
         return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, gradient)
 
+    # Sums over many micro-batches are kept in float32, because half types would lose the small terms.
     start = direct[0] if direct else jax.tree.map(jnp.zeros_like, parameters)
     total = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), start)
     stacked_gradients, left_gradients = parts((image_gradient, text_gradient))
     if whole:
-        total, _ = jax.lax.scan(lambda t, part: (add(t, part), None), total, (stacked_inputs, stacked_gradients))
+        total, _ = jax.lax.scan(lambda sums, part: (add(sums, part), None), total, (stacked_inputs, stacked_gradients))
     if rest:
         total = add(total, (left_inputs, left_gradients))
     gradient = jax.tree.map(lambda x, parameter: x.astype(jnp.result_type(parameter)), total, parameters)
@@ -143,36 +146,37 @@ def micro_batches(
 
 
 def _check_parameters(parameters: Tree) -> None:
+    """Check that every parameter has a floating dtype: integers have no gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            received = _validate.describe(leaf)
+            received = checks.describe(leaf)
             raise TypeError(f"parameters{jax.tree_util.keystr(path)} must have a real floating dtype, got {received}")
 
 
 def _rows(inputs: Tree) -> tuple[Tree, int]:
-    """Return the inputs as JAX arrays, and how many rows all of them have."""
+    """Return the inputs as JAX arrays, and the number of rows, after checking that all arrays have as many."""
     leaves = jax.tree_util.tree_leaves_with_path(inputs)
     if not leaves:
         raise TypeError("inputs must hold at least one array, got none")
     first, rows, arrays = "", 0, []
     for path, leaf in leaves:
         name = f"inputs{jax.tree_util.keystr(path)}"
-        if not is_array(leaf) or leaf.ndim == 0:
-            raise TypeError(f"{name} must be an array with one row per sample, got {_validate.describe(leaf)}")
+        if not checks.is_array(leaf) or leaf.ndim == 0:
+            raise TypeError(f"{name} must be an array with one row per sample, got {checks.describe(leaf)}")
         if not first:
             first, rows = name, int(leaf.shape[0])
         elif leaf.shape[0] != rows:
             raise ValueError(f"{name} must have as many rows as {first} ({rows}), got {leaf.shape[0]}")
-        arrays.append(taken(name, leaf))
+        arrays.append(as_jax_array(name, leaf))
     if rows == 0:
         raise ValueError(f"{first} must have at least one row, got shape {tuple(arrays[0].shape)}")
     return jax.tree.unflatten(jax.tree.structure(inputs), arrays), rows
 
 
 def _checked_features(features: Any, rows: int) -> Features:
-    """Check what `encode` returned."""
-    if not isinstance(features, (tuple, list)) or len(features) != 2 or not all(map(is_array, features)):
-        raise TypeError(f"encode must return a pair (image, text) of arrays, got {_validate.describe(features)}")
+    """Return the result of `encode` after checking that it is a pair of arrays with one row per sample."""
+    if not isinstance(features, (tuple, list)) or len(features) != 2 or not all(map(checks.is_array, features)):
+        raise TypeError(f"encode must return a pair (image, text) of arrays, got {checks.describe(features)}")
     for side in features:
         if side.ndim == 0 or side.shape[0] != rows:
             raise ValueError(f"encode must return one row per sample ({rows}), got shape {tuple(side.shape)}")
@@ -180,9 +184,9 @@ def _checked_features(features: Any, rows: int) -> Features:
 
 
 def _checked_loss(result: Any) -> tuple[jax.Array, Any]:
-    """Check what `loss` returned."""
+    """Return the result of `loss` after checking that it is a pair of a scalar and a state."""
     if not isinstance(result, (tuple, list)) or len(result) != 2 or getattr(result[0], "shape", None) != ():
-        raise TypeError(f"loss must return a pair (scalar loss, state), got {_validate.describe(result)}")
+        raise TypeError(f"loss must return a pair (scalar loss, state), got {checks.describe(result)}")
     return result[0], result[1]
 
 
@@ -190,7 +194,8 @@ def _takes_parameters(loss: Callable[..., Any]) -> bool:
     """Tell whether `loss` has a third positional parameter without a default."""
     try:
         signature = inspect.signature(loss)
-    except (TypeError, ValueError):  # a builtin says nothing about its parameters
+    except (TypeError, ValueError):
+        # The parameters of a builtin are unknown.
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in signature.parameters.values() if p.kind in kinds and p.default is inspect.Parameter.empty]

@@ -1,7 +1,7 @@
 """The convolution and transformer towers of `drrho_clip.models.spec`, in JAX.
 
-Shapes: batch b, image side s, C channels, context L, w numbers per token, feature_dim d. The architecture's own text
-says what is computed; the torch tower computes the same from the same parameters.
+Shapes: batch b, image side s, C channels, context L, w numbers per token, feature_dim d. `drrho_clip.models.spec` holds
+the formulas, parameter by parameter; the torch towers compute the same formulas from the same parameters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConvModel:
     Raises
     ------
     ValueError
-        If the architecture is another one; in the methods, if the shape of images or texts is not that of the spec.
+        If the architecture is not ``"conv"``; in the methods, if images or texts do not have the shape of the spec.
 
     Examples
     --------
@@ -49,22 +49,28 @@ class ConvModel:
         self.spec = spec
 
     def encode(self, parameters: Parameters, images: Array, texts: Array, /) -> tuple[Array, Array, Pullback]:
-        """Return image features (b, d), text features (b, d) and the pullback of this call."""
+        """Return image features (b, d), text features (b, d) and the pullback of this call.
+
+        The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
+        """
 
         def forward(parameters: Parameters) -> tuple[Array, Array]:
             return self.encode_images(parameters, images), self.encode_texts(parameters, texts)
 
+        # `vjp` keeps the activations of this call for the pullback.
         (image_features, text_features), transposed = jax.vjp(forward, dict(parameters))
 
         def pullback(image_gradient: Array, text_gradient: Array) -> Parameters:
             (gradients,) = transposed((image_gradient, text_gradient))
-            return {name: gradients[name] for name in parameters}  # jax sorts the names
+            # JAX returns dictionaries with sorted names; the caller's order is restored.
+            return {name: gradients[name] for name in parameters}
 
         return image_features, text_features, pullback
 
     def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
         """Return image features (b, d) of images (b, s, s, C)."""
         self.spec.check_images(images)
+        # Three convolutions of stride 2 with ReLU; the names of the axes stand in `dimension_numbers`.
         x = images
         for layer in range(3):
             x = jax.lax.conv_general_dilated(
@@ -80,23 +86,26 @@ class ConvModel:
     def encode_texts(self, parameters: Parameters, texts: Array, /) -> Array:
         """Return text features (b, d) of tokens (b, L)."""
         self.spec.check_texts(texts)
+        # Token 0 is padding: no token attends to it, and it does not count in the mean.
         real = texts != 0
         x = parameters["text/tokens"][texts] + parameters["text/positions"][: texts.shape[1]]
         for block in range(self.spec.depth):
             name = f"text/block{block}"
             x = x + self._attention(parameters, f"{name}/attention", x, real)
             x = x + _feed_forward(parameters, f"{name}/feed_forward", x)
+        # The mean over the real tokens, as a weighted sum over all tokens.
         weights = real / jnp.sum(real, axis=1, keepdims=True, dtype=x.dtype)
         mean = jnp.sum(x * weights[:, :, None], axis=1)
         return _unit(_linear(parameters, "text/projection", _norm(parameters, "text/norm", mean)))
 
     def _attention(self, parameters: Parameters, name: str, x: Array, real: Array) -> Array:
-        """Softmax attention over the real tokens: (b, L, w) -> (b, L, w)."""
+        """Apply layer normalisation and softmax attention over the real tokens: (b, L, w) -> (b, L, w)."""
         batch_size, length, width = x.shape
         joint = _linear(parameters, f"{name}/query_key_value", _norm(parameters, f"{name}/norm", x))
         query, key, value = jnp.split(
             joint.reshape(batch_size, length, 3 * self.spec.heads, width // self.spec.heads), 3, axis=2
         )
+        # softmax(q k^T / sqrt(w / heads)) over the real tokens m, for each head h and each token l.
         scores = jnp.einsum("blhe,bmhe->bhlm", query, key) * math.sqrt(self.spec.heads / width)
         weights = jax.nn.softmax(scores, axis=-1, where=real[:, None, None, :])
         mixed = jnp.einsum("bhlm,bmhe->blhe", weights, value).reshape(batch_size, length, width)
@@ -104,17 +113,19 @@ class ConvModel:
 
 
 def _feed_forward(parameters: Parameters, name: str, x: Array) -> Array:
+    """Apply layer normalisation and two linear maps with ReLU in between."""
     hidden = jax.nn.relu(_linear(parameters, f"{name}/hidden", _norm(parameters, f"{name}/norm", x)))
     return _linear(parameters, f"{name}/output", hidden)
 
 
 def _linear(parameters: Parameters, name: str, x: Array) -> Array:
+    """Return ``x kernel + bias``."""
     result: Array = x @ parameters[f"{name}/kernel"] + parameters[f"{name}/bias"]
     return result
 
 
 def _norm(parameters: Parameters, name: str, x: Array) -> Array:
-    """Layer normalisation over the last axis."""
+    """Apply layer normalisation over the last axis."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
     normal = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
@@ -123,5 +134,6 @@ def _norm(parameters: Parameters, name: str, x: Array) -> Array:
 
 
 def _unit(x: Array) -> Array:
+    """Divide each row by its length; NORM_EPSILON keeps the gradient of a zero row finite."""
     result: Array = x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
     return result

@@ -1,7 +1,7 @@
 """Products of float32 tiles in full float32.
 
-By default an accelerator rounds the factors of a float32 product, to TensorFloat-32 on a GPU: similarities would be off
-by 1e-3. Somebody who has set ``jax_default_matmul_precision`` has chosen, and gets that.
+By default an accelerator rounds the factors of a float32 product, on a GPU to TensorFloat-32: similarities would have
+errors of 1e-3. If the user has set ``jax_default_matmul_precision``, that setting applies instead.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from drrho_core._array_api import Array
+from drrho_core.checks import Array
 from drrho_core.extend import Matmul
 
 
 def choose(like: Array) -> Matmul | None:
     """Return the product for tiles of the dtype of `like`, or None for JAX's own."""
-    chosen = getattr(jax.config, "jax_default_matmul_precision", None)
-    if like.dtype != jnp.float32 or chosen is not None or jax.default_backend() == "cpu":
+    user_setting = getattr(jax.config, "jax_default_matmul_precision", None)
+    # A CPU never rounds the factors, and half types have no digits to lose.
+    if like.dtype != jnp.float32 or user_setting is not None or jax.default_backend() == "cpu":
         return None
     return partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from drrho_core._array_api import Array
+from drrho_core.checks import Array
 from drrho_core.contrastive.tiles import Merge, Tile, Tiles, Values, Visit, Weigh, add
 from drrho_jax.loops import put, traces
 

@@ -1,4 +1,4 @@
-"""The numpy backend, and the inner estimates in a file."""
+"""NumPy: the backend of the harness, and an estimator that keeps the inner estimates in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NumPy and every other Array API namespace that lives on the host."""
+"""The backend of the harness for NumPy and for every other Array API namespace on the host."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import numpy as np
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core import InnerEstimator
-from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Function, Home
+from drrho_core.checks import Array, Namespace
 from drrho_numpy.estimator import MemoryMappedEstimator
 
 
 class NumpyBackend:
-    """The reading copy of a backend: nothing is needed beyond the Array API; see `drrho_core.backend.Backend`.
+    """NumPy, or another namespace on the host; see `drrho_core.backend.Backend`.
+
+    This backend needs nothing beyond the Array API, so it is the one to read before you write another.
 
     Parameters
     ----------
     device : device, optional
-        One of the namespace's devices (NumPy's is ``"cpu"``); its default when left out.
+        A device of the namespace (NumPy has ``"cpu"`` only). Default: the namespace's default device.
     dtype : {"float32", "float64"}
-        What floating arrays become.
+        The dtype that floating arrays are converted to.
     xp : namespace, optional
-        Another namespace on the host, such as ``array_api_strict``; NumPy when left out.
+        A namespace on the host, such as ``array_api_strict``. Default: NumPy.
 
     Raises
     ------
     ValueError
-        If the namespace has no such device, or the dtype is another one.
+        If the namespace has no such device, or `dtype` is neither of the two.
 
     Examples
     --------
@@ -47,10 +49,11 @@ class NumpyBackend:
     def __init__(self, device: Any = None, dtype: str = "float32", *, xp: Namespace | None = None) -> None:
         self.xp: Namespace = array_api_compat.numpy if xp is None else xp
         info = self.xp.__array_namespace_info__()
+        # NumPy reads arrays of the default device only, so `to_numpy` moves an array there first.
         self._host = info.default_device()
         self._device = self._host if device is None else device
         if self._device not in info.devices():
-            rule = " or ".join(repr(one) for one in info.devices())
+            rule = " or ".join(map(repr, info.devices()))
             raise ValueError(f"device must be {rule} for the numpy backend, got {device!r}")
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
@@ -62,17 +65,19 @@ class NumpyBackend:
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Array:
-        """Copy a host array here: floating ones to the backend's dtype, the others as they are."""
+        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
+        # Another namespace does not accept NumPy's dtype objects; each has attributes such as ``xp.float32``.
         array = np.asarray(array)
         dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype.name
         return self.xp.asarray(array, dtype=getattr(self.xp, dtype), device=self._device, copy=True)
 
     def to_numpy(self, array: Array, /) -> np.ndarray:
-        """Copy an array to a NumPy array."""
+        """Copy an array to a NumPy array on the host."""
         return np.array(self.xp.asarray(array, device=self._host))
 
     def model(self, spec: ModelSpec, /) -> MLPModel:
-        """Build the MLP towers, the only ones whose gradient is written by hand."""
+        """Build the MLP towers of a `ModelSpec`; ValueError for another architecture."""
+        # NumPy has no autograd, and only the MLP towers have a gradient that is written by hand.
         if spec.architecture not in self.architectures:
             raise ValueError(f"architecture must be 'mlp' for the numpy backend, got {spec.architecture!r}")
         return MLPModel(spec, self.xp)
@@ -90,5 +95,5 @@ class NumpyBackend:
         return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
 
     def compile(self, function: Function, /) -> Function:
-        """Return the function: there is no compiler here."""
+        """Return the function unchanged: NumPy has no compiler."""
         return function

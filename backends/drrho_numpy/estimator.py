@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Self
 import array_api_compat.numpy
 import numpy as np
 
-from drrho_core import _validate
+from drrho_core import checks
 from drrho_core.state.inner import COLUMNS, OWNER, EstimatorOfRows
 from drrho_core.state.table import Table
 from drrho_numpy.sparse_file import (
@@ -60,7 +60,8 @@ class FileTable(Table):
             self._memory.madvise(mmap.MADV_RANDOM)
         bits = np.frombuffer(self._memory, dtype=layout.bits, offset=OFFSET)
         self._bits = bits.reshape(layout.num_samples, 2)
-        self._like = np.zeros(0, dtype=layout.dtype)
+        self.index_like = self.row_like = np.zeros(0, dtype=layout.dtype)
+        self.num_samples = layout.num_samples
 
     def _unmap(self) -> None:
         del self._bits  # this view holds on to the memory
@@ -82,16 +83,21 @@ class FileTable(Table):
         self.check_open()
         self._memory.flush()
 
-    @property
-    def num_samples(self) -> int:
-        """Number of samples n."""
-        return self.layout.num_samples
-
-    @property
-    def index_like(self) -> np.ndarray:
-        """An array of the rows' dtype, as long as the file is open: every method asks for it."""
+    def checked(self, index: np.ndarray) -> np.ndarray:
+        """Check a batch's `sample_index`, and that the file is open."""
         self.check_open()
-        return self._like
+        checked: np.ndarray = super().checked(index)
+        return checked
+
+    def gather(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return copies of the rows of a batch, if the file is open."""
+        self.check_open()
+        return super().gather(index)
+
+    def scatter(self, index: np.ndarray, *rows: np.ndarray) -> Self:
+        """Check and write the rows of a batch, if the file is open."""
+        self.check_open()
+        return super().scatter(index, *rows)
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return copies of the rows; zeros in the file become the bits of ``-inf``."""
@@ -141,11 +147,12 @@ class FileTable(Table):
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Check two arrays piece by piece, so that nothing of their size is made, and replace every column by them."""
+        self.check_open()
         arrays = {column.name: state[column.name] for column in self.columns}
-        call = _validate.arrays({OWNER: self.index_like} | arrays, self.xp)
+        call = checks.arrays({OWNER: self.index_like} | arrays, self.xp)
         for column in self.columns:
             array = arrays[column.name]
-            _validate.shape(column.name, array, (self.num_samples,), "(num_samples,)")
+            checks.shape(column.name, array, (self.num_samples,), "(num_samples,)")
             if array.dtype != self.layout.dtype:
                 raise TypeError(f"{column.name} must have the state's dtype {self.layout.dtype}, got {array.dtype}")
             call.values(column.name, array, column.rule)
@@ -222,7 +229,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
     def __init__(self, path: str | os.PathLike[str], num_samples: int | None = None, *, dtype: Any = None) -> None:
         path = Path(path)
         if num_samples is not None:
-            num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+            num_samples = checks.integer("num_samples", num_samples, minimum=1)
         requested = None if dtype is None else float_dtype(dtype)
         if not path.exists():
             if num_samples is None:

@@ -16,7 +16,8 @@ __all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk", "mi
 
 
 def _triton() -> Sweeps | str:
-    """Return the fused kernels, which need what is not installed with torch everywhere."""
+    """Return the fused kernels, or the reason why there are none here."""
+    # torch's wheels for the CPU come without Triton.
     try:
         from drrho_torch.fused import TritonSweeps
     except ImportError as error:

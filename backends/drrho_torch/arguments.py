@@ -8,8 +8,7 @@ import array_api_compat.torch
 import torch
 from torch import Tensor, nn
 
-from drrho_core import _validate
-from drrho_core._array_api import is_array
+from drrho_core import checks
 from drrho_torch.closed_form import detached
 
 _XP = array_api_compat.torch
@@ -55,7 +54,7 @@ def number_or_tensor(temperature: Any) -> Any:
         If it is one.
     """
     # The core would ask such an array for attributes that only tensors have, and the message would not name it.
-    if is_array(temperature) and not isinstance(temperature, Tensor):
+    if checks.is_array(temperature) and not isinstance(temperature, Tensor):
         raise TypeError(
             "temperature must be a number or a torch tensor (torch.as_tensor), "
             f"got {type(temperature).__module__}.{type(temperature).__name__}"
@@ -71,8 +70,8 @@ def module_temperature(temperature: Any) -> float | Tensor:
     TypeError, ValueError
         If it is neither a number nor a scalar tensor > 0, or a tensor that was computed from another one.
     """
-    checked: float | Tensor = _validate.parameter(
-        "temperature", detached(number_or_tensor(temperature)), _validate.POSITIVE, _XP
+    checked: float | Tensor = checks.parameter(
+        "temperature", detached(number_or_tensor(temperature)), checks.POSITIVE, _XP
     )
     if not isinstance(temperature, Tensor):
         return checked

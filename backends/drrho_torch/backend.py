@@ -13,8 +13,8 @@ from torch.optim.adamw import adamw
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core import InnerEstimator
-from drrho_core._array_api import Namespace
 from drrho_core.backend import Function, Home, Model, Parameters
+from drrho_core.checks import Namespace
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.models import ConvModel
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrho_core import _validate
+from drrho_core import checks
 from drrho_core.state.inner import COLUMNS, OWNER, EstimatorOfRows
 from drrho_core.state.table import Column, storage_dtype
 from drrho_core.state.table import Table as RowTable
@@ -55,7 +55,7 @@ class HostTable(RowTable):
         owner: str,
     ) -> None:
         super().__init__(columns, owner, _XP)
-        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+        num_samples = checks.integer("num_samples", num_samples, minimum=1)
         try:
             like = torch.empty(0, device=device, dtype=torch.float32)
         except (RuntimeError, AssertionError, TypeError) as error:  # no device has this name, or it is not there
@@ -69,7 +69,8 @@ class HostTable(RowTable):
         self._pinned = self._like.device.type == "cuda"
         self._stream = torch.cuda.Stream(self._like.device) if self._pinned else None  # type: ignore[no-untyped-call]
         self._pending: Pending | None = None
-        self._state = state
+        self._state = self.index_like = state
+        self.row_like, self.num_samples = self._like, state.shape[0]
 
     def _fresh(self, num_samples: int) -> Tensor:
         """Return rows of samples that no batch has visited, page-locked if the device is a GPU."""
@@ -85,24 +86,9 @@ class HostTable(RowTable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the numbers into page-locked memory, and open a stream."""
-        super().__setstate__(state)
+        vars(self).update(state, xp=_XP)
         rows = self._fresh(self._state.shape[0])
         self._start(rows.copy_(self._state))
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples n."""
-        return self._state.shape[0]
-
-    @property
-    def index_like(self) -> Tensor:
-        """The state: an index lies on the host."""
-        return self._state
-
-    @property
-    def row_like(self) -> Tensor:
-        """An empty tensor on the device of the rows."""
-        return self._like
 
     def read(self, index: Tensor) -> tuple[Tensor, ...]:
         """Return copies of the rows on the device; a GPU's current stream waits for them, not the host."""
@@ -213,7 +199,7 @@ class HostEstimator(EstimatorOfRows):
     @property
     def device(self) -> torch.device:
         """The device of the rows."""
-        return self.table.row_like.device
+        return torch.device(self.table.row_like.device)
 
     @property
     def log_inner_image(self) -> Tensor:

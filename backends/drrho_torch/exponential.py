@@ -19,5 +19,5 @@ def exp(x: Tensor, overwrite: bool) -> Tensor:
     # Only the CPU kernels differ in speed.
     if x.device.type != "cpu":
         return torch.exp(x)
-    # In place where it is allowed: fresh memory costs as much as the exponential.
+    # In place if it is allowed: fresh memory costs as much as the exponential.
     return (x.mul_(LOG2_E) if overwrite else x * LOG2_E).exp2_()

@@ -10,9 +10,9 @@ from drrho_core.extend import Body, Carry, plain_loop
 
 
 def repeat(count: int, body: Body, carry: Carry) -> Carry:
-    """Take `count` steps: rolled up where they are compiled, one after the other elsewhere.
+    """Take `count` steps: as one loop of the graph if torch.compile traces, else step by step in Python.
 
-    Unrolled, the longest solver takes a minute and more to compile.
+    Unrolled, the longest solver takes more than a minute to compile.
     """
     if count == 0 or not torch.compiler.is_compiling():
         return plain_loop(count, body, carry)
@@ -21,7 +21,7 @@ def repeat(count: int, body: Body, carry: Carry) -> Carry:
         return done < count
 
     def step(done: Tensor, *inner: Tensor) -> tuple[Tensor, ...]:
-        # The loop refuses a result that shares memory with what came in, such as a bracket's end that stays.
+        # The loop refuses a result that shares memory with an input, such as an end of a bracket that does not move.
         return (done + 1, *(array.clone() for array in body(inner)))
 
     # The counter lives on the host, so that no step waits for a device.

@@ -12,8 +12,7 @@ import array_api_compat.torch
 import torch
 from torch import Tensor, nn
 
-from drrho_core import _validate
-from drrho_core._array_api import namespace_of
+from drrho_core import checks
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.arguments import (
     check_tensor,
@@ -121,18 +120,18 @@ class ContrastiveLoss(nn.Module):
         estimator: Any = None,
     ) -> None:
         super().__init__()
-        num_samples = _validate.integer("num_samples", num_samples, minimum=1)
+        num_samples = checks.integer("num_samples", num_samples, minimum=1)
         temperature = module_temperature(temperature)
         # A tensor made under inference_mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._gamma_tensor = torch.ones((), dtype=torch.float64)
         self.gamma = gamma
-        self.eps = _validate.number("eps", eps, _validate.NOT_NEGATIVE)
-        self.reference_weight = _validate.number("reference_weight", reference_weight, _validate.NOT_NEGATIVE)
-        self.radius = _validate.number("radius", radius, _validate.NOT_NEGATIVE)
-        self.tile_size = None if tile_size is None else _validate.integer("tile_size", tile_size, minimum=1)
+        self.eps = checks.number("eps", eps, checks.NOT_NEGATIVE)
+        self.reference_weight = checks.number("reference_weight", reference_weight, checks.NOT_NEGATIVE)
+        self.radius = checks.number("radius", radius, checks.NOT_NEGATIVE)
+        self.tile_size = None if tile_size is None else checks.integer("tile_size", tile_size, minimum=1)
         self.memory_budget = (
-            None if memory_budget is None else _validate.integer("memory_budget", memory_budget, minimum=0)
+            None if memory_budget is None else checks.integer("memory_budget", memory_budget, minimum=0)
         )
         # nn.Module registers a Parameter by itself; another tensor would be a plain attribute that never moves.
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
@@ -182,7 +181,7 @@ class ContrastiveLoss(nn.Module):
         >>> loss_function.num_samples, loss_function.log_inner_text.tolist()
         (5, [-inf, -inf, -inf, -inf, -inf])
         """
-        num_samples = _validate.integer("num_samples", num_samples, minimum=self.num_samples)
+        num_samples = checks.integer("num_samples", num_samples, minimum=self.num_samples)
         if self._table is not None:
             self._table.grow(num_samples)
             return self
@@ -200,7 +199,7 @@ class ContrastiveLoss(nn.Module):
 
     @gamma.setter
     def gamma(self, value: float) -> None:
-        self._gamma = _validate.number("gamma", value, _validate.UNIT_INTERVAL)
+        self._gamma = checks.number("gamma", value, checks.UNIT_INTERVAL)
         # torch.compile reads gamma from this tensor, see `forward`.
         self._gamma_tensor.fill_(self._gamma)
 
@@ -266,10 +265,10 @@ class ContrastiveLoss(nn.Module):
             )
         if not _XP.isdtype(sample_index.dtype, "integral"):
             raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
-        _validate.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
+        checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
         # If the features disagree about b, the core's message about them is the better one.
         if text_features.shape[:1] == image_features.shape[:1]:
-            _validate.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
+            checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
         tau = self.temperature if temperature is None else number_or_tensor(temperature)
         traced = torch.compiler.is_compiling()
         # A tensor is no constant of the compiled graph, so a schedule of gamma does not compile the graph again.
@@ -358,9 +357,9 @@ class ContrastiveLoss(nn.Module):
             key = f"{prefix}{name}"
             if key in state_dict:
                 incoming = state_dict[key]
-                namespace_of({key: incoming}, _XP)
-                _validate.state_dtype(key, incoming, _XP)
-                _validate.shape(key, incoming, (self.num_samples,), "(num_samples,)")
+                checks.namespace_of({key: incoming}, _XP)
+                checks.state_dtype(key, incoming, _XP)
+                checks.shape(key, incoming, (self.num_samples,), "(num_samples,)")
         # An estimator object loads the keys that it wrote; nn.Module loads all other keys.
         keys: dict[str, str] = {}
         if self._table is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drrho_core import _validate
+from drrho_core import checks
 
 
 def micro_batches(
@@ -91,11 +91,11 @@ def micro_batches(
     >>> value.shape, image_encoder.weight.grad.shape
     (torch.Size([]), torch.Size([3, 6]))
     """
-    size = _validate.integer("size", size, minimum=1)
+    size = checks.integer("size", size, minimum=1)
     rows = _rows(inputs)
     for name, function in (("encode", encode), ("loss", loss)):
         if not callable(function):
-            raise TypeError(f"{name} must be callable, got {_validate.describe(function)}")
+            raise TypeError(f"{name} must be callable, got {checks.describe(function)}")
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not torch.is_grad_enabled():

@@ -12,7 +12,7 @@ import array_api_compat.torch
 import torch
 from torch import Tensor
 
-from drrho_core._array_api import values_visible
+from drrho_core.checks import values_visible
 from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_torch.accumulation import RepeatedRows

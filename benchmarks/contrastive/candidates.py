@@ -27,6 +27,7 @@ CANDIDATES = {
     "cross-entropy": "CLIP's loss without a reference model, differentiated by the library",
 }
 
+# Ratios that are reported, with their explanations on the page.
 RATIOS = {
     "share": "share of the library's own matrix-product rate, one pass (4 products)",
     "two-pass share": "the same share for two passes, also counted as 4 products: at most 67 %",

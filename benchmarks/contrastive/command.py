@@ -53,6 +53,7 @@ def measure_and_write(
     BadInput
         If `check` cannot be read, or a backend or the device cannot be used. Nothing is measured then.
     """
+    # The file of the comparison is read first: measuring takes minutes.
     before = None
     if check is not None:
         try:
@@ -65,6 +66,7 @@ def measure_and_write(
             get_backend(name, device=device, dtype="float32")
         except (ValueError, ImportError) as error:
             raise BadInput(str(error)) from error
+    # The figures are written before the comparison, which may fail.
     figures = run(
         backends,
         device=device,

@@ -78,6 +78,7 @@ def run(
     }
     figures: dict[str, Any] = {"setting": setting, "times": [], "memory": []}
     common = ["--device", device or "", "--dtype", dtype, "--rounds", str(rounds)]
+    # Times first: every library has one process for all its batch sizes.
     for backend in backends:
         for row in _worker(["time", backend, *common, "--sizes", *map(str, sizes)], threads):
             if "version" in row:
@@ -85,6 +86,7 @@ def run(
                 continue
             figures["times"].append(row)
             say(f"{backend} b={row['batch_size']}: {_line_of_progress(row)}")
+        # A process per figure of memory: freed memory of an earlier call must not hide the need of the next.
         for size in memory_sizes:
             for name in ("one pass", "two passes", "dense autograd", "cross-entropy"):
                 if not has_candidate(backend, name) or ("pass" not in name and size > LARGEST_DENSE):
@@ -116,6 +118,7 @@ def compare(figures: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     BadInput
         If the two measurements have no ratio in common.
     """
+    # Only ratios are compared: times of two measurements may come from different machines.
     new, old = ratios(figures), ratios(before)
     common = [name for name in new if name in old]
     if not common:

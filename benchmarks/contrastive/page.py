@@ -43,12 +43,14 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
         "",
         *(line for file, (heading, _) in _charts(figures).items() for line in (f"![{heading}]({file})", "")),
     ]
+    # One table of times and ratios per library, then the table of memory.
     for backend in setting["libraries"]:
         rows = [row for row in figures["times"] if row["backend"] == backend]
         lines += [f"## {backend}", "", "| b | product, ms | " + " | ".join([*CANDIDATES, *RATIOS]) + " |"]
         lines.append("|" + "---|" * (2 + len(CANDIDATES) + len(RATIOS)))
         for row in rows:
             cells = [f"{row['batch_size']:,}", f"{row['milliseconds']['product']:.1f}"]
+            # A candidate that was skipped has the reason in its cell.
             for name in CANDIDATES:
                 value = row["milliseconds"].get(name)
                 cells.append(row["left_out"].get(name, "") if value is None else f"{value:.1f}")
@@ -78,6 +80,7 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
 
 def pictures(figures: Mapping[str, Any]) -> dict[str, str]:
     """Return the plots by file name, as SVG."""
+    # Matplotlib is imported only if there are plots to draw.
     from drrho_clip.report import Line, lines
 
     smallest = math.log2(min(row["batch_size"] for row in figures["times"]))

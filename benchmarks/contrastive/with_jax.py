@@ -16,7 +16,7 @@ GAMMA = 0.9
 def dense_step(
     images: Array, texts: Array, reference_images: Array, reference_texts: Array, log_inner: Array
 ) -> tuple[Array, ...]:
-    """Take the step of `drrho_core.contrastive_step` as one writes its formula down; return all that it returns.
+    """Take the step of `drrho_core.contrastive_step` directly from its formula; return the same values.
 
     Matrices are b x b; jax.grad gives the gradients of the features and of the temperature.
     """
@@ -26,13 +26,16 @@ def dense_step(
         positive = jnp.diagonal(excess)
         is_positive = jnp.eye(len(images), dtype=bool)
         loss, more, states = jnp.zeros(()), jnp.zeros(()), []
+        # Both directions: rows are image anchors, columns are text anchors; each subtracts the anchor's positive pair.
         for pairs, axis in ((excess - positive[:, None], 1), (excess - positive[None, :], 0)):
             logits = jnp.where(is_positive, -jnp.inf, pairs / temperature)
             log_own = jax.nn.logsumexp(logits, axis=axis) - jnp.log(len(images) - 1.0)
             fixed = jax.lax.stop_gradient(log_own)
+            # log u' = log((1 - gamma) u + gamma g); an anchor without history (u = 0) takes g.
             averaged = jnp.logaddexp(log_inner + jnp.log1p(-GAMMA), fixed + jnp.log(GAMMA))
             log_new = jnp.where(jnp.isinf(log_inner), fixed, averaged)
             loss = loss + jnp.mean(temperature * log_new) / 2
+            # The derivative of this term is that of the objective, with u' as a constant.
             more = more + jnp.mean(jax.lax.stop_gradient(temperature) * jnp.exp(log_own - log_new)) / 2
             states.append(log_new)
         return loss + more, (loss, *states)
@@ -56,16 +59,16 @@ def cross_entropy(images: Array, texts: Array, *_: Array) -> tuple[Array, ...]:
 
 
 def synchronize(result: Any) -> None:
-    """Wait until a result is there."""
+    """Wait until a result has been computed."""
     jax.block_until_ready(result)  # type: ignore[no-untyped-call]
 
 
 def peak_bytes() -> int | None:
-    """Return the most bytes that the accelerator has held in this process; None on the host."""
+    """Return the peak of the accelerator's memory in bytes in this process; None on the host."""
     statistics = jax.devices()[0].memory_stats()
     return None if not statistics else int(statistics["peak_bytes_in_use"])
 
 
 def held_bytes() -> int:
-    """Return how many bytes the accelerator holds now."""
+    """Return the bytes that are in use on the accelerator now."""
     return int(jax.devices()[0].memory_stats()["bytes_in_use"])

@@ -16,7 +16,7 @@ TEMPERATURE, GAMMA = 0.05, 0.9
 def dense_step(
     images: Tensor, texts: Tensor, reference_images: Tensor, reference_texts: Tensor, log_inner: Tensor
 ) -> tuple[Tensor, ...]:
-    """Take the step of `drrho_core.contrastive_step` as one writes its formula down; return all that it returns.
+    """Take the step of `drrho_core.contrastive_step` directly from its formula; return the same values.
 
     Matrices are b x b; autograd gives the gradients of the features and of the temperature.
     """
@@ -26,12 +26,15 @@ def dense_step(
     positive = excess.diagonal()
     is_positive = torch.eye(len(images), dtype=torch.bool, device=images.device)
     loss, surrogate, states = torch.zeros(()), torch.zeros(()), []
+    # Both directions: rows are image anchors, columns are text anchors; each subtracts the anchor's positive pair.
     for pairs, axis in ((excess - positive[:, None], 1), (excess - positive[None, :], 0)):
         logits = (pairs / temperature).masked_fill(is_positive, -torch.inf)
         log_own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
+        # log u' = log((1 - gamma) u + gamma g); an anchor without history (u = 0) takes g.
         averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own.detach() + math.log(GAMMA))
         log_new = torch.where(torch.isinf(log_inner), log_own.detach(), averaged)
         loss = loss + (temperature * log_new).mean() / 2
+        # The derivative of this term is that of the objective, with u' as a constant.
         surrogate = surrogate + (temperature.detach() * torch.exp(log_own - log_new)).mean() / 2
         states.append(log_new)
     gradients = torch.autograd.grad(loss + surrogate, (images, texts, temperature))
@@ -57,6 +60,7 @@ def released_form(
         excess = (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
         similarity = reference_anchors @ reference_others.T
         excess = excess - (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
+        # The weights w_ij = exp(z_ij) / u'_i are constants for autograd.
         with torch.no_grad():
             log_own = torch.logsumexp(excess + torch.log(off_diagonal), dim=1) - math.log(len(images))
             averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own + math.log(GAMMA))
@@ -79,13 +83,13 @@ def cross_entropy(images: Tensor, texts: Tensor, *_: Tensor) -> tuple[Tensor, ..
 
 
 def synchronize(result: tuple[Tensor, ...]) -> None:
-    """Wait until a result is there."""
+    """Wait until a result has been computed."""
     if result[0].is_cuda:
         torch.cuda.synchronize()
 
 
 def peak_bytes() -> int | None:
-    """Return the most bytes that the accelerator has held since the last call; None on the host."""
+    """Return the peak of the accelerator's memory in bytes since the last call; None on the host."""
     if not torch.cuda.is_available():
         return None
     peak = int(torch.cuda.max_memory_allocated())
@@ -94,5 +98,5 @@ def peak_bytes() -> int | None:
 
 
 def held_bytes() -> int:
-    """Return how many bytes the accelerator holds now."""
+    """Return the bytes that are in use on the accelerator now."""
     return int(torch.cuda.memory_allocated())

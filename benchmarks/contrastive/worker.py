@@ -40,7 +40,7 @@ _LONG_ENOUGH, MOST_TURNS = 3.0, 50
 
 
 class _Library:
-    """One backend's arrays and candidates for a batch size."""
+    """The arrays and the candidates of one backend."""
 
     def __init__(self, name: str, device: str | None, dtype: str) -> None:
         from drrho_core.backend import get_backend
@@ -60,6 +60,7 @@ class _Library:
 
     def arrays(self, batch_size: int) -> tuple[Array, ...]:
         """Return unit features of the learner and of the reference model, and a state that was visited."""
+        # Drawn in NumPy, so that all libraries get the same numbers.
         generator = np.random.default_rng(0)
         made = []
         for _ in range(4):
@@ -123,7 +124,8 @@ def _time(library: _Library, batch_size: int, rounds: int) -> dict[str, Any]:
     names = [name for name in names if name not in left_out]
     arrays = library.arrays(batch_size)
     functions = {name: library.candidate(name) for name in names}
-    for name, function in functions.items():  # compiles, starts thread pools
+    # The first calls compile and start thread pools.
+    for name, function in functions.items():
         if hasattr(function, "lower"):
             functions[name] = function.lower(*arrays).compile()
         else:
@@ -133,7 +135,8 @@ def _time(library: _Library, batch_size: int, rounds: int) -> dict[str, Any]:
     began = time.perf_counter()
     for turn in range(max(rounds, MOST_TURNS) + 1):
         for name in names if turn % 2 else reversed(names):
-            if name == "product":  # a small part of the whole: one call would say little
+            # The product is short: a single call would be imprecise.
+            if name == "product":
                 part = statistics.median(_seconds(library, functions[name], arrays) for _ in range(_PRODUCT_CALLS))
                 times[name].append(scale * part)
             else:
@@ -141,7 +144,8 @@ def _time(library: _Library, batch_size: int, rounds: int) -> dict[str, Any]:
         elapsed = time.perf_counter() - began
         if elapsed > _LONGEST_SECONDS or (turn >= rounds and elapsed > _LONG_ENOUGH):
             break
-    if len(times["product"]) > 1:  # the first turn allocates and warms the caches
+    # The first turn allocates memory and fills the caches; it is dropped unless it is the only one.
+    if len(times["product"]) > 1:
         times = {name: values[1:] for name, values in times.items()}
 
     def ratio(above: str, below: str, factor: float) -> float:
@@ -182,7 +186,8 @@ def _memory(library: _Library, batch_size: int, name: str) -> dict[str, Any]:
         held = library.baselines.held_bytes()
         library.wait(function(*arrays))
         return row | {"megabytes": (library.baselines.peak_bytes() - held) / 1e6}
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    # Writing 5 makes Linux forget the peak of this process.
+    Path("/proc/self/clear_refs").write_text("5")
     held_kilobytes = _status("VmRSS")
     library.wait(function(*arrays))
     return row | {"megabytes": (_status("VmHWM") - held_kilobytes) / 1e3}

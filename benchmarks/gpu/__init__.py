@@ -1,5 +1,5 @@
-"""Everything that is to be known about a GPU, in one command of at most eight minutes: `make gpu`.
+"""`make gpu`: results, speed, tests and the demo on a GPU, in at most eight minutes.
 
-What it measures and in which order stands in `plan`; who runs it in `processes`; what it measures with in `worker` and
-`libraries`. Nothing here imports an array library before a process of its own has begun.
+`plan` has the measurements and their order, `processes` runs them, `worker` is the program of each process. `kit`,
+`sweeps` and `checks` measure, with the arrays of `libraries`. Array libraries are imported in the processes only.
 """

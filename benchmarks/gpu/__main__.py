@@ -1,9 +1,9 @@
-"""Run every section in a process of its own, print one table, write a page and a JSON file.
+"""Run every section in a separate process, print one table, write a page and a JSON file.
 
     make gpu [WHEELS=folder] [GPU_FLAGS="--only kit,sweeps --sizes 4096,65536 --out folder"]
     make gpu GPU_FLAGS=--dry-run      everything in miniature on a CPU; nothing is written into docs/
 
-The exit code is 1 where a row has failed. See benchmarks/README.md.
+The exit code is 1 if a row has failed. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.gpu.plan import Case, Section
 from benchmarks.gpu.processes import ABSENT, FAILED, LEFT_OUT, NO_TIME, OK, Results, Row, run_group, write
 
 ENDING = 8.0
-"""Seconds that are kept back for what comes before the first section and after the last."""
+"""Seconds that are reserved for the time before the first section and after the last."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usual = "build/gpu-dry-run" if options.dry_run else "docs/benchmarks/gpu"
     out = options.out or packages.ROOT / usual
     rows = out if options.out or options.dry_run else packages.ROOT / "build/gpu"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what there is gets written, and no process stays
+    # An exception instead of a sudden end: the rows so far are written, and the child processes end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
         extra = Path(folder)
         if options.wheels is not None:
@@ -60,19 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         variables = packages.environment(extra, dry_run=options.dry_run)
 
         def command(section: Section, cases: Sequence[Case], descriptor: int) -> list[str]:
-            told = [sys.executable, "-m", "benchmarks.gpu", "--worker", section.part, "--descriptor", str(descriptor)]
-            return [*told, "--cases", json.dumps(list(cases)), *(["--dry-run"] if options.dry_run else [])]
+            words = [sys.executable, "-m", "benchmarks.gpu", "--worker", section.part, "--descriptor", str(descriptor)]
+            return [*words, "--cases", json.dumps(list(cases)), *(["--dry-run"] if options.dry_run else [])]
 
+        # The members of a group run side by side, so the longest one counts.
         shares = [max(section.seconds for section in group) for group in groups]
         total = 60.0 * options.minutes - ENDING
         try:
             for number, group in enumerate(groups):
-                # The next group gets the seconds that one group leaves over. In a dry run nothing may be cut off.
+                # The next group gets the seconds that a group did not use. A dry run must measure everything.
                 part = 1.0 if options.dry_run else sum(shares[: number + 1]) / sum(shares)
                 run_group(group, results, command=command, environment=variables, deadline=begin + part * total)
                 _publish(out, options, results, begin)
                 if not options.dry_run and len(group) > 1 and all(row["status"] == ABSENT for row in results.rows):
-                    break  # the kit has found no GPU, and nothing else will
+                    # The kit found no GPU, so no other section would.
+                    break
         finally:
             with contextlib.suppress(KeyboardInterrupt):
                 _publish(out, options, results, begin)
@@ -82,15 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> Any:
     def numbers(text: str) -> list[int]:
-        found = [int(word) for word in text.split(",")]
-        if min(found) < 2:
+        sizes = [int(word) for word in text.split(",")]
+        if min(sizes) < 2:
             raise ValueError
-        return found
+        return sizes
 
     def parts(text: str) -> list[str]:
         wrong = [word for word in text.split(",") if word not in plan.PARTS]
         if wrong:
-            raise argparse.ArgumentTypeError(f"must be some of {','.join(plan.PARTS)}, got {wrong[0]!r}")
+            raise argparse.ArgumentTypeError(f"must be names among {','.join(plan.PARTS)}, got {wrong[0]!r}")
         return text.split(",")
 
     parser = argparse.ArgumentParser(
@@ -99,21 +102,23 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--dry-run", action="store_true", help="in miniature, on a CPU")
     parser.add_argument("--only", type=parts, default=list(plan.PARTS), metavar="PART,PART", help=",".join(plan.PARTS))
     parser.add_argument("--sizes", type=numbers, metavar="B,B", help="batch sizes of the sweeps and the peers")
-    parser.add_argument("--minutes", type=float, help=f"of everything together; {plan.MINUTES:g} where nothing is said")
+    parser.add_argument("--minutes", type=float, help=f"time limit of all sections together; default {plan.MINUTES:g}")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels of the missing packages")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for everything; docs/benchmarks/gpu by default")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for all files; default docs/benchmarks/gpu")
     for name, kind in (("--worker", str), ("--cases", str), ("--descriptor", int)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    # The defaults depend on another option, so they are set after parsing.
     options.sizes = options.sizes or list(plan.DRY_SIZES if options.dry_run else plan.SIZES)
     options.minutes = options.minutes or (plan.DRY_MINUTES if options.dry_run else plan.MINUTES)
     return options
 
 
 def _publish(out: Path, options: Any, results: Results, begin: float) -> None:
-    """Write the page and the JSON file; without a GPU only where the user has named a folder, or in a dry run."""
+    """Write the page and the JSON file; without a GPU only in a dry run or if the user has named a folder."""
     if not (options.out or options.dry_run or any("device" in row for row in results.rows)):
         return
+    # The command that reproduces the page, without options that have their default.
     words = [page.COMMAND, *(["WHEELS=wheels"] if options.wheels else [])]
     flags = ["--dry-run"] if options.dry_run else []
     flags += [f"--only {','.join(options.only)}"] if options.only != list(plan.PARTS) else []
@@ -139,7 +144,7 @@ def _version(package: str) -> str:
 
 
 def _verdict(rows: Sequence[Row], out: Path, options: Any, seconds: float) -> int:
-    """Say how it went, and return the exit code."""
+    """Print the number of rows by status, and return the exit code."""
     counts = collections.Counter(row["status"] for row in rows)
     print(f"{', '.join(f'{count} {status}' for status, count in counts.items())} after {seconds:.0f} s")
     if not any("device" in row for row in rows) and not (options.dry_run or options.out):
@@ -147,6 +152,7 @@ def _verdict(rows: Sequence[Row], out: Path, options: Any, seconds: float) -> in
         return 1
     print(f"The page is {out / 'README.md'}")
     done = {row["part"] for row in rows if row["status"] in (OK, LEFT_OUT)}
+    # Peers are optional packages: their absence is no failure.
     silent = [part for part in options.only if part not in done and part != "peers"]
     if silent:
         print(f"Nothing was measured of: {', '.join(silent)}")

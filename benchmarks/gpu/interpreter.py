@@ -1,4 +1,4 @@
-"""Whether Triton's interpreter works at all: under some versions of NumPy no loop with a run-time bound."""
+"""Test whether Triton's interpreter works: with a few versions of NumPy it cannot run a loop with a run-time bound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def _add_up(out: tl.tensor, count: tl.tensor, SIZE: tl.constexpr) -> None:
 
 
 def broken() -> str | None:
-    """Say why nothing can be interpreted here, or None."""
+    """Return why the interpreter does not work here, or None."""
+    # The smallest kernel with such a loop; the message keeps the last error of Triton's chain.
     out = torch.zeros(16)
     try:
         _add_up[(1,)](out, 3, SIZE=16)

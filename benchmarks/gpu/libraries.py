@@ -1,7 +1,7 @@
-"""What torch, JAX and CuPy each call their arrays, clocks and memory, on a GPU; in a dry run on the CPU.
+"""Arrays, synchronisation and memory of torch, JAX and CuPy on a GPU, under the same names; in a dry run on the CPU.
 
-Every class has the same names. A step is a function of (images, texts, reference images, reference texts, state), all
-of which are on the device; `prepare` compiles it where the library does that.
+A step is a function of (images, texts, reference images, reference texts, state), all on the device. `prepare` compiles
+it if the library can.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ STAND_IN = Path(__file__).parents[2] / "tests/backends/test_fused_cupy.py"
 
 
 class Absent(Exception):
-    """The library, its device or its kernels are not here."""
+    """The library, its device or its kernels are missing."""
 
 
 def require(module: str, package: str | None = None) -> None:
-    """Raise `Absent` where a module is not installed."""
+    """Raise `Absent` if a module is not installed."""
     if importlib.util.find_spec(module) is None:
         raise Absent(f"{package or module} is not installed")
 
@@ -51,6 +51,7 @@ class Torch:
         self.device = "cpu" if dry_run else "cuda"
         self.kit_device: Any = self.device
         self._backend = drrho_torch.TorchBackend
+        # A dry run checks that everything works; one thread leaves the other cores to other processes.
         if dry_run:
             torch.set_num_threads(1)
 
@@ -62,6 +63,7 @@ class Torch:
             versions += f", triton {triton.__version__}"
         if self.dry_run:
             return {"device": "cpu", "versions": versions}
+        # The page names the device, because figures of different devices must not be compared.
         properties = self._torch.cuda.get_device_properties(0)
         return {
             "device": properties.name,
@@ -86,6 +88,7 @@ class Torch:
         return getattr(self._torch, name)
 
     def unit(self, b: int, d: int, seed: int, dtype: str) -> Any:
+        # Drawn on the device: the largest batches would take long to copy.
         generator = self._torch.Generator(self.device).manual_seed(seed)
         x = self._torch.randn(b, d, generator=generator, device=self.device)
         return self._torch.nn.functional.normalize(x, dim=1).to(self.dtype(dtype))
@@ -106,6 +109,7 @@ class Torch:
     def extra_megabytes(self, step: Step, arrays: tuple[Any, ...]) -> float | None:
         if self.dry_run:
             return None
+        # The peak of a call beyond the memory that was held before it.
         cuda = self._torch.cuda
         cuda.synchronize()
         cuda.empty_cache()
@@ -122,19 +126,21 @@ class Torch:
             self._torch.cuda.empty_cache()
 
     def dense(self, images: Any, texts: Any, reference: tuple[Any, Any] | None, state: Any) -> Any:
-        """Differentiate the step's formula on b x b matrices, float32 after the products, as one writes it down."""
+        """Differentiate the step's formula on b x b matrices, in float32 after the products."""
         torch = self._torch
         images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
         z = (images @ texts.T).float()
         if reference is not None:
             z = z - (reference[0] @ reference[1].T).float()
         positive, total = z.diagonal(), z.new_zeros(())
-        itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
+        is_positive = torch.eye(len(images), dtype=torch.bool, device=images.device)
         for pairs, axis in ((z - positive[:, None], 1), (z - positive[None, :], 0)):
-            logits = (pairs / TEMPERATURE).masked_fill(itself, -torch.inf)
+            # log g of the batch without the positive, then log u' = log((1 - gamma) u + gamma g) as a constant.
+            logits = (pairs / TEMPERATURE).masked_fill(is_positive, -torch.inf)
             own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
             new = torch.logaddexp(state + math.log1p(-GAMMA), own.detach() + math.log(GAMMA))
             total = total + TEMPERATURE * torch.exp(own - new).mean() / 2
+        # The derivative of this surrogate is that of the objective, with u' as a constant.
         return torch.autograd.grad(total, (images, texts))
 
 
@@ -180,6 +186,7 @@ class Jax:
         return np.asarray(x).astype(np.float64)
 
     def prepare(self, step: Step, arrays: tuple[Any, ...]) -> Step:
+        # Compiling ahead of the call keeps the compiler's time out of the first measurement.
         compiled: Step = self._jax.jit(step).lower(*arrays).compile()
         return compiled
 
@@ -187,7 +194,8 @@ class Jax:
         self._jax.block_until_ready(result)  # type: ignore[no-untyped-call]
 
     def extra_megabytes(self, step: Step, arrays: tuple[Any, ...]) -> float | None:
-        """What the compiler has planned for results and temporaries: the device's peak cannot be reset."""
+        """Return the compiler's plan for results and temporaries: the device's peak cannot be reset."""
+        # A step that was not compiled ahead has no plan.
         planned = getattr(step, "memory_analysis", lambda: None)()
         if planned is None:
             return None
@@ -201,10 +209,10 @@ class Jax:
         return float(statistics["bytes_limit"] - statistics["bytes_in_use"]) / 1e9
 
     def forget(self) -> None:
-        """Do nothing: JAX's pool gives out again what is free in it."""
+        """Do nothing: JAX reuses the free memory of its pool."""
 
     def dense(self, images: Any, texts: Any, reference: tuple[Any, Any] | None, state: Any) -> Any:
-        """Differentiate the step's formula on b x b matrices, float32 after the products, as one writes it down."""
+        """Differentiate the step's formula on b x b matrices, in float32 after the products."""
         jnp, jax = self.xp, self._jax
 
         def surrogate(images: Any, texts: Any) -> Any:
@@ -212,9 +220,10 @@ class Jax:
             if reference is not None:
                 z = z - jnp.matmul(reference[0], reference[1].T, preferred_element_type=jnp.float32)
             positive, total = jnp.diagonal(z), jnp.zeros(())
-            itself = jnp.eye(len(images), dtype=bool)
+            is_positive = jnp.eye(len(images), dtype=bool)
             for pairs, axis in ((z - positive[:, None], 1), (z - positive[None, :], 0)):
-                logits = jnp.where(itself, -jnp.inf, pairs / TEMPERATURE)
+                # log g of the batch without the positive, then log u' = log((1 - gamma) u + gamma g) as a constant.
+                logits = jnp.where(is_positive, -jnp.inf, pairs / TEMPERATURE)
                 own = jax.nn.logsumexp(logits, axis=axis) - math.log(len(images) - 1)
                 new = jnp.logaddexp(state + math.log1p(-GAMMA), jax.lax.stop_gradient(own) + math.log(GAMMA))
                 total = total + TEMPERATURE * jnp.mean(jnp.exp(own - new)) / 2
@@ -243,6 +252,7 @@ class Cupy:
         require("cupy")
         import cupy
 
+        # Counting the devices is the first call that fails if there is no driver.
         try:
             cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -253,13 +263,14 @@ class Cupy:
         self._cupy, self.xp = cupy, array_api_compat.cupy
 
     def _register_stand_in(self) -> str | None:
-        """Give NumPy's arrays the kernels of CuPy; or say why that does not go."""
+        """Register CuPy's kernels for NumPy arrays; return why that is impossible, or None."""
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             return "there is no C++ compiler for CuPy's kernels"
         if importlib.util.find_spec("pytest") is None:
             return "pytest is not installed, and the stand-in for CuPy lies among the tests"
         from drrho_core import extend
 
+        # The stand-in compiles the CUDA source for the CPU; it lies among the tests, which use it too.
         specification = importlib.util.spec_from_file_location("drrho_stand_in_for_cupy", STAND_IN)
         assert specification is not None
         assert specification.loader is not None
@@ -309,6 +320,7 @@ class Cupy:
     def extra_megabytes(self, step: Step, arrays: tuple[Any, ...]) -> float | None:
         if self.dry_run:
             return None
+        # CuPy keeps no peak. The pool only grows during a call, so its growth is the peak.
         pool = self._cupy.get_default_memory_pool()
         pool.free_all_blocks()
         before = pool.total_bytes()
@@ -333,8 +345,9 @@ def open_library(name: str, *, dry_run: bool) -> Library:
     Raises
     ------
     Absent
-        If there is none here.
+        If the library, its device or its kernels are missing.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # CuPy's and Triton's, about what they do not find
+        # CuPy and Triton warn of optional parts that they do not find.
+        warnings.simplefilter("ignore")
         return LIBRARIES[name](dry_run=dry_run)

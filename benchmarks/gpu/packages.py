@@ -17,12 +17,14 @@ SOURCES = (ROOT, ROOT / "backends", ROOT / "reference_impl")
 
 
 class Need(NamedTuple):
-    """A package that some section cannot do without."""
+    """A package that a section needs."""
 
     module: str
-    package: str  # as one asks an index for it
+    # Name (and version) for a package index.
+    package: str
     wanted_for: str
-    brings: tuple[str, ...] = ()  # what it needs itself and an array library does not bring along
+    # Dependencies that array libraries do not already bring along.
+    brings: tuple[str, ...] = ()
 
 
 NEEDS = (
@@ -48,19 +50,19 @@ NEEDS = (
 
 
 def missing(needs: Iterable[Need] = NEEDS) -> list[Need]:
-    """Return the needs that nothing on the path meets."""
+    """Return the needs whose modules are not installed."""
     return [need for need in needs if importlib.util.find_spec(need.module) is None]
 
 
 def advice(absent: Sequence[Need]) -> str:
-    """Say in one line what is missing and how to get it on a machine with a network."""
+    """Return one line that names the missing packages and the command that downloads them."""
     if not absent:
         return "missing packages: none"
-    told = ", ".join(f"{need.package} ({need.wanted_for})" for need in absent)
+    packages = ", ".join(f"{need.package} ({need.wanted_for})" for need in absent)
     names = " ".join(dict.fromkeys(name for need in absent for name in (need.package, *need.brings)))
     return (
-        f"missing packages: {told}; where there is a network: pip download --no-deps --only-binary=:all: --dest wheels "
-        f"{names}; then here: make gpu WHEELS=wheels"
+        f"missing packages: {packages}; on a machine with a network: pip download --no-deps --only-binary=:all: "
+        f"--dest wheels {names}; then here: make gpu WHEELS=wheels"
     )
 
 
@@ -74,10 +76,10 @@ def unpack(wheels: Path, target: Path) -> list[str]:
     """
     if not wheels.is_dir():
         raise ValueError(f"WHEELS must be a folder, got {wheels}")
-    told = []
+    lines = []
     for path in sorted(wheels.glob("*.whl")):
         if not _fits(path):
-            told.append(f"{path.name}: left out, it is not for this Python")
+            lines.append(f"{path.name}: left out, it is not for this Python")
             continue
         with zipfile.ZipFile(path) as wheel:
             modules = {
@@ -87,11 +89,11 @@ def unpack(wheels: Path, target: Path) -> list[str]:
             }
             modules = {name for name in modules if not name.endswith((".dist-info", ".data"))}
             if all(importlib.util.find_spec(name) for name in modules):
-                told.append(f"{path.name}: left out, it is installed")
+                lines.append(f"{path.name}: left out, it is installed")
                 continue
             wheel.extractall(target)
-        told.append(f"{path.name}: unpacked")
-    return told
+        lines.append(f"{path.name}: unpacked")
+    return lines
 
 
 def _fits(wheel: Path) -> bool:
@@ -107,7 +109,7 @@ def _fits(wheel: Path) -> bool:
 
 
 def describe_ourselves(target: Path) -> None:
-    """Write the metadata of an installation, which names the backends, where drrho-core is not installed."""
+    """Write metadata as an installation has it, if drrho-core is not installed: the metadata names the backends."""
     try:
         importlib.metadata.distribution("drrho-core")
     except importlib.metadata.PackageNotFoundError:
@@ -127,21 +129,24 @@ def describe_ourselves(target: Path) -> None:
 
 
 def environment(extra: Path, *, dry_run: bool) -> dict[str, str]:
-    """Return the variables of every process that measures."""
+    """Return the environment variables of every measuring process."""
     variables = dict(os.environ)
     old = [folder for folder in variables.get("PYTHONPATH", "").split(os.pathsep) if folder]
     variables["PYTHONPATH"] = os.pathsep.join([*map(str, SOURCES), *old, str(extra)])
-    variables.pop("DRRHO_FUSED", None)  # every step says itself which kernels it takes
-    # The device is shared with the other libraries' processes; JAX alone may take what it wants of it.
+    # Every step chooses its kernels itself.
+    variables.pop("DRRHO_FUSED", None)
+    # Processes of several libraries share the device, so JAX must not reserve its memory in advance.
     variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
-    variables.pop("XLA_CLIENT_MEM_FRACTION", None)  # with both names JAX refuses to start
+    # JAX refuses to start if both names of this variable are set.
+    variables.pop("XLA_CLIENT_MEM_FRACTION", None)
     # One process of JAX can use code that another one has compiled.
     variables |= {
         "JAX_COMPILATION_CACHE_DIR": str(extra / "jax"),
         "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     (extra / "tmp").mkdir(exist_ok=True)
-    variables["TMPDIR"] = str(extra / "tmp")  # goes with the folder, however a process ends
+    # Temporary files lie in a folder that this program removes, however a process ends.
+    variables["TMPDIR"] = str(extra / "tmp")
     variables["TF_CPP_MIN_LOG_LEVEL"] = variables.get("TF_CPP_MIN_LOG_LEVEL", "2")
     if dry_run:
         variables |= {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The table that is printed, and the page."""
+"""The printed table and the page in docs/benchmarks/gpu."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ _HARMLESS = str.maketrans(dict(zip("|`<>[]$*", ["/", "'", "(", ")", "(", ")", No
 
 
 def plain(text: Any, length: int = 160) -> str:
-    """Make words from elsewhere harmless inside a Markdown table: one line, no folders of this machine, no markup."""
+    """Return other programs' words for a Markdown table: one line, without folders of this machine, without markup."""
     words = " ".join(str(text).replace(f"{ROOT}/", "").split())
+    # Absolute paths lose their folders and keep the file's name.
     words = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", words)
     words = words.translate(_HARMLESS)
     return words if len(words) <= length else words[: length - 3] + "..."
 
 
-def told(row: Row) -> str:
-    """Say in a few words what a row has found."""
+def summary(row: Row) -> str:
+    """Return the result of a row in a few words."""
+    # The keys of a row tell which part measured it.
     if row["status"] != OK:
         partial = f" ({row['passed']} passed until then)" if row.get("passed") else ""
         return plain(f"{row['status']}: {row.get('reason', '')}") + partial
@@ -50,8 +52,8 @@ def told(row: Row) -> str:
     return "done"
 
 
-def what(row: Row) -> str:
-    """Name a row's case."""
+def case_name(row: Row) -> str:
+    """Return the name of a row's case."""
     parts = [str(row[key]) for key in ("engine", "check") if key in row]
     if "b" in row:
         parts.append(f"b = {row['b']:,}")
@@ -60,15 +62,17 @@ def what(row: Row) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Return everything as one table in plain text."""
-    cells = [(row["section"], what(row), told(row)) for row in rows]
+    """Return all rows as one table in plain text."""
+    # The first two columns get the width of their longest cell.
+    cells = [(row["section"], case_name(row), summary(row)) for row in rows]
     widths = [max((len(line[column]) for line in cells), default=0) for column in (0, 1)]
     return "\n".join(f"{one:<{widths[0]}}  {two:<{widths[1]}}  {three}".rstrip() for one, two, three in cells)
 
 
 def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
-    """Return everything as a page of Markdown."""
+    """Return all rows as a page of Markdown."""
     lines = ["# Measurements on a GPU", "", f"    {setting['command']}", ""]
+    # One line per library, with versions and device.
     devices = [row for row in rows if "device" in row]
     for library in dict.fromkeys(row["library"] for row in devices):
         row = next(row for row in devices if row["library"] == library)
@@ -84,15 +88,18 @@ def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
     ]
     lines += _section("Correctness", _of(rows, "kit"), ("library", "case", "found"), _simple)
     lines += _speeds(_of(rows, "sweeps"), _of(rows, "peers"))
-    lines += _section("Tests", _of(rows, "tests"), ("tests", "found"), lambda row: (what(row) or "all", told(row)))
     lines += _section(
-        "The demo, one seed", _of(rows, "demo"), ("library", "found"), lambda row: (_library(row), told(row))
+        "Tests", _of(rows, "tests"), ("tests", "found"), lambda row: (case_name(row) or "all", summary(row))
+    )
+    lines += _section(
+        "The demo, one seed", _of(rows, "demo"), ("library", "found"), lambda row: (_library(row), summary(row))
     )
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
     rows = [*sweeps, *peers]
+    # Sweeps and peers stand in one table, so that equal columns can be compared.
     if not rows:
         return []
     intended = (
@@ -106,12 +113,13 @@ def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
     )
     head = ("library", "engine", "reference", "b", "ms", "TFLOP/s", "share", "TFLOP/s, made", "share, made", "MB")
     lines = ["## Speed", "", *intended, "", *_head(head)]
+    # A row of the library's own product has no batch; a row without figures has its reason in the place of the time.
     for row in rows:
         if "product_tflops" in row:
             cells = [_library(row), f"product, {row['square']}^3", *[""] * 3, f"{row['product_tflops']:g}", *[""] * 4]
         else:
             where = [_library(row), str(row.get("engine", "")), _yes(row), f"{row['b']:,}" if "b" in row else ""]
-            cells = where + (_speed(row) if row["status"] == OK else [told(row), "", "", "", "", ""])
+            cells = where + (_speed(row) if row["status"] == OK else [summary(row), "", "", "", "", ""])
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 
@@ -129,7 +137,7 @@ def _speed(row: Row) -> list[str]:
 
 
 def _simple(row: Row) -> tuple[str, ...]:
-    return _library(row), what(row), told(row)
+    return _library(row), case_name(row), summary(row)
 
 
 def _library(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""What is measured, in which order, and how long it may take."""
+"""The cases that are measured, their order and their time limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Case = dict[str, Any]
-"""One thing to measure, as the row that comes of it will name it: text, numbers and truth values."""
+"""One measurement. Its entries (text, numbers, truth values) also stand in the row of the result."""
 
 SIZES = (4096, 8192, 16384, 32768, 65536)
 WIDTH = 768
@@ -17,12 +17,12 @@ PARTS = ("kit", "sweeps", "peers", "tests", "demo")
 PEERS = ("siglip-kernel", "memeff")
 
 MINUTES = 8.0
-"""Of all sections together; what starts and ends them takes some seconds more, which are taken off here."""
+"""Time limit of all sections together, with starting and ending."""
 
 DRY_SIZES, DRY_WIDTH = (48, 96), 32
 
 DRY_MINUTES = 10.0
-"""A dry run takes a hundred seconds of processor time; this ends one that hangs."""
+"""Time limit of a dry run, which takes about a hundred seconds; it ends a run that hangs."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,16 @@ class Section:
     name: str
     part: str
     cases: tuple[Case, ...]
-    seconds: float  # its share of the time; what earlier sections leave over comes on top
-    case_seconds: float  # a case that takes longer is given up, and the next one gets a fresh process
-    needs: str | None = None  # where a library is absent, its other sections are too
+    # Share of the time; time that earlier sections did not use is added.
+    seconds: float
+    # A case that takes longer is ended, and the next case gets a fresh process.
+    case_seconds: float
+    # Library of the section: if one section finds that it is absent, its other sections are skipped.
+    needs: str | None = None
 
 
 def sweep_cases(library: str, sizes: Sequence[int], width: int) -> tuple[Case, ...]:
-    """Order the sweeps: one small batch, the headline, the other fused ones, then what they are compared with."""
+    """Return the sweeps: the smallest batch, the largest, the other fused ones, then plain core and dense autograd."""
     sizes = sorted(sizes)
     headline_second = list(dict.fromkeys([sizes[0], sizes[-1], *sizes[1:-1]]))
     engines = ("plain", "dense") if library in ("torch", "jax") else ("plain",)
@@ -55,7 +58,7 @@ def sweep_cases(library: str, sizes: Sequence[int], width: int) -> tuple[Case, .
 
 
 def kit_cases(library: str) -> tuple[Case, ...]:
-    """Order the checks of what is going to be timed: kernels first."""
+    """Return the checks of the functions that are timed, kernels first."""
     return tuple(
         {"library": library, "engine": engine, "check": check}
         for engine in ("fused", "plain")
@@ -64,7 +67,7 @@ def kit_cases(library: str) -> tuple[Case, ...]:
 
 
 def peer_cases(sizes: Sequence[int], width: int) -> dict[str, tuple[Case, ...]]:
-    """Order the peers' batches as ours."""
+    """Return the peers' cases, with the batch sizes in the same order as in `sweep_cases`."""
     sizes = sorted(sizes)
     order = list(dict.fromkeys([sizes[0], sizes[-1], *sizes[1:-1]]))
     return {
@@ -79,7 +82,7 @@ def peer_cases(sizes: Sequence[int], width: int) -> dict[str, tuple[Case, ...]]:
 def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> list[list[Section]]:
     """Return groups of sections in order of value; the members of a group run at the same time.
 
-    What is timed runs alone. The kit, the tests and the demo have only to be right.
+    Timed sections run alone. Kit, tests and demo, which only check results, run side by side.
     """
     width = DRY_WIDTH if dry_run else WIDTH
     groups = [[Section(f"kit, {name}", "kit", kit_cases(name), 110, 110, name) for name in LIBRARIES]]
@@ -89,6 +92,7 @@ def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> lis
     ]
     for peer, cases in peer_cases(sizes, width).items():
         groups.append([Section(f"peers, {peer}", "peers", cases, 20, 45)])
+    # The end of the plan is cut off first if the time is short.
     last = [Section("tests", "tests", ({"check": "tests of the kernels"}, {"check": "tests marked gpu"}), 95, 60)]
     last += [Section(f"demo, {name}", "demo", ({"library": name},), 95, 95, name) for name in ("torch", "jax")]
     for name in LIBRARIES:

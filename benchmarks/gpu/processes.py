@@ -1,18 +1,19 @@
-"""Sections in processes of their own, each with its own time; what happens to one happens to no other.
+"""Run sections in separate processes, each with a time limit; a failure of one section does not affect the others.
 
-A process tells its parent over a pipe what it begins and what it has found, one JSON object a line:
+A process reports to its parent over a pipe, with one JSON object per line:
 
     {"absent": "why there is nothing to measure"}      {"progress": {...}}: kept if the case is cut off
     {"begin": 3}: the case's number                    {"row": {...}}: the case is done
 
-Whatever else happens, an exception, a signal, a time limit, becomes the row of the case that was being measured; the
-cases after it get a fresh process.
+An exception, a signal or a time limit becomes the row of the case that was being measured. The later cases get a fresh
+process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -28,18 +29,21 @@ from benchmarks.gpu.packages import ROOT
 from benchmarks.gpu.plan import Case, Section
 
 START_SECONDS, ENDING_SECONDS = 120.0, 3.0
-"""A process may take so long to import its library and find its device, and to end."""
+"""Time limits for importing the library and finding the device, and for ending."""
 
 Row = dict[str, Any]
 """A case with "section", "part", "status", and "reason" or figures."""
 
 OK, FAILED, ABSENT, LEFT_OUT, NO_MEMORY, NO_TIME = "ok", "failed", "absent", "left out", "out of memory", "out of time"
 Command = Callable[[Section, Sequence[Case], int], list[str]]
-"""Makes the command line of a process for some cases of a section, which reports to a file descriptor."""
+"""Makes the command line of a process that measures cases of a section and reports to a file descriptor."""
+
+Report = Callable[[str, Any], None]
+"""Sends a kind of message and its content to the parent process."""
 
 
 class Results:
-    """All rows so far, in a file that is whole at any time: one JSON object a line."""
+    """All rows so far, also in a file with one JSON object per line, which is complete at any time."""
 
     def __init__(self, path: Path, say: Callable[[Row], None] = lambda _: None) -> None:
         self.path, self.rows, self._say = path, list[Row](), say
@@ -49,7 +53,7 @@ class Results:
         self._write()
 
     def add(self, row: Row) -> None:
-        """Keep a row, on disk before anything else happens."""
+        """Keep a row and write it to disk at once."""
         with self._lock:
             self.rows.append(row)
             self._write()
@@ -67,6 +71,12 @@ def write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def rounded(value: float) -> float | None:
+    """Return a number with four significant digits; None instead of nan, which JSON does not have."""
+    value = float(value)
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def run_group(
@@ -87,7 +97,8 @@ def run_group(
     try:
         for thread in threads:
             thread.join()
-    except BaseException:  # somebody ends this program: what it has started ends, too
+    # If this program is stopped, its child processes must not stay behind.
+    except BaseException:
         for process in list(_RUNNING):
             _kill(process)
         raise
@@ -97,7 +108,7 @@ _RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and whatever it has started."""
+    """End a process and its children: all are in one process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -105,11 +116,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def run_section(
     section: Section, results: Results, command: Command, environment: Mapping[str, str], deadline: float
 ) -> None:
-    """Measure a section's cases; every one of them becomes a row."""
+    """Measure the cases of a section; every case becomes a row."""
     named = {"section": section.name, "part": section.part}
     if section.needs in results.absent:
         results.add({**named, "status": ABSENT, "reason": results.absent[str(section.needs)]})
         return
+    # Each attempt is one process. It returns after a case that broke it, and the next attempt goes on behind that case.
     left = list(section.cases)
     while left:
         if time.monotonic() >= deadline:
@@ -118,7 +130,8 @@ def run_section(
             return
         try:
             done = _Attempt(section, left, results, command, environment, deadline).run()
-        except Exception as error:  # no process can be had, say
+        # For example, the system may refuse to start another process.
+        except Exception as error:
             results.add({**named, "status": FAILED, "reason": f"{type(error).__name__}: {error}"})
             return
         if done is None:
@@ -140,10 +153,12 @@ class _Attempt:
     ) -> None:
         self.section, self.cases, self.results, self.deadline = section, cases, results, deadline
         self.named = {"section": section.name, "part": section.part}
-        self.current: int | None = None  # the case that is being measured
-        self.done = 0  # how many cases have their row
+        # The number of the case that is being measured, and how many cases have a row.
+        self.current: int | None = None
+        self.done = 0
+        # Figures that a case reported before its end: they go into its row if the case is cut off.
         self.partial: Row = {}
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed where the process ends)
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (`run` closes it)
         reading, writing = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -154,7 +169,7 @@ class _Attempt:
                 stdout=self.output,
                 stderr=self.output,
                 pass_fds=[writing],
-                start_new_session=True,  # so that its own children end with it
+                start_new_session=True,  # a process group of its own, so that `_kill` reaches its children
             )
         except BaseException:
             os.close(reading)
@@ -163,6 +178,7 @@ class _Attempt:
         finally:
             os.close(writing)
         _RUNNING.add(self.process)
+        # A thread reads the pipe, because waiting for a line must have a time limit.
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, args=(reading,), daemon=True).start()
 
@@ -173,7 +189,7 @@ class _Attempt:
         self.lines.put(None)
 
     def run(self) -> int | None:
-        """Return how many cases are done with, or None where the section is over."""
+        """Return the number of cases that have a row, or None if the section is over."""
         limit, allowed = time.monotonic() + START_SECONDS, START_SECONDS
         try:
             while True:
@@ -186,13 +202,15 @@ class _Attempt:
                     return self._ended()
                 try:
                     message = json.loads(line)
-                except ValueError:  # it died with half a line
+                # The process died while it wrote this line.
+                except ValueError:
                     continue
                 if "absent" in message:
                     self._absent(str(message["absent"]))
                     return None
                 if "begin" in message:
                     self.current, self.partial = int(message["begin"]), {}
+                    # From here on the time limit is that of a case.
                     allowed = self.section.case_seconds
                     limit = time.monotonic() + allowed
                 elif "progress" in message:
@@ -226,18 +244,21 @@ class _Attempt:
         return self.done
 
     def _ended(self) -> int | None:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # some libraries hang when they end
+        # A library may hang at the end of its process.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(ENDING_SECONDS)
         if self.current is None and self.done == len(self.cases):
             return self.done
         _kill(self.process)
         code = self.process.wait()
+        # The worker ends by itself after an error that leaves its device unusable.
         if self.current is None and code == 0 and self.done > 0:
-            return self.done  # it asked for a fresh process
+            return self.done
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         tail = self._tail()
         reason = f"{how}: {tail.splitlines()[-1]}" if tail else how
-        if self.current is None and self.done == 0:  # it cannot even start, and would not the next time
+        # A process that cannot start would not start the next time either: all cases fail.
+        if self.current is None and self.done == 0:
             for _ in self.cases:
                 self._add({"status": FAILED, "reason": reason, "output": tail})
             return None
@@ -245,7 +266,7 @@ class _Attempt:
         return self.done
 
     def _tail(self, lines: int = 25) -> str:
-        """Return the end of what the process has printed."""
+        """Return the last lines that the process has printed."""
         self.output.seek(0)
         text = self.output.read().decode(errors="replace")
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])

@@ -1,4 +1,4 @@
-"""Data sets that lie in memory, and the exchange of captions that makes a noisy one."""
+"""Data sets in memory, and the exchange of captions that makes a data set noisy."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class ArrayDataset:
     name : str
         A short name for tables and reports.
     images : ndarray of uint8, shape (n, H, W, C)
-        C is 1 or 3. Kept, not copied, and made read-only.
+        C is 1 or 3. The array is not copied; the attribute is a read-only view.
     captions : sequence of str, length n
-        None of them empty.
+        No caption is empty.
     own_captions : sequence of str, length n, optional
-        The captions before any were exchanged; `captions` when left out.
+        The captions before the exchange; `captions` when left out.
     is_swapped : ndarray of bool, shape (n,), optional
-        True where another sample's caption stands. All False when left out.
+        True for each pair that has the caption of another sample. All False when left out.
     zero_shot : callable, optional
-        Makes the classification task when it is asked for; gets `image_size`.
+        Makes the classification task; it is called with `image_size`.
 
     Attributes
     ----------
     name, images, captions, own_captions, is_swapped
-        As above; captions are tuples.
+        As the parameters; captions are tuples.
 
     Raises
     ------
@@ -66,6 +66,7 @@ class ArrayDataset:
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
             raise BadInput(f"images must be uint8 of shape (n, H, W, 1 or 3), got {images.dtype} {images.shape}")
+        # Views, so that nobody can change a pixel after the fingerprint was taken.
         size = images.shape[0]
         self.name = name
         self.images = _read_only(images)
@@ -74,13 +75,13 @@ class ArrayDataset:
         self.is_swapped = _read_only(np.zeros(size, dtype=np.bool_) if is_swapped is None else is_swapped)
         self._zero_shot = zero_shot
         self._fingerprint: str | None = None
-        for argument, found in (
+        for argument, length in (
             ("captions", len(self.captions)),
             ("own_captions", len(self.own_captions)),
             ("is_swapped", self.is_swapped.shape[0]),
         ):
-            if found != size:
-                raise BadInput(f"{argument} must have one entry per image ({size}), got {found}")
+            if length != size:
+                raise BadInput(f"{argument} must have one entry per image ({size}), got {length}")
         if not all(caption.strip() for caption in self.captions):
             raise BadInput("captions must not be empty, got an empty one")
 
@@ -106,23 +107,25 @@ class ArrayDataset:
             digest.update(np.ascontiguousarray(self.images).data)
             for caption in self.captions:
                 encoded = caption.encode("utf-8", "surrogatepass")
-                digest.update(len(encoded).to_bytes(8, "little"))  # lengths keep "ab", "c" apart from "a", "bc"
+                # The length in front keeps "ab", "c" apart from "a", "bc".
+                digest.update(len(encoded).to_bytes(8, "little"))
                 digest.update(encoded)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return the classification task of this domain, or None where there is none."""
+        """Return the classification task of this domain, or None if there is none."""
         return None if self._zero_shot is None else self._zero_shot(image_size)
 
     def subset(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> ArrayDataset:
-        """Return the pairs of those rows as a data set of its own, numbered 0 .. len(rows) - 1 in that order.
+        """Return the pairs of some rows as a new data set, numbered 0 .. len(rows) - 1 in the order of `rows`.
 
         Raises
         ------
         BadInput
             No row is given, a row is given twice or lies outside 0 .. len - 1.
         """
+        # A row twice would make an image a negative of itself.
         chosen = np.asarray(rows, dtype=np.int64)
         if chosen.ndim != 1 or chosen.size == 0 or np.unique(chosen).size != chosen.size:
             raise BadInput(f"rows must be distinct and at least one, got shape {chosen.shape}")
@@ -141,11 +144,10 @@ class ArrayDataset:
 def swap_captions(
     captions: Sequence[str], fraction: float, rng: np.random.Generator
 ) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
-    """Exchange a share of the captions among their samples, so that none of these keeps its own.
+    """Exchange the captions of randomly chosen samples, so that no chosen sample keeps its caption.
 
-    Exactly `round(fraction * n)` samples are chosen (0 where that is 1: one alone has nobody to exchange with). Equal
-    texts are laid side by side, the different ones in random order, and all are moved on by the length of the
-    longest run: so a chosen sample gets another *text* too, unless one text is more than half of those chosen.
+    Exactly `round(fraction * n)` samples are chosen, or none if that number is 1: a single sample has no partner. Every
+    chosen sample also gets another *text*, unless one text belongs to more than half of the chosen samples.
 
     Parameters
     ----------
@@ -159,7 +161,7 @@ def swap_captions(
     -------
     captions : tuple of str, length n
     is_swapped : ndarray of bool, shape (n,)
-        True where another sample's caption stands now.
+        True for each sample that has the caption of another sample now.
 
     Examples
     --------
@@ -173,9 +175,11 @@ def swap_captions(
     is_swapped = np.zeros(size, dtype=np.bool_)
     if count < 2:
         return tuple(captions), is_swapped
+    # The chosen rows in random order, but rows with equal texts side by side.
     groups: dict[str, list[int]] = {}
     for row in rng.permutation(size)[:count].tolist():
-        groups.setdefault(captions[row], []).append(row)  # in random order, equal texts together
+        groups.setdefault(captions[row], []).append(row)
+    # Moving all captions on by the length of the longest run of equal texts takes each of them out of its run.
     longest = max(len(rows) for rows in groups.values())
     chosen = [row for rows in groups.values() for row in rows]
     mixed = list(captions)

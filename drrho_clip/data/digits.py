@@ -1,8 +1,8 @@
-"""Scikit-learn's handwritten digits, with captions made from what the images show.
+"""Scikit-learn's handwritten digits, with captions made from properties of the images.
 
-They are 1,797 real images of 8 x 8 pixels that come with scikit-learn: nothing is downloaded. Besides the digit, a
-caption tells what was measured on the image: how much ink it has, how it leans, how wide it is and where its weight
-lies. Each measure is a ratio of integers, and its two thresholds are tertiles over all images.
+The data set has 1,797 real images of 8 x 8 pixels. It is part of scikit-learn, so nothing is downloaded. A caption
+names the digit and four properties that were measured on the image: the amount of ink, the slant, the width and the
+position of the weight. Each measure is a ratio of integers. Its two thresholds are tertiles over all images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 PARTS: Final = ("train", "validation", "test", "reference")
 _HELDOUT_PER_CLASS: Final = 20
 
-# For each measure, what a caption says below the first tertile, between the two, and above the second.
+# For each measure, the words of a caption below the first tertile, between the tertiles, and above the second one.
 _INK: Final = ("thin", "medium", "bold")
 _WIDTH: Final = ("narrow", "regular", "wide")
 _SLANT: Final = ("leaning left", "upright", "leaning right")
@@ -42,7 +42,7 @@ _TEMPLATES: Final = (
 
 
 class _Source(NamedTuple):
-    """The whole collection; attributes has one column each for ink, width, slant and weight, in 0 .. 2."""
+    """All images; `attributes` has one column for each of ink, width, slant and weight, with values 0 to 2."""
 
     images: UInt8
     labels: Int64
@@ -59,28 +59,30 @@ def digits(
 ) -> ArrayDataset:
     """Return one part of scikit-learn's digits with captions.
 
-    Validation and test have 200 pairs each, 20 of every digit, one caption template that tells everything. Of the
-    other 1,397 a share is kept for a reference model, class by class, so that it can see other images than the
-    learner; the rest is for training. Captions of these two vary in template, leave attributes out and may be swapped.
+    Validation and test have 200 pairs each, 20 of every digit, and one caption template that names all properties. A
+    share of the other 1,397 images, class by class, is kept for a reference model, so that it can see other images than
+    the learner; the rest is for training. Captions of these two parts vary in template, may leave out properties and
+    may be swapped.
 
     Parameters
     ----------
     part : str
         One of `PARTS`: train, validation, test, reference.
     seed : int
-        At least 0. Deals the images to the parts, and draws the captions.
+        At least 0. It decides the part of each image and the captions.
     swapped_fraction : float, optional
-        Share in [0, 1] of the captions that are exchanged. Left out: 0.3 for train and reference. It must be 0 or left
-        out for validation and test.
+        Share in [0, 1] of the captions that are exchanged; by default 0.3 for train and reference. For validation and
+        test it must be 0 or left out.
     omit_probability : float
-        In [0, 1]. How often each of the four attributes is left out of a training caption.
+        Probability in [0, 1] with which a training caption leaves out each of the four properties.
     reference_share : float
-        In [0, 1]. The reference model's share of the 1,397; 0 leaves all to training.
+        Share in [0, 1] of the 1,397 images that is kept for the reference model.
 
     Returns
     -------
     ArrayDataset
-        `images` is uint8 (n, 8, 8, 1). Its zero-shot task is this part's own images, 10 classes.
+        `images` is uint8 (n, 8, 8, 1). Its zero-shot task has 10 classes and the images of this
+        part.
 
     Raises
     ------
@@ -164,7 +166,8 @@ def _load() -> _Source:
     except ImportError:
         raise MissingExtra("the digits data set", "scikit-learn") from None
     bunch = load_digits()
-    ink = np.asarray(bunch.images).astype(np.int64)  # 0 .. 16
+    # scikit-learn's ink is a whole number in 0 .. 16; images are bytes, with 16 as 255.
+    ink = np.asarray(bunch.images).astype(np.int64)
     labels = np.asarray(bunch.target).astype(np.int64)
     images = ((ink * 255 + 8) // 16).astype(np.uint8)[..., None]
     images.flags.writeable = False
@@ -173,10 +176,13 @@ def _load() -> _Source:
 
 def _measure(ink: Int64) -> Int64:
     """Return each image's four attributes as 0, 1 or 2: below, between or above the tertiles of all images."""
-    x = np.arange(8, dtype=np.int64)[None, None, :] * 2 - 7  # centred and doubled, to stay with integers
+    # Coordinates from the image's centre, doubled, so that all sums stay integers.
+    x = np.arange(8, dtype=np.int64)[None, None, :] * 2 - 7
     y = np.arange(8, dtype=np.int64)[None, :, None] * 2 - 7
     total = ink.sum(axis=(1, 2))
 
+    # Moments of the ink: m(f) is the sum of ink * f(x, y) over the pixels. The factor m(1)^2 keeps the variances below
+    # integers.
     def central(values: Int64) -> Int64:
         moment: Int64 = (ink * values).sum(axis=(1, 2))
         return moment
@@ -187,11 +193,12 @@ def _measure(ink: Int64) -> Int64:
     covariance = total * central(x * y) - sum_x * sum_y
     measures = (
         total.astype(np.float64),  # ink
-        var_x / (total * total),  # width: variance across
-        -covariance / var_y,  # slant: how far right the pen is, a row higher
+        var_x / (total * total),  # width: variance of x
+        -covariance / var_y,  # slant: shift of the ink to the right per row upwards
         sum_y / total,  # weight: mean row, downwards
     )
     columns = []
+    # 0, 1 or 2 for each image: the number of tertiles that its measure reaches.
     for measure in measures:
         ordered = np.sort(measure)
         low, high = ordered[len(ordered) // 3], ordered[2 * len(ordered) // 3]
@@ -203,6 +210,7 @@ def _deal(seed: int, reference_share: float) -> dict[str, npt.NDArray[np.int64]]
     """Deal the rows to the parts, class by class, each part in random order."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     labels = _load().labels
+    # The held-out parts take their rows first, so that `reference_share` does not change them.
     dealt: dict[str, list[int]] = {part: [] for part in PARTS}
     for label in range(len(DIGITS)):
         rows = rng.permutation(np.flatnonzero(labels == label)).tolist()
@@ -227,11 +235,12 @@ def _full_caption(source: _Source, row: int) -> str:
 
 
 def _varied_caption(source: _Source, row: int, omit_probability: float, rng: np.random.Generator) -> str:
-    told = (rng.random(4) >= omit_probability).tolist()
+    # One random number for each property, then one for the template: this order is part of the data set.
+    is_named = (rng.random(4) >= omit_probability).tolist()
     template = _TEMPLATES[int(rng.integers(0, len(_TEMPLATES)))]
     ink, width, slant, weight = source.attributes[row].tolist()
-    adjectives = [word for word, tell in ((_INK[ink], told[0]), (_WIDTH[width], told[1])) if tell]
-    rest = [word for word, tell in ((_SLANT[slant], told[2]), (_WEIGHT[weight], told[3])) if tell]
+    adjectives = [word for word, named in ((_INK[ink], is_named[0]), (_WIDTH[width], is_named[1])) if named]
+    rest = [word for word, named in ((_SLANT[slant], is_named[2]), (_WEIGHT[weight], is_named[3])) if named]
     caption = template.format(
         digit=DIGITS[int(source.labels[row])],
         adjectives="".join(word + " " for word in adjectives),

@@ -1,4 +1,4 @@
-"""Batches: which samples, in which order, decoded ahead of use."""
+"""Batches of a data set: their order, and images that are decoded before they are used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from drrho_clip.errors import BadInput
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
 
-_AHEAD = 3  # batches being decoded at a time: enough to hide a slow image, few enough to hold in memory
+# Number of batches that are decoded at a time: enough to hide a slow image, and little memory.
+_AHEAD = 3
 
 
 class HostBatch(NamedTuple):
@@ -27,7 +28,7 @@ class HostBatch(NamedTuple):
     Attributes
     ----------
     sample_index : ndarray of int64, shape (b,)
-        Row ids, none twice.
+        Row ids without repeats.
     images : ndarray of uint8, shape (b, s, s, C)
     tokens : ndarray of int32, shape (b, L)
     """
@@ -38,10 +39,10 @@ class HostBatch(NamedTuple):
 
 
 def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[Int64]:
-    """Deal all samples into batches, in an order of this epoch's own.
+    """Divide all samples into batches, in an order that differs by epoch.
 
-    The order is a permutation drawn from `numpy.random.default_rng([seed, epoch])`, so a resumed run needs no more than
-    the two numbers. The last short batch is dropped: every anchor keeps its b - 1 negatives, and shapes stay fixed.
+    The order is a permutation drawn from `numpy.random.default_rng([seed, epoch])`, so a resumed run needs only these
+    two numbers. The last, short batch is dropped: every anchor keeps b - 1 negatives, and shapes stay fixed.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
     Returns
     -------
     iterator of ndarray of int64, shape (b,)
-        n // b of them; no sample comes twice.
+        n // b batches; no sample is in two of them.
 
     Raises
     ------
@@ -81,8 +82,8 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
 class BatchSource:
     """Batches of a data set, with images of one size and captions as tokens.
 
-    Captions are encoded once, when the source is built. Images are decoded on first use by a few threads, some batches
-    ahead; they stay in memory where the whole set fits the budget. What comes out depends on neither.
+    Captions are encoded once, when the source is built. A few threads decode the images, a few batches before they are
+    used. Decoded images stay in memory if all of them fit into `cache_bytes`. The batches depend on neither setting.
 
     Parameters
     ----------
@@ -91,11 +92,11 @@ class BatchSource:
     image_size : int
         s, at least 1.
     channels : int, optional
-        1 or 3; that of the data set's first image when left out.
+        1 or 3; the number of the data set's first image when left out.
     cache_bytes : int
-        Memory that decoded images may take, 2 GiB by default; 0 keeps none.
+        Memory limit for decoded images, 2 GiB by default; with 0 no image is kept.
     num_threads : int
-        Threads that decode; 0 decodes where it is asked for.
+        Threads that decode; with 0 the calling thread decodes.
 
     Raises
     ------
@@ -133,10 +134,12 @@ class BatchSource:
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
         self._tokens = tokenizer.encode(captions_of(dataset))
         self._shape = (self.image_size, self.image_size, self.channels)
+        # A cache for all images, if they fit; it is filled while batches are decoded.
         images: UInt8 | None = getattr(dataset, "images", None)
         whole = (len(dataset), *self._shape)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == whole:
-            self._cache: UInt8 | None = images  # in memory and of the right size already
+            # The data set has all images in memory in the right size: they are the cache.
+            self._cache: UInt8 | None = images
             self._cached = np.ones(len(dataset), dtype=np.bool_)
         else:
             fits = math.prod(whole) <= cache_bytes
@@ -148,29 +151,29 @@ class BatchSource:
         return len(self.dataset)
 
     def epoch(self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[HostBatch]:
-        """Yield one epoch's batches in the order of `batches`, from `first_batch` on.
+        """Yield the batches of one epoch in the order of `batches`, beginning with number `first_batch`.
 
         Raises
         ------
         BadInput
-            As in `batches`, at once and not at the first batch; or an image that cannot be decoded, when it is met.
+            As in `batches`, raised by the call itself; or an image cannot be decoded, raised at its batch.
         """
         order = list(batches(len(self), batch_size, seed=seed, epoch=epoch))
         return self._stream(order[whole_number(first_batch, "first_batch", at_least=0) :])
 
     def in_order(self, batch_size: int) -> Iterator[HostBatch]:
-        """Yield every pair once in row order, the last batch as short as it comes: for evaluation and encoding."""
+        """Yield every pair once in row order, for evaluation and encoding; the last batch may be short."""
         batch_size = whole_number(batch_size, "batch_size", at_least=1)
         rows = np.arange(len(self), dtype=np.int64)
         return self._stream([rows[start : start + batch_size] for start in range(0, len(self), batch_size)])
 
     def gather(self, sample_index: Sequence[int] | Int64) -> HostBatch:
-        """Return the batch of those rows.
+        """Return the batch of the given rows.
 
         Raises
         ------
         BadInput
-            A row lies outside 0 .. n - 1, or none is given.
+            A row lies outside 0 .. n - 1, or there is no row.
         """
         index = np.asarray(sample_index, dtype=np.int64)
         if index.ndim != 1 or index.size == 0 or index.min() < 0 or index.max() >= len(self):
@@ -182,6 +185,7 @@ class BatchSource:
             for index in order:
                 yield self._assemble(index, self._decode(index))
             return
+        # A batch is split among the threads, and up to `_AHEAD` batches are in work when the oldest is yielded.
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="drrho-decode")
         try:
             waiting: deque[tuple[Int64, list[Future[UInt8]]]] = deque()
@@ -193,7 +197,8 @@ class BatchSource:
             while waiting:
                 yield self._collect(*waiting.popleft())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # also when the caller stops early or an image is broken
+            # This line is also reached if the caller stops early or an image cannot be decoded.
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _collect(self, index: Int64, parts: list[Future[UInt8]]) -> HostBatch:
         return self._assemble(index, np.concatenate([part.result() for part in parts]))
@@ -202,9 +207,10 @@ class BatchSource:
         return HostBatch(index, images, self._tokens[index])
 
     def _decode(self, index: Int64) -> UInt8:
-        """Return the images of those rows; two threads may decode one image, and then write the same bytes."""
+        """Return the images of the given rows."""
         if self._cache is None:
             return np.stack([self._decode_one(row) for row in index.tolist()])
+        # No lock: if two threads decode one image, both write the same bytes.
         for row in index[~self._cached[index]].tolist():
             self._cache[row] = self._decode_one(row)
             self._cached[row] = True

@@ -1,61 +1,48 @@
 """The user's own pairs: a table (CSV or TSV) of image path and caption.
 
-The table is UTF-8 with a header line. Everything that can be checked cheaply is checked when it is read, so that a run
-does not stop hours later at a file that was never there; images are decoded when they are asked for.
+The table is UTF-8 with a header line. Reading it runs all cheap checks, so that a run does not stop hours later because
+a file is missing. Images are decoded when they are used.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from drrho_clip.data._checks import row_index, share, whole_number
+from drrho_clip.data.pair_table import Row, decode_image, one_line, read_rows
 from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import DataSplits, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
 
 __all__ = ["PairsDataset", "pair_splits", "read_pairs"]
 
-_DELIMITERS: Final = (",", "\t", ";")
-_DEFAULT_LABEL: Final = "label"
 _ZERO_SHOT_SIZE: Final = 224
-_LEAST_IMAGES: Final = 2  # a gallery of one would always be right
-
-
-class _Row(NamedTuple):
-    """One pair. `number` counts as a spreadsheet does: the header is row 1."""
-
-    number: int
-    written: str
-    file: Path
-    size: int
-    caption: str
-    label: str
+# Search in a gallery of one image would always be right.
+_LEAST_IMAGES: Final = 2
 
 
 class PairsDataset:
-    """Pairs of a table; images are decoded when they are asked for.
+    """Pairs of a table; an image is decoded when it is used.
 
-    Made by `read_pairs` and `pair_splits`. An image keeps its own size and comes as RGB, turned as its EXIF orientation
-    says; what is transparent becomes white, and of an animation the first picture counts.
+    `read_pairs` and `pair_splits` make these data sets. An image keeps its size and is returned as RGB, turned as its
+    EXIF orientation says. Transparent parts become white, and of an animation the first picture is used.
 
     Attributes
     ----------
     name : str
     captions : tuple of str, length n
     labels : tuple of str, length n
-        Empty texts where the table has no label.
+        An empty text for each pair without a label.
     files : tuple of pathlib.Path, length n
     """
 
-    def __init__(self, name: str, table: Path, rows: Sequence[_Row], class_names: tuple[str, ...]) -> None:
+    def __init__(self, name: str, table: Path, rows: Sequence[Row], class_names: tuple[str, ...]) -> None:
         self.name = name
         self.captions = tuple(row.caption for row in rows)
         self.labels = tuple(row.label for row in rows)
@@ -89,16 +76,17 @@ class PairsDataset:
         digest = hashlib.sha256(b"drrho pairs 1")
         for row in self._rows:
             for part in (row.written, str(row.size), row.caption, row.label):
+                # The length in front keeps "ab", "c" apart from "a", "bc".
                 encoded = part.encode()
                 digest.update(len(encoded).to_bytes(8, "little"))
                 digest.update(encoded)
         return digest.hexdigest()
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return the classification task of the label column, or None where there are fewer than two labels.
+        """Return the classification task of the label column, or None if there are fewer than two labels.
 
-        The classes are those of the whole table; the images are those of this split that have a label, cut to a square
-        of `image_size` (224 when left out).
+        The classes are all labels of the table. The images are those of this split that have a label, cut to squares of
+        `image_size` (224 when left out).
 
         Raises
         ------
@@ -116,13 +104,14 @@ class PairsDataset:
         labels = np.array([number[row.label] for row in labelled], dtype=np.int64)
         return ZeroShot(self._class_names, tuple(f"a photo of a {name}" for name in self._class_names), images, labels)
 
-    def _decode(self, row: _Row) -> UInt8:
+    def _decode(self, row: Row) -> UInt8:
         try:
-            return _decode(row.file)
+            return decode_image(row.file)
         except MissingExtra:
             raise
-        except Exception as error:  # Pillow's readers raise nearly everything on damaged files
-            reason = _one_line(error)
+        # On damaged files Pillow's readers raise almost any exception.
+        except Exception as error:
+            reason = one_line(error)
             raise BadInput(f"{self._table}, row {row.number}: cannot decode image {row.file}: {reason}") from error
 
 
@@ -135,8 +124,8 @@ def read_pairs(
 ) -> PairsDataset:
     r"""Read a table of image path and caption.
 
-    Fields are parted by commas, tabs or semicolons, whichever cuts the header into the wanted columns. A byte-order
-    mark is skipped, and so are empty lines.
+    Commas, tabs or semicolons separate the fields, whichever splits the header into the named columns. A byte-order
+    mark and empty lines are skipped.
 
     Parameters
     ----------
@@ -173,7 +162,7 @@ def read_pairs(
     ((8, 12, 3), 'something red')
     """
     table = Path(path)
-    rows = _read_rows(table, image_column, caption_column, label_column)
+    rows = read_rows(table, image_column, caption_column, label_column)
     return PairsDataset(table.stem, table, rows, _class_names(rows))
 
 
@@ -191,32 +180,32 @@ def pair_splits(
 ) -> DataSplits:
     """Read a table and hold some of its images out.
 
-    An image's split follows from a hash of the seed and its path as written: it does not change when rows are appended,
-    and all captions of one image fall on one side. A held-out split that gets fewer than two images this way takes
-    those whose hashes come next.
+    A hash of the seed and of the path as written decides the split of an image. So the split does not change when rows
+    are appended, and all captions of one image are in one split. A held-out split that would get fewer than two images
+    also takes the images with the next hashes.
 
     Parameters
     ----------
     path : path
         The table, as `read_pairs` takes it.
     validation, test : path, optional
-        Tables of their own for these splits, with the same columns; nothing of `path` is held out for them then.
+        Separate tables for these splits, with the same columns. No images of `path` are held out for such a split.
     validation_share, test_share : float
         In [0, 1]: expected share of the images that are held out. Together below 1.
     seed : int
-        At least 0; another seed holds other images out.
+        At least 0; another seed holds out other images.
     image_column, caption_column, label_column
         As in `read_pairs`.
 
     Returns
     -------
     DataSplits
-        No image is in two of them.
+        No image is in two splits.
 
     Raises
     ------
     BadInput
-        As in `read_pairs`; or there are too few images, or tables share one.
+        As in `read_pairs`; or there are too few images, or two tables share an image.
     MissingExtra
         Pillow is not installed.
     """
@@ -228,20 +217,21 @@ def pair_splits(
     if sum(shares) >= 1.0:
         raise BadInput(f"validation_share + test_share must stay below 1, got {sum(shares):g}")
 
-    def read(table: Path) -> list[_Row]:
-        return _read_rows(table, image_column, caption_column, label_column)
+    def read(table: Path) -> list[Row]:
+        return read_rows(table, image_column, caption_column, label_column)
 
     table = Path(path)
     rows = read(table)
     keys = _image_keys(rows)
+    # Images in the order of their hashes: the first share is validation, the next test, the rest training.
     places = {key: _place(seed, key) for key in set(keys)}
     ordered = sorted(places, key=lambda key: (places[key], key))
     held: list[list[str]] = []
     start, limit = 0, 0.0
     for given, part in ((validation, shares[0]), (test, shares[1])):
         limit += part
-        wanted = sum(place < limit for place in places.values()) - start
-        stop = start if given is not None else start + max(wanted, _LEAST_IMAGES)
+        count = sum(place < limit for place in places.values()) - start
+        stop = start if given is not None else start + max(count, _LEAST_IMAGES)
         held.append(ordered[start:stop])
         start = stop
     if len(ordered) - start < _LEAST_IMAGES:
@@ -250,9 +240,9 @@ def pair_splits(
             f"of which {start} would be held out: lower the shares, or name tables for validation and test"
         )
 
-    def select(chosen: Sequence[str]) -> list[_Row]:
-        wanted = set(chosen)
-        return [row for row, key in zip(rows, keys, strict=True) if key in wanted]
+    def select(chosen: Sequence[str]) -> list[Row]:
+        kept = set(chosen)
+        return [row for row, key in zip(rows, keys, strict=True) if key in kept]
 
     parts = [(table, select(ordered[start:]))]
     for given, chosen in zip((validation, test), held, strict=True):
@@ -265,141 +255,9 @@ def pair_splits(
     )
 
 
-def _read_rows(table: Path, image_column: str, caption_column: str, label_column: str | None) -> list[_Row]:
-    text = _read_text(table)
-    records, header = _parse(table, text, (image_column, caption_column))
-    wanted = [image_column, caption_column] + ([] if label_column is None else [label_column])
-    for column in wanted:
-        if header.count(column) != 1:
-            raise BadInput(f"{table} must have one column named {column!r}, got the columns {', '.join(header)}")
-    if label_column is None and header.count(_DEFAULT_LABEL) == 1:
-        label_column = _DEFAULT_LABEL
-    check_image = _image_checker()
-
-    rows: list[_Row] = []
-    problems: list[tuple[int, str]] = []
-    for number, fields in records:
-        if len(fields) != len(header):
-            problems.append((number, f"must have {len(header)} fields as the header has, got {len(fields)}"))
-            continue
-        record = dict(zip(header, fields, strict=True))
-        written, caption = record[image_column].strip(), record[caption_column].strip()
-        label = "" if label_column is None else record[label_column].strip()
-        file = table.parent / written
-        if not written:
-            problems.append((number, f"{image_column} must be a path, got an empty field"))
-        elif not caption:
-            problems.append((number, f"{caption_column} must not be empty"))
-        elif not os.path.isfile(file):
-            problems.append((number, f"there is no image file {file}"))
-        elif (reason := check_image(file)) is not None:
-            problems.append((number, f"{file} is not a readable image: {reason}"))
-        else:
-            rows.append(_Row(number, written, file, file.stat().st_size, caption, label))
-    if problems:
-        number, reason = problems[0]
-        more = f" (and {len(problems) - 1} more such rows)" if len(problems) > 1 else ""
-        raise BadInput(f"{table}, row {number}: {reason}{more}")
-    if not rows:
-        raise BadInput(f"{table} must have at least one row below its header, got none")
-    return rows
-
-
-def _read_text(table: Path) -> str:
-    try:
-        content = table.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {table}: {error.strerror or error}") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(
-            f"{table} must be UTF-8, got byte 0x{content[error.start]:02x} on line {line}: save it as UTF-8"
-        ) from error
-    if not text.strip():
-        raise BadInput(f"{table} must have a header and rows, got an empty file")
-    return text
-
-
-def _parse(table: Path, text: str, wanted: tuple[str, str]) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """Return the numbered records below the header, and the header."""
-    headers = {mark: _header(text, mark) for mark in _DELIMITERS}
-    # Where none fits, the one that finds most columns makes the error that follows easiest to read.
-    delimiter = max(headers, key=lambda mark: (set(wanted) <= set(headers[mark]), len(headers[mark])))
-    records = []
-    try:
-        # Blank lines count as rows, as in a spreadsheet, but are passed over.
-        for number, fields in enumerate(_reader(text, delimiter), start=1):
-            if _holds_text(fields):
-                records.append((number, fields))
-    except csv.Error as error:
-        last = records[-1][0] if records else 0
-        raise BadInput(f"{table}, after row {last}: cannot be read as a table: {error}") from error
-    return records[1:], [field.strip() for field in records[0][1]]
-
-
-def _header(text: str, delimiter: str) -> list[str]:
-    """Return the header cut at that delimiter, or nothing where that cannot be read."""
-    try:
-        first = next((fields for fields in _reader(text, delimiter) if _holds_text(fields)), [])
-    except csv.Error:
-        return []
-    return [field.strip() for field in first]
-
-
-def _holds_text(fields: Sequence[str]) -> bool:
-    return any(field.strip() for field in fields)
-
-
-def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-
-
-def _image_checker() -> Callable[[Path], str | None]:
-    """Return a function that tells why a file is no image, or None: it reads headers, not pixels."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise MissingExtra("reading images", "Pillow") from None
-
-    def check(file: Path) -> str | None:
-        try:
-            with Image.open(file) as picture:
-                if picture.mode == "F":
-                    return "its pixels are floating-point numbers of unknown range"
-                picture.verify()
-        except UnidentifiedImageError:
-            return "no image format that Pillow knows"
-        except Exception as error:  # Pillow's readers raise nearly everything on damaged files
-            return _one_line(error)
-        return None
-
-    return check
-
-
-def _decode(file: Path) -> UInt8:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        raise MissingExtra("reading images", "Pillow") from None
-    with Image.open(file) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion would cut off all above 255
-            grey = np.minimum(np.asarray(picture).astype(np.int64) >> 8, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=-1)
-        if picture.has_transparency_data:
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        return np.array(picture.convert("RGB"), dtype=np.uint8)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _image_keys(rows: Sequence[_Row]) -> list[str]:
-    """Return what names each row's image: its path as the table writes it first, whatever way later rows write it."""
+def _image_keys(rows: Sequence[Row]) -> list[str]:
+    """Return a name for each row's image: the path that the table writes first for that file."""
+    # One file may be written in several ways, such as a.png and ./a.png: its captions must stay in one split.
     first: dict[str, str] = {}
     return [
         first.setdefault(os.path.realpath(row.file), os.path.normpath(row.written).replace(os.sep, "/")) for row in rows
@@ -407,16 +265,18 @@ def _image_keys(rows: Sequence[_Row]) -> list[str]:
 
 
 def _place(seed: int, key: str) -> float:
-    """Return the image's place in [0, 1), the same on every machine."""
+    """Return the image's place in [0, 1), the same on every machine: a hash divided by its range."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
+    # 53 bits are as many as a float64 holds exactly.
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 
-def _class_names(rows: Sequence[_Row]) -> tuple[str, ...]:
+def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted({row.label for row in rows} - {""}))
 
 
-def _check_disjoint(parts: Sequence[tuple[Path, Sequence[_Row]]]) -> None:
+def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
+    # Each file's first split, table and row.
     seen: dict[str, tuple[int, Path, int]] = {}
     for split, (table, rows) in enumerate(parts):
         for row in rows:

@@ -1,4 +1,4 @@
-"""Images to the size, channels and range that an image tower takes."""
+"""Bring images to the size, the channels and the range of an image tower."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["normalise", "resize", "to_channels"]
 def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
     """Cut images to their central square and bring them to one size.
 
-    The resampling is Pillow's bicubic one, whose support grows when it shrinks an image, so there is no aliasing.
+    Pillow resamples with its bicubic filter. The filter is wider when an image shrinks, so there is no aliasing.
 
     Parameters
     ----------
@@ -29,12 +29,12 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
     Returns
     -------
     ndarray of uint8, shape (b, s, s, C)
-        The input itself where it is an array of that size already; then Pillow is not needed.
+        The input itself if it is an array of that size already; then Pillow is not needed.
 
     Raises
     ------
     BadInput
-        The images are no such arrays, or there are none.
+        The images are other arrays, or there is no image.
     MissingExtra
         Pillow is needed and not installed.
 
@@ -62,7 +62,7 @@ def normalise(images: UInt8) -> npt.NDArray[np.float32]:
     Raises
     ------
     BadInput
-        The images are not uint8: scaled numbers would be scaled twice.
+        The images are not uint8: numbers that were scaled already would be scaled twice.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def to_channels(images: UInt8, channels: int) -> UInt8:
     Returns
     -------
     ndarray of uint8, shape (..., channels)
-        The input itself where nothing is to be done.
+        The input itself if it has that number of channels already.
 
     Raises
     ------
@@ -108,6 +108,7 @@ def to_channels(images: UInt8, channels: int) -> UInt8:
         return images
     if channels == 3:
         return np.repeat(images, 3, axis=-1)
+    # Integer arithmetic; adding 500 before the division rounds to the nearest number.
     wide = images.astype(np.uint32)
     grey = (299 * wide[..., 0] + 587 * wide[..., 1] + 114 * wide[..., 2] + 500) // 1000
     return grey.astype(np.uint8)[..., None]
@@ -118,6 +119,7 @@ def _resize_one(image: UInt8, size: int) -> UInt8:
         raise BadInput(f"an image must have shape (H, W, C), got {image.shape}")
     _check_image(image)
     height, width, channels = image.shape
+    # Cutting out the central square is slicing and needs no Pillow.
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side]
@@ -127,6 +129,7 @@ def _resize_one(image: UInt8, size: int) -> UInt8:
         from PIL import Image
     except ImportError:
         raise MissingExtra("resizing images", "Pillow") from None
+    # Pillow has no images with a channel axis of length 1.
     picture = Image.fromarray(square[..., 0] if channels == 1 else np.ascontiguousarray(square))
     resized = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
     return resized.reshape(size, size, channels)

@@ -1,15 +1,16 @@
-"""What a data set is to the rest of the harness."""
+"""The interface of a data set, and the types that it returns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of"]
 
+# Arrays of one dtype and any shape; docstrings say the shape.
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ class Sample(NamedTuple):
     Attributes
     ----------
     sample_index : int
-        Stable row id, 0 .. len - 1 inside one data set. The estimator keeps its state under this number.
+        Stable row id, 0 .. len - 1 within a data set. The estimator keeps the state of a sample under this number.
     image : ndarray of uint8, shape (H, W, C)
         C is 1 (grey) or 3 (RGB).
     caption : str
@@ -55,7 +56,7 @@ class ZeroShot(NamedTuple):
 class Dataset(Protocol):
     """Random access to image-caption pairs.
 
-    `dataset[i].sample_index == i` for every i in 0 .. len - 1, always; anything else is an IndexError.
+    For every i in 0 .. len - 1, `dataset[i].sample_index == i`; another i raises IndexError.
     """
 
     @property
@@ -76,9 +77,9 @@ class Dataset(Protocol):
         ...
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return a classification task of this data set's domain, or None where it has none.
+        """Return a classification task of this data set's domain, or None if it has none.
 
-        `image_size` asks for square images of that size; None keeps the size that the data set prefers.
+        The images are square with side `image_size`; with None the data set chooses the size.
         """
         ...
 
@@ -92,12 +93,12 @@ class DataSplits(NamedTuple):
 
 
 def captions_of(dataset: Dataset) -> Sequence[str]:
-    """Return all captions in row order, without decoding images where the data set can do that.
+    """Return all captions in row order, without decoding images if the data set has an attribute `captions`.
 
     Parameters
     ----------
     dataset : Dataset
-        Its attribute `captions` is used where it has one.
+        Any data set.
 
     Returns
     -------
@@ -109,8 +110,8 @@ def captions_of(dataset: Dataset) -> Sequence[str]:
     >>> len(captions_of(scenes(3, seed=0)))
     3
     """
-    captions: Any = getattr(dataset, "captions", None)
+    # The protocol does not ask for this attribute, because a data set on disk may not hold its captions in memory.
+    captions: Sequence[str] | None = getattr(dataset, "captions", None)
     if captions is None:
         return tuple(dataset[index].caption for index in range(len(dataset)))
-    found: Sequence[str] = captions
-    return found
+    return captions

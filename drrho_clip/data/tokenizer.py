@@ -1,4 +1,4 @@
-"""Captions to numbers: whole words, fitted on the training captions."""
+"""Captions as numbers: a vocabulary of whole words, fitted on the training captions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class WordTokenizer:
     Parameters
     ----------
     vocabulary : sequence of str
-        The known words; the word at position i has the number i + 2. Number 0 is padding, 1 an unknown word.
+        The known words; the word at position i has the number i + 2. Number 0 is padding, number 1 an unknown word.
     context_length : int
         Length L of every row of tokens, at least 1. Longer captions are cut off at the end.
 
@@ -108,14 +108,15 @@ class WordTokenizer:
         ----------
         captions : iterable of str
         context_length : int, optional
-            The longest caption's number of words when left out, but at most 77.
+            By default the number of words of the longest caption, but at most 77.
         max_words : int
-            Size of the vocabulary at most, at least 1. Rarer words, then those later in the alphabet, are left out.
+            Largest size of the vocabulary, at least 1. The rarest words are left out, and of equally rare words the
+            last ones of the alphabet.
 
         Returns
         -------
         WordTokenizer
-            Its words are ordered by count, then by alphabet, so the captions' order does not matter.
+            The words are ordered by count, then by alphabet, so the order of the captions does not matter.
 
         Raises
         ------
@@ -144,7 +145,8 @@ class WordTokenizer:
         Returns
         -------
         ndarray of int32, shape (b, L)
-            Cut off or padded with 0 at the end. An empty caption is one unknown word, so no row is padding only.
+            Rows are cut off or padded with 0 at the end. An empty caption becomes one unknown word, so no row is
+            padding only.
         """
         encoded = self._tokenizer.encode_batch_fast([_normal_form(caption) for caption in captions])
         tokens = np.array([row.ids for row in encoded], dtype=np.int32).reshape(len(encoded), self.context_length)
@@ -153,18 +155,18 @@ class WordTokenizer:
         return tokens
 
     def bag_of_words(self, tokens: Int32) -> npt.NDArray[np.float32]:
-        """Return how often each token occurs, for text towers that read no order.
+        """Return how often each token occurs, for text towers that ignore the order of words.
 
         Parameters
         ----------
         tokens : ndarray of int32, shape (b, L)
-            What `encode` returned.
+            Result of `encode`.
 
         Returns
         -------
         ndarray of float32, shape (b, V)
-            V is `vocabulary_size`; the padding's column is 0. Each row has Euclidean norm 1, so a long caption does not
-            drive a tower harder than a short one.
+            V is `vocabulary_size`; the column of padding is 0. Each row has Euclidean norm 1, so that long and short
+            captions are inputs of the same size.
 
         Raises
         ------
@@ -183,15 +185,17 @@ class WordTokenizer:
         if tokens.size and (tokens.min() < 0 or tokens.max() >= size):
             raise BadInput(f"tokens must lie in 0 .. {size - 1}, got {tokens.min()} .. {tokens.max()}")
         rows = np.arange(tokens.shape[0], dtype=np.int64)[:, None]
+        # One histogram over row * V + token counts the tokens of all rows at once.
         counts = np.bincount((rows * size + tokens).ravel(), minlength=tokens.shape[0] * size)
         bag = counts.reshape(tokens.shape[0], size).astype(np.float32)
         bag[:, PADDING] = 0.0
+        # A row without words has norm 0 and is divided by 1.
         norms = np.sqrt(np.sum(bag * bag, axis=1, keepdims=True))
         bag /= np.maximum(norms, np.float32(1.0))
         return bag
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` needs, as an object that `json.dump` takes."""
+        """Return the tokenizer as an object for `json.dump`; `from_json` reads it."""
         return {
             "format": _FORMAT,
             "version": _VERSION,
@@ -201,12 +205,12 @@ class WordTokenizer:
 
     @classmethod
     def from_json(cls, document: object) -> WordTokenizer:
-        """Return the tokenizer that `to_json` described.
+        """Return the tokenizer of a result of `to_json`.
 
         Raises
         ------
         BadInput
-            The document is not one of ours, is of another version, or is damaged.
+            The document has another format or version, or is damaged.
 
         Examples
         --------

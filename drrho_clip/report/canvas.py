@@ -144,7 +144,7 @@ class Canvas:
         self._settings.enter_context(matplotlib.rc_context())
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        # No pyplot: it would choose a window system and keep the figure alive.
+        # pyplot is avoided: it would choose a window system and keep the figure alive.
         self.figure = Figure(figsize=(WIDTH / _DOTS_PER_INCH, self.height / _DOTS_PER_INCH))
         FigureCanvasSVG(self.figure)
         self.figure.patch.set_visible(False)
@@ -159,7 +159,7 @@ class Canvas:
     def axes(
         self, left: float, right: float, top: float, bottom: float, *, grid: Literal["x", "y"], axis: str = "bottom"
     ) -> Axes:
-        """Return axes inside a box: one drawn axis, grid lines across the direction `grid`, labels without a frame."""
+        """Return axes in a box: grid lines at the ticks of `grid`, and a line for the axis named `axis` only."""
         width, height = WIDTH, self.height
         axes = self.figure.add_axes(
             (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height), frameon=True
@@ -194,16 +194,19 @@ class Canvas:
         self.figure.text(x / WIDTH, 1 - y / self.height, clean(words), weight=weight, gid=gid, color=color, ha=ha)
 
     def chart(self, key: str, title: str, description: str) -> Chart:
-        """Return what was drawn."""
+        """Return the drawn chart; the arguments are those of `Chart`."""
+        # Without clipping a dot on the frame is drawn whole, and the SVG needs no clip paths with ids.
         for axes in self.figure.axes:
             for artist in axes.get_children():
-                artist.set_clip_on(False)  # a dot on the frame is drawn whole, and no ids of clip paths are needed
+                artist.set_clip_on(False)
         file = io.BytesIO()
         with warnings.catch_warnings():
-            # The page's own font has letters that matplotlib's has not; only their widths are guessed.
+            # Matplotlib measures texts with a font of its own and warns of letters that this font lacks.
+            # The page shows these letters with another font.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            self.figure.savefig(file, format="svg", metadata=nothing)
+            # No date and no version in the file: the same data give the same bytes.
+            no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            self.figure.savefig(file, format="svg", metadata=no_metadata)
         root = ElementTree.fromstring(file.getvalue())
         return Chart(key, title, description, self.height, tuple(_marks(root)))
 
@@ -215,6 +218,7 @@ def css(*classes: str) -> str:
 
 def _marks(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
     """Yield the drawn elements of matplotlib's SVG without its groups, each with class, place and style."""
+    # Shapes of markers, which matplotlib draws once and then uses by their id.
     shapes = {shape.get("id"): shape for shape in root.iterfind(f".//{_SVG}defs/{_SVG}path")}
 
     def walk(element: ElementTree.Element, kind: str) -> Iterator[ElementTree.Element]:
@@ -226,7 +230,7 @@ def _marks(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
             elif child.tag == f"{_SVG}path":
                 yield _mark("path", inherited, child, {"d": _short(child.get("d", ""))})
             elif child.tag == f"{_SVG}use":
-                # Markers are drawn once and used often by their id. The ids would meet those of other charts.
+                # The shape is copied, because its id may stand in other charts of the page, too.
                 shape = shapes[child.get(_LINK, "").removeprefix("#")]
                 place = f"translate({_short(child.get('x', '0'))} {_short(child.get('y', '0'))})"
                 yield _mark("path", inherited, child, {"d": _short(shape.get("d", "")), "transform": place})

@@ -1,4 +1,4 @@
-"""The charts of the report: bars, curves, small panels and histograms. Each describes itself in words, too."""
+"""The charts of the report: bars, curves, small panels and histograms. Each has a description in words, too."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
         axes = canvas.axes(left, right, top, bottom, grid="x", axis="left")
         axes.set(xlim=(0, high), ylim=(max(len(known), 1), 0), yticks=[])
         _set_share_ticks(axes, "x", round_ticks(0, high, most=5))
-        per_unit = high / (right - left)  # data per unit of the chart
+        # Lengths in units of the chart become lengths in data by this factor.
+        per_unit = high / (right - left)
+        # Row i of the bars is the interval from i to i + 1 of the vertical axis, which points down.
         for row, bar in enumerate(known):
             middle, colour = row + 0.5, _colour(bar.method)
             length = max(bar.mean, per_unit / 2)
@@ -204,6 +206,7 @@ def histogram(
         canvas.text(0, 14, "share of the captions", color=_SOFT)
         canvas.text(right, bottom + 40, x_name, color=_SOFT, ha="right")
 
+        # The second group is drawn over the first one, both translucent, so that the overlap is seen.
         keys = []
         styles = ((_INK, 0.16, 0.75, 1.5, ("first",)), (_colour(method), 0.38, 1.0, 2.0, ("second", css_class(method))))
         for (name, values), (colour, fill, line, width, kind) in zip(groups.items(), styles, strict=False):
@@ -317,8 +320,8 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
     if not high > low:
         return [low]
     slack = 1e-9 * (high - low)
-    # Rounding to twelve digits of the larger end makes 0.3 of 0.30000000000000004.
-    digits = 12 - math.floor(math.log10(max(abs(low), abs(high))))
+    # Rounding to a millionth of the range makes 0.3 of 0.30000000000000004.
+    digits = 6 - math.floor(math.log10(high - low))
     inside: list[float] = []
     # Matplotlib's locator counts the intervals of a wider range, so the finest choice with at most `most` ticks inside
     # this range may have two intervals more.

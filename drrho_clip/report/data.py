@@ -1,4 +1,4 @@
-"""What a report is made of: plain data, filled by the demo, read by the page."""
+"""The content of a report: plain data, which the demo fills and the page shows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# `eq=False` for the classes below: comparing arrays gives an array, which is neither true nor false.
 
-@dataclass(frozen=True, eq=False)  # arrays have no one truth value
+
+@dataclass(frozen=True, eq=False)
 class RetrievedImage:
     """One image that a model retrieved.
 
     Attributes
     ----------
     image : uint8 array (height, width, channels) or (height, width)
-        The picture, small; the page enlarges it without smoothing.
+        A small picture; the page enlarges it without smoothing.
     caption : str
         The caption of this image in the data set.
     correct : bool
-        Whether it counts as a hit: its caption equals the query.
+        Whether the image is a hit: its caption equals the query.
     """
 
     image: NDArray[np.uint8]
@@ -29,9 +31,9 @@ class RetrievedImage:
     correct: bool
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one truth value
+@dataclass(frozen=True, eq=False)
 class GalleryRow:
-    """One caption as a query and what every model retrieved for it, best first.
+    """One caption as a query, and the images that every model retrieved for it, best first.
 
     Attributes
     ----------
@@ -50,7 +52,7 @@ class GalleryRow:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReportData:
-    """Everything that `write_report` shows; what is empty is left out of the page.
+    """Everything that `write_report` shows; empty parts are left out of the page.
 
     Attributes
     ----------
@@ -61,10 +63,10 @@ class ReportData:
         zero_shot_accuracy}, samples_seen, seconds}``, one per method and seed, all of one data set. Rates lie in
         [0, 1]. Several seeds of a method are averaged and drawn as dots.
     introduction : str
-        One short paragraph below the headline: what was trained on what.
+        One short paragraph below the headline, about models and data.
     curves : mapping of method to sequence of mappings
         Points ``{"samples_seen", "loss", "surrogate", "validation_r1"}`` in the order of training, of one seed. A key
-        that is missing, None or nan leaves that point out of that curve, so steps and validations may alternate.
+        that is missing, None or nan leaves the point out of that curve, so steps and validations may alternate.
     gallery : sequence of GalleryRow
         Retrieval examples.
     weights : mapping of method to (mapping of group to array)
@@ -72,16 +74,16 @@ class ReportData:
         ``{"drrho": {"clean": ..., "swapped": ...}}``. Two groups a method; the first is drawn as the
         background, the second in the method's colour.
     weights_note : str
-        One or two sentences: what exactly such a weight is and when it was taken.
+        One or two sentences that define such a weight and say when it was measured.
     learning_rates : mapping of method to (mapping of learning rate to validation R@1)
-        The trials that chose the learning rates.
+        The trials by which the learning rates were chosen.
     chosen_learning_rates : mapping of method to learning rate
-        What was used; by default the best of `learning_rates`.
+        The learning rates that were used; by default the best of `learning_rates`.
     gallery_size : int, default 200
         Held-out pairs in a gallery of `drrho_clip.evaluate.retrieval`, for the text of the page.
     facts : sequence of (name, text)
-        What makes the comparison fair and the page reproducible: initialisation, order, samples seen, temperature,
-        optimiser, what the reference model saw, versions, seed, machine.
+        Conditions that make the comparison fair and the page reproducible, such as initialisation, order, samples seen,
+        temperature, optimiser, data of the reference model, versions, seed, machine.
     command : str
         The command line that reproduces the page.
 

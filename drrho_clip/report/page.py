@@ -157,6 +157,7 @@ def _width(image: NDArray[np.uint8]) -> int:
 
 def _content(data: ReportData) -> dict[str, Any]:
     """Return the values of the template's variables."""
+    # Checking comes first: `by_method` refuses results that cannot be shown before anything is drawn.
     methods = by_method(data.results)
     seeds = seeds_of(methods)
     return {
@@ -202,6 +203,7 @@ def _result_rows(methods: Sequence[MethodResults]) -> list[dict[str, Any]]:
 
 
 def _bars(methods: Sequence[MethodResults]) -> Chart:
+    # The same chart stands in the page and in the standalone picture.
     bars = [charts.Bar(method.method, method.metrics["retrieval_r1"]) for method in methods]
     return charts.bars(bars, key="bars", title="R@1 of every method")
 
@@ -239,6 +241,7 @@ def _curves(data: ReportData, name: str) -> list[charts.Line]:
     lines = []
     for method in ordered(data.curves):
         points = [(point.get("samples_seen"), point.get(name)) for point in data.curves[method]]
+        # Steps and validations may alternate, so a point need not have a value of this curve.
         known = [(float(x), float(y)) for x, y in points if x is not None and y is not None and math.isfinite(y)]
         if known:
             lines.append(charts.Line(method, [x for x, _ in known], [y for _, y in known]))
@@ -282,6 +285,7 @@ def _weights(data: ReportData) -> dict[str, Any] | None:
         ]
         if len(groups) == 2 and next(iter(groups.values())).mean() > 0:
             (first, a), (second, b) = groups.items()
+            # The comparison of the means in words needs two groups and a first mean above 0.
             ratio = figures(float(b.mean() / a.mean()))
             sentences.append(
                 f"With {label(method)} the mean weight of a {second} caption is {ratio} times that of a {first} one."
@@ -299,6 +303,7 @@ def _weights(data: ReportData) -> dict[str, Any] | None:
 
 
 def _checked_weights(method: str, group: str, values: Any) -> NDArray[np.float64]:
+    # A logarithmic axis and a mean need finite weights that are not negative.
     array = np.asarray(values, dtype=np.float64).ravel()
     if not np.isfinite(array).all() or (array < 0).any():
         bad = array[~(np.isfinite(array) & (array >= 0))][0]
@@ -319,6 +324,7 @@ def _learning_rates(data: ReportData) -> dict[str, Any] | None:
     for method in ordered(tried):
         scores = tried[method]
         best = max(scores, key=lambda rate: scores[rate], default=math.nan)
+        # Without a recorded choice the best trial was chosen.
         chosen = float(data.chosen_learning_rates.get(method, best))
         cells = [{"score": tenths(scores.get(rate, math.nan)), "chosen": rate == chosen} for rate in rates]
         rows.append({"method": method, "cells": cells})

@@ -43,6 +43,7 @@ def encode_png(image: NDArray[np.uint8], /) -> bytes:
     b'\x89PNG\r\n\x1a\n'
     """
     pixels = np.asarray(image)
+    # Pillow has no images with a channel axis of length 1.
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     channels = pixels.shape[2:] or (1,)

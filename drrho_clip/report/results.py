@@ -62,6 +62,7 @@ def by_method(rows: Sequence[Mapping[str, Any]]) -> list[MethodResults]:
     """
     if not rows:
         raise BadInput("results must hold at least one row, got none")
+    # results.json may come from another program: every row is checked before it is used.
     for row in rows:
         if not isinstance(row, Mapping) or not isinstance(row.get("method"), str):
             raise BadInput(f"results must be mappings with a str under 'method', got {describe(row)}")
@@ -71,6 +72,7 @@ def by_method(rows: Sequence[Mapping[str, Any]]) -> list[MethodResults]:
     if len(datasets) > 1:
         raise BadInput(f"results must be of one dataset, got {', '.join(datasets)}")
 
+    # One object per method; a method that lacks a metric keeps an empty list for it.
     results = []
     for method in ordered(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -100,6 +102,7 @@ def headline(results: Sequence[MethodResults]) -> Headline:
     # Methods whose written figures are equal share the first place.
     best = percent(known[0].mean("retrieval_r1"))
     leaders = [_in_a_sentence(r) for r in results if percent(r.mean("retrieval_r1")) == best]
+    # The other methods follow in the order of their figures.
     followers = [f"{_in_a_sentence(r)} ({percent(r.mean('retrieval_r1'))})" for r in known[len(leaders) :]]
     names = _listed(leaders)
     verb = "puts" if len(leaders) == 1 else "put"

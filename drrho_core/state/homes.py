@@ -29,23 +29,15 @@ class RunEstimator:
     ----------
     home : Home
         The estimator, as a backend has built it.
-    rows_in, rows_out : callable
-        The ways of a batch's rows from the run's backend to the estimator and back.
     to_numpy : callable
         The way of the estimator's arrays to NumPy.
+    foreign : Backend, optional
+        The run's backend, if the estimator belongs to another one: rows cross the border between both.
     """
 
-    def __init__(
-        self,
-        home: Home,
-        *,
-        rows_in: Callable[[Array], Array],
-        rows_out: Callable[[Array], Array],
-        to_numpy: Callable[[Array], Any],
-    ) -> None:
+    def __init__(self, home: Home, *, to_numpy: Callable[[Array], Any], foreign: Backend | None = None) -> None:
         self.estimator: EstimatorOfRows = home.estimator
-        self._from_numpy = home.from_numpy
-        self._rows_in, self._rows_out, self._to_numpy = rows_in, rows_out, to_numpy
+        self._from_numpy, self._to_numpy, self._foreign = home.from_numpy, to_numpy, foreign
 
     @property
     def num_samples(self) -> int:
@@ -55,12 +47,16 @@ class RunEstimator:
     def gather(self, sample_index: Any, /) -> tuple[Array, Array]:
         """Return the rows of a batch as arrays of the backend; `sample_index` is a NumPy array of integers, (b,)."""
         image, text = self.estimator.gather(self._from_numpy(sample_index))
-        return self._rows_out(image), self._rows_out(text)
+        if self._foreign is None:
+            return image, text
+        return self._foreign.asarray(image), self._foreign.asarray(text)
 
     def scatter(self, sample_index: Any, log_inner_image: Array, log_inner_text: Array, /) -> None:
         """Write the rows of a batch, arrays of the backend, (b,)."""
-        rows = self._rows_in(log_inner_image), self._rows_in(log_inner_text)
-        self.estimator = self.estimator.scatter(self._from_numpy(sample_index), *rows)
+        if self._foreign is not None:
+            to_numpy = self._foreign.to_numpy
+            log_inner_image, log_inner_text = to_numpy(log_inner_image), to_numpy(log_inner_text)
+        self.estimator = self.estimator.scatter(self._from_numpy(sample_index), log_inner_image, log_inner_text)
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``log_inner_image`` and ``log_inner_text`` as NumPy arrays (n,)."""
@@ -124,14 +120,6 @@ def make_estimator(
         rule = "be given for the home 'file'" if home == "file" else f"be None for the home {home!r}"
         raise ValueError(f"path must {rule}, got {path!r}")
     if home in backend.homes:
-        own = backend.estimator(home, num_samples, path=path)
-        return RunEstimator(own, rows_in=_unchanged, rows_out=_unchanged, to_numpy=backend.to_numpy)
-    # The rows cross the border between NumPy and the backend in both directions.
+        return RunEstimator(backend.estimator(home, num_samples, path=path), to_numpy=backend.to_numpy)
     host = get_backend("numpy", dtype=backend.dtype)
-    foreign = host.estimator(home, num_samples, path=path)
-    return RunEstimator(foreign, rows_in=backend.to_numpy, rows_out=backend.asarray, to_numpy=host.to_numpy)
-
-
-def _unchanged(rows: Array) -> Array:
-    """Return the rows of an estimator that uses the run's own library."""
-    return rows
+    return RunEstimator(host.estimator(home, num_samples, path=path), to_numpy=host.to_numpy, foreign=backend)

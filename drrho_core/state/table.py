@@ -2,7 +2,7 @@
 
 A table has n rows and a few named columns of one dtype. A *home* is the memory that holds the columns: arrays on the
 device (`ArrayTable`, here), the host's memory beside a device, or a file (both in the backends). A home implements five
-methods of `Table`, which read, write, resize, list and replace numbers; it checks nothing, because `Table` has done so.
+methods of `Table`, which read, write, resize, list and replace numbers; it checks no argument, because `Table` does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,21 @@ class Table(ABC):
         The table's name in messages about saved states, such as "the estimator".
     xp : namespace
         The namespace of indices and rows.
+
+    Attributes
+    ----------
+    num_samples : int
+        Number of samples n.
+    index_like : array
+        An array on the device that `sample_index` has to lie on.
+    row_like : array
+        An array of the rows' dtype, on the device that rows have to lie on.
     """
+
+    # Plain attributes, which a home sets whenever they change: every step reads them several times.
+    num_samples: int
+    index_like: Array
+    row_like: Array
 
     def __init__(self, columns: tuple[Column, ...], owner: str, xp: Namespace) -> None:
         self.columns, self.owner, self.xp = columns, owner, xp
@@ -55,21 +69,6 @@ class Table(ABC):
         """Restore the attributes and derive the namespace from the arrays."""
         vars(self).update(state)
         self.xp = namespace_of({"the state": self.index_like})
-
-    @property
-    @abstractmethod
-    def num_samples(self) -> int:
-        """Number of samples n."""
-
-    @property
-    @abstractmethod
-    def index_like(self) -> Array:
-        """An array on the device that `sample_index` has to lie on."""
-
-    @property
-    def row_like(self) -> Array:
-        """An array of the rows' dtype, on the device that rows have to lie on."""
-        return self.index_like
 
     @abstractmethod
     def read(self, index: Array) -> tuple[Array, ...]:
@@ -93,7 +92,8 @@ class Table(ABC):
 
     def gather(self, index: Array) -> tuple[Array, ...]:
         """Return copies of the rows of a batch, one array (b,) per column; see `check_index` for `index`."""
-        return self.read(self.checked(index))
+        call = _validate.arrays({"the state": self.index_like, "sample_index": index}, self.xp)
+        return self.read(checked_index(call, self.num_samples))
 
     def scatter(self, index: Array, *rows: Array) -> Self:
         """Check the rows of a batch, one array (b,) per column, write them, and return the table to use from now on."""
@@ -150,21 +150,11 @@ class ArrayTable(Table):
         num_samples = _validate.integer("num_samples", num_samples, minimum=1)
         super().__init__(columns, owner, xp)
         dtype, device = storage_dtype(like, dtype, xp), device_of(like)
-        self._arrays = {
-            column.name: xp.full((num_samples,), column.fresh, dtype=dtype, device=device) for column in columns
-        }
+        self.become(
+            {column.name: xp.full((num_samples,), column.fresh, dtype=dtype, device=device) for column in columns}
+        )
         # The question costs two arrays and an attempt, so it is asked once and not in every step.
         self._in_place = supports_index_assignment(self.index_like, xp)
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples n."""
-        return int(self.index_like.shape[0])
-
-    @property
-    def index_like(self) -> Array:
-        """An array of the state."""
-        return self._arrays[self.columns[0].name]
 
     def read(self, index: Array) -> tuple[Array, ...]:
         """Return copies of the rows, one array (b,) per column."""
@@ -199,7 +189,7 @@ class ArrayTable(Table):
 
     def replace(self, arrays: Mapping[str, Array]) -> None:
         """Replace every column by a copy of an array (n,)."""
-        self._arrays = {name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays}
+        self.become({name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays})
         self._in_place = supports_index_assignment(self.index_like, self.xp)
 
     def around(self, arrays: dict[str, Array]) -> Self:
@@ -212,6 +202,8 @@ class ArrayTable(Table):
     def become(self, arrays: dict[str, Array]) -> None:
         """Hold these arrays from now on."""
         self._arrays = arrays
+        self.index_like = self.row_like = arrays[self.columns[0].name]
+        self.num_samples = int(self.index_like.shape[0])
 
 
 def storage_dtype(like: Array, dtype: Any, xp: Namespace) -> Any:

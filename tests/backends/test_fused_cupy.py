@@ -201,7 +201,7 @@ def library(built: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(kernels, "HEIGHT", 128)
     monkeypatch.setattr(kernels, "WIDTH", 64)
     if isinstance(built[0], StandIn):
-        monkeypatch.setattr(kernels, "_pointer", lambda array: array.ctypes.data)
+        monkeypatch.setattr(kernels, "pointer_of", lambda array: array.ctypes.data)
     return built
 
 
@@ -344,8 +344,8 @@ def test_the_numbers_are_cublas_own() -> None:
     from cupy.cuda import runtime
     from cupy_backends.cuda.libs import cublas
 
-    assert (kernels._TYPES["float32"], kernels._TYPES["float16"]) == (runtime.CUDA_R_32F, runtime.CUDA_R_16F)
-    assert (cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_T) == (kernels._NORMAL, kernels._TRANSPOSED)
-    assert cublas.CUBLAS_COMPUTE_32F == kernels._COMPUTE_FLOAT32
-    assert cublas.CUBLAS_POINTER_MODE_DEVICE == kernels._POINTERS_ON_DEVICE
-    assert cublas.CUBLAS_GEMM_DEFAULT == kernels._ANY_ALGORITHM
+    assert (kernels.TYPES["float32"], kernels.TYPES["float16"]) == (runtime.CUDA_R_32F, runtime.CUDA_R_16F)
+    assert (cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_T) == (kernels.NORMAL, kernels.TRANSPOSED)
+    assert cublas.CUBLAS_COMPUTE_32F == kernels.COMPUTE_FLOAT32
+    assert cublas.CUBLAS_POINTER_MODE_DEVICE == kernels.POINTERS_ON_DEVICE
+    assert cublas.CUBLAS_GEMM_DEFAULT == kernels.ANY_ALGORITHM

@@ -11,7 +11,8 @@ import pytest
 from drrho_jax import fused as kernels
 from drrho_reference import conformance
 
-from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core import fused_kernels
+from drrho_core._routines import find_kernels
 from drrho_core.extend import Batch
 from helpers import fused_sweeps
 
@@ -108,8 +109,8 @@ def test_the_positives_are_the_diagonal_whatever_the_shape_of_a_tile(monkeypatch
         rng = np.random.default_rng(0)
         e1, e2 = (jnp.asarray(rng.integers(-3, 4, (37, 5)), dtype=jnp.float32) for _ in range(2))
         batch = Batch(e1, e2, (e2, e1), 0.5, jnp.ones(37), jnp.ones(37), None)
-        inputs, _, _ = kernels._prepare(batch, changed)
-        found = kernels._positives(inputs, 37, changed, ON_CPU)
+        inputs, _, _ = kernels.prepare(batch, changed)
+        found = kernels.positives(inputs, 37, changed, ON_CPU)
         np.testing.assert_array_equal(found, 0.5 * np.sum(np.asarray(e1) * np.asarray(e2), axis=1))
 
 
@@ -154,7 +155,7 @@ def test_what_they_decline(change: dict[str, Any], mode: str, reason: str | None
 
 
 def test_on_a_gpu_only_what_is_expected_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_platform", lambda array: "gpu")
+    monkeypatch.setattr(kernels, "platform_of", lambda array: "gpu")
     for dtype, b, reason in (
         (jnp.float32, 1024, "float32 has no faster product"),
         (jnp.bfloat16, 1023, "smaller than 1024"),
@@ -165,7 +166,7 @@ def test_on_a_gpu_only_what_is_expected_to_be_faster(monkeypatch: pytest.MonkeyP
         said = kernels.PallasSweeps().declines(batch, "auto")
         assert said is None if reason is None else reason in str(said)
         assert kernels.PallasSweeps().declines(batch, "always") is None
-    monkeypatch.setattr(kernels, "_platform", lambda array: "tpu")
+    monkeypatch.setattr(kernels, "platform_of", lambda array: "tpu")
     assert "NVIDIA GPU, not on tpu" in str(kernels.PallasSweeps().declines(batch, "always"))
 
 
@@ -174,9 +175,9 @@ def test_the_kernels_lower_for_a_gpu_that_is_not_there(monkeypatch: pytest.Monke
     monkeypatch.undo()  # the real tiles
     problem = fused_sweeps.draw(b=130, d=96, r=40, mask=True)
     batch = given(problem, name)
-    for mask, plan in ((problem.pair_mask, kernels._options(batch)["plan"]), (None, kernels.PLANS[name])):
+    for mask, plan in ((problem.pair_mask, kernels.options_for(batch)["plan"]), (None, kernels.PLANS[name])):
         batch, options = batch._replace(pair_mask=mask), {"plan": plan, "interpret": False}
         saved = (jnp.zeros(130),) * 4
-        for function, more in ((kernels._sum_negatives, ()), (kernels._pull_back, (saved, *saved[:2]))):
+        for function, more in ((kernels.sum_negatives, ()), (kernels.pull_back, (saved, *saved[:2]))):
             text = function.trace(batch, *more, **options).lower(lowering_platforms=("cuda",)).as_text()
             assert "xla.gpu.triton" in text

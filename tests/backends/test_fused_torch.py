@@ -19,7 +19,8 @@ import pytest
 import torch
 from drrho_reference import conformance
 
-from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core import fused_kernels
+from drrho_core._routines import find_kernels
 from drrho_core.extend import Batch
 from helpers import fused_sweeps
 
@@ -42,7 +43,7 @@ PULL_UNITS = {"float32": None, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 @pytest.fixture(params=["descriptors", "pointers"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module, with tiles so small that a small batch has many where they are interpreted, and small panels."""
-    from drrho_torch import fused
+    from drrho_torch import fused, fused_plans
 
     def changed(plan: Any) -> Any:
         plan = plan._replace(descriptors=request.param == "descriptors")
@@ -52,7 +53,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return plan._replace(sums=tall, weights=wide, masked=wide, panel=32, rows=48, columns=32)
 
     plans = {major: {dtype: changed(plan) for dtype, plan in table.items()} for major, table in fused.PLANS.items()}
-    monkeypatch.setattr(fused, "PLANS", plans)
+    monkeypatch.setattr(fused_plans, "PLANS", plans)
     with np.errstate(all="ignore"):  # a GPU does not warn of an infinity that a mask removes
         yield fused
 
@@ -161,7 +162,7 @@ def test_one_exponential_serves_both_directions_only_where_it_may(
 def test_rectangles_cover_the_batch_once_in_nearly_equal_parts(columns: int) -> None:
     from drrho_torch import fused
 
-    spans = fused._spans(columns, 5632, 128)
+    spans = fused.spans(columns, 5632, 128)
     assert [start for start, _ in spans] == list(np.cumsum([0] + [length for _, length in spans])[:-1])
     assert sum(length for _, length in spans) == columns
     assert all(length % 128 == 0 and length <= 5632 for _, length in spans[:-1])
@@ -281,11 +282,11 @@ for target in (90, 80):
     for dtype, plan in fused.PLANS[target // 10].items():
         for mask in (False, True):
             constants = dict(D=128, R=64, HAS_REFERENCE=not mask, HAS_MASK=mask, DESCRIPTORS=plan.descriptors)
-            constants |= dict(GROUP=fused.GROUP, PRECISION="ieee", WIDEN=False, BUFFER=fused._TRITON_TYPES[plan.buffer])
+            constants |= dict(GROUP=fused.GROUP, PRECISION="ieee", WIDEN=False, BUFFER=fused.TRITON_TYPES[plan.buffer])
             for kernel, blocks, shared in (
-                (fused._sums_kernel, plan.sums, None),
-                (fused._weights_kernel, plan.weights, True),
-                (fused._weights_kernel, plan.weights, False),
+                (fused.sums_kernel, plan.sums, None),
+                (fused.weights_kernel, plan.weights, True),
+                (fused.weights_kernel, plan.weights, False),
             ):
                 blocks = plan.masked if mask else blocks
                 sizes = dict(ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, SHARED=shared)
@@ -293,7 +294,7 @@ for target in (90, 80):
                     sizes |= dict(row_tiles=1, column_tiles=1)
                 build(kernel, dtype, plan, blocks, constants | sizes, target)
 for ones in ({}, dict(number=1, count=1)):
-    build(fused._merge_kernel, dtype, plan, plan.sums, ones | dict(PARTS=16, ANCHORS=64), 90)
+    build(fused.merge_kernel, dtype, plan, plan.sums, ones | dict(PARTS=16, ANCHORS=64), 90)
 """
 
 

@@ -168,6 +168,10 @@ def test_help_loads_no_framework() -> None:
             ["train", "--out", "x", "--data", "digits", "--method", "clip", "--backend", "torch", "--device", "moon"],
             ["device", "moon"],
         ),
+        (
+            ["train", "--out", "x", "--data", "digits", "--method", "clip", "--estimator", "moon"],
+            ["--estimator must be one of device, host, file, got 'moon'"],
+        ),
         (["train", "--out", "x", "--data", "scenes:test", "--method", "clip"], ["scenes:test"]),
         (["train", "--out", "x", "--resume"], ["x", "config.json"]),
         (["evaluate", "nowhere"], ["nowhere", "config.json"]),
@@ -223,7 +227,9 @@ def test_temperatures_that_do_not_fit_are_one_line(
 
 def test_settings_from_before_take_their_defaults_and_unknown_ones_are_refused() -> None:
     now = TrainConfig(data="digits", method="clip")
-    later = {"temperature_scheme", "temperature_learning_rate", "temperature_min", "temperature_max", "radius"}
+    later = {
+        "temperature_scheme", "temperature_learning_rate", "temperature_min", "temperature_max", "radius", "estimator"
+    }  # fmt: skip
     before = {name: value for name, value in now.to_json().items() if name not in later}
     assert TrainConfig.from_json(before) == TrainConfig.from_json(now.to_json()) == now
     assert now.temperature_scheme == "fixed"

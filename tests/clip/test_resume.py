@@ -135,6 +135,18 @@ def test_a_killed_run_resumes_to_the_same_bits(
     _assert_same(out, untouched)
 
 
+@pytest.mark.parametrize("home", ["host", "file"])
+def test_every_home_of_the_estimates_resumes_to_the_bits_of_a_run_on_the_device(
+    home: str, untouched: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Killed two steps after a checkpoint: a file is ahead of the checkpoint then."""
+    out = tmp_path / "run"
+    _kill("after a step", 8, [*_arguments(untouched.name, out, reference), "--estimator", home])
+    assert (out / "estimator.bin").exists() is (home == "file")
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    _assert_same(out, untouched)
+
+
 def test_killed_again_and_again(untouched: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     _kill("after a step", 4, _arguments(untouched.name, out, reference))
@@ -183,8 +195,8 @@ def test_a_run_from_before_there_were_learned_temperatures_goes_on(
     out = tmp_path / "run"
     _kill("after a step", 8, _arguments(untouched.name, out, reference))
     document = json.loads((out / "config.json").read_text())
-    later = [name for name in document["config"] if name.startswith("temperature_") or name == "radius"]
-    assert len(later) == 5
+    later = [name for name in document["config"] if name.startswith("temperature_") or name in ("radius", "estimator")]
+    assert len(later) == 6
     for name in later:
         del document["config"][name]
     (out / "config.json").write_text(json.dumps(document))

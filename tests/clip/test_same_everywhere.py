@@ -65,9 +65,8 @@ def _arrays_after(
     assert trainer.total_steps >= STEPS
     trainer.fit(quiet=True, stop_after=STEPS)
     assert trainer.done == STEPS
-    found = dict(trainer.state.parameters) | trainer.estimator.state_dict()
-    found |= trainer.temperature.state_dict()
-    return {name: backend.to_numpy(array) for name, array in found.items()}
+    found = dict(trainer.state.parameters) | trainer.temperature.state_dict()
+    return {name: backend.to_numpy(array) for name, array in found.items()} | trainer.estimator.state_dict()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ import torch
 
 import drrho_core as core
 from drrho_core import _array_api, _validate
+from drrho_core._validate import BOOLEAN, FINITE, FLOATING, NOT_NEGATIVE, POSITIVE, STATE, UNIT_INTERVAL, Rule
 
+ABOVE_ONE = Rule("be > 1", low=1.0)
 DEVICE1 = array_api_strict.Device("device1")
 
 
@@ -128,8 +130,8 @@ def test_descriptions_are_one_short_line() -> None:
 
 @pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int8(2), np.float64(2)])
 def test_numbers_are_numbers(value: Any) -> None:
-    assert _validate.number("x", value, lambda x: x > 1, "be > 1") == 2.0
-    assert type(_validate.finite_number("x", value)) is float
+    assert _validate.number("x", value, ABOVE_ONE) == 2.0
+    assert type(_validate.number("x", value, FINITE)) is float
 
 
 @pytest.mark.parametrize(
@@ -149,14 +151,14 @@ def test_numbers_are_numbers(value: Any) -> None:
 )
 def test_bad_numbers(value: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        _validate.number("x", value, lambda x: x > 1, "be > 1")
+        _validate.number("x", value, ABOVE_ONE)
 
 
 def test_static_numbers_may_be_arrays_without_axes(eager_space: Any) -> None:
     x = eager_space.asarray(np.asarray(2.5, dtype=eager_space.dtype_name))
-    got = _validate.static_number("x", x, lambda x: x > 1, "be > 1")
+    got = _validate.static_number("x", x, ABOVE_ONE)
     assert (got, type(got)) == (2.5, float)
-    assert _validate.static_number("x", eager_space.asarray(np.asarray(3)), lambda x: x > 1, "be > 1") == 3.0
+    assert _validate.static_number("x", eager_space.asarray(np.asarray(3)), ABOVE_ONE) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -172,14 +174,14 @@ def test_static_numbers_may_be_arrays_without_axes(eager_space: Any) -> None:
 )
 def test_bad_static_numbers(value: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        _validate.static_number("x", value, lambda x: x > 1, "be > 1")
+        _validate.static_number("x", value, ABOVE_ONE)
 
 
 def test_static_numbers_cannot_be_traced() -> None:
     import jax
 
     with pytest.raises(TypeError, match="x must be a constant where code is traced, got "):
-        jax.jit(lambda x: _validate.static_number("x", x, lambda x: x > 1, "be > 1"))(2.0)
+        jax.jit(lambda x: _validate.static_number("x", x, ABOVE_ONE))(2.0)
 
 
 def test_integers() -> None:
@@ -205,13 +207,16 @@ def test_dtypes(eager_space: Any) -> None:
     whole = eager_space.asarray(np.zeros(3, dtype=np.int64))
     _validate.floating("x", x, xp)
     _validate.state_dtype("x", x, xp)
-    _validate.same_dtype({"x": x, "y": x})
+    call = _validate.arrays({"x": x, "y": x, "z": whole}, xp)
+    call.same_dtype("x", "y")
     with pytest.raises(TypeError, match=r"x must have a real floating dtype, got .*int64"):
         _validate.floating("x", whole, xp)
     with pytest.raises(TypeError, match=r"x must have a real floating dtype, got .*int64"):
         _validate.state_dtype("x", whole, xp)
     with pytest.raises(TypeError, match=r"z must have the dtype of x \(.*float.*\), got .*int64"):
-        _validate.same_dtype({"x": x, "y": x, "z": whole})
+        call.same_dtype("x", "y", "z")
+    with pytest.raises(TypeError, match=r"z must have a real floating dtype, got .*int64"):
+        call.array("z", dtype_of="x")
     for narrow in ("float16", "bfloat16"):
         if hasattr(xp, narrow):
             half = xp.astype(x, getattr(xp, narrow))
@@ -220,21 +225,111 @@ def test_dtypes(eager_space: Any) -> None:
                 _validate.state_dtype("x", half, xp)
 
 
-def test_devices() -> None:
+def test_arrays_of_one_call_share_a_device() -> None:
     xp = array_api_strict
     here, there = xp.zeros(2), xp.zeros(2, device=DEVICE1)
-    _validate.same_device({"x": here, "y": here}, xp)
-    _validate.same_device({"x": there, "y": there}, xp)
+    assert _validate.arrays({"x": here, "y": here}).device == here.device
+    assert _validate.arrays({"x": there}, options={"y": there}).device == there.device
     with pytest.raises(ValueError, match=r"y must be on the device of x \(.*CPU_DEVICE.*\), got .*device1"):
-        _validate.same_device({"x": here, "y": there, "z": here}, xp)
+        _validate.arrays({"x": here, "y": there, "z": here})
+    with pytest.raises(ValueError, match=r"y\[1\] must be on the device of x \(.*CPU_DEVICE.*\), got .*device1"):
+        _validate.arrays({"x": here}, xp, options={"w": 1.0, "y": (here, there), "z": None})
 
 
 def test_a_tracer_has_no_device() -> None:
     import jax
 
-    jax.jit(lambda x, y: _validate.same_device({"x": x, "y": jnp.zeros(2), "z": y}, jnp) or x)(
-        jnp.zeros(2), jnp.zeros(1)
-    )
+    devices = []
+
+    def function(x: Any, y: Any) -> Any:
+        devices.append(_validate.arrays({"x": x, "y": jnp.zeros(2), "z": y}, jnp).device)
+        return x
+
+    jax.jit(function)(jnp.zeros(2), jnp.zeros(1))
+    assert devices == [None]
+
+
+def test_a_call_holds_the_arrays_among_the_options(eager_space: Any) -> None:
+    x, scalar = eager_space.asarray(np.zeros(3)), eager_space.asarray(np.asarray(0.5))
+    options = {"a": 1, "b": None, "c": scalar, "d": (scalar, 2.0), "e": [x, scalar]}
+    call = _validate.arrays({"x": x}, options=options)
+    assert list(call.arrays) == ["x", "c", "d[0]", "e[0]", "e[1]"]
+    assert call.xp is eager_space.xp
+    assert call.visible == _array_api.values_visible(x, eager_space.xp)
+
+
+def test_an_array_of_a_call_is_checked_at_once(eager_space: Any) -> None:
+    x = eager_space.asarray(np.array([[1.0, 2.0], [3.0, -4.0]]))
+    mask = eager_space.asarray(np.zeros((2, 2), dtype=bool))
+    call = _validate.arrays({"x": x, "mask": mask})
+    assert call.array("x", axes=2, shape=(2, 2), meaning="(b, d)", dtype_of="x", rule=FINITE) is x
+    assert call.array("mask", BOOLEAN) is mask
+    bad: list[tuple[str, dict[str, Any], Any, str]] = [
+        ("mask", {"kind": FLOATING}, TypeError, "mask must have a real floating dtype, got .*bool"),
+        ("x", {"kind": BOOLEAN}, TypeError, "x must have dtype bool, got .*float"),
+        ("x", {"axes": 1, "meaning": "(b,)"}, ValueError, r"^x must have 1 axes \(b,\), got shape \(2, 2\)$"),
+        (
+            "x",
+            {"shape": (2, 3), "meaning": "(b, d)"},
+            ValueError,
+            r"x must have shape \(b, d\) = \(2, 3\), got \(2, 2\)",
+        ),
+        ("x", {"dtype_of": "mask"}, TypeError, r"x must have the dtype of mask \(.*bool.*\), got .*float"),
+    ]
+    if call.visible:
+        bad.append(("x", {"rule": POSITIVE}, ValueError, r"x must be > 0, got -4\.0 at position \(1, 1\)"))
+    for name, options, error, message in bad:
+        with pytest.raises(error, match=message):
+            call.array(name, **options)
+
+
+def test_the_state_is_float32_or_wider() -> None:
+    call = _validate.arrays({"x": np.zeros(2, dtype="f2"), "y": np.zeros(2, dtype="f4")})
+    assert call.array("y", STATE).dtype == np.float32
+    assert call.array("x").dtype == np.float16
+    with pytest.raises(TypeError, match="x must be float32 or wider, got float16"):
+        call.array("x", STATE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_option_comes_back_ready_to_compute_with(dtype: str) -> None:
+    call = _validate.arrays({"x": np.zeros(3)})
+    for value, expected in ((0.25, 0.25), (1, 1.0), (np.float32(0.5), 0.5), (1.0, 1.0)):
+        got = call.option("p", value, UNIT_INTERVAL, np.dtype(dtype))
+        assert (got, type(got)) == (expected, float)
+    assert call.option("p", 0.0, NOT_NEGATIVE, np.dtype(dtype)) == 0.0
+    assert call.option("p", np.asarray(0.5, dtype="f2"), UNIT_INTERVAL, np.dtype(dtype)).dtype == dtype
+    pair = call.option("p", [np.ones(3), np.ones(3, dtype="f4")], UNIT_INTERVAL, np.dtype(dtype), per_anchor=3)
+    assert [side.dtype for side in pair] == [dtype, dtype]
+    for value, message in (
+        (0.0, r"p must be in \(0, 1\], got 0\.0"),
+        (-1.0, r"p must be in \(0, 1\], got -1\.0"),
+        (1.5, r"p must be in \(0, 1\], got 1\.5"),
+        (math.nan, "p must be finite, got nan"),
+        (np.asarray(2.0), r"p must be in \(0, 1\], got 2\.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call.option("p", value, UNIT_INTERVAL, np.dtype(dtype))
+    with pytest.raises(ValueError, match="p must fit float32, and so must its inverse, got 1e-300"):
+        call.option("p", 1e-300, UNIT_INTERVAL, np.dtype("float32"))
+
+
+@pytest.mark.parametrize("rule", [FINITE, POSITIVE, NOT_NEGATIVE, UNIT_INTERVAL, ABOVE_ONE, _validate.LOG_STATE,
+                                  _validate.BELOW_ONE, _validate.OPEN_UNIT_INTERVAL])  # fmt: skip
+def test_a_rule_is_the_same_for_numbers_and_arrays(rule: Rule) -> None:
+    tiny = 5e-324
+    for x in (-math.inf, -2.0, -tiny, 0.0, tiny, 0.5, 1.0 - 2**-53, 1.0, 1.0 + 2**-52, 3.0, math.inf, math.nan):
+        expected = bool(rule.holds(x))
+        assert np.asarray(rule.holds(np.asarray([x, x]))).tolist() == [expected] * 2
+        for checks, allowed in (
+            (lambda x=x: _validate.values("x", np.asarray([x]), rule, np), expected),
+            (lambda x=x: _validate.number("x", x, rule), expected and math.isfinite(x)),
+        ):
+            if allowed:
+                checks()
+            else:
+                with pytest.raises(ValueError, match="x must be "):
+                    checks()
 
 
 def test_shapes() -> None:
@@ -306,13 +401,15 @@ def test_a_mask_is_boolean() -> None:
 
 
 def test_autograd_is_refused() -> None:
-    x = torch.zeros(2)
-    _validate.detached({"x": x, "y": np.zeros(1)})
-    _validate.detached({"x": torch.nn.Parameter(x).detach()})
+    x, asks = torch.zeros(2), torch.zeros(2, requires_grad=True)
+    _validate.arrays({"x": torch.nn.Parameter(x).detach()})
     with pytest.raises(
         ValueError, match=r"y must not ask for autograd, .*detach it, or use drrho_torch.*got requires_grad=True"
     ):
-        _validate.detached({"x": x, "y": torch.zeros(2, requires_grad=True)})
+        _validate.arrays({"x": x, "y": asks})
+    assert _validate.arrays({"x": x, "y": asks}, autograd=True).arrays["y"] is asks
+    with torch.no_grad():
+        _validate.arrays({"x": x, "y": asks})
 
 
 @pytest.mark.parametrize(
@@ -327,18 +424,18 @@ def test_autograd_is_refused() -> None:
 def test_the_first_value_that_breaks_a_rule_is_shown(eager_space: Any, array: np.ndarray, message: str) -> None:
     given = eager_space.asarray(np.asarray(array, dtype=eager_space.dtype_name))
     if not _array_api.values_visible(given, eager_space.xp):
-        _validate.finite("x", given, eager_space.xp)
+        _validate.values("x", given, FINITE, eager_space.xp)
         pytest.skip("values are looked at on the host only")
     with pytest.raises(ValueError, match=message):
-        _validate.finite("x", given, eager_space.xp)
+        _validate.values("x", given, FINITE, eager_space.xp)
 
 
 def test_integers_are_shown_as_integers(eager_space: Any) -> None:
     given = eager_space.asarray(np.array([3, -7]))
     if _array_api.values_visible(given, eager_space.xp):
         with pytest.raises(ValueError, match=r"x must be >= 0, got -7 at position 1$"):
-            _validate.values("x", given, lambda x: x >= 0, "be >= 0", eager_space.xp)
-    _validate.values("x", given, lambda x: x >= -7, "be >= -7", eager_space.xp)
+            _validate.values("x", given, NOT_NEGATIVE, eager_space.xp)
+    _validate.values("x", given, Rule("be >= -7", low=-7, includes_low=True), eager_space.xp)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,7 +444,7 @@ def test_integers_are_shown_as_integers(eager_space: Any) -> None:
 
 
 def parameter(value: Any, per_anchor: int | None = 3) -> Any:
-    return _validate.parameter("tau", value, lambda x: x > 0, "be > 0", np, per_anchor=per_anchor)
+    return _validate.parameter("tau", value, POSITIVE, np, per_anchor=per_anchor)
 
 
 def test_parameters_come_back_as_they_are_meant() -> None:
@@ -405,8 +502,10 @@ def test_a_compiler_is_asked_nothing_about_arrays() -> None:
     assert not any(map(_array_api.is_compiling, (numpy_namespace, torch_namespace, jnp, array_api_strict)))
     assert _array_api.namespace_of({"x": object()}, compiling) is compiling
     assert not _array_api.values_visible(np.zeros(1), compiling)
-    _validate.same_device({"x": array_api_strict.zeros(1), "y": array_api_strict.zeros(1, device=DEVICE1)}, compiling)
-    _validate.values("x", np.full(1, np.nan), np.isfinite, "be finite", compiling)
+    here, there = array_api_strict.zeros(1), array_api_strict.zeros(1, device=DEVICE1)
+    call = _validate.arrays({"x": here, "y": there}, compiling)
+    assert (call.xp, call.device, call.visible) == (compiling, None, False)
+    _validate.values("x", np.full(1, np.nan), FINITE, compiling)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -414,9 +513,8 @@ def test_a_compiler_is_asked_nothing_about_arrays() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def fitting(value: Any, rule: str = "be > 0") -> Any:
-    holds = {"be > 0": lambda x: x > 0, "be >= 0": lambda x: x >= 0}[rule]
-    return _validate.parameter("tau", value, holds, rule, np, per_anchor=1, dtype=np.float32)
+def fitting(value: Any, rule: Rule = POSITIVE) -> Any:
+    return _validate.parameter("tau", value, rule, np, per_anchor=1, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -425,9 +523,9 @@ def fitting(value: Any, rule: str = "be > 0") -> Any:
 def test_what_a_dtype_holds_with_its_inverse_is_taken(value: Any) -> None:
     assert fitting(value) == value
     assert fitting((np.full(1, float(value)),) * 2)[0] == value
-    assert fitting(0.0, "be >= 0") == 0
-    assert fitting(3e38, "be >= 0") == 3e38
-    assert fitting(1e-45, "be >= 0") == 1e-45
+    assert fitting(0.0, NOT_NEGATIVE) == 0
+    assert fitting(3e38, NOT_NEGATIVE) == 3e38
+    assert fitting(1e-45, NOT_NEGATIVE) == 1e-45
 
 
 @pytest.mark.parametrize("value", [1e300, 1e-50, 1e-40, 2.2e37])
@@ -442,7 +540,7 @@ def test_the_rule_is_the_better_reason() -> None:
     with pytest.raises(ValueError, match=r"tau must be > 0, got -1e\+300"):
         fitting(np.asarray(-1e300))
     with pytest.raises(ValueError, match=r"tau must fit float32, got 1e\+300"):
-        fitting(1e300, "be >= 0")
+        fitting(1e300, NOT_NEGATIVE)
     with pytest.raises(ValueError, match="tau must be finite, got 1000"):
         fitting(10**400)
 
@@ -498,7 +596,7 @@ def test_a_pair_outside_its_domain_becomes_nan_where_nobody_looks() -> None:
     import jax
 
     def inside(x: Any) -> Any:
-        return _validate.within((x, 0.5), lambda v: v > 0, jnp)[0]
+        return _validate.within((x, 0.5), POSITIVE, jnp)[0]
 
     assert np.isnan(np.asarray(jax.jit(inside)(jnp.asarray([1.0, -1.0])))).tolist() == [False, True]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from array_api_compat import device as device_of
 from drrho_reference import cosine_gamma as oracle_cosine
 from drrho_reference import scent_gamma as oracle_scent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_core import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
-from drrho_core._array_api import device_of
 from drrho_core.numerics import log_moving_average
 from drrho_core.state.table import scatter_rows
 

@@ -11,7 +11,8 @@ import array_api_compat.numpy as xp
 import numpy as np
 import pytest
 
-from drrho_core._routines import find_kernels, fused_kernels
+from drrho_core import fused_kernels
+from drrho_core._routines import find_kernels
 from drrho_core.extend import Batch
 
 BATCH = Batch(np.eye(2), np.eye(2), None, 1.0, np.ones(2), np.ones(2), None)

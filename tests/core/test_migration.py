@@ -245,7 +245,7 @@ V1 = {"temperature": 0.5, "positive_similarity": 0 * U}
         (log_inner_from_sogclr_loss, [U], {"batch_size": 4.0, "eps": 0.1}, TypeError, "batch_size must be an integer"),
         (log_inner_from_sogclr_loss, [U], {"batch_size": 4, "eps": -0.1}, ValueError, r"eps must be >= 0, got -0\.1"),
         (log_inner_from_sogclr_loss, [U], {"batch_size": 4, "eps": 5.0}, ValueError,
-         r"log_u must be at least log eps = 1\.60944, because eps was added to what is stored, got 1\.0 at position 0"),
+         r"log_u must be at least log eps = 1\.60944, because eps was added to every stored estimate, got 1\.0 at pos"),
         (log_inner_from_fastclip_loss, [U], {**FAST, "eps": 5.0}, ValueError,
          r"log_u \+ positive_similarity must be at least log eps"),
         (log_inner_from_fastclip_loss, [U], {**FAST, "positive_similarity": U}, ValueError,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from array_api_compat import device as device_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
@@ -25,7 +26,6 @@ from drrho_core import (
     update_temperature_rows,
     worst_case,
 )
-from drrho_core._array_api import device_of
 
 NEVER = -np.inf
 ROWS = ("temperature_image", "temperature_text", "momentum_image", "momentum_text")

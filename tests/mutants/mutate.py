@@ -1,69 +1,64 @@
-"""The large mutation run, outside CI: mutmut's operators on whole modules, killed by the same NumPy suites.
+"""The large mutation run, outside CI: mutmut's operators on whole modules, killed by the same tests in NumPy.
 
-    make mutation                         # or: python tests/mutants/mutate.py numerics ambiguity contrastive _pairs
+    make mutation                                                       # every mutant of the rooms below
+    python tests/mutants/mutate.py contrastive ambiguity --sample 600 --seed 0
 
-mutmut makes the mutants. They are run here: pytest imports and collects a module's suite once, then forks for every
-mutant, and the fork exchanges the code of the functions that differ and runs the tests. So a mutant that dies early
-costs milliseconds, and no file is ever written but the report.
+mutmut makes the mutants, `forks.py` runs them: the tests are collected once, and each mutant costs a fork. No file is
+written but the report.
 
-What counts: every mutant of mutmut's in a function, and of the numbers at a module's top. Left out are mutants of
-messages, which are no behaviour that a suite in one module should pin: everything within a ``raise``, and the words
-that are handed to `drrho_core._validate` to make one. mutmut itself leaves out docstrings, annotations and decorators.
+Every mutant of mutmut's in a function counts, and of the numbers at a module's top. Mutants of messages are left out,
+because tests of one module should not pin words: everything within a ``raise``, and the words of the checks in
+`drrho_core._validate`. mutmut itself leaves out docstrings, annotations and decorators.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
-import importlib
 import importlib.metadata
 import json
-import os
+import random
 import resource
-import signal
 import subprocess
 import sys
 import time
-import tomllib
-import types
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-PACKAGE = "drrho_core"
-MORE_SUITES = {"_pairs": ("unimodal", "losses"), "ambiguity": ("risk",)}
-"""What some functions of a module are for is told by the suites of those who call them."""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-TEST_SECONDS = 5
-"""Of one core's time, for one test: what takes longer does not end. No test takes a second."""
-
-SURVIVED, KILLED, ENDLESS = "survived", "killed", "endless"
+from mutants.forks import ENDLESS, KILLED, SURVIVED, Change, environment, run
+from mutants.suites import CHOOSE, PACKAGE, SUITES, files, modules_of, source_of
 
 
 @dataclass(frozen=True)
 class Mutant:
     """A change of one module."""
 
+    module: str
     line: int
     inside: str
     before: str
     after: str
-    source: str
-    """Of the whole module."""
+    start: int
+    end: int
+    text: str
+    """The text between `start` and `end`, or of the whole module if `end` is negative."""
     message: bool
     """Whether only the words of a message differ."""
 
     def described(self) -> dict[str, Any]:
-        """Return what a report says."""
-        return {"line": self.line, "inside": self.inside, "before": self.before, "after": self.after}
+        """Return the entry of a report."""
+        names = ("module", "line", "inside", "before", "after")
+        return {name: getattr(self, name) for name in names}
+
+    def source(self, original: str) -> str:
+        """Return the source of the changed module."""
+        return self.text if self.end < 0 else original[: self.start] + self.text + original[self.end :]
 
 
-def mutants_of(source: str) -> list[Mutant]:
+def mutants_of(module: str) -> list[Mutant]:
     """Return mutmut's mutants of a module, those of messages marked."""
     import libcst as cst
     from libcst.metadata import MetadataWrapper, PositionProvider
@@ -71,13 +66,14 @@ def mutants_of(source: str) -> list[Mutant]:
     from mutmut.mutation.mutators import mutation_operators
     from mutmut.mutation.pragma_handling import IgnoredCode
 
+    source = source_of(module)
     starts = [0]
     for text in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(text))
-    found: list[Mutant] = []
+    mutants: list[Mutant] = []
 
     class Visitor(MutationVisitor):  # type: ignore[misc]
-        """Notes where mutants are, while mutmut's own visitor makes them."""
+        """Notes the places of the mutants, while mutmut's own visitor makes them."""
 
         def __init__(self) -> None:
             super().__init__(mutation_operators, IgnoredCode(set(), set(), set()))
@@ -103,20 +99,23 @@ def mutants_of(source: str) -> list[Mutant]:
                 return
             place = self.get_metadata(PositionProvider, node)
             start, end = (starts[p.line - 1] + p.column for p in (place.start, place.end))
-            old_text, new_text = module.code_for_node(node), module.code_for_node(new)
-            start -= old_text.find(source[start:end])  # parentheses and spaces that the node owns
+            old_text, new_text = tree.code_for_node(node), tree.code_for_node(new)
+            start -= old_text.find(source[start:end])  # parentheses and spaces that belong to the node
             end = start + len(old_text)
-            if source[start:end] == old_text:
-                changed = source[:start] + new_text + source[end:]
-            else:  # slow, and always right
-                changed = module.deep_replace(node, new).code
-            found.append(
+            if source[start:end] != old_text:  # slow, and always right
+                start, end, text = 0, -1, tree.deep_replace(node, new).code
+            else:
+                text = new_text
+            mutants.append(
                 Mutant(
+                    module=module,
                     line=place.start.line,
                     inside=".".join(functions) or "(top)",
                     before=" ".join(old_text.split()),
                     after=" ".join(new_text.split()),
-                    source=changed,
+                    start=start,
+                    end=end,
+                    text=text,
                     message=self._is_message(node, new),
                 )
             )
@@ -124,7 +123,7 @@ def mutants_of(source: str) -> list[Mutant]:
         def _is_message(self, node: cst.CSTNode, new: cst.CSTNode) -> bool:
             if any(isinstance(n, cst.Raise) for n in self.above):
                 return True
-            checks = [n for n in self.above if isinstance(n, cst.Call) and _is_check(module.code_for_node(n.func))]
+            checks = [n for n in self.above if isinstance(n, cst.Call) and _is_check(tree.code_for_node(n.func))]
             if not checks:
                 return False
             if isinstance(node, cst.BaseString):
@@ -136,216 +135,121 @@ def mutants_of(source: str) -> list[Mutant]:
             return False
 
     wrapper = MetadataWrapper(cst.parse_module(source))
-    module = wrapper.module
+    tree = wrapper.module
     wrapper.visit(Visitor())
-    return found
+    return mutants
+
+
+CHECKS = ("_validate.", "call.", "Rule", "check_", "_store_checked")
+"""Starts of the calls whose strings are words of a message."""
 
 
 def _is_check(function: str) -> bool:
-    return function.startswith("_validate.") or function in ("_validate", "check_values", "check_state")
+    return function.startswith(CHECKS) or function == "_validate"
 
 
-def exchange(old: types.ModuleType, source: str) -> None:
-    """Give a module's functions the code of another source, in place, so that whoever imported them has it, too."""
-    new = types.ModuleType(old.__name__)
-    new.__file__, new.__package__ = old.__file__, old.__package__
-    sys.modules[old.__name__] = new  # dataclasses look their module up
-    try:
-        exec(compile(source, str(old.__file__), "exec"), new.__dict__)
-    finally:
-        sys.modules[old.__name__] = old
-    _exchange_members(vars(old), vars(new), old, old.__name__)
-
-
-def _exchange_members(old: Any, new: Any, owner: Any, name: str) -> None:
-    for key, value in list(new.items()):
-        mine = old.get(key)
-        if isinstance(value, property):
-            value, mine = value.fget, getattr(mine, "fget", None)
-        if isinstance(value, types.FunctionType) and isinstance(mine, types.FunctionType):
-            if value.__module__ == name and value.__code__.co_filename == mine.__code__.co_filename:
-                mine.__code__ = value.__code__
-                mine.__defaults__, mine.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
-        elif isinstance(value, type) and isinstance(mine, type) and value.__module__ == name:
-            _exchange_members(vars(mine), vars(value), mine, name)
-        elif isinstance(value, int | float) and isinstance(mine, int | float) and value != mine:
-            setattr(owner, key, value)
-
-
-class Plugin:
-    """pytest's: runs all mutants where pytest would run its tests."""
-
-    def __init__(self, name: str, mutants: list[Mutant]) -> None:
-        self.name, self.mutants = name, mutants
-        self.module: Any = None
-        self.results: list[tuple[Mutant, str, str, float]] = []
-        self.baseline = -1
-        self._pipe = -1
-
-    def pytest_runtestloop(self, session: Any) -> bool | None:
-        """Fork for every mutant; in the fork, go on with pytest's own loop."""
-        self.module = importlib.import_module(f"{PACKAGE}.{self.name}")
-        gc.collect()
-        gc.freeze()
-        kills: Counter[str] = Counter()
-        begin = time.monotonic()
-        for number, mutant in enumerate([None, *self.mutants]):
-            # Whoever has killed most goes first.
-            session.items.sort(key=lambda item: -kills[item.nodeid])
-            reader, writer = os.pipe()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # jax has threads by now; no test that is chosen uses it
-                child = os.fork()
-            if child == 0:
-                os.close(reader)
-                session.config.pluginmanager.unregister(name="terminalreporter")
-                self._enter(writer, mutant)
-                return None
-            os.close(writer)
-            with os.fdopen(reader) as pipe:
-                said = pipe.read().strip()
-            _, status, used = os.wait4(child, 0)
-            code = os.waitstatus_to_exitcode(status)
-            if mutant is None:
-                self.baseline = code
-                _say(f"{self.name}: {len(session.items)} tests, unchanged: exit code {code}, {_cpu(used):.1f} s")
-                if code:
-                    return True
-                continue
-            endless = code in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
-            fate = SURVIVED if code == 0 else ENDLESS if endless else KILLED
-            if fate == SURVIVED:
-                _say(f"  {mutant.line} {mutant.inside}: {mutant.before}  ->  {mutant.after}")
-            kills[said] += fate == KILLED
-            self.results.append((mutant, fate, said, _cpu(used)))
-            if number % 50 == 0 or number == len(self.mutants):
-                left = sum(fate == SURVIVED for _, fate, _, _ in self.results)
-                _say(f"{self.name}: {number}/{len(self.mutants)}, {left} survive, {time.monotonic() - begin:.0f} s")
-        return True
-
-    def _enter(self, writer: int, mutant: Mutant | None) -> None:
-        """Be the fork: quiet, limited, and mutated."""
-        self._pipe = writer
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nothing, descriptor)
-        limit = 4 * 2**30
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # a mutant may ask for any amount
-        if mutant is not None:
-            try:
-                exchange(self.module, mutant.source)
-            except BaseException as error:
-                os.write(writer, f"import: {type(error).__name__}".encode())
-                os._exit(1)
-
-    def pytest_runtest_setup(self) -> None:
-        """Limit every test."""
-        if self._pipe >= 0:
-            signal.setitimer(signal.ITIMER_PROF, TEST_SECONDS)  # its signal kills
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """Say who killed, and leave."""
-        if self._pipe >= 0 and report.failed:
-            os.write(self._pipe, report.nodeid.encode())
-            os._exit(1)
-
-    def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
-        """Leave a fork that has survived."""
-        if self._pipe >= 0:
-            os._exit(int(exitstatus))
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _cpu(used: Any) -> float:
-    return float(used.ru_utime + used.ru_stime)
-
-
-def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run the mutants of one module and return what became of them."""
-    import pytest
-
-    suites = tomllib.loads((HERE / "hand.toml").read_text(encoding="utf-8"))["suite"]
-    suite = suites[name]
-    files = [file for other in (name, *MORE_SUITES.get(name, ())) for file in suites[other]["files"]]
-    source = (ROOT / PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-    every = [mutant for mutant in mutants_of(source) if options.only in mutant.inside]
+def chosen(options: argparse.Namespace) -> tuple[list[Mutant], int]:
+    """Return the mutants to run, in order of room and line, and the number of those of messages."""
+    every = [mutant for room in options.rooms for module in modules_of(room) for mutant in mutants_of(module)]
+    every = [mutant for mutant in every if options.only in f"{mutant.module}.{mutant.inside}"]
     if options.again:
-        reports = json.loads(options.again.read_text(encoding="utf-8"))["modules"]
-        left = [survivor for report in reports if report["module"] == name for survivor in report["survivors"]]
-        known = {(one["inside"], one["before"], one["after"]) for one in left}  # lines move
-        every = [mutant for mutant in every if (mutant.inside, mutant.before, mutant.after) in known]
+        left = json.loads(options.again.read_text(encoding="utf-8"))["survivors"]
+        known = {tuple(entry[name] for name in ("module", "inside", "before", "after")) for entry in left}  # lines move
+        every = [mutant for mutant in every if (mutant.module, mutant.inside, mutant.before, mutant.after) in known]
+    counted = [mutant for mutant in every if not mutant.message]
+    messages = len(every) - len(counted)
+    # The sample is drawn before it is shared out, so that shares of one seed add up to the sample.
+    if options.sample is not None and options.sample < len(counted):
+        picked = sorted(random.Random(options.seed).sample(range(len(counted)), options.sample))
+        counted = [counted[index] for index in picked]
     part, parts = map(int, options.share.split("/"))
-    mutants = [mutant for mutant in every if not mutant.message][part - 1 :: parts]
-    plugin = Plugin(name, mutants)
-    begin, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    pytest.main(
-        [
-            "-x", "-q", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-profile", "mutants",
-            "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--tb", "no",
-            "-k", suite.get("choose", "not (torch or jax or jit or compile or tracing)") + options.choose,
-            *(str(ROOT / file) for file in (*files, *options.files)),
-        ],
-        plugins=[plugin],
-    )  # fmt: skip
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if plugin.baseline:
-        raise SystemExit(f"{name}: the suite of what nobody changed must be green, got exit code {plugin.baseline}")
-    fates = Counter(fate for _, fate, _, _ in plugin.results)
-    return {
-        "module": name,
-        "messages": sum(mutant.message for mutant in every),
-        "mutants": len(mutants),
-        **{fate: fates[fate] for fate in (KILLED, ENDLESS, SURVIVED)},
-        "seconds": round(time.monotonic() - begin),
-        "cpu_seconds": round(_cpu(after) - _cpu(used)),
-        "survivors": [m.described() for m, fate, _, _ in plugin.results if fate == SURVIVED],
-        "killers": Counter(said for _, fate, said, _ in plugin.results if fate == KILLED).most_common(),
-    }
+    return counted[part - 1 :: parts], messages
 
 
 def main() -> None:
-    """Parse the arguments, run in a process of its own per module, and write the report."""
+    """Parse the arguments, run the mutants of each room in a process of its own, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("modules", nargs="+", metavar="module")
-    parser.add_argument("--only", default="", help="mutants in functions whose name contains this")
+    parser.add_argument("rooms", nargs="+", metavar="room", choices=list(SUITES), help=", ".join(SUITES))
+    parser.add_argument("--sample", type=int, help="run this many mutants, drawn from all rooms together")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument("--only", default="", help="mutants in modules or functions whose name contains this")
     parser.add_argument("--share", default="1/1", help="2/3: of three processes the second")
     parser.add_argument("--with", dest="files", action="append", default=[], metavar="FILE", help="more tests")
     parser.add_argument("--choose", default="", help="added to pytest's -k, such as ' and not facts'")
     parser.add_argument("--spaces", default="numpy", help="array libraries, as DRRHO_SPACES")
-    parser.add_argument("--again", type=Path, help="only what survived in this report")
-    parser.add_argument("--out", type=Path, help="where to write the report, JSON")
-    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--again", type=Path, help="only the survivors of this report")
+    parser.add_argument("--out", type=Path, default=Path("build/mutation.json"), help="the report, JSON")
+    parser.add_argument("--inner", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.inner:
-        report = run(options.modules[0], options)
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _run_room(options)
         return
-    environment = os.environ | {
-        "DRRHO_SPACES": options.spaces,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-    }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-    reports = []
-    for name in options.modules:
-        part = (options.out or Path("mutation.json")).with_suffix(f".{name}.{options.share.replace('/', '-')}.json")
-        inner = [*sys.argv[1:], "--inner", "--out", str(part)]
-        subprocess.run([sys.executable, __file__, name, *inner], env=environment, check=True)
+    begin, reports = time.monotonic(), []
+    for room in options.rooms:
+        part = options.out.with_suffix(f".{room}.{options.share.replace('/', '-')}.json")
+        command = [sys.executable, __file__, *sys.argv[1:], "--inner", room, "--out", str(part)]
+        subprocess.run(command, env=environment() | {"DRRHO_SPACES": options.spaces}, check=True)
         reports.append(json.loads(part.read_text(encoding="utf-8")))
         part.unlink()
-    for one in reports:
-        dead = one[KILLED] + one[ENDLESS]
-        _say(f"{one['module']}: {dead} of {one['mutants']} killed, {100 * dead / max(one['mutants'], 1):.1f} %")
+    for report in reports:
+        _print_score(report["room"], report)
+    total = {name: sum(report[name] for report in reports) for name in ("mutants", KILLED, ENDLESS, SURVIVED)}
+    _print_score("all", total)
     versions = {name: importlib.metadata.version(name) for name in ("mutmut", "numpy", "hypothesis", "pytest")}
-    text = json.dumps({"versions": versions, "modules": reports}, indent=1) + "\n"
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+    result = {
+        "versions": versions,
+        "sample": options.sample,
+        "seed": options.seed,
+        "seconds": round(time.monotonic() - begin),
+        **total,
+        "survivors": [entry for report in reports for entry in report["survivors"]],
+        "rooms": reports,
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _print_score(name: str, report: dict[str, Any]) -> None:
+    dead = report[KILLED] + report[ENDLESS]
+    score = 100 * dead / max(report["mutants"], 1)
+    print(f"{name}: {dead} of {report['mutants']} killed, {score:.1f} %", flush=True)
+
+
+def _run_room(options: argparse.Namespace) -> None:
+    """Run the mutants of one room and write what became of them."""
+    room, (mutants, messages) = options.inner, chosen(options)
+    modules = modules_of(room)
+    mutants = [mutant for mutant in mutants if mutant.module in modules]
+    originals = {module: source_of(module) for module in modules}
+    changes = [
+        Change(
+            f"{mutant.module}:{mutant.line} {mutant.inside}: {mutant.before}  ->  {mutant.after}",
+            f"{PACKAGE}.{mutant.module}",
+            mutant.source(originals[mutant.module]),
+        )
+        for mutant in mutants
+    ]
+    begin, used = time.monotonic(), _cpu()
+    results = run(changes, [*files(room), *options.files], choose=CHOOSE + options.choose) if changes else []
+    fates = Counter(result.fate for result in results)
+    report = {
+        "room": room,
+        "messages": messages,
+        "mutants": len(mutants),
+        **{fate: fates[fate] for fate in (KILLED, ENDLESS, SURVIVED)},
+        "seconds": round(time.monotonic() - begin),
+        "cpu_seconds": round(_cpu() - used),
+        "survivors": [
+            mutant.described() for mutant, result in zip(mutants, results, strict=True) if result.fate == SURVIVED
+        ],
+        "killers": Counter(result.killer for result in results if result.fate == KILLED).most_common(),
+    }
+    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return float(used.ru_utime + used.ru_stime)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from drrho_clip.data.protocol import Sample, captions_of
-from drrho_clip.data.scenes import _RGB, COLOURS, RELATIONS, SHAPES, SIZES, STREAMS, scene_splits, scenes
+from drrho_clip.data.scenes import COLOURS, RELATIONS, RGB, SHAPES, SIZES, STREAMS, scene_splits, scenes
 from drrho_clip.errors import BadInput
 
 
@@ -88,7 +88,7 @@ def test_captions_tell_what_the_image_shows() -> None:
         # Every pixel to the nearest of background and the two named colours: another route than the renderer's.
         pixels = image.astype(np.float64)
         background = np.median(pixels.reshape(-1, 3), axis=0)
-        palette = np.stack([background, _RGB[COLOURS.index(colour_1)], _RGB[COLOURS.index(colour_2)]])
+        palette = np.stack([background, RGB[COLOURS.index(colour_1)], RGB[COLOURS.index(colour_2)]])
         owner = np.argmin(((pixels[:, :, None] - palette) ** 2).sum(axis=-1), axis=-1)
         masks = [owner == 1, owner == 2]
         assert min(mask.sum() for mask in masks) >= 8, caption
@@ -128,7 +128,7 @@ def test_shapes_and_colours_can_be_told_apart() -> None:
         pixels = image.reshape(-1, 3).astype(np.float64)
         away = np.abs(pixels - np.median(pixels, axis=0)).sum(axis=1)
         colour = np.median(pixels[away > 0.8 * away.max()], axis=0)
-        named.append(((colour - _RGB) ** 2).sum(axis=1).argmin())
+        named.append(((colour - RGB) ** 2).sum(axis=1).argmin())
     assert np.mean(np.array(named) == asked.labels // 8) > 0.97
 
 

@@ -1,0 +1,286 @@
+"""The Pallas kernels of both sweeps over all pairs of a batch, and their launches; `drrho_jax.fused` runs the sweeps.
+
+Shapes, stated once: b pairs, features (b, d), reference features (b, r), half types or float32. All sums are float32.
+b is padded to a whole number of rectangles of ``height`` images and ``width`` texts, d and r to a whole number of the
+kernels' steps. One program computes the tile of z of one row tile and one column tile.
+
+    z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
+
+For each row and each column of a tile `sums_kernel` writes the peak of z, the total of ``exp((z - peak) / t)`` and the
+moment, the total of ``exp((z - peak) / t) (z - peak)``. `weights_kernel` computes the tile again and writes V = w + w'.
+Exponentials are powers of two, which a GPU computes fastest; scales include the factor log2(e).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+NEVER = -3e38
+"""Replaces z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+
+
+class Plan(NamedTuple):
+    """Constants of the sweeps for one dtype."""
+
+    height: int  # images of a rectangle, at most
+    width: int  # texts of a rectangle, at most
+    rows: int  # of a tile
+    columns: int
+    depth: int  # columns of the features that are multiplied at a time
+    warps: int  # groups of 32 threads per program
+    stages: int  # blocks of features that are loaded ahead
+    buffer: Any  # dtype of V
+    pull_precision: Any  # of the product of V with the features
+
+
+class Inputs(NamedTuple):
+    """One batch, padded: images to a multiple of the rectangles' height, texts to one of the width; anchors float32."""
+
+    e1: jax.Array  # (images, d)
+    e2: jax.Array  # (texts, d)
+    reference: tuple[jax.Array, jax.Array] | None  # (images, r), (texts, r)
+    weight: jax.Array  # (1,)
+    mask: jax.Array | None  # (images, texts) int8
+    scales: tuple[jax.Array, jax.Array]  # (images,), (texts,)    log2(e) / t
+
+
+def _tile(
+    e1: Any,  # (rows, d)
+    e2: Any,  # (columns, d)
+    r1: Any,  # (rows, r), or nothing
+    r2: Any,  # (columns, r)
+    reference_weight: Any,  # (1,)
+    *,
+    plan: Plan,
+) -> jax.Array:
+    """Return a tile of z. All kernels call this function, so that they compute the same bits."""
+
+    def add_product(z: jax.Array, left: Any, right: Any) -> jax.Array:
+        # Only `depth` columns of the factors are on the chip at a time; z stays in registers.
+        def step(k: jax.Array, z: jax.Array) -> jax.Array:
+            depth = pl.ds(k * plan.depth, plan.depth)
+            a, c = left[:, depth], right[:, depth]
+            return z + jax.lax.dot_general(
+                a, c, (((1,), (1,)), ((), ())), precision=HIGHEST, preferred_element_type=jnp.float32
+            )
+
+        steps = left.shape[1] // plan.depth
+        last: jax.Array = jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), step, z)
+        return last
+
+    z = jnp.zeros((plan.rows, plan.columns), jnp.float32)
+    # -lambda R1 R2^T comes first: the product E1 E2^T is then added to the same accumulator.
+    if r1 is not None:
+        z = add_product(z, r1, r2) * -reference_weight[0]
+    return add_product(z, e1, e2)
+
+
+def _only_negatives(
+    x: jax.Array,  # (rows, columns)
+    corner: Any,  # (2,) the first row and the first column of this launch
+    mask: Any,  # (rows, columns) int8, or nothing
+    filler: float,
+    *,
+    row_tiles: int,
+    b: int,
+    plan: Plan,
+) -> jax.Array:
+    """Return the values of a tile, with `filler` for each pair that is no negative."""
+    program = pl.program_id(0)
+    top = corner[0] + (program % row_tiles) * plan.rows
+    first = corner[1] + (program // row_tiles) * plan.columns
+
+    def masked(x: jax.Array) -> jax.Array:
+        # A pair counts if both rows exist, it is no positive pair (i = j), and the pair mask is True.
+        row = top + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
+        column = first + jnp.arange(plan.columns, dtype=jnp.int32)[None, :]
+        counts = (row < b) & (column < b) & (row != column)
+        if mask is not None:
+            counts = counts & (mask[:, :] != 0)
+        return jnp.where(counts, x, filler)
+
+    if mask is not None:
+        return masked(x)
+    # Only tiles on the diagonal or at the end of the batch need a mask, unless the batch has a pair mask.
+    on_diagonal = (top < first + plan.columns) & (first < top + plan.rows)
+    beyond = (top + plan.rows > b) | (first + plan.columns > b)
+    chosen: jax.Array = jax.lax.cond(on_diagonal | beyond, masked, lambda x: x, x)
+    return chosen
+
+
+def positives_kernel(*refs: Any, has_reference: bool, plan: Plan) -> None:
+    """Write a part of the diagonal of z, from the tile that the diagonal runs through."""
+    *features, out = refs
+    e1, e2, r1, r2, weight = features if has_reference else (*features[:2], None, None, features[2])
+    z = _tile(e1, e2, r1, r2, weight, plan=plan)
+    # Tiles are no squares: each program writes as much of the diagonal as one tile holds for certain.
+    part = min(plan.rows, plan.columns)
+    start = pl.program_id(0) * part
+    row = start // plan.rows * plan.rows + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
+    column = start // plan.columns * plan.columns + jnp.arange(plan.columns, dtype=jnp.int32)[None, :]
+    out[:] = jnp.sum(jnp.where(row == column, z, 0.0), axis=1 if plan.rows <= plan.columns else 0)
+
+
+def sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
+    """Sum the exponentials of one tile along its rows and along its columns."""
+    features, corner, mask, (scale_image, scale_text), out = _split(refs, has_reference, has_mask, anchors=2)
+    z = _only_negatives(_tile(*features, plan=plan), corner, mask, NEVER, plan=plan, **how)
+    for axis, scale, (peak_out, total_out, moment_out) in ((1, scale_image, out[:3]), (0, scale_text, out[3:])):
+        # Peak m, total sum_j e_ij with e_ij = exp((z_ij - m) / t_i), and moment sum_j e_ij (z_ij - m) of each anchor.
+        # The peak is subtracted before the scale: the difference of close numbers is exact, a product with 1/t is not.
+        peak = jnp.max(z, axis=axis)
+        x = z - _along(peak, axis)
+        e = jnp.exp2(x * _along(scale[:], axis))
+        peak_out[:] = peak
+        total_out[:] = jnp.sum(e, axis=axis)
+        moment_out[:] = jnp.sum(e * x, axis=axis)
+
+
+def weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
+    """Compute V = w + w' of one tile: the exponentials of the first sweep, divided by their own total."""
+    features, corner, mask, anchors, (v,) = _split(refs, has_reference, has_mask, anchors=6)
+    z = _tile(*features, plan=plan)
+    total = jnp.zeros_like(z)
+    for axis, (peak, scale, factor) in ((1, anchors[:3]), (0, anchors[3:])):
+        e = jnp.exp2((z - _along(peak[:], axis)) * _along(scale[:], axis))
+        total = total + e * _along(factor[:], axis)
+    # For pairs that are no negatives an exponential may be infinite and a factor nan. The mask is applied last, so that
+    # it removes them.
+    v[:, :] = _only_negatives(total, corner, mask, 0.0, plan=plan, **how).astype(v.dtype)
+
+
+def _along(x: jax.Array, axis: int) -> jax.Array:
+    """Shape one number per anchor to broadcast to a tile: anchors are rows if sums run along axis 1."""
+    return x[:, None] if axis == 1 else x[None, :]
+
+
+def _split(refs: Any, has_reference: bool, has_mask: bool, anchors: int) -> tuple[Any, Any, Any, Any, Any]:
+    """Group the arguments of a kernel, in the order of `launch`; absent arrays become None."""
+    left = list(refs)
+
+    def take(number: int, present: bool = True) -> list[Any]:
+        return [left.pop(0) if present else None for _ in range(number)]
+
+    features = [*take(2), *take(2, has_reference), *take(1)]
+    (corner,), (mask,) = take(1), take(1, has_mask)
+    return features, corner, mask, take(anchors), left
+
+
+def cut(x: jax.Array, i: jax.Array, length: int, axis: int = 0) -> jax.Array:
+    """Return block i, of this length, along an axis."""
+    piece: jax.Array = jax.lax.dynamic_slice_in_dim(x, i * length, length, axis)
+    return piece
+
+
+def launch(
+    kernel: Any,
+    inputs: Inputs,
+    i: jax.Array,
+    j: jax.Array,
+    height: int,
+    width: int,
+    anchors: list[jax.Array],
+    *,
+    has_v: bool,
+    b: int,
+    plan: Plan,
+    interpret: bool,
+) -> Any:
+    """Run a kernel over rectangle (i, j) and return the results.
+
+    `anchors` holds the arrays of the row anchors (height,), then as many of the column anchors (width,). The result is
+    V (height, width), or peaks, totals and moments: three arrays (column tiles, height) for the rows and three arrays
+    (row tiles, width) for the columns.
+    """
+    row_tiles, column_tiles = height // plan.rows, width // plan.columns
+
+    # Neighbouring programs share a column tile, so the cache holds the rows of the rectangle and few columns.
+    def row(p: Any) -> Any:
+        return p % row_tiles
+
+    def column(p: Any) -> Any:
+        return p // row_tiles
+
+    def wide(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.rows, x.shape[1]), lambda p: (row(p), 0))
+
+    def tall(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.columns, x.shape[1]), lambda p: (column(p), 0))
+
+    arguments = [cut(inputs.e1, i, height), cut(inputs.e2, j, width)]
+    specs = [wide(inputs.e1), tall(inputs.e2)]
+    if inputs.reference is not None:
+        arguments += [cut(inputs.reference[0], i, height), cut(inputs.reference[1], j, width)]
+        specs += [wide(inputs.reference[0]), tall(inputs.reference[1])]
+    # The kernels need the position of the rectangle in the batch, to find the diagonal and the end.
+    arguments += [inputs.weight, jnp.stack([i * height, j * width]).astype(jnp.int32)]
+    specs += [pl.BlockSpec((1,), lambda _: (0,)), pl.BlockSpec((2,), lambda _: (0,))]
+    rectangle = pl.BlockSpec((plan.rows, plan.columns), lambda p: (row(p), column(p)))
+    if inputs.mask is not None:
+        arguments.append(cut(cut(inputs.mask, i, height), j, width, axis=1))
+        specs.append(rectangle)
+    arguments += anchors
+    half = len(anchors) // 2
+    specs += [pl.BlockSpec((plan.rows,), lambda p: (row(p),))] * half
+    specs += [pl.BlockSpec((plan.columns,), lambda p: (column(p),))] * half
+    shape: Any = jax.ShapeDtypeStruct  # untyped
+    # A BlockSpec maps a program to the block that it reads or writes; None drops an axis of length 1.
+    if has_v:
+        shapes, out_specs = [shape((height, width), plan.buffer)], [rectangle]
+    else:
+        by_row = pl.BlockSpec((None, plan.rows), lambda p: (column(p), row(p)))
+        by_column = pl.BlockSpec((None, plan.columns), lambda p: (row(p), column(p)))
+        shapes = [shape((column_tiles, height), jnp.float32)] * 3 + [shape((row_tiles, width), jnp.float32)] * 3
+        out_specs = [by_row] * 3 + [by_column] * 3
+    return pl.pallas_call(
+        functools.partial(
+            kernel,
+            has_reference=inputs.reference is not None,
+            has_mask=inputs.mask is not None,
+            row_tiles=row_tiles,
+            b=b,
+            plan=plan,
+        ),
+        out_shape=shapes,
+        grid=(row_tiles * column_tiles,),
+        in_specs=specs,
+        out_specs=out_specs,
+        compiler_params=plt.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
+        interpret=interpret,
+        name=kernel.__name__.strip("_"),
+    )(*arguments)
+
+
+def positives(inputs: Inputs, b: int, plan: Plan, interpret: bool) -> jax.Array:
+    """Return the diagonal of z (b,), computed in the same tiles as all of z: equal features have equal logits."""
+    part = min(plan.rows, plan.columns)
+    number = pl.cdiv(b, part)
+
+    def wide(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.rows, x.shape[1]), lambda p: (p * part // plan.rows, 0))
+
+    def tall(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((plan.columns, x.shape[1]), lambda p: (p * part // plan.columns, 0))
+
+    shape: Any = jax.ShapeDtypeStruct  # untyped
+    pairs = [(inputs.e1, inputs.e2), *([] if inputs.reference is None else [inputs.reference])]
+    diagonal: jax.Array = pl.pallas_call(
+        functools.partial(positives_kernel, has_reference=inputs.reference is not None, plan=plan),
+        out_shape=shape((number * part,), jnp.float32),
+        grid=(number,),
+        in_specs=[spec for left, right in pairs for spec in (wide(left), tall(right))]
+        + [pl.BlockSpec((1,), lambda _: (0,))],
+        out_specs=pl.BlockSpec((part,), lambda p: (p,)),
+        compiler_params=plt.CompilerParams(num_warps=plan.warps, num_stages=plan.stages),
+        interpret=interpret,
+        name="positives",
+    )(*(side for pair in pairs for side in pair), inputs.weight)
+    return diagonal[:b]

@@ -1,0 +1,93 @@
+"""Constants of the Triton kernels: sizes of tiles and buffers for each dtype and each generation of GPUs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Blocks(NamedTuple):
+    """Size of the tile of one program, and number of threads that work on it."""
+
+    rows: int  # of the tile
+    columns: int  # of the tile
+    depth: int  # columns of the features that are loaded at a time
+    warps: int  # groups of 32 threads
+    stages: int  # blocks of features that are loaded ahead
+
+
+class Plan(NamedTuple):
+    """Constants of the sweeps for one dtype on one generation of GPUs."""
+
+    sums: Blocks
+    weights: Blocks  # of the same depth as `sums`: both sweeps have to compute the same bits of z
+    masked: Blocks  # of both sweeps if there is a pair mask, which needs registers
+    panel: int  # rows of one launch of the first sweep
+    rows: int  # of the buffer for V, at most
+    columns: int  # of the buffer for V, at most: with so many columns V^T E1 occupies the whole GPU once
+    buffer: torch.dtype  # of V
+    descriptors: bool  # load and store through the copy engine
+    shared: bool  # compute one exponential per pair in the second sweep, instead of two, if the batch allows it
+
+
+# Hopper has a copy engine and 227 KiB of shared memory per block. Float32 products run without tensor cores, because
+# these kernels never round to TensorFloat-32, and in smaller tiles.
+_WIDE = {
+    torch.bfloat16: Plan(
+        sums=Blocks(256, 128, 64, 8, 3),
+        weights=Blocks(256, 128, 64, 8, 3),
+        masked=Blocks(128, 128, 64, 8, 3),
+        panel=16384,
+        rows=16384,
+        columns=5632,
+        buffer=torch.bfloat16,
+        descriptors=True,
+        shared=True,
+    ),
+    torch.float32: Plan(
+        sums=Blocks(64, 64, 32, 4, 2),
+        weights=Blocks(64, 64, 32, 4, 2),
+        masked=Blocks(64, 64, 32, 4, 2),
+        panel=4096,
+        rows=4096,
+        columns=4096,
+        buffer=torch.float32,
+        descriptors=False,
+        shared=False,
+    ),
+}
+_WIDE[torch.float16] = _WIDE[torch.bfloat16]._replace(buffer=torch.float16)
+# Ampere has less shared memory and no copy engine.
+_SMALL = Blocks(128, 128, 32, 8, 3)
+_NARROW = {
+    dtype: plan
+    if dtype == torch.float32
+    else plan._replace(sums=_SMALL, weights=_SMALL, masked=_SMALL, rows=8192, columns=4096, descriptors=False)
+    for dtype, plan in _WIDE.items()
+}
+PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
+"""Plans by major compute capability and dtype; a later generation uses the last ones. The plans for Hopper (9) were
+measured on an H100: no other plan of `tools/tune_fused.py` was faster by more than 2 %, see
+docs/benchmarks/gpu/tune.json. The plans for Ampere (8) compile and were not measured.
+"""
+
+GROUP = 8
+"""Rows of tiles in a band. Programs visit the tiles band by band, so that loads of the previous program are cached."""
+
+SMALLEST = 2048
+"""In the mode ``"auto"`` the plain core computes a smaller batch: the launches of all kernels take milliseconds."""
+
+SPREAD = 120.0
+"""Largest range of the peaks of a batch, in powers of two, with which one peak can serve all exponentials."""
+
+
+def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:
+    """Return the constants for a dtype on a device."""
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else max(PLANS)
+    return PLANS[max(known for known in PLANS if known <= major)][dtype]
+
+
+def launch_options(blocks: Blocks) -> dict[str, Any]:
+    """Return the compiler's options; products and sums may be fused, which rounds less."""
+    return {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}

@@ -1,0 +1,54 @@
+"""Checks of arguments for code outside of the core: backends, the harness, and losses of your own.
+
+A wrapper that checks with these functions reports errors in the words of the core: argument, rule, received value. The
+rules are intervals such as `POSITIVE`, the same for numbers and arrays. Values of an array are checked only if reading
+them is free; see `values_visible`.
+
+Examples
+--------
+>>> number("gamma", 1.5, UNIT_INTERVAL)
+Traceback (most recent call last):
+    ...
+ValueError: gamma must be in (0, 1], got 1.5
+>>> integer("size", 3, minimum=1)
+3
+"""
+
+from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, values_visible
+from drrho_core._validate import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT_INTERVAL,
+    Rule,
+    arrays,
+    describe,
+    finite_number,
+    integer,
+    ndim,
+    number,
+    parameter,
+    shape,
+    state_dtype,
+)
+
+__all__ = [
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "UNIT_INTERVAL",
+    "Array",
+    "Namespace",
+    "Rule",
+    "arrays",
+    "describe",
+    "device_of",
+    "finite_number",
+    "integer",
+    "is_array",
+    "namespace_of",
+    "ndim",
+    "number",
+    "parameter",
+    "shape",
+    "state_dtype",
+    "values_visible",
+]

@@ -1,0 +1,312 @@
+"""Mistakes of the formula: each is a wrong number that the tests it names must see.
+
+`syntax.py` describes the patterns: names with two leading underscores match any expression.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mistake(NamedTuple):
+    """One mistake: a piece of one function of the core, what stands there instead, and the tests that see it."""
+
+    module: str
+    """Below ``drrho_core``."""
+    inside: str
+    find: str
+    put: str
+    mistake: str
+    tests: str
+    """Start of pytest's ids below ``tests/core``, of a file or of a single test."""
+
+
+NUMERICS = (
+    Mistake(
+        "numerics", "log_sum_exp",
+        "xp.max(__x, axis=axis, keepdims=True)", "0.0 * xp.max(__x, axis=axis, keepdims=True)",
+        "log sum exp without the shift by the largest entry", "test_numerics.py",
+    ),
+    Mistake(
+        "numerics", "log_sum_exp",
+        "__log + xp.squeeze(peak, axis=axis)", "__log",
+        "the shift by the largest entry is not undone", "test_numerics.py",
+    ),
+    Mistake(
+        "numerics", "log_add_constant",
+        "xp.logaddexp(__x, log(__c, xp=xp))", "__x + __c",
+        "eps outside the logarithm", "test_numerics.py",
+    ),
+    Mistake(
+        "numerics", "log_add_constant",
+        "xp.logaddexp(__x, log(__c, xp=xp))", "xp.logaddexp(__x, __c)",
+        "eps taken for its logarithm", "test_numerics.py",
+    ),
+    Mistake(
+        "numerics", "log_moving_average",
+        "xp.where(log_old == -xp.inf, log_new, __mixed)", "__mixed",
+        "a first visit does not take g itself", "test_numerics.py",
+    ),
+    Mistake(
+        "numerics", "log_moving_average",
+        "log_old == -xp.inf", "log_old == 0.0",
+        "log u = 0, a legal value, counts as never visited", "test_numerics.py",
+    ),
+    Mistake(
+        "numerics", "_log_gammas",
+        "(__keep if gamma < 1 else -math.inf, math.log(gamma))",
+        "(math.log(gamma), __keep if gamma < 1 else -math.inf)",
+        "gamma and 1 - gamma exchanged", "test_numerics.py",
+    ),
+    Mistake(
+        "numerics", "log_share_of_new",
+        "xp.where(__unseen, __zero, log_old - log_new)", "xp.where(__unseen, __zero, log_new - log_old)",
+        "u / g for g / u in the sum of an anchor's weights", "test_numerics.py",
+    ),
+)  # fmt: skip
+
+RISKS = (
+    Mistake(
+        "ambiguity.sorted", "solve_cvar",
+        "above + rest * tied", "above + tied",
+        "CVaR: the losses tied at the quantile take full weights", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_cvar",
+        "xp.where(beyond > 0, nearest, nearest - 1)", "nearest - 1",
+        "CVaR: floor(k) for ceil(k) at the boundary sample", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_kl_penalty",
+        "xp.full_like(slices.top, t)", "xp.full_like(slices.top, 1 / t)",
+        "KL: the temperature for its inverse", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_kl_penalty",
+        "t * log_mean * unit", "log_mean * unit",
+        "KL: the risk without the factor t", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.slices", "Slices.shifted",
+        "self.losses - self.top", "self.losses",
+        "losses are not shifted by the largest of them", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_capped_kl_penalty",
+        "nu + height", "nu",
+        "capped KL: the risk without the excess of the capped losses", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_capped_kl_penalty",
+        "left / total / share", "1 / total",
+        "capped KL: the free losses share 1, not the part that the capped losses leave", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_chi_square_penalty",
+        "squares / (2 * size)", "squares / size",
+        "chi-square: the divergence without its 1/2", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_chi_square_penalty",
+        "((size - number) * s - depth) / number", "((size - number) * s - depth) / size",
+        "chi-square: the lift divided by n, not by the number of active losses", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_chi_square_ball",
+        "masked(__w, active, xp) / number", "masked(__w, active, xp) / size",
+        "chi-square: weights that were clipped are not renormalised", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sorted", "solve_chi_square_ball",
+        "-span * (1 - mean + __x)", "-span * (1 - mean - __x)",
+        "chi-square: the sign of (c + mu) (n - m) / n in the dual variable nu", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sets", "ChiSquareBall.solve",
+        "2 * self.radius", "self.radius",
+        "chi-square: the radius of phi without its 1/2", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.sets", "CressieReadBall.solve",
+        "order * (order - 1) * self.radius", "order * order * self.radius",
+        "Cressie-Read: k k for k (k - 1)", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.balls", "solve_ball",
+        "ball.room(ties, slices.size)", "ball.room(xp.ones_like(ties), slices.size)",
+        "a ball is saturated by one largest loss although several are tied", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.searched", "solve_kl_ball",
+        "s * log_mean * unit", "excess",
+        "KL ball: the risk for the dual variable nu", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.searched", "solve_cressie_read_ball",
+        "b * log_one_plus(change, mean, xp)", "log_one_plus(change, mean, xp)",
+        "Cressie-Read: a power is missing in the divergence", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "ambiguity.slices", "uniform",
+        "1 / slices.size", "1 / slices.losses.shape[-1]",
+        "n counts entries under the mask", "test_ambiguity_answers.py",
+    ),
+    Mistake(
+        "risk", "difference",
+        "loss - weight * reference_loss", "loss + weight * reference_loss",
+        "the reference model's loss is added", "test_risk.py",
+    ),
+    Mistake(
+        "moving_average", "moving_average_kl",
+        "(x - top) / tau", "(x - top) * tau",
+        "the temperature for its inverse", "test_moving_average.py",
+    ),
+    Mistake(
+        "moving_average", "_log_mean_exp",
+        "__sum - xp.log(number)", "__sum",
+        "a sum for the mean", "test_moving_average.py",
+    ),
+)  # fmt: skip
+
+STATE = (
+    Mistake(
+        "state.temperature_updates", "move",
+        "old - __step * momentum", "old + __step * momentum",
+        "a temperature moves along the gradient, not against it", "test_temperature.py",
+    ),
+    Mistake(
+        "state.temperature_updates", "update_global_temperature",
+        "first / -xp.expm1(__x)", "first",
+        "Adam without the correction of the first steps", "test_temperature.py",
+    ),
+    Mistake(
+        "state.gamma", "cosine_gamma",
+        "1.0 + math.cos(__x)", "1.0 - math.cos(__x)",
+        "gamma rises from the smallest value to 1", "test_estimator.py",
+    ),
+    Mistake(
+        "state.gamma", "scent_gamma",
+        "xp.where(unseen, xp.ones_like(sigmoid), __gamma)", "__gamma",
+        "SCENT: a first visit keeps a part of the old estimate", "test_estimator.py",
+    ),
+    Mistake(
+        "state.gamma", "scent_gamma",
+        "xp.where(x >= 0, xp.ones_like(small), small)", "xp.where(x >= 0, small, xp.ones_like(small))",
+        "SCENT: 1 - gamma for gamma", "test_estimator.py",
+    ),
+    Mistake(
+        "state.table", "scatter_rows",
+        "xp.take(xp.take(rows, order, axis=0), place, axis=0)", "xp.take(rows, place, axis=0)",
+        "rows are written in the order of the batch, not of the sorted index", "test_estimator.py",
+    ),
+)  # fmt: skip
+
+STEP = "test_contrastive.py"
+ENGINE = (
+    Mistake(
+        "contrastive.anchors", "update",
+        "log_sum - log_count", "log_sum",
+        "a sum over the negatives for their mean", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "update",
+        "log_add_constant(log_u, eps, xp=xp)", "log_u",
+        "eps is left out of log(eps + u)", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "update",
+        "xp.astype(log_u, log_inner.dtype)", "xp.astype(log_value, log_inner.dtype)",
+        "eps in the state", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "update",
+        "xp.astype(log_u, log_inner.dtype)", "xp.astype(log_g, log_inner.dtype)",
+        "the state takes the batch's own estimate, not the moving average", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "update",
+        "log_eps - log_u", "log_eps + log_u",
+        "1 + eps u for 1 + eps / u in the sum of an anchor's weights", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "evaluate",
+        "side.log_value + options.radius", "side.log_value",
+        "the radius is left out", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "evaluate",
+        "1.0 / (2.0 * options.batch_size)", "1.0 / options.batch_size",
+        "the two directions are added, not averaged", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "evaluate",
+        "value - weight * __mean", "-weight * __mean",
+        "the temperature's gradient without its logarithm", STEP,
+    ),
+    Mistake(
+        "contrastive.anchors", "evaluate",
+        "value - weight * __mean", "value + weight * __mean",
+        "the temperature's gradient with the sign of sum w D exchanged", STEP,
+    ),
+    Mistake(
+        "contrastive.passes", "sum_negatives",
+        "tiles.batch_size - 1", "tiles.batch_size",
+        "a mean over b, not over b - 1 negatives", STEP,
+    ),
+    Mistake(
+        "contrastive.tiles", "Tiles.counts",
+        "__i[:, None] != __i[None, :]", "__i[:, None] == __i[:, None]",
+        "the positive is kept among the negatives", STEP,
+    ),
+    Mistake(
+        "contrastive.tiles", "Tiles.counts",
+        "self.mask[i][:, self.spans[j]]", "self.mask[j][:, self.spans[i]].T",
+        "the pair mask is transposed", STEP,
+    ),
+    Mistake(
+        "contrastive.tiles", "Tiles.__init__",
+        "-reference_weight * scaling.left", "reference_weight * scaling.left",
+        "the reference model's similarities are added", STEP,
+    ),
+    Mistake(
+        "contrastive.tiles", "Tiles.pull.visit",
+        "self.matmul(v.T, self.images[i])", "self.matmul(v, self.images[i])",
+        "V for its transpose in the gradient of the texts", STEP,
+    ),
+    Mistake(
+        "contrastive.passes", "pull_back.weigh",
+        "weights.of_cold_tile(1, tile)", "weights.of_cold_tile(0, tile).T",
+        "w' is w transposed, not the weights of the text anchors", STEP,
+    ),
+    Mistake(
+        "contrastive.passes", "merge",
+        "total + total * ratio", "total + ratio",
+        "the smaller of two tiles' sums is not in units of the larger", "test_tiles.py",
+    ),
+    Mistake(
+        "contrastive.gradient", "wide_gradient",
+        "pull[rows, :] -= __positive", "pull[rows, :] += __positive",
+        "the positive pushes", STEP,
+    ),
+    Mistake(
+        "contrastive.step", "wide_contrastive_step",
+        "wide_gradient(pulls.text_pull, c, image_features, __xp, __unit)",
+        "wide_gradient(pulls.text_pull, c, text_features, __xp, __unit)",
+        "a text's positive is the text itself", STEP,
+    ),
+    Mistake(
+        "contrastive.step", "wide_contrastive_step",
+        "update(first.log_sum_text, first.count_text, log_inner_text, options.gammas[1], options.eps, xp)",
+        "update(first.log_sum_text, first.count_text, log_inner_text, options.gammas[0], options.eps, xp)",
+        "the image anchors' gamma for the text anchors", STEP,
+    ),
+    Mistake(
+        "contrastive.two_views", "unimodal_contrastive_step",
+        "gradient(pulls[1] + own[1], c, view1_features, __xp, __unit)",
+        "gradient(pulls[1] + own[1], c, view2_features, __xp, __unit)",
+        "two views: an anchor is its own positive", "test_unimodal.py",
+    ),
+)  # fmt: skip
+
+GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE, "engine": ENGINE}
+MISTAKES: tuple[Mistake, ...] = sum(GROUPS.values(), ())
