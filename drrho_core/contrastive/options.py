@@ -116,14 +116,14 @@ def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
     if batch_size < 2:
         raise ValueError(f"{first} must hold at least 2 pairs, because one has no negatives, got {batch_size}")
     call.values(first, features, FINITE)
-    call.same_dtype(first, second)
     call.array(second, axes=2, shape=tuple(features.shape), meaning=meaning, rule=FINITE)
+    call.same_dtype(first, second)
     if "reference_features[0]" in call.arrays:
         # The reference model has a width of its own; both of its sides share it.
-        call.same_dtype("reference_features[0]", "reference_features[1]")
         shape: tuple[int, ...] = (batch_size, *call.arrays["reference_features[0]"].shape[1:])
         for name in ("reference_features[0]", "reference_features[1]"):
             call.array(name, axes=2, shape=shape, meaning="(batch_size, reference_dim)", rule=FINITE)
+        call.same_dtype("reference_features[0]", "reference_features[1]")
     return batch_size
 
 
