@@ -44,6 +44,7 @@ class FileTable(Table):
 
     def open(self) -> None:
         """Lock and map the file after a look at its header."""
+        # Unbuffered, because the map and the file object show the same bytes.
         self.file: BinaryIO = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         try:
             lock(self.file, self.path)
@@ -54,20 +55,18 @@ class FileTable(Table):
             raise
 
     def _map(self) -> None:
-        # The operating system loads a page when a row on it is first read, and writes changed pages back by itself.
         layout = self.layout
         self._memory = mmap.mmap(self.file.fileno(), layout.size, access=mmap.ACCESS_WRITE)
-        # Batches are random samples, so reading ahead would load pages that no row of the batch needs.
-        if hasattr(mmap, "MADV_RANDOM"):
+        if hasattr(mmap, "MADV_RANDOM"):  # the neighbours of a sample need not be read with it
             self._memory.madvise(mmap.MADV_RANDOM)
+        # The map is read as integers, because numbers are stored exclusive or with the bits of -inf.
         bits = np.frombuffer(self._memory, dtype=layout.bits, offset=OFFSET)
         self._bits = bits.reshape(layout.num_samples, 2)
         self.index_like = self.row_like = np.zeros(0, dtype=layout.dtype)
         self.num_samples = layout.num_samples
 
     def _unmap(self) -> None:
-        # mmap refuses to close while an array still uses the memory.
-        del self._bits
+        del self._bits  # this view holds on to the memory
         self._memory.close()
 
     def close(self) -> None:
@@ -104,7 +103,7 @@ class FileTable(Table):
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return copies of the rows; zeros in the file become the bits of ``-inf``."""
-        # Exclusive or, with the bits of -inf, is its own inverse.
+        # Stored bits are exclusive or with those of -inf; the same operation undoes it.
         rows = (self._bits[index] ^ self.layout.never).view(self.layout.dtype)
         return np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1])
 
@@ -116,7 +115,7 @@ class FileTable(Table):
 
     def resized(self, num_samples: int) -> Self:
         """Make the file longer: first its size, then its header, so that an interruption can be told from damage."""
-        # A longer file with the old header is an interrupted call; a longer header with a short file would be damage.
+        # The map must be closed while the file changes its size; `finally` maps it again, grown or not.
         self.flush()
         grown = Layout(num_samples, self.layout.dtype)
         self._unmap()
@@ -141,11 +140,11 @@ class FileTable(Table):
         layout, (image, text) = self.layout, (arrays[column.name] for column in self.columns)
 
         def fill(copy: BinaryIO) -> None:
+            # A piece at a time, so that memory does not grow with n.
             for start in range(0, self.num_samples, CHUNK):
                 part = slice(start, start + CHUNK)
                 rows = np.stack([image[part], text[part]], axis=1).view(layout.bits) ^ layout.never
-                # A piece of zeros, that is of samples that no batch has visited, stays a hole and takes no disk space.
-                if rows.any():
+                if rows.any():  # a piece of zeros stays a hole
                     copy.seek(OFFSET + start * 2 * layout.dtype.itemsize)
                     write_all(copy, memoryview(rows).cast("B"))
 
@@ -166,12 +165,12 @@ class FileTable(Table):
 
     def refill(self, fill: Callable[[BinaryIO], None]) -> None:
         """Fill a new file and continue with it in this file's place; an interruption leaves the old file."""
+        # The new file takes the name when the `with` block ends, after the old one has been closed.
         try:
             with replacing(self.path, self.layout) as copy:
                 fill(copy)
                 self.close()
         finally:
-            # The new file if everything went well, else the old one, which is still complete.
             if self.file.closed:
                 self.open()
 
@@ -238,12 +237,12 @@ class MemoryMappedEstimator(EstimatorOfRows):
         if num_samples is not None:
             num_samples = checks.integer("num_samples", num_samples, minimum=1)
         requested = None if dtype is None else float_dtype(dtype)
+        # A new file is sparse and made at once; an existing one is opened, and arguments are compared with it.
         if not path.exists():
             if num_samples is None:
                 raise ValueError(f"num_samples must be given for a new file, got None and no file {path}")
             with replacing(path, Layout(num_samples, requested or np.dtype("<f4"))):
                 pass
-        # The header of the file decides; arguments that contradict it are an error, and the file is closed again.
         self.table = FileTable(path)
         here = self.table.layout
         for name, value, stored in (("num_samples", num_samples, here.num_samples), ("dtype", requested, here.dtype)):
@@ -294,8 +293,8 @@ class MemoryMappedEstimator(EstimatorOfRows):
             As `gather` does.
         """
         index = self.table.checked(index)
-        # One request per page, because neighbouring samples share a page. Not every system has the call.
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise"):  # not on every system
+            # Samples of one page come together, so every page is asked for once.
             per_page = mmap.PAGESIZE // (2 * self.dtype.itemsize)
             for page in np.unique(index // per_page).tolist():
                 offset = OFFSET + page * mmap.PAGESIZE
@@ -375,6 +374,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         table.check_open()
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping, got {type(state).__name__}")
+        # Two kinds of state: the arrays of another estimator, or the description of a file.
         if set(state) == {column.name for column in table.columns}:
             table.load_state_dict(state)
             return
@@ -389,9 +389,9 @@ class MemoryMappedEstimator(EstimatorOfRows):
         path = Path(state["path"])
         if not path.exists():
             raise ValueError(f"path of the state must be a file, got {path}")
-        # The rows of this very file are here already.
         if os.path.samefile(path, self.path):
             return
+        # The layout is read from the file itself: the description may be older than the file.
         with open(path, "rb", buffering=0) as source:
             layout = read_layout(source, path)
             if layout != table.layout:

@@ -85,6 +85,7 @@ def read_layout(file: BinaryIO, path: Path) -> Layout:
     if itemsize not in (4, 8) or num_samples < 1:
         raise ValueError(f"{path} must have a header of float32 or float64 samples, got {header!r}")
     layout = Layout(num_samples, np.dtype(f"<f{itemsize}"))
+    # A size that differs from the header's is an interrupted copy or an interrupted growth.
     size = os.fstat(file.fileno()).st_size
     if size != layout.size:
         hint = " (after an interrupted grow(): truncate it to that size)" if size > layout.size else ""
@@ -97,13 +98,12 @@ def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
     """Open a new, sparse file, which takes the name `path` once it is complete and on the disk."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        # A file that is longer than the data in it is sparse: the missing part reads as zeros.
         with open(partial, "wb", buffering=0) as file:
             file.write(layout.header)
             file.truncate(layout.size)
             yield file
             os.fsync(file.fileno())
-        # `replace` is atomic: other processes see the old file or the complete new one.
+        # Renaming is atomic: readers see the old file or the complete new one.
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -116,7 +116,7 @@ def copy_data(source: BinaryIO, target: BinaryIO, size: int) -> None:
         for position in range(start, end, CHUNK):
             source.seek(position)
             block = source.read(min(CHUNK, end - position))
-            # A system without SEEK_DATA returns holes as zeros; they become holes again.
+            # A block of zeros is left as a hole, for systems that cannot tell where data lies.
             if block.count(0) < len(block):
                 target.seek(position)
                 write_all(target, memoryview(block))
@@ -127,12 +127,11 @@ def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
     if not hasattr(os, "SEEK_DATA"):
         yield start, end
         return
+    # SEEK_DATA and SEEK_HOLE step from one stretch of data to the next.
     while start < end:
-        # The system knows the holes of the file, so the copy need not read them.
         try:
             start = os.lseek(file.fileno(), start, os.SEEK_DATA)
-        except OSError:
-            # There is no data after this position.
+        except OSError:  # no data from here on
             return
         stop = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), end)
         if start < stop:
@@ -148,8 +147,7 @@ def write_all(file: BinaryIO, block: memoryview) -> None:
 
 def lock(file: BinaryIO, path: Path) -> None:
     """Keep other processes, and other estimators of this one, from writing to the same file."""
-    # The lock belongs to the open file, so a second estimator in the same process is refused, too. The system releases
-    # it when the process ends, however sudden.
+    # The lock belongs to the open file and ends with it, even if the process is killed.
     if fcntl is not None:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
