@@ -159,14 +159,15 @@ def _softmax(tiles: Tiles, xp: Namespace) -> tuple[_Softmax, _Softmax]:
         log_sum, _ = log_sum_and_mean(negatives, rate, xp=xp)
         log_weight = -log_add_constant(-log_sum, 1.0, xp=xp)
         log_factor = log_weight - xp.log(negatives.total)
+        peaks, factors = tiles.cut(negatives.peak, xp.exp(log_factor))
         both.append(
             _Softmax(
                 log_denominator=log_add_constant(log_sum, 1.0, xp=xp),
                 weight=xp.exp(log_weight),
                 log_factor=log_factor,
                 above=peak_above_positive(negatives, rate, xp=xp),
-                peaks=tiles.cut(negatives.peak),
-                factors=tiles.cut(xp.exp(log_factor)),
+                peaks=peaks,
+                factors=factors,
             )
         )
     return both[0], both[1]

@@ -90,14 +90,14 @@ def hinge_margin_loss(
     left, right = tiles.scaling.left, tiles.scaling.right
     margin = margin * left * right
     # The positive S_ii of each anchor, and 1 over its number of negatives.
-    own, factors = tiles.cut(tiles.positives()), tuple(tiles.cut(side) for side in _one_over_negatives(tiles, xp))
+    own, *factors = tiles.cut(tiles.positives(), *_one_over_negatives(tiles, xp))
 
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
         tile = tiles.tile(i, j, diagonal)
         slopes, values = [], []
         for side, block in enumerate((i, j)):
             axis = 1 - side
-            # With h = relu(S_ij - S_ii + margin): slope h / N and value h^2 / N. The factor 2 of d(h^2) comes at the end.
+            # With h = relu(S_ij - S_ii + margin): slope h / N and value h^2 / N. The factor 2 of d(h^2) comes last.
             within = tile.z - along(axis, own[block]) + margin
             counted = within > 0 if tile.counts is None else tile.counts & (within > 0)
             within = xp.where(counted, within, xp.zeros_like(within))
