@@ -27,6 +27,14 @@ from drrho_core.contrastive import (
     reference_anchor_weight,
     unimodal_contrastive_step,
 )
+from drrho_core.diagnostics import (
+    ExcessVariance,
+    LogMeanExpBias,
+    effective_sample_size,
+    excess_variance,
+    generalization_bound,
+    log_mean_exp_bias,
+)
 from drrho_core.losses import (
     FeatureGradients,
     LossGradients,
@@ -44,8 +52,8 @@ from drrho_core.migration import (
     log_inner_from_libauc_v2,
     log_inner_from_sogclr_loss,
 )
-from drrho_core.moving_average import MovingAverageKL, moving_average_kl
-from drrho_core.risk import drrho_risk, excess_loss
+from drrho_core.risk import MovingAverageKL, drrho_risk, excess_loss, moving_average_kl
+from drrho_core.scaling_law import ScalingLaw, fit_scaling_law
 from drrho_core.selection import select_jest, select_top_excess
 from drrho_core.state import (
     GlobalTemperature,
@@ -58,16 +66,6 @@ from drrho_core.state import (
     scent_gamma,
     update_global_temperature,
     update_temperature_rows,
-)
-from drrho_core.theory import (
-    ExcessVariance,
-    LogMeanExpBias,
-    ScalingLaw,
-    effective_sample_size,
-    excess_variance,
-    fit_scaling_law,
-    generalization_bound,
-    log_mean_exp_bias,
 )
 
 __all__ = [

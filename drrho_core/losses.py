@@ -492,7 +492,7 @@ def hinge_margin_loss(
     # Features or a margin so large that sums would overflow are scaled.
     left, right = tiles.scaling.left, tiles.scaling.right
     margin = margin * left * right
-    own, factors = tiles.cut(tiles.positives()), tuple(tiles.cut(side) for side in _one_over_negatives(tiles, xp))
+    own, *factors = tiles.cut(tiles.positives(), *_one_over_negatives(tiles, xp))
 
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
         tile = tiles.tile(i, j, diagonal)
@@ -667,14 +667,15 @@ def _softmax(tiles: Tiles, xp: Namespace) -> tuple[_Softmax, _Softmax]:
         log_sum, _ = log_sum_and_mean(negatives, rate, xp=xp)
         log_weight = -log_add_constant(-log_sum, 1.0, xp=xp)
         log_factor = log_weight - xp.log(negatives.total)
+        peaks, factors = tiles.cut(negatives.peak, xp.exp(log_factor))
         both.append(
             _Softmax(
                 log_denominator=log_add_constant(log_sum, 1.0, xp=xp),
                 weight=xp.exp(log_weight),
                 log_factor=log_factor,
                 above=peak_above_positive(negatives, rate, xp=xp),
-                peaks=tiles.cut(negatives.peak),
-                factors=tiles.cut(xp.exp(log_factor)),
+                peaks=peaks,
+                factors=factors,
             )
         )
     return both[0], both[1]

@@ -1,9 +1,12 @@
-"""Choosing what to train on by excess losses: RHO-LOSS sample by sample, JEST chunk by chunk of a batch.
+"""Selection of training samples by excess losses: RHO-LOSS sample by sample, JEST chunk by chunk of a batch.
 
 Shapes: losses (n,), logits of a super-batch (n, n), row = image, column = text, positives on the diagonal. Results are
-indices into the super-batch. Sizes are static, so nothing here depends on data but the indices themselves.
+indices into the super-batch. Sizes are static: only the values of the indices depend on data.
 
-Sources: RHO-LOSS (arXiv 2206.07137), JEST (arXiv 2406.17711).
+    RHO-LOSS   the k largest x_i = l_i - lambda r_i
+    JEST       score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji - lse_{j in C} R_ji]
+
+Docs: docs/theory/selection.md. Sources: RHO-LOSS (arXiv 2206.07137), JEST (arXiv 2406.17711).
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import math
 import random
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, device_of, is_compiling, namespace_of, wide_dtype
+from drrho_core._array_api import Array, Namespace, device_of, is_compiling, wide_dtype
+from drrho_core._validate import FINITE, NOT_NEGATIVE
 from drrho_core.ambiguity.checks import check_losses
 from drrho_core.numerics import log_sum_exp
-from drrho_core.risk import check_weight, scaled_difference
+from drrho_core.risk import scaled_difference
 
 
 def select_top_excess(
@@ -36,7 +40,7 @@ def select_top_excess(
     reference_loss : array, shape (n,)
         The frozen reference model's losses on the same samples, in the same dtype.
     k : int
-        How many to keep, 1 <= k <= n; static under jit.
+        Number of samples to keep, 1 <= k <= n; static under jit.
     reference_weight : float or array of shape ()
         At least 0: 0 keeps the largest losses, 1 is RHO-LOSS.
     xp : namespace, optional
@@ -45,18 +49,18 @@ def select_top_excess(
     Returns
     -------
     array of integers, shape (k,)
-        Largest excess loss first; of equal ones the lower index first.
+        Largest excess loss first; for equal excess losses the lower index first.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules, a value is nan or infinite (looked at on the host outside tracing only), or
+        If an argument breaks these rules, a value is nan or infinite (checked on the host and outside tracing only), or
         an array asks for autograd.
 
     Notes
     -----
     The k largest ``loss - reference_weight * reference_loss``, RHO-LOSS (arXiv 2206.07137). Half types are subtracted
-    in float32, so that rounding makes no ties. Where nobody looks, a nan counts as the smallest.
+    in float32, so that rounding makes no ties. Under tracing a nan counts as the smallest excess loss.
 
     Examples
     --------
@@ -65,12 +69,13 @@ def select_top_excess(
     [2, 3, 1]
     """
     arrays = {"loss": loss, "reference_loss": reference_loss}
-    xp = check_losses(arrays, None, xp)
-    weight = check_weight(reference_weight, loss, xp)
-    _validate.ndim("loss", loss, 1, "(num_samples,)")
+    call = check_losses(arrays, None, xp, options={"reference_weight": reference_weight})
+    xp = call.xp
+    weight = call.option("reference_weight", reference_weight, NOT_NEGATIVE, wide_dtype(loss.dtype, xp))
+    call.array("loss", axes=1, meaning="(num_samples,)")
     k = _at_most(_validate.integer("k", k, minimum=1), loss.shape[0])
     for name, array in arrays.items():
-        _validate.finite(name, array, xp)
+        call.values(name, array, FINITE)
     return _top(scaled_difference(loss, reference_loss, weight, xp)[0], k, xp)
 
 
@@ -95,33 +100,35 @@ def select_jest(
         Scaled similarities (already divided by each model's temperature) of the super-batch's images and texts, one
         floating dtype.
     k : int
-        How many pairs to keep, 1 <= k <= n; static under jit.
+        Number of pairs to keep, 1 <= k <= n; static under jit.
     num_chunks : int
-        In how many steps, at least 1. A chunk has ``k // num_chunks`` pairs, the first ``k % num_chunks`` one more.
+        Number of steps, at least 1. A chunk has ``k // num_chunks`` pairs; the first ``k % num_chunks`` chunks have one
+        pair more.
     top_k : bool
-        False: chunks are drawn at random, more often where the score is high. True: chunks are the largest scores, of
-        equal ones the lower index first.
+        False: chunks are drawn at random, with higher probability for higher scores. True: chunks are the largest
+        scores; for equal scores the lower index comes first.
     gumbel : array, shape (num_chunks, n), optional
-        Standard Gumbel noise ``-log(-log(u))``, one row per chunk, in the dtype of the logits: the same noise, the same
-        choice. None: drawn from Python's ``random``, which tracing refuses, because the noise would be a constant.
+        Standard Gumbel noise ``-log(-log(u))``, one row per chunk, in the dtype of the logits: the same noise gives the
+        same choice. None: drawn from Python's ``random``, which is an error under tracing, because the noise would be a
+        constant.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     array of integers, shape (k,)
-        In the order in which they were chosen: chunk by chunk, within a chunk by score plus noise. None twice.
+        In the order of the choice: chunk by chunk, within a chunk by score plus noise. No index occurs twice.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules, noise is given together with ``top_k=True``, or is missing where code is
-        traced. Values (finite) are looked at on the host outside tracing only.
+        If an argument breaks these rules, noise is given together with ``top_k=True``, or is missing under tracing.
+        Values (finite) are checked on the host and outside tracing only.
 
     Notes
     -----
-    With C what is chosen so far, ``score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji -
-    lse_{j in C} R_ji]``, ``own_i = -(L_ii - R_ii)``, ``-inf`` for what is chosen; the first chunk is scored by ``own``.
+    With C the pairs chosen so far, ``score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji -
+    lse_{j in C} R_ji]``, ``own_i = -(L_ii - R_ii)``, ``-inf`` for pairs in C; the first chunk is scored by ``own``.
     JEST (arXiv 2406.17711). The largest of score + Gumbel noise are a draw without replacement from softmax(score), and
     no exponential of a score is taken: it would overflow at the scale of CLIP's logits.
 
@@ -137,50 +144,50 @@ def select_jest(
     arrays = {"learner_logits": learner_logits, "reference_logits": reference_logits}
     if gumbel is not None:
         arrays["gumbel"] = gumbel
-    xp = namespace_of(arrays, xp)
-    _validate.detached(arrays, xp)
-    _validate.same_device(arrays, xp)
-    for name, array in arrays.items():
-        _validate.floating(name, array, xp)
-        _validate.ndim(
-            name, array, 2, "(num_chunks, num_samples)" if name == "gumbel" else "(num_samples, num_samples)"
-        )
-    _validate.same_dtype(arrays)
+    call = _validate.arrays(arrays, xp)
+    xp = call.xp
+    for name in arrays:
+        meaning = "(num_chunks, num_samples)" if name == "gumbel" else "(num_samples, num_samples)"
+        call.array(name, axes=2, meaning=meaning)
+    call.same_dtype(*arrays)
     n = int(learner_logits.shape[0])
     for name in ("learner_logits", "reference_logits"):
-        _validate.shape(name, arrays[name], (n, n), "(num_samples, num_samples)")
+        call.array(name, shape=(n, n), meaning="(num_samples, num_samples)")
     k = _at_most(_validate.integer("k", k, minimum=1), n)
     num_chunks = _validate.integer("num_chunks", num_chunks, minimum=1)
     if not isinstance(top_k, bool):
         raise TypeError(f"top_k must be True or False, got {_validate.describe(top_k)}")
     if gumbel is not None:
         if top_k:
-            raise ValueError("gumbel must be None where top_k is True, because nothing is drawn, got an array")
+            raise ValueError("gumbel must be None if top_k is True, because no noise is drawn, got an array")
         _validate.shape("gumbel", gumbel, (num_chunks, n), "(num_chunks, num_samples)")
     for name, array in arrays.items():
-        _validate.finite(name, array, xp)
+        call.values(name, array, FINITE)
 
     dtype = wide_dtype(learner_logits.dtype, xp)
     learner, reference = xp.astype(learner_logits, dtype), xp.astype(reference_logits, dtype)
     if gumbel is None and not top_k:
         gumbel = _draw_gumbel(num_chunks, learner, xp)
     samples = xp.arange(n, device=device_of(learner))
-    # Only the order counts, so scores are eighths of themselves: differences of the largest logits stay finite.
-    own = xp.reshape(0.125 * reference - 0.125 * learner, (-1,))[:: n + 1]  # the diagonal
+    # Only the order of scores matters, so they are divided by 8: differences of the largest logits stay finite.
+    # own_i = -(L_ii - R_ii), from the diagonal of the flattened matrix.
+    own = xp.reshape(0.125 * reference - 0.125 * learner, (-1,))[:: n + 1]
     free = xp.ones((n,), dtype=xp.bool, device=device_of(learner))
-    reach: list[Array] | None = None  # the four log-sum-exp over what is chosen
+    reach: list[Array] | None = None  # the four log-sum-exp over the pairs chosen so far
     chosen = []
     for chunk in range(min(num_chunks, k)):
         score = own
         if reach is not None:
             learner_image, reference_image, learner_text, reference_text = (0.0625 * array for array in reach)
             score = score + ((learner_image - reference_image) + (learner_text - reference_text))
+        # The largest of score + Gumbel noise are a draw without replacement from softmax(score).
         if gumbel is not None:
             score = score + 0.125 * xp.astype(gumbel[chunk, :], dtype)
         size = k // num_chunks + (chunk < k % num_chunks)
         index = _top(xp.where(free, score, -xp.inf), size, xp)
         chosen.append(index)
         free = free & xp.all(samples[:, None] != index[None, :], axis=1)
+        # lse over C of L_ij, R_ij, L_ji and R_ji, extended by the new chunk.
         new = [
             log_sum_exp(xp.take(logits, index, axis=axis), axis=axis, where=None, xp=xp)
             for axis in (1, 0)
@@ -197,14 +204,14 @@ def _at_most(k: int, n: int) -> int:
 
 
 def _top(score: Array, k: int, xp: Namespace) -> Array:
-    """Return the indices of the k largest entries of (n,), ties to the lower index: a stable sort of what is wanted."""
+    """Return the indices of the k largest entries of (n,). The sort is stable, so ties go to the lower index."""
     return xp.argsort(-score, stable=True)[:k]
 
 
 def _draw_gumbel(num_chunks: int, like: Array, xp: Namespace) -> Array:
     """Return standard Gumbel noise (num_chunks, n) drawn on the host: the standard has no random numbers."""
     if is_compiling(xp) or device_of(xp.zeros(())) is None:
-        raise ValueError("gumbel must be given where code is traced and top_k is False, got None")
+        raise ValueError("gumbel must be given if code is traced and top_k is False, got None")
     n = like.shape[0]
     # An exponential variate is -log(u), and 0 once in 2^53 draws.
     noise = [[-math.log(random.expovariate(1.0) or 1e-17) for _ in range(n)] for _ in range(num_chunks)]

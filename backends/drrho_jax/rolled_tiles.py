@@ -35,16 +35,18 @@ class RolledTiles(Tiles):
         """Return the number of anchors that the last block lacks."""
         return self.num_blocks * self.side - self.batch_size
 
-    def cut(self, x: Array, fill: float = 0.0) -> Array:
-        """Return the blocks of an array as a stack; the entries that the last block lacks are `fill`."""
-        if self.padding:
+    def cut(self, *arrays: Array, fill: float = 0.0) -> list[Array]:
+        """Return the blocks of each array as a stack; the entries that the last block lacks are `fill`."""
+        stacks = []
+        for x in arrays:
             missing = jnp.full((self.padding, *x.shape[1:]), fill, dtype=x.dtype)
-            x = jnp.concat([x, missing], axis=0)
-        return jnp.reshape(x, (self.num_blocks, self.side, *x.shape[1:]))
+            filled = jnp.concat([x, missing], axis=0) if self.padding else x
+            stacks.append(jnp.reshape(filled, (self.num_blocks, self.side, *x.shape[1:])))
+        return stacks
 
     def cut_mask(self, mask: Array) -> Array:
         """Return the mask as a table of tiles."""
-        columns = jnp.pad(self.cut(mask), ((0, 0), (0, 0), (0, self.padding)))
+        columns = jnp.pad(self.cut(mask)[0], ((0, 0), (0, 0), (0, self.padding)))
         return jnp.permute_dims(
             jnp.reshape(columns, (self.num_blocks, self.side, self.num_blocks, self.side)), (0, 2, 1, 3)
         )

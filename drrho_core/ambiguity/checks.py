@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, namespace_of, values_visible, wide_dtype
+from drrho_core._array_api import Array, Namespace, values_visible, wide_dtype
+from drrho_core._validate import Call, at_most_in_size
 from drrho_core.ambiguity.sets import AmbiguitySet
 
 
@@ -17,26 +20,43 @@ def check_ambiguity_set(ambiguity_set: AmbiguitySet) -> None:
         )
 
 
-def check_losses(arrays: dict[str, Array], where: Array | None, xp: Namespace | None) -> Namespace:
-    """Check arrays of losses of one shape, except for their axis and their values, and return their namespace."""
-    together = arrays if where is None else {**arrays, "where": where}
-    xp = namespace_of(together, xp)
-    for name, array in arrays.items():
-        _validate.floating(name, array, xp)
-    _validate.same_dtype(arrays)
-    _validate.same_device(together, xp)
-    _validate.detached(arrays, xp)
-    (first, losses), *rest = arrays.items()
-    for name, array in rest:
-        _validate.shape(name, array, tuple(losses.shape), f"{first}.shape")
+def check_losses(
+    losses: dict[str, Array],
+    where: Array | None,
+    xp: Namespace | None,
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> Call:
+    """Open a public call about losses of one shape and dtype: check all but their axis and their values.
+
+    Parameters
+    ----------
+    losses : dict of str to array
+        The losses by argument name.
+    where : array of bool or None
+        The mask, broadcast to the shape of the losses.
+    xp : namespace, optional
+        The caller's namespace.
+    options : mapping, optional
+        Further arguments that may be arrays: see `drrho_core._validate.arrays`.
+    """
+    call = _validate.arrays(losses if where is None else {**losses, "where": where}, xp, options=options)
+    first, *rest = losses
+    for name in losses:
+        call.array(name)
+    call.same_dtype(first, *rest)
+    expected = tuple(losses[first].shape)
+    for name in rest:
+        _validate.shape(name, losses[name], expected, f"{first}.shape")
     if where is not None:
-        _validate.mask("where", where, first, losses, xp)
-    return xp
+        _validate.mask("where", where, first, losses[first], call.xp)
+    return call
 
 
-def check_values(name: str, losses: Array, axis: int, where: Array | None, xp: Namespace) -> None:
+def check_values(call: Call, name: str, losses: Array, axis: int, where: Array | None) -> None:
     """Check, if values are visible, that every loss that counts is usable and that every slice has such a loss."""
-    if where is not None and values_visible(where, xp):
+    xp = call.xp
+    if where is not None and (call.visible or values_visible(where, xp)):
         filled = xp.any(xp.broadcast_to(where, losses.shape), axis=axis)
         if not bool(xp.all(filled)):
             empty = int(xp.sum(xp.astype(~filled, xp.int32)))
@@ -45,11 +65,11 @@ def check_values(name: str, losses: Array, axis: int, where: Array | None, xp: N
                 f"got {empty} of {math.prod(filled.shape)} slices without any"
             )
     # Also because a compiler that leaves shapes open cannot write the limit into the message.
-    if not values_visible(losses, xp):
+    if not (call.visible or values_visible(losses, xp)):
         return
     limit = largest_usable(losses, axis, xp)
     seen = losses if where is None else xp.where(where, losses, xp.zeros_like(losses))
-    _validate.values(name, seen, lambda x: xp.abs(x) <= limit, f"be finite and at most {limit:.3g} in size", xp)
+    call.values(name, seen, at_most_in_size(limit, f"be finite and at most {limit:.3g} in size"))
 
 
 def largest_usable(losses: Array, axis: int, xp: Namespace) -> float:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from drrho_core import _validate
 from drrho_core._array_api import Namespace
+from drrho_core._validate import NOT_NEGATIVE, POSITIVE, UNIT_INTERVAL, Rule
 from drrho_core.ambiguity.balls import Ball, exp_minus_one, solve_ball
 from drrho_core.ambiguity.searched import solve_cressie_read_ball, solve_kl_ball
 from drrho_core.ambiguity.slices import Slices, Solution
@@ -29,6 +29,8 @@ from drrho_core.ambiguity.sorted import (
     solve_cvar,
     solve_kl_penalty,
 )
+
+ABOVE_ONE = Rule("be > 1", low=1.0)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class AmbiguitySet(ABC):
         """Return the worst case of every slice. Called by `worst_case` after its checks; users call `worst_case`."""
 
 
-def _store_checked(ambiguity_set: AmbiguitySet, name: str, holds: Callable[[float], bool], rule: str) -> None:
+def _store_checked(ambiguity_set: AmbiguitySet, name: str, rule: Rule) -> None:
     """Replace a parameter by its checked value, a Python number, when a set is built."""
-    object.__setattr__(ambiguity_set, name, _validate.static_number(name, getattr(ambiguity_set, name), holds, rule))
+    # The dataclass is frozen, so the value is stored past its own assignment.
+    object.__setattr__(ambiguity_set, name, _validate.static_number(name, getattr(ambiguity_set, name), rule))
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class CVaR(AmbiguitySet):
     alpha: float
 
     def __post_init__(self) -> None:
-        _store_checked(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+        _store_checked(self, "alpha", UNIT_INTERVAL)
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
@@ -119,7 +122,7 @@ class KLPenalty(AmbiguitySet):
     temperature: float
 
     def __post_init__(self) -> None:
-        _store_checked(self, "temperature", lambda temperature: temperature > 0, "be positive")
+        _store_checked(self, "temperature", POSITIVE)
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
@@ -166,8 +169,8 @@ class CappedKLPenalty(AmbiguitySet):
     alpha: float
 
     def __post_init__(self) -> None:
-        _store_checked(self, "temperature", lambda temperature: temperature > 0, "be positive")
-        _store_checked(self, "alpha", lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+        _store_checked(self, "temperature", POSITIVE)
+        _store_checked(self, "alpha", UNIT_INTERVAL)
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
@@ -204,7 +207,7 @@ class KLBall(AmbiguitySet):
     radius: float
 
     def __post_init__(self) -> None:
-        _store_checked(self, "radius", lambda radius: radius >= 0, "be at least 0")
+        _store_checked(self, "radius", NOT_NEGATIVE)
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
@@ -241,7 +244,7 @@ class ChiSquarePenalty(AmbiguitySet):
     strength: float
 
     def __post_init__(self) -> None:
-        _store_checked(self, "strength", lambda strength: strength > 0, "be positive")
+        _store_checked(self, "strength", POSITIVE)
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
@@ -278,7 +281,7 @@ class ChiSquareBall(AmbiguitySet):
     radius: float
 
     def __post_init__(self) -> None:
-        _store_checked(self, "radius", lambda radius: radius >= 0, "be at least 0")
+        _store_checked(self, "radius", NOT_NEGATIVE)
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
@@ -320,8 +323,8 @@ class CressieReadBall(AmbiguitySet):
     radius: float
 
     def __post_init__(self) -> None:
-        _store_checked(self, "order", lambda order: order > 1, "be greater than 1")
-        _store_checked(self, "radius", lambda radius: radius >= 0, "be at least 0")
+        _store_checked(self, "order", ABOVE_ONE)
+        _store_checked(self, "radius", NOT_NEGATIVE)
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""

@@ -93,10 +93,10 @@ def worst_case(
     [[0.0, 0.333, 0.667], [0.5, 0.5, 0.0]]
     """
     check_ambiguity_set(ambiguity_set)
-    xp = check_losses({"losses": losses}, where, xp)
+    call = check_losses({"losses": losses}, where, xp)
     axis = _validate.axis(axis, "losses", losses)
-    check_values("losses", losses, axis, where, xp)
-    return solve_unchecked(losses, ambiguity_set, axis, where, losses.dtype, xp)
+    check_values(call, "losses", losses, axis, where)
+    return solve_unchecked(losses, ambiguity_set, axis, where, losses.dtype, call.xp)
 
 
 def solve_unchecked(

@@ -22,7 +22,6 @@ from drrho_core.contrastive.anchors import evaluate, update
 from drrho_core.contrastive.gradient import wide_gradient
 from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step
 from drrho_core.contrastive.passes import find_sweeps
-from drrho_core.contrastive.tiles import cast
 from drrho_core.extend import Batch
 
 
@@ -184,8 +183,8 @@ def wide_contrastive_step(
         text_features,
         references,
         options.reference_weight,
-        cast(options.temperatures[0], options.work, xp),
-        cast(options.temperatures[1], options.work, xp),
+        xp.astype(options.temperatures[0], options.work, copy=False),
+        xp.astype(options.temperatures[1], options.work, copy=False),
         arguments.get("pair_mask"),
     )
     sweeps = find_sweeps(batch, options.temperature, arguments.get("tile_size"), arguments.get("memory_budget"), xp)

@@ -29,7 +29,7 @@ from drrho_core._array_api import (
     library,
     wide_dtype,
 )
-from drrho_core._routines import exp_for, matmul_for
+from drrho_core._routines import tile_routines
 from drrho_core.contrastive.scaling import Scaling, find_scaling
 from drrho_core.contrastive.shared import FLOOR, SharedExponentials
 
@@ -110,7 +110,8 @@ def split(
     if reference_features is not None:
         image, text = reference_features
         references = (xp.astype(image, dtype, copy=False), xp.astype(text, dtype, copy=False))
-    temperature = cast(temperature, dtype, xp)
+    if not isinstance(temperature, float):
+        temperature = cast(temperature, dtype, xp)
     inputs = [images, texts, *(references or ()), reference_weight, margin]
     inputs += temperature if isinstance(temperature, tuple) else [temperature]
     visible = all_visible([x for x in inputs if x is not None and not isinstance(x, float)], xp)
@@ -198,10 +199,11 @@ class Tiles:
         xp: Namespace,
     ) -> None:
         self.xp, self.scaling, self.pair_mask, self.symmetric, self.keeps = xp, scaling, pair_mask, symmetric, keep
-        self.matmul, self.exp = matmul_for(images, xp), exp_for(xp)
+        self.matmul, self.exp = tile_routines(images, xp)
         self.dtype, self.device = images.dtype, device_of(images)
-        self.lowest = -float(xp.finfo(images.dtype).max) / 4  # below every Z: the peak of an anchor without negatives
-        self.batch_size, self.feature_dim = (int(length) for length in images.shape)
+        finfo = xp.finfo(images.dtype)
+        self.lowest = -float(finfo.max) / 4  # below every Z: the peak of an anchor without negatives
+        self.batch_size, self.feature_dim = int(images.shape[0]), int(images.shape[1])
         # Tiles are as equal as they can be: 2,500 pairs with a side of 1,024 make 834 + 834 + 832.
         self.side = -(-self.batch_size // -(-self.batch_size // side))
         starts = range(0, self.batch_size, self.side)
@@ -210,31 +212,37 @@ class Tiles:
 
         # The right factor [E2, R2] is made once. The left one, [E1, -lambda R1], is made row by row in `left`.
         right = texts if references is None else xp.concat([texts, references[1]], axis=1)
-        self.right = self.cut(_times(right, scaling.right))
-        self.images, self.texts = self.cut(images), self.cut(texts)
-        self.reference_images = None if references is None else self.cut(references[0])
+        sides = [images, texts, _times(right, scaling.right)]
+        self.images, self.texts, self.right, *cut = self.cut(*sides, *(references or ())[:1])
+        self.reference_images = cut[0] if cut else None
         self.left_factors = scaling.left, -reference_weight * scaling.left
         self._row: tuple[int, Array] | None = None
 
         # Rates per anchor are cut like the anchors; a rate that serves all anchors stays a scalar.
         self.per_anchor = getattr(scaling.rates[0], "ndim", 0) == 1
-        self.rates: Any = tuple(self.cut(x, 1.0) for x in scaling.rates) if self.per_anchor else scaling.rates
-        self.floors: Any = tuple(self.cut(x, 1.0) for x in scaling.floors) if self.per_anchor else scaling.floors
+        self.rates: Any = self.cut(*scaling.rates, fill=1.0) if self.per_anchor else scaling.rates
+        self.floors: Any = self.cut(*scaling.floors, fill=1.0) if self.per_anchor else scaling.floors
 
         self.mask = None if pair_mask is None else self.cut_mask(pair_mask)
         self._kept: dict[tuple[int, int], Array] = {}
         self._off_diagonals: dict[int, Array] = {}
         self._barriers: dict[int, Array] = {}
-        self.shared = SharedExponentials(self) if share and self.can_share and not self.per_anchor else None
+        can_share = share and self.can_share and not self.per_anchor
+        self.shared = SharedExponentials(float(finfo.smallest_normal)) if can_share else None
 
-    def cut(self, x: Array, fill: float = 0.0) -> Any:
-        """Return the blocks of an array along its first axis; `fill` is for subclasses whose blocks have one size."""
+    def cut(self, *arrays: Array, fill: float = 0.0) -> list[Any]:
+        """Return the blocks of each array along its first axis.
+
+        Subclasses whose blocks have one size put `fill` where the last block lacks entries.
+        """
         del fill
-        return [x] if self.num_blocks == 1 else [x[rows, ...] for rows in self.spans]
+        if self.num_blocks == 1:
+            return list(zip(arrays, strict=True))
+        return [[x[rows, ...] for rows in self.spans] for x in arrays]
 
     def cut_mask(self, mask: Array) -> Any:
         """Return the mask, cut as `counts` reads it."""
-        return self.cut(mask)
+        return self.cut(mask)[0]
 
     def sweep(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
         """Visit every tile and merge the results of each block of rows and of columns; return both, joined.
@@ -251,6 +259,8 @@ class Tiles:
                 to_rows[i] = rows if to_rows[i] is None else merge(0, i, to_rows[i], rows)
                 if not (self.symmetric and i == j):
                     to_columns[j] = columns if to_columns[j] is None else merge(1, j, to_columns[j], columns)
+        if self.num_blocks == 1:
+            return to_rows[0], to_columns[0]
         rows = self._joined(to_rows)
         return rows, rows if self.symmetric else self._joined(to_columns)
 
@@ -355,8 +365,6 @@ class Tiles:
 
     def _joined(self, blocks: list[Any]) -> Values:
         """Concatenate the results of all blocks."""
-        if len(blocks) == 1:
-            return tuple(blocks[0])
         parts = zip(*blocks, strict=True)
         return tuple(None if part[0] is None else self.xp.concat(list(part), axis=0) for part in parts)
 

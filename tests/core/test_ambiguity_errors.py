@@ -82,17 +82,17 @@ def test_parameters_are_checked_when_a_set_is_built(name: str, build: Callable[[
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: CVaR(0), r"^alpha must lie in \(0, 1\], got 0$"),
-        (lambda: CVaR(1.0000001), r"^alpha must lie in \(0, 1\], got 1.0000001$"),
-        (lambda: KLPenalty(0.0), r"^temperature must be positive, got 0.0$"),
-        (lambda: CappedKLPenalty(0.0, 0.5), r"^temperature must be positive, got 0.0$"),
-        (lambda: CappedKLPenalty(0.5, 0), r"^alpha must lie in \(0, 1\], got 0$"),
-        (lambda: CappedKLPenalty(0.5, 1.0000001), r"^alpha must lie in \(0, 1\], got 1.0000001$"),
-        (lambda: ChiSquarePenalty(0.0), r"^strength must be positive, got 0.0$"),
-        (lambda: KLBall(-1e-9), r"^radius must be at least 0, got -1e-09$"),
-        (lambda: ChiSquareBall(-1e-9), r"^radius must be at least 0, got -1e-09$"),
-        (lambda: CressieReadBall(2.0, -1e-9), r"^radius must be at least 0, got -1e-09$"),
-        (lambda: CressieReadBall(1.0, 0.1), r"^order must be greater than 1, got 1.0$"),
+        (lambda: CVaR(0), r"^alpha must be in \(0, 1\], got 0$"),
+        (lambda: CVaR(1.0000001), r"^alpha must be in \(0, 1\], got 1.0000001$"),
+        (lambda: KLPenalty(0.0), r"^temperature must be > 0, got 0.0$"),
+        (lambda: CappedKLPenalty(0.0, 0.5), r"^temperature must be > 0, got 0.0$"),
+        (lambda: CappedKLPenalty(0.5, 0), r"^alpha must be in \(0, 1\], got 0$"),
+        (lambda: CappedKLPenalty(0.5, 1.0000001), r"^alpha must be in \(0, 1\], got 1.0000001$"),
+        (lambda: ChiSquarePenalty(0.0), r"^strength must be > 0, got 0.0$"),
+        (lambda: KLBall(-1e-9), r"^radius must be >= 0, got -1e-09$"),
+        (lambda: ChiSquareBall(-1e-9), r"^radius must be >= 0, got -1e-09$"),
+        (lambda: CressieReadBall(2.0, -1e-9), r"^radius must be >= 0, got -1e-09$"),
+        (lambda: CressieReadBall(1.0, 0.1), r"^order must be > 1, got 1.0$"),
     ],
 )
 def test_the_edges_of_a_domain(build: Callable[[], AmbiguitySet], message: str) -> None:

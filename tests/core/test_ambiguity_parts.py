@@ -39,10 +39,11 @@ def test_all_losses_must_have_one_shape() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_losses_are_checked_only_if_they_count(bad: float) -> None:
     losses = np.asarray([1.0, bad, 2.0])
-    checks.check_values("losses", losses, -1, np.asarray([True, False, True]), xp)
+    call = checks.check_losses({"losses": losses}, None, None)
+    checks.check_values(call, "losses", losses, -1, np.asarray([True, False, True]))
     for where in (None, np.asarray([False, True, True])):
         with pytest.raises(ValueError, match="losses must be finite and at most"):
-            checks.check_values("losses", losses, -1, where, xp)
+            checks.check_values(call, "losses", losses, -1, where)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

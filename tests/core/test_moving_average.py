@@ -285,7 +285,7 @@ X = np.array([1.0, 2.0])
         ([X, X, 0.0], {"temperature": (X, X)}, TypeError, "temperature must be a real number, got"),
         ([X, X, 0.0], {"gamma": 0.0}, ValueError, r"gamma must be in \(0, 1\], got 0\.0"),
         ([X, X, 0.0], {"gamma": np.asarray(2.0)}, ValueError, r"gamma must be in \(0, 1\], got 2\.0"),
-        ([X, X, 0.0], {"reference_weight": -1.0}, ValueError, r"reference_weight must be at least 0, got -1\.0"),
+        ([X, X, 0.0], {"reference_weight": -1.0}, ValueError, r"reference_weight must be >= 0, got -1\.0"),
         ([X, X, 0.0], {"where": X}, TypeError, "where must have dtype bool, got float64"),
         ([X, X, 0.0], {"where": np.ones(3, dtype=bool)}, ValueError, "where must broadcast to the shape of loss"),
         ([X, X, 0.0], {"where": X > 9}, ValueError, "where must mark at least one entry of every slice"),

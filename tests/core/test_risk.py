@@ -215,14 +215,14 @@ NAN = np.where(A == 2, np.nan, A)
             ValueError,
             "^reference_loss must not ask for autograd",
         ),
-        (lambda f: f(A, A, reference_weight=-1), ValueError, "^reference_weight must be at least 0, got -1$"),
+        (lambda f: f(A, A, reference_weight=-1), ValueError, "^reference_weight must be >= 0, got -1$"),
         (lambda f: f(A, A, reference_weight=math.inf), ValueError, "^reference_weight must be finite, got inf$"),
         (lambda f: f(A, A, reference_weight=True), TypeError, "^reference_weight must be a real number, got True$"),
         (lambda f: f(A, A, reference_weight=A), ValueError, "^reference_weight must be a scalar, got ndarray of shape"),
         (
             lambda f: f(A, A, reference_weight=np.asarray(-0.5)),
             ValueError,
-            "^reference_weight must be at least 0, got -0.5$",
+            "^reference_weight must be >= 0, got -0.5$",
         ),
         (
             lambda f: f(torch.asarray(A), torch.asarray(A), reference_weight=torch.tensor(0.5, requires_grad=True)),

@@ -100,7 +100,7 @@ def test_where_nobody_looks_nan_comes_last() -> None:
         ((np.ones(3), np.ones(1)), {"k": 1}, ValueError, "reference_loss must have shape"),
         ((np.array([1.0, np.nan]), np.ones(2)), {"k": 1}, ValueError, "loss must be finite, got nan at position 1"),
         ((np.ones(2), np.array([np.inf, 1])), {"k": 1}, ValueError, "reference_loss must be finite, got inf"),
-        ((np.ones(2), np.ones(2)), {"k": 1, "reference_weight": -1}, ValueError, "reference_weight must be at least 0"),
+        ((np.ones(2), np.ones(2)), {"k": 1, "reference_weight": -1}, ValueError, "reference_weight must be >= 0"),
         ((np.ones(2), np.ones(2, dtype=np.float32)), {"k": 1}, TypeError, "reference_loss must have the dtype of loss"),
         (([1.0], np.ones(1)), {"k": 1}, TypeError, "loss must be an array, got list"),
     ],
@@ -192,7 +192,7 @@ def test_the_rarest_draw_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tracing_asks_for_the_noise() -> None:
     import jax
 
-    with pytest.raises(ValueError, match="gumbel must be given where code is traced"):
+    with pytest.raises(ValueError, match="gumbel must be given if code is traced"):
         jax.jit(lambda a: select_jest(a, a, k=1, num_chunks=1))(jax.numpy.zeros((2, 2)))
 
 
@@ -220,7 +220,7 @@ SQUARE = np.zeros((3, 3))
         ((SQUARE, SQUARE), {"num_chunks": 0}, ValueError, "num_chunks must be at least 1, got 0"),
         ((SQUARE, SQUARE), {"num_chunks": 1.5}, TypeError, r"num_chunks must be an integer, got 1\.5"),
         ((SQUARE, SQUARE), {"top_k": 1}, TypeError, "top_k must be True or False, got 1"),
-        ((SQUARE, SQUARE), {"top_k": True, "gumbel": np.zeros((1, 3))}, ValueError, "gumbel must be None where top_k"),
+        ((SQUARE, SQUARE), {"top_k": True, "gumbel": np.zeros((1, 3))}, ValueError, "gumbel must be None if top_k"),
         ((SQUARE, SQUARE), {"gumbel": np.zeros((2, 3))}, ValueError, r"gumbel must have shape .* = \(1, 3\)"),
         ((SQUARE, SQUARE), {"gumbel": np.zeros(3)}, ValueError, r"gumbel must have 2 axes \(num_chunks, num_samples\)"),
         ((SQUARE, SQUARE), {"gumbel": np.full((1, 3), np.inf)}, ValueError, "gumbel must be finite, got inf"),

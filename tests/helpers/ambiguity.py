@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import drrho_jax  # noqa: F401  (registers a loop: jitted solvers compile quickly)
 import drrho_reference
 import jax
 import numpy as np

@@ -157,12 +157,12 @@ RISKS = (
         "the reference model's loss is added", "test_risk.py",
     ),
     Mistake(
-        "moving_average", "moving_average_kl",
+        "risk", "moving_average_kl",
         "(x - top) / tau", "(x - top) * tau",
         "the temperature for its inverse", "test_moving_average.py",
     ),
     Mistake(
-        "moving_average", "_log_mean_exp",
+        "risk", "_log_mean_exp",
         "__sum - xp.log(number)", "__sum",
         "a sum for the mean", "test_moving_average.py",
     ),
