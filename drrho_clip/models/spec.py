@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drrho_clip.errors import BadInput
-from drrho_core._array_api import Array
+from drrho_core.checks import Array
 
 ARCHITECTURES = ("mlp", "conv")
 
