@@ -203,7 +203,7 @@ def load_sweeps(name: str) -> Sweeps | str:
         The library, as in `register`.
     """
     if name not in _LOADED:
-        load = registered(name).sweeps
+        load = _EXTENSIONS.get(name, _NOTHING).sweeps
         if load is None:  # not remembered, because the backend may be imported later
             return f"no kernels are registered for {name}"
         _LOADED[name] = load()

@@ -79,7 +79,10 @@ def check_step(
         "temperature", arguments["temperature"], POSITIVE, work, per_anchor=batch_size, sides=sides
     )
     gamma = call.option("gamma", arguments.get("gamma", 1.0), UNIT_INTERVAL, wide, per_anchor=batch_size, sides=sides)
-    anchor_weights = check_anchor_weight(call, arguments.get("anchor_weight"), batch_size, wide)
+    anchor_weight = arguments.get("anchor_weight")
+    anchor_weights: tuple[Scalar, Scalar] = (1.0, 1.0)
+    if anchor_weight is not None:
+        anchor_weights = check_anchor_weight(call, anchor_weight, batch_size, wide)
     reference_weight = call.option("reference_weight", arguments.get("reference_weight", 1.0), NOT_NEGATIVE, work)
     radius = call.option("radius", arguments.get("radius", 0.0), NOT_NEGATIVE, wide)
     eps = call.option("eps", arguments.get("eps", 0.0), NOT_NEGATIVE, wide)

@@ -112,9 +112,11 @@ def split(
         references = (xp.astype(image, dtype, copy=False), xp.astype(text, dtype, copy=False))
     if not isinstance(temperature, float):
         temperature = cast(temperature, dtype, xp)
-    inputs = [images, texts, *(references or ()), reference_weight, margin]
-    inputs += temperature if isinstance(temperature, tuple) else [temperature]
-    visible = all_visible([x for x in inputs if x is not None and not isinstance(x, float)], xp)
+    inputs = [images, texts, *(references or ())]
+    for value in (reference_weight, margin, *(temperature if isinstance(temperature, tuple) else (temperature,))):
+        if value is not None and not isinstance(value, float):
+            inputs.append(value)
+    visible = all_visible(inputs, xp)
     batch_size = int(images.shape[0])
     side, keep = tiling(batch_size, matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
     # A single tile needs no loop, so the library's own is for several tiles only.
@@ -207,7 +209,7 @@ class Tiles:
         # Tiles are as equal as they can be: 2,500 pairs with a side of 1,024 make 834 + 834 + 832.
         self.side = -(-self.batch_size // -(-self.batch_size // side))
         starts = range(0, self.batch_size, self.side)
-        self.spans = [slice(start, min(start + self.side, self.batch_size)) for start in starts]
+        self.spans = list(map(slice, starts, [*starts[1:], self.batch_size]))
         self.num_blocks = len(self.spans)
 
         # The right factor [E2, R2] is made once. The left one, [E1, -lambda R1], is made row by row in `left`.
@@ -303,7 +305,7 @@ class Tiles:
         left = _times(self.images[i], factor)
         if self.reference_images is None:
             return left
-        return self.xp.concat([left, _times(self.reference_images[i], reference_factor)], axis=1)
+        return self.xp.concat([left, self.reference_images[i] * reference_factor], axis=1)
 
     def keep(self, tile: Tile) -> None:
         """Keep a tile of Z for the second pass, if there is room."""
