@@ -39,8 +39,8 @@ from drrho_clip.run import (
 from drrho_clip.splits import open_splits
 from drrho_clip.step import StepBatch, StepState, build_step
 from drrho_core import cosine_gamma
-from drrho_core._array_api import Array
 from drrho_core.backend import Backend, get_backend
+from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from drrho_clip.models.spec import NORM_EPSILON, ModelSpec, parameter_shapes
-from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Parameters, Pullback
+from drrho_core.checks import Array, Namespace
 
 
 def unit_norm(x: Array, /, *, xp: Namespace) -> tuple[Array, Callable[[Array], Array]]:
