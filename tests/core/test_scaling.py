@@ -140,3 +140,62 @@ def test_a_saturated_product_is_the_product_or_a_quarter_of_the_largest(rate: An
     quarter = LARGEST["float32"] / 4.0
     expected = np.clip(x.astype(np.float64) * np.asarray(rate, dtype=np.float64), -quarter, quarter)
     np.testing.assert_allclose(scaling.saturated(x, rate, xp=np), expected, rtol=1e-6)
+
+
+SMALLEST = 4.0 * float(np.finfo("float32").smallest_normal)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["visible", "traced"])
+@pytest.mark.parametrize("t", [1e-44, 1e-37, 1e-4, 1.0, 7.0, 1e38])
+def test_rate_and_floor_of_a_number_follow_the_rule(t: float, traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "is_traced", lambda xp: True)
+    largest, given = LARGEST["float32"], inputs("unit")
+    found = find_scaling(given, temperature=t, visible=not traced)
+    rate = 1.0 / min(max(t, SMALLEST), 4.0 / SMALLEST)
+    # |Z| <= width * (largest entry of the images) * (largest entry of the texts).
+    reach = D * float(np.max(np.abs(given["images"]))) * float(np.max(np.abs(given["texts"])))
+    if traced:
+        np.testing.assert_allclose(found.rates, (rate, rate), rtol=1e-6)
+        np.testing.assert_allclose(found.floors, (-largest / 4.0 * min(1.0 / rate, 1.0),) * 2, rtol=1e-6)
+    else:
+        assert found.rates == (rate, rate)
+        floor = None if reach * rate <= largest / 8.0 else -largest / 4.0 * min(1.0 / rate, 1.0)
+        assert found.floors == (floor, floor)
+
+
+def test_rates_and_floors_of_arrays_follow_the_rule() -> None:
+    image = np.asarray([1e-38, 1e-20, 0.5, 3.0, 1e37], dtype=np.float32)
+    text = image[::-1].copy()
+    found = find_scaling(inputs("unit"), temperature=(image, text), visible=True)
+    for rate, floor, t in zip(found.rates, found.floors, (image, text), strict=True):
+        kept = np.clip(t.astype(np.float64), SMALLEST, 4.0 / SMALLEST)
+        np.testing.assert_allclose(rate, 1.0 / kept, rtol=1e-6)
+        np.testing.assert_allclose(floor, np.minimum(kept, 1.0) * (-LARGEST["float32"] / 4.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [None, 1e-3, 1e30])
+@pytest.mark.parametrize("size", ["images", "texts", "reference images", "reference texts"])
+def test_large_features_are_divided_by_their_largest_entries(size: str, margin: float | None) -> None:
+    given = inputs(size) | {"margin": margin}
+    found = find_scaling(given, temperature=1.0, visible=True)
+    sides = [float(np.max(np.abs(given[name]))) for name in ("images", "texts")]
+    if given["references"] is not None:
+        sides[0] = max(sides[0], 2.0 * float(np.max(np.abs(given["references"][0]))))
+        sides[1] = max(sides[1], float(np.max(np.abs(given["references"][1]))))
+    left, right = sides
+    if margin is not None:
+        left *= max(1.0, margin / left / right)
+    assert (found.left, found.right) == (1.0 / min(left, LARGEST["float32"] / 8.0), 1.0 / right)
+
+
+@pytest.mark.parametrize("size", [1e17, 4e18, 1e19])
+@pytest.mark.parametrize("margin", [None, 1.0, 1e36, 1e38])
+def test_features_stay_as_they_are_if_there_is_room(size: float, margin: float | None) -> None:
+    images, texts = (np.full((B, D), size, dtype=np.float32) for _ in range(2))
+    given = inputs("unit") | {"images": images, "texts": texts, "margin": margin}
+    found = find_scaling(given, temperature=1.0, visible=True)
+    side = float(images[0, 0])
+    room = side * side * D
+    if margin is not None:  # the products with the features and the sum over the batch, too
+        room = (room + margin) * max(1.0, side) * B
+    assert ((found.left, found.right) == (1.0, 1.0)) == (room <= LARGEST["float32"] / 8.0)
