@@ -333,6 +333,7 @@ def as_typed(words: str, command: Any) -> str:
         elif value is not None and value != option.default:
             named[option.name] = value
     line = words.split()
+    # The order is that of the fields, with the options of the nested dataclass in their place.
     for option in _all_options(type(command)):
         if option.name not in named:
             continue

@@ -16,6 +16,8 @@ SUITES: dict[str, tuple[str, ...]] = {
         "test_contrastive.py",
         "test_contrastive_gradients.py",
         "test_tiles.py",
+        "test_scaling.py",
+        "test_exponentials.py",
         "test_anchor_weight.py",
         "test_unimodal.py",
         "test_contrastive_errors.py",
