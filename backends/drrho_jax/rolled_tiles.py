@@ -37,6 +37,7 @@ class RolledTiles(Tiles):
 
     def cut(self, *arrays: Array, fill: float = 0.0) -> list[Array]:
         """Return the blocks of each array as a stack; the entries that the last block lacks are `fill`."""
+        # The last block is filled up, because a traced index can only choose among blocks of one size.
         stacks = []
         for x in arrays:
             missing = jnp.full((self.padding, *x.shape[1:]), fill, dtype=x.dtype)
@@ -111,6 +112,7 @@ class RolledTiles(Tiles):
         """Return the mask of the entries of a tile that are pairs of an anchor and a negative; None if all are."""
         counts = None if self.mask is None else self.mask[i, j]
         index = jnp.arange(self.side)
+        # An entry counts if its row and its column are real anchors and, on the diagonal, different ones.
         conditions = []
         if diagonal:
             conditions.append(index[:, None] != index[None, :])
@@ -170,6 +172,7 @@ class RolledTiles(Tiles):
         shapes = (rows, () if symmetric else columns)
         stacks = jax.tree.map(lambda x: jnp.zeros((number, *x.shape), dtype=x.dtype), shapes)
         table = jnp.zeros((number, number, self.side, self.side), dtype=self.dtype) if keeps else None
+        # The first loop sets the results of each block, the second merges those of all other tiles into them.
         carry = jax.lax.fori_loop(0, number, on_diagonal, (*stacks, table))
         blocks = range(number)
         places = jnp.asarray(

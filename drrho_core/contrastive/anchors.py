@@ -76,6 +76,7 @@ def evaluate(
         ratios.append(xp.sum(factor * (scale * saturated(weight, temperature, xp=xp))))
         slopes.append(factor * (scale * (value - weight * xp.astype(mean, temperature.dtype))))
         weights.append(xp.clip(factor * weight, max=float(xp.finfo(temperature.dtype).max)))
+    # Temperatures per anchor keep a gradient each; a global one gets the sum over all anchors.
     weight_sums, unit = normalised(weights, options.work, xp)
     return Evaluation(
         loss=losses[0] + losses[1],

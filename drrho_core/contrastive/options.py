@@ -67,6 +67,7 @@ def check_step(
         arrays["pair_mask"] = pair_mask
     call = _validate.arrays(arrays, xp, options={**arguments, **not_numbers})
     batch_size = check_features(call, sides)
+    # The batch's rows of the state: -inf is legal and means that a sample was never visited.
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
 
@@ -79,7 +80,10 @@ def check_step(
         "temperature", arguments["temperature"], POSITIVE, work, per_anchor=batch_size, sides=sides
     )
     gamma = call.option("gamma", arguments.get("gamma", 1.0), UNIT_INTERVAL, wide, per_anchor=batch_size, sides=sides)
-    anchor_weights = check_anchor_weight(call, arguments.get("anchor_weight"), batch_size, wide)
+    anchor_weight = arguments.get("anchor_weight")
+    anchor_weights: tuple[Scalar, Scalar] = (1.0, 1.0)
+    if anchor_weight is not None:
+        anchor_weights = check_anchor_weight(call, anchor_weight, batch_size, wide)
     reference_weight = call.option("reference_weight", arguments.get("reference_weight", 1.0), NOT_NEGATIVE, work)
     radius = call.option("radius", arguments.get("radius", 0.0), NOT_NEGATIVE, wide)
     eps = call.option("eps", arguments.get("eps", 0.0), NOT_NEGATIVE, wide)
@@ -110,6 +114,7 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
 def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
     """Check the rules of all contrastive objectives for their features; return the batch size."""
     first, second = f"{sides[0]}_features", f"{sides[1]}_features"
+    # The first array sets the shape that all others have to fit.
     meaning = "(batch_size, feature_dim)"
     features = call.array(first, axes=2, meaning=meaning)
     batch_size = int(features.shape[0])
@@ -147,6 +152,7 @@ def check_anchor_weight(call: Call, anchor_weight: Any, batch_size: int, dtype: 
         if not is_array(weight):
             raise TypeError(f"{name} must be an array of shape (batch_size,), got {_validate.describe(weight)}")
         call.array(name, shape=(batch_size,), meaning="(batch_size,)")
+        # If the values cannot be read, an entry outside the domain becomes nan instead of an error.
         _validate.parameter_values(name, weight, FINITE_NOT_NEGATIVE, dtype, call.xp)
         checked.append(_validate.within(cast(weight, dtype, call.xp), NOT_NEGATIVE, call.xp))
     return checked[0], checked[-1]
@@ -156,6 +162,7 @@ def per_anchor(value: PerAnchor, like: Array, dtype: Any, xp: Namespace) -> tupl
     """Return one array (b,) for the image anchors and one for the text anchors from a scalar or such a pair."""
     if isinstance(value, tuple):
         return xp.astype(value[0], dtype), xp.astype(value[1], dtype)
+    # A number per anchor costs b entries; it lets kernels and the state's update ignore which form was given.
     shape = (like.shape[0],)
     if isinstance(value, float):
         spread = xp.full(shape, value, dtype=dtype, device=device_of(like))

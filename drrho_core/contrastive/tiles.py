@@ -112,15 +112,21 @@ def split(
         references = (xp.astype(image, dtype, copy=False), xp.astype(text, dtype, copy=False))
     if not isinstance(temperature, float):
         temperature = cast(temperature, dtype, xp)
-    inputs = [images, texts, *(references or ()), reference_weight, margin]
-    inputs += temperature if isinstance(temperature, tuple) else [temperature]
-    visible = all_visible([x for x in inputs if x is not None and not isinstance(x, float)], xp)
+
+    # If all values can be read, so can everything that is computed from them: tiles may share exponentials then.
+    inputs = [images, texts, *(references or ())]
+    for value in (reference_weight, margin, *(temperature if isinstance(temperature, tuple) else (temperature,))):
+        if value is not None and not isinstance(value, float):
+            inputs.append(value)
+    visible = all_visible(inputs, xp)
+
+    # The side of the tiles follows from the batch and the memory budget.
     batch_size = int(images.shape[0])
     side, keep = tiling(batch_size, matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
-    # A single tile needs no loop, so the library's own is for several tiles only.
+    # A single tile needs no loop, so a backend's rolled loop is for several tiles only.
     choose = extend.registered(library(xp)).tiles if batch_size > side else None
-    own = None if choose is None else choose()
-    return (Tiles if own is None else own)(
+    rolled = None if choose is None else choose()
+    return (Tiles if rolled is None else rolled)(
         images,
         texts,
         references=references,
@@ -203,11 +209,11 @@ class Tiles:
         self.dtype, self.device = images.dtype, device_of(images)
         finfo = xp.finfo(images.dtype)
         self.lowest = -float(finfo.max) / 4  # below every Z: the peak of an anchor without negatives
-        self.batch_size, self.feature_dim = int(images.shape[0]), int(images.shape[1])
+        self.batch_size = int(images.shape[0])
         # Tiles are as equal as they can be: 2,500 pairs with a side of 1,024 make 834 + 834 + 832.
         self.side = -(-self.batch_size // -(-self.batch_size // side))
         starts = range(0, self.batch_size, self.side)
-        self.spans = [slice(start, min(start + self.side, self.batch_size)) for start in starts]
+        self.spans = list(map(slice, starts, [*starts[1:], self.batch_size]))
         self.num_blocks = len(self.spans)
 
         # The right factor [E2, R2] is made once. The left one, [E1, -lambda R1], is made row by row in `left`.
@@ -223,6 +229,7 @@ class Tiles:
         self.rates: Any = self.cut(*scaling.rates, fill=1.0) if self.per_anchor else scaling.rates
         self.floors: Any = self.cut(*scaling.floors, fill=1.0) if self.per_anchor else scaling.floors
 
+        # Tiles that pass 1 leaves for pass 2, and masks of the diagonal by the size of the tile.
         self.mask = None if pair_mask is None else self.cut_mask(pair_mask)
         self._kept: dict[tuple[int, int], Array] = {}
         self._off_diagonals: dict[int, Array] = {}
@@ -299,11 +306,12 @@ class Tiles:
 
     def make_left(self, i: Any) -> Array:
         """Return the rows of ``[E1, -lambda R1]`` of a block, made anew."""
+        # lambda is multiplied here and not to all of R1, so that no second array of its size exists.
         factor, reference_factor = self.left_factors
         left = _times(self.images[i], factor)
         if self.reference_images is None:
             return left
-        return self.xp.concat([left, _times(self.reference_images[i], reference_factor)], axis=1)
+        return self.xp.concat([left, self.reference_images[i] * reference_factor], axis=1)
 
     def keep(self, tile: Tile) -> None:
         """Keep a tile of Z for the second pass, if there is room."""
