@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from drrho_core._array_api import (
@@ -238,11 +238,6 @@ def describe(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def not_negative(x: Any) -> Any:
-    """Tell whether x >= 0, for numbers and arrays."""
-    return x >= 0
-
-
 def finite_number(name: str, value: object) -> float:
     """Return a Python number after checking that it is a real, finite one."""
     return number(name, value, FINITE)
@@ -251,15 +246,12 @@ def finite_number(name: str, value: object) -> float:
 def number(
     name: str,
     value: object,
-    rule: Rule | Callable[[Any], Any],
-    words: str | None = None,
+    rule: Rule,
     *,
     dtype: Any = None,
     xp: Namespace | None = None,
 ) -> float:
     """Return a Python number after checking that it is real, finite, keeps a rule and fits a dtype if one is given."""
-    if not isinstance(rule, Rule):
-        return _old_checks.number(name, value, rule, words or "", dtype=dtype, xp=xp)
     # Floats and small integers are nearly all there is; the rest takes more questions.
     if type(value) is float or (type(value) is int and -(2**53) < value < 2**53):
         checked = float(value)
@@ -293,11 +285,8 @@ def _real(name: str, value: object) -> float:
         return math.inf
 
 
-def fits(name: str, value: float, rule: Rule | Callable[[Any], Any], dtype: Any, xp: Namespace) -> None:
+def fits(name: str, value: float, rule: Rule, dtype: Any, xp: Namespace) -> None:
     """Check that a number stays finite in a dtype and, if its rule excludes 0, apart from 0, and its inverse too."""
-    if not isinstance(rule, Rule):
-        _old_checks.fits(name, value, rule, dtype, xp)
-        return
     fit = _fitting(rule, dtype, xp)
     if not fit.holds(value):
         raise ValueError(f"{name} must {fit.words}, got {value}")
@@ -317,7 +306,7 @@ def _fitting(rule: Rule, dtype: Any, xp: Namespace) -> Rule:
     return Rule(f"fit {name}, and so must its inverse", smallest, 0.25 / smallest, True, True)
 
 
-def within(value: Any, rule: Rule | Callable[[Any], Any], xp: Namespace) -> Any:
+def within(value: Any, rule: Rule, xp: Namespace) -> Any:
     """Return an array parameter with nan in place of entries outside its domain, if its values could not be read.
 
     Under tracing no error can be raised. A nan says that something is wrong; a number that looks right would not.
@@ -326,11 +315,10 @@ def within(value: Any, rule: Rule | Callable[[Any], Any], xp: Namespace) -> Any:
         return tuple(within(member, rule, xp) for member in value)
     if not is_array(value) or values_visible(value, xp):
         return value
-    holds = rule.holds if isinstance(rule, Rule) else rule
-    return xp.where(xp.isfinite(value) & holds(value), value, xp.nan)
+    return xp.where(xp.isfinite(value) & rule.holds(value), value, xp.nan)
 
 
-def static_number(name: str, value: Any, rule: Rule | Callable[[Any], Any], words: str | None = None) -> float:
+def static_number(name: str, value: Any, rule: Rule) -> float:
     """Return a Python number for a parameter that stays fixed; an array without axes is read once, if it can be."""
     if not isinstance(value, (float, int)) and is_array(value):
         xp = arrays({name: value}).xp
@@ -340,7 +328,7 @@ def static_number(name: str, value: Any, rule: Rule | Callable[[Any], Any], word
             value = float(value.detach() if hasattr(value, "detach") else value)
         except TypeError as error:
             raise TypeError(f"{name} must be a constant where code is traced, got {describe(value)}") from error
-    return number(name, value, rule, words)
+    return number(name, value, rule)
 
 
 def integer(name: str, value: object, *, minimum: int) -> int:
@@ -447,17 +435,8 @@ def detached(arrays: Mapping[str, Array], xp: Namespace | None = None) -> None:
             )
 
 
-def finite(name: str, array: Array, xp: Namespace) -> None:
-    """Check that every value is finite, if reading them is free."""
-    values(name, array, FINITE, xp)
-
-
-def values(name: str, array: Array, rule: Any, words: Any, xp: Namespace | None = None) -> None:
+def values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
     """Check a rule on every entry, if reading them is free, and show the first value that breaks it."""
-    if xp is not None:
-        _old_checks.values(name, array, rule, words, xp)
-        return
-    xp = words
     if values_visible(array, xp):
         visible_values(name, array, rule, xp)
 
@@ -498,8 +477,8 @@ def parameter(
     name: str,
     value: Any,
     rule: Any,
-    words: Any,
-    xp: Namespace | None = None,
+    xp: Any,
+    old_xp: Any = None,
     *,
     per_anchor: int | None = None,
     sides: tuple[str, str] = ("image", "text"),
@@ -525,9 +504,8 @@ def parameter(
         The dtype of the computation: a number too large for it is refused, and if the rule excludes 0 a number so
         small that it or its inverse is lost there. So are the values of a wider array.
     """
-    if xp is not None:
-        return _old_checks.parameter(name, value, rule, words, xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
-    xp = words
+    if old_xp is not None:  # drrho_core.losses passes a function and a text here until it has switched
+        rule, xp = FINITE, old_xp
     if per_anchor is not None and isinstance(value, (tuple, list)):
         if len(value) != 2:
             pair = ", ".join(sides)
@@ -550,11 +528,8 @@ def parameter(
     return number(name, value, rule, dtype=dtype, xp=xp)
 
 
-def parameter_values(name: str, array: Array, rule: Any, dtype: Any, xp: Any, old_xp: Any = None) -> None:
+def parameter_values(name: str, array: Array, rule: Rule, dtype: Any, xp: Namespace) -> None:
     """Check, if reading the values is free, that an array is finite, keeps a rule and fits a dtype like a number."""
-    if old_xp is not None:
-        _old_checks.parameter_values(name, array, rule, dtype, xp, old_xp)
-        return
     if not values_visible(array, xp):
         return
     visible_values(name, array, rule, xp)
@@ -563,6 +538,3 @@ def parameter_values(name: str, array: Array, rule: Any, dtype: Any, xp: Any, ol
         # A half type cannot hold more, nor can a comparison with it.
         largest = min(fit.high, float(xp.finfo(array.dtype).max))
         visible_values(name, array, fit._replace(low=max(fit.low, -largest), high=largest), xp)
-
-
-from drrho_core import _old_checks  # noqa: E402 (it imports this module; gone when every caller passes a Rule)

@@ -84,9 +84,10 @@ class EstimatorAdapter:
 
     def keys(self, prefix: str, state_dict: Mapping[str, Any]) -> dict[str, str]:
         """Return the entries of a module's state that belong to the estimator, with their names in its own state."""
-        found = {f"{prefix}{name}": name for name in self.NAMES if f"{prefix}{name}" in state_dict}
+        # A loss with buffers wrote the tables only; a loss with an estimator object may have written more entries.
+        tables = {f"{prefix}{name}": name for name in self.NAMES if f"{prefix}{name}" in state_dict}
         start = f"{prefix}estimator."
-        return found | {key: key.removeprefix(start) for key in state_dict if key.startswith(start)}
+        return tables | {key: key.removeprefix(start) for key in state_dict if key.startswith(start)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the entries that `keys` returned, converted to the dtype and the device of the estimator."""

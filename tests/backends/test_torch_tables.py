@@ -277,7 +277,7 @@ class Towers(torch.nn.Module):
         return tuple(torch.nn.functional.normalize(x) for x in (self.image(images), self.text(texts)))  # type: ignore[return-value]
 
 
-def test_an_accumulation_loop_that_calls_the_loss_per_chunk_warns_once_and_says_where() -> None:
+def test_an_accumulation_loop_that_calls_the_loss_per_micro_batch_warns_once_and_says_where() -> None:
     towers, loss = Towers(), ContrastiveLoss(N, temperature=0.3, gamma=0.5)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
