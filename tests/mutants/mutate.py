@@ -75,6 +75,7 @@ def mutants_of(module: str) -> list[Mutant]:
     from mutmut.mutation.pragma_handling import IgnoredCode
 
     source = source_of(module)
+    # Positions of lines, to turn mutmut's line and column into an offset.
     starts = [0]
     for text in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(text))
@@ -101,6 +102,7 @@ def mutants_of(module: str) -> list[Mutant]:
                 self._note(node, mutation.mutated_node)
 
         def _note(self, node: cst.CSTNode, new: cst.CSTNode) -> None:
+            # Numbers at the top of a module count; other code outside of functions runs at import only.
             functions = [n.name.value for n in self.above if isinstance(n, cst.FunctionDef | cst.ClassDef)]
             in_function = any(isinstance(n, cst.FunctionDef) for n in self.above)
             if not in_function and not isinstance(node, cst.Integer | cst.Float):
@@ -110,6 +112,7 @@ def mutants_of(module: str) -> list[Mutant]:
             old_text, new_text = tree.code_for_node(node), tree.code_for_node(new)
             start -= old_text.find(source[start:end])  # parentheses and spaces that belong to the node
             end = start + len(old_text)
+            # A node whose text is not found at its position is replaced in the tree.
             if source[start:end] != old_text:  # slow, and always right
                 start, end, text = 0, -1, tree.deep_replace(node, new).code
             else:
@@ -129,6 +132,7 @@ def mutants_of(module: str) -> list[Mutant]:
             )
 
         def _is_message(self, node: cst.CSTNode, new: cst.CSTNode) -> bool:
+            # Words of a message: all of a raise, and strings that are given to a check.
             if any(isinstance(n, cst.Raise) for n in self.above):
                 return True
             checks = [n for n in self.above if isinstance(n, cst.Call) and _is_check(tree.code_for_node(n.func))]
@@ -174,6 +178,7 @@ def _is_check(function: str) -> bool:
 
 def chosen(options: argparse.Namespace) -> tuple[list[Mutant], int]:
     """Return the mutants to run, in order of room and line, and the number of those that are left out."""
+    # All mutants in a fixed order, so that a seed draws the same sample from the same code.
     every = [mutant for room in options.rooms for module in modules_of(room) for mutant in mutants_of(module)]
     every = [mutant for mutant in every if options.only in f"{mutant.module}.{mutant.inside}"]
     if options.again:
@@ -271,6 +276,7 @@ def _run_room(options: argparse.Namespace) -> None:
     modules = modules_of(room)
     mutants = [mutant for mutant in mutants if mutant.module in modules]
     originals = {module: source_of(module) for module in modules}
+    # The survivors' lines are printed as they are found, so the name of a change is the whole description.
     changes = [
         Change(
             f"{mutant.module}:{mutant.line} {mutant.inside}: {mutant.before}  ->  {mutant.after}",

@@ -57,6 +57,7 @@ def modules_of(room: str) -> list[str]:
     path = ROOT / PACKAGE / room
     if not path.is_dir():
         return [room]
+    # An __init__ holds names, not mathematics.
     return [f"{room}.{file.stem}" for file in sorted(path.glob("*.py")) if file.stem != "__init__"]
 
 
