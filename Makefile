@@ -29,7 +29,7 @@ help:
 	@echo "make coverage  the tests of the core under coverage; its objectives must be covered in full"
 	@echo "make check     lint, types and imports, which CI runs before the tests"
 	@echo "make mutation  run the tests on thousands of mutants; hours (MUTANTS='numerics ambiguity')"
-	@echo "make docs      build the documentation into build/docs"
+	@echo "make docs      build the documentation into build/docs (fetches MathJax with npm, once)"
 	@echo "make clean     remove files that the tools left behind, but not .venv, demo/ or runs/"
 
 demo: $(VENV)/.installed-demo

@@ -3,4 +3,5 @@
 It receives a backend and a model as arguments and imports no array framework but NumPy.
 """
 
+# Nothing is imported here, so that the command line can show the help without loading NumPy.
 from __future__ import annotations

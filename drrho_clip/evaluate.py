@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from drrho_clip.data import captions_of
 from drrho_clip.errors import BadInput
-from drrho_core._validate import describe
+from drrho_core.checks import describe
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from drrho_core import ContrastiveStep, contrastive_step, info_nce
-from drrho_core._array_api import Array, Namespace
+from drrho_core.checks import Array, Namespace
 
 if TYPE_CHECKING:
     from drrho_clip.config import TrainConfig

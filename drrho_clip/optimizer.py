@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, device_of
 from drrho_core.backend import Parameters
+from drrho_core.checks import Array, Namespace, device_of, finite_number
 
 
 class AdamW:
@@ -64,7 +63,7 @@ class AdamW:
         epsilon: float = 1e-8,
     ) -> None:
         for name, value in (("weight_decay", weight_decay), ("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)):
-            _validate.finite_number(name, value)
+            finite_number(name, value)
         if weight_decay < 0:
             raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
         for name, value in (("beta1", beta1), ("beta2", beta2)):

@@ -186,13 +186,14 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
     """
     # Without exit_on_error argparse raises errors of single options; all other errors go through `_Parser.error`.
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
-    subparsers = parser.add_subparsers(dest="command", metavar=f"{{{','.join(commands)}}}", required=True)
+    choices = f"{{{','.join(commands)}}}"
+    subparsers = parser.add_subparsers(dest="command", metavar=choices, required=True)
     for name, command in commands.items():
         text = inspect.getdoc(command) or ""
         subparser = subparsers.add_parser(
             name,
             help=text.partition("\n")[0],
-            usage=f"{prog} {name} [options]",
+            usage=" ".join([f"{prog} {name} [options]", *_positionals(command)]),
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -201,13 +202,16 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
         for option in _all_options(command):
             _add_option(subparser, option)
     try:
-        named = vars(parser.parse_args([_with_dashes(word) for word in arguments]))
+        parsed, unknown = parser.parse_known_args([_with_dashes(word) for word in arguments])
     except argparse.ArgumentError as error:
+        argument = "command" if error.argument_name == choices else error.argument_name
         # argparse's own messages ("expected one argument") follow a colon, those of a rule are a sentence.
         colon = "" if error.message.startswith("must be ") else ":"
-        raise BadInput(f"{error.argument_name}{colon} {error.message}") from None
-    command = commands[named.pop("command")]
-    return _build(command, named)
+        raise BadInput(f"{argument}{colon} {error.message}") from None
+    if unknown:
+        raise BadInput(f"unrecognized arguments: {' '.join(unknown)} (see {prog} {parsed.command} --help)")
+    named = vars(parsed)
+    return _build(commands[named.pop("command")], named)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -231,6 +235,12 @@ def _all_options(command: type) -> list[Field[Any]]:
         nested = option.metadata.get("options")
         options += [option] if nested is None else fields(nested)
     return options
+
+
+def _positionals(command: type) -> list[str]:
+    """Return the placeholders of the values that are given without the option's name."""
+    described = [setting_of(option) for option in _all_options(command)]
+    return [option.metavar or option.rule.metavar for option in described if option.positional]
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
@@ -323,6 +333,7 @@ def as_typed(words: str, command: Any) -> str:
         elif value is not None and value != option.default:
             named[option.name] = value
     line = words.split()
+    # The order is that of the fields, with the options of the nested dataclass in their place.
     for option in _all_options(type(command)):
         if option.name not in named:
             continue

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.methods import METHODS
-from drrho_core._array_api import Array
 from drrho_core.backend import Backend, Model, Optimizer, Parameters
+from drrho_core.checks import Array
 
 
 class StepState(NamedTuple):

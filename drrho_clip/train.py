@@ -39,8 +39,8 @@ from drrho_clip.run import (
 from drrho_clip.splits import open_splits
 from drrho_clip.step import StepBatch, StepState, build_step
 from drrho_core import cosine_gamma
-from drrho_core._array_api import Array
 from drrho_core.backend import Backend, get_backend
+from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
 
 
@@ -250,24 +250,33 @@ class Trainer:
         learning_rate = config.learning_rate_at(self.done, self.total_steps)
         gamma = cosine_gamma(epoch, num_epochs=config.epochs, gamma_min=config.gamma_min)
         # 2. The batch and the state of its samples, moved to the device.
-        index = backend.asarray(batch.sample_index)
+        rows = batch.sample_index
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
-        log_inner_image, log_inner_text = self.estimator.gather(batch.sample_index)
+        log_inner_image, log_inner_text = self.estimator.gather(rows)
+        reference = None
+        if self._reference is not None:
+            image_features, text_features = self._reference
+            reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
+        # None stands for the fixed temperature, which the step reads from the settings.
+        temperature = None
+        if self.temperature.learned:
+            index = backend.asarray(rows)
+            temperature = self.temperature.for_batch(index)
         inputs = StepBatch(
             images=backend.asarray(images),
             texts=backend.asarray(texts),
             log_inner_image=log_inner_image,
             log_inner_text=log_inner_text,
-            reference_features=self._reference_rows(batch),
+            reference_features=reference,
             learning_rate=learning_rate,
             gamma=gamma,
-            temperature=self.temperature.for_batch(index) if self.temperature.learned else None,
+            temperature=temperature,
         )
         # 3. Features, loss, gradient and update of the parameters.
         result = self._step(self.state, inputs)
         # 4. The new state replaces the old state.
         self.state = result.state
-        self.estimator.scatter(batch.sample_index, result.log_inner_image, result.log_inner_text)
+        self.estimator.scatter(rows, result.log_inner_image, result.log_inner_text)
         if self.temperature.learned:
             self.temperature = self.temperature.after_batch(
                 index, result.temperature_gradient, learning_rate=config.temperature_learning_rate
@@ -304,14 +313,6 @@ class Trainer:
         """Write the reference features into the run's folder, so that resuming needs no reference model."""
         if self._reference is not None and not self.run.reference_features.exists():
             save_reference_features(self.run.reference_features, *self._reference, {"data": self.run.fingerprint})
-
-    def _reference_rows(self, batch: HostBatch) -> tuple[Array, Array] | None:
-        """Return the reference features of a batch on the device, or None without a reference model."""
-        if self._reference is None:
-            return None
-        image_features, text_features = self._reference
-        rows = batch.sample_index
-        return self.backend.asarray(image_features[rows]), self.backend.asarray(text_features[rows])
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 

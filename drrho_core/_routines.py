@@ -56,18 +56,17 @@ def descending(values: Array, xp: Namespace) -> Array:
     return xp.sort(values, axis=-1, descending=True, stable=False)
 
 
-def matmul_for(like: Array, xp: Namespace) -> Matmul:
-    """Return the product for matrices of the dtype and device of `like`."""
-    choose = extend.registered(library(xp)).matmul
-    # torch.compile could not trace the choice, and chooses products itself.
-    chosen = None if choose is None or is_compiling(xp) else choose(like)
-    return operator.matmul if chosen is None else chosen
+def tile_routines(like: Array, xp: Namespace) -> tuple[Matmul, Exponential]:
+    """Return the product and the exponential for tiles of the dtype and device of `like`."""
+    routines = extend.registered(library(xp))
+    # torch.compile could not trace the choice of a product, and makes one itself.
+    matmul = None if routines.matmul is None or is_compiling(xp) else routines.matmul(like)
 
+    def plain_exp(x: Array, _overwrite: bool) -> Array:
+        exponential: Array = xp.exp(x)
+        return exponential
 
-def exp_for(xp: Namespace) -> Exponential:
-    """Return the exponential for tiles."""
-    exp = extend.registered(library(xp)).exp
-    return (lambda x, _overwrite: xp.exp(x)) if exp is None else exp
+    return operator.matmul if matmul is None else matmul, routines.exp or plain_exp
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The contract of a backend: the few operations that the Array API lacks, and how a backend is found.
 
 A backend knows one array library. It moves arrays, runs encoders forward and pulls a feature gradient back through
-them, updates parameters, and compiles a step where its library can. Everything else is written once.
+them, updates parameters, and compiles a step if the library can. Everything else is written once.
 ``backends/README.md`` says how to add one.
 """
 
@@ -113,7 +113,7 @@ class Backend(Protocol):
         ...
 
     def compile(self, function: Function, /) -> Function:
-        """Compile a pure function of arrays where the library can; else return it."""
+        """Return a compiled pure function of arrays, or the function itself if the library cannot compile."""
         ...
 
 

@@ -127,6 +127,7 @@ class Extensions(NamedTuple):
     sweeps: LoadSweeps | None = None
 
 
+# One entry per library. Kernels are loaded when the first batch asks, because importing a compiler takes seconds.
 _EXTENSIONS: dict[str, Extensions] = {}
 _LOADED: dict[str, Sweeps | str] = {}
 _NOTHING = Extensions()
@@ -179,6 +180,7 @@ def register(
     (4.0, [(3,)])
     >>> register("numpy", **before._asdict())
     """
+    # Kernels that an earlier registration loaded would otherwise stay in use.
     _EXTENSIONS[name] = Extensions(loop, sort, matmul, exp, tiles, sweeps)
     _LOADED.pop(name, None)
 
@@ -203,8 +205,9 @@ def load_sweeps(name: str) -> Sweeps | str:
         The library, as in `register`.
     """
     if name not in _LOADED:
-        load = registered(name).sweeps
-        if load is None:  # not remembered, because the backend may be imported later
+        load = _EXTENSIONS.get(name, _NOTHING).sweeps
+        # The absence of kernels is not remembered, because the backend may be imported later.
+        if load is None:
             return f"no kernels are registered for {name}"
         _LOADED[name] = load()
     return _LOADED[name]
@@ -227,6 +230,7 @@ def plain_loop(count: int, body: Body, carry: Carry) -> Carry:
     >>> plain_loop(3, lambda carry: (2 * carry[0],), (1,))
     (8,)
     """
+    # A compiler unrolls this loop: it traces the body `count` times.
     for _ in range(count):
         carry = body(carry)
     return carry

@@ -17,6 +17,7 @@ def __getattr__(name: str) -> Any:
     """Import CuPy when the backend is requested, so that an import error names CuPy and not this package."""
     if name != "CupyBackend":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # This import fails without CuPy; `get_backend` turns the error into a message that names the extra.
     import cupy  # noqa: F401
 
     from drrho_cupy.backend import CupyBackend

@@ -62,6 +62,7 @@ class CupyBackend:
             raise ValueError(f"device must be a GPU that CuPy has here, got {device!r}: {error}") from error
         if self.device not in devices:
             raise ValueError(f"device must be {' or '.join(map(repr, devices))} for the cupy backend, got {device!r}")
+        # CuPy has no argument for the device of a new array: the current device of the thread decides.
         cupy.cuda.Device(devices.index(self.device)).use()
         self.xp: Namespace = array_api_compat.cupy
         self._asnumpy = cupy.asnumpy

@@ -17,6 +17,8 @@ class DonatedTable(ArrayTable):
 
     def write(self, index: jax.Array, rows: Mapping[str, jax.Array]) -> Self:
         """Write rows into the buffers of the old arrays, which are deleted."""
+        # Without donation the update would copy all n rows. The donated arrays are deleted, so the table has to
+        # hold the new ones before anybody reads it again.
         old = self.arrays()
         written = _write({name: old[name] for name in rows}, index, rows)
         self.become({**old, **written})
@@ -52,6 +54,7 @@ class DonatingEstimator(InnerEstimator):
 
     def scatter(self, index: Any, log_inner_image: Any, log_inner_text: Any, /) -> Self:
         """Write the rows of a batch and return this estimator; see `drrho_core.InnerEstimator.scatter`."""
+        # NumPy arrays go to the device of the state, where the table checks them.
         state = self.log_inner_image
         return super().scatter(
             as_jax_index(index, self.num_samples, state),

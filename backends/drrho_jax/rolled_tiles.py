@@ -1,8 +1,8 @@
 """The passes over tiles in JAX's own loop, while code is traced.
 
-A Python loop over tiles is unrolled by the compiler: 1,024 tiles would take minutes to compile, and all of them would
-be alive at once. Here all blocks of anchors have one size and lie in a stack, filled up at the end, and two loops visit
-the tiles: one those on the diagonal, one all others.
+The compiler unrolls a Python loop over tiles: 1,024 tiles would take minutes to compile, and all of them would be in
+memory at once. Here all blocks of anchors have one size and lie in a stack, whose last block is padded. One loop visits
+the tiles on the diagonal, a second loop all other tiles.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RolledTiles(Tiles):
     """`Tiles` whose blocks are stacks (num_blocks, side, ...) and whose loops are JAX's."""
 
     can_share = False
-    _met: Tile
+    _current: Tile
     all_z: Array | None = None
     """All tiles, (num_blocks, num_blocks, side, side), after the first pass of two that keep them."""
 
@@ -35,16 +35,19 @@ class RolledTiles(Tiles):
         """Return the number of anchors that the last block lacks."""
         return self.num_blocks * self.side - self.batch_size
 
-    def cut(self, x: Array, fill: float = 0.0) -> Array:
-        """Return the blocks of an array as a stack; the entries that the last block lacks are `fill`."""
-        if self.padding:
+    def cut(self, *arrays: Array, fill: float = 0.0) -> list[Array]:
+        """Return the blocks of each array as a stack; the entries that the last block lacks are `fill`."""
+        # The last block is filled up, because a traced index can only choose among blocks of one size.
+        stacks = []
+        for x in arrays:
             missing = jnp.full((self.padding, *x.shape[1:]), fill, dtype=x.dtype)
-            x = jnp.concat([x, missing], axis=0)
-        return jnp.reshape(x, (self.num_blocks, self.side, *x.shape[1:]))
+            filled = jnp.concat([x, missing], axis=0) if self.padding else x
+            stacks.append(jnp.reshape(filled, (self.num_blocks, self.side, *x.shape[1:])))
+        return stacks
 
     def cut_mask(self, mask: Array) -> Array:
         """Return the mask as a table of tiles."""
-        columns = jnp.pad(self.cut(mask), ((0, 0), (0, 0), (0, self.padding)))
+        columns = jnp.pad(self.cut(mask)[0], ((0, 0), (0, 0), (0, self.padding)))
         return jnp.permute_dims(
             jnp.reshape(columns, (self.num_blocks, self.side, self.num_blocks, self.side)), (0, 2, 1, 3)
         )
@@ -57,16 +60,19 @@ class RolledTiles(Tiles):
 
     def pull(self, weigh: Weigh) -> tuple[Array, Array, Values, Values]:
         """Return ``V E2`` and ``V^T E1`` for weights V, and the sums of further results for rows and for columns."""
-        # Compiled, the product of a transposed tile takes half as long again, so the features are transposed instead,
-        # once. Both products of a symmetric matrix go to the same rows, which lie upright.
-        turned = None if self.symmetric else jnp.permute_dims(self.images, (0, 2, 1))
+        # In compiled code the product of a transposed tile takes half as long again, so the features are transposed
+        # once instead: V^T E1 = (E1^T V)^T. Both products of a symmetric matrix are added to the same rows, for which
+        # the result must not be transposed.
+        transposed_images = None if self.symmetric else jnp.permute_dims(self.images, (0, 2, 1))
 
         def visit(i: Any, j: Any, diagonal: bool) -> tuple[Values, Values]:
             v, rows, columns = weigh(i, j, diagonal)
             to_rows = (self.matmul(v, self.texts[j]), *rows)
             if self.symmetric and diagonal:
                 return to_rows, ()
-            text = self.matmul(v.T, self.images[i]) if turned is None else self.matmul(turned[i], v)
+            text = (
+                self.matmul(v.T, self.images[i]) if transposed_images is None else self.matmul(transposed_images[i], v)
+            )
             return to_rows, (text, *columns)
 
         rows, columns = self._stacks(visit, add)
@@ -77,9 +83,10 @@ class RolledTiles(Tiles):
         return image, text, tuple(row_sums), tuple(map(self._join, columns[1:]))
 
     def tile(self, i: Any, j: Any, diagonal: bool) -> Tile:
-        """Return a tile of Z and which of its entries count."""
-        self._met = super().tile(i, j, diagonal)
-        return self._met
+        """Return a tile of Z, with the mask of the entries that count."""
+        # The loop stores the tile in the table of all tiles after the visit.
+        self._current = super().tile(i, j, diagonal)
+        return self._current
 
     def z(self, i: Any, j: Any) -> Array:
         """Return the entries of a tile, kept or computed."""
@@ -90,7 +97,7 @@ class RolledTiles(Tiles):
         return self.make_left(i)
 
     def keep(self, tile: Tile) -> None:
-        """Leave the tile to the loop, which hands the stack of all tiles from step to step."""
+        """Do nothing: the loop passes the table of all tiles from step to step, see `_stacks`."""
 
     def positives(self) -> Array:
         """Return the diagonal of Z (b,), from the products of its tiles."""
@@ -102,12 +109,14 @@ class RolledTiles(Tiles):
         return self._join(jax.lax.fori_loop(0, self.num_blocks, body, start))
 
     def counts(self, i: Any, j: Any, diagonal: bool) -> Array | None:
-        """Return which entries of a tile are pairs of an anchor and a negative; None if all are."""
+        """Return the mask of the entries of a tile that are pairs of an anchor and a negative; None if all are."""
         counts = None if self.mask is None else self.mask[i, j]
         index = jnp.arange(self.side)
+        # An entry counts if its row and its column are real anchors and, on the diagonal, different ones.
         conditions = []
         if diagonal:
             conditions.append(index[:, None] != index[None, :])
+        # The rows and columns that pad the last block belong to no anchor.
         if self.padding:
             real = [block * self.side + index < self.batch_size for block in (i, j)]
             conditions.append(real[0][:, None] & real[1][None, :])
@@ -116,11 +125,11 @@ class RolledTiles(Tiles):
         return counts
 
     def only_negatives(self, x: Array, tile: Tile) -> Array:
-        """Return numbers per pair of which those that do not count are -inf."""
+        """Return the numbers of all pairs, with -inf for each pair that does not count."""
         return x if tile.counts is None else jnp.where(tile.counts, x, -jnp.inf)
 
     def _join(self, stack: Array | None) -> Array | None:
-        """Undo `cut`."""
+        """Return the array that `cut` has cut into this stack, without the padding."""
         if stack is None:
             return None
         return jnp.reshape(stack, (self.num_blocks * self.side, *stack.shape[2:]))[: self.batch_size, ...]
@@ -128,12 +137,12 @@ class RolledTiles(Tiles):
     def _stacks(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
         """Return the merged results of all blocks of rows and of columns, each as a stack; None stays None."""
         number, symmetric = self.num_blocks, self.symmetric
-        # The first pass of two hands the table of all tiles from step to step, for the second to read.
+        # If the tiles are kept, pass 1 fills a table of all tiles in the loop, and pass 2 reads it.
         keeps = self.keeps and self.all_z is None
 
         def visited(i: Any, j: Any, diagonal: bool, table: Any) -> tuple[Values, Values, Any]:
             rows, columns = visit(i, j, diagonal)
-            return rows, columns, put(table, (i, j), self._met.z) if keeps else None
+            return rows, columns, put(table, (i, j), self._current.z) if keeps else None
 
         def replaced(stacks: Values, block: Any, values: Values) -> Values:
             pairs = zip(stacks, values, strict=True)
@@ -153,15 +162,17 @@ class RolledTiles(Tiles):
             i, j = places[k, 0], places[k, 1]
             rows, columns, table = visited(i, j, False, table)
             to_rows = merged(0, i, to_rows, rows)
-            if symmetric:  # rows and columns are the same anchors
+            # In a symmetric matrix the rows and the columns are the same anchors.
+            if symmetric:
                 return merged(1, j, to_rows, columns), (), table
             return to_rows, merged(1, j, to_columns, columns), table
 
-        # A visit is traced once more for the shapes and dtypes of its results, which costs no time when they run.
+        # A loop of JAX needs its results before the first step. Tracing one visit without running it gives the shapes.
         rows, columns = jax.eval_shape(lambda i: tuple(map(tuple, visit(i, i, True))), jnp.zeros((), jnp.int32))
         shapes = (rows, () if symmetric else columns)
         stacks = jax.tree.map(lambda x: jnp.zeros((number, *x.shape), dtype=x.dtype), shapes)
         table = jnp.zeros((number, number, self.side, self.side), dtype=self.dtype) if keeps else None
+        # The first loop sets the results of each block, the second merges those of all other tiles into them.
         carry = jax.lax.fori_loop(0, number, on_diagonal, (*stacks, table))
         blocks = range(number)
         places = jnp.asarray(

@@ -44,6 +44,7 @@ class FileTable(Table):
 
     def open(self) -> None:
         """Lock and map the file after a look at its header."""
+        # Unbuffered, because the map and the file object show the same bytes.
         self.file: BinaryIO = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         try:
             lock(self.file, self.path)
@@ -58,6 +59,7 @@ class FileTable(Table):
         self._memory = mmap.mmap(self.file.fileno(), layout.size, access=mmap.ACCESS_WRITE)
         if hasattr(mmap, "MADV_RANDOM"):  # the neighbours of a sample need not be read with it
             self._memory.madvise(mmap.MADV_RANDOM)
+        # The map is read as integers, because numbers are stored exclusive or with the bits of -inf.
         bits = np.frombuffer(self._memory, dtype=layout.bits, offset=OFFSET)
         self._bits = bits.reshape(layout.num_samples, 2)
         self.index_like = self.row_like = np.zeros(0, dtype=layout.dtype)
@@ -101,6 +103,7 @@ class FileTable(Table):
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return copies of the rows; zeros in the file become the bits of ``-inf``."""
+        # Stored bits are exclusive or with those of -inf; the same operation undoes it.
         rows = (self._bits[index] ^ self.layout.never).view(self.layout.dtype)
         return np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1])
 
@@ -112,6 +115,7 @@ class FileTable(Table):
 
     def resized(self, num_samples: int) -> Self:
         """Make the file longer: first its size, then its header, so that an interruption can be told from damage."""
+        # The map must be closed while the file changes its size; `finally` maps it again, grown or not.
         self.flush()
         grown = Layout(num_samples, self.layout.dtype)
         self._unmap()
@@ -136,6 +140,7 @@ class FileTable(Table):
         layout, (image, text) = self.layout, (arrays[column.name] for column in self.columns)
 
         def fill(copy: BinaryIO) -> None:
+            # A piece at a time, so that memory does not grow with n.
             for start in range(0, self.num_samples, CHUNK):
                 part = slice(start, start + CHUNK)
                 rows = np.stack([image[part], text[part]], axis=1).view(layout.bits) ^ layout.never
@@ -160,6 +165,7 @@ class FileTable(Table):
 
     def refill(self, fill: Callable[[BinaryIO], None]) -> None:
         """Fill a new file and continue with it in this file's place; an interruption leaves the old file."""
+        # The new file takes the name when the `with` block ends, after the old one has been closed.
         try:
             with replacing(self.path, self.layout) as copy:
                 fill(copy)
@@ -231,6 +237,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         if num_samples is not None:
             num_samples = checks.integer("num_samples", num_samples, minimum=1)
         requested = None if dtype is None else float_dtype(dtype)
+        # A new file is sparse and made at once; an existing one is opened, and arguments are compared with it.
         if not path.exists():
             if num_samples is None:
                 raise ValueError(f"num_samples must be given for a new file, got None and no file {path}")
@@ -287,6 +294,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         """
         index = self.table.checked(index)
         if hasattr(os, "posix_fadvise"):  # not on every system
+            # Samples of one page come together, so every page is asked for once.
             per_page = mmap.PAGESIZE // (2 * self.dtype.itemsize)
             for page in np.unique(index // per_page).tolist():
                 offset = OFFSET + page * mmap.PAGESIZE
@@ -366,6 +374,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         table.check_open()
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping, got {type(state).__name__}")
+        # Two kinds of state: the arrays of another estimator, or the description of a file.
         if set(state) == {column.name for column in table.columns}:
             table.load_state_dict(state)
             return
@@ -382,6 +391,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
             raise ValueError(f"path of the state must be a file, got {path}")
         if os.path.samefile(path, self.path):
             return
+        # The layout is read from the file itself: the description may be older than the file.
         with open(path, "rb", buffering=0) as source:
             layout = read_layout(source, path)
             if layout != table.layout:

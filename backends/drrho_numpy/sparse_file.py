@@ -85,6 +85,7 @@ def read_layout(file: BinaryIO, path: Path) -> Layout:
     if itemsize not in (4, 8) or num_samples < 1:
         raise ValueError(f"{path} must have a header of float32 or float64 samples, got {header!r}")
     layout = Layout(num_samples, np.dtype(f"<f{itemsize}"))
+    # A size that differs from the header's is an interrupted copy or an interrupted growth.
     size = os.fstat(file.fileno()).st_size
     if size != layout.size:
         hint = " (after an interrupted grow(): truncate it to that size)" if size > layout.size else ""
@@ -102,6 +103,7 @@ def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
             file.truncate(layout.size)
             yield file
             os.fsync(file.fileno())
+        # Renaming is atomic: readers see the old file or the complete new one.
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -114,6 +116,7 @@ def copy_data(source: BinaryIO, target: BinaryIO, size: int) -> None:
         for position in range(start, end, CHUNK):
             source.seek(position)
             block = source.read(min(CHUNK, end - position))
+            # A block of zeros is left as a hole, for systems that cannot tell where data lies.
             if block.count(0) < len(block):
                 target.seek(position)
                 write_all(target, memoryview(block))
@@ -124,6 +127,7 @@ def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
     if not hasattr(os, "SEEK_DATA"):
         yield start, end
         return
+    # SEEK_DATA and SEEK_HOLE step from one stretch of data to the next.
     while start < end:
         try:
             start = os.lseek(file.fileno(), start, os.SEEK_DATA)
@@ -143,6 +147,7 @@ def write_all(file: BinaryIO, block: memoryview) -> None:
 
 def lock(file: BinaryIO, path: Path) -> None:
     """Keep other processes, and other estimators of this one, from writing to the same file."""
+    # The lock belongs to the open file and ends with it, even if the process is killed.
     if fcntl is not None:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The inner estimates in the host's memory, and the adapter between `drrho_torch.ContrastiveLoss` and estimators."""
+"""The inner estimates in the host's memory, for rows on a device."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import array_api_compat.torch
-import numpy as np
 import torch
 from torch import Tensor
 
 from drrho_core import checks
 from drrho_core.state.inner import COLUMNS, OWNER, EstimatorOfRows
 from drrho_core.state.table import Column, storage_dtype
-from drrho_core.state.table import Table as RowTable
+from drrho_core.state.table import Table as Table
 
 _XP = array_api_compat.torch
 
@@ -26,7 +25,7 @@ class Pending(NamedTuple):
     arrived: torch.cuda.Event
 
 
-class HostTable(RowTable):
+class HostTable(Table):
     """A table in the host's memory, page-locked if its rows belong on a GPU, to which copies are asynchronous.
 
     All columns lie side by side, so that a batch is one copy to read and one to write.
@@ -56,6 +55,7 @@ class HostTable(RowTable):
     ) -> None:
         super().__init__(columns, owner, _XP)
         num_samples = checks.integer("num_samples", num_samples, minimum=1)
+        # An empty tensor tells whether the device exists, and keeps dtype and device of the rows.
         try:
             like = torch.empty(0, device=device, dtype=torch.float32)
         except (RuntimeError, AssertionError, TypeError) as error:  # no device has this name, or it is not there
@@ -74,6 +74,7 @@ class HostTable(RowTable):
 
     def _fresh(self, num_samples: int) -> Tensor:
         """Return rows of samples that no batch has visited, page-locked if the device is a GPU."""
+        # Page-locked memory lets the GPU copy without the host's help.
         row = torch.tensor([column.fresh for column in self.columns], dtype=self._like.dtype)
         pinned = self._like.device.type == "cuda"
         rows = torch.empty((num_samples, len(self.columns)), dtype=self._like.dtype, pin_memory=pinned)
@@ -87,16 +88,20 @@ class HostTable(RowTable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the numbers into page-locked memory, and open a stream."""
         vars(self).update(state, xp=_XP)
+        # A pickled tensor is not page-locked any more.
         rows = self._fresh(self._state.shape[0])
         self._start(rows.copy_(self._state))
 
     def read(self, index: Tensor) -> tuple[Tensor, ...]:
         """Return copies of the rows on the device; a GPU's current stream waits for them, not the host."""
+        # Wait for rows on their way only if this batch reads some of them.
         pending = self._pending
         if pending is not None and bool(torch.any(torch.isin(index, pending.samples))):
             self.settle()
         rows = torch.empty((index.shape[0], len(self.columns)), dtype=self._like.dtype, pin_memory=self._pinned)
         torch.index_select(self._state, 0, index, out=rows)
+        # The copy to the GPU runs on a stream of its own, and the memory stays reserved until the current stream has
+        # used it.
         if self._stream is not None:
             current = torch.cuda.current_stream(self._like.device)
             with torch.cuda.stream(self._stream):
@@ -107,11 +112,13 @@ class HostTable(RowTable):
 
     def write(self, index: Tensor, rows: Mapping[str, Tensor]) -> Self:
         """Write rows, on a GPU by starting their copy to the host; the next call that needs them stores them."""
+        # Rows of an earlier batch may still be on their way, and writes must keep their order.
         self.settle()
         together = torch.stack(list(rows.values()), dim=1)
         if self._stream is None:
             self._state[index] = together.cpu()
             return self
+        # The copy starts after the current stream has computed the rows; the event tells when they have arrived.
         self._stream.wait_stream(torch.cuda.current_stream(self._like.device))
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
@@ -210,93 +217,3 @@ class HostEstimator(EstimatorOfRows):
     def log_inner_text(self) -> Tensor:
         """The text anchors' state on the host, (n,)."""
         return self.table.arrays()["log_inner_text"]
-
-
-class Table:
-    """An estimator object as tensors: it may keep tensors itself, on any device, or NumPy arrays, say in a file.
-
-    Parameters
-    ----------
-    estimator : object
-        It has `num_samples`, `gather`, `scatter`, `grow`, `state_dict` and `load_state_dict` as
-        `drrho_core.InnerEstimator` has them.
-
-    Raises
-    ------
-    TypeError
-        If it is no such object.
-    """
-
-    METHODS = ("gather", "scatter", "grow", "state_dict", "load_state_dict")
-    NAMES = ("log_inner_image", "log_inner_text")
-
-    def __init__(self, estimator: Any) -> None:
-        missing = [name for name in ("num_samples", *self.METHODS) if not hasattr(estimator, name)]
-        if missing or isinstance(estimator, type):
-            raise TypeError(
-                "estimator must be None or an estimator object such as drrho_core.InnerEstimator, got "
-                f"{estimator if isinstance(estimator, type) else type(estimator).__name__}"
-            )
-        self.estimator = estimator
-        side = getattr(estimator, "log_inner_image", None)
-        # The device that the index has to be on; None for NumPy arrays.
-        self._index_device = side.device if isinstance(side, Tensor) else None
-        try:
-            rows, _ = estimator.gather(self._index(torch.zeros(0, dtype=torch.int64)))
-        except TypeError:
-            rows = None
-        if not isinstance(rows, (Tensor, np.ndarray)):
-            raise TypeError(
-                f"estimator must keep torch tensors or NumPy arrays, got {type(estimator).__name__} of another library"
-            )
-        rows = torch.as_tensor(rows)
-        self.dtype, self._row_device = rows.dtype, rows.device
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples."""
-        return int(self.estimator.num_samples)
-
-    def gather(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the rows of a batch on `device`."""
-        image, text = self.estimator.gather(self._index(index))
-        return torch.as_tensor(image).to(device), torch.as_tensor(text).to(device)
-
-    def scatter(self, index: Tensor, log_inner_image: Tensor, log_inner_text: Tensor) -> None:
-        """Write the rows of a batch."""
-        rows = [self._rows(side.to(self._row_device)) for side in (log_inner_image, log_inner_text)]
-        self.estimator = self.estimator.scatter(self._index(index), *rows)
-
-    def grow(self, num_samples: int) -> None:
-        """Make room for more samples."""
-        self.estimator = self.estimator.grow(num_samples)
-
-    def state_dict(self, prefix: str) -> dict[str, Any]:
-        """Return the estimator's state: tables under the names of a module's buffers, all else below ``estimator.``."""
-        return {
-            f"{prefix}{name if name in self.NAMES else f'estimator.{name}'}": (
-                torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-            )
-            for name, value in self.estimator.state_dict().items()
-        }
-
-    def keys(self, prefix: str, state_dict: Mapping[str, Any]) -> dict[str, str]:
-        """Return the entries of a module's state that are the estimator's, and their names there."""
-        found = {f"{prefix}{name}": name for name in self.NAMES if f"{prefix}{name}" in state_dict}
-        start = f"{prefix}estimator."
-        return found | {key: key.removeprefix(start) for key in state_dict if key.startswith(start)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the entries that `keys` has found, converted to the type and place of the table."""
-        self.estimator.load_state_dict(
-            {
-                name: self._rows(value.to(self._index_device or "cpu", self.dtype)) if name in self.NAMES else value
-                for name, value in state.items()
-            }
-        )
-
-    def _index(self, index: Tensor) -> Any:
-        return index.cpu().numpy() if self._index_device is None else index.to(self._index_device)
-
-    def _rows(self, rows: Tensor) -> Any:
-        return rows.detach().cpu().numpy() if self._index_device is None else rows.detach()

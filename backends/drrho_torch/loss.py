@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from drrho_core import checks
 from drrho_torch.accumulation import RepeatedRows
+from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.arguments import (
     check_tensor,
     check_world_size,
@@ -24,7 +25,6 @@ from drrho_torch.arguments import (
     two_arguments,
 )
 from drrho_torch.closed_form import with_gradients
-from drrho_torch.estimator import Table
 from drrho_torch.step_function import Step, StepSettings, differentiable, evaluate, evaluate_eagerly
 
 _XP = array_api_compat.torch
@@ -138,7 +138,7 @@ class ContrastiveLoss(nn.Module):
             self.register_buffer("temperature", temperature)
         else:
             self.temperature = temperature
-        self._table = None if estimator is None else Table(estimator)
+        self._table = None if estimator is None else EstimatorAdapter(estimator)
         if self._table is not None and self._table.num_samples != num_samples:
             raise ValueError(
                 f"estimator must hold num_samples = {num_samples} samples, got one of {self._table.num_samples}"
@@ -146,7 +146,7 @@ class ContrastiveLoss(nn.Module):
         self._repeated = RepeatedRows()
         # With an estimator object the buffers are None: both kinds of module then have the same attributes.
         with torch.inference_mode(False):
-            for name in Table.NAMES:
+            for name in EstimatorAdapter.NAMES:
                 fresh = torch.full((num_samples,), -torch.inf, dtype=torch.float32) if estimator is None else None
                 self.register_buffer(name, fresh)
 
@@ -186,7 +186,7 @@ class ContrastiveLoss(nn.Module):
             self._table.grow(num_samples)
             return self
         with torch.inference_mode(False), torch.no_grad():
-            for name in Table.NAMES:
+            for name in EstimatorAdapter.NAMES:
                 old = getattr(self, name)
                 unseen = old.new_full((num_samples - old.shape[0],), -torch.inf)
                 setattr(self, name, torch.cat([old, unseen]))
@@ -353,7 +353,7 @@ class ContrastiveLoss(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load the state, after checking all estimates: an error leaves the module as it was."""
-        for name in Table.NAMES:
+        for name in EstimatorAdapter.NAMES:
             key = f"{prefix}{name}"
             if key in state_dict:
                 incoming = state_dict[key]

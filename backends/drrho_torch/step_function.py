@@ -16,8 +16,8 @@ from drrho_core.checks import values_visible
 from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_torch.accumulation import RepeatedRows
+from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.closed_form import detached, save_gradients, scaled_gradients
-from drrho_torch.estimator import Table
 
 _XP = array_api_compat.torch
 
@@ -33,7 +33,7 @@ class StepSettings(NamedTuple):
     radius: float | Tensor
     tile_size: int | None
     memory_budget: int | None
-    table: Table | None  # the estimator object; None: the two buffers among the arguments hold the estimates
+    table: EstimatorAdapter | None  # the estimator object; None: the two buffers among the arguments hold the estimates
     repeated: RepeatedRows | None
     pairs: tuple[bool, ...]  # whether references, anchor weights and temperatures are pairs
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -270,7 +271,8 @@ class Cupy:
             return "pytest is not installed, and the stand-in for CuPy lies among the tests"
         from drrho_core import extend
 
-        # The stand-in compiles the CUDA source for the CPU; it lies among the tests, which use it too.
+        # The stand-in compiles the CUDA source for the CPU. It is a test module, which imports `helpers` from tests/.
+        sys.path.append(str(STAND_IN.parents[1]))
         specification = importlib.util.spec_from_file_location("drrho_stand_in_for_cupy", STAND_IN)
         assert specification is not None
         assert specification.loader is not None
@@ -278,7 +280,7 @@ class Cupy:
         specification.loader.exec_module(tests)
         self._folder = tempfile.TemporaryDirectory()
         stand_in = tests.StandIn(Path(self._folder.name) / "kernels.so")
-        tests.kernels._pointer = lambda array: array.ctypes.data
+        tests.kernels.pointer_of = lambda array: array.ctypes.data
         sweeps = tests.kernels.CupySweeps(stand_in, tests.Cublas())
         extend.register("numpy", sweeps=lambda: sweeps)
         return None

@@ -12,6 +12,7 @@ from drrho_clip.models.spec import (
     parameter_shapes,
 )
 
+# `mlp` runs on every library, because the gradient of the perceptrons is written by hand.
 # The convolutions and the transformer are written per library, in the backends; `spec` holds the formulas.
 __all__ = [
     "ARCHITECTURES",

@@ -8,10 +8,11 @@ The tests compare them with finite differences and with automatic differentiatio
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from drrho_clip.models.spec import NORM_EPSILON, ModelSpec, parameter_shapes
-from drrho_core._array_api import Array, Namespace
 from drrho_core.backend import Parameters, Pullback
+from drrho_core.checks import Array, Namespace
 
 
 def unit_norm(x: Array, /, *, xp: Namespace) -> tuple[Array, Callable[[Array], Array]]:
@@ -107,6 +108,10 @@ def perceptron(
     return y, pullback
 
 
+_Tower: TypeAlias = tuple[Array, Callable[[Array], dict[str, Array]], Callable[[Array], Array]]
+"""Features of a tower, the pullback of the layers, the pullback of the norm."""
+
+
 class MLPModel:
     """The ``"mlp"`` architecture on any Array API namespace; see `drrho_core.backend.Model`.
 
@@ -149,12 +154,14 @@ class MLPModel:
 
     def encode(self, parameters: Parameters, images: Array, texts: Array, /) -> tuple[Array, Array, Pullback]:
         """Return image features and text features, both (b, d), and the pullback of this call."""
-        image_features, pull_images = self._images(parameters, images)
-        text_features, pull_texts = self._texts(parameters, texts)
+        image_features, pull_image_layers, pull_image_norm = self._images(parameters, images)
+        text_features, pull_text_layers, pull_text_norm = self._texts(parameters, texts)
 
         def pullback(image_gradient: Array, text_gradient: Array) -> Parameters:
             # Gradients in the order of the parameters.
-            gradients = {**pull_images(image_gradient), **pull_texts(text_gradient)}
+            # The chain rule of each tower: back through the norm, then through the layers.
+            gradients = pull_image_layers(pull_image_norm(image_gradient))
+            gradients |= pull_text_layers(pull_text_norm(text_gradient))
             return {name: gradients[name] for name in self._names}
 
         return image_features, text_features, pullback
@@ -167,18 +174,17 @@ class MLPModel:
         """Return features (b, d) of bags of words (b, V)."""
         return self._texts(parameters, texts)[0]
 
-    def _images(self, parameters: Parameters, images: Array) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
+    def _images(self, parameters: Parameters, images: Array) -> _Tower:
         self.spec.check_images(images)
         x = self.xp.reshape(images, (images.shape[0], -1))
         return self._tower(parameters, self._image_layers, x)
 
-    def _texts(self, parameters: Parameters, texts: Array) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
+    def _texts(self, parameters: Parameters, texts: Array) -> _Tower:
         self.spec.check_texts(texts)
         return self._tower(parameters, self._text_layers, texts)
 
-    def _tower(
-        self, parameters: Parameters, layers: list[str], x: Array
-    ) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
+    def _tower(self, parameters: Parameters, layers: list[str], x: Array) -> _Tower:
+        """Return the features of a tower, and the pullbacks of the layers and of the norm."""
         x, pull_layers = perceptron(parameters, layers, x, xp=self.xp)
         features, pull_norm = unit_norm(x, xp=self.xp)
-        return features, lambda gradient: pull_layers(pull_norm(gradient))
+        return features, pull_layers, pull_norm

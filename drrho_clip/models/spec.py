@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drrho_clip.errors import BadInput
-from drrho_core._array_api import Array
+from drrho_core.checks import Array
 
 ARCHITECTURES = ("mlp", "conv")
 
@@ -248,7 +248,7 @@ def _starts(spec: ModelSpec) -> dict[str, _Start]:
 
 def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
     starts = {}
-    # A ReLU halves the variance of its input; the gain of sqrt(2) makes up for it.
+    # A ReLU halves the mean square of the activations; the gain of sqrt(2) makes up for it.
     for layer in range(spec.depth):
         starts.update(_linear(f"{side}/layer{layer}", inputs, spec.hidden, gain=math.sqrt(2.0)))
         inputs = spec.hidden

@@ -2,7 +2,8 @@
 
 Matplotlib writes fixed colours, positions with six decimals, and names of elements that are unique in one file only.
 `Canvas.chart` therefore rewrites the SVG: each colour of the palette becomes the CSS variable of the same name. Each
-element keeps no more than its class, its place and its style, so that a page can hold many charts.
+element keeps no more than its class, its place and its style, so that a page can hold many charts and the same data
+give the same bytes (matplotlib's ids are random).
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ _SETTINGS: dict[Any, Any] = {
     "path.simplify": False,
     "savefig.transparent": True,
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and shown in the page's font
-    "svg.hashsalt": "drrho",  # the same figure gives the same bytes
     "text.parse_math": False,  # a dollar sign in a method's name is a dollar sign
 }
 

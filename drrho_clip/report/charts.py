@@ -324,9 +324,11 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
     digits = 6 - math.floor(math.log10(high - low))
     inside: list[float] = []
     # Matplotlib's locator counts the intervals of a wider range, so the finest choice with at most `most` ticks inside
-    # this range may have two intervals more.
-    for intervals in range(most + 1, 0, -1):
-        ticks = MaxNLocator(nbins=intervals, steps=[1, 2, 5, 10], min_n_ticks=1).tick_values(low, high)
+    # this range may have two intervals more. If a single interval still has too many ticks, a wider range has fewer.
+    choices = [(intervals, 1) for intervals in range(most + 1, 0, -1)] + [(1, 2), (1, 5), (1, 10)]
+    for intervals, widening in choices:
+        locator = MaxNLocator(nbins=intervals, steps=[1, 2, 5, 10], min_n_ticks=1)
+        ticks = locator.tick_values(low, low + widening * (high - low))
         inside = [round(float(tick), digits) for tick in ticks if low - slack <= tick <= high + slack]
         if len(inside) <= most:
             break

@@ -9,7 +9,7 @@ from typing import Any
 
 from drrho_clip.errors import BadInput
 from drrho_clip.report.style import css_class, label, ordered, percent
-from drrho_core._validate import describe
+from drrho_core.checks import describe
 
 __all__ = ["METRICS", "Headline", "MethodResults", "by_method", "headline", "seeds_of"]
 

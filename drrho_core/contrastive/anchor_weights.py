@@ -70,6 +70,7 @@ def pair_loss(
     temperature = call.option("temperature", temperature, POSITIVE, work)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
+    # Pass 1 alone: the mean over the negatives is the log-sum-exp less log(b - 1), the same for both directions.
     first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
     return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
 
@@ -130,6 +131,7 @@ def reference_anchor_weight(
     threshold = call.option("threshold", threshold, FINITE, work)
     # log sigmoid(-y), then a softmax: if all sigmoids underflow, their ratios still exist.
     largest = float(xp.finfo(work).max) / 8.0
+    # Halves, because a loss and a threshold may differ by more than the largest number.
     y = 2.0 * saturated(0.5 * xp.astype(pair_loss, work, copy=False) - 0.5 * threshold, 1.0 / temperature, xp=xp)
     y = xp.clip(y, -largest, largest)
     log_weight = -xp.logaddexp(xp.zeros_like(y), y)

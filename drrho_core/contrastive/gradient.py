@@ -19,6 +19,7 @@ def wide_gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factor
     `pull` attracts an anchor to the features of its negatives, ``c * features`` to that of its positive. The factors
     are applied one by one: their product may be too large for the dtype although the gradient is not.
     """
+    # In place, so that no second array of this size exists. A compiler fuses the operations instead.
     if not is_compiling(xp) and is_writeable_array(pull):
         size = pull.shape[0]
         for start in range(0, size, ROWS):

@@ -60,25 +60,30 @@ def check_step(
 ) -> tuple[Namespace, StepOptions]:
     """Check all arguments of a step, given its features and state by name; return their namespace and the options."""
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
-    names = ("temperature", "gamma", "anchor_weight", "reference_weight", "radius", "eps")
-    call = _validate.arrays(
-        {**required, **reference_pair(references, sides), **({} if pair_mask is None else {"pair_mask": pair_mask})},
-        xp,
-        options={name: arguments.get(name) for name in names},
-    )
+    # Arrays among the numbers join the others. References and the mask have to be arrays, sizes of tiles never are.
+    not_numbers = dict.fromkeys(("reference_features", "pair_mask", "tile_size", "memory_budget"))
+    arrays = {**required, **reference_pair(references, sides)}
+    if pair_mask is not None:
+        arrays["pair_mask"] = pair_mask
+    call = _validate.arrays(arrays, xp, options={**arguments, **not_numbers})
     batch_size = check_features(call, sides)
+    # The batch's rows of the state: -inf is legal and means that a sample was never visited.
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
 
     # Products are computed in the features' dtype, numbers per anchor in the wider of this dtype and the state's.
     xp, features = call.xp, required[f"{sides[0]}_features"]
     work = work_dtype(features, references, xp)
-    wide = xp.result_type(work, *(required[f"log_inner_{side}"].dtype for side in sides))
+    states = required[f"log_inner_{sides[0]}"], required[f"log_inner_{sides[1]}"]
+    wide = xp.result_type(work, states[0].dtype, states[1].dtype)
     temperature = call.option(
         "temperature", arguments["temperature"], POSITIVE, work, per_anchor=batch_size, sides=sides
     )
     gamma = call.option("gamma", arguments.get("gamma", 1.0), UNIT_INTERVAL, wide, per_anchor=batch_size, sides=sides)
-    anchor_weights = check_anchor_weight(call, arguments.get("anchor_weight"), batch_size, wide)
+    anchor_weight = arguments.get("anchor_weight")
+    anchor_weights: tuple[Scalar, Scalar] = (1.0, 1.0)
+    if anchor_weight is not None:
+        anchor_weights = check_anchor_weight(call, anchor_weight, batch_size, wide)
     reference_weight = call.option("reference_weight", arguments.get("reference_weight", 1.0), NOT_NEGATIVE, work)
     radius = call.option("radius", arguments.get("radius", 0.0), NOT_NEGATIVE, wide)
     eps = call.option("eps", arguments.get("eps", 0.0), NOT_NEGATIVE, wide)
@@ -109,21 +114,21 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
 def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
     """Check the rules of all contrastive objectives for their features; return the batch size."""
     first, second = f"{sides[0]}_features", f"{sides[1]}_features"
-    pairs = [((first, second), "(batch_size, feature_dim)")]
-    if "reference_features[0]" in call.arrays:
-        pairs.append((("reference_features[0]", "reference_features[1]"), "(batch_size, reference_dim)"))
-    # Dtypes and the number of axes come first, because shapes are read from them.
-    for names, _ in pairs:
-        for name in names:
-            call.array(name, axes=2, meaning="(batch_size, feature_dim)")
-        call.same_dtype(*names)
-    batch_size = int(call.arrays[first].shape[0])
+    # The first array sets the shape that all others have to fit.
+    meaning = "(batch_size, feature_dim)"
+    features = call.array(first, axes=2, meaning=meaning)
+    batch_size = int(features.shape[0])
     if batch_size < 2:
         raise ValueError(f"{first} must hold at least 2 pairs, because one has no negatives, got {batch_size}")
-    for names, meaning in pairs:
-        width = int(call.arrays[names[0]].shape[1])
-        for name in names:
-            call.array(name, shape=(batch_size, width), meaning=meaning, rule=FINITE)
+    call.values(first, features, FINITE)
+    call.array(second, axes=2, shape=tuple(features.shape), meaning=meaning, rule=FINITE)
+    call.same_dtype(first, second)
+    if "reference_features[0]" in call.arrays:
+        # The reference model has a width of its own; both of its sides share it.
+        shape: tuple[int, ...] = (batch_size, *call.arrays["reference_features[0]"].shape[1:])
+        for name in ("reference_features[0]", "reference_features[1]"):
+            call.array(name, axes=2, shape=shape, meaning="(batch_size, reference_dim)", rule=FINITE)
+        call.same_dtype("reference_features[0]", "reference_features[1]")
     return batch_size
 
 
@@ -147,6 +152,7 @@ def check_anchor_weight(call: Call, anchor_weight: Any, batch_size: int, dtype: 
         if not is_array(weight):
             raise TypeError(f"{name} must be an array of shape (batch_size,), got {_validate.describe(weight)}")
         call.array(name, shape=(batch_size,), meaning="(batch_size,)")
+        # If the values cannot be read, an entry outside the domain becomes nan instead of an error.
         _validate.parameter_values(name, weight, FINITE_NOT_NEGATIVE, dtype, call.xp)
         checked.append(_validate.within(cast(weight, dtype, call.xp), NOT_NEGATIVE, call.xp))
     return checked[0], checked[-1]
@@ -156,6 +162,7 @@ def per_anchor(value: PerAnchor, like: Array, dtype: Any, xp: Namespace) -> tupl
     """Return one array (b,) for the image anchors and one for the text anchors from a scalar or such a pair."""
     if isinstance(value, tuple):
         return xp.astype(value[0], dtype), xp.astype(value[1], dtype)
+    # A number per anchor costs b entries; it lets kernels and the state's update ignore which form was given.
     shape = (like.shape[0],)
     if isinstance(value, float):
         spread = xp.full(shape, value, dtype=dtype, device=device_of(like))

@@ -105,13 +105,13 @@ def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
         met = tile._replace(z=tiles.only_negatives(tile.z, tile))
         peaks = [xp.max(met.z, axis=1), xp.max(met.z, axis=0)]
 
-        shared = None if tiles.shared is None else tiles.shared.first(met, peaks)
+        shared = None if tiles.shared is None else tiles.shared.first(tiles, met, peaks)
         if shared is not None:
             # One exponential e = exp((Z - m) r) per pair: its sums over rows and over columns, and those of e times
             # the exponent, which is overwritten.
             (top, e), x = shared
             x *= e
-            row, column = (xp.zeros_like(peak) + top for peak in peaks)
+            row, column = xp.zeros_like(peaks[0]) + top, xp.zeros_like(peaks[1]) + top
             return summed(row, e, x, 1, counts[0], positive), summed(column, e, x, 0, counts[1], positive)
 
         # A cold tile: in each direction exponentials relative to the anchors' own peaks.
@@ -128,7 +128,8 @@ def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
     def combine(side: int, block: Any, old: Values, new: Values) -> AnchorSums:
         return merge(AnchorSums(*old), AnchorSums(*new), tiles.rate(side, block), xp=xp)
 
-    image, text = (AnchorSums(*values) for values in tiles.sweep(visit, combine))
+    to_rows, to_columns = tiles.sweep(visit, combine)
+    image, text = AnchorSums(*to_rows), AnchorSums(*to_columns)
     if tiles.mask is not None:
         return image, text
     count = xp.full_like(image.total, float(tiles.batch_size - 1))
@@ -169,12 +170,6 @@ def log_sum_and_mean(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> tuple[
     return above + log(sums.total, xp=xp), above + sums.mean
 
 
-def weight_factor(sums: AnchorSums, weight_sum: Array, *, xp: Namespace) -> Array:
-    """Return the factor (b,) that turns an anchor's exponentials into weights with a given sum."""
-    some = sums.total > 0
-    return xp.where(some, weight_sum / xp.where(some, sums.total, xp.ones_like(weight_sum)), xp.zeros_like(weight_sum))
-
-
 def pull_back(
     tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]
 ) -> tuple[Array, Array]:
@@ -187,14 +182,14 @@ def pull_back(
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
         # On the diagonal of a symmetric matrix rows and columns are the same anchors: w^T follows from w.
         same_anchors = tiles.symmetric and diagonal
-        shared = None if tiles.shared is None else tiles.shared.again(i, j, diagonal)
+        shared = None if tiles.shared is None else tiles.shared.again(tiles, i, j, diagonal)
         if shared is not None:
             # V = e (a_i + a'_j): no further exponential of the tile's size.
-            row = along(1, weights.shared_factor(0, i, shared.top))
+            row = weights.shared_factor(0, i, shared.top)[:, None]
             if same_anchors:
                 v = shared.exponential * row
             else:
-                v = row + along(0, weights.shared_factor(1, j, shared.top))
+                v = row + weights.shared_factor(1, j, shared.top)[None, :]
                 v *= shared.exponential
         else:
             tile = tiles.tile(i, j, diagonal)
@@ -215,12 +210,16 @@ class _Weights:
         self._tiles = tiles
         self._peaks, self._factors, self._limits = [], [], []
         for side, weight_sum in zip(sums, weight_sums, strict=True):
-            some = side.total > 0  # an anchor without negatives has no peak
-            self._peaks.append(tiles.cut(xp.where(some, side.peak, xp.zeros_like(side.peak))))
-            self._factors.append(tiles.cut(weight_factor(side, weight_sum, xp=xp)))
-            if tiles.shared is not None:
-                log_total = xp.log(xp.where(some, side.total, xp.ones_like(side.total)))
-                self._limits.append(tiles.cut(log_total + (tiles.shared.cold + 1.0)))
+            some = side.total > 0  # an anchor without negatives has no peak and no weights
+            total = xp.where(some, side.total, xp.ones_like(side.total))
+            peak = xp.where(some, side.peak, xp.zeros_like(side.peak))
+            # The factor turns exponentials relative to the anchor's peak into weights with the given sum.
+            factor = xp.where(some, weight_sum / total, xp.zeros_like(weight_sum))
+            limit = peak if tiles.shared is None else xp.log(total) + (tiles.shared.cold + 1.0)
+            peaks, factors, limits = tiles.cut(peak, factor, limit)
+            self._peaks.append(peaks)
+            self._factors.append(factors)
+            self._limits.append(limits)
 
     def of_cold_tile(self, side: int, tile: Tile) -> Array:
         """Return the weights w (side 0) or w' (side 1) of a cold tile."""

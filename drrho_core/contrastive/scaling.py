@@ -50,13 +50,13 @@ def find_scaling(
     # |Z| <= width * (largest entry of the left factor) * (largest entry of the right factor).
     bigger = max if visible else partial(_bigger, xp)
     width = float(images.shape[1])
-    sizes = [_size(images, visible, xp), _size(texts, visible, xp)]
+    sizes = _sizes((images, texts), visible, xp)
     if references is not None:
         width += float(references[0].shape[1])
         weight = float(reference_weight) if visible else reference_weight
         beside = None if visible else images[:1, :1]
-        sizes[0] = bigger(sizes[0], weight * _size(references[0], visible, xp, beside))
-        sizes[1] = bigger(sizes[1], _size(references[1], visible, xp, beside))
+        image, text = _sizes(references, visible, xp, beside)
+        sizes = [bigger(sizes[0], weight * image), bigger(sizes[1], text)]
     reach = room = sizes[0] * sizes[1] * width
     if margin is not None:
         margin = float(margin) if visible else margin
@@ -79,18 +79,21 @@ def find_scaling(
     return Scaling(left, right, *_rates(rest, reach if visible and fits else None, largest, smallest, xp))
 
 
-def _size(x: Array, visible: bool, xp: Namespace, beside: Array | None = None) -> Any:
-    """Return the largest absolute value, as a float if values can be read."""
-    if 0 in x.shape:
-        return 0.0 if visible else xp.zeros((), dtype=x.dtype)
-    if visible:
-        return max(float(xp.max(x)), -float(xp.min(x)))
-    size = xp.abs(x)
-    if beside is not None:
-        # Reference features may be constants of the traced function. XLA would take seconds to reduce them while it
-        # compiles; it does not if the result depends on an argument.
-        size = size + xp.zeros_like(x[:1, :1]) * beside
-    return xp.max(size)
+def _sizes(arrays: tuple[Array, Array], visible: bool, xp: Namespace, beside: Array | None = None) -> list[Any]:
+    """Return the largest absolute value of each array, as floats if values can be read."""
+    sizes: list[Any] = []
+    for x in arrays:
+        if 0 in x.shape:
+            sizes.append(0.0 if visible else xp.zeros((), dtype=x.dtype))
+        elif visible:
+            sizes.append(max(float(xp.max(x)), -float(xp.min(x))))
+        elif beside is None:
+            sizes.append(xp.max(xp.abs(x)))
+        else:
+            # Reference features may be constants of the traced function. XLA would take seconds to reduce them while
+            # it compiles; it does not if the result depends on an argument.
+            sizes.append(xp.max(xp.abs(x) + xp.zeros_like(x[:1, :1]) * beside))
+    return sizes
 
 
 def _bigger(xp: Namespace, a: Any, b: Any) -> Any:

@@ -35,50 +35,53 @@ class Shared(NamedTuple):
 class SharedExponentials:
     """The shared exponentials of a batch's tiles: made in the first pass, kept or made again for the second."""
 
-    def __init__(self, tiles: Tiles) -> None:
-        self._tiles = tiles
-        smallest = float(tiles.xp.finfo(tiles.dtype).smallest_normal)
-        self.cold = -0.65 * math.log(smallest)  # exponents further apart than this share nothing
+    def __init__(self, smallest_normal: float) -> None:
+        self.cold = -0.65 * math.log(smallest_normal)  # exponents further apart than this share nothing
         self._kept: dict[tuple[Any, Any], Shared] = {}
         self._tops: dict[tuple[Any, Any], Array] = {}  # of the tiles that are not cold
 
-    def first(self, tile: Tile, peaks: list[Array]) -> tuple[Shared, Array] | None:
+    # The methods get the tiles as an argument. An attribute would make a cycle, and a cycle would keep the memory of
+    # a step until Python looks for cycles, long after the step.
+
+    def first(self, tiles: Tiles, tile: Tile, peaks: list[Array]) -> tuple[Shared, Array] | None:
         """Return a tile's exponentials and their exponents; None if the tile is cold.
 
         `peaks` hold the largest entry of each row and of each column. The tile is overwritten if it is not cold.
         """
-        xp, lowest = self._tiles.xp, self._tiles.lowest
+        xp, lowest = tiles.xp, tiles.lowest
         top = xp.max(peaks[0])
         if not bool(top > lowest):
             return None
         # Rows and columns without negatives have no peak and do not make a tile cold.
-        row, column = (xp.min(xp.where(peak > lowest, peak, top)) for peak in peaks)
+        row = xp.min(xp.where(peaks[0] > lowest, peaks[0], top))
+        column = xp.min(xp.where(peaks[1] > lowest, peaks[1], top))
         depth = float(top) - float(xp.minimum(row, column))
-        if not depth * float(self._tiles.rates[0]) < self.cold:
+        if not depth * float(tiles.rates[0]) < self.cold:
             return None
-        x = self._exponents(tile, top)
-        shared = Shared(top, self._tiles.exp(x, False))
-        if self._tiles.keeps:
+        x = _exponents(tiles, tile, top)
+        shared = Shared(top, tiles.exp(x, False))
+        if tiles.keeps:
             self._kept[tile.i, tile.j] = shared
         self._tops[tile.i, tile.j] = top
         return shared, x
 
-    def again(self, i: Any, j: Any, diagonal: bool) -> Shared | None:
+    def again(self, tiles: Tiles, i: Any, j: Any, diagonal: bool) -> Shared | None:
         """Return a tile's exponentials of the first pass, or make them again; None if the tile is cold."""
         if (i, j) in self._kept:
             return self._kept.pop((i, j))
         if (i, j) not in self._tops:
             return None
-        top, tile = self._tops[i, j], self._tiles.tile(i, j, diagonal)
-        tile = tile._replace(z=self._tiles.only_negatives(tile.z, tile))
-        return Shared(top, self._tiles.exp(self._exponents(tile, top), True))
+        top, tile = self._tops[i, j], tiles.tile(i, j, diagonal)
+        tile = tile._replace(z=tiles.only_negatives(tile.z, tile))
+        return Shared(top, tiles.exp(_exponents(tiles, tile, top), True))
 
-    def _exponents(self, tile: Tile, top: Array) -> Array:
-        """Return ``(Z - top) r`` of a tile, finite for pairs that do not count; the tile is overwritten."""
-        x, floor, rate = tile.z, self._tiles.floors[0], self._tiles.rates[0]
-        x -= top
-        if floor is not None:
-            x = self._tiles.xp.clip(x, min=floor)
-        if not (isinstance(rate, float) and rate == 1.0):
-            x *= rate
-        return self._tiles.finite_exponents(x, tile)
+
+def _exponents(tiles: Tiles, tile: Tile, top: Array) -> Array:
+    """Return ``(Z - top) r`` of a tile, finite for pairs that do not count; the tile is overwritten."""
+    x, floor, rate = tile.z, tiles.floors[0], tiles.rates[0]
+    x -= top
+    if floor is not None:
+        x = tiles.xp.clip(x, min=floor)
+    if not (isinstance(rate, float) and rate == 1.0):
+        x *= rate
+    return tiles.finite_exponents(x, tile)

@@ -22,7 +22,6 @@ from drrho_core.contrastive.anchors import evaluate, update
 from drrho_core.contrastive.gradient import wide_gradient
 from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step
 from drrho_core.contrastive.passes import find_sweeps
-from drrho_core.contrastive.tiles import cast
 from drrho_core.extend import Batch
 
 
@@ -134,12 +133,12 @@ def contrastive_step(
     >>> round(float(step.loss), 4)
     0.1446
     """
-    options: StepArguments = {
+    arguments: StepArguments = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
         "anchor_weight": anchor_weight, "tile_size": tile_size, "memory_budget": memory_budget,
     }  # fmt: skip
-    step = wide_contrastive_step(image_features, text_features, log_inner_image, log_inner_text, xp=xp, **options)
+    step = wide_contrastive_step(image_features, text_features, log_inner_image, log_inner_text, xp=xp, **arguments)
     if step.image_gradient.dtype == image_features.dtype:
         return step
     xp = namespace_of({"image_features": image_features}, xp)
@@ -184,8 +183,8 @@ def wide_contrastive_step(
         text_features,
         references,
         options.reference_weight,
-        cast(options.temperatures[0], options.work, xp),
-        cast(options.temperatures[1], options.work, xp),
+        xp.astype(options.temperatures[0], options.work, copy=False),
+        xp.astype(options.temperatures[1], options.work, copy=False),
         arguments.get("pair_mask"),
     )
     sweeps = find_sweeps(batch, options.temperature, arguments.get("tile_size"), arguments.get("memory_budget"), xp)

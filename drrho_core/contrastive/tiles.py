@@ -29,7 +29,7 @@ from drrho_core._array_api import (
     library,
     wide_dtype,
 )
-from drrho_core._routines import exp_for, matmul_for
+from drrho_core._routines import tile_routines
 from drrho_core.contrastive.scaling import Scaling, find_scaling
 from drrho_core.contrastive.shared import FLOOR, SharedExponentials
 
@@ -110,16 +110,23 @@ def split(
     if reference_features is not None:
         image, text = reference_features
         references = (xp.astype(image, dtype, copy=False), xp.astype(text, dtype, copy=False))
-    temperature = cast(temperature, dtype, xp)
-    inputs = [images, texts, *(references or ()), reference_weight, margin]
-    inputs += temperature if isinstance(temperature, tuple) else [temperature]
-    visible = all_visible([x for x in inputs if x is not None and not isinstance(x, float)], xp)
+    if not isinstance(temperature, float):
+        temperature = cast(temperature, dtype, xp)
+
+    # If all values can be read, so can everything that is computed from them: tiles may share exponentials then.
+    inputs = [images, texts, *(references or ())]
+    for value in (reference_weight, margin, *(temperature if isinstance(temperature, tuple) else (temperature,))):
+        if value is not None and not isinstance(value, float):
+            inputs.append(value)
+    visible = all_visible(inputs, xp)
+
+    # The side of the tiles follows from the batch and the memory budget.
     batch_size = int(images.shape[0])
     side, keep = tiling(batch_size, matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
-    # A single tile needs no loop, so the library's own is for several tiles only.
+    # A single tile needs no loop, so a backend's rolled loop is for several tiles only.
     choose = extend.registered(library(xp)).tiles if batch_size > side else None
-    own = None if choose is None else choose()
-    return (Tiles if own is None else own)(
+    rolled = None if choose is None else choose()
+    return (Tiles if rolled is None else rolled)(
         images,
         texts,
         references=references,
@@ -198,43 +205,51 @@ class Tiles:
         xp: Namespace,
     ) -> None:
         self.xp, self.scaling, self.pair_mask, self.symmetric, self.keeps = xp, scaling, pair_mask, symmetric, keep
-        self.matmul, self.exp = matmul_for(images, xp), exp_for(xp)
+        self.matmul, self.exp = tile_routines(images, xp)
         self.dtype, self.device = images.dtype, device_of(images)
-        self.lowest = -float(xp.finfo(images.dtype).max) / 4  # below every Z: the peak of an anchor without negatives
-        self.batch_size, self.feature_dim = (int(length) for length in images.shape)
+        finfo = xp.finfo(images.dtype)
+        self.lowest = -float(finfo.max) / 4  # below every Z: the peak of an anchor without negatives
+        self.batch_size = int(images.shape[0])
         # Tiles are as equal as they can be: 2,500 pairs with a side of 1,024 make 834 + 834 + 832.
         self.side = -(-self.batch_size // -(-self.batch_size // side))
         starts = range(0, self.batch_size, self.side)
-        self.spans = [slice(start, min(start + self.side, self.batch_size)) for start in starts]
+        self.spans = list(map(slice, starts, [*starts[1:], self.batch_size]))
         self.num_blocks = len(self.spans)
 
         # The right factor [E2, R2] is made once. The left one, [E1, -lambda R1], is made row by row in `left`.
         right = texts if references is None else xp.concat([texts, references[1]], axis=1)
-        self.right = self.cut(_times(right, scaling.right))
-        self.images, self.texts = self.cut(images), self.cut(texts)
-        self.reference_images = None if references is None else self.cut(references[0])
+        sides = [images, texts, _times(right, scaling.right)]
+        self.images, self.texts, self.right, *cut = self.cut(*sides, *(references or ())[:1])
+        self.reference_images = cut[0] if cut else None
         self.left_factors = scaling.left, -reference_weight * scaling.left
         self._row: tuple[int, Array] | None = None
 
         # Rates per anchor are cut like the anchors; a rate that serves all anchors stays a scalar.
         self.per_anchor = getattr(scaling.rates[0], "ndim", 0) == 1
-        self.rates: Any = tuple(self.cut(x, 1.0) for x in scaling.rates) if self.per_anchor else scaling.rates
-        self.floors: Any = tuple(self.cut(x, 1.0) for x in scaling.floors) if self.per_anchor else scaling.floors
+        self.rates: Any = self.cut(*scaling.rates, fill=1.0) if self.per_anchor else scaling.rates
+        self.floors: Any = self.cut(*scaling.floors, fill=1.0) if self.per_anchor else scaling.floors
 
+        # Tiles that pass 1 leaves for pass 2, and masks of the diagonal by the size of the tile.
         self.mask = None if pair_mask is None else self.cut_mask(pair_mask)
         self._kept: dict[tuple[int, int], Array] = {}
         self._off_diagonals: dict[int, Array] = {}
         self._barriers: dict[int, Array] = {}
-        self.shared = SharedExponentials(self) if share and self.can_share and not self.per_anchor else None
+        can_share = share and self.can_share and not self.per_anchor
+        self.shared = SharedExponentials(float(finfo.smallest_normal)) if can_share else None
 
-    def cut(self, x: Array, fill: float = 0.0) -> Any:
-        """Return the blocks of an array along its first axis; `fill` is for subclasses whose blocks have one size."""
+    def cut(self, *arrays: Array, fill: float = 0.0) -> list[Any]:
+        """Return the blocks of each array along its first axis.
+
+        Subclasses whose blocks have one size put `fill` where the last block lacks entries.
+        """
         del fill
-        return [x] if self.num_blocks == 1 else [x[rows, ...] for rows in self.spans]
+        if self.num_blocks == 1:
+            return list(zip(arrays, strict=True))
+        return [[x[rows, ...] for rows in self.spans] for x in arrays]
 
     def cut_mask(self, mask: Array) -> Any:
         """Return the mask, cut as `counts` reads it."""
-        return self.cut(mask)
+        return self.cut(mask)[0]
 
     def sweep(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
         """Visit every tile and merge the results of each block of rows and of columns; return both, joined.
@@ -251,6 +266,8 @@ class Tiles:
                 to_rows[i] = rows if to_rows[i] is None else merge(0, i, to_rows[i], rows)
                 if not (self.symmetric and i == j):
                     to_columns[j] = columns if to_columns[j] is None else merge(1, j, to_columns[j], columns)
+        if self.num_blocks == 1:
+            return to_rows[0], to_columns[0]
         rows = self._joined(to_rows)
         return rows, rows if self.symmetric else self._joined(to_columns)
 
@@ -289,11 +306,12 @@ class Tiles:
 
     def make_left(self, i: Any) -> Array:
         """Return the rows of ``[E1, -lambda R1]`` of a block, made anew."""
+        # lambda is multiplied here and not to all of R1, so that no second array of its size exists.
         factor, reference_factor = self.left_factors
         left = _times(self.images[i], factor)
         if self.reference_images is None:
             return left
-        return self.xp.concat([left, _times(self.reference_images[i], reference_factor)], axis=1)
+        return self.xp.concat([left, self.reference_images[i] * reference_factor], axis=1)
 
     def keep(self, tile: Tile) -> None:
         """Keep a tile of Z for the second pass, if there is room."""
@@ -355,8 +373,6 @@ class Tiles:
 
     def _joined(self, blocks: list[Any]) -> Values:
         """Concatenate the results of all blocks."""
-        if len(blocks) == 1:
-            return tuple(blocks[0])
         parts = zip(*blocks, strict=True)
         return tuple(None if part[0] is None else self.xp.concat(list(part), axis=0) for part in parts)
 

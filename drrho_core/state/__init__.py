@@ -5,6 +5,7 @@ from __future__ import annotations
 from drrho_core.state.gamma import cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_core.state.homes import HOMES, RunEstimator, make_estimator
 from drrho_core.state.inner import InnerEstimator
+from drrho_core.state.sample_temperatures import PerSampleTemperature
 from drrho_core.state.temperature_updates import (
     GlobalTemperatureState,
     TemperatureRows,
@@ -14,7 +15,6 @@ from drrho_core.state.temperature_updates import (
 from drrho_core.state.temperatures import (
     FixedTemperature,
     GlobalTemperature,
-    PerSampleTemperature,
     Temperature,
     make_temperature,
 )

@@ -46,6 +46,7 @@ class RunEstimator:
 
     def gather(self, sample_index: Any, /) -> tuple[Array, Array]:
         """Return the rows of a batch as arrays of the backend; `sample_index` is a NumPy array of integers, (b,)."""
+        # The index was drawn on the host; it crosses to the device only if the estimator lives there.
         image, text = self.estimator.gather(self._from_numpy(sample_index))
         if self._foreign is None:
             return image, text
@@ -60,6 +61,7 @@ class RunEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``log_inner_image`` and ``log_inner_text`` as NumPy arrays (n,)."""
+        # `arrays` and not the estimator's own `state_dict`, which is only a description if the home is a file.
         return {name: self._to_numpy(array) for name, array in self.estimator.table.arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
@@ -74,6 +76,7 @@ class RunEstimator:
 
     def close(self) -> None:
         """Close the file, if the home is a file."""
+        # Memory is freed with the object. A file stays locked until it is closed.
         close = getattr(self.estimator, "close", None)
         if close is not None:
             close()
@@ -121,5 +124,6 @@ def make_estimator(
         raise ValueError(f"path must {rule}, got {path!r}")
     if home in backend.homes:
         return RunEstimator(backend.estimator(home, num_samples, path=path), to_numpy=backend.to_numpy)
+    # Another home: NumPy keeps the rows in the host's memory or in a file, and every batch is copied.
     host = get_backend("numpy", dtype=backend.dtype)
     return RunEstimator(host.estimator(home, num_samples, path=path), to_numpy=host.to_numpy, foreign=backend)

@@ -55,6 +55,7 @@ class EstimatorOfRows:
         TypeError, ValueError
             If `index` breaks these rules. Values are read on the host and outside tracing only.
         """
+        # The order of `COLUMNS`: images first.
         image, text = self.table.gather(index)
         return image, text
 
@@ -107,6 +108,7 @@ class EstimatorOfRows:
         """Return self if the table is the one it holds, else a new estimator around it."""
         if table is self.table:
             return self
+        # A copy without the constructor, which would make a fresh table.
         other = object.__new__(type(self))
         vars(other).update(vars(self), table=table)
         return other

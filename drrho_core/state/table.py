@@ -92,11 +92,13 @@ class Table(ABC):
 
     def gather(self, index: Array) -> tuple[Array, ...]:
         """Return copies of the rows of a batch, one array (b,) per column; see `check_index` for `index`."""
+        # The state takes part in the call, so that an index of another library or device is refused.
         call = _validate.arrays({"the state": self.index_like, "sample_index": index}, self.xp)
         return self.read(checked_index(call, self.num_samples))
 
     def scatter(self, index: Array, *rows: Array) -> Self:
         """Check the rows of a batch, one array (b,) per column, write them, and return the table to use from now on."""
+        # Check everything before anything is written: libraries, devices, the index, then column after column.
         given = {column.name: array for column, array in zip(self.columns, rows, strict=True)}
         state, row_like = self.index_like, self.row_like
         if row_like is state:
@@ -124,7 +126,7 @@ class Table(ABC):
         return {name: self.xp.asarray(array, copy=True) for name, array in self.arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Check what `state_dict` returned and replace every column by it; an error leaves the table as it was."""
+        """Check a saved state and replace every column by it; an error leaves the table as it was."""
         self.replace(check_saved(state, self.arrays(), self.rules(), owner=self.owner, xp=self.xp))
 
     def rules(self) -> dict[str, Rule]:
@@ -163,6 +165,7 @@ class ArrayTable(Table):
 
     def write(self, index: Array, rows: Mapping[str, Array]) -> Self:
         """Write rows in place, or return a new table around new arrays."""
+        # torch, NumPy and CuPy: O(b). Other libraries copy all n rows of the columns that change.
         if self._in_place:
             for name, new in rows.items():
                 self._arrays[name][index] = new
@@ -189,11 +192,13 @@ class ArrayTable(Table):
 
     def replace(self, arrays: Mapping[str, Array]) -> None:
         """Replace every column by a copy of an array (n,)."""
+        # Copies, because later steps write into the table. Copies of other arrays may differ in being writeable.
         self.become({name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays})
         self._in_place = supports_index_assignment(self.index_like, self.xp)
 
     def around(self, arrays: dict[str, Array]) -> Self:
         """Return a table of the same columns that holds these arrays."""
+        # A copy without the constructor, which would fill n fresh rows.
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         other.become(arrays)
@@ -241,6 +246,7 @@ def checked_index(call: Call, num_samples: int) -> Array:
         )
     if not xp.isdtype(index.dtype, "integral"):
         raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
+    # Small integers and unsigned ones cannot count any sample, or index in every library.
     if index.dtype not in (xp.int32, xp.int64):
         index = xp.astype(index, xp.__array_namespace_info__().default_dtypes()["indexing"])
     words = f"hold row ids from 0 to {num_samples - 1} (see docs/large-data.md, 'How to number your samples')"
@@ -291,6 +297,7 @@ def check_saved(
     names = [*([] if version is None else ["version"]), *current]
     if set(state) != set(names):
         raise ValueError(f"state must hold {', '.join(names[:-1])} and {names[-1]} and nothing else, got {list(state)}")
+    # The first array of today takes part in the call, so that arrays of another library or device are refused.
     call = _validate.arrays({owner: next(iter(current.values())), **{name: state[name] for name in names}}, xp)
     if version is not None:
         _validate.shape("version", state["version"], (), "()")
@@ -305,6 +312,12 @@ def check_saved(
     return {name: state[name] for name in current}
 
 
+def with_version(state: Mapping[str, Array], version: int, xp: Namespace) -> dict[str, Array]:
+    """Return copies of the arrays of a state, and the version among them, on the device of the state."""
+    number = xp.asarray(version, dtype=xp.int32, device=device_of(next(iter(state.values()))))
+    return {"version": number, **{name: xp.asarray(array, copy=True) for name, array in state.items()}}
+
+
 def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -> Array:
     """Return `state` (n,) with ``state[index] = rows``: the same array if it can be written to, else a new one.
 
@@ -314,6 +327,7 @@ def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -
     if supports_index_assignment(state, xp):
         state[index] = rows
         return state
+    # JAX: one fused update.
     if hasattr(state, "at"):
         return state.at[index].set(rows)
     if index.shape[0] == 0:

@@ -19,6 +19,12 @@ from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, device_of, is_array
 from drrho_core._validate import BELOW_ONE, FINITE, NOT_NEGATIVE, POSITIVE, STATE, UNIT_INTERVAL, Rule
 
+OWNER = "the temperature"
+"""The name of a temperature's state in messages."""
+
+VERSION = 1
+"""Version of the mapping that `state_dict` of a learned temperature returns."""
+
 
 class GlobalTemperatureState(NamedTuple):
     """One temperature and Adam's memory of it; all of shape ().
@@ -243,3 +249,9 @@ def check_bounds(minimum: Any, maximum: Any, dtype: Any, xp: Namespace) -> tuple
     low = _validate.number("minimum", minimum, POSITIVE, dtype=dtype, xp=xp)
     above = Rule(f"be at least minimum ({low})", low=low, includes_low=True)
     return low, _validate.number("maximum", maximum, above, dtype=dtype, xp=xp)
+
+
+def check_start(temperature: Any, minimum: float, maximum: float) -> float:
+    """Check that the first temperature lies within the bounds."""
+    words = f"be in [minimum, maximum] = [{minimum}, {maximum}]"
+    return _validate.number("temperature", temperature, Rule(words, minimum, maximum, True, True))

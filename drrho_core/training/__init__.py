@@ -22,7 +22,7 @@ RENAMED = {
     "architecture": "models.spec",
     "towers": "models.mlp",
 }
-"""Modules whose name has changed as well; every other module kept its name."""
+"""Modules of the first level whose name has changed as well; modules that are not here kept their name or are gone."""
 
 
 class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -103,6 +103,7 @@ def raw_array(argument: str, value: object) -> npt.NDArray[Any]:
 def real_array(argument: str, value: object, shape: tuple[int, ...] | None = None) -> FloatArray:
     """Return a finite float64 array, of the given shape if there is one."""
     result = raw_array(argument, value).astype(np.float64)
+    # Shapes before values: a wrong shape explains more than a value in it.
     if shape is not None and result.shape != shape:
         raise ValueError(f"{argument} must have the shape {shape}, got {result.shape}")
     if not np.all(np.isfinite(result)):
@@ -136,6 +137,7 @@ def number_or_pair(argument: str, value: object, batch_size: int) -> tuple[Float
     """
     # A pair of arrays: the first for image anchors, the second for text anchors.
     if isinstance(value, Sequence) and not isinstance(value, str):
+        # A pair of any other length is a mistake, and never a batch of numbers.
         if len(value) != 2:
             raise ValueError(f"{argument} must be a number or a pair of arrays, got {len(value)} entries")
         image, text = (real_array(f"{argument}[{side}]", value[side], (batch_size,)) for side in (0, 1))
@@ -188,6 +190,7 @@ def state_number(argument: str, value: object) -> float:
 def temperatures(temperature: Number | Pair, b: int) -> tuple[FloatArray, FloatArray, bool]:
     """Return one temperature per image anchor and per text anchor, and whether they were given so."""
     image, text, per_anchor = number_or_pair("temperature", temperature, b)
+    # One message for both sides: the smallest entry breaks the rule first.
     smallest = min(image.min(), text.min())
     if smallest <= 0.0:
         raise ValueError(f"temperature must be positive, got {smallest}")

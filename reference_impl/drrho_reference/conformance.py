@@ -83,6 +83,7 @@ def check(
     >>> check({"excess_loss": fixed}).passed
     True
     """
+    # Every problem in every dtype, as far as the implementation has the function.
     names = checked_dtypes(dtypes)
     functions, own_sets = _found(implementation)
     done = tuple(
@@ -104,6 +105,7 @@ def _found(implementation: Any) -> tuple[dict[str, Callable[..., Any]], dict[str
             return implementation.get(name)
         return getattr(implementation, name, None)
 
+    # A namespace or a mapping; a single function is known by its name.
     functions = {name: look_up(name) for name in FUNCTIONS if callable(look_up(name))}
     own_name = getattr(implementation, "__name__", None)
     if not functions and callable(implementation) and own_name in FUNCTIONS:
@@ -157,6 +159,7 @@ def _run(
         return value
 
     try:
+        # One call, or the several calls of a story.
         story = story_of(problem)
         call = functools.partial(story, function) if story else function
         answer = call(*map(given, arguments.positional), **{name: given(value) for name, value in asked.items()})

@@ -102,6 +102,7 @@ def answered(problem: Problem, dtype: str) -> Question:
             return value.astype(dtype).astype(np.float64)
         return float(np.dtype(dtype).type(value)) if isinstance(value, float) else value
 
+    # Dtypes are applied once, here; everything below is float64.
     arguments = Arguments(
         tuple(map(rounded, drawn.positional)),
         {name: rounded(value) for name, value in drawn.options.items()},

@@ -78,6 +78,7 @@ class Report:
         ``"passed"`` if every field of every case is right; ``"failed"`` if a field is wrong or an exception was raised;
         ``"incomplete"`` if nothing is wrong, but a field was not given or an option not supported.
         """
+        # One wrong field makes the report "failed", one missing field makes it "incomplete".
         verdicts = {field.verdict for case in self.cases for field in case.fields}
         if verdicts & {FAILED, ERROR}:
             return FAILED

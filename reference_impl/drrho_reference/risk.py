@@ -272,6 +272,7 @@ def moving_average_kl(
     if not chosen:
         raise ValueError(f"loss must have an entry that counts, got {excess.size} entries, none of which counts")
     try:
+        # g of this batch: the mean of exp(x / tau) over the entries that count.
         exponentials = {index: math.exp(excess[index] / tau) for index in chosen}
     except OverflowError:
         exponentials = dict.fromkeys(chosen, math.inf)

@@ -43,6 +43,7 @@ class CVaR:
     CVaR(alpha=0.25)
     """
 
+    # phi(t) = 0 on [0, 1/alpha] and infinite above: weights up to the cap are free.
     alpha: float
 
     def __post_init__(self) -> None:
@@ -69,6 +70,7 @@ class KLPenalty:
     KLPenalty(temperature=2.0)
     """
 
+    # The price of phi(t) = t log t - t + 1 in the objective; there is no bound.
     temperature: float
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ class KLBall:
     KLBall(radius=0.5)
     """
 
+    # The bound on D(p || 1/n) with phi(t) = t log t - t + 1.
     radius: float
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ class ChiSquarePenalty:
     ChiSquarePenalty(strength=1.5)
     """
 
+    # The price of phi(t) = (t - 1)^2 / 2.
     strength: float
 
     def __post_init__(self) -> None:
@@ -182,6 +186,7 @@ class CressieReadBall:
     radius: float
 
     def __post_init__(self) -> None:
+        # phi divides by k (k - 1), so the order stays above 1; KL is the limit, and has a class of its own.
         order = number("order", self.order)
         if order <= 1.0:
             raise ValueError(f"order must be above 1, got {order}")

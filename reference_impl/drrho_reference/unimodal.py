@@ -259,6 +259,7 @@ def unimodal_objective(
     temperature1, temperature2, _ = temperatures(temperature, n)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
     factor1, factor2 = anchor_weights(anchor_weight, n)
+    # Each anchor sees all data, so g itself is used: no state and no gamma.
     total = []
     for a, (t, factor) in enumerate(zip([*temperature1, *temperature2], [*factor1, *factor2], strict=True)):
         positive, negatives = view_positions(a, n)

@@ -95,6 +95,7 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
         },
         "cases": entries,
     }
+    # One file per function; the index comes last, so that it never names a file that is not written yet.
     content = {f"{function}.safetensors": safetensors(found) for function, found in tensors.items()}
     content[SCHEMA] = _json(schema())
     content[INDEX] = _json(index)

@@ -66,6 +66,7 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
         weight, result = number(f"terms[{position}][0]", term[0]), term[1]
         of_image = real_matrix(f"terms[{position}].image_gradient", result.image_gradient)
         of_text = real_array(f"terms[{position}].text_gradient", result.text_gradient, of_image.shape)
+        # All terms are functions of the same features, so all gradients have the shape of the first.
         if position == 0:
             image_gradient, text_gradient = np.zeros(of_image.shape), np.zeros(of_image.shape)
         elif of_image.shape != image_gradient.shape:

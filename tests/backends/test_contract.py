@@ -1,4 +1,4 @@
-"""What every backend must do, the same for all; ``backends/README.md`` explains it to whoever adds one.
+"""The contract that every backend must keep; ``backends/README.md`` explains how to add a backend.
 
 A new backend is one line in `BACKENDS`.
 """
@@ -44,7 +44,7 @@ UNIT = {"float64": 1e-12, "float32": 5e-6}
 
 
 def _build(name: str, dtype: str) -> Backend:
-    """Build a backend; a missing accelerator skips with a reason, a missing CPU library fails where CI is set."""
+    """Build a backend. A missing accelerator skips the test; a missing CPU library fails it if CI is set."""
     try:
         return BACKENDS[name](dtype)
     except (ImportError, ValueError) as error:
@@ -74,7 +74,7 @@ def backend64(request: pytest.FixtureRequest) -> Backend:
 
 
 class Problem:
-    """One batch for one architecture: asymmetric, in NumPy float64, and what a backend makes of it."""
+    """An asymmetric batch for an architecture in NumPy float64; `on` moves it to a backend."""
 
     def __init__(self, architecture: str) -> None:
         self.spec = SPECS[architecture]
@@ -124,7 +124,7 @@ def test_floating_arrays_come_in_the_dtype_of_the_backend(backend: Backend, sour
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
-def test_other_arrays_stay_as_they_are(backend: Backend, dtype: str) -> None:
+def test_arrays_that_are_not_floating_keep_their_dtype(backend: Backend, dtype: str) -> None:
     values = np.asarray([[0, 1, 2], [3, 0, 1]]).astype(dtype)
     back = backend.to_numpy(backend.asarray(values))
     assert back.dtype == dtype
@@ -137,7 +137,7 @@ def test_wide_integers_stay_integers(backend: Backend) -> None:
     assert back.tolist() == [-1, 2**30]
 
 
-def test_lists_views_and_read_only_arrays_are_welcome(backend: Backend) -> None:
+def test_lists_views_and_read_only_arrays_are_accepted(backend: Backend) -> None:
     values = np.arange(6.0).reshape(2, 3)
     values.flags.writeable = False
     for host in (values, values.T, values[:, ::-1], values.tolist()):
@@ -160,7 +160,7 @@ def test_arrays_belong_to_the_namespace(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name not in ("strict", "strict-device1")])
-def test_bad_device_and_dtype(name: str) -> None:
+def test_a_bad_device_or_dtype_is_refused(name: str) -> None:
     backend = _build(name, "float64")
     with pytest.raises(ValueError, match=r"^device must be .*, got 'abacus:3'"):
         get_backend(backend.name, device="abacus:3")
@@ -187,12 +187,12 @@ def test_a_backend_says_whether_it_has_a_gpu(name: str) -> None:
     assert _build(name, "float32").has_gpu is (name in ACCELERATORS)
 
 
-def test_all_backends_start_alike(backend: Backend, problem: Problem) -> None:
+def test_initial_parameters_are_converted_without_change(backend: Backend, problem: Problem) -> None:
     for name, values in initial_parameters(problem.spec, seed=3).items():
         assert np.array_equal(backend.to_numpy(backend.asarray(values)), values.astype(backend.dtype)), name
 
 
-def test_features_are_those_of_the_formulas(backend: Backend, problem: Problem) -> None:
+def test_features_match_the_formulas_in_numpy(backend: Backend, problem: Problem) -> None:
     model, parameters, images, texts = problem.on(backend)
     image_features, text_features, _ = model.encode(parameters, images, texts)
     for features, expected in (
@@ -210,7 +210,7 @@ def test_features_have_unit_norm(backend: Backend, problem: Problem) -> None:
         np.testing.assert_allclose(norms, 1.0, rtol=0, atol=UNIT[backend.dtype])
 
 
-def test_one_side_alone_is_the_same(backend: Backend, problem: Problem) -> None:
+def test_an_encoder_alone_returns_the_features_of_the_pair(backend: Backend, problem: Problem) -> None:
     model, parameters, images, texts = problem.on(backend)
     image_features, text_features, _ = model.encode(parameters, images, texts)
     alone = model.encode_images(parameters, images), model.encode_texts(parameters, texts)
@@ -221,7 +221,7 @@ def test_one_side_alone_is_the_same(backend: Backend, problem: Problem) -> None:
         )
 
 
-def test_features_ask_for_no_gradient(backend: Backend, problem: Problem) -> None:
+def test_features_require_no_gradient(backend: Backend, problem: Problem) -> None:
     model, parameters, images, texts = problem.on(backend)
     image_features, text_features, _ = model.encode(parameters, images, texts)
     alone = model.encode_images(parameters, images), model.encode_texts(parameters, texts)
@@ -240,7 +240,7 @@ def test_padding_is_never_read(backend64: Backend) -> None:
     )
 
 
-def test_pullback_against_finite_differences(backend64: Backend, problem: Problem) -> None:
+def test_pullback_matches_finite_differences(backend64: Backend, problem: Problem) -> None:
     backend = backend64
     model, parameters, images, texts = problem.on(backend)
     upstream = [backend.asarray(gradient) for gradient in problem.gradients]
@@ -314,7 +314,7 @@ def optimisation() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]], 
 
 
 def expected_adamw(steps: int) -> dict[str, np.ndarray]:
-    """AdamW unrolled: moments as sums over the past instead of recursions."""
+    """AdamW with the moments written as sums over all past gradients instead of recursions."""
     parameters, gradients, rates = optimisation()
     decay, beta1, beta2 = SETTINGS["weight_decay"], SETTINGS["beta1"], SETTINGS["beta2"]
     for name in SHAPES:
@@ -343,7 +343,7 @@ def start_adamw(backend: Backend) -> tuple[Parameters, Parameters]:
     return parameters, backend.adamw(**SETTINGS).init(parameters)
 
 
-def test_adamw_is_the_formula(backend: Backend) -> None:
+def test_adamw_matches_the_formula(backend: Backend) -> None:
     parameters, state = run_adamw(backend, *start_adamw(backend), 0, STEPS)
     assert int(state["step"]) == STEPS
     for name, expected in expected_adamw(STEPS).items():
@@ -352,7 +352,7 @@ def test_adamw_is_the_formula(backend: Backend) -> None:
         )
 
 
-def test_adamw_takes_the_learning_rate_as_an_array_too(backend: Backend) -> None:
+def test_adamw_accepts_the_learning_rate_as_an_array(backend: Backend) -> None:
     gradients = {name: backend.asarray(values) for name, values in optimisation()[1][0].items()}
     rate = optimisation()[2][0]
     optimizer = backend.adamw(**SETTINGS)
@@ -378,7 +378,7 @@ def test_adamw_state_has_the_common_names(backend: Backend) -> None:
     assert all(backend.to_numpy(state[name]).dtype == backend.dtype for name in expected - {"step"})
 
 
-def test_adamw_goes_on_from_a_checkpoint_bit_by_bit(backend: Backend) -> None:
+def test_adamw_continues_from_a_checkpoint_bit_by_bit(backend: Backend) -> None:
     straight, _ = run_adamw(backend, *start_adamw(backend), 0, STEPS)
     saved = [to_numpy(backend, arrays) for arrays in run_adamw(backend, *start_adamw(backend), 0, 4)]
     loaded = [{name: backend.asarray(values) for name, values in arrays.items()} for arrays in saved]
@@ -387,7 +387,7 @@ def test_adamw_goes_on_from_a_checkpoint_bit_by_bit(backend: Backend) -> None:
         assert np.array_equal(backend.to_numpy(resumed[name]), backend.to_numpy(straight[name])), name
 
 
-def test_adamw_goes_on_from_a_checkpoint_of_another_backend(backend: Backend) -> None:
+def test_adamw_continues_from_a_checkpoint_of_another_backend(backend: Backend) -> None:
     numpy = get_backend("numpy", dtype=backend.dtype)
     saved = [to_numpy(numpy, arrays) for arrays in run_adamw(numpy, *start_adamw(numpy), 0, 4)]
     loaded = [{name: backend.asarray(values) for name, values in arrays.items()} for arrays in saved]
@@ -462,7 +462,7 @@ def expected_images(problem: Problem) -> np.ndarray:
 
 
 def convolve(p: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Three convolutions of one image (s, s, C), one output pixel at a time."""
+    """Return three convolutions of an image (s, s, C), computed pixel by pixel."""
     for layer in range(3):
         kernel, bias = p[f"image/conv{layer}/kernel"], p[f"image/conv{layer}/bias"]
         padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
@@ -484,7 +484,7 @@ def expected_texts(problem: Problem) -> np.ndarray:
 
 
 def transform(p: dict[str, np.ndarray], spec: ModelSpec, tokens: np.ndarray) -> np.ndarray:
-    """One text without its padding, token by token and head by head."""
+    """Return the feature of a text without padding, computed token by token and head by head."""
     width = spec.text_width
     size = width // spec.heads
     x = p["text/tokens"][tokens] + p["text/positions"][: len(tokens)]

@@ -1,4 +1,4 @@
-"""AdamW against torch's own, on every namespace."""
+"""AdamW on every namespace against the AdamW of torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def torchs_own() -> dict[str, np.ndarray]:
     return {name: leaf.detach().numpy() for name, leaf in leaves.items()}
 
 
-def test_ten_steps_are_those_of_torch(space: Any) -> None:
+def test_ten_steps_match_the_adamw_of_torch(space: Any) -> None:
     parameters, steps = problem()
     optimizer = AdamW(space.xp, **SETTINGS)
 
@@ -81,7 +81,7 @@ def test_state_is_flat_and_starts_at_zero(eager_space: Any) -> None:
     assert not any(np.any(eager_space.to_numpy(array)) for array in state.values())
 
 
-def test_nothing_that_came_in_is_written_to() -> None:
+def test_the_arguments_are_not_written_to() -> None:
     parameters, steps = problem()
     optimizer = AdamW(np, **SETTINGS)
     state = optimizer.init(parameters)
@@ -102,7 +102,7 @@ def test_the_first_step_is_the_learning_rate_in_float32() -> None:
     np.testing.assert_allclose(new["a"], [-1.0, 1.0, -1.0], rtol=5e-7)
 
 
-def test_without_memory() -> None:
+def test_betas_of_zero_keep_no_memory() -> None:
     # beta1 = beta2 = 0: p - lr g / (|g| + epsilon)
     parameters, steps = problem()
     optimizer = AdamW(np, weight_decay=0.0, beta1=0.0, beta2=0.0, epsilon=0.5)
@@ -123,6 +123,6 @@ def test_without_memory() -> None:
         ({"epsilon": 0.0}, ValueError, r"epsilon must be greater than 0, got 0\.0"),
     ],
 )
-def test_bad_settings(setting: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_settings_are_refused(setting: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{message}$"):
         AdamW(np, **{**SETTINGS, **setting})

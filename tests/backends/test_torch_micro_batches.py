@@ -56,7 +56,7 @@ def gradients(*modules: Any) -> list[Any]:
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 100])
 def test_gradients_are_those_of_the_whole_batch(size: int) -> None:
     results = []
-    for chunked in (False, True):
+    for split in (False, True):
         towers, loss = Towers(), loss_module()
         inputs = tuple(x.requires_grad_() for x in batch())
         calls: list[int] = []
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_whole_batch(size: int) -> None:
             calls.append(len(image))
             return loss(image, text, INDEX)
 
-        if chunked:
+        if split:
             value = micro_batches(towers, inputs, objective, size=size)
             assert not value.requires_grad
         else:
@@ -91,7 +91,7 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
 
 def test_dropout_is_replayed_and_the_generator_ends_as_after_one_pass() -> None:
     results = []
-    for chunked in (False, True):
+    for split in (False, True):
         towers, loss = Towers(dropout=0.4), loss_module()
 
         def objective(image: Any, text: Any, loss: Any = loss) -> Any:
@@ -99,7 +99,7 @@ def test_dropout_is_replayed_and_the_generator_ends_as_after_one_pass() -> None:
 
         inputs = batch()
         torch.manual_seed(3)
-        if chunked:
+        if split:
             value = micro_batches(towers, inputs, objective, size=3)
         else:
             parts = [towers(*(x[start : start + 3] for x in inputs)) for start in (0, 3, 6)]
@@ -122,13 +122,13 @@ class Method:
 
 
 @pytest.mark.parametrize("known", ["encode is the module", "encode is its method", "model"])
-def test_running_statistics_are_updated_once_per_chunk(known: str) -> None:
+def test_running_statistics_are_updated_once_per_micro_batch(known: str) -> None:
     results = []
-    for chunked in (False, True):
+    for split in (False, True):
         towers, loss = Towers(norm=True), loss_module()
         inputs = batch(6)
         objective = lambda image, text, loss=loss: loss(image, text, INDEX[:6])  # noqa: E731
-        if chunked:
+        if split:
             encode = {
                 "encode is the module": towers,
                 "encode is its method": towers.forward,
@@ -158,8 +158,8 @@ def test_autocast_around_the_call_reaches_both_passes() -> None:
         inputs = tuple(x.float() for x in batch())
         kinds = []
 
-        def encode(*chunk: Any, towers: Any = towers, kinds: list[Any] = kinds) -> Any:
-            features = towers.image(chunk[0]), towers.text(chunk[1])
+        def encode(*micro_batch: Any, towers: Any = towers, kinds: list[Any] = kinds) -> Any:
+            features = towers.image(micro_batch[0]), towers.text(micro_batch[1])
             kinds.append(features[0].dtype)
             return features
 
@@ -222,7 +222,7 @@ class Sharded(Towers):
 
 
 @pytest.mark.parametrize("kind", [Synchronised, Sharded])
-def test_only_the_last_chunk_synchronises_gradients(kind: Any) -> None:
+def test_only_the_last_micro_batch_synchronises_gradients(kind: Any) -> None:
     towers, loss = kind(), loss_module()
     micro_batches(towers, batch(), lambda *features: loss(*features, INDEX), size=3, model=towers)
     assert [active for grad, active in towers.seen if grad] == [False, False, True]

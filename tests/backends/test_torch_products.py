@@ -15,7 +15,7 @@ from drrho_reference import conformance
 from drrho_torch import onednn_products, products
 
 import drrho_core
-from drrho_core._routines import matmul_for
+from drrho_core._routines import tile_routines
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -23,7 +23,7 @@ UNIT = 5e-6
 
 
 def chosen(dtype: torch.dtype = torch.float32) -> Any:
-    return matmul_for(torch.zeros((2, 2), dtype=dtype), array_api_compat.torch)
+    return tile_routines(torch.zeros((2, 2), dtype=dtype), array_api_compat.torch)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +97,8 @@ def test_bad_settings_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
 def test_other_dtypes_devices_and_libraries_are_multiplied_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     with onednn_products():
         assert chosen(torch.float64) is operator.matmul
-        assert matmul_for(torch.zeros((2, 2), device="meta"), array_api_compat.torch) is operator.matmul
-        assert matmul_for(np.zeros((2, 2), dtype=np.float32), array_api_compat.numpy) is operator.matmul
+        assert tile_routines(torch.zeros((2, 2), device="meta"), array_api_compat.torch)[0] is operator.matmul
+        assert tile_routines(np.zeros((2, 2), dtype=np.float32), array_api_compat.numpy)[0] is operator.matmul
 
 
 @pytest.mark.parametrize(("name", "value"), [("is_available", lambda: False), ("enabled", False)])
@@ -114,9 +114,9 @@ def test_a_backend_may_choose_for_its_library_alone(register_routines: Any) -> N
 
     register_routines("numpy", matmul=lambda like: twice if like.dtype == np.float32 else None)
     features = np.eye(3, dtype=np.float32)
-    assert matmul_for(features, array_api_compat.numpy) is twice
-    assert matmul_for(features.astype(np.float64), array_api_compat.numpy) is operator.matmul
-    assert matmul_for(torch.eye(3), array_api_compat.torch) is operator.matmul
+    assert tile_routines(features, array_api_compat.numpy)[0] is twice
+    assert tile_routines(features.astype(np.float64), array_api_compat.numpy)[0] is operator.matmul
+    assert tile_routines(torch.eye(3), array_api_compat.torch)[0] is operator.matmul
     loss = drrho_core.info_nce(features, features, temperature=1.0).loss
     assert float(loss) == pytest.approx(np.log(1 + 2 * np.exp(-2)), rel=1e-6)  # it is what the losses multiply with
 

@@ -1,4 +1,4 @@
-"""The hand-written gradient of the MLP towers, on every namespace, against differences and against autograd."""
+"""The hand-written gradient of the perceptrons on every namespace, against finite differences and autograd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPEC = ModelSpec("mlp", image_size=4, channels=2, vocabulary_size=9, context_len
 
 
 def problem() -> dict[str, Any]:
-    """Asymmetric everywhere: other numbers of images and words, biases that are not zero."""
+    """An asymmetric problem: different sizes of images and texts, and biases that are not zero."""
     generator = np.random.default_rng(11)
     parameters = initial_parameters(SPEC, seed=5)
     return {
@@ -48,7 +48,7 @@ def test_relu_hides_no_nan() -> None:
     assert np.isnan(y).all()
 
 
-def test_gradient_against_finite_differences() -> None:
+def test_gradient_matches_finite_differences() -> None:
     p = problem()
     model = MLPModel(SPEC, np)
     gradients = model.encode(p["parameters"], p["images"], p["texts"])[2](p["image_gradient"], p["text_gradient"])
@@ -69,7 +69,7 @@ def test_gradient_against_finite_differences() -> None:
         np.testing.assert_allclose(gradients[name], numeric / (2 * step), rtol=1e-7, atol=3e-9, err_msg=name)
 
 
-def test_gradient_against_autograd() -> None:
+def test_gradient_matches_autograd() -> None:
     torch = pytest.importorskip("torch")
     p = problem()
     gradients = MLPModel(SPEC, np).encode(p["parameters"], p["images"], p["texts"])[2](
@@ -89,7 +89,7 @@ def test_gradient_against_autograd() -> None:
         np.testing.assert_allclose(gradients[name], gradient.numpy(), rtol=1e-12, atol=1e-14, err_msg=name)
 
 
-def test_every_namespace_agrees(space: Any) -> None:
+def test_every_namespace_returns_the_same_numbers(space: Any) -> None:
     p = problem()
     expected_images, expected_texts, pullback = MLPModel(SPEC, np).encode(p["parameters"], p["images"], p["texts"])
     expected = pullback(p["image_gradient"], p["text_gradient"])
@@ -115,7 +115,7 @@ def test_every_namespace_agrees(space: Any) -> None:
         np.testing.assert_allclose(space.to_numpy(result), value, rtol=0, atol=space.unit * scale, err_msg=name)
 
 
-def test_one_side_alone_is_the_same() -> None:
+def test_a_tower_alone_returns_the_features_of_the_pair() -> None:
     p = problem()
     model = MLPModel(SPEC, np)
     image_features, text_features, _ = model.encode(p["parameters"], p["images"], p["texts"])
@@ -123,7 +123,7 @@ def test_one_side_alone_is_the_same() -> None:
     assert np.array_equal(model.encode_texts(p["parameters"], p["texts"]), text_features)
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     p = problem()
     with pytest.raises(ValueError, match=r"^architecture must be 'mlp' for MLPModel, got 'conv'$"):
         MLPModel(ModelSpec("conv", image_size=4, channels=2, vocabulary_size=9, context_length=5), np)

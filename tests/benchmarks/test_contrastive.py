@@ -83,7 +83,7 @@ def test_candidate_that_does_not_fit_into_memory_is_skipped_with_a_reason() -> N
     assert reason_to_skip("dense autograd", 256) is None
 
 
-def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_figures_and_checks_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--backend", "numpy", "--sizes", "8", "16", "--memory-sizes", "0", "--rounds", "1"]
     assert main(["bench", *options, "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -76,7 +76,7 @@ def run(tmp_path: Path, *sections: Section, seconds: float = 30, results: Result
     return rows
 
 
-def test_whatever_happens_to_a_case_is_its_row_and_hides_no_other(tmp_path: Path) -> None:
+def test_every_end_of_a_case_becomes_a_row_and_later_cases_run(tmp_path: Path) -> None:
     rows = run(tmp_path, section("ok", "raise", "ok", "eat", "die", "ok", "hang", "ok", seconds=2))
     assert [(row["do"], row["status"]) for row in rows] == [
         ("ok", "ok"),
@@ -98,13 +98,13 @@ def test_whatever_happens_to_a_case_is_its_row_and_hides_no_other(tmp_path: Path
     assert len(set(processes)) == 3
 
 
-def test_a_section_that_dies_leaves_its_neighbour_alone(tmp_path: Path) -> None:
+def test_section_that_dies_does_not_stop_its_neighbour(tmp_path: Path) -> None:
     rows = run(tmp_path, section("die", name="one"), section("ok", "ok", name="other"))
     assert {(row["section"], row["status"]) for row in rows} == {("one", "failed"), ("other", "ok")}
     assert len(rows) == 3
 
 
-def test_what_the_time_does_not_suffice_for_is_named(tmp_path: Path) -> None:
+def test_cases_without_time_are_named(tmp_path: Path) -> None:
     began = time.monotonic()
     rows = run(tmp_path, section("hang", "ok", "raise"), seconds=1)
     assert time.monotonic() - began < 20
@@ -113,7 +113,7 @@ def test_what_the_time_does_not_suffice_for_is_named(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows] == [over, f"not begun: {over}", f"not begun: {over}"]
 
 
-def test_a_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_process_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ENDING_SECONDS", 0.2)
     began = time.monotonic()
     rows = run(tmp_path, section("ok", "hang at the end"))
@@ -121,7 +121,7 @@ def test_a_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytes
     assert [row["status"] for row in rows] == ["ok", "ok"]
 
 
-def test_without_a_process_there_is_a_row_all_the_same(tmp_path: Path) -> None:
+def test_failing_start_of_a_process_becomes_a_row(tmp_path: Path) -> None:
     results = Results(tmp_path / "rows.jsonl")
 
     def command(*_: Any) -> list[str]:
@@ -132,7 +132,7 @@ def test_without_a_process_there_is_a_row_all_the_same(tmp_path: Path) -> None:
     assert "no such program" in results.rows[0]["reason"]
 
 
-def test_an_absent_library_is_one_row_and_is_not_asked_again(tmp_path: Path) -> None:
+def test_absent_library_is_one_row_and_skips_later_sections(tmp_path: Path) -> None:
     results = Results(tmp_path / "rows.jsonl")
     run(tmp_path, section("absent", "ok", needs="torch"), results=results)
     rows = run(tmp_path, section("ok", "ok", name="second", needs="torch"), section("ok", needs="jax"), results=results)
@@ -140,12 +140,12 @@ def test_an_absent_library_is_one_row_and_is_not_asked_again(tmp_path: Path) -> 
     assert {row["reason"] for row in rows[:2]} == {"there is no such library"}
 
 
-def test_a_process_that_cannot_start_fails_all_cases_at_once(tmp_path: Path) -> None:
+def test_process_that_cannot_start_fails_all_cases_at_once(tmp_path: Path) -> None:
     rows = run(tmp_path, section("cannot start", "ok"))
     assert [row["reason"] for row in rows] == ["ended with exit code 1: a broken installation"] * 2
 
 
-def test_a_row_is_on_disk_before_anybody_hears_of_it(tmp_path: Path) -> None:
+def test_row_is_on_disk_before_it_is_printed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     heard: list[bool] = []
     results = Results(path, lambda row: heard.append(json.loads(path.read_text().splitlines()[-1]) == row))
@@ -179,7 +179,7 @@ OTHERS: list[Row] = [
 SETTING = {"command": "make gpu", "python": "3.12.3", "numpy": "2.5.2", "date": "2026-11-26", "seconds": 421.0}
 
 
-def test_the_page_has_every_row_and_its_figures() -> None:
+def test_page_has_every_row_with_figures() -> None:
     written = page.page(SETTING, [SPEED, LOST, *OTHERS])
     assert "| torch | fused | yes | 65,536 | 70.5 | 374.2 | 47% | 561.3 | 71% | 615 |\n" in written
     lost = "out of memory: a / b 'c' d (e)(f) in benchmarks/gpu and some.so"
@@ -197,7 +197,7 @@ def test_the_page_has_every_row_and_its_figures() -> None:
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
-def test_the_table_has_a_line_for_every_row() -> None:
+def test_table_has_a_line_for_every_row() -> None:
     lines = page.table([SPEED, LOST, *OTHERS]).splitlines()
     assert len(lines) == 7
     assert lines[0] == (
@@ -207,7 +207,7 @@ def test_the_table_has_a_line_for_every_row() -> None:
     assert all(line.startswith(row["section"]) for line, row in zip(lines, [SPEED, LOST, *OTHERS], strict=True))
 
 
-def test_the_headline_comes_early_and_everything_fits_into_the_time() -> None:
+def test_largest_batch_comes_early_and_all_sections_fit_into_the_time() -> None:
     groups = plan.schedule(sizes=plan.SIZES, only=plan.PARTS, dry_run=False)
     assert list(dict.fromkeys(section.part for group in groups for section in group)) == list(plan.PARTS)
     assert all(len(group) == 1 for group in groups if group[0].part in ("sweeps", "peers"))  # what is timed runs alone
@@ -231,7 +231,7 @@ def wheel(folder: Path, name: str, module: str, tag: str = "py3-none-any") -> No
         file.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
 
 
-def test_wheels_stand_in_for_what_is_missing_only(tmp_path: Path) -> None:
+def test_only_wheels_of_missing_packages_are_unpacked(tmp_path: Path) -> None:
     wheels, target = tmp_path / "wheels", tmp_path / "unpacked"
     wheels.mkdir()
     wheel(wheels, "made_up_for_a_test", "made_up_for_a_test")
@@ -251,7 +251,7 @@ def test_wheels_stand_in_for_what_is_missing_only(tmp_path: Path) -> None:
         packages.unpack(tmp_path / "nowhere", target)
 
 
-def test_one_line_says_what_is_missing_and_how_to_get_it() -> None:
+def test_missing_packages_and_their_download_are_named_in_one_line() -> None:
     needs = [
         packages.Need("json", "json", "nothing"),
         packages.Need("made_up_for_a_test", "made-up==1.0", "the tests", ("another",)),
@@ -265,9 +265,7 @@ def test_one_line_says_what_is_missing_and_how_to_get_it() -> None:
     assert packages.advice([]) == "missing packages: none"
 
 
-def test_without_an_installation_the_backends_are_named_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backends_are_registered_without_an_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -280,7 +278,7 @@ def test_without_an_installation_the_backends_are_named_all_the_same(
     assert points == project["entry-points"]["drrho.backends"]
 
 
-def test_without_a_gpu_nothing_is_written_into_the_docs(tmp_path: Path) -> None:
+def test_no_page_is_written_without_a_gpu(tmp_path: Path) -> None:
     folder = ROOT / "docs/benchmarks/gpu"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     command = [sys.executable, "-m", "benchmarks.gpu", "--only", "peers"]

@@ -25,7 +25,7 @@ def test_parameters_have_their_shapes_and_depend_on_the_seed_alone(spec: ModelSp
     assert not np.array_equal(first["image/projection/kernel"], other["image/projection/kernel"])
 
 
-def test_shapes_of_the_convolution_and_transformer_pair() -> None:
+def test_conv_parameters_have_the_documented_shapes() -> None:
     shapes = parameter_shapes(CONV)
     assert shapes["image/conv0/kernel"] == (16, 3, 3, 3)
     assert shapes["image/conv2/kernel"] == (64, 32, 3, 3)
@@ -62,18 +62,18 @@ def test_kernels_start_at_the_size_that_keeps_activations_alive() -> None:
         ({"heads": 5}, r"heads must divide 2 \* width = 32, got 5"),
     ],
 )
-def test_bad_specs(change: dict[str, object], message: str) -> None:
+def test_a_bad_spec_names_field_rule_and_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=f"^{message}$"):
         replace(CONV, **change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "0"])
-def test_bad_seed(seed: object) -> None:
+def test_a_bad_seed_is_refused(seed: object) -> None:
     with pytest.raises(BadInput, match=r"^seed must be an integer of at least 0, got "):
         initial_parameters(MLP, seed=seed)  # type: ignore[arg-type]
 
 
-def test_json_round_trip() -> None:
+def test_a_spec_survives_json_and_unknown_fields_are_refused() -> None:
     values = json.loads(json.dumps(CONV.to_json()))
     assert ModelSpec.from_json(values) == CONV
     with pytest.raises(BadInput, match=r"^a model must have the fields architecture, .* got architecture, "):

@@ -1,4 +1,4 @@
-"""The command line as its user meets it: one clear line and exit code 2 for whatever is wrong, nothing overwritten."""
+"""The command line: every mistake of the user gives one clear line and exit code 2, and no file is overwritten."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # --- what works ---------------------------------------------------------------------------------------------------
 
 
-def test_a_users_own_table_from_reference_to_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_pairs_leads_from_a_reference_run_to_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = write_pairs(tmp_path / "mine", 120)
     small = ["--epochs", "3", "--image-size", "16", "--width", "4", "--backend", "torch"]
     reference, steered = tmp_path / "reference", tmp_path / "steered"
@@ -178,7 +180,7 @@ def test_help_loads_no_framework() -> None:
         (["demo", "--out", "x", "--backend", "tf"], ["backend", "'tf'"]),
     ],
 )
-def test_bad_usage_is_one_line(
+def test_bad_usage_gives_one_line_and_writes_nothing(
     arguments: list[str],
     parts: list[str],
     tmp_path: Path,
@@ -216,7 +218,7 @@ def test_bad_usage_is_one_line(
         ),
     ],
 )  # fmt: skip
-def test_temperatures_that_do_not_fit_are_one_line(
+def test_temperature_settings_that_do_not_fit_give_one_line(
     method: str, options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -225,7 +227,7 @@ def test_temperatures_that_do_not_fit_are_one_line(
     assert not out.exists()
 
 
-def test_settings_from_before_take_their_defaults_and_unknown_ones_are_refused() -> None:
+def test_missing_later_settings_take_defaults_and_unknown_settings_are_refused() -> None:
     now = TrainConfig(data="digits", method="clip")
     later = {
         "temperature_scheme", "temperature_learning_rate", "temperature_min", "temperature_max", "radius", "estimator"
@@ -274,7 +276,7 @@ def test_learned_temperatures_are_logged(
 
 @pytest.mark.parametrize("scheme", ["global", "per_sample"])
 def test_the_radius_reaches_the_objective(scheme: str, tmp_path: Path) -> None:
-    """At the first step nothing but the radius differs: by 0.5 in the gradient, by 0.5 tau in the loss."""
+    """At the first step only the radius differs, which adds 0.5 to the gradient and 0.5 tau to the loss."""
     first = []
     for radius in ("1", "1.5"):
         out = tmp_path / radius
@@ -289,7 +291,7 @@ def test_the_radius_reaches_the_objective(scheme: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["global", "per_sample"])
 @pytest.mark.parametrize(("radius", "bound"), [("1e-9", 0.08), ("5", 0.06)])  # the logarithm of 127 negatives is 4.8
 def test_the_bounds_reach_the_temperature(scheme: str, radius: str, bound: float, tmp_path: Path) -> None:
-    """At a rate far too large the first visit ends at a bound: which one, the radius says."""
+    """With a very large learning rate the first visit ends at a bound, which depends on the radius."""
     out = tmp_path / "run"
     options = f"--method sogclr --radius {radius} --temperature-scheme {scheme} --temperature-learning-rate 1000"
     bounds = "--temperature-min 0.06 --temperature-max 0.08 --dtype float64"
@@ -300,7 +302,7 @@ def test_the_bounds_reach_the_temperature(scheme: str, radius: str, bound: float
     assert set(np.concatenate(tables).tolist()) == {bound} | never_visited
 
 
-def test_the_process_exits_with_two(tmp_path: Path) -> None:
+def test_the_process_exits_with_code_two(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "drrho_clip.cli", "evaluate", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -310,7 +312,9 @@ def test_the_process_exits_with_two(tmp_path: Path) -> None:
 # --- bad files ----------------------------------------------------------------------------------------------------
 
 
-def test_bad_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_table_is_refused_with_the_place_of_the_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = write_pairs(tmp_path / "good", 8)
     text = table.read_text(encoding="utf-8")
     out = tmp_path / "run"
@@ -338,7 +342,7 @@ def test_a_folder_with_a_run_is_refused(reference: Path, capsys: pytest.CaptureF
     assert {path.name: path.read_bytes() for path in reference.iterdir()} == before
 
 
-def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_as_output_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     message = fails(capsys, "train", "--data", "digits", "--method", "clip", "--out", str(tmp_path / "file"), *TINY)
     assert "file" in message

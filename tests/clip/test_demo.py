@@ -1,4 +1,4 @@
-"""The demonstration's plumbing: ``drrho demo --quick`` from the command line to the page in a browser."""
+"""The whole path of ``drrho demo --quick``, from the command line to the page in a browser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _quick(out: Path, backend: str, *more: str) -> None:
 
 @pytest.fixture(scope="module", params=["numpy", "torch", "jax"])
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a quick demo; its name is the backend's."""
+    """The folder of a quick demo; the name of the folder is the name of the backend."""
     out = tmp_path_factory.mktemp("demo") / str(request.param)
     _quick(out, out.name)
     return out
@@ -67,7 +67,7 @@ def test_a_second_run_gives_the_same_figures(demo: Path) -> None:
         assert first["metrics"] == second["metrics"]
 
 
-def test_an_interrupted_demo_goes_on(demo: Path) -> None:
+def test_an_interrupted_demo_continues(demo: Path) -> None:
     if demo.name != "numpy":
         pytest.skip("resuming single runs is tested for every backend elsewhere")
     assert main(["demo", "--quick", "--out", str(demo), "--backend", demo.name]) == 2
@@ -79,7 +79,7 @@ def test_an_interrupted_demo_goes_on(demo: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["scenes", "digits"])
-def test_the_comparison_is_fair(data: str, tmp_path: Path) -> None:
+def test_the_three_methods_share_all_settings_but_the_learning_rate(data: str, tmp_path: Path) -> None:
     backend = "torch" if data == "scenes" else "numpy"
     configs = demo_configs(data, backend, seed=3, quick=False, runs=tmp_path)
     learners = [configs[method].to_json() for method in ("clip", "sogclr", "drrho")]
@@ -100,8 +100,8 @@ def test_learning_rates_are_the_best_of_the_recorded_trials(data: str) -> None:
         assert trials[role][f"{rate:g}"] == max(trials[role].values())
 
 
-def test_pair_weights_by_hand(demo: Path) -> None:
-    """One anchor's weights again, by a loop over its negatives."""
+def test_pair_weights_match_a_loop_over_the_negatives(demo: Path) -> None:
+    """The weights of one anchor, computed by a loop over the negatives."""
     if demo.name != "numpy":
         pytest.skip("one backend is enough for arithmetic on features")
     runs = demo / "runs" / "seed0"

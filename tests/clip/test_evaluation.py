@@ -1,4 +1,4 @@
-"""Retrieval and zero-shot accuracy: hand-worked ranks, the same by loops, ties, equal captions and bad input."""
+"""Retrieval and zero-shot accuracy against ranks by hand and by loops; ties, equal captions and bad input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def from_similarity(similarity: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ranks_by_loops(similarity: np.ndarray, query_captions: list[str], answer_captions: list[str]) -> list[int]:
-    """The definition, one query and one answer at a time."""
+    """R@k by definition, with loops over queries and answers."""
     ranks = []
     for q, own in enumerate(query_captions):
         best = max(similarity[q, a] for a, caption in enumerate(answer_captions) if caption == own)
@@ -123,7 +123,7 @@ class TestGalleries:
     num_captions=st.integers(1, 23),
     levels=st.integers(1, 6),
 )
-def test_retrieval_equals_the_loops(seed: int, n: int, gallery_size: int, num_captions: int, levels: int) -> None:
+def test_retrieval_matches_plain_loops(seed: int, n: int, gallery_size: int, num_captions: int, levels: int) -> None:
     # Small integers as features: inner products are exact, ties are many.
     generator = np.random.default_rng(seed)
     images, texts = generator.integers(0, levels, size=(2, n, 3))
@@ -216,7 +216,7 @@ PAIR = np.eye(2)
         (lambda: nearest(PAIR, PAIR, k=True), "k must be an integer from 1 .*, got True"),
     ],
 )
-def test_bad_input_is_one_clear_line(call: Any, message: str) -> None:
+def test_bad_input_names_argument_rule_and_value(call: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""`drrho_core.training` still leads to `drrho_clip`, under the names of 0.1, and says once that it moved."""
+"""The old names `drrho_core.training.*` lead to `drrho_clip`, with one warning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD_AND_NEW = {
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints; a warning is an error."""
+    """Return the output of a fresh interpreter in which a warning is an error."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
@@ -38,6 +38,6 @@ def test_old_modules_are_the_new_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "data.nothing"])
-def test_a_module_that_never_was_is_not_found(name: str) -> None:
+def test_an_unknown_old_module_is_not_found(name: str) -> None:
     code = f"import warnings; warnings.simplefilter('ignore'); import drrho_core.training.{name}"
     assert f"ModuleNotFoundError: No module named 'drrho_core.training.{name}'" in python(code)

@@ -79,16 +79,19 @@ def test_tuples_flags_positionals_and_both_spellings() -> None:
         ("bake --out a --racks", "--racks: expected at least one argument"),
         ("bake --out", "--out: expected one argument"),
         ("bake", "the following arguments are required: --out (see kitchen bake --help)"),
-        ("bake --out a --ou b", "unrecognized arguments: --ou b (see kitchen --help)"),  # no abbreviations
+        ("bake --out a --ou b", "unrecognized arguments: --ou b (see kitchen bake --help)"),  # no abbreviations
         ("eat", "the following arguments are required: NAME (see kitchen eat --help)"),
         ("", "the following arguments are required: {bake,eat} (see kitchen --help)"),
-        ("sleep", "command: invalid choice: 'sleep' (choose from 'bake', 'eat')"),
+        ("sleep", "command: invalid choice: 'sleep' (choose from bake, eat)"),
     ],
 )
 def test_usage_errors_name_option_rule_and_value(line: str, message: str) -> None:
     with pytest.raises(BadInput) as error:
         kitchen(line)
-    assert str(error.value).replace("{bake,eat}: ", "command: ") == message
+    found = str(error.value)
+    if line == "sleep":  # Python 3.11 quotes the choices, later versions do not
+        found = found.replace("'bake', 'eat'", "bake, eat")
+    assert found == message
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class TestPng:
 
 
 class TestNumbersAndWords:
-    def test_percent(self) -> None:
+    def test_shares_are_written_in_per_cent(self) -> None:
         assert percent(0.5196) == "52.0\N{NO-BREAK SPACE}%"
         assert percent(math.nan) == DASH
 
@@ -90,7 +90,7 @@ class TestNumbersAndWords:
             (math.inf, DASH, DASH),
         ],
     )
-    def test_numbers(self, value: float, short: str, full: str) -> None:
+    def test_numbers_have_three_digits(self, value: float, short: str, full: str) -> None:
         assert (number(value), figures(value)) == (short, full)
 
     def test_characters_that_xml_cannot_hold_are_replaced(self) -> None:
@@ -100,7 +100,7 @@ class TestNumbersAndWords:
         # The charts are drawn with these colours, and each is then replaced by its name.
         assert len(set(PALETTE.values())) == len(PALETTE)
 
-    def test_methods_come_in_the_readers_order_and_keep_their_colour(self) -> None:
+    def test_methods_have_a_fixed_order_and_colour(self) -> None:
         assert ordered(["siglip", "drrho", "clip", "siglip", "reference"]) == ["reference", "clip", "drrho", "siglip"]
         assert css_class("drrho") == "drrho"
         assert css_class("siglip") == css_class("siglip") != css_class("drrho")
@@ -339,7 +339,7 @@ def table_rows(text: str) -> list[list[str]]:
 
 
 class TestPage:
-    def test_it_loads_nothing_and_runs_nothing(self, page_text: str) -> None:
+    def test_page_loads_no_file_and_runs_no_script(self, page_text: str) -> None:
         assert "http://" not in page_text
         assert "https://" not in page_text
         assert "url(" not in page_text
@@ -353,7 +353,7 @@ class TestPage:
         (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv"))
         assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
-    def test_everything_has_words_for_those_who_do_not_see_it(self, page_text: str) -> None:
+    def test_every_picture_and_table_has_words_for_screen_readers(self, page_text: str) -> None:
         page = Page(page_text)
         names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
         assert len(set(names)) == len(names)
@@ -368,14 +368,14 @@ class TestPage:
         assert all(head.get("scope") in {"row", "col"} for head in page.all("th"))
         assert next(page.all("html"))["lang"] == "en"
 
-    def test_charts_are_well_formed(self, page_text: str) -> None:
+    def test_charts_are_well_formed_xml_with_title_and_description(self, page_text: str) -> None:
         for chart in re.findall(r"<svg.*?</svg>", page_text, flags=re.DOTALL):
             root = ElementTree.fromstring(chart)
             assert root.findtext("title")
             assert root.findtext("desc")
             assert "nan" not in chart
 
-    def test_the_parts_come_in_the_readers_order(self, page_text: str) -> None:
+    def test_sections_have_a_fixed_order(self, page_text: str) -> None:
         assert [s["id"] for s in Page(page_text).all("section")] == [
             "results",
             "training",
@@ -384,7 +384,7 @@ class TestPage:
             "fairness",
         ]
 
-    def test_what_is_missing_is_left_out(self) -> None:
+    def test_empty_parts_are_left_out(self) -> None:
         text = render_report(ReportData(title="A first run", results=[row("clip", 0.25)]))
         page = Page(text)
         assert [section["id"] for section in page.all("section")] == ["results"]
@@ -397,13 +397,13 @@ class TestPage:
         )
         assert render_report(empty) == text
 
-    def test_no_swapped_captions_are_known(self) -> None:
+    def test_weights_of_one_group_are_drawn_alone(self) -> None:
         data = ReportData(title="t", results=[row("drrho", 0.5)], weights={"drrho": {"clean": np.array([1.0, 3.0])}})
         text = Page(render_report(data)).text
         assert "clean: median 2.00" in text
         assert "swapped" not in text
 
-    def test_results_of_one_seed(self) -> None:
+    def test_table_of_one_seed_has_no_ranges(self) -> None:
         results = [row("drrho", 0.52), row("clip", 0.262), row("reference", None, samples_seen=123456.0)]
         assert table_rows(render_report(ReportData(title="t", results=results))) == [
             ["Reference model", DASH, "*50.0*", "*75.0*", "*40.0*", "123,456", "20"],
@@ -411,14 +411,14 @@ class TestPage:
             ["DRRho-CLIP", "*52.0*", "*50.0*", "*75.0*", "*40.0*", "1,000", "20"],
         ]
 
-    def test_short_times_have_a_decimal(self) -> None:
+    def test_times_below_ten_seconds_have_a_decimal(self) -> None:
         results = [row("clip", 0.5, seconds=3.25), row("drrho", 0.5, seconds=12)]
         assert [cells[-1] for cells in table_rows(render_report(ReportData(title="t", results=results)))] == [
             "3.2",
             "12.0",
         ]
 
-    def test_several_seeds_are_averaged_and_their_range_is_told(self) -> None:
+    def test_table_of_several_seeds_has_means_and_ranges(self) -> None:
         results = [row("drrho", 0.5, seed=3), row("clip", 0.2, seed=3), row("drrho", 0.6), row("clip", 0.3)]
         text = render_report(ReportData(title="t", results=results))
         clip, drrho = table_rows(text)
@@ -448,12 +448,12 @@ class TestPage:
             ({"clip": None}, "No retrieval was measured."),
         ],
     )
-    def test_the_headline_says_what_the_figures_say(self, values: dict[str, float], sentence: str) -> None:
+    def test_headline_follows_from_the_figures(self, values: dict[str, float], sentence: str) -> None:
         text = render_report(ReportData(title="t", results=[row(method, r1) for method, r1 in values.items()]))
         (headline,) = re.findall(r'<p class="headline">(.*?)</p>', text)
         assert re.sub("<[^>]*>", "", headline).replace("\N{NO-BREAK SPACE}", " ") == sentence
 
-    def test_curves_skip_what_is_not_known(self) -> None:
+    def test_points_without_a_value_are_left_out_of_a_curve(self) -> None:
         points: list[dict[str, float | None]] = [
             {"samples_seen": 50, "loss": 4.0, "validation_r1": None},
             {"samples_seen": 100, "loss": float("nan"), "validation_r1": 0.25},
@@ -464,14 +464,14 @@ class TestPage:
         assert "CLIP from 25.0 % to 25.0 %." in text
         assert "Surrogate" not in text
 
-    def test_objective_and_surrogate_are_two_plots_with_their_meaning(self, page_text: str) -> None:
+    def test_objective_and_surrogate_are_two_explained_figures(self, page_text: str) -> None:
         text = Page(page_text).text
         assert "Objective estimate against samples seen" in text
         assert "it estimates the objective that the method minimises" in text
         assert "Surrogate against samples seen" in text
         assert "its value means nothing" in text
 
-    def test_weights_in_numbers(self) -> None:
+    def test_table_of_weights_has_number_mean_and_median(self) -> None:
         weights = {"drrho": {"clean": np.array([[1.0, 2.0], [3.0, 10.0]]), "swapped": np.array([0.5, 1.5])}}
         text = render_report(ReportData(title="t", results=[row("drrho", 0.5)], weights=weights))
         assert "the mean weight of a swapped caption is 0.250 times that of a clean one" in text
@@ -479,13 +479,13 @@ class TestPage:
         assert "<td>4</td><td>4.00</td><td>2.50</td>" in text
         assert "<td>2</td><td>1.00</td><td>1.00</td>" in text
 
-    def test_other_groups_than_clean_and_swapped(self) -> None:
+    def test_heading_of_other_groups_names_no_swapped_captions(self) -> None:
         weights = {"drrho": {"short": np.zeros(2), "long": np.array([1.0])}}
         text = render_report(ReportData(title="t", results=[row("drrho", 0.5)], weights=weights))
         assert "The weights that the captions get" in text
         assert "times that of" not in text
 
-    def test_learning_rates(self) -> None:
+    def test_chosen_learning_rates_are_bold(self) -> None:
         rates: dict[str, dict[float, float]] = {"drrho": {1e-3: 0.4, 4e-3: 0.5}, "clip": {1e-3: 0.2, 2e-3: 0.1}}
         data = ReportData(
             title="t", results=[row("drrho", 0.5)], learning_rates=rates, chosen_learning_rates={"clip": 2e-3}
@@ -497,7 +497,7 @@ class TestPage:
             ["DRRho-CLIP", "40.0", DASH, "*50.0* chosen"],
         ]
 
-    def test_the_gallery_frames_what_is_correct(self) -> None:
+    def test_gallery_frames_correct_images(self) -> None:
         image = np.zeros((4, 4, 3), dtype=np.uint8)
         found = [RetrievedImage(image, "a cube", False), RetrievedImage(image, "a ball", True)]
         data = ReportData(title="t", results=[row("drrho", 0.5)], gallery=[GalleryRow("a ball", {"drrho": found})])
@@ -533,13 +533,15 @@ class TestPage:
 
 
 class TestFiles:
-    def test_the_file_is_the_page_and_nothing_else_stays(self, sample_report: ReportData, tmp_path: Path) -> None:
+    def test_written_file_is_the_page_and_no_partial_file_stays(
+        self, sample_report: ReportData, tmp_path: Path
+    ) -> None:
         path = write_report(str(tmp_path / "report.html"), sample_report)
         assert path == tmp_path / "report.html"
         assert path.read_text(encoding="utf-8") == render_report(sample_report)
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_the_same_data_give_the_same_bytes(self, sample_report: ReportData) -> None:
+    def test_same_data_give_same_bytes(self, sample_report: ReportData) -> None:
         assert render_report(sample_report) == render_report(sample_report)
 
     @pytest.mark.parametrize(
@@ -569,7 +571,7 @@ class TestFiles:
         assert path.read_text(encoding="utf-8") == "what was there"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_the_picture_for_the_readme_stands_alone(self, sample_report: ReportData) -> None:
+    def test_picture_for_the_readme_needs_no_other_file(self, sample_report: ReportData) -> None:
         text = bar_chart_svg(sample_report.results, gallery_size=100)
         root = ElementTree.fromstring(text)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"

@@ -18,20 +18,22 @@ from drrho_clip.report import ReportData, bar_chart_svg, render_report, write_re
 pytestmark = pytest.mark.slow
 
 
-def test_every_picture_is_drawn_without_a_complaint(
+def test_full_report_has_no_problem(
     check_report: Callable[[Path], None], sample_report: ReportData, tmp_path: Path
 ) -> None:
     check_report(write_report(tmp_path / "report.html", sample_report))
 
 
-def test_a_report_of_one_method_and_nothing_else(
+def test_report_of_one_method_has_no_problem(
     check_report: Callable[[Path], None], sample_report: ReportData, tmp_path: Path
 ) -> None:
     data = ReportData(title="A first run", results=sample_report.results[:1])
     check_report(write_report(tmp_path / "report.html", data))
 
 
-def test_hard_figures_fit_too(check_report: Callable[[Path], None], sample_report: ReportData, tmp_path: Path) -> None:
+def test_extreme_figures_fit_into_the_charts(
+    check_report: Callable[[Path], None], sample_report: ReportData, tmp_path: Path
+) -> None:
     # Equal ends, a flat curve, one point, great and tiny numbers, a perfect score, an unknown method, a long caption.
     row = dict(sample_report.results[0])
     metrics = {"retrieval_r1": 1.0, "retrieval_r5": 1.0, "retrieval_r10": 1.0, "zero_shot_accuracy": float("nan")}
@@ -60,7 +62,7 @@ def test_hard_figures_fit_too(check_report: Callable[[Path], None], sample_repor
     check_report(write_report(tmp_path / "report.html", data))
 
 
-def test_the_picture_for_the_readme_is_drawn(
+def test_picture_for_the_readme_has_no_problem(
     report_problems: Callable[[Path], list[str]], sample_report: ReportData, tmp_path: Path
 ) -> None:
     (tmp_path / "demo.svg").write_text(bar_chart_svg(sample_report.results), encoding="utf-8")
@@ -112,7 +114,7 @@ def test_the_picture_for_the_readme_is_drawn(
         pytest.param(r'src="data:[^"]*"', 'src="picture.png"', "log: .*picture.png", id="asks for a file"),
     ],
 )
-def test_what_is_wrong_is_noticed(
+def test_each_kind_of_problem_is_reported(
     old: str,
     new: str,
     problem: str,

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, then resume: parameters, optimiser, estimator and log are those of an undisturbed run."""
+"""A run is killed with SIGKILL and resumed: checkpoint and log equal those of a run without interruption."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["numpy", "torch"])
 def untouched(request: pytest.FixtureRequest, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed; its backend is the name of its folder."""
+    """A run without interruption; the name of the folder is the name of the backend."""
     out = tmp_path_factory.mktemp("untouched") / str(request.param)
     assert main(_arguments(out.name, out, reference)) == 0
     return out
@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 def test_every_home_of_the_estimates_resumes_to_the_bits_of_a_run_on_the_device(
     home: str, untouched: Path, reference: Path, tmp_path: Path
 ) -> None:
-    """Killed two steps after a checkpoint: a file is ahead of the checkpoint then."""
+    """The kill comes two steps after a checkpoint, when a file is ahead of the checkpoint."""
     out = tmp_path / "run"
     _kill("after a step", 8, [*_arguments(untouched.name, out, reference), "--estimator", home])
     assert (out / "estimator.bin").exists() is (home == "file")
@@ -147,7 +147,7 @@ def test_every_home_of_the_estimates_resumes_to_the_bits_of_a_run_on_the_device(
     _assert_same(out, untouched)
 
 
-def test_killed_again_and_again(untouched: Path, reference: Path, tmp_path: Path) -> None:
+def test_a_run_killed_three_times_ends_with_the_same_bits(untouched: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     _kill("after a step", 4, _arguments(untouched.name, out, reference))
     resume = ["train", "--resume", "--out", str(out)]
@@ -162,7 +162,7 @@ LEARNED = {"global": "--radius 1", "per_sample": "--radius 1 --temperature-learn
 
 @pytest.mark.parametrize("scheme", list(LEARNED))
 def test_learned_temperatures_resume_to_the_same_bits(scheme: str, reference: Path, tmp_path: Path) -> None:
-    """Killed within an epoch, two steps after a checkpoint: temperatures and their optimiser's state are in it."""
+    """The kill comes two steps after a checkpoint, which holds the temperatures and the state of their optimiser."""
     learned = ["--temperature-scheme", scheme, *LEARNED[scheme].split()]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert main([*_arguments("torch", whole, reference), *learned]) == 0
@@ -188,10 +188,10 @@ def test_learned_temperatures_resume_to_the_same_bits(scheme: str, reference: Pa
     assert all(np.isfinite(record["temperature_gradient"]) for record in records)
 
 
-def test_a_run_from_before_there_were_learned_temperatures_goes_on(
+def test_a_run_without_the_later_settings_resumes_with_their_defaults(
     untouched: Path, reference: Path, tmp_path: Path
 ) -> None:
-    """Its config.json lacks the settings that came later: they take their defaults, a fixed temperature."""
+    """config.json lacks the settings that later versions added; they take their defaults."""
     out = tmp_path / "run"
     _kill("after a step", 8, _arguments(untouched.name, out, reference))
     document = json.loads((out / "config.json").read_text())
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_scheme_or_version_is_refused(
         assert capsys.readouterr().err == f"drrho: {checkpoint} {message}\n"
 
 
-def test_resuming_needs_the_settings_of_the_run(
+def test_resuming_with_other_settings_is_refused(
     untouched: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"

@@ -43,7 +43,7 @@ def splits() -> DataSplits:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference run, made once with NumPy; every backend reads it."""
+    """A reference run of NumPy, which every backend reads."""
     folder = tmp_path_factory.mktemp("same") / "reference"
     settings = preset("digits") | {"backend": "numpy", "dtype": "float64", "epochs": 4, "width": 8}
     train(TrainConfig(data="digits:reference", method="clip", **settings), folder, quiet=True)
@@ -53,7 +53,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _arrays_after(
     name: str, method: str, scheme: str, splits: DataSplits, reference: Path, folder: Path
 ) -> dict[str, np.ndarray]:
-    """Return parameters, estimator and temperature after `STEPS` steps, in which the reference features had a part."""
+    """Return parameters, estimator and temperature after `STEPS` steps, which for drrho read the reference features."""
     backend = BACKENDS[name]()
     settings = preset("digits") | {"backend": "numpy", "dtype": "float64", "epochs": 10, "width": 16}
     config = TrainConfig(data="digits", method="clip", **settings)

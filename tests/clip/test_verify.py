@@ -1,4 +1,4 @@
-"""``drrho verify`` and ``drrho vectors`` as their user meets them: a table, files, an exit code."""
+"""The commands ``drrho verify`` and ``drrho vectors``: table, files and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import drrho_core
 from drrho_clip.cli import main
 
 
-def test_it_passes_on_numpy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_passes_on_numpy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "errors.json"
     assert main(["verify", "--backend", "numpy", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -25,7 +25,7 @@ def test_it_passes_on_numpy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert {field["verdict"] for case in report["cases"] for field in case["fields"]} == {"passed"}
 
 
-def test_a_failed_case_is_exit_code_1(
+def test_a_failed_case_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drrho_core, "recommended_gamma_min", lambda epochs, /: 1.0)
@@ -38,7 +38,7 @@ def test_a_failed_case_is_exit_code_1(
 
 
 @pytest.mark.parametrize("missing", ["cosine_gamma", "CVaR"])
-def test_what_is_missing_has_not_passed(
+def test_a_missing_function_makes_the_report_incomplete(
     missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(drrho_core, missing)
@@ -57,7 +57,7 @@ def test_what_is_missing_has_not_passed(
         (["--nonsense"], "nonsense"),
     ],
 )
-def test_bad_usage_is_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage_gives_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -65,7 +65,7 @@ def test_bad_usage_is_exit_code_2(arguments: list[str], message: str, capsys: py
     assert len(captured.err.splitlines()) == 1
 
 
-def test_vectors_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vectors_are_the_same_bytes_every_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "deep" / "first", tmp_path / "second"
     second.mkdir()
     for folder in (first, second):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import Any
 
@@ -305,3 +306,18 @@ def test_the_products_of_a_step(how: str, passes: int, monkeypatch: pytest.Monke
     assert len(lefts) == passes * blocks**2
     # Without a reference a row's left factor is its features as they are, in both passes.
     assert len({id(left) for left in lefts}) == blocks
+
+
+@pytest.mark.parametrize("options", [{}, {"tile_size": 4}], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("function", [contrastive_step, unimodal_contrastive_step])
+def test_the_memory_of_a_step_is_free_when_it_ends(problems: Any, function: Any, options: dict[str, Any]) -> None:
+    # Objects that refer to each other would keep a batch's tiles until Python looks for such cycles.
+    p = problems.draw(3, b=9)
+    function(*p.arrays, temperature=0.3, **options)
+    gc.collect()
+    gc.disable()
+    try:
+        function(*p.arrays, temperature=0.3, **options)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

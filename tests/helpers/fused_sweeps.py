@@ -42,6 +42,7 @@ class FusedProblem:
 
     def expected(self) -> tuple[FirstSweep, SecondSweep, float]:
         """All pairs at once, in float64; and the largest sum over a row or a column of V."""
+        # z = S - lambda R, and the exponents D of both directions: rows for images, columns for texts.
         e1, e2 = self.image_features, self.text_features
         z = e1 @ e2.T
         if self.reference_features is not None:
@@ -52,11 +53,13 @@ class FusedProblem:
         positive = np.diagonal(z)
         d = (z - positive[:, None]) / self.temperature_image[:, None]
         d_text = (z - positive[None, :]) / self.temperature_text[None, :]
+        # log sum exp(D) and softmax(D) over the negatives of every anchor.
         sides = [_softmax(np.where(c, x, -np.inf)) for c, x in ((counts, d), (counts.T, d_text.T))]
         (log_sum, p), (log_sum_text, p_text) = sides
         first = FirstSweep(
             log_sum, log_sum_text, (p * d).sum(1), (p_text * d_text.T).sum(1), counts.sum(1), counts.sum(0), None
         )
+        # V = w + w': each anchor's softmax times the sum of the weights it is given.
         v = self.weight_image[:, None] * p + (self.weight_text[:, None] * p_text).T
         return first, SecondSweep(v @ e2, v.T @ e1), float(max(v.sum(1).max(), v.sum(0).max()))
 
@@ -100,6 +103,7 @@ def draw_exact(
     the temperature. One column of the features adds 1 to all logits where float32 still holds the sum.
     """
     rng = np.random.default_rng([b, d, r or 0, int(mask)])
+    # Entries are whole multiples of `step`, so products are whole multiples of step^2, about one temperature.
     step = 2.0 ** np.round(np.log2(temperature) / 2)
 
     def whole(columns: int) -> np.ndarray:
@@ -146,6 +150,7 @@ def check(
     first: FirstSweep, second: SecondSweep, problem: FusedProblem, *, unit: float, pull_unit: float | None = None
 ) -> None:
     """Compare both sweeps: what the first gives with max(1, its size), pulls with the largest sum of weights."""
+    # Pass 1: log-sum-exps, means and numbers of negatives.
     expected_first, expected_second, largest = problem.expected()
     for name, right in expected_first._asdict().items():
         if name == "saved":
@@ -155,6 +160,7 @@ def check(
         differ = got != right  # -inf is equal
         error = np.abs(got[differ] - right[differ]) / np.maximum(1.0, np.abs(right[differ]))
         assert np.max(error, initial=0.0) <= unit, (name, np.max(error))
+    # Pass 2: V E2 and V^T E1, measured against the largest sum of weights times the largest feature.
     sides = (problem.text_features, problem.image_features)
     for side, (name, right) in zip(sides, expected_second._asdict().items(), strict=True):
         got = np.asarray(getattr(second, name), dtype=np.float64)
@@ -192,6 +198,7 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
         t = [like * 0 + side for side in pairs[0]]
         batch = Batch(image_features, text_features, reference_features, reference_weight, *t, pair_mask)
         assert sweeps.declines(batch, "always") is None
+        # Pass 1, then everything of size b in float64: g, u and the sums of weights.
         first = sweeps.sum_negatives(batch)
         old = [to_numpy(x).astype(np.float64) for x in (log_inner_image, log_inner_text)]
         temperatures = [to_numpy(side).astype(np.float64) for side in t]
@@ -206,6 +213,7 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
             strict=True,
         ):
             has = count > 0
+            # log g, the moving average log u (first visit: log g), and log(eps + u).
             own = np.where(has, log_sum, 0.0) - np.log(np.where(has, count, 1.0))
             with np.errstate(divide="ignore"):
                 mixed = np.logaddexp(np.log1p(-weight) + u, np.log(weight) + own)
@@ -216,6 +224,7 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
             weights.append(np.where(has, scale * np.exp(own - log_value), 0.0))
         value, weights = ([factor * x for factor, x in zip(factors, xs, strict=True)] for xs in (value, weights))
         second = sweeps.pull_back(batch, first, *(_as(side, like) for side in weights))
+        # Pass 2 has been done: the gradients are the pulls minus c times the positive's features.
         means = [to_numpy(x).astype(np.float64) for x in (first.mean_image, first.mean_text)]
         c = (weights[0] + weights[1])[:, None]
         e1, e2 = (to_numpy(x).astype(np.float64) for x in (image_features, text_features))

@@ -128,6 +128,7 @@ def draw(
 ) -> Problem:
     """Draw a problem: images, texts, states, temperatures and masks all differ, so that rows are not columns."""
     rng = np.random.default_rng(seed)
+    # Random features first; the kinds below replace them by special geometries.
     images, texts = unit_rows(rng, b, d), unit_rows(rng, b, d)
     reference = None if r is None else (unit_rows(rng, b, r), unit_rows(rng, b, r))
     if features == "aligned":
@@ -142,6 +143,7 @@ def draw(
     elif features == "ties":
         twins = rng.integers(0, 2, size=(2, b))
         images, texts = images[twins[0]], texts[twins[1]]
+    # Temperatures are uniform in logarithms; every fifth gamma is 1, which forgets the state.
     tau = np.exp(rng.uniform(*np.log(temperature), size=(2, b)))
     gammas = np.where(rng.uniform(size=(2, b)) < 0.2, 1.0, rng.uniform(0.05, 1.0, size=(2, b)))
     return Problem(
@@ -181,6 +183,7 @@ class Sizes:
 def sizes(p: Problem, expected: ContrastiveStep) -> Sizes:
     """Evaluate the terms of the closed form, in float64 and in the log domain."""
     b = p.batch_size
+    # Z = S - lambda R, and the negatives that the mask leaves.
     Z = p.image_features @ p.text_features.T
     if p.reference_features is not None:
         Z = Z - p.reference_weight * p.reference_features[0] @ p.reference_features[1].T
@@ -195,6 +198,7 @@ def sizes(p: Problem, expected: ContrastiveStep) -> Sizes:
         (Z.T, negatives.T, t[1], expected.log_inner_text),
     ):
         active, number = counts.any(axis=1), np.maximum(counts.sum(axis=1), 1)
+        # D, log(eps + u) and the weights w = exp(D - log(eps + u) - log N) of one direction.
         D = (matrix - np.diag(matrix)[:, None]) / tau[:, None]
         with np.errstate(divide="ignore"):
             level = np.where(active, np.logaddexp(np.where(active, log_u, 0.0), np.log(p.eps)), 0.0)
@@ -226,6 +230,7 @@ def check_step(
     The loss is measured against max(|value|, temperature); where the terms are `far` larger than their sum, against
     them.
     """
+    # Exponents are rounded at the size 1/t, so the bound grows from t = 0.1 on.
     coldest = min(np.min(side) for side in (p.temperature if isinstance(p.temperature, tuple) else (p.temperature,)))
     bound = max(1.0, 0.1 / float(coldest)) * unit
     size = sizes(p, expected)

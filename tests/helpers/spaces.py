@@ -36,6 +36,7 @@ class Space:
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:
         """Floating values to this space's dtype, others as they are; `dtype` overrides."""
+        # Values are rounded in NumPy, so that all libraries hold the same numbers.
         values = np.asarray(values)
         if dtype is None and np.issubdtype(values.dtype, np.floating):
             values = values.astype(self.dtype_name)  # here: torch does not copy and cast an array of no axes at once
@@ -81,6 +82,7 @@ def _jax_space(dtype: str, jitted: bool, platform: str) -> Space:
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    # The same space eager and jitted; a jitted space compiles once per shape.
     return Space("jax", jax.numpy, jax.devices(platform)[0], dtype, jax.jit if jitted else None, np.asarray)
 
 
@@ -110,10 +112,12 @@ def build(name: str, dtype: str) -> Space:
     """Build a space; a missing accelerator skips with a reason, a missing CPU library fails where CI is set."""
     try:
         space = SPACES[name](dtype)
+        # The first array shows whether the device exists.
         space.xp.asarray([0.0], device=space.device)
     except Exception as error:
         if name in GPU_SPACES:
             pytest.skip(f"{name} needs an accelerator and its library: {type(error).__name__}: {error}")
+        # CI must not pass because a library is missing.
         if isinstance(error, ModuleNotFoundError) and not os.environ.get("CI"):
             pytest.skip(f"{name}: {error}")
         raise

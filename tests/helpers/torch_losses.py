@@ -81,6 +81,7 @@ def written_out(
     weight: float = 1.0,
     pair_mask: Any = None,
 ) -> Written:
+    # Z = S - lambda R, and the mask of negatives, never the diagonal.
     b = images.shape[0]
     z = images @ texts.T
     if references is not None:
@@ -91,6 +92,7 @@ def written_out(
     loss = surrogate = torch.zeros((), dtype=images.dtype)
     new, positive_weight = [], torch.zeros(b, dtype=images.dtype)
     for logits, of_these, log_u in ((z, negatives, log_inner[0]), (z.T, negatives.T, log_inner[1])):
+        # One direction: D, g as a mean over the negatives, and the moving average u.
         count = of_these.sum(1)
         d = (logits - logits.diagonal()[:, None]) / temperature
         g = (d.exp() * of_these).sum(1) / count.clamp(min=1)
@@ -98,12 +100,14 @@ def written_out(
         old = log_u.exp()
         u = torch.where(old == 0, g, (1 - gamma) * old + gamma * g)
         new.append(torch.where(active, u.log(), log_u).detach())
+        # No gradient runs through u, and the part with g sees the temperature as a constant.
         frozen = u.detach()
         temperature_alone = temperature.detach() if isinstance(temperature, torch.Tensor) else temperature
         value = torch.where(active, (eps + frozen).log() + radius, 0.0)
         fresh = torch.where(active, g / (eps + frozen), 0.0)
         loss = loss + (temperature * value).sum() / (2 * b)
         surrogate = surrogate + (temperature * value + temperature_alone * fresh).sum() / (2 * b)
+        # c, the sum of both anchors' weights, is the size of a feature gradient before it cancels.
         w = d.exp() * of_these / ((eps + frozen) * count.clamp(min=1))[:, None]
         positive_weight = positive_weight + torch.nan_to_num(w).sum(1).detach()
     return Written(surrogate, new, float(loss.detach()), float(positive_weight.abs().max()) / (2 * b))

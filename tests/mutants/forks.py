@@ -88,6 +88,7 @@ def run(changes: Sequence[Change], files: Sequence[str], *, choose: str = CHOOSE
 
 def environment() -> dict[str, str]:
     """Return the environment of a process that calls `run`: NumPy, one thread, no plugins of the outer pytest."""
+    # The outer pytest's plugins and options must not reach the inner one.
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -119,6 +120,7 @@ class Plugin:
         # Garbage collection in a fork would copy the pages of all objects.
         gc.collect()
         gc.freeze()
+        # The first round changes nothing: its tests must be green, and it proves that a survivor would be seen.
         kills: Counter[str] = Counter()
         items, begin = list(session.items), time.monotonic()
         for number, change in enumerate([None, *self.changes]):
@@ -129,6 +131,7 @@ class Plugin:
             session.items.sort(key=lambda item: -kills[item.nodeid])
             if change is not None and not session.items:
                 raise LookupError(f"{change.name}: no test has an id that starts with {change.tests}")
+            # The fork reports the failed test through a pipe; a closed pipe without a report means green or killed.
             reader, writer = os.pipe()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # libraries have started threads; the chosen tests do not use them
@@ -149,6 +152,7 @@ class Plugin:
                 if code:
                     return True
                 continue
+            # Signals come from the limits of time and memory.
             endless = code in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
             fate = SURVIVED if code == 0 else ENDLESS if endless else KILLED
             killer = said.get("test", "")
@@ -167,6 +171,7 @@ class Plugin:
 
     def _enter(self, writer: int, change: Change | None) -> None:
         """Become the fork: without output, with limits, and changed."""
+        # The fork is silent, and limited, before any changed code runs.
         self._pipe = writer
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -190,6 +195,7 @@ class Plugin:
             self._leave(node.nodeid, call.excinfo.value)
 
     def _leave(self, test: str, error: BaseException) -> None:
+        # os._exit skips pytest's own end, which would print a summary per mutant.
         errors = sorted({type(leaf).__name__ for leaf in _leaves(error)})
         os.write(self._pipe, json.dumps({"test": test, "errors": errors}).encode())
         os._exit(1)
@@ -218,6 +224,7 @@ def exchange(old: types.ModuleType, source: str) -> None:
 
     Numbers at the top of the module are exchanged as well. Decorated functions are reached through ``__wrapped__``.
     """
+    # The changed source runs in a module of its own; then code objects move into the functions that exist.
     new = types.ModuleType(old.__name__)
     new.__file__, new.__package__ = old.__file__, old.__package__
     sys.modules[old.__name__] = new  # dataclasses look their module up
@@ -235,6 +242,7 @@ def _exchange_members(old: Any, new: Any, owner: Any, name: str) -> None:
             value, mine = value.fget, getattr(mine, "fget", None)
         if isinstance(value, staticmethod | classmethod):
             value, mine = value.__func__, getattr(mine, "__func__", None)
+        # A decorated function keeps the decorator of the original and gets the changed code.
         value, mine = getattr(value, "__wrapped__", value), getattr(mine, "__wrapped__", mine)
         if isinstance(value, types.FunctionType) and isinstance(mine, types.FunctionType):
             if value.__module__ == name and value.__code__.co_filename == mine.__code__.co_filename:

@@ -308,5 +308,33 @@ ENGINE = (
     ),
 )  # fmt: skip
 
+LOSSES = (
+    Mistake(
+        "losses.info_nce", "info_nce",
+        "log_add_constant(log_sum, 1.0, xp=xp)", "log_sum",
+        "InfoNCE: the positive is missing in the denominator", "test_loss",
+    ),
+    Mistake(
+        "losses.sigmoid", "sigmoid_loss",
+        "xp.where(positives, -logits, logits)", "xp.where(positives, logits, -logits)",
+        "SigLIP: the labels are exchanged", "test_loss",
+    ),
+    Mistake(
+        "losses.hinge", "hinge_margin_loss",
+        "__z - along(axis, own[block]) + margin", "__z - along(axis, own[block]) - margin",
+        "hinge: the sign of the margin", "test_loss",
+    ),
+    Mistake(
+        "losses.distillation", "distillation_loss",
+        "own.weight - target.weight", "own.weight + target.weight",
+        "distillation: the reference model's weights do not cancel", "test_loss",
+    ),
+    Mistake(
+        "selection", "select_jest",
+        "chunk < k % num_chunks", "chunk <= k % num_chunks",
+        "JEST: one chunk is too large", "test_selection.py",
+    ),
+)  # fmt: skip
+
 GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE, "engine": ENGINE}
 MISTAKES: tuple[Mistake, ...] = sum(GROUPS.values(), ())

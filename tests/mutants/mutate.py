@@ -6,9 +6,17 @@
 mutmut makes the mutants, `forks.py` runs them: the tests are collected once, and each mutant costs a fork. No file is
 written but the report.
 
-Every mutant of mutmut's in a function counts, and of the numbers at a module's top. Mutants of messages are left out,
-because tests of one module should not pin words: everything within a ``raise``, and the words of the checks in
-`drrho_core._validate`. mutmut itself leaves out docstrings, annotations and decorators.
+Every mutant of mutmut's in a function counts, and of the numbers at a module's top. Two kinds are left out:
+
+- Mutants of messages, because tests of one module should not pin words: everything within a ``raise``, and the words of
+  the checks in `drrho_core._validate`.
+- Mutants of ``zip(strict=...)`` and ``astype(copy=...)``, which change no number: the first argument is a guard, the
+  second concerns speed.
+
+mutmut itself leaves out docstrings, annotations and decorators.
+
+Mutants that survive in NumPy meet the same tests in the namespaces of ``--then``, where a lost device or dtype is an
+error.
 """
 
 from __future__ import annotations
@@ -45,8 +53,8 @@ class Mutant:
     end: int
     text: str
     """The text between `start` and `end`, or of the whole module if `end` is negative."""
-    message: bool
-    """Whether only the words of a message differ."""
+    counts: bool
+    """Whether the mutant is a change of the mathematics, and not of a message or a guard."""
 
     def described(self) -> dict[str, Any]:
         """Return the entry of a report."""
@@ -67,6 +75,7 @@ def mutants_of(module: str) -> list[Mutant]:
     from mutmut.mutation.pragma_handling import IgnoredCode
 
     source = source_of(module)
+    # Positions of lines, to turn mutmut's line and column into an offset.
     starts = [0]
     for text in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(text))
@@ -93,6 +102,7 @@ def mutants_of(module: str) -> list[Mutant]:
                 self._note(node, mutation.mutated_node)
 
         def _note(self, node: cst.CSTNode, new: cst.CSTNode) -> None:
+            # Numbers at the top of a module count; other code outside of functions runs at import only.
             functions = [n.name.value for n in self.above if isinstance(n, cst.FunctionDef | cst.ClassDef)]
             in_function = any(isinstance(n, cst.FunctionDef) for n in self.above)
             if not in_function and not isinstance(node, cst.Integer | cst.Float):
@@ -102,6 +112,7 @@ def mutants_of(module: str) -> list[Mutant]:
             old_text, new_text = tree.code_for_node(node), tree.code_for_node(new)
             start -= old_text.find(source[start:end])  # parentheses and spaces that belong to the node
             end = start + len(old_text)
+            # A node whose text is not found at its position is replaced in the tree.
             if source[start:end] != old_text:  # slow, and always right
                 start, end, text = 0, -1, tree.deep_replace(node, new).code
             else:
@@ -116,11 +127,12 @@ def mutants_of(module: str) -> list[Mutant]:
                     start=start,
                     end=end,
                     text=text,
-                    message=self._is_message(node, new),
+                    counts=not (self._is_message(node, new) or self._is_guard(node, new)),
                 )
             )
 
         def _is_message(self, node: cst.CSTNode, new: cst.CSTNode) -> bool:
+            # Words of a message: all of a raise, and strings that are given to a check.
             if any(isinstance(n, cst.Raise) for n in self.above):
                 return True
             checks = [n for n in self.above if isinstance(n, cst.Call) and _is_check(tree.code_for_node(n.func))]
@@ -134,11 +146,27 @@ def mutants_of(module: str) -> list[Mutant]:
                 return bool(lost) and all(isinstance(v, cst.BaseString) for v in lost)
             return False
 
+        def _is_guard(self, node: cst.CSTNode, new: cst.CSTNode) -> bool:
+            call = next((n for n in reversed([*self.above, node]) if isinstance(n, cst.Call)), None)
+            guard = GUARDS.get(tree.code_for_node(call.func).rpartition(".")[2]) if call else None
+            if call is None or guard is None:
+                return False
+            if call is not node:  # the value of the argument
+                inner = [n for n in self.above if isinstance(n, cst.Arg)]
+                return bool(inner) and inner[-1].keyword is not None and inner[-1].keyword.value == guard
+            # The argument itself, dropped or replaced by None.
+            kept = {tree.code_for_node(arg).strip(" ,") for arg in new.args} if isinstance(new, cst.Call) else set()
+            lost = [arg for arg in call.args if tree.code_for_node(arg).strip(" ,") not in kept]
+            return len(lost) == 1 and lost[0].keyword is not None and lost[0].keyword.value == guard
+
     wrapper = MetadataWrapper(cst.parse_module(source))
     tree = wrapper.module
     wrapper.visit(Visitor())
     return mutants
 
+
+GUARDS = {"zip": "strict", "astype": "copy"}
+"""Keyword arguments that change no number: a guard against mistakes, and a matter of speed."""
 
 CHECKS = ("_validate.", "call.", "Rule", "check_", "_store_checked")
 """Starts of the calls whose strings are words of a message."""
@@ -149,21 +177,22 @@ def _is_check(function: str) -> bool:
 
 
 def chosen(options: argparse.Namespace) -> tuple[list[Mutant], int]:
-    """Return the mutants to run, in order of room and line, and the number of those of messages."""
+    """Return the mutants to run, in order of room and line, and the number of those that are left out."""
+    # All mutants in a fixed order, so that a seed draws the same sample from the same code.
     every = [mutant for room in options.rooms for module in modules_of(room) for mutant in mutants_of(module)]
     every = [mutant for mutant in every if options.only in f"{mutant.module}.{mutant.inside}"]
     if options.again:
         left = json.loads(options.again.read_text(encoding="utf-8"))["survivors"]
         known = {tuple(entry[name] for name in ("module", "inside", "before", "after")) for entry in left}  # lines move
         every = [mutant for mutant in every if (mutant.module, mutant.inside, mutant.before, mutant.after) in known]
-    counted = [mutant for mutant in every if not mutant.message]
-    messages = len(every) - len(counted)
+    counted = [mutant for mutant in every if mutant.counts]
+    left_out = len(every) - len(counted)
     # The sample is drawn before it is shared out, so that shares of one seed add up to the sample.
     if options.sample is not None and options.sample < len(counted):
         picked = sorted(random.Random(options.seed).sample(range(len(counted)), options.sample))
         counted = [counted[index] for index in picked]
     part, parts = map(int, options.share.split("/"))
-    return counted[part - 1 :: parts], messages
+    return counted[part - 1 :: parts], left_out
 
 
 def main() -> None:
@@ -177,6 +206,7 @@ def main() -> None:
     parser.add_argument("--with", dest="files", action="append", default=[], metavar="FILE", help="more tests")
     parser.add_argument("--choose", default="", help="added to pytest's -k, such as ' and not facts'")
     parser.add_argument("--spaces", default="numpy", help="array libraries, as DRRHO_SPACES")
+    parser.add_argument("--then", default="strict-device1", help="array libraries for the survivors; empty: none")
     parser.add_argument("--again", type=Path, help="only the survivors of this report")
     parser.add_argument("--out", type=Path, default=Path("build/mutation.json"), help="the report, JSON")
     parser.add_argument("--inner", help=argparse.SUPPRESS)
@@ -185,13 +215,12 @@ def main() -> None:
     if options.inner:
         _run_room(options)
         return
-    begin, reports = time.monotonic(), []
-    for room in options.rooms:
-        part = options.out.with_suffix(f".{room}.{options.share.replace('/', '-')}.json")
-        command = [sys.executable, __file__, *sys.argv[1:], "--inner", room, "--out", str(part)]
-        subprocess.run(command, env=environment() | {"DRRHO_SPACES": options.spaces}, check=True)
-        reports.append(json.loads(part.read_text(encoding="utf-8")))
-        part.unlink()
+    begin = time.monotonic()
+    reports = [_in_a_process(options, room, options.spaces) for room in options.rooms]
+    if options.then:
+        for report in reports:
+            if report["survivors"]:
+                _again(options, report)
     for report in reports:
         _print_score(report["room"], report)
     total = {name: sum(report[name] for report in reports) for name in ("mutants", KILLED, ENDLESS, SURVIVED)}
@@ -209,6 +238,31 @@ def main() -> None:
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def _in_a_process(options: argparse.Namespace, room: str, spaces: str, *more: str) -> dict[str, Any]:
+    """Run one room in a process of its own and return the report."""
+    part = options.out.with_suffix(f".{room}.{options.share.replace('/', '-')}.json")
+    command = [sys.executable, __file__, *sys.argv[1:], *more, "--inner", room, "--out", str(part)]
+    subprocess.run(command, env=environment() | {"DRRHO_SPACES": spaces}, check=True)
+    report: dict[str, Any] = json.loads(part.read_text(encoding="utf-8"))
+    part.unlink()
+    return report
+
+
+def _again(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Run the survivors of a room once more in other array libraries, and update the report."""
+    first = options.out.with_suffix(f".{report['room']}.first.json")
+    first.write_text(json.dumps({"survivors": report["survivors"]}), encoding="utf-8")
+    # The survivors are named one by one, so the sample is not drawn again.
+    more = ("--again", str(first), "--sample", str(sys.maxsize), "--share", "1/1")
+    second = _in_a_process(options, report["room"], options.then, *more)
+    first.unlink()
+    for fate in (KILLED, ENDLESS):
+        report[fate] += second[fate]
+    report[SURVIVED], report["survivors"] = second[SURVIVED], second["survivors"]
+    report["seconds"] += second["seconds"]
+    report["cpu_seconds"] += second["cpu_seconds"]
+
+
 def _print_score(name: str, report: dict[str, Any]) -> None:
     dead = report[KILLED] + report[ENDLESS]
     score = 100 * dead / max(report["mutants"], 1)
@@ -217,10 +271,12 @@ def _print_score(name: str, report: dict[str, Any]) -> None:
 
 def _run_room(options: argparse.Namespace) -> None:
     """Run the mutants of one room and write what became of them."""
-    room, (mutants, messages) = options.inner, chosen(options)
+    # A process of its own for each room and pass: libraries that are loaded once stay loaded in every fork.
+    room, (mutants, left_out) = options.inner, chosen(options)
     modules = modules_of(room)
     mutants = [mutant for mutant in mutants if mutant.module in modules]
     originals = {module: source_of(module) for module in modules}
+    # The survivors' lines are printed as they are found, so the name of a change is the whole description.
     changes = [
         Change(
             f"{mutant.module}:{mutant.line} {mutant.inside}: {mutant.before}  ->  {mutant.after}",
@@ -234,7 +290,7 @@ def _run_room(options: argparse.Namespace) -> None:
     fates = Counter(result.fate for result in results)
     report = {
         "room": room,
-        "messages": messages,
+        "left_out": left_out,
         "mutants": len(mutants),
         **{fate: fates[fate] for fate in (KILLED, ENDLESS, SURVIVED)},
         "seconds": round(time.monotonic() - begin),

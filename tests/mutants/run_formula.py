@@ -19,6 +19,7 @@ TESTS = "tests/core"
 def main(group: str, report: str) -> None:
     """Run one group and write what became of every mistake."""
     mistakes = GROUPS[group]
+    # Patterns are matched before any test runs: a mistake that is out of date ends the run with its message.
     changes = [
         Change(
             name=one.mistake,
@@ -33,6 +34,7 @@ def main(group: str, report: str) -> None:
         {path for name in names for path in (ROOT / TESTS).glob(name if name.endswith(".py") else f"{name}*.py")}
     )
     results = run(changes, [str(path.relative_to(ROOT)) for path in files])
+    # One entry per mistake, in the order of the list.
     found = [
         {
             "mistake": f"{one.module}: {one.mistake}",

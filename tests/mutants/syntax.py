@@ -26,6 +26,7 @@ def mutated(source: str, *, inside: str, find: str, put: str) -> str:
     """
     tree = ast.parse(source)
     scope = _scope(tree, inside)
+    # All places are searched, because a second match would make the mistake ambiguous.
     pattern, replacement = _piece(find), _piece(put)
     matches = [(node, blanks) for node in _nodes(scope) if (blanks := _match(pattern, node)) is not None]
     if len(matches) != 1:
@@ -80,6 +81,7 @@ def _match(pattern: ast.AST, node: ast.AST) -> dict[str, ast.AST] | None:
 
 def _same(pattern: object, node: object, blanks: dict[str, ast.AST]) -> bool:
     if isinstance(pattern, ast.Name) and pattern.id.startswith("__") and isinstance(node, ast.expr):
+        # A blank takes the first expression, and the same expression from then on.
         known = blanks.setdefault(pattern.id, node)
         return known is node or ast.dump(known) == ast.dump(node)
     if isinstance(pattern, list):

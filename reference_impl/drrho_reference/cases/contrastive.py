@@ -156,6 +156,7 @@ def everything(rng: np.random.Generator) -> tuple[Any, ...]:
         "reference_weight": 0.5,
         "radius": 0.25,
         "eps": 0.125,
+        # An asymmetric pattern: no row equals the column of the same number.
         "pair_mask": np.arange(BATCH * BATCH).reshape(BATCH, BATCH) % 7 != 3,
     }
     return draw_batch(rng, visited=True), options

@@ -14,6 +14,7 @@ PROBLEMS: list[Problem] = []
 problem = entering(PROBLEMS)
 
 
+# The rules for gamma, on both sides of each bound.
 @problem("scent_gamma")
 def floor(rng: np.random.Generator) -> tuple[Any, ...]:
     """Some gammas at their floor, some above it, one sample never visited."""
@@ -44,6 +45,7 @@ def few_epochs(rng: np.random.Generator) -> tuple[Any, ...]:
     return (float(rng.integers(1, 5)),), {}
 
 
+# One data set from the first visit to a copy of the grown state.
 @problem("InnerEstimator")
 def a_data_set_that_grows(rng: np.random.Generator) -> tuple[Any, ...]:
     """Gather before and after a scatter, grow, scatter again, copy the state; what was never visited is -inf."""

@@ -48,6 +48,7 @@ def _cold(function: str, coldness: str, how: Mapping[str, Any] | None = None) ->
     """Return a problem at one temperature, with fresh states if the function takes states."""
 
     def draw(rng: Generator) -> tuple[Any, ...]:
+        # Neighbours are about one temperature apart, so that their logits differ by about 1.
         t = 1.0 / float(coldness)
         features, options = _pairs(rng, near_tie(t)), {"temperature": t}
         if function == "distillation_loss":

@@ -54,6 +54,7 @@ def anchor_weight_of_each_side(rng: np.random.Generator) -> tuple[Any, ...]:
     return draw_batch(rng)[:2], {"temperature": 0.3, "anchor_weight": tuple(rng.gamma(2.0, size=(2, BATCH)))}
 
 
+# How badly a pair fits, and the weights that follow from it.
 @problem("pair_loss")
 def ordinary_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
     """Temperature 0.25."""
@@ -84,6 +85,7 @@ def hopeless_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
     return (4096.0 + rng.normal(size=SAMPLES),), {}
 
 
+# SigLIP: one question per pair.
 @problem("sigmoid_loss")
 def scale_and_bias(rng: np.random.Generator) -> tuple[Any, ...]:
     """A scale of 6 and a bias of -2."""
@@ -102,6 +104,7 @@ def masked(rng: np.random.Generator) -> tuple[Any, ...]:
     return draw_batch(rng)[:2], {"scale": 6.0, "bias": -2.0, "pair_mask": draw_pair_mask(rng)}
 
 
+# Distillation: the reference model's softmax is the target.
 @problem("distillation_loss")
 def two_temperatures(rng: np.random.Generator) -> tuple[Any, ...]:
     """The reference model is narrower and has a temperature of its own."""
@@ -116,6 +119,7 @@ def two_cold_temperatures(rng: np.random.Generator) -> tuple[Any, ...]:
     return (*draw_batch(rng)[:2], *draw_reference(rng, OTHER_WIDTH)), options
 
 
+# Hinge: pairs inside and outside the margin.
 @problem("hinge_margin_loss")
 def margin(rng: np.random.Generator) -> tuple[Any, ...]:
     """Some pairs inside the margin, some beyond it."""

@@ -80,7 +80,9 @@ class Problem:
 
     def arguments(self) -> Arguments:
         """Draw the arguments. The seed is made from the names, so a problem never depends on the problems before it."""
+        # crc32 and not hash(): the same seed in every process.
         drawn = self.draw(np.random.default_rng(zlib.crc32(f"{self.function} {self.name}".encode())))
+        # A draw may leave out options and how.
         positional, options, how = (*drawn, {}, {})[:3]
         return Arguments(positional, options, how)
 
@@ -91,6 +93,7 @@ def entering(problems: list[Problem]) -> Callable[..., Callable[[Draw], Draw]]:
     A leading or trailing underscore of the draw's name is not part of the case's name.
     """
 
+    # The decorator returns the draw unchanged, so a draw may be entered for several functions.
     def problem(*functions: str) -> Callable[[Draw], Draw]:
         def enter(draw: Draw) -> Draw:
             sentence = (draw.__doc__ or "").strip()

@@ -32,6 +32,7 @@ def _logits(rng: np.random.Generator, scale: float = 1.0) -> tuple[FloatArray, F
     return scale * rng.normal(size=(SAMPLES, SAMPLES)), scale * rng.normal(size=(SAMPLES, SAMPLES))
 
 
+# Chunk by chunk: without noise, with logits of a trained model, and with given noise.
 @problem("select_jest")
 def top_k(rng: np.random.Generator) -> tuple[Any, ...]:
     """Without noise, in chunks of unequal size."""

@@ -56,6 +56,7 @@ def _scaling(rng: np.random.Generator, floor: float, noise: float) -> tuple[Floa
     return compute, (floor + 0.5 * compute**-0.25) * np.exp(noise * rng.normal(size=9))
 
 
+# The scaling law, without and with a floor; only the bootstrap is random.
 @problem("fit_scaling_law")
 def a_line(rng: np.random.Generator) -> tuple[Any, ...]:
     """A power law without a floor; two points are not fitted. Intervals are random and are not compared."""

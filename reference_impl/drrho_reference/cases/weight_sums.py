@@ -96,6 +96,7 @@ def _few(function: str, temperature: Any, gamma: float, *, norm: float = 1.0, re
     """Return a small batch with near ties; a memory of nearly nothing makes the weights as large as they may be."""
 
     def draw(rng: Generator) -> tuple[Any, ...]:
+        # Near ties at the scale of the temperature; features of norm c have similarities of size c^2.
         t = temperature(rng) if callable(temperature) else temperature
         distance = near_tie(t / norm**2) if isinstance(t, float) else 1e-4
         features = [exact_rows(rng, BATCH, WIDTH, distance, norm) for _ in range(2)]

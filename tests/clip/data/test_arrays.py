@@ -19,7 +19,7 @@ _IMAGES = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4, 1)
     fraction=st.floats(0.0, 1.0),
     seed=st.integers(0, 2**32),
 )
-def test_swapping_moves_exactly_the_chosen_ones(captions: list[str], fraction: float, seed: int) -> None:
+def test_swapping_moves_exactly_the_chosen_captions(captions: list[str], fraction: float, seed: int) -> None:
     swapped, mask = swap_captions(captions, fraction, np.random.default_rng(seed))
     count = round(fraction * len(captions))
     assert mask.sum() == (count if count >= 2 else 0)
@@ -42,13 +42,13 @@ def test_swapping_never_leaves_a_sample_its_own_caption() -> None:
         assert mask.sum() == 200
 
 
-def test_equal_texts_only_still_move() -> None:
+def test_swapping_equal_texts_marks_them() -> None:
     swapped, mask = swap_captions(["same"] * 4, 1.0, np.random.default_rng(0))
     assert swapped == ("same",) * 4
     assert mask.all()
 
 
-def test_the_fingerprint_names_the_content() -> None:
+def test_fingerprint_depends_on_images_captions_and_order() -> None:
     base = ArrayDataset("base", _IMAGES, ["ab", "c", "d"])
     assert len(base.fingerprint()) == 64
     assert base.fingerprint() == ArrayDataset("other name", _IMAGES.copy(), ["ab", "c", "d"]).fingerprint()
@@ -71,25 +71,25 @@ def test_the_fingerprint_names_the_content() -> None:
         (_IMAGES, ["a", " ", "c"], "captions must not be empty"),
     ],
 )
-def test_bad_input_is_named(images: np.ndarray, captions: list[str], message: str) -> None:
+def test_message_names_the_bad_argument(images: np.ndarray, captions: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         ArrayDataset("bad", images, captions)
 
 
-def test_marks_must_fit_the_images() -> None:
+def test_swap_marks_have_one_entry_per_image() -> None:
     with pytest.raises(BadInput, match="is_swapped must have one entry per image"):
         ArrayDataset("bad", _IMAGES, ["a", "b", "c"], is_swapped=np.zeros(2, dtype=bool))
     with pytest.raises(BadInput, match="own_captions must have one entry per image"):
         ArrayDataset("bad", _IMAGES, ["a", "b", "c"], own_captions=["a"])
 
 
-def test_it_shows_itself_and_has_no_task_unless_given_one() -> None:
+def test_repr_and_zero_shot_task_of_an_array_data_set() -> None:
     data = ArrayDataset("base", _IMAGES, ["a", "b", "c"])
     assert repr(data) == "<base: 3 pairs (4, 4, 1), 0 captions swapped>"
     assert data.zero_shot() is None
 
 
-def test_a_users_own_class_can_be_a_data_set() -> None:
+def test_class_of_a_user_can_be_a_data_set() -> None:
     """Only the protocol is asked for: captions are then read sample by sample."""
 
     class Two:

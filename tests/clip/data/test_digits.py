@@ -27,13 +27,13 @@ def _digit_of(caption: str) -> int:
     return found[0]
 
 
-def test_a_seed_gives_these_pairs() -> None:
+def test_pairs_of_a_seed_stay_the_same() -> None:
     # Written down once; a change here changes every result.
     assert digits("train", seed=7).fingerprint() == "7935e14e6c88b9dd938a36a6d67a91091756dc6e64611607cf98a16856a78c13"
     assert digits("test", seed=7).fingerprint() == "7f8b8817a73b229f65924ebe50e370190ea004d07da1708c87cfb6f37a419ccd"
 
 
-def test_the_parts_are_all_images_once_and_stratified() -> None:
+def test_parts_hold_every_image_once_and_are_stratified() -> None:
     parts = {part: digits(part, seed=3) for part in PARTS}
     rows = [row for data in parts.values() for row in _rows(data.images)]
     assert sorted(rows) == list(range(1797))
@@ -46,7 +46,7 @@ def test_the_parts_are_all_images_once_and_stratified() -> None:
     assert counts.max() <= 72
 
 
-def test_the_reference_share_moves_images_between_reference_and_training() -> None:
+def test_reference_share_moves_images_between_reference_and_training() -> None:
     assert len(digits("train", reference_share=0.0)) == 1397
     assert len(digits("reference", reference_share=1.0)) == 1397
     with pytest.raises(BadInput, match=r"reference_share must leave images for reference, got 0\.0"):
@@ -59,7 +59,7 @@ def test_captions_name_the_digit(part: str) -> None:
     assert [_digit_of(caption) for caption in data.captions] == _BUNCH.target[_rows(data.images)].tolist()
 
 
-def test_captions_tell_what_is_measured() -> None:
+def test_captions_follow_from_the_measures() -> None:
     """Thin has less ink than medium, and so on: recomputed with floating point from scikit-learn's images."""
     data = digits("test")
     ink = _BUNCH.images[_rows(data.images)]
@@ -99,13 +99,13 @@ def test_training_captions_vary_and_can_be_swapped() -> None:
     assert sum(", " in caption for caption in told) > sum(", " in caption for caption in splits.train.own_captions)
 
 
-def test_english_says_an_eight() -> None:
+def test_article_of_eight_is_an() -> None:
     captions = [c for part in PARTS for c in digits(part, swapped_fraction=0.0, omit_probability=0.6).captions]
     assert any("an eight" in caption for caption in captions)
     assert not any("a eight" in caption for caption in captions)
 
 
-def test_zero_shot_asks_for_the_digit() -> None:
+def test_zero_shot_classes_are_the_digits() -> None:
     task = digits("test").zero_shot()
     assert task is not None
     assert task.class_names == DIGITS
@@ -126,12 +126,12 @@ def test_zero_shot_asks_for_the_digit() -> None:
         ("train", {"seed": -3}, "seed must be at least 0, got -3"),
     ],
 )
-def test_bad_input_is_named(part: str, options: dict[str, float], message: str) -> None:
+def test_message_names_the_bad_argument(part: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         digits(part, **options)  # type: ignore[arg-type]
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scikit_learn_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     sys.modules["drrho_clip.data.digits"]._load.cache_clear()
     with pytest.raises(MissingExtra, match=r"needs scikit-learn: pip install 'drrho-core\[train\]'"):

@@ -59,14 +59,14 @@ def _same(left: list[HostBatch], right: list[HostBatch]) -> None:
             np.testing.assert_array_equal(field_one, field_other)
 
 
-def test_an_epoch_is_this_order() -> None:
+def test_order_of_an_epoch_stays_the_same() -> None:
     # Written down once from default_rng([3, 2]).permutation(10): resumed runs depend on it.
     found = [index.tolist() for index in batches(10, 4, seed=3, epoch=2)]
     assert found == [[7, 4, 1, 8], [6, 0, 2, 9]]
 
 
 @given(st.data())
-def test_each_sample_comes_at_most_once_and_batches_are_full(data: st.DataObject) -> None:
+def test_batches_are_full_and_share_no_sample(data: st.DataObject) -> None:
     size = data.draw(st.integers(2, 60))
     batch_size = data.draw(st.integers(2, size))
     epoch = data.draw(st.integers(0, 1000))
@@ -96,7 +96,9 @@ def test_epochs_and_seeds_differ() -> None:
         ({"batch_size": 2.0}, TypeError, "batch_size must be a whole number"),
     ],
 )
-def test_bad_input_is_named_at_once(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input_is_named_before_the_first_batch(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         batches(**{"num_samples": 10, "batch_size": 4, "seed": 0, "epoch": 0, **options})
     source = BatchSource(_Decoded(10), _TOKENIZER, image_size=4)
@@ -106,7 +108,7 @@ def test_bad_input_is_named_at_once(options: dict[str, Any], error: type[Excepti
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
-def test_threads_and_memory_change_nothing(cache_bytes: int, num_threads: int) -> None:
+def test_batches_do_not_depend_on_threads_or_cache(cache_bytes: int, num_threads: int) -> None:
     plain = BatchSource(_Decoded(23), _TOKENIZER, image_size=6, num_threads=0, cache_bytes=0)
     source = BatchSource(_Decoded(23), _TOKENIZER, image_size=6, num_threads=num_threads, cache_bytes=cache_bytes)
     for epoch in range(2):
@@ -115,7 +117,7 @@ def test_threads_and_memory_change_nothing(cache_bytes: int, num_threads: int) -
     _same([source.gather([5, 2])], [plain.gather([5, 2])])
 
 
-def test_what_fits_is_decoded_once_and_what_does_not_is_decoded_again() -> None:
+def test_images_are_decoded_once_if_the_cache_holds_all() -> None:
     for cache_bytes, times in ((12 * 6 * 6 * 3, 1), (12 * 6 * 6 * 3 - 1, 2)):
         data = _Decoded(12)
         source = BatchSource(data, _TOKENIZER, image_size=6, cache_bytes=cache_bytes)
@@ -138,14 +140,14 @@ def test_rows_keep_their_own_image_and_caption() -> None:
     assert np.concatenate([batch.sample_index for batch in everything]).tolist() == list(range(20))
 
 
-def test_an_epoch_resumes_in_the_middle() -> None:
+def test_epoch_resumes_in_the_middle() -> None:
     source = BatchSource(_Decoded(23), _TOKENIZER, image_size=6)
     whole = list(source.epoch(4, seed=0, epoch=3))
     _same(list(source.epoch(4, seed=0, epoch=3, first_batch=2)), whole[2:])
     assert list(source.epoch(4, seed=0, epoch=3, first_batch=5)) == []
 
 
-def test_images_in_memory_are_used_as_they_lie() -> None:
+def test_images_in_memory_are_not_copied() -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
     data = ArrayDataset("grey", images, [str(number) for number in range(6)])
     source = BatchSource(data, _TOKENIZER, image_size=8, cache_bytes=0)
@@ -156,7 +158,7 @@ def test_images_in_memory_are_used_as_they_lie() -> None:
 
 
 @pytest.mark.parametrize("consume", [list, next], ids=["to the end", "one batch"])
-def test_a_broken_image_stops_the_epoch_and_its_threads(consume: Callable[[Any], Any]) -> None:
+def test_broken_image_ends_the_epoch_and_the_threads(consume: Callable[[Any], Any]) -> None:
     before = threading.active_count()
     source = BatchSource(_Decoded(40, broken=7), _TOKENIZER, image_size=6)
     stream = source.in_order(4)
@@ -169,7 +171,7 @@ def test_a_broken_image_stops_the_epoch_and_its_threads(consume: Callable[[Any],
     assert threading.active_count() == before
 
 
-def test_a_source_checks_its_arguments() -> None:
+def test_batch_source_checks_arguments() -> None:
     with pytest.raises(BadInput, match="dataset must hold at least one pair"):
         BatchSource(_Decoded(0), _TOKENIZER, image_size=6)
     with pytest.raises(BadInput, match="image_size must be at least 1"):

@@ -75,7 +75,7 @@ def test_rows_become_pairs_with_paths_relative_to_the_table(folder: Path, monkey
         ("PAIRS.TSV", "extra\timage\tcaption\n1,2\ta.png\tone\n\tsub/b.png\ttwo\n"),
     ],
 )
-def test_the_ways_to_write_a_table(folder: Path, name: str, text: str) -> None:
+def test_tables_may_differ_in_delimiter_quotes_and_line_ends(folder: Path, name: str, text: str) -> None:
     data = read_pairs(_table(folder / name, text))
     assert data.captions == ("one", "two")
     assert [file.name for file in data.files] == ["a.png", "b.png"]
@@ -123,7 +123,7 @@ _ABSENT = object()
         (b"image,caption\nx.png,x\ny.png,y\na.png,\n", r"row 2: there is no .*x.png \(and 2 more such rows\)$"),
     ],
 )
-def test_each_flaw_is_one_clear_error(folder: Path, content: object, message: str) -> None:
+def test_each_flaw_of_a_table_has_a_message(folder: Path, content: object, message: str) -> None:
     if isinstance(content, bytes):
         (folder / "pairs.csv").write_bytes(content)
     with pytest.raises(BadInput, match=message) as caught:
@@ -131,7 +131,7 @@ def test_each_flaw_is_one_clear_error(folder: Path, content: object, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_or_a_missing_label_column_is_refused(folder: Path) -> None:
+def test_folder_or_missing_label_column_is_refused(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot read .*sub"):
         read_pairs(folder / "sub")
     table = _table(folder / "pairs.csv", "image,caption,label\na.png,one,x\n")
@@ -139,7 +139,7 @@ def test_a_folder_or_a_missing_label_column_is_refused(folder: Path) -> None:
         read_pairs(table, label_column="class")
 
 
-def test_a_damaged_png_is_found_when_the_table_is_read(folder: Path) -> None:
+def test_damaged_png_is_found_while_reading_the_table(folder: Path) -> None:
     content = bytearray((folder / "a.png").read_bytes())
     content[45] ^= 0xFF  # inside the pixels: the checksum no longer fits
     (folder / "a.png").write_bytes(content)
@@ -148,7 +148,7 @@ def test_a_damaged_png_is_found_when_the_table_is_read(folder: Path) -> None:
         read_pairs(table)
 
 
-def test_a_truncated_jpeg_is_named_when_it_is_decoded(folder: Path) -> None:
+def test_truncated_jpeg_is_named_while_decoding(folder: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "noise.jpg")
     content = (folder / "noise.jpg").read_bytes()
@@ -162,7 +162,7 @@ def test_a_truncated_jpeg_is_named_when_it_is_decoded(folder: Path) -> None:
         list(source.in_order(2))
 
 
-def test_an_image_that_went_away_is_named(folder: Path) -> None:
+def test_deleted_image_is_named(folder: Path) -> None:
     data = read_pairs(_table(folder / "pairs.csv", "image,caption\na.png,one\n"))
     (folder / "a.png").unlink()
     with pytest.raises(BadInput, match=r"row 2: cannot decode image .*a.png"):
@@ -173,7 +173,7 @@ def _decoded(folder: Path, name: str) -> np.ndarray:
     return read_pairs(_table(folder / "one.csv", f"image,caption\n{name},x\n"))[0].image
 
 
-def test_every_mode_comes_as_rgb(folder: Path) -> None:
+def test_images_of_every_mode_become_rgb(folder: Path) -> None:
     grey = np.array([[0, 100, 255]], np.uint8)
     Image.fromarray(grey).save(folder / "grey.png")
     np.testing.assert_array_equal(_decoded(folder, "grey.png"), np.repeat(grey[..., None], 3, axis=2))
@@ -187,7 +187,7 @@ def test_every_mode_comes_as_rgb(folder: Path) -> None:
     assert (_decoded(folder, "bits.png") == 255).all()
 
 
-def test_transparent_becomes_white(folder: Path) -> None:
+def test_transparent_pixels_become_white(folder: Path) -> None:
     pixels = np.array([[[50, 60, 70, 255], [0, 0, 0, 0]]], np.uint8)
     Image.fromarray(pixels).save(folder / "clear.png")
     assert _decoded(folder, "clear.png").tolist() == [[[50, 60, 70], [255, 255, 255]]]
@@ -211,7 +211,7 @@ def test_exif_orientation_is_respected(folder: Path) -> None:
     assert (image[8:] == 0).all()
 
 
-def test_the_fingerprint_names_paths_sizes_captions_and_labels(folder: Path) -> None:
+def test_fingerprint_depends_on_paths_sizes_captions_and_labels(folder: Path) -> None:
     def fingerprint(text: str) -> str:
         return read_pairs(_table(folder / "pairs.csv", text)).fingerprint()
 
@@ -225,7 +225,7 @@ def test_the_fingerprint_names_paths_sizes_captions_and_labels(folder: Path) -> 
     assert first != fingerprint(base)
 
 
-def test_labels_make_a_zero_shot_task(folder: Path) -> None:
+def test_labels_give_a_zero_shot_task(folder: Path) -> None:
     text = "image,caption,label\na.png,one,dog\nsub/b.png,two,cat\na.png,three,\n"
     task = read_pairs(_table(folder / "pairs.csv", text)).zero_shot(image_size=5)
     assert task is not None
@@ -278,7 +278,7 @@ def test_captions_of_one_image_stay_together_however_its_path_is_written(tmp_pat
     assert sum(len(_files(split)) for split in splits) == 40
 
 
-def test_a_small_table_still_gets_two_images_a_split(tmp_path: Path) -> None:
+def test_each_split_of_a_small_table_has_two_images(tmp_path: Path) -> None:
     table = _table(tmp_path / "pairs.csv", "image,caption,label\n" + _many(tmp_path, 6))
     splits = pair_splits(table, validation_share=0.01, test_share=0.01)
     assert [len(split) for split in splits] == [2, 2, 2]
@@ -287,7 +287,7 @@ def test_a_small_table_still_gets_two_images_a_split(tmp_path: Path) -> None:
         pair_splits(small)
 
 
-def test_tables_of_their_own_for_validation_and_test(tmp_path: Path) -> None:
+def test_validation_and_test_can_have_separate_tables(tmp_path: Path) -> None:
     train, validation, test = (
         _table(tmp_path / f"{name}.csv", "image,caption,label\n" + _many(tmp_path, 20, first=first))
         for first, name in ((0, "train"), (20, "validation"), (40, "test"))
@@ -321,7 +321,7 @@ def test_split_options_are_checked(tmp_path: Path, options: dict[str, float], me
         pair_splits(tmp_path / "not even there.csv", **options)  # type: ignore[arg-type]
 
 
-def test_without_pillow_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pillow_is_named_with_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = _table(folder / "pairs.csv", "image,caption\na.png,one\n")
     data = read_pairs(table)
     monkeypatch.setitem(sys.modules, "PIL", None)
@@ -330,6 +330,6 @@ def test_without_pillow_the_extra_is_named(folder: Path, monkeypatch: pytest.Mon
             action()
 
 
-def test_the_pairs_show_themselves(folder: Path) -> None:
+def test_repr_of_pairs_names_size_and_table(folder: Path) -> None:
     data = read_pairs(_table(folder / "pairs.csv", "image,caption\na.png,one\n"))
     assert repr(data) == f"<pairs: 1 pairs of {folder / 'pairs.csv'}>"

@@ -11,7 +11,7 @@ from drrho_clip.data.preprocess import normalise, resize, to_channels
 from drrho_clip.errors import BadInput, MissingExtra
 
 
-def test_an_image_of_the_right_size_is_returned_as_it_is_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_of_the_right_size_needs_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     images = np.zeros((2, 8, 8, 3), np.uint8)
     assert resize(images, 8) is images
@@ -22,21 +22,21 @@ def test_an_image_of_the_right_size_is_returned_as_it_is_without_pillow(monkeypa
         resize(images, 4)
 
 
-def test_the_centre_is_kept() -> None:
+def test_resize_keeps_the_central_square() -> None:
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 200  # exactly the central square
     assert (resize(image[None], 5) == 200).all()
     assert (resize(image.transpose(1, 0, 2)[None], 20) == 200).all()
 
 
-def test_shrinking_averages_instead_of_skipping() -> None:
+def test_shrinking_averages_pixels() -> None:
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, ..., None]
     small = resize(board, 16)
     assert small.shape == (1, 16, 16, 1)
     assert np.abs(small[0, 2:-2, 2:-2].astype(int) - 127).max() <= 3  # taking each fourth pixel would give 0 or 255
 
 
-def test_a_sequence_may_mix_sizes() -> None:
+def test_sequence_may_mix_sizes() -> None:
     images = [np.full((9, 12, 3), 10, np.uint8), np.full((30, 20, 3), 70, np.uint8)]
     resized = resize(images, 6)
     assert resized.shape == (2, 6, 6, 3)
@@ -60,7 +60,7 @@ def test_other_arrays_are_refused(images: np.ndarray) -> None:
         resize(images, 2)
 
 
-def test_the_size_must_be_a_positive_whole_number() -> None:
+def test_image_size_is_a_positive_whole_number() -> None:
     with pytest.raises(BadInput, match="image_size must be at least 1, got 0"):
         resize(np.zeros((1, 4, 4, 3), np.uint8), 0)
     with pytest.raises(TypeError, match="image_size must be a whole number"):
@@ -75,7 +75,7 @@ def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
         normalise(values)  # type: ignore[arg-type]
 
 
-def test_channels_go_both_ways() -> None:
+def test_channels_convert_in_both_directions() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     colour = to_channels(grey, 3)
     assert colour.shape == (1, 16, 16, 3)

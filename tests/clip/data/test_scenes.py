@@ -17,7 +17,7 @@ def _digests(images: np.ndarray) -> set[bytes]:
     return {hashlib.sha256(image.tobytes()).digest() for image in images}
 
 
-def test_a_seed_gives_these_bytes_on_every_machine() -> None:
+def test_bytes_of_a_seed_stay_the_same() -> None:
     # Written down once from `scenes(1500, seed=7)`; 1500 is more than one chunk. A change here changes every result.
     data = scenes(1500, seed=7)
     assert data.fingerprint() == "651c56a6a065e99ab899221017e49adb658a4a042d6ed5be75bb301e17214b5a"
@@ -27,7 +27,7 @@ def test_a_seed_gives_these_bytes_on_every_machine() -> None:
     assert digest == "1c7473ce1337dc59d0ec2476edb23196ccc76c6871833fe2deb3c724a36c0cb1"
 
 
-def test_a_short_set_is_the_beginning_of_a_long_one() -> None:
+def test_short_set_is_the_beginning_of_a_long_set() -> None:
     long = scenes(1100, seed=1)
     for size in (10, 1024, 1030):
         short = scenes(size, seed=1)
@@ -50,7 +50,7 @@ def test_splits_are_disjoint_clean_and_hold_five_galleries() -> None:
         assert split.captions == split.own_captions
 
 
-def test_held_out_captions_leave_attributes_out_as_training_does_unless_told_otherwise() -> None:
+def test_held_out_captions_omit_attributes_as_training_does_by_default() -> None:
     def mean_words(captions: tuple[str, ...]) -> float:
         return float(np.mean([sum(word in SIZES + COLOURS for word in caption.split()) for caption in captions]))
 
@@ -74,7 +74,7 @@ _OBJECT = rf"an? ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 _FULL_CAPTION = re.compile(rf"{_OBJECT}(?: is)?(?: to the)? ({'|'.join(RELATIONS)}) {_OBJECT}$")
 
 
-def test_captions_tell_what_the_image_shows() -> None:
+def test_captions_are_true_of_the_image() -> None:
     data = scenes(400, seed=5, swapped_fraction=0.0, omit_probability=0.0)
     rows, columns = np.mgrid[0:32, 0:32]
     checked = 0
@@ -114,7 +114,7 @@ def _outline(image: np.ndarray) -> np.ndarray:
     return mask[np.ix_(y, x)].astype(np.float64).ravel()
 
 
-def test_shapes_and_colours_can_be_told_apart() -> None:
+def test_shapes_and_colours_differ_in_the_image() -> None:
     """A nearest neighbour on outlines names the shape, the nearest colour of the palette names the colour."""
     known, asked = (scenes(1, seed=0, stream=stream).zero_shot() for stream in ("train", "test"))
     assert known is not None
@@ -153,7 +153,7 @@ def test_other_image_sizes_show_the_same_kind_of_scene() -> None:
     assert small.captions == large.captions
 
 
-def test_rows_are_numbered_from_zero_and_nothing_else_is_a_row() -> None:
+def test_rows_are_numbered_from_zero() -> None:
     data = scenes(3, seed=0)
     assert [sample.sample_index for sample in data] == [0, 1, 2]
     assert isinstance(data[np.int64(1)], Sample)
@@ -167,7 +167,7 @@ def test_rows_are_numbered_from_zero_and_nothing_else_is_a_row() -> None:
     assert captions_of(data) == data.captions
 
 
-def test_a_subset_is_renumbered_and_keeps_its_marks() -> None:
+def test_subset_is_renumbered_and_keeps_swap_marks() -> None:
     data = scenes(20, seed=0, swapped_fraction=0.5)
     rows = [7, 3, 11]
     part = data.subset(rows)
@@ -192,12 +192,12 @@ def test_a_subset_is_renumbered_and_keeps_its_marks() -> None:
         ({"image_size": 8}, "image_size must be at least 16, got 8"),
     ],
 )
-def test_bad_input_is_named(options: dict[str, object], message: str) -> None:
+def test_message_names_the_bad_argument(options: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         scenes(**{"size": 4, "seed": 0, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{"size": 2.0}, {"size": True}, {"seed": "0"}, {"swapped_fraction": "half"}])
-def test_another_type_is_a_type_error(options: dict[str, object]) -> None:
+def test_wrong_type_is_a_type_error(options: dict[str, object]) -> None:
     with pytest.raises(TypeError, match=next(iter(options))):
         scenes(**{"size": 4, "seed": 0, **options})  # type: ignore[arg-type]

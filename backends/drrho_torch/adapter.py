@@ -1,0 +1,107 @@
+"""The adapter between `drrho_torch.ContrastiveLoss` and estimator objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class EstimatorAdapter:
+    """An estimator object whose rows are tensors for `ContrastiveLoss`, wherever the object keeps them.
+
+    The object may keep tensors on any device, or NumPy arrays, for example in a file.
+
+    Parameters
+    ----------
+    estimator : object
+        An object with the `num_samples`, `gather`, `scatter`, `grow`, `state_dict` and `load_state_dict` of
+        `drrho_core.InnerEstimator`.
+
+    Raises
+    ------
+    TypeError
+        If the object lacks one of them, or keeps arrays of another library.
+    """
+
+    METHODS = ("gather", "scatter", "grow", "state_dict", "load_state_dict")
+    NAMES = ("log_inner_image", "log_inner_text")
+
+    def __init__(self, estimator: Any) -> None:
+        missing = [name for name in ("num_samples", *self.METHODS) if not hasattr(estimator, name)]
+        if missing or isinstance(estimator, type):
+            raise TypeError(
+                "estimator must be None or an estimator object such as drrho_core.InnerEstimator, got "
+                f"{estimator if isinstance(estimator, type) else type(estimator).__name__}"
+            )
+        self.estimator = estimator
+        side = getattr(estimator, "log_inner_image", None)
+        # The device that the index has to lie on; None stands for NumPy arrays.
+        self._index_device = side.device if isinstance(side, Tensor) else None
+        # An empty batch shows the library, the dtype and the device of the rows.
+        try:
+            rows, _ = estimator.gather(self._index(torch.zeros(0, dtype=torch.int64)))
+        except TypeError:
+            rows = None
+        if not isinstance(rows, (Tensor, np.ndarray)):
+            raise TypeError(
+                f"estimator must keep torch tensors or NumPy arrays, got {type(estimator).__name__} of another library"
+            )
+        rows = torch.as_tensor(rows)
+        self.dtype, self._row_device = rows.dtype, rows.device
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return int(self.estimator.num_samples)
+
+    def gather(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the rows of a batch on `device`."""
+        image, text = self.estimator.gather(self._index(index))
+        return torch.as_tensor(image).to(device), torch.as_tensor(text).to(device)
+
+    def scatter(self, index: Tensor, log_inner_image: Tensor, log_inner_text: Tensor) -> None:
+        """Write the rows of a batch."""
+        rows = [self._rows(side.to(self._row_device)) for side in (log_inner_image, log_inner_text)]
+        self.estimator = self.estimator.scatter(self._index(index), *rows)
+
+    def grow(self, num_samples: int) -> None:
+        """Make room for more samples."""
+        self.estimator = self.estimator.grow(num_samples)
+
+    def state_dict(self, prefix: str) -> dict[str, Any]:
+        """Return the estimator's state: tables under the names of a module's buffers, all else below ``estimator.``."""
+        # With these names a state moves between a loss with buffers and a loss with an estimator object.
+        return {
+            f"{prefix}{name if name in self.NAMES else f'estimator.{name}'}": (
+                torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+            )
+            for name, value in self.estimator.state_dict().items()
+        }
+
+    def keys(self, prefix: str, state_dict: Mapping[str, Any]) -> dict[str, str]:
+        """Return the entries of a module's state that belong to the estimator, with their names in its own state."""
+        # A loss with buffers wrote the tables only; a loss with an estimator object may have written more entries.
+        tables = {f"{prefix}{name}": name for name in self.NAMES if f"{prefix}{name}" in state_dict}
+        start = f"{prefix}estimator."
+        return tables | {key: key.removeprefix(start) for key in state_dict if key.startswith(start)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the entries that `keys` returned, converted to the dtype and the device of the estimator."""
+        self.estimator.load_state_dict(
+            {
+                name: self._rows(value.to(self._index_device or "cpu", self.dtype)) if name in self.NAMES else value
+                for name, value in state.items()
+            }
+        )
+
+    def _index(self, index: Tensor) -> Any:
+        """Return the index as the estimator takes it."""
+        return index.cpu().numpy() if self._index_device is None else index.to(self._index_device)
+
+    def _rows(self, rows: Tensor) -> Any:
+        """Return rows as the estimator takes them."""
+        return rows.detach().cpu().numpy() if self._index_device is None else rows.detach()
