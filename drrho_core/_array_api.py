@@ -24,7 +24,7 @@ PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
 """A scalar, or one array (b,) for the image anchors and one for the text anchors."""
 
 OLDEST = "2024.12"
-"""The oldest version of the Array API standard that a namespace may follow; newer ones are taken, too."""
+"""The oldest version of the Array API standard that a namespace may follow; newer ones are accepted, too."""
 
 _NAMESPACES: dict[type, Namespace] = {}
 """The namespace of each array type that was checked once and is plain. A later array of that type costs one look-up."""
@@ -46,10 +46,11 @@ are compared so that none of these libraries has to be imported."""
 
 
 def is_array(value: object) -> bool:
-    """Tell whether `value` looks like an array (numbers and numpy's scalars do not); `namespace_of` knows for sure.
+    """Tell whether `value` has the attributes of an array and is no number; `namespace_of` is the full check.
 
-    Looks decide, because torch.compile warns when it traces array-api-compat's own, cached question.
+    Attributes decide, because torch.compile warns when it traces the cached function of array-api-compat.
     """
+    # A NumPy scalar has these attributes too, but is a number; a class has them, but is no value.
     looks = hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "ndim")
     return looks and not isinstance(value, (numbers.Real, type))
 
@@ -61,8 +62,9 @@ def is_compiling(xp: Namespace) -> bool:
 
 
 def device_of(array: Array) -> Any:
-    """Return the array's device; None where a tracer has none."""
-    return getattr(array, "device", None)  # array_api_compat.device asks through a cache that torch.compile warns of
+    """Return the array's device, or None for a tracer without one."""
+    # array_api_compat.device would ask through a cache, of which torch.compile warns.
+    return getattr(array, "device", None)
 
 
 def values_visible(array: Array, xp: Namespace) -> bool:
@@ -87,7 +89,8 @@ def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
     """Tell the same as `all_visible` for a namespace that is known not to be compiling."""
     for array in arrays:
         device = getattr(array, "device", None)
-        if device != "cpu":  # NumPy's devices are strings; other libraries' devices name their platform or type
+        # NumPy's devices are strings; other libraries' devices name their platform or type.
+        if device != "cpu":
             kind = getattr(device, "platform", None) or getattr(device, "type", None) or str(device)
             if "cpu" not in str(kind).lower():
                 return False
@@ -100,6 +103,7 @@ def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
 
 def has_memory(array: Array) -> bool:
     """Tell whether a tensor's numbers lie in memory; arrays of other libraries always pass."""
+    # torch.func's wrappers have the method, but it raises.
     memory = getattr(array, "untyped_storage", None)
     if memory is not None:
         try:
@@ -139,6 +143,7 @@ def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -
         raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
     common: Namespace | None = None
     for name, array in arrays.items():
+        # The library, and whether the type stands for a plain array.
         namespace = _NAMESPACES.get(type(array))
         if namespace is None:
             namespace = _namespace_of_type(name, array)
@@ -154,10 +159,12 @@ def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -
             common = namespace
         elif namespace is not common:
             raise TypeError(_stranger(arrays, xp))
+    # The version of the standard; "none" sorts behind every version.
     if not OLDEST <= getattr(common, "__array_api_version__", "none") < "none":
         raise TypeError(_outdated(next(iter(arrays)), common))
     if xp is None or xp is common:
         return common
+    # A caller may name the bare library, such as numpy instead of array_api_compat.numpy.
     if library(xp) != library(common):
         raise TypeError(f"xp must be the namespace of {next(iter(arrays))} ({library(common)}), got {library(xp)}")
     if not OLDEST <= getattr(xp, "__array_api_version__", "none") < "none":
@@ -166,7 +173,8 @@ def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -
 
 
 def _namespace_of_type(name: str, array: Any) -> Namespace:
-    """Return the namespace of an array whose type was not met before, after checking that it is plain."""
+    """Return the namespace of an array of a new type, after checking that the type is plain."""
+    # Base classes count, because a masked array of astropy is a subclass of a plain one.
     kind = type(array)
     for base in kind.__mro__:
         if base.__name__ in _NOT_PLAIN:
@@ -187,6 +195,7 @@ def _stranger(arrays: Mapping[str, Array], xp: Namespace | None) -> str:
     libraries = {
         name: library(_NAMESPACES.get(type(array)) or _namespace_of_type(name, array)) for name, array in arrays.items()
     }
+    # The array that differs from most of the others is probably the mistake.
     every = list(libraries.values())
     expected = library(xp) if xp is not None and library(xp) in every else max(every, key=every.count)
     home = next(name for name, value in libraries.items() if value == expected)
@@ -209,12 +218,12 @@ def library(xp: Namespace) -> str:
 
 
 def wide_dtype(dtype: Any, xp: Namespace) -> Any:
-    """Return the dtype that sums of `dtype` are kept in: float32 for half types, else `dtype`."""
+    """Return the dtype for sums of `dtype`: float32 for half types, else `dtype`."""
     return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
 
 
 def power_of_two(size: Array, xp: Namespace) -> Array:
-    """Return ``2^floor(log2 size)``, 1 where the size is 0: to divide by it is exact and leaves numbers below 2."""
+    """Return ``2^floor(log2 size)``, and 1 for a size of 0. Dividing by it is exact and leaves numbers below 2."""
     size = xp.where(size > 0, size, xp.ones_like(size))
     return xp.pow(xp.full_like(size, 2.0), xp.floor(xp.log2(size)))
 
@@ -223,6 +232,7 @@ def supports_index_assignment(array: Array, xp: Namespace) -> bool:
     """Tell whether ``array[integer_array] = values`` works in place; the standard does not promise it."""
     if not array_api_compat.is_writeable_array(array):
         return False
+    # Only an attempt tells: array-api-strict accepts some kinds of assignment and refuses this one.
     probe, value = (xp.zeros((1,), dtype=array.dtype, device=device_of(array)) for _ in range(2))
     try:
         probe[xp.zeros((1,), dtype=xp.int64, device=device_of(array))] = value

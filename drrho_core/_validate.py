@@ -115,7 +115,7 @@ class Call(NamedTuple):
             The rule that every entry keeps.
         """
         array, xp = self.arrays[name], self.xp
-        # Nearly every array has one of two dtypes, and then nothing else need be asked.
+        # The dtype. Nearly every array has one of two, and then no further question is needed.
         if kind == BOOLEAN:
             if array.dtype != xp.bool:
                 raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
@@ -123,12 +123,13 @@ class Call(NamedTuple):
             floating(name, array, xp) if kind == FLOATING else state_dtype(name, array, xp)
         if dtype_of is not None and array.dtype != self.arrays[dtype_of].dtype:
             self.same_dtype(dtype_of, name)
+        # The shape: first the number of axes, because the message about a shape presumes it.
         if axes is not None and array.ndim != axes:
             raise ValueError(f"{name} must have {axes} axes {meaning}, got shape {tuple(array.shape)}")
         if shape is not None and tuple(array.shape) != shape:
             raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(array.shape)}")
         if rule is not None:
-            # If not all arrays can be read, some of them may be readable.
+            # The values. If not all arrays can be read, this array still may be readable.
             if self.visible:
                 visible_values(name, array, rule, xp)
             else:
@@ -169,6 +170,7 @@ class Call(NamedTuple):
                 return value
         if isinstance(value, (float, int)):
             return number(name, value, rule, dtype=dtype, xp=self.xp)
+        # Arrays are cast first: an entry may leave its domain when it is rounded to the dtype.
         checked = parameter(name, value, rule, self.xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
         if isinstance(checked, float):
             return checked
@@ -191,36 +193,38 @@ def arrays(
     required : mapping of str to array
         Arguments that have to be arrays, by name.
     xp : namespace, optional
-        The caller's namespace; under torch.compile it is believed.
+        The caller's namespace. While torch.compile traces, it is returned without a look at the arrays.
     options : mapping, optional
         Arguments that may be arrays, numbers, None or pairs of them. Arrays among them join `required`, those in a
         pair as ``name[0]`` and ``name[1]``.
     autograd : bool
-        Whether arrays may ask for autograd: True for wrappers that return gradients to it.
+        Whether arrays may require gradients of autograd: True for wrappers that return such gradients.
 
     Raises
     ------
     TypeError
         If an argument is no plain array, or the arrays come from different libraries: see `namespace_of`.
     ValueError
-        If the arrays lie on different devices, or one of them asks for autograd.
+        If the arrays lie on different devices, or an array requires gradients of autograd.
     """
+    # Step 1: the arrays among the options join the required ones.
     named = dict(required)
     for name, value in (options or {}).items():
         if isinstance(value, (tuple, list)):
             named.update({f"{name}[{place}]": member for place, member in enumerate(value) if is_array(member)})
         elif not isinstance(value, (float, int)) and value is not None and is_array(value):
             named[name] = value
-    # A namespace that is compiling is believed; otherwise the arrays tell, and may turn out to be compiling.
+    # Step 2: the library. A caller's namespace that is compiling hides the arrays; otherwise the arrays decide.
     compiling = xp is not None and is_compiling(xp)
     if not compiling:
         given, xp = xp, common_namespace(named, xp)
         compiling = given is None and is_compiling(xp)
+    # Step 3: one walk for autograd and the device.
     first, device = "", None
     for name, array in named.items():
         if not autograd and getattr(array, "requires_grad", False):
             detached({name: array}, xp)
-        # Tracers have no device, and torch.compile's own arrays are not asked.
+        # Tracers have no device, and the arrays of torch.compile have one that means nothing.
         here = None if compiling else getattr(array, "device", None)
         if here is None or here == device:
             continue
@@ -231,7 +235,7 @@ def arrays(
 
 
 def describe(value: object) -> str:
-    """Say what was received, short enough for one line."""
+    """Describe a received value for a message, short enough for one line."""
     if is_array(value):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"  # type: ignore[attr-defined]
     text = str(value) if isinstance(value, numbers.Real) else " ".join(repr(value).split())
@@ -252,11 +256,12 @@ def number(
     xp: Namespace | None = None,
 ) -> float:
     """Return a Python number after checking that it is real, finite, keeps a rule and fits a dtype if one is given."""
-    # Floats and small integers are nearly all there is; the rest takes more questions.
+    # Nearly every number is a float or a small integer; other types take more questions.
     if type(value) is float or (type(value) is int and -(2**53) < value < 2**53):
         checked = float(value)
     else:
         checked = _real(name, value)
+    # The interval, written out: a method of the rule would cost a call per option of every step.
     if (
         not (
             (rule.low < checked < rule.high)
@@ -267,7 +272,7 @@ def number(
     ):
         unmet = rule.words if math.isfinite(checked) else "be finite"
         raise ValueError(f"{name} must {unmet}, got {describe(value)}")
-    # Nearly every number fits, and then the limits of the dtype need not be asked for.
+    # Nearly every number fits, and then the limits of the dtype are not needed.
     if dtype is not None and not (
         (checked == 0.0 or 1e-30 <= abs(checked) <= 1e30) and dtype in (xp.float32, xp.float64)  # type: ignore[union-attr]
     ):
@@ -279,6 +284,7 @@ def _real(name: str, value: object) -> float:
     """Return a real number as a float; an integer beyond the largest float becomes infinite."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {describe(value)}")
+    # Every real type of Python and NumPy has __float__.
     try:
         return float(value)
     except OverflowError:
@@ -313,6 +319,7 @@ def within(value: Any, rule: Rule, xp: Namespace) -> Any:
     """
     if isinstance(value, tuple):
         return tuple(within(member, rule, xp) for member in value)
+    # Visible values have been checked, and numbers always are.
     if not is_array(value) or values_visible(value, xp):
         return value
     return xp.where(xp.isfinite(value) & rule.holds(value), value, xp.nan)
@@ -324,6 +331,7 @@ def static_number(name: str, value: Any, rule: Rule) -> float:
         xp = arrays({name: value}).xp
         if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
             raise TypeError(f"{name} must be a real number, got {describe(value)}")
+        # A tracer has no value, which JAX reports as a TypeError.
         try:
             value = float(value.detach() if hasattr(value, "detach") else value)
         except TypeError as error:
@@ -342,7 +350,7 @@ def integer(name: str, value: object, *, minimum: int) -> int:
 
 
 def _index(name: str, value: Any) -> int:
-    """Return what Python takes as an index: its own integers, NumPy's, whatever has ``__index__``, but no bool."""
+    """Return an integer from every type with ``__index__``, such as those of Python and NumPy, but not from a bool."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)
@@ -410,19 +418,19 @@ def axis(value: object, name: str, array: Array) -> int:
 
 
 def mask(name: str, array: Array, of: str, like: Array, xp: Namespace) -> None:
-    """Check that an array is boolean and broadcasts to another one's shape without growing it."""
+    """Check that an array is boolean and broadcasts to the shape of another array without growing it."""
     if not xp.isdtype(array.dtype, "bool"):
         raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
+    # Broadcasting compares axes from the last one: each has to be 1 or equal.
     missing = like.ndim - array.ndim
-    fits = missing >= 0 and all(mine in (1, its) for mine, its in zip(array.shape, like.shape[missing:], strict=True))
-    if not fits:
+    if missing < 0 or any(size not in (1, full) for size, full in zip(array.shape, like.shape[missing:], strict=True)):
         raise ValueError(f"{name} must broadcast to the shape of {of} {tuple(like.shape)}, got {tuple(array.shape)}")
 
 
 def detached(arrays: Mapping[str, Array], xp: Namespace | None = None) -> None:
     """Refuse arrays that ask for autograd: core results are constants to it, so the gradient would be wrong.
 
-    Where autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, no gradient is asked for.
+    If autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, no gradient is wanted.
     """
     for name, array in arrays.items():
         if getattr(array, "requires_grad", False):
@@ -445,12 +453,13 @@ def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
     """Check a rule on every entry of an array whose values can be read, and show the first value that breaks it."""
     if 0 in array.shape:
         return
-    # A nan goes through both reductions and breaks the comparison.
+    # The smallest and the largest entry decide for all; a nan survives both reductions and fails the comparison.
     low, high = float(xp.min(array)), float(xp.max(array))
     if (rule.low < low or (rule.includes_low and low == rule.low)) and (
         high < rule.high or (rule.includes_high and high == rule.high)
     ):
         return
+    # Find the first entry that breaks the rule. In a half type the comparison itself may round, and none is found.
     flat = xp.reshape(array, (-1,))
     if xp.isdtype(array.dtype, "integral"):
         # The standard compares no integers with floats, but Python does.
@@ -458,6 +467,7 @@ def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
     else:
         good = rule.holds(flat)
         broken = [] if bool(xp.all(good)) else [int(xp.argmax(xp.astype(~good, xp.int8)))]
+    # At most one place.
     for place in broken:
         received = int(flat[place]) if xp.isdtype(array.dtype, "integral") else float(flat[place])
         where = f" at position {_unravel(place, tuple(array.shape))}" if array.ndim else ""
@@ -466,6 +476,7 @@ def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
 
 def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
     """Turn a flat position into an index; a plain integer for one axis."""
+    # Digits of the position in a mixed base, the last axis first.
     index: list[int] = []
     for size in reversed(shape):
         position, remainder = divmod(position, size)
@@ -506,6 +517,7 @@ def parameter(
     """
     if old_xp is not None:  # drrho_core.losses passes a function and a text here until it has switched
         rule, xp = FINITE, old_xp
+    # A pair of arrays, one per direction.
     if per_anchor is not None and isinstance(value, (tuple, list)):
         if len(value) != 2:
             pair = ", ".join(sides)
@@ -518,6 +530,7 @@ def parameter(
             shape(label, array, (per_anchor,), "(batch_size,)")
             parameter_values(label, array, rule, dtype, xp)
         return tuple(value)
+    # An array of shape ().
     if is_array(value):
         floating(name, value, xp)
         if value.ndim != 0:
@@ -532,9 +545,10 @@ def parameter_values(name: str, array: Array, rule: Rule, dtype: Any, xp: Namesp
     """Check, if reading the values is free, that an array is finite, keeps a rule and fits a dtype like a number."""
     if not values_visible(array, xp):
         return
+    # The rule comes first, because it is the better reason if both are broken.
     visible_values(name, array, rule, xp)
     if dtype is not None:
         fit = _fitting(rule, dtype, xp)
-        # A half type cannot hold more, nor can a comparison with it.
+        # A half type cannot hold the limits of a wider dtype, nor can a comparison with it.
         largest = min(fit.high, float(xp.finfo(array.dtype).max))
         visible_values(name, array, fit._replace(low=max(fit.low, -largest), high=largest), xp)

@@ -76,14 +76,15 @@ def evaluate(
         ratios.append(xp.sum(factor * (scale * saturated(weight, temperature, xp=xp))))
         slopes.append(factor * (scale * (value - weight * xp.astype(mean, temperature.dtype))))
         weights.append(xp.clip(factor * weight, max=float(xp.finfo(temperature.dtype).max)))
-    # Temperatures per anchor keep a gradient each; a global one gets the sum over all anchors.
+    # Temperatures per anchor keep a gradient each; a global temperature gets the sum over all anchors.
+    gradient: Array | tuple[Array, Array] = (slopes[0], slopes[1])
+    if not isinstance(options.temperature, tuple):
+        gradient = xp.sum(slopes[0]) + xp.sum(slopes[1])
     weight_sums, unit = normalised(weights, options.work, xp)
     return Evaluation(
         loss=losses[0] + losses[1],
         surrogate=losses[0] + losses[1] + (ratios[0] + ratios[1]),
-        temperature_gradient=(slopes[0], slopes[1])
-        if isinstance(options.temperature, tuple)
-        else xp.sum(slopes[0]) + xp.sum(slopes[1]),
+        temperature_gradient=gradient,
         weight_sums=weight_sums,
         unit=unit,
     )

@@ -133,12 +133,12 @@ def contrastive_step(
     >>> round(float(step.loss), 4)
     0.1446
     """
-    options: StepArguments = {
+    arguments: StepArguments = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
         "anchor_weight": anchor_weight, "tile_size": tile_size, "memory_budget": memory_budget,
     }  # fmt: skip
-    step = wide_contrastive_step(image_features, text_features, log_inner_image, log_inner_text, xp=xp, **options)
+    step = wide_contrastive_step(image_features, text_features, log_inner_image, log_inner_text, xp=xp, **arguments)
     if step.image_gradient.dtype == image_features.dtype:
         return step
     xp = namespace_of({"image_features": image_features}, xp)

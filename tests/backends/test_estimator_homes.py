@@ -99,7 +99,7 @@ def test_a_bad_index_is_refused(make: Maker) -> None:
     assert np.all(made.state_dict()["log_inner_text"] == NEVER)
 
 
-def test_a_home_says_what_it_needs(tmp_path: Path) -> None:
+def test_unknown_homes_and_wrong_paths_are_refused(tmp_path: Path) -> None:
     backend = get_backend("numpy")
     for home, path, message in (
         ("attic", None, r"home must be one of device, host, file, got 'attic'"),

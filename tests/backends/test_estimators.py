@@ -1,4 +1,4 @@
-"""The estimators of the backends do what `InnerEstimator` does, wherever the numbers are kept."""
+"""The estimators of the backends return the rows of `InnerEstimator`, wherever they store the numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOATS = ["float32", "float64"]
 
 
 class Kind:
-    """One estimator, and how its arrays come from NumPy and go there."""
+    """One class of estimators, and the conversions of its arrays from and to NumPy."""
 
     def __init__(self, name: str, dtype: str, folder: Path) -> None:
         self.name, self.dtype, self.folder = name, dtype, folder
@@ -89,7 +89,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_run_is_that_of_inner_estimator_bit_for_bit(kind: Kind) -> None:
+def test_a_long_run_equals_inner_estimator_bit_for_bit(kind: Kind) -> None:
     """Repeated visits, gathers of what was just written, growth, and numbers with odd bits."""
     rng = np.random.default_rng(0)
     ours, plain = kind.make(40), InnerEstimator(40, like=np.zeros(1), dtype=getattr(np, kind.dtype))
@@ -109,7 +109,7 @@ def test_a_long_run_is_that_of_inner_estimator_bit_for_bit(kind: Kind) -> None:
     assert kind.everything(ours)[0] == plain.log_inner_image.tolist()
 
 
-def test_a_new_one_was_never_visited(kind: Kind) -> None:
+def test_new_estimator_has_no_visited_sample(kind: Kind) -> None:
     made = kind.make(3)
     assert kind.everything(made) == [[NEVER] * 3] * 2
     assert made.num_samples == 3
@@ -119,7 +119,7 @@ def test_a_new_one_was_never_visited(kind: Kind) -> None:
     assert kind.dtype in repr(made)
 
 
-def test_it_is_updated_in_place_and_what_was_gathered_is_a_copy(kind: Kind) -> None:
+def test_scatter_is_in_place_and_gather_returns_copies(kind: Kind) -> None:
     made = kind.make(5)
     before = made.gather(kind.index([1, 4]))
     assert made.scatter(kind.index([4, 1]), kind.rows([1.0, 2.0]), kind.rows([3.0, 4.0])) is made
@@ -196,14 +196,14 @@ def test_bad_rows_are_refused_and_nothing_is_written(
         (2.0, TypeError, r"num_samples must be an integer, got 2\.0"),
     ],
 )
-def test_its_size_is_a_positive_integer(kind: Kind, n: Any, error: Any, message: str) -> None:
+def test_number_of_samples_must_be_a_positive_integer(kind: Kind, n: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         kind.make(n)
     with pytest.raises(ValueError, match="num_samples must be at least 3, got 2"):
         kind.make(3).grow(2)
 
 
-def test_the_state_of_inner_estimator_goes_in(kind: Kind) -> None:
+def test_the_state_of_inner_estimator_can_be_loaded(kind: Kind) -> None:
     made = kind.make(5)
     image, text = np.array([NEVER, 1, 2, 3, 4]), np.array([0, 1, NEVER, 3, -4.0])
     on_host = (lambda x: torch.asarray(x.astype(kind.dtype))) if kind.name == "host-cuda" else kind.rows
@@ -227,7 +227,7 @@ def test_the_state_of_inner_estimator_goes_in(kind: Kind) -> None:
     assert kind.everything(made) == before
 
 
-def test_a_state_dict_brings_the_state_back(kind: Kind) -> None:
+def test_load_state_dict_restores_the_state(kind: Kind) -> None:
     made = kind.make(4).scatter(kind.index([2, 0]), kind.rows([1.0, -2.0]), kind.rows([3.0, 0.0]))
     state = made.snapshot(kind.folder / "snapshot") if kind.name == "file" else made.state_dict()
     before = kind.everything(made)
@@ -244,8 +244,8 @@ def test_a_state_dict_brings_the_state_back(kind: Kind) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_a_billion_samples(tmp_path: Path) -> None:
-    """Neither the disk nor the memory holds what was never visited."""
+def test_a_file_of_a_billion_samples_stays_sparse(tmp_path: Path) -> None:
+    """Samples that were never visited take space neither on the disk nor in memory."""
     n = 1_000_000_000
     path = tmp_path / "estimator"
     rng = np.random.default_rng(1)
@@ -272,7 +272,7 @@ def test_a_file_of_a_billion_samples(tmp_path: Path) -> None:
         assert os.stat(one).st_blocks * 512 < 1e6
 
 
-def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_existing_file_is_opened_with_its_state(tmp_path: Path) -> None:
     path = tmp_path / "estimator"
     with MemoryMappedEstimator(str(path), 3, dtype=np.float64) as made:
         made.scatter(np.asarray([1]), np.asarray([0.1]), np.asarray([0.0]))
@@ -284,7 +284,7 @@ def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["estimator"]
 
 
-def test_what_a_file_must_be(tmp_path: Path) -> None:
+def test_files_of_another_format_or_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "estimator"
     with pytest.raises(ValueError, match=r"num_samples must be given for a new file, got None and no file .*estimator"):
         MemoryMappedEstimator(path)
@@ -313,7 +313,7 @@ def test_what_a_file_must_be(tmp_path: Path) -> None:
         assert path.read_bytes() == content
 
 
-def test_a_file_is_open_once(tmp_path: Path) -> None:
+def test_a_file_is_open_in_one_estimator_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "estimator"
     with (
         MemoryMappedEstimator(path, 3) as made,
@@ -382,7 +382,7 @@ def test_a_copy_appears_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.
     assert sorted(os.listdir(tmp_path)) == ["estimator", "snapshot"]
 
 
-def test_a_copy_without_knowledge_of_holes_is_as_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_stays_sparse_without_seek_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index, row = np.asarray([1, 9_999_999]), np.ones(2, dtype="f4")
     with MemoryMappedEstimator(tmp_path / "estimator", 10_000_000) as made:
         made.scatter(index, row, row)
@@ -395,7 +395,7 @@ def test_a_copy_without_knowledge_of_holes_is_as_sparse(tmp_path: Path, monkeypa
 
 
 def test_both_numbers_of_a_sample_share_a_page(tmp_path: Path) -> None:
-    """What a power failure leaves is an old sample or a new one: eight bytes, or sixteen, that straddle no sector."""
+    """After a power failure a sample has two old numbers or two new ones: its bytes never straddle two sectors."""
     with MemoryMappedEstimator(tmp_path / "estimator", 3) as made:
         made.scatter(np.asarray([1]), np.asarray([1.5], dtype="f4"), np.asarray([-2.0], dtype="f4"))
     stored = np.fromfile(tmp_path / "estimator", dtype="<u4", offset=4096).reshape(3, 2)
@@ -408,7 +408,7 @@ def test_both_numbers_of_a_sample_share_a_page(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_hosts_state_is_inner_estimators() -> None:
+def test_host_estimator_has_the_state_of_inner_estimator() -> None:
     made, plain = HostEstimator(4, device="cpu"), InnerEstimator(4, like=torch.zeros(1))
     index, image, text = torch.tensor([2, 0]), torch.tensor([0.5, 1.5]), torch.tensor([0.0, 1.0])
     made, plain = made.scatter(index, image, text), plain.scatter(index, image, text)  # type: ignore[assignment]
@@ -421,7 +421,7 @@ def test_the_hosts_state_is_inner_estimators() -> None:
     assert made.device == torch.device("cpu")
 
 
-def test_the_host_says_what_it_needs() -> None:
+def test_host_estimator_refuses_bad_arguments() -> None:
     with pytest.raises(ValueError, match="device must be 'cpu' or another that torch has, got 'abacus'"):
         HostEstimator(3, device="abacus")
     with pytest.raises(TypeError, match=r"dtype must be float32 or wider, got torch\.float16"):
@@ -434,7 +434,7 @@ def test_the_host_says_what_it_needs() -> None:
         made.gather([0])  # type: ignore[arg-type]
 
 
-def test_donation_writes_where_the_numbers_are() -> None:
+def test_donation_writes_in_place() -> None:
     made = DonatingEstimator(1000, like=jnp.zeros(1))
     state = made.state_dict()
     taken = made.log_inner_image

@@ -1,4 +1,4 @@
-"""Where ContrastiveLoss keeps its estimates, when it reads them, and when it warns of averaging them twice."""
+"""The estimates of ContrastiveLoss: their home, the calls that read them, and the warning about a second average."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Maker]:
 
 
 def rows_of(loss: ContrastiveLoss) -> list[list[float]]:
-    """All rows, wherever they are."""
+    """Return all rows, whatever their home."""
     if loss.estimator is None:
         return [loss.log_inner_image.tolist(), loss.log_inner_text.tolist()]
     index: Any = np.arange(loss.num_samples)
@@ -85,7 +85,7 @@ def train(loss: ContrastiveLoss, steps: int = 3, start: int = 0) -> list[Any]:
 # --------------------------------------------------------------------------------------------------- estimator objects
 
 
-def test_a_table_in_an_estimator_gives_the_losses_and_rows_of_buffers(make: Maker) -> None:
+def test_an_estimator_gives_the_losses_and_rows_of_buffers(make: Maker) -> None:
     plain = ContrastiveLoss(N, temperature=0.3, gamma=0.7)
     loss = ContrastiveLoss(N, temperature=0.3, gamma=0.7, estimator=make())
     assert loss.num_samples == N
@@ -97,7 +97,7 @@ def test_a_table_in_an_estimator_gives_the_losses_and_rows_of_buffers(make: Make
     assert "estimator=" in repr(loss)
 
 
-def test_double_rows_stay_double(make: Maker) -> None:
+def test_float64_rows_give_float64_losses(make: Maker) -> None:
     loss = ContrastiveLoss(N, temperature=0.3, gamma=0.7, estimator=make(dtype="float64"))
     value = loss(features(), features(seed=1), torch.arange(B))
     assert value.dtype == torch.float64
@@ -126,7 +126,7 @@ def test_state_dict_carries_the_table_into_another_module(make: Maker, other: st
         assert torch.equal(one, two)
 
 
-def test_the_state_of_buffers_goes_into_an_estimator(make: Maker) -> None:
+def test_the_state_of_buffers_can_be_loaded_into_an_estimator(make: Maker) -> None:
     plain = ContrastiveLoss(N, temperature=0.3, gamma=0.7)
     train(plain)
     loss = ContrastiveLoss(N, temperature=0.3, gamma=0.7, estimator=make())
@@ -238,7 +238,7 @@ def test_grow_keeps_the_old_rows_and_makes_room(make: Maker, buffers: bool) -> N
 
 
 @pytest.mark.parametrize("buffers", [True, False], ids=["buffers", "estimator"])
-def test_eval_is_the_batchs_own_loss_and_touches_no_row(make: Maker, buffers: bool) -> None:
+def test_eval_returns_the_loss_of_the_batch_and_changes_no_row(make: Maker, buffers: bool) -> None:
     loss = ContrastiveLoss(N, temperature=0.3, gamma=0.7, radius=0.1, estimator=None if buffers else make())
     train(loss)
     before = rows_of(loss)
@@ -293,7 +293,7 @@ UPDATES = ["optimizer", "foreach", "by hand", "other rows", "gamma 1", "eval", "
 
 
 @pytest.mark.parametrize("between", UPDATES)
-def test_rows_that_repeat_rightly_do_not_warn(between: str) -> None:
+def test_rows_that_repeat_for_a_good_reason_do_not_warn(between: str) -> None:
     towers, loss = Towers(), ContrastiveLoss(N, temperature=0.3, gamma=1.0 if between == "gamma 1" else 0.5)
     optimizer = torch.optim.SGD(towers.parameters(), lr=0.1, foreach=between == "foreach")
     index = torch.arange(B)
@@ -330,7 +330,7 @@ def test_a_loop_with_a_frozen_tower_is_warned_too() -> None:
         loss(*towers(features(), features(seed=1)), torch.arange(B)).backward()
 
 
-def test_a_warning_that_is_an_error_leaves_the_state_as_it_was() -> None:
+def test_a_warning_that_is_an_error_leaves_the_state_unchanged() -> None:
     towers, loss = Towers(), ContrastiveLoss(N, temperature=0.3, gamma=0.5)
     loss(*towers(features(), features(seed=1)), torch.arange(B)).backward()
     before = loss.log_inner_image.clone()
@@ -368,7 +368,7 @@ def test_an_optimizer_of_other_parameters_than_the_first_counts_as_a_change() ->
 # ------------------------------------------------------------------------------------------------- anchor weights
 
 
-def test_anchor_weights_reach_the_core_and_are_constants() -> None:
+def test_anchor_weights_reach_the_core_as_constants() -> None:
     generator = np.random.default_rng(3)
     weights = [torch.tensor(generator.uniform(0.0, 2.0, B), dtype=torch.float32, requires_grad=True) for _ in range(2)]
     for given in (weights[0], tuple(weights)):
@@ -407,7 +407,7 @@ def test_references_of_another_floating_type_are_promoted(own: Any, reference: A
     assert float((images.grad.double() - exact.image_gradient).abs().max()) <= 2 * torch.finfo(own).eps
 
 
-def test_the_core_takes_parameters_under_no_grad() -> None:
+def test_the_core_accepts_parameters_under_no_grad() -> None:
     images, texts = features().requires_grad_(), features(seed=1).requires_grad_()
     unseen = torch.full((B,), NEVER)
     with torch.no_grad():

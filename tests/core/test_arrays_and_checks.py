@@ -33,20 +33,20 @@ class Pretender:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_an_array(eager_space: Any) -> None:
+def test_is_array_accepts_arrays_and_no_numbers(eager_space: Any) -> None:
     assert _array_api.is_array(eager_space.asarray(np.zeros(3)))
     assert _array_api.is_array(eager_space.asarray(np.zeros((2, 3))))
     for other in (1, 1.5, True, np.float32(1.5), np.int64(3), [1.0], (1.0,), "a", None, np.float64, object()):
         assert not _array_api.is_array(other)
 
 
-def test_one_namespace_for_all_arrays(eager_space: Any) -> None:
+def test_arrays_of_one_library_share_a_namespace(eager_space: Any) -> None:
     x = eager_space.asarray(np.zeros(3))
     assert _array_api.namespace_of({"x": x, "y": x}) is eager_space.xp
     assert _array_api.namespace_of({"x": x}, eager_space.xp) is eager_space.xp
 
 
-def test_the_bare_library_may_be_named_where_it_follows_the_standard() -> None:
+def test_xp_may_be_the_bare_library_if_it_follows_the_standard() -> None:
     assert _array_api.namespace_of({"x": np.zeros(1)}, np) is np
 
 
@@ -77,12 +77,12 @@ def test_mixed_namespaces_are_refused(arrays: Any, xp: Any, message: str) -> Non
         _array_api.namespace_of(arrays, xp)
 
 
-def test_names_of_libraries() -> None:
+def test_library_names_leave_out_the_wrapper() -> None:
     names = [_array_api.library(xp) for xp in (numpy_namespace, torch_namespace, jnp, array_api_strict)]
     assert names == ["numpy", "torch", "jax.numpy", "array_api_strict"]
 
 
-def test_half_types_are_widened_and_no_others(eager_space: Any) -> None:
+def test_only_half_types_are_widened(eager_space: Any) -> None:
     xp = eager_space.xp
     assert _array_api.wide_dtype(xp.float32, xp) == xp.float32
     assert _array_api.wide_dtype(xp.float64, xp) == xp.float64
@@ -91,14 +91,14 @@ def test_half_types_are_widened_and_no_others(eager_space: Any) -> None:
             assert _array_api.wide_dtype(getattr(xp, narrow), xp) == xp.float32
 
 
-def test_values_can_be_seen_on_the_host_only(eager_space: Any) -> None:
+def test_values_are_visible_on_the_host_only(eager_space: Any) -> None:
     x = eager_space.asarray(np.zeros(3))
     assert _array_api.values_visible(x, eager_space.xp) == (eager_space.name in ("numpy", "torch", "jax", "strict")
                                                          and "device1" not in str(eager_space.device)
                                                          and "cuda" not in str(eager_space.device).lower())  # fmt: skip
 
 
-def test_who_can_be_written_to_by_an_integer_array() -> None:
+def test_index_assignment_is_detected_without_writing() -> None:
     def answer(array: Any, xp: Any) -> bool:
         before = np.asarray(array).tolist()
         result = _array_api.supports_index_assignment(array, xp)
@@ -129,7 +129,7 @@ def test_descriptions_are_one_short_line() -> None:
 
 
 @pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int8(2), np.float64(2)])
-def test_numbers_are_numbers(value: Any) -> None:
+def test_every_real_type_becomes_a_float(value: Any) -> None:
     assert _validate.number("x", value, ABOVE_ONE) == 2.0
     assert type(_validate.number("x", value, FINITE)) is float
 
@@ -149,7 +149,7 @@ def test_numbers_are_numbers(value: Any) -> None:
         (1, ValueError, "x must be > 1, got 1"),
     ],
 )
-def test_bad_numbers(value: Any, error: Any, message: str) -> None:
+def test_bad_numbers_are_refused(value: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         _validate.number("x", value, ABOVE_ONE)
 
@@ -172,7 +172,7 @@ def test_static_numbers_may_be_arrays_without_axes(eager_space: Any) -> None:
         ("2", TypeError, "x must be a real number, got '2'"),
     ],
 )
-def test_bad_static_numbers(value: Any, error: Any, message: str) -> None:
+def test_bad_static_numbers_are_refused(value: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         _validate.static_number("x", value, ABOVE_ONE)
 
@@ -184,7 +184,7 @@ def test_static_numbers_cannot_be_traced() -> None:
         jax.jit(lambda x: _validate.static_number("x", x, ABOVE_ONE))(2.0)
 
 
-def test_integers() -> None:
+def test_integers_are_checked_for_type_and_range() -> None:
     assert _validate.integer("x", np.int64(3), minimum=3) == 3
     assert type(_validate.integer("x", np.int64(3), minimum=3)) is int
     for bad, error, message in (
@@ -202,7 +202,7 @@ def test_integers() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_dtypes(eager_space: Any) -> None:
+def test_wrong_dtypes_are_refused(eager_space: Any) -> None:
     xp, x = eager_space.xp, eager_space.asarray(np.zeros(3))
     whole = eager_space.asarray(np.zeros(3, dtype=np.int64))
     _validate.floating("x", x, xp)
@@ -332,7 +332,7 @@ def test_a_rule_is_the_same_for_numbers_and_arrays(rule: Rule) -> None:
                     checks()
 
 
-def test_shapes() -> None:
+def test_wrong_shapes_are_refused() -> None:
     x = np.zeros((2, 3))
     _validate.shape("x", x, (2, 3), "(batch_size, feature_dim)")
     _validate.ndim("x", x, 2, "(batch_size, feature_dim)")
@@ -350,7 +350,7 @@ class Index:
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, -2, np.int64(1), np.uint8(1), Index(), np.asarray(1)])
-def test_an_axis_that_is_there(value: Any) -> None:
+def test_an_existing_axis_becomes_an_integer(value: Any) -> None:
     got = _validate.axis(value, "losses", np.zeros((2, 3)))
     assert (got, type(got)) == (value if isinstance(value, int) else 1, int)
 
@@ -379,7 +379,7 @@ def test_every_function_with_an_axis_takes_a_numpy_integer(eager_space: Any) -> 
         (1, (2, 0), ValueError, r"losses must have at least one entry along axis 1, got shape \(2, 0\)"),
     ],
 )
-def test_an_axis_that_is_not_there(value: Any, shape: Any, error: Any, message: str) -> None:
+def test_a_missing_axis_is_refused(value: Any, shape: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         _validate.axis(value, "losses", np.zeros(shape))
 
@@ -447,7 +447,7 @@ def parameter(value: Any, per_anchor: int | None = 3) -> Any:
     return _validate.parameter("tau", value, POSITIVE, np, per_anchor=per_anchor)
 
 
-def test_parameters_come_back_as_they_are_meant() -> None:
+def test_parameters_are_returned_as_floats_arrays_or_pairs() -> None:
     assert parameter(np.float32(0.5)) == 0.5
     assert type(parameter(2)) is float
     scalar, pair = np.asarray(0.5), [np.ones(3), np.ones(3)]
@@ -480,7 +480,7 @@ def test_parameters_come_back_as_they_are_meant() -> None:
         ((np.ones(3), np.ones(3)), None, TypeError, "tau must be a real number, got "),
     ],
 )  # fmt: skip
-def test_bad_parameters(value: Any, per_anchor: Any, error: Any, message: str) -> None:
+def test_bad_parameters_are_refused(value: Any, per_anchor: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         parameter(value, per_anchor)
 
@@ -490,7 +490,7 @@ def test_bad_parameters(value: Any, per_anchor: Any, error: Any, message: str) -
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_compiler_is_asked_nothing_about_arrays() -> None:
+def test_arrays_are_not_inspected_while_a_compiler_traces() -> None:
     """torch.compile traces through this code, which no coverage sees: a namespace that says it is compiling."""
     from types import SimpleNamespace
 
@@ -520,7 +520,7 @@ def fitting(value: Any, rule: Rule = POSITIVE) -> Any:
 @pytest.mark.parametrize(
     "value", [1.2e-38, 2e37, 0.5, np.asarray(1.2e-38), np.asarray(2e37), np.asarray(1, dtype="float16")]
 )
-def test_what_a_dtype_holds_with_its_inverse_is_taken(value: Any) -> None:
+def test_numbers_are_accepted_if_the_dtype_holds_them_and_their_inverse(value: Any) -> None:
     assert fitting(value) == value
     assert fitting((np.full(1, float(value)),) * 2)[0] == value
     assert fitting(0.0, NOT_NEGATIVE) == 0
@@ -529,14 +529,14 @@ def test_what_a_dtype_holds_with_its_inverse_is_taken(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [1e300, 1e-50, 1e-40, 2.2e37])
-def test_what_a_dtype_does_not_hold_is_refused(value: float) -> None:
+def test_numbers_that_the_dtype_does_not_hold_are_refused(value: float) -> None:
     message = rf"must fit float32, and so must its inverse, got {re.escape(str(value))}"
     for given in (value, np.asarray(value), (np.full(1, value), np.ones(1))):
         with pytest.raises(ValueError, match=message):
             fitting(given)
 
 
-def test_the_rule_is_the_better_reason() -> None:
+def test_a_broken_rule_is_reported_before_a_dtype_that_is_too_small() -> None:
     with pytest.raises(ValueError, match=r"tau must be > 0, got -1e\+300"):
         fitting(np.asarray(-1e300))
     with pytest.raises(ValueError, match=r"tau must fit float32, got 1e\+300"):
@@ -570,7 +570,7 @@ def test_a_number_too_large_or_too_small_for_its_type_is_refused(call: Any) -> N
             call(x)
 
 
-def test_a_parameter_outside_its_domain_gives_nan_where_code_is_traced() -> None:
+def test_a_parameter_outside_its_domain_gives_nan_under_tracing() -> None:
     import jax
 
     x = jnp.asarray([0.5, 0.25])
@@ -592,7 +592,7 @@ def test_a_parameter_outside_its_domain_gives_nan_where_code_is_traced() -> None
         assert np.isnan(np.asarray(jax.jit(function)(jnp.asarray(1.0)))).all(), name
 
 
-def test_a_pair_outside_its_domain_becomes_nan_where_nobody_looks() -> None:
+def test_a_pair_outside_its_domain_becomes_nan_under_tracing() -> None:
     import jax
 
     def inside(x: Any) -> Any:

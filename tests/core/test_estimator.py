@@ -1,4 +1,4 @@
-"""The n-sized state and the rules for gamma."""
+"""The inner estimates of a data set, and the rules that choose gamma."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEVER = -math.inf
 
 
 def make(space: Any, n: int = 6) -> InnerEstimator:
-    """An estimator with visits: image rows 0, 10, 20, ..., text rows 1, 11, ...; the last one never visited."""
+    """Return an estimator with image rows 0, 10, 20, ... and text rows 1, 11, ...; the last sample is unvisited."""
     made = InnerEstimator(n, like=space.asarray(np.zeros(1)))
     return made.scatter(
         space.asarray(np.arange(n - 1)),
@@ -35,11 +35,11 @@ def rows(space: Any, made: InnerEstimator) -> list[list[float]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where it lives
+# Size, dtype and device
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_one_was_never_visited(eager_space: Any) -> None:
+def test_new_estimator_has_no_visited_sample(eager_space: Any) -> None:
     like = eager_space.asarray(np.zeros((2, 3)))
     made = InnerEstimator(3, like=like)
     assert rows(eager_space, made) == [[NEVER] * 3] * 2
@@ -50,7 +50,7 @@ def test_a_new_one_was_never_visited(eager_space: Any) -> None:
     assert repr(made) == f"InnerEstimator(num_samples=3, dtype={like.dtype})"
 
 
-def test_its_dtype_is_float32_or_wider(eager_space: Any) -> None:
+def test_dtype_is_float32_or_wider(eager_space: Any) -> None:
     xp, like = eager_space.xp, eager_space.asarray(np.zeros(1))
     assert InnerEstimator(1, like=like, dtype=xp.float64).log_inner_image.dtype == xp.float64
     assert InnerEstimator(1, like=like, dtype=xp.float32).log_inner_text.dtype == xp.float32
@@ -73,12 +73,12 @@ def test_its_dtype_is_float32_or_wider(eager_space: Any) -> None:
         (True, TypeError, "num_samples must be an integer, got True"),
     ],
 )
-def test_its_size_is_a_positive_integer(n: Any, error: Any, message: str) -> None:
+def test_number_of_samples_must_be_a_positive_integer(n: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         InnerEstimator(n, like=np.zeros(1))
 
 
-def test_it_takes_after_an_array() -> None:
+def test_like_must_be_an_array() -> None:
     with pytest.raises(TypeError, match="like must be an array, got list"):
         InnerEstimator(2, like=[1.0])
 
@@ -88,7 +88,7 @@ def test_it_takes_after_an_array() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_gather_and_scatter(eager_space: Any) -> None:
+def test_gather_returns_the_rows_that_scatter_wrote(eager_space: Any) -> None:
     made = make(eager_space)
     index = eager_space.asarray(np.array([5, 0, 3]))
     assert [eager_space.to_numpy(side).tolist() for side in made.gather(index)] == [[NEVER, 0, 30], [NEVER, 1, 31]]
@@ -100,7 +100,7 @@ def test_gather_and_scatter(eager_space: Any) -> None:
         assert side.dtype == eager_space.dtype
 
 
-def test_scatter_is_in_place_where_the_library_can(eager_space: Any) -> None:
+def test_scatter_is_in_place_if_arrays_can_be_written_to(eager_space: Any) -> None:
     made = make(eager_space)
     before = rows(eager_space, made)
     arrays = made.log_inner_image, made.log_inner_text
@@ -113,7 +113,7 @@ def test_scatter_is_in_place_where_the_library_can(eager_space: Any) -> None:
     assert rows(eager_space, new)[0][1] == -5
 
 
-def test_what_gather_returns_is_a_copy(eager_space: Any) -> None:
+def test_gather_returns_copies(eager_space: Any) -> None:
     made = make(eager_space)
     image, text = made.gather(eager_space.asarray(np.array([1, 2])))
     made.scatter(eager_space.asarray(np.array([1])), *(eager_space.asarray(np.array([x])) for x in (-5.0, -6.0)))
@@ -143,7 +143,7 @@ def test_an_empty_batch_changes_nothing(eager_space: Any) -> None:
 
 @given(data=st.data())
 @settings(max_examples=30)
-def test_the_standards_way_to_scatter_is_the_direct_one(data: Any) -> None:
+def test_scatter_by_sorting_equals_assignment(data: Any) -> None:
     import array_api_strict as xp
 
     n = data.draw(st.integers(1, 12))
@@ -158,7 +158,7 @@ def test_the_standards_way_to_scatter_is_the_direct_one(data: Any) -> None:
     assert np.array_equal(np.asarray(result), state)
 
 
-def test_a_read_only_array_is_replaced() -> None:
+def test_scatter_replaces_a_read_only_array() -> None:
     state = np.zeros(3)
     state.flags.writeable = False
     result = scatter_rows(state, np.asarray([1]), np.asarray([2.0]), xp=np)
@@ -208,7 +208,7 @@ def test_a_bad_index_is_refused(eager_space: Any, index: Any, error: Any, messag
     assert rows(eager_space, made) == before
 
 
-def test_an_index_of_another_kind_is_refused() -> None:
+def test_an_index_of_another_library_is_refused() -> None:
     import jax.numpy as jnp
 
     made = InnerEstimator(3, like=np.zeros(1))
@@ -220,7 +220,7 @@ def test_an_index_of_another_kind_is_refused() -> None:
         made.gather(jnp.asarray([0, 1]))
 
 
-def test_values_are_not_looked_at_on_a_device() -> None:
+def test_values_on_a_device_are_not_read() -> None:
     import array_api_strict as xp
 
     device = xp.Device("device1")
@@ -275,7 +275,7 @@ def test_rows_on_another_device_are_refused_before_anything_is_written() -> None
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_grow(eager_space: Any) -> None:
+def test_grow_keeps_rows_and_appends_unvisited_ones(eager_space: Any) -> None:
     made = make(eager_space, 3)
     before = rows(eager_space, made)
     grown = made.grow(5)
@@ -326,7 +326,7 @@ def test_a_bad_state_is_refused_and_nothing_is_changed(change: Any, error: Any, 
 
 
 @pytest.mark.parametrize("state", [None, 3, [1, 2]])
-def test_a_state_is_a_mapping(state: Any) -> None:
+def test_a_state_must_be_a_mapping(state: Any) -> None:
     with pytest.raises(TypeError, match="state must be a mapping, got"):
         InnerEstimator(3, like=np.zeros(1)).load_state_dict(state)
 
@@ -355,7 +355,7 @@ def test_cosine_gamma_by_hand() -> None:
 
 
 @given(epoch=st.floats(0, 40), num_epochs=st.floats(0.1, 40), gamma_min=st.floats(1e-6, 1.0))
-def test_cosine_gamma_is_the_oracles(epoch: float, num_epochs: float, gamma_min: float) -> None:
+def test_cosine_gamma_matches_oracle(epoch: float, num_epochs: float, gamma_min: float) -> None:
     got = cosine_gamma(epoch, num_epochs=num_epochs, gamma_min=gamma_min)
     assert got == pytest.approx(oracle_cosine(epoch, num_epochs=num_epochs, gamma_min=gamma_min), rel=1e-15)
     assert gamma_min <= got <= 1.0
@@ -373,7 +373,7 @@ def test_cosine_gamma_is_the_oracles(epoch: float, num_epochs: float, gamma_min:
         ({"gamma_min": 1.5}, ValueError, r"gamma_min must be in \(0, 1\], got 1\.5"),
     ],
 )
-def test_cosine_gamma_has_a_domain(arguments: dict[str, Any], error: Any, message: str) -> None:
+def test_cosine_gamma_refuses_arguments_outside_its_domain(arguments: dict[str, Any], error: Any, message: str) -> None:
     options: dict[str, Any] = {"epoch": 1, "num_epochs": 4, "gamma_min": 0.5, **arguments}
     with pytest.raises(error, match=message):
         cosine_gamma(options.pop("epoch"), **options)
@@ -397,7 +397,7 @@ def test_recommended_gamma_min_by_hand() -> None:
             recommended_gamma_min(bad)  # type: ignore[arg-type]
 
 
-def test_scent_gamma_is_the_oracles(space: Any) -> None:
+def test_scent_gamma_matches_oracle(space: Any) -> None:
     log_inner = np.array([NEVER, -1e4, -30.0, -9.0, -1.0, 0.0, 2.5, 30.0, 1e4])
     for log_alpha, floor in ((10.0, 1e-3), (-3.0, 1e-6), (0.0, 1.0), (1e4, 0.5)):
         got = space.run(
@@ -457,7 +457,9 @@ def test_above_the_floor_scents_step_has_a_closed_form_in_the_logarithm() -> Non
         (np.zeros(2), {"gamma_floor": 1.1}, ValueError, r"gamma_floor must be in \(0, 1\], got 1\.1"),
     ],
 )  # fmt: skip
-def test_scent_gamma_has_a_domain(log_inner: Any, options: dict[str, Any], error: Any, message: str) -> None:
+def test_scent_gamma_refuses_arguments_outside_its_domain(
+    log_inner: Any, options: dict[str, Any], error: Any, message: str
+) -> None:
     with pytest.raises(error, match=message):
         scent_gamma(log_inner, **{"log_alpha": 1.0, **options})
 

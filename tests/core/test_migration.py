@@ -37,7 +37,7 @@ def before(table: np.ndarray, step: int, start: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["libauc_v2_global_learnable", "libauc_v2_isogclr"])
-def test_libaucs_bimodal_state_goes_on_as_it_did_there(name: str) -> None:
+def test_bimodal_state_of_libauc_continues_like_libauc(name: str) -> None:
     z = recording(name)
     for step in STEPS:
         index = z["index"][step]
@@ -61,7 +61,7 @@ def test_libaucs_bimodal_state_goes_on_as_it_did_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["libauc_v1_const_firstvisit", "libauc_v1_isogclr"])
-def test_libaucs_unimodal_state_goes_on_as_it_did_there(name: str) -> None:
+def test_unimodal_state_of_libauc_continues_like_libauc(name: str) -> None:
     z = recording(name)
     for step in STEPS:
         index, views = z["index"][step], (z["feat1"][step], z["feat2"][step])
@@ -77,7 +77,7 @@ def test_libaucs_unimodal_state_goes_on_as_it_did_there(name: str) -> None:
         np.testing.assert_allclose(both, new, rtol=0, atol=1e-13)
 
 
-def test_the_unimodal_gradient_is_half_of_libaucs() -> None:
+def test_unimodal_gradient_is_half_of_that_of_libauc() -> None:
     # Its loss is the sum over both views of a mean over samples, ours the mean of both views. It normalises features.
     z = recording("libauc_v1_const_firstvisit")
     views, never = (z["feat1"][0], z["feat2"][0]), np.full(16, NEVER)
@@ -108,7 +108,7 @@ def first_visits(z: Any) -> list[tuple[int, np.ndarray, np.ndarray]]:
     return found
 
 
-def test_fastclips_first_visits_are_ours_once_the_similarity_is_known() -> None:
+def test_first_visits_of_fastclip_match_if_the_similarity_is_given() -> None:
     z, never = recording("official_fastclip_ref1_mt1_eps1e-14"), np.full(16, NEVER)
     for step, new, samples in first_visits(z):
         features = z["feat1"][step], z["feat2"][step]
@@ -128,7 +128,7 @@ def test_fastclips_first_visits_are_ours_once_the_similarity_is_known() -> None:
     assert np.sum(estimates == NEVER) == 64 - len(np.unique(z["index"]))
 
 
-def test_first_visits_of_fastclip_with_individual_temperatures_are_ours() -> None:
+def test_first_visits_of_fastclip_with_temperatures_per_sample_match() -> None:
     z, never = recording("official_individual"), np.full(16, NEVER)
     for step, new, samples in first_visits(z):
         index = z["index"][step]
@@ -145,7 +145,7 @@ def test_first_visits_of_fastclip_with_individual_temperatures_are_ours() -> Non
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-14, 0.3])
-def test_a_moving_average_with_eps_in_it_gives_the_one_without(eps: float) -> None:
+def test_eps_is_removed_from_a_moving_average(eps: float) -> None:
     # Both loss classes average what they store, in the linear domain: the average of eps is eps.
     rng = np.random.default_rng(0)
     similarity, gamma = rng.uniform(-1, 1, size=4), 0.4
@@ -161,7 +161,7 @@ def test_a_moving_average_with_eps_in_it_gives_the_one_without(eps: float) -> No
     np.testing.assert_allclose(got, np.log(ours), rtol=0, atol=1e-13)
 
 
-def test_what_is_unvisited_there_is_unvisited_here(eager_space: Any) -> None:
+def test_unvisited_samples_stay_unvisited(eager_space: Any) -> None:
     def run(function: Any, *arrays: Any, **options: Any) -> list[float]:
         given = [eager_space.asarray(np.array(x)) for x in arrays]
         if "positive_similarity" in options:
@@ -183,7 +183,7 @@ def test_what_is_unvisited_there_is_unvisited_here(eager_space: Any) -> None:
     assert run(log_inner_from_libauc_v1, [1.0, 0.0], temperature=0.5, positive_similarity=[0.5, np.nan]) == [-1, NEVER]
 
 
-def test_an_estimate_that_eps_has_swallowed_is_taken_anew() -> None:
+def test_an_estimate_far_below_eps_becomes_unvisited() -> None:
     for dtype in ("float64", "float32"):
         digits = 16 * np.finfo(dtype).eps * 14 * math.log(10)
         log_eps = math.log(1e-14)
@@ -198,7 +198,7 @@ def test_large_estimates_keep_their_digits() -> None:
     np.testing.assert_allclose(got, np.array([1e4, 710.0]) + math.log(2), rtol=1e-15)
 
 
-def test_an_estimator_takes_them_over() -> None:
+def test_an_estimator_loads_converted_tables() -> None:
     z = recording("libauc_v2_global_learnable")
     estimator = InnerEstimator(64, like=z["out_u1"])
     images, texts = (log_inner_from_libauc_v2(z[f"out_u{side}"][-1], z[f"out_b{side}"][-1]) for side in (1, 2))
@@ -206,7 +206,7 @@ def test_an_estimator_takes_them_over() -> None:
     assert np.array_equal(estimator.gather(np.array([5, 63]))[1], texts[[5, 63]])
 
 
-def test_temperatures_are_one_or_one_per_sample() -> None:
+def test_temperature_may_be_one_number_or_one_per_sample() -> None:
     u, similarity = np.array([1.0, 2.0, 0.0]), np.array([0.5, -0.25, 0.1])
     one = log_inner_from_libauc_v1(u, temperature=0.5, positive_similarity=similarity)
     np.testing.assert_allclose(one[:2], [-1.0, math.log(2.0) + 0.5], rtol=1e-15)
@@ -259,7 +259,7 @@ V1 = {"temperature": 0.5, "positive_similarity": 0 * U}
         (log_inner_from_libauc_v1, [-U], V1, ValueError, "u must be finite and >= 0"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_converted_is_refused(
+def test_tables_that_cannot_be_converted_are_refused(
     function: Any, arrays: Any, options: Any, error: Any, message: str
 ) -> None:
     with pytest.raises(error, match=message):

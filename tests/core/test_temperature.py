@@ -1,4 +1,4 @@
-"""Learned temperatures: their slopes against differences and the KL ball, their updates against others' figures."""
+"""Learned temperatures: slopes against differences and the KL ball, updates against Adam and recorded figures."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def numbers(space: Any, state: Any) -> list[np.ndarray]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the slope is
+# The gradient with respect to the temperature
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 2**32 - 1), radius=st.sampled_from([0.0, 0.7, 3.0]), masked=st.booleans())
 @settings(max_examples=15)
-def test_the_slope_is_that_of_the_objective(seed: int, radius: float, masked: bool) -> None:
+def test_gradient_matches_differences_of_the_objective(seed: int, radius: float, masked: bool) -> None:
     """Central differences of the loss without memory: per anchor, and their sum for a global temperature."""
     p = problems.draw(
         seed, per_anchor_temperature=True, gamma="one", radius=radius, eps=0.05, mask="empty" if masked else None
@@ -75,7 +75,7 @@ def test_the_slope_is_that_of_the_objective(seed: int, radius: float, masked: bo
 
 @given(seed=st.integers(0, 2**32 - 1), radius=st.floats(0.05, 0.9))
 @settings(max_examples=30)
-def test_the_best_temperature_is_that_of_the_kl_ball(seed: int, radius: float) -> None:
+def test_best_temperature_is_the_dual_price_of_the_kl_ball(seed: int, radius: float) -> None:
     """Minimised over its temperature, an anchor's part of the objective is the risk of its pair losses over a ball."""
     p = problems.draw(seed, b=6, gamma="one", per_anchor_temperature=True, radius=radius, never=1.0)
     Z = p.image_features @ p.text_features.T - p.reference_features[0] @ p.reference_features[1].T
@@ -108,7 +108,7 @@ def test_the_best_temperature_is_that_of_the_kl_ball(seed: int, radius: float) -
 
 @given(seed=st.integers(0, 2**32 - 1), radius=st.sampled_from([0.0, 0.3, 1.0, np.log(4), 2.0]))
 @settings(max_examples=30)
-def test_the_slope_is_the_radius_less_the_divergence_of_the_weights(seed: int, radius: float) -> None:
+def test_slope_is_radius_minus_divergence_of_the_weights(seed: int, radius: float) -> None:
     """So at radius 0 a temperature only rises, and from the logarithm of the number of negatives on it only falls."""
     p = problems.draw(seed, b=5, gamma="one", per_anchor_temperature=True, radius=radius)
     slopes = 10 * np.concatenate(contrastive_step(*p.arrays, **p.options).temperature_gradient)
@@ -159,7 +159,7 @@ def test_a_global_temperature_follows_adam(space: Any, seed: int, slow_below: fl
         assert all(tuple(array.shape) == () for array in state)
 
 
-def test_it_is_torchs_adam() -> None:
+def test_global_temperature_matches_adam_of_torch() -> None:
     import torch
 
     theirs = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -182,7 +182,7 @@ def test_a_global_temperature_stops_at_its_bounds(eager_space: Any) -> None:
     assert float(learned.temperature) == float(eager_space.rounded(0.08))  # a rate of 0 moves nothing
 
 
-def test_an_update_leaves_the_old_one_as_it_was(eager_space: Any) -> None:
+def test_an_update_leaves_the_old_object_unchanged(eager_space: Any) -> None:
     old = GlobalTemperature(0.07, like=eager_space.asarray(np.zeros(1)))
     new = old.update(1.0, learning_rate=0.01)
     assert numbers(eager_space, old.state) == [float(eager_space.rounded(0.07)), 0, 0, 0]
@@ -191,7 +191,7 @@ def test_an_update_leaves_the_old_one_as_it_was(eager_space: Any) -> None:
     assert device_of(new.temperature) == device_of(old.temperature)
 
 
-def test_it_learns_the_temperature_at_which_the_divergence_is_the_radius() -> None:
+def test_learned_temperature_makes_the_divergence_equal_the_radius() -> None:
     p = problems.draw(3, b=8, gamma="one", never=1.0, radius=0.4)
     learned = GlobalTemperature(0.9, like=p.image_features)
     for k in range(300):
@@ -201,7 +201,7 @@ def test_it_learns_the_temperature_at_which_the_divergence_is_the_radius() -> No
     assert 0.02 < float(learned.temperature) < 0.9
 
 
-def test_infonces_gradient_is_as_good() -> None:
+def test_global_temperature_learns_from_the_gradient_of_info_nce() -> None:
     p = problems.draw(1)
     learned = GlobalTemperature(0.07, like=p.image_features)
     plain = info_nce(p.image_features, p.text_features, temperature=learned.temperature)
@@ -216,7 +216,7 @@ def test_infonces_gradient_is_as_good() -> None:
 
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=5)
-def test_rows_follow_their_momentum(space: Any, seed: int) -> None:
+def test_rows_follow_the_momentum_formula(space: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     slopes = space.rounded(rng.normal(size=(6, 4)) * 3)
     step = jitted(
@@ -236,7 +236,7 @@ def test_rows_follow_their_momentum(space: Any, seed: int) -> None:
         assert [array.dtype for array in rows] == [space.dtype] * 2
 
 
-def test_temperatures_of_their_own_are_libaucs() -> None:
+def test_temperatures_per_sample_match_libauc() -> None:
     """LibAUC's iSogCLR, recorded: the whole tables of temperatures and momenta after each of five batches."""
     z = np.load(Path(__file__).parents[1] / "data" / "peers" / "libauc_v2_isogclr_f64.npz")
     learned = PerSampleTemperature(
@@ -260,7 +260,7 @@ def test_temperatures_of_their_own_are_libaucs() -> None:
     assert learned.temperature_image.min() == 0.005  # some have met their bound
 
 
-def test_how_far_a_temperature_moves_does_not_depend_on_the_batch_size() -> None:
+def test_update_of_a_row_does_not_depend_on_the_batch_size() -> None:
     """Two batches as one, each of which sees only itself: the slopes are the same, the mean's 1/2b is half as large."""
     p = problems.draw(5, b=4, r=None, gamma="one", temperature=(0.2, 0.2), radius=0.3)
     twice = [np.concatenate([array, array]) for array in p.arrays]
@@ -278,7 +278,7 @@ def test_how_far_a_temperature_moves_does_not_depend_on_the_batch_size() -> None
 
 
 def made(space: Any, n: int = 7, **options: Any) -> PerSampleTemperature:
-    """One whose rows all differ, after a batch of three."""
+    """Return temperatures whose rows all differ, after a batch of three samples."""
     learned = PerSampleTemperature(n, 0.07, like=space.asarray(np.zeros(1)), **options)
     gradient = space.asarray(np.array([0.1, -0.2, 0.3])), space.asarray(np.array([-0.4, 0.5, -0.6]))
     return learned.update(space.asarray(np.array([5, 0, 2])), gradient, learning_rate=0.01)
@@ -323,7 +323,7 @@ def test_rows_stop_at_their_bounds(eager_space: Any) -> None:
             assert eager_space.to_numpy(side).tolist() == [float(eager_space.rounded(bound))] * 2
 
 
-def test_growing_keeps_the_old_and_starts_the_new(eager_space: Any) -> None:
+def test_grow_keeps_rows_and_appends_rows_with_the_first_value(eager_space: Any) -> None:
     learned = made(eager_space)
     before = tables(eager_space, learned)
     grown = learned.grow(9)
@@ -364,7 +364,7 @@ def test_the_updates_compile_into_one_graph() -> None:
     torch.compiler.reset()
 
 
-def test_a_whole_step_of_jax_is_one_program() -> None:
+def test_a_whole_step_compiles_under_jax_jit() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -382,7 +382,7 @@ def test_a_whole_step_of_jax_is_one_program() -> None:
     assert float(moved.temperature) != 0.07
 
 
-def test_a_bad_gradient_is_nan_where_nobody_can_look() -> None:
+def test_a_bad_gradient_becomes_nan_under_tracing() -> None:
     import jax
 
     state = GlobalTemperature(0.07, like=jax.numpy.zeros(1)).state
@@ -396,7 +396,7 @@ def test_a_bad_gradient_is_nan_where_nobody_can_look() -> None:
 
 
 def learned_ones(space: Any) -> list[tuple[Any, Any]]:
-    """Both kinds, each with a fresh one of its own."""
+    """Return a learned temperature of both classes, each with a fresh object of the class."""
     like = space.asarray(np.zeros(1))
     return [
         (GlobalTemperature(0.07, like=like).update(0.5, learning_rate=0.01), GlobalTemperature(0.5, like=like)),
@@ -485,7 +485,7 @@ BOUNDS: list[tuple[dict[str, Any], Any, str]] = [
 
 
 @pytest.mark.parametrize(("options", "error", "message"), BOUNDS)
-def test_both_have_a_domain(options: dict[str, Any], error: Any, message: str) -> None:
+def test_both_classes_refuse_arguments_outside_their_domain(options: dict[str, Any], error: Any, message: str) -> None:
     given = {"temperature": 0.07, "like": np.zeros(1)} | options
     with pytest.raises(error, match=message):
         GlobalTemperature(**given)
@@ -503,7 +503,7 @@ def test_both_have_a_domain(options: dict[str, Any], error: Any, message: str) -
         (lambda: PerSampleTemperature(3, 0.1, like=np.zeros(1), beta=0.0), r"beta must be in \(0, 1\], got 0\.0"),
     ],
 )
-def test_each_has_a_domain_of_its_own(make: Callable[[], Any], message: str) -> None:
+def test_each_class_refuses_its_own_bad_arguments(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -519,7 +519,7 @@ def test_each_has_a_domain_of_its_own(make: Callable[[], Any], message: str) -> 
         (1.0, np.nan, ValueError, "learning_rate must be finite, got nan"),
     ],
 )
-def test_a_bad_step_of_a_global_temperature(gradient: Any, rate: Any, error: Any, message: str) -> None:
+def test_a_bad_step_of_a_global_temperature_is_refused(gradient: Any, rate: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         GlobalTemperature(0.1, like=np.zeros(1)).update(gradient, learning_rate=rate)
 
@@ -583,13 +583,13 @@ def test_autograd_and_foreign_libraries_are_refused() -> None:
         ({"minimum": -1.0}, ValueError, r"minimum must be > 0, got -1\.0"),
     ],
 )  # fmt: skip
-def test_bad_rows(options: dict[str, Any], error: Any, message: str) -> None:
+def test_bad_rows_are_refused(options: dict[str, Any], error: Any, message: str) -> None:
     given: dict[str, Any] = {"rows": (np.ones(3), np.zeros(3)), "slope": np.zeros(3), "learning_rate": 0.1} | options
     with pytest.raises(error, match=message):
         update_temperature_rows(TemperatureRows(*given.pop("rows")), given.pop("slope"), **given)
 
 
-def test_a_bad_state_of_a_global_temperature() -> None:
+def test_a_bad_state_of_a_global_temperature_is_refused() -> None:
     state = GlobalTemperature(0.1, like=np.zeros(1)).state
     with pytest.raises(ValueError, match=r"state\.first_moment must have shape \(\) = \(\), got \(2,\)"):
         update_global_temperature(state._replace(first_moment=np.zeros(2)), 1.0, learning_rate=0.1)

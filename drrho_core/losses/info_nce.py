@@ -1,0 +1,107 @@
+"""InfoNCE, CLIP's loss: cross-entropy of the scaled similarities over rows and over columns.
+
+    D_ij = (S_ij - S_ii) / tau,   loss = (1/2b) sum_i log sum_j exp(D_ij) + the same over columns
+
+The term j = i is 1. The loss is computed by the two passes of `contrastive_step`. Docs: docs/theory/selection.md,
+"Losses"; docs/theory/contrastive.md, "The exact relation to InfoNCE". Source: CLIP (arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
+from drrho_core._validate import POSITIVE
+from drrho_core.contrastive.anchors import normalised
+from drrho_core.contrastive.gradient import gradient
+from drrho_core.contrastive.options import AnchorWeight, check_anchor_weight, check_features, per_anchor
+from drrho_core.contrastive.passes import find_sweeps
+from drrho_core.contrastive.scaling import saturated
+from drrho_core.extend import Batch
+from drrho_core.losses.results import LossGradients
+from drrho_core.numerics import log_add_constant
+
+
+def info_nce(
+    image_features: Array,
+    text_features: Array,
+    /,
+    *,
+    temperature: Scalar,
+    anchor_weight: AnchorWeight = None,
+    tile_size: int | None = None,
+    memory_budget: int | None = None,
+    xp: Namespace | None = None,
+) -> LossGradients:
+    """Return CLIP's loss: cross-entropy of the scaled similarities over rows and over columns, averaged.
+
+    Parameters
+    ----------
+    image_features, text_features : array, shape (b, d)
+        Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
+    temperature : float or array of shape ()
+        Temperature tau > 0.
+    anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
+        Factor >= 0 on each row's and each column's cross-entropy, as in `contrastive_step`.
+    tile_size, memory_budget : int, optional
+        Affects speed and memory only, not the result: see `contrastive_step`.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    LossGradients
+        Loss (not multiplied by tau) and gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `contrastive_step`.
+
+    Notes
+    -----
+    With S = E1 E2^T and the positive on the diagonal, anchor i contributes ``log sum_j exp((S_ij - S_ii) / tau)`` and
+    the term j = i is 1: InfoNCE as in CLIP (arXiv 2103.00020). The loss of ``contrastive_step`` with ``gamma=1``,
+    ``eps=1/(b-1)`` and no reference is exactly ``tau * (info_nce - log(b - 1))``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> result = info_nce(np.eye(3), np.eye(3), temperature=0.5)
+    >>> round(float(result.loss), 6), round(float(np.log(1 + 2 * np.exp(-2))), 6)
+    (0.239545, 0.239545)
+    """
+    call = _validate.arrays(
+        {"image_features": image_features, "text_features": text_features},
+        xp,
+        options={"temperature": temperature, "anchor_weight": anchor_weight},
+    )
+    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    temperature = call.option("temperature", temperature, POSITIVE, work)
+    factors = check_anchor_weight(call, anchor_weight, batch_size, work)
+    temperatures = per_anchor(temperature, image_features, work, xp)
+    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
+    # Pass 1: log sum_{j != i} exp(D_ij) and the weighted mean of D_ij, for all anchors of both directions.
+    sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
+    first = sweeps.sum_negatives(batch)
+    # Per direction: the loss log(1 + sum exp(D_ij)), the sum of the negatives' probabilities (`weight`) and minus the
+    # derivative with respect to the temperature, probability times mean D_ij / tau.
+    losses, weights, slopes = [], [], []
+    scale = 1.0 / (2.0 * batch_size)
+    for factor, log_sum, mean in (
+        (factors[0], first.log_sum_image, first.mean_image),
+        (factors[1], first.log_sum_text, first.mean_text),
+    ):
+        log_denominator = log_add_constant(log_sum, 1.0, xp=xp)  # the positive adds exp(0) = 1
+        weight = xp.exp(-log_add_constant(-log_sum, 1.0, xp=xp))
+        losses.append(xp.sum(factor * (scale * log_denominator)))
+        slopes.append(xp.sum(factor * (scale * (weight * saturated(mean, 1.0 / temperature, xp=xp)))))
+        weights.append(xp.clip(factor * weight, max=float(xp.finfo(work).max)))
+    # Pass 2: V E2 and V^T E1 with V = w + w', then the gradients (V E2 - c * E2) / (2 b tau) and likewise for texts.
+    weight_sums, unit = normalised(weights, work, xp)
+    sums, c = sweeps.pull_back(batch, first, *weight_sums), weight_sums[0] + weight_sums[1]
+    return LossGradients(
+        loss=losses[0] + losses[1],
+        image_gradient=gradient(sums.image_pull, c, text_features, xp, unit, 1.0 / temperature),
+        text_gradient=gradient(sums.text_pull, c, image_features, xp, unit, 1.0 / temperature),
+        temperature_gradient=-(slopes[0] + slopes[1]),
+    )

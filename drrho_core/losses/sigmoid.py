@@ -1,0 +1,139 @@
+"""The sigmoid loss of SigLIP: each pair is classified as positive or negative on its own.
+
+    loss = (1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias)),   y_ij = 1 on the diagonal and -1 off it
+
+Docs: docs/theory/selection.md, "Losses". Source: SigLIP (arXiv 2303.15343).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, Scalar, device_of, wide_dtype
+from drrho_core._validate import FINITE, POSITIVE
+from drrho_core.contrastive.options import check_features, check_pair_mask
+from drrho_core.contrastive.scaling import saturated
+from drrho_core.contrastive.tiles import Values, split
+from drrho_core.losses.results import SigmoidLossGradients
+
+
+def sigmoid_loss(
+    image_features: Array,
+    text_features: Array,
+    /,
+    *,
+    scale: Scalar,
+    bias: Scalar,
+    pair_mask: Array | None = None,
+    tile_size: int | None = None,
+    memory_budget: int | None = None,
+    xp: Namespace | None = None,
+) -> SigmoidLossGradients:
+    """Return SigLIP's loss: each pair of the batch is classified as positive or negative on its own.
+
+    Parameters
+    ----------
+    image_features, text_features : array, shape (b, d)
+        As in `info_nce`.
+    scale : float or array of shape ()
+        Factor of the similarities, > 0: one over a temperature. A model that learns the logarithm of the scale
+        multiplies `scale_gradient` by the scale.
+    bias : float or array of shape ()
+        Added to all logits; SigLIP starts at -10.
+    pair_mask : array of bool, shape (b, b), optional
+        Entry (i, j) False: the pair is skipped because it may be a positive. The diagonal always counts, as positive.
+    tile_size, memory_budget : int, optional
+        As in `contrastive_step`; here a single pass over the tiles is enough.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    SigmoidLossGradients
+        Loss, and gradients with respect to features, scale and bias.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `contrastive_step`.
+
+    Notes
+    -----
+    ``(1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias))`` with y = 1 on the diagonal and -1 off it, SigLIP
+    (arXiv 2303.15343). With ``a_ij = -y_ij sigmoid(-y_ij (scale S_ij + bias)) / b`` the gradients are ``scale a E2``,
+    ``scale a^T E1``, ``sum a_ij S_ij`` and ``sum a_ij``. Pairs that `pair_mask` excludes are not summed; the sum is
+    still divided by b.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> result = sigmoid_loss(np.eye(2), np.eye(2), scale=2.0, bias=-1.0)       # logits: 1 on the diagonal, -1 off it
+    >>> round(float(result.loss), 6), round(float(2 * np.log(1 + np.exp(-1))), 6)
+    (0.626523, 0.626523)
+    """
+    required = {"image_features": image_features, "text_features": text_features}
+    if pair_mask is not None:
+        required["pair_mask"] = pair_mask
+    call = _validate.arrays(required, xp, options={"scale": scale, "bias": bias})
+    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    check_pair_mask(call, batch_size)
+    scale = call.option("scale", scale, POSITIVE, work)
+    bias = call.option("bias", bias, FINITE, work)
+    tiles = split(
+        image_features,
+        text_features,
+        pair_mask=pair_mask,
+        tile_size=tile_size,
+        memory_budget=memory_budget,
+        passes=1,
+        xp=xp,
+    )
+    # Features so large that S would overflow are scaled: S = z / (left right), and the logits are rate z + bias.
+    left, right = tiles.scaling.left, tiles.scaling.right
+    scaled = not (isinstance(left, float) and left == right == 1.0)
+    rate = _bounded(scale / left / right, xp.finfo(work), xp) if scaled else scale
+
+    def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
+        z = tiles.z(i, j)
+        logits = (saturated(z, rate, xp=xp) if scaled else scale * z) + bias
+        positives = _on_diagonal(z, xp) if diagonal else None
+        # The logit of the wrong class, -y (scale S + bias). The loss is its softplus, the slope its sigmoid.
+        wrong = logits if positives is None else xp.where(positives, -logits, logits)
+        # softplus(x) = max(x, 0) + log1p(exp(-|x|)): the exponential never overflows.
+        small = xp.exp(-xp.abs(wrong))
+        terms = xp.where(wrong > 0, wrong, xp.zeros_like(wrong)) + xp.log1p(small)
+        slope = xp.where(wrong >= 0, xp.ones_like(small), small) / (1.0 + small)
+        if positives is not None:
+            slope = xp.where(positives, -slope, slope)
+        # Pairs that the mask excludes contribute nothing; the diagonal always counts.
+        counted = tiles.counts(i, j, False)
+        if counted is not None:
+            counted = counted if positives is None else counted | positives
+            terms, slope = (xp.where(counted, x, xp.zeros_like(x)) for x in (terms, slope))
+        sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
+        return slope, sums, ()
+
+    # Gradients: scale a E2 and scale a^T E1, sum a_ij S_ij and sum a_ij, with a = slope / b.
+    image_pull, text_pull, sums, _ = tiles.pull(weigh)
+    loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
+    share = 1.0 / batch_size
+    return SigmoidLossGradients(
+        loss=share * loss,
+        image_gradient=xp.astype(share * scale * image_pull, image_features.dtype),
+        text_gradient=xp.astype(share * scale * text_pull, text_features.dtype),
+        scale_gradient=share * scale_gradient / left / right,
+        bias_gradient=share * bias_gradient,
+    )
+
+
+def _bounded(rate: Scalar, finfo: Any, xp: Namespace) -> Scalar:
+    """Return a rate that its dtype can hold."""
+    largest = float(finfo.max)
+    return min(rate, largest) if isinstance(rate, float) else xp.clip(rate, max=largest)
+
+
+def _on_diagonal(tile: Array, xp: Namespace) -> Array:
+    """Return the mask of the diagonal of a square tile."""
+    index = xp.arange(tile.shape[0], device=device_of(tile))
+    return index[:, None] == index[None, :]
