@@ -21,6 +21,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "test_anchor_weight.py",
         "test_unimodal.py",
         "test_contrastive_errors.py",
+        "test_fused.py",
         "test_contrastive_*.py",
         "test_losses.py",
         "test_loss_family.py",
