@@ -26,6 +26,8 @@ from drrho_core import (
     update_temperature_rows,
     worst_case,
 )
+from drrho_core.state import make_temperature
+from drrho_core.state.temperatures import SCHEMES
 from helpers import problems
 
 NEVER = -np.inf
