@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drrho_core.backend import Parameters
-from drrho_core.checks import Array, Namespace, device_of, finite_number
+from drrho_core.checks import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Array, Namespace, device_of, number
 
 
 class AdamW:
@@ -62,20 +62,11 @@ class AdamW:
         beta2: float = 0.98,
         epsilon: float = 1e-8,
     ) -> None:
-        for name, value in (("weight_decay", weight_decay), ("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)):
-            finite_number(name, value)
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
-        for name, value in (("beta1", beta1), ("beta2", beta2)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {value}")
-        if epsilon <= 0:
-            raise ValueError(f"epsilon must be greater than 0, got {epsilon}")
         self.xp = xp
-        self.weight_decay = weight_decay
-        self.beta1 = beta1
-        self.beta2 = beta2
-        self.epsilon = epsilon
+        self.weight_decay = number("weight_decay", weight_decay, NOT_NEGATIVE)
+        self.beta1 = number("beta1", beta1, BELOW_ONE)
+        self.beta2 = number("beta2", beta2, BELOW_ONE)
+        self.epsilon = number("epsilon", epsilon, POSITIVE)
 
     def init(self, parameters: Parameters, /) -> dict[str, Array]:
         """Return the state before the first update."""

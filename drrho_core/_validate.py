@@ -21,10 +21,8 @@ from drrho_core._array_api import (
     Namespace,
     all_on_host,
     common_namespace,
-    device_of,
     is_array,
     is_compiling,
-    namespace_of,
     values_visible,
 )
 
@@ -223,7 +221,7 @@ def arrays(
     first, device = "", None
     for name, array in named.items():
         if not autograd and getattr(array, "requires_grad", False):
-            detached({name: array}, xp)
+            _refuse_autograd(name, array, xp)
         # Tracers have no device, and the arrays of torch.compile have one that means nothing.
         here = None if compiling else getattr(array, "device", None)
         if here is None or here == device:
@@ -240,11 +238,6 @@ def describe(value: object) -> str:
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"  # type: ignore[attr-defined]
     text = str(value) if isinstance(value, numbers.Real) else " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def finite_number(name: str, value: object) -> float:
-    """Return a Python number after checking that it is a real, finite one."""
-    return number(name, value, FINITE)
 
 
 def number(
@@ -372,27 +365,17 @@ def state_dtype(name: str, array: Array, xp: Namespace) -> None:
         raise TypeError(f"{name} must be float32 or wider, got {array.dtype}")
 
 
-def same_dtype(arrays: Mapping[str, Array]) -> None:
-    """Check that all arrays share one dtype."""
-    (first, reference), *rest = arrays.items()
-    for name, array in rest:
-        if array.dtype != reference.dtype:
-            raise TypeError(f"{name} must have the dtype of {first} ({reference.dtype}), got {array.dtype}")
+def _refuse_autograd(name: str, array: Array, xp: Namespace) -> None:
+    """Refuse an array that requires gradients: results are constants to autograd, so the gradient would be wrong.
 
-
-def same_device(arrays: Mapping[str, Array], xp: Namespace) -> None:
-    """Check that all arrays live on one device (tracers have none and pass)."""
-    if is_compiling(xp):
-        return
-    first, reference = "", None
-    for name, array in arrays.items():
-        device = device_of(array)
-        if device is None:
-            continue
-        if reference is None:
-            first, reference = name, device
-        elif device != reference:
-            raise ValueError(f"{name} must be on the device of {first} ({reference}), got {device}")
+    If autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, no gradient is wanted.
+    """
+    is_on = getattr(xp, "is_grad_enabled", None)
+    if is_on is None or is_on():
+        raise ValueError(
+            f"{name} must not ask for autograd, because results are constants to it (detach it, or use "
+            f"drrho_torch), got requires_grad={array.requires_grad}"
+        )
 
 
 def shape(name: str, array: Array, expected: tuple[int, ...], meaning: str) -> None:
@@ -425,22 +408,6 @@ def mask(name: str, array: Array, of: str, like: Array, xp: Namespace) -> None:
     missing = like.ndim - array.ndim
     if missing < 0 or any(size not in (1, full) for size, full in zip(array.shape, like.shape[missing:], strict=True)):
         raise ValueError(f"{name} must broadcast to the shape of {of} {tuple(like.shape)}, got {tuple(array.shape)}")
-
-
-def detached(arrays: Mapping[str, Array], xp: Namespace | None = None) -> None:
-    """Refuse arrays that ask for autograd: core results are constants to it, so the gradient would be wrong.
-
-    If autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, no gradient is wanted.
-    """
-    for name, array in arrays.items():
-        if getattr(array, "requires_grad", False):
-            is_on = getattr(namespace_of({name: array}) if xp is None else xp, "is_grad_enabled", None)
-            if is_on is not None and not is_on():
-                return
-            raise ValueError(
-                f"{name} must not ask for autograd, because results are constants to it (detach it, or use "
-                f"drrho_torch), got requires_grad={array.requires_grad}"
-            )
 
 
 def values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
@@ -487,9 +454,8 @@ def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
 def parameter(
     name: str,
     value: Any,
-    rule: Any,
-    xp: Any,
-    old_xp: Any = None,
+    rule: Rule,
+    xp: Namespace,
     *,
     per_anchor: int | None = None,
     sides: tuple[str, str] = ("image", "text"),
@@ -515,8 +481,6 @@ def parameter(
         The dtype of the computation: a number too large for it is refused, and if the rule excludes 0 a number so
         small that it or its inverse is lost there. So are the values of a wider array.
     """
-    if old_xp is not None:  # drrho_core.losses passes a function and a text here until it has switched
-        rule, xp = FINITE, old_xp
     # A pair of arrays, one per direction.
     if per_anchor is not None and isinstance(value, (tuple, list)):
         if len(value) != 2:

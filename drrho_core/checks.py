@@ -16,13 +16,13 @@ ValueError: gamma must be in (0, 1], got 1.5
 
 from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, values_visible
 from drrho_core._validate import (
+    BELOW_ONE,
     NOT_NEGATIVE,
     POSITIVE,
     UNIT_INTERVAL,
     Rule,
     arrays,
     describe,
-    finite_number,
     integer,
     ndim,
     number,
@@ -32,6 +32,7 @@ from drrho_core._validate import (
 )
 
 __all__ = [
+    "BELOW_ONE",
     "NOT_NEGATIVE",
     "POSITIVE",
     "UNIT_INTERVAL",
@@ -41,7 +42,6 @@ __all__ = [
     "arrays",
     "describe",
     "device_of",
-    "finite_number",
     "integer",
     "is_array",
     "namespace_of",

@@ -236,6 +236,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         path = Path(path)
         if num_samples is not None:
             num_samples = checks.integer("num_samples", num_samples, minimum=1)
+        # Compared with the file below, once it is open.
         requested = None if dtype is None else float_dtype(dtype)
         # A new file is sparse and made at once; an existing one is opened, and arguments are compared with it.
         if not path.exists():

@@ -55,6 +55,7 @@ def check_losses(
 
 def check_values(call: Call, name: str, losses: Array, axis: int, where: Array | None) -> None:
     """Check, if values are visible, that every loss that counts is usable and that every slice has such a loss."""
+    # The two checks read different arrays: under a `vmap` over losses the mask may still be visible, and vice versa.
     xp = call.xp
     if where is not None and (call.visible or values_visible(where, xp)):
         filled = xp.any(xp.broadcast_to(where, losses.shape), axis=axis)
@@ -74,5 +75,6 @@ def check_values(call: Call, name: str, losses: Array, axis: int, where: Array |
 
 def largest_usable(losses: Array, axis: int, xp: Namespace) -> float:
     """Return the largest size of a loss for which sums over n differences of two losses stay finite."""
+    # A difference of two losses is at most twice as large, and further factors leave room for the solvers' sums.
     largest = float(xp.finfo(wide_dtype(losses.dtype, xp)).max)
     return min(largest / (8 * int(losses.shape[axis])), float(xp.finfo(losses.dtype).max))

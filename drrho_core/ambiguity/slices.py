@@ -75,6 +75,7 @@ def cut(slices: Slices, xp: Namespace) -> list[Slices]:
     """
     if not values_visible(slices.losses, xp):
         return [slices]
+    # All rows of a piece together have about `piece_length` losses, but no piece is shorter than a 64th of that.
     *rows, n = slices.losses.shape
     length = max(piece_length() // max(math.prod(rows), 1), piece_length() // 64)
     if n <= length:
@@ -90,6 +91,7 @@ def cut(slices: Slices, xp: Namespace) -> list[Slices]:
 def sort_descending(slices: Slices, xp: Namespace) -> Slices:
     """Return slices sorted from the largest loss to the smallest: the losses above a threshold then form one run."""
     x = descending(slices.losses, xp)
+    # Entries that do not count hold the smallest loss that counts, so after sorting they come last.
     if known(slices.number == x.shape[-1], xp):
         return slices._replace(losses=x)
     return slices._replace(losses=x, counted=first_entries(slices.number, x, xp))
@@ -125,6 +127,7 @@ def assemble(
 
     ``weigh(part)`` returns the values of a piece, followed by the arrays to be summed.
     """
+    # Weights are kept whole because they are returned; of all other arrays only the sums outlive a piece.
     pieces, rows = [], []
     for part in cut(slices, xp):
         values, *others = weigh(part)

@@ -20,9 +20,9 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     Parameters
     ----------
     epoch : float
-        Epochs done, >= 0; fractions are welcome.
+        Number of finished epochs, >= 0; it may be a fraction.
     num_epochs : float
-        E > 0, where the minimum is reached.
+        E > 0, the epoch at which the minimum is reached.
     gamma_min : float
         The last value, in (0, 1].
 
@@ -67,7 +67,7 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
 
     Notes
     -----
-    From the code released with DRRho-CLIP (arXiv 2505.06699): up to seven epochs it asks for no memory at all.
+    The rule is that of the code released with DRRho-CLIP (arXiv 2505.06699): for up to seven epochs gamma stays 1.
 
     Examples
     --------
@@ -91,11 +91,11 @@ def scent_gamma(
     Parameters
     ----------
     log_inner : array, shape (b,)
-        The OLD logarithmic inner estimates; ``-inf`` = never visited, where gamma is 1.
+        The logarithmic inner estimates before the step; for ``-inf``, never visited, gamma is 1.
     log_alpha : float or array of shape ()
         Logarithm of the step size alpha; about 10 for CLIP.
     gamma_floor : float or array of shape ()
-        Smallest gamma, in (0, 1]; without one an estimate far too small would give weights without bound.
+        Smallest gamma, in (0, 1]. Without a floor an estimate far too small would give weights without bound.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 

@@ -152,6 +152,7 @@ class InnerEstimator(EstimatorOfRows):
     """
 
     def __init__(self, num_samples: int, *, like: Array, dtype: Any = None) -> None:
+        # The plainest home: arrays of the library itself.
         self.table = ArrayTable(COLUMNS, num_samples, like=like, dtype=dtype, owner=OWNER)
 
     def __repr__(self) -> str:

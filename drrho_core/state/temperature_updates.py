@@ -78,7 +78,7 @@ def update_global_temperature(
     Parameters
     ----------
     state : GlobalTemperatureState
-        Before the step; float32 or wider.
+        The state before the step; float32 or wider.
     gradient : float or array of shape ()
         ``temperature_gradient`` of `contrastive_step` or of another loss. One whose square is too large for the state
         (in float32 above 1.8e19 in size) counts as the largest whose square is not.
@@ -101,7 +101,7 @@ def update_global_temperature(
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules. Values are looked at on the host only and never under tracing.
+        If an argument breaks these rules. Values are read on the host only and never under tracing.
 
     Notes
     -----
@@ -160,14 +160,14 @@ def update_temperature_rows(
     beta: float = 0.9,
     xp: Namespace | None = None,
 ) -> TemperatureRows:
-    """Take one step of iSogCLR on temperatures of their own and project them onto their bounds.
+    """Take one step of iSogCLR on temperatures per anchor and project them onto their bounds.
 
     Parameters
     ----------
     rows : TemperatureRows
         Temperatures and momenta of some anchors, both (b,), float32 or wider.
     slope : array, shape (b,)
-        Derivative of every anchor's own part of the objective, s_i: 2b times what `contrastive_step` returns.
+        Derivative of every anchor's own part of the objective, s_i: 2b times the gradient of `contrastive_step`.
     learning_rate : float or array of shape ()
         >= 0, in units of temperature: an anchor moves by this times the moving average of its slope.
     minimum, maximum : float
@@ -185,7 +185,7 @@ def update_temperature_rows(
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules. Values are looked at on the host only and never under tracing.
+        If an argument breaks these rules. Values are read on the host only and never under tracing.
 
     Notes
     -----
@@ -224,6 +224,7 @@ def move(
     """Move rows by slopes that are `factor` times `slope`; a momentum too large for its dtype becomes the largest."""
     old = rows.temperature
     limit = float(xp.finfo(old.dtype).max)
+    # m <- (1 - beta) m + beta s; a sum that overflows becomes the largest number, not inf.
     momentum = xp.clip((1 - beta) * rows.momentum + (beta * factor) * slope, min=-limit, max=limit)
     return TemperatureRows(_project(old - _like(learning_rate, old, xp) * momentum, *bounds, xp), momentum)
 
@@ -238,7 +239,7 @@ def _log(beta: float) -> float:
 
 
 def _like(value: Any, array: Array, xp: Namespace) -> Array:
-    """Return a scalar as an array of a dtype, on its device."""
+    """Return a scalar as an array with the dtype and on the device of `array`."""
     if is_array(value):
         return xp.astype(value, array.dtype)
     return xp.asarray(value, dtype=array.dtype, device=device_of(array))

@@ -88,6 +88,7 @@ class FixedTemperature:
 
     def load_state_dict(self, state: Mapping[str, Array], /) -> None:
         """Check that a state is empty."""
+        # A run that changes from a learned temperature to a fixed one is a mistake, not a state.
         if state:
             raise ValueError(f"state must be empty for a fixed temperature, got {list(state)}")
 
@@ -150,6 +151,7 @@ class GlobalTemperature:
         beta2: float = 0.999,
         dtype: Any = None,
     ) -> None:
+        # The bounds are checked in the dtype of the state, which a half-type `like` does not share.
         xp = namespace_of({"like": like})
         dtype = storage_dtype(like, dtype, xp)
         self._minimum, self._maximum = check_bounds(minimum, maximum, dtype, xp)
@@ -239,6 +241,7 @@ class GlobalTemperature:
         ValueError, TypeError
             If names, version, shapes, dtypes or values differ; nothing has been changed then.
         """
+        # Every array is checked before the first one is replaced.
         xp = self._xp
         saved = check_saved(state, self.state._asdict(), GLOBAL_RULES, owner=OWNER, version=VERSION, xp=xp)
         self.state = GlobalTemperatureState(**{name: xp.asarray(array, copy=True) for name, array in saved.items()})
@@ -269,6 +272,7 @@ def make_temperature(
     >>> make_temperature("global", 0.07, num_samples=10, like=np.zeros(1)).learned
     True
     """
+    # The three schemes; only a temperature per sample needs the size of the data set.
     if scheme == "fixed":
         return FixedTemperature(temperature)
     if scheme == "global":

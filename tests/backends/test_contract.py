@@ -399,7 +399,7 @@ def test_adamw_continues_from_a_checkpoint_of_another_backend(backend: Backend) 
 
 
 def test_adamw_refuses_bad_settings(backend: Backend) -> None:
-    with pytest.raises(ValueError, match=r"^weight_decay must be at least 0, got -1\.0$"):
+    with pytest.raises(ValueError, match=r"^weight_decay must be >= 0, got -1\.0$"):
         backend.adamw(weight_decay=-1.0)
     with pytest.raises(ValueError, match=r"^beta2 must be in \[0, 1\), got 1\.0$"):
         backend.adamw(weight_decay=0.0, beta2=1.0)

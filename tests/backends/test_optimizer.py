@@ -115,12 +115,12 @@ def test_betas_of_zero_keep_no_memory() -> None:
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"weight_decay": -0.1}, ValueError, r"weight_decay must be at least 0, got -0\.1"),
+        ({"weight_decay": -0.1}, ValueError, r"weight_decay must be >= 0, got -0\.1"),
         ({"weight_decay": "0"}, TypeError, "weight_decay must be a real number, got '0'"),
         ({"beta1": 1.0}, ValueError, r"beta1 must be in \[0, 1\), got 1\.0"),
         ({"beta2": -0.5}, ValueError, r"beta2 must be in \[0, 1\), got -0\.5"),
         ({"beta2": math.nan}, ValueError, "beta2 must be finite, got nan"),
-        ({"epsilon": 0.0}, ValueError, r"epsilon must be greater than 0, got 0\.0"),
+        ({"epsilon": 0.0}, ValueError, r"epsilon must be > 0, got 0\.0"),
     ],
 )
 def test_bad_settings_are_refused(setting: dict[str, Any], error: type[Exception], message: str) -> None:

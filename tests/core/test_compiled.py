@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from drrho_core import ContrastiveStep, InnerEstimator, LossGradients, contrastive_step, info_nce, scent_gamma
+from helpers import problems
 
 jax.config.update("jax_enable_x64", True)
 SHAPE = {"b": 6, "d": 3, "r": 5, "mask": "empty", "eps": 1e-4, "radius": 0.7}
@@ -42,7 +43,7 @@ def as_numpy(step: ContrastiveStep) -> ContrastiveStep:
 
 
 @pytest.mark.parametrize("per_anchor", [False, True], ids=["scalars", "pairs"])
-def test_everything_may_be_traced_and_nothing_moves(problems: Any, per_anchor: bool) -> None:
+def test_everything_may_be_traced_and_nothing_moves(per_anchor: bool) -> None:
     p = problems.draw(41, per_anchor_temperature=per_anchor, gamma="pair" if per_anchor else "number", **SHAPE)
     arguments = jax.device_put(jax.tree.map(jnp.asarray, (p.arrays, p.options)))
     traces = []
@@ -59,7 +60,7 @@ def test_everything_may_be_traced_and_nothing_moves(problems: Any, per_anchor: b
     problems.check_step(as_numpy(got), numpy_step(p), p, 1e-12)
 
 
-def test_what_a_jitted_function_closes_over_is_a_constant(problems: Any) -> None:
+def test_what_a_jitted_function_closes_over_is_a_constant() -> None:
     p = problems.draw(42, per_anchor_temperature=True, gamma="pair", **SHAPE)
     arrays, options = jax.tree.map(jnp.asarray, (p.arrays, p.options))
     got = jax.jit(lambda image: contrastive_step(image, *arrays[1:], **options))(arrays[0])
@@ -70,7 +71,7 @@ def test_what_a_jitted_function_closes_over_is_a_constant(problems: Any) -> None
     assert new.tolist() == [0.5, 1.5]
 
 
-def test_values_are_not_looked_at_under_tracing(problems: Any) -> None:
+def test_values_are_not_looked_at_under_tracing() -> None:
     p = problems.draw(43, **SHAPE)
     arrays, options = jax.tree.map(jnp.asarray, (p.arrays, p.options))
     with pytest.raises(ValueError, match="image_features must be finite, got nan"):
@@ -97,7 +98,7 @@ def test_values_are_not_looked_at_under_tracing(problems: Any) -> None:
     jax.jit(lambda index: estimator.gather(index)[0])(jnp.asarray([4, 4]))
 
 
-def test_a_batch_of_problems_may_be_mapped(problems: Any) -> None:
+def test_a_batch_of_problems_may_be_mapped() -> None:
     draws = [problems.draw(seed, b=4, r=None) for seed in (1, 2)]
     stacked = [jnp.stack([jnp.asarray(p.arrays[i]) for p in draws]) for i in range(4)]
     step = jax.vmap(lambda *arrays: contrastive_step(*arrays, temperature=0.3, gamma=0.5).image_gradient)
@@ -107,7 +108,7 @@ def test_a_batch_of_problems_may_be_mapped(problems: Any) -> None:
         np.testing.assert_allclose(mapped, alone, atol=1e-13)
 
 
-def test_results_are_pytrees(problems: Any) -> None:
+def test_results_are_pytrees() -> None:
     p = problems.draw(44, per_anchor_temperature=True, gamma="pair", **SHAPE)
     arrays, options = jax.tree.map(jnp.asarray, (p.arrays, p.options))
     step = contrastive_step(*arrays, **options)
@@ -120,7 +121,7 @@ def test_results_are_pytrees(problems: Any) -> None:
     assert len(torch.utils._pytree.tree_leaves(contrastive_step(*tensors(p.arrays), **tensors(p.options)))) == 8
 
 
-def test_the_other_functions_can_be_jitted(problems: Any) -> None:
+def test_the_other_functions_can_be_jitted() -> None:
     p = problems.draw(45, b=6, d=3)
     arrays = [jnp.asarray(x) for x in p.arrays]
     got = jax.jit(lambda e1, e2, t: info_nce(e1, e2, temperature=t))(*arrays[:2], jnp.asarray(0.3))
@@ -181,7 +182,7 @@ def compiled(function: Any) -> Any:
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("form", ["numbers and tiles", "arrays"])
-def test_a_step_compiles_as_one_graph(problems: Any, form: str) -> None:
+def test_a_step_compiles_as_one_graph(form: str) -> None:
     names = ("temperature", "gamma", "reference_weight", "radius", "eps")
     p = problems.draw(51, **SHAPE, as_arrays=names if form == "arrays" else ())
     arrays, options = tensors(p.arrays), tensors(p.options)
@@ -193,7 +194,7 @@ def test_a_step_compiles_as_one_graph(problems: Any, form: str) -> None:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-def test_half_features_and_pairs_compile(problems: Any) -> None:
+def test_half_features_and_pairs_compile() -> None:
     p = problems.draw(52, per_anchor_temperature=True, gamma="pair", **SHAPE)
     arrays, options = tensors(p.arrays), tensors(p.options)
     options["reference_features"] = tuple(x.to(torch.bfloat16) for x in options["reference_features"])
@@ -204,7 +205,7 @@ def test_half_features_and_pairs_compile(problems: Any) -> None:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-def test_the_other_functions_compile(problems: Any) -> None:
+def test_the_other_functions_compile() -> None:
     p = problems.draw(53, b=6, d=3)
     arrays = tensors(p.arrays)
     loss = compiled(lambda e1, e2: info_nce(e1, e2, temperature=0.3, xp=torch_namespace))(*arrays[:2])

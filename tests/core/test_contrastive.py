@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_core import ContrastiveStep, contrastive_step
+from drrho_core.contrastive.step import wide_contrastive_step
+from helpers import problems
 
 NEVER = -np.inf
 SEEDS = st.integers(0, 2**32 - 1)
@@ -55,7 +57,7 @@ def values(draw: Any, b: int) -> dict[str, Any]:
     }
 
 
-def drawn(data: Any, space: Any, problems: Any, **fixed: Any) -> Any:
+def drawn(data: Any, space: Any, **fixed: Any) -> Any:
     structure = data.draw(structures(space))
     return problems.draw(**structure, **data.draw(values(structure["b"])), **fixed)
 
@@ -67,9 +69,9 @@ def oracle(p: Any) -> ContrastiveStep:
 
 @given(data=st.data())
 @settings(max_examples=40)
-def test_the_step_is_the_oracles(space: Any, problems: Any, data: Any) -> None:
+def test_the_step_is_the_oracles(space: Any, data: Any) -> None:
     coldest = data.draw(st.sampled_from([0.01, 0.1, 1.0]))
-    p = drawn(data, space, problems, temperature=(coldest, 10 * coldest), log_inner=3.0)
+    p = drawn(data, space, temperature=(coldest, 10 * coldest), log_inner=3.0)
     exact = p.rounded(space)
     problems.check_step(p.run(space), oracle(exact), exact, space.unit)
 
@@ -141,17 +143,17 @@ def mpmath_step(p: Any) -> ContrastiveStep:
         )
 
 
-def test_mpmath_and_the_oracle_agree_where_both_can(problems: Any) -> None:
+def test_mpmath_and_the_oracle_agree_where_both_can() -> None:
     p = problems.draw(3, mask="empty", per_anchor_temperature=True, gamma="pair", radius=0.3, eps=0.1)
     problems.check_step(mpmath_step(p), oracle(p), p, 1e-13)
 
 
 @given(data=st.data())
 @settings(max_examples=25)
-def test_beyond_the_linear_domain_the_step_is_mpmaths(space: Any, problems: Any, data: Any) -> None:
+def test_beyond_the_linear_domain_the_step_is_mpmaths(space: Any, data: Any) -> None:
     coldest = data.draw(st.sampled_from([1e-4, 1e-3, 1e-2]))
     log_inner = data.draw(st.sampled_from([1.0, 1e2, 1e4]))
-    p = drawn(data, space, problems, temperature=(coldest, 2 * coldest), log_inner=log_inner)
+    p = drawn(data, space, temperature=(coldest, 2 * coldest), log_inner=log_inner)
     exact = p.rounded(space)
     problems.check_step(p.run(space), mpmath_step(exact), exact, space.unit, far=True)
 
@@ -183,9 +185,7 @@ def wide(array: Any, xp: Any) -> np.ndarray:
 
 @pytest.mark.parametrize(("xp", "half", "digits"), half_types())
 @pytest.mark.parametrize("features", ["random", "aligned"])
-def test_half_features_are_computed_with_in_float32(
-    problems: Any, xp: Any, half: Any, digits: int, features: str
-) -> None:
+def test_half_features_are_computed_with_in_float32(xp: Any, half: Any, digits: int, features: str) -> None:
     p = problems.draw(11, b=6, d=3, r=5, features=features, per_anchor_temperature=True, gamma="pair", mask="empty",
                       radius=0.7, eps=1e-4, reference_weight=0.5)  # fmt: skip
     cold = np.exp(np.linspace(-3, -1, 6))
@@ -223,7 +223,7 @@ def test_half_features_are_computed_with_in_float32(
 
 
 @pytest.mark.parametrize(("features", "state"), [("float32", "float64"), ("float64", "float32")])
-def test_the_state_keeps_its_dtype(eager_space: Any, problems: Any, features: str, state: str) -> None:
+def test_the_state_keeps_its_dtype(eager_space: Any, features: str, state: str) -> None:
     if eager_space.dtype_name == "float32":
         pytest.skip("both dtypes are in the test itself")
     p = problems.draw(12, b=6, d=3, r=5, gamma="pair", per_anchor_temperature=True, mask="empty", eps=0.1, radius=0.3)
@@ -248,7 +248,7 @@ def test_the_state_keeps_its_dtype(eager_space: Any, problems: Any, features: st
     problems.check_step(problems.to_numpy(eager_space, step), oracle(exact), exact, 5e-6)
 
 
-def test_the_two_directions_may_keep_different_dtypes(eager_space: Any, problems: Any) -> None:
+def test_the_two_directions_may_keep_different_dtypes(eager_space: Any) -> None:
     p = problems.draw(13, b=6, d=3, r=5, gamma="pair", per_anchor_temperature=True, mask="empty")
     arrays, options = p.given(eager_space)
     xp = eager_space.xp
@@ -265,7 +265,7 @@ def test_the_two_directions_may_keep_different_dtypes(eager_space: Any, problems
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_no_input_is_written_to(eager_space: Any, problems: Any) -> None:
+def test_no_input_is_written_to(eager_space: Any) -> None:
     p = problems.draw(14, b=6, d=3, r=5, gamma="pair", per_anchor_temperature=True, mask="empty", as_arrays=("eps",))
     arrays, options = p.given(eager_space)
     everything = [*arrays]
@@ -283,7 +283,7 @@ def test_no_input_is_written_to(eager_space: Any, problems: Any) -> None:
         )
 
 
-def test_an_anchor_without_negatives_adds_nothing_and_keeps_its_state(space: Any, problems: Any) -> None:
+def test_an_anchor_without_negatives_adds_nothing_and_keeps_its_state(space: Any) -> None:
     p = problems.draw(
         15, b=6, d=3, r=5, gamma="pair", per_anchor_temperature=True, mask="empty", radius=0.7, as_arrays=("eps",)
     )
@@ -310,7 +310,7 @@ def test_an_anchor_without_negatives_adds_nothing_and_keeps_its_state(space: Any
     assert step.loss == pytest.approx(total / 12, rel=1e3 * space.unit)
 
 
-def test_no_negatives_at_all_is_a_step_of_nothing(eager_space: Any, problems: Any) -> None:
+def test_no_negatives_at_all_is_a_step_of_nothing(eager_space: Any) -> None:
     p = problems.draw(16, b=6, d=3, r=5, mask="none", per_anchor_temperature=True, gamma="pair", radius=1.0, eps=0.1)
     step = p.run(eager_space)
     assert step.loss == step.surrogate == 0
@@ -321,7 +321,7 @@ def test_no_negatives_at_all_is_a_step_of_nothing(eager_space: Any, problems: An
     assert np.array_equal(step.log_inner_text, eager_space.rounded(p.log_inner_text))
 
 
-def test_the_masks_diagonal_and_a_full_mask_change_nothing(eager_space: Any, problems: Any) -> None:
+def test_the_masks_diagonal_and_a_full_mask_change_nothing(eager_space: Any) -> None:
     p = problems.draw(17, b=6, d=3, r=5, mask="random", gamma="pair", per_anchor_temperature=True)
     diagonal = np.eye(6, dtype=bool)
     steps = [replace(p, pair_mask=mask).run(eager_space) for mask in (p.pair_mask | diagonal, p.pair_mask & ~diagonal)]
@@ -333,7 +333,7 @@ def test_the_masks_diagonal_and_a_full_mask_change_nothing(eager_space: Any, pro
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5, 0.05])
-def test_weights_of_an_anchor_sum_to_at_most_one_over_gamma(gamma: float, problems: Any) -> None:
+def test_weights_of_an_anchor_sum_to_at_most_one_over_gamma(gamma: float) -> None:
     # At temperature 1 surrogate - loss is the mean over anchors of g / u. An estimate far too small is the worst case.
     p = problems.draw(18, b=6, temperature=(1.0, 1.0001))
     p = replace(p, temperature=1.0, gamma=gamma, log_inner_image=np.full(6, -1e4), log_inner_text=np.full(6, -1e4))
@@ -341,7 +341,7 @@ def test_weights_of_an_anchor_sum_to_at_most_one_over_gamma(gamma: float, proble
     assert step.surrogate - step.loss == pytest.approx(1 / gamma, rel=1e-13)
 
 
-def test_a_state_of_0_is_an_estimate_of_1_and_not_a_first_visit(eager_space: Any, problems: Any) -> None:
+def test_a_state_of_0_is_an_estimate_of_1_and_not_a_first_visit(eager_space: Any) -> None:
     p = problems.draw(19, b=6, d=3, r=5, never=0.0, gamma="pair", per_anchor_temperature=True, mask="empty")
     p = replace(p, pair_mask=None, gamma=0.25, log_inner_image=np.zeros(6), log_inner_text=np.full(6, NEVER))
     once = replace(p, gamma=1.0).run(eager_space)
@@ -350,7 +350,7 @@ def test_a_state_of_0_is_an_estimate_of_1_and_not_a_first_visit(eager_space: Any
     assert np.array_equal(step.log_inner_text, once.log_inner_text)
 
 
-def test_the_state_is_stored_without_eps(problems: Any) -> None:
+def test_the_state_is_stored_without_eps() -> None:
     p = problems.draw(20)
     steps = [contrastive_step(*p.arrays, **{**p.options, "eps": eps}) for eps in (0.0, 0.3)]
     assert np.array_equal(steps[0].log_inner_image, steps[1].log_inner_image)
@@ -358,7 +358,7 @@ def test_the_state_is_stored_without_eps(problems: Any) -> None:
     assert steps[1].loss > steps[0].loss
 
 
-def test_images_and_texts_may_change_roles(problems: Any) -> None:
+def test_images_and_texts_may_change_roles() -> None:
     p = problems.draw(21, b=6, per_anchor_temperature=True, gamma="pair", mask="empty", radius=0.2, eps=0.01)
     step = contrastive_step(*p.arrays, **p.options)
     swapped = {**p.options, "pair_mask": p.pair_mask.T}
@@ -372,7 +372,7 @@ def test_images_and_texts_may_change_roles(problems: Any) -> None:
     problems.check_step(back, step, p, 1e-14)
 
 
-def test_a_reference_is_a_wider_product(problems: Any) -> None:
+def test_a_reference_is_a_wider_product() -> None:
     p = problems.draw(22, b=6, gamma="pair", reference_weight=1.5)
     step = contrastive_step(*p.arrays, **p.options)
     wider = [
@@ -385,7 +385,7 @@ def test_a_reference_is_a_wider_product(problems: Any) -> None:
     problems.check_step(other, step, p, 1e-14)
 
 
-def test_repeated_visits_lead_to_the_objective(problems: Any) -> None:
+def test_repeated_visits_lead_to_the_objective() -> None:
     p = problems.draw(23, b=5, log_inner=3.0)
     image, text = p.arrays[2:]
     for _ in range(200):
@@ -395,14 +395,14 @@ def test_repeated_visits_lead_to_the_objective(problems: Any) -> None:
     problems.check_step(step, exact, replace(p, temperature=0.5, reference_features=None), 1e-14)
 
 
-def test_lists_of_two_are_pairs_too(problems: Any) -> None:
+def test_lists_of_two_are_pairs_too() -> None:
     p = problems.draw(24, per_anchor_temperature=True, gamma="pair")
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in p.options.items()}
     for one, other in zip(contrastive_step(*p.arrays, **p.options), contrastive_step(*p.arrays, **lists), strict=True):
         assert np.array_equal(one, other)
 
 
-def test_numbers_of_any_kind_are_scalars(problems: Any) -> None:
+def test_numbers_of_any_kind_are_scalars() -> None:
     from fractions import Fraction
 
     p = problems.draw(25, b=6)
@@ -413,7 +413,7 @@ def test_numbers_of_any_kind_are_scalars(problems: Any) -> None:
         assert np.shape(got.temperature_gradient) == ()
 
 
-def test_what_is_not_given_is_the_mini_batch_loss_with_the_whole_reference(problems: Any) -> None:
+def test_what_is_not_given_is_the_mini_batch_loss_with_the_whole_reference() -> None:
     p = problems.draw(31, gamma="one", never=0.0)
     given = contrastive_step(
         *p.arrays,
@@ -429,7 +429,7 @@ def test_what_is_not_given_is_the_mini_batch_loss_with_the_whole_reference(probl
         np.testing.assert_array_equal(one, other)
 
 
-def test_neither_the_features_nor_the_state_costs_the_other_its_digits(problems: Any) -> None:
+def test_neither_the_features_nor_the_state_costs_the_other_its_digits() -> None:
     p = problems.draw(32, r=None, never=0.0)
     features, (image, text) = p.arrays[:2], p.arrays[2:]
     coarse = [array.astype(np.float32) for array in features]
@@ -444,7 +444,17 @@ def test_neither_the_features_nor_the_state_costs_the_other_its_digits(problems:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_temperature_that_is_a_number_widens_nothing(problems: Any, dtype: str) -> None:
+def test_a_temperature_that_is_a_number_widens_nothing(dtype: str) -> None:
     p = problems.draw(33)
     step = contrastive_step(*(array.astype(dtype) for array in p.arrays), temperature=0.5)
     assert {str(value.dtype) for value in step} == {dtype}
+
+
+def test_the_wide_step_has_the_defaults_of_the_step() -> None:
+    p = problems.draw(41, b=6, d=4, r=3, temperature=(0.2, 0.9))
+    arrays, references = p.arrays, {"reference_features": p.reference_features}
+    given = wide_contrastive_step(*arrays, temperature=0.3, **references)
+    for name, value, expected in zip(
+        ContrastiveStep._fields, given, contrastive_step(*arrays, temperature=0.3, **references), strict=True
+    ):
+        np.testing.assert_array_equal(value, expected, err_msg=name)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from drrho_core import contrastive_step
+from helpers import problems
 
 B, D, R = 5, 4, 3
 DEVICE1 = array_api_strict.Device("device1")
 NAN, INF = np.nan, np.inf
 
 
-def good(problems: Any) -> dict[str, Any]:
+def good() -> dict[str, Any]:
     """Arguments of a step by name, the positional ones by "0" to "3"."""
     p = problems.draw(61, b=B, d=D, r=R, mask="random")
     return {**dict(zip("0123", p.arrays, strict=True)), **p.options}
@@ -297,9 +298,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(problems: Any, case: str) -> None:
+def test_bad_input_is_refused(case: str) -> None:
     change, error, message = BAD[case]
-    arguments = good(problems)
+    arguments = good()
     step(arguments)
     with pytest.raises(error, match=f"^{message}"):
         step({**arguments, **change})
@@ -308,8 +309,8 @@ def test_bad_input_is_refused(problems: Any, case: str) -> None:
 @pytest.mark.parametrize(
     "case", [name for name in BAD if not any(key in BAD[name][0] for key in ("xp", "0", "1", "3"))]
 )
-def test_nothing_is_written_before_an_error(problems: Any, case: str) -> None:
-    arguments = {**good(problems), **BAD[case][0]}
+def test_nothing_is_written_before_an_error(case: str) -> None:
+    arguments = {**good(), **BAD[case][0]}
     before = {name: np.array(value, copy=True) for name, value in arguments.items() if isinstance(value, np.ndarray)}
     with pytest.raises(BAD[case][1]):
         step(arguments)
@@ -317,11 +318,11 @@ def test_nothing_is_written_before_an_error(problems: Any, case: str) -> None:
         assert np.array_equal(arguments[name], value, equal_nan=value.dtype.kind == "f")
 
 
-def test_unknown_options_are_refused(problems: Any) -> None:
+def test_unknown_options_are_refused() -> None:
     with pytest.raises(TypeError, match="tau"):
-        step({**good(problems), "tau": 0.1})
+        step({**good(), "tau": 0.1})
     with pytest.raises(TypeError, match="temperature"):
-        contrastive_step(*(good(problems)[name] for name in "0123"))  # type: ignore[call-arg]
+        contrastive_step(*(good()[name] for name in "0123"))  # type: ignore[call-arg]
 
 
 ARRAYS = (
@@ -340,8 +341,8 @@ ARRAYS = (
 NAMES = dict(zip("0123", ("image_features", "text_features", "log_inner_image", "log_inner_text"), strict=True))
 
 
-def carried(problems: Any, convert: Any, forms: Any) -> dict[str, Any]:
-    arguments = good(problems)
+def carried(convert: Any, forms: Any) -> dict[str, Any]:
+    arguments = good()
     arguments |= {name: np.asarray(arguments[name]) for name in ("reference_weight", "radius", "eps")}
     if forms == "pairs":
         arguments |= {"temperature": (ONES, ONES), "gamma": (ONES, ONES)}
@@ -355,8 +356,8 @@ def carried(problems: Any, convert: Any, forms: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ARRAYS[1:])
 @pytest.mark.parametrize("forms", ["scalars", "pairs"])
-def test_mixed_devices_are_refused(problems: Any, name: str, forms: str) -> None:
-    arguments = carried(problems, array_api_strict.asarray, forms)
+def test_mixed_devices_are_refused(name: str, forms: str) -> None:
+    arguments = carried(array_api_strict.asarray, forms)
     step(arguments)
     value = arguments[name]
     if isinstance(value, tuple):
@@ -372,8 +373,8 @@ def test_mixed_devices_are_refused(problems: Any, name: str, forms: str) -> None
 
 @pytest.mark.parametrize("name", [name for name in ARRAYS if name != "pair_mask"])
 @pytest.mark.parametrize("forms", ["scalars", "pairs"])
-def test_what_asks_for_autograd_is_refused(problems: Any, name: str, forms: str) -> None:
-    arguments = carried(problems, torch.asarray, forms)
+def test_what_asks_for_autograd_is_refused(name: str, forms: str) -> None:
+    arguments = carried(torch.asarray, forms)
     step(arguments)
     value = arguments[name]
     asking = (
@@ -385,8 +386,8 @@ def test_what_asks_for_autograd_is_refused(problems: Any, name: str, forms: str)
     assert str(error.value).startswith(f"{label} must")
 
 
-def test_values_are_not_looked_at_on_a_device(problems: Any) -> None:
-    arguments = carried(problems, lambda x: array_api_strict.asarray(x, device=DEVICE1), "scalars")
+def test_values_are_not_looked_at_on_a_device() -> None:
+    arguments = carried(lambda x: array_api_strict.asarray(x, device=DEVICE1), "scalars")
     broken = array_api_strict.asarray(with_value(NAN, B, D), device=DEVICE1)
     with np.errstate(invalid="ignore"):  # a real device does not warn
         loss = step({**arguments, "0": broken}).loss

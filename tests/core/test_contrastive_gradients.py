@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from drrho_core import ContrastiveStep, contrastive_step, info_nce
+from helpers import problems
 
 CASES = {
     "plain": {"r": None},
@@ -23,7 +24,7 @@ CASES = {
 }
 
 
-def draw(problems: Any, case: str, per_anchor: bool, **more: Any) -> Any:
+def draw(case: str, per_anchor: bool, **more: Any) -> Any:
     options = {"temperature": (0.2, 0.9), **CASES[case], **more}
     return problems.draw(31, b=6, d=4, per_anchor_temperature=per_anchor, **options)
 
@@ -133,9 +134,7 @@ AUTOGRAD = [
 ]
 
 
-def check(
-    problems: Any, p: Any, step: ContrastiveStep, value: float, gradients: list[np.ndarray], unit: float, of: str
-) -> None:
+def check(p: Any, step: ContrastiveStep, value: float, gradients: list[np.ndarray], unit: float, of: str) -> None:
     """Compare with what autograd says of the function that `of` names."""
     slopes = tuple(gradients[2:]) if isinstance(p.temperature, tuple) else np.float64(np.sum(gradients[2:]))
     expected = step._replace(
@@ -147,21 +146,17 @@ def check(
 @pytest.mark.parametrize("per_anchor", [False, True], ids=["global", "per anchor"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("derive", "unit"), AUTOGRAD)
-def test_without_memory_the_gradient_is_the_objectives(
-    problems: Any, case: str, per_anchor: bool, derive: Any, unit: float
-) -> None:
-    p = draw(problems, case, per_anchor, gamma="one")
+def test_without_memory_the_gradient_is_the_objectives(case: str, per_anchor: bool, derive: Any, unit: float) -> None:
+    p = draw(case, per_anchor, gamma="one")
     step = contrastive_step(*p.arrays, **p.options)
-    check(problems, p, step, *derive(objective, p), unit, "loss")
+    check(p, step, *derive(objective, p), unit, "loss")
 
 
 @pytest.mark.parametrize("per_anchor", [False, True], ids=["global", "per anchor"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("derive", "unit"), AUTOGRAD)
-def test_with_memory_the_gradient_is_the_surrogates(
-    problems: Any, case: str, per_anchor: bool, derive: Any, unit: float
-) -> None:
-    p = draw(problems, case, per_anchor, gamma="pair")
+def test_with_memory_the_gradient_is_the_surrogates(case: str, per_anchor: bool, derive: Any, unit: float) -> None:
+    p = draw(case, per_anchor, gamma="pair")
     step = contrastive_step(*p.arrays, **p.options)
     with np.errstate(under="ignore"):
         u = [np.exp(np.where(np.isfinite(side), side, 0.0)) for side in (step.log_inner_image, step.log_inner_text)]
@@ -170,14 +165,14 @@ def test_with_memory_the_gradient_is_the_surrogates(
     def function(xp: Any, p: Any, *x: Any) -> Any:
         return surrogate(xp, p, *x, frozen=frozen)
 
-    check(problems, p, step, *derive(function, p), unit, "surrogate")
+    check(p, step, *derive(function, p), unit, "surrogate")
 
 
-def test_the_two_gradients_differ(problems: Any) -> None:
+def test_the_two_gradients_differ() -> None:
     # Else the two tests above would test the same thing.
     steps = []
     for gamma in ("one", "pair"):
-        p = draw(problems, "plain", False, gamma=gamma)
+        p = draw("plain", False, gamma=gamma)
         steps.append(contrastive_step(*p.arrays, **p.options))
     assert np.max(np.abs(steps[0].image_gradient - steps[1].image_gradient)) > 1e-3
 
@@ -188,7 +183,7 @@ def test_the_two_gradients_differ(problems: Any) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.3, 4.0])
-def test_eps_of_one_negative_makes_it_info_nce(space: Any, problems: Any, temperature: float) -> None:
+def test_eps_of_one_negative_makes_it_info_nce(space: Any, temperature: float) -> None:
     b = 6
     p = problems.draw(33, b=b, d=3, r=None, eps=1 / (b - 1))
     p = replace(p, temperature=temperature, gamma=1.0)

@@ -22,6 +22,7 @@ from drrho_core import (
     info_nce,
     worst_case,
 )
+from helpers import problems
 
 SEEDS = st.integers(0, 2**32 - 1)
 B = 6
@@ -36,7 +37,7 @@ def skip_eager_jax(space: Any) -> None:
         pytest.skip("JAX is met jitted")
 
 
-def test_eps_of_one_negative_is_info_nce(space: Any, problems: Any) -> None:
+def test_eps_of_one_negative_is_info_nce(space: Any) -> None:
     skip_eager_jax(space)
 
     @settings(max_examples=examples(space))
@@ -59,7 +60,7 @@ def test_eps_of_one_negative_is_info_nce(space: Any, problems: Any) -> None:
 
 
 def test_weights_of_an_anchor_sum_to_at_most_one_over_gamma_and_to_one_without_memory(
-    space: Any, problems: Any
+    space: Any,
 ) -> None:
     # surrogate - loss is the temperature times the mean over anchors of these sums.
     skip_eager_jax(space)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_core import LossGradients, info_nce
+from helpers import problems
 
 
 def run(space: Any, p: Any, **static: Any) -> LossGradients:
@@ -39,7 +40,7 @@ def check(got: LossGradients, expected: Any, t: float, unit: float) -> None:
 @given(seed=st.integers(0, 2**32 - 1), features=st.sampled_from(["random", "aligned", "opposite", "identical"]),
        t=st.sampled_from([0.01, 0.07, 1.0, 30.0]))  # fmt: skip
 @settings(max_examples=15)
-def test_info_nce_is_the_oracles(eager_space: Any, problems: Any, seed: int, features: str, t: float) -> None:
+def test_info_nce_is_the_oracles(eager_space: Any, seed: int, features: str, t: float) -> None:
     b, d = (6, 3) if eager_space.name == "jax" else (2 + seed % 7, 1 + seed % 5)
     p = problems.draw(seed, b=b, d=d, r=None, features=features)
     p = problems.replace(p, temperature=t)
@@ -49,7 +50,7 @@ def test_info_nce_is_the_oracles(eager_space: Any, problems: Any, seed: int, fea
 
 
 @pytest.mark.parametrize("tile_size", [None, 4])
-def test_jitted_and_in_tiles(problems: Any, tile_size: int | None) -> None:
+def test_jitted_and_in_tiles(tile_size: int | None) -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -60,7 +61,7 @@ def test_jitted_and_in_tiles(problems: Any, tile_size: int | None) -> None:
 
 
 @pytest.mark.parametrize("t", [0.01, 0.2, 5.0])
-def test_info_nce_is_torchs_cross_entropy(problems: Any, t: float) -> None:
+def test_info_nce_is_torchs_cross_entropy(t: float) -> None:
     import torch
 
     p = problems.draw(4, b=7, d=4, r=None, features="aligned")
@@ -96,7 +97,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("t", [1e-4, 1e-3])
 @pytest.mark.parametrize("features", ["random", "aligned", "opposite", "identical"])
-def test_cold_temperatures(eager_space: Any, problems: Any, t: float, features: str) -> None:
+def test_cold_temperatures(eager_space: Any, t: float, features: str) -> None:
     p = problems.replace(problems.draw(5, b=6, d=3, r=None, features=features), temperature=t)
     got, exact = run(eager_space, p), p.rounded(eager_space)
     with mp.workdps(40):
@@ -119,7 +120,7 @@ def test_cold_temperatures(eager_space: Any, problems: Any, t: float, features: 
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
-def test_half_features(problems: Any, half: str) -> None:
+def test_half_features(half: str) -> None:
     import torch
 
     dtype = getattr(torch, half)

@@ -31,6 +31,7 @@ from drrho_core import (
     unimodal_contrastive_step,
     worst_case,
 )
+from helpers import problems
 
 ROOT = Path(__file__).parents[2]
 NEVER = -np.inf
@@ -78,7 +79,7 @@ def test_no_public_function_swallows_what_it_does_not_know() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_one_temperature_and_equal_ones_per_anchor_take_one_step(problems: Any) -> None:
+def test_one_temperature_and_equal_ones_per_anchor_take_one_step() -> None:
     # Two copies of one estimator drifted apart elsewhere, by the positives' similarity.
     p = problems.draw(1, b=6, gamma="pair", mask="empty", radius=0.4, eps=0.1)
     t = np.full(6, p.temperature)
@@ -90,7 +91,7 @@ def test_one_temperature_and_equal_ones_per_anchor_take_one_step(problems: Any) 
     np.testing.assert_allclose(one.temperature_gradient, total, rtol=1e-12)
 
 
-def test_first_visits_take_the_batchs_own_estimate_whoever_else_was_seen(problems: Any) -> None:
+def test_first_visits_take_the_batchs_own_estimate_whoever_else_was_seen() -> None:
     p = problems.draw(2, b=6, never=0.0, r=None)
     new = np.asarray([True, False, True, False, False, True])
     state = [np.where(side, NEVER, old) for side, old in zip((new, ~new), p.arrays[2:], strict=True)]
@@ -144,7 +145,7 @@ def assert_close(got: Any, wanted: Any, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("tile_size", [None, 2])
 @pytest.mark.parametrize("cosine", [0.999, -0.999])
-def test_well_and_badly_aligned_pairs_at_temperature_001(problems: Any, cosine: float, tile_size: int | None) -> None:
+def test_well_and_badly_aligned_pairs_at_temperature_001(cosine: float, tile_size: int | None) -> None:
     # exp(-100) is below what others add to a logarithm or clamp at, exp(+200) above what float32 holds.
     rng = np.random.default_rng(3)
     images = np.linalg.qr(rng.normal(size=(8, 8)))[0][:6]

@@ -14,6 +14,7 @@ import pytest
 
 from drrho_core import ContrastiveStep, contrastive_step
 from drrho_core.numerics import log_add_constant, log_moving_average, log_sum_exp
+from helpers import problems
 
 B = 12
 PROBLEMS = {
@@ -163,7 +164,7 @@ def sharded_step(batch: Batch, num_ranks: int, *, radius: float, eps: float, lea
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
-def test_ranks_together_are_the_whole(space: Any, problems: Any, num_ranks: int, name: str) -> None:
+def test_ranks_together_are_the_whole(space: Any, num_ranks: int, name: str) -> None:
     if space.name == "jax" and (space.jit is None or (num_ranks, name) != (3, "everything")):
         pytest.skip("JAX is met jitted, once: XLA compiles for seconds")
     p = problems.draw(30 + num_ranks, b=B, d=4, **PROBLEMS[name])
@@ -178,7 +179,7 @@ def test_ranks_together_are_the_whole(space: Any, problems: Any, num_ranks: int,
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_a_rank_alone_is_not_the_whole(problems: Any, num_ranks: int) -> None:
+def test_a_rank_alone_is_not_the_whole(num_ranks: int) -> None:
     # What would come out if nothing were gathered: estimates and gradients of the local batch.
     p = problems.draw(40, b=B, d=4, **PROBLEMS["reference"])
     whole = contrastive_step(*p.arrays, **p.options)

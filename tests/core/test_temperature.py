@@ -26,6 +26,8 @@ from drrho_core import (
     update_temperature_rows,
     worst_case,
 )
+from drrho_core.state.temperatures import SCHEMES, make_temperature
+from helpers import problems
 
 NEVER = -np.inf
 ROWS = ("temperature_image", "temperature_text", "momentum_image", "momentum_text")
@@ -50,7 +52,7 @@ def numbers(space: Any, state: Any) -> list[np.ndarray]:
 
 @given(seed=st.integers(0, 2**32 - 1), radius=st.sampled_from([0.0, 0.7, 3.0]), masked=st.booleans())
 @settings(max_examples=15)
-def test_gradient_matches_differences_of_the_objective(problems: Any, seed: int, radius: float, masked: bool) -> None:
+def test_gradient_matches_differences_of_the_objective(seed: int, radius: float, masked: bool) -> None:
     """Central differences of the loss without memory: per anchor, and their sum for a global temperature."""
     p = problems.draw(
         seed, per_anchor_temperature=True, gamma="one", radius=radius, eps=0.05, mask="empty" if masked else None
@@ -74,7 +76,7 @@ def test_gradient_matches_differences_of_the_objective(problems: Any, seed: int,
 
 @given(seed=st.integers(0, 2**32 - 1), radius=st.floats(0.05, 0.9))
 @settings(max_examples=30)
-def test_best_temperature_is_the_dual_price_of_the_kl_ball(problems: Any, seed: int, radius: float) -> None:
+def test_best_temperature_is_the_dual_price_of_the_kl_ball(seed: int, radius: float) -> None:
     """Minimised over its temperature, an anchor's part of the objective is the risk of its pair losses over a ball."""
     p = problems.draw(seed, b=6, gamma="one", per_anchor_temperature=True, radius=radius, never=1.0)
     Z = p.image_features @ p.text_features.T - p.reference_features[0] @ p.reference_features[1].T
@@ -107,7 +109,7 @@ def test_best_temperature_is_the_dual_price_of_the_kl_ball(problems: Any, seed: 
 
 @given(seed=st.integers(0, 2**32 - 1), radius=st.sampled_from([0.0, 0.3, 1.0, np.log(4), 2.0]))
 @settings(max_examples=30)
-def test_slope_is_radius_minus_divergence_of_the_weights(problems: Any, seed: int, radius: float) -> None:
+def test_slope_is_radius_minus_divergence_of_the_weights(seed: int, radius: float) -> None:
     """So at radius 0 a temperature only rises, and from the logarithm of the number of negatives on it only falls."""
     p = problems.draw(seed, b=5, gamma="one", per_anchor_temperature=True, radius=radius)
     slopes = 10 * np.concatenate(contrastive_step(*p.arrays, **p.options).temperature_gradient)
@@ -190,7 +192,7 @@ def test_an_update_leaves_the_old_object_unchanged(eager_space: Any) -> None:
     assert device_of(new.temperature) == device_of(old.temperature)
 
 
-def test_learned_temperature_makes_the_divergence_equal_the_radius(problems: Any) -> None:
+def test_learned_temperature_makes_the_divergence_equal_the_radius() -> None:
     p = problems.draw(3, b=8, gamma="one", never=1.0, radius=0.4)
     learned = GlobalTemperature(0.9, like=p.image_features)
     for k in range(300):
@@ -200,7 +202,7 @@ def test_learned_temperature_makes_the_divergence_equal_the_radius(problems: Any
     assert 0.02 < float(learned.temperature) < 0.9
 
 
-def test_global_temperature_learns_from_the_gradient_of_info_nce(problems: Any) -> None:
+def test_global_temperature_learns_from_the_gradient_of_info_nce() -> None:
     p = problems.draw(1)
     learned = GlobalTemperature(0.07, like=p.image_features)
     plain = info_nce(p.image_features, p.text_features, temperature=learned.temperature)
@@ -259,7 +261,7 @@ def test_temperatures_per_sample_match_libauc() -> None:
     assert learned.temperature_image.min() == 0.005  # some have met their bound
 
 
-def test_update_of_a_row_does_not_depend_on_the_batch_size(problems: Any) -> None:
+def test_update_of_a_row_does_not_depend_on_the_batch_size() -> None:
     """Two batches as one, each of which sees only itself: the slopes are the same, the mean's 1/2b is half as large."""
     p = problems.draw(5, b=4, r=None, gamma="one", temperature=(0.2, 0.2), radius=0.3)
     twice = [np.concatenate([array, array]) for array in p.arrays]
@@ -363,7 +365,7 @@ def test_the_updates_compile_into_one_graph() -> None:
     torch.compiler.reset()
 
 
-def test_a_whole_step_compiles_under_jax_jit(problems: Any) -> None:
+def test_a_whole_step_compiles_under_jax_jit() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -387,6 +389,59 @@ def test_a_bad_gradient_becomes_nan_under_tracing() -> None:
     state = GlobalTemperature(0.07, like=jax.numpy.zeros(1)).state
     step = jax.jit(lambda state, g: update_global_temperature(state, g, learning_rate=0.1))
     assert np.isnan(float(step(state, jax.numpy.asarray(np.nan)).temperature))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One interface
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_training_loop_treats_all_temperatures_alike(eager_space: Any, scheme: str) -> None:
+    like = eager_space.asarray(np.zeros(1))
+    options: dict[str, Any] = {"num_samples": 5, "like": like, "minimum": 0.05, "maximum": 0.4}
+    index = eager_space.asarray(np.array([4, 0, 2]))
+    slopes = eager_space.asarray(np.array([0.3, -0.1, 0.2])), eager_space.asarray(np.array([-0.2, 0.1, 0.4]))
+    gradient: Any = {"fixed": None, "global": eager_space.asarray(np.asarray(0.7)), "per_sample": slopes}[scheme]
+    learned = make_temperature(scheme, 0.2, **options)
+    moved = learned.after_batch(index, gradient, learning_rate=0.01)
+    plain: Any = {
+        "fixed": lambda: 0.2,
+        "global": lambda: (
+            GlobalTemperature(0.2, like=like, minimum=0.05, maximum=0.4)
+            .update(gradient, learning_rate=0.01)
+            .temperature
+        ),
+        "per_sample": lambda: (
+            PerSampleTemperature(5, 0.2, like=like, minimum=0.05, maximum=0.4)
+            .update(index, gradient, learning_rate=0.01)
+            .gather(index)
+        ),
+    }[scheme]()
+    got = moved.for_batch(index)
+    pairs = zip(got, plain, strict=True) if scheme == "per_sample" else [(got, plain)]
+    for one, other in pairs:
+        if scheme == "fixed":
+            assert one == other == 0.2
+        else:
+            assert eager_space.to_numpy(one).tolist() == eager_space.to_numpy(other).tolist()
+    assert moved.learned == (scheme != "fixed")
+    again = make_temperature(scheme, 0.3, **options)
+    again.load_state_dict(moved.state_dict())
+    assert list(again.state_dict()) == list(moved.state_dict())
+    if scheme != "fixed":
+        for name, array in moved.state_dict().items():
+            assert eager_space.to_numpy(again.state_dict()[name]).tolist() == eager_space.to_numpy(array).tolist()
+
+
+def test_bad_schemes_and_states_of_a_fixed_temperature_are_refused() -> None:
+    options: dict[str, Any] = {"num_samples": 5, "like": np.zeros(1)}
+    with pytest.raises(ValueError, match="scheme must be one of fixed, global, per_sample, got 'warm'"):
+        make_temperature("warm", 0.2, **options)
+    with pytest.raises(ValueError, match=r"temperature must be > 0, got 0\.0"):
+        make_temperature("fixed", 0.0, **options)
+    with pytest.raises(ValueError, match=r"state must be empty for a fixed temperature, got \['version'\]"):
+        make_temperature("fixed", 0.2, **options).load_state_dict({"version": np.asarray(1)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -442,7 +497,7 @@ def test_a_saved_state_is_a_copy(eager_space: Any) -> None:
         (lambda s: s | {"momentum_image": [0.0] * 7}, TypeError, "momentum_image must be an array, got list"),
     ],
 )
-def test_a_foreign_state_changes_nothing(change: Any, error: Any, message: str, problems: Any) -> None:
+def test_a_foreign_state_changes_nothing(change: Any, error: Any, message: str) -> None:
     learned = PerSampleTemperature(7, 0.07, like=np.zeros(1))
     learned.update(np.arange(3), (np.ones(3), np.ones(3)), learning_rate=0.01)
     before = {name: getattr(learned, name).tolist() for name in ROWS}

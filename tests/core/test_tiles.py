@@ -18,27 +18,28 @@ from drrho_core import (
     unimodal_contrastive_step,
 )
 from drrho_core.contrastive import tiles
+from helpers import problems
 
 B = 5
 
 
-def draw(problems: Any) -> Any:
+def draw() -> Any:
     forms = {"per_anchor_temperature": True, "gamma": "pair", "mask": "empty"}
     return problems.draw(5, b=B, d=4, r=3, temperature=(0.05, 0.5), radius=0.3, eps=1e-4, **forms)
 
 
 @pytest.mark.parametrize("tile_size", [1, 2, 3, 5, 100])
-def test_tiles_change_nothing(space: Any, problems: Any, tile_size: int) -> None:
+def test_tiles_change_nothing(space: Any, tile_size: int) -> None:
     if space.name == "jax" and (tile_size != 3 or space.jit is None):
         pytest.skip("XLA compiles every tile: one size, jitted, is enough")
-    p = draw(problems)
+    p = draw()
     dense = p.run(space)
     problems.check_step(p.run(space, tile_size=tile_size), dense, p.rounded(space), space.unit)
 
 
 @pytest.mark.parametrize("mask", [None, "random", "none"])
 @pytest.mark.parametrize("b", [2, 3, 8, 9])
-def test_tiles_change_nothing_with_and_without_a_mask(problems: Any, b: int, mask: str | None) -> None:
+def test_tiles_change_nothing_with_and_without_a_mask(b: int, mask: str | None) -> None:
     p = problems.draw(6, b=b, mask=mask, temperature=(1e-4, 1e-3), gamma="pair", log_inner=1e3)
     dense = contrastive_step(*p.arrays, **p.options)
     for tile_size in range(1, b + 1):
@@ -62,11 +63,9 @@ def test_an_anchor_without_negatives_in_one_tile_gets_finite_gradients(dtype: st
         assert np.allclose(one, other, rtol=1e-5)
 
 
-def test_one_pass_and_two_passes_over_the_default_tiles_are_equal(
-    problems: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_pass_and_two_passes_over_the_default_tiles_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "DEFAULT_TILE", 3)
-    p = draw(problems)
+    p = draw()
     forced = contrastive_step(*p.arrays, **p.options, tile_size=3)
     for budget in (0, B * B * 8 - 1, B * B * 8, None):
         step = contrastive_step(*p.arrays, **p.options, memory_budget=budget)
@@ -89,7 +88,7 @@ def logits_computed(p: Any, register: Any, function: Any, **options: Any) -> int
 
 
 @pytest.mark.parametrize("function", [contrastive_step, info_nce])
-def test_the_budget_decides_how_often_logits_are_computed(problems: Any, register_routines: Any, function: Any) -> None:
+def test_the_budget_decides_how_often_logits_are_computed(register_routines: Any, function: Any) -> None:
     p = problems.draw(8, b=B, r=None)
     for options, expected in (
         ({}, 1),
@@ -141,7 +140,7 @@ def test_where_tiles_start() -> None:
         ({"memory_budget": -1, "tile_size": 2}, ValueError, "memory_budget must be at least 0, got -1"),
     ],
 )
-def test_bad_sizes_are_refused(problems: Any, function: Any, options: Any, error: Any, message: str) -> None:
+def test_bad_sizes_are_refused(function: Any, options: Any, error: Any, message: str) -> None:
     p = problems.draw(8, r=None)
     with pytest.raises(error, match=message):
         function(*p.arrays[: 4 if function is contrastive_step else 2], temperature=0.3, **options)
@@ -166,7 +165,7 @@ def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_with_a_tile_size_no_array_is_b_by_b(problems: Any, reference: bool) -> None:
+def test_with_a_tile_size_no_array_is_b_by_b(reference: bool) -> None:
     jax = jax_with_its_loop()
     b = 11  # no other axis is as long
     p = problems.draw(9, b=b, d=4, r=3 if reference else None, per_anchor_temperature=True)
@@ -310,7 +309,7 @@ def test_the_products_of_a_step(how: str, passes: int, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("options", [{}, {"tile_size": 4}], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("function", [contrastive_step, unimodal_contrastive_step])
-def test_the_memory_of_a_step_is_free_when_it_ends(problems: Any, function: Any, options: dict[str, Any]) -> None:
+def test_the_memory_of_a_step_is_free_when_it_ends(function: Any, options: dict[str, Any]) -> None:
     # Objects that refer to each other would keep a batch's tiles until Python looks for such cycles.
     p = problems.draw(3, b=9)
     function(*p.arrays, temperature=0.3, **options)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from drrho_core import UnimodalStep, unimodal_contrastive_step
 from drrho_core.contrastive import tiles
+from helpers import problems
 
 NEVER = -np.inf
 SCALARS = ("temperature", "gamma", "reference_weight", "radius", "eps")
@@ -142,7 +143,7 @@ def check(actual: UnimodalStep, expected: UnimodalStep, p: Any, unit: float) -> 
 
 @given(data=st.data())
 @settings(max_examples=12)
-def test_the_step_is_exact(space: Any, problems: Any, data: Any) -> None:
+def test_the_step_is_exact(space: Any, data: Any) -> None:
     if space.name == "jax":
         structure = FIXED[space.dtype_name == "float32"]
         if space.jit is None and space.dtype_name == "float32":
@@ -173,7 +174,7 @@ def test_the_step_is_exact(space: Any, problems: Any, data: Any) -> None:
 
 @given(seed=st.integers(0, 2**32 - 1), b=st.integers(2, 6), r=st.sampled_from([None, 1, 5]))
 @settings(max_examples=15)
-def test_the_step_is_the_oracles(problems: Any, seed: int, b: int, r: int | None) -> None:
+def test_the_step_is_the_oracles(seed: int, b: int, r: int | None) -> None:
     p = problems.draw(seed, b=b, r=r, **FULL)
     expected = oracle_step(*p.arrays, **p.options)
     expected = UnimodalStep(*(getattr(expected, name) for name in UnimodalStep._fields))
@@ -216,7 +217,7 @@ CASES = [{"r": None}, {"reference_weight": 1.5, "eps": 0.2, "radius": 0.7}, {"r"
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_torchs_autograd_of_the_surrogate(problems: Any, case: Any) -> None:
+def test_gradients_are_torchs_autograd_of_the_surrogate(case: Any) -> None:
     import torch
 
     p = problems.draw(31, b=5, temperature=(0.2, 0.9), per_anchor_temperature=True, gamma="pair", **case)
@@ -230,7 +231,7 @@ def test_gradients_are_torchs_autograd_of_the_surrogate(problems: Any, case: Any
 
 
 @pytest.mark.parametrize("case", CASES[1:2])
-def test_gradients_are_jaxs_autograd_of_the_surrogate(problems: Any, case: Any) -> None:
+def test_gradients_are_jaxs_autograd_of_the_surrogate(case: Any) -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -241,7 +242,7 @@ def test_gradients_are_jaxs_autograd_of_the_surrogate(problems: Any, case: Any) 
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * max(1.0, float(np.max(np.abs(expected)))))
 
 
-def test_without_memory_gradients_are_finite_differences_of_the_objective(problems: Any) -> None:
+def test_without_memory_gradients_are_finite_differences_of_the_objective() -> None:
     p = problems.draw(33, b=4, temperature=(0.4, 0.9), per_anchor_temperature=True, gamma="one", eps=0.1, radius=0.7)
     step, _, arguments = frozen_and_arguments(p)
     assert float(surrogate(np, p, *arguments, None)) == pytest.approx(float(step.loss), rel=1e-13)
@@ -257,7 +258,7 @@ def test_without_memory_gradients_are_finite_differences_of_the_objective(proble
         assert np.sum(gradient * direction) == pytest.approx(slope, abs=1e-10)
 
 
-def test_without_memory_it_is_simclrs_loss(problems: Any) -> None:
+def test_without_memory_it_is_simclrs_loss() -> None:
     import torch
 
     b, tau = 6, 0.3
@@ -278,7 +279,7 @@ def test_without_memory_it_is_simclrs_loss(problems: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_tiles_change_nothing(space: Any, problems: Any) -> None:
+def test_tiles_change_nothing(space: Any) -> None:
     if space.name == "jax" and not (space.jit and space.dtype_name == "float64"):
         pytest.skip("XLA compiles every tile: one size, jitted, is enough")
     p = problems.draw(5, b=5, **FULL)
@@ -287,7 +288,7 @@ def test_tiles_change_nothing(space: Any, problems: Any) -> None:
         check(run(p, space, tile_size=tile_size), dense, p.rounded(space), space.unit)
 
 
-def test_one_pass_and_two_passes_are_equal(problems: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_and_two_passes_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "DEFAULT_TILE", 3)
     p = problems.draw(6, b=8, **FULL)
     forced = unimodal_contrastive_step(*p.arrays, **p.options, tile_size=3)
@@ -298,7 +299,7 @@ def test_one_pass_and_two_passes_are_equal(problems: Any, monkeypatch: pytest.Mo
             assert np.array_equal(one, other), budget
 
 
-def test_the_budget_and_symmetry_decide_how_many_tiles_are_computed(problems: Any, register_routines: Any) -> None:
+def test_the_budget_and_symmetry_decide_how_many_tiles_are_computed(register_routines: Any) -> None:
     b, products = 5, []
     p = problems.draw(7, b=b, r=None)
 
@@ -321,7 +322,7 @@ def test_the_budget_and_symmetry_decide_how_many_tiles_are_computed(problems: An
         assert len(products) == logits + pulls, options
 
 
-def test_with_a_tile_size_no_array_is_b_by_b(problems: Any) -> None:
+def test_with_a_tile_size_no_array_is_b_by_b() -> None:
     import jax
 
     b = 11  # no other axis is as long
@@ -339,7 +340,7 @@ def test_with_a_tile_size_no_array_is_b_by_b(problems: Any) -> None:
     assert not any(shape.count(b) > 1 for shape in shapes(tile_size=4))
 
 
-def test_it_compiles_as_one_graph(problems: Any) -> None:
+def test_it_compiles_as_one_graph() -> None:
     import array_api_compat.torch as xp
     import torch
 
@@ -362,7 +363,7 @@ def test_it_compiles_as_one_graph(problems: Any) -> None:
 @pytest.mark.parametrize(("library", "half", "digits"), [
     ("numpy", "float16", 11), ("torch", "float16", 11), ("torch", "bfloat16", 8),
 ])  # fmt: skip
-def test_half_features_are_computed_with_in_float32(problems: Any, library: str, half: str, digits: int) -> None:
+def test_half_features_are_computed_with_in_float32(library: str, half: str, digits: int) -> None:
     import importlib
 
     xp = importlib.import_module(f"array_api_compat.{library}")
@@ -391,7 +392,7 @@ def test_half_features_are_computed_with_in_float32(problems: Any, library: str,
 
 
 @pytest.mark.parametrize(("features", "state"), [("float32", "float64"), ("float64", "float32")])
-def test_the_state_keeps_its_dtype(problems: Any, features: str, state: str) -> None:
+def test_the_state_keeps_its_dtype(features: str, state: str) -> None:
     p = problems.draw(12, b=4, **FULL)
     arrays = [x.astype(which) for x, which in zip(p.arrays, (features, features, state, state), strict=True)]
     options = {**p.options, "reference_features": tuple(side.astype(features) for side in p.reference_features)}
@@ -406,7 +407,7 @@ def test_the_state_keeps_its_dtype(problems: Any, features: str, state: str) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_views_may_change_roles(problems: Any) -> None:
+def test_views_may_change_roles() -> None:
     p = problems.draw(21, b=5, **FULL)
     step = unimodal_contrastive_step(*p.arrays, **p.options)
     swapped = {name: value[::-1] if isinstance(value, tuple) else value for name, value in p.options.items()}
@@ -418,7 +419,7 @@ def test_views_may_change_roles(problems: Any) -> None:
     check(back, step, p, 1e-14)
 
 
-def test_samples_may_come_in_any_order(problems: Any) -> None:
+def test_samples_may_come_in_any_order() -> None:
     p = problems.draw(22, b=5, **FULL)
     order = np.array([3, 0, 4, 1, 2])
     step = unimodal_contrastive_step(*p.arrays, **p.options)
@@ -430,7 +431,7 @@ def test_samples_may_come_in_any_order(problems: Any) -> None:
     check(other, expected, shuffled, 1e-14)
 
 
-def test_a_reference_is_subtracted(problems: Any) -> None:
+def test_a_reference_is_subtracted() -> None:
     p = problems.draw(23, b=5, reference_weight=0.0, temperature=(0.5, 0.6))
     step = unimodal_contrastive_step(*p.arrays, **p.options)
     plain = {name: value for name, value in p.options.items() if name != "reference_features"}
@@ -442,7 +443,7 @@ def test_a_reference_is_subtracted(problems: Any) -> None:
     np.testing.assert_allclose(a.view2_gradient, b.view2_gradient, rtol=0, atol=1e-13)
 
 
-def test_no_input_is_written_to(eager_space: Any, problems: Any) -> None:
+def test_no_input_is_written_to(eager_space: Any) -> None:
     p = problems.draw(24, b=4, as_arrays=("eps",), **FULL)
     arrays, options = p.given(eager_space)
     everything = [*arrays]
@@ -454,7 +455,7 @@ def test_no_input_is_written_to(eager_space: Any, problems: Any) -> None:
         assert np.array_equal(eager_space.to_numpy(array), old)
 
 
-def test_repeated_visits_lead_to_the_objective(problems: Any) -> None:
+def test_repeated_visits_lead_to_the_objective() -> None:
     p = problems.draw(25, b=4, r=None, log_inner=3.0)
     first, second = p.arrays[2:]
     for _ in range(200):

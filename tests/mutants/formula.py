@@ -336,5 +336,5 @@ LOSSES = (
     ),
 )  # fmt: skip
 
-GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE, "engine": ENGINE}
+GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE, "engine": ENGINE + LOSSES}
 MISTAKES: tuple[Mistake, ...] = sum(GROUPS.values(), ())

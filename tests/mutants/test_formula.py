@@ -42,7 +42,7 @@ def test_a_mistake_is_found_once_in_the_syntax_tree(number: int) -> None:
 
 def test_mistakes_cover_the_core_and_are_different() -> None:
     modules = Counter(one.module.partition(".")[0] for one in MISTAKES)
-    assert {"numerics", "ambiguity", "contrastive", "risk", "state"} <= set(modules)
+    assert {"numerics", "ambiguity", "contrastive", "losses", "risk", "selection", "state"} <= set(modules)
     assert 40 <= len(MISTAKES) <= 60
     assert len({one[:4] for one in MISTAKES}) == len(MISTAKES)
     for one in MISTAKES:
