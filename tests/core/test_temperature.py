@@ -26,6 +26,7 @@ from drrho_core import (
     update_temperature_rows,
     worst_case,
 )
+from drrho_core.state.temperatures import SCHEMES, make_temperature
 from helpers import problems
 
 NEVER = -np.inf
