@@ -469,7 +469,7 @@ class TestPage:
         assert "Objective estimate against samples seen" in text
         assert "it estimates the objective that the method minimises" in text
         assert "Surrogate against samples seen" in text
-        assert "its value means nothing" in text
+        assert "Do not monitor its value" in text
 
     def test_table_of_weights_has_number_mean_and_median(self) -> None:
         weights = {"drrho": {"clean": np.array([[1.0, 2.0], [3.0, 10.0]]), "swapped": np.array([0.5, 1.5])}}
