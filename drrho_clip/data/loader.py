@@ -187,7 +187,7 @@ class BatchSource:
             for index in order:
                 yield self._assemble(index, self._decode(index))
             return
-        # A batch is split among the threads, and up to `_AHEAD` batches are in work when the oldest is yielded.
+        # The threads share each batch. Up to `_AHEAD` batches are being decoded when the oldest batch is yielded.
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="drrho-decode")
         try:
             waiting: deque[tuple[Int64, list[Future[UInt8]]]] = deque()

@@ -276,7 +276,7 @@ class TestCharts:
 
 
 class Page(HTMLParser):
-    """What a page holds: its elements, its words, and whether every element that was opened is closed."""
+    """The content of a page: its elements, its words, and whether every opened element is closed."""
 
     VOID = frozenset({"meta", "link", "img", "br", "wbr"})
 
@@ -332,7 +332,7 @@ def row(method: str, r1: float | None, seed: object = 0, **changes: Any) -> dict
 
 
 def table_rows(text: str) -> list[list[str]]:
-    """The first table's body, each cell's words joined, bold ones in stars."""
+    """The body of the first table. The words of a cell are joined, and bold words stand between stars."""
     body = text.split("<tbody>", 1)[1].split("</tbody>", 1)[0]
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in body.split("<tr>")[1:]]
     return [[re.sub("<[^>]*>", " ", re.sub("</?strong>", "*", cell)).strip() for cell in line] for line in cells]
