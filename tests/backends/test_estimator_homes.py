@@ -111,3 +111,17 @@ def test_unknown_homes_and_wrong_paths_are_refused(tmp_path: Path) -> None:
     for name in ("numpy", "torch", "jax"):
         with pytest.raises(ValueError, match=rf"home must be one of device.* for the {name} backend, got 'attic'"):
             get_backend(name).estimator("attic", N)
+
+
+def test_a_file_is_free_after_close(tmp_path: Path) -> None:
+    """A run that has ended can be resumed in the same process: the file of its estimator is not locked any more."""
+    backend, path = get_backend("numpy"), tmp_path / "estimator"
+    first = make_estimator("file", N, backend=backend, path=path)
+    train(first, backend)
+    state = first.state_dict()
+    with pytest.raises(ValueError, match="must be open in one estimator at a time, got one that is open already"):
+        make_estimator("file", N, backend=backend, path=path)
+    first.close()
+    again = make_estimator("file", N, backend=backend, path=path)
+    assert again.state_dict()["log_inner_text"].tobytes() == state["log_inner_text"].tobytes()
+    again.close()

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_core import ContrastiveStep, contrastive_step
+from drrho_core.contrastive.step import wide_contrastive_step
 from helpers import problems
 
 NEVER = -np.inf
@@ -447,3 +448,13 @@ def test_a_temperature_that_is_a_number_widens_nothing(dtype: str) -> None:
     p = problems.draw(33)
     step = contrastive_step(*(array.astype(dtype) for array in p.arrays), temperature=0.5)
     assert {str(value.dtype) for value in step} == {dtype}
+
+
+def test_the_wide_step_has_the_defaults_of_the_step() -> None:
+    p = problems.draw(41, b=6, d=4, r=3, temperature=(0.2, 0.9))
+    arrays, references = p.arrays, {"reference_features": p.reference_features}
+    given = wide_contrastive_step(*arrays, temperature=0.3, **references)
+    for name, value, expected in zip(
+        ContrastiveStep._fields, given, contrastive_step(*arrays, temperature=0.3, **references), strict=True
+    ):
+        np.testing.assert_array_equal(value, expected, err_msg=name)

@@ -26,6 +26,7 @@ from drrho_core import (
     update_temperature_rows,
     worst_case,
 )
+from drrho_core.state.temperatures import SCHEMES, make_temperature
 from helpers import problems
 
 NEVER = -np.inf
@@ -388,6 +389,59 @@ def test_a_bad_gradient_becomes_nan_under_tracing() -> None:
     state = GlobalTemperature(0.07, like=jax.numpy.zeros(1)).state
     step = jax.jit(lambda state, g: update_global_temperature(state, g, learning_rate=0.1))
     assert np.isnan(float(step(state, jax.numpy.asarray(np.nan)).temperature))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One interface
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_training_loop_treats_all_temperatures_alike(eager_space: Any, scheme: str) -> None:
+    like = eager_space.asarray(np.zeros(1))
+    options: dict[str, Any] = {"num_samples": 5, "like": like, "minimum": 0.05, "maximum": 0.4}
+    index = eager_space.asarray(np.array([4, 0, 2]))
+    slopes = eager_space.asarray(np.array([0.3, -0.1, 0.2])), eager_space.asarray(np.array([-0.2, 0.1, 0.4]))
+    gradient: Any = {"fixed": None, "global": eager_space.asarray(np.asarray(0.7)), "per_sample": slopes}[scheme]
+    learned = make_temperature(scheme, 0.2, **options)
+    moved = learned.after_batch(index, gradient, learning_rate=0.01)
+    plain: Any = {
+        "fixed": lambda: 0.2,
+        "global": lambda: (
+            GlobalTemperature(0.2, like=like, minimum=0.05, maximum=0.4)
+            .update(gradient, learning_rate=0.01)
+            .temperature
+        ),
+        "per_sample": lambda: (
+            PerSampleTemperature(5, 0.2, like=like, minimum=0.05, maximum=0.4)
+            .update(index, gradient, learning_rate=0.01)
+            .gather(index)
+        ),
+    }[scheme]()
+    got = moved.for_batch(index)
+    pairs = zip(got, plain, strict=True) if scheme == "per_sample" else [(got, plain)]
+    for one, other in pairs:
+        if scheme == "fixed":
+            assert one == other == 0.2
+        else:
+            assert eager_space.to_numpy(one).tolist() == eager_space.to_numpy(other).tolist()
+    assert moved.learned == (scheme != "fixed")
+    again = make_temperature(scheme, 0.3, **options)
+    again.load_state_dict(moved.state_dict())
+    assert list(again.state_dict()) == list(moved.state_dict())
+    if scheme != "fixed":
+        for name, array in moved.state_dict().items():
+            assert eager_space.to_numpy(again.state_dict()[name]).tolist() == eager_space.to_numpy(array).tolist()
+
+
+def test_bad_schemes_and_states_of_a_fixed_temperature_are_refused() -> None:
+    options: dict[str, Any] = {"num_samples": 5, "like": np.zeros(1)}
+    with pytest.raises(ValueError, match="scheme must be one of fixed, global, per_sample, got 'warm'"):
+        make_temperature("warm", 0.2, **options)
+    with pytest.raises(ValueError, match=r"temperature must be > 0, got 0\.0"):
+        make_temperature("fixed", 0.0, **options)
+    with pytest.raises(ValueError, match=r"state must be empty for a fixed temperature, got \['version'\]"):
+        make_temperature("fixed", 0.2, **options).load_state_dict({"version": np.asarray(1)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ Every mutant of mutmut's in a function counts, and of the numbers at a module's 
 
 mutmut itself leaves out docstrings, annotations and decorators.
 
-Mutants that survive in NumPy meet the same tests in the namespaces of ``--then``, where a lost device or dtype is an
-error.
+Mutants that survive in NumPy meet more: slow tests (proofs with other solvers and 50 digits), and the strict namespace
+on its second device, where a lost device or dtype is an error.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def mutants_of(module: str) -> list[Mutant]:
             in_function = any(isinstance(n, cst.FunctionDef) for n in self.above)
             if not in_function and not isinstance(node, cst.Integer | cst.Float):
                 return
+            if isinstance(node, cst.Float) and float(tree.code_for_node(node)) == float(tree.code_for_node(new)):
+                return  # 1e30 and 1e+30 are one number
             place = self.get_metadata(PositionProvider, node)
             start, end = (starts[p.line - 1] + p.column for p in (place.start, place.end))
             old_text, new_text = tree.code_for_node(node), tree.code_for_node(new)
@@ -206,7 +209,9 @@ def main() -> None:
     parser.add_argument("--with", dest="files", action="append", default=[], metavar="FILE", help="more tests")
     parser.add_argument("--choose", default="", help="added to pytest's -k, such as ' and not facts'")
     parser.add_argument("--spaces", default="numpy", help="array libraries, as DRRHO_SPACES")
-    parser.add_argument("--then", default="strict-device1", help="array libraries for the survivors; empty: none")
+    parser.add_argument("--then", default="numpy,strict-device1", help="array libraries for the survivors; empty: none")
+    parser.add_argument("--jobs", type=int, default=1, help="rooms that run at the same time")
+    parser.add_argument("--later", action="store_true", help="add the slow tests that survivors meet")
     parser.add_argument("--again", type=Path, help="only the survivors of this report")
     parser.add_argument("--out", type=Path, default=Path("build/mutation.json"), help="the report, JSON")
     parser.add_argument("--inner", help=argparse.SUPPRESS)
@@ -216,11 +221,8 @@ def main() -> None:
         _run_room(options)
         return
     begin = time.monotonic()
-    reports = [_in_a_process(options, room, options.spaces) for room in options.rooms]
-    if options.then:
-        for report in reports:
-            if report["survivors"]:
-                _again(options, report)
+    with ThreadPoolExecutor(options.jobs) as jobs:
+        reports = list(jobs.map(lambda room: _both_passes(options, room), options.rooms))
     for report in reports:
         _print_score(report["room"], report)
     total = {name: sum(report[name] for report in reports) for name in ("mutants", KILLED, ENDLESS, SURVIVED)}
@@ -238,6 +240,14 @@ def main() -> None:
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def _both_passes(options: argparse.Namespace, room: str) -> dict[str, Any]:
+    """Run one room in NumPy, and the survivors in the namespaces of the second pass with the slow tests, too."""
+    report = _in_a_process(options, room, options.spaces)
+    if options.then and report["survivors"]:
+        _again(options, report)
+    return report
+
+
 def _in_a_process(options: argparse.Namespace, room: str, spaces: str, *more: str) -> dict[str, Any]:
     """Run one room in a process of its own and return the report."""
     part = options.out.with_suffix(f".{room}.{options.share.replace('/', '-')}.json")
@@ -253,7 +263,7 @@ def _again(options: argparse.Namespace, report: dict[str, Any]) -> None:
     first = options.out.with_suffix(f".{report['room']}.first.json")
     first.write_text(json.dumps({"survivors": report["survivors"]}), encoding="utf-8")
     # The survivors are named one by one, so the sample is not drawn again.
-    more = ("--again", str(first), "--sample", str(sys.maxsize), "--share", "1/1")
+    more = ("--again", str(first), "--sample", str(sys.maxsize), "--share", "1/1", "--later")
     second = _in_a_process(options, report["room"], options.then, *more)
     first.unlink()
     for fate in (KILLED, ENDLESS):
@@ -286,7 +296,11 @@ def _run_room(options: argparse.Namespace) -> None:
         for mutant in mutants
     ]
     begin, used = time.monotonic(), _cpu()
-    results = run(changes, [*files(room), *options.files], choose=CHOOSE + options.choose) if changes else []
+    results = (
+        run(changes, [*files(room, later=options.later), *options.files], choose=CHOOSE + options.choose)
+        if changes
+        else []
+    )
     fates = Counter(result.fate for result in results)
     report = {
         "room": room,
