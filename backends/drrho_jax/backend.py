@@ -104,7 +104,7 @@ class JaxBackend:
 
 
 class OptaxAdamW(AdamW):
-    """The AdamW of `drrho_clip.optimizer` by `optax.adamw`, with a flat state, so that a checkpoint fits all backends."""
+    """The AdamW of `drrho_clip.optimizer` by `optax.adamw`. Its state is flat, so a checkpoint fits every backend."""
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Any, /
