@@ -2,10 +2,10 @@
 
     python benchmarks/engine_before_after.py BEFORE AFTER [--library numpy] [--size 1024] [--repeats 15] [--two-passes]
 
-BEFORE and AFTER are folders that hold a checkout. One process per checkout takes a step whenever it is asked, and the
-two are asked in turn, so a machine whose speed drifts does not matter. Printed are the ratio after / before of the
-fastest steps, that of the medians of their processor time, which other programs disturb less, and the largest memory of
-each process. Features are float32, 512 wide.
+BEFORE and AFTER are folders that hold a checkout. Each checkout has one process. The two processes take steps in turn,
+so slow changes of the machine's speed affect both equally. The program prints the ratio after / before of the times of
+the fastest steps, the same ratio of the medians of processor time, which depends less on other programs, and the
+largest memory of each process. Features are float32, 512 wide.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def step_of(library: str, size: int, reference: bool, options: dict[str, Any]) -
 
 
 def work(library: str, size: int, reference: bool, options: dict[str, Any]) -> None:
-    """Take a step for each line of the input, and print its seconds; the first line is the first call's."""
+    """For each line of input, take a step and print its seconds, processor seconds and the largest memory so far."""
     step = step_of(library, size, reference, options)
     for _ in sys.stdin:
         began, processor = time.perf_counter(), time.process_time()
