@@ -108,6 +108,8 @@ def mutants_of(module: str) -> list[Mutant]:
             in_function = any(isinstance(n, cst.FunctionDef) for n in self.above)
             if not in_function and not isinstance(node, cst.Integer | cst.Float):
                 return
+            if isinstance(node, cst.Float) and float(tree.code_for_node(node)) == float(tree.code_for_node(new)):
+                return  # 1e30 and 1e+30 are one number
             place = self.get_metadata(PositionProvider, node)
             start, end = (starts[p.line - 1] + p.column for p in (place.start, place.end))
             old_text, new_text = tree.code_for_node(node), tree.code_for_node(new)
