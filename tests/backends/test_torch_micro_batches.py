@@ -53,8 +53,10 @@ def gradients(*modules: Any) -> list[Any]:
     return [parameter.grad for module in modules for parameter in module.parameters()]
 
 
+@pytest.mark.parametrize("with_reference", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 100])
-def test_gradients_are_those_of_the_whole_batch(size: int) -> None:
+def test_gradients_are_those_of_the_whole_batch(size: int, with_reference: bool) -> None:
+    reference = tuple(torch.nn.functional.normalize(x[:, :3]) for x in batch()) if with_reference else None
     results = []
     for split in (False, True):
         towers, loss = Towers(), loss_module()
@@ -63,7 +65,7 @@ def test_gradients_are_those_of_the_whole_batch(size: int) -> None:
 
         def objective(image: Any, text: Any, loss: Any = loss, calls: list[int] = calls) -> Any:
             calls.append(len(image))
-            return loss(image, text, INDEX)
+            return loss(image, text, INDEX, reference_features=reference)
 
         if split:
             value = micro_batches(towers, inputs, objective, size=size)
