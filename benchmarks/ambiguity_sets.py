@@ -64,12 +64,12 @@ class Watch:
         # The system's peak of the process would include earlier sets, so a thread samples the memory of this set.
         self.base = self.peak = resident()
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self.look)
+        self.thread = threading.Thread(target=self.sample_memory)
         self.thread.start()
         self.wall, self.processor = -time.perf_counter(), -time.process_time()
         return self
 
-    def look(self) -> None:
+    def sample_memory(self) -> None:
         while not self.over.wait(0.002):
             self.peak = max(self.peak, resident())
 

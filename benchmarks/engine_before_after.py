@@ -102,25 +102,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--two-passes", action="store_true", help="set memory_budget=0")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.work:
-        work(**json.loads(given.work))
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(**json.loads(arguments.work))
         return
-    if len(given.folders) != 2:
+    if len(arguments.folders) != 2:
         parser.error("two folders are needed, BEFORE and AFTER")
     print("| library | b | reference | fastest, ms | after / before | processor time | first call, s | memory, MB |")
     print("|---|---|---|---|---|---|---|---|")
-    for library in given.library or ["numpy", "torch", "jax"]:
-        for size in given.size or [1024, 4096]:
+    for library in arguments.library or ["numpy", "torch", "jax"]:
+        for size in arguments.size or [1024, 4096]:
             for reference in (False, True):
-                options = {"memory_budget": 0} if given.two_passes else {}
+                options = {"memory_budget": 0} if arguments.two_passes else {}
                 request = {"library": library, "size": size, "reference": reference, "options": options}
-                workers = [start(folder.resolve(), json.dumps(request)) for folder in given.folders]
+                workers = [start(folder.resolve(), json.dumps(request)) for folder in arguments.folders]
                 first = [ask(worker)[0] for worker in workers]
                 times: list[list[float]] = [[], []]
                 processor: list[list[float]] = [[], []]
                 memory = [0.0, 0.0]
-                for turn in range(given.repeats):
+                for turn in range(arguments.repeats):
                     for place in (0, 1) if turn % 2 else (1, 0):
                         seconds, used, memory[place] = ask(workers[place])
                         times[place].append(seconds)

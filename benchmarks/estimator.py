@@ -54,7 +54,7 @@ def main() -> None:
             "the same, pages in memory": (file, options.file_samples, np.asarray),
         }
         times: dict[str, list[float]] = {name: [] for name in (*kinds, "step, torch")}
-        a, c, r, s = torch.from_numpy(features)
+        images, texts, *references = torch.from_numpy(features)
         seen = np.arange(b)
         # The first round allocates memory and compiles; the medians below leave it out.
         for _ in range(options.rounds + 1):
@@ -76,7 +76,7 @@ def main() -> None:
                 kinds[name] = (after, size, convert)
             old = torch.zeros(b)
             start = time.perf_counter()
-            contrastive_step(a, c, old, old, temperature=0.05, gamma=0.5, reference_features=(r, s))
+            contrastive_step(images, texts, old, old, temperature=0.05, gamma=0.5, reference_features=tuple(references))
             times["step, torch"].append(time.perf_counter() - start)
         # The file is sparse: pages that were never written take no room on the disk.
         used = os.stat(file.path).st_blocks * 512

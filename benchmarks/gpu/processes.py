@@ -65,12 +65,12 @@ class Results:
 
 def write(path: Path, text: str) -> None:
     """Replace a file in one step."""
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
+    replacement = path.with_name(f".{path.name}.new")
+    with replacement.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    replacement.replace(path)
 
 
 def rounded(value: float) -> float | None:
