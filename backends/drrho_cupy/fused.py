@@ -345,7 +345,7 @@ class _Run:
         return z
 
     def tile(self, z: Array, rows: slice, columns: slice) -> tuple[Any, ...]:
-        """Return the arguments that describe the position of a rectangle in the buffer and in the batch to a kernel."""
+        """Return the arguments of a kernel that describe a rectangle: the positions in the buffer and in the batch."""
         return self.buffer, self.buffer.shape[1], *z.shape, rows.start, columns.start, *self.mask, self.b
 
     def product(

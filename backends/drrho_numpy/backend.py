@@ -58,7 +58,7 @@ class NumpyBackend:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self.device = str(self._device)
-        # The homes are the places of the estimates. Host and device are the same here; a file needs NumPy's own arrays.
+        # `homes` lists the places for estimates. Host and device are the same here; a file needs NumPy's own arrays.
         self.homes: tuple[str, ...] = (
             ("device", "host", "file") if self.xp is array_api_compat.numpy else ("device", "host")
         )

@@ -152,7 +152,7 @@ class FileTable(Table):
         self.refill(fill)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Check two arrays piece by piece, so that no copy of them is made, and replace the columns by these arrays."""
+        """Check two arrays piece by piece, so that no large array is made, and replace the columns by these arrays."""
         self.check_open()
         arrays = {column.name: state[column.name] for column in self.columns}
         call = checks.arrays({OWNER: self.index_like} | arrays, self.xp)
@@ -210,7 +210,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
     A new file takes disk space only for visited samples (a page of 4096 bytes holds 512 of them), up to ``4096 + 8 n``
     bytes in float32. If the disk becomes full, the operating system ends the process, so leave that much space.
 
-    Rows that `scatter` has written survive the end of the process, however sudden. After a power failure a sample holds
+    Rows that `scatter` has written survive even a sudden end of the process. After a power failure a sample holds
     the estimate of the last `flush` or a later estimate: the operating system chooses when it writes a page to the
     disk, but it always writes both numbers of a sample together. Such a state is usable, but its rows may come from
     different steps. All rows of a `snapshot` come from the same step.
@@ -333,7 +333,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         Raises
         ------
         ValueError
-            If `path` is the estimator's own file, or that was closed.
+            If `path` is the estimator's own file, or the estimator was closed.
         """
         target, table = Path(path), self.table
         if target.exists() and os.path.samefile(target, self.path):

@@ -142,7 +142,7 @@ def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def write_all(file: BinaryIO, block: memoryview) -> None:
-    """Write a whole block, although one call may write only a part of the block to an unbuffered file."""
+    """Write a whole block; a single `write` to an unbuffered file may write only a part of the block."""
     while block:
         block = block[file.write(block) :]
 
