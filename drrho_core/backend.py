@@ -18,7 +18,7 @@ Parameters: TypeAlias = Mapping[str, Array]
 """Parameters, gradients or optimiser state: a flat mapping from names to arrays, as a checkpoint stores it."""
 
 Pullback: TypeAlias = Callable[[Array, Array], Parameters]
-"""Takes the gradients with respect to image features and text features, returns the gradients of the parameters."""
+"""A pullback takes the gradients with respect to image and text features, and returns those of the parameters."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -80,8 +80,7 @@ class Backend(Protocol):
     dtype : str
         The floating dtype, ``"float32"`` or ``"float64"``.
     homes : tuple of str
-        The places in which this backend itself can keep an inner estimator, out of the homes that
-        `drrho_core.state.make_estimator` knows.
+        The homes of inner estimators (see `drrho_core.state.make_estimator`) that this backend itself provides.
     """
 
     name: str
@@ -102,7 +101,10 @@ class Backend(Protocol):
         ...
 
     def model(self, spec: Any, /) -> Model:
-        """Build the encoders of a `drrho_clip.models.ModelSpec`; ValueError if `architectures` lacks it."""
+        """Build the encoders that a `drrho_clip.models.ModelSpec` describes.
+
+        The error is a ValueError if `architectures` lacks the architecture.
+        """
         ...
 
     def adamw(
@@ -131,9 +133,9 @@ def backend_names() -> list[str]:
 def default_backend() -> str:
     """Return the name of the backend that is used when the user names none.
 
-    It is the installed backend with the highest `Backend.preference`. In a tie the alphabetically first name wins.
+    It is the installed backend with the highest `Backend.preference`. In a tie it is the first name in the alphabet.
     """
-    # The attribute is part of the class, so every installed backend is imported here, but none is built.
+    # The preference is an attribute of the class, so every installed backend is imported here, but none is built.
     preferences = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         # A backend whose library is missing cannot be imported, so it does not take part.
@@ -157,7 +159,7 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     Raises
     ------
     ValueError
-        If no backend has this name, or `dtype` is neither of the two.
+        If no backend has this name, or `dtype` is neither ``"float32"`` nor ``"float64"``.
     ImportError
         If the backend's library is not installed; the message says which extra to install.
 

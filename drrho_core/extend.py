@@ -83,7 +83,7 @@ class FirstSweep(NamedTuple):
 
 
 class SecondSweep(NamedTuple):
-    """Result of `Sweeps.pull_back`, in float32 or wider, with V = w + w' the sum of both directions' weights."""
+    """Result of `Sweeps.pull_back`, in float32 or wider. V = w + w' adds the weights of image and of text anchors."""
 
     image_pull: Array  # (b, d)  V E2
     text_pull: Array  # (b, d)  V^T E1
@@ -115,7 +115,7 @@ class Sweeps(Protocol):
 
 
 LoadSweeps: TypeAlias = Callable[[], Sweeps | str]
-"""``load()`` returns the kernels, or a few words that say why this machine has none. The core calls it at most once."""
+"""``load()`` returns the kernels, or a few words that say why there are none. It is called once, by the first batch."""
 
 
 class Extensions(NamedTuple):

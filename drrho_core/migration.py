@@ -4,17 +4,17 @@ Shapes: tables have one row per sample, (n,) or (n, 1), as the other programs st
 order and the dtype of the table. Put the result into an estimator with ``InnerEstimator.load_state_dict``. Continue
 with the temperature and the reference model of the program that saved the table, because the estimates depend on both.
 
-The inner estimate g of sample i is a moving average. Each visit adds mean_{j != i} exp(D_ij) over a batch of size B,
-with D_ij = (s_ij - s_ii) / tau and the similarities s_ij. Each program stores a different function of g. Below, s is
-the similarity of the sample's positive pair at the time of the visit:
+The inner estimate g of sample i is a moving average of mean_{j != i} exp(D_ij), where j runs over a batch of size B,
+and D_ij = (s_ij - s_ii) / tau compares similarities. Each program stores a different function of g. Below, s is the
+similarity s_ii of the sample's positive pair at the time of the visit:
 
     LibAUC, bimodal (GCLoss_v2)                 u, b        g = u exp(b);    u = 0 is unvisited
     DRRho-CLIP, SogCLRLoss                      log u       u = eps + (B - 1) / B g;    0, inf and nan are unvisited
     DRRho-CLIP, FastCLIPLoss                    log u       u = (eps + (B - 1) / B g) exp(-s);    likewise
     LibAUC, unimodal (GCLoss_v1)                u           g = u exp(-s / tau);    u = 0 is unvisited
 
-The first two conversions are exact. The last two need the similarity of the positive pair, which no table holds. If it
-is computed from the features of today, they are exact for samples whose features have not changed since the visit.
+The first two conversions are exact. The last two need the similarity of the positive pair, which no table holds. If the
+similarity comes from the features of today, the result is exact for samples whose features have not changed since.
 Sources: the released code of LibAUC (SogCLR, arXiv 2202.12387) and of DRRho-CLIP (arXiv 2505.06699).
 """
 

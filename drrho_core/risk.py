@@ -121,7 +121,7 @@ def drrho_risk(
     axis : int
         The axis of the n samples.
     where : array of bool, optional
-        Marks the samples that count; it is broadcast to the losses' shape. Both losses of all other samples are not
+        Marks the samples that count; it is broadcast to the losses' shape. The losses of all other samples are not
         read.
     xp : namespace, optional
         The arrays' namespace; needed under ``torch.compile`` only.
@@ -161,7 +161,7 @@ def drrho_risk(
 
 
 def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:
-    """Return the excess loss in float32 or wider. It overflows only if the exact excess loss does."""
+    """Return the excess loss in float32 or wider. The result overflows only if the exact excess loss overflows."""
     dtype = wide_dtype(loss.dtype, xp)
     loss, reference_loss = (xp.astype(array, dtype, copy=False) for array in (loss, reference_loss))
     if not is_array(weight) and weight <= 1:
@@ -238,8 +238,8 @@ def moving_average_kl(
     reference_weight : float or array of shape ()
         lambda >= 0. With 0 the reference model is ignored, 1 is DRRho, and values above 1 are allowed.
     where : array of bool, optional
-        Marks the samples that count; it is broadcast to (b,), and b is then their number. Both losses of all other
-        samples are not read, and the weights of these samples are 0.
+        Marks the samples that count; it is broadcast to (b,). In the formulas b is then the number of these samples.
+        The losses of all other samples are not read, and their weights are 0.
     xp : namespace, optional
         The arrays' namespace; needed under ``torch.compile`` only.
 
@@ -354,10 +354,12 @@ def _state_rule(dtype: Any, xp: Namespace) -> Rule:
 
 
 def _state_limit(dtype: Any, xp: Namespace) -> float:
+    """Return the largest absolute value of the logarithm of an average."""
     return float(xp.finfo(dtype).max) / 2
 
 
 def _usable(log_inner: Array, xp: Namespace) -> Array:
+    """Return whether the logarithm of an average keeps its rule, for values that no check could see."""
     return (xp.abs(log_inner) <= _state_limit(log_inner.dtype, xp)) | (log_inner == -xp.inf)
 
 

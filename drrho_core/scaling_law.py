@@ -153,8 +153,8 @@ def fit_scaling_law(
 
 
 # The functions below fit data sets y (..., n) at x (n,). A data set holds the logarithms of n errors. All data sets
-# share x, the logarithms of compute minus their mean. A fit is (level, slope, floor), each of shape (...), with log
-# error = log(floor + exp(level - slope x)).
+# share x, the logarithms of compute minus their mean. A fit is (level, slope, floor), each of shape (...), and predicts
+# log error = log(floor + exp(level - slope x)).
 
 Fit: TypeAlias = Callable[[Array, Array, tuple[float, ...], Namespace], tuple[Array, Array, Array]]
 
@@ -181,8 +181,8 @@ def _fit(
         from scipy import special, stats
     except ImportError as missing:
         raise ImportError("fit_scaling_law needs SciPy: pip install 'drrho-core[train]'") from missing
-    # x = log C minus the mean, and y = log error. xlogy(1, c) is log c as an array of the library that SciPy works
-    # with.
+    # x = log C, from which the mean is subtracted, and y = log error. xlogy(1, c) is log c, as an array of the library
+    # that SciPy uses.
     x, y = special.xlogy(1.0, compute), special.xlogy(1.0, error)
     xp = array_namespace(x)
     centre = xp.mean(x)

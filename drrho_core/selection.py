@@ -63,8 +63,8 @@ def select_top_excess(
     Notes
     -----
     The selected samples have the k largest ``loss - reference_weight * reference_loss``: RHO-LOSS (arXiv 2206.07137).
-    Half types are subtracted in float32, so that rounding makes no ties. Under tracing a nan counts as the smallest
-    excess loss.
+    Losses of half types are subtracted in float32, so that rounding makes no ties. Under tracing a nan counts as the
+    smallest excess loss.
 
     Examples
     --------
@@ -134,7 +134,7 @@ def select_jest(
     -----
     With C the pairs chosen so far,
     ``score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji - lse_{j in C} R_ji]``, with
-    ``own_i = -(L_ii - R_ii)``. The score of pairs in C is ``-inf``, and the first chunk is scored by ``own``: JEST
+    ``own_i = -(L_ii - R_ii)``. The score of pairs in C is ``-inf``. For the first chunk the score is ``own``: JEST
     (arXiv 2406.17711). The pairs with the largest score plus Gumbel noise are a draw without replacement from
     softmax(score). Such a draw needs no exponential of a score, which would overflow at the scale of CLIP's logits.
 
@@ -175,8 +175,8 @@ def select_jest(
     if gumbel is None and not top_k:
         gumbel = _draw_gumbel(num_chunks, learner, xp)
     samples = xp.arange(n, device=device_of(learner))
-    # Only the order of scores matters. They are divided by 8, so that differences between the largest logits are
-    # finite. own_i = -(L_ii - R_ii), from the diagonal of the flattened matrix.
+    # Only the order of scores matters. Scores are divided by 8, so that differences of the largest logits stay finite.
+    # own_i = -(L_ii - R_ii) comes from the diagonal of the flattened matrix.
     own = xp.reshape(0.125 * reference - 0.125 * learner, (-1,))[:: n + 1]
     free = xp.ones((n,), dtype=xp.bool, device=device_of(learner))
     reach: list[Array] | None = None  # the four log-sum-exp over the pairs chosen so far
@@ -220,6 +220,7 @@ def _draw_gumbel(num_chunks: int, like: Array, xp: Namespace) -> Array:
     if is_compiling(xp) or device_of(xp.zeros(())) is None:
         raise ValueError("gumbel must be given if code is traced and top_k is False, got None")
     n = like.shape[0]
-    # An exponential variate is -log(u). Once in 2^53 draws it is 0, whose logarithm would be an error.
+    # Gumbel noise is -log(-log(u)), and an exponential variate is -log(u). Once in 2^53 draws the variate is 0, whose
+    # logarithm would be an error.
     noise = [[-math.log(random.expovariate(1.0) or 1e-17) for _ in range(n)] for _ in range(num_chunks)]
     return xp.asarray(noise, dtype=like.dtype, device=device_of(like))

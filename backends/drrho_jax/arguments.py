@@ -113,7 +113,7 @@ def check_unmapped() -> None:
     Raises
     ------
     ValueError
-        If an axis of the mesh is mapped; the message names it.
+        If an axis of the mesh is mapped; the message names the axis.
     """
     # Only inside shard_map and pmap do axes of the mesh have the type Manual.
     mesh = jax.sharding.get_abstract_mesh()

@@ -30,8 +30,8 @@ class DonatingEstimator(InnerEstimator):
 
     JAX's arrays cannot be changed, so `drrho_core.InnerEstimator` copies all n samples in each `scatter`. For 100
     million samples that takes half of a step's time. This class copies only the rows of the batch. In return, each
-    `scatter` deletes the arrays ``log_inner_image`` and ``log_inner_text`` that the caller read before. Read the state
-    through `state_dict`, which copies, if it has to last.
+    `scatter` deletes the arrays ``log_inner_image`` and ``log_inner_text`` that the caller read before. To keep a
+    state, read it through `state_dict`, which copies.
 
     Parameters and methods are those of `drrho_core.InnerEstimator`; the methods also accept NumPy arrays. The class is
     for eager code, whether the step itself runs under `jax.jit` or not. A jitted function that gathers and scatters

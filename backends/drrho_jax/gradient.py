@@ -27,7 +27,7 @@ def with_gradient(value: Array, inputs: list[Array], gradients: list[Array]) -> 
     inputs : list of arrays
         The differentiable inputs, in the dtype of their gradients.
     gradients : list of arrays
-        One per input, of its shape.
+        One gradient per input, of the same shape.
     """
     del inputs, gradients
     return value

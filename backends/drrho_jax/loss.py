@@ -64,7 +64,7 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     Raises
     ------
     TypeError
-        If `num_samples` is no integer, or `dtype` is neither of the two or not available.
+        If `num_samples` is no integer, or `dtype` is neither float32 nor float64, or not available.
     ValueError
         If `num_samples` is below 1, or does not fit into JAX's widest integer type.
 
@@ -81,7 +81,7 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     requested = jnp.dtype(dtype)
     if requested not in (jnp.float32, jnp.float64) or jax.dtypes.canonicalize_dtype(requested) != requested:
         raise TypeError(f"dtype must be float32, or float64 if jax_enable_x64 is on, got {requested}")
-    # Two calls: one array in both fields would be one buffer, and JAX refuses to donate a buffer twice.
+    # Each field gets an array of its own, because JAX refuses to donate the same buffer twice.
     image, text = (jnp.full((size,), -jnp.inf, dtype=requested) for _ in range(2))
     return ContrastiveState(image, text)
 
@@ -138,7 +138,7 @@ def contrastive_loss(
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates.
     state : ContrastiveState
-        The state for the next step. It carries no gradient.
+        The state for the next step, a constant of differentiation.
 
     Raises
     ------

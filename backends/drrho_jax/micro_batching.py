@@ -70,7 +70,7 @@ def micro_batches(
 
     Notes
     -----
-    Random keys should be inputs: both times that a sample is encoded its key is the same, and so is dropout. Give
+    Put random keys into `inputs`: then both passes encode a sample with the same key, and dropout is the same. Give
     each sample a key, ``inputs = (images, tokens, jax.random.split(key, b))``, and let `encode` use the keys with
     `jax.vmap`; then the result does not depend on `size`. If a layer takes one key per call, `encode` can use the key
     of the first row, ``keys[0]``, for the micro-batch. A key from outside of `inputs` draws the same noise for every
@@ -98,7 +98,7 @@ def micro_batches(
     size = checks.integer("size", size, minimum=1)
     _check_parameters(parameters)
     inputs, batch_size = _rows(inputs)
-    # A loop with one compiled body encodes the full micro-batches; the last, smaller micro-batch is encoded apart.
+    # A loop with one compiled body encodes the full micro-batches; the last, smaller one follows the loop.
     whole, rest = divmod(batch_size, size)
 
     def parts(tree: Tree) -> tuple[Tree, Tree]:

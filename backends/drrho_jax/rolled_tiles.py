@@ -91,7 +91,7 @@ class RolledTiles(Tiles):
         return self._current
 
     def z(self, i: Any, j: Any) -> Array:
-        """Return the entries of a tile, kept or computed."""
+        """Return the entries of a tile, from the table of kept tiles or computed anew."""
         return self.matmul(self.left(i), self.right[j].T) if self.all_z is None else self.all_z[i, j]
 
     def left(self, i: Any) -> Array:
@@ -111,7 +111,7 @@ class RolledTiles(Tiles):
         return self._join(jax.lax.fori_loop(0, self.num_blocks, body, start))
 
     def counts(self, i: Any, j: Any, diagonal: bool) -> Array | None:
-        """Return the mask of the entries of a tile that are pairs of an anchor and a negative; None for all entries."""
+        """Return the mask of the entries of a tile that pair an anchor with a negative; None if all entries do."""
         counts = None if self.mask is None else self.mask[i, j]
         index = jnp.arange(self.side)
         # An entry counts if its row and its column are real anchors and, on the diagonal, different ones.

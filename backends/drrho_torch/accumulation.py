@@ -1,4 +1,4 @@
-"""A warning for training loops that accumulate gradients and call the loss several times for one batch.
+"""Warns if a training loop that accumulates gradients calls the loss several times for one batch.
 
 Each training call updates the inner estimate u of every row of the batch with the batch's own estimate g:
 ``u <- (1 - gamma) u + gamma g``. A loop that calls the loss with the whole batch once per micro-batch updates the same

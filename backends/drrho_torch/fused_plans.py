@@ -73,8 +73,8 @@ docs/benchmarks/gpu/tune.json. The plans for Ampere (8) compile, but their speed
 """
 
 GROUP = 8
-"""Number of rows of tiles in a band. Programs visit the tiles band by band, so that a program finds the features that
-earlier programs loaded in the cache."""
+"""Number of rows of tiles in a band. Programs visit the tiles band by band, so that the cache still holds most of the
+features that the next program loads."""
 
 SMALLEST = 2048
 """Smallest batch for the kernels in the mode ``"auto"``. The plain core computes smaller batches, because launching all
@@ -91,5 +91,5 @@ def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:
 
 
 def launch_options(blocks: Blocks) -> dict[str, Any]:
-    """Return the compiler's options; products and sums may be fused, which rounds less."""
+    """Return the compiler's options; a product and a sum may be fused, which rounds once instead of twice."""
     return {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}

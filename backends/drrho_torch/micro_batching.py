@@ -245,7 +245,7 @@ def _random_states() -> tuple[Tensor, Any]:
     kind = _accelerator()
     if kind is None:
         return torch.get_rng_state(), None
-    # CUDA has a function for the generators of all devices; other accelerators may have one for one generator only.
+    # CUDA has a function for the generators of all devices; other accelerators may have only a function for one.
     module = torch.get_device_module(kind)
     get = getattr(module, "get_rng_state_all", None) or module.get_rng_state
     return torch.get_rng_state(), get()

@@ -166,7 +166,7 @@ class Step(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], settings: StepSettings, *arguments: Any) -> tuple[Any, Any]:
         """Take the steps of all problems one by one, because the core computes one batch at a time."""
         axes = in_dims[1:]  # of each argument: the axis that counts the problems, None if all problems share it
-        # An estimator object keeps the state outside of the arguments, and then these two axes are None as well.
+        # An estimator object keeps the state outside of the arguments, and then the axes of the state are None as well.
         if settings.update and (axes[3] is None or axes[4] is None):
             raise RuntimeError(
                 "ContrastiveLoss must be in eval() or have mapped buffers under torch.func.vmap, because several "

@@ -4,8 +4,9 @@ A ball has two limits. At radius 0 the worst case is the mean of the losses. Fro
 the maximum, and the ball is called saturated. `solve_ball` handles both limits and leaves the radii in between to the
 solver of the set.
 
-Each divergence D here is an increasing function of the Renyi divergence R of an order k (KL: order 1). Therefore each
-ball bounds R. Solvers receive this bound as a number, the growth, with ``exp(R) <= 1 + growth``:
+Each divergence D here is an increasing function of a Renyi divergence, ``R = log(mean (n p)^k) / (k - 1)``, where k is
+the order (KL: the limit at order 1). Therefore each ball bounds R. Solvers receive this bound as a number, the growth,
+with ``exp(R) <= 1 + growth``:
 
     KL          growth = exp(radius) - 1
     chi-square  growth = 2 radius

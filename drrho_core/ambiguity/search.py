@@ -17,10 +17,10 @@ from drrho_core.ambiguity.slices import Slices, cut, first_entries
 from drrho_core.extend import Carry
 
 IsActive = Callable[[Slices, Array], Array]
-"""``is_active(ordered, loss)`` tells whether a loss (..., 1) of each slice is active, as (..., 1) of bool.
+"""``is_active(ordered, loss)`` returns the mask (..., 1) that tells for one loss of each slice whether it is active.
 
-Depending on the solver, an active loss is a loss with a weight, or a loss whose weight is at the ceiling. The active
-losses of a slice are the largest: the search is for the last active loss in descending order.
+Depending on the solver, an active loss is a loss with a positive weight, or a loss whose weight is at the ceiling. The
+active losses of a slice are its largest losses. The search is for the last of them in descending order.
 """
 
 
@@ -30,7 +30,10 @@ def run_length() -> int:
 
 
 def thinned(ordered: Slices, xp: Namespace) -> Slices:
-    """Return slices with a quarter of the losses, means of neighbours, that have nearly the same solution."""
+    """Return slices with a quarter of the losses and nearly the same solution.
+
+    Each loss is the mean of a run of neighbouring sorted losses.
+    """
     *rows, n = ordered.losses.shape
     run = run_length()
     losses = xp.mean(xp.reshape(ordered.losses[..., : n - n % run], (*rows, n // run, run)), axis=-1)

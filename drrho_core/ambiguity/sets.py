@@ -64,9 +64,9 @@ def _store_checked(ambiguity_set: AmbiguitySet, name: str, rule: Rule) -> None:
 class CVaR(AmbiguitySet):
     """Conditional value at risk: the mean of the share `alpha` of largest losses.
 
-    ``phi`` is 0 on ``[0, 1 / alpha]`` and infinite elsewhere: no weight may exceed ``1 / (alpha n)``. The quantile is
-    the loss at place ``alpha n``, rounded up, in descending order. Losses above the quantile have exactly the largest
-    weight. Losses equal to the quantile share the remaining weight equally.
+    ``phi`` is 0 on ``[0, 1 / alpha]`` and infinite elsewhere: no weight may exceed ``1 / (alpha n)``. If losses
+    are sorted in descending order, the quantile is the loss at place ``alpha n``, rounded up. Losses above the quantile
+    have exactly the largest weight. Losses equal to the quantile share the remaining weight equally.
 
     ``risk = min_nu nu + mean(relu(x - nu)) / alpha`` (Rockafellar and Uryasev 2000). The dual is (quantile, 0).
     ``alpha n`` is evaluated without rounding error. It counts as an integer if it differs from this integer by at most

@@ -60,8 +60,8 @@ def piece_length() -> int:
     """Return the number of losses in a piece of a long axis. The intermediate results of one piece stay in the caches.
 
     A piece is also large enough for several threads. If its size were close to the size from which on a library uses
-    threads, some operations would wake the other threads and some would not. Such pieces were measured to be many times
-    slower than a single thread.
+    threads, some operations would wake the other threads and some would not. In measurements such pieces took many
+    times longer than on a single thread.
     """
     # This is a function and not a constant, because ``torch.compile(dynamic=True)`` turns numbers of a module into
     # symbols, and a branch cannot depend on a symbol. All limits of this package are functions for this reason.
