@@ -24,7 +24,7 @@ def put(stack: Array, index: Any, value: Array) -> Array:
     """Return the stack with the entry at an index, or at a tuple of indices, replaced."""
     place = index if isinstance(index, tuple) else (index,)
     entry = jnp.reshape(value, (1,) * len(place) + value.shape)
-    # `stack.at[index].set(value)` would check for every number whether the index is in range.
+    # `stack.at[index].set(value)` would test, for every written number, whether its position is in range.
     corner = [jnp.asarray(number, dtype=jnp.int32) for number in (*place, *(0,) * value.ndim)]
     return jax.lax.dynamic_update_slice(stack, entry, corner)
 

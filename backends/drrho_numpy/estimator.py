@@ -114,7 +114,10 @@ class FileTable(Table):
         return self
 
     def resized(self, num_samples: int) -> Self:
-        """Make the file longer; after an interruption the size does not fit the header, see `read_layout`."""
+        """Make the file longer.
+
+        If this is interrupted, the length of the file does not match its header; `read_layout` handles that case.
+        """
         # The size changes first and the header last. The map must be closed while the size changes; `finally` maps the
         # file again, whether it has grown or not.
         self.flush()

@@ -13,7 +13,8 @@ from torch import Tensor
 from drrho_core.extend import Matmul
 
 SMALLEST = 256
-"""Below this number of rows, columns or terms the conversion to oneDNN's tensors takes as long as the product saves."""
+"""If a product has fewer rows, columns or summed terms than this, converting its factors to oneDNN's tensors takes as
+much time as the faster product saves."""
 
 _ENABLED: ContextVar[bool | None] = ContextVar("onednn_products", default=None)
 

@@ -52,7 +52,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     `arguments` are those of `Step.forward`; no gradient is recorded.
     """
     images, texts, sample_index, log_inner_image, log_inner_text, pair_mask, *options = arguments
-    # Each of the three options has two arguments (`two_arguments`): a pair fills both, another value the first.
+    # References, anchor weight and temperature each take two positions in `arguments` (see `two_arguments`): a pair
+    # fills both positions; any other value fills the first, and the second is None.
     references, anchor_weight, temperature = (
         detached(tuple(options[first : first + 2]) if is_pair else options[first])
         for first, is_pair in zip((0, 2, 4), settings.pairs, strict=True)
@@ -121,8 +122,8 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
     if values_visible(index, _XP):
         return _Rows(index, (buffers[0][index], buffers[1][index]), None)
     # The values of the index are not read here: on a GPU reading would wait for the device, and under tracing there are
-    # no values yet. Index 0 replaces an index out of range, which would fail an assertion on a GPU; after that the
-    # process cannot use the device any more.
+    # no values yet. An index out of range is replaced by 0. Otherwise it would fail an assertion on a GPU, and after a
+    # failed assertion the process cannot use the device any more.
     in_range = (index >= 0) & (index < num_samples)
     index = torch.where(in_range, index, 0)
     return _Rows(index, (buffers[0][index], buffers[1][index]), in_range)

@@ -1,4 +1,7 @@
-"""Programs with which the step is compared: autograd through dense b x b matrices. Do not train with them."""
+"""Torch programs that `contrastive_step` is compared with: autograd through dense b x b matrices.
+
+Do not train with them.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def released_form(
 ) -> tuple[Tensor, ...]:
     """Take a step in the form of DRRho-CLIP's released program (commit 33d7364c); the code is ours.
 
-    Each direction has separate matrices, so there are eight products. The diagonal is removed by multiplication with a
+    Each direction computes its own similarity matrices, so there are eight matrix products: four forward, and four in
+    autograd's backward pass. The diagonal is removed by multiplication with a
     mask. The loss is the sum of the excess similarities under constant weights. The temperature has no gradient.
     """
     images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()

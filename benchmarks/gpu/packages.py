@@ -17,13 +17,13 @@ SOURCES = (ROOT, ROOT / "backends", ROOT / "reference_impl")
 
 
 class Need(NamedTuple):
-    """A package that a section needs."""
+    """A package that a section of the measurement (a worker process of its own) needs."""
 
     module: str
     # Name (and version) for a package index.
     package: str
     wanted_for: str
-    # Dependencies of the package that array libraries do not install.
+    # Those dependencies of the package that are not already installed along with the array libraries.
     brings: tuple[str, ...] = ()
 
 
@@ -44,8 +44,8 @@ NEEDS = (
     Need("hypothesis", "hypothesis", "the tests", ("sortedcontainers",)),
     Need("array_api_strict", "array-api-strict", "the tests"),
     Need("mpmath", "mpmath", "the tests"),
-    Need("siglip_kernel", "siglip-kernel==0.1.2", "its own row"),
-    Need("memeff", "memeff==0.3.1", "its own row"),
+    Need("siglip_kernel", "siglip-kernel==0.1.2", "the row of this package"),
+    Need("memeff", "memeff==0.3.1", "the row of this package"),
 )
 
 
@@ -109,7 +109,7 @@ def _fits(wheel: Path) -> bool:
 
 
 def describe_ourselves(target: Path) -> None:
-    """If drrho-core is not installed, write the metadata of an installation, because it lists the backends."""
+    """If drrho-core is not installed, write the metadata that an installation would have: it lists the backends."""
     try:
         importlib.metadata.distribution("drrho-core")
     except importlib.metadata.PackageNotFoundError:

@@ -59,8 +59,8 @@ def masked_sum(values: Array, mask: Array, xp: Namespace) -> Array:
 def piece_length() -> int:
     """Return the number of losses in a piece of a long axis. The intermediate results of one piece stay in the caches.
 
-    A piece is also large enough for several threads. If its size were close to the size from which on a library uses
-    threads, some operations would wake the other threads and some would not. In measurements such pieces took many
+    A piece is also large enough for several threads. Libraries use threads only above a certain size. If a piece
+    were close to that size, some operations would use threads and some would not. In measurements such pieces took many
     times longer than on a single thread.
     """
     # This is a function and not a constant, because ``torch.compile(dynamic=True)`` turns numbers of a module into

@@ -64,7 +64,8 @@ def sigmoid_loss(
     -----
     The loss is ``(1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias))`` with y = 1 on the diagonal and -1 off it, as in
     SigLIP (arXiv 2303.15343). With ``a_ij = -y_ij sigmoid(-y_ij (scale S_ij + bias)) / b`` the gradients are
-    ``scale a E2``, ``scale a^T E1``, ``sum a_ij S_ij`` and ``sum a_ij``. Pairs that `pair_mask` excludes are not
+    ``scale a E2`` for the image features E1, ``scale a^T E1`` for the text features E2, ``sum a_ij S_ij`` for the scale
+    and ``sum a_ij`` for the bias. Pairs that `pair_mask` excludes are not
     summed, but the sum is still divided by b.
 
     Examples
