@@ -285,7 +285,7 @@ def _real(name: str, value: object) -> float:
 
 
 def fits(name: str, value: float, rule: Rule, dtype: Any, xp: Namespace) -> None:
-    """Check that a number is finite in a dtype and, if its rule excludes 0, that the number and its inverse are normal."""
+    """Check that a number is finite in a dtype; if its rule excludes 0, the number and its inverse have to be normal."""
     fit = _fitting(rule, dtype, xp)
     if not fit.holds(value):
         raise ValueError(f"{name} must {fit.words}, got {value}")
@@ -319,7 +319,7 @@ def within(value: Any, rule: Rule, xp: Namespace) -> Any:
 
 
 def static_number(name: str, value: Any, rule: Rule) -> float:
-    """Return a Python number for a parameter that code traces as a constant; an array of shape () is read once."""
+    """Return a Python number for a parameter that is a constant under tracing; an array of shape () is read once."""
     if not isinstance(value, (float, int)) and is_array(value):
         xp = arrays({name: value}).xp
         if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
@@ -392,10 +392,9 @@ def ndim(name: str, array: Array, expected: int, meaning: str) -> None:
 
 def axis(value: object, name: str, array: Array) -> int:
     """Return an axis as a Python integer after checking that an array has this axis and entries along it."""
-    received, value = value, _index("axis", value)
+    raw, value = value, _index("axis", value)
     if not -array.ndim <= value < array.ndim:
-        shape_words = f"an axis of {name}, which has shape {tuple(array.shape)}"
-        raise ValueError(f"axis must be {shape_words}, got {describe(received)}")
+        raise ValueError(f"axis must be an axis of {name}, which has shape {tuple(array.shape)}, got {describe(raw)}")
     if array.shape[value] == 0:
         raise ValueError(f"{name} must have at least one entry along axis {value}, got shape {tuple(array.shape)}")
     return value

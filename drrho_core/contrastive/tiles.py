@@ -324,7 +324,7 @@ class Tiles:
             self._kept[tile.i, tile.j] = tile.z
 
     def positives(self) -> Array:
-        """Return the diagonal of Z (b,) from the products of its tiles, so that equal logits are equal to the last bit."""
+        """Return the diagonal of Z (b,) from the products of its tiles: then equal logits are equal to the last bit."""
         for i in range(self.num_blocks):  # these tiles are always kept: even together they are no b x b array
             self._kept[i, i] = self.z(i, i)
         diagonals = [self.xp.linalg.diagonal(self._kept[i, i]) for i in range(self.num_blocks)]

@@ -1,4 +1,4 @@
-"""The old name of the CLIP harness (the training program), whose name is `drrho_clip` now. Version 0.3 removes this alias.
+"""The old name of the CLIP harness, the training program `drrho_clip`. Version 0.3 removes this alias.
 
 For example, ``import drrho_core.training.loop`` imports the module `drrho_clip.train` and warns once.
 """
