@@ -1,4 +1,4 @@
-"""The modules whose examples pytest cannot collect, because the library that they import is not installed."""
+"""Lists the modules whose examples pytest cannot collect, because a library that they import is not installed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Programs that measure; see README.md. A package, so that another folder of this name does not stand in for it."""
+"""Programs that measure; see README.md. This file makes Python prefer this folder to others of its name."""

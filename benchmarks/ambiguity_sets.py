@@ -38,7 +38,7 @@ from drrho_core import (  # noqa: E402
     worst_case,
 )
 
-# One instance of each set with usual parameters, and Cressie-Read with k above and below 2.
+# One instance of each set with usual parameters; the Cressie-Read ball has two, with an order above and below 2.
 SETS = (
     CVaR(0.1),
     KLPenalty(0.5),
@@ -58,18 +58,18 @@ def resident() -> int:
 
 
 class Watch:
-    """Wall and processor seconds, and the largest growth of memory, sampled every 2 ms."""
+    """Measure wall and processor seconds, and the largest growth of memory, which is sampled every 2 ms."""
 
     def __enter__(self) -> Watch:
-        # The peak of the process would include earlier sets, so a thread samples the memory during this one.
+        # The system's peak of the process would include earlier sets, so a thread samples the memory of this set.
         self.base = self.peak = resident()
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self.look)
+        self.thread = threading.Thread(target=self.sample_memory)
         self.thread.start()
         self.wall, self.processor = -time.perf_counter(), -time.process_time()
         return self
 
-    def look(self) -> None:
+    def sample_memory(self) -> None:
         while not self.over.wait(0.002):
             self.peak = max(self.peak, resident())
 
@@ -93,21 +93,21 @@ def main() -> None:
         import array_api_compat.numpy as xp
 
     report: dict[str, Any] = {**vars(options), "load": os.getloadavg()[0], "sets": {}}
-    # Two operations that every set needs come first, as units to compare with.
+    # Two operations that every set needs come first, so that the sets can be compared with them.
     rows: list[tuple[str, Any]] = [("exp, once", lambda: xp.exp(x)), ("the library's sort", lambda: xp.sort(x))]
     rows += [(str(each), lambda each=each: worst_case(x, each)) for each in SETS]
     print(f"{options.backend}, {options.losses} losses, {options.threads} threads, load {report['load']:.1f}")
     print(f"{'':40} seconds    worst  processor  memory / input")
     size = options.losses * np.dtype(options.dtype).itemsize
     for name, task in rows:
-        # All rounds count: the first may have to allocate memory, which users also pay.
+        # The first round is not left out: it may have to allocate memory, which users also have to wait for.
         watches = []
         for _ in range(options.rounds):
             with Watch() as watch:
                 task()
             watches.append(watch)
         seconds, processor = ([getattr(watch, kind) for watch in watches] for kind in ("wall", "processor"))
-        # Growth of memory in units of the losses' own memory.
+        # The growth of memory is divided by the memory of the losses.
         growth = max((watch.peak - watch.base) / size for watch in watches)
         report["sets"][name] = {"seconds": seconds, "processor_seconds": processor, "memory_ratio": growth}
         middle, busy = statistics.median(seconds), statistics.median(processor)

@@ -35,13 +35,13 @@ def now() -> tuple[float, float]:
 
 
 def since(began: tuple[float, float]) -> tuple[float, float]:
-    """Return the differences of both times to an earlier result of `now`."""
+    """Return the seconds and the processor seconds since an earlier result of `now`."""
     wall, processor = now()
     return wall - began[0], processor - began[1]
 
 
 def first_call(library: str, compiler: str, kind: str) -> tuple[float, float]:
-    """Return the seconds of the first call in this process."""
+    """Return the seconds and the processor seconds of the first call in this process."""
     import numpy as np
 
     import drrho_core
@@ -63,7 +63,7 @@ def first_call(library: str, compiler: str, kind: str) -> tuple[float, float]:
     import torch
 
     tensor = torch.asarray(losses)
-    # As for JAX: starting the compiler is not measured.
+    # As for JAX, the start of the compiler is not measured.
     torch.compile(lambda a: a + 1, fullgraph=True, backend=compiler)(tensor)
     compiled = torch.compile(lambda a: drrho_core.worst_case(a, ambiguity_set, xp=xp), fullgraph=True, backend=compiler)
     began = now()
@@ -72,8 +72,8 @@ def first_call(library: str, compiler: str, kind: str) -> tuple[float, float]:
 
 
 def in_fresh_processes(library: str, compiler: str, kind: str, repeats: int) -> str:
-    """Return the medians over processes, each with empty caches, as a cell."""
-    # An empty folder for torch's cache and none for JAX's, so that every process compiles.
+    """Return a cell of the table: the medians over processes, each of which starts with empty caches."""
+    # torch's cache is an empty folder and JAX's cache is off, so that every process compiles.
     seconds = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:

@@ -2,10 +2,10 @@
 
     python benchmarks/engine_before_after.py BEFORE AFTER [--library numpy] [--size 1024] [--repeats 15] [--two-passes]
 
-BEFORE and AFTER are folders that hold a checkout. One process per checkout takes a step whenever it is asked, and the
-two are asked in turn, so a machine whose speed drifts does not matter. Printed are the ratio after / before of the
-fastest steps, that of the medians of their processor time, which other programs disturb less, and the largest memory of
-each process. Features are float32, 512 wide.
+BEFORE and AFTER are folders that hold a checkout. Each checkout has one process. The two processes take steps in turn,
+so slow changes of the machine's speed affect both equally. The program prints the ratio after / before of the times of
+the fastest steps, the same ratio of the medians of processor time, which depends less on other programs, and the
+largest memory of each process. Features are float32, 512 wide.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def step_of(library: str, size: int, reference: bool, options: dict[str, Any]) -
 
 
 def work(library: str, size: int, reference: bool, options: dict[str, Any]) -> None:
-    """Take a step for each line of the input, and print its seconds; the first line is the first call's."""
+    """For each line of input, take a step and print its seconds, processor seconds and the largest memory so far."""
     step = step_of(library, size, reference, options)
     for _ in sys.stdin:
         began, processor = time.perf_counter(), time.process_time()
@@ -102,25 +102,25 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--two-passes", action="store_true", help="set memory_budget=0")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.work:
-        work(**json.loads(given.work))
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(**json.loads(arguments.work))
         return
-    if len(given.folders) != 2:
+    if len(arguments.folders) != 2:
         parser.error("two folders are needed, BEFORE and AFTER")
     print("| library | b | reference | fastest, ms | after / before | processor time | first call, s | memory, MB |")
     print("|---|---|---|---|---|---|---|---|")
-    for library in given.library or ["numpy", "torch", "jax"]:
-        for size in given.size or [1024, 4096]:
+    for library in arguments.library or ["numpy", "torch", "jax"]:
+        for size in arguments.size or [1024, 4096]:
             for reference in (False, True):
-                options = {"memory_budget": 0} if given.two_passes else {}
+                options = {"memory_budget": 0} if arguments.two_passes else {}
                 request = {"library": library, "size": size, "reference": reference, "options": options}
-                workers = [start(folder.resolve(), json.dumps(request)) for folder in given.folders]
+                workers = [start(folder.resolve(), json.dumps(request)) for folder in arguments.folders]
                 first = [ask(worker)[0] for worker in workers]
                 times: list[list[float]] = [[], []]
                 processor: list[list[float]] = [[], []]
                 memory = [0.0, 0.0]
-                for turn in range(given.repeats):
+                for turn in range(arguments.repeats):
                     for place in (0, 1) if turn % 2 else (1, 0):
                         seconds, used, memory[place] = ask(workers[place])
                         times[place].append(seconds)

@@ -1,4 +1,4 @@
-"""Time of gather and scatter relative to the step that uses them: device, host and file, interleaved in one process.
+"""Time of gather and scatter relative to the step that uses them, on the device, on the host and in a file.
 
 python benchmarks/estimator.py [--samples 10000000] [--batch 4096] [--features 512] [--rounds 5] [--json FILE]
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--samples", type=int, default=10_000_000, help="in memory")
-parser.add_argument("--file-samples", type=int, default=1_000_000_000, help="in the file, which is sparse")
+parser.add_argument("--samples", type=int, default=10_000_000, help="samples of the estimators in memory")
+parser.add_argument("--file-samples", type=int, default=1_000_000_000, help="samples in the file, which is sparse")
 parser.add_argument("--batch", type=int, default=4096)
 parser.add_argument("--features", type=int, default=512)
 parser.add_argument("--rounds", type=int, default=5)
@@ -54,7 +54,7 @@ def main() -> None:
             "the same, pages in memory": (file, options.file_samples, np.asarray),
         }
         times: dict[str, list[float]] = {name: [] for name in (*kinds, "step, torch")}
-        a, c, r, s = torch.from_numpy(features)
+        images, texts, *references = torch.from_numpy(features)
         seen = np.arange(b)
         # The first round allocates memory and compiles; the medians below leave it out.
         for _ in range(options.rounds + 1):
@@ -62,7 +62,7 @@ def main() -> None:
                 # Row ids without repeats, in random order.
                 index = np.unique(rng.integers(0, size, b + b // 8))
                 index = rng.permutation(index)[:b]
-                # The rows of the turn before: the system still has their pages of the file in memory.
+                # The previous rows are used again: the system still has their pages of the file in memory.
                 if name == "the same, pages in memory":
                     index = seen
                 seen, rows = index, convert(rng.standard_normal(b).astype("float32"))
@@ -70,13 +70,13 @@ def main() -> None:
                 start = time.perf_counter()
                 estimator.gather(index)
                 after = estimator.scatter(index, rows, rows)
-                # JAX returns before it has computed, so a row is read back.
+                # JAX returns before the rows are computed, so a row is read to wait for the result.
                 np.asarray(after.gather(index[:1])[0])
                 times[name].append(time.perf_counter() - start)
                 kinds[name] = (after, size, convert)
             old = torch.zeros(b)
             start = time.perf_counter()
-            contrastive_step(a, c, old, old, temperature=0.05, gamma=0.5, reference_features=(r, s))
+            contrastive_step(images, texts, old, old, temperature=0.05, gamma=0.5, reference_features=tuple(references))
             times["step, torch"].append(time.perf_counter() - start)
         # The file is sparse: pages that were never written take no room on the disk.
         used = os.stat(file.path).st_blocks * 512

@@ -1,10 +1,10 @@
-"""Cost of a reference model: time of a drrho training step over a clip step, interleaved in one process.
+"""Time of a drrho training step divided by the time of a clip step; the steps alternate in one process.
 
     python benchmarks/step_ratio.py [--backend torch] [--steps 60]
 
-Both methods train the demo's towers on the scenes. Reference features are computed before, as in a run. The program
-prints the median times and the median ratio of neighbouring steps. A drifting speed of the machine does not change this
-ratio.
+Both methods train the demo's encoders on the scenes. The reference features are computed before training, as in a run.
+The program prints the median times and the median ratio of neighbouring steps. Slow changes of the machine's speed do
+not change this ratio.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
         configs = demo_configs(data, options.backend, seed=0, quick=False, runs=Path(folder))
         small = {"train_size": 2048, "epochs": 1}
         train(replace(configs["reference"], **small), Path(folder) / "reference", backend=backend, quiet=True)
-        # The drrho trainer needs a finished reference run; a short one has the same cost per step.
+        # The drrho trainer needs a finished reference run. This run may be short: a step takes the same time.
         trainers = {}
         for method in ("clip", "drrho"):
             config = replace(configs[method], train_size=2048)

@@ -1,4 +1,4 @@
-"""Find the programs of ``drrho bench``, which lie in the repository and not in the wheel."""
+"""Find the benchmark of ``drrho bench``, which is in the repository but not in the installed package."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def contrastive_benchmark(folders: Sequence[Path] | None = None) -> Any:
     Parameters
     ----------
     folders : sequence of Path, optional
-        Folders that may be a clone, in this order. Left out: the folder that holds this package, then the current one.
+        Folders to search, in this order. By default they are the folder that holds this package and the current folder.
 
     Returns
     -------
     module
-        It offers ``measure_and_write``.
+        The module, which has the function ``measure_and_write``.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def contrastive_benchmark(folders: Sequence[Path] | None = None) -> Any:
     looked_in = [Path(__file__).resolve().parents[1], Path.cwd()] if folders is None else folders
     for folder in looked_in:
         if (folder / _NEEDED).is_file():
-            # In front of everything else, because other distributions install packages called "benchmarks", too.
+            # The folder comes first, because other distributions also install packages called "benchmarks".
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
             return importlib.import_module("benchmarks.contrastive.command")

@@ -25,7 +25,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         with temporary.open("wb") as file:
             file.write(content)
-            # The content must be on the disk before the file gets the real name.
+            # The content must be on the disk before the file gets its final name.
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -53,7 +53,7 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
     state : mapping
         Values that JSON can hold.
     """
-    # safetensors writes the memory of an array as it lies, so every array must be in C order.
+    # safetensors copies the memory of an array unchanged, so every array must be in C order (row by row).
     whole = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
     metadata = {
         "format": f"drrho-{kind}",
@@ -65,7 +65,7 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
 
 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a file of `save_arrays`.
+    """Read a file that `save_arrays` wrote.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     Raises
     ------
     BadInput
-        If the file is missing or damaged, or if it is of another program, kind or version.
+        If the file is missing or damaged, or if the file is of another program, kind or version.
     """
     if not path.is_file():
         raise BadInput(f"{path} must be a {kind} file, got no such file")
@@ -92,7 +92,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
             expected = metadata["sha256"]
     except BadInput:
         raise
-    # A torn file fails in the parser; a flipped bit fails at the checksum below.
+    # The parser refuses an incomplete file; the checksum below detects a changed bit.
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: {reason}") from None
@@ -103,7 +103,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and bytes, in hex."""
-    # A zero byte ends each word, so that no two different sets of arrays give the same bytes.
+    # A zero byte ends each name, dtype and shape, so that different sets of arrays never give the same bytes.
     sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -1,9 +1,9 @@
 """The command ``drrho``: demo, train, evaluate, verify, vectors, bench.
 
 Each command is a dataclass: the docstring is the text of the help, the fields are the options, and `run` does the work
-and returns the exit code. Exit codes: 0; 1 if a check failed; 2 for bad usage or bad input, with one line on standard
-error. Progress goes to standard error, tables to standard output. The commands import heavy libraries only when they
-run, so that ``drrho --help`` is quick.
+and returns the exit code. The exit code is 0 after success, 1 if a check failed, and 2 after bad usage or bad input,
+which one line on standard error explains. Progress goes to standard error, tables go to standard output. The commands
+import heavy libraries only when they run, so that ``drrho --help`` is quick.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from drrho_core.backend import Backend, backend_names, default_backend, get_back
 
 def _device() -> Any:
     return setting(
-        None, rule=TEXT, shown="the library's own choice", help="Device, in the library's own words, such as cuda:0."
+        None,
+        rule=TEXT,
+        shown="the library's default device",
+        help="The array library's name of the device, such as cuda:0.",
     )
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Show that a reference model helps: train it, CLIP, SogCLR and DRRho-CLIP on built-in data, in minutes.
+    """Show that a reference model helps: train such a model, CLIP, SogCLR and DRRho-CLIP on built-in data, in minutes.
 
-    With a library that has convolutions the data are rendered scenes with captions, else scikit-learn's digits. The
-    command writes results.json and a self-contained report.html.
+    The data are rendered scenes with captions if the array library has convolutions, and scikit-learn's digits if not.
+    The command writes results.json and a self-contained report.html.
 
     For example:
       drrho demo --out demo
@@ -47,9 +50,13 @@ class Demo:
     )
     device: str | None = _device()
     quick: bool = setting(
-        False, rule=FLAG, help="Small and short: shows that everything works, not the order of the methods."
+        False,
+        rule=FLAG,
+        help="Train small models for a few steps, which shows that every part works, but not which method is best.",
     )
-    seeds: tuple[int, ...] = setting((0,), rule=at_least(0), several="+", help="One full comparison per seed.")
+    seeds: tuple[int, ...] = setting(
+        (0,), rule=at_least(0), several="+", help="Seeds; the demo makes one full comparison per seed."
+    )
     resume: bool = setting(False, rule=FLAG, help="Continue an interrupted demo.")
 
     def run(self) -> int:
@@ -67,7 +74,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a pair of encoders, with the method drrho steered by a reference model.
+    """Train a pair of encoders, one for images and one for texts; the method drrho also reads a reference model.
 
     The data are a CSV or TSV table with the columns image and caption (paths relative to the table), or built in.
 
@@ -79,7 +86,9 @@ class Train:
 
     out: Path = setting(rule=PATH, help="Folder of the run; a folder that holds a run is refused without --resume.")
     resume: bool = setting(
-        False, rule=FLAG, help="Continue from the last checkpoint in --out; options that are named must be the run's."
+        False,
+        rule=FLAG,
+        help="Continue from the last checkpoint in --out; settings named again must have the values of the run.",
     )
     device: str | None = _device()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
@@ -97,7 +106,7 @@ class Train:
         return 0
 
     def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
-        """Return the settings of the run to resume, after a check of the options that the user named."""
+        """Return settings, backend and None (no opened data) of a run to resume, and check the user's options."""
         from drrho_clip.run import open_run
 
         # An option that the user repeats with another value would be ignored silently, so it is refused.
@@ -108,7 +117,7 @@ class Train:
         return config, _build_backend(config.backend, self.device, config.dtype), None
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
-        """Return the settings of a new run: named options, else defaults that suit the data and the backend."""
+        """Return settings, backend and data (None if built in) of a new run; defaults suit the data and the backend."""
         from drrho_clip.data import pair_splits
         from drrho_clip.run import refuse_existing
 
@@ -131,7 +140,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a trained run on held-out pairs: retrieval in galleries of 200 and, with classes, zero-shot accuracy.
+    """Measure a run on held-out pairs: retrieval among 200 pairs, and zero-shot accuracy if the data have classes.
 
     For example:
       drrho evaluate runs/steered
@@ -145,9 +154,9 @@ class Evaluate:
         rule=TEXT,
         metavar="FILE|NAME",
         shown="the run's own",
-        help="Another table or built-in data set; of another table, all pairs are used.",
+        help="Another built-in data set, or another table, which is evaluated whole.",
     )
-    split: str = setting("test", rule=choice("test", "validation"), help="Part of the data.")
+    split: str = setting("test", rule=choice("test", "validation"), help="Part of the data to evaluate.")
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
     device: str | None = _device()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
@@ -160,7 +169,7 @@ class Evaluate:
         from drrho_clip.run import open_run
         from drrho_clip.splits import open_splits
 
-        # Another backend may evaluate the run, because checkpoints are the same for all.
+        # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         run = open_run(self.folder)
         backend = _build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         if self.data is None or self.data in BUILT_IN_DATA:
@@ -168,7 +177,7 @@ class Evaluate:
             splits = open_splits(replace(run.config, data=name))
             dataset = splits.test if self.split == "test" else splits.validation
         else:
-            # Nobody trained on another table, so all pairs of it can be used.
+            # The run was not trained on another table, so all pairs of that table are evaluated.
             name, dataset = self.data, read_pairs(self.data)
         row = {
             "method": run.config.method,
@@ -183,10 +192,11 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Verify:
-    """Compare drrho_core with the oracle, in float64 and float32, on every array library that is installed.
+    """Compare drrho_core with the oracle, a slow NumPy implementation, on every array library that is installed.
 
-    The command prints a table per library: the number of fields that passed, the worst error, relative and in ulps,
-    and every failure. The exit code is 1 if a case fails or is missing.
+    All cases run in float64 and in float32. For each library the command prints a table: the number of compared fields
+    that passed, the largest error (relative, and in ulps, which are units in the last place), and every failure. The
+    exit code is 1 if a case fails or cannot run.
 
     For example:
       drrho verify
@@ -210,7 +220,7 @@ class Verify:
         for name, (xp, device, device_name) in self._libraries().items():
             report = drrho_reference.conformance.check(drrho_core, xp=xp, device=device)
             reports[name] = {"device": device_name, **report.to_json()}
-            # A library without float64, for example, cannot run all cases: that is not a failure, but not a pass.
+            # A library that cannot run all cases, for example because it has no float64, has neither failed nor passed.
             complete = report.complete
             verdict = "passed" if complete else "FAILED" if report.verdict == "failed" else "INCOMPLETE"
             print(f"{name} on {device_name}: {verdict}\n{report.table()}\n", flush=True)
@@ -226,10 +236,10 @@ class Verify:
         libraries = {}
         for name in self.backend or backend_names():
             try:
-                # float64 first: a library may have it only if the process asks for it before the first array.
+                # Some libraries have float64 only if the process asks for float64 before it makes the first array.
                 backend = get_backend(name, device=self.device, dtype="float64")
             except (ValueError, ImportError) as error:
-                # A library that the user named must work; the others take part if they can.
+                # A library that the user named must work; any other library that does not work is left out.
                 if name in self.backend:
                     raise BadInput(str(error)) from error
                 continue
@@ -242,10 +252,11 @@ class Verify:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Write test vectors: inputs and the oracle's answers as files that a program in any language can read.
+    """Write test vectors: inputs and the oracle's results in files that a program in any language can read.
 
-    The folder gets a .safetensors file per function, an index vectors.json with the rules of comparison, and the JSON
-    Schema of the index. The same command writes the same bytes.
+    The oracle is a slow NumPy implementation of the same functions. The folder gets a .safetensors file per function,
+    an index vectors.json with the rules of comparison, and the JSON Schema of the index. Repeating the command writes
+    the same bytes.
 
     For example:
       drrho vectors --out vectors
@@ -262,7 +273,7 @@ class Vectors:
     )
 
     def run(self) -> int:
-        """Write the files, the index last: a folder with an index is complete."""
+        """Write the files; the index comes last, so a folder that has an index is complete."""
         import drrho_reference
 
         import drrho_core
@@ -289,9 +300,10 @@ class Vectors:
 class Bench:
     """Measure the contrastive step against dense autograd, CLIP's loss and the library's own matrix products.
 
-    All figures are ratios within one process, measured in turns, so that a machine whose speed drifts does not matter.
-    With --out the command writes figures, a page and plots. All sizes take some minutes per library. The programs are
-    in a clone of the repository, so run the command there.
+    Every figure is a ratio of two candidates. One process measures the candidates in turns, so that a slow change of
+    the machine's speed cancels in the ratio. With --out the command writes the figures, a page and plots. The default
+    sizes take some minutes per library. The benchmark is in the repository but not in the installed package, so run the
+    command in a clone of the repository.
 
     For example:
       drrho bench --backend numpy --sizes 1024 4096 --memory-sizes 4096
@@ -310,36 +322,43 @@ class Bench:
         (256, 512, 1024, 2048, 4096, 8192, 16384, 32768),
         rule=at_least(2),
         several="+",
-        help="Batch sizes for the time.",
+        help="Batch sizes at which the time is measured.",
     )
     memory_sizes: tuple[int, ...] = setting(
-        (4096, 8192, 16384, 32768), rule=at_least(0), several="+", help="Batch sizes for the memory; 0 for none."
+        (4096, 8192, 16384, 32768),
+        rule=at_least(0),
+        several="+",
+        help="Batch sizes at which the memory is measured; 0 for none.",
     )
     rounds: int = setting(
-        5, rule=at_least(1), help="Smallest number of turns of every candidate; small batch sizes take more turns."
+        5,
+        rule=at_least(1),
+        help="Smallest number of measurements of every candidate; small batch sizes are measured more often.",
     )
     threads: int = setting(1, rule=at_least(1), help="Number of threads of each library.")
     out: Path | None = setting(
-        None, rule=PATH, help="A folder for contrastive.json, README.md and plots; earlier ones are replaced."
+        None,
+        rule=PATH,
+        help="A folder for contrastive.json, README.md and plots; files of an earlier measurement are replaced.",
     )
     check: Path | None = setting(
         None,
         rule=PATH,
-        help="Figures of an earlier measurement; the exit code is 1 if a ratio is more than 15 % below them.",
+        help="The contrastive.json of an earlier measurement; the exit code is 1 if a ratio falls by more than 15 %.",
     )
 
     def run(self) -> int:
         """Measure, write and compare; return 1 if a ratio has fallen."""
         from drrho_clip.bench import contrastive_benchmark
 
-        # The names of the fields are the names of the arguments.
+        # The fields have the names of the arguments of `measure_and_write`.
         options = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "backend"}
         names = self.backend or [name for name in backend_names() if importlib.util.find_spec(name)]
         code: int = contrastive_benchmark().measure_and_write(names, **options, command=as_typed("drrho bench", self))
         return code
 
 
-# In the order of the help.
+# The help lists the commands in this order.
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
@@ -360,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        The words after ``drrho``; by default those of the process.
+        The words after ``drrho``; by default those that the process was started with.
     """
     try:
         command: _Command = parse(
@@ -387,7 +406,7 @@ def _build_backend(name: str, device: str | None, dtype: str) -> Backend:
 
 
 def _batch_size_for(num_samples: int) -> int:
-    """Return the largest power of two that fits four times into the data, from 2 to 256."""
+    """Return the largest power of two, from 2 to 256, with at least four batches per epoch; 2 if there is none."""
     size = 256
     while size > 2 and size * 4 > num_samples:
         size //= 2
@@ -395,7 +414,7 @@ def _batch_size_for(num_samples: int) -> int:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of results.json as a table, the best figure of every column in bold."""
+    """Print rows of results.json as a table, with the best figure of every column in bold."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -410,7 +429,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     columns = [name for name in names if any(name in row["metrics"] for row in rows)]
     best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
     timed = any("seconds" in row for row in rows)
-    # Narrow padding, so that nothing is cut off in eighty columns.
+    # The padding is narrow, so that the table fits into eighty columns.
     table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     for title in ("method", "data", "seed"):
         table.add_column(title)

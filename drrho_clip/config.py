@@ -1,4 +1,4 @@
-"""The settings of a training run: default, rule and help of each stand once, in the fields of `TrainConfig`.
+"""The settings of a training run: a field of `TrainConfig` holds the default, the rule and the help of each setting.
 
 The command line makes an option of every field, `TrainConfig` checks the values when it is built, and config.json keeps
 them. To add a setting, add a field here and read it where it takes effect.
@@ -19,7 +19,7 @@ from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
 
 BUILT_IN_DATA = ("scenes", "scenes:reference", "digits", "digits:reference")
-"""Data sets by name; ``:reference`` is the part for training a reference model, disjoint from the learner's part."""
+"""Names of built-in data; ``X:reference`` has the training pairs for a reference model, none of which is in ``X``."""
 
 TABLE = "a table"
 """The presets' name for data that are not built in."""
@@ -81,7 +81,9 @@ class TrainConfig:
         help="Pairs per step. The last short batch of an epoch is dropped; a small table gets a smaller default.",
     )
     learning_rate: float = setting(
-        1e-3, rule=_POSITIVE, help="Highest learning rate, between a linear warm-up and a cosine that falls to 0."
+        1e-3,
+        rule=_POSITIVE,
+        help="Highest learning rate: a linear warm-up rises to it, then a cosine falls from it to 0.",
     )
     warmup_steps: int = setting(50, rule=at_least(0), presets={"digits": 20}, help="Number of steps of the warm-up.")
     weight_decay: float = setting(
@@ -89,7 +91,7 @@ class TrainConfig:
     )
     # Temperature.
     temperature: float = setting(
-        0.07, rule=_POSITIVE, help="Temperature tau; if the temperature is learned, the value at the start."
+        0.07, rule=_POSITIVE, help="Temperature tau; if the temperature is learned, this is the value at the start."
     )
     temperature_scheme: str = setting(
         "fixed",
@@ -102,7 +104,7 @@ class TrainConfig:
         1e-4,
         rule=_NOT_NEGATIVE,
         later=True,
-        help="Learning rate of the learned temperature; a per-sample one needs about 10 times as much.",
+        help="Learning rate of the learned temperature; per_sample needs a rate about 10 times as high.",
     )
     temperature_min: float = setting(0.01, rule=_POSITIVE, later=True, help="Lower bound of a learned temperature.")
     temperature_max: float = setting(1.0, rule=_POSITIVE, later=True, help="Upper bound of a learned temperature.")
@@ -110,22 +112,22 @@ class TrainConfig:
         0.0,
         rule=_NOT_NEGATIVE,
         later=True,
-        help="Size of the ambiguity set if sogclr or drrho learn the temperature: above 0 and below the logarithm of "
-        "the batch size.",
+        help="Size of the ambiguity set, the distributions over which the worst case is taken. If sogclr or drrho "
+        "learns the temperature: above 0 and below the logarithm of the batch size; else 0.",
     )
     # Inner estimates and reference model, for sogclr and drrho.
     gamma_min: float = setting(
         0.5,
         rule=number("> 0 and at most 1", lambda value: 0 < value <= 1),
-        help="Last value of gamma, the weight of a new inner estimate, which falls from 1 along a cosine; 1 means no "
-        "memory.",
+        help="Last value of gamma, the weight of the new value in an inner estimate (a running average). Gamma falls "
+        "from 1 along a cosine; with 1 earlier values are forgotten.",
     )
     estimator: str = setting(
         "device",
         rule=choice(*HOMES),
         later=True,
-        help="Home of the inner estimates: device, the memory of the library's device; host, the memory of the "
-        "computer; file, a file in the folder of the run. The results do not depend on it.",
+        help="Place of the inner estimates: device (the memory of the library's device), host (the memory of the "
+        "computer) or file (a file in the folder of the run). The results do not depend on the place.",
     )
     reference_weight: float = setting(
         1.0, rule=_NOT_NEGATIVE, help="Weight lambda of the reference model in drrho: 0 ignores the model, 1 is DRRho."
@@ -137,7 +139,7 @@ class TrainConfig:
         rule=choice("mlp", "conv"),
         presets={"digits": "mlp"},
         help="Encoders: conv (convolutions for images, a transformer for texts) or mlp (two multilayer perceptrons). "
-        "A backend that has no conv takes mlp.",
+        "A backend without conv uses mlp.",
     )
     image_size: int = setting(
         32, rule=at_least(1), presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
@@ -156,12 +158,12 @@ class TrainConfig:
     )
     dtype: str = setting("float32", rule=choice("float32", "float64"), help="Floating dtype of the run.")
     checkpoint_every: int = setting(
-        200, rule=at_least(1), help="Steps between checkpoints; each epoch ends with one as well."
+        200, rule=at_least(1), help="Steps between checkpoints; each epoch ends with a checkpoint as well."
     )
     log_every: int = setting(10, rule=at_least(1), help="Steps between lines of metrics.jsonl.")
 
     def __post_init__(self) -> None:
-        # First the rule of each field, then the rules that join several fields.
+        # The rule of each field is checked first, then the rules that concern several fields.
         for option in fields(self):
             value = getattr(self, option.name)
             if value is not None or option.default is not None:
@@ -184,7 +186,7 @@ class TrainConfig:
             raise BadInput(f"temperature_max must be at least temperature_min ({low}), got {high}")
         if scheme == "per_sample" and not keeps_estimates:
             raise BadInput(f"temperature_scheme must be fixed or global for method {self.method}, got 'per_sample'")
-        # The radius is the size of the ambiguity set that a learned temperature stands for; see docs/theory.
+        # A learned temperature is the dual variable of a worst case over a set of size `radius`; see docs/theory.
         if scheme == "fixed":
             if self.radius != 0:
                 raise BadInput(f"radius must be 0 if the temperature is fixed, got {self.radius}")
@@ -207,7 +209,7 @@ class TrainConfig:
     def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Build settings from the result of `to_json`, of this version or of an earlier one.
 
-        A setting that an earlier version lacks gets its default, with which the run behaves as it did.
+        A setting that the earlier version lacks gets the default, with which the run behaves as in that version.
 
         Raises
         ------
@@ -216,9 +218,10 @@ class TrainConfig:
         """
         later = {option.name for option in fields(cls) if setting_of(option).later}
         known = {option.name for option in fields(cls)}
-        odd = sorted((known - set(values) - later) | (set(values) - known))
-        if odd:
-            raise BadInput(f"the settings of a run must be those of this version, got a difference in {', '.join(odd)}")
+        differences = sorted((known - set(values) - later) | (set(values) - known))
+        if differences:
+            names = ", ".join(differences)
+            raise BadInput(f"the settings of a run must be those of this version, got a difference in {names}")
         return cls(**values)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
@@ -230,7 +233,7 @@ class TrainConfig:
 
 
 def preset(data: str) -> dict[str, Any]:
-    """Return the defaults that differ for this kind of data.
+    """Return the settings that have another default for this kind of data, with that default.
 
     Examples
     --------

@@ -1,8 +1,9 @@
 """The demonstration: a reference model and three methods on built-in data, with a table and a report.
 
-The comparison is fair: the three learners share initial parameters, batch order, samples seen, temperature, optimiser
-and schedule. Each method's learning rate is the best of the same three rates on the validation split, chosen once by
-``tools/tune_learning_rates.py`` and recorded in ``learning_rates.json`` beside this file.
+The comparison is fair: the three learners, one per method, share initial parameters, batch order, samples seen,
+temperature, optimiser and schedule. The same three learning rates were tried with each method, and the demo uses the
+rate with the best R@1 on the validation split. ``tools/tune_learning_rates.py`` recorded these trials in
+``learning_rates.json``, in the folder of this file.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path)
     Parameters
     ----------
     data : {"scenes", "digits"}
-        The embedded data set.
+        The built-in data set.
     backend : str
-        Array library.
+        Name of the array library.
     seed : int
         Seed of data, initial parameters and batch order.
     quick : bool
-        Small and short, for a look at the whole path from data to report.
+        Train small models for a few steps, to see the whole path from data to report quickly.
     runs : Path
         Folder of the runs.
     """
@@ -59,7 +60,7 @@ def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path)
     base = replace(base, **preset(data))
     # The reference model is half as wide as the learners, and its training pairs are disjoint from theirs.
     reference = replace(base, data=f"{data}:reference", width=base.width // 2, train_size=20_000)
-    # The learners train so long on so few scenes that they can learn swapped captions by heart.
+    # The learners see the few scenes so often that they can memorise the swapped captions.
     if data == "scenes":
         base = replace(base, train_size=16_000, epochs=12)
     # A quick demo has few steps, small encoders and few scenes.
@@ -107,9 +108,9 @@ def run_demo(
     data : {"scenes", "digits"}
         Rendered scenes (made for a backend with convolutions), or scikit-learn's digits (any backend).
     seeds : sequence of int
-        One full comparison per seed, at least one; the report's pictures show the first.
+        At least one seed. Each seed gives one full comparison; the pictures of the report show the first seed.
     quick : bool
-        Small and short: a quick demo shows that everything works, not the order of the methods.
+        Train small models for a few steps, which shows that every part works, but not which method is best.
     resume : bool
         Continue an interrupted demo.
     quiet : bool
@@ -200,7 +201,7 @@ def report_data(
         ("Machine", f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"),
     ]
     pairs = "rendered scenes with captions" if data == "scenes" else "scikit-learn's handwritten digits with captions"
-    note = " This is a quick run: it shows that everything works, not the order of the methods." if quick else ""
+    note = " This is a quick run: it shows that every part works, but not which method is best." if quick else ""
     return ReportData(
         title="Steering CLIP with a reference model",
         results=rows,
@@ -237,20 +238,20 @@ def learning_curve(outcome: Outcome) -> list[dict[str, float | None]]:
 def gallery(
     splits: DataSplits, outcomes: Mapping[str, Outcome], *, num_queries: int = 6, k: int = 5, size: int = 200
 ) -> list[GalleryRow]:
-    """Search the first test gallery for a few captions with every model."""
+    """With every model, search the first gallery of the test split for a few captions."""
     test = splits.test
     count = min(size, len(test))
     captions = list(captions_of(test))[:count]
     images = [test[row].image for row in range(count)]
-    # Queries at equal distances in the gallery, so that all kinds of captions are seen.
+    # The queries are spread evenly over the gallery, so that they show all kinds of captions.
     queries = [round(step * (count - 1) / max(1, num_queries - 1)) for step in range(num_queries)]
     retrieved: list[dict[str, list[RetrievedImage]]] = [{} for _ in queries]
     for role, outcome in outcomes.items():
         # Every model encodes the gallery at its own resolution.
         image_features, text_features = outcome.encoder.pairs(test)
         ranked = nearest(text_features[:count][queries], image_features[:count], k=min(k, count))
-        for which, (query, rows) in enumerate(zip(queries, ranked.tolist(), strict=True)):
-            retrieved[which][role] = [
+        for position, (query, rows) in enumerate(zip(queries, ranked.tolist(), strict=True)):
+            retrieved[position][role] = [
                 RetrievedImage(images[row], captions[row], captions[row] == captions[query]) for row in rows
             ]
     return [
@@ -263,21 +264,22 @@ def swapped_caption_weights(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Measure how strongly SogCLR and DRRho push an image away from its true caption after a swap.
 
-    For an image anchor i with a swapped caption, the positive (i, i) is a wrong caption. The negatives here are the
-    true caption of the image, which belongs to another sample now, and `num_others` captions of other images. The
-    weights are ``w_ij = exp(D_ij) / mean_j exp(D_ij)`` with ``D_ij = (Z_ij - Z_ii) / tau``, so their mean over the
-    negatives is 1. Both objectives weigh the same features, those that SogCLR trained, so the reference model is the
-    only difference: ``Z = S`` for sogclr, ``Z = S - lambda R`` for drrho.
+    An anchor i is an image with a swapped caption, so the training pair (i, i) is wrong. The negatives here are the
+    true caption of the image, which belongs to another sample now, and `num_others` captions of other images. S_ij is
+    the similarity of image i and caption j in the model that SogCLR trained, R_ij is their similarity in the reference
+    model, lambda is the reference weight and tau the temperature. Negative j has the weight
+    ``w_ij = exp(D_ij) / mean_j exp(D_ij)`` with ``D_ij = (Z_ij - Z_ii) / tau``, so the mean of the weights is 1. The
+    two methods differ in Z only: ``Z = S`` for sogclr and ``Z = S - lambda R`` for drrho.
 
     Returns
     -------
     dict
-        Per method the weights of the groups "clean" (captions of other images) and "swapped" (the true caption).
+        For each method the weights of two groups: "clean" (captions of other images) and "swapped" (the true caption).
     """
     data = splits.train
     if not isinstance(data, ArrayDataset) or not data.is_swapped.any():
         return {}
-    # Anchors: images with a swapped caption. Negatives: the true caption first, then captions of random pairs.
+    # The negatives of an anchor are the true caption of the image, then captions of random pairs.
     rng = np.random.default_rng([seed, 1])
     anchors = rng.permutation(np.flatnonzero(data.is_swapped))[:num_images]
     others = rng.integers(0, len(data), size=(anchors.size, min(num_others, len(data))))
@@ -297,7 +299,7 @@ def swapped_caption_weights(
 def _against(
     encoder: Encoder, data: ArrayDataset, anchors: np.ndarray, others: np.ndarray, own_captions: Sequence[str]
 ) -> np.ndarray:
-    """Return similarities (m, 1 + others) of the anchors' images: with the true caption first, then with the others."""
+    """Return similarities (m, 1 + number of others) of the anchors with the true caption (column 0) and the others."""
     images, texts = encoder.pairs(data)
     own = encoder.texts(list(own_captions))
     anchor = images[anchors].astype(np.float64)
@@ -317,7 +319,7 @@ def _versions() -> str:
 
 
 def load_outcomes(folder: Path, backend: Backend) -> dict[str, Outcome]:
-    """Open the four finished runs of a seed again, for a new report without training."""
+    """Open the four finished runs of a seed, to write a new report without training."""
     outcomes = {}
     for role in ROLES:
         run = open_run(folder / role)

@@ -1,4 +1,4 @@
-"""A trained pair of encoders: images and captions in, features on the host out."""
+"""A trained pair of encoders, which turns images and captions into features as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build_model(backend: Backend, spec: ModelSpec) -> Model:
     Raises
     ------
     BadInput
-        If the backend has no such encoders.
+        If the backend does not have the architecture of `spec`.
     """
     try:
         return backend.model(spec)
@@ -51,7 +51,7 @@ class Encoder:
     spec : ModelSpec
         The sizes of the encoders.
     tokenizer : WordTokenizer
-        The words that the text encoder knows.
+        The tokenizer with the vocabulary of the text encoder.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Encoder:
         return self._spec.image_size
 
     def use(self, parameters: Parameters) -> None:
-        """Replace the parameters by others of the same encoders."""
+        """Replace the parameters by other parameters of the same encoders."""
         self._parameters = parameters
 
     def pairs(self, dataset: Dataset, *, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +94,7 @@ class Encoder:
         return np.concatenate(image_features), np.concatenate(text_features)
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-        """Return features (n, d) of uint8 images (n, s, s, C) whose side the encoder reads."""
+        """Return features (n, d) of uint8 images (n, s, s, C); s must be `image_size`."""
         images = to_channels(images, self._spec.channels)
         parts = [normalise(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
         return np.concatenate([self._run(self._encode_images, part) for part in parts])

@@ -25,11 +25,11 @@ class MissingExtra(ImportError):
     Parameters
     ----------
     purpose : str
-        The task, as the subject of the sentence: "reading images".
+        The task, as the subject of the message: "reading images".
     library : str
-        The name of the library, as users know it.
+        The name under which users know the library.
     extra : str
-        The extra of this distribution that installs it.
+        The extra of this distribution that installs the library.
 
     Examples
     --------

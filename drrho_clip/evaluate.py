@@ -1,7 +1,7 @@
 """Quality of a pair of encoders on held-out pairs: retrieval in galleries and zero-shot classification.
 
-All measures take host arrays of features and work in float64 NumPy. Similarity is the inner product, which is the
-cosine for the unit-norm features of this library. Ties count against the model, so an encoder that has collapsed (all
+All measures take NumPy arrays of features and compute in float64. Similarity is the inner product, which is the cosine
+for the unit-norm features of this library. Ties count against the model, so an encoder that has collapsed (all
 features are equal) scores zero instead of one.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["Recall", "Retrieval", "evaluate", "nearest", "retrieval", "zero_shot
 
 
 class Recall(NamedTuple):
-    """Shares of queries, in [0, 1], whose best correct answer is among the first 1, 5 and 10."""
+    """Shares of queries, in [0, 1], whose best correct answer is among the first 1, 5 and 10 answers."""
 
     r1: float
     r5: float
@@ -65,12 +65,12 @@ class Retrieval(NamedTuple):
 
 
 def evaluate(encoder: Encoder, dataset: Dataset, *, zero_shot: bool = True) -> dict[str, float]:
-    """Measure retrieval in galleries of 200 and, if the data have classes, zero-shot accuracy.
+    """Measure retrieval in galleries of 200 pairs and, if the data have classes, zero-shot accuracy.
 
     Returns
     -------
     dict
-        retrieval_r1, retrieval_r5, retrieval_r10 and, with classes, zero_shot_accuracy, in [0, 1].
+        retrieval_r1, retrieval_r5, retrieval_r10 and, if the data have classes, zero_shot_accuracy, in [0, 1].
     """
     image_features, text_features = encoder.pairs(dataset)
     # Retrieval compares the pairs of the data set with each other.
@@ -95,8 +95,8 @@ def retrieval(
     Parameters
     ----------
     image_features, text_features : array_like (n, d)
-        Features of the n pairs, n >= 2, row i of both belongs to pair i. Finite; unit norm makes the similarity a
-        cosine, but is not enforced.
+        Features of the n pairs, n >= 2; row i of each array belongs to pair i. The numbers must be finite. If the rows
+        have norm 1, the similarity is the cosine; the norm is not checked.
     captions : sequence of n str
         The captions. Identical captions count as correct: image i may retrieve any text that equals caption i, and
         text i any image whose caption equals text i.
@@ -116,15 +116,15 @@ def retrieval(
 
     Notes
     -----
-    With C_q the correct answers of query q and s_qa the similarity,
+    Let C_q be the set of correct answers of query q, and s_qa the similarity of query q and answer a. Then
     ``rank_q = 1 + #{a not in C_q : s_qa >= max_{c in C_q} s_qc}`` and R@k is the share of queries with ``rank_q <= k``.
     Source: R@k over image-caption galleries is the protocol of image-text retrieval since Karpathy and Fei-Fei, "Deep
-    visual-semantic alignments for generating image descriptions" (2015); counting ties against and equal captions as
-    correct are this project's rules.
+    visual-semantic alignments for generating image descriptions" (2015). The rules for ties and for equal captions are
+    this project's own.
 
     Examples
     --------
-    Three pairs; the last image is nearest to a wrong text, while every text is nearest to its own image:
+    Here the last of three images is nearest to a wrong text, while every text is nearest to its own image:
 
     >>> images = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
     >>> texts = [[1.0, 0.0], [0.28, 0.96], [0.88, 0.47]]
@@ -132,7 +132,7 @@ def retrieval(
     >>> [round(value, 3) for value in (measured.image_to_text.r1, measured.text_to_image.r1, measured.retrieval_r5)]
     [0.667, 1.0, 1.0]
 
-    The same with the third caption equal to the second, so that its nearest text is correct:
+    If the third caption equals the second, the text nearest to the last image is correct:
 
     >>> retrieval(images, texts, ["a ball", "a cube", "a cube"]).image_to_text.r1
     1.0
@@ -230,7 +230,7 @@ def nearest(query_features: ArrayLike, gallery_features: ArrayLike, *, k: int = 
     Returns
     -------
     integer array (n, k)
-        Rows of the gallery by falling similarity; ties go to the lower index.
+        Rows of the gallery by falling similarity; of equally similar rows, the lower index comes first.
 
     Raises
     ------
@@ -269,14 +269,14 @@ def _features(name: str, values: ArrayLike, *, minimum: int) -> NDArray[np.float
 
 def _similarity(queries: NDArray[np.float64], answers: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return all inner products, [queries, answers]."""
-    # A BLAS product rounds an entry by its place in a tile, so equal features would not tie exactly. `einsum` without
-    # `optimize` adds the terms of every entry in the same order.
+    # In a matrix product of BLAS the rounding of an entry depends on its position, so equal features might not tie
+    # exactly. `einsum` without `optimize` adds the terms of every entry in the same order.
     products: NDArray[np.float64] = np.einsum("qd,ad->qa", queries, answers, optimize=False)
     return products
 
 
 def _ranks(similarity: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[Any]:
-    """Return the rank of each query: 1 + the number of wrong answers that are as similar as the best correct answer."""
+    """Return the rank of each query: 1 + the number of wrong answers at least as similar as the best correct one."""
     # A wrong answer that ties with the best correct answer counts, so ties lower the score.
     best = np.max(similarity, axis=1, where=correct, initial=-np.inf)
     return np.asarray(1 + np.sum(~correct & (similarity >= best[:, np.newaxis]), axis=1))

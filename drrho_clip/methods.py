@@ -1,7 +1,7 @@
-"""The training methods, in one table: a new method is a new line of `METHODS`.
+"""The training methods, in one table: to add a method, add a line to `METHODS`.
 
-An objective takes the features of a batch and returns the loss with its gradient in closed form, and the new inner
-estimates of the batch. Shapes: batch b, feature_dim d.
+An objective takes the features of a batch. It returns the loss, the gradient of the loss in closed form, and the new
+inner estimates of the batch (running averages, one per sample and direction). Shapes: batch b, feature_dim d.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Objective: TypeAlias = "Callable[[Array, Array, StepBatch, Any, TrainConfig, Nam
 
 
 class Method(NamedTuple):
-    """A training method, as the harness sees it.
+    """A training method, as the training loop uses it.
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class Method(NamedTuple):
 def _info_nce(
     image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, _: TrainConfig, xp: Namespace
 ) -> ContrastiveStep:
-    """CLIP's loss: the negatives of an anchor are those of the batch, and nothing is remembered."""
+    """CLIP's loss, InfoNCE: each sample is compared with the others of its batch, and no inner estimate is used."""
     plain = info_nce(image_features, text_features, temperature=temperature, xp=xp)
-    # The loss is its own surrogate, and the inner estimates stay as they are.
+    # The surrogate, the scalar whose gradient is returned, is the loss itself, and the inner estimates do not change.
     return ContrastiveStep(
         loss=plain.loss,
         surrogate=plain.loss,
@@ -63,7 +63,7 @@ def _global_contrastive(
     image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, config: TrainConfig, xp: Namespace
 ) -> ContrastiveStep:
     """Global contrastive loss; with reference features in the batch it is the loss of DRRho-CLIP."""
-    # sogclr has no reference features in the batch, and the step then ignores the reference weight.
+    # With sogclr the batch has no reference features, and `contrastive_step` then ignores the reference weight.
     return contrastive_step(
         image_features,
         text_features,
@@ -79,7 +79,7 @@ def _global_contrastive(
     )
 
 
-# The order is that of the help, of the demo and of the report.
+# The help, the demo and the report list the methods in this order.
 METHODS: dict[str, Method] = {
     "clip": Method("InfoNCE of the batch", _info_nce, keeps_estimates=False),
     "sogclr": Method("global contrastive loss", _global_contrastive),

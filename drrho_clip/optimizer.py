@@ -15,7 +15,7 @@ class AdamW:
 
     With gradient g of parameter p at update k = 1, 2, ... and learning rate lr:
 
-    1. ``m = beta1 m + (1 - beta1) g`` and ``v = beta2 v + (1 - beta2) g**2``, from zeros
+    1. ``m = beta1 m + (1 - beta1) g`` and ``v = beta2 v + (1 - beta2) g**2``; both start as zeros
     2. ``p = p (1 - lr weight_decay)``, only if p has two or more axes: biases and scales of norms do not decay
     3. ``p = p - lr * (m / (1 - beta1**k)) / (sqrt(v / (1 - beta2**k)) + epsilon)``
 
@@ -29,7 +29,7 @@ class AdamW:
     weight_decay : float
         At least 0.
     beta1, beta2 : float
-        Weights of the past in the two moments, in [0, 1).
+        Weights of the old values in the moments m and v, in [0, 1).
     epsilon : float
         Greater than 0.
 
@@ -88,18 +88,18 @@ class AdamW:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return new parameters and new state."""
         xp = self.xp
-        # NumPy makes a scalar of the sum of a 0-d array; checkpoints need an array, hence asarray here and below.
+        # NumPy turns the sum of a 0-d array into a scalar, but checkpoints need arrays: hence asarray here and below.
         step = xp.asarray(state["step"] + 1)
         new_parameters = {}
         new_state = {"step": step}
-        corrections: dict[Any, tuple[Array, Array]] = {}  # by dtype: one pair serves nearly always
+        corrections: dict[Any, tuple[Array, Array]] = {}  # one pair per dtype, for all parameters of that dtype
         for name, p in parameters.items():
             # 1. Both moments: moving averages of the gradient and of its square.
             g = gradients[name]
             m = self.beta1 * state[f"first_moment/{name}"] + (1 - self.beta1) * g
             v = self.beta2 * state[f"second_moment/{name}"] + (1 - self.beta2) * g * g
             new_state[f"first_moment/{name}"], new_state[f"second_moment/{name}"] = xp.asarray(m), xp.asarray(v)
-            # Averages that start from zeros are too small; dividing by 1 - beta^k corrects that.
+            # Averages that start from zeros are too small; dividing by 1 - beta^k corrects them.
             if p.dtype not in corrections:
                 k = xp.astype(step, p.dtype)
                 corrections[p.dtype] = _one_minus_power(self.beta1, k, xp), _one_minus_power(self.beta2, k, xp)
@@ -113,5 +113,5 @@ class AdamW:
 
 
 def _one_minus_power(beta: float, k: Array, xp: Namespace) -> Array:
-    """Return ``1 - beta**k`` without the cancellation that costs float32 three digits at the first step."""
+    """Return ``1 - beta**k`` without the cancellation by which float32 loses three digits at the first step."""
     return -xp.expm1(k * (math.log(beta) if beta > 0 else -math.inf))

@@ -1,7 +1,7 @@
-"""Options of the command line, read from dataclasses: default, rule and help of an option stand once, in a field.
+"""Options of the command line. The field of a dataclass holds the default, the rule and the help text of an option.
 
 `setting` makes such a field. The `Rule` converts the text of the command line and checks the value. `parse` builds an
-`argparse` parser from the fields; every usage error is a `BadInput` with one line, which argparse itself words.
+`argparse` parser from the fields. Every usage error is a `BadInput` whose message has one line.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Rule(NamedTuple):
     Attributes
     ----------
     words : str
-        The rule as it follows "must be" in a message.
+        The rule, in words that follow "must be" in a message.
     read : callable
-        Converts the text of the command line; raises ValueError for a text of another kind.
+        Converts a word of the command line to a value; raises ValueError if the word cannot be converted.
     holds : callable
-        Tells whether a value obeys the rule.
+        Returns whether a value obeys the rule.
     metavar : str
-        The value's placeholder in the help.
+        The placeholder of the value in the help.
     """
 
     words: str
@@ -106,7 +106,7 @@ def choice(*values: str) -> Rule:
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that the command line and the checks know of a field beside its name and its default.
+    """What the command line and the checks need for a field, except the name and the default.
 
     Attributes
     ----------
@@ -115,17 +115,18 @@ class Setting:
     rule : Rule
         The rule of the value, or of every element of a tuple.
     metavar : str, optional
-        The value's placeholder in the help; the rule's by default.
+        The placeholder of the value in the help; by default that of the rule.
     shown : str, optional
         The default in words, if it depends on other options; such an option is never required.
     several : str, optional
-        ``"+"``: the option takes several values. ``"append"``: the option may be repeated. The field is a tuple.
+        ``"+"``: the option takes several values. ``"append"``: the option may be repeated. In both cases the field is a
+        tuple.
     positional : bool
         The value is given without the option's name.
     presets : mapping
-        Other defaults by kind of data, see `drrho_clip.config.preset`.
+        Other defaults for some kinds of data; see `drrho_clip.config.preset`.
     later : bool
-        Runs of version 0.1.0 and before may lack the setting; they get the default.
+        A run of version 0.1.0 or earlier may lack the setting; the run then gets the default.
     """
 
     help: str
@@ -151,8 +152,8 @@ def setting(
     presets: Mapping[str, Any] | None = None,
     later: bool = False,
 ) -> Any:
-    """Return a dataclass field that carries a `Setting`, whose attributes are explained there."""
-    # dataclasses carries metadata along without reading it; `setting_of` finds it again.
+    """Return a dataclass field that carries a `Setting`; the arguments are the attributes of `Setting`."""
+    # The module dataclasses stores metadata without reading them; `setting_of` reads them.
     described = Setting(help, rule, metavar, shown, several, positional, presets, later)
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata={"setting": described})
@@ -173,9 +174,9 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
     arguments : sequence of str
         The words after the program's name.
     commands : mapping of str to dataclass
-        The commands by name. The docstring of a command is the text of its help. A field whose metadata name another
-        dataclass, ``field(metadata={"options": Other})``, takes that class's options as a dictionary which holds the
-        options that the user named, and no others.
+        The commands by name. The docstring of a command is the text of its help. The metadata of a field may name
+        another dataclass, as in ``field(metadata={"options": Other})``. Then the command also has the options of
+        `Other`, and the field gets a dictionary of those options of `Other` that the user named.
     prog, description : str
         Name and first sentence of the program.
 
@@ -184,7 +185,7 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
     BadInput
         If an option is unknown, missing or breaks its rule; the message names option, rule and value.
     """
-    # Without exit_on_error argparse raises errors of single options; all other errors go through `_Parser.error`.
+    # If exit_on_error is False, argparse raises the errors of single options and calls `_Parser.error` for all others.
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
     choices = f"{{{','.join(commands)}}}"
     subparsers = parser.add_subparsers(dest="command", metavar=choices, required=True)
@@ -205,7 +206,7 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
         parsed, unknown = parser.parse_known_args([_with_dashes(word) for word in arguments])
     except argparse.ArgumentError as error:
         argument = "command" if error.argument_name == choices else error.argument_name
-        # argparse's own messages ("expected one argument") follow a colon, those of a rule are a sentence.
+        # A colon precedes argparse's own messages ("expected one argument"); a rule's message completes the sentence.
         colon = "" if error.message.startswith("must be ") else ":"
         raise BadInput(f"{argument}{colon} {error.message}") from None
     if unknown:
@@ -229,7 +230,7 @@ def _with_dashes(word: str) -> str:
 
 def _all_options(command: type) -> list[Field[Any]]:
     """Return the fields of a command, with the fields of a nested dataclass in place of the field that holds them."""
-    # The options of a nested dataclass stand flat beside the command's own options.
+    # The user sees no difference between the options of a nested dataclass and the command's own options.
     options: list[Field[Any]] = []
     for option in fields(command):
         nested = option.metadata.get("options")
@@ -244,14 +245,14 @@ def _positionals(command: type) -> list[str]:
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
-    """Add a field to the parser. An option that the user does not name leaves no trace in the result."""
+    """Add a field to the parser. If the user does not name the option, the parsed result has no entry for it."""
     described = setting_of(option)
     rule = described.rule
     words = _default_in_words(option)
     default = "(required)" if words is None else f"(default: {words})"
     # argparse reads % as the start of a format.
     text = f"{described.help} {default}".replace("%", "%%")
-    # SUPPRESS leaves an option that the user did not name out of the result, so presets can fill it in.
+    # With SUPPRESS the result has no entry for an option that the user did not name, so a preset can supply the value.
     arguments: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     if rule is FLAG:
         parser.add_argument(_flag(option), action="store_true", **arguments)
@@ -315,7 +316,7 @@ def _build(command: type, named: dict[str, Any]) -> Any:
 
 
 def as_typed(words: str, command: Any) -> str:
-    """Return a command line that gives this command.
+    """Return a command line that `parse` turns into the given command.
 
     Parameters
     ----------
@@ -327,13 +328,13 @@ def as_typed(words: str, command: Any) -> str:
     named: dict[str, Any] = {}
     for option in fields(command):
         value = getattr(command, option.name)
-        # Defaults need not be typed; a nested dictionary holds named options only.
+        # Values that equal the default are left out; a nested dictionary holds only options that the user named.
         if "options" in option.metadata:
             named |= value
         elif value is not None and value != option.default:
             named[option.name] = value
     line = words.split()
-    # The order is that of the fields, with the options of the nested dataclass in their place.
+    # The options have the order of the fields; those of the nested dataclass stand in place of the field.
     for option in _all_options(type(command)):
         if option.name not in named:
             continue

@@ -21,7 +21,7 @@ class Reporter:
     total : int
         Number of steps.
     done : int
-        Number of steps that were done before.
+        Number of steps that were done before the reporter starts.
     stream : file, optional
         The output; standard error by default, so that results on standard output stay clean.
     quiet : bool
@@ -82,7 +82,7 @@ class Reporter:
         self._note = self._note if note is None else note
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=self._note)
-        # The line of the last step is left to __exit__.
+        # `__exit__` writes the line of the last step.
         elif time.monotonic() - self._last >= self._pause and self._done < self._total:
             self._line()
 

@@ -3,7 +3,7 @@
 config.json                       settings, encoders, tokenizer, fingerprint of the data
 checkpoint.safetensors            parameters, optimiser, estimator and progress, replaced atomically
 reference_features.safetensors    features of the reference model for every training pair (drrho only)
-estimator.bin                     working memory of the estimator, if its home is a file; the checkpoint replaces it
+estimator.bin                     inner estimates, if their place is a file; a resumed run restores the checkpoint's
 metrics.jsonl                     one JSON object per line
 results.json                      written at the end
 """
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def estimator_file(self) -> Path:
-        """File of the inner estimates, if their home is a file."""
+        """File of the inner estimates, if their place is a file."""
         return self.folder / "estimator.bin"
 
     @property
@@ -88,7 +88,7 @@ class Run:
     def write(self) -> None:
         """Write config.json; the folder must not hold a run yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Whoever opens the folder later needs no other file to build the model and to find the data.
+        # This file alone is enough to build the model and to find the data.
         document = {
             "format": FORMAT,
             "version": VERSION,
@@ -105,9 +105,9 @@ class Run:
         Raises
         ------
         BadInput
-            If there is no checkpoint, or it is damaged, or the parameters do not have the shapes of `spec`.
+            If the checkpoint is missing or damaged, or if the parameters do not have the shapes of `spec`.
         """
-        # The file also holds optimiser and estimator; evaluation needs the parameters alone.
+        # The file also holds optimiser and estimator; evaluation needs only the parameters.
         arrays, _ = load_arrays(self.checkpoint, "checkpoint")
         parameters = part(arrays, "parameters")
         shapes = {name: array.shape for name, array in parameters.items()}
@@ -121,15 +121,15 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def drop_log_after(self, step: int) -> None:
-        """Drop metrics logged after the checkpoint of this step; those steps run again."""
+        """Remove the metrics of all steps after `step`, because a resumed run takes these steps again."""
         # Without this, metrics.jsonl would hold the lines of these steps twice.
         kept = [record for record in read_metrics(self.metrics) if record["step"] <= step]
         write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
-    """Fit the tokenizer to the captions of a data set and size the encoders for its images; nothing is written."""
-    # The vocabulary is that of the training captions; validation and test captions may hold unknown words.
+    """Return a new run with a tokenizer for the captions and encoder sizes for the images; no file is written."""
+    # The vocabulary comes from the training captions only; validation and test captions may hold unknown words.
     tokenizer = WordTokenizer.fit(captions_of(data))
     spec = ModelSpec(
         config.architecture,
@@ -145,7 +145,7 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise BadInput if a folder holds a run or is a file, so that nothing is ever overwritten."""
+    """Raise BadInput if a folder holds a run or is a file, so that no file is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
     present = [name for name in FILES if (folder / name).exists()]
@@ -154,7 +154,7 @@ def refuse_existing(folder: Path) -> None:
 
 
 def remove_torn_files(folder: Path) -> None:
-    """Remove temporary files that a kill in the middle of a write left; the file under the real name is whole."""
+    """Remove temporary files that remain if a process is killed in a write; files with final names are complete."""
     # `write_atomic` makes these names.
     for name in FILES:
         for torn in folder.glob(f".{name}.*.tmp"):
@@ -167,7 +167,7 @@ def open_run(folder: str | Path) -> Run:
     Raises
     ------
     BadInput
-        If the folder holds no run, or config.json is of another program or version, or damaged.
+        If the folder holds no run, or if config.json is damaged or comes from another program or version.
     """
     folder = Path(folder)
     file = folder / "config.json"
@@ -181,7 +181,7 @@ def open_run(folder: str | Path) -> Run:
         raise BadInput(f"{file} must describe a drrho run, got another program's file")
     if document.get("version") != VERSION:
         raise BadInput(f"{file} must have version {VERSION}, got {document.get('version')!r}")
-    # The dataclasses check the values; the errors below are those of a document without the right entries.
+    # The classes check the values; the exceptions below are raised if an entry is missing or has the wrong type.
     try:
         return Run(
             folder=folder,
@@ -201,12 +201,12 @@ def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]
 
 
 def save_reference_features(path: Path, image: np.ndarray, text: np.ndarray, identity: Mapping[str, str]) -> None:
-    """Write the reference model's features of a training set, with the identity of the data behind them."""
+    """Write the reference model's features of a training set, with `identity`, the fingerprint of that training set."""
     save_arrays(path, "reference-features", {"image": image, "text": text}, dict(identity))
 
 
 def load_reference_features(path: Path, identity: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Read the result of `save_reference_features`.
+    """Read the file that `save_reference_features` wrote.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from drrho_clip.data import DataSplits, digit_splits, digits, pair_splits, scene
 
 
 def open_splits(config: TrainConfig) -> DataSplits:
-    """Open training, validation and test data: a built-in data set by name, else a CSV or TSV file.
+    """Open the training, validation and test data that ``config.data`` names: built-in data, or a CSV or TSV file.
 
     Raises
     ------
@@ -22,7 +22,7 @@ def open_splits(config: TrainConfig) -> DataSplits:
         return pair_splits(config.data, seed=config.data_seed)
     family, _, stream = config.data.partition(":")
     options: dict[str, Any] = {"seed": config.data_seed, "swapped_fraction": config.swapped_fraction}
-    # A stream such as "reference" has training data of its own and shares validation and test data.
+    # With "scenes:reference" only the training data differ from those of "scenes"; validation and test data are equal.
     if family == "scenes":
         splits = scene_splits(config.train_size, **options)
         return splits._replace(train=scenes(config.train_size, stream=stream, **options)) if stream else splits

@@ -1,8 +1,10 @@
 """One training step, the same for every backend and method: features, loss and gradient, pullback, update.
 
-The objective gives the gradient with respect to the features in closed form. A backend runs the encoders forward and
-pulls that gradient back to the parameters, so nothing here needs automatic differentiation. Shapes: batch b, image side
-s, C channels, vocabulary V, context L, r features of the reference model.
+The objective returns the gradient with respect to the features in closed form. A backend runs the encoders forward and
+returns their *pullback*, which turns the gradient with respect to the features into the gradient with respect to the
+parameters. So nothing here needs automatic differentiation. An *inner estimate* is a running average that the methods
+sogclr and drrho keep for each sample and direction. Shapes: batch b, image side s, C channels, vocabulary V, context L,
+r features of the reference model.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class StepState(NamedTuple):
 
 
 class StepBatch(NamedTuple):
-    """One batch on the device, and the numbers of this step."""
+    """One batch on the device, and the numbers that this step uses."""
 
     images: Array  # (b, s, s, C)
     texts: Array  # (b, V) or (b, L)
@@ -37,7 +39,7 @@ class StepBatch(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """The new state, the new estimates of the batch, and the numbers to log."""
+    """The new state, the new inner estimates of the batch, and the numbers to log."""
 
     state: StepState
     log_inner_image: Array
@@ -68,7 +70,7 @@ def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: Tra
     objective = METHODS[config.method].objective
 
     def step(state: StepState, batch: StepBatch) -> StepResult:
-        # 1. Forward: unit-norm features of both encoders, and the function that pulls their gradient back.
+        # 1. Forward: unit-norm features of both encoders, and the pullback.
         image_features, text_features, pullback = model.encode(state.parameters, batch.images, batch.texts)
         # 2. Loss of the batch, and its gradient with respect to the features.
         temperature = config.temperature if batch.temperature is None else batch.temperature

@@ -1,7 +1,7 @@
-"""Training, one loop for every backend and method, which can stop and resume at any step.
+"""Training: one loop for every backend and method. A run can stop and resume at any step.
 
-Read it from top to bottom: `train` opens the data and the folder, `Trainer.fit` is the loop over batches, and
-`Trainer.take_step` leads from a batch to the update. The arithmetic of a step is in `drrho_clip.step`.
+Read this file from top to bottom: `train` opens the data and the folder, `Trainer.fit` is the loop over batches, and
+`Trainer.take_step` updates the parameters from one batch. The arithmetic of a step is in `drrho_clip.step`.
 """
 
 from __future__ import annotations
@@ -80,19 +80,20 @@ def train(
     config : TrainConfig
         The settings.
     out : path
-        Folder of the run. A folder that holds a run is refused unless `resume`.
+        Folder of the run. A folder that holds a run is refused unless `resume` is True.
     resume : bool
         Continue from the last checkpoint in `out`, whose settings must equal `config`.
     backend : Backend, optional
         The library that runs the training; built from ``config.backend``, ``config.dtype`` and `device` by default.
     device : str, optional
-        A device in the library's own words.
+        The array library's name of a device.
     splits : DataSplits, optional
-        Open data; opened from the settings by default.
+        The opened data; by default `train` opens the data that the settings name.
     quiet : bool
         Show no progress.
     stop_after : int, optional
-        Stop with a checkpoint after this number of steps in all, to finish the run later.
+        Number of steps, counted from the start of the run, after which training stops with a checkpoint. A later call
+        with `resume` continues.
 
     Returns
     -------
@@ -102,7 +103,7 @@ def train(
     Raises
     ------
     BadInput
-        If an argument or a file cannot be used; nothing has been overwritten then.
+        If an argument or a file cannot be used; no file has been overwritten then.
     MissingExtra
         If a library that the data need is not installed.
     """
@@ -146,7 +147,9 @@ def train(
 
 
 class Trainer:
-    """A run in memory: model, optimiser, estimator, data and progress. Building a trainer writes nothing.
+    """A run in memory: model, optimiser, estimator, data and progress. Building a trainer writes no file.
+
+    The estimator holds the inner estimates: running averages, two per sample, that the methods sogclr and drrho need.
 
     Parameters
     ----------
@@ -160,9 +163,9 @@ class Trainer:
     Attributes
     ----------
     done, total_steps, steps_per_epoch : int
-        Number of steps so far, of the whole run and of an epoch.
+        Number of steps so far, in the whole run and in an epoch.
     seconds : float
-        Time spent in steps, over all sittings.
+        Time spent in steps, summed over the start of the run and all resumptions.
     source : BatchSource
         The batches of the training data.
     state : StepState
@@ -200,20 +203,20 @@ class Trainer:
 
     @functools.cached_property
     def estimator(self) -> RunEstimator:
-        """The inner estimates, made at the first use: their home may be a file in the folder of the run."""
+        """The inner estimates, made at the first use, because they may need a file in the run's new folder."""
         home = self.run.config.estimator
-        # After a kill the file may be some steps ahead of the checkpoint; `load` replaces all estimates in it.
+        # After a crash the file may be some steps ahead of the checkpoint; `load` replaces all estimates in the file.
         path = self.run.estimator_file if home == "file" else None
         return make_estimator(home, len(self.source), backend=self.backend, path=path)
 
     def close(self) -> None:
-        """Close the file of the inner estimates, if there is one; the trainer takes no step after that."""
+        """Close the file of the inner estimates, if there is a file; the trainer can take no step after that."""
         if "estimator" in vars(self):
             self.estimator.close()
 
     @property
     def encoder(self) -> Encoder:
-        """The model with the parameters of this moment."""
+        """The model with the current parameters."""
         self._encoder.use(self.state.parameters)
         return self._encoder
 
@@ -243,13 +246,13 @@ class Trainer:
             first_batch = 0
 
     def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
-        """Take a step, from a batch to the update, and return a note for the progress bar after a line of metrics."""
+        """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None."""
         config, backend = self.run.config, self.backend
         began = time.monotonic()
-        # 1. The schedules: learning rate by step, gamma by epoch.
+        # 1. The schedules: learning rate by step; gamma, the weight of the new value in an inner estimate, by epoch.
         learning_rate = config.learning_rate_at(self.done, self.total_steps)
         gamma = cosine_gamma(epoch, num_epochs=config.epochs, gamma_min=config.gamma_min)
-        # 2. The batch and the state of its samples, moved to the device.
+        # 2. The batch and the inner estimates of its samples, moved to the device.
         rows = batch.sample_index
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
         log_inner_image, log_inner_text = self.estimator.gather(rows)
@@ -282,7 +285,7 @@ class Trainer:
                 index, result.temperature_gradient, learning_rate=config.temperature_learning_rate
             )
         self.done += 1
-        # 5. A line of metrics. Reading the loss waits for the device, so it is not done at every step.
+        # 5. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
         note = None
         if self.done % config.log_every == 0 or self.done == self.total_steps:
             loss, surrogate = float(result.loss), float(result.surrogate)
@@ -301,7 +304,7 @@ class Trainer:
     # The reference model ---------------------------------------------------------------------------------------------
 
     def _reference_features(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the reference model's features of all training pairs, from the run's folder or encoded now."""
+        """Return the reference model's features of all training pairs, read from the run's folder or computed now."""
         config = self.run.config
         if config.reference is None:
             return None
@@ -323,7 +326,7 @@ class Trainer:
             for group, members in self._groups().items()
             for name, array in members.items()
         }
-        # The estimator hands out NumPy arrays, whatever the home.
+        # The estimator returns NumPy arrays, wherever the estimates lie.
         arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
         save_arrays(self.run.checkpoint, "checkpoint", arrays, {"step": self.done, "seconds": self.seconds})
 
@@ -336,12 +339,12 @@ class Trainer:
         }
 
     def load(self) -> None:
-        """Take over the checkpoint.
+        """Restore the state that the checkpoint holds.
 
         Raises
         ------
         BadInput
-            If it is damaged, or of another model or data set; nothing has been changed then.
+            If the checkpoint is damaged or belongs to another model or data set; the trainer is unchanged then.
         """
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
         groups = self._groups()
@@ -356,7 +359,7 @@ class Trainer:
             group: {name: self.backend.asarray(array) for name, array in part(arrays, group).items()}
             for group in groups
         }
-        # The temperature goes first, because it is the only group that can still be refused.
+        # The temperature is loaded first, because no other group can be refused after the check of the shapes.
         try:
             self.temperature.load_state_dict(loaded["temperature"])
         except (TypeError, ValueError) as error:
@@ -375,17 +378,17 @@ def temperature_figures(temperature: Temperature, gradient: Any, backend: Backen
     values = [np.ravel(backend.to_numpy(array)) for name, array in state.items() if name.startswith("temperature")]
     table = np.concatenate(values)
     figures = {"temperature": float(np.mean(table))}
-    # A line has room for mean, minimum and maximum of two tables of n samples, not for the tables.
+    # Two tables of n temperatures are too long for a line of metrics, which gets mean, minimum and maximum instead.
     if table.size > 1:
         figures |= {"smallest_temperature": float(np.min(table)), "largest_temperature": float(np.max(table))}
-    # The sum over the anchors of the batch is the gradient that one temperature for all would get.
+    # The sum over the samples of the batch is the gradient that a single temperature for all samples would get.
     sides = gradient if isinstance(gradient, tuple) else (gradient,)
     return figures | {"temperature_gradient": float(sum(np.sum(backend.to_numpy(side)) for side in sides))}
 
 
 def require_same(stored: TrainConfig, given: TrainConfig) -> None:
-    """Raise BadInput if a run is to be resumed with other settings than those of its start."""
-    ours, theirs = stored.to_json(), given.to_json()
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise BadInput(f"{name} must be that of the run to resume ({value!r}), got {theirs[name]!r}")
+    """Raise BadInput if a run is to be resumed with settings that differ from those of its start."""
+    given_values = given.to_json()
+    for name, value in stored.to_json().items():
+        if given_values[name] != value:
+            raise BadInput(f"{name} must be that of the run to resume ({value!r}), got {given_values[name]!r}")

@@ -1,8 +1,8 @@
 """The contract of a backend: the few operations that the Array API lacks, and how a backend is found.
 
-A backend knows one array library. It moves arrays, runs encoders forward and pulls a feature gradient back through
-them, updates parameters, and compiles a step if the library can. Everything else is written once.
-``backends/README.md`` says how to add one.
+A backend serves one array library. It moves arrays, runs the encoders forward, turns a gradient with respect to
+features into a gradient with respect to parameters, updates parameters, and compiles a step if the library can. All
+other code is the same for all libraries. ``backends/README.md`` says how to add a backend.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from drrho_core._array_api import Array, Namespace
 
 Parameters: TypeAlias = Mapping[str, Array]
-"""Parameters, gradients or optimiser state: flat, by name, so that a checkpoint can hold them as they are."""
+"""Parameters, gradients or optimiser state: a flat mapping from names to arrays, as a checkpoint stores it."""
 
 Pullback: TypeAlias = Callable[[Array, Array], Parameters]
-"""Takes the gradient of the image features and of the text features, returns that of the parameters."""
+"""A pullback takes the gradients with respect to image and text features, and returns those of the parameters."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,16 +31,16 @@ class Model(Protocol):
         ...
 
     def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
-        """Return image features alone, nothing kept for a gradient."""
+        """Return only the image features, and keep nothing for a gradient."""
         ...
 
     def encode_texts(self, parameters: Parameters, texts: Array, /) -> Array:
-        """Return text features alone, nothing kept for a gradient."""
+        """Return only the text features, and keep nothing for a gradient."""
         ...
 
 
 class Optimizer(Protocol):
-    """An optimiser whose whole memory is the flat mapping that it returns."""
+    """An optimiser whose whole state is the flat mapping that its methods return."""
 
     def init(self, parameters: Parameters, /) -> Parameters:
         """Return the state before the first update."""
@@ -49,12 +49,12 @@ class Optimizer(Protocol):
     def update(
         self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Array | float, /
     ) -> tuple[Parameters, Parameters]:
-        """Return new parameters and new state; the old ones may have been overwritten."""
+        """Return new parameters and a new state. The old arrays may have been overwritten."""
         ...
 
 
 class Home(NamedTuple):
-    """An inner estimator that a backend has built, and the way of NumPy arrays into the memory of that estimator."""
+    """An inner estimator that a backend has built, and a function that moves NumPy arrays to the estimator's memory."""
 
     estimator: Any  # a drrho_core.state.inner.EstimatorOfRows
     from_numpy: Callable[[Any], Array]
@@ -68,9 +68,9 @@ class Backend(Protocol):
     name : str
         Name of the entry point, of the library's import package and of the extra that installs the library.
     architectures : tuple of str
-        Architectures of `model`, the one to prefer first.
+        Architectures that `model` can build, the preferred architecture first.
     preference : int
-        Of all installed backends, the one with the highest number is used when the user names none.
+        If the user names no backend, the installed backend with the highest preference is used.
     xp : namespace
         The library's Array API namespace.
     device : str
@@ -79,6 +79,8 @@ class Backend(Protocol):
         True if `device` is a GPU.
     dtype : str
         The floating dtype, ``"float32"`` or ``"float64"``.
+    homes : tuple of str
+        The homes of inner estimators (see `drrho_core.state.make_estimator`) that this backend itself provides.
     """
 
     name: str
@@ -88,10 +90,10 @@ class Backend(Protocol):
     device: str
     has_gpu: bool
     dtype: str
-    homes: tuple[str, ...]  # the homes of `drrho_core.state.make_estimator` that the backend has itself
+    homes: tuple[str, ...]
 
     def asarray(self, array: Any, /) -> Array:
-        """Move a host array here: floating ones to the backend's dtype, the others as they are."""
+        """Move a host array to the device. Floating arrays get the backend's dtype, all others keep their dtype."""
         ...
 
     def to_numpy(self, array: Array, /) -> Any:
@@ -99,7 +101,10 @@ class Backend(Protocol):
         ...
 
     def model(self, spec: Any, /) -> Model:
-        """Build the encoders of a `drrho_clip.models.ModelSpec`; ValueError if `architectures` lacks it."""
+        """Build the encoders that a `drrho_clip.models.ModelSpec` describes.
+
+        The error is a ValueError if `architectures` lacks the architecture.
+        """
         ...
 
     def adamw(
@@ -109,7 +114,7 @@ class Backend(Protocol):
         ...
 
     def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:
-        """Build an inner estimator in one of `homes`; `path` is the file of the home ``"file"``."""
+        """Build an inner estimator in a home out of `homes`. The home ``"file"`` is the file at `path`."""
         ...
 
     def compile(self, function: Function, /) -> Function:
@@ -121,16 +126,16 @@ GROUP = "drrho.backends"
 
 
 def backend_names() -> list[str]:
-    """Return the names of all registered backends, installed libraries or not."""
+    """Return the names of all registered backends, whether their libraries are installed or not."""
     return sorted(point.name for point in entry_points(group=GROUP))
 
 
 def default_backend() -> str:
     """Return the name of the backend that is used when the user names none.
 
-    It is the installed backend with the highest `Backend.preference`; the first name in the alphabet wins a tie.
+    It is the installed backend with the highest `Backend.preference`. In a tie it is the first name in the alphabet.
     """
-    # The attribute is part of the class, so every installed backend is imported here, but none is built.
+    # The preference is an attribute of the class, so every installed backend is imported here, but none is built.
     preferences = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         # A backend whose library is missing cannot be imported, so it does not take part.
@@ -147,14 +152,14 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     name : str
         A name of the entry-point group ``drrho.backends``, such as ``"torch"``.
     device : str, optional
-        In the library's own words, such as ``"cuda:0"``; the library's default when left out.
+        The device in the library's own words, such as ``"cuda:0"``. If left out, it is the library's default.
     dtype : str
         ``"float32"`` or ``"float64"``.
 
     Raises
     ------
     ValueError
-        If no backend has that name, or the dtype is another one.
+        If no backend has this name, or `dtype` is neither ``"float32"`` nor ``"float64"``.
     ImportError
         If the backend's library is not installed; the message says which extra to install.
 

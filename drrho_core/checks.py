@@ -1,8 +1,8 @@
-"""Checks of arguments for code outside of the core: backends, the harness, and losses of your own.
+"""Checks of arguments for code outside of the core: backends, the harness (`drrho_clip`), and losses of your own.
 
-A wrapper that checks with these functions reports errors in the words of the core: argument, rule, received value. The
-rules are intervals such as `POSITIVE`, the same for numbers and arrays. Values of an array are checked only if reading
-them is free; see `values_visible`.
+A wrapper that uses these functions reports errors in the words of the core: argument, rule, received value. A rule is
+an interval such as `POSITIVE`, which holds for numbers and for the entries of arrays. Values of an array are checked
+only if reading them is free; see `values_visible`.
 
 Examples
 --------

@@ -27,7 +27,7 @@ class ExcessVariance(NamedTuple):
     over_pairs : array, shape ()
         Variance of the excess losses of all pairs.
     within_anchors : array, shape ()
-        Variance over the pairs of one anchor, averaged over anchors: the part that the risks of single anchors pay for.
+        Variance over the pairs of one anchor, averaged over anchors. This part enters the risks of single anchors.
     between_anchors : array, shape ()
         Variance over anchors of their mean excess losses.
     """
@@ -53,33 +53,33 @@ def excess_variance(
     Parameters
     ----------
     loss : array, shape (n,) or (m, n)
-        The learner's losses. One row per anchor; a vector is one anchor. For a contrastive model the pair losses
-        ``S_ij - S_ii`` of image anchors, or those of text anchors with the texts along the rows.
+        The learner's losses, one row per anchor; a vector is a single anchor. For a contrastive model these are the
+        pair losses ``S_ij - S_ii`` of image anchors, or the pair losses of text anchors with one row per text.
     reference_loss : array, the same shape
         The frozen reference model's losses on the same samples, in the same dtype.
     reference_weight : float or array of shape ()
         At least 0.
     where : array of bool, optional
-        Marks the pairs that count, such as all but the diagonal; broadcast. Other pairs are never read.
+        Marks the pairs that count, such as all but the diagonal; it is broadcast. Other pairs are never read.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     ExcessVariance
-        In the square of the losses' unit; float32 for half types. Nan if no pair counts.
+        The variances, in the square of the losses' unit, in float32 for half types. They are nan if no pair counts.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules, or `where` marks nothing; values are checked on the host and outside tracing
+        If an argument breaks these rules, or `where` marks no pair; values are checked on the host and outside tracing
         only.
 
     Notes
     -----
-    Population variances, divided by the number N of pairs that count. Anchor i has N_i of them, which is its weight:
-    ``within = (1/N) sum_ij (x_ij - mean_i)^2``, ``between = (1/N) sum_i N_i (mean_i - mean)^2``. The variance of
-    l - l_ref takes the place of that of l in the bound of DRRho (arXiv 2505.06699).
+    These are population variances: they are divided by the number N of pairs that count, of which anchor i has N_i.
+    ``within = (1/N) sum_ij (x_ij - mean_i)^2`` and ``between = (1/N) sum_i N_i (mean_i - mean)^2``. The bound of DRRho
+    (arXiv 2505.06699) contains the variance of l - l_ref instead of the variance of l.
 
     Examples
     --------
@@ -108,21 +108,23 @@ def excess_variance(
     counted = xp.ones_like(x) if where is None else xp.astype(xp.broadcast_to(where, x.shape), x.dtype)
     x, counted = (xp.reshape(array, (-1, x.shape[-1])) for array in (x, counted))
 
-    # Sums of the largest losses would overflow, so all losses are divided by a power of 2 until the end.
+    # Sums of the largest losses would overflow. Therefore all losses are divided by a power of 2, and the results are
+    # multiplied by its square at the end.
     size = power_of_two(xp.max(xp.abs(x)), xp)
     x = counted * (x / size)
-    # The unit of the deviations. If it is too large for the dtype, every square except that of 0 is too large as well.
+    # The unit of the deviations. If the unit is too large for the dtype, the square of every deviation except 0 is too
+    # large as well.
     unit = xp.clip(size / scale, max=float(xp.finfo(x.dtype).max))
     # N_i, N and the mean excess loss of each anchor.
     numbers = xp.sum(counted, axis=1)
     number = xp.sum(numbers)
-    own = xp.where(numbers > 0, numbers, xp.ones_like(numbers))
-    means = xp.sum(x, axis=1) / own
+    divisors = xp.where(numbers > 0, numbers, xp.ones_like(numbers))
+    means = xp.sum(x, axis=1) / divisors
     centred = counted * (x - means[:, None])
     # Deviations are centred twice, because the subtraction of a rounded mean leaves a remainder.
-    rest = xp.sum(centred, axis=1) / own
+    rest = xp.sum(centred, axis=1) / divisors
     within = _mean_square(centred - counted * rest[:, None], counted, number, unit, xp)
-    # The variance of the anchors' means, centred twice for the same reason.
+    # The variance of the anchors' means. The means are centred twice for the same reason.
     means = means + rest
     means = xp.where(numbers > 0, means - xp.sum(numbers * means) / number, xp.zeros_like(means))
     means = means - xp.sum(numbers * means) / number
@@ -161,7 +163,8 @@ def effective_sample_size(weights: Array, /, *, axis: int = -1, xp: Namespace | 
 
     Notes
     -----
-    Kish's effective sample size. For chi-square weights it is ``n / (1 + 2 D(p))``, so the radius bounds it from below.
+    This is Kish's effective sample size. With the chi-square divergence D it equals ``n / (1 + 2 D(p))``, so the radius
+    of a chi-square ball bounds it from below.
 
     Examples
     --------
@@ -203,10 +206,10 @@ def generalization_bound(
     radius : float or array of shape ()
         Size of the ambiguity set, >= 0: rho / n of the theorem.
     num_samples : int
-        n >= 1.
+        Number n >= 1 of training samples.
     c1, c2 : float or array of shape ()
-        Constants of the theorem, >= 0. They depend on the confidence and on the range of the loss; 1 and 0 give the
-        form of the bound, enough to compare a reference model with another or with none.
+        Constants of the theorem, >= 0. They depend on the confidence and on the range of the loss. The values 1 and 0
+        give the form of the bound, which is enough to compare two reference models, or a reference model with none.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -247,7 +250,7 @@ def generalization_bound(
     call.values("variance", variance, FINITE_NOT_NEGATIVE)
     dtype = wide_dtype(risk.dtype, xp)
     radius, c1, c2 = (_scalar(call, name, value, NOT_NEGATIVE, dtype) for name, value in scalars.items())
-    # Half of c1 sqrt(2 radius variance) is added twice: the whole term may overflow where the sum does not.
+    # Half of c1 sqrt(2 radius variance) is added twice, because the whole term may overflow although the sum does not.
     half = _product(xp.sqrt(xp.astype(variance, dtype)), math.sqrt(0.5) * xp.sqrt(radius), c1, xp)
     return xp.min(xp.astype(risk, dtype) + half + half) + c2 / float(num_samples)
 
@@ -259,7 +262,7 @@ def _scalar(call: Call, name: str, value: Scalar, rule: Rule, dtype: object) -> 
 
 
 def _product(a: Array, b: Array, c: Array, xp: Namespace) -> Array:
-    """Return ``a b c`` for numbers >= 0: largest times smallest first, so that only the result can overflow."""
+    """Return ``a b c`` for numbers >= 0. The largest times the smallest comes first: only the result can overflow."""
     low, high = xp.minimum(a, b), xp.maximum(a, b)
     middle = xp.maximum(low, xp.minimum(high, c))
     return xp.minimum(low, c) * xp.maximum(high, c) * middle
@@ -271,9 +274,9 @@ class LogMeanExpBias(NamedTuple):
     Attributes
     ----------
     measured : array
-        Mean over mini-batches minus the value on all samples; the losses' shape without `axis`.
+        Mean of the values of mini-batches, minus the value on all samples, in the losses' shape without `axis`.
     predicted : array, the same shape
-        The same to first order in 1 / batch_size.
+        The same difference as a formula predicts it, to first order in 1 / batch_size.
     """
 
     measured: Array
@@ -286,7 +289,7 @@ def log_mean_exp_bias(
     """Return the bias of mini-batches as estimates of ``temperature * log mean exp(losses / temperature)``.
 
     The logarithm of a batch's mean is too small on average, and the bias grows as the batch shrinks. Therefore an
-    estimator with a memory beats the mini-batch loss.
+    estimator that remembers earlier batches is better than the loss of a mini-batch.
 
     Parameters
     ----------
@@ -305,7 +308,7 @@ def log_mean_exp_bias(
     Returns
     -------
     LogMeanExpBias
-        At most 0, up to rounding; float32 for half types.
+        The measured and the predicted bias, at most 0 up to rounding, in float32 for half types.
 
     Raises
     ------
@@ -314,10 +317,10 @@ def log_mean_exp_bias(
 
     Notes
     -----
-    Measured against the samples that the batches hold, so that ``b = n`` gives 0. With E the effective sample size of
-    the weights softmax(losses / tau), batches drawn without replacement have to first order the bias
-    ``-(tau / 2) (n / E - 1) (n / b - 1) / (n - 1)``. Why a mini-batch loss needs large batches: SogCLR
-    (arXiv 2202.12387).
+    The value on all samples uses only samples that belong to a batch, so that the bias is 0 for ``b = n``. With E the
+    effective sample size of the weights ``softmax(losses / tau)``, batches drawn without replacement have, to first
+    order, the bias ``-(tau / 2) (n / E - 1) (n / b - 1) / (n - 1)``. SogCLR (arXiv 2202.12387) explains why a
+    mini-batch loss needs large batches.
 
     Examples
     --------
@@ -344,17 +347,18 @@ def log_mean_exp_bias(
     dtype = wide_dtype(losses.dtype, xp)
     tau = _scalar(call, "temperature", temperature, POSITIVE, dtype)
 
-    # Only the samples of whole batches count, for the value on all samples too.
+    # Only the samples of whole batches count, also for the value on all samples.
     batches = n // batch_size
     n = batches * batch_size
-    # Halves, because a difference of two losses may be too large. The bias does not depend on a shift.
+    # Losses are halved, because a difference of two losses may overflow. They are shifted, which does not change the
+    # bias.
     x = 0.5 * xp.moveaxis(xp.astype(losses, dtype), axis, -1)[..., :n]
     x = x - xp.max(x, axis=-1, keepdims=True)
-    # Measured: the mean over batches of their own value, minus the value on all samples.
+    # Measured: the mean of the values of all batches, minus the value on all samples.
     whole, log_whole = _half_log_mean_exp(x, tau, xp)
     parts, _ = _half_log_mean_exp(xp.reshape(x, (*x.shape[:-1], batches, batch_size)), tau, xp)
     measured = xp.sum((parts - whole[..., None]) / batches, axis=-1)
-    # Predicted: n / E - 1 is the mean of (n p - 1)^2 over the weights p. With expm1, n p - 1 keeps its digits where the
+    # Predicted: n / E - 1 is the mean of (n p - 1)^2 over the weights p. With expm1, n p - 1 keeps its digits if the
     # weights are nearly equal.
     excess = xp.expm1(_twice_over(x, tau) - log_whole[..., None])
     predicted = xp.sum((tau * (excess / n)) * excess, axis=-1) * (-0.5 * (batches - 1) / (n - 1))
@@ -364,7 +368,7 @@ def log_mean_exp_bias(
 def _half_log_mean_exp(x: Array, tau: Array, xp: Namespace) -> tuple[Array, Array]:
     """Return ``(tau / 2) log mean exp(2 x / tau)`` along the last axis, and the logarithm.
 
-    The largest entry is taken out first and stays in the unit of the losses, so no quotient by tau overflows. A
+    The largest entry is subtracted first, and added again without a division by tau, so the result does not overflow. A
     logarithm near 0, which a large tau causes, keeps all its digits.
     """
     top = xp.max(x, axis=-1, keepdims=True)
@@ -374,7 +378,7 @@ def _half_log_mean_exp(x: Array, tau: Array, xp: Namespace) -> tuple[Array, Arra
     logarithm = xp.where(
         change > -0.5, xp.log1p(xp.maximum(change, xp.full_like(change, -0.5))), xp.log(xp.mean(xp.exp(y), axis=-1))
     )
-    # If all quotients are below the rounding error of 1, the temperature is as good as infinite: a plain mean.
+    # If all quotients are below the rounding error of 1, the result is the mean, as for an infinite temperature.
     flat = xp.min(y, axis=-1) > -0.25 * float(xp.finfo(x.dtype).eps)
     inner = xp.where(flat, xp.mean(x - top, axis=-1), tau * (0.5 * logarithm))
     top = xp.squeeze(top, axis=-1)

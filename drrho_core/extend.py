@@ -1,17 +1,18 @@
-"""The place at which a backend registers routines of its array library: `register`, called once when it is imported.
+"""Registration of fast routines: a backend calls `register` once, on import, with routines of its array library.
 
 The core is written in the operations of the Array API standard and runs without any registration. A registered routine
 makes it faster on one library, or lets a compiler trace it quickly; the results stay the same up to rounding.
 
     loop      a loop of a fixed number of steps that a compiler does not unroll
     sort      a faster sort
-    matmul    a product for the tiles of the similarity matrix
-    exp       an exponential for these tiles
-    tiles     a loop over these tiles that a compiler does not unroll
+    matmul    a matrix product for tiles, which are blocks of the b x b matrix of similarities
+    exp       an exponential for tiles
+    tiles     a loop over tiles that a compiler does not unroll
     sweeps    fused kernels for both passes over all pairs of a batch
 
-Shapes in the contract of the kernels: b pairs, features (b, d), reference features (b, r); everything per anchor is
-(b,) and float32 or wider.
+Shapes in the contract of the kernels: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r) of images
+and texts. An array with a value per anchor has shape (b,) and is float32 or wider. With the reference weight lambda,
+the temperatures t of image anchors and t' of text anchors:
 
     Z = E1 E2^T - lambda R1 R2^T,   D_ij = (Z_ij - Z_ii) / t_i,   D'_ij = (Z_ij - Z_jj) / t'_j
 """
@@ -30,7 +31,7 @@ Body: TypeAlias = Callable[[Carry], Carry]
 """One step of a loop."""
 
 Loop: TypeAlias = Callable[[int, Body, Carry], Carry]
-"""``loop(count, body, carry)`` returns the carry after `count` steps. If nothing is traced it may be `plain_loop`."""
+"""``loop(count, body, carry)`` returns the carry after `count` steps. Outside tracing it may call `plain_loop`."""
 
 Sort: TypeAlias = Callable[[Array], Array]
 """``sort(values)`` returns the values in ascending order along the last axis."""
@@ -47,18 +48,18 @@ The core calls it once per batch, and never while torch.compile traces.
 Exponential: TypeAlias = Callable[[Array, bool], Array]
 """``exp(x, overwrite)`` returns ``exp(x)`` and may write it into `x` if `overwrite` is true.
 
-Fresh memory takes as long as the exponential itself.
+Without `overwrite` the allocation of fresh memory takes as long as the exponential itself.
 """
 
 ChooseTiles: TypeAlias = Callable[[], Any]
 """``choose()`` returns a subclass of `drrho_core.contrastive.tiles.Tiles` with the library's own loop, or None.
 
-The core calls it for each batch of more than one tile. The answer should be None unless code is being traced.
+The core calls it for each batch of more than one tile. Outside tracing the answer should be None.
 """
 
 
 class Batch(NamedTuple):
-    """The arguments of both passes, as the user gave them: half types are not widened, nothing is concatenated."""
+    """The arguments of both passes, as the user passed them: half types are not widened, nothing is concatenated."""
 
     image_features: Array  # (b, d)
     text_features: Array  # (b, d)
@@ -75,14 +76,14 @@ class FirstSweep(NamedTuple):
     log_sum_image: Array  # log sum_j exp(D_ij) of image anchor i, -inf without negatives
     log_sum_text: Array  # log sum_i exp(D'_ij) of text anchor j
     mean_image: Array  # mean of D_ij with weights proportional to exp(D_ij), 0 without negatives
-    mean_text: Array
+    mean_text: Array  # the same mean of D'_ij for text anchors
     count_image: Array  # number of negatives
     count_text: Array
-    saved: Any  # intermediate results that this library's `pull_back` reads
+    saved: Any  # intermediate results for `pull_back` of the same kernels
 
 
 class SecondSweep(NamedTuple):
-    """Result of `Sweeps.pull_back`, in float32 or wider; V = w + w'."""
+    """Result of `Sweeps.pull_back`, in float32 or wider. V = w + w' adds the weights of image and of text anchors."""
 
     image_pull: Array  # (b, d)  V E2
     text_pull: Array  # (b, d)  V^T E1
@@ -92,10 +93,10 @@ class Sweeps(Protocol):
     """The two passes over all pairs of a batch, as kernels of one library or as the core's own."""
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
-        """Return None if the kernels take this batch, else the reason in a few words.
+        """Return None if the kernels take this batch, otherwise the reason in a few words.
 
-        In the mode ``"auto"`` they take batches on which they are expected to be faster, in ``"always"`` all batches
-        that they can compute.
+        In the mode ``"auto"`` kernels take the batches on which they are expected to be faster than the core. In the
+        mode ``"always"`` they take all batches that they can compute.
         """
         ...
 
@@ -104,20 +105,21 @@ class Sweeps(Protocol):
         ...
 
     def pull_back(self, batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
-        """Pass 2: the weighted sums of features, given the sum (b,) of each anchor's weights, at least 0.
+        """Pass 2: the weighted sums of features, given the sum (b,) of each anchor's weights, which is at least 0.
 
-        ``w_ij = weight_i exp(D_ij - log_sum_i)``, and w' alike for text anchors. Divide the exponentials by the sum of
-        the very same exponentials: a logarithm of size 1/t has lost the digits that make the weights add up.
+        ``w_ij = weight_i exp(D_ij - log_sum_i)``, and w' likewise for text anchors. Divide the exponentials by the sum
+        of these same exponentials instead of using `log_sum`. A logarithm of size 1/t is rounded so coarsely that the
+        weights would not add up to their sum.
         """
         ...
 
 
 LoadSweeps: TypeAlias = Callable[[], Sweeps | str]
-"""``load()`` returns the kernels, or says in a few words why there are none here. It is called once, when needed."""
+"""``load()`` returns the kernels, or a few words that say why there are none. It is called once, by the first batch."""
 
 
 class Extensions(NamedTuple):
-    """The routines that are registered for one library; None stands for the core's own."""
+    """The routines that are registered for one library. If a routine is None, the core uses its own."""
 
     loop: Loop | None = None
     sort: Sort | None = None
@@ -186,7 +188,7 @@ def register(
 
 
 def registered(name: str) -> Extensions:
-    """Return the routines that are registered for a library, all None if there are none.
+    """Return the routines that are registered for a library. All are None if nothing is registered.
 
     Parameters
     ----------

@@ -1,19 +1,20 @@
-"""Inner estimates that other programs have saved, as the `log_inner` of this library.
+"""Conversion of inner estimates that other programs have saved to the `log_inner` of this library.
 
-Shapes: tables with one row per sample, (n,) or (n, 1), as those programs keep them; the result is (n,), in the order
-and the dtype of the table. Put the result into an estimator with ``InnerEstimator.load_state_dict``, and continue with
-the temperature and the reference model of the program that saved the table: the estimates depend on both.
+Shapes: tables have one row per sample, (n,) or (n, 1), as the other programs store them. The result is (n,), in the
+order and the dtype of the table. Put the result into an estimator with ``InnerEstimator.load_state_dict``. Continue
+with the temperature and the reference model of the program that saved the table, because the estimates depend on both.
 
-Each program stores another function of g, the moving average of mean_{j != i} exp(D_ij) over a batch of size B. Below,
-s is the similarity of the sample's positive pair at the time of the visit:
+The inner estimate g of sample i is a moving average of mean_{j != i} exp(D_ij), where j runs over a batch of size B,
+and D_ij = (s_ij - s_ii) / tau compares similarities. Each program stores a different function of g. Below, s is the
+similarity s_ii of the sample's positive pair at the time of the visit:
 
     LibAUC, bimodal (GCLoss_v2)                 u, b        g = u exp(b);    u = 0 is unvisited
     DRRho-CLIP, SogCLRLoss                      log u       u = eps + (B - 1) / B g;    0, inf and nan are unvisited
     DRRho-CLIP, FastCLIPLoss                    log u       u = (eps + (B - 1) / B g) exp(-s);    likewise
     LibAUC, unimodal (GCLoss_v1)                u           g = u exp(-s / tau);    u = 0 is unvisited
 
-The first two conversions are exact. The other two need the similarity of the positive pair, which no table keeps.
-Computed from today's features, the similarity makes them exact for samples whose features have not changed since.
+The first two conversions are exact. The last two need the similarity of the positive pair, which no table holds. If the
+similarity comes from the features of today, the result is exact for samples whose features have not changed since.
 Sources: the released code of LibAUC (SogCLR, arXiv 2202.12387) and of DRRho-CLIP (arXiv 2505.06699).
 """
 
@@ -27,19 +28,19 @@ from drrho_core._validate import FINITE, FINITE_NOT_NEGATIVE, NOT_NEGATIVE, POSI
 from drrho_core.numerics import log
 
 COSINE = Rule("be in [-1, 1]", -1.01, 1.01, True, True)
-"""Similarities of unit vectors; half types round them by almost 1 %."""
+"""The rule for similarities of unit vectors, with a tolerance because half types round them by almost 1 %."""
 
 
 def log_inner_from_libauc_v2(u: Array, b: Array, /, *, xp: Namespace | None = None) -> Array:
-    """Return the estimates that LibAUC's bimodal loss (GCLoss_v2) has saved: exact.
+    """Return the estimates that LibAUC's bimodal loss (GCLoss_v2) has saved. The conversion is exact.
 
-    FastCLIPLossIndividual of DRRho-CLIP, with a temperature per sample, keeps the same two tables.
+    FastCLIPLossIndividual of DRRho-CLIP, with a temperature per sample, stores the same two tables.
 
     Parameters
     ----------
     u, b : array, shape (n,) or (n, 1)
-        One direction's tables, float32 or wider: ``u1`` and ``b1`` for images, ``u2`` and ``b2`` for texts. u is the
-        estimate over exp(b); 0 = never visited.
+        The tables of one direction, float32 or wider: ``u1`` and ``b1`` for images, ``u2`` and ``b2`` for texts. u is
+        the estimate divided by exp(b); 0 means never visited.
     xp : namespace, optional
         The arrays' namespace.
 
@@ -55,8 +56,9 @@ def log_inner_from_libauc_v2(u: Array, b: Array, /, *, xp: Namespace | None = No
 
     Notes
     -----
-    LibAUC weighs a first visit after its first epoch with its smallest gamma. Such an estimate is too small by this
-    factor in the table, and stays too small until gamma forgets it.
+    If LibAUC visits a sample for the first time after the first epoch, it multiplies the new estimate by its smallest
+    gamma. In the table this estimate is too small by this factor, and it stays too small until further visits replace
+    it.
 
     Examples
     --------
@@ -72,14 +74,17 @@ def log_inner_from_libauc_v2(u: Array, b: Array, /, *, xp: Namespace | None = No
 
 
 def log_inner_from_sogclr_loss(log_u: Array, /, *, batch_size: int, eps: float, xp: Namespace | None = None) -> Array:
-    """Return the estimates that SogCLRLoss of DRRho-CLIP (one temperature for all) has saved: exact.
+    """Return the estimates that SogCLRLoss of DRRho-CLIP has saved. The conversion is exact.
+
+    SogCLRLoss has one temperature for all samples.
 
     Parameters
     ----------
     log_u : array, shape (n,) or (n, 1)
-        One direction's table, ``u_im`` or ``u_tt``, float32 or wider; 0, inf and nan = never visited.
+        The table of one direction, ``u_im`` or ``u_tt``, float32 or wider; 0, inf and nan mean never visited.
     batch_size : int
-        B >= 2, the global batch size that it was saved with: that loss divides by B where B - 1 negatives are met.
+        B >= 2, the global batch size of the run that saved the table. SogCLRLoss divides the sum over B - 1 negatives
+        by B.
     eps : float
         The number that the loss added to every estimate before it stored the sum, >= 0.
     xp : namespace, optional
@@ -94,8 +99,7 @@ def log_inner_from_sogclr_loss(log_u: Array, /, *, batch_size: int, eps: float, 
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type or shape, or `eps` is larger than the sum of which it
-        is a part.
+        If an argument has another type or shape, or `eps` is larger than a stored sum, of which `eps` is a part.
 
     Examples
     --------
@@ -118,35 +122,36 @@ def log_inner_from_fastclip_loss(
 ) -> Array:
     """Return the estimates that FastCLIPLoss of DRRho-CLIP has saved, given the similarities of the positive pairs.
 
-    That loss subtracts each pair's cosine once more from the logarithm that it stores, so the table alone is off by a
-    factor of up to e in either direction, sample by sample, and nothing in it says by how much.
+    FastCLIPLoss subtracts the cosine of each positive pair once more from the logarithm that it stores. So each stored
+    estimate is wrong by a factor between 1 / e and e, and the table does not say by which.
 
     Parameters
     ----------
     log_u : array, shape (n,) or (n, 1)
-        One direction's table, ``u_im`` or ``u_tt``, float32 or wider; 0, inf and nan = never visited.
+        The table of one direction, ``u_im`` or ``u_tt``, float32 or wider; 0, inf and nan mean never visited.
     batch_size : int
         B >= 2, the global batch size of the run that saved the table.
     eps : float
         The number that the loss added to every estimate, >= 0.
     positive_similarity : array, shape (n,) or (n, 1)
-        The learner's cosine of each sample's image and text, in the table's dtype, in [-1, 1] up to rounding, not
-        divided by the temperature and without the reference model: ``sum(image_features * text_features, axis=-1)``.
-        The result is exact if all visits that the average still remembers had this similarity; with gamma = 1 that is
-        the last visit. Entries of samples that were never visited are not read.
+        The cosine of each sample's image and text by the learner, in the table's dtype, in [-1, 1] up to rounding. It
+        is not divided by the temperature, and the reference model does not enter:
+        ``sum(image_features * text_features, axis=-1)``. The result is exact if all visits that still contribute to the
+        average had this similarity; with gamma = 1 this is the last visit. Entries of samples that were never visited
+        are not read.
     xp : namespace, optional
         The arrays' namespace.
 
     Returns
     -------
     array, shape (n,)
-        ``log((exp(log_u + s) - eps) B / (B - 1))``; ``-inf`` as in `log_inner_from_sogclr_loss`.
+        ``log((exp(log_u + s) - eps) B / (B - 1))``, s the similarity; ``-inf`` as in `log_inner_from_sogclr_loss`.
 
     Raises
     ------
     TypeError, ValueError
-        If `positive_similarity` is missing, an argument has another type, shape or domain, or `eps` is larger than the
-        sum of which it is a part.
+        If `positive_similarity` is missing, an argument has another type, shape or domain, or `eps` is larger than a
+        stored sum, of which `eps` is a part.
 
     Examples
     --------
@@ -157,7 +162,7 @@ def log_inner_from_fastclip_loss(
     >>> np.round(np.exp(estimates), 12).tolist()
     [2.0, 5.0]
     """
-    why = "FastCLIPLoss subtracts each pair's similarity from what it stores and keeps it nowhere"
+    why = "FastCLIPLoss subtracts each pair's similarity from the stored logarithm and does not store the similarity"
     similarity = _require("positive_similarity", positive_similarity, why)
     call = _check_tables({"log_u": log_u, "positive_similarity": similarity}, xp)
     return _without_eps(call, similarity, batch_size, eps)
@@ -173,26 +178,26 @@ def log_inner_from_libauc_v1(
 ) -> Array:
     """Return the estimates that LibAUC's unimodal loss (GCLoss_v1) has saved, given the positive pairs' similarities.
 
-    That loss averages exp(s_ij / tau) and not exp((s_ij - s_ii) / tau), and it keeps one table for both views, the mean
-    of both. Start both views of `unimodal_contrastive_step` from the result.
+    GCLoss_v1 averages exp(s_ij / tau) and not exp((s_ij - s_ii) / tau). It stores one table, the mean of the estimates
+    of both views. Start both views of `unimodal_contrastive_step` from the result.
 
     Parameters
     ----------
     u : array, shape (n,) or (n, 1)
-        The table, float32 or wider; 0 = never visited.
+        The table, float32 or wider; 0 means never visited.
     temperature : float or array of shape (), (n,) or (n, 1)
-        tau > 0, one for all samples or each sample's own.
+        tau > 0, a single temperature for all samples or one temperature per sample.
     positive_similarity : array, shape (n,) or (n, 1)
-        The cosine of each sample's two views, in the table's dtype, in [-1, 1] up to rounding. Computed from today's
-        features it gives the estimate from which that loss itself would continue. Entries of samples that were never
-        visited are not read.
+        The cosine of each sample's two views, in the table's dtype, in [-1, 1] up to rounding. If it is computed from
+        the features of today, the result is the estimate from which GCLoss_v1 itself would continue. Entries of samples
+        that were never visited are not read.
     xp : namespace, optional
         The arrays' namespace.
 
     Returns
     -------
     array, shape (n,)
-        log u - s / tau, ``-inf`` where never visited.
+        log u - s / tau, s the similarity; ``-inf`` for samples that were never visited.
 
     Raises
     ------
@@ -225,14 +230,14 @@ def log_inner_from_libauc_v1(
 
 
 def _require(name: str, array: Array | None, why: str) -> Array:
-    """Return an argument, or refuse to guess numbers that no table holds."""
+    """Return an argument that no table can replace, after checking that it was passed."""
     if array is None:
         raise ValueError(f"{name} must be given, because {why}, got None")
     return array
 
 
 def _check_tables(tables: dict[str, Array], xp: Namespace | None) -> Call:
-    """Check everything but the values of tables that belong together, and return their call."""
+    """Check everything but the values of tables that belong together, and return them as a `Call`."""
     call = _validate.arrays(tables, xp)
     (first, table), *rest = tables.items()
     call.array(first, STATE)
@@ -273,8 +278,8 @@ def _without_eps(call: Call, similarity: Array | None, batch_size: int, eps: flo
     correction = math.log(batch_size / (batch_size - 1))
     if eps == 0:
         return xp.where(visited, log_u + correction, -xp.inf)
-    # Step 2: subtract eps in the log domain. A table is exact to a few units of its last place, so nothing is left of
-    # an estimate that lies within them of eps.
+    # Step 2: subtract eps without leaving the logarithms. A table is exact to a few units of its last place. If a
+    # stored sum differs from eps by no more than these units, nothing is left of the estimate.
     slack = 16 * float(xp.finfo(log_u.dtype).eps) * max(1.0, abs(math.log(eps)))
     words = f"be at least log eps = {math.log(eps):.6g}, because eps was added to every stored estimate"
     above = Rule(words, low=math.log(eps) - slack, includes_low=True, includes_high=True)
@@ -282,7 +287,7 @@ def _without_eps(call: Call, similarity: Array | None, batch_size: int, eps: flo
     call.values(name, xp.where(visited, log_u, xp.inf), above)
     share = math.log(eps) - log_u  # logarithm of the share of eps in the stored value
     remains = visited & (share < -slack)
-    # log(e^x - eps) = x + log(1 - eps e^-x); where nothing remains any share below 0 avoids log(0).
+    # log(e^x - eps) = x + log(1 - eps e^-x). If nothing remains, a share of -1 avoids log(0).
     share = xp.where(remains, share, xp.full_like(share, -1.0))
     # Step 3: the factor B / (B - 1).
     return xp.where(remains, log_u + xp.log1p(-xp.exp(share)) + correction, -xp.inf)

@@ -1,6 +1,6 @@
-"""What the standard lacks: log-sum-exp with a mask, and averages in the log domain.
+"""Functions that the Array API standard lacks: log-sum-exp with a mask, and averages of numbers given as logarithms.
 
-Everything here takes and returns logarithms of non-negative numbers; ``-inf`` is the logarithm of 0 and a legal value.
+The numbers are not negative, and every result is a logarithm. ``-inf`` is the logarithm of 0 and a legal value.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from drrho_core._array_api import Array, Namespace, device_of
 def log_sum_exp(x: Array, /, *, axis: int, where: Array | None, xp: Namespace) -> Array:
     """Return ``log(sum(exp(x)))`` along one axis over the entries that `where` marks.
 
-    The largest entry is taken out first, so nothing overflows; a slice without an entry gives ``-inf``.
+    The largest entry is subtracted first, so nothing overflows. A slice without a marked entry gives ``-inf``.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def log_sum_exp(x: Array, /, *, axis: int, where: Array | None, xp: Namespace) -
     axis : int
         The axis to sum over.
     where : array of bool or None
-        Same shape as `x`; None counts every entry.
+        The entries that count, in the shape of `x`. With None every entry counts.
     xp : namespace
         The arrays' namespace.
 
@@ -46,23 +46,23 @@ def log_sum_exp(x: Array, /, *, axis: int, where: Array | None, xp: Namespace) -
 
 
 def log(x: Array, /, *, xp: Namespace) -> Array:
-    """Return ``log(x)`` of non-negative numbers, ``-inf`` at 0 without the warning that numpy gives."""
-    zero = x == 0  # asked this way round, nan stays nan
+    """Return ``log(x)`` of non-negative numbers, with ``-inf`` at 0 and without NumPy's warning."""
+    zero = x == 0  # False for nan, so that nan stays nan
     return xp.where(zero, -xp.inf, xp.log(xp.where(zero, xp.ones_like(x), x)))
 
 
 def log_moving_average(log_old: Array, log_new: Array, gamma: Array | float, /, *, xp: Namespace) -> Array:
-    """Return ``log((1 - gamma) exp(log_old) + gamma exp(log_new))``; where `log_old` is ``-inf``, `log_new`.
+    """Return ``log((1 - gamma) exp(log_old) + gamma exp(log_new))``, or `log_new` if `log_old` is ``-inf``.
 
-    SogCLR's update of the inner estimate (arXiv 2202.12387) in the log domain. ``-inf`` means never visited: the first
-    visit takes the new value whatever gamma is.
+    This is SogCLR's update of the inner estimate (arXiv 2202.12387) in terms of logarithms. A `log_old` of ``-inf``
+    means never visited: the first visit takes the new value, whatever gamma is.
 
     Parameters
     ----------
     log_old, log_new : array, shape (b,)
-        Logarithms of the old estimate and of the batch's own.
+        Logarithms of the old estimate and of the new estimate, which comes from the batch.
     gamma : float or array of shape () or (b,)
-        Weight of the new estimate, in (0, 1]; 1 has no memory.
+        Weight of the new estimate, in (0, 1]. With 1 the old estimate is forgotten.
     xp : namespace
         The arrays' namespace.
 
@@ -78,9 +78,10 @@ def log_moving_average(log_old: Array, log_new: Array, gamma: Array | float, /, 
 
 
 def log_share_of_new(log_old: Array, log_new: Array, gamma: Array | float, /, *, xp: Namespace) -> Array:
-    """Return ``log_new - log_moving_average(log_old, log_new, gamma)`` without the cancellation; 0 on the first visit.
+    """Return ``log_new - log_moving_average(log_old, log_new, gamma)`` without cancellation of digits.
 
-    It is at most ``-log(gamma)``: the bound on the sum of an anchor's weights in SogCLR.
+    The result is 0 on the first visit. It is at most ``-log(gamma)``, so the weights of an anchor in SogCLR sum to at
+    most 1 / gamma.
 
     Examples
     --------
@@ -97,7 +98,10 @@ def log_share_of_new(log_old: Array, log_new: Array, gamma: Array | float, /, *,
 
 
 def _log_gammas(gamma: Array | float, xp: Namespace) -> tuple[Array | float, Array | float]:
-    """Return ``log(1 - gamma)`` and ``log(gamma)``; nan for an array's entry outside (0, 1] that no check could see."""
+    """Return ``log(1 - gamma)`` and ``log(gamma)``.
+
+    The values of a traced array cannot be checked. An entry outside (0, 1] has nan for ``log(gamma)``.
+    """
     if isinstance(gamma, float):
         return (math.log1p(-gamma) if gamma < 1 else -math.inf), math.log(gamma)
     valid = (gamma > 0) & (gamma <= 1)
@@ -107,7 +111,7 @@ def _log_gammas(gamma: Array | float, xp: Namespace) -> tuple[Array | float, Arr
 
 
 def log_add_constant(log_x: Array, constant: Array | float, /, *, xp: Namespace) -> Array:
-    """Return ``log(constant + exp(log_x))`` for a constant >= 0; `log_x` itself, to the bit, where it is 0.
+    """Return ``log(constant + exp(log_x))`` for a constant >= 0. With the constant 0 the result is exactly `log_x`.
 
     Examples
     --------

@@ -1,6 +1,7 @@
 """DRRho risks: the worst-case weighted mean of how much worse a model is than a reference model.
 
-Shapes: losses (..., n, ...), one entry per sample; the samples of one problem lie along `axis`. Any unit, any sign.
+Shapes: losses (..., n, ...), one entry per sample; the samples of one problem lie along `axis`. The losses l of the
+learner and r of the reference model may have any unit and any sign, and lambda is the weight of the reference model.
 
     x_i = l_i - lambda r_i                                              excess_loss
     risk = max { sum_i p_i x_i : p in an ambiguity set }                drrho_risk
@@ -48,25 +49,25 @@ def excess_loss(
 ) -> Array:
     """Return ``loss - reference_weight * reference_loss``, the RHO loss: signed, sample by sample.
 
-    It measures how much can still be learned: a mislabelled or hopeless sample, on which both models are poor, has a
-    small excess loss.
+    The excess loss measures how much can still be learned from a sample. A mislabelled or hopeless sample, on which
+    both models are poor, has a small excess loss.
 
     Parameters
     ----------
     loss : array, any shape
         The learner's losses, real floating.
     reference_loss : array, the same shape
-        The frozen reference model's losses on the same samples, in the same dtype. Not broadcast: one row of reference
-        losses against many would hide a mistake.
+        The frozen reference model's losses on the same samples, in the same dtype. The array is not broadcast, because
+        one row of reference losses for many rows of losses is probably a mistake.
     reference_weight : float or array without axes
-        At least 0: 0 ignores the reference model, 1 is DRRho, above 1 is allowed.
+        At least 0. With 0 the reference model is ignored, 1 is DRRho, and values above 1 are allowed.
     xp : namespace, optional
         The arrays' namespace; needed under ``torch.compile`` only.
 
     Returns
     -------
     array
-        Shape and dtype of `loss`; half types are subtracted in float32.
+        The excess losses, in the shape and dtype of `loss`. Half types are subtracted in float32.
 
     Raises
     ------
@@ -104,23 +105,24 @@ def drrho_risk(
 ) -> WorstCase:
     """Return the DRRho risk: `worst_case` of the excess loss over an ambiguity set.
 
-    Minimising it pushes the learner to be no worse than the reference model, most of all on samples on which it is
-    worse. Shifting all reference losses by a constant changes no weight.
+    Training with this risk pushes the learner to be no worse than the reference model, most of all on the samples on
+    which the learner is worse. A constant added to all reference losses changes no weight.
 
     Parameters
     ----------
     loss : array, shape (..., n, ...)
         The learner's losses, real floating, any unit.
     reference_loss : array, the same shape
-        The frozen reference model's losses on the same samples, in the same dtype. Not broadcast.
+        The frozen reference model's losses on the same samples, in the same dtype. The array is not broadcast.
     ambiguity_set : AmbiguitySet
         The weights that the adversary may choose, such as ``CVaR(0.1)``.
     reference_weight : float or array without axes
-        At least 0: 0 is plain distributionally robust optimisation, 1 is DRRho.
+        At least 0; 0 is plain distributionally robust optimisation, 1 is DRRho.
     axis : int
         The axis of the n samples.
     where : array of bool, optional
-        Marks the samples that count, broadcast to the losses' shape; neither loss of other samples is read.
+        Marks the samples that count; it is broadcast to the losses' shape. The losses of all other samples are not
+        read.
     xp : namespace, optional
         The arrays' namespace; needed under ``torch.compile`` only.
 
@@ -148,7 +150,7 @@ def drrho_risk(
     xp = call.xp
     weight = call.option("reference_weight", reference_weight, NOT_NEGATIVE, wide_dtype(loss.dtype, xp))
     axis = _validate.axis(axis, "loss", loss)
-    # Samples that do not count are replaced by 0 in both losses, so that neither is ever read.
+    # Both losses of samples that do not count are replaced by 0, so that neither loss is ever read.
     if where is not None:
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
@@ -159,13 +161,14 @@ def drrho_risk(
 
 
 def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace) -> Array:
-    """Return the excess loss in float32 or wider. It overflows only if the exact excess loss does."""
+    """Return the excess loss in float32 or wider. The result overflows only if the exact excess loss overflows."""
     dtype = wide_dtype(loss.dtype, xp)
     loss, reference_loss = (xp.astype(array, dtype, copy=False) for array in (loss, reference_loss))
     if not is_array(weight) and weight <= 1:
         return loss - weight * reference_loss
-    # A weight above 1 is subtracted in two halves: the product may overflow although the difference does not, but if
-    # half the product overflows, so does the difference. For weights up to 1 the second half is 0 and changes nothing.
+    # If the weight is above 1, the product of weight and reference loss is subtracted in two halves, because the
+    # product may overflow although the difference does not. If half the product overflows, the difference overflows,
+    # too. For weights up to 1 the second half is 0 and changes nothing.
     half = xp.where(weight > 1, 0.5 * weight, xp.zeros_like(weight)) if is_array(weight) else 0.5 * weight
     return loss - (weight - half) * reference_loss - half * reference_loss
 
@@ -173,7 +176,7 @@ def difference(loss: Array, reference_loss: Array, weight: float | Array, xp: Na
 def scaled_difference(
     loss: Array, reference_loss: Array, weight: float | Array, xp: Namespace
 ) -> tuple[Array, float | Array]:
-    """Return the excess loss times a power of 2, at most 1/2, and that power. The result is always finite."""
+    """Return the excess loss times a power of 2, and this power, at most 1/2. The scaled loss is always finite."""
     dtype = wide_dtype(loss.dtype, xp)
     loss, reference_loss = (xp.astype(array, dtype, copy=False) for array in (loss, reference_loss))
     scale: float | Array
@@ -193,7 +196,7 @@ class MovingAverageKL(NamedTuple):
         Estimate of the data set's risk with the updated average. Monitor this value.
     weights : array, shape (b,)
         Weights of the batch's losses: the derivative of the estimate with respect to `loss`, with the average held
-        constant. They sum to g / u, which is 1 only without memory.
+        constant. They sum to g / u, which is 1 if gamma is 1.
     log_inner : array, shape ()
         Logarithm of the updated average.
     """
@@ -222,41 +225,43 @@ def moving_average_kl(
     loss : array, shape (b,)
         The learner's losses of a batch, real floating, any unit, any sign.
     reference_loss : array, shape (b,)
-        The frozen reference model's losses on the same samples, in the same dtype. Not broadcast.
+        The frozen reference model's losses on the same samples, in the same dtype. The array is not broadcast.
     log_inner : float or array of shape ()
-        Logarithm of the average so far, a single number for the whole data set; ``-inf`` = never visited, else at most
-        half the dtype's largest number in size. An array is float32 or wider and keeps its dtype; a number becomes an
-        array of the losses' dtype, float32 at least.
+        Logarithm of the average so far, a single number for the whole data set. ``-inf`` means that there is no average
+        yet; any other value is at most half the dtype's largest number in absolute value. An array is float32 or wider
+        and keeps its dtype. A number becomes an array of the losses' dtype, or of float32 for half types.
     temperature : float or array of shape ()
         tau > 0 in the unit of the losses: the price of the Kullback-Leibler divergence.
     gamma : float or array of shape ()
-        Weight of the batch's own mean, in (0, 1]; 1 has no memory: `drrho_risk` of the batch with ``KLPenalty(tau)``.
+        Weight of this batch's mean in the new average, in (0, 1]. With 1 the old average is forgotten, and risk and
+        weights are those of `drrho_risk` on the batch with ``KLPenalty(tau)``.
     reference_weight : float or array of shape ()
-        lambda >= 0: 0 ignores the reference model, 1 is DRRho; may exceed 1.
+        lambda >= 0. With 0 the reference model is ignored, 1 is DRRho, and values above 1 are allowed.
     where : array of bool, optional
-        Marks the samples that count, broadcast to (b,); b is their number. Neither loss of other samples is read, and
-        their weight is 0.
+        Marks the samples that count; it is broadcast to (b,). In the formulas b is then the number of these samples.
+        The losses of all other samples are not read, and their weights are 0.
     xp : namespace, optional
         The arrays' namespace; needed under ``torch.compile`` only.
 
     Returns
     -------
     MovingAverageKL
-        `risk` and `weights` in the losses' dtype, `log_inner` in its own. Under tracing a value that breaks a rule,
-        such as a loss that is not finite or a gamma above 1, or a `where` without a True, makes all of them nan.
+        `risk` and `weights` in the losses' dtype, `log_inner` in its own dtype. Under tracing all three are nan if a
+        value breaks a rule, such as a loss that is not finite or a gamma above 1, or if `where` holds no True.
 
     Raises
     ------
     TypeError
         If an argument has another type or the arrays have different dtypes or libraries.
     ValueError
-        If shapes, devices or values break the rules above, no sample counts, an excess loss over the temperature does
-        not fit `log_inner`, or an array asks for autograd. Values are checked on the host and outside tracing only.
+        If shapes, devices or values break the rules above, no sample counts, an excess loss divided by the temperature
+        does not fit the dtype of `log_inner`, or an array asks for autograd. Values are checked on the host and outside
+        tracing only.
 
     Notes
     -----
-    Formulas at the top of this module; DRRho-CLIP (arXiv 2505.06699), SogCLR (arXiv 2202.12387). The largest excess
-    loss is taken out first, so nothing overflows, and without memory large losses cost no digits.
+    The formulas are at the top of this module (DRRho-CLIP, arXiv 2505.06699; SogCLR, arXiv 2202.12387). The largest
+    excess loss is subtracted first, so nothing overflows. With ``gamma=1`` large losses cost no digits.
 
     Examples
     --------
@@ -284,7 +289,8 @@ def moving_average_kl(
     for name, array in arrays.items():
         call.values(name, array, FINITE)
 
-    # x = l - lambda r. Divided by tau, and twice as large between two samples, it has to fit the state's dtype.
+    # The excess losses x = l - lambda r. Both x / tau and the difference between two such quotients, which may be twice
+    # as large, have to fit the dtype of `log_inner`.
     x = difference(arrays["loss"], arrays["reference_loss"], weight, xp)
     check_values(call, EXCESS, x, 0, where)
     x = xp.astype(x, wide, copy=False)
@@ -302,8 +308,8 @@ def moving_average_kl(
     x, counted = xp.where(valid, x, xp.zeros_like(x)), counted | ~valid
     number = xp.sum(xp.astype(counted, wide))
 
-    # g = mean exp(x / tau) and u <- (1 - gamma) u + gamma g. Both logarithms are relative to top / tau, so that only
-    # the stored state loses its last digits when losses are large.
+    # g = mean exp(x / tau) and u <- (1 - gamma) u + gamma g. The logarithms of g and u are taken relative to top / tau,
+    # so that only the stored state loses its last digits if losses are large.
     top = xp.max(xp.where(counted, x, -xp.inf))
     y = xp.where(counted, (x - top) / tau, -xp.inf)
     shift = top / tau
@@ -324,11 +330,11 @@ def moving_average_kl(
 
 
 def _check_state(call: Call, log_inner: Any, loss: Array) -> Array:
-    """Check the average and return it as an array."""
+    """Check the logarithm of the average and return it as an array."""
     xp = call.xp
     if is_array(log_inner):
         call.array("log_inner", STATE, shape=(), meaning="()")
-        # -inf, the mark of "never visited", passes as 0.
+        # -inf, which means that there is no average yet, is replaced by 0 and so passes the check.
         seen = xp.where(log_inner == -xp.inf, xp.zeros_like(log_inner), log_inner)
         call.values("log_inner", seen, _state_rule(log_inner.dtype, xp))
         return log_inner
@@ -339,21 +345,26 @@ def _check_state(call: Call, log_inner: Any, loss: Array) -> Array:
 
 
 def _state_rule(dtype: Any, xp: Namespace) -> Rule:
-    """Return the range of the logarithm of an average. A batch's own excess losses are at most a fourth of it."""
+    """Return the rule for the logarithm of an average.
+
+    The limit is four times the limit of a batch's excess losses divided by the temperature.
+    """
     limit = _state_limit(dtype, xp)
     return at_most_in_size(limit, f"be finite and at most {limit:.3g} in size, or -inf for never visited")
 
 
 def _state_limit(dtype: Any, xp: Namespace) -> float:
+    """Return the largest absolute value of the logarithm of an average."""
     return float(xp.finfo(dtype).max) / 2
 
 
 def _usable(log_inner: Array, xp: Namespace) -> Array:
+    """Return whether the logarithm of an average keeps its rule, for values that no check could see."""
     return (xp.abs(log_inner) <= _state_limit(log_inner.dtype, xp)) | (log_inner == -xp.inf)
 
 
 def _log_average(log_old: Array, log_new: Array, gamma: Scalar, xp: Namespace) -> Array:
-    """Return `log_moving_average`, with all digits also if both logarithms are nearly equal and near 0."""
+    """Return `log_moving_average` with all digits, also if both logarithms are nearly equal and near 0."""
     change = log_old - log_new
     near = xp.abs(change) < 1
     change = xp.where(near, change, xp.zeros_like(change))
@@ -363,7 +374,7 @@ def _log_average(log_old: Array, log_new: Array, gamma: Scalar, xp: Namespace) -
 
 
 def _log_mean_exp(y: Array, counted: Array, number: Array, xp: Namespace) -> Array:
-    """Return ``log(mean(exp(y)))`` for y <= 0 with maximum 0, with all digits also if all entries are near 0."""
+    """Return ``log(mean(exp(y)))`` with all digits, also if all y are near 0. The largest y has to be 0."""
     change = xp.sum(xp.where(counted, xp.expm1(y), xp.zeros_like(y))) / number
     near = change > -0.5
     far = log_sum_exp(y, axis=0, where=counted, xp=xp) - xp.log(number)

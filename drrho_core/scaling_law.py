@@ -2,9 +2,9 @@
 
     error = floor + prefactor * compute^(-exponent)
 
-The fit minimises the sum of squared residuals in natural logarithms of the error. Without a floor that is a straight
-line; with a floor SciPy minimises over all three parameters. A tool to look at finished runs: it reads values on the
-host and cannot be traced. Docs: docs/theory/measuring.md, "Does it scale?".
+The fit minimises the sum of squared residuals in natural logarithms of the error. Without a floor this is the fit of a
+straight line. With a floor SciPy minimises over all three parameters. The fit is meant for finished runs: it reads
+values on the host and cannot be traced. Docs: docs/theory/measuring.md, "Does it scale?".
 
 Source: published fits of Model Steering / DRRho (arXiv 2505.06699, code).
 """
@@ -24,12 +24,14 @@ from drrho_core.numerics import log
 
 
 class ScalingLaw(NamedTuple):
-    """Result of `fit_scaling_law`: ``error = floor + prefactor * compute ** -exponent``. Arrays of shape ().
+    """Result of `fit_scaling_law`: ``error = floor + prefactor * compute ** -exponent``.
+
+    All arrays except `fitted` have shape ().
 
     Attributes
     ----------
     prefactor, exponent, floor : array
-        The fit. The floor is 0 if no floor was fitted.
+        The fitted parameters. The floor is 0 if no floor was fitted.
     prefactor_interval, exponent_interval, floor_interval : tuple of two arrays
         Ends of the bootstrap intervals.
     residual : array
@@ -65,14 +67,14 @@ def fit_scaling_law(
     Parameters
     ----------
     compute : array, shape (n,)
-        C > 0, such as GFLOP x samples; at least two different values among the fitted points.
+        C > 0, such as GFLOP x samples. The fitted points must have at least two different values.
     error : array, shape (n,)
         Errors > 0 as fractions, in the same dtype. The fit is computed in float64.
     with_floor : bool
-        Whether to fit a floor e0, ``0 <= e0 < the smallest error``. A floor needs one more point, and many points to
-        be certain.
+        Whether to fit a floor e0, ``0 <= e0 < the smallest error``. A floor needs at least one more point, and many
+        points for a narrow interval.
     where : array of bool, shape (n,), optional
-        Marks the points to fit: at least 3, with a floor 4. Other points are not read.
+        Marks the points to fit: at least 3 points, or 4 points with a floor. Other points are not read.
     confidence : float
         Confidence of the intervals, in (0, 1).
     num_resamples : int
@@ -96,10 +98,11 @@ def fit_scaling_law(
 
     Notes
     -----
-    Least squares on the logarithm of the error, with a floor by `scipy.optimize.least_squares` from several starting
-    floors. Intervals are percentiles of a residual bootstrap (`scipy.stats.bootstrap`): residuals, scaled by
-    ``sqrt(n / (n - parameters))``, are drawn with replacement, added to the fit and fitted again. Published fits:
-    OpenCLIP 5.77 C^-0.116, DRRho-CLIP 7.15 C^-0.127 (arXiv 2505.06699, code).
+    The fit is least squares on the logarithm of the error. With a floor, `scipy.optimize.least_squares` computes the
+    fit from several starting floors. Intervals are percentiles of a residual bootstrap (`scipy.stats.bootstrap`):
+    residuals are scaled by ``sqrt(n / (n - parameters))``, drawn with replacement and added to the fitted values, and
+    the sums are fitted again. Published fits: OpenCLIP 5.77 C^-0.116, DRRho-CLIP 7.15 C^-0.127 (arXiv 2505.06699,
+    code).
 
     Examples
     --------
@@ -149,8 +152,9 @@ def fit_scaling_law(
     )
 
 
-# Fits of data sets y (..., n), each the logarithms of n errors, at the same x (n,), the centred logarithms of compute.
-# A fit is (level, slope, floor), shape (...): log error = log(floor + exp(level - slope x)).
+# The functions below fit data sets y (..., n) at x (n,). A data set holds the logarithms of n errors. All data sets
+# share x, the logarithms of compute minus their mean. A fit is (level, slope, floor), each of shape (...), and predicts
+# log error = log(floor + exp(level - slope x)).
 
 Fit: TypeAlias = Callable[[Array, Array, tuple[float, ...], Namespace], tuple[Array, Array, Array]]
 
@@ -172,12 +176,13 @@ def _fit(
     num_resamples: int,
     seed: int,
 ) -> tuple[float, ...]:
-    """Return prefactor, exponent, floor, both ends of their intervals, and the root mean square of the residuals."""
+    """Return prefactor, exponent and floor, both ends of their intervals, and the root mean square of the residuals."""
     try:
         from scipy import special, stats
     except ImportError as missing:
         raise ImportError("fit_scaling_law needs SciPy: pip install 'drrho-core[train]'") from missing
-    # x = log C, centred, and y = log error. xlogy(1, c) is log c, in the array library that SciPy itself works with.
+    # x = log C, from which the mean is subtracted, and y = log error. xlogy(1, c) is log c, as an array of the library
+    # that SciPy uses.
     x, y = special.xlogy(1.0, compute), special.xlogy(1.0, error)
     xp = array_namespace(x)
     centre = xp.mean(x)
@@ -189,12 +194,12 @@ def _fit(
     value = _predict(x, level, slope, floor, xp)
     residuals = y - value
 
-    # A fit makes its own residuals too small, by the factor sqrt((n - parameters) / n).
+    # The residuals of a fit are too small, on average by the factor sqrt((n - parameters) / n).
     parameters = 3 if with_floor else 2
     spread = residuals * math.sqrt(len(compute) / (len(compute) - parameters))
 
     def refit(resampled: Array, axis: int) -> Array:  # noqa: ARG001  (SciPy passes the axis; it is always the last)
-        # Rows: log prefactor, exponent, floor. Percentiles of the logarithm do not overflow.
+        # The rows are log prefactor, exponent and floor. Percentiles of the logarithm do not overflow.
         levels, slopes, floors = fit_all(x, value + resampled, (0.5,), xp)
         return xp.stack([levels + slopes * centre, slopes, floors])
 
@@ -221,21 +226,21 @@ def _predict(x: Array, level: Array, slope: Array, floor: Array, xp: Namespace) 
 
 
 def _fit_line(x: Array, y: Array, _starts: tuple[float, ...], xp: Namespace) -> tuple[Array, Array, Array]:
-    """Fit without a floor: a straight line, in closed form."""
+    """Fit each data set without a floor: a straight line, in closed form."""
     slope = -xp.sum(x * y, axis=-1) / xp.sum(x * x)
     level = xp.mean(y, axis=-1)
     return level, slope, xp.zeros_like(level)
 
 
 def _fit_floor(x: Array, y: Array, starts: tuple[float, ...], xp: Namespace) -> tuple[Array, Array, Array]:
-    """Fit with a floor, each data set on its own, from starting floors that are shares of its smallest error."""
+    """Fit each data set with a floor. The starting floors are the shares `starts` of its smallest error."""
     fits = [_least_squares(x, row, starts, xp) for row in xp.reshape(y, (-1, y.shape[-1]))]
     level, slope, floor = (xp.reshape(xp.asarray(column), y.shape[:-1]) for column in zip(*fits, strict=True))
     return level, slope, floor
 
 
 def _least_squares(x: Array, y: Array, starts: tuple[float, ...], xp: Namespace) -> tuple[float, float, float]:
-    """Return the best (level, slope, floor) over several starting floors, by a trust region within bounds."""
+    """Return the best (level, slope, floor) over several starting floors, each by a trust region within bounds."""
     from scipy import optimize
 
     log_smallest = float(xp.min(y))
@@ -245,15 +250,15 @@ def _least_squares(x: Array, y: Array, starts: tuple[float, ...], xp: Namespace)
         return _predict(x, level, slope, share * math.exp(log_smallest), xp) - y
 
     def jacobian(at: Array) -> Array:
-        # With m = floor + q, q = exp(level - slope x): the derivatives of log m are q / m with respect to level,
-        # -x q / m to slope, and smallest error / m to the share.
+        # With q = exp(level - slope x) and m = floor + q, the derivatives of log m are q / m with respect to level,
+        # -x q / m with respect to slope, and smallest error / m with respect to share.
         level, slope, share = at
         log_m = _predict(x, level, slope, share * math.exp(log_smallest), xp)
         part = xp.exp(level - slope * x - log_m)
         return xp.stack([part, -x * part, xp.exp(log_smallest - log_m)], axis=1)
 
     def solve(share: float) -> Any:
-        # Start from the line through log(error - floor), where points too close to the floor are lifted.
+        # Start from the straight line through log(error - floor). The difference counts as at least 5 % of the error.
         above = xp.maximum(xp.exp(y) - share * math.exp(log_smallest), 0.05 * xp.exp(y))
         level, slope, _ = _fit_line(x, xp.log(above), (), xp)
         return optimize.least_squares(

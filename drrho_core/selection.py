@@ -1,11 +1,14 @@
-"""Selection of training samples by excess losses: RHO-LOSS sample by sample, JEST chunk by chunk of a batch.
+"""Selection of training samples by excess losses. RHO-LOSS selects sample by sample, JEST chunk by chunk.
 
-Shapes: losses (n,), logits of a super-batch (n, n), row = image, column = text, positives on the diagonal. Results are
-indices into the super-batch. Sizes are static: only the values of the indices depend on data.
+A super-batch holds n candidates, of which k are selected. Shapes: losses (n,), logits (n, n) with images as rows, texts
+as columns, and positives on the diagonal. Results are indices into the super-batch. Sizes are static: only the values
+of the indices depend on data.
 
     RHO-LOSS   the k largest x_i = l_i - lambda r_i
     JEST       score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji - lse_{j in C} R_ji]
 
+Here l and L are losses and logits of the learner, r and R those of the reference model, own_i = -(L_ii - R_ii), C holds
+the pairs chosen so far, and lse is log-sum-exp.
 Docs: docs/theory/selection.md. Sources: RHO-LOSS (arXiv 2206.07137), JEST (arXiv 2406.17711).
 """
 
@@ -42,14 +45,14 @@ def select_top_excess(
     k : int
         Number of samples to keep, 1 <= k <= n; static under jit.
     reference_weight : float or array of shape ()
-        At least 0: 0 keeps the largest losses, 1 is RHO-LOSS.
+        At least 0. With 0 the largest losses are kept; 1 is RHO-LOSS.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     array of integers, shape (k,)
-        Largest excess loss first; for equal excess losses the lower index first.
+        The indices in the order of falling excess losses. For equal excess losses the lower index comes first.
 
     Raises
     ------
@@ -59,8 +62,9 @@ def select_top_excess(
 
     Notes
     -----
-    The k largest ``loss - reference_weight * reference_loss``, RHO-LOSS (arXiv 2206.07137). Half types are subtracted
-    in float32, so that rounding makes no ties. Under tracing a nan counts as the smallest excess loss.
+    The selected samples have the k largest ``loss - reference_weight * reference_loss``: RHO-LOSS (arXiv 2206.07137).
+    Losses of half types are subtracted in float32, so that rounding makes no ties. Under tracing a nan counts as the
+    smallest excess loss.
 
     Examples
     --------
@@ -92,45 +96,47 @@ def select_jest(
 ) -> Array:
     """Return the indices of a batch that is hard for the learner and easy for the reference model: JEST.
 
-    The batch grows chunk by chunk, and each chunk is chosen given the pairs that are in the batch already.
+    The batch grows chunk by chunk, and the choice of a chunk depends on the pairs that are already in the batch.
 
     Parameters
     ----------
     learner_logits, reference_logits : array, shape (n, n)
-        Scaled similarities (already divided by each model's temperature) of the super-batch's images and texts, one
-        floating dtype.
+        Scaled similarities of the super-batch's images and texts, which are already divided by each model's
+        temperature. Both arrays have the same floating dtype.
     k : int
         Number of pairs to keep, 1 <= k <= n; static under jit.
     num_chunks : int
         Number of steps, at least 1. A chunk has ``k // num_chunks`` pairs; the first ``k % num_chunks`` chunks have one
         pair more.
     top_k : bool
-        False: chunks are drawn at random, with higher probability for higher scores. True: chunks are the largest
-        scores; for equal scores the lower index comes first.
+        If False, chunks are drawn at random, with higher probability for higher scores. If True, a chunk holds the
+        pairs with the largest scores; for equal scores the lower index comes first.
     gumbel : array, shape (num_chunks, n), optional
-        Standard Gumbel noise ``-log(-log(u))``, one row per chunk, in the dtype of the logits: the same noise gives the
-        same choice. None: drawn from Python's ``random``, which is an error under tracing, because the noise would be a
-        constant.
+        Standard Gumbel noise ``-log(-log(u))``, one row per chunk, in the dtype of the logits. The same noise gives the
+        same choice. If None, the noise is drawn from Python's ``random``. Under tracing this is an error, because the
+        noise would be a constant of the compiled code.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     array of integers, shape (k,)
-        In the order of the choice: chunk by chunk, within a chunk by score plus noise. No index occurs twice.
+        The indices in the order of the choice: chunk by chunk, and within a chunk by falling score plus noise. No index
+        occurs twice.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules, noise is given together with ``top_k=True``, or is missing under tracing.
-        Values (finite) are checked on the host and outside tracing only.
+        If an argument breaks these rules, noise is given together with ``top_k=True``, or noise is missing under
+        tracing. Whether values are finite is checked on the host and outside tracing only.
 
     Notes
     -----
-    With C the pairs chosen so far, ``score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji -
-    lse_{j in C} R_ji]``, ``own_i = -(L_ii - R_ii)``, ``-inf`` for pairs in C; the first chunk is scored by ``own``.
-    JEST (arXiv 2406.17711). The largest of score + Gumbel noise are a draw without replacement from softmax(score), and
-    no exponential of a score is taken: it would overflow at the scale of CLIP's logits.
+    With C the pairs chosen so far,
+    ``score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji - lse_{j in C} R_ji]``, with
+    ``own_i = -(L_ii - R_ii)``. The score of pairs in C is ``-inf``. For the first chunk the score is ``own``: JEST
+    (arXiv 2406.17711). The pairs with the largest score plus Gumbel noise are a draw without replacement from
+    softmax(score). Such a draw needs no exponential of a score, which would overflow at the scale of CLIP's logits.
 
     Examples
     --------
@@ -169,8 +175,8 @@ def select_jest(
     if gumbel is None and not top_k:
         gumbel = _draw_gumbel(num_chunks, learner, xp)
     samples = xp.arange(n, device=device_of(learner))
-    # Only the order of scores matters, so they are divided by 8: differences of the largest logits stay finite.
-    # own_i = -(L_ii - R_ii), from the diagonal of the flattened matrix.
+    # Only the order of scores matters. Scores are divided by 8, so that differences of the largest logits stay finite.
+    # own_i = -(L_ii - R_ii) comes from the diagonal of the flattened matrix.
     own = xp.reshape(0.125 * reference - 0.125 * learner, (-1,))[:: n + 1]
     free = xp.ones((n,), dtype=xp.bool, device=device_of(learner))
     reach: list[Array] | None = None  # the four log-sum-exp over the pairs chosen so far
@@ -180,7 +186,7 @@ def select_jest(
         if reach is not None:
             learner_image, reference_image, learner_text, reference_text = (0.0625 * array for array in reach)
             score = score + ((learner_image - reference_image) + (learner_text - reference_text))
-        # The largest of score + Gumbel noise are a draw without replacement from softmax(score).
+        # The pairs with the largest score plus Gumbel noise are a draw without replacement from softmax(score).
         if gumbel is not None:
             score = score + 0.125 * xp.astype(gumbel[chunk, :], dtype)
         size = k // num_chunks + (chunk < k % num_chunks)
@@ -198,6 +204,7 @@ def select_jest(
 
 
 def _at_most(k: int, n: int) -> int:
+    """Return k after checking that n samples are enough."""
     if k > n:
         raise ValueError(f"k must be at most the number of samples {n}, got {k}")
     return k
@@ -209,10 +216,11 @@ def _top(score: Array, k: int, xp: Namespace) -> Array:
 
 
 def _draw_gumbel(num_chunks: int, like: Array, xp: Namespace) -> Array:
-    """Return standard Gumbel noise (num_chunks, n) drawn on the host: the standard has no random numbers."""
+    """Return standard Gumbel noise (num_chunks, n), drawn on the host because the Array API has no random numbers."""
     if is_compiling(xp) or device_of(xp.zeros(())) is None:
         raise ValueError("gumbel must be given if code is traced and top_k is False, got None")
     n = like.shape[0]
-    # An exponential variate is -log(u), and 0 once in 2^53 draws.
+    # Gumbel noise is -log(-log(u)), and an exponential variate is -log(u). Once in 2^53 draws the variate is 0, whose
+    # logarithm would be an error.
     noise = [[-math.log(random.expovariate(1.0) or 1e-17) for _ in range(n)] for _ in range(num_chunks)]
     return xp.asarray(noise, dtype=like.dtype, device=device_of(like))

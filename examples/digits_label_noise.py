@@ -7,12 +7,12 @@ have a wrong label. The four objectives are functions of the same batch of losse
     ERM      the mean
     DRO      the worst case of the losses over a chi-square ball: a wrong label has a large loss, so it counts more
     RHO      the mean of the k largest excess losses, loss minus reference loss (RHO-LOSS, arXiv 2206.07137)
-    DRRho    the worst case of the excess losses over the ball (Model Steering, arXiv 2505.06699)
+    DRRho    the worst case of the excess losses over the same ball (Model Steering, arXiv 2505.06699)
 
-A fifth row is the control: ERM on the images of the learner and of the reference model together, so that no method has
-more data. Every objective has one option (for ERM: weight decay). All methods try equally many values of their option
-and the same learning rates, and the best setting on clean validation images is used. Test images are used only after
-this choice.
+A fifth row is a control: ERM on the images of the learner and of the reference model together, so that the control has
+as much data as the methods with a reference model. Every objective has one option (for ERM: weight decay). All methods
+try the same number of option values and the same learning rates. The setting with the best accuracy on clean validation
+images is used. Test images are used only after this choice.
 
 Run it: ``python examples/digits_label_noise.py`` (about two minutes on one core; ``--quick``: seconds, worse figures).
 It needs torch and scikit-learn (``pip install drrho-core[torch,train]``), or with ``--backend jax`` JAX instead of
@@ -64,7 +64,7 @@ METHODS = {
 
 
 class Samples(NamedTuple):
-    """Images (n, 64) in [0, 1], labels (n,) and whether each label was made wrong (n,)."""
+    """Images (n, 64) in [0, 1], labels (n,), and for each label whether it was replaced by a wrong digit (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -90,8 +90,8 @@ class Run(NamedTuple):
 def split(seed: int, noise: float, clean: int) -> Split:
     """Split the digits into test (the same for every seed), validation, reference (`clean` images) and train.
 
-    Only labels of train are made wrong: exactly the share `noise` of them. Another digit, drawn uniformly,
-    replaces the right one.
+    Only labels of train are made wrong, exactly the share `noise` of these labels. A wrong label is another digit,
+    drawn uniformly.
     """
     images, digits = load_digits(return_X_y=True)
     shuffled = np.random.default_rng(2024).permutation(len(digits))
@@ -131,7 +131,7 @@ def logits(parameters: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
 
 
 def accuracy(parameters: Sequence[np.ndarray], samples: Samples) -> float:
-    """Return the share of the images that are classified as their label says."""
+    """Return the share of the images whose predicted digit is their label."""
     return float(np.mean(np.argmax(logits(parameters, samples.images), axis=1) == samples.labels))
 
 
@@ -167,7 +167,7 @@ def torch_learner(objective: str, knob: Any, start: Sequence[np.ndarray], rate: 
 
 
 def jax_learner(objective: str, knob: Any, start: Sequence[np.ndarray], rate: float) -> tuple[Any, Any]:
-    """Return the same two functions for a JAX model."""
+    """Return ``step`` and ``read`` as `torch_learner` does, for a JAX model."""
     compiled = _jax_step(objective, knob)
     state = [list(start), [np.zeros_like(array) for array in start]]
 
@@ -297,8 +297,8 @@ def material(method: str, parts: dict[str, Samples], reference: list[np.ndarray]
     """Return a method's training data and the reference model's losses on them (zeros for the reference model)."""
     samples = parts["reference"] if method == "reference" else parts["train"]
     if method == "ERM+":
-        both = zip(parts["train"], parts["reference"], strict=True)
-        samples = Samples(*(np.concatenate(arrays) for arrays in both))
+        arrays_of_parts = zip(parts["train"], parts["reference"], strict=True)
+        samples = Samples(*(np.concatenate(arrays) for arrays in arrays_of_parts))
     reference_loss = np.zeros(len(samples.labels)) if reference is None else losses(reference, samples)
     return samples, reference_loss.astype(np.float32)
 
@@ -325,17 +325,17 @@ def measure(run: Run, parts: dict[str, Samples], reference: list[np.ndarray]) ->
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return mean and standard deviation over the seeds of every figure, and of DRRho's lead, seed by seed."""
-    found = {}
+    """Return mean and standard deviation over the seeds, for every figure and for DRRho's lead in each seed."""
+    summaries = {}
     for method in METHODS:
         rows = [row["metrics"] for row in results if row["method"] == method]
         figures = {name: [row[name] for row in rows] for name in rows[0]}
         figures["drrho_lead"] = leads(results, method)
-        found[method] = {
+        summaries[method] = {
             name: {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1))}
             for name, values in figures.items()
         }
-    return found
+    return summaries
 
 
 def leads(results: Sequence[dict[str, Any]], method: str) -> list[float]:
@@ -349,14 +349,14 @@ def spread(figure: dict[str, float]) -> str:
     return f"{100 * figure['mean']:.1f} ± {100 * figure['deviation']:.1f}"
 
 
-def table(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the summary as rows of text; the first row is the header."""
     heads = ("", "test accuracy", "DRRho's lead", "ahead in", "weight on wrong labels", "samples", "option, rate")
     rows = [heads]
     for method, (_, name) in METHODS.items():
-        figures = found["summary"][method]
-        (kept,) = [trial for trial in found["trials"] if trial["method"] == method and trial["chosen"]]
-        wins = [pair > 0 for pair in leads(found["results"], method)]
+        figures = report["summary"][method]
+        (kept,) = [trial for trial in report["trials"] if trial["method"] == method and trial["chosen"]]
+        wins = [pair > 0 for pair in leads(report["results"], method)]
         rows.append(
             (
                 name,
@@ -379,25 +379,25 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 COLOURS = {"reference": "reference", "ERM": "clip", "ERM+": "clip", "DRO": "other-0", "RHO": "sogclr", "DRRho": "drrho"}
-"""Names of colours in the palette of the report, which has them for light and for dark pages."""
+"""Names of colours in the palette of the report; the palette has variants for light and for dark pages."""
 
 
-def picture(found: dict[str, Any], noise: float) -> str:
+def picture(report: dict[str, Any], noise: float) -> str:
     """Draw test accuracy and the weight on wrong labels as an SVG file in the look of the report."""
     learners = [method for method in METHODS if method != "reference"]
-    lowest = min(row["metrics"]["test_accuracy"] for row in found["results"])
+    lowest = min(row["metrics"]["test_accuracy"] for row in report["results"])
     low = max(0.0, math.floor(20 * lowest) / 20)
     middle = 78 + 34 * len(METHODS)
-    seeds = len({row["seed"] for row in found["results"]})
+    seeds = len({row["seed"] for row in report["results"]})
     description = "; ".join(
-        f"{METHODS[method][1]} {percent(found['summary'][method]['test_accuracy']['mean'])} correct, "
-        f"{percent(found['summary'][method]['wrong_label_weight']['mean'])} of the weight on wrong labels"
+        f"{METHODS[method][1]} {percent(report['summary'][method]['test_accuracy']['mean'])} correct, "
+        f"{percent(report['summary'][method]['wrong_label_weight']['mean'])} of the weight on wrong labels"
         for method in METHODS
     )
     with Canvas(middle + 54 + 34 * len(learners)) as canvas:
-        panel(canvas, found, "test_accuracy", list(METHODS), "test accuracy", (low, 1.0), 0)
+        panel(canvas, report, "test_accuracy", list(METHODS), "test accuracy", (low, 1.0), 0)
         name = "share of the weight on images with a wrong label"
-        panel(canvas, found, "wrong_label_weight", learners, name, (0.0, 1.0), middle, mark=noise)
+        panel(canvas, report, "wrong_label_weight", learners, name, (0.0, 1.0), middle, mark=noise)
         chart = canvas.chart("digits", "Digits with wrong labels", f"{description}.")
     return chart.as_file(
         heading=f"Digits, {100 * noise:g} % of the training labels wrong",
@@ -407,7 +407,7 @@ def picture(found: dict[str, Any], noise: float) -> str:
 
 def panel(
     canvas: Canvas,
-    found: dict[str, Any],
+    report: dict[str, Any],
     figure: str,
     methods: Sequence[str],
     name: str,
@@ -427,7 +427,7 @@ def panel(
         axes.plot([mark, mark], [0, len(methods)], color=PALETTE["ink"], linewidth=1.5, linestyle=(0, (4, 3)))
     for row, method in enumerate(methods):
         middle, colour = row + 0.5, PALETTE[COLOURS[method]]
-        values = [row["metrics"][figure] for row in found["results"] if row["method"] == method]
+        values = [row["metrics"][figure] for row in report["results"] if row["method"] == method]
         mean = math.fsum(values) / len(values)
         axes.plot(span, (middle, middle), color=PALETTE["rule"], linewidth=1)
         upright = (middle - 9 / step, middle + 9 / step)
@@ -469,10 +469,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seeds is not None:
         size["seeds"] = options.seeds
     settings = {"backend": options.backend, "ball": options.ball, "noise": options.noise, "clean": options.clean}
-    found = {"settings": settings | size, **experiment(**settings, **size)}
-    (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (options.out / "picture.svg").write_text(picture(found, options.noise), encoding="utf-8")
-    print(aligned(table(found)))
+    report = {"settings": settings | size, **experiment(**settings, **size)}
+    (options.out / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (options.out / "picture.svg").write_text(picture(report, options.noise), encoding="utf-8")
+    print(aligned(table(report)))
     print(f"written: {options.out / 'results.json'}, {options.out / 'picture.svg'}")
     return 0
 

@@ -11,7 +11,8 @@ import { join } from "node:path";
 const folder = process.argv[2] ?? "vectors";
 const types = { F64: [Float64Array, 8], F32: [Float32Array, 4], I64: [BigInt64Array, 8], BOOL: [Uint8Array, 1] };
 
-// A file is eight bytes of length, a JSON header and the numbers. Return every tensor as {shape, data}, row by row.
+// Return every tensor of a file as {shape, data}, row by row. The file consists of eight bytes with the length of the
+// header, the header in JSON, and the numbers.
 function readTensors(path) {
   const bytes = readFileSync(path);
   const start = 8 + Number(bytes.readBigUInt64LE(0));
@@ -51,13 +52,13 @@ if (index.format !== "drrho-vectors" || !index.format_version.startsWith("1.")) 
 const files = {};
 let lookedAt = 0;
 let wrong = 0;
-for (const one of index.cases.filter((each) => each.function in functions)) {
-  const tensors = (files[one.file] ??= readTensors(join(folder, one.file)));
+for (const testCase of index.cases.filter((each) => each.function in functions)) {
+  const tensors = (files[testCase.file] ??= readTensors(join(folder, testCase.file)));
   const valueOf = (described) =>
     "tensor" in described ? tensors[described.tensor] : "value" in described ? described.value : described;
-  const options = Object.fromEntries(Object.entries(one.options).map(([name, each]) => [name, valueOf(each)]));
-  const answer = functions[one.function](one.arguments.map(valueOf), options);
-  for (const field of one.fields.filter((each) => each.field in answer)) {
+  const options = Object.fromEntries(Object.entries(testCase.options).map(([name, each]) => [name, valueOf(each)]));
+  const answer = functions[testCase.function](testCase.arguments.map(valueOf), options);
+  for (const field of testCase.fields.filter((each) => each.field in answer)) {
     const [expected, scale] = [valueOf(field.expected).data, valueOf(field.scale).data];
     const errors = answer[field.field].map((got, i) =>
       got === expected[i] ? 0 : Math.abs(got - expected[i]) / scale[scale.length === 1 ? 0 : i],
@@ -66,7 +67,7 @@ for (const one of index.cases.filter((each) => each.function in functions)) {
     const right = errors.every((error) => error <= field.bound);
     lookedAt += 1;
     wrong += right ? 0 : 1;
-    console.log(`${one.id}  ${field.field}  ${worst.toExponential(1)}  ${field.bound}${right ? "" : "  WRONG"}`);
+    console.log(`${testCase.id}  ${field.field}  ${worst.toExponential(1)}  ${field.bound}${right ? "" : "  WRONG"}`);
   }
 }
 console.log(`${lookedAt - wrong} of ${lookedAt} fields are right`);

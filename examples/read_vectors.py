@@ -1,4 +1,4 @@
-"""Read the test vectors without our packages; the standard library of any language is enough.
+"""Read the test vectors without our packages. The standard library of any language is enough.
 
 ``drrho vectors --out vectors`` writes inputs and right answers. This program reads these files, computes two functions
 in plain Python with lists and loops, and compares the results by the rules of the index. (A .safetensors file consists
@@ -11,8 +11,8 @@ A program in C, Rust or Julia does the same: read the header, find the tensors t
 function, and compare. All computations are in the log domain, so they also work for the stored extremes (temperature
 1e-4, states of +-1e4).
 
-Run it: ``drrho vectors --out vectors``, then ``python -I examples/read_vectors.py vectors`` (a second). The exit code
-is 1 if an answer differs.
+Run ``drrho vectors --out vectors``, then ``python -I examples/read_vectors.py vectors`` (a second). The exit code is 1
+if an answer differs.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def nested(flat: list[Any], shape: list[int]) -> Any:
 
 
 def value_of(described: dict[str, Any], tensors: Tensors) -> Any:
-    """Return the value that the index describes: a tensor, a number, a pair, an ambiguity set, or named fields."""
+    """Return the value that an entry of the index describes: a tensor, number, pair, ambiguity set, or named fields."""
     if "tensor" in described:
         return tensors[described["tensor"]]
     if "items" in described:
-        return tuple(value_of(one, tensors) for one in described["items"])
+        return tuple(value_of(item, tensors) for item in described["items"])
     if "ambiguity_set" in described:
         return {"name": described["ambiguity_set"], **described["parameters"]}
     if "fields" in described:
-        return {name: value_of(one, tensors) for name, one in described["fields"].items()}
+        return {name: value_of(field, tensors) for name, field in described["fields"].items()}
     return described["value"]
 
 
@@ -108,7 +108,7 @@ def depth(value: Any) -> int:
 
 
 def log_mean_exp(values: list[float]) -> float:
-    """Return log mean exp of one slice; log1p and expm1 keep small results exact."""
+    """Return log(mean(exp(values))) of one slice; log1p and expm1 keep small results exact."""
     largest = max(values)
     excess = math.fsum(math.expm1(value - largest) for value in values) / len(values)
     return largest + (math.log1p(excess) if excess > -0.5 else math.log(1.0 + excess))
@@ -170,7 +170,7 @@ def contrastive_step(
         Z = [[z - reference_weight * r for z, r in zip(*rows, strict=True)] for rows in zip(Z, R, strict=True)]
     sides = []
     for side, states in enumerate((log_image, log_text)):
-        t, g = (one[side] if isinstance(one, tuple) else [one] * b for one in (temperature, gamma))
+        t, g = (value[side] if isinstance(value, tuple) else [value] * b for value in (temperature, gamma))
         weights = anchor_weight[side] if isinstance(anchor_weight, tuple) else anchor_weight or [1.0] * b
         anchors = []
         for i in range(b):
@@ -227,8 +227,8 @@ def main(folder: Path) -> int:
         if case["file"] not in files:
             files[case["file"]] = read_tensors(folder / case["file"])
         tensors = files[case["file"]]
-        arguments = [value_of(one, tensors) for one in case["arguments"]]
-        options = {name: value_of(one, tensors) for name, one in case["options"].items()}
+        arguments = [value_of(argument, tensors) for argument in case["arguments"]]
+        options = {name: value_of(option, tensors) for name, option in case["options"].items()}
         if case["function"] == "contrastive_step":
             answer = contrastive_step(*arguments, **options)
         elif arguments[1]["name"] == "KLPenalty":

@@ -1,16 +1,16 @@
 """Select tokens by excess loss: a tiny language model learns from the tokens that are useful.
 
-The corpus has 32 words. Most sentences follow a language in which a word depends on the two words before it. In 40 %
-of the sentences half of the words were replaced at random (as by typing errors, tables, spam). A *reference model* was
+The corpus has 32 words. Most sentences follow a language in which a word depends on the two words before it. In 40 % of
+the sentences half of the words are replaced by random words, as by typing errors or spam. A *reference model* was
 trained on a quarter as many sentences, all clean. The learner trains on the noisy corpus in three ways:
 
     all tokens    the usual mean of the token losses
     high loss     the 60 % of each batch's tokens with the largest loss: mostly the noise
-    high excess   the 60 % with the largest excess loss, loss minus reference loss: tokens that can still be learned
+    high excess   the 60 % with the largest excess loss (loss minus reference loss): tokens that can still be learned
 
 Tokens that the learner already predicts well have a small excess loss. Random tokens have a small excess loss too,
-because the reference model cannot predict them either. Therefore a reference model that is worse than the final learner
-still improves the learner. Selecting tokens by excess loss is the idea of RHO-1 (arXiv 2404.07965), after RHO-LOSS
+because the reference model cannot predict them either. Therefore a reference model improves the learner even if it is
+worse than the final learner. Selecting tokens by excess loss is the idea of RHO-1 (arXiv 2404.07965), after RHO-LOSS
 (arXiv 2206.07137).
 
 Run it: ``python examples/token_selection.py`` (a few seconds, NumPy only).
@@ -28,7 +28,7 @@ METHODS = ("all tokens", "high loss", "high excess")
 
 
 class Model:
-    """Logits of the next word: the sum of a table row for the previous word and one for the word before that."""
+    """A model whose logits of the next word are a row for the previous word plus a row for the word before that."""
 
     def __init__(self) -> None:
         self.tables = np.zeros((2, WORDS, WORDS))
@@ -60,8 +60,8 @@ def corpus(p: np.ndarray, sentences: int, noise: float, rng: np.random.Generator
     """Return tokens (n, 3), each with the two words before it, and whether noise replaced any of the three (n,)."""
     words = rng.integers(WORDS, size=(sentences, LENGTH))
     for place in range(2, LENGTH):
-        ladder = np.cumsum(p[words[:, place - 1], words[:, place - 2]], axis=1)
-        words[:, place] = np.sum(ladder < rng.uniform(size=(sentences, 1)) * ladder[:, -1:], axis=1)
+        cumulative = np.cumsum(p[words[:, place - 1], words[:, place - 2]], axis=1)
+        words[:, place] = np.sum(cumulative < rng.uniform(size=(sentences, 1)) * cumulative[:, -1:], axis=1)
     touched = (rng.uniform(size=(sentences, 1)) < noise) & (rng.uniform(size=words.shape) < 0.5)
     words = np.where(touched, rng.integers(WORDS, size=words.shape), words)
     windows = np.stack([words[:, :-2], words[:, 1:-1], words[:, 2:]], axis=2).reshape(-1, 3)

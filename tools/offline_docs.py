@@ -4,7 +4,7 @@
     python tools/offline_docs.py check build/docs  # fails if a page loads anything from another host
 
 `make docs` runs both. MathJax (https://www.mathjax.org, Apache License 2.0) typesets the formulas in the browser. The
-pages need one file of it, with TeX input, SVG output and the fonts. That file has 2 MB, so it is not committed.
+pages need one file of MathJax, with TeX input, SVG output and the fonts. This file has 2 MB, so it is not committed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHA256 = "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09"
 FILES = ("package/es5/tex-svg.js", "package/LICENSE")
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "docs-static" / "mathjax"
 
-# The attributes by which a page loads other files; a link that the reader must click loads nothing.
+# The attributes with which a page loads other files; a link that the reader must click loads no file.
 _LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
 
 
@@ -50,10 +50,10 @@ def fetch() -> None:
         if subprocess.run(command, check=False).returncode:
             sys.exit(f"make docs needs {PACKAGE} {VERSION} from the npm registry, got an error from npm")
         package = Path(temporary) / f"{PACKAGE}-{VERSION}.tgz"
-        # npm compares the file with the registry; this comparison is with the version that was reviewed.
-        found = hashlib.sha256(package.read_bytes()).hexdigest()
-        if found != SHA256:
-            sys.exit(f"{package.name} must have the SHA-256 {SHA256}, got {found}")
+        # npm compares the file with the registry. This line compares the file with the version that was reviewed.
+        digest = hashlib.sha256(package.read_bytes()).hexdigest()
+        if digest != SHA256:
+            sys.exit(f"{package.name} must have the SHA-256 {SHA256}, got {digest}")
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tarfile.open(package) as archive:
             for name in FILES:
@@ -76,7 +76,7 @@ def external_files(page: str) -> list[str]:
     class Page(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             address = dict(attrs).get(_LOADING.get(tag, "")) or ""
-            # Such links name another page and load nothing.
+            # Links of these kinds name another page and load no file.
             names_only = tag == "link" and dict(attrs).get("rel") in ("canonical", "next", "prev", "search", "author")
             if urlsplit(address).netloc and not names_only:
                 addresses.append(address)
@@ -93,7 +93,7 @@ def check(folder: Path) -> None:
     SystemExit
         There is no page, a page loads a file from another host, or MathJax is missing.
     """
-    # MathJax must be there, or formulas would stay TeX without any error.
+    # Without MathJax the pages would show formulas as TeX source, without an error.
     pages = sorted(folder.rglob("*.html"))
     problems = [
         f"{page.relative_to(folder)} loads {address}"

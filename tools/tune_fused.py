@@ -2,15 +2,22 @@
 
     python tools/tune_fused.py [--out tune.json] [--budget 480] [--width 768] [--dry-run]
 
-The program runs in this order, so that what matters most is known first: the device's own rate in a product of 8192^3;
-correctness against float64 and equal bits in two runs; cuBLAS on the shapes that the kernels ask of it; both sweeps at
-65,536 pairs with the constants as they are; each sweep alone at 16,384 pairs with other tiles; at last both sweeps with
-the fastest constants at 16,384, 32,768 and 65,536 pairs. A part that fails is a row of the result and stops no other
-part, a part for which no time is left is skipped, and the file is written anew after each row.
+The kernels compute two sweeps (passes over all tiles of the b x b matrix Z of excess similarities): the first sums over
+the negatives of each anchor, the second computes the weights V and the gradients V E2 and V^T E1, where E1 and E2 are
+the features of images and texts. The program runs these parts, the most important first:
 
-Shares count the products that two passes make, 6 of b x b x width with a reference and 4 without, at the rate of the
-product of 8192^3. No constant changes by itself: put the winners into `PLANS` of `drrho_torch/fused_plans.py` by hand.
-`--dry-run` goes through all parts in miniature on a CPU; it needs ``TRITON_INTERPRET=1`` and measures nothing.
+1. the rate at which the device multiplies two 8192 x 8192 matrices;
+2. a comparison with float64, and a test that two runs give equal bits;
+3. the speed of cuBLAS for the shapes that the kernels use;
+4. both sweeps at 65,536 pairs with the present constants;
+5. each sweep alone at 16,384 pairs with other tiles;
+6. both sweeps with the fastest constants at 16,384, 32,768 and 65,536 pairs.
+
+If a part fails, its row gives the reason and the other parts continue. If no time is left for a part, it is skipped.
+The file is written again after each row. A share is the rate of the products of two passes (6 of b x b x width with a
+reference model, 4 without), divided by the rate of part 1. The program changes no constant: copy the fastest constants
+into `PLANS` of `drrho_torch/fused_plans.py` by hand. `--dry-run` runs all parts in miniature on a CPU; it needs
+``TRITON_INTERPRET=1``, and its times mean nothing.
 """
 
 from __future__ import annotations
@@ -38,16 +45,16 @@ TEMPERATURE = 0.05
 
 
 class Sizes(NamedTuple):
-    """Sizes of the measurements."""
+    """Sizes of the measured batches and matrices."""
 
     # Side of the square matrices whose product gives the device's rate.
     square: int
-    # Batches that are compared with float64.
+    # Batches whose results are compared with float64.
     checked: tuple[int, ...]
-    # Shapes of V, and shapes of Z for a design in which cuBLAS computes Z.
+    # Shapes of V, and shapes of Z for another design, in which cuBLAS computes Z.
     pulls: tuple[tuple[int, int], ...]
     panels: tuple[tuple[int, int], ...]
-    # Batch for one sweep alone, and batches for both sweeps, the most important last.
+    # The batch for one sweep alone, and the batches for both sweeps; the most important batch is the last.
     tuned: int
     whole: tuple[int, ...]
     repeats: int
@@ -93,7 +100,7 @@ class Tuner:
             return None
         try:
             return work(self, *arguments, **options)
-        # An error of the compiler or the driver is a result, too: this plan does not work here.
+        # An error of the compiler or the driver is also a result: the plan does not work on this device.
         except Exception as error:
             self.say(part, failed=f"{type(error).__name__}: {str(error)[:300]}")
             try:
@@ -125,7 +132,7 @@ class Tuner:
         return statistics.median(times)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        """Draw normal numbers: constant ones need less power, and a GPU multiplies them faster."""
+        """Draw normal numbers; a GPU multiplies constant numbers faster, because they need less power."""
         return torch.randn(shape, device=self.device, dtype=torch.float32).to(dtype)
 
     def batch(self, b: int, *, reference: bool, dtype: torch.dtype = torch.bfloat16, spread: bool = False) -> Batch:
@@ -149,7 +156,7 @@ class Tuner:
 
 
 def measure_rate(tuner: Tuner) -> None:
-    """Measure the library's own product of two squares."""
+    """Measure the library's own product of two square matrices."""
     n = tuner.sizes.square
     a, c = tuner.normal(n, n), tuner.normal(n, n)
     ms = tuner.milliseconds(lambda: a @ c, 20)
@@ -170,7 +177,7 @@ def measure_pulls(tuner: Tuner) -> None:
 
 
 def measure_panels(tuner: Tuner) -> None:
-    """Measure Z in cuBLAS as a float32 panel: another design would compute Z so and read it in a second pass."""
+    """Measure Z as a float32 panel in cuBLAS, for a possible design that stores Z and reads it in a second pass."""
     if tuner.device.type == "cpu":
         tuner.say("panels", skipped="a CPU has no product of half types into float32")
         return
@@ -188,7 +195,7 @@ def check(tuner: Tuner, plan: Any, b: int, *, reference: bool, dtype: torch.dtyp
     """Compare both sweeps with float64, and two runs with each other."""
     batch = tuner.batch(b, reference=reference, dtype=dtype, spread=spread)
     first, second = tuner.both_sweeps(plan, batch)
-    # The formula in float64: Z, then for both directions log-sum-exp, the mean of d under the weights p, and V.
+    # The formula in float64: Z, then for both directions the log-sum-exp, the mean of d with weights p, and V.
     e1, e2 = batch.image_features.double(), batch.text_features.double()
     z = e1 @ e2.T
     if batch.reference_features is not None:
@@ -215,7 +222,7 @@ def check(tuner: Tuner, plan: Any, b: int, *, reference: bool, dtype: torch.dtyp
 
 
 def check_logits(tuner: Tuner, plans: list[Any]) -> None:
-    """Check that tiles of all shapes give the same bits of z, as both sweeps need it: the peaks are entries of z."""
+    """Check that tiles of all shapes give the same bits of z, by comparing the peaks, which are entries of z."""
     batch = tuner.batch(tuner.sizes.checked[0], reference=True)
     peaks = [tuner.fused.TritonSweeps(plan).sum_negatives(batch).saved[::2] for plan in plans]
     same = [all(torch.equal(x, y) for x, y in zip(peaks[0], other, strict=True)) for other in peaks[1:]]
@@ -223,7 +230,7 @@ def check_logits(tuner: Tuner, plans: list[Any]) -> None:
 
 
 def measure_whole(tuner: Tuner, plan: Any, b: int, *, reference: bool) -> None:
-    """Measure both sweeps: time, share of the device's own rate, memory beyond the inputs."""
+    """Measure both sweeps: time, rate divided by the device's own rate, memory beyond the inputs."""
     batch = tuner.batch(b, reference=reference)
     values: dict[str, Any] = {}
     if tuner.device.type == "cuda":
@@ -235,14 +242,14 @@ def measure_whole(tuner: Tuner, plan: Any, b: int, *, reference: bool) -> None:
         values["megabytes"] = round((torch.cuda.max_memory_allocated() - before) / 1e6)
     ms = tuner.milliseconds(lambda: tuner.both_sweeps(plan, batch))
     products = 6 if reference else 4
-    # A multiplication and an addition per entry of each product, with milliseconds as seconds / 1000.
+    # Each product has b x b x width multiplications and additions; 2e3 because ms are milliseconds.
     rate = 2e3 * products * b * b * tuner.width / ms
     share = round(rate / tuner.rate, 3) if tuner.rate else None
     tuner.say("whole", b=b, reference=reference, ms=round(ms, 2), share=share, products=products, **values)
 
 
 def measure_sweep(tuner: Tuner, plan: Any, which: str) -> float:
-    """Measure one sweep alone, the second without its pulls."""
+    """Measure one sweep alone; the second sweep is measured without the products of V with features."""
     b = tuner.sizes.tuned
     batch = tuner.batch(b, reference=True)
     sweeps = tuner.fused.TritonSweeps(plan)
@@ -268,7 +275,7 @@ def run(tuner: Tuner) -> None:
     fused, sizes = tuner.fused, tuner.sizes
     plan = fused.plan_for(torch.bfloat16, tuner.device)
     blocks = fused.Blocks
-    # Rows, columns and depth of a tile, warps, and stages of the pipeline.
+    # A tile's rows, columns and depth, then the numbers of warps and of stages of the pipeline.
     tiles = [
         blocks(256, 128, 64, 8, 3),
         blocks(128, 128, 64, 8, 3),
@@ -301,7 +308,7 @@ def run(tuner: Tuner) -> None:
             ms = tuner.guarded("sweep", measure_sweep, plan._replace(**{which: tile, "shared": shared}), which)
             if ms is not None:
                 times[tile] = ms
-        # The third variant is measured only: few batches need it.
+        # The third variant is measured but not tuned, because few batches need it.
         if times and (which, shared) != ("weights", False):
             best = best._replace(**{which: min(times, key=times.__getitem__)})
     tuner.say("best", plan=str(best))
@@ -310,7 +317,7 @@ def run(tuner: Tuner) -> None:
     for b in sizes.whole:
         for reference in (True, False):
             tuner.guarded("whole", measure_whole, best, b, reference=reference)
-    # One change at a time, to see what each constant of the best plan is worth.
+    # One constant of the best plan is changed at a time, to measure the effect of this constant.
     for change in ({"shared": False}, {"descriptors": not best.descriptors}, {"columns": 8192}, {"rows": 8192}):
         tuner.say("change", **change)
         tuner.guarded("whole", measure_whole, best._replace(**change), sizes.whole[-1], reference=True)

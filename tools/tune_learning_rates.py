@@ -31,7 +31,7 @@ def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str,
     backend = get_backend(backend_name)
     table: dict[str, dict[str, float]] = {}
     best_reference = out
-    # The reference role is first, so that the drrho runs find the best reference model.
+    # The reference runs are first, so that the drrho runs can use the best reference model.
     for role in ROLES:
         table[role] = {}
         for rate in LEARNING_RATES:
@@ -42,7 +42,7 @@ def tune(data: str, backend_name: str, out: Path, *, seed: int = 0) -> dict[str,
             folder = out / f"{data}-{role}-{rate:g}"
             resume = (folder / "config.json").exists()
             outcome = train(config, folder, resume=resume, backend=backend, splits=open_splits(config))
-            # The last validation of the run decides.
+            # A learning rate is judged by the last validation of its run.
             curve = [record for record in read_metrics(outcome.run.metrics) if "validation_retrieval_r1" in record]
             table[role][f"{rate:g}"] = round(curve[-1]["validation_retrieval_r1"], 4)
             print(f"{data} {role} learning rate {rate:g}: validation R@1 {table[role][f'{rate:g}']:.4f}", flush=True)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     record = learning_rate_record()
     record["validation_r1"][options.data] = tune(options.data, options.backend, options.out)
-    # The harness names no framework, not even in its data: the preferred backend goes without saying.
+    # The harness names no framework, not even in its data, so the command omits the default backend.
     backend = "" if options.backend == default_backend() else f" --backend {options.backend}"
     record.setdefault("chosen_with", {})[options.data] = {
         "command": f"python tools/tune_learning_rates.py --data {options.data}{backend} --out DIR",

@@ -26,8 +26,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _kernels() -> Sweeps | str:
-    """Return the fused kernels, or the reason why there are none here."""
-    # CuPy also runs on AMD GPUs; the kernels are written for NVIDIA's compiler and cuBLAS.
+    """Return the fused kernels, or the reason why this machine has none."""
+    # CuPy also runs on AMD GPUs, but the kernels are written for NVIDIA's compiler and cuBLAS.
     import cupy
     from cupy_backends.cuda.libs import cublas
 

@@ -54,7 +54,7 @@ class CupyBackend:
         import array_api_compat.cupy
         import cupy
 
-        # Without a driver or a GPU the first question to CUDA fails.
+        # Without a driver or a GPU the first call of CUDA fails.
         try:
             devices = [f"cuda:{number}" for number in range(cupy.cuda.runtime.getDeviceCount())]
             self.device = f"cuda:{cupy.cuda.Device().id}" if device is None else device
@@ -62,7 +62,7 @@ class CupyBackend:
             raise ValueError(f"device must be a GPU that CuPy has here, got {device!r}: {error}") from error
         if self.device not in devices:
             raise ValueError(f"device must be {' or '.join(map(repr, devices))} for the cupy backend, got {device!r}")
-        # CuPy has no argument for the device of a new array: the current device of the thread decides.
+        # CuPy makes a new array on the current device of the thread, so the chosen device becomes the current one.
         cupy.cuda.Device(devices.index(self.device)).use()
         self.xp: Namespace = array_api_compat.cupy
         self._asnumpy = cupy.asnumpy
@@ -90,7 +90,7 @@ class CupyBackend:
         return AdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
     def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
-        """Build an inner estimator on the device, the only home that is CuPy's own."""
+        """Build an inner estimator on the device, the only place where this backend keeps estimates."""
         if home not in self.homes:
             raise ValueError(f"home must be one of {', '.join(self.homes)} for the cupy backend, got {home!r}")
         return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)

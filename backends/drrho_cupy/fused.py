@@ -1,19 +1,22 @@
 """Both sweeps over all pairs of a batch for CuPy: products by cuBLAS, exponentials and sums in CUDA (docs/fused.md).
 
-Shapes, stated once: b pairs, features (b, d), reference features (b, r), float16 or float32. All sums are float32.
+A sweep (or pass) visits each pair once. Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2
+(b, r), in float16 or float32. All sums are float32. lambda is the reference weight, t the temperature of an anchor (an
+image, a row of z, or a text, a column of z).
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-cuBLAS computes a rectangle of z, from half types on the tensor cores, into a float32 buffer. In pass 1 a block of
-threads reads one tile of the buffer and writes, for each row and each column of the tile, the peak of z, the total of
-``exp((z - peak) / t)`` and the moment, the total of ``exp((z - peak) / t) (z - peak)``; a second kernel merges them per
-anchor. In pass 2 the rectangle becomes V = w + w', which cuBLAS multiplies with the features. A matrix of b x b never
-exists.
+cuBLAS computes a rectangle of z into a float32 buffer; float16 features are multiplied on the tensor cores. In pass 1 a
+block of threads reads one tile of the buffer and writes three numbers for each row and each column of the tile: the
+peak (the largest z), the total (the sum of ``exp((z - peak) / t)``) and the moment (the sum of
+``exp((z - peak) / t) (z - peak)``). A second kernel merges these numbers per anchor. In pass 2 the rectangle becomes
+V = w + w', the weights of the pairs in both directions, which cuBLAS multiplies with the features. No b x b matrix is
+ever in memory.
 
 Both passes compute the same z and the same exponentials, so the weights of an anchor have the right sum for every 1/t.
 No thread adds to the results of another thread, so the same inputs give the same bits.
 
-CuPy is an argument here and never imported, so that this file can be checked and tested without CuPy.
+The functions get CuPy as an argument and never import it, so that this file can be checked and tested without CuPy.
 """
 
 from __future__ import annotations
@@ -27,18 +30,22 @@ from drrho_core.checks import Array
 from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 HEIGHT, WIDTH = 4096, 8192
-"""Sides of a rectangle: large enough for cuBLAS, 134 MB in float32 and 67 MB as V in float16. Not tuned."""
+"""Largest height and width of a rectangle. The size is large enough for cuBLAS to be fast, and takes 134 MB in float32
+and 67 MB as V in float16. The numbers were not tuned.
+"""
 
 SMALLEST = 2048
-"""In the mode ``"auto"`` the plain core computes a smaller batch: the launches of all kernels take milliseconds."""
+"""Smallest batch for the kernels in the mode ``"auto"``. The plain core computes smaller batches, because launching all
+kernels takes milliseconds.
+"""
 
 LOG2_E = math.log2(math.e)
 
 NEVER = -3e38
-"""Replaces z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+"""Replaces z of a pair that is no negative. It is below every z, but finite, so that no difference becomes nan."""
 
 SIDE, THREADS, MERGED = 64, 256, 32
-"""Rows and columns of a block's tile; threads of a block; anchors of a merging block. `SOURCE` repeats the numbers."""
+"""Height and width of a tile; threads of a block; anchors of a block that merges. `SOURCE` repeats the numbers."""
 
 SOURCE = r"""
 #define SIDE 64
@@ -57,9 +64,9 @@ struct Sums {
     float peak, total, moment;
 };
 
-// Merge the sums of two sets of pairs. Relative to the new peak, e^(z - new) = e^(z - old) f, and
-// sum e (z - new) = f (moment + total (old - new)). For a peak of NEVER f is 0; the distance is bounded, because
-// 0 times infinity would be nan.
+// Merge the sums of two sets of pairs. Relative to the new peak a total is f total and a moment is
+// f (moment + total (old - new)), in which f = exp((old - new) / t). If the old peak is NEVER, f is 0. The difference
+// old - new is bounded, because 0 times infinity would be nan.
 __device__ inline Sums merged(Sums a, Sums c, float scale) {
     Sums s;
     s.peak = fmaxf(a.peak, c.peak);
@@ -94,7 +101,7 @@ extern "C" __global__ void sums(
         bool inside = place < (along_rows ? rows : columns);
         float scale = 0.0f, peak = NEVER, total = 0.0f, moment = 0.0f;
         if (inside) scale = along_rows ? scale_image[first_row + place] : scale_text[first_column + place];
-        // PARTS threads share an anchor. Their entries interleave by eights, so that no two threads of a warp read the
+        // PARTS threads share an anchor and take turns of eight entries each, so that no two threads of a warp read the
         // same bank of shared memory.
         for (int m = 0; m < SIDE / PARTS; ++m) {
             int k = m / 8 * 8 * PARTS + part * 8 + m % 8;
@@ -103,7 +110,8 @@ extern "C" __global__ void sums(
         shared[0][anchor][part] = peak;
         __syncthreads();
         for (int q = 0; q < PARTS; ++q) peak = fmaxf(peak, shared[0][anchor][q]);
-        // The peak is subtracted before the scale: the difference of close numbers is exact, a product with 1/t is not.
+        // The peak is subtracted before the scale multiplies z, because the difference of two close numbers is exact,
+        // but a product with 1/t is rounded.
         for (int m = 0; m < SIDE / PARTS; ++m) {
             int k = m / 8 * 8 * PARTS + part * 8 + m % 8;
             float x = (along_rows ? tile[anchor][k] : tile[k][anchor]) - peak;
@@ -165,7 +173,8 @@ __device__ inline unsigned short half_bits(float x) {
     return (unsigned short)(((u.bits + 0xfff + ((u.bits >> 13) & 1)) >> 13) - (112 << 10));
 }
 
-// Compute V = w + w': the exponentials of pass 1, divided by their own totals. V takes the place of z if is_half is 0.
+// Compute V = w + w': each direction divides the exponentials of pass 1 by its own totals. If is_half is 0, V
+// overwrites z.
 extern "C" __global__ void weigh(
     const float* z, int stride, int rows, int columns, int first_row, int first_column, const bool* mask, int has_mask,
     int b, const float* peak_image, const float* scale_image, const float* factor_image,
@@ -222,7 +231,7 @@ class CupySweeps:
         return None
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
-        """Pass 1, rectangle by rectangle: merge the sums of the tiles into the sums of the anchors so far."""
+        """Run pass 1: for one rectangle after the other, merge the sums of the tiles into those of the anchors."""
         cp, b = self._cupy, batch.image_features.shape[0]
         run = _Run(self, batch)
         positive = cp.empty((b,), dtype=np.float32)
@@ -232,7 +241,7 @@ class CupySweeps:
         for rows, columns in run.rectangles:
             z = run.similarity(rows, columns)
             low, high = max(rows.start, columns.start), min(rows.stop, columns.stop)
-            # The positives z_ii come from the same products as all of z: equal features have equal logits.
+            # The positives z_ii come from the same products as all of z, so that equal features have equal z.
             if low < high:
                 diagonal = z[low - rows.start : high - rows.start, low - columns.start : high - columns.start]
                 positive[low:high] = cp.diagonal(diagonal)
@@ -250,8 +259,9 @@ class CupySweeps:
         else:
             own = cp.diagonal(batch.pair_mask).astype(np.float32)
             counts = [cp.sum(batch.pair_mask, axis=axis, dtype=np.float32) - own for axis in (1, 0)]
-        # From the peak m to the positive z_ii: log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij
-        # is (m - z_ii + moment / total) / t. An anchor without negatives has -inf and 0.
+        # Totals and moments are relative to the peak m. Relative to the positive z_ii, with D_ij = (z_ij - z_ii) / t:
+        # log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij with weights exp(D_ij) is
+        # (m - z_ii + moment / total) / t. For an anchor without negatives the two numbers are -inf and 0.
         log_sums, means, saved = [], [], []
         for state, t, count in zip(states, run.temperatures, counts, strict=True):
             has = count > 0
@@ -262,7 +272,7 @@ class CupySweeps:
         return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
 
     def pull_back(self, batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
-        """Pass 2, rectangle by rectangle: compute V and add the products of V with the features to V E2 and V^T E1."""
+        """Run pass 2: for one rectangle after the other, compute V and multiply V with the features."""
         cp, (b, d) = self._cupy, batch.image_features.shape
         run = _Run(self, batch)
         peaks, totals = first.saved[::2], first.saved[1::2]
@@ -292,7 +302,7 @@ class CupySweeps:
 
 
 class _Run:
-    """One batch: the buffer, the arrays in the form in which kernels take them, and the launches."""
+    """One batch: it owns the buffer and the arrays in the form that kernels take, and launches the kernels."""
 
     def __init__(self, sweeps: CupySweeps, batch: Batch) -> None:
         cp = self._cupy = sweeps._cupy
@@ -307,13 +317,13 @@ class _Run:
         self.temperatures = [
             cp.ascontiguousarray(x, dtype=np.float32) for x in (batch.temperature_image, batch.temperature_text)
         ]
-        # log2(e) / t, so that exp((z - m) / t) is a power of two. A temperature below 4e-39 has no reciprocal; with the
-        # largest number instead, (z - m) / t is still 0 at the peak m.
+        # The scale log2(e) / t makes exp((z - m) / t) a power of two; m is the peak, the largest z of an anchor. For a
+        # temperature below 4e-39 the scale would overflow; the largest number replaces it, and the exponent is 0 at m.
         largest = np.finfo(np.float32).max
         self.scales = [cp.minimum(np.float32(LOG2_E) / t, largest) for t in self.temperatures]
         height, width = _span(self.b, HEIGHT), _span(self.b, WIDTH)
         self.buffer = cp.empty((height, width), dtype=np.float32)
-        # Without a mask the kernels do not read this argument, but it has to be a pointer.
+        # Without a mask the kernels do not read this argument, but the argument has to be a pointer.
         mask = self.buffer if batch.pair_mask is None else cp.ascontiguousarray(batch.pair_mask)
         self.mask = (mask, int(batch.pair_mask is not None))
         self.rectangles = [
@@ -325,7 +335,7 @@ class _Run:
     def similarity(self, rows: slice, columns: slice) -> Array:
         """Compute a rectangle of z = E1 E2^T - lambda R1 R2^T in the buffer."""
         z = self.buffer[: rows.stop - rows.start, : columns.stop - columns.start]
-        # The reference comes first, times -lambda; the second product is then added to the same buffer.
+        # The product of the reference features comes first, times -lambda. The product of the features is then added.
         if self.reference is not None:
             self.product(
                 self.reference[0][rows], self.reference[1][columns], z, right_transposed=True, alpha=self.minus_weight
@@ -335,7 +345,7 @@ class _Run:
         return z
 
     def tile(self, z: Array, rows: slice, columns: slice) -> tuple[Any, ...]:
-        """Return the arguments that tell a kernel the place of a rectangle in the buffer and in the batch."""
+        """Return the arguments of a kernel that describe a rectangle: the positions in the buffer and in the batch."""
         return self.buffer, self.buffer.shape[1], *z.shape, rows.start, columns.start, *self.mask, self.b
 
     def product(
@@ -351,7 +361,8 @@ class _Run:
     ) -> None:
         """Write the product of `left` (m, k) and `right` (k, n) to `out` (m, n) float32, or add it to `out`.
 
-        Rows of all three are contiguous. The factors may be given transposed, and `alpha` multiplies the product.
+        The rows of all three arrays are contiguous. With `transposed` the shape of `left` is (k, m), with
+        `right_transposed` that of `right` is (n, k). `alpha` multiplies the product.
         """
         m, n = out.shape
         k = left.shape[0] if transposed else left.shape[1]
@@ -362,7 +373,7 @@ class _Run:
         before = self._cublas.getPointerMode(handle)
         self._cublas.setPointerMode(handle, POINTERS_ON_DEVICE)
         try:
-            # cuBLAS stores matrices column by column, so it sees transposes: out^T = right^T left^T.
+            # cuBLAS expects matrices column by column and so reads ours as transposes: out^T = right^T left^T.
             self._cublas.gemmEx(
                 handle,
                 TRANSPOSED if right_transposed else NORMAL,
@@ -380,7 +391,7 @@ class _Run:
 
     def launch(self, kernel: str, blocks: int, *arguments: Any) -> None:
         """Run a kernel with this number of blocks of threads."""
-        # CuPy would pass Python's integers as 64 bits.
+        # CuPy would pass Python's integers with 64 bits, but the kernels take 32 bits.
         numbers = tuple(np.int32(x) if isinstance(x, int) else x for x in arguments)
         self._kernels[kernel]((blocks,), (THREADS,), numbers)
 
@@ -401,5 +412,6 @@ def pointer_of(array: Array) -> int:
 
 
 def _leading(array: Array) -> int:
-    """Return the distance between rows, in numbers. The stride of a single row is arbitrary, which cuBLAS rejects."""
+    """Return the distance between rows, in numbers."""
+    # cuBLAS rejects a distance below the width, and the stride of a single row is arbitrary.
     return max(int(array.strides[0]) // int(array.itemsize), int(array.shape[1]), 1)

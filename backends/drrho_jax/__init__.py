@@ -23,7 +23,7 @@ __all__ = [
 
 
 def _pallas() -> Sweeps | str:
-    """Return the fused kernels, or the reason why there are none here."""
+    """Return the fused kernels, or the reason why this machine has none."""
     # Not every build of JAX has Pallas for GPUs.
     try:
         from drrho_jax.fused import PallasSweeps

@@ -24,8 +24,8 @@ def as_jax_array(name: str, value: Any, like: Any = None) -> Any:
     name : str
         Name of the argument, for messages.
     value : object
-        A JAX array, a number or None is returned unchanged. So is a value that the core's own checks refuse, such as a
-        list.
+        A JAX array, a number or None is returned unchanged. Another value that is no array, such as a list, is returned
+        unchanged too; the checks of the core refuse it.
     like : array, optional
         The NumPy array is copied to the device of this JAX array.
 
@@ -38,13 +38,13 @@ def as_jax_array(name: str, value: Any, like: Any = None) -> Any:
     """
     if isinstance(value, jax.Array) or not checks.is_array(value):
         return value
-    # `namespace_of` refuses masked, sparse and other arrays that are not plain; then NumPy's own types are left.
+    # `namespace_of` refuses masked, sparse and other special arrays. The next check refuses arrays of other libraries.
     checks.namespace_of({name: value})
     if type(value) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name} must be an array of JAX or NumPy, got {type(value).__name__}")
     if value.dtype.hasobject or value.dtype.kind in "SUMm":
         raise TypeError(f"{name} must hold numbers, got {checks.describe(value)}")
-    # JAX would wrap an integer that does not fit into 32 bits around, without a warning.
+    # Without a warning, JAX would drop the upper bits of an integer that does not fit into 32 bits.
     dtype = jax.dtypes.canonicalize_dtype(value.dtype)
     if dtype != value.dtype:
         _check_fits(name, value, dtype)
@@ -58,28 +58,28 @@ def as_jax_option(name: str, value: Any, like: Any = None) -> Any:
     """
     if isinstance(value, (tuple, list)):
         return tuple(as_jax_array(f"{name}[{side}]", member, like) for side, member in enumerate(value))
-    # The value of a number is checked under tracing too, and a number does not change the dtype of a result.
+    # A number has two advantages: the core checks its value even under tracing, and it changes no result's dtype.
     if isinstance(value, np.generic) or (type(value) is np.ndarray and value.ndim == 0):
         return value.item()
     return as_jax_array(name, value, like)
 
 
 def as_jax_index(sample_index: Any, num_samples: int, like: Any) -> Any:
-    """Return a NumPy index as a JAX array after checking the values, which can be read even if code is traced.
+    """Return a NumPy index as a JAX array, after checking the values: they can be read even if code is traced.
 
     Raises
     ------
     TypeError, ValueError
         As `drrho_core.state.table.check_index` does.
     """
-    # The check is NumPy's: a JAX array made under tracing has no values to look at.
+    # The NumPy array is checked, because a JAX array made under tracing has no values that can be read.
     if type(sample_index) in (np.ndarray, np.memmap):
         check_index(sample_index, num_samples, like=np.zeros(1), xp=np)
     return as_jax_array("sample_index", sample_index, like)
 
 
 def as_constants(tree: Tree) -> Tree:
-    """Return a pytree with every array cut off from differentiation; numbers and None stay as they are."""
+    """Return a pytree whose arrays are constants of differentiation; numbers and None are returned unchanged."""
     result: Tree = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
     return result
 
@@ -88,7 +88,7 @@ def _check_fits(name: str, value: np.ndarray, dtype: np.dtype) -> None:
     """Check that the conversion to `dtype` changes no number beyond rounding."""
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = value.astype(dtype)
-        # A floating number may be rounded but not overflow; an integer has to stay equal.
+        # A floating-point number may be rounded but must not overflow; an integer must stay equal.
         bad = np.isinf(narrow) & np.isfinite(value) if dtype.kind in "fc" else narrow != value
     if np.any(bad):
         position = np.unravel_index(int(np.argmax(bad)), value.shape)
@@ -113,9 +113,9 @@ def check_unmapped() -> None:
     Raises
     ------
     ValueError
-        If an axis of the mesh is mapped; the message names it.
+        If an axis of the mesh is mapped; the message names the axis.
     """
-    # Inside shard_map and pmap, and nowhere else, the axes of the mesh are manual.
+    # Only inside shard_map and pmap do axes of the mesh have the type Manual.
     mesh = jax.sharding.get_abstract_mesh()
     mapped = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual]
     if mapped:
@@ -152,16 +152,17 @@ def check_placement(arrays: Any) -> None:
 def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: Any) -> Any:
     """Call `function` on arrays; if their mesh has explicit axes, let the compiler shard the intermediate results.
 
-    With explicit axes every intermediate result needs a sharding. The logits cannot have one: their rows and columns
-    would both lie on the axis of the batch. With automatic axes the compiler chooses.
+    With explicit axes every intermediate result needs a sharding. The b x b matrix of logits cannot have a sharding,
+    because its rows and its columns would both lie on the mesh axis of the batch. With automatic axes the compiler
+    chooses the shardings.
 
     Parameters
     ----------
     function : callable
         Pure function of `arrays`.
     outputs_like : pytree
-        The structure of the results. In place of each result stands an array whose sharding the result gets, or None
-        for a result that lies on every device.
+        A pytree with the structure of the results. Each leaf is an array whose sharding the result gets, or None for a
+        result of which every device gets a copy.
     arrays : pytrees of arrays
 
     Raises

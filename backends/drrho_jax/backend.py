@@ -61,7 +61,7 @@ class JaxBackend:
 
         Without JAX's 64-bit types (``dtype="float32"``) integers become 32-bit integers.
         """
-        # A copy even on the CPU: JAX could otherwise share memory with an array that the caller changes later.
+        # The array is copied even on the CPU: JAX could otherwise share memory with an array that the caller changes.
         host = np.asarray(array)
         dtype = self.dtype if np.issubdtype(host.dtype, np.floating) else None
         return jnp.array(host, dtype=dtype, copy=True, device=self._device)
@@ -83,7 +83,7 @@ class JaxBackend:
         return OptaxAdamW(jnp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
     def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
-        """Build an inner estimator on the device, the only home that is JAX's own."""
+        """Build an inner estimator on the device, the only place where this backend keeps estimates."""
         if home not in self.homes:
             raise ValueError(f"home must be one of {', '.join(self.homes)} for the jax backend, got {home!r}")
         return Home(DonatingEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
@@ -91,8 +91,8 @@ class JaxBackend:
     def compile(self, function: Function, /) -> Function:
         """Compile a pure function of arrays with `jax.jit`, with products in full precision.
 
-        Accelerators would otherwise round the factors of a float32 product to 10 or 8 bits, an error that a temperature
-        of 0.01 multiplies by 100.
+        Accelerators would otherwise round the factors of a float32 product to 10 or 8 bits, and a temperature of 0.01
+        would multiply the rounding error by 100.
         """
 
         def in_full_precision(*arrays: Any, **named: Any) -> Any:
@@ -104,15 +104,15 @@ class JaxBackend:
 
 
 class OptaxAdamW(AdamW):
-    """The same AdamW by `optax.adamw`, its state kept flat so that a checkpoint fits every backend."""
+    """The AdamW of `drrho_clip.optimizer` by `optax.adamw`. Its state is flat, so a checkpoint fits every backend."""
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Any, /
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Return new parameters and new state."""
         values = dict(parameters)
-        # The transformation is rebuilt in each call, because the learning rate may be a traced array. It has no memory
-        # of its own: everything that lasts is in `state`.
+        # The transformation is rebuilt in each call, because the learning rate may be a traced array. Rebuilding loses
+        # nothing, because the moments and the counter are in `state`.
         transform = optax.adamw(
             learning_rate,
             b1=self.beta1,
@@ -121,7 +121,7 @@ class OptaxAdamW(AdamW):
             weight_decay=self.weight_decay,
             mask={name: value.ndim >= 2 for name, value in values.items()},
         )
-        # optax.adamw is a chain whose first link, Adam, holds the moments and the counter.
+        # optax.adamw is a chain of transformations. The first one, Adam, holds the moments and the counter.
         _, *stateless = transform.init(values)
         change, (adam, *_) = transform.update(dict(gradients), (_nested(state, values), *stateless), values)
         new = optax.apply_updates(values, change)

@@ -13,12 +13,12 @@ from drrho_jax.arguments import as_jax_array, as_jax_index
 
 
 class DonatedTable(ArrayTable):
-    """A table in JAX arrays, whose buffers every `write` donates to the new arrays."""
+    """A table of JAX arrays. Each `write` donates the memory of the old arrays to the new arrays."""
 
     def write(self, index: jax.Array, rows: Mapping[str, jax.Array]) -> Self:
-        """Write rows into the buffers of the old arrays, which are deleted."""
-        # Without donation the update would copy all n rows. The donated arrays are deleted, so the table has to
-        # hold the new ones before anybody reads it again.
+        """Write rows into the memory of the old arrays, which JAX deletes."""
+        # Without donation the update would copy all n rows. The donated arrays are deleted, so the table must hold the
+        # new arrays before the next read.
         old = self.arrays()
         written = _write({name: old[name] for name in rows}, index, rows)
         self.become({**old, **written})
@@ -26,15 +26,16 @@ class DonatedTable(ArrayTable):
 
 
 class DonatingEstimator(InnerEstimator):
-    """`drrho_core.InnerEstimator` for JAX arrays that `scatter` overwrites: their buffers are donated to the update.
+    """`drrho_core.InnerEstimator` for JAX arrays that `scatter` overwrites: their memory is donated to the update.
 
-    JAX's arrays never change, so `drrho_core.InnerEstimator` copies all n samples in each `scatter`: half of a step's
-    time for 100 million samples. Here the cost is that of the batch. In return the next `scatter` deletes the arrays
-    ``log_inner_image`` and ``log_inner_text`` that were read before; use `state_dict`, which copies.
+    JAX's arrays cannot be changed, so `drrho_core.InnerEstimator` copies all n samples in each `scatter`. For 100
+    million samples that takes half of a step's time. This class copies only the rows of the batch. In return, each
+    `scatter` deletes the arrays ``log_inner_image`` and ``log_inner_text`` that the caller read before. To keep a
+    state, read it through `state_dict`, which copies.
 
-    Parameters and methods are those of `drrho_core.InnerEstimator`; NumPy arrays are accepted beside those of JAX. The
-    class is for eager code, whether the step itself runs under `jax.jit` or not. A jitted function that gathers and
-    scatters inside takes the state of `drrho_jax.init_state` instead, which can be donated to it (``donate_argnums``).
+    Parameters and methods are those of `drrho_core.InnerEstimator`; the methods also accept NumPy arrays. The class is
+    for eager code, whether the step itself runs under `jax.jit` or not. A jitted function that gathers and scatters
+    inside takes the state of `drrho_jax.init_state` instead, which the caller can donate (``donate_argnums``).
 
     Examples
     --------

@@ -1,11 +1,16 @@
-"""Both sweeps over all pairs of a batch as Pallas kernels (docs/fused.md).
+"""Both sweeps over all pairs of a batch as Pallas kernels (docs/fused.md); a sweep (or pass) visits each pair once.
 
-The kernels stand in `drrho_jax.fused_kernels`, with the formula of z and the shapes. Pass 1 runs a kernel over one
-rectangle of pairs after the other and merges the sums per anchor. Pass 2 computes V = w + w' of a rectangle, and XLA's
-own product multiplies V with the features. A matrix of b x b never exists.
+Names: b pairs; image features E1 and text features E2, (b, d) each; z, the b x b matrix of similarities, with images as
+rows and texts as columns. Each image and each text is an anchor, with a temperature t. The texts of other pairs are the
+negatives of an image, with weights w_ij; the images of other pairs are the negatives of a text, with weights w'_ij.
+
+The kernels are in `drrho_jax.fused_kernels`, with the formula of z and the shapes. Pass 1 runs a kernel over one
+rectangle of z after the other and merges the results into sums per anchor. Pass 2 computes V = w + w' for a rectangle,
+and XLA's own product multiplies V with the features. No b x b matrix is ever in memory.
 
 Both sweeps compute the same bits of z and the same exponentials, so the weights of an anchor have the right sum for
-every 1/t. No program adds to the results of another program, so the kernels give the same bits for the same inputs.
+every 1/t. No program (an instance of a kernel) adds to the results of another program, so the kernels give the same
+bits for the same inputs.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ MASKED = 128
 """Largest number of rows and of columns of a tile if there is a pair mask, which needs registers."""
 
 SMALLEST = 1024
-"""In the mode ``"auto"`` the plain core computes a smaller batch."""
+"""Smallest batch for the kernels in the mode ``"auto"``; the plain core computes smaller batches."""
 
 
 def _span(b: int, largest: int, unit: int) -> int:
@@ -50,7 +55,7 @@ def _span(b: int, largest: int, unit: int) -> int:
 
 def prepare(batch: Batch, plan: Plan) -> tuple[Inputs, int, int]:
     """Return the padded batch, and the height and the width of a rectangle."""
-    # Nearly equal rectangles waste the least padding.
+    # Rectangles of nearly the same size need the least padding.
     b = batch.image_features.shape[0]
     height, width = _span(b, plan.height, plan.rows), _span(b, plan.width, plan.columns)
     images, texts = pl.cdiv(b, height) * height, pl.cdiv(b, width) * width
@@ -74,14 +79,14 @@ def prepare(batch: Batch, plan: Plan) -> tuple[Inputs, int, int]:
 
 
 def _scale(temperature: jax.Array, length: int) -> jax.Array:
-    """Return log2(e) / t, so that exp((z - m) / t) is a power of two."""
-    # A tiny temperature has no reciprocal; with the largest number instead, (z - m) / t is still 0 at the peak m.
+    """Return the scale log2(e) / t, which makes exp((z - m) / t) a power of two; m is the anchor's largest z."""
+    # For a tiny temperature the scale would overflow; the largest number replaces it, and the exponent is 0 at m.
     scale = jnp.minimum(LOG2_E / temperature.astype(jnp.float32), LARGEST)
     return _longer(scale, length)
 
 
 def _longer(x: jax.Array, length: int) -> jax.Array:
-    """Pad one number per anchor with 0 to a length."""
+    """Pad an array with one number per anchor to a length, with zeros."""
     return jnp.pad(x, (0, length - x.shape[0]))
 
 
@@ -99,15 +104,16 @@ def _merge(state: jax.Array, parts: list[jax.Array], scale: jax.Array) -> jax.Ar
     peak = jnp.max(peaks, axis=0)
     down = peaks - peak
     f = jnp.exp2(down * scale)
-    # Relative to the new peak: e^(z - new) = e^(z - old) f, and sum e (z - new) = f (moment + total (old - new)).
-    # For a peak of NEVER f is 0. The distance is bounded, because 0 times infinity would be nan.
+    # Relative to the new peak a total is f total and a moment is f (moment + total (old - new)), in which
+    # f = exp((old - new) / t). If the old peak is NEVER, f is 0. The difference old - new is bounded, because 0 times
+    # infinity would be nan.
     moment = jnp.sum(f * (moments + totals * jnp.maximum(down, -1e30)), axis=0)
     return jnp.stack([peak, jnp.sum(f * totals, axis=0), moment])
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "interpret"))
 def sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
-    """Pass 1, rectangle by rectangle: merge the sums of the tiles into the sums of the anchors so far."""
+    """Run pass 1: for one rectangle after the other, merge the sums of the tiles into those of the anchors."""
     inputs, height, width = prepare(batch, plan)
     b = batch.image_features.shape[0]
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
@@ -122,7 +128,7 @@ def sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
         new = [_merge(*three) for three in zip(old, (parts[:3], parts[3:]), scales, strict=True)]
         return tuple(_put(*three, axis=1) for three in zip(states, new, (i, j), strict=True))
 
-    # One compiled body for all rectangles: unrolled, a large batch would take minutes to compile.
+    # The loop has one compiled body for all rectangles. If it were unrolled, a large batch would compile for minutes.
     nothing = jnp.asarray([[NEVER], [0.0], [0.0]], dtype=jnp.float32)
     start = tuple(jnp.broadcast_to(nothing, (3, length)) for length in (images, texts))
     rectangles = (images // height) * (texts // width)
@@ -133,8 +139,9 @@ def sum_negatives(batch: Batch, *, plan: Plan, interpret: bool) -> FirstSweep:
     else:
         own = jnp.diagonal(batch.pair_mask).astype(jnp.float32)
         counts = [jnp.sum(batch.pair_mask, axis=axis, dtype=jnp.int32).astype(jnp.float32) - own for axis in (1, 0)]
-    # From the peak m to the positive z_ii: log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij is
-    # (m - z_ii + moment / total) / t. An anchor without negatives has -inf and 0.
+    # Totals and moments are relative to the peak m. Relative to the positive z_ii, with D_ij = (z_ij - z_ii) / t:
+    # log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij with weights exp(D_ij) is
+    # (m - z_ii + moment / total) / t. For an anchor without negatives the two numbers are -inf and 0.
     log_sums, means, saved = [], [], []
     for state, temperature, count in zip(
         states, (batch.temperature_image, batch.temperature_text), counts, strict=True
@@ -158,7 +165,7 @@ def pull_back(
     plan: Plan,
     interpret: bool,
 ) -> SecondSweep:
-    """Pass 2, rectangle by rectangle: compute V, and multiply V with the features before the next rectangle."""
+    """Run pass 2: for one rectangle after the other, compute V and multiply V with the features."""
     inputs, height, width = prepare(batch, plan)
     b, d = batch.image_features.shape
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
@@ -189,7 +196,7 @@ def pull_back(
         (v,) = launch(
             weights_kernel, inputs, i, j, height, width, here, has_v=True, b=b, plan=plan, interpret=interpret
         )
-        # V E2 gets the products over the texts of this rectangle, V^T E1 those over the images.
+        # V E2 is a sum over texts and V^T E1 a sum over images; this rectangle adds its terms to both sums.
         to_image = cut(pulls[0], i, height) + product(v, cut(inputs.e2, j, width), 1)
         to_text = cut(pulls[1], j, width) + product(v, cut(inputs.e1, i, height), 0)
         return _put(pulls[0], to_image, i), _put(pulls[1], to_text, j)
@@ -221,7 +228,7 @@ class PallasSweeps:
         return None
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
-        """Pass 1: sums over the negatives of each anchor."""
+        """Run pass 1: return sums over the negatives of each anchor."""
         batch = _without_empty_reference(batch)
         swept: FirstSweep = sum_negatives(batch, **options_for(batch))
         return swept
@@ -229,14 +236,14 @@ class PallasSweeps:
     def pull_back(
         self, batch: Batch, first: FirstSweep, weight_image: jax.Array, weight_text: jax.Array, /
     ) -> SecondSweep:
-        """Pass 2: V E2 and V^T E1."""
+        """Run pass 2: return V E2 and V^T E1."""
         batch = _without_empty_reference(batch)
         swept: SecondSweep = pull_back(batch, first.saved, weight_image, weight_text, **options_for(batch))
         return swept
 
 
 def _without_empty_reference(batch: Batch) -> Batch:
-    """Return the batch without reference features of width 0, which change nothing: a kernel cannot load them."""
+    """Return the batch without reference features of width 0: they change no result, and a kernel cannot load them."""
     reference = batch.reference_features
     return batch._replace(reference_features=None) if reference is not None and not reference[0].shape[1] else batch
 

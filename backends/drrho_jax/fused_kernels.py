@@ -1,14 +1,16 @@
 """The Pallas kernels of both sweeps over all pairs of a batch, and their launches; `drrho_jax.fused` runs the sweeps.
 
-Shapes, stated once: b pairs, features (b, d), reference features (b, r), half types or float32. All sums are float32.
-b is padded to a whole number of rectangles of ``height`` images and ``width`` texts, d and r to a whole number of the
-kernels' steps. One program computes the tile of z of one row tile and one column tile.
+Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r), in float16, bfloat16 or float32. All
+sums are float32. lambda is the reference weight, t the temperature of an anchor (an image, a row, or a text, a column).
+b is padded to a whole number of rectangles of ``height`` images and ``width`` texts, d and r to a multiple of the
+plan's ``depth``. One program computes one tile of z.
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-For each row and each column of a tile `sums_kernel` writes the peak of z, the total of ``exp((z - peak) / t)`` and the
-moment, the total of ``exp((z - peak) / t) (z - peak)``. `weights_kernel` computes the tile again and writes V = w + w'.
-Exponentials are powers of two, which a GPU computes fastest; scales include the factor log2(e).
+For each row and each column of a tile `sums_kernel` writes three numbers: the peak (the largest z), the total (the sum
+of ``exp((z - peak) / t)``) and the moment (the sum of ``exp((z - peak) / t) (z - peak)``). `weights_kernel` computes
+the tile again and writes V = w + w', the weights of the pairs in both directions. Exponentials are powers of two, which
+a GPU computes fastest; scales include the factor log2(e).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from jax.experimental.pallas import triton as plt
 HIGHEST = jax.lax.Precision.HIGHEST
 
 NEVER = -3e38
-"""Replaces z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+"""Replaces z of a pair that is no negative. It is below every z, but finite, so that no difference becomes nan."""
 
 
 class Plan(NamedTuple):
@@ -42,14 +44,14 @@ class Plan(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """One batch, padded: images to a multiple of the rectangles' height, texts to one of the width; anchors float32."""
+    """One batch, with images padded to a multiple of a rectangle's height and texts to a multiple of the width."""
 
     e1: jax.Array  # (images, d)
     e2: jax.Array  # (texts, d)
     reference: tuple[jax.Array, jax.Array] | None  # (images, r), (texts, r)
-    weight: jax.Array  # (1,)
+    weight: jax.Array  # (1,) the reference weight
     mask: jax.Array | None  # (images, texts) int8
-    scales: tuple[jax.Array, jax.Array]  # (images,), (texts,)    log2(e) / t
+    scales: tuple[jax.Array, jax.Array]  # (images,), (texts,) float32    log2(e) / t
 
 
 def _tile(
@@ -99,7 +101,7 @@ def _only_negatives(
     first = corner[1] + (program // row_tiles) * plan.columns
 
     def masked(x: jax.Array) -> jax.Array:
-        # A pair counts if both rows exist, it is no positive pair (i = j), and the pair mask is True.
+        # A pair is a negative if its image and its text exist, i != j, and the pair mask is True.
         row = top + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
         column = first + jnp.arange(plan.columns, dtype=jnp.int32)[None, :]
         counts = (row < b) & (column < b) & (row != column)
@@ -121,7 +123,7 @@ def positives_kernel(*refs: Any, has_reference: bool, plan: Plan) -> None:
     *features, out = refs
     e1, e2, r1, r2, weight = features if has_reference else (*features[:2], None, None, features[2])
     z = _tile(e1, e2, r1, r2, weight, plan=plan)
-    # Tiles are no squares: each program writes as much of the diagonal as one tile holds for certain.
+    # A tile need not be a square. Each program writes a part of the diagonal that always lies in one tile.
     part = min(plan.rows, plan.columns)
     start = pl.program_id(0) * part
     row = start // plan.rows * plan.rows + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
@@ -135,7 +137,8 @@ def sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **h
     z = _only_negatives(_tile(*features, plan=plan), corner, mask, NEVER, plan=plan, **how)
     for axis, scale, (peak_out, total_out, moment_out) in ((1, scale_image, out[:3]), (0, scale_text, out[3:])):
         # Peak m, total sum_j e_ij with e_ij = exp((z_ij - m) / t_i), and moment sum_j e_ij (z_ij - m) of each anchor.
-        # The peak is subtracted before the scale: the difference of close numbers is exact, a product with 1/t is not.
+        # The peak is subtracted before the scale multiplies z, because the difference of two close numbers is exact,
+        # but a product with 1/t is rounded.
         peak = jnp.max(z, axis=axis)
         x = z - _along(peak, axis)
         e = jnp.exp2(x * _along(scale[:], axis))
@@ -145,7 +148,7 @@ def sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **h
 
 
 def weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
-    """Compute V = w + w' of one tile: the exponentials of the first sweep, divided by their own total."""
+    """Compute V = w + w' of one tile: each direction divides the exponentials of the first sweep by their own total."""
     features, corner, mask, anchors, (v,) = _split(refs, has_reference, has_mask, anchors=6)
     z = _tile(*features, plan=plan)
     total = jnp.zeros_like(z)
@@ -153,12 +156,12 @@ def weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, 
         e = jnp.exp2((z - _along(peak[:], axis)) * _along(scale[:], axis))
         total = total + e * _along(factor[:], axis)
     # For pairs that are no negatives an exponential may be infinite and a factor nan. The mask is applied last, so that
-    # it removes them.
+    # it removes these values.
     v[:, :] = _only_negatives(total, corner, mask, 0.0, plan=plan, **how).astype(v.dtype)
 
 
 def _along(x: jax.Array, axis: int) -> jax.Array:
-    """Shape one number per anchor to broadcast to a tile: anchors are rows if sums run along axis 1."""
+    """Reshape one number per anchor to broadcast to a tile; the anchors are rows if sums run along axis 1."""
     return x[:, None] if axis == 1 else x[None, :]
 
 
@@ -175,7 +178,7 @@ def _split(refs: Any, has_reference: bool, has_mask: bool, anchors: int) -> tupl
 
 
 def cut(x: jax.Array, i: jax.Array, length: int, axis: int = 0) -> jax.Array:
-    """Return block i, of this length, along an axis."""
+    """Return block i along an axis, with blocks of this length."""
     piece: jax.Array = jax.lax.dynamic_slice_in_dim(x, i * length, length, axis)
     return piece
 
@@ -196,7 +199,7 @@ def launch(
 ) -> Any:
     """Run a kernel over rectangle (i, j) and return the results.
 
-    `anchors` holds the arrays of the row anchors (height,), then as many of the column anchors (width,). The result is
+    `anchors` holds arrays of the row anchors (height,), then as many of the column anchors (width,). The result is
     V (height, width), or peaks, totals and moments: three arrays (column tiles, height) for the rows and three arrays
     (row tiles, width) for the columns.
     """

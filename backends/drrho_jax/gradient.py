@@ -1,8 +1,9 @@
 """A value with a closed-form gradient, for JAX's forward and reverse mode.
 
-The core returns a value L together with the gradient g of that value. A `jax.custom_jvp` combines the two, so that
-differentiation never enters the core. Forward mode is one inner product, ``dL = sum g * dx``, linear in the tangent dx.
-JAX transposes it for reverse mode: ``dL/dx = g * incoming cotangent``. A `jax.custom_vjp` would give reverse mode only.
+The core returns a value L together with the gradient g of that value. A `jax.custom_jvp` combines the two, so that JAX
+never differentiates the core. Forward mode computes an inner product, ``dL = sum g * dx``, which is linear in the
+tangent dx. For reverse mode JAX transposes this linear function: ``dL/dx = g * incoming cotangent``. A `jax.custom_vjp`
+would give reverse mode only.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ Array = jax.Array
 
 @jax.custom_jvp
 def with_gradient(value: Array, inputs: list[Array], gradients: list[Array]) -> Array:
-    """Return `value` in such a way that JAX uses `gradients` as the gradients with respect to `inputs`.
+    """Return a value equal to `value` for which JAX uses `gradients` as the gradients with respect to `inputs`.
 
     Parameters
     ----------
     value : array
-        A scalar, or an array with as many axes as the inputs, with length 1 on each axis that was summed over.
+        A scalar, or an array with as many axes as the inputs, with length 1 on each axis that was reduced.
     inputs : list of arrays
         The differentiable inputs, in the dtype of their gradients.
     gradients : list of arrays
-        One per input, of its shape.
+        One gradient per input, of the same shape.
     """
     del inputs, gradients
     return value
@@ -39,7 +40,7 @@ def _tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array
     _, input_tangents, _ = tangents
     total = jnp.zeros_like(value)
     for gradient, tangent in zip(_differentiable_once(gradients, inputs), input_tangents, strict=True):
-        # A scalar sums the products of all entries; a value per slice sums those of the slice.
+        # A scalar value gets the sum over all entries; a value per slice gets the sum over the entries of the slice.
         axes = tuple(range(tangent.ndim) if value.ndim == 0 else [i for i, n in enumerate(value.shape) if n == 1])
         total = total + jnp.sum(gradient * tangent, axis=axes, keepdims=value.ndim > 0).astype(value.dtype)
     return value, total
@@ -47,9 +48,10 @@ def _tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array
 
 @jax.custom_jvp
 def _differentiable_once(gradients: list[Array], inputs: list[Array]) -> list[Array]:
-    """Return `gradients` in such a way that a derivative of them is an error.
+    """Return gradients equal to `gradients` whose derivative is an error.
 
-    JAX sees the gradients as constants, although they depend on the inputs. It would take a second derivative for 0.
+    JAX treats the gradients as constants, although they depend on the inputs. Without this function a second derivative
+    would silently be 0.
     """
     del inputs
     return gradients

@@ -30,5 +30,5 @@ def put(stack: Array, index: Any, value: Array) -> Array:
 
 
 def traces() -> bool:
-    """Tell whether code is being traced: only then a fresh array has no device."""
+    """Tell whether code is being traced: only under tracing does a new array have no device."""
     return device_of(jnp.zeros(())) is None

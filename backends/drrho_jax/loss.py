@@ -1,7 +1,7 @@
 """The contrastive loss as a differentiable JAX function with an explicit state.
 
-The core returns the loss together with closed-form gradients; `drrho_jax.gradient` combines the two, so that
-differentiation never enters the core.
+The core returns the loss together with closed-form gradients; `drrho_jax.gradient` combines the two, so that JAX never
+differentiates the core.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from drrho_core import checks
+from drrho_core.contrastive.options import OPTION_RULES
 from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_jax.arguments import (
@@ -30,11 +31,6 @@ from drrho_jax.gradient import with_gradient
 Array: TypeAlias = jax.Array | np.ndarray
 Scalar: TypeAlias = float | Array
 PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
-
-_RULES = {
-    "temperature": checks.POSITIVE, "gamma": checks.UNIT_INTERVAL, "reference_weight": checks.NOT_NEGATIVE,
-    "radius": checks.NOT_NEGATIVE, "eps": checks.NOT_NEGATIVE,
-}  # fmt: skip
 
 
 class ContrastiveState(NamedTuple):
@@ -56,7 +52,7 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     Parameters
     ----------
     num_samples : int
-        Size of the data set, at least 1; `contrastive_loss` takes sample indices below it.
+        Size of the data set, at least 1. Every sample index is smaller than this number.
     dtype : dtype
         float32, or float64 if JAX's 64-bit types are on.
 
@@ -68,9 +64,9 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     Raises
     ------
     TypeError
-        If `num_samples` is no integer, or `dtype` is neither of the two or not available.
+        If `num_samples` is no integer, or `dtype` is neither float32 nor float64, or not available.
     ValueError
-        If `num_samples` is below 1, or larger than the largest index.
+        If `num_samples` is below 1, or does not fit into JAX's widest integer type.
 
     Examples
     --------
@@ -84,8 +80,8 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
         raise ValueError(f"num_samples must fit into {widest}, the type of the widest index, got {num_samples}")
     requested = jnp.dtype(dtype)
     if requested not in (jnp.float32, jnp.float64) or jax.dtypes.canonicalize_dtype(requested) != requested:
-        raise TypeError(f"dtype must be float32, or float64 where jax_enable_x64 is on, got {requested}")
-    # Two calls: one array in both fields would be one buffer, and JAX refuses to donate a buffer twice.
+        raise TypeError(f"dtype must be float32, or float64 if jax_enable_x64 is on, got {requested}")
+    # Each field gets an array of its own, because JAX refuses to donate the same buffer twice.
     image, text = (jnp.full((size,), -jnp.inf, dtype=requested) for _ in range(2))
     return ContrastiveState(image, text)
 
@@ -142,24 +138,24 @@ def contrastive_loss(
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates.
     state : ContrastiveState
-        The state for the next step. It carries no gradient.
+        The state for the next step, a constant of differentiation.
 
     Raises
     ------
     TypeError
         If an argument is no array of JAX or NumPy or has a wrong dtype.
     ValueError
-        If shapes or devices do not fit, or, outside of tracing and on the host, values break the rules above. Also
-        inside of `jax.shard_map` and `jax.pmap`, in which each device would see the negatives of one shard only.
-        `jax.vmap` over whole problems is allowed, and so is a batch that is sharded over a mesh under `jax.jit`.
+        If shapes or devices do not fit, or, outside of tracing and on the host, values break the rules above. If
+        the call is inside of `jax.shard_map` or `jax.pmap`, in which each device would see the negatives of one shard
+        only. `jax.vmap` over whole problems is allowed, and so is a batch that is sharded over a mesh under `jax.jit`.
     NotImplementedError
         If the loss is differentiated twice.
 
     Notes
     -----
-    Values cannot be checked under `jax.jit`. An index out of range then makes the loss nan, and of a repeated index one
-    update is kept. A temperature, gamma, reference_weight, radius or eps outside of its domain makes the loss, the
-    gradients and the batch's rows of the state nan.
+    Values cannot be checked under `jax.jit`. An index out of range then makes the loss nan. If an index is repeated,
+    one of its updates is kept. A temperature, gamma, reference_weight, radius or eps outside of its domain makes the
+    loss, the gradients and the batch's rows of the state nan.
 
     The gradient of features and temperature is the closed form of SogCLR with a reference model (arXiv 2202.12387,
     2505.06699), that is the gradient of the surrogate of `drrho_core.contrastive_step`; every other argument is a
@@ -201,7 +197,7 @@ def contrastive_loss(
     options = {name: as_jax_option(name, value, like) for name, value in options.items()}
     inputs = (images, texts, options["temperature"])
 
-    # The step itself: constants in, constants out.
+    # The step gets constants and returns constants, so JAX differentiates nothing inside of it.
     nan_if_outside = _nan_if_outside(options)
     compute = functools.partial(_step, tile_size=tile_size, memory_budget=memory_budget)
     arguments = as_constants((state, images, texts, index, options, nan_if_outside))
@@ -211,7 +207,7 @@ def contrastive_loss(
     loss, gradients, new_state = on_auto_axes(compute, outputs_like, *arguments)
     # From here on JAX differentiates: the loss, as a function of the inputs, has these gradients.
     loss = with_gradient(loss, *_matched(inputs, gradients))
-    # A factor of 1 or nan: by the chain rule it multiplies every gradient as well.
+    # The factor is 1 or nan; by the chain rule it multiplies every gradient as well.
     return loss if nan_if_outside is None else loss * (1 + nan_if_outside).astype(loss.dtype), new_state
 
 
@@ -235,7 +231,7 @@ def _step(
     index = sample_index.astype(jnp.promote_types(sample_index.dtype, jnp.int32))
     rows = jnp.where(index < 0, num_samples, index)
     log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in state)
-    # Accelerators would round the factors of a product, an error that 1 / tau multiplies.
+    # Accelerators would round the factors of a product, and 1 / tau would multiply the rounding error.
     with jax.default_matmul_precision("float32"):
         step = wide_contrastive_step(
             images,
@@ -247,13 +243,13 @@ def _step(
             memory_budget=memory_budget,
             xp=jnp,
         )
-    # Adding 0 or nan marks the batch's rows if an option was outside of its domain.
+    # 0 is added to the batch's rows, or nan if an option was outside of its domain.
     rows_image, rows_text = (
         new if nan_if_outside is None else new + nan_if_outside.astype(new.dtype)
         for new in (step.log_inner_image, step.log_inner_text)
     )
     gradients = (step.image_gradient, step.text_gradient, step.temperature_gradient)
-    # With a donated state the compiler writes these rows in place; "drop" leaves out rows out of range.
+    # With a donated state the compiler writes these rows in place; "drop" skips rows that are out of range.
     new_state = ContrastiveState(
         state.log_inner_image.at[rows].set(rows_image, mode="drop"),
         state.log_inner_text.at[rows].set(rows_text, mode="drop"),
@@ -280,11 +276,11 @@ def _check_state(state: ContrastiveState) -> ContrastiveState:
 def _nan_if_outside(options: dict[str, Any]) -> Any:
     """Return 0, or nan if an array among the options holds a value outside of its domain; None if there is no array.
 
-    Under tracing no error can be raised. Numbers are left out, because the core checks them also under tracing.
+    Under tracing no error can be raised. Numbers are left out, because the core checks them even under tracing.
     """
     is_inside = [
         jnp.all(rule.holds(jax.lax.stop_gradient(x)))
-        for name, rule in _RULES.items()
+        for name, rule in OPTION_RULES.items()
         for x in jax.tree.leaves(options[name])
         if isinstance(x, jax.Array)
     ]

@@ -30,10 +30,10 @@ def micro_batches(
     *,
     size: int,
 ) -> tuple[tuple[jax.Array, Any], Tree]:
-    """Return loss, state and gradient of a whole batch; encoders hold the activations of `size` samples at a time.
+    """Return loss, state and gradient of a whole batch, with the activations of `size` samples in memory at a time.
 
-    The result is that of ``jax.value_and_grad(..., has_aux=True)`` over encoders and loss: every sample meets all
-    negatives of the batch. Each sample is encoded twice, once for its features and once for the gradient.
+    The result is that of ``jax.value_and_grad(..., has_aux=True)`` over encoders and loss: every sample is compared
+    with all negatives of the batch. Each sample is encoded twice, once for its features and once for the gradient.
 
     Parameters
     ----------
@@ -43,11 +43,11 @@ def micro_batches(
     parameters : pytree of floating arrays
         The parameters of the encoders and, if they are learned, those of the loss.
     inputs : pytree of arrays
-        The batch; every array has b rows. A micro-batch is the same pytree with `size` rows.
+        The batch; every array has b rows. A micro-batch is a pytree of the same structure with `size` rows.
     loss : callable
-        ``loss(image_features, text_features)`` returns loss and state as `contrastive_loss` does. If it has a third
-        positional parameter without a default, it is called as ``loss(image_features, text_features, parameters)``. The
-        gradient then includes the parameters that the loss itself uses, such as a learned temperature. Every other
+        ``loss(image_features, text_features)`` returns loss and state as `contrastive_loss` does. If `loss` has a third
+        positional parameter without a default, `loss` is called as ``loss(image_features, text_features, parameters)``.
+        The gradient then includes the parameters that the loss itself uses, such as a learned temperature. Every other
         value that the loss uses is a constant.
     size : int
         Samples per micro-batch, at least 1; the last micro-batch may be smaller.
@@ -57,8 +57,8 @@ def micro_batches(
     (loss, state) : tuple
         The results of `loss`.
     gradient : pytree
-        The gradient of the loss with respect to `parameters`, in their structure and dtypes; micro-batches are summed
-        in float32 or wider.
+        The gradient of the loss with respect to `parameters`, with the same structure and dtypes. The gradients of
+        micro-batches are summed in float32 or wider.
 
     Raises
     ------
@@ -70,11 +70,11 @@ def micro_batches(
 
     Notes
     -----
-    Random keys are inputs: a key in `inputs` is the same both times a sample is encoded, so dropout is the same. Give
+    Put random keys into `inputs`: then both passes encode a sample with the same key, and dropout is the same. Give
     each sample a key, ``inputs = (images, tokens, jax.random.split(key, b))``, and let `encode` use the keys with
     `jax.vmap`; then the result does not depend on `size`. If a layer takes one key per call, `encode` can use the key
-    of the first row, ``keys[0]``: that is one key per micro-batch. A key from outside of `inputs` draws the same noise
-    for every micro-batch.
+    of the first row, ``keys[0]``, for the micro-batch. A key from outside of `inputs` draws the same noise for every
+    micro-batch.
 
     The function works eagerly and inside `jax.jit`. The gradient is the closed form of `contrastive_loss`, so results
     cannot be differentiated again.
@@ -98,7 +98,7 @@ def micro_batches(
     size = checks.integer("size", size, minimum=1)
     _check_parameters(parameters)
     inputs, batch_size = _rows(inputs)
-    # Full micro-batches share one compiled body in a loop; the last, smaller one has shapes of its own.
+    # A loop with one compiled body encodes the full micro-batches; the last, smaller one follows the loop.
     whole, rest = divmod(batch_size, size)
 
     def parts(tree: Tree) -> tuple[Tree, Tree]:
@@ -120,8 +120,8 @@ def micro_batches(
         pieces.append(checked_encode(parameters, left_inputs))
     features = tuple(jnp.concatenate(sides) if len(sides) > 1 else sides[0] for sides in zip(*pieces, strict=True))
 
-    # The loss of the whole batch, once, and the gradient dL/dE with respect to the features; `direct` is the part of
-    # the gradient that the loss takes from the parameters.
+    # The loss L of the whole batch and the gradient dL/dE with respect to the features E. `direct` holds the gradient
+    # of the parameters that the loss itself uses.
     arguments = (*features, parameters) if _takes_parameters(loss) else features
     value, pullback, state = jax.vjp(lambda *arguments: _checked_loss(loss(*arguments)), *arguments, has_aux=True)
     image_gradient, text_gradient, *direct = pullback(jnp.ones_like(value))
@@ -154,7 +154,7 @@ def _check_parameters(parameters: Tree) -> None:
 
 
 def _rows(inputs: Tree) -> tuple[Tree, int]:
-    """Return the inputs as JAX arrays, and the number of rows, after checking that all arrays have as many."""
+    """Return the inputs as JAX arrays, and the number of rows, after checking that all arrays have the same number."""
     leaves = jax.tree_util.tree_leaves_with_path(inputs)
     if not leaves:
         raise TypeError("inputs must hold at least one array, got none")

@@ -70,7 +70,7 @@ class ConvModel:
     def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
         """Return image features (b, d) of images (b, s, s, C)."""
         self.spec.check_images(images)
-        # Three convolutions of stride 2 with ReLU; the names of the axes stand in `dimension_numbers`.
+        # Three convolutions of stride 2 with ReLU; `dimension_numbers` names the order of the axes.
         x = images
         for layer in range(3):
             x = jax.lax.conv_general_dilated(

@@ -18,7 +18,7 @@ from drrho_core.extend import Matmul
 def choose(like: Array) -> Matmul | None:
     """Return the product for tiles of the dtype of `like`, or None for JAX's own."""
     user_setting = getattr(jax.config, "jax_default_matmul_precision", None)
-    # A CPU never rounds the factors, and half types have no digits to lose.
+    # A CPU never rounds the factors, and factors in half types (float16, bfloat16) need no rounding.
     if like.dtype != jnp.float32 or user_setting is not None or jax.default_backend() == "cpu":
         return None
     return partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

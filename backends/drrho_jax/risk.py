@@ -59,7 +59,8 @@ def drrho_risk(
     Notes
     -----
     The gradient is the vector of worst-case weights, ``dF/dl_i = p*_i`` (Danskin's theorem), so JAX does not
-    differentiate the solver. Forward and reverse mode both work, as in `contrastive_loss`. DRRho (arXiv 2505.06699).
+    differentiate the solver. Forward and reverse mode both work, as in `contrastive_loss`. The risk is that of DRRho
+    (arXiv 2505.06699).
 
     Examples
     --------

@@ -1,8 +1,10 @@
-"""The passes over tiles in JAX's own loop, while code is traced.
+"""Passes over the tiles of a batch with JAX's own loops, for code that is being traced.
 
-The compiler unrolls a Python loop over tiles: 1,024 tiles would take minutes to compile, and all of them would be in
-memory at once. Here all blocks of anchors have one size and lie in a stack, whose last block is padded. One loop visits
-the tiles on the diagonal, a second loop all other tiles.
+A block is a range of anchors (images or texts); a tile is the part of the b x b matrix Z that belongs to a block of
+images and a block of texts. The compiler unrolls a Python loop over tiles: 1,024 tiles would take minutes to compile,
+and all of them would be in memory at once. In this file all blocks have the same size, the last block is padded, and
+a stack (an array with one axis more) holds all blocks. One loop visits the tiles on the diagonal of Z, a second loop
+all other tiles.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class RolledTiles(Tiles):
     can_share = False
     _current: Tile
     all_z: Array | None = None
-    """All tiles, (num_blocks, num_blocks, side, side), after the first pass of two that keep them."""
+    """All tiles, (num_blocks, num_blocks, side, side), once pass 1 has computed and kept them for pass 2; else None."""
 
     @property
     def padding(self) -> int:
@@ -37,7 +39,7 @@ class RolledTiles(Tiles):
 
     def cut(self, *arrays: Array, fill: float = 0.0) -> list[Array]:
         """Return the blocks of each array as a stack; the entries that the last block lacks are `fill`."""
-        # The last block is filled up, because a traced index can only choose among blocks of one size.
+        # The last block is filled up, because a traced index can choose only among blocks of the same size.
         stacks = []
         for x in arrays:
             missing = jnp.full((self.padding, *x.shape[1:]), fill, dtype=x.dtype)
@@ -46,23 +48,23 @@ class RolledTiles(Tiles):
         return stacks
 
     def cut_mask(self, mask: Array) -> Array:
-        """Return the mask as a table of tiles."""
+        """Return the mask as a table of tiles, (num_blocks, num_blocks, side, side)."""
         columns = jnp.pad(self.cut(mask)[0], ((0, 0), (0, 0), (0, self.padding)))
         return jnp.permute_dims(
             jnp.reshape(columns, (self.num_blocks, self.side, self.num_blocks, self.side)), (0, 2, 1, 3)
         )
 
     def sweep(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
-        """Visit every tile and merge the results of each block of rows and of columns; return both, joined."""
+        """Visit every tile; return the merged results of all rows, and those of all columns, without the padding."""
         rows, columns = self._stacks(visit, merge)
         joined = tuple(map(self._join, rows))
         return joined, joined if self.symmetric else tuple(map(self._join, columns))
 
     def pull(self, weigh: Weigh) -> tuple[Array, Array, Values, Values]:
         """Return ``V E2`` and ``V^T E1`` for weights V, and the sums of further results for rows and for columns."""
-        # In compiled code the product of a transposed tile takes half as long again, so the features are transposed
-        # once instead: V^T E1 = (E1^T V)^T. Both products of a symmetric matrix are added to the same rows, for which
-        # the result must not be transposed.
+        # In compiled code the product of a transposed tile takes 1.5 times as long, so the features are transposed once
+        # instead: V^T E1 = (E1^T V)^T. If the matrix is symmetric, both products are added to the same rows, so neither
+        # result may be transposed.
         transposed_images = None if self.symmetric else jnp.permute_dims(self.images, (0, 2, 1))
 
         def visit(i: Any, j: Any, diagonal: bool) -> tuple[Values, Values]:
@@ -84,16 +86,16 @@ class RolledTiles(Tiles):
 
     def tile(self, i: Any, j: Any, diagonal: bool) -> Tile:
         """Return a tile of Z, with the mask of the entries that count."""
-        # The loop stores the tile in the table of all tiles after the visit.
+        # After the visit the loop stores this tile in the table of all tiles.
         self._current = super().tile(i, j, diagonal)
         return self._current
 
     def z(self, i: Any, j: Any) -> Array:
-        """Return the entries of a tile, kept or computed."""
+        """Return the entries of a tile, from the table of kept tiles or computed anew."""
         return self.matmul(self.left(i), self.right[j].T) if self.all_z is None else self.all_z[i, j]
 
     def left(self, i: Any) -> Array:
-        """Return the rows of ``[E1, -lambda R1]`` of a block; a traced loop cannot keep them."""
+        """Return the rows of ``[E1, -lambda R1]`` of a block, computed anew: a traced loop cannot keep them."""
         return self.make_left(i)
 
     def keep(self, tile: Tile) -> None:
@@ -109,7 +111,7 @@ class RolledTiles(Tiles):
         return self._join(jax.lax.fori_loop(0, self.num_blocks, body, start))
 
     def counts(self, i: Any, j: Any, diagonal: bool) -> Array | None:
-        """Return the mask of the entries of a tile that are pairs of an anchor and a negative; None if all are."""
+        """Return the mask of the entries of a tile that pair an anchor with a negative; None if all entries do."""
         counts = None if self.mask is None else self.mask[i, j]
         index = jnp.arange(self.side)
         # An entry counts if its row and its column are real anchors and, on the diagonal, different ones.
@@ -135,7 +137,7 @@ class RolledTiles(Tiles):
         return jnp.reshape(stack, (self.num_blocks * self.side, *stack.shape[2:]))[: self.batch_size, ...]
 
     def _stacks(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
-        """Return the merged results of all blocks of rows and of columns, each as a stack; None stays None."""
+        """Return the merged results of all blocks of rows and of all blocks of columns as stacks; None stays None."""
         number, symmetric = self.num_blocks, self.symmetric
         # If the tiles are kept, pass 1 fills a table of all tiles in the loop, and pass 2 reads it.
         keeps = self.keeps and self.all_z is None
@@ -167,12 +169,12 @@ class RolledTiles(Tiles):
                 return merged(1, j, to_rows, columns), (), table
             return to_rows, merged(1, j, to_columns, columns), table
 
-        # A loop of JAX needs its results before the first step. Tracing one visit without running it gives the shapes.
+        # A loop of JAX needs arrays for its results before the first step; tracing one visit gives their shapes.
         rows, columns = jax.eval_shape(lambda i: tuple(map(tuple, visit(i, i, True))), jnp.zeros((), jnp.int32))
         shapes = (rows, () if symmetric else columns)
         stacks = jax.tree.map(lambda x: jnp.zeros((number, *x.shape), dtype=x.dtype), shapes)
         table = jnp.zeros((number, number, self.side, self.side), dtype=self.dtype) if keeps else None
-        # The first loop sets the results of each block, the second merges those of all other tiles into them.
+        # The first loop sets the results of each block; the second loop merges those of all other tiles into them.
         carry = jax.lax.fori_loop(0, number, on_diagonal, (*stacks, table))
         blocks = range(number)
         places = jnp.asarray(

@@ -18,7 +18,7 @@ from drrho_numpy.estimator import MemoryMappedEstimator
 class NumpyBackend:
     """NumPy, or another namespace on the host; see `drrho_core.backend.Backend`.
 
-    This backend needs nothing beyond the Array API, so it is the one to read before you write another.
+    This backend needs nothing beyond the Array API, so read this file before you write another backend.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class NumpyBackend:
     def __init__(self, device: Any = None, dtype: str = "float32", *, xp: Namespace | None = None) -> None:
         self.xp: Namespace = array_api_compat.numpy if xp is None else xp
         info = self.xp.__array_namespace_info__()
-        # NumPy reads arrays of the default device only, so `to_numpy` moves an array there first.
+        # NumPy reads arrays of the default device only, so `to_numpy` first moves an array to that device.
         self._host = info.default_device()
         self._device = self._host if device is None else device
         if self._device not in info.devices():
@@ -58,7 +58,7 @@ class NumpyBackend:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self.device = str(self._device)
-        # Host and device are the same here; only NumPy itself can look at a mapped file as an array.
+        # `homes` lists the places for estimates. Host and device are the same here; a file needs NumPy's own arrays.
         self.homes: tuple[str, ...] = (
             ("device", "host", "file") if self.xp is array_api_compat.numpy else ("device", "host")
         )
@@ -66,7 +66,7 @@ class NumpyBackend:
 
     def asarray(self, array: Any, /) -> Array:
         """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
-        # Another namespace does not accept NumPy's dtype objects; each has attributes such as ``xp.float32``.
+        # Another namespace does not accept NumPy's dtypes, but every namespace has attributes such as ``xp.float32``.
         array = np.asarray(array)
         dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype.name
         return self.xp.asarray(array, dtype=getattr(self.xp, dtype), device=self._device, copy=True)

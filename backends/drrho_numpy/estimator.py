@@ -1,4 +1,4 @@
-"""The inner estimates of more samples than memory holds: a table in a memory-mapped file."""
+"""Keeps the inner estimates of more samples than fit into memory: a table in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class FileTable(Table):
         self.open()
 
     def open(self) -> None:
-        """Lock and map the file after a look at its header."""
-        # Unbuffered, because the map and the file object show the same bytes.
+        """Lock the file, check the header and map the file into memory."""
+        # The file object is unbuffered, so that the map and the file object always show the same bytes.
         self.file: BinaryIO = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         try:
             lock(self.file, self.path)
@@ -57,16 +57,16 @@ class FileTable(Table):
     def _map(self) -> None:
         layout = self.layout
         self._memory = mmap.mmap(self.file.fileno(), layout.size, access=mmap.ACCESS_WRITE)
-        if hasattr(mmap, "MADV_RANDOM"):  # the neighbours of a sample need not be read with it
+        if hasattr(mmap, "MADV_RANDOM"):  # the system should not read the neighbours of a sample in advance
             self._memory.madvise(mmap.MADV_RANDOM)
-        # The map is read as integers, because numbers are stored exclusive or with the bits of -inf.
+        # The map is read as integers, because the file stores the bits of each number XOR the bits of -inf.
         bits = np.frombuffer(self._memory, dtype=layout.bits, offset=OFFSET)
         self._bits = bits.reshape(layout.num_samples, 2)
         self.index_like = self.row_like = np.zeros(0, dtype=layout.dtype)
         self.num_samples = layout.num_samples
 
     def _unmap(self) -> None:
-        del self._bits  # this view holds on to the memory
+        del self._bits  # the memory cannot be closed while this view exists
         self._memory.close()
 
     def close(self) -> None:
@@ -102,20 +102,21 @@ class FileTable(Table):
         return super().scatter(index, *rows)
 
     def read(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return copies of the rows; zeros in the file become the bits of ``-inf``."""
-        # Stored bits are exclusive or with those of -inf; the same operation undoes it.
+        """Return copies of the rows; zeros in the file become ``-inf``."""
+        # The stored bits are the bits of the number XOR those of -inf; a second XOR restores the number.
         rows = (self._bits[index] ^ self.layout.never).view(self.layout.dtype)
         return np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1])
 
     def write(self, index: np.ndarray, rows: Mapping[str, np.ndarray]) -> Self:
         """Write both numbers of each sample at once, so that they reach the disk together."""
-        both = np.stack(list(rows.values()), axis=1)
-        self._bits[index] = both.view(self.layout.bits) ^ self.layout.never
+        pairs = np.stack(list(rows.values()), axis=1)
+        self._bits[index] = pairs.view(self.layout.bits) ^ self.layout.never
         return self
 
     def resized(self, num_samples: int) -> Self:
-        """Make the file longer: first its size, then its header, so that an interruption can be told from damage."""
-        # The map must be closed while the file changes its size; `finally` maps it again, grown or not.
+        """Make the file longer; after an interruption the size does not fit the header, see `read_layout`."""
+        # The size changes first and the header last. The map must be closed while the size changes; `finally` maps the
+        # file again, whether it has grown or not.
         self.flush()
         grown = Layout(num_samples, self.layout.dtype)
         self._unmap()
@@ -131,12 +132,12 @@ class FileTable(Table):
         return self
 
     def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return every column (n,) by name: in memory, which large tables do not fit."""
+        """Return every column (n,) by name, as arrays in memory, into which a large table may not fit."""
         image, text = self.read(np.arange(self.num_samples))
         return {"log_inner_image": image, "log_inner_text": text}
 
     def replace(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a new file from two arrays, piece by piece, and continue with it in this file's place."""
+        """Write a new file from two arrays, piece by piece, and replace the present file by the new file."""
         layout, (image, text) = self.layout, (arrays[column.name] for column in self.columns)
 
         def fill(copy: BinaryIO) -> None:
@@ -151,7 +152,7 @@ class FileTable(Table):
         self.refill(fill)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Check two arrays piece by piece, so that nothing of their size is made, and replace every column by them."""
+        """Check two arrays piece by piece, so that no large array is made, and replace the columns by these arrays."""
         self.check_open()
         arrays = {column.name: state[column.name] for column in self.columns}
         call = checks.arrays({OWNER: self.index_like} | arrays, self.xp)
@@ -164,8 +165,8 @@ class FileTable(Table):
         self.replace(arrays)
 
     def refill(self, fill: Callable[[BinaryIO], None]) -> None:
-        """Fill a new file and continue with it in this file's place; an interruption leaves the old file."""
-        # The new file takes the name when the `with` block ends, after the old one has been closed.
+        """Fill a new file and replace the present file by the new file; an interruption leaves the old file."""
+        # The new file gets the name of the old file at the end of the `with` block, after the old file was closed.
         try:
             with replacing(self.path, self.layout) as copy:
                 fill(copy)
@@ -175,7 +176,7 @@ class FileTable(Table):
                 self.open()
 
     def description(self, path: Path) -> dict[str, Any]:
-        """Return the entries that find a file of this table's size and dtype again."""
+        """Return the description of a file of this table: path, version of the format, size and dtype."""
         return {
             "path": str(path.absolute()),
             "version": VERSION,
@@ -190,10 +191,10 @@ class MemoryMappedEstimator(EstimatorOfRows):
     Parameters
     ----------
     path : str or path
-        The file. An existing file is opened with the estimates in it; else a new file is made, in which no sample was
-        visited.
+        The file. If the file exists, it is opened with the estimates that it holds. Otherwise a new file is made, in
+        which no sample was visited.
     num_samples : int, optional
-        n >= 1. Needed for a new file; for an existing file it must be the n of the file.
+        n >= 1. Required for a new file; for an existing file it must be the n of the file.
     dtype : dtype, optional
         float32 (a new file's default) or float64; for an existing file it must be the dtype of the file.
 
@@ -207,13 +208,14 @@ class MemoryMappedEstimator(EstimatorOfRows):
     Notes
     -----
     A new file takes disk space only for visited samples (a page of 4096 bytes holds 512 of them), up to ``4096 + 8 n``
-    bytes in float32. When the disk fills up the operating system ends the process, so leave that much space.
+    bytes in float32. If the disk becomes full, the operating system ends the process, so leave that much space.
 
-    Rows that `scatter` has written survive the end of the process, however sudden. After a power failure a sample holds
-    the estimate of the last `flush` or a later one: the system writes pages back at its own time, but both numbers of a
-    sample always together. Such a state is usable, but it does not belong to one certain step; that of `snapshot` does.
+    Rows that `scatter` has written survive even a sudden end of the process. After a power failure a sample holds
+    the estimate of the last `flush` or a later estimate: the operating system chooses when it writes a page to the
+    disk, but it always writes both numbers of a sample together. Such a state is usable, but its rows may come from
+    different steps. All rows of a `snapshot` come from the same step.
 
-    Indices and rows are NumPy arrays; ``torch.from_numpy(rows)`` and ``jax.numpy.asarray(rows)`` take them further.
+    Indices and rows are NumPy arrays; ``torch.from_numpy(rows)`` and ``jax.numpy.asarray(rows)`` convert rows.
 
     Examples
     --------
@@ -236,9 +238,9 @@ class MemoryMappedEstimator(EstimatorOfRows):
         path = Path(path)
         if num_samples is not None:
             num_samples = checks.integer("num_samples", num_samples, minimum=1)
-        # Compared with the file below, once it is open.
+        # `requested` is compared with the dtype of the file below, once the file is open.
         requested = None if dtype is None else float_dtype(dtype)
-        # A new file is sparse and made at once; an existing one is opened, and arguments are compared with it.
+        # A new file is sparse, so making it takes no time. An existing file is only opened.
         if not path.exists():
             if num_samples is None:
                 raise ValueError(f"num_samples must be given for a new file, got None and no file {path}")
@@ -256,7 +258,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         return f"MemoryMappedEstimator({str(self.path)!r}, num_samples={self.num_samples}, dtype={self.dtype})"
 
     def __reduce__(self) -> Any:
-        """Refuse copies: two objects would write to one file."""
+        """Refuse to copy or pickle this object: two objects would write to the same file."""
         raise TypeError(
             "a MemoryMappedEstimator must not be copied or pickled, because a file is open in one estimator at a time: "
             f"use snapshot(path), got {self!r}"
@@ -281,7 +283,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
     def prefetch(self, index: np.ndarray, /) -> None:
         """Tell the operating system that these rows will be gathered soon, and do not wait.
 
-        While the encoders of a batch run, the rows come from the disk; `gather` alone would fetch one after the other.
+        The system can then read the rows while the encoders run; `gather` alone would read one page after the other.
 
         Parameters
         ----------
@@ -295,14 +297,14 @@ class MemoryMappedEstimator(EstimatorOfRows):
         """
         index = self.table.checked(index)
         if hasattr(os, "posix_fadvise"):  # not on every system
-            # Samples of one page come together, so every page is asked for once.
+            # The samples of a page are read together, so each page is requested once.
             per_page = mmap.PAGESIZE // (2 * self.dtype.itemsize)
             for page in np.unique(index // per_page).tolist():
                 offset = OFFSET + page * mmap.PAGESIZE
                 os.posix_fadvise(self.table.file.fileno(), offset, mmap.PAGESIZE, os.POSIX_FADV_WILLNEED)
 
     def grow(self, num_samples: int, /) -> Self:
-        """Make the file longer and return this estimator: the old rows first, the new ones never visited.
+        """Make the file longer and return this estimator: the old rows stay first, the new samples are not visited yet.
 
         Parameters
         ----------
@@ -331,7 +333,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         Raises
         ------
         ValueError
-            If `path` is the estimator's own file, or that was closed.
+            If `path` is the estimator's own file, or the estimator was closed.
         """
         target, table = Path(path), self.table
         if target.exists() and os.path.samefile(target, self.path):
@@ -342,7 +344,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         return table.description(target)
 
     def state_dict(self) -> dict[str, Any]:
-        """Flush, and return the entries that find and check the file again; the rows may be too large for memory.
+        """Flush, and return a description of the file instead of the rows, which may not fit into memory.
 
         Returns
         -------
@@ -358,24 +360,25 @@ class MemoryMappedEstimator(EstimatorOfRows):
         Parameters
         ----------
         state : mapping
-            ``path``, ``version``, ``num_samples`` and ``dtype`` of another file, or of this one, which changes nothing.
-            Or ``log_inner_image`` and ``log_inner_text``, NumPy arrays (n,) in this dtype.
+            Either ``path``, ``version``, ``num_samples`` and ``dtype`` of a file, or the arrays ``log_inner_image`` and
+            ``log_inner_text``, NumPy arrays (n,) in the estimator's dtype. The description of the estimator's own file
+            changes nothing.
 
         Raises
         ------
         TypeError, ValueError
-            If the state does not fit; nothing has been changed then.
+            If the state does not fit this estimator; nothing has been changed then.
 
         Notes
         -----
-        The rows are copied piece by piece into a new file, which then takes this file's place. An interruption leaves
-        the old file.
+        The rows are copied piece by piece into a new file, which then replaces the estimator's file. An interruption
+        leaves the old file.
         """
         table = self.table
         table.check_open()
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping, got {type(state).__name__}")
-        # Two kinds of state: the arrays of another estimator, or the description of a file.
+        # There are two kinds of state: the arrays of another estimator, and the description of a file.
         if set(state) == {column.name for column in table.columns}:
             table.load_state_dict(state)
             return
@@ -392,7 +395,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
             raise ValueError(f"path of the state must be a file, got {path}")
         if os.path.samefile(path, self.path):
             return
-        # The layout is read from the file itself: the description may be older than the file.
+        # The layout is read from the file itself, because the file may have changed since the description was made.
         with open(path, "rb", buffering=0) as source:
             layout = read_layout(source, path)
             if layout != table.layout:

@@ -1,9 +1,11 @@
 """The file behind `MemoryMappedEstimator`: its layout, its lock, and copies that stay sparse.
 
-Layout, little-endian: one page of header, then per sample the image anchor's and the text anchor's number side by
-side, so that a sample costs one page. A number is stored as its bits, exclusive or with the bits of ``-inf``. A sample
-that was never written reads as zeros, and zeros therefore mean "never visited"; so a new file is sparse, and made at
-once.
+The file begins with a header, which takes one page (4096 bytes). Then each sample has two numbers side by side, the
+image anchor's and the text anchor's, so that both numbers lie on the same page. All numbers are little-endian.
+
+The stored bits are the bits of the number XOR the bits of ``-inf``, which means "never visited". The stored bits of
+``-inf`` are therefore zeros, which the system also returns for the parts of a file that were never written. So a new
+file is sparse (it takes disk space only for samples that were written), and making a new file takes no time.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 HEADER = struct.Struct("<16sIIQ")
-"""Magic, version, bytes of a number, num_samples."""
+"""The fields of a header: magic bytes, version, bytes per number, num_samples."""
 
 MAGIC = b"drrho estimator\0"
 """The first bytes of every file of this format."""
@@ -35,7 +37,7 @@ OFFSET = 4096
 """Bytes before the first sample: a page, so that the 8 or 16 bytes of a sample never straddle two pages."""
 
 CHUNK = 1 << 22
-"""Bytes, or samples, that are in memory at a time while a file is copied or filled."""
+"""Number of bytes that are in memory at a time while a file is copied, and of samples while a file is filled."""
 
 
 class Layout(NamedTuple):
@@ -85,7 +87,7 @@ def read_layout(file: BinaryIO, path: Path) -> Layout:
     if itemsize not in (4, 8) or num_samples < 1:
         raise ValueError(f"{path} must have a header of float32 or float64 samples, got {header!r}")
     layout = Layout(num_samples, np.dtype(f"<f{itemsize}"))
-    # A size that differs from the header's is an interrupted copy or an interrupted growth.
+    # If the size does not fit the header, a copy or a growth of the file was interrupted.
     size = os.fstat(file.fileno()).st_size
     if size != layout.size:
         hint = " (after an interrupted grow(): truncate it to that size)" if size > layout.size else ""
@@ -103,7 +105,7 @@ def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
             file.truncate(layout.size)
             yield file
             os.fsync(file.fileno())
-        # Renaming is atomic: readers see the old file or the complete new one.
+        # Renaming is atomic: readers see the old file or the complete new file.
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -116,18 +118,18 @@ def copy_data(source: BinaryIO, target: BinaryIO, size: int) -> None:
         for position in range(start, end, CHUNK):
             source.seek(position)
             block = source.read(min(CHUNK, end - position))
-            # A block of zeros is left as a hole, for systems that cannot tell where data lies.
+            # A block of zeros is not written, because some systems cannot tell which parts of a file are holes.
             if block.count(0) < len(block):
                 target.seek(position)
                 write_all(target, memoryview(block))
 
 
 def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the stretches between two positions that hold data; the whole stretch if the system cannot tell."""
+    """Yield the ranges between two positions that hold data; the whole range if the system cannot tell them."""
     if not hasattr(os, "SEEK_DATA"):
         yield start, end
         return
-    # SEEK_DATA and SEEK_HOLE step from one stretch of data to the next.
+    # SEEK_DATA finds the start of the next range that holds data, and SEEK_HOLE the end of this range.
     while start < end:
         try:
             start = os.lseek(file.fileno(), start, os.SEEK_DATA)
@@ -140,14 +142,14 @@ def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def write_all(file: BinaryIO, block: memoryview) -> None:
-    """Write a whole block: an unbuffered file may accept less at a time."""
+    """Write a whole block; a single `write` to an unbuffered file may write only a part of the block."""
     while block:
         block = block[file.write(block) :]
 
 
 def lock(file: BinaryIO, path: Path) -> None:
-    """Keep other processes, and other estimators of this one, from writing to the same file."""
-    # The lock belongs to the open file and ends with it, even if the process is killed.
+    """Keep other processes, and other estimators of this process, from writing to the same file."""
+    # The lock belongs to the open file and ends when the file is closed, even if the process is killed.
     if fcntl is not None:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

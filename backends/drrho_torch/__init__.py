@@ -16,7 +16,7 @@ __all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk", "mi
 
 
 def _triton() -> Sweeps | str:
-    """Return the fused kernels, or the reason why there are none here."""
+    """Return the fused kernels, or the reason why this machine has none."""
     # torch's wheels for the CPU come without Triton.
     try:
         from drrho_torch.fused import TritonSweeps

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class EstimatorAdapter:
-    """An estimator object whose rows are tensors for `ContrastiveLoss`, wherever the object keeps them.
+    """Converts between the tensors of `ContrastiveLoss` and the rows of an estimator object, which keeps the state.
 
     The object may keep tensors on any device, or NumPy arrays, for example in a file.
 
@@ -24,7 +24,7 @@ class EstimatorAdapter:
     Raises
     ------
     TypeError
-        If the object lacks one of them, or keeps arrays of another library.
+        If the object lacks one of these members, or keeps arrays of another library.
     """
 
     METHODS = ("gather", "scatter", "grow", "state_dict", "load_state_dict")
@@ -39,9 +39,9 @@ class EstimatorAdapter:
             )
         self.estimator = estimator
         side = getattr(estimator, "log_inner_image", None)
-        # The device that the index has to lie on; None stands for NumPy arrays.
+        # The device on which the estimator expects the index; None if it expects NumPy arrays.
         self._index_device = side.device if isinstance(side, Tensor) else None
-        # An empty batch shows the library, the dtype and the device of the rows.
+        # The rows of an empty batch have the library, the dtype and the device of all rows.
         try:
             rows, _ = estimator.gather(self._index(torch.zeros(0, dtype=torch.int64)))
         except TypeError:
@@ -73,8 +73,8 @@ class EstimatorAdapter:
         self.estimator = self.estimator.grow(num_samples)
 
     def state_dict(self, prefix: str) -> dict[str, Any]:
-        """Return the estimator's state: tables under the names of a module's buffers, all else below ``estimator.``."""
-        # With these names a state moves between a loss with buffers and a loss with an estimator object.
+        """Return the estimator's state: tables have the names of buffers, all other names start with ``estimator.``."""
+        # With these names the tables can be loaded into a loss with buffers and into a loss with an estimator object.
         return {
             f"{prefix}{name if name in self.NAMES else f'estimator.{name}'}": (
                 torch.as_tensor(value) if isinstance(value, np.ndarray) else value
@@ -83,14 +83,14 @@ class EstimatorAdapter:
         }
 
     def keys(self, prefix: str, state_dict: Mapping[str, Any]) -> dict[str, str]:
-        """Return the entries of a module's state that belong to the estimator, with their names in its own state."""
-        # A loss with buffers wrote the tables only; a loss with an estimator object may have written more entries.
+        """Return the keys of a module's state that belong to the estimator, and their names in the object's state."""
+        # The state of a loss with buffers holds the tables only; a loss with an estimator object may add more entries.
         tables = {f"{prefix}{name}": name for name in self.NAMES if f"{prefix}{name}" in state_dict}
         start = f"{prefix}estimator."
         return tables | {key: key.removeprefix(start) for key in state_dict if key.startswith(start)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the entries that `keys` returned, converted to the dtype and the device of the estimator."""
+        """Load the entries whose keys `keys` returned, converted to the dtype and the device of the estimator."""
         self.estimator.load_state_dict(
             {
                 name: self._rows(value.to(self._index_device or "cpu", self.dtype)) if name in self.NAMES else value
@@ -99,9 +99,9 @@ class EstimatorAdapter:
         )
 
     def _index(self, index: Tensor) -> Any:
-        """Return the index as the estimator takes it."""
+        """Return the index as the estimator expects it: as a NumPy array, or as a tensor on the estimator's device."""
         return index.cpu().numpy() if self._index_device is None else index.to(self._index_device)
 
     def _rows(self, rows: Tensor) -> Any:
-        """Return rows as the estimator takes them."""
+        """Return rows as the estimator expects them: as a NumPy array or as a tensor."""
         return rows.detach().cpu().numpy() if self._index_device is None else rows.detach()

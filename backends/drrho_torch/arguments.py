@@ -20,7 +20,7 @@ def check_tensor(name: str, value: Any) -> None:
     Raises
     ------
     TypeError
-        If it is not; the message names this argument, whatever the others are.
+        If the value is not a tensor. The message names this argument, even if other arguments are wrong as well.
     """
     if not isinstance(value, Tensor):
         kind = type(value)
@@ -29,7 +29,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_world_size() -> None:
-    """Check that this process is the only one: the loss of several processes would lack most negatives.
+    """Check that this process is the only one: the loss would lack the negatives of all other processes.
 
     Raises
     ------
@@ -51,9 +51,9 @@ def number_or_tensor(temperature: Any) -> Any:
     Raises
     ------
     TypeError
-        If it is one.
+        If the temperature is such an array.
     """
-    # The core would ask such an array for attributes that only tensors have, and the message would not name it.
+    # The core would use attributes of the array that only tensors have, and the error would not name the argument.
     if checks.is_array(temperature) and not isinstance(temperature, Tensor):
         raise TypeError(
             "temperature must be a number or a torch tensor (torch.as_tensor), "
@@ -68,7 +68,7 @@ def module_temperature(temperature: Any) -> float | Tensor:
     Raises
     ------
     TypeError, ValueError
-        If it is neither a number nor a scalar tensor > 0, or a tensor that was computed from another one.
+        If the temperature is neither a number nor a scalar tensor > 0, or if it was computed from another tensor.
     """
     checked: float | Tensor = checks.parameter(
         "temperature", detached(number_or_tensor(temperature)), checks.POSITIVE, _XP
@@ -78,10 +78,10 @@ def module_temperature(temperature: Any) -> float | Tensor:
     # The first backward pass frees the graph that leads to a computed tensor, so the second step would fail.
     if temperature.grad_fn is not None:
         raise ValueError(
-            "temperature must be a number, a Parameter or a tensor without history, got one that was computed; pass it "
-            "with each call"
+            "temperature must be a number, a Parameter or a tensor without history, got one that was computed; pass "
+            "such a tensor with each call"
         )
-    # A tensor made under inference_mode may not be written to outside of it, as load_state_dict does.
+    # load_state_dict writes to this tensor, which torch forbids if the tensor was made under inference_mode.
     if temperature.is_inference() and not isinstance(temperature, nn.Parameter):
         with torch.inference_mode(False):
             return temperature.clone()
@@ -89,8 +89,8 @@ def module_temperature(temperature: Any) -> float | Tensor:
 
 
 def traced_number(value: Any, like: Tensor) -> Any:
-    """Return a number as a tensor if code is being traced, on the device of `like`; other values stay as they are."""
-    # With ``dynamic=True`` a number is a symbol, not a constant, and a check of the core would fail on it.
+    """Return a number as a tensor on the device of `like` if code is being traced; return other values unchanged."""
+    # With ``dynamic=True`` a number is a symbol without a value, which the checks of the core cannot read.
     if torch.compiler.is_compiling() and not isinstance(value, (Tensor, tuple, list)):
         return torch.full((), value, dtype=torch.float64, device=like.device)
     return value
@@ -102,5 +102,5 @@ def is_pair(value: Any) -> bool:
 
 
 def two_arguments(value: Any) -> tuple[Any, Any]:
-    """Return the members of a pair, or another value and None: a Function does not see the tensors in a tuple."""
+    """Return the members of a pair, or any other value and None: an autograd Function ignores tensors in a tuple."""
     return (value[0], value[1]) if is_pair(value) else (value, None)

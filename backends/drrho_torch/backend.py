@@ -52,7 +52,8 @@ class TorchBackend:
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self._dtype: torch.dtype = getattr(torch, dtype)
         try:
-            # An empty tensor tells whether device and dtype exist together, and resolves None and ``"cuda"``.
+            # torch refuses to make this tensor if the device is missing or lacks the dtype. The device of the tensor
+            # has a full name, such as ``"cuda:0"``, even if `device` is None or ``"cuda"``.
             self._device = torch.empty(0, device=device, dtype=self._dtype).device
         except (RuntimeError, AssertionError, TypeError) as error:  # a malformed name, a missing device or dtype
             reason = str(error).partition("\n")[0]
@@ -63,7 +64,7 @@ class TorchBackend:
 
     def asarray(self, array: Any, /) -> Tensor:
         """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
-        # torch refuses the negative strides of a flipped view; C order has none.
+        # torch refuses negative strides, which a flipped view has; an array in C order has none.
         array = np.asarray(array, order="C")
         dtype = self._dtype if np.issubdtype(array.dtype, np.floating) else None
         return torch.tensor(array, dtype=dtype, device=self._device)
@@ -97,15 +98,15 @@ class TorchBackend:
 
 
 class TorchAdamW(AdamW):
-    """The same AdamW through torch's own kernels: parameters and state are updated in place."""
+    """The AdamW of `drrho_clip.optimizer` through torch's own kernels: parameters and state are updated in place."""
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Tensor | float, /
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return new parameters and new state; they share memory with the old ones, which are overwritten."""
-        # torch's kernels raise the counter themselves, so they get the number of steps that are done.
+        # torch's kernels add 1 to the counter themselves, so they get the number of completed steps.
         count = float(state["step"])
-        # One call per weight decay, which applies to parameters with two or more axes only.
+        # Weight decay applies to parameters with two or more axes only, so these parameters need a call of their own.
         for decays in (False, True):
             names = [name for name, parameter in parameters.items() if (parameter.ndim >= 2) is decays]
             adamw(

@@ -1,8 +1,8 @@
 """Closed-form gradients in torch's autograd.
 
-The core returns a value together with the gradient of that value with respect to each input. Autograd never enters the
-core: a `torch.autograd.Function` saves the gradients in its forward pass and multiplies them by the incoming gradient
-in its backward pass.
+The core returns a value together with the gradient of that value with respect to each input. Autograd never
+differentiates the core: a `torch.autograd.Function` saves the gradients in its forward pass and multiplies them by the
+incoming gradient in its backward pass.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def save_gradients(ctx: Any, inputs: list[Tensor], output: tuple[Tensor, ...]) -
     """Save the gradients, which follow the value in `output`, and the inputs that they belong to."""
     # The gradients are results, because `torch.func` allows a Function to save only its inputs and its results.
     ctx.mark_non_differentiable(*output[1:])
-    # Without this line autograd would make (b, d) zeros as the incoming gradients of the gradients.
+    # Without this line autograd would allocate zeros as the incoming gradients of the results that are gradients.
     ctx.set_materialize_grads(False)
-    # A tensor made under inference_mode cannot be saved. It has no gradient, so its place stays empty.
+    # A tensor made under inference_mode cannot be saved. Such a tensor gets no gradient, so None replaces it.
     ctx.save_for_backward(*(None if x.is_inference() else x for x in inputs), *output[1:])
 
 
@@ -29,7 +29,7 @@ def scaled_gradients(ctx: Any, incoming: Tensor | None) -> list[Tensor | None]:
     if incoming is None:
         return [None] * len(gradients)
     # The incoming gradient may be a loss scale. It multiplies the float32 gradient first, and only the product is
-    # rounded to a half type: a small gradient in float16 would have become 0 before the scale could save it.
+    # rounded to float16 or bfloat16: a small gradient would otherwise be rounded to 0 before it is scaled.
     outgoing = [
         incoming * gradient if x is None else (incoming * gradient).to(x.dtype)
         for x, gradient in zip(inputs, gradients, strict=True)
@@ -44,11 +44,11 @@ def scaled_gradients(ctx: Any, incoming: Tensor | None) -> list[Tensor | None]:
 
 
 def with_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """Return `value` in such a way that autograd uses `gradients` as its gradients with respect to `inputs`.
+    """Return a value equal to `value` for which autograd uses `gradients` as the gradients with respect to `inputs`.
 
-    torch.compile needs this form: it traces the core outside of the Function, so that the compiler can fuse the core.
+    torch.compile needs this form: it traces the core outside of the Function and can then fuse the core's operations.
     """
-    # torch.compile cannot trace a Function of which no input requires a gradient.
+    # torch.compile cannot trace a Function if none of the inputs requires a gradient.
     if not any(x.requires_grad for x in inputs):
         return value
     # torch.compile loses the gradient of a tensor that a Function receives twice, so each repetition becomes a view.
@@ -60,7 +60,7 @@ def with_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor])
 
 
 def detached(value: Any) -> Any:
-    """Return a tensor, or the members of a pair, without their history in autograd; numbers stay as they are."""
+    """Return a tensor, or the members of a pair, detached from autograd's graph; numbers are returned unchanged."""
     if isinstance(value, (tuple, list)):
         return tuple(member.detach() if isinstance(member, Tensor) else member for member in value)
     return value.detach() if isinstance(value, Tensor) else value
@@ -73,10 +73,10 @@ def _inputs_and_gradients(tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tu
 
 
 class _ValueWithGradients(torch.autograd.Function):
-    """The identity on its first argument, for torch.compile; n inputs follow, then their n gradients."""
+    """Returns its first argument, for torch.compile; the other arguments are n inputs and then their n gradients."""
 
-    # `forward` takes `ctx`, without `setup_context`: the gradients are inputs here, which may be saved, and torch.func
-    # never meets this Function.
+    # `forward` takes `ctx` and there is no `setup_context`, because torch.func never calls this Function. The gradients
+    # are inputs here, so they may be saved.
     @staticmethod
     def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
@@ -89,9 +89,10 @@ class _ValueWithGradients(torch.autograd.Function):
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """The identity on a closed-form gradient, as a function of the input too: a second derivative raises an error.
+    """Returns a closed-form gradient, and raises an error if autograd differentiates this gradient.
 
-    A closed-form gradient is a constant to autograd. Without this Function its derivative would silently be 0.
+    Autograd treats a closed-form gradient as a constant. Without this Function, which makes the gradient depend on the
+    input `x`, the second derivative would silently be 0.
     """
 
     generate_vmap_rule = True

@@ -1,4 +1,4 @@
-"""The inner estimates in the host's memory, for rows on a device."""
+"""Keeps the inner estimates in the host's memory, for training on a GPU or another device."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _XP = array_api_compat.torch
 
 
 class Pending(NamedTuple):
-    """Rows on their way to the host."""
+    """Rows of a batch whose copy to the host has started, but which are not stored in the table yet."""
 
-    samples: Tensor
-    rows: Tensor
-    arrived: torch.cuda.Event
+    samples: Tensor  # (b,) the rows of the table to write to
+    rows: Tensor  # (b, columns) the target of the copy, on the host
+    arrived: torch.cuda.Event  # is recorded when the copy is complete
 
 
 class HostTable(Table):
-    """A table in the host's memory, page-locked if its rows belong on a GPU, to which copies are asynchronous.
+    """A table in the host's memory for batches on a device.
 
-    All columns lie side by side, so that a batch is one copy to read and one to write.
+    If the device is a GPU, the memory is page-locked, so that copies are asynchronous. The columns of a sample lie side
+    by side, so that a batch takes one copy to read and one copy to write.
 
     Parameters
     ----------
@@ -55,17 +56,17 @@ class HostTable(Table):
     ) -> None:
         super().__init__(columns, owner, _XP)
         num_samples = checks.integer("num_samples", num_samples, minimum=1)
-        # An empty tensor tells whether the device exists, and keeps dtype and device of the rows.
+        # torch refuses to make this empty tensor if the device does not exist. It keeps dtype and device of the rows.
         try:
             like = torch.empty(0, device=device, dtype=torch.float32)
-        except (RuntimeError, AssertionError, TypeError) as error:  # no device has this name, or it is not there
+        except (RuntimeError, AssertionError, TypeError) as error:  # a malformed name, or a missing device
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device must be 'cpu' or another that torch has, got {device!r}: {reason}") from error
         self._like = like.to(storage_dtype(like, dtype, _XP))
         self._start(self._fresh(num_samples))
 
     def _start(self, state: Tensor) -> None:
-        """Adopt a state (n, columns), with a stream of its own if the device is a GPU."""
+        """Use `state` (n, columns) as the numbers of this table; if the device is a GPU, make a stream for copies."""
         self._pinned = self._like.device.type == "cuda"
         self._stream = torch.cuda.Stream(self._like.device) if self._pinned else None  # type: ignore[no-untyped-call]
         self._pending: Pending | None = None
@@ -73,7 +74,7 @@ class HostTable(Table):
         self.row_like, self.num_samples = self._like, state.shape[0]
 
     def _fresh(self, num_samples: int) -> Tensor:
-        """Return rows of samples that no batch has visited, page-locked if the device is a GPU."""
+        """Return rows for samples that no batch has visited, in page-locked memory if the device is a GPU."""
         # Page-locked memory lets the GPU copy without the host's help.
         row = torch.tensor([column.fresh for column in self.columns], dtype=self._like.dtype)
         pinned = self._like.device.type == "cuda"
@@ -81,27 +82,27 @@ class HostTable(Table):
         return rows.copy_(row.expand_as(rows))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave streams and rows on their way out of copies: they belong to this object."""
+        """Return what a copy of this object gets: all numbers, but neither the stream nor pending rows."""
         self.settle()
         return {"columns": self.columns, "owner": self.owner, "_like": self._like, "_state": self._state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the numbers into page-locked memory, and open a stream."""
+        """Restore the numbers; if the device is a GPU, into page-locked memory and with a new stream."""
         vars(self).update(state, xp=_XP)
         # A pickled tensor is not page-locked any more.
         rows = self._fresh(self._state.shape[0])
         self._start(rows.copy_(self._state))
 
     def read(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Return copies of the rows on the device; a GPU's current stream waits for them, not the host."""
-        # Wait for rows on their way only if this batch reads some of them.
+        """Return copies of the rows on the device; on a GPU the current stream waits for them, the host does not."""
+        # Pending rows are stored first, but only if this batch reads at least one of them.
         pending = self._pending
         if pending is not None and bool(torch.any(torch.isin(index, pending.samples))):
             self.settle()
         rows = torch.empty((index.shape[0], len(self.columns)), dtype=self._like.dtype, pin_memory=self._pinned)
         torch.index_select(self._state, 0, index, out=rows)
-        # The copy to the GPU runs on a stream of its own, and the memory stays reserved until the current stream has
-        # used it.
+        # The copy to the GPU runs on a separate stream. `record_stream` keeps the memory of the rows reserved until the
+        # current stream has used the rows.
         if self._stream is not None:
             current = torch.cuda.current_stream(self._like.device)
             with torch.cuda.stream(self._stream):
@@ -111,14 +112,14 @@ class HostTable(Table):
         return tuple([column.contiguous() for column in rows.unbind(1)])
 
     def write(self, index: Tensor, rows: Mapping[str, Tensor]) -> Self:
-        """Write rows, on a GPU by starting their copy to the host; the next call that needs them stores them."""
-        # Rows of an earlier batch may still be on their way, and writes must keep their order.
+        """Write rows. Rows on a GPU are only sent to the host; the next call that needs them stores them."""
+        # Writes must keep their order, so pending rows of an earlier batch are stored first.
         self.settle()
         together = torch.stack(list(rows.values()), dim=1)
         if self._stream is None:
             self._state[index] = together.cpu()
             return self
-        # The copy starts after the current stream has computed the rows; the event tells when they have arrived.
+        # The copy starts after the current stream has computed the rows; the event tells when the copy is complete.
         self._stream.wait_stream(torch.cuda.current_stream(self._like.device))
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
@@ -130,7 +131,7 @@ class HostTable(Table):
         return self
 
     def settle(self) -> None:
-        """Store the rows that a `write` left on their way."""
+        """Wait for the copy of the pending rows, if there are any, and store these rows in the table."""
         if self._pending is not None:
             samples, rows, arrived = self._pending
             arrived.synchronize()
@@ -179,11 +180,12 @@ class HostEstimator(EstimatorOfRows):
 
     Notes
     -----
-    `sample_index` lies on the host, where the batch was drawn: reading it there costs nothing, and it is always
-    checked. Copies to and from a GPU are asynchronous. `scatter` does not wait for the rows: it starts the copy to the
+    `sample_index` lies on the host, where its values can be read without waiting for a GPU, so they are always checked.
+    Copies to and from a GPU are asynchronous. `scatter` does not wait for the rows: it starts the copy to the
     host on a stream of its own and returns. The rows are written by the next call that needs them: a `gather` of one of
     the same samples, which waits; the next `scatter`; or a call that reads the whole state. On the CPU the rows are
-    those of `drrho_core.InnerEstimator`, bit for bit. Rows on a GPU are not read: nan is stored.
+    those of `drrho_core.InnerEstimator`, bit for bit. The values of rows on a GPU are not
+    checked, so that even nan is stored.
 
     Examples
     --------
@@ -210,10 +212,10 @@ class HostEstimator(EstimatorOfRows):
 
     @property
     def log_inner_image(self) -> Tensor:
-        """The image anchors' state on the host, (n,); ``-inf`` = never visited."""
+        """The logarithmic inner estimates of the image anchors on the host, (n,); ``-inf`` = never visited."""
         return self.table.arrays()["log_inner_image"]
 
     @property
     def log_inner_text(self) -> Tensor:
-        """The text anchors' state on the host, (n,)."""
+        """The logarithmic inner estimates of the text anchors on the host, (n,)."""
         return self.table.arrays()["log_inner_text"]

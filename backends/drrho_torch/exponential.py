@@ -14,10 +14,11 @@ def exp(x: Tensor, overwrite: bool) -> Tensor:
     """Return ``exp(x)`` as ``2^(x log2 e)``; overwrite `x` if that is allowed and faster.
 
     torch computes exp with Intel's vector library, but exp2 with a kernel of its own, which takes a fifth of the time
-    on an AMD processor. Scaling rounds `x` by half a unit in the last place, as much as the subtraction that made `x`.
+    on an AMD processor. The product ``x log2 e`` has a rounding error of half a unit in the last place, as large as the
+    error of the subtraction that computed `x`.
     """
     # Only the CPU kernels differ in speed.
     if x.device.type != "cpu":
         return torch.exp(x)
-    # In place if it is allowed: fresh memory costs as much as the exponential.
+    # Allocating memory takes as long as computing the exponential, so `x` is overwritten if that is allowed.
     return (x.mul_(LOG2_E) if overwrite else x * LOG2_E).exp2_()

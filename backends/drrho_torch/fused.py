@@ -1,11 +1,16 @@
-"""Both sweeps over all pairs of a batch as Triton kernels (docs/fused.md).
+"""Both sweeps over all pairs of a batch as Triton kernels (docs/fused.md); a sweep (or pass) visits each pair once.
 
-The kernels stand in `drrho_torch.fused_kernels`, the constants in `drrho_torch.fused_plans`. Pass 1 runs one kernel per
-panel of rows and merges the sums per anchor. Pass 2 computes V = w + w' of a rectangle of pairs into a buffer, and the
-library's own product multiplies the buffer with the features. A matrix of b x b never exists.
+Names: b pairs; image features E1 and text features E2, (b, d) each; z, the b x b matrix of similarities, with images as
+rows and texts as columns. Each image and each text is an anchor, with a temperature t. The texts of other pairs are the
+negatives of an image, with weights w_ij; the images of other pairs are the negatives of a text, with weights w'_ij.
+
+The kernels are in `drrho_torch.fused_kernels`, the constants in `drrho_torch.fused_plans`. Pass 1 launches one kernel
+per panel, a range of rows of z, and merges the results into sums per anchor. Pass 2 computes V = w + w' for a rectangle
+of z into a buffer, and torch's own product multiplies the buffer with the features. No b x b matrix is ever in memory.
 
 Both sweeps compute the same bits of z and the same exponentials, so the weights of an anchor have the right sum for
-every 1/t. No program adds to the results of another program, so the same inputs give the same bits.
+every 1/t. No program (an instance of a kernel) adds to the results of another program, so the same inputs always give
+the same bits.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ class TritonSweeps:
         if features.dtype not in TRITON_TYPES:
             return f"the Triton kernels take float32 and half types, not {features.dtype}"
         widest = max(array.shape[1] for array in (features, *(batch.reference_features or ())))
-        # The kernels address features with 32-bit integers; 64 leaves room for the padding.
+        # The kernels address features with 32-bit integers; the added 64 leaves room for the padding.
         if features.shape[0] * (widest + 64) >= 2**31:
             return "the Triton kernels count in 32 bits"
         if not interpreted():
@@ -66,11 +71,11 @@ class TritonSweeps:
         return None
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
-        """Pass 1: sums over the negatives of each anchor."""
+        """Run pass 1: return sums over the negatives of each anchor."""
         return self._run(batch).sum_negatives()
 
     def pull_back(self, batch: Batch, first: FirstSweep, weight_image: Tensor, weight_text: Tensor, /) -> SecondSweep:
-        """Pass 2: V E2 and V^T E1."""
+        """Run pass 2: return V E2 and V^T E1."""
         return self._run(batch).pull_back(first, (weight_image, weight_text))
 
     def _run(self, batch: Batch) -> _Run:
@@ -103,20 +108,20 @@ class _Run:
         self.temperatures = [
             side.detach().to(torch.float32).contiguous() for side in (batch.temperature_image, batch.temperature_text)
         ]
-        # log2(e) / t, so that exp((z - m) / t) is a power of two. A temperature below 4e-39 has no reciprocal; with the
-        # largest number instead, (z - m) / t is still 0 at the peak m.
+        # The scale log2(e) / t makes exp((z - m) / t) a power of two; m is the peak, the largest z of an anchor. For a
+        # temperature below 4e-39 the scale would overflow; the largest number replaces it, and the exponent is 0 at m.
         largest = torch.finfo(torch.float32).max
         self.scales = [(LOG2_E / side).clamp(max=largest) for side in self.temperatures]
         self.pair_mask = batch.pair_mask
         self.mask = self.weight if self.pair_mask is None else self.pair_mask.contiguous().view(torch.uint8)
 
     def sum_negatives(self) -> FirstSweep:
-        """Pass 1, with one launch per panel of rows; the results of a panel are merged before the next launch."""
+        """Run pass 1 with one launch per panel of rows; the results of a panel are merged before the next launch."""
         b, blocks = self.b, self.plan.sums
         panel = min(self.plan.panel, triton.cdiv(b, blocks.rows) * blocks.rows)
         row_tiles, column_tiles = triton.cdiv(panel, blocks.rows), triton.cdiv(b, blocks.columns)
         sources, positive = self._sources(blocks), self._empty(b)
-        # Peak, total and moment: of each row of each tile of a panel, of each column, and of each anchor so far.
+        # Peak, total and moment (see `sums_kernel`) of each row and column of each tile, and of each anchor so far.
         image_parts, text_parts = self._empty(3, column_tiles, panel), self._empty(3, row_tiles, b)
         states = [torch.stack([self._full(NEVER.value, b), self._full(0.0, b), self._full(0.0, b)]) for _ in range(2)]
         with self._on_device():
@@ -130,8 +135,9 @@ class _Run:
                 )  # fmt: skip
                 self._merge(image_parts, column_tiles, states[0], self.scales[0], first, height)
                 self._merge(text_parts, rows_here, states[1], self.scales[1], 0, b)
-        # From the peak m to the positive z_ii: log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij
-        # is (m - z_ii + moment / total) / t. An anchor without negatives has -inf and 0.
+        # Totals and moments are relative to the peak m. Relative to the positive z_ii, with D_ij = (z_ij - z_ii) / t:
+        # log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij with weights exp(D_ij) is
+        # (m - z_ii + moment / total) / t. For an anchor without negatives the two numbers are -inf and 0.
         counts = self._counts()
         log_sums, means, saved = [], [], []
         for (peak, total, moment), t, count in zip(states, self.temperatures, counts, strict=True):
@@ -144,7 +150,7 @@ class _Run:
         return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
 
     def pull_back(self, first: FirstSweep, weights: tuple[Tensor, Tensor]) -> SecondSweep:
-        """Pass 2, rectangle by rectangle: compute V, and multiply V with the features before the next rectangle."""
+        """Run pass 2: for one rectangle after the other, compute V and multiply V with the features."""
         b, blocks, plan = self.b, self.plan.weights, self.plan
         peaks, totals = first.saved[::2], first.saved[1::2]
         weights = weights[0].detach().to(torch.float32), weights[1].detach().to(torch.float32)
@@ -160,9 +166,9 @@ class _Run:
         shared_factors, shared = self._share(peaks, factors, (first.count_image, first.count_text))
         anchors = [torch.stack(x) for x in zip(peaks, self.scales, factors, shared_factors, strict=True)]
 
-        # The interpreter truncates to bfloat16, but a GPU rounds. Under the interpreter torch rounds V instead.
+        # Triton's interpreter truncates numbers to bfloat16, a GPU rounds them. Under the interpreter torch rounds V.
         buffer = torch.float32 if interpreted() else plan.buffer
-        # Kernels store whole tiles, so both sides of the buffer are multiples of a tile.
+        # Kernels store whole tiles, so the height and the width of the buffer are multiples of those of a tile.
         heights = spans(b, plan.rows, blocks.rows)
         widths = spans(b, plan.columns, 128 if blocks.columns >= 128 else blocks.columns)
         width = triton.cdiv(widths[0][1], blocks.columns) * blocks.columns
@@ -174,7 +180,8 @@ class _Run:
             for first_row, height in heights:
                 for first_column, across in widths:
                     row_tiles, column_tiles = triton.cdiv(height, blocks.rows), triton.cdiv(across, blocks.columns)
-                    # Only the device knows which variant is right (see `_share`): the other one returns at once.
+                    # Both variants are launched, because only the device knows which one is right (see `_share`);
+                    # the other variant returns at once.
                     for variant in (True, False) if plan.shared else (False,):
                         weights_kernel[(row_tiles * column_tiles,)](
                             *sources, self.weight, self.mask, *anchors, shared, out,
@@ -193,20 +200,21 @@ class _Run:
     def _share(
         self, peaks: tuple[Tensor, ...], factors: list[Tensor], counts: tuple[Tensor, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the factors relative to one peak, and on the device whether they may be used.
+        """Return the factors relative to one peak for all anchors, and a tensor that says whether they may be used.
 
-        With one temperature, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``: one exponential serves rows and
-        columns. If all peaks are close together, it neither overflows nor loses the largest weight of any anchor.
+        With one temperature, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``, in which f_i are the old and a_i
+        the returned factors. One exponential then serves rows and columns. If all peaks are close together, this
+        exponential never overflows, and for the largest weight of each anchor it does not underflow.
         """
         if not self.plan.shared:
             return factors, self._full(0.0, 3)
         active = [(count > 0) & (factor > 0) for count, factor in zip(counts, factors, strict=True)]
         low = torch.minimum(*(torch.where(a, p, torch.inf).amin() for a, p in zip(active, peaks, strict=True)))
-        # The highest peak is that of all anchors with negatives: pairs of anchors without weight have exponentials too.
+        # `high` covers all anchors with negatives: exponentials are computed even for pairs of anchors without weight.
         high = torch.maximum(*(torch.where(n > 0, p, -torch.inf).amax() for n, p in zip(counts, peaks, strict=True)))
         ends = [end for t in self.temperatures for end in (t.amin(), t.amax())]
         scale = self.scales[0][0]
-        # All temperatures are equal if both minima and both maxima are.
+        # All temperatures are equal if the minima and the maxima of both sides are all equal.
         middle = low + (high - low) / 2
         safe = (ends[0] == ends[1]) & (ends[2] == ends[3]) & (ends[0] == ends[2]) & ((high - low) * scale <= SPREAD)
         moved = [
@@ -271,8 +279,8 @@ TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.fl
 
 
 def add_product(out: Tensor, v: Tensor, features: Tensor) -> None:
-    """Add ``v features`` to `out` in float32: on a GPU from half types as they are."""
-    # torch has no CPU kernel that multiplies half types into float32.
+    """Add ``v features`` to `out` in float32; on a GPU, factors in half types are multiplied without a conversion."""
+    # On the CPU torch cannot multiply half types and return float32.
     if v.device.type != "cuda":
         out.addmm_(v.to(features.dtype).to(torch.float32), features.to(torch.float32))
     elif v.dtype == torch.float32:
@@ -285,7 +293,7 @@ def add_product(out: Tensor, v: Tensor, features: Tensor) -> None:
 def _half_product(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], None]:
     """Return the function with which this torch adds a product of half types to a float32 sum.
 
-    Not every version of torch can do it in one call of cuBLAS; a probe finds out, once per device.
+    Not every version of torch can multiply and add in one call of cuBLAS. A test product decides, once per device.
     """
 
     def in_one(out: Tensor, v: Tensor, features: Tensor) -> None:
@@ -304,14 +312,14 @@ def _half_product(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], No
 
 
 def _padded(side: Tensor, depth: int) -> Tensor:
-    """Return contiguous features whose width is a multiple of `depth`; most widths are one already."""
+    """Return contiguous features, padded so that their width is a multiple of `depth`; most widths need no padding."""
     # Columns of 0 change no product.
     missing = -side.shape[1] % depth
     return torch.nn.functional.pad(side, (0, missing)) if missing else side.contiguous()
 
 
 def _descriptor(x: Tensor, block: tuple[int, int]) -> Any:
-    """Describe a matrix to the copy engine, which loads and stores blocks of this size."""
+    """Return a descriptor with which the GPU's copy engine loads and stores blocks of this size of a matrix."""
     return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
 
 

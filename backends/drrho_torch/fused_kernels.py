@@ -1,13 +1,15 @@
 """The Triton kernels of both sweeps over all pairs of a batch; `drrho_torch.fused` launches them.
 
-Shapes, stated once: b pairs, features (b, d), reference features (b, r), half types or float32. All sums are float32.
+Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r), in float16, bfloat16 or float32. All
+sums are float32. lambda is the reference weight, t the temperature of an anchor (an image, a row, or a text, a column).
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-`sums_kernel` computes one tile of z per program. For each row and each column of the tile it writes the peak of z, the
-total of ``exp((z - peak) / t)`` and the moment, the total of ``exp((z - peak) / t) (z - peak)``. `merge_kernel` adds
-them up per anchor. `weights_kernel` computes the tile again and writes V = w + w' of a rectangle of pairs into a
-buffer. Exponentials are powers of two, which a GPU computes fastest; scales include the factor log2(e).
+`sums_kernel` computes one tile of z per program. For each row and each column of the tile it writes three numbers: the
+peak (the largest z), the total (the sum of ``exp((z - peak) / t)``) and the moment (the sum of
+``exp((z - peak) / t) (z - peak)``). `merge_kernel` combines these numbers of all tiles, per anchor. `weights_kernel`
+computes the tile again and writes V = w + w', the weights of the pairs in both directions, into a buffer. Exponentials
+are powers of two, which a GPU computes fastest; scales include the factor log2(e).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import triton
 import triton.language as tl
 
 NEVER = tl.constexpr(-3e38)
-"""Replaces z of a pair that is no negative: below every logit, but finite, so that no difference becomes nan."""
+"""Replaces z of a pair that is no negative. It is below every z, but finite, so that no difference becomes nan."""
 
 
 @triton.jit
@@ -27,13 +29,13 @@ def _add_product(
     top: tl.tensor,  # first row of the tile
     first: tl.tensor,  # first column of the tile
     b: tl.tensor,
-    WIDTH: tl.constexpr,  # of the features, a multiple of DEPTH
+    WIDTH: tl.constexpr,  # width of the features, a multiple of DEPTH
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,  # the interpreter multiplies the bits of bfloat16 as integers
+    WIDEN: tl.constexpr,  # convert to float32 first: the interpreter multiplies the bits of bfloat16 as integers
 ) -> tl.tensor:
     """Return ``z + left right^T`` for one tile."""
     # Only a block of DEPTH columns of the factors is on the chip at a time; z stays in registers.
@@ -94,9 +96,9 @@ def _negatives(
     HAS_MASK: tl.constexpr,
 ) -> tl.tensor:
     """Return a mask of the pairs of a tile that are negatives."""
-    # A pair counts if both rows exist, it is no positive pair (i = j), and the pair mask is True.
+    # A pair is a negative if its image and its text exist, i != j, and the pair mask is True.
     counts = (rows < b)[:, None] & (columns < b)[None, :] & (rows[:, None] != columns[None, :])
-    # 64-bit positions, because b * b may exceed 2^31.
+    # Positions in the mask have 64 bits, because b * b may exceed 2^31.
     if HAS_MASK:
         places = tl.minimum(rows, b - 1).to(tl.int64)[:, None] * b + tl.minimum(columns, b - 1)[None, :]
         counts = counts & (tl.load(mask + places) != 0)
@@ -120,8 +122,8 @@ def sums_kernel(
     row_tiles: tl.tensor,
     column_tiles: tl.tensor,
     panel: tl.tensor,
-    image_plane: tl.tensor,  # numbers from one of the three to the next
-    text_plane: tl.tensor,
+    image_plane: tl.tensor,  # distance in memory from the peaks to the totals, and from the totals to the moments
+    text_plane: tl.tensor,  # the same for text_parts
     b: tl.tensor,
     D: tl.constexpr,
     R: tl.constexpr,
@@ -162,7 +164,8 @@ def sums_kernel(
         z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
 
     # For each row: peak m, total sum_j e_ij with e_ij = exp((z_ij - m) / t_i), and moment sum_j e_ij (z_ij - m). The
-    # peak is subtracted before the scale: the difference of close numbers is exact, a product with 1/t is not.
+    # peak is subtracted before the scale multiplies z, because the difference of two close numbers is exact, but a
+    # product with 1/t is rounded.
     row_scale = tl.load(scale_image + rows, mask=rows < b, other=0.0)
     row_peak = tl.max(z, axis=1)
     x = z - row_peak[:, None]
@@ -188,16 +191,16 @@ def merge_kernel(
     parts: tl.tensor,  # (3, number of parts, row stride)   peaks, totals and moments of tiles
     state: tl.tensor,  # (3, b)                             in and out: the same of anchors, over the tiles so far
     scale: tl.tensor,  # (b,)
-    number: tl.tensor,  # of parts
+    number: tl.tensor,  # number of parts
     stride: tl.tensor,
-    plane: tl.tensor,
-    first: tl.tensor,  # anchor of the first part
-    count: tl.tensor,  # of anchors
+    plane: tl.tensor,  # distance in memory from the peaks to the totals, and from the totals to the moments
+    first: tl.tensor,  # the anchor that entry 0 of every part belongs to
+    count: tl.tensor,  # number of anchors
     b: tl.tensor,
     PARTS: tl.constexpr,
     ANCHORS: tl.constexpr,
 ) -> None:
-    """Merge the parts of ANCHORS anchors in the order of the tiles, like a softmax over a stream."""
+    """Merge the parts of ANCHORS anchors in the order of the tiles; a new peak rescales the sums so far."""
     local = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     inside = local < count
     anchors = first + local
@@ -205,7 +208,7 @@ def merge_kernel(
     peak = tl.load(state + anchors, mask=inside, other=NEVER)
     total = tl.load(state + b + anchors, mask=inside, other=0.0)
     moment = tl.load(state + 2 * b + anchors, mask=inside, other=0.0)
-    # A `while`, because the interpreter needs the bounds of a `for` when it compiles.
+    # The loop is a `while`, because Triton's interpreter takes only constants as the bounds of a `for`.
     start = 0
     while start < number:
         k = start + tl.arange(0, PARTS)
@@ -215,8 +218,9 @@ def merge_kernel(
         part_total = tl.load(at + plane, mask=exists, other=0.0)
         part_moment = tl.load(at + 2 * plane, mask=exists, other=0.0)
         new = tl.maximum(peak, tl.max(part_peak, axis=0))
-        # Relative to the new peak: e^(z - new) = e^(z - old) f, and sum e (z - new) = f (moment + total (old - new)).
-        # For a peak of NEVER f is 0. The distance is bounded, because 0 times infinity would be nan.
+        # Relative to the new peak the total is f total and the moment is f (moment + total (old - new)), in which
+        # f = exp((old - new) / t). If the old peak is NEVER, f is 0. The difference old - new is bounded, because 0
+        # times infinity would be nan.
         down = peak - new
         f = tl.exp2(down * c)
         moment = f * (moment + total * tl.maximum(down, -1e30))
@@ -240,9 +244,9 @@ def weights_kernel(
     r2: tl.tensor,  # (b, r)
     reference_weight: tl.tensor,  # (1,)
     mask: tl.tensor,  # (b, b)
-    image_anchors: tl.tensor,  # (4, b)   peak, scale, weight / total, the last also relative to the shared peak
-    text_anchors: tl.tensor,  # (4, b)
-    shared: tl.tensor,  # (3,)            1 if one peak and one scale are shared by all anchors, this peak, this scale
+    image_anchors: tl.tensor,  # (4, b)   peak; scale; factor = weight / total; factor relative to the shared peak
+    text_anchors: tl.tensor,  # (4, b)    the same for the text anchors
+    shared: tl.tensor,  # (3,)            1 if all anchors can share one peak and scale, else 0; this peak; this scale
     v: tl.tensor,  # (rows, width)        out: w + w', as a pointer or as a tensor descriptor
     first_row: tl.tensor,
     first_column: tl.tensor,
@@ -265,7 +269,7 @@ def weights_kernel(
     BUFFER: tl.constexpr,
 ) -> None:
     """Compute the weights V of one tile, unless the batch needs the other variant of this kernel."""
-    # The host does not know which variant is right, because that would cost a wait; the device reads it here.
+    # The device decides here which variant is right, because the host would have to wait for the device to know it.
     if (tl.load(shared) == 0.0) == SHARED:
         return
     # Programs that run at the same time work on a band of GROUP rows of tiles, so that loads hit the cache.
@@ -287,7 +291,7 @@ def weights_kernel(
         row_factor = tl.load(image_anchors + 3 * b + rows, mask=rows < b, other=0.0)
         column_factor = tl.load(text_anchors + 3 * b + columns, mask=columns < b, other=0.0)
         w = e * (row_factor[:, None] + column_factor[None, :])
-    # Otherwise each direction has the exponentials of the first sweep, divided by their own total.
+    # Otherwise each direction computes the exponentials of the first sweep again and divides them by their own total.
     else:
         row_peak = tl.load(image_anchors + rows, mask=rows < b, other=0.0)
         row_scale = tl.load(image_anchors + b + rows, mask=rows < b, other=0.0)
@@ -299,7 +303,7 @@ def weights_kernel(
         w += tl.exp2((z - column_peak[None, :]) * column_scale[None, :]) * column_factor[None, :]
 
     # For pairs that are no negatives an exponential may be infinite and a factor nan. The mask is applied last, so that
-    # it removes them.
+    # it removes these values.
     if HAS_MASK:  # noqa: SIM114
         w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
     elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):

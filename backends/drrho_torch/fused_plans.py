@@ -8,7 +8,7 @@ import torch
 
 
 class Blocks(NamedTuple):
-    """Size of the tile of one program, and number of threads that work on it."""
+    """The size of the tile that one program computes, and the number of threads that work on the tile."""
 
     rows: int  # of the tile
     columns: int  # of the tile
@@ -25,14 +25,14 @@ class Plan(NamedTuple):
     masked: Blocks  # of both sweeps if there is a pair mask, which needs registers
     panel: int  # rows of one launch of the first sweep
     rows: int  # of the buffer for V, at most
-    columns: int  # of the buffer for V, at most: with so many columns V^T E1 occupies the whole GPU once
+    columns: int  # of the buffer for V, at most; chosen so that V^T E1 occupies the whole GPU once
     buffer: torch.dtype  # of V
     descriptors: bool  # load and store through the copy engine
     shared: bool  # compute one exponential per pair in the second sweep, instead of two, if the batch allows it
 
 
-# Hopper has a copy engine and 227 KiB of shared memory per block. Float32 products run without tensor cores, because
-# these kernels never round to TensorFloat-32, and in smaller tiles.
+# Hopper has a copy engine and 227 KiB of shared memory per block. Float32 uses smaller tiles and no tensor cores,
+# because these kernels never round to TensorFloat-32.
 _WIDE = {
     torch.bfloat16: Plan(
         sums=Blocks(256, 128, 64, 8, 3),
@@ -67,19 +67,21 @@ _NARROW = {
     for dtype, plan in _WIDE.items()
 }
 PLANS: dict[int, dict[torch.dtype, Plan]] = {8: _NARROW, 9: _WIDE}
-"""Plans by major compute capability and dtype; a later generation uses the last ones. The plans for Hopper (9) were
-measured on an H100: no other plan of `tools/tune_fused.py` was faster by more than 2 %, see
-docs/benchmarks/gpu/tune.json. The plans for Ampere (8) compile and were not measured.
+"""Plans by major compute capability and dtype; a later generation of GPUs uses the last entry. The plans for Hopper (9)
+were measured on an H100: no other plan of `tools/tune_fused.py` was faster by more than 2 %, see
+docs/benchmarks/gpu/tune.json. The plans for Ampere (8) compile, but their speed was not measured.
 """
 
 GROUP = 8
-"""Rows of tiles in a band. Programs visit the tiles band by band, so that loads of the previous program are cached."""
+"""Number of rows of tiles in a band. Programs visit the tiles band by band, so that the cache still holds most of the
+features that the next program loads."""
 
 SMALLEST = 2048
-"""In the mode ``"auto"`` the plain core computes a smaller batch: the launches of all kernels take milliseconds."""
+"""Smallest batch for the kernels in the mode ``"auto"``. The plain core computes smaller batches, because launching all
+kernels takes milliseconds."""
 
 SPREAD = 120.0
-"""Largest range of the peaks of a batch, in powers of two, with which one peak can serve all exponentials."""
+"""Largest difference between two peaks of a batch, as an exponent of two, with which all anchors can share one peak."""
 
 
 def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:
@@ -89,5 +91,5 @@ def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:
 
 
 def launch_options(blocks: Blocks) -> dict[str, Any]:
-    """Return the compiler's options; products and sums may be fused, which rounds less."""
+    """Return the compiler's options; a product and a sum may be fused, which rounds once instead of twice."""
     return {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}

@@ -39,7 +39,7 @@ class ContrastiveLoss(nn.Module):
     Parameters
     ----------
     num_samples : int
-        Size of the data set, at least 1; indices are below it.
+        Size of the data set, at least 1. Every sample index is smaller than this number.
     temperature : float or tensor of shape ()
         Temperature tau > 0. A number is constant. A tensor that requires a gradient gets one. A `Parameter` is
         registered as a parameter of this module, another tensor as a buffer; both are in ``state_dict()``. Pass a
@@ -78,10 +78,11 @@ class ContrastiveLoss(nn.Module):
     constants. Features in half precision are cast to float32. The incoming gradient, such as a loss scale, multiplies
     the float32 gradient before the product is rounded to half precision.
 
-    The state changes once per call in ``train()`` with gradients enabled. Under activation checkpointing keep this
-    module outside of the part that runs twice. A second training call with the same rows averages them again, so an
-    accumulation loop must call the loss once per batch, see `drrho_torch.micro_batches`. In eager mode a call with the
-    rows of the previous call warns once if no parameter has changed in between and gamma is below 1.
+    The state changes once per call in ``train()`` with gradients enabled. Activation checkpointing runs a part of the
+    forward pass twice; keep this module outside of that part. A second training call with the same rows updates their
+    estimates again, so a loop that accumulates gradients must call the loss once per batch, see
+    `drrho_torch.micro_batches`. In eager mode a call with the rows of the previous call warns once if no parameter has
+    changed in between and gamma is below 1.
 
     In ``eval()`` the loss is the batch's own: gamma is 1 and every sample counts as never visited. The state is neither
     read nor written, so `sample_index` may number samples that are not in the table, such as those of a validation set.
@@ -122,7 +123,7 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         num_samples = checks.integer("num_samples", num_samples, minimum=1)
         temperature = module_temperature(temperature)
-        # A tensor made under inference_mode could not be written to outside of it.
+        # A tensor made under inference_mode could not be written to outside of that mode.
         with torch.inference_mode(False):
             self._gamma_tensor = torch.ones((), dtype=torch.float64)
         self.gamma = gamma
@@ -133,7 +134,7 @@ class ContrastiveLoss(nn.Module):
         self.memory_budget = (
             None if memory_budget is None else checks.integer("memory_budget", memory_budget, minimum=0)
         )
-        # nn.Module registers a Parameter by itself; another tensor would be a plain attribute that never moves.
+        # nn.Module registers a Parameter by itself. Any other tensor has to be a buffer to move with the module.
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
@@ -237,8 +238,8 @@ class ContrastiveLoss(nn.Module):
         Returns
         -------
         tensor, shape ()
-            Estimate of the objective with the updated inner estimates, also if the update is not stored. In
-            ``eval()`` the batch's own loss, as if gamma were 1.
+            The objective, estimated with the updated inner estimates, even if the update is not stored. In
+            ``eval()`` this is the batch's own loss, as if gamma were 1.
 
         Raises
         ------
@@ -252,7 +253,7 @@ class ContrastiveLoss(nn.Module):
         Warns
         -----
         UserWarning
-            Once, if the rows of the previous training call are averaged again, see the notes of the class.
+            Once, if a training call repeats the rows of the previous training call, see the notes of the class.
         """
         check_world_size()
         check_tensor("image_features", image_features)
@@ -266,12 +267,12 @@ class ContrastiveLoss(nn.Module):
         if not _XP.isdtype(sample_index.dtype, "integral"):
             raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
         checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
-        # If the features disagree about b, the core's message about them is the better one.
+        # If the features have different numbers of rows, the core reports this with a clearer message.
         if text_features.shape[:1] == image_features.shape[:1]:
             checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
         tau = self.temperature if temperature is None else number_or_tensor(temperature)
         traced = torch.compiler.is_compiling()
-        # A tensor is no constant of the compiled graph, so a schedule of gamma does not compile the graph again.
+        # A number is a constant of a compiled graph: each new gamma would compile the graph again. A tensor may change.
         training_gamma = self._gamma_tensor if traced else self._gamma
         settings = StepSettings(
             training=self.training,
@@ -287,7 +288,7 @@ class ContrastiveLoss(nn.Module):
             repeated=None if traced or self._gamma == 1.0 else self._repeated,
             pairs=tuple(is_pair(value) for value in (reference_features, anchor_weight, tau)),
         )
-        # Autocast is off: it would round the products to half precision, an error that 1 / tau multiplies.
+        # Autocast would round the products to half precision, and 1 / tau would multiply the rounding error.
         with torch.autocast(image_features.device.type, enabled=False):
             arguments = (
                 image_features,
@@ -304,8 +305,9 @@ class ContrastiveLoss(nn.Module):
             if not traced:
                 loss = Step.apply(settings, *arguments)[0]  # type: ignore[no-untyped-call]
                 return loss
-            # torch.compile traces the core as plain operations, which the compiler can fuse; a small Function then
-            # ties loss and gradients. An estimator object works on the host, so the graph breaks around it.
+            # torch.compile traces the core as plain operations, which the compiler can fuse. A small Function then
+            # connects the loss with its gradients. An estimator object works on the host and cannot be traced, so the
+            # graph breaks around its calls.
             with torch.no_grad():
                 compute = evaluate if self._table is None else evaluate_eagerly
                 value, *gradients = compute(settings, *arguments)
@@ -325,7 +327,7 @@ class ContrastiveLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert the module as `torch.nn.Module` does, but keep the state in float32 or wider.
 
-        Half precision would lose visits: an update smaller than half a unit in the last place changes nothing.
+        Half precision would lose updates: an update smaller than half a unit in the last place changes nothing.
         """
 
         def keep_wide(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradients of a batch whose activations do not fit into memory: encoders in micro-batches, the loss once.
+"""Gradients of a batch whose activations do not fit into memory: the encoders see micro-batches, the loss all rows.
 
 The method is GradCache (arXiv 2101.06983). Shapes: b samples in the batch, `size` samples in a micro-batch, features
 (b, d).
@@ -64,9 +64,9 @@ def micro_batches(
     -----
     Pass 1 computes all features without keeping activations; the loss gives the gradients of the features; pass 2
     encodes each micro-batch again and runs the backward pass of the encoders with these gradients (GradCache,
-    arXiv 2101.06983). That costs one more forward pass of the encoders. The result is the gradient of the whole batch,
-    because the features of a row depend on that row alone. Batch normalisation breaks this rule: it then normalises
-    per micro-batch.
+    arXiv 2101.06983). The encoders' forward pass runs once more than without micro-batches. The result is the gradient
+    of the whole batch, if the features of a row depend on that row alone. Batch normalisation breaks this rule, because
+    it then normalises per micro-batch.
 
     Pass 2 repeats pass 1: every micro-batch begins with the same state of the random generators (CPU and accelerator)
     and of the buffers of `model`, or of `encode` if that is a module or a module's method. So dropout is the same, and
@@ -116,23 +116,23 @@ def micro_batches(
             parts.append(_encoded(encode, inputs, micro_batch))
     # The buffers are restored before the loss runs: the loss may be a module inside of `model` and write to its state.
     buffers.restore()
-    # Autocast caches half-precision copies of the weights. A copy that was made without gradients must not be used
-    # again in pass 2; whether autocast would do so depends on the version of torch.
+    # Autocast caches half-precision copies of the weights. Pass 2 must not use a copy that was made without gradients,
+    # but some versions of torch would use the copy again.
     torch.clear_autocast_cache()
 
-    # The loss of the whole batch and its gradient dL/dE. Autograd stops at the features, which are leaves here.
+    # The loss L of the whole batch and its gradient dL/dE for the features E, at which autograd stops: they are leaves.
     images, texts = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
     del parts
     value = _scalar(loss(images, texts))
     _backward([value if scaler is None else scaler.scale(value)], None)
     final_state = _random_states()
 
-    # Pass 2: each micro-batch again, with activations, and the chain rule: dL/dE times dE/dparameters.
+    # Pass 2: encode each micro-batch again, with activations, and apply the chain rule: dL/dE times dE/dparameters.
     for micro_batch, state in zip(micro_batches, states, strict=True):
         _set_random_states(state)
         with _synchronised(model, micro_batch is micro_batches[-1]):
             features = _encoded(encode, inputs, micro_batch)
-            # A frozen encoder has features without a gradient, and a loss may ignore one side.
+            # The features of a frozen encoder require no gradient, and a loss may ignore the features of one side.
             pairs = [
                 (feature, whole.grad[micro_batch])
                 for feature, whole in zip(features, (images, texts), strict=True)
@@ -191,7 +191,7 @@ def _part(tree: Any, rows: slice) -> Any:
 
 
 def _encoded(encode: Callable[..., Any], inputs: tuple[Any, ...], micro_batch: slice) -> tuple[Tensor, Tensor]:
-    """Encode a micro-batch; return both features after checking that they are tensors with as many rows."""
+    """Encode a micro-batch; return both features after checking that they are tensors with one row per sample."""
     features = encode(*_part(inputs, micro_batch))
     if not isinstance(features, (tuple, list)) or len(features) != 2:
         raise TypeError(f"encode must return a pair (image features, text features), got {_named(features)}")
@@ -223,7 +223,7 @@ def _named(value: Any) -> str:
 
 
 def _backward(tensors: list[Tensor], gradients: list[Tensor] | None) -> None:
-    """Run a backward pass outside of autocast: torch computes each gradient in the dtype of the forward operation."""
+    """Run a backward pass without autocast, so that each gradient has the dtype of its forward operation."""
     accelerator = _accelerator()
     with ExitStack() as stack:
         for kind in ("cpu",) if accelerator is None else ("cpu", accelerator):
@@ -245,14 +245,14 @@ def _random_states() -> tuple[Tensor, Any]:
     kind = _accelerator()
     if kind is None:
         return torch.get_rng_state(), None
-    # CUDA has one generator per device and a function for all of them; other kinds of accelerator have one.
+    # CUDA has a function for the generators of all devices; other accelerators may have only a function for one.
     module = torch.get_device_module(kind)
     get = getattr(module, "get_rng_state_all", None) or module.get_rng_state
     return torch.get_rng_state(), get()
 
 
 def _set_random_states(states: tuple[Tensor, Any]) -> None:
-    """Put the random generators back to states that `_random_states` returned."""
+    """Set the random generators to states that `_random_states` returned."""
     torch.set_rng_state(states[0])
     kind = _accelerator()
     if kind is not None and states[1] is not None:
@@ -277,17 +277,17 @@ class _Buffers:
         ]
 
     def restore(self) -> None:
-        """Undo what pass 1 wrote, in place or by assignment."""
+        """Undo the changes of pass 1 to the buffers, whether they were made in place or by assignment."""
         with torch.no_grad():
             for module, name, buffer, saved in self._saved:
                 module._buffers[name] = buffer
-                # Batch normalisation writes without raising the version of a buffer, so every buffer is copied.
+                # Batch normalisation changes a buffer without raising its version counter, so all buffers are restored.
                 buffer.copy_(saved)
 
 
 @contextmanager
 def _synchronised(model: Any, is_last: bool) -> Iterator[None]:
-    """Let only the last micro-batch exchange gradients with other processes, once the sums are complete."""
+    """Let only the last micro-batch exchange gradients with other processes: then the sums are complete."""
     if is_last or model is None:
         yield
     elif hasattr(model, "no_sync"):

@@ -52,7 +52,7 @@ class ConvModel:
 
         The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
         """
-        # Detached leaves share memory with the parameters, and keep the graph apart from other calls.
+        # The leaves share memory with the parameters. They are detached, so that each call has a graph of its own.
         with torch.enable_grad():
             leaves = {name: parameters[name].detach().requires_grad_() for name in self._names}
             features = self._images(leaves, images), self._texts(leaves, texts)
@@ -76,13 +76,13 @@ class ConvModel:
     def _images(self, parameters: Parameters, images: Tensor) -> Tensor:
         """Apply three convolutions of stride 2 and a projection: (b, s, s, C) -> (b, d)."""
         self.spec.check_images(images)
-        # torch names the axes (b, C, s, s). This view keeps the memory in the order (b, s, s, C), "channels last", for
-        # which torch has its fastest convolutions.
+        # torch expects the axes (b, C, s, s). The view leaves the memory in the order (b, s, s, C), "channels last", in
+        # which torch's convolutions are fastest.
         x = images.permute(0, 3, 1, 2)
         for layer in ("image/conv0", "image/conv1", "image/conv2"):
             kernel, bias = parameters[f"{layer}/kernel"], parameters[f"{layer}/bias"]
             x = F.relu(F.conv2d(x, kernel, bias, stride=2, padding=1))
-        # Back to (b, s, s, C): the projection's kernel is laid out in this order for every backend.
+        # The axes return to the order (b, s, s, C), which the projection's kernel has for every backend.
         x = x.permute(0, 2, 3, 1).flatten(1)
         return _unit_norm(_linear(parameters, "image/projection", x))
 
@@ -104,7 +104,7 @@ class ConvModel:
         """Apply layer normalisation and softmax attention over the real tokens: (b, L, w) -> (b, L, w)."""
         b, length, width = x.shape
         x = _linear(parameters, f"{name}/query_key_value", _norm(parameters, f"{name}/norm", x))
-        # The three parts lie side by side in one projection; each head has w / heads of the numbers of a token.
+        # One projection computes query, key and value side by side; each head has w / heads of the numbers of a token.
         by_head = x.reshape(b, length, 3, self.spec.heads, width // self.spec.heads)
         query, key, value = by_head.permute(2, 0, 3, 1, 4)  # each (b, heads, L, w / heads)
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=real[:, None, None, :])
@@ -118,7 +118,7 @@ def _feed_forward(parameters: Parameters, name: str, x: Tensor) -> Tensor:
 
 
 def _linear(parameters: Parameters, name: str, x: Tensor) -> Tensor:
-    """Return ``x kernel + bias``; torch's `linear` multiplies by a transpose."""
+    """Return ``x kernel + bias``; torch's `linear` expects the transpose of the kernel."""
     return F.linear(x, parameters[f"{name}/kernel"].T, parameters[f"{name}/bias"])
 
 

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN, for processors on which torch's own are slow."""
+"""Matrix products by oneDNN, for processors on which torch's own products are slow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from drrho_core.extend import Matmul
 
 SMALLEST = 256
-"""Below this number of rows, columns or terms the conversion to oneDNN's tensors costs as much as its product saves."""
+"""Below this number of rows, columns or terms the conversion to oneDNN's tensors takes as long as the product saves."""
 
 _ENABLED: ContextVar[bool | None] = ContextVar("onednn_products", default=None)
 
@@ -23,13 +23,13 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
     """Set whether oneDNN multiplies float32 tiles on the CPU in place of torch's ``a @ b``.
 
     torch computes a float32 product with Intel's MKL, which does not use every instruction of an AMD processor; a tile
-    then takes twice as long as necessary. oneDNN chooses instructions by the processor's features, not by the maker.
+    then takes twice as long as necessary. oneDNN chooses instructions by the processor's features, not by its maker.
 
     Parameters
     ----------
     enabled : bool, default: True
         The setting inside of the ``with`` block, in this thread or task. Outside of all blocks the environment variable
-        ``DRRHO_ONEDNN``, ``0`` or ``1``, is the setting; the default is ``0``.
+        ``DRRHO_ONEDNN`` is the setting: ``0`` (default) or ``1``.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
     Only the products change, and only by rounding. oneDNN multiplies float32 features on the CPU if torch has it
     (``torch.backends.mkldnn``, not switched off) and a tile has at least 256 rows, columns and features. All other
     products, and those that ``torch.compile`` traces, stay torch's own. The setting is off by default because the gain
-    depends on the processor: on a processor for which MKL is made there is none.
+    depends on the processor: a processor for which MKL is made gains nothing.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
 
 
 def choose(like: Tensor) -> Matmul | None:
-    """Return oneDNN's product if it is enabled and this torch has it, for matrices like this; None for torch's own."""
+    """Return oneDNN's product if it is enabled and supports matrices such as `like`; None for torch's own product."""
     # The innermost block decides; without a block the environment is read anew for each batch.
     enabled = _ENABLED.get()
     if enabled is None:
@@ -83,6 +83,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b``."""
     if min(*a.shape, b.shape[1]) < SMALLEST:
         return a @ b
-    # `linear` accepts oneDNN's tensors, which matmul refuses, and multiplies by a transpose. The right factor may be a
-    # plain tensor, which saves a copy. torch copies transposed views: oneDNN would take half as long again to do so.
+    # `linear` accepts oneDNN's tensors, which matmul refuses, and expects the transpose of the right factor. The right
+    # factor may be a plain tensor, which saves a conversion. `contiguous` copies transposed views, because a copy by
+    # oneDNN would take 1.5 times as long.
     return torch.nn.functional.linear(a.contiguous().to_mkldnn(), b.T.contiguous()).to_dense()

@@ -54,12 +54,12 @@ def drrho_risk(
     TypeError, ValueError
         As `drrho_core.drrho_risk` does.
     RuntimeError
-        In ``backward()``, if it is differentiated twice.
+        In ``backward()``, if the risk is differentiated twice.
 
     Notes
     -----
     The gradient is the vector of worst-case weights, ``dF/dl_i = p*_i`` (Danskin's theorem), so autograd does not
-    enter the solver. DRRho (arXiv 2505.06699).
+    differentiate the solver. The risk is that of DRRho (arXiv 2505.06699).
 
     Examples
     --------
@@ -123,8 +123,8 @@ class _Risk(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return one gradient per argument; only the losses have one."""
-        # One incoming number per slice meets the n weights of the slice.
+        """Return one gradient per argument, None for all arguments but `loss`."""
+        # The incoming gradient has one number per slice, which multiplies the n weights of the slice.
         per_slice = None if incoming[0] is None else incoming[0].unsqueeze(ctx.axis)
         return None, *scaled_gradients(ctx, per_slice), None, None, None
 
@@ -133,7 +133,7 @@ class _Risk(torch.autograd.Function):
         """Solve all problems in one call, because the core takes losses with many axes."""
         loss, reference_loss, reference_weight, where = arguments
         _, loss_axis, reference_axis, weight_axis, where_axis = in_dims
-        # The core takes one reference weight per call, so problems with different weights are solved in turn.
+        # The core takes one reference weight per call, so problems with different weights are solved one by one.
         if weight_axis is not None:
             results = []
             for number in range(info.batch_size):
@@ -143,22 +143,22 @@ class _Risk(torch.autograd.Function):
                 )
                 results.append(_Risk.apply(settings, *problem))  # type: ignore[no-untyped-call]
             return tuple(torch.stack(fields) for fields in zip(*results, strict=True)), (0, 0)
-        # Both losses get the axis of the problems in front.
+        # The axis that counts the problems becomes the first axis of both losses.
         loss, reference_loss = (
             x.expand(info.batch_size, *x.shape) if mapped is None else x.movedim(mapped, 0)
             for x, mapped in ((loss, loss_axis), (reference_loss, reference_axis))
         )
-        # `where` broadcasts from the right: between the axis of the problems and its own it needs axes of length 1.
+        # `where` broadcasts from the right, so axes of length 1 must follow the axis of the problems.
         if where_axis is not None:
             where = where.movedim(where_axis, 0)
             where = where.reshape(where.shape[0], *(1,) * (loss.ndim - where.ndim), *where.shape[1:])
-        # The new axis is the first, so an axis that is counted from the front moves by 1.
+        # The axis of the problems is the first, so an axis that is counted from the front moves by 1.
         settings = settings._replace(axis=settings.axis + 1 if settings.axis >= 0 else settings.axis)
         return _Risk.apply(settings, loss, reference_loss, reference_weight, where), (0, 0)  # type: ignore[no-untyped-call]
 
 
 def _with_constants(ambiguity_set: AmbiguitySet) -> AmbiguitySet:
-    """Return the set with parameters that are constants of the compiled graph, also with ``dynamic=True``."""
+    """Return the set with parameters that are constants of the compiled graph, even with ``dynamic=True``."""
     fields = getattr(ambiguity_set, "__dataclass_fields__", None)
     if fields is None or not torch.compiler.is_compiling():
         return ambiguity_set

@@ -43,7 +43,7 @@ class _Rows(NamedTuple):
 
     row_ids: Tensor  # (b,)  the rows to write to
     old: tuple[Tensor, Tensor]  # (b,) each
-    in_range: Tensor | None  # (b,) bool: the index is a row of the table; None: all of them were checked
+    in_range: Tensor | None  # (b,) bool: the index is in range; None: the indices were checked, or are not used
 
 
 def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
@@ -58,7 +58,7 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         for first, is_pair in zip((0, 2, 4), settings.pairs, strict=True)
     )
     rows = _read(settings, sample_index, (log_inner_image, log_inner_text), images.device)
-    # A row that is out of range makes the loss nan: under tracing no error can be raised.
+    # An index out of range makes the loss nan, because no error can be raised under tracing.
     old: tuple[Tensor, ...] = rows.old
     if rows.in_range is not None:
         old = tuple(torch.where(rows.in_range, side, torch.nan) for side in rows.old)
@@ -81,12 +81,13 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     loss = step.loss
     new: tuple[Tensor, ...] = (step.log_inner_image, step.log_inner_text)
     if rows.in_range is not None:
-        # An index out of range was replaced by row 0. Then every row keeps its old estimate, so that row 0 is safe.
+        # `_read` has replaced each index out of range by 0. If there was such an index, all rows keep their old
+        # estimates, so that row 0 does not change.
         valid = rows.in_range.all()
         loss = torch.where(valid, loss, torch.nan)
         new = tuple(torch.where(valid, after, before) for after, before in zip(new, rows.old, strict=True))
     if settings.update:
-        # The warning comes before the first write: a filter may turn it into an error, and then no state has changed.
+        # The warning comes before the first write: if a filter turns the warning into an error, no state has changed.
         # Stack level 7 is the caller of the module: evaluate, Step.forward, apply, forward, and two of nn.Module.
         if settings.repeated is not None:
             settings.repeated.warn_if_repeated(sample_index, (images, texts), stacklevel=7)
@@ -119,8 +120,9 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
     index = check_index(index, num_samples, like=buffers[0], xp=_XP).to(torch.int64)
     if values_visible(index, _XP):
         return _Rows(index, (buffers[0][index], buffers[1][index]), None)
-    # The values were not read: on a GPU that would wait for the device, and under tracing there are none yet. Row 0
-    # replaces an index out of range, which on a GPU would be an assertion after which the process loses the device.
+    # The values of the index are not read here: on a GPU reading would wait for the device, and under tracing there are
+    # no values yet. Index 0 replaces an index out of range, which would fail an assertion on a GPU; after that the
+    # process cannot use the device any more.
     in_range = (index >= 0) & (index < num_samples)
     index = torch.where(in_range, index, 0)
     return _Rows(index, (buffers[0][index], buffers[1][index]), in_range)
@@ -134,7 +136,8 @@ evaluate_eagerly = torch.compiler.disable(  # type: ignore[no-untyped-call]
 class Step(torch.autograd.Function):
     """One call of `ContrastiveLoss` on tensors without any wrapper of `torch.func`: the state is written here.
 
-    The loss comes first. The gradients are results, too, because `torch.func` allows only results to be saved.
+    The first result is the loss. The gradients are results too, because `torch.func` allows a Function to save only
+    its inputs and its results.
     """
 
     # `setup_context` is a method of its own, because `torch.func` refuses a Function whose `forward` takes `ctx`.
@@ -161,15 +164,15 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], settings: StepSettings, *arguments: Any) -> tuple[Any, Any]:
-        """Take the steps of all problems in turn: the core computes one batch at a time."""
+        """Take the steps of all problems one by one, because the core computes one batch at a time."""
         axes = in_dims[1:]  # of each argument: the axis that counts the problems, None if all problems share it
-        # An estimator object keeps the state outside of the arguments, and then these two axes are None as well.
+        # An estimator object keeps the state outside of the arguments, and then the axes of the state are None as well.
         if settings.update and (axes[3] is None or axes[4] is None):
             raise RuntimeError(
                 "ContrastiveLoss must be in eval() or have mapped buffers under torch.func.vmap, because several "
-                "batches would write to one state at a time"
+                "batches would otherwise write to one state"
             )
-        # Each problem has a state of its own, so the same rows in two problems are no repetition.
+        # Each problem has a state of its own, so the same rows in two problems do not call for a warning.
         settings = settings._replace(repeated=None)
         steps = []
         for number in range(info.batch_size):

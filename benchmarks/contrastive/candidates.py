@@ -1,8 +1,8 @@
-"""The programs that take turns, and the ratios of their times that are reported.
+"""The candidates (the programs that are timed in turn) and the ratios of their times that are reported.
 
-A batch of b pairs with features of width d costs matrix products of b x b x d multiply-adds. One pass with a reference
-model needs 4 of them (two for the logits, two for the gradients), without a reference model 3. Two passes compute the
-logits twice.
+A step on b pairs with features of width d consists of matrix products, each of b x b x d multiply-adds. With a
+reference model, one pass needs 4 products: two for the logits and two for the gradients. Without a reference model it
+needs 3. Two passes compute the logits twice.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ CANDIDATES = {
 
 # Ratios that are reported, with their explanations on the page.
 RATIOS = {
-    "share": "share of the library's own matrix-product rate, one pass (4 products)",
-    "two-pass share": "the same share for two passes, also counted as 4 products: at most 67 %",
-    "over dense": "dense autograd's time over one pass",
-    "over dense, faster": "dense autograd's time over one pass with the faster product",
-    "over released": "the released form's time over one pass",
-    "over cross-entropy": "cross-entropy's time over the step without a reference model",
+    "share": "the rate of the 4 matrix products of one pass, divided by the library's own rate of matrix products",
+    "two-pass share": "the same for two passes; they compute 6 products but 4 are counted, so it is at most 67 %",
+    "over dense": "the time of dense autograd, divided by the time of one pass",
+    "over dense, faster": "the time of dense autograd, divided by the time of one pass with the faster product",
+    "over released": "the time of the released form, divided by the time of one pass",
+    "over cross-entropy": "the time of cross-entropy, divided by the time of the step without a reference model",
 }
 
 TIMES_OF_RATIOS = {
@@ -45,16 +45,16 @@ TIMES_OF_RATIOS = {
     "over released": ("released form", "one pass", 1.0),
     "over cross-entropy": ("cross-entropy", "no reference", 1.0),
 }
-"""Each ratio is factor * time of the first candidate / time of the second."""
+"""Each ratio is factor * time of the first candidate / time of the second candidate."""
 
-# About how many b x b matrices a candidate holds at its peak.
+# The approximate number of b x b matrices that a candidate holds when it needs the most memory.
 _MATRICES_IN_MEMORY = {
     "dense autograd": 8, "released form": 16, "cross-entropy": 6, "one pass": 2, "faster product": 2, "no reference": 2
 }  # fmt: skip
 
 
 def has_candidate(backend: str, candidate: str) -> bool:
-    """Tell whether a library has a candidate: without autograd there is nothing to compare with."""
+    """Tell whether a candidate exists for a library; the other programs need autograd."""
     if candidate in ("faster product", "released form"):
         return backend == "torch"
     return candidate not in ("dense autograd", "cross-entropy") or backend in ("torch", "jax")
@@ -64,7 +64,7 @@ def reason_to_skip(candidate: str, batch_size: int) -> str | None:
     """Return why a candidate is left out (it would take more than half of the free memory), or None."""
     needed = _MATRICES_IN_MEMORY.get(candidate, 0) * 4 * batch_size**2
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Above the memory budget of `contrastive_step`, one pass would silently become two: it must not be called one pass.
+    # Above its memory budget `contrastive_step` computes two passes, and this time must not be reported as one pass.
     if candidate in ("one pass", "faster product", "no reference") and 4 * batch_size**2 > 2**30:
         return "above the budget: two passes"
     return f"not run: about {needed / 2**30:.0f} GiB" if needed > available / 2 else None

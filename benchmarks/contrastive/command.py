@@ -37,7 +37,7 @@ def measure_and_write(
     memory_sizes : sequence of int
         As in `benchmarks.contrastive.measure.run`; zeros are skipped.
     out : Path, optional
-        A folder for contrastive.json, README.md and plots; those of an earlier measurement are replaced.
+        A folder for contrastive.json, README.md and plots; files of an earlier measurement are replaced.
     check : Path, optional
         Figures of an earlier measurement.
     command : str
@@ -53,20 +53,20 @@ def measure_and_write(
     BadInput
         If `check` cannot be read, or a backend or the device cannot be used. Nothing is measured then.
     """
-    # The file of the comparison is read first: measuring takes minutes.
+    # The file to compare with is read first, so that a bad file raises an error before the minutes of measuring.
     before = None
     if check is not None:
         try:
             before = json.loads(check.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadInput(f"check must be the figures of an earlier measurement, got {check}") from error
-    # A name that is wrong must fail here, before minutes are spent on the libraries before it.
+    # All names are checked here, because a wrong name should not raise an error after minutes of measuring.
     for name in backends:
         try:
             get_backend(name, device=device, dtype="float32")
         except (ValueError, ImportError) as error:
             raise BadInput(str(error)) from error
-    # The figures are written before the comparison, which may fail.
+    # The figures are written before they are compared, because the comparison may raise an error.
     figures = run(
         backends,
         device=device,

@@ -1,9 +1,9 @@
-"""Measure every library in processes of their own, and compare two measurements.
+"""Measure every library in separate processes, and compare two measurements.
 
-A library sets up its threads when it is imported, so every library gets a process of its own. There all candidates take
-turns for each batch size: a machine whose speed drifts slows them all, and a ratio is the median of the ratios of
-neighbouring turns. Memory is measured in further processes, one per figure: the peak memory of a call minus the memory
-that the process held before the call.
+A library sets up its threads when it is imported, so every library gets a separate process. In this process all
+candidates are timed in turn for each batch size. If the machine becomes slower, it slows all candidates; a ratio is the
+median of the ratios of neighbouring turns. Memory is measured in further processes, one per figure. The figure is the
+peak memory of a call minus the memory that the process held before the call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 MEMORY_SIZES = (4096, 8192, 16384, 32768)
 
 LARGEST_DENSE = 8192
-"""Above this batch size the memory of autograd's programs is not measured: it grows as b^2."""
+"""Above this batch size the memory of dense autograd and cross-entropy is not measured: it grows as b^2."""
 
 LARGEST_FALL = 0.15
 """``--check`` fails if a ratio falls by more than this share."""
@@ -48,13 +48,13 @@ def run(
     backends : sequence of str
         Names of backends.
     device : str, optional
-        Device in the library's own words, such as ``"cuda:0"``.
+        Device, in the notation of the library, such as ``"cuda:0"``.
     dtype : str
         ``"float32"``, ``"float64"``, ``"bfloat16"`` or ``"float16"``.
     sizes, memory_sizes : sequence of int
-        Batch sizes to time, and to measure the memory of.
+        Batch sizes whose time is measured, and batch sizes whose memory is measured.
     rounds : int
-        How many turns every candidate takes at least, 1 or more; at small batch sizes it takes more.
+        Smallest number of turns of every candidate, at least 1; small batch sizes get more turns.
     threads : int
         Threads of the library, at least 1.
     say : callable
@@ -78,7 +78,7 @@ def run(
     }
     figures: dict[str, Any] = {"setting": setting, "times": [], "memory": []}
     common = ["--device", device or "", "--dtype", dtype, "--rounds", str(rounds)]
-    # Times first: every library has one process for all its batch sizes.
+    # Times are measured first: every library has one process for all batch sizes.
     for backend in backends:
         for row in _worker(["time", backend, *common, "--sizes", *map(str, sizes)], threads):
             if "version" in row:
@@ -86,7 +86,7 @@ def run(
                 continue
             figures["times"].append(row)
             say(f"{backend} b={row['batch_size']}: {_line_of_progress(row)}")
-        # A process per figure of memory: freed memory of an earlier call must not hide the need of the next.
+        # Each figure of memory has a separate process: a call could reuse memory that an earlier call has freed.
         for size in memory_sizes:
             for name in ("one pass", "two passes", "dense autograd", "cross-entropy"):
                 if not has_candidate(backend, name) or ("pass" not in name and size > LARGEST_DENSE):
@@ -118,7 +118,7 @@ def compare(figures: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     BadInput
         If the two measurements have no ratio in common.
     """
-    # Only ratios are compared: times of two measurements may come from different machines.
+    # Only ratios are compared, because the two measurements may come from different machines.
     new, old = ratios(figures), ratios(before)
     common = [name for name in new if name in old]
     if not common:
@@ -131,16 +131,16 @@ def compare(figures: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
 
 
 def _worker(task: Sequence[str], threads: int, *, reuse: bool = True) -> Iterator[dict[str, Any]]:
-    """Run a task in a process of its own and yield the rows that it prints."""
+    """Run a task in a separate process and yield the rows that it prints."""
     environment = dict(os.environ)
-    # The process must find this package and those that this process figures, wherever it was started.
+    # The worker must find this package and all packages that this process can import, from any current folder.
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     count = str(threads)
     # PJRT_NPROC is JAX's variable: neither OpenMP's variable nor XLA's flags keep JAX from using every core.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC"):
         environment[name] = count
     environment["DRRHO_BENCH_THREADS"] = count
-    if not reuse:  # without these settings glibc keeps freed memory, and the next call would seem to need none
+    if not reuse:  # otherwise glibc keeps freed memory, and the next call would seem to need no memory
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-m", "benchmarks.contrastive.worker", *task]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -13,7 +13,7 @@ _SHARES = {
     "share.svg": ("One pass: share of the library's product rate", "share"),
     "two-passes.svg": ("Two passes: share of the library's product rate", "two-pass share"),
 }
-# A curve's short name for each ratio to other programs.
+# The name of the curve of each ratio of another program's time to ours.
 _OTHERS = {
     "over dense": "dense autograd",
     "over dense, faster": "dense/faster",
@@ -113,7 +113,7 @@ def _charts(figures: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, tuple[
             ]
             for name, (backend, ratio) in ratio_of_curve.items()
         }
-        # A curve of a single point would be a dot: leave it out.
+        # A curve with a single point would be a dot, so it is left out.
         return {name: ([x for x, _ in pts], [y for _, y in pts]) for name, pts in points.items() if len(pts) > 1}
 
     libraries = list(figures["setting"]["libraries"])

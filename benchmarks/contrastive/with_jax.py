@@ -1,4 +1,4 @@
-"""Programs to compare with: autograd through dense matrices. Not for training."""
+"""Programs with which the step is compared: autograd through dense b x b matrices. Do not train with them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dense_step(
             averaged = jnp.logaddexp(log_inner + jnp.log1p(-GAMMA), fixed + jnp.log(GAMMA))
             log_new = jnp.where(jnp.isinf(log_inner), fixed, averaged)
             loss = loss + jnp.mean(temperature * log_new) / 2
-            # The derivative of this term is that of the objective, with u' as a constant.
+            # The derivative of this term is the derivative of the objective, if u' is a constant.
             more = more + jnp.mean(jax.lax.stop_gradient(temperature) * jnp.exp(log_own - log_new)) / 2
             states.append(log_new)
         return loss + more, (loss, *states)

@@ -1,4 +1,4 @@
-"""Programs to compare with: autograd through dense matrices. Not for training."""
+"""Programs with which the step is compared: autograd through dense b x b matrices. Do not train with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dense_step(
         averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own.detach() + math.log(GAMMA))
         log_new = torch.where(torch.isinf(log_inner), log_own.detach(), averaged)
         loss = loss + (temperature * log_new).mean() / 2
-        # The derivative of this term is that of the objective, with u' as a constant.
+        # The derivative of this term is the derivative of the objective, if u' is a constant.
         surrogate = surrogate + (temperature.detach() * torch.exp(log_own - log_new)).mean() / 2
         states.append(log_new)
     gradients = torch.autograd.grad(loss + surrogate, (images, texts, temperature))
@@ -44,10 +44,10 @@ def dense_step(
 def released_form(
     images: Tensor, texts: Tensor, reference_images: Tensor, reference_texts: Tensor, log_inner: Tensor
 ) -> tuple[Tensor, ...]:
-    """Take a step in the form of DRRho-CLIP's released program (commit 33d7364c), in our words.
+    """Take a step in the form of DRRho-CLIP's released program (commit 33d7364c); the code is ours.
 
-    Each direction has matrices of its own, so there are eight products; a mask is multiplied; the loss is the sum
-    of the excess similarities under constant weights. The temperature has no gradient.
+    Each direction has separate matrices, so there are eight products. The diagonal is removed by multiplication with a
+    mask. The loss is the sum of the excess similarities under constant weights. The temperature has no gradient.
     """
     images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
     off_diagonal = 1.0 - torch.eye(len(images), device=images.device)

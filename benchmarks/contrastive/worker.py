@@ -1,4 +1,4 @@
-"""Measure one library in this process and print its figures as lines of JSON; `drrho bench` starts it."""
+"""Measure one library in this process and print the figures as lines of JSON; `drrho bench` starts this program."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from benchmarks.contrastive.candidates import (
 )
 from drrho_core._array_api import Array
 
-# After this many seconds a batch size gets no further turn: at 32,768 one turn takes minutes.
+# After this many seconds a batch size gets no further turn, because at 32,768 pairs one turn takes minutes.
 _LONGEST_SECONDS = 60
 
-# The library's product is measured on at most this many rows and columns. A larger result would add the time that the
-# system takes to hand out new memory, and the rate would not be the best of the library.
+# The library's product is measured on at most this many rows and columns. For a larger result the time would include
+# the allocation of new memory, and the measured rate would be lower than the best rate of the library.
 _PRODUCT_ROWS, _PRODUCT_COLUMNS = 1024, 4096
 
 # The product is so short that each turn measures it this many times and takes the median.
 _PRODUCT_CALLS = 5
 
-# Small batches are measured more often than asked for: until 3 seconds have passed or 50 turns were taken.
+# Small batches get more turns than the option says: until 3 seconds have passed or 50 turns were measured.
 _LONG_ENOUGH, MOST_TURNS = 3.0, 50
 
 
@@ -59,8 +59,8 @@ class _Library:
         return str(module.__version__)
 
     def arrays(self, batch_size: int) -> tuple[Array, ...]:
-        """Return unit features of the learner and of the reference model, and a state that was visited."""
-        # Drawn in NumPy, so that all libraries get the same numbers.
+        """Return unit features of the learner and of the reference model, and a state in which all rows are visited."""
+        # NumPy draws the numbers, so that all libraries get the same numbers.
         generator = np.random.default_rng(0)
         made = []
         for _ in range(4):
@@ -72,7 +72,7 @@ class _Library:
         return (*made, state)
 
     def candidate(self, name: str) -> Callable[..., Any]:
-        """Return a candidate as a function of `arrays`, compiled where the library can."""
+        """Return a candidate as a function of `arrays`, compiled if the library has a compiler."""
         from drrho_core import contrastive_step
 
         xp = self.backend.xp
@@ -100,7 +100,7 @@ class _Library:
         return self.backend.compile(faster if name == "faster product" else ours)
 
     def wait(self, result: Any) -> None:
-        """Wait until a result is there."""
+        """Wait until a result has been computed."""
         if self.baselines is not None:
             self.baselines.synchronize(result)
         elif hasattr(self.backend.xp, "cuda"):
@@ -176,7 +176,7 @@ def _memory(library: _Library, batch_size: int, name: str) -> dict[str, Any]:
     arrays = library.arrays(batch_size)
     function = library.candidate(name)
     # Memory that later calls reuse (compiled code, thread pools) must exist already and is not counted. JAX is only
-    # compiled and not run: a run would leave buffers in its pool, and the measured call would seem to need none.
+    # compiled and not run: a run would leave buffers in its pool, and the measured call would seem to need no memory.
     if hasattr(function, "lower"):
         function = function.lower(*arrays).compile()
     else:
@@ -194,7 +194,7 @@ def _memory(library: _Library, batch_size: int, name: str) -> dict[str, Any]:
 
 
 def _status(key: str) -> float:
-    """Return a line of /proc/self/status in kB."""
+    """Return the value of a line of /proc/self/status in kB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return float(line.split()[1])

@@ -3,7 +3,7 @@
     make gpu [WHEELS=folder] [GPU_FLAGS="--only kit,sweeps --sizes 4096,65536 --out folder"]
     make gpu GPU_FLAGS=--dry-run      everything in miniature on a CPU; nothing is written into docs/
 
-The exit code is 1 if a row has failed. See benchmarks/README.md.
+The exit code is 1 if a measurement has failed. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usual = "build/gpu-dry-run" if options.dry_run else "docs/benchmarks/gpu"
     out = options.out or packages.ROOT / usual
     rows = out if options.out or options.dry_run else packages.ROOT / "build/gpu"
-    # An exception instead of a sudden end: the rows so far are written, and the child processes end.
+    # SIGTERM raises an exception, so that the rows so far are written and the child processes end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
         extra = Path(folder)
@@ -64,17 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             words = [sys.executable, "-m", "benchmarks.gpu", "--worker", section.part, "--descriptor", str(descriptor)]
             return [*words, "--cases", json.dumps(list(cases)), *(["--dry-run"] if options.dry_run else [])]
 
-        # The members of a group run side by side, so the longest one counts.
+        # The sections of a group run at the same time, so the longest section decides.
         shares = [max(section.seconds for section in group) for group in groups]
         total = 60.0 * options.minutes - ENDING
         try:
             for number, group in enumerate(groups):
-                # The next group gets the seconds that a group did not use. A dry run must measure everything.
+                # Seconds that a group does not use are added to the next group. A dry run must measure everything.
                 part = 1.0 if options.dry_run else sum(shares[: number + 1]) / sum(shares)
                 run_group(group, results, command=command, environment=variables, deadline=begin + part * total)
                 _publish(out, options, results, begin)
                 if not options.dry_run and len(group) > 1 and all(row["status"] == ABSENT for row in results.rows):
-                    # The kit found no GPU, so no other section would.
+                    # The kit found no GPU, so no other section will find a GPU.
                     break
         finally:
             with contextlib.suppress(KeyboardInterrupt):
@@ -99,11 +99,11 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry-run", action="store_true", help="in miniature, on a CPU")
+    parser.add_argument("--dry-run", action="store_true", help="run everything in miniature, on a CPU")
     parser.add_argument("--only", type=parts, default=list(plan.PARTS), metavar="PART,PART", help=",".join(plan.PARTS))
     parser.add_argument("--sizes", type=numbers, metavar="B,B", help="batch sizes of the sweeps and the peers")
     parser.add_argument("--minutes", type=float, help=f"time limit of all sections together; default {plan.MINUTES:g}")
-    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels of the missing packages")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="folder of the wheels of missing packages")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for all files; default docs/benchmarks/gpu")
     for name, kind in (("--worker", str), ("--cases", str), ("--descriptor", int)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
@@ -152,7 +152,7 @@ def _verdict(rows: Sequence[Row], out: Path, options: Any, seconds: float) -> in
         return 1
     print(f"The page is {out / 'README.md'}")
     done = {row["part"] for row in rows if row["status"] in (OK, LEFT_OUT)}
-    # Peers are optional packages: their absence is no failure.
+    # The peers, two other programs, are optional packages: their absence is no failure.
     silent = [part for part in options.only if part not in done and part != "peers"]
     if silent:
         print(f"Nothing was measured of: {', '.join(silent)}")

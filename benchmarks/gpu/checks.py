@@ -1,4 +1,4 @@
-"""The tests of the repository and the demo, on a device."""
+"""Run the tests of the repository and the demo on a device."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Tests:
                     last_report = time.monotonic()
                     self.report("progress", result)
 
-            # A test file that needs a package which is not installed here is counted apart from broken files.
+            # A test file whose packages are not installed here is counted separately from broken files.
             def pytest_collectreport(plugin, report: Any) -> None:  # noqa: N805
                 if report.failed:
                     lacking = re.findall(r"No module named '(\w+)", str(report.longrepr))
@@ -104,7 +104,7 @@ class Demo:
 
         # The plan has no demo on CuPy, whose encoders are for the digits only.
         assert not isinstance(self.library, Cupy)
-        # A dry run takes the digits: JAX needs a minute to compile the convolutions for the scenes on a CPU.
+        # A dry run uses the digits, because JAX needs a minute to compile the convolutions for the scenes on a CPU.
         data = "digits" if self.dry_run and importlib.util.find_spec("sklearn") is not None else "scenes"
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
@@ -112,5 +112,5 @@ class Demo:
                 Path(folder) / "demo", backend=self.library.backend(), data=data, quick=self.dry_run, quiet=True
             )
         row: Row = {"data": data, "seconds": rounded(time.perf_counter() - begin)}
-        row["retrieval_r1"] = {one["method"]: rounded(one["metrics"]["retrieval_r1"]) for one in rows}
+        row["retrieval_r1"] = {entry["method"]: rounded(entry["metrics"]["retrieval_r1"]) for entry in rows}
         return row

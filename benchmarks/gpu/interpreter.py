@@ -18,7 +18,7 @@ def _add_up(out: tl.tensor, count: tl.tensor, SIZE: tl.constexpr) -> None:
 
 def broken() -> str | None:
     """Return why the interpreter does not work here, or None."""
-    # The smallest kernel with such a loop; the message keeps the last error of Triton's chain.
+    # The smallest kernel with such a loop. Triton chains several errors, and the message contains the last.
     out = torch.zeros(16)
     try:
         _add_up[(1,)](out, 3, SIZE=16)

@@ -1,4 +1,4 @@
-"""Are the results right? The conformance kit on a device, and half types against NumPy in float64."""
+"""Check results on a device: run the conformance kit, and compare half types with NumPy in float64."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.gpu.plan import HALF, Case
 from benchmarks.gpu.processes import FAILED, Report, Row, rounded
 
 AGREEMENT = {True: ((64, 32, True), (48, 32, False)), False: ((2048, 768, True), (1500, 768, False))}
-"""Batches that are compared with NumPy in float64: b, d, and whether there is a reference; by `dry_run`."""
+"""Batches that are compared with NumPy in float64: b, d, and whether there is a reference. The keys are `dry_run`."""
 
 
 class Kit:
-    """The conformance kit on a device, and half types against NumPy in float64."""
+    """Run the conformance kit on a device, and compare half types with NumPy in float64."""
 
     def __init__(self, first: Case, report: Report, dry_run: bool) -> None:
         self.library = open_library(first["library"], dry_run=dry_run)
@@ -25,7 +25,7 @@ class Kit:
         if self.library.name == "jax":
             import jax
 
-            # The kit checks float64, too, which JAX has switched off by default.
+            # The kit also checks float64, which is off by default in JAX.
             jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
 
     def __call__(self, case: Case) -> Row:
@@ -90,8 +90,9 @@ class Kit:
 
         name = HALF[self.library.name]
         unit = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[name]
-        # Rounding V costs 1 unit (2 in an interpreter, which truncates). Rounding the gradient costs 2 units: it is at
-        # most twice as large. Tensor cores add with a few bits less than float32: on a GPU the bound of sums is wider.
+        # V is the matrix of weights. Rounding V adds an error of 1 unit (2 in an interpreter, which truncates).
+        # Rounding the gradient adds 2 units, because the gradient may be twice as large. Tensor cores add with a few
+        # bits less than float32, so on a GPU the bound of sums is wider.
         logarithm = 5e-6 if self.dry_run else 2e-5
         bounds = {"gradient": 4 * unit, "state": logarithm, "loss": logarithm}
         worst, reasons = dict.fromkeys(bounds, 0.0), []
@@ -109,19 +110,19 @@ class Kit:
                     arrays[0], arrays[1], state, state, temperature=TEMPERATURE, reference_features=reference
                 )
 
-            wanted = step(exact, unseen)
+            expected = step(exact, unseen)
             with self.kernels(engine):
-                one, other = step(given, state), step(given, state)
+                first, second = step(given, state), step(given, state)
             largest = largest_sum_of_weights(exact if has_reference else exact[:2])
             for field, kind in FIELDS.items():
-                got, right = self.library.numpy(getattr(one, field)), np.asarray(getattr(wanted, field))
+                got, right = self.library.numpy(getattr(first, field)), np.asarray(getattr(expected, field))
                 size = np.maximum(1.0, np.abs(right))
                 if kind == "gradient":
                     size = largest / (2 * b) * max(float(np.max(np.abs(x))) for x in exact[:2])
-                worst[kind] = max(worst[kind], float(np.max(np.abs(got - right) / size)))  # max passes over nan
+                worst[kind] = max(worst[kind], float(np.max(np.abs(got - right) / size)))  # max may ignore nan
                 if not np.all(np.isfinite(got)):
                     reasons.append(f"{field} is not finite")
-                if not np.array_equal(got, self.library.numpy(getattr(other, field)), equal_nan=True):
+                if not np.array_equal(got, self.library.numpy(getattr(second, field)), equal_nan=True):
                     reasons.append(f"{field} differs from call to call")
         reasons += [
             f"{kind} is off by {worst[kind]:.1e}, allowed {bound:.1e}"
@@ -137,13 +138,13 @@ FIELDS = {"image_gradient": "gradient", "text_gradient": "gradient", "log_inner_
 
 
 def largest_sum_of_weights(features: Sequence[np.ndarray]) -> float:
-    """Return the largest sum over a row or a column of V at gamma 1: the scale of the gradient's entries."""
+    """Return the largest sum over a row or a column of V, for gamma = 1; the gradient's entries are of this size."""
     z = features[0] @ features[1].T
     if len(features) > 2:
         z = z - features[2] @ features[3].T
     positive = np.diagonal(z).copy()
     np.fill_diagonal(z, -np.inf)
-    # V is the sum of the two directions' weights: a softmax over each row and over each column of the excess pairs.
+    # V is the sum of the weights of both directions: a softmax over each row plus a softmax over each column of z.
     v = np.zeros_like(z)
     for axis, positives in ((1, positive[:, None]), (0, positive[None, :])):
         exponents = (z - positives) / TEMPERATURE

@@ -1,7 +1,7 @@
-"""Arrays, synchronisation and memory of torch, JAX and CuPy on a GPU, under the same names; in a dry run on the CPU.
+"""Arrays, synchronisation and memory of torch, JAX and CuPy on a GPU, with the same methods; in a dry run on the CPU.
 
 A step is a function of (images, texts, reference images, reference texts, state), all on the device. `prepare` compiles
-it if the library can.
+the step if the library has a compiler.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Torch:
         self.device = "cpu" if dry_run else "cuda"
         self.kit_device: Any = self.device
         self._backend = drrho_torch.TorchBackend
-        # A dry run checks that everything works; one thread leaves the other cores to other processes.
+        # A dry run only checks that everything works; with one thread the other cores stay free for other processes.
         if dry_run:
             torch.set_num_threads(1)
 
@@ -89,7 +89,7 @@ class Torch:
         return getattr(self._torch, name)
 
     def unit(self, b: int, d: int, seed: int, dtype: str) -> Any:
-        # Drawn on the device: the largest batches would take long to copy.
+        # The device draws the numbers, because copying the largest batches would take long.
         generator = self._torch.Generator(self.device).manual_seed(seed)
         x = self._torch.randn(b, d, generator=generator, device=self.device)
         return self._torch.nn.functional.normalize(x, dim=1).to(self.dtype(dtype))
@@ -110,7 +110,7 @@ class Torch:
     def extra_megabytes(self, step: Step, arrays: tuple[Any, ...]) -> float | None:
         if self.dry_run:
             return None
-        # The peak of a call beyond the memory that was held before it.
+        # The extra memory of a call is its peak minus the memory that was held before.
         cuda = self._torch.cuda
         cuda.synchronize()
         cuda.empty_cache()
@@ -187,7 +187,7 @@ class Jax:
         return np.asarray(x).astype(np.float64)
 
     def prepare(self, step: Step, arrays: tuple[Any, ...]) -> Step:
-        # Compiling ahead of the call keeps the compiler's time out of the first measurement.
+        # The step is compiled before the first call, so that the first measurement does not include the compiler.
         compiled: Step = self._jax.jit(step).lower(*arrays).compile()
         return compiled
 
@@ -234,7 +234,7 @@ class Jax:
 
 
 class Cupy:
-    """CuPy on a GPU; in a dry run NumPy, with the kernels' CUDA compiled for the CPU as the tests do it."""
+    """CuPy on a GPU; in a dry run NumPy, with the CUDA code of the kernels compiled for the CPU as in the tests."""
 
     name, half = "cupy", "float16"
     kit_device: Any = None
@@ -271,7 +271,7 @@ class Cupy:
             return "pytest is not installed, and the stand-in for CuPy lies among the tests"
         from drrho_core import extend
 
-        # The stand-in compiles the CUDA source for the CPU. It is a test module, which imports `helpers` from tests/.
+        # The stand-in compiles the CUDA source for the CPU. It is a test module and imports `helpers` from tests/.
         sys.path.append(str(STAND_IN.parents[1]))
         specification = importlib.util.spec_from_file_location("drrho_stand_in_for_cupy", STAND_IN)
         assert specification is not None
@@ -322,7 +322,7 @@ class Cupy:
     def extra_megabytes(self, step: Step, arrays: tuple[Any, ...]) -> float | None:
         if self.dry_run:
             return None
-        # CuPy keeps no peak. The pool only grows during a call, so its growth is the peak.
+        # CuPy records no peak. Its pool of memory only grows during a call, so this growth is the peak.
         pool = self._cupy.get_default_memory_pool()
         pool.free_all_blocks()
         before = pool.total_bytes()
@@ -350,6 +350,6 @@ def open_library(name: str, *, dry_run: bool) -> Library:
         If the library, its device or its kernels are missing.
     """
     with warnings.catch_warnings():
-        # CuPy and Triton warn of optional parts that they do not find.
+        # CuPy and Triton warn if they do not find optional parts.
         warnings.simplefilter("ignore")
         return LIBRARIES[name](dry_run=dry_run)

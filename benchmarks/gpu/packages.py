@@ -1,4 +1,4 @@
-"""Which packages are missing, and wheels from a folder in place of an installation."""
+"""Find missing packages, and use wheels from a folder if packages are not installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Need(NamedTuple):
     # Name (and version) for a package index.
     package: str
     wanted_for: str
-    # Dependencies that array libraries do not already bring along.
+    # Dependencies of the package that array libraries do not install.
     brings: tuple[str, ...] = ()
 
 
@@ -67,7 +67,7 @@ def advice(absent: Sequence[Need]) -> str:
 
 
 def unpack(wheels: Path, target: Path) -> list[str]:
-    """Unpack the wheels whose modules are missing; return a line for every wheel that says what became of it.
+    """Unpack the wheels whose modules are missing; return a line for every wheel: unpacked, or why it was left out.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _fits(wheel: Path) -> bool:
 
 
 def describe_ourselves(target: Path) -> None:
-    """Write metadata as an installation has it, if drrho-core is not installed: the metadata names the backends."""
+    """If drrho-core is not installed, write the metadata of an installation, because it lists the backends."""
     try:
         importlib.metadata.distribution("drrho-core")
     except importlib.metadata.PackageNotFoundError:
@@ -133,19 +133,19 @@ def environment(extra: Path, *, dry_run: bool) -> dict[str, str]:
     variables = dict(os.environ)
     old = [folder for folder in variables.get("PYTHONPATH", "").split(os.pathsep) if folder]
     variables["PYTHONPATH"] = os.pathsep.join([*map(str, SOURCES), *old, str(extra)])
-    # Every step chooses its kernels itself.
+    # Every step chooses its kernels itself, so the user's choice is removed.
     variables.pop("DRRHO_FUSED", None)
     # Processes of several libraries share the device, so JAX must not reserve its memory in advance.
     variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
     # JAX refuses to start if both names of this variable are set.
     variables.pop("XLA_CLIENT_MEM_FRACTION", None)
-    # One process of JAX can use code that another one has compiled.
+    # A process of JAX can use code that an earlier process has compiled.
     variables |= {
         "JAX_COMPILATION_CACHE_DIR": str(extra / "jax"),
         "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     (extra / "tmp").mkdir(exist_ok=True)
-    # Temporary files lie in a folder that this program removes, however a process ends.
+    # Temporary files are in a folder that this program removes, even if a process is killed.
     variables["TMPDIR"] = str(extra / "tmp")
     variables["TF_CPP_MIN_LOG_LEVEL"] = variables.get("TF_CPP_MIN_LOG_LEVEL", "2")
     if dry_run:

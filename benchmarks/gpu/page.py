@@ -14,7 +14,7 @@ _HARMLESS = str.maketrans(dict(zip("|`<>[]$*", ["/", "'", "(", ")", "(", ")", No
 
 
 def plain(text: Any, length: int = 160) -> str:
-    """Return other programs' words for a Markdown table: one line, without folders of this machine, without markup."""
+    """Return a text of another program for a Markdown table: one line, without folders of this machine or markup."""
     words = " ".join(str(text).replace(f"{ROOT}/", "").split())
     # Absolute paths lose their folders and keep the file's name.
     words = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", words)
@@ -24,7 +24,7 @@ def plain(text: Any, length: int = 160) -> str:
 
 def summary(row: Row) -> str:
     """Return the result of a row in a few words."""
-    # The keys of a row tell which part measured it.
+    # The keys of a row show which part of the plan measured the row.
     if row["status"] != OK:
         partial = f" ({row['passed']} passed until then)" if row.get("passed") else ""
         return plain(f"{row['status']}: {row.get('reason', '')}") + partial
@@ -66,7 +66,8 @@ def table(rows: Iterable[Row]) -> str:
     # The first two columns get the width of their longest cell.
     cells = [(row["section"], case_name(row), summary(row)) for row in rows]
     widths = [max((len(line[column]) for line in cells), default=0) for column in (0, 1)]
-    return "\n".join(f"{one:<{widths[0]}}  {two:<{widths[1]}}  {three}".rstrip() for one, two, three in cells)
+    lines = (f"{section:<{widths[0]}}  {case:<{widths[1]}}  {result}" for section, case, result in cells)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
@@ -86,34 +87,36 @@ def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
         "out of memory or time, its row gives the reason.",
         "",
     ]
-    lines += _section("Correctness", _of(rows, "kit"), ("library", "case", "found"), _simple)
+    lines += _section("Correctness", _of(rows, "kit"), ("library", "case", "result"), _simple)
     lines += _speeds(_of(rows, "sweeps"), _of(rows, "peers"))
     lines += _section(
-        "Tests", _of(rows, "tests"), ("tests", "found"), lambda row: (case_name(row) or "all", summary(row))
+        "Tests", _of(rows, "tests"), ("tests", "result"), lambda row: (case_name(row) or "all", summary(row))
     )
     lines += _section(
-        "The demo, one seed", _of(rows, "demo"), ("library", "found"), lambda row: (_library(row), summary(row))
+        "The demo, one seed", _of(rows, "demo"), ("library", "result"), lambda row: (_library(row), summary(row))
     )
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
     rows = [*sweeps, *peers]
-    # Sweeps and peers stand in one table, so that equal columns can be compared.
+    # Sweeps and peers (other programs) are in one table, so that they can be compared column by column.
     if not rows:
         return []
     intended = (
-        "A row is one call of `contrastive_step` with gradients. *dense* is autograd of the same formula through b",
-        "x b matrices, and *plain* is the core without kernels. Milliseconds are medians; each call ends when the",
-        "device is done. Products (2 b^2 d operations each) are counted in two ways: the products that every method",
-        "needs (3, with a reference model 4), and the products of two passes (*made*: 4 and 6, or a peer's own",
-        "number). The share is relative to the library's own product of two matrices of 8,192 x 8,192 in the same",
-        "process. Extra memory is the peak beyond the inputs; for JAX it is the compiler's plan. The peers' losses",
-        "are CLIP's and SigLIP's, without reference model and state.",
+        "Each row is one call of `contrastive_step` with gradients on b pairs. The engine *fused* is the GPU kernels,",
+        "*plain* is the core without kernels, and *dense* is autograd of the same formula through b x b matrices.",
+        "Milliseconds are medians; each call ends when the device has computed the result. *TFLOP/s* counts only the",
+        "matrix products that every method needs (3, with a reference model 4). *TFLOP/s, made* counts the products",
+        "of two passes (4, with a reference model 6), and for another program the products that it computes (3 for",
+        "siglip-kernel, 5 for memeff). A product has 2 b^2 d operations. Each share is the rate in the column before,",
+        "divided by the rate at which the library multiplies two 8,192 x 8,192 matrices in the same process. *MB* is",
+        "the peak memory beyond the inputs; for JAX it is the memory that the compiler plans. siglip-kernel and memeff",
+        "are other programs: their losses are those of SigLIP and CLIP, without reference model and state.",
     )
     head = ("library", "engine", "reference", "b", "ms", "TFLOP/s", "share", "TFLOP/s, made", "share, made", "MB")
     lines = ["## Speed", "", *intended, "", *_head(head)]
-    # A row of the library's own product has no batch; a row without figures has its reason in the place of the time.
+    # A row of the library's own product has no batch. A row without figures has a reason in the column of the time.
     for row in rows:
         if "product_tflops" in row:
             cells = [_library(row), f"product, {row['square']}^3", *[""] * 3, f"{row['product_tflops']:g}", *[""] * 4]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Case = dict[str, Any]
-"""One measurement. Its entries (text, numbers, truth values) also stand in the row of the result."""
+"""The description of one measurement. The row of the result contains all entries (text, numbers, truth values)."""
 
 SIZES = (4096, 8192, 16384, 32768, 65536)
 WIDTH = 768
@@ -17,7 +17,7 @@ PARTS = ("kit", "sweeps", "peers", "tests", "demo")
 PEERS = ("siglip-kernel", "memeff")
 
 MINUTES = 8.0
-"""Time limit of all sections together, with starting and ending."""
+"""Time limit of all sections together, including the time to start and to end."""
 
 DRY_SIZES, DRY_WIDTH = (48, 96), 32
 
@@ -41,7 +41,11 @@ class Section:
 
 
 def sweep_cases(library: str, sizes: Sequence[int], width: int) -> tuple[Case, ...]:
-    """Return the sweeps: the smallest batch, the largest, the other fused ones, then plain core and dense autograd."""
+    """Return the cases of the sweeps in their order.
+
+    The library's own product comes first, then the kernels (smallest batch, largest batch, other batches), then the
+    plain core and dense autograd.
+    """
     sizes = sorted(sizes)
     headline_second = list(dict.fromkeys([sizes[0], sizes[-1], *sizes[1:-1]]))
     engines = ("plain", "dense") if library in ("torch", "jax") else ("plain",)
@@ -92,7 +96,7 @@ def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> lis
     ]
     for peer, cases in peer_cases(sizes, width).items():
         groups.append([Section(f"peers, {peer}", "peers", cases, 20, 45)])
-    # The end of the plan is cut off first if the time is short.
+    # The last group holds the least important sections, because this group is cut off if the time is short.
     last = [Section("tests", "tests", ({"check": "tests of the kernels"}, {"check": "tests marked gpu"}), 95, 60)]
     last += [Section(f"demo, {name}", "demo", ({"library": name},), 95, 95, name) for name in ("torch", "jax")]
     for name in LIBRARIES:

@@ -1,4 +1,4 @@
-"""Run sections in separate processes, each with a time limit; a failure of one section does not affect the others.
+"""Run sections in separate processes with time limits; a section that fails does not affect other sections.
 
 A process reports to its parent over a pipe, with one JSON object per line:
 
@@ -43,7 +43,7 @@ Report = Callable[[str, Any], None]
 
 
 class Results:
-    """All rows so far, also in a file with one JSON object per line, which is complete at any time."""
+    """All rows so far, also in a file with one JSON object per line; the file is complete at any time."""
 
     def __init__(self, path: Path, say: Callable[[Row], None] = lambda _: None) -> None:
         self.path, self.rows, self._say = path, list[Row](), say
@@ -65,12 +65,12 @@ class Results:
 
 def write(path: Path, text: str) -> None:
     """Replace a file in one step."""
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
+    replacement = path.with_name(f".{path.name}.new")
+    with replacement.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    replacement.replace(path)
 
 
 def rounded(value: float) -> float | None:
@@ -121,7 +121,7 @@ def run_section(
     if section.needs in results.absent:
         results.add({**named, "status": ABSENT, "reason": results.absent[str(section.needs)]})
         return
-    # Each attempt is one process. It returns after a case that broke it, and the next attempt goes on behind that case.
+    # Each attempt is one process. If a case ends this process, the next attempt starts with the next case.
     left = list(section.cases)
     while left:
         if time.monotonic() >= deadline:
@@ -210,7 +210,7 @@ class _Attempt:
                     return None
                 if "begin" in message:
                     self.current, self.partial = int(message["begin"]), {}
-                    # From here on the time limit is that of a case.
+                    # The time limit for starting is over, and the time limit of this case begins.
                     allowed = self.section.case_seconds
                     limit = time.monotonic() + allowed
                 elif "progress" in message:
@@ -251,13 +251,13 @@ class _Attempt:
             return self.done
         _kill(self.process)
         code = self.process.wait()
-        # The worker ends by itself after an error that leaves its device unusable.
+        # The worker ends with exit code 0 after an error that makes its device unusable.
         if self.current is None and code == 0 and self.done > 0:
             return self.done
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         tail = self._tail()
         reason = f"{how}: {tail.splitlines()[-1]}" if tail else how
-        # A process that cannot start would not start the next time either: all cases fail.
+        # If a process could not start, the next process could not start either, so all cases fail.
         if self.current is None and self.done == 0:
             for _ in self.cases:
                 self._add({"status": FAILED, "reason": reason, "output": tail})

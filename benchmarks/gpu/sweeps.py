@@ -1,4 +1,4 @@
-"""How fast is `contrastive_step`? The kernels, the plain core, dense autograd, and kernels of other programs."""
+"""Measure `contrastive_step` with kernels, the plain core and dense autograd, and the kernels of other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.gpu.processes import Report, Row, rounded
 
 SQUARE, DRY_SQUARE = 8192, 256
 DENSE_MATRICES = 12
-"""About how many float32 matrices of b x b autograd holds; a batch for which they do not fit is skipped."""
+"""Approximate number of b x b float32 matrices that autograd holds; batches that would not fit are skipped."""
 
 
 class Sweeps:
@@ -33,7 +33,7 @@ class Sweeps:
         b, d, engine = case["b"], case["d"], case["engine"]
         if engine == "fused" and (reason := self.library.no_kernels()) is not None:
             raise Absent(reason)
-        # Running out of memory would cost this process its context, so the need is estimated before.
+        # After an out-of-memory error this process might lose the device, so the memory is estimated first.
         if engine == "dense":
             needed, free = DENSE_MATRICES * 4e-9 * b * b, self.library.free_gigabytes()
             if needed > free:
@@ -59,16 +59,16 @@ class Sweeps:
 
     @property
     def rate(self) -> float:
-        """Rate of the library's own product, of random numbers: constant numbers need less power and run faster."""
+        """Rate of the library's own product of random numbers. Constant numbers need less power and run faster."""
         # Measured once per process.
         if self._rate is None:
             self._rate = product_rate(self.library, self.square)
         return self._rate
 
     def arrays(self, b: int, d: int) -> tuple[Any, ...]:
-        """Return features of unit norm on the device and a visited state; those of the last batch size are kept."""
+        """Return unit features on the device and a visited state; the arrays of the last batch size are kept."""
         if self._arrays is None or self._arrays[0] != b:
-            # The old arrays are freed before the new ones are made: both might not fit.
+            # The old arrays are freed before the new arrays are made, because both might not fit into memory.
             self._arrays = None
             library = self.library
             features = [library.unit(b, d, seed, library.half) for seed in range(4)]
@@ -80,7 +80,7 @@ class Sweeps:
         """Return the function that is timed."""
         from drrho_core import contrastive_step, fused_kernels
 
-        def ours(images: Any, texts: Any, one: Any, other: Any, state: Any) -> Any:
+        def ours(images: Any, texts: Any, reference_images: Any, reference_texts: Any, state: Any) -> Any:
             with fused_kernels("always" if engine == "fused" else "never"):
                 return contrastive_step(
                     images,
@@ -89,13 +89,14 @@ class Sweeps:
                     state,
                     temperature=TEMPERATURE,
                     gamma=GAMMA,
-                    reference_features=(one, other) if has_reference else None,
+                    reference_features=(reference_images, reference_texts) if has_reference else None,
                 )
 
-        def dense(images: Any, texts: Any, one: Any, other: Any, state: Any) -> Any:
+        def dense(images: Any, texts: Any, reference_images: Any, reference_texts: Any, state: Any) -> Any:
             # CuPy has no autograd, so the plan has no such case.
             assert not isinstance(self.library, Cupy)
-            return self.library.dense(images, texts, (one, other) if has_reference else None, state)
+            reference = (reference_images, reference_texts) if has_reference else None
+            return self.library.dense(images, texts, reference, state)
 
         return dense if engine == "dense" else ours
 
@@ -109,7 +110,7 @@ def product_rate(library: Library, side: int) -> float:
 
 def times(library: Library, step: Step, arrays: tuple[Any, ...], *, most: int, seconds: float = 1.0) -> list[float]:
     """Return the seconds of calls until their results are computed, after calls that compile and warm up the device."""
-    # The clock of a GPU rises under load: warm up for .3 s.
+    # The clock rate of a GPU rises under load, so the device is warmed up for 0.3 s.
     begin, calls = time.perf_counter(), 0
     while calls < 2 or (calls < 50 and time.perf_counter() - begin < (0.0 if library.dry_run else 0.3)):
         library.wait(step(*arrays))
@@ -151,7 +152,10 @@ def figures(
 
 
 class Peers:
-    """Two other programs' kernels, forward and backward, on the same features; their losses differ from ours."""
+    """Measure the kernels of two other programs, forward and backward, on the same features.
+
+    Their losses differ from ours.
+    """
 
     # Numbers of products; memeff computes the logits once in the forward pass and twice in the backward pass.
     MADE: ClassVar = {"siglip-kernel": 3, "memeff": 5}
@@ -165,7 +169,7 @@ class Peers:
 
     def __call__(self, case: Case) -> Row:
         b, d = case["b"], case["d"]
-        # Peers get the features of the sweeps, but no reference model, which they do not have.
+        # Peers get the features of the sweeps, but no reference features, because their losses have no reference model.
         try:
             images, texts, *_ = self.sweeps.arrays(b, d)
             inputs = tuple(x.detach().requires_grad_() for x in (images, texts))

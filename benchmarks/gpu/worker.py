@@ -1,4 +1,4 @@
-"""The program of a section's own process: it measures case by case and reports each row at once."""
+"""The program of each section's process: it measures case by case and reports each row immediately."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(part: str, cases: Sequence[Case], descriptor: int, *, dry_run: bool) ->
             pipe.write(json.dumps({kind: content}) + "\n")
 
         try:
-            # Opening the library may show that there is nothing to measure with.
+            # The library or its device may be missing.
             measure = PARTS[part](cases[0], report, dry_run)
         except Absent as error:
             report("absent", str(error))
@@ -38,7 +38,7 @@ def main(part: str, cases: Sequence[Case], descriptor: int, *, dry_run: bool) ->
             row = measured(measure, case)
             report("row", row)
             if row["status"] not in (OK, LEFT_OUT) and not healthy(getattr(measure, "library", None)):
-                # The device has lost its context: the next case gets a fresh process.
+                # The device cannot be used any more in this process: the next case gets a fresh process.
                 return
             gc.collect()
 
@@ -62,7 +62,7 @@ def measured(measure: Callable[[Case], Row], case: Case) -> Row:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error of any library means that memory ran out."""
-    # Each library has an exception of its own for this, so the words decide.
+    # Each library has a different exception for this, so the text of the error is searched.
     words = f"{type(error).__name__} {error}".lower().replace("_", " ")
     return isinstance(error, MemoryError) or any(
         sign in words for sign in ("out of memory", "outofmemory", "resource exhausted", "failed to allocate")
@@ -74,7 +74,7 @@ PARTS: dict[str, Any] = {"kit": Kit, "sweeps": Sweeps, "peers": Peers, "tests": 
 
 
 def healthy(library: Library | None) -> bool:
-    """Tell whether the device still works after an error: a lost context stays lost until the process ends."""
+    """Tell whether the device still works after an error; some errors make it unusable until the process ends."""
     if library is None:
         return True
     try:

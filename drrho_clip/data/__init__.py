@@ -1,8 +1,8 @@
 """Data sets, preprocessing, tokens and batches.
 
 Three families of data sets follow one protocol: rendered scenes, scikit-learn's digits, and a table of the user's own
-images and captions. Rendering scenes needs NumPy only. Captions are split by `tokenizers`, the digits come with
-scikit-learn, and image files are read by Pillow; the extra `train` installs these three.
+images and captions. Rendering scenes needs NumPy only. The library `tokenizers` splits captions,
+scikit-learn has the digits, and Pillow reads image files; the extra `train` installs these three.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from drrho_clip.errors import BadInput
 
 def whole_number(value: object, argument: str, *, at_least: int) -> int:
     """Return `value` as an int; raise TypeError for another type and BadInput if it is too small."""
-    # bool is a subclass of int; as a size or a seed it would be a mistake.
+    # bool is a subclass of int, but a bool as a size or a seed is a mistake.
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{argument} must be a whole number, got {value!r}")
     number = operator.index(value)
@@ -22,7 +22,7 @@ def share(value: object, argument: str) -> float:
     """Return `value` as a float in [0, 1]; raise TypeError for another type and BadInput outside the range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument} must be a number in [0, 1], got {value!r}")
-    # nan fails both comparisons, so this form refuses it.
+    # nan fails both comparisons, so this condition also refuses nan.
     if not 0.0 <= value <= 1.0:
         raise BadInput(f"{argument} must lie in [0, 1], got {value!r}")
     return float(value)

@@ -30,7 +30,7 @@ class ArrayDataset:
     captions : sequence of str, length n
         No caption is empty.
     own_captions : sequence of str, length n, optional
-        The captions before the exchange; `captions` when left out.
+        The captions before the exchange; by default `captions`.
     is_swapped : ndarray of bool, shape (n,), optional
         True for each pair that has the caption of another sample. All False when left out.
     zero_shot : callable, optional
@@ -66,7 +66,7 @@ class ArrayDataset:
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
             raise BadInput(f"images must be uint8 of shape (n, H, W, 1 or 3), got {images.dtype} {images.shape}")
-        # Views, so that nobody can change a pixel after the fingerprint was taken.
+        # The arrays are read-only views, so that no pixel can change after the fingerprint was taken.
         size = images.shape[0]
         self.name = name
         self.images = _read_only(images)
@@ -86,7 +86,7 @@ class ArrayDataset:
             raise BadInput("captions must not be empty, got an empty one")
 
     def __repr__(self) -> str:
-        """Name, size and share of swapped captions."""
+        """Return name, size and number of swapped captions."""
         swapped = int(self.is_swapped.sum())
         return f"<{self.name}: {len(self)} pairs {self.images.shape[1:]}, {swapped} captions swapped>"
 
@@ -95,7 +95,7 @@ class ArrayDataset:
         return len(self.captions)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return the pair with that row id; the image is a read-only view."""
+        """Return the pair with this row id; the image is a read-only view."""
         row = row_index(index, len(self))
         return Sample(row, self.images[row], self.captions[row])
 
@@ -107,7 +107,7 @@ class ArrayDataset:
             digest.update(np.ascontiguousarray(self.images).data)
             for caption in self.captions:
                 encoded = caption.encode("utf-8", "surrogatepass")
-                # The length in front keeps "ab", "c" apart from "a", "bc".
+                # The length before each caption distinguishes "ab", "c" from "a", "bc".
                 digest.update(len(encoded).to_bytes(8, "little"))
                 digest.update(encoded)
             self._fingerprint = digest.hexdigest()
@@ -123,9 +123,9 @@ class ArrayDataset:
         Raises
         ------
         BadInput
-            No row is given, a row is given twice or lies outside 0 .. len - 1.
+            No row is given, a row is given twice, or a row lies outside 0 .. len - 1.
         """
-        # A row twice would make an image a negative of itself.
+        # A row that is given twice would be compared with itself as if it were two samples.
         chosen = np.asarray(rows, dtype=np.int64)
         if chosen.ndim != 1 or chosen.size == 0 or np.unique(chosen).size != chosen.size:
             raise BadInput(f"rows must be distinct and at least one, got shape {chosen.shape}")
@@ -155,7 +155,7 @@ def swap_captions(
     fraction : float
         In [0, 1].
     rng : numpy.random.Generator
-        Advanced by the draw.
+        The generator that draws the samples.
 
     Returns
     -------
@@ -175,11 +175,12 @@ def swap_captions(
     is_swapped = np.zeros(size, dtype=np.bool_)
     if count < 2:
         return tuple(captions), is_swapped
-    # The chosen rows in random order, but rows with equal texts side by side.
+    # The chosen rows are in random order, except that rows with equal texts are side by side.
     groups: dict[str, list[int]] = {}
     for row in rng.permutation(size)[:count].tolist():
         groups.setdefault(captions[row], []).append(row)
-    # Moving all captions on by the length of the longest run of equal texts takes each of them out of its run.
+    # Each chosen row takes the caption `longest` places further on. No run of equal texts is longer than that, so the
+    # row gets the text of another run.
     longest = max(len(rows) for rows in groups.values())
     chosen = [row for rows in groups.values() for row in rows]
     mixed = list(captions)

@@ -1,8 +1,9 @@
 """Scikit-learn's handwritten digits, with captions made from properties of the images.
 
 The data set has 1,797 real images of 8 x 8 pixels. It is part of scikit-learn, so nothing is downloaded. A caption
-names the digit and four properties that were measured on the image: the amount of ink, the slant, the width and the
-position of the weight. Each measure is a ratio of integers. Its two thresholds are tertiles over all images.
+names the digit and four properties that were measured on the image: the amount of ink, the slant, the width, and the
+mean height of the ink. Each measure is a ratio of integers. A measure has two thresholds, the tertiles
+over all images: one third of the images lies below the first tertile, one third above the second.
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ def digits(
     """Return one part of scikit-learn's digits with captions.
 
     Validation and test have 200 pairs each, 20 of every digit, and one caption template that names all properties. A
-    share of the other 1,397 images, class by class, is kept for a reference model, so that it can see other images than
-    the learner; the rest is for training. Captions of these two parts vary in template, may leave out properties and
-    may be swapped.
+    share of the other 1,397 images, class by class, is kept for a reference model, which can then see other images than
+    the learner; the rest is for training. Captions of these two parts follow different templates, may leave out
+    properties and may be swapped.
 
     Parameters
     ----------
     part : str
         One of `PARTS`: train, validation, test, reference.
     seed : int
-        At least 0. It decides the part of each image and the captions.
+        At least 0. The seed decides the part of each image and the captions.
     swapped_fraction : float, optional
         Share in [0, 1] of the captions that are exchanged; by default 0.3 for train and reference. For validation and
         test it must be 0 or left out.
@@ -81,13 +82,12 @@ def digits(
     Returns
     -------
     ArrayDataset
-        `images` is uint8 (n, 8, 8, 1). Its zero-shot task has 10 classes and the images of this
-        part.
+        `images` is uint8 (n, 8, 8, 1). The zero-shot task has 10 classes and the images of this part.
 
     Raises
     ------
     BadInput, TypeError
-        An argument is outside its domain, or of another type; or the part would be empty.
+        An argument is outside its domain or has the wrong type, or the part would be empty.
     MissingExtra
         scikit-learn is not installed.
 
@@ -166,7 +166,7 @@ def _load() -> _Source:
     except ImportError:
         raise MissingExtra("the digits data set", "scikit-learn") from None
     bunch = load_digits()
-    # scikit-learn's ink is a whole number in 0 .. 16; images are bytes, with 16 as 255.
+    # scikit-learn's ink is a whole number in 0 .. 16; in the images, which are bytes, 16 becomes 255.
     ink = np.asarray(bunch.images).astype(np.int64)
     labels = np.asarray(bunch.target).astype(np.int64)
     images = ((ink * 255 + 8) // 16).astype(np.uint8)[..., None]
@@ -176,21 +176,21 @@ def _load() -> _Source:
 
 def _measure(ink: Int64) -> Int64:
     """Return each image's four attributes as 0, 1 or 2: below, between or above the tertiles of all images."""
-    # Coordinates from the image's centre, doubled, so that all sums stay integers.
+    # Coordinates are counted from the image's centre and doubled, so that all sums are integers.
     x = np.arange(8, dtype=np.int64)[None, None, :] * 2 - 7
     y = np.arange(8, dtype=np.int64)[None, :, None] * 2 - 7
     total = ink.sum(axis=(1, 2))
 
-    # Moments of the ink: m(f) is the sum of ink * f(x, y) over the pixels. The factor m(1)^2 keeps the variances below
-    # integers.
-    def central(values: Int64) -> Int64:
+    # A moment m(f) of the ink is the sum of ink * f(x, y) over the pixels. The variances that follow are multiplied by
+    # m(1)^2, so that they are integers.
+    def moment_of(values: Int64) -> Int64:
         moment: Int64 = (ink * values).sum(axis=(1, 2))
         return moment
 
-    sum_x, sum_y = central(x), central(y)
-    var_x = total * central(x * x) - sum_x * sum_x
-    var_y = total * central(y * y) - sum_y * sum_y
-    covariance = total * central(x * y) - sum_x * sum_y
+    sum_x, sum_y = moment_of(x), moment_of(y)
+    var_x = total * moment_of(x * x) - sum_x * sum_x
+    var_y = total * moment_of(y * y) - sum_y * sum_y
+    covariance = total * moment_of(x * y) - sum_x * sum_y
     measures = (
         total.astype(np.float64),  # ink
         var_x / (total * total),  # width: variance of x
@@ -198,7 +198,7 @@ def _measure(ink: Int64) -> Int64:
         sum_y / total,  # weight: mean row, downwards
     )
     columns = []
-    # 0, 1 or 2 for each image: the number of tertiles that its measure reaches.
+    # The attribute of an image, 0, 1 or 2, is the number of tertiles that the measure reaches.
     for measure in measures:
         ordered = np.sort(measure)
         low, high = ordered[len(ordered) // 3], ordered[2 * len(ordered) // 3]
@@ -207,7 +207,7 @@ def _measure(ink: Int64) -> Int64:
 
 
 def _deal(seed: int, reference_share: float) -> dict[str, npt.NDArray[np.int64]]:
-    """Deal the rows to the parts, class by class, each part in random order."""
+    """Distribute the rows over the parts, class by class; the rows of each part are in random order."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     labels = _load().labels
     # The held-out parts take their rows first, so that `reference_share` does not change them.
@@ -235,7 +235,7 @@ def _full_caption(source: _Source, row: int) -> str:
 
 
 def _varied_caption(source: _Source, row: int, omit_probability: float, rng: np.random.Generator) -> str:
-    # One random number for each property, then one for the template: this order is part of the data set.
+    # One random number is drawn for each property, then one for the template. Another order would change the data set.
     is_named = (rng.random(4) >= omit_probability).tolist()
     template = _TEMPLATES[int(rng.integers(0, len(_TEMPLATES)))]
     ink, width, slant, weight = source.attributes[row].tolist()

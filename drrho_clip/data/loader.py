@@ -1,4 +1,4 @@
-"""Batches of a data set: their order, and images that are decoded before they are used."""
+"""Batches of a data set: their order, and threads that decode the images of the next batches in advance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drrho_clip.errors import BadInput
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
 
-# Number of batches that are decoded at a time: enough to hide a slow image, and little memory.
+# Number of batches that are decoded at a time: enough that a slow image delays no batch, and small to save memory.
 _AHEAD = 3
 
 
@@ -42,7 +42,7 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
     """Divide all samples into batches, in an order that differs by epoch.
 
     The order is a permutation drawn from `numpy.random.default_rng([seed, epoch])`, so a resumed run needs only these
-    two numbers. The last, short batch is dropped: every anchor keeps b - 1 negatives, and shapes stay fixed.
+    two numbers. A last batch of fewer than b samples is dropped, so that every batch has the same shape.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
     Raises
     ------
     BadInput, TypeError
-        An argument is outside its domain, or of another type.
+        An argument is outside its domain or has the wrong type.
 
     Examples
     --------
@@ -82,8 +82,9 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
 class BatchSource:
     """Batches of a data set, with images of one size and captions as tokens.
 
-    Captions are encoded once, when the source is built. A few threads decode the images, a few batches before they are
-    used. Decoded images stay in memory if all of them fit into `cache_bytes`. The batches depend on neither setting.
+    Captions are encoded once, when the source is built. Threads decode the images a few batches in advance. Decoded
+    images stay in memory if all of them fit into `cache_bytes`. The content of the batches depends neither on
+    `num_threads` nor on `cache_bytes`.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ class BatchSource:
     image_size : int
         s, at least 1.
     channels : int, optional
-        1 or 3; the number of the data set's first image when left out.
+        1 or 3; by default the number of channels of the data set's first image.
     cache_bytes : int
         Memory limit for decoded images, 2 GiB by default; with 0 no image is kept.
     num_threads : int
@@ -156,7 +157,8 @@ class BatchSource:
         Raises
         ------
         BadInput
-            As in `batches`, raised by the call itself; or an image cannot be decoded, raised at its batch.
+            The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises the error
+            when it comes to that image's batch.
         """
         order = list(batches(len(self), batch_size, seed=seed, epoch=epoch))
         return self._stream(order[whole_number(first_batch, "first_batch", at_least=0) :])
@@ -185,7 +187,7 @@ class BatchSource:
             for index in order:
                 yield self._assemble(index, self._decode(index))
             return
-        # A batch is split among the threads, and up to `_AHEAD` batches are in work when the oldest is yielded.
+        # The threads share each batch. Up to `_AHEAD` batches are being decoded when the oldest batch is yielded.
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="drrho-decode")
         try:
             waiting: deque[tuple[Int64, list[Future[UInt8]]]] = deque()
@@ -210,7 +212,7 @@ class BatchSource:
         """Return the images of the given rows."""
         if self._cache is None:
             return np.stack([self._decode_one(row) for row in index.tolist()])
-        # No lock: if two threads decode one image, both write the same bytes.
+        # No lock is needed: if two threads decode one image, they write the same bytes.
         for row in index[~self._cached[index]].tolist():
             self._cache[row] = self._decode_one(row)
             self._cached[row] = True

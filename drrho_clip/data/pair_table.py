@@ -47,7 +47,7 @@ def read_rows(table: Path, image_column: str, caption_column: str, label_column:
         label_column = _DEFAULT_LABEL
     check_image = _image_checker()
 
-    # All rows are read before an error is raised: the message says how many more rows are wrong.
+    # All rows are read before an error is raised, so that the message can count the rows that are wrong.
     rows: list[Row] = []
     problems: list[tuple[int, str]] = []
     for number, fields in records:
@@ -89,7 +89,7 @@ def _read_text(table: Path) -> str:
         raise BadInput(
             f"{table} must be UTF-8, got byte 0x{content[error.start]:02x} on line {line}: save it as UTF-8"
         ) from error
-    # A file of white space only has no header that a message could quote.
+    # A file of white space only has no header, which later messages would quote.
     if not text.strip():
         raise BadInput(f"{table} must have a header and rows, got an empty file")
     return text
@@ -98,7 +98,8 @@ def _read_text(table: Path) -> str:
 def _parse(table: Path, text: str, columns: tuple[str, str]) -> tuple[list[tuple[int, list[str]]], list[str]]:
     """Return the numbered records below the header, and the header."""
     headers = {mark: _header(text, mark) for mark in _DELIMITERS}
-    # If no delimiter finds the wanted columns, the one that finds most columns makes the next message easiest to read.
+    # A delimiter is right if it splits the header into the named columns. If no delimiter is right, the delimiter that
+    # gives most columns is the best guess, and the error message that follows lists these columns.
     delimiter = max(headers, key=lambda mark: (set(columns) <= set(headers[mark]), len(headers[mark])))
     records = []
     try:
@@ -113,7 +114,7 @@ def _parse(table: Path, text: str, columns: tuple[str, str]) -> tuple[list[tuple
 
 
 def _header(text: str, delimiter: str) -> list[str]:
-    """Return the header split at a delimiter, or nothing if it cannot be read so."""
+    """Return the header split at a delimiter, or an empty list if csv cannot split it."""
     try:
         first = next((fields for fields in _reader(text, delimiter) if _holds_text(fields)), [])
     except csv.Error:
@@ -130,7 +131,7 @@ def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def _image_checker() -> Callable[[Path], str | None]:
-    """Return a function that returns why a file is no image, or None; it reads headers, not pixels."""
+    """Return a function that returns the reason why a file is not an image, or None if the file is an image."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -145,7 +146,7 @@ def _image_checker() -> Callable[[Path], str | None]:
                 picture.verify()
         except UnidentifiedImageError:
             return "no image format that Pillow knows"
-        # On damaged files Pillow's readers raise almost any exception.
+        # For damaged files Pillow raises exceptions of almost any class.
         except Exception as error:
             return one_line(error)
         return None
@@ -154,7 +155,7 @@ def _image_checker() -> Callable[[Path], str | None]:
 
 
 def decode_image(file: Path) -> UInt8:
-    """Return an image file as RGB, shape (H, W, 3): turned as EXIF says, transparency over white."""
+    """Return an image file as RGB, shape (H, W, 3), rotated as EXIF says and with transparent parts on white."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -162,10 +163,10 @@ def decode_image(file: Path) -> UInt8:
     with Image.open(file) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):
-            # 16 bits a pixel: the upper 8 are kept. Pillow's own conversion would make everything above 255 white.
+            # Of 16 bits per pixel, the upper 8 are kept. Pillow's conversion would make all values above 255 white.
             grey = np.minimum(np.asarray(picture).astype(np.int64) >> 8, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=-1)
-        # Pillow would drop the transparency and show colours that the picture hides.
+        # Pillow's conversion to RGB drops the transparency and shows colours that are invisible in the picture.
         if picture.has_transparency_data:
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture.convert("RGBA"))

@@ -23,14 +23,14 @@ from drrho_clip.errors import BadInput, MissingExtra
 __all__ = ["PairsDataset", "pair_splits", "read_pairs"]
 
 _ZERO_SHOT_SIZE: Final = 224
-# Search in a gallery of one image would always be right.
+# In a gallery of one image every answer would be right.
 _LEAST_IMAGES: Final = 2
 
 
 class PairsDataset:
     """Pairs of a table; an image is decoded when it is used.
 
-    `read_pairs` and `pair_splits` make these data sets. An image keeps its size and is returned as RGB, turned as its
+    `read_pairs` and `pair_splits` make these data sets. An image keeps its size and is returned as RGB, rotated as its
     EXIF orientation says. Transparent parts become white, and of an animation the first picture is used.
 
     Attributes
@@ -52,7 +52,7 @@ class PairsDataset:
         self._class_names = class_names
 
     def __repr__(self) -> str:
-        """Name, size and table."""
+        """Return name, size and table."""
         return f"<{self.name}: {len(self)} pairs of {self._table}>"
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class PairsDataset:
         return len(self._rows)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return the pair with that row id, 0 .. n - 1 in the table's order; its image is decoded now.
+        """Return the pair with this row id, 0 .. n - 1 in the table's order; its image is decoded now.
 
         Raises
         ------
@@ -76,7 +76,7 @@ class PairsDataset:
         digest = hashlib.sha256(b"drrho pairs 1")
         for row in self._rows:
             for part in (row.written, str(row.size), row.caption, row.label):
-                # The length in front keeps "ab", "c" apart from "a", "bc".
+                # The length before each text distinguishes "ab", "c" from "a", "bc".
                 encoded = part.encode()
                 digest.update(len(encoded).to_bytes(8, "little"))
                 digest.update(encoded)
@@ -109,7 +109,7 @@ class PairsDataset:
             return decode_image(row.file)
         except MissingExtra:
             raise
-        # On damaged files Pillow's readers raise almost any exception.
+        # For damaged files Pillow raises exceptions of almost any class.
         except Exception as error:
             reason = one_line(error)
             raise BadInput(f"{self._table}, row {row.number}: cannot decode image {row.file}: {reason}") from error
@@ -134,7 +134,8 @@ def read_pairs(
     image_column, caption_column : str
         Names in the header.
     label_column : str, optional
-        Column with each image's class, for zero-shot classification; "label" when left out and there is one.
+        Column with the class of each image, for zero-shot classification. By default a column "label" is used if the
+        table has it.
 
     Returns
     -------
@@ -145,8 +146,8 @@ def read_pairs(
     ------
     BadInput
         The table is missing, empty, not UTF-8 or without the columns; or a row has the wrong number of fields, an empty
-        caption, or an image that is missing or not one. The message names file, row (as a spreadsheet counts) and
-        reason of the first, and how many more there are.
+        caption, or an image file that is missing or cannot be read. The message names the file, the first bad row (as a
+        spreadsheet counts) and the reason, and counts the other bad rows.
     MissingExtra
         Pillow is not installed.
 
@@ -178,11 +179,11 @@ def pair_splits(
     caption_column: str = "caption",
     label_column: str | None = None,
 ) -> DataSplits:
-    """Read a table and hold some of its images out.
+    """Read a table and hold out a part of its images for validation and test.
 
-    A hash of the seed and of the path as written decides the split of an image. So the split does not change when rows
-    are appended, and all captions of one image are in one split. A held-out split that would get fewer than two images
-    also takes the images with the next hashes.
+    A hash of the seed and of the image's path, as the table writes it, decides the split of an image. So the split does
+    not change when rows are appended, and all captions of one image are in one split. A held-out split that would get
+    fewer than two images also takes the images with the next hashes.
 
     Parameters
     ----------
@@ -191,7 +192,7 @@ def pair_splits(
     validation, test : path, optional
         Separate tables for these splits, with the same columns. No images of `path` are held out for such a split.
     validation_share, test_share : float
-        In [0, 1]: expected share of the images that are held out. Together below 1.
+        In [0, 1]: expected share of the images that are held out. The sum of the two must be below 1.
     seed : int
         At least 0; another seed holds out other images.
     image_column, caption_column, label_column
@@ -223,7 +224,7 @@ def pair_splits(
     table = Path(path)
     rows = read(table)
     keys = _image_keys(rows)
-    # Images in the order of their hashes: the first share is validation, the next test, the rest training.
+    # The images are sorted by their hashes: the first share is validation, the next is test, the rest is training.
     places = {key: _place(seed, key) for key in set(keys)}
     ordered = sorted(places, key=lambda key: (places[key], key))
     held: list[list[str]] = []
@@ -257,7 +258,7 @@ def pair_splits(
 
 def _image_keys(rows: Sequence[Row]) -> list[str]:
     """Return a name for each row's image: the path that the table writes first for that file."""
-    # One file may be written in several ways, such as a.png and ./a.png: its captions must stay in one split.
+    # The table may write one file as a.png and as ./a.png, but all captions of a file must be in one split.
     first: dict[str, str] = {}
     return [
         first.setdefault(os.path.realpath(row.file), os.path.normpath(row.written).replace(os.sep, "/")) for row in rows
@@ -276,7 +277,7 @@ def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
-    # Each file's first split, table and row.
+    # `seen` holds, for each file, the split, the table and the row in which the file came first.
     seen: dict[str, tuple[int, Path, int]] = {}
     for split, (table, rows) in enumerate(parts):
         for row in rows:

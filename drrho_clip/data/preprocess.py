@@ -1,4 +1,4 @@
-"""Bring images to the size, the channels and the range of an image tower."""
+"""Bring images to the size, the channels and the range of numbers that an image encoder reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
     Raises
     ------
     BadInput
-        The images are other arrays, or there is no image.
+        An image is not uint8 of the shape above, or there is no image.
     MissingExtra
         Pillow is needed and not installed.
 
@@ -93,7 +93,7 @@ def to_channels(images: UInt8, channels: int) -> UInt8:
     Raises
     ------
     BadInput
-        C or `channels` is another number.
+        C or `channels` is neither 1 nor 3, or the images are not uint8.
 
     Examples
     --------

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 __all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of"]
 
-# Arrays of one dtype and any shape; docstrings say the shape.
+# Arrays of one dtype and any shape; docstrings name the shape.
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
@@ -22,7 +22,7 @@ class Sample(NamedTuple):
     Attributes
     ----------
     sample_index : int
-        Stable row id, 0 .. len - 1 within a data set. The estimator keeps the state of a sample under this number.
+        Stable row id, 0 .. len - 1 within a data set. The running averages of a sample are stored under this number.
     image : ndarray of uint8, shape (H, W, C)
         C is 1 (grey) or 3 (RGB).
     caption : str
@@ -69,7 +69,7 @@ class Dataset(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return the pair with that row id."""
+        """Return the pair with this row id."""
         ...
 
     def fingerprint(self) -> str:
@@ -77,7 +77,7 @@ class Dataset(Protocol):
         ...
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return a classification task of this data set's domain, or None if it has none.
+        """Return a classification task of this data set's domain, or None if there is no such task.
 
         The images are square with side `image_size`; with None the data set chooses the size.
         """

@@ -56,14 +56,14 @@ def describe_scenes(
     first, second : Objects
         The two objects of every scene.
     relation : ndarray of int64, shape (n,)
-        Positions in `RELATIONS`: the first object stands there, seen from the second.
+        Positions in `RELATIONS`: the relation of the first object to the second.
     omit_probability : float
-        How often each of the five attributes (two sizes, two colours, the relation) is left out.
+        Probability with which each of the five attributes (two sizes, two colours, the relation) is left out.
     rng : numpy.random.Generator
-        Advanced by the draw.
+        The generator that draws the random numbers.
     """
     count = len(relation)
-    # The random numbers of all captions are drawn at once, whatever the captions then use of them.
+    # The random numbers of all captions are drawn at once, including numbers that a caption does not use.
     draws: list[list[float]] = rng.random((count, 5)).tolist()
     template: list[int] = rng.integers(0, len(_RELATED), count).tolist()
     inverted: list[bool] = (rng.random(count) < 0.5).tolist()
@@ -77,14 +77,14 @@ def describe_scenes(
             phrase(size_1 if is_named[0] else None, colour_1 if is_named[1] else None, shape_1),
             phrase(size_2 if is_named[2] else None, colour_2 if is_named[3] else None, shape_2),
         ]
-        # Naming the second object first turns the relation around.
+        # If the second object is named first, the relation is reversed.
         if inverted[row]:
             phrases.reverse()
             related = _INVERSE[related]
         if not is_named[4]:
             text = _UNRELATED[template[row]].format(first=phrases[0], second=phrases[1])
         else:
-            # The first template needs "left of" or "right of": "to the above" is no English.
+            # The first template needs "left of" or "right of", because "to the above" is not English.
             sideways = RELATIONS[related].endswith(" of")
             pattern = _RELATED[template[row]] if sideways or template[row] != 0 else _RELATED[2]
             text = pattern.format(first=phrases[0], relation=RELATIONS[related], second=phrases[1])

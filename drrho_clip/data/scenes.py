@@ -2,15 +2,15 @@
 
 Every number comes from NumPy's Generator and from +, -, *, / and square roots, which IEEE 754 rounds in one way only,
 so a seed gives the same bytes on every machine. The share of a pixel that a shape covers is approximated by the clipped
-signed distance to the shape's edge: this antialiasing costs one evaluation per pixel.
+signed distance to the shape's edge, so antialiasing needs one evaluation of the distance per pixel.
 
-Pillow does not draw the scenes: its shapes have no antialiasing, and other pixels would give other figures than the
-published ones.
+Pillow does not draw the scenes, because its shapes have no antialiasing. The pixels must not change, because the
+published results depend on them.
 
 The random streams are children of one `numpy.random.SeedSequence(seed)`: spawn key (stream, part, chunk), where stream
 is the position in `STREAMS`, part is 0 for scenes, 1 for captions, 2 for the swaps, 3 for zero-shot images, and a chunk
-is 1024 scenes. So the streams of one seed never meet, and `scenes(n, ...)` begins with the scenes and own captions of
-every shorter call with the same arguments.
+is 1024 scenes. So two streams of one seed share no random numbers, and `scenes(n, ...)` begins with the scenes and the
+captions (before swaps) of every call with a smaller n and the same other arguments.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ RGB: Final = np.array(
 _RADIUS: Final = np.array([4.3, 7.0], dtype=np.float32)
 # Largest distance of a shape's points from its centre, in radii.
 _REACH: Final = np.float32(1.05)
-# Scenes that share one random stream: see the docstring above.
+# Number of scenes in a chunk; see the docstring of this module.
 _CHUNK: Final = 1024
 _ZERO_SHOT_PER_CLASS: Final = 8
 
@@ -64,9 +64,9 @@ def scenes(
 ) -> ArrayDataset:
     """Render scenes of two objects and describe them.
 
-    An object has one of 8 shapes, 8 colours and 2 sizes; the first stands left of, right of, above or below the second.
-    Position, turn, exact size and colour vary a little, and the background is noisy. A caption may name the objects in
-    either order and comes in several templates.
+    An object has one of 8 shapes, 8 colours and 2 sizes; the first is left of, right of, above or below the second.
+    Position, rotation, exact size and colour vary a little, and the background is noisy. A caption may name the objects
+    in either order and follows one of several templates.
 
     Parameters
     ----------
@@ -78,7 +78,8 @@ def scenes(
         One of `STREAMS`; different streams of one seed hold different scenes. Use "reference" for a reference
         model that must see other scenes than the learner.
     swapped_fraction : float
-        Share in [0, 1] of the captions that are exchanged among their samples (exactly `round(share * size)`).
+        Share in [0, 1] of the captions that are exchanged among their samples: exactly `round(swapped_fraction * size)`
+        captions.
     omit_probability : float
         Probability in [0, 1] with which a caption leaves out each of five attributes (two sizes, two colours, the
         relation). The shapes are always named.
@@ -95,7 +96,7 @@ def scenes(
     Raises
     ------
     BadInput, TypeError
-        An argument is outside its domain, or of another type.
+        An argument is outside its domain or has the wrong type.
 
     Examples
     --------
@@ -117,7 +118,7 @@ def scenes(
     images = np.empty((size, image_size, image_size, 3), dtype=np.uint8)
     own_captions: list[str] = []
     for chunk, start in enumerate(range(0, size, _CHUNK)):
-        # A whole chunk is drawn even if fewer scenes are kept, so that a short set begins like a long one.
+        # A whole chunk is drawn even if fewer scenes are kept, so that a long data set begins like a short one.
         stop = min(start + _CHUNK, size)
         rng = _generator(seed, number, 0, chunk)
         first, second, relation = _two_objects(_CHUNK, image_size, rng)
@@ -156,12 +157,12 @@ def scene_splits(
     heldout_size : int
         Number of pairs in each of validation and test; 1,000 are five galleries of 200.
     heldout_omit_probability : float, optional
-        `omit_probability` of held-out captions; by default that of the training captions.
+        `omit_probability` of held-out captions; by default the same as for the training captions.
 
     Returns
     -------
     DataSplits
-        The scenes for a reference model are `scenes(n, seed=seed, stream="reference")`, disjoint from all three.
+        The scenes for a reference model are `scenes(n, seed=seed, stream="reference")`, disjoint from all three splits.
 
     Raises
     ------
@@ -193,7 +194,7 @@ def _uniform(rng: np.random.Generator, low: float, high: float, count: int) -> F
 
 
 def _two_objects(count: int, image_size: int, rng: np.random.Generator) -> tuple[Objects, Objects, Int64]:
-    """Draw two objects that do not touch; the first stands in `relation` to the second."""
+    """Draw two objects per scene that do not touch, and the relation of the first object to the second."""
     scale = image_size / 32.0
     kind = rng.integers(0, len(SHAPES) * len(COLOURS), count)
     # The second object is one of the 63 other kinds: between two equal objects, "left of" would have no meaning.
@@ -202,8 +203,8 @@ def _two_objects(count: int, image_size: int, rng: np.random.Generator) -> tuple
     relation = rng.integers(0, len(RELATIONS), count)
     radii = [_RADIUS[chosen] * _uniform(rng, 0.92, 1.04, count) * np.float32(scale) for chosen in sizes]
 
-    # Along the axis of the relation: the room that the two discs leave is divided at random among both margins and the
-    # gap between the discs.
+    # A disc around each object bounds the object. Along the axis of the relation, the room that the two discs leave is
+    # divided at random among both margins and the gap between the discs.
     low_is_first = (relation == 0) | (relation == 2)
     reaches = [radius * _REACH for radius in radii]
     low_reach = np.where(low_is_first, reaches[0], reaches[1])
@@ -218,7 +219,7 @@ def _two_objects(count: int, image_size: int, rng: np.random.Generator) -> tuple
     wander = _uniform(rng, -0.5, 0.5, count) * (high - low)
     across_high = np.minimum(np.maximum(across_low + wander, high_reach), image_size - high_reach)
 
-    # From (low, high) on the axis back to (first, second), then to x and y.
+    # The positions (low, high) on the axis become positions of (first, second), then x and y.
     along_first, along_second = np.where(low_is_first, low, high), np.where(low_is_first, high, low)
     across_first = np.where(low_is_first, across_low, across_high)
     across_second = np.where(low_is_first, across_high, across_low)
@@ -236,12 +237,12 @@ def _two_objects(count: int, image_size: int, rng: np.random.Generator) -> tuple
 
 
 def _render(objects: tuple[Objects, ...], keep: int, image_size: int, rng: np.random.Generator) -> UInt8:
-    """Paint the objects of the first `keep` scenes over noise, but draw the random numbers of all scenes."""
+    """Paint the objects of the first `keep` scenes and add noise; draw the colours and rotations of all scenes."""
     count = objects[0].x.shape[0]
     grey = _uniform(rng, 25.0, 105.0, count)
     tint = _uniform(rng, -10.0, 10.0, count * 3).reshape(count, 3)
     jitters = [_uniform(rng, -18.0, 18.0, count * 3).reshape(count, 3) for _ in objects]
-    # Each turn is the tangent of half the angle, which reaches 8 degrees.
+    # Each turn is the tangent of half the rotation angle; the angle is at most 8 degrees.
     turns = [_uniform(rng, -0.07, 0.07, count) for _ in objects]
     canvas = np.empty((keep, image_size, image_size, 3), dtype=np.float32)
     canvas[...] = (grey[:keep, None] + tint[:keep])[:, None, None, :]
@@ -254,13 +255,13 @@ def _render(objects: tuple[Objects, ...], keep: int, image_size: int, rng: np.ra
             rows = np.flatnonzero(thing.shape[:keep] == shape)
             if rows.size == 0:
                 continue
-            # Pixel centres relative to the object, in units of its radius; then turned.
+            # (dx, dy) are pixel centres relative to the object, in units of its radius; they are rotated below.
             radius = thing.radius[rows, None, None]
             dx = (centres[None, None, :] - thing.x[rows, None, None]) / radius
             dy = (centres[None, :, None] - thing.y[rows, None, None]) / radius
             c, s = cosine[rows, None, None], sine[rows, None, None]
             coverage = np.float32(0.5) - distance(c * dx + s * dy, c * dy - s * dx) * radius
-            # Coverage of a pixel is 1/2 on the edge and grows by 1 per pixel inwards, between 0 and 1.
+            # The coverage of a pixel is 1/2 on the edge, grows by 1 per pixel inwards, and is limited to [0, 1].
             coverage = np.minimum(np.maximum(coverage, np.float32(0.0)), np.float32(1.0))[..., None]
             under = canvas[rows]
             canvas[rows] = under + coverage * (colour[rows, None, None, :] - under)

@@ -13,8 +13,8 @@ __all__ = ["DISTANCES", "Float32"]
 Float32: TypeAlias = npt.NDArray[np.float32]
 
 # Every function returns the signed distance from (x, y), with y downwards, to the edge of a shape about as wide as the
-# unit disc; the distance is negative inside. For a few shapes it is exact only near the edge. That is enough: pixels
-# further away are covered wholly or not at all.
+# unit disc; the distance is negative inside. For a few shapes the distance is exact only near the edge. That is enough,
+# because pixels further away are covered wholly or not at all.
 
 
 def _circle(x: Float32, y: Float32) -> Float32:
@@ -35,7 +35,7 @@ def _triangle(x: Float32, y: Float32) -> Float32:
 
 
 def _diamond(x: Float32, y: Float32) -> Float32:
-    # A diamond is taller than wide: a turned square must not look like one.
+    # The diamond is taller than wide, so that a rotated square does not look like a diamond.
     across, up = np.float32(1.05 / 1.2732) * np.abs(x), np.float32(0.72 / 1.2732) * np.abs(y)
     distance: Float32 = across + up - np.float32(0.756 / 1.2732)
     return distance
@@ -52,7 +52,7 @@ def _ring(x: Float32, y: Float32) -> Float32:
     return np.abs(np.sqrt(x * x + y * y) - np.float32(0.74)) - np.float32(0.22)
 
 
-# Outward normals of the five lines through a pentagram, one tip up: (sin, cos) of multiples of 72 degrees.
+# Outward normals of the five lines of a pentagram with one tip up: (sin, cos) of multiples of 72 degrees.
 _STAR_NORMALS: Final = (
     (0.0, 1.0),
     (0.9510565, 0.3090170),
@@ -63,7 +63,7 @@ _STAR_NORMALS: Final = (
 
 
 def _star(x: Float32, y: Float32) -> Float32:
-    # A point of a pentagram lies outside at most one of the five lines, so the second largest distance decides.
+    # A point inside a pentagram is outside at most one of the five lines, so the second largest distance decides.
     largest = np.full_like(x, -np.inf)
     second = np.full_like(x, -np.inf)
     for normal_x, normal_y in _STAR_NORMALS:

@@ -28,7 +28,8 @@ _LONGEST_CONTEXT: Final = 77
 _FORMAT: Final = "drrho-word-tokenizer"
 _VERSION: Final = 1
 
-# Letters, and numbers that are no decimal digits (such as superscripts); then everything but Python's white space.
+# `_LETTER` is a letter, or a number that is not a decimal digit (such as a superscript). `_SIGN` is every character
+# that Python does not count as white space. A piece is a word, a run of digits or a single sign.
 _LETTER: Final = r"[\p{L}\p{Nl}\p{No}]"
 _SIGN: Final = r"[^\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _PIECES: Final = rf"{_LETTER}+(?:'{_LETTER}+)*|\p{{Nd}}+|{_SIGN}"
@@ -40,7 +41,7 @@ class WordTokenizer:
     """Split captions into words and number them, with the library `tokenizers` (extra `train`).
 
     A caption is brought to Unicode form NFKC and lower case. Then it is split into runs of letters (with apostrophes
-    inside), runs of digits, and other single signs; white space only separates. A script without spaces between words
+    inside), runs of digits, and other single signs; white space is dropped. A script without spaces between words
     gives words as long as sentences, so captions in such a script need another tokenizer.
 
     Parameters
@@ -85,9 +86,9 @@ class WordTokenizer:
         self._tokenizer = self._build(numbers)
 
     def _build(self, numbers: Mapping[str, int]) -> tokenizers.Tokenizer:
-        """Return the library's tokenizer: it splits, looks up the numbers, cuts off and pads."""
+        """Return the library's tokenizer, which splits captions, looks up the words, cuts rows off and pads them."""
         library = _library()
-        # The name of the unknown word is the empty string: no caption can contain it, and no vocabulary may.
+        # The library needs a string that stands for all unknown words. The empty string is never in a vocabulary.
         words = {"": UNKNOWN, **{_SURROGATES.sub("\ufffd", word): number for word, number in numbers.items()}}
         tokenizer: tokenizers.Tokenizer = library.Tokenizer(library.models.WordLevel(words, unk_token=""))
         tokenizer.pre_tokenizer = _splitter()
@@ -97,12 +98,12 @@ class WordTokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of different tokens, padding and unknown among them."""
+        """Number of different tokens, including those for padding and for unknown words."""
         return len(self.vocabulary) + _FIRST_WORD
 
     @classmethod
     def fit(cls, captions: Iterable[str], *, context_length: int | None = None, max_words: int = 8192) -> WordTokenizer:
-        """Take the most frequent words of some captions.
+        """Build a tokenizer whose vocabulary is the most frequent words of the captions.
 
         Parameters
         ----------
@@ -110,13 +111,13 @@ class WordTokenizer:
         context_length : int, optional
             By default the number of words of the longest caption, but at most 77.
         max_words : int
-            Largest size of the vocabulary, at least 1. The rarest words are left out, and of equally rare words the
-            last ones of the alphabet.
+            Largest size of the vocabulary, at least 1. The rarest words are left out; of equally rare words, those that
+            come last in alphabetical order.
 
         Returns
         -------
         WordTokenizer
-            The words are ordered by count, then by alphabet, so the order of the captions does not matter.
+            The words are sorted by count, then alphabetically, so the order of the captions does not matter.
 
         Raises
         ------
@@ -136,7 +137,7 @@ class WordTokenizer:
         return cls(ordered[:max_words], min(longest, _LONGEST_CONTEXT) if context_length is None else context_length)
 
     def encode(self, captions: Iterable[str]) -> Int32:
-        """Return the tokens of some captions.
+        """Return the tokens of captions.
 
         Parameters
         ----------
@@ -145,8 +146,8 @@ class WordTokenizer:
         Returns
         -------
         ndarray of int32, shape (b, L)
-            Rows are cut off or padded with 0 at the end. An empty caption becomes one unknown word, so no row is
-            padding only.
+            Rows are cut off or padded with 0 at the end. An empty caption becomes one unknown word, so no row
+            consists of padding only.
         """
         encoded = self._tokenizer.encode_batch_fast([_normal_form(caption) for caption in captions])
         tokens = np.array([row.ids for row in encoded], dtype=np.int32).reshape(len(encoded), self.context_length)
@@ -166,7 +167,7 @@ class WordTokenizer:
         -------
         ndarray of float32, shape (b, V)
             V is `vocabulary_size`; the column of padding is 0. Each row has Euclidean norm 1, so that long and short
-            captions are inputs of the same size.
+            captions have the same norm.
 
         Raises
         ------
@@ -205,7 +206,7 @@ class WordTokenizer:
 
     @classmethod
     def from_json(cls, document: object) -> WordTokenizer:
-        """Return the tokenizer of a result of `to_json`.
+        """Build the tokenizer from the result of `to_json`.
 
         Raises
         ------
@@ -229,8 +230,8 @@ class WordTokenizer:
 
 def _normal_form(caption: str) -> str:
     """Return a caption in the form in which words are compared."""
-    # The library's own normalizers differ: their tables are older, and their lower case lacks the Greek final sigma.
-    # The library cannot read a surrogate without a partner.
+    # Python does this, because the library's Unicode tables are older and its lower case lacks the Greek final sigma.
+    # The library cannot read a surrogate without a partner, so each surrogate is replaced.
     form = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower()
     return _SURROGATES.sub("\ufffd", form)
 

@@ -1,4 +1,4 @@
-"""The encoders: their sizes, their parameters at the start, and the multilayer perceptrons on any array library."""
+"""The encoders: sizes, initial parameters, and the multilayer perceptrons on any array library."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def unit_norm(x: Array, /, *, xp: Namespace) -> tuple[Array, Callable[[Array], A
     y : array (b, d)
         ``x / n`` with ``n = sqrt(sum of squares + NORM_EPSILON)``, row by row.
     pullback : callable
-        Takes dy (b, d), returns ``dx = (dy - y <y, dy>) / n``: the part of dy along y cannot change a unit vector.
+        Takes dy (b, d) and returns ``dx = (dy - y <y, dy>) / n``, with the inner product ``<y, dy>`` of each row. The
+        part of dy along y is removed, because a change of x along y changes only the norm of x.
 
     Examples
     --------
@@ -41,7 +42,7 @@ def unit_norm(x: Array, /, *, xp: Namespace) -> tuple[Array, Callable[[Array], A
     >>> pullback(np.asarray([[1.0, 0.0]]))
     array([[ 0.128, -0.096]])
     """
-    # y = x / n; the epsilon keeps a row of zeros from dividing by zero.
+    # y = x / n; NORM_EPSILON avoids a division by zero for a row of zeros.
     n = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True) + NORM_EPSILON)
     y = x / n
 
@@ -71,9 +72,9 @@ def perceptron(
     Returns
     -------
     y : array (b, out of the last layer)
-        Layer k turns x into ``relu(x @ kernel + bias)``, the last one into ``x @ kernel + bias``.
+        The last layer turns x into ``x @ kernel + bias``, every earlier layer into ``relu(x @ kernel + bias)``.
     pullback : callable
-        Takes dy, returns the gradient of every kernel and bias by name.
+        Takes dy and returns the gradient of every kernel and bias by name.
 
     Examples
     --------
@@ -109,7 +110,7 @@ def perceptron(
 
 
 _Tower: TypeAlias = tuple[Array, Callable[[Array], dict[str, Array]], Callable[[Array], Array]]
-"""Features of a tower, the pullback of the layers, the pullback of the norm."""
+"""Features of a tower (one of the two encoders), the pullback of its layers, and the pullback of its norm."""
 
 
 class MLPModel:
@@ -158,10 +159,10 @@ class MLPModel:
         text_features, pull_text_layers, pull_text_norm = self._texts(parameters, texts)
 
         def pullback(image_gradient: Array, text_gradient: Array) -> Parameters:
-            # Gradients in the order of the parameters.
             # The chain rule of each tower: back through the norm, then through the layers.
             gradients = pull_image_layers(pull_image_norm(image_gradient))
             gradients |= pull_text_layers(pull_text_norm(text_gradient))
+            # The result has the order of the parameters.
             return {name: gradients[name] for name in self._names}
 
         return image_features, text_features, pullback

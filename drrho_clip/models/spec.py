@@ -1,26 +1,26 @@
-"""The sizes of a pair of encoders, the shapes of the parameters, and the numbers with which the parameters start.
+"""The sizes of a pair of encoders, the shapes of the parameters, and the initial values of the parameters.
 
-A model is a pair of encoders: the first reads images, the second texts. Every backend builds the model from the same
-`ModelSpec` and the same NumPy arrays, so training starts from the same numbers everywhere. Shapes: batch b, image side
-s, C channels, vocabulary V, context L, feature_dim d.
+A model is a pair of encoders, or towers: the first reads images, the second texts. Every backend builds the model from
+the same `ModelSpec` and the same NumPy arrays, so training starts from the same numbers everywhere. Shapes: batch b,
+image side s, C channels, vocabulary V, context L, feature_dim d.
 
-``"mlp"``: images (b, s, s, C) are flattened in that order, texts are bags of words (b, V). Each tower is `depth` times
-``relu(x @ kernel + bias)`` with ``4 * width`` units, then ``x @ kernel + bias`` and division by the norm.
+``"mlp"``: images (b, s, s, C) are flattened in that order, texts are bags of words (b, V). Each tower applies `depth`
+layers ``relu(x @ kernel + bias)`` with ``4 * width`` units and a projection.
 
 ``"conv"``: images (b, s, s, C) pass three 3 x 3 convolutions of stride 2, padded by one pixel of zeros on every side,
 with ``width``, ``2 * width`` and ``4 * width`` channels, each followed by ReLU. The result, (b, h, h, 4 width) with
-h = ceil(s / 8), is flattened in that order and projected. Texts are tokens (b, L), 0 is padding.
-With w = ``2 * width``:
+h = ceil(s / 8), is flattened in that order and projected. Texts are tokens (b, L); token 0 is padding.
+With w = ``2 * width`` the text tower has three steps:
 
-1. ``x = tokens + positions``, looked up.
-2. `depth` times ``x = x + attention(norm(x))``, then ``x = x + feed_forward(norm(x))``. Attention is softmax attention
-   with `heads` heads of scale ``sqrt(heads / w)`` over the tokens that are no padding. A single product yields queries,
-   keys and values side by side; each head reads a contiguous part of them. Feed-forward is
+1. ``x`` is the sum of the token's vector and the position's vector, which are rows of two tables of parameters.
+2. Each of `depth` blocks computes ``x = x + attention(norm(x))``, then ``x = x + feed_forward(norm(x))``. Attention is
+   softmax attention with `heads` heads of scale ``sqrt(heads / w)`` over the tokens that are not padding. A single
+   product yields queries, keys and values side by side; each head reads a contiguous part of them. Feed-forward is
    ``relu(x @ kernel + bias) @ kernel + bias`` with 2 w units.
-3. The mean over the tokens that are no padding, a norm, a projection.
+3. The mean of ``x`` over the tokens that are not padding passes a norm and a projection.
 
-``norm`` is layer normalisation with `LAYER_NORM_EPSILON`. Features are divided by
-``sqrt(sum of squares + NORM_EPSILON)``.
+``norm`` is layer normalisation with `LAYER_NORM_EPSILON`. A projection is ``x @ kernel + bias`` with d outputs. After
+the projection the features are divided by ``sqrt(sum of squares + NORM_EPSILON)``.
 
 Kernels of products are (in, out), to be used as ``x @ kernel``; kernels of convolutions are OIHW, (out, in, 3, 3).
 """
@@ -43,7 +43,7 @@ LAYER_NORM_EPSILON = 1e-5
 """Added to the variance in layer normalisation."""
 
 NORM_EPSILON = 1e-24
-"""Added to the squared norm of a feature: too small to change a result, and a feature of zeros does not become nan."""
+"""Added to the squared norm of a feature: too small to change a result, but it keeps nan out of a feature of zeros."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ModelSpec:
     feature_dim : int
         Size d of the features.
     width : int
-        Scale of all layers inside, see the module's text.
+        Scale of all hidden layers; the docstring of this module has the sizes.
     depth : int
         Hidden layers of an MLP tower, or blocks of the transformer.
     heads : int
@@ -99,7 +99,7 @@ class ModelSpec:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(map(repr, ARCHITECTURES))
             raise BadInput(f"architecture must be one of {known}, got {self.architecture!r}")
-        # True is an integer to Python, but no size.
+        # Python counts True as an integer, but True is not a size.
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -143,7 +143,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Build a spec from what `to_json` returned.
+        """Build a spec from the result of `to_json`.
 
         Raises
         ------
@@ -169,7 +169,7 @@ _MINIMA = {
 
 
 class _Start(NamedTuple):
-    """Shape of a parameter and the normal distribution of its first values; deviation 0 means a constant."""
+    """Shape of a parameter, and the normal distribution of its initial values; all are `mean` if `deviation` is 0."""
 
     shape: tuple[int, ...]
     deviation: float = 0.0
@@ -209,9 +209,9 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to ndarray
-        float64 arrays by name. Before a ReLU kernels have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
-        elsewhere 1 / inputs. The last kernel of each block of the transformer is divided by sqrt(2 depth), so that the
-        sum over all blocks keeps its size.
+        float64 arrays by name. Kernels that a ReLU follows have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
+        all others 1 / inputs. In the transformer, the last kernel of each attention and feed-forward is divided by
+        sqrt(2 depth), so that the sum over all of them does not grow with the depth.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
 
 
 def _starts(spec: ModelSpec) -> dict[str, _Start]:
-    # The order of this dictionary is the order of the random draws: a new parameter goes to the end.
+    # The order of this dictionary is the order of the random draws: a new parameter must go to the end.
     if spec.architecture == "mlp":
         return {
             **_mlp_tower("image", spec.image_size**2 * spec.channels, spec),
@@ -248,7 +248,7 @@ def _starts(spec: ModelSpec) -> dict[str, _Start]:
 
 def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
     starts = {}
-    # A ReLU halves the mean square of the activations; the gain of sqrt(2) makes up for it.
+    # A ReLU halves the mean square of the activations; the gain of sqrt(2) compensates for that.
     for layer in range(spec.depth):
         starts.update(_linear(f"{side}/layer{layer}", inputs, spec.hidden, gain=math.sqrt(2.0)))
         inputs = spec.hidden
@@ -268,7 +268,7 @@ def _convolution_tower(spec: ModelSpec) -> dict[str, _Start]:
 
 def _transformer_tower(spec: ModelSpec) -> dict[str, _Start]:
     width = spec.text_width
-    # 2 * depth branches are added to x; each one starts with 1 / (2 depth) of the variance.
+    # 2 * depth branches (attention or feed-forward) are added to x; each starts with 1 / (2 depth) of the variance.
     at_end = 1.0 / math.sqrt(2 * spec.depth)
     starts = {
         "text/tokens": _Start((spec.vocabulary_size, width), 0.5),
@@ -297,7 +297,7 @@ def _norm(name: str, width: int) -> dict[str, _Start]:
 
 
 def _projection(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
-    # The bias is not zero, because an input of zeros (a grey image, a text without a known word) needs a direction.
+    # The bias is not zero, because the feature of an input of zeros (such as a grey image) also needs a direction.
     return {
         f"{side}/projection/kernel": _Start((inputs, spec.feature_dim), 1.0 / math.sqrt(inputs)),
         f"{side}/projection/bias": _Start((spec.feature_dim,), 0.01),

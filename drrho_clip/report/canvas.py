@@ -32,7 +32,7 @@ except ImportError as error:
 __all__ = ["FONT_SIZE", "WIDTH", "Canvas", "Chart"]
 
 WIDTH = 480
-"""Width of a chart in its own units. One width for all charts gives their letters one size on the page."""
+"""Width of a chart in its own units. All charts have this width, so that their letters have one size on the page."""
 
 FONT_SIZE = 14
 
@@ -40,7 +40,7 @@ _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _CLASS = "class:"  # a matplotlib gid with this prefix names the classes of the SVG element
 
-# At 72 points an inch, matplotlib's point, its pixel and the SVG's unit are the same length.
+# With 72 dots per inch, matplotlib's point, matplotlib's pixel and the SVG's unit have the same length.
 _DOTS_PER_INCH = 72
 _SETTINGS: dict[Any, Any] = {
     "font.size": FONT_SIZE,
@@ -48,8 +48,8 @@ _SETTINGS: dict[Any, Any] = {
     "lines.scale_dashes": False,
     "path.simplify": False,
     "savefig.transparent": True,
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and shown in the page's font
-    "text.parse_math": False,  # a dollar sign in a method's name is a dollar sign
+    "svg.fonttype": "none",  # text stays text, which can be read aloud, searched and shown in the page's font
+    "text.parse_math": False,  # a dollar sign in a method's name starts no formula
 }
 
 
@@ -64,7 +64,7 @@ class Chart:
     title : str
         The chart's name.
     description : str
-        What the chart shows, in words: for screen readers.
+        Words for screen readers that say what the chart shows.
     height : float
         Height in units; the width is `WIDTH`.
     marks : sequence of Element
@@ -78,18 +78,18 @@ class Chart:
     marks: tuple[ElementTree.Element, ...]
 
     def inline(self) -> str:
-        """Return the chart as an element of a page that has the style sheets."""
+        """Return the chart as an element for a page that has the style sheets."""
         root = self._root(WIDTH, self.height)
         root.extend(self.marks)
         return ElementTree.tostring(root, encoding="unicode")
 
     def as_file(self, *, heading: str, note: str) -> str:
-        """Return the chart as a file of its own: with the style sheets, a heading, a note and a card behind it."""
+        """Return the text of an SVG file: the chart on a card, with a heading, a note and the style sheets."""
         margin, head = 24, 72
         width, height = WIDTH + 2 * margin, self.height + head + margin
         root = self._root(width, height)
         root.attrib = {"xmlns": _SVG.strip("{}"), "width": f"{1.25 * width:g}", **root.attrib}
-        # The colours' variables stand in the file itself: a picture in a page does not see the page's style.
+        # The file itself defines the colour variables, because a picture in a page cannot use the page's style.
         ElementTree.SubElement(root, "style").text = f"{colours()}\n{style_sheet('chart')}"
         card = {"x": "0.5", "y": "0.5", "width": f"{width - 1:g}", "height": f"{height - 1:g}", "rx": "10"}
         ElementTree.SubElement(root, "rect", {"class": "card", **card})
@@ -117,9 +117,10 @@ class Chart:
 
 
 class Canvas:
-    """A figure to draw one chart on, `WIDTH` by `height` units, y downwards from the top.
+    """A figure to draw one chart on, `WIDTH` by `height` units; y counts downwards from the top.
 
-    Use it as a context manager: inside, matplotlib has the settings of the report, whatever the user's own are.
+    Use a canvas as a context manager: inside the `with` block, matplotlib has the settings of the report instead of the
+    user's settings.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ class Canvas:
         axes.grid(axis=grid, color=PALETTE["rule"], linewidth=1, clip_on=False, solid_capstyle="butt")
         for name, spine in axes.spines.items():
             spine.set(visible=name == axis, color=PALETTE["soft"], linewidth=1)
-        # The small marks stand on the drawn axis; a value axis without a line has grid lines instead.
+        # Small marks are drawn on an axis that has a line; an axis without a line has grid lines instead.
         has_marks = axis == "bottom"
         axes.tick_params(
             axis="x", length=5 if has_marks else 0, pad=4.4 if has_marks else 9.4, width=1,
@@ -189,13 +190,13 @@ class Canvas:
         color: str = PALETTE["ink"],
         ha: Literal["left", "right"] = "left",
     ) -> None:
-        """Write words with their baseline at (x, y) in units; they begin there, or end there with ``ha="right"``."""
+        """Write words with the baseline at (x, y) in units; the words begin there, or end there if `ha` is "right"."""
         weight, gid = ("bold", css("strong")) if strong else ("normal", None)
         self.figure.text(x / WIDTH, 1 - y / self.height, clean(words), weight=weight, gid=gid, color=color, ha=ha)
 
     def chart(self, key: str, title: str, description: str) -> Chart:
         """Return the drawn chart; the arguments are those of `Chart`."""
-        # Without clipping a dot on the frame is drawn whole, and the SVG needs no clip paths with ids.
+        # Without clipping, a dot on the frame is drawn whole, and the SVG needs no clip paths with ids.
         for axes in self.figure.axes:
             for artist in axes.get_children():
                 artist.set_clip_on(False)
@@ -218,19 +219,19 @@ def css(*classes: str) -> str:
 
 def _marks(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
     """Yield the drawn elements of matplotlib's SVG without its groups, each with class, place and style."""
-    # Shapes of markers, which matplotlib draws once and then uses by their id.
+    # Matplotlib writes the shape of a marker once and then refers to the shape by id.
     shapes = {shape.get("id"): shape for shape in root.iterfind(f".//{_SVG}defs/{_SVG}path")}
 
     def walk(element: ElementTree.Element, kind: str) -> Iterator[ElementTree.Element]:
         for child in element:
-            own = child.get("id", "")
-            inherited = own.removeprefix(_CLASS) if own.startswith(_CLASS) else kind
+            gid = child.get("id", "")
+            inherited = gid.removeprefix(_CLASS) if gid.startswith(_CLASS) else kind
             if child.tag == f"{_SVG}g":
                 yield from walk(child, inherited)
             elif child.tag == f"{_SVG}path":
                 yield _mark("path", inherited, child, {"d": _short(child.get("d", ""))})
             elif child.tag == f"{_SVG}use":
-                # The shape is copied, because its id may stand in other charts of the page, too.
+                # The shape is copied, because another chart of the page may have the same id.
                 shape = shapes[child.get(_LINK, "").removeprefix("#")]
                 place = f"translate({_short(child.get('x', '0'))} {_short(child.get('y', '0'))})"
                 yield _mark("path", inherited, child, {"d": _short(shape.get("d", "")), "transform": place})
@@ -244,7 +245,7 @@ def _marks(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
 
 
 def _mark(tag: str, kind: str, source: ElementTree.Element, place: dict[str, str]) -> ElementTree.Element:
-    """Return an element with the class, the place and the style of an element of matplotlib's."""
+    """Return an element with the class `kind`, the given place, and the style of an element that matplotlib wrote."""
     declarations = []
     for declaration in filter(None, source.get("style", "").split("; ")):
         name, _, value = declaration.partition(": ")
@@ -254,7 +255,7 @@ def _mark(tag: str, kind: str, source: ElementTree.Element, place: dict[str, str
     return ElementTree.Element(tag, {**attributes, **place, "style": ";".join(declarations)})
 
 
-# Matplotlib draws with the light palette, whose colours differ from each other: each one stands for its name.
+# Matplotlib draws with the light palette. No two of its colours are equal, so a colour identifies its variable.
 _VARIABLES = {colour: f"var(--{name})" for name, colour in PALETTE.items()}
 
 

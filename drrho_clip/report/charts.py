@@ -1,4 +1,4 @@
-"""The charts of the report: bars, curves, small panels and histograms. Each has a description in words, too."""
+"""The charts of the report: bars, curves, small panels and histograms. Each chart also has a description in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drrho_clip.report.style import PALETTE, clean, css_class, figures, label, n
 __all__ = ["MOST_POINTS", "Bar", "Bins", "Line", "bars", "histogram", "lines", "panels", "round_ticks", "tick_names"]
 
 MOST_POINTS = 120
-"""A longer curve is drawn as means of neighbouring points: a line of this width shows no more."""
+"""A curve with more points is drawn as means of neighbouring points, because a chart of this width shows no more."""
 
 _SURFACE, _INK, _SOFT = PALETTE["card"], PALETTE["ink"], PALETTE["soft"]
 
@@ -59,7 +59,7 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
         axes = canvas.axes(left, right, top, bottom, grid="x", axis="left")
         axes.set(xlim=(0, high), ylim=(max(len(known), 1), 0), yticks=[])
         _set_share_ticks(axes, "x", round_ticks(0, high, most=5))
-        # Lengths in units of the chart become lengths in data by this factor.
+        # This factor turns lengths in units of the chart into lengths in data.
         per_unit = high / (right - left)
         # Row i of the bars is the interval from i to i + 1 of the vertical axis, which points down.
         for row, bar in enumerate(known):
@@ -129,7 +129,7 @@ def lines(
 
 
 def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Chart:
-    """Draw every method's curve on axes of its own, two in a row: heights of different losses cannot be compared."""
+    """Draw each method's curve on its own axes, two in a row, because different losses cannot be compared by height."""
     drawn = [_thinned(line) for line in lines]
     row_height = 168
     height = row_height * ((len(drawn) + 1) // 2) + 14
@@ -144,7 +144,7 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Ch
             # The method's dot and name stand above its panel, the dot in front of the name.
             place = (left + 6, height - top - 11)
             colour = _colour(line.method)
-            # Without a transform the place counts from the lower left corner of the chart.
+            # Without a transform, the place is counted from the lower left corner of the chart.
             axes.scatter(*place, s=100, color=colour, edgecolor=_SURFACE, linewidth=1.5, transform=None, gid=css("dot"))
             canvas.text(left + 16, top + 16, short_name(line.method), strong=line.method == "drrho")
         canvas.text(WIDTH, height - 4, x_name, color=_SOFT, ha="right")
@@ -206,7 +206,7 @@ def histogram(
         canvas.text(0, 14, "share of the captions", color=_SOFT)
         canvas.text(right, bottom + 40, x_name, color=_SOFT, ha="right")
 
-        # The second group is drawn over the first one, both translucent, so that the overlap is seen.
+        # The second group is drawn over the first one, and both are translucent, so that the overlap can be seen.
         keys = []
         styles = ((_INK, 0.16, 0.75, 1.5, ("first",)), (_colour(method), 0.38, 1.0, 2.0, ("second", css_class(method))))
         for (name, values), (colour, fill, line, width, kind) in zip(groups.items(), styles, strict=False):
@@ -222,7 +222,7 @@ def histogram(
             )  # fmt: skip
             text = f"{clean(name)}: median {figures(medians[name])}"
             keys.append(Patch(facecolor=face, edgecolor=edge, linewidth=width, label=text))
-        # The key is one row above the picture: words at the medians would overlap where the medians are close.
+        # The key is one row above the picture, because words at the medians would overlap if the medians are close.
         key_row = canvas.figure.legend(
             handles=keys, ncols=2, loc="upper left", bbox_to_anchor=(left / WIDTH, 1 - 26 / height), frameon=False,
             borderpad=0, borderaxespad=0, handlelength=0.9, handleheight=0.9, handletextpad=0.55, columnspacing=3.5,
@@ -252,7 +252,7 @@ class _Heights:
         low, high = min(values), max(values)
         if share and low < high / 2:  # rates that begin far below their end are drawn from zero
             low = 0.0
-        # A curve that is flat to one per cent is drawn flat: noise that filled the picture would mislead.
+        # A curve that varies by less than one per cent is drawn almost flat: noise that fills a picture would mislead.
         least = max(abs(low), abs(high)) / 100 or 1.0
         if high - low < least:
             low, high = (low + high - least) / 2, (low + high + least) / 2
@@ -261,7 +261,7 @@ class _Heights:
 
     @property
     def room(self) -> float:
-        """Width that the names need beside the axis."""
+        """Width that the names of the ticks need beside the axis."""
         return 10 + 9 * max((len(name) for name in self.names), default=0)
 
 
@@ -298,7 +298,7 @@ def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list
     moved = list(places)
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)
-    # The first sweep may have pushed the last positions out: move them back, and those before them.
+    # The first loop may have pushed the last positions out: move them back, and the positions before them.
     ceiling = high
     for i in reversed(range(len(moved))):
         floor = low + gap * i
@@ -320,11 +320,12 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
     if not high > low:
         return [low]
     slack = 1e-9 * (high - low)
-    # Rounding to a millionth of the range makes 0.3 of 0.30000000000000004.
+    # Rounding to a millionth of the range turns 0.30000000000000004 into 0.3.
     digits = 6 - math.floor(math.log10(high - low))
     inside: list[float] = []
-    # Matplotlib's locator counts the intervals of a wider range, so the finest choice with at most `most` ticks inside
-    # this range may have two intervals more. If a single interval still has too many ticks, a wider range has fewer.
+    # Matplotlib's locator limits the number of intervals in a range that it has widened to round numbers. So even with
+    # `most` + 1 intervals there may be at most `most` ticks in [low, high]: the search begins there, with the finest
+    # choice. If even one interval gives too many ticks, the range is widened.
     choices = [(intervals, 1) for intervals in range(most + 1, 0, -1)] + [(1, 2), (1, 5), (1, 10)]
     for intervals, widening in choices:
         locator = MaxNLocator(nbins=intervals, steps=[1, 2, 5, 10], min_n_ticks=1)
@@ -336,7 +337,7 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def tick_names(ticks: Sequence[float]) -> list[str]:
-    """Write ticks with as many digits as tell them apart, thousands as "k" and millions as "M".
+    """Write ticks with just enough digits to distinguish them, thousands as "k" and millions as "M".
 
     Examples
     --------
@@ -373,7 +374,7 @@ def _set_share_ticks(axes: Axes, direction: str, ticks: Sequence[float]) -> None
 
 
 def short_name(method: str) -> str:
-    """Return a method's name as long as a chart has room for; the description has the whole name."""
+    """Return a method's name, shortened if a chart has no room for it; the description has the whole name."""
     name = label(method)
     return name if len(name) <= 15 else f"{name[:13]}…"
 

@@ -60,21 +60,21 @@ class ReportData:
         The page's title.
     results : sequence of mappings
         The rows of results.json: ``{method, dataset, seed, metrics: {retrieval_r1, retrieval_r5, retrieval_r10,
-        zero_shot_accuracy}, samples_seen, seconds}``, one per method and seed, all of one data set. Rates lie in
+        zero_shot_accuracy}, samples_seen, seconds}``, one per method and seed, all of one data set. Metrics lie in
         [0, 1]. Several seeds of a method are averaged and drawn as dots.
     introduction : str
-        One short paragraph below the headline, about models and data.
+        One short paragraph about models and data, shown below the headline.
     curves : mapping of method to sequence of mappings
-        Points ``{"samples_seen", "loss", "surrogate", "validation_r1"}`` in the order of training, of one seed. A key
-        that is missing, None or nan leaves the point out of that curve, so steps and validations may alternate.
+        Points ``{"samples_seen", "loss", "surrogate", "validation_r1"}`` of one seed, in the order of training. A key
+        may be missing, None or nan: that curve then skips the point, so steps and validations may alternate.
     gallery : sequence of GalleryRow
         Retrieval examples.
     weights : mapping of method to (mapping of group to array)
         Weights (non-negative, any shape) that the loss gives to groups of captions:
-        ``{"drrho": {"clean": ..., "swapped": ...}}``. Two groups a method; the first is drawn as the
+        ``{"drrho": {"clean": ..., "swapped": ...}}``. A method has two groups; the first is drawn as the
         background, the second in the method's colour.
     weights_note : str
-        One or two sentences that define such a weight and say when it was measured.
+        One or two sentences that define these weights and say when they were measured.
     learning_rates : mapping of method to (mapping of learning rate to validation R@1)
         The trials by which the learning rates were chosen.
     chosen_learning_rates : mapping of method to learning rate

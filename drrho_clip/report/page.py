@@ -1,4 +1,4 @@
-"""The page: `ReportData` in, one self-contained HTML file out. The words and the order stand in templates/page.html."""
+"""Make one self-contained HTML page of `ReportData`; templates/page.html has the words and the order of the page."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _TRAINING_CURVES = (
     (
         "surrogate",
         "Surrogate",
-        "Training follows the gradient of this scalar. Do not monitor it: its value means nothing, and it need not "
-        "fall.",
+        "Training follows the gradient of this scalar. Do not monitor its value, which does not estimate the "
+        "objective and need not fall.",
     ),
 )
 
@@ -61,7 +61,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     Parameters
     ----------
     path : path
-        The file to write, such as ``DIR/report.html``; its folder must exist. It appears whole or not at all.
+        The file to write, such as ``DIR/report.html``; its folder must exist. The file appears whole or not at all.
     data : ReportData
         The content of the report; empty parts are left out.
 
@@ -74,7 +74,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     ------
     BadInput
         If `data` cannot be shown: no results, rows without a method or metrics, several data sets, weights that are
-        negative or not finite, an image that is no uint8 picture. Nothing is written then.
+        negative or not finite, an image that is not a uint8 picture. Then no file is written.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     """
     page = render_report(data)
     target = Path(path)
-    # A reader of `path` sees the old file or the new one, never half a page.
+    # A reader of `path` sees the old file or the new file, never half a page.
     partial = target.with_name(target.name + ".partial")
     partial.write_text(page, encoding="utf-8")
     return partial.replace(target)
@@ -99,7 +99,7 @@ def render_report(data: ReportData, /) -> str:
     environment = Environment(
         loader=PackageLoader("drrho_clip.report"),
         autoescape=True,
-        undefined=StrictUndefined,  # a name that the template gets wrong is an error, not an empty place
+        undefined=StrictUndefined,  # a misspelt name in the template is an error, not an empty text
         finalize=_without_control_characters,
         keep_trailing_newline=True,
     )
@@ -182,12 +182,12 @@ def _content(data: ReportData) -> dict[str, Any]:
 
 
 def _result_rows(methods: Sequence[MethodResults]) -> list[dict[str, Any]]:
-    """Return the rows of the table of results: for each metric mean, range over the seeds, and whether it is best."""
+    """Return the rows of the table of results: for each metric the mean, the range and whether the mean is best."""
     best = {
         name: max((round(method.mean(name), 3) for method in methods if method.metrics[name]), default=math.nan)
         for name in METRICS
     }
-    # Whole seconds only if no run is so short that they would hide a difference.
+    # If a run took less than ten seconds, seconds get a decimal, because whole seconds would hide differences.
     form = ",.0f" if all(second >= 10 for method in methods for second in method.seconds) else ",.1f"
     rows = []
     for method in methods:
@@ -203,7 +203,7 @@ def _result_rows(methods: Sequence[MethodResults]) -> list[dict[str, Any]]:
 
 
 def _bars(methods: Sequence[MethodResults]) -> Chart:
-    # The same chart stands in the page and in the standalone picture.
+    # The page and the standalone picture show the same chart.
     bars = [charts.Bar(method.method, method.metrics["retrieval_r1"]) for method in methods]
     return charts.bars(bars, key="bars", title="R@1 of every method")
 
@@ -249,7 +249,7 @@ def _curves(data: ReportData, name: str) -> list[charts.Line]:
 
 
 def _weights(data: ReportData) -> dict[str, Any] | None:
-    """Return the section of the weights, or None if there are none."""
+    """Return the content of the section about weights, or None if there are no weights."""
     groups_of: dict[str, dict[str, NDArray[np.float64]]] = {}
     for method in ordered(data.weights):
         groups = {name: _checked_weights(method, name, values) for name, values in data.weights[method].items()}
@@ -284,8 +284,8 @@ def _weights(data: ReportData) -> dict[str, Any] | None:
             for name, values in groups.items()
         ]
         if len(groups) == 2 and next(iter(groups.values())).mean() > 0:
+            # A sentence that compares the means needs two groups and a first mean above 0.
             (first, a), (second, b) = groups.items()
-            # The comparison of the means in words needs two groups and a first mean above 0.
             ratio = figures(float(b.mean() / a.mean()))
             sentences.append(
                 f"With {label(method)} the mean weight of a {second} caption is {ratio} times that of a {first} one."
@@ -312,7 +312,7 @@ def _checked_weights(method: str, group: str, values: Any) -> NDArray[np.float64
 
 
 def _learning_rates(data: ReportData) -> dict[str, Any] | None:
-    """Return the table of the tried learning rates, or None if there is none."""
+    """Return the table of the learning rates that were tried, or None if there are no trials."""
     tried = {
         method: {float(rate): float(score) for rate, score in scores.items()}
         for method, scores in data.learning_rates.items()
@@ -324,7 +324,7 @@ def _learning_rates(data: ReportData) -> dict[str, Any] | None:
     for method in ordered(tried):
         scores = tried[method]
         best = max(scores, key=lambda rate: scores[rate], default=math.nan)
-        # Without a recorded choice the best trial was chosen.
+        # If no choice is recorded, the rate with the best score counts as chosen.
         chosen = float(data.chosen_learning_rates.get(method, best))
         cells = [{"score": tenths(scores.get(rate, math.nan)), "chosen": rate == chosen} for rate in rates]
         rows.append({"method": method, "cells": cells})

@@ -1,4 +1,4 @@
-"""The rows of results.json, gathered by method, and the headline that they support."""
+"""The rows of results.json, gathered by method, and the headline that sums them up."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ def by_method(rows: Sequence[Mapping[str, Any]]) -> list[MethodResults]:
     # One object per method; a method that lacks a metric keeps an empty list for it.
     results = []
     for method in ordered(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
+        rows_of_method = [row for row in rows if row["method"] == method]
         results.append(
             MethodResults(
                 method=method,
                 dataset=datasets[0],
-                seeds=[str(row.get("seed", "")) for row in own],
-                metrics={name: _finite(row["metrics"].get(name) for row in own) for name in METRICS},
-                samples_seen=_finite(row.get("samples_seen") for row in own),
-                seconds=_finite(row.get("seconds") for row in own),
+                seeds=[str(row.get("seed", "")) for row in rows_of_method],
+                metrics={name: _finite(row["metrics"].get(name) for row in rows_of_method) for name in METRICS},
+                samples_seen=_finite(row.get("samples_seen") for row in rows_of_method),
+                seconds=_finite(row.get("seconds") for row in rows_of_method),
             )
         )
     return results
@@ -95,11 +95,11 @@ def seeds_of(results: Sequence[MethodResults]) -> list[str]:
 
 
 def headline(results: Sequence[MethodResults]) -> Headline:
-    """Say which method is best at R@1 and by how much."""
+    """Return the sentence that names the best method at R@1 and lists the R@1 of all methods."""
     known = sorted((r for r in results if r.metrics["retrieval_r1"]), key=lambda r: -r.mean("retrieval_r1"))
     if not known:
         return Headline("No retrieval was measured.")
-    # Methods whose written figures are equal share the first place.
+    # Methods whose percentages look equal on the page share the first place.
     best = percent(known[0].mean("retrieval_r1"))
     leaders = [_in_a_sentence(r) for r in results if percent(r.mean("retrieval_r1")) == best]
     # The other methods follow in the order of their figures.

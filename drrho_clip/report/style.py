@@ -10,8 +10,8 @@ from importlib import resources
 LABELS = {"reference": "Reference model", "clip": "CLIP", "sogclr": "SogCLR", "drrho": "DRRho-CLIP"}
 """Names in the reader's order; other methods follow in the order in which they come and keep their own name."""
 
-# The colours of the other methods are cool and the colour of DRRho is warm. They differ in lightness as well as in hue,
-# so that colour-blind readers can tell them apart, and prints in grey, too. Lines and bars also have names beside them.
+# The colour of DRRho is warm, the colours of the other methods are cool. All differ in lightness as well as in hue, so
+# that colour-blind readers and readers of grey prints can distinguish them. Lines and bars also have names beside them.
 _LIGHT = {"reference": "#787d85", "clip": "#3794cf", "sogclr": "#0b4f8a", "drrho": "#d4580a"}
 _DARK = {"reference": "#9aa1aa", "clip": "#9cd6f7", "sogclr": "#4088d8", "drrho": "#ff8f45"}
 _OTHERS = {"other-0": "#8a5fbf", "other-1": "#2f8f5b", "other-2": "#b3416f", "other-3": "#8a7a1f"}
@@ -35,7 +35,7 @@ _INK = {
 }
 
 PALETTE = {**_INK["light"], **_LIGHT, **_OTHERS}
-"""Every colour of a light page by the name of its CSS variable. No two are equal."""
+"""Every colour of a light page by the name of its CSS variable. No two colours are equal."""
 
 UNKNOWN = "\N{EN DASH}"
 """Written in place of a figure that is not known."""
@@ -45,7 +45,7 @@ _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff
 
 
 def clean(text: object) -> str:
-    """Return a text with every character that HTML and XML cannot hold replaced by U+FFFD; not escaped."""
+    """Return a text in which U+FFFD replaces every character that HTML and XML cannot hold; nothing is escaped."""
     return _NOT_TEXT.sub("\ufffd", str(text))
 
 
@@ -56,23 +56,23 @@ def ordered(methods: Iterable[str]) -> list[str]:
 
 
 def label(method: str) -> str:
-    """Return a method's name for readers; not escaped."""
+    """Return a method's name for readers, without escaping it for HTML."""
     return LABELS.get(method, method)
 
 
 def css_class(method: str) -> str:
     """Return the class that gives an element its method's colour as ``var(--c)``."""
-    # A method without a colour of its own gets one by its name, so that its colour is the same in every chart.
+    # A method without its own colour gets a colour that depends only on its name and is thus the same in every chart.
     return method if method in LABELS else f"other-{sum(method.encode(errors='replace')) % len(_OTHERS)}"
 
 
 def percent(share: float) -> str:
-    """Write a share in [0, 1] as a percentage with one decimal; a dash if it is not known."""
+    """Write a share in [0, 1] as a percentage with one decimal; write a dash if the share is not finite."""
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else UNKNOWN
 
 
 def tenths(share: float) -> str:
-    """Write a share in [0, 1] in per cent without the sign, for a column with "%" in its head."""
+    """Write a share in [0, 1] in per cent without the sign, for a column whose heading has "%"."""
     return f"{100 * share:.1f}" if math.isfinite(share) else UNKNOWN
 
 
@@ -82,7 +82,7 @@ def number(value: float) -> str:
 
 
 def figures(value: float) -> str:
-    """Write a number for a column or a sentence: three significant digits, zeros included."""
+    """Write a number for a column or a sentence: three significant digits, including zeros at the end."""
     return _three_digits(value, "#.3g").removesuffix(".")
 
 

@@ -1,9 +1,10 @@
-"""Ambiguity sets and the worst case over them.
+"""Ambiguity sets, and the worst case of a weighted mean of losses over such a set.
 
-Reading order: `sets` (the formulas), `worst_case` (the public entry), then the solvers: `sorted` (closed forms over
-sorted losses) and `searched` (a scale found by Newton's method). They share `balls` (the two ends of a ball),
-`search` (the two searches), `exponential` (weights in proportion to exponentials), `slices` (the arrays) and
-`rounding` (arithmetic that keeps its digits). `checks` holds the checks of losses.
+Reading order: `sets` holds the formulas and `worst_case` the public function. Then come the solvers. `sorted` holds the
+solvers with a closed form over sorted losses, and `searched` those that search for a scale by Newton's method. The
+solvers share `balls` (the limits of a ball, at which the worst case is the mean or the maximum), `search` (a binary
+search and Newton's method), `exponential` (weights proportional to exponentials), `slices` (the arrays of a solver) and
+`rounding` (arithmetic without loss of digits). `checks` checks losses.
 """
 
 from drrho_core.ambiguity.sets import (

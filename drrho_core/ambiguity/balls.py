@@ -1,14 +1,19 @@
-"""Balls: a bound on a divergence, its two ends, and the difference between a divergence and its bound.
+"""Balls: ambiguity sets that bound the divergence D of the weights from uniform weights, ``D(p) <= radius``.
 
-Each divergence D here is an increasing function of the Renyi divergence R of its order k (KL: order 1), so each ball
-``D(p) <= radius`` is a bound on R. Solvers receive it as ``exp(R) <= 1 + growth``:
+A ball has two limits. At radius 0 the worst case is the mean of the losses. From a certain radius on the worst case is
+the maximum, and the ball is called saturated. `solve_ball` handles both limits and leaves the radii in between to the
+solver of the set.
+
+Each divergence D here is an increasing function of a Renyi divergence, ``R = log(mean (n p)^k) / (k - 1)``, where k is
+the order (KL: the limit at order 1). Therefore each ball bounds R. Solvers receive this bound as a number, the growth,
+with ``exp(R) <= 1 + growth``:
 
     KL          growth = exp(radius) - 1
     chi-square  growth = 2 radius
     order k     growth = (1 + k (k - 1) radius)^(1 / (k - 1)) - 1
 
-Uniform weights on m of n losses have ``exp(R) = n / m``. A comparison with them is a comparison of ``(1 + growth) m``
-with n, and can be made without rounding error. Docs: docs/theory/ambiguity.md, "The two ends".
+Uniform weights on m of n losses have ``exp(R) = n / m``. They lie in the ball if ``(1 + growth) m >= n``, which can be
+tested without rounding error. Docs: docs/theory/ambiguity.md, "Limits: mean and maximum".
 """
 
 from __future__ import annotations
@@ -22,38 +27,38 @@ from drrho_core.ambiguity.rounding import log_one_plus, parameter_rounding, prod
 from drrho_core.ambiguity.slices import Slices, Solution, count, uniform
 
 PerNumber: TypeAlias = Callable[[Array, Array], Array]
-"""``function(m, n)`` for m of the n losses of a slice, (..., 1) each: m an integer, n in the dtype of the losses."""
+"""``function(m, n)`` for m of the n losses of a slice. Both are (..., 1); m is an integer, n has the losses' dtype."""
 
 
 class Ball(NamedTuple):
-    """A bound on a divergence, compared with uniform weights on m of n losses."""
+    """The bound of a ball, and its comparison with uniform weights on m of n losses."""
 
-    growth: float
-    room: PerNumber  # (1 + growth) m - n, without rounding error
+    growth: float  # exp(R) <= 1 + growth
+    room: PerNumber  # (1 + growth) m - n without rounding error: not negative if the uniform weights lie in the ball
 
 
 BallSolver: TypeAlias = Callable[[Slices, Ball, Namespace], Solution]
-"""A solver for the ball between its two ends."""
+"""A solver for the radii between the two limits of a ball."""
 
 
 def smallest_growth() -> float:
-    """Return the growth below which a ball is radius 0 in any dtype. It lies in the range of float32."""
+    """Return the growth below which a ball has radius 0 in any dtype. The number lies in the range of float32."""
     return 1e-36
 
 
 def largest_growth() -> float:
-    """Return the growth above which a ball is saturated on any axis. It lies in the range of float32."""
+    """Return the growth above which a ball is saturated for any n. The number lies in the range of float32."""
     return 1e18
 
 
 def exp_minus_one(logarithm: float) -> float:
-    """Return ``exp(logarithm) - 1``; logarithms above 50 count as 50, far beyond `largest_growth`."""
+    """Return ``exp(logarithm) - 1``. Logarithms above 50 count as 50, because exp(50) exceeds `largest_growth`."""
     return math.expm1(min(logarithm, 50.0))
 
 
 def solve_ball(slices: Slices, growth: float, solver: BallSolver, xp: Namespace) -> Solution:
-    """Solve a ball: its two ends in closed form, everything between them by `solver`."""
-    # The lower end: radius 0 is the mean.
+    """Solve a ball: the two limits in closed form, the radii in between by `solver`."""
+    # The lower limit: at radius 0 the worst case is the mean.
     if growth < smallest_growth():
         return uniform(slices, xp)
     growth = min(growth, largest_growth())
@@ -66,8 +71,8 @@ def solve_ball(slices: Slices, growth: float, solver: BallSolver, xp: Namespace)
 
     ball = Ball(growth, room)
     inner = solver(slices, ball, xp)
-    # The upper end: uniform weights on the m tied largest losses are in the ball if (1 + growth) m >= n. A difference
-    # within the rounding of `growth` itself counts as equality.
+    # The upper limit: the worst case is the maximum if uniform weights on the m tied largest losses lie in the ball,
+    # (1 + growth) m >= n. A difference within the rounding error of `growth` counts as equality.
     at_top = slices.counted & (x == slices.top)
     ties = count(at_top, xp)
     saturated = ball.room(ties, slices.size) >= -parameter_rounding() * slices.size
@@ -93,22 +98,23 @@ def log_bound(ball: Ball, xp: Namespace) -> PerNumber:
 def normalise(
     change: Array, number: Array, size: Array, bound: PerNumber, xp: Namespace
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Return ``sum exp(e)`` and, as two terms, ``-log mean exp(e) - log(1 + growth)``.
+    """Return ``sum exp(e)``, and ``-log mean exp(e) - log(1 + growth)`` as two terms that are still to be added.
 
-    The Renyi divergence of the weights minus that of the ball is a mean of e plus these two terms. The difference is
-    tiny near uniform weights, and on a plateau where a few losses are close together far above the rest; then its
-    digits decide the weights. So both logarithms are taken relative to uniform weights on the m losses with a large
-    exponent: ``-log(sum exp(e) / m) - log((1 + growth) m / n)``. Exponents are relative to the centre of those m, so
-    that every term is of the order of the divergence.
+    The surplus, the Renyi divergence of the weights minus its bound, is a mean of the exponents e plus these two terms.
+    The surplus is tiny if the weights are nearly uniform, or if a few losses lie close together and far above the rest.
+    In both cases the last digits of the surplus decide the weights. Therefore both logarithms are taken relative to
+    uniform weights on the m losses with a large exponent: ``-log(sum exp(e) / m)`` and ``-log((1 + growth) m / n)``.
+    The exponents have to be relative to the mean exponent of these m losses. Then every term is of the order of the
+    divergence.
 
     Parameters
     ----------
     change : array, shape (..., 1)
-        ``sum exp(e) - m``, from `exp_and_change`.
+        ``sum exp(e) - m``, as `exp_and_change` returns it.
     number, size : array, shape (..., 1)
         m, an integer, and n, in the dtype of the losses.
     bound : callable
-        From `log_bound`.
+        The result of `log_bound`.
     xp : namespace
         The arrays' namespace.
     """
@@ -118,7 +124,7 @@ def normalise(
 
 
 def balance(mean: Array, others: tuple[Array, Array], xp: Namespace) -> Array:
-    """Return the sum of three terms, exactly 0 where it is below their rounding error: there a search is over."""
+    """Return the sum of three terms, or exactly 0, which ends a search, if the sum is within their rounding error."""
     total = mean + others[0] + others[1]
     rounding = float(xp.finfo(total.dtype).eps) / 4 * (xp.abs(mean) + xp.abs(others[0]) + xp.abs(others[1]))
     return xp.where(xp.abs(total) <= rounding, xp.zeros_like(total), total)

@@ -1,4 +1,4 @@
-"""Checks of losses that every function of excess losses shares: shapes, dtypes, devices and values."""
+"""Checks of losses for all functions of losses and excess losses: shapes, dtypes, devices and values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from drrho_core.ambiguity.sets import AmbiguitySet
 
 
 def check_ambiguity_set(ambiguity_set: AmbiguitySet) -> None:
-    """Check that the argument is one of the sets, not a class of sets and not a number."""
+    """Check that the argument is an ambiguity set such as ``CVaR(0.1)``, and not a class such as `CVaR` or a number."""
     if not isinstance(ambiguity_set, AmbiguitySet):
         raise TypeError(
             f"ambiguity_set must be an ambiguity set such as CVaR(0.1), got {_validate.describe(ambiguity_set)}"
@@ -27,18 +27,20 @@ def check_losses(
     *,
     options: Mapping[str, Any] | None = None,
 ) -> Call:
-    """Open a public call about losses of one shape and dtype: check all but their axis and their values.
+    """Check that losses have one shape and one dtype, and return the `Call` that holds them.
+
+    The axis of the samples and the values of the losses are checked later.
 
     Parameters
     ----------
     losses : dict of str to array
-        The losses by argument name.
+        The losses, by the names of the arguments.
     where : array of bool or None
-        The mask, broadcast to the shape of the losses.
+        The mask of the losses that count, which is broadcast to the shape of the losses.
     xp : namespace, optional
-        The caller's namespace.
+        The namespace that the caller passed.
     options : mapping, optional
-        Further arguments that may be arrays: see `drrho_core._validate.arrays`.
+        Further arguments that may be arrays, as in `drrho_core._validate.arrays`.
     """
     call = _validate.arrays(losses if where is None else {**losses, "where": where}, xp, options=options)
     first, *rest = losses
@@ -54,8 +56,11 @@ def check_losses(
 
 
 def check_values(call: Call, name: str, losses: Array, axis: int, where: Array | None) -> None:
-    """Check, if values are visible, that every loss that counts is usable and that every slice has such a loss."""
-    # The two checks read different arrays: under a `vmap` over losses the mask may still be visible, and vice versa.
+    """Check that every slice has a loss that counts, and that all losses that count are usable.
+
+    Values are checked only if they are visible, which means that reading them is free: on the host, outside tracing.
+    """
+    # The mask may be visible although the losses are not, for example under a `vmap` over losses, and vice versa.
     xp = call.xp
     if where is not None and (call.visible or values_visible(where, xp)):
         filled = xp.any(xp.broadcast_to(where, losses.shape), axis=axis)
@@ -65,7 +70,8 @@ def check_values(call: Call, name: str, losses: Array, axis: int, where: Array |
                 f"where must mark at least one entry of every slice along axis {axis}, "
                 f"got {empty} of {math.prod(filled.shape)} slices without any"
             )
-    # Also because a compiler that leaves shapes open cannot write the limit into the message.
+    # Without visible values there is nothing more to check. Furthermore, a compiler that leaves shapes open could not
+    # write the limit into the message.
     if not (call.visible or values_visible(losses, xp)):
         return
     limit = largest_usable(losses, axis, xp)
@@ -74,7 +80,8 @@ def check_values(call: Call, name: str, losses: Array, axis: int, where: Array |
 
 
 def largest_usable(losses: Array, axis: int, xp: Namespace) -> float:
-    """Return the largest size of a loss for which sums over n differences of two losses stay finite."""
-    # A difference of two losses is at most twice as large, and further factors leave room for the solvers' sums.
+    """Return the largest absolute value of losses for which a sum of n differences between losses stays finite."""
+    # A difference between two losses is at most twice as large as a loss. The factor 8 leaves room for further factors
+    # in the sums of the solvers.
     largest = float(xp.finfo(wide_dtype(losses.dtype, xp)).max)
     return min(largest / (8 * int(losses.shape[axis])), float(xp.finfo(losses.dtype).max))

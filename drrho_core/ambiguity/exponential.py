@@ -1,7 +1,7 @@
-"""Weights in proportion to exp(exponent): the form of KL and, with logarithms of powers, of Cressie-Read weights.
+"""Weights proportional to exponentials: KL weights, and Cressie-Read weights, whose exponents are logarithms of powers.
 
-With exponents ``e_i`` the weights are ``p_i = exp(e_i) / sum_j exp(e_j)``. Everything is written so that neither the
-weights nor ``log mean exp(e)`` lose digits when all exponents are near 0, where the weights are nearly uniform.
+With exponents ``e_i`` the weights are ``p_i = exp(e_i) / sum_j exp(e_j)``. If all exponents are near 0, the weights are
+nearly uniform. In this case, too, the functions below keep all digits of the weights and of ``log mean exp(e)``.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ def negligible_exponent() -> float:
 
 
 def large_exponent() -> float:
-    """Return the exponent, relative to the largest, above which exponents count as large."""
+    """Return the limit above which an exponent counts as large. The largest exponent is 0."""
     return -0.5
 
 
 def exponent_floor(dtype: object, xp: Namespace) -> float:
-    """Return the smallest exponent in use: exponentials below it are subnormal and take forty times as long."""
+    """Return the smallest exponent that solvers use: smaller ones have subnormal exponentials, forty times as slow."""
     return float(math.ceil(math.log(float(xp.finfo(dtype).smallest_normal))))
 
 
 def exponent_ratio(z: Array, scale: Array, xp: Namespace) -> Array:
-    """Return the exponents ``z / scale`` for z <= 0, at least `exponent_floor`. Nothing overflows."""
+    """Return the exponents ``z / scale`` for z <= 0, or `exponent_floor` if it is larger. Nothing overflows."""
     floor = exponent_floor(z.dtype, xp)
-    # The bound is applied to z, before the division, which might overflow.
+    # The bound is applied to z before the division, because the division might overflow.
     return xp.maximum(z, floor * xp.clip(scale, max=float(xp.finfo(z.dtype).max) / (-2 * floor))) / scale
 
 
@@ -41,8 +41,8 @@ def exponential_weights(
 ) -> tuple[Array, Array, Array]:
     """Return weights ``exp(e) / sum exp(e)``, the weighted mean loss minus the largest loss, and ``log mean exp(e)``.
 
-    ``exponents(part)`` returns e and the mask of the entries that have a weight. Other entries that count must have an
-    e so small that ``exp(e)`` is negligible.
+    ``exponents(part)`` returns e for a piece of the slices, and the mask of the entries that have a weight. All other
+    entries that count must have an e so small that ``exp(e)`` is negligible.
     """
 
     def weigh(part: Slices) -> tuple[Array, ...]:
@@ -50,16 +50,16 @@ def exponential_weights(
         values = masked(xp.exp(exponent), active, xp)
         return values, values, masked(xp.expm1(exponent), part.counted, xp)
 
-    # log mean exp(e) = log(1 + mean expm1(e)): the second form keeps the digits where the mean is near 1.
+    # log mean exp(e) = log(1 + mean expm1(e)): the second form keeps the digits if mean exp(e) is near 1.
     values, excess, (total, change) = assemble(slices, weigh, xp)
     return values / total, excess / total, log_one_plus(change / slices.size, total / slices.size, xp)
 
 
 def exp_and_change(exponent: Array, large: Array, active: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Return ``v = exp(e)``, 0 for entries without a weight, and ``sum v - number of large exponents``.
+    """Return ``v = exp(e)``, with 0 for entries without a weight, and ``sum v`` minus the number of large exponents.
 
-    The difference is summed as ``v - 1 = expm1(e)`` over the large exponents and v over the others, so that it keeps
-    its digits where it is small.
+    The difference is computed as the sum of ``v - 1 = expm1(e)`` over the large exponents, plus the sum of v over all
+    other exponents. So the difference keeps its digits if it is small.
     """
     value = masked(xp.exp(exponent), active, xp)
     mask = xp.astype(large, value.dtype)

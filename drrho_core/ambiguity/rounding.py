@@ -1,7 +1,7 @@
-"""Arithmetic that keeps its digits: safe denominators, units for extreme parameters, an exact product.
+"""Arithmetic without loss of digits: safe denominators, units for extreme parameters, an exact product.
 
-Parameters of a set are Python floats and may lie outside the range of the losses' dtype. Functions here bring them
-into that range by a unit, a power of two, so that the change of unit costs no digits.
+The parameters of a set are Python floats and may lie outside the range of the losses' dtype. Such a parameter is
+divided by a unit that brings it into this range. The unit is a power of two, so the division costs no digits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from drrho_core._array_api import Array, Namespace
 
 
 def parameter_rounding() -> float:
-    """Return the relative rounding error of a Python float and of the few operations on it: 8 units of its last bit."""
+    """Return the relative error that a few operations on Python floats may cause: 8 roundings."""
     return 8 * 2.0**-53
 
 
@@ -22,12 +22,15 @@ def positive_part(values: Array, xp: Namespace) -> Array:
 
 
 def or_one(values: Array, xp: Namespace) -> Array:
-    """Return a safe denominator: 1 where a value is not positive. Results of such slices are replaced by the caller."""
+    """Return safe denominators: values that are not positive become 1.
+
+    The caller replaces all results that were computed with such a 1.
+    """
     return xp.where(values > 0, values, xp.ones_like(values))
 
 
 def in_units(parameter: float, like: Array, xp: Namespace) -> tuple[float, float]:
-    """Return a positive parameter divided by a unit, and the unit, a power of two.
+    """Return a positive parameter divided by a unit, and this unit, which is a power of two.
 
     The unit is 1, except for parameters that the dtype of `like` would round to 0 or to infinity.
     """
@@ -39,7 +42,8 @@ def in_units(parameter: float, like: Array, xp: Namespace) -> tuple[float, float
 def distance_in_units(distance: Array, unit: float, xp: Namespace) -> Array:
     """Return ``distance / unit`` for distances >= 0.
 
-    In a tiny unit, distances above 1 become ``1 / unit``: compared with the parameter, that is as good as infinite.
+    If the unit is tiny, distances above 1 count as 1. The result ``1 / unit`` is so much larger than the parameter that
+    it has the effect of infinity.
     """
     if unit < 1:
         distance = xp.where(distance < 1, distance, xp.ones_like(distance))
@@ -47,22 +51,22 @@ def distance_in_units(distance: Array, unit: float, xp: Namespace) -> Array:
 
 
 def product_or_inf(scale: Array, unit: Array, xp: Namespace) -> Array:
-    """Return the product of positive numbers, infinite where the dtype cannot hold the product."""
+    """Return the product of two positive numbers, or infinity if the dtype cannot hold the product."""
     fits = scale < float(xp.finfo(scale.dtype).max) / xp.clip(unit, min=1.0)
-    # The inner `where` keeps the overflow, and the warning about it, from happening at all.
+    # The inner `where` replaces the factor by 0, so that no overflow happens and NumPy does not warn.
     return xp.where(fits, xp.where(fits, scale, 0.0) * unit, xp.inf)
 
 
 def constant(parameter: float, like: Array, xp: Namespace) -> Array:
-    """Return a parameter as an array, at most the largest number of the dtype."""
+    """Return an array like `like` filled with the parameter, or with the dtype's largest number if that is smaller."""
     return xp.full_like(like, min(parameter, float(xp.finfo(like.dtype).max)))
 
 
 def product_minus(factor: float, number: Array, other: Array, longest: int, xp: Namespace) -> Array:
-    """Return ``factor * number - other`` for whole numbers, accurate also where the difference cancels.
+    """Return ``factor * number - other`` for whole numbers, accurate even if the two terms nearly cancel.
 
-    Such a difference decides which weights are 0, and near 0 the weights change with its square root: a product that
-    is rounded in float32 would cost half of their digits.
+    The sign of this difference decides which weights are 0. If the difference is near 0, the weights depend on its
+    square root. Therefore a product that is rounded in float32 would cost half of the digits of the weights.
 
     Parameters
     ----------
@@ -75,8 +79,8 @@ def product_minus(factor: float, number: Array, other: Array, longest: int, xp: 
     xp : namespace
         The arrays' namespace.
     """
-    # The factor is cut into pieces of so few bits that each piece times `number` is exact. The largest pieces meet
-    # `other` first, where the cancellation happens; only the small remainder is rounded.
+    # The factor is cut into pieces with so few bits that each piece times `number` is exact. The largest piece is added
+    # first. So the cancellation happens between exact numbers, and only the small remainder is rounded.
     precision = 1 - round(math.log2(float(xp.finfo(number.dtype).eps)))
     bits = max(precision - longest.bit_length(), 4)
     total = -other
@@ -90,6 +94,6 @@ def product_minus(factor: float, number: Array, other: Array, longest: int, xp: 
 
 
 def log_one_plus(change: Array, total: Array, xp: Namespace) -> Array:
-    """Return ``log(total)`` where ``total = 1 + change > 0``: accurate both near ``total = 1`` and far from it."""
+    """Return ``log(total)``, given ``total = 1 + change > 0``, accurate both near ``total = 1`` and far from it."""
     near = xp.abs(change) < 0.5
     return xp.where(near, xp.log1p(xp.where(near, change, 0.0)), xp.log(xp.where(near, 1.0, total)))

@@ -1,13 +1,14 @@
-"""The ambiguity sets: which weights an adversary may put on n losses.
+"""The ambiguity sets: the weights p that an adversary may put on n losses x.
 
-With a convex ``phi``, ``phi(1) = 0``, and the divergence ``D(p) = (1/n) sum_i phi(n p_i)`` from uniform weights, a
-*ball* bounds D and a *penalty* charges for it:
+The divergence ``D(p) = (1/n) sum_i phi(n p_i)`` measures how far the weights are from uniform weights. Each set has its
+own function ``phi``, which is convex with ``phi(1) = 0``. A *ball* bounds the divergence, and a *penalty* subtracts it:
 
     ball:     risk = max { sum_i p_i x_i : p >= 0, sum p = 1, D(p) <= radius }
     penalty:  risk = max { sum_i p_i x_i - strength * D(p) : p >= 0, sum p = 1 }
 
-The dual variables ``nu, s >= 0`` prove the risk from above: ``risk = min nu + s radius + s mean phi*((x - nu) / s)``.
-Derivations: docs/theory/ambiguity.md, "The sets".
+The dual variables nu and ``s >= 0`` prove that no weights give a larger risk. For a ball,
+``risk = min over nu and s of nu + s radius + s mean phi*((x - nu) / s)``, where phi* is the convex conjugate of phi.
+For a penalty s is the strength, and the term ``s radius`` is absent. Derivations: docs/theory/ambiguity.md, "The sets".
 """
 
 from __future__ import annotations
@@ -35,19 +36,27 @@ ABOVE_ONE = Rule("be > 1", low=1.0)
 
 @dataclass(frozen=True)
 class AmbiguitySet(ABC):
-    """Base class of the seven sets. Sets are frozen and hashable, and their parameters are checked when they are built.
+    """Base class of the seven sets. A set is frozen and hashable, and its parameters are checked when it is built.
 
-    A parameter is a real, finite number, or an array without axes, which is read once. Under jit it is a constant.
+    Every parameter is a real, finite number, or an array without axes that holds such a number. An array is read once,
+    when the set is built, so under jit its value is a constant. In the formulas of the sets n is the number of losses.
+
+    Raises
+    ------
+    TypeError
+        If a parameter of a set is not a real number.
+    ValueError
+        If a parameter is not finite, or lies outside the interval that its class states.
     """
 
     @abstractmethod
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
-        """Return the worst case of every slice. Called by `worst_case` after its checks; users call `worst_case`."""
+        """Return the worst case of every slice. Users call `worst_case`, which checks its arguments first."""
 
 
 def _store_checked(ambiguity_set: AmbiguitySet, name: str, rule: Rule) -> None:
-    """Replace a parameter by its checked value, a Python number, when a set is built."""
-    # The dataclass is frozen, so the value is stored past its own assignment.
+    """Check a parameter while its set is built, and replace it by its value as a Python number."""
+    # A frozen dataclass forbids an ordinary assignment.
     object.__setattr__(ambiguity_set, name, _validate.static_number(name, getattr(ambiguity_set, name), rule))
 
 
@@ -55,24 +64,18 @@ def _store_checked(ambiguity_set: AmbiguitySet, name: str, rule: Rule) -> None:
 class CVaR(AmbiguitySet):
     """Conditional value at risk: the mean of the share `alpha` of largest losses.
 
-    ``phi`` is 0 on ``[0, 1 / alpha]`` and infinite elsewhere: no weight may exceed ``1 / (alpha n)``. Losses above the
-    quantile get exactly that weight; losses tied at the quantile share the rest equally.
+    ``phi`` is 0 on ``[0, 1 / alpha]`` and infinite elsewhere: no weight may exceed ``1 / (alpha n)``. If losses
+    are sorted in descending order, the quantile is the loss at place ``alpha n``, rounded up. Losses above the quantile
+    have exactly the largest weight. Losses equal to the quantile share the remaining weight equally.
 
-    ``risk = min_nu nu + mean(relu(x - nu)) / alpha`` (Rockafellar and Uryasev 2000); the dual is (quantile, 0).
-    ``alpha n`` is evaluated without rounding error, and counts as an integer when it is within 4 units of float64's
-    last place of an integer, so that ``alpha=0.1`` of 30 losses means 3.
+    ``risk = min_nu nu + mean(relu(x - nu)) / alpha`` (Rockafellar and Uryasev 2000). The dual is (quantile, 0).
+    ``alpha n`` is evaluated without rounding error. It counts as an integer if it differs from this integer by at most
+    4 units of float64's last place, so that ``alpha=0.1`` of 30 losses means 3 losses.
 
     Parameters
     ----------
     alpha : float
-        In (0, 1]; 1 gives the mean, a value below 1 / n the maximum.
-
-    Raises
-    ------
-    TypeError
-        If `alpha` is not a real number.
-    ValueError
-        If `alpha` is not finite or lies outside (0, 1].
+        In (0, 1]. With 1 the risk is the mean, with a value up to 1 / n the maximum.
 
     Examples
     --------
@@ -89,6 +92,7 @@ class CVaR(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
+        # The quantile decides all weights, and a sort finds it.
         return solve_cvar(slices, self.alpha, xp)
 
 
@@ -96,19 +100,13 @@ class CVaR(AmbiguitySet):
 class KLPenalty(AmbiguitySet):
     """Kullback-Leibler penalty: a smooth maximum, ``risk = temperature * log mean exp(x / temperature)``.
 
-    ``phi(t) = t log t - t + 1``; the weights are ``softmax(x / temperature)``, the dual is (risk, temperature).
+    ``phi(t) = t log t - t + 1``. The weights are ``softmax(x / temperature)``, and the dual is (risk, temperature). The
+    temperature is the strength of the penalty.
 
     Parameters
     ----------
     temperature : float
-        Positive, in units of the losses; towards 0 the risk is the maximum, towards infinity the mean.
-
-    Raises
-    ------
-    TypeError
-        If `temperature` is not a real number.
-    ValueError
-        If `temperature` is not finite and positive.
+        Positive, in units of the losses. Towards 0 the risk becomes the maximum, towards infinity the mean.
 
     Examples
     --------
@@ -126,6 +124,7 @@ class KLPenalty(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
+        # The temperature is given, so nothing is searched for.
         return solve_kl_penalty(slices, self.temperature, xp)
 
 
@@ -133,26 +132,21 @@ class KLPenalty(AmbiguitySet):
 class CappedKLPenalty(AmbiguitySet):
     """KL penalty whose weights may not exceed ``1 / (alpha n)``, as in CVaR: a smooth mean of the worst share.
 
-    ``phi(t) = t log t - t + 1`` on ``[0, 1 / alpha]`` and infinite elsewhere; the weights are
-    ``min(exp((x - nu) / temperature), 1 / alpha) / n``, with nu such that they sum to 1, and the dual is
-    (nu, temperature). No single loss can take all the weight, however large it is, and no weight is 0. (KL-regularised
-    CVaR of Levy et al., arXiv 2010.05893, whose `size` is alpha.)
+    ``phi(t) = t log t - t + 1`` on ``[0, 1 / alpha]`` and infinite elsewhere. The weights are
+    ``min(exp((x - nu) / temperature), 1 / alpha) / n``, with nu such that they sum to 1. The dual is (nu, temperature).
+    No single loss can take all the weight, however large it is, and no weight is 0. This set is the KL-regularised CVaR
+    of Levy et al. (arXiv 2010.05893), who call alpha `size`.
 
     ``alpha n`` is evaluated as in `CVaR`.
 
     Parameters
     ----------
     temperature : float
-        Positive, in units of the losses; towards 0 the set is ``CVaR(alpha)``, towards infinity the risk is the mean.
+        Positive, in units of the losses. Towards 0 the set becomes ``CVaR(alpha)``, towards infinity the risk becomes
+        the mean.
     alpha : float
-        In (0, 1]; 1 gives the mean, with nu the smallest loss; up to 1 / n the set is ``KLPenalty(temperature)``.
-
-    Raises
-    ------
-    TypeError
-        If a parameter is not a real number.
-    ValueError
-        If a parameter is not finite, `temperature` is not positive or `alpha` lies outside (0, 1].
+        In (0, 1]. With 1 the risk is the mean, and nu is the smallest loss. With a value up to 1 / n the set is
+        ``KLPenalty(temperature)``.
 
     Examples
     --------
@@ -174,27 +168,22 @@ class CappedKLPenalty(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
+        # The temperature is given; the number of weights at the ceiling is searched for.
         return solve_capped_kl_penalty(slices, self.temperature, self.alpha, xp)
 
 
 @dataclass(frozen=True)
 class KLBall(AmbiguitySet):
-    """Kullback-Leibler ball: the smooth maximum whose temperature fits the radius.
+    """Kullback-Leibler ball: the smooth maximum of `KLPenalty` at the temperature that belongs to the radius.
 
-    ``phi(t) = t log t - t + 1``, ``D(p) <= radius``; ``risk = min_{s >= 0} s log mean exp(x / s) + s radius``, the
-    weights are ``softmax(x / s)``.
+    ``phi(t) = t log t - t + 1``, and the weights have ``D(p) <= radius``. The risk is
+    ``min_{s >= 0} s log mean exp(x / s) + s radius``, and the weights are ``softmax(x / s)``.
 
     Parameters
     ----------
     radius : float
-        At least 0: 0 gives the mean; ``log(n/m)`` and more give the maximum if m losses share the maximum.
-
-    Raises
-    ------
-    TypeError
-        If `radius` is not a real number.
-    ValueError
-        If `radius` is not finite or negative.
+        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum from the radius
+        ``log(n/m)`` on.
 
     Examples
     --------
@@ -211,6 +200,7 @@ class KLBall(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
+        # The growth of a ball (see `balls`) replaces its radius: here exp(radius) - 1. The solver searches for s.
         return solve_ball(slices, exp_minus_one(self.radius), solve_kl_ball, xp)
 
 
@@ -218,20 +208,13 @@ class KLBall(AmbiguitySet):
 class ChiSquarePenalty(AmbiguitySet):
     """Chi-square penalty: weights that rise linearly with the loss, clipped at 0.
 
-    ``phi(t) = (t - 1)^2 / 2``; the weights are ``relu(1 + (x - nu) / strength) / n``, with nu such that they sum
-    to 1, and the dual is (nu, strength). If no weight is clipped, ``risk = mean(x) + var(x) / (2 strength)``.
+    ``phi(t) = (t - 1)^2 / 2``. The weights are ``relu(1 + (x - nu) / strength) / n``, with nu such that they sum
+    to 1. The dual is (nu, strength). If no weight is clipped at 0, ``risk = mean(x) + var(x) / (2 strength)``.
 
     Parameters
     ----------
     strength : float
-        Positive, in units of the losses; towards 0 the risk is the maximum, towards infinity the mean.
-
-    Raises
-    ------
-    TypeError
-        If `strength` is not a real number.
-    ValueError
-        If `strength` is not finite and positive.
+        Positive, in units of the losses. Towards 0 the risk becomes the maximum, towards infinity the mean.
 
     Examples
     --------
@@ -248,6 +231,7 @@ class ChiSquarePenalty(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
+        # The strength is given; the number of losses with a weight is searched for.
         return solve_chi_square_penalty(slices, self.strength, xp)
 
 
@@ -255,20 +239,15 @@ class ChiSquarePenalty(AmbiguitySet):
 class ChiSquareBall(AmbiguitySet):
     """Chi-square ball: the mean plus a multiple of the standard deviation, as long as no weight has to be clipped.
 
-    ``phi(t) = (t - 1)^2 / 2``, ``D(p) <= radius``; the weights are ``relu(1 + (x - nu) / s) / n``. If no weight is
-    clipped, ``risk = mean(x) + sqrt(2 radius var(x))`` (Duchi and Namkoong 2019).
+    ``phi(t) = (t - 1)^2 / 2``, and the weights have ``D(p) <= radius``. The weights are
+    ``relu(1 + (x - nu) / s) / n``. If no weight is clipped at 0, ``risk = mean(x) + sqrt(2 radius var(x))`` (Duchi and
+    Namkoong 2019).
 
     Parameters
     ----------
     radius : float
-        At least 0: 0 gives the mean; ``(n/m - 1) / 2`` and more give the maximum if m losses share the maximum.
-
-    Raises
-    ------
-    TypeError
-        If `radius` is not a real number.
-    ValueError
-        If `radius` is not finite or negative.
+        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum from the radius
+        ``(n/m - 1) / 2`` on.
 
     Examples
     --------
@@ -285,15 +264,16 @@ class ChiSquareBall(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
+        # The growth of a ball (see `balls`) replaces its radius. The number of losses with a weight is searched for.
         return solve_ball(slices, 2 * self.radius, solve_chi_square_ball, xp)
 
 
 @dataclass(frozen=True)
 class CressieReadBall(AmbiguitySet):
-    """Cressie-Read ball of any order above 1: order 2 is the chi-square ball, towards 1 it becomes the KL ball.
+    """Cressie-Read ball of an order above 1. Order 2 is the chi-square ball; towards 1 the ball becomes the KL ball.
 
-    ``phi(t) = (t^k - k t + k - 1) / (k (k - 1))``, k the order, ``D(p) <= radius``; the weights are
-    ``relu(1 + (k - 1) (x - nu) / s)^(1/(k - 1)) / n``. With ``k' = k / (k - 1)``,
+    With k the order, ``phi(t) = (t^k - k t + k - 1) / (k (k - 1))``, and the weights have ``D(p) <= radius``. The
+    weights are ``relu(1 + (k - 1) (x - nu) / s)^(1/(k - 1)) / n``. With ``k' = k / (k - 1)``,
     ``risk = min_theta theta + (1 + k (k - 1) radius)^(1/k) mean(relu(x - theta)^k')^(1/k')`` (Duchi and Namkoong 2019).
 
     Parameters
@@ -301,15 +281,8 @@ class CressieReadBall(AmbiguitySet):
     order : float
         Above 1. The larger the order, the more evenly the weights spread over the losses that have a weight.
     radius : float
-        At least 0: 0 gives the mean; ``((n/m)^(k-1) - 1) / (k (k-1))`` and more give the maximum if m losses share
-        the maximum.
-
-    Raises
-    ------
-    TypeError
-        If a parameter is not a real number.
-    ValueError
-        If a parameter is not finite, `order` is not above 1 or `radius` is negative.
+        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum from the radius
+        ``((n/m)^(k-1) - 1) / (k (k-1))`` on.
 
     Examples
     --------
@@ -328,9 +301,11 @@ class CressieReadBall(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # Far above this order the weights are uniform in any dtype. float32 still holds the numbers derived from it.
+        # At this order the positive weights are already equal in any dtype, and float32 holds all numbers that are
+        # computed from the order.
         order = min(self.order, 1e30)
-        # log(1 + k (k - 1) radius), from which the growth of the ball follows. The product itself may overflow.
+        # The growth of a ball (see `balls`) is (1 + k (k - 1) radius)^(1 / (k - 1)) - 1 here. It is computed from the
+        # logarithm of 1 + k (k - 1) radius, because the product may overflow.
         product = order * (order - 1) * self.radius
         if product < 1e15:
             logarithm = math.log1p(product)

@@ -1,7 +1,7 @@
-"""The arrays that a solver works on: slices of losses, and sums over them piece by piece.
+"""Slices of losses, the arrays that a solver works on, and sums over the pieces of long slices.
 
-A slice is one problem: the n losses along the last axis. Arrays have shape (..., n) for a value per loss and
-(..., 1) for a value per slice, so that both broadcast against each other.
+A slice is one problem: the n losses along the last axis. An array with a value per loss has shape (..., n), an array
+with a value per slice has shape (..., 1), so that the two broadcast against each other.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ class Slices(NamedTuple):
     """Losses with the axis of the samples last, float32 or wider, every entry finite."""
 
     losses: Array  # (..., n), unshifted; an entry that does not count holds the smallest loss that counts
-    counted: Array  # (..., n) bool
+    counted: Array  # (..., n) bool, the entries that count
     number: Array  # (..., 1), number of entries that count, at least 1, an integer
     size: Array  # (..., 1), the same number in the dtype of the losses
     top: Array  # (..., 1), the largest loss
 
     @property
     def shifted(self) -> Array:
-        """Losses minus the largest loss, (..., n). Computed on demand, because the array is as large as the losses."""
+        """Losses minus the largest loss, (..., n). They are not stored, because the array is as large as the losses."""
         return self.losses - self.top
 
 
 class Solution(NamedTuple):
-    """Result of a solver. Risk and nu are differences from the largest loss: a common offset costs no digits."""
+    """Result of a solver. Risk and nu are differences from the largest loss, so a common offset costs no digits."""
 
     weights: Array  # (..., n)
     excess: Array  # (..., 1), risk - top
@@ -46,7 +46,7 @@ def count(mask: Array, xp: Namespace) -> Array:
 def masked(values: Array, mask: Array, xp: Namespace) -> Array:
     """Return finite values at the marked entries and 0 elsewhere.
 
-    The product with the mask is faster than ``where`` when the marked entries lie at random places.
+    The product with the mask is faster than ``where`` if the marked entries lie at random places.
     """
     return values * xp.astype(mask, values.dtype)
 
@@ -59,23 +59,26 @@ def masked_sum(values: Array, mask: Array, xp: Namespace) -> Array:
 def piece_length() -> int:
     """Return the number of losses in a piece of a long axis. The intermediate results of one piece stay in the caches.
 
-    A piece is also large enough to be shared among threads. With pieces of the size at which a library starts to use
-    threads, some operations wake the other threads and some do not, which was many times slower than one thread alone.
+    A piece is also large enough for several threads. If its size were close to the size from which on a library uses
+    threads, some operations would wake the other threads and some would not. In measurements such pieces took many
+    times longer than on a single thread.
     """
-    # A function and not a constant: ``torch.compile(dynamic=True)`` turns numbers of a module into symbols, and a
-    # branch cannot depend on a symbol. The same holds for all limits of this package.
+    # This is a function and not a constant, because ``torch.compile(dynamic=True)`` turns numbers of a module into
+    # symbols, and a branch cannot depend on a symbol. All limits of this package are functions for this reason.
     return 2**17
 
 
 def cut(slices: Slices, xp: Namespace) -> list[Slices]:
     """Cut slices along the last axis, so that sums over them can be taken piece by piece.
 
-    A pass over n numbers mostly costs memory traffic: reading them and allocating the results. A compiler fuses passes
-    itself and an accelerator has memory to spare, so traced arrays and arrays on a device stay whole.
+    A pass over n numbers mostly waits for memory, because it reads the numbers and allocates the results; pieces stay
+    in the caches. Traced arrays are not cut, because a compiler fuses the passes itself. Arrays on an accelerator are
+    not cut either, because the accelerator has memory to spare.
     """
     if not values_visible(slices.losses, xp):
         return [slices]
-    # All rows of a piece together have about `piece_length` losses, but no piece is shorter than a 64th of that.
+    # All rows of a piece together have about `piece_length` losses. But no row of a piece is shorter than a 64th of
+    # `piece_length`.
     *rows, n = slices.losses.shape
     length = max(piece_length() // max(math.prod(rows), 1), piece_length() // 64)
     if n <= length:
@@ -114,7 +117,7 @@ def join(pieces: list[Array], xp: Namespace) -> Array:
 
 
 def totals(rows: list[tuple[Array, ...]], xp: Namespace) -> tuple[Array, ...]:
-    """Add up the sums of all pieces, (..., 1) each, with the summation of the library."""
+    """Add up the sums of all pieces by the library's own summation. A row holds the sums (..., 1) of one piece."""
     if len(rows) == 1:
         return rows[0]
     return tuple(xp.sum(xp.concat(column, axis=-1), axis=-1, keepdims=True) for column in zip(*rows, strict=True))
@@ -125,9 +128,9 @@ def assemble(
 ) -> tuple[Array, Array, tuple[Array, ...]]:
     """Return values (..., n), the sum of ``values * shifted losses``, and the sums of further arrays.
 
-    ``weigh(part)`` returns the values of a piece, followed by the arrays to be summed.
+    ``weigh(part)`` returns the values of a piece, followed by the further arrays of this piece.
     """
-    # Weights are kept whole because they are returned; of all other arrays only the sums outlive a piece.
+    # The values of every piece are kept, because they are returned. Of all other arrays only the sums are kept.
     pieces, rows = [], []
     for part in cut(slices, xp):
         values, *others = weigh(part)
@@ -144,7 +147,7 @@ def mean_excess(slices: Slices, xp: Namespace) -> Array:
 
 
 def uniform(slices: Slices, xp: Namespace) -> Solution:
-    """Return the mean of the losses, the worst case in a ball of radius 0. The dual variables are (mean, inf)."""
+    """Return the worst case in a ball of radius 0: uniform weights. The dual variables are (mean, inf)."""
     weights = xp.where(slices.counted, 1 / slices.size, xp.zeros_like(slices.losses))
     mean = mean_excess(slices, xp)
     return Solution(weights, mean, mean, xp.full_like(mean, xp.inf))

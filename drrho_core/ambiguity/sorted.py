@@ -2,14 +2,15 @@
 
 With ``z = x - max x`` and n losses per slice, the weights are (docs/theory/ambiguity.md, "The sets"):
 
-    CVaR              1 / k above the quantile, the remainder shared by the losses tied at it, k = alpha n
+    CVaR              1 / k above the quantile, the rest shared by losses equal to the quantile, k = alpha n
     KLPenalty         exp(z / t) / sum exp(z / t)
     CappedKLPenalty   min(exp((x - nu) / t), 1 / alpha) / n
     chi-square        relu(1 + (x - nu) / s) / n
 
-Which losses are capped, or have a weight at all, is a position among the sorted losses. A binary search finds the
-position, sums over the losses on either side of it give nu. Losses are compared with losses, never after a shift:
-rounding a difference would merge distinct losses.
+A position among the sorted losses separates the losses whose weight is at the ceiling (capped losses), or the losses
+with a weight (active losses), from the others. A binary search finds this position, and sums over the losses on each
+side of the position give nu. Losses are compared before any shift, because the rounding of the shifted losses would
+merge distinct losses.
 
 Sources: CVaR: Rockafellar and Uryasev 2000. Chi-square: Duchi and Namkoong 2019. Capped KL: arXiv 2010.05893.
 """
@@ -51,9 +52,9 @@ from drrho_core.ambiguity.slices import (
 
 
 def share_of_sample(slices: Slices, alpha: float, xp: Namespace) -> tuple[Array, Array]:
-    """Return k = alpha n, at least 1, as the nearest whole number and the difference from it.
+    """Return k = alpha n, at least 1, as two arrays: the nearest whole number, and k minus this number.
 
-    A difference within the rounding of `alpha` itself counts as 0, so that 0.1 of 30 losses is exactly 3.
+    A difference within the rounding error of `alpha` counts as 0, so that 0.1 of 30 losses is exactly 3.
     """
     size = slices.size
     nearest = xp.round(alpha * size)
@@ -72,12 +73,13 @@ def solve_cvar(slices: Slices, alpha: float, xp: Namespace) -> Solution:
     index = xp.where(beyond > 0, nearest, nearest - 1)
     ordered = descending(x, xp)
     quantile = xp.take_along_axis(ordered, xp.astype(index, slices.number.dtype), axis=-1)
-    del ordered  # as large as the losses
+    del ordered  # it takes as much memory as the losses
 
     def above_and_tied(part: Slices) -> tuple[Array, Array]:
         return part.counted & (part.losses > quantile), part.counted & (part.losses == quantile)
 
-    # m losses above the quantile take 1/k each; the k - m left are shared equally by the losses tied at the quantile.
+    # The m losses above the quantile have the weight 1/k each. The losses equal to the quantile share the remaining
+    # weight, (k - m)/k, equally.
     counts = [tuple(count(mask, xp) for mask in above_and_tied(part)) for part in cut(slices, xp)]
     above, tied = (xp.astype(number, x.dtype) for number in totals(counts, xp))
     rest = (nearest - above + beyond) / tied
@@ -100,32 +102,34 @@ def solve_kl_penalty(slices: Slices, temperature: float, xp: Namespace) -> Solut
         return exponent_ratio(-distance_in_units(-part.shifted, unit, xp), temperatures, xp), part.counted
 
     weights, _, log_mean = exponential_weights(slices, exponents, xp)
-    # When the temperature dwarfs the losses, the quotient loses its digits to underflow and the mean is exact enough.
+    # If the temperature is far larger than all differences between losses, the exponents lose digits to underflow. Then
+    # the mean is exact enough.
     reach = distance_in_units(slices.top - xp.min(slices.losses, axis=-1, keepdims=True), unit, xp)
     flat = reach <= t * (float(xp.finfo(reach.dtype).eps) / 4)
     excess = xp.where(flat, mean_excess(slices, xp), t * log_mean * unit)
-    # The dual variable nu is the risk itself.
+    # The dual variable nu equals the risk.
     return Solution(weights, excess, excess, constant(temperature, excess, xp))
 
 
 def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp: Namespace) -> Solution:
     """Solve CappedKLPenalty. Docs: "CappedKLPenalty: a soft maximum with a ceiling".
 
-    The weights are ``k p = min(exp((x - theta) / t), 1)`` with k = alpha n, and theta such that they sum to k. A loss
-    is capped if, with theta at that loss, the sum is still too small: the number of losses from it upwards plus
-    ``sum exp((x - loss) / t)`` over those below is less than k.
+    The weights are given by ``k p = min(exp((x - theta) / t), 1)`` with k = alpha n, and theta such that k p sums to k.
+    A loss is capped if its weight is at the ceiling, and free otherwise. To test a loss, set theta to this loss: the
+    loss is capped if k p then sums to less than k. The sum is the number of losses from this loss upwards plus
+    ``sum exp((x - loss) / t)`` over the losses below.
 
-    With m losses capped, a the largest free loss and ``S = sum exp((x - a) / t)`` over the free losses:
+    With m capped losses, a the largest free loss and ``S = sum exp((x - a) / t)`` over the free losses:
 
         theta = a + t log(S / (k - m))
         nu    = theta - t log(n / k) = a + t log(S / (n - m)) + t log(1 + m (n - k) / (n (k - m)))
         risk  = nu + sum (x - theta) / k over the capped losses
 
-    The three terms of nu do not cancel when t is large.
+    The three terms of the last form of nu do not cancel if t is large.
     """
     x, size = slices.losses, slices.size
     t, unit = in_units(temperature, x, xp)
-    # Pieces of the sorted losses whose exponentials are all below 1e-43 add nothing to a sum of at least 1.
+    # A piece of the sorted losses is skipped if all its exponentials are below 1e-43, because the sum is at least 1.
     far = min(100 * t * unit, float(xp.finfo(x.dtype).max) / 4)
     bottom = xp.min(x, axis=-1, keepdims=True)
 
@@ -133,8 +137,9 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
         distance = distance_in_units(positive_part(anchor - part.losses, xp), unit, xp)
         return exponent_ratio(-distance, xp.full_like(anchor, t), xp)
 
-    # When t exceeds all differences, a wrong m would cost the risk t times a rounding error. There the sums are
-    # compared by their deficits: ``sum (1 - exp)`` with n - k instead of ``sum exp`` with k - m.
+    # If t exceeds all differences between losses, a wrong m would change the risk by t times a rounding error. In this
+    # case ``sum (1 - exp)`` is compared with n - k, which keeps the digits. In all other cases ``sum exp`` is compared
+    # with k - m.
     reach = distance_in_units(slices.top - bottom, unit, xp)
     close, apart = known(reach <= t, xp), known(reach > t, xp)
 
@@ -151,7 +156,7 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
             rows.append((count(part.counted & ~below, xp), masked_sum(term(exponents(part, loss)), below, xp)))
         number, others = totals(rows, xp)
         room = (whole - xp.where(reach <= t, ordered.size, xp.astype(number, x.dtype))) + beyond
-        # With k = n all losses are capped, which underflow would hide when t is large.
+        # If k = n, all losses above the smallest are capped. Underflow would hide this if t is large.
         all_capped = (whole >= ordered.size) & (beyond >= 0) & (loss > bottom)
         return all_capped | (others < room)
 
@@ -167,7 +172,7 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
         above = part.counted & any_capped & (part.losses >= lowest)
         return above, part.counted & ~above
 
-    # Step 2: S (`total`) and S - (n - m) (`change`), which keeps the digits when all exponents are near 0.
+    # Step 2: S (`total`) and S - (n - m) (`change`). The latter keeps its digits if all exponents are near 0.
     rows: list[tuple[Array, ...]] = []
     for part in cut(ordered, xp):
         exponent, (_, free) = exponents(part, anchor), masks(part)
@@ -175,7 +180,8 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
     total, change = totals(rows, xp)
     del ordered
 
-    # Step 3: theta - a = t log(S / (k - m)). Theta lies between a and the lowest capped loss, also after rounding.
+    # Step 3: theta - a = t log(S / (k - m)). The clip keeps theta between a and the lowest capped loss despite
+    # rounding.
     whole, beyond = share_of_sample(slices, alpha, xp)
     share, number = whole + beyond, xp.astype(capped, x.dtype)
     left, missing = (whole - number) + beyond, (size - whole) - beyond  # k - m, n - k
@@ -183,8 +189,8 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
     log_rise = xp.clip(log_one_plus((change + missing) / left, total / left, xp), min=0.0, max=furthest)
     rise = t * xp.where(any_capped, log_rise, 0.0) * unit
 
-    # Step 4: the weights. Free losses share 1 - m/k in proportion to their exponentials. If none is capped, alpha
-    # leaves no trace in the weights, not even a rounding error.
+    # Step 4: the weights. The free losses share the weight 1 - m/k in proportion to their exponentials. If no loss is
+    # capped, the weights do not depend on alpha at all, not even by a rounding error.
     factor = xp.where(any_capped, left / total / share, 1 / total)
 
     def weigh(part: Slices) -> tuple[Array, ...]:
@@ -197,7 +203,7 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
     weights, _, (height,) = assemble(slices, weigh, xp)
     log_mean = log_one_plus(change / (size - number), total / (size - number), xp)
     nu = (anchor - slices.top) + t * (log_mean + xp.log1p(number / size * (missing / left))) * unit
-    # As in KLPenalty: when the temperature dwarfs the losses, the mean is exact enough.
+    # As in KLPenalty, the mean is exact enough if the temperature is far larger than all differences between losses.
     flat = reach <= t * (float(xp.finfo(x.dtype).eps) / 4)
     mean = mean_excess(slices, xp)
     excess = xp.where(flat, mean, nu + height)
@@ -208,9 +214,10 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
 def solve_chi_square_penalty(slices: Slices, strength: float, xp: Namespace) -> Solution:
     """Solve ChiSquarePenalty. Docs: "ChiSquareBall and ChiSquarePenalty".
 
-    ``n p = relu(1 + tilt)`` with ``tilt = (lift + z) / s`` and lift = top - nu such that p sums to 1. With m losses
-    active, ``m lift = (n - m) s - sum z`` over them. A loss is active if the sum is still too small when its weight
-    begins: ``mean relu(x - loss) < s``.
+    The weights are given by ``n p = relu(1 + tilt)`` with ``tilt = (lift + z) / s`` and ``lift = top - nu``, such that
+    p sums to 1. A loss is active if its weight is positive. With m active losses, ``m lift = (n - m) s - sum z``, where
+    the sum is over the active losses. To test a loss, choose nu such that its weight just becomes 0: the loss is active
+    if p then sums to less than 1, ``mean relu(x - loss) < s``.
     """
     x, size = slices.losses, slices.size
     s, unit = in_units(strength, x, xp)
@@ -235,7 +242,7 @@ def solve_chi_square_penalty(slices: Slices, strength: float, xp: Namespace) -> 
     number = xp.astype(number, x.dtype)
     lift = ((size - number) * s - depth) / number
 
-    # Step 2: the weights, and ``risk = sum p x - s D(p)`` with ``D(p) = mean tilt^2 / 2``; tilt is -1 at weight 0.
+    # Step 2: the weights, and ``risk = sum p x - s D(p)`` with ``D(p) = mean tilt^2 / 2``. At weight 0 the tilt is -1.
     def weigh(part: Slices) -> tuple[Array, ...]:
         active, z = active_and_depth(part)
         tilt = xp.where(active, lift + z, -s) / s
@@ -250,15 +257,17 @@ def solve_chi_square_penalty(slices: Slices, strength: float, xp: Namespace) -> 
 def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution:
     """Solve ChiSquareBall between its two ends. Docs: "ChiSquareBall and ChiSquarePenalty".
 
-    ``p = relu(c + z) / sum relu(c + z)`` with c such that ``n sum p^2 = 1 + growth``. With m losses active, of mean mu
-    and variance v, ``n sum p^2 = (n/m) (1 + v / (c + mu)^2)``, so ``c + mu = sqrt(n v / room)`` with
-    ``room = (1 + growth) m - n``. A loss is active if ``n sum p^2`` is still too large at ``c = -loss``:
-    ``n v > room (mu - loss)^2`` over the losses above it.
+    The weights are ``p = relu(c + z) / sum relu(c + z)`` with c such that ``n sum p^2 = 1 + growth``. A loss is active
+    if its weight is positive. With m active losses, whose z have the mean mu and the variance v,
+    ``n sum p^2 = (n/m) (1 + v / (c + mu)^2)``, so ``c + mu = sqrt(n v / room)`` with ``room = (1 + growth) m - n``. To
+    test a loss, choose c such that its weight just becomes 0: the loss is active if ``n sum p^2`` is then still too
+    large, ``n v > room (mu - loss)^2``, where m, mu and v belong to the losses above this loss.
     """
     size = slices.size
 
     def moments(part: Slices, above: Callable[[Array, Array], Array], lowest: Array, span: Array) -> tuple[Array, ...]:
-        # Heights above the lowest loss, in units of the span from there to the top: scales 1e-30 and 1e30 are alike.
+        # A height is the distance from the lowest active loss in units of the span, the distance between this loss and
+        # the top. In these units problems of the scales 1e-30 and 1e30 are alike.
         active = part.counted & above(part.losses, lowest)
         number = xp.astype(count(active, xp), part.losses.dtype)
         total = xp.clip(number, min=1)
@@ -268,7 +277,7 @@ def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution
         return number, mean, variance, active, height
 
     def statistics(ordered: Slices, above: Callable[[Array, Array], Array], lowest: Array) -> tuple[Array, ...]:
-        # Variance of all pieces = mean of their variances + variance of their means.
+        # The variance over all pieces is the mean of their variances plus the variance of their means.
         span = or_one(ordered.top - lowest, xp)
         pieces = [moments(part, above, lowest, span)[:3] for part in cut_down_to(ordered, lowest, xp)]
         number = xp.clip(sum(number for number, _, _ in pieces), min=1)
@@ -277,7 +286,8 @@ def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution
         return number, mean, variance, ball.room(number, ordered.size)
 
     def is_active(ordered: Slices, loss: Array) -> Array:
-        # Over the losses above it only: with the loss itself, the two sides would differ in their last digits alone.
+        # Only the losses above `loss` enter. With `loss` included, the two sides would differ only in their last
+        # digits.
         _, mean, variance, room = statistics(ordered, operator.gt, loss)
         return ordered.size * variance > room * mean**2
 
@@ -295,7 +305,8 @@ def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution
         tilt = (height - mean) / or_one(reach, xp)
         return (masked(positive_part(1 + tilt, xp), active, xp) / number,)
 
-    # Step 3: the dual variables, ``s = (c + mu) m / n`` and ``nu = mu - (c + mu) (n - m) / n``, minus the top.
+    # Step 3: the dual variables ``s = (c + mu) m / n`` and ``nu = mu - (c + mu) (n - m) / n``, where the solution holds
+    # nu minus the top.
     weights, excess, _ = assemble(slices, weigh, xp)
     nu_excess = -span * (1 - mean + reach * ((size - number) / size))
     return Solution(weights, excess, nu_excess, product_or_inf(reach * (number / size), span, xp))

@@ -1,8 +1,9 @@
 """The worst case over an ambiguity set: risk, worst-case weights and the dual variables that certify both.
 
-`worst_case` checks its arguments. `solve_unchecked` moves the axis of the samples to the end, widens half types,
-replaces entries that do not count, and hands the set's solver `Slices`. No solver branches on data: solvers sort,
-search a fixed number of steps and select, so that they can be traced and never wait for a device.
+`worst_case` checks its arguments. `solve_unchecked` moves the axis of the samples to the end, converts half types to
+float32, replaces entries that do not count, and calls the solver of the set. No solver branches on the values of
+arrays: a solver sorts, takes a fixed number of search steps, and selects values with ``where``. Therefore a compiler
+can trace the solvers, and they never wait for a device.
 
 Sources: DRRho risk: arXiv 2505.06699. Docs: docs/theory/ambiguity.md.
 """
@@ -24,12 +25,13 @@ class WorstCase(NamedTuple):
     Attributes
     ----------
     risk : array
-        The largest (penalised) weighted mean, the losses' shape without `axis`.
+        The largest weighted mean, minus the penalty if the set is a penalty, in the losses' shape without `axis`.
     weights : array
-        The weights that attain it, the losses' shape; they sum to 1 along `axis`, and are the derivative of `risk` with
-        respect to the losses.
+        The weights at which the risk is attained, in the losses' shape. They sum to 1 along `axis`, and they are the
+        derivative of `risk` with respect to the losses.
     dual : tuple of two arrays
-        ``(nu, s)``, each shaped like `risk`: threshold and scale of the dual form, which certify the risk from above.
+        ``(nu, s)``, each in the shape of `risk`: the threshold and the scale of the dual form. They prove that no
+        weights give a larger risk.
     """
 
     risk: Array
@@ -56,10 +58,10 @@ def worst_case(
         One of `CVaR`, `KLPenalty`, `CappedKLPenalty`, `KLBall`, `ChiSquarePenalty`, `ChiSquareBall`,
         `CressieReadBall`.
     axis : int
-        The axis of the n samples; every slice along it is a problem of its own.
+        The axis of the n samples; every slice along this axis is a separate problem.
     where : array of bool, optional
-        Marks the entries that count, broadcast to the losses' shape. Other entries are never read, not even when they
-        are nan; they have weight 0 and do not count in n.
+        Marks the entries that count; it is broadcast to the losses' shape. Other entries are never read, so they may
+        be nan. They have weight 0 and do not count in n.
     xp : namespace, optional
         The arrays' namespace; needed under ``torch.compile`` only.
 
@@ -75,13 +77,13 @@ def worst_case(
     ValueError
         If the axis does not exist or is empty, `where` does not broadcast or leaves a slice without an entry, arrays
         are on different devices, a loss that counts is nan, infinite or so large that sums would overflow, or the
-        losses ask for autograd. Values are checked on the host and outside tracing only; elsewhere the results of such
-        a slice are nan.
+        losses ask for autograd. Values are checked on the host and outside tracing only. Elsewhere a slice with such a
+        loss, or without an entry, gets the result nan.
 
     Notes
     -----
-    By Danskin's theorem the derivative of the risk with respect to the losses is `weights`: no gradient through the
-    solver is needed. Equal losses have equal weights. Results are constants to autograd.
+    By Danskin's theorem the derivative of the risk with respect to the losses is `weights`, so no gradient through the
+    solver is needed. Equal losses have equal weights. Autograd treats the results as constants.
 
     Examples
     --------
@@ -102,7 +104,10 @@ def worst_case(
 def solve_unchecked(
     losses: Array, ambiguity_set: AmbiguitySet, axis: int, where: Array | None, dtype: object, xp: Namespace
 ) -> WorstCase:
-    """Solve without checks and return results in `dtype`. A slice with a bad loss, or without any, becomes nan."""
+    """Solve without checks and return results in `dtype`.
+
+    The results of a slice are nan if a loss that counts is unusable, or if no loss counts.
+    """
     x = _axis_moved(xp.astype(losses, wide_dtype(losses.dtype, xp), copy=False), axis, -1, xp)
     limit = largest_usable(losses, axis, xp)
     if where is None:
@@ -117,7 +122,7 @@ def solve_unchecked(
         # An invalid slice is solved as n zeros, so that no solver has to handle it, and is overwritten at the end.
         counted = counted | ~valid
         x = xp.where(counted & valid, x, xp.zeros_like(x))
-        # An entry that does not count becomes the smallest loss that counts: no maximum or minimum sees it.
+        # An entry that does not count becomes the smallest loss that counts, so it changes no maximum and no minimum.
         bottom = xp.min(xp.where(counted, x, xp.inf), axis=-1, keepdims=True)
         x = xp.where(counted, x, bottom)
     top = xp.max(x, axis=-1, keepdims=True)
@@ -127,7 +132,7 @@ def solve_unchecked(
     def finish(array: Array) -> Array:
         return xp.astype(array if plain else xp.where(valid, array, xp.nan), dtype, copy=False)
 
-    # Only s can leave the range of a half type.
+    # Of all results only s can exceed the range of a half type.
     scale = xp.where(solution.scale > float(xp.finfo(dtype).max), xp.inf, solution.scale)
     risk, nu, scale = (
         xp.squeeze(finish(array), axis=-1) for array in (top + solution.excess, top + solution.nu_excess, scale)
@@ -136,7 +141,7 @@ def solve_unchecked(
 
 
 def _axis_moved(array: Array, source: int, destination: int, xp: Namespace) -> Array:
-    """Return ``moveaxis(array, source, destination)``, which `torch.vmap` cannot map over, by a permutation."""
+    """Return ``moveaxis(array, source, destination)`` by a permutation, because `torch.vmap` cannot map `moveaxis`."""
     order = list(range(array.ndim))
     order.insert(destination % array.ndim, order.pop(source))
     return xp.permute_dims(array, tuple(order))

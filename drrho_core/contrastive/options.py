@@ -25,6 +25,15 @@ AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
 SIDES = ("image", "text")
 """The names of the anchors of the first and of the second direction."""
 
+OPTION_RULES = {
+    "temperature": POSITIVE,
+    "gamma": UNIT_INTERVAL,
+    "reference_weight": NOT_NEGATIVE,
+    "radius": NOT_NEGATIVE,
+    "eps": NOT_NEGATIVE,
+}
+"""The options of a step that are numbers, or arrays of numbers, with the rule that their values obey."""
+
 
 class StepArguments(TypedDict, total=False):
     """The options of a step, as the user gave them; see `contrastive_step`."""
@@ -77,17 +86,20 @@ def check_step(
     work = work_dtype(features, references, xp)
     states = required[f"log_inner_{sides[0]}"], required[f"log_inner_{sides[1]}"]
     wide = xp.result_type(work, states[0].dtype, states[1].dtype)
+    rules = OPTION_RULES
     temperature = call.option(
-        "temperature", arguments["temperature"], POSITIVE, work, per_anchor=batch_size, sides=sides
+        "temperature", arguments["temperature"], rules["temperature"], work, per_anchor=batch_size, sides=sides
     )
-    gamma = call.option("gamma", arguments.get("gamma", 1.0), UNIT_INTERVAL, wide, per_anchor=batch_size, sides=sides)
+    gamma = call.option("gamma", arguments.get("gamma", 1.0), rules["gamma"], wide, per_anchor=batch_size, sides=sides)
     anchor_weight = arguments.get("anchor_weight")
     anchor_weights: tuple[Scalar, Scalar] = (1.0, 1.0)
     if anchor_weight is not None:
         anchor_weights = check_anchor_weight(call, anchor_weight, batch_size, wide)
-    reference_weight = call.option("reference_weight", arguments.get("reference_weight", 1.0), NOT_NEGATIVE, work)
-    radius = call.option("radius", arguments.get("radius", 0.0), NOT_NEGATIVE, wide)
-    eps = call.option("eps", arguments.get("eps", 0.0), NOT_NEGATIVE, wide)
+    reference_weight = call.option(
+        "reference_weight", arguments.get("reference_weight", 1.0), rules["reference_weight"], work
+    )
+    radius = call.option("radius", arguments.get("radius", 0.0), rules["radius"], wide)
+    eps = call.option("eps", arguments.get("eps", 0.0), rules["eps"], wide)
     check_pair_mask(call, batch_size)
     return xp, StepOptions(
         batch_size=batch_size,

@@ -1,8 +1,9 @@
-"""Distillation, MobileCLIP's loss: the learner's softmax imitates that of the reference model.
+"""Distillation, MobileCLIP's loss: the learner's softmax imitates the softmax of the reference model.
 
     p_i = softmax_j(S_ij / tau),   q_i = softmax_j(R_ij / tau_R),   R = R1 R2^T
     loss = 1/2 [mean_i CE(q_i, p_i) + the same over columns],   CE(q, p) = -sum_j q_j log p_j
 
+S (b, b) holds the similarities of the learner and R those of the reference model; tau and tau_R are their temperatures.
 Docs: docs/theory/selection.md, "Losses". Source: MobileCLIP (arXiv 2311.17049).
 """
 
@@ -34,7 +35,7 @@ def distillation_loss(
     memory_budget: int | None = None,
     xp: Namespace | None = None,
 ) -> LossGradients:
-    """Return MobileCLIP's distillation loss: cross-entropy of the reference model's matches and the learner's.
+    """Return MobileCLIP's distillation loss: the learner's softmax imitates the softmax of the reference model.
 
     Parameters
     ----------
@@ -45,17 +46,17 @@ def distillation_loss(
     temperature : float or array of shape ()
         The learner's temperature tau > 0.
     reference_temperature : float or array of shape ()
-        The temperature of the reference model, > 0. It is frozen and gets no gradient.
+        The temperature tau_R > 0 of the reference model. This temperature is frozen and gets no gradient.
     tile_size, memory_budget : int, optional
-        As in `contrastive_step`. The budget is for the logits of both models.
+        As in `contrastive_step`. The budget covers the logits of both models.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     LossGradients
-        Loss and gradients. If learner and reference model agree, the gradients are 0, but the loss is the entropy of
-        the reference model's matches.
+        Loss and gradients. If learner and reference model agree, the gradients are 0, but the loss is not: it is the
+        entropy of the reference model's softmax.
 
     Raises
     ------
@@ -64,8 +65,9 @@ def distillation_loss(
 
     Notes
     -----
-    ``1/2 [mean_i CE(softmax_j(R_ij / tau_R), softmax_j(S_ij / tau)) + the same over columns]``, diagonal included,
-    R = R1 R2^T; cross-entropy and not the KL divergence: MobileCLIP (arXiv 2311.17049).
+    The loss is ``1/2 [mean_i CE(softmax_j(R_ij / tau_R), softmax_j(S_ij / tau)) + the same over columns]`` with
+    R = R1 R2^T. The diagonal is included. CE is the cross-entropy and not the KL divergence, as in MobileCLIP
+    (arXiv 2311.17049).
 
     Examples
     --------
@@ -103,7 +105,7 @@ def distillation_loss(
     # Pass 1: the softmax p of the learner and q of the reference model, over rows and over columns.
     p, q = _softmax(learner, xp), _softmax(reference, xp)
 
-    # Pass 2: the slopes p - q of both directions, and the sums of q x and (p - q) x, with x = (S_ij - peak_i) / tau.
+    # Pass 2: the slopes p - q of both directions, and the sums of q x and (p - q) x with x = (S_ij - peak_i) / tau.
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
         tile = learner.tile(i, j, diagonal)
         reference_tile = tile._replace(z=reference.z(i, j))
@@ -112,7 +114,7 @@ def distillation_loss(
             axis = 1 - side
             x = learner.only_negatives(learner.exponent(side, tile, p[side].peaks[block]), tile)
             y = learner.only_negatives(reference.exponent(side, reference_tile, q[side].peaks[block]), tile)
-            # exp(exponent relative to the peak) times the factor of the anchor is a probability.
+            # The exponential of an exponent relative to the peak, times the factor of the anchor, is a probability.
             target = reference.exp(y, True)
             target *= along(axis, q[side].factors[block])
             slope = learner.exp(x, False)
@@ -127,10 +129,11 @@ def distillation_loss(
     image_pull, text_pull, image_moments, text_moments = learner.pull(weigh)
     scale, loss, slope = 1.0 / (2.0 * batch_size), [], []
     for own, target, (moment, tilt) in zip(p, q, (image_moments, text_moments), strict=True):
-        # CE = -sum q log p. Negatives: log p = x + log_factor. The positive has D = 0: log p = -log_denominator.
+        # CE = -sum q log p. For a negative log p = x + log_factor. For the positive log p = -log_denominator.
         loss.append(xp.exp(-target.log_denominator) * own.log_denominator - moment - target.weight * own.log_factor)
         slope.append(tilt + (own.weight - target.weight) * own.above)
-    # c is the sum of the slopes of an anchor's negatives, from which the gradients follow as in `contrastive_step`.
+    # c_i is the sum of the slopes over the negatives of image anchor i and of text anchor i. The gradients follow from
+    # c as in `contrastive_step`.
     c = (p[0].weight - q[0].weight) + (p[1].weight - q[1].weight)
     return LossGradients(
         loss=xp.sum(scale * loss[0]) + xp.sum(scale * loss[1]),
@@ -141,26 +144,30 @@ def distillation_loss(
 
 
 class _Softmax(NamedTuple):
-    """Softmax of one direction over the negatives and the positive; (b,) each, or cut into blocks."""
+    """Softmax of one direction over the negatives and the positive of each anchor.
 
-    log_denominator: Array  # log(1 + sum_j exp(D_ij)); the 1 is the positive
+    Z holds the similarities of one model and t is its temperature; D_ij = (Z_ij - Z_ii) / t. Arrays are (b,), but
+    `peaks` and `factors` are cut into blocks, one block per tile.
+    """
+
+    log_denominator: Array  # log(1 + sum_j exp(D_ij)), where the 1 is the term of the positive
     weight: Array  # sum of the probabilities of the negatives
-    log_factor: Array  # log of the factor from a negative's exponential to its probability
+    log_factor: Array  # log of the factor that turns exp((Z_ij - peak_i) / t) into a probability
     above: Array  # D of the peak
     peaks: Any  # the largest Z of each anchor's negatives
     factors: Any  # exp(log_factor)
 
 
 def _softmax(tiles: Tiles, xp: Namespace) -> tuple[_Softmax, _Softmax]:
-    """Return the softmax over rows and over columns."""
+    """Return the softmax over rows and the softmax over columns."""
     sides = sum_negatives(tiles)
-    both = []
+    softmaxes = []
     for negatives, rate in zip(sides, tiles.scaling.rates, strict=True):
         log_sum, _ = log_sum_and_mean(negatives, rate, xp=xp)
         log_weight = -log_add_constant(-log_sum, 1.0, xp=xp)
         log_factor = log_weight - xp.log(negatives.total)
         peaks, factors = tiles.cut(negatives.peak, xp.exp(log_factor))
-        both.append(
+        softmaxes.append(
             _Softmax(
                 log_denominator=log_add_constant(log_sum, 1.0, xp=xp),
                 weight=xp.exp(log_weight),
@@ -170,4 +177,4 @@ def _softmax(tiles: Tiles, xp: Namespace) -> tuple[_Softmax, _Softmax]:
                 factors=factors,
             )
         )
-    return both[0], both[1]
+    return softmaxes[0], softmaxes[1]

@@ -1,7 +1,8 @@
-"""The squared hinge with a margin, TuneCLIP's loss: negatives within a margin of the positive contribute.
+"""The squared hinge with a margin, TuneCLIP's loss: negatives that come too close to the positive contribute.
 
     loss = (1/2b) sum_i (1/N_i) sum_{j != i} relu(S_ij - S_ii + margin)^2 + the same over columns
 
+S_ij is the similarity of image i and text j, and N_i is the number of negatives of anchor i.
 Docs: docs/theory/selection.md, "Losses". Source: TuneCLIP (arXiv 2601.09859).
 """
 
@@ -29,18 +30,19 @@ def hinge_margin_loss(
     memory_budget: int | None = None,
     xp: Namespace | None = None,
 ) -> FeatureGradients:
-    """Return TuneCLIP's squared hinge: a negative contributes only if it comes within a margin of the positive.
+    """Return TuneCLIP's squared hinge: a negative contributes if its similarity is above the positive's minus a margin.
 
     Parameters
     ----------
     image_features, text_features : array, shape (b, d)
         As in `info_nce`.
     margin : float or array of shape ()
-        The distance to keep, >= 0, in units of the similarity.
+        A negative contributes nothing if its similarity is at least this much below the positive's similarity; >= 0.
     pair_mask : array of bool, shape (b, b), optional
-        Entry (i, j) False: the pair is skipped because it may be a positive. The diagonal never is a negative.
+        If entry (i, j) is False, the pair is not a negative, for example because image i and text j may belong
+        together. The diagonal never is a negative, whatever the mask holds there.
     tile_size, memory_budget : int, optional
-        As in `contrastive_step`; here a single pass over the tiles is enough.
+        As in `contrastive_step`, but a single pass over the tiles is enough for this loss.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -56,15 +58,15 @@ def hinge_margin_loss(
 
     Notes
     -----
-    ``relu(S_ij - S_ii + margin)^2`` for image anchor i, ``relu(S_ij - S_jj + margin)^2`` for text anchor j: mean over
-    the negatives and over anchors, half of each direction. TuneCLIP (arXiv 2601.09859). An anchor has b - 1 negatives,
-    or as many as `pair_mask` leaves. An anchor without negatives contributes 0; the mean over anchors still divides by
-    b.
+    The terms are ``relu(S_ij - S_ii + margin)^2`` for image anchor i, ``relu(S_ij - S_jj + margin)^2`` for text anchor
+    j. They are averaged over the negatives, then over the anchors, then over the two directions: TuneCLIP
+    (arXiv 2601.09859). An anchor has b - 1 negatives, or as many as `pair_mask` leaves. An anchor without negatives
+    contributes 0, and the mean over anchors still divides by b.
 
     Examples
     --------
     >>> import numpy as np
-    >>> images, texts = np.eye(2), np.asarray([[1.0, 0.0], [0.8, 0.6]])         # S_12 = 0.8: too close to 1 and to 0.6
+    >>> images, texts = np.eye(2), np.asarray([[1.0, 0.0], [0.8, 0.6]])         # S_11 = 1, S_12 = 0.8, S_22 = 0.6
     >>> result = hinge_margin_loss(images, texts, margin=0.3)
     >>> round(float(result.loss), 6), round((0.0 + 0.1**2 + 0.5**2 + 0.0) / 4, 6)
     (0.065, 0.065)
@@ -86,10 +88,10 @@ def hinge_margin_loss(
         margin=margin,
         xp=xp,
     )
-    # Features or a margin so large that sums would overflow are scaled.
+    # If features or margin are so large that sums would overflow, `split` scales the features, and the margin follows.
     left, right = tiles.scaling.left, tiles.scaling.right
     margin = margin * left * right
-    # The positive S_ii of each anchor, and 1 over its number of negatives.
+    # The similarity S_ii of each anchor's positive, and 1 over the anchor's number of negatives.
     own, *factors = tiles.cut(tiles.positives(), *_one_over_negatives(tiles, xp))
 
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
@@ -97,7 +99,8 @@ def hinge_margin_loss(
         slopes, values = [], []
         for side, block in enumerate((i, j)):
             axis = 1 - side
-            # With h = relu(S_ij - S_ii + margin): slope h / N and value h^2 / N. The factor 2 of d(h^2) comes last.
+            # With h = relu(S_ij - S_ii + margin), the slope is h / N and the value h^2 / N. The factor 2 in the
+            # derivative of h^2 is applied at the end.
             within = tile.z - along(axis, own[block]) + margin
             counted = within > 0 if tile.counts is None else tile.counts & (within > 0)
             within = xp.where(counted, within, xp.zeros_like(within))
@@ -107,7 +110,8 @@ def hinge_margin_loss(
         return slopes[0] + slopes[1], values[0], values[1]
 
     image_pull, text_pull, image_sums, text_sums = tiles.pull(weigh)
-    # c is the sum of the slopes of both directions; the gradients follow as in `contrastive_step`.
+    # c_i is the sum of the slopes of image anchor i and of text anchor i. The gradients follow from c as in
+    # `contrastive_step`.
     scale, c = 1.0 / (2.0 * batch_size), image_sums[1] + text_sums[1]
     return FeatureGradients(
         loss=xp.sum(scale * (image_sums[0] + text_sums[0])) / left / right / left / right,

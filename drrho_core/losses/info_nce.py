@@ -2,8 +2,9 @@
 
     D_ij = (S_ij - S_ii) / tau,   loss = (1/2b) sum_i log sum_j exp(D_ij) + the same over columns
 
-The term j = i is 1. The loss is computed by the two passes of `contrastive_step`. Docs: docs/theory/selection.md,
-"Losses"; docs/theory/contrastive.md, "The exact relation to InfoNCE". Source: CLIP (arXiv 2103.00020).
+S_ij is the similarity of image i and text j. The sum over j includes the positive j = i, whose term is 1. The loss is
+computed by the two passes of `contrastive_step`. Docs: docs/theory/selection.md, "Losses"; docs/theory/contrastive.md,
+"The exact relation to InfoNCE". Source: CLIP (arXiv 2103.00020).
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ def info_nce(
     Parameters
     ----------
     image_features, text_features : array, shape (b, d)
-        Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
+        Features of the batch, unit norm (not enforced), b >= 2. The rows i of both arrays are a positive pair.
     temperature : float or array of shape ()
         Temperature tau > 0.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
-        Factor >= 0 on each row's and each column's cross-entropy, as in `contrastive_step`.
+        Factors >= 0 of the cross-entropy of each row and of each column, as in `contrastive_step`.
     tile_size, memory_budget : int, optional
-        Affects speed and memory only, not the result: see `contrastive_step`.
+        As in `contrastive_step`. They change only speed and memory, not the result.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -59,9 +60,9 @@ def info_nce(
 
     Notes
     -----
-    With S = E1 E2^T and the positive on the diagonal, anchor i contributes ``log sum_j exp((S_ij - S_ii) / tau)`` and
-    the term j = i is 1: InfoNCE as in CLIP (arXiv 2103.00020). The loss of ``contrastive_step`` with ``gamma=1``,
-    ``eps=1/(b-1)`` and no reference is exactly ``tau * (info_nce - log(b - 1))``.
+    With S = E1 E2^T and the positives on the diagonal, anchor i contributes ``log sum_j exp((S_ij - S_ii) / tau)``,
+    where the term j = i is 1. This is InfoNCE as in CLIP (arXiv 2103.00020). The loss of ``contrastive_step`` with
+    ``gamma=1``, ``eps=1/(b-1)`` and no reference is exactly ``tau * (info_nce - log(b - 1))``.
 
     Examples
     --------
@@ -83,8 +84,8 @@ def info_nce(
     # Pass 1: log sum_{j != i} exp(D_ij) and the weighted mean of D_ij, for all anchors of both directions.
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
     first = sweeps.sum_negatives(batch)
-    # Per direction: the loss log(1 + sum exp(D_ij)), the sum of the negatives' probabilities (`weight`) and minus the
-    # derivative with respect to the temperature, probability times mean D_ij / tau.
+    # For each direction: the loss log(1 + sum exp(D_ij)), the sum of the probabilities of the negatives (`weight`), and
+    # the derivative with respect to the temperature times -1, which is `weight` times the mean of D_ij, divided by tau.
     losses, weights, slopes = [], [], []
     scale = 1.0 / (2.0 * batch_size)
     for factor, log_sum, mean in (
@@ -96,7 +97,8 @@ def info_nce(
         losses.append(xp.sum(factor * (scale * log_denominator)))
         slopes.append(xp.sum(factor * (scale * (weight * saturated(mean, 1.0 / temperature, xp=xp)))))
         weights.append(xp.clip(factor * weight, max=float(xp.finfo(work).max)))
-    # Pass 2: V E2 and V^T E1 with V = w + w', then the gradients (V E2 - c * E2) / (2 b tau) and likewise for texts.
+    # Pass 2: V E2 and V^T E1 with V = w + w', where w and w' hold the probabilities of the negatives of image anchors
+    # and of text anchors. The gradients are (V E2 - c * E2) / (2 b tau) for images, and likewise for texts.
     weight_sums, unit = normalised(weights, work, xp)
     sums, c = sweeps.pull_back(batch, first, *weight_sums), weight_sums[0] + weight_sums[1]
     return LossGradients(

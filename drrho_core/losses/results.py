@@ -1,6 +1,7 @@
 """Results of the losses: the value, and its gradients with respect to features and parameters.
 
-Each gradient with respect to a parameter is a field whose name ends in ``_gradient``: `weighted_sum` relies on that.
+Each gradient with respect to a parameter is a field whose name ends in ``_gradient``. `weighted_sum` relies on these
+names.
 """
 
 from __future__ import annotations

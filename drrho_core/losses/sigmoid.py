@@ -2,6 +2,7 @@
 
     loss = (1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias)),   y_ij = 1 on the diagonal and -1 off it
 
+S_ij is the similarity of image i and text j.
 Docs: docs/theory/selection.md, "Losses". Source: SigLIP (arXiv 2303.15343).
 """
 
@@ -37,14 +38,15 @@ def sigmoid_loss(
     image_features, text_features : array, shape (b, d)
         As in `info_nce`.
     scale : float or array of shape ()
-        Factor of the similarities, > 0: one over a temperature. A model that learns the logarithm of the scale
-        multiplies `scale_gradient` by the scale.
+        Factor of the similarities, > 0: the inverse of a temperature. If a model learns the logarithm of the scale,
+        multiply `scale_gradient` by the scale.
     bias : float or array of shape ()
-        Added to all logits; SigLIP starts at -10.
+        A number that is added to all logits. SigLIP starts with -10.
     pair_mask : array of bool, shape (b, b), optional
-        Entry (i, j) False: the pair is skipped because it may be a positive. The diagonal always counts, as positive.
+        If entry (i, j) is False, the pair is left out, for example because image i and text j may belong together. The
+        diagonal is never left out, whatever the mask holds there.
     tile_size, memory_budget : int, optional
-        As in `contrastive_step`; here a single pass over the tiles is enough.
+        As in `contrastive_step`, but a single pass over the tiles is enough for this loss.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -60,10 +62,10 @@ def sigmoid_loss(
 
     Notes
     -----
-    ``(1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias))`` with y = 1 on the diagonal and -1 off it, SigLIP
-    (arXiv 2303.15343). With ``a_ij = -y_ij sigmoid(-y_ij (scale S_ij + bias)) / b`` the gradients are ``scale a E2``,
-    ``scale a^T E1``, ``sum a_ij S_ij`` and ``sum a_ij``. Pairs that `pair_mask` excludes are not summed; the sum is
-    still divided by b.
+    The loss is ``(1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias))`` with y = 1 on the diagonal and -1 off it, as in
+    SigLIP (arXiv 2303.15343). With ``a_ij = -y_ij sigmoid(-y_ij (scale S_ij + bias)) / b`` the gradients are
+    ``scale a E2``, ``scale a^T E1``, ``sum a_ij S_ij`` and ``sum a_ij``. Pairs that `pair_mask` excludes are not
+    summed, but the sum is still divided by b.
 
     Examples
     --------
@@ -89,7 +91,8 @@ def sigmoid_loss(
         passes=1,
         xp=xp,
     )
-    # Features so large that S would overflow are scaled: S = z / (left right), and the logits are rate z + bias.
+    # If features are so large that S would overflow, `split` scales them: S = z / (left right). The logits are then
+    # rate z + bias.
     left, right = tiles.scaling.left, tiles.scaling.right
     scaled = not (isinstance(left, float) and left == right == 1.0)
     rate = _bounded(scale / left / right, xp.finfo(work), xp) if scaled else scale
@@ -98,7 +101,8 @@ def sigmoid_loss(
         z = tiles.z(i, j)
         logits = (saturated(z, rate, xp=xp) if scaled else scale * z) + bias
         positives = _on_diagonal(z, xp) if diagonal else None
-        # The logit of the wrong class, -y (scale S + bias). The loss is its softplus, the slope its sigmoid.
+        # `wrong` is the logit of the wrong class, -y (scale S + bias). The loss is the softplus of `wrong`, and the
+        # slope is the sigmoid of `wrong`.
         wrong = logits if positives is None else xp.where(positives, -logits, logits)
         # softplus(x) = max(x, 0) + log1p(exp(-|x|)): the exponential never overflows.
         small = xp.exp(-xp.abs(wrong))
@@ -114,7 +118,7 @@ def sigmoid_loss(
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
         return slope, sums, ()
 
-    # Gradients: scale a E2 and scale a^T E1, sum a_ij S_ij and sum a_ij, with a = slope / b.
+    # With a = slope / b the gradients are scale a E2 and scale a^T E1, sum a_ij S_ij and sum a_ij.
     image_pull, text_pull, sums, _ = tiles.pull(weigh)
     loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
     share = 1.0 / batch_size
@@ -128,7 +132,7 @@ def sigmoid_loss(
 
 
 def _bounded(rate: Scalar, finfo: Any, xp: Namespace) -> Scalar:
-    """Return a rate that its dtype can hold."""
+    """Return the rate, or the largest number of the dtype if the rate is larger."""
     largest = float(finfo.max)
     return min(rate, largest) if isinstance(rate, float) else xp.clip(rate, max=largest)
 

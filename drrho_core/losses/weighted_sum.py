@@ -33,12 +33,13 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
     Raises
     ------
     TypeError, ValueError
-        If there is no term, a term is not such a pair, or shapes, dtypes, libraries or devices of the results differ.
+        If there is no term, a term is not such a pair, or the results differ in shapes, dtypes, libraries or devices.
 
     Notes
     -----
-    The gradient of a sum is the sum of the gradients. For a `ContrastiveStep` they are the gradients of its surrogate.
-    Parameters are kept apart, because only the caller knows whether the temperatures of two terms are one parameter.
+    The gradient of a sum is the sum of the gradients. The gradients of a `ContrastiveStep` are those of its surrogate.
+    The gradients of parameters are not added, because only the caller knows whether the temperatures of two terms are
+    the same parameter.
 
     Examples
     --------
@@ -66,7 +67,7 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
                 f"got {_validate.describe(result)}"
             )
         features |= {f"terms[{n}][1].{field}": getattr(result, field) for field in FEATURES}
-        # NumPy's sums are scalars and not arrays.
+        # A number or a NumPy scalar, such as a sum over all entries of an array, needs no check against the arrays.
         scalars = {f"terms[{n}][0]": weight, f"terms[{n}][1].loss": result.loss}
         arrays |= {name: value for name, value in scalars.items() if is_array(value)}
     call = _validate.arrays(features | arrays, xp)
@@ -91,9 +92,9 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
             )
         ]
         total = [old + new for old, new in zip(total, parts, strict=True)] if total else parts
-        # The parameter gradients of an inner weighted sum are those of its terms, one dict each.
-        own = result.parameter_gradients if isinstance(result, WeightedSum) else (_parameter_gradients(result),)
-        parameters += [{name: _times(weight, gradient, xp) for name, gradient in term.items()} for term in own]
+        # A result that is a weighted sum itself already has one dict of parameter gradients per term.
+        dicts = result.parameter_gradients if isinstance(result, WeightedSum) else (_parameter_gradients(result),)
+        parameters += [{name: _times(weight, gradient, xp) for name, gradient in term.items()} for term in dicts]
     loss, image_gradient, text_gradient = total
     return WeightedSum(
         loss=loss,
@@ -104,13 +105,13 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
 
 
 def _parameter_gradients(result: Any) -> dict[str, Any]:
-    """Return the parameter gradients of a result by field name."""
+    """Return the gradients of a result with respect to parameters, by field name."""
     names = [name for name in result._fields if name.endswith("_gradient")]
     return {name: getattr(result, name) for name in names if name not in FEATURES}
 
 
 def _times(weight: Scalar, gradient: Any, xp: Namespace) -> Any:
-    """Multiply a gradient, or both of a pair, by a weight, and keep its dtype."""
+    """Multiply a gradient, or both gradients of a pair, by a weight, and keep the dtype."""
     if isinstance(gradient, tuple):
         return tuple(_times(weight, side, xp) for side in gradient)
     return cast(weight, gradient.dtype, xp) * gradient

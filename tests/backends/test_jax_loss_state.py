@@ -74,7 +74,7 @@ def test_without_wide_types() -> None:
         assert problem.index.dtype == "int32"
         (loss, state), gradients = jax.jit(step_of(problem))(*arguments_of(problem))
         assert {x.dtype.name for x in jax.tree.leaves((loss, state, gradients))} == {"float32"}
-        with pytest.raises(TypeError, match=r"^dtype must be float32, or float64 where jax_enable_x64 is on, got "):
+        with pytest.raises(TypeError, match=r"^dtype must be float32, or float64 if jax_enable_x64 is on, got "):
             init_state(3, dtype=jnp.float64)
 
 

@@ -21,7 +21,7 @@ def compiles(test: Any) -> Any:
     for message in (
         "<class 'torch.autograd.function.Function'> should not",
         "Dynamo detected a call to a `functools",
-        "ContrastiveLoss was called with the rows of the call before",  # each call changes the settings, not the rows
+        "ContrastiveLoss was called with the rows of the previous call",  # each call changes the settings, not the rows
     ):
         test = pytest.mark.filterwarnings(f"ignore:{message}")(test)
     return pytest.mark.slow(test)

@@ -264,7 +264,7 @@ def test_gamma_is_1_if_it_is_not_given() -> None:
 
 # ------------------------------------------------------------------------------------------------------ repeated rows
 
-REPEATED = "ContrastiveLoss was called with the rows of the call before, and no parameter has changed in between"
+REPEATED = "ContrastiveLoss was called with the rows of the previous call, and no parameter has changed in between"
 
 
 class Towers(torch.nn.Module):

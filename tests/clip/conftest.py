@@ -36,7 +36,7 @@ PATIENCE = 120.0  # seconds until a browser that says nothing counts as broken
 
 
 class Chromium:
-    """One headless browser with one page. Messages are JSON with a zero byte behind, on descriptors 3 and 4."""
+    """One headless browser with one page. Messages on descriptors 3 and 4 are JSON; a zero byte ends each."""
 
     def __init__(self, program: str) -> None:
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
@@ -76,7 +76,7 @@ class Chromium:
         return high[0], high[1]
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send one command and return its result; events that come meanwhile are kept."""
+        """Send one command and return its result; events that arrive before the result are kept."""
         self._last_id += 1
         message: dict[str, Any] = {"id": self._last_id, "method": method, "params": parameters}
         if self._session is not None:
@@ -103,7 +103,7 @@ class Chromium:
         return parsed
 
     def look(self, *, width: int, height: int, dark: bool) -> None:
-        """Choose the window's size and the colour scheme that pages are told."""
+        """Set the window's size and the colour scheme that pages see."""
         self.command(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -111,7 +111,7 @@ class Chromium:
         self.command("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, path: Path) -> None:
-        """Open a file and wait until it and its pictures are loaded; `events` then holds what happened."""
+        """Open a file and wait until the page and its pictures are loaded; `events` then holds the events."""
         self.events.clear()
         answer = self.command("Page.navigate", url=path.resolve().as_uri())
         assert "errorText" not in answer, f"{path}: {answer['errorText']}"
@@ -130,7 +130,7 @@ class Chromium:
         path.write_bytes(base64.b64decode(picture))
 
     def complaints(self) -> list[str]:
-        """Return what the page wrote to the console as a warning or an error, and whatever it threw."""
+        """Return the warnings and errors that the page wrote to the console, and the exceptions that it threw."""
         found = []
         for event in self.events:
             told = event.get("params", {})
@@ -143,7 +143,7 @@ class Chromium:
         return found
 
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for; data: addresses hold their content and ask nobody."""
+        """Return the addresses that the page requested; data: addresses hold their content and request nothing."""
         addresses = [
             event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
         ]
@@ -206,14 +206,14 @@ def _inside(inner: list[float], outer: list[float]) -> bool:
 
 
 def _meet(one: list[float], other: list[float]) -> bool:
-    """Whether two words overlap by more than the air around their letters."""
+    """Return whether two words overlap by more than the empty space around their letters."""
     wide = min(one[2], other[2]) - max(one[0], other[0])
     high = min(one[3], other[3]) - max(one[1], other[1])
     return wide > 1 and high > 0.3 * min(one[3] - one[1], other[3] - other[1])
 
 
 def problems(browser: Chromium, path: Path) -> list[str]:
-    """Open a report as a desktop and as a phone at night, and return whatever is not as it should be."""
+    """Open a report in a light desktop window and in a dark phone window, and return a list of all faults."""
     found = []
     colours = {}
     for name, width, height, dark in (("desktop", 1280, 900, False), ("phone", 390, 844, True)):
@@ -256,7 +256,7 @@ def problems(browser: Chromium, path: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Chromium]:
-    """A headless Chromium; skips where there is none, unless DRRHO_REQUIRE_CHROMIUM is set."""
+    """A headless Chromium; tests are skipped if Chromium is missing, unless DRRHO_REQUIRE_CHROMIUM is set."""
     program = shutil.which("chromium")
     if program is None:
         if os.environ.get("DRRHO_REQUIRE_CHROMIUM"):
@@ -269,13 +269,13 @@ def chromium() -> Iterator[Chromium]:
 
 @pytest.fixture(scope="session")
 def report_problems(chromium: Chromium) -> Callable[[Path], list[str]]:
-    """A function that opens a report in Chromium and returns everything that is wrong in it."""
+    """A function that opens a report in Chromium and returns a list of all faults."""
     return lambda path: problems(chromium, path)
 
 
 @pytest.fixture(scope="session")
 def check_report(report_problems: Callable[[Path], list[str]]) -> Callable[[Path], None]:
-    """A function that opens a report in Chromium and fails with everything that is wrong in it."""
+    """A function that opens a report in Chromium and fails with a list of all faults."""
 
     def check(path: Path) -> None:
         found = report_problems(path)
@@ -286,7 +286,7 @@ def check_report(report_problems: Callable[[Path], list[str]]) -> Callable[[Path
 
 @pytest.fixture(scope="session")
 def sample_report() -> ReportData:
-    """A report with every part, made up: four methods, two seeds, two queries, weights that span decades."""
+    """An invented report with every part: four methods, two seeds, two queries, weights that span decades."""
     generator = np.random.default_rng(0)
     r1 = {"reference": 0.454, "clip": 0.262, "sogclr": 0.336, "drrho": 0.52}
     results = [

@@ -49,7 +49,7 @@ def write_pairs(folder: Path, count: int, *, columns: tuple[str, ...] = ("image"
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, expect exit code 2 and one line on standard error without a traceback; return it."""
+    """Run a command, expect exit code 2 and one line on standard error without a traceback, and return that line."""
     capsys.readouterr()
     assert main(list(arguments)) == 2
     captured = capsys.readouterr()

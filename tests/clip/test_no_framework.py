@@ -1,4 +1,4 @@
-"""The harness runs on every backend, so it names none of the frameworks: in code, help, docstrings and data files."""
+"""The harness runs on every backend, so its code, help, docstrings and data files name no framework."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options are read from dataclasses: what the user named, nothing else, and errors in one line."""
+"""Options are read from dataclasses: the result has only options that the user named, and errors have one line."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ class TestCharts:
 
 
 class Page(HTMLParser):
-    """What a page holds: its elements, its words, and whether every element that was opened is closed."""
+    """The content of a page: its elements, its words, and whether every opened element is closed."""
 
     VOID = frozenset({"meta", "link", "img", "br", "wbr"})
 
@@ -332,7 +332,7 @@ def row(method: str, r1: float | None, seed: object = 0, **changes: Any) -> dict
 
 
 def table_rows(text: str) -> list[list[str]]:
-    """The first table's body, each cell's words joined, bold ones in stars."""
+    """The body of the first table. The words of a cell are joined, and bold words stand between stars."""
     body = text.split("<tbody>", 1)[1].split("</tbody>", 1)[0]
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in body.split("<tr>")[1:]]
     return [[re.sub("<[^>]*>", " ", re.sub("</?strong>", "*", cell)).strip() for cell in line] for line in cells]
@@ -469,7 +469,7 @@ class TestPage:
         assert "Objective estimate against samples seen" in text
         assert "it estimates the objective that the method minimises" in text
         assert "Surrogate against samples seen" in text
-        assert "its value means nothing" in text
+        assert "Do not monitor its value" in text
 
     def test_table_of_weights_has_number_mean_and_median(self) -> None:
         weights = {"drrho": {"clean": np.array([[1.0, 2.0], [3.0, 10.0]]), "swapped": np.array([0.5, 1.5])}}

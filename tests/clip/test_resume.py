@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 def test_every_home_of_the_estimates_resumes_to_the_bits_of_a_run_on_the_device(
     home: str, untouched: Path, reference: Path, tmp_path: Path
 ) -> None:
-    """The kill comes two steps after a checkpoint, when a file is ahead of the checkpoint."""
+    """The run is killed two steps after a checkpoint, when the file of the estimates is ahead of the checkpoint."""
     out = tmp_path / "run"
     _kill("after a step", 8, [*_arguments(untouched.name, out, reference), "--estimator", home])
     assert (out / "estimator.bin").exists() is (home == "file")
@@ -162,7 +162,7 @@ LEARNED = {"global": "--radius 1", "per_sample": "--radius 1 --temperature-learn
 
 @pytest.mark.parametrize("scheme", list(LEARNED))
 def test_learned_temperatures_resume_to_the_same_bits(scheme: str, reference: Path, tmp_path: Path) -> None:
-    """The kill comes two steps after a checkpoint, which holds the temperatures and the state of their optimiser."""
+    """The run is killed two steps after a checkpoint, which holds the temperatures and their optimiser's state."""
     learned = ["--temperature-scheme", scheme, *LEARNED[scheme].split()]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert main([*_arguments("torch", whole, reference), *learned]) == 0

@@ -53,7 +53,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _arrays_after(
     name: str, method: str, scheme: str, splits: DataSplits, reference: Path, folder: Path
 ) -> dict[str, np.ndarray]:
-    """Return parameters, estimator and temperature after `STEPS` steps, which for drrho read the reference features."""
+    """Return parameters, estimator and temperature after `STEPS` steps; drrho also reads reference features."""
     backend = BACKENDS[name]()
     settings = preset("digits") | {"backend": "numpy", "dtype": "float64", "epochs": 10, "width": 16}
     config = TrainConfig(data="digits", method="clip", **settings)

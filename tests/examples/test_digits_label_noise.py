@@ -254,6 +254,6 @@ def test_the_published_table_and_picture_are_those_of_the_published_figures(exam
     for method in ("ERM+", "RHO"):
         steered, other = (np.asarray(more["--seeds 20"]["test_accuracy"][name]) for name in ("DRRho", method))
         told = f"{100 * np.mean(steered - other):.1f} ± {100 * np.std(steered - other, ddof=1):.1f}"
-        assert re.search(rf"{told}( points)?, positive in\s{np.sum(steered > other)}", page)
+        assert re.search(rf"{told}( points)?,\spositive in\s{np.sum(steered > other)}", page)
     tested = more["--ball cvar"]["test_accuracy"]
     assert tested["RHO"] == tested["DRRho"]

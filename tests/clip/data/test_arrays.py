@@ -90,7 +90,7 @@ def test_repr_and_zero_shot_task_of_an_array_data_set() -> None:
 
 
 def test_class_of_a_user_can_be_a_data_set() -> None:
-    """Only the protocol is asked for: captions are then read sample by sample."""
+    """A data set may have only the methods of the protocol; its captions are then read sample by sample."""
 
     class Two:
         name = "two"

@@ -60,7 +60,7 @@ def test_captions_name_the_digit(part: str) -> None:
 
 
 def test_captions_follow_from_the_measures() -> None:
-    """Thin has less ink than medium, and so on: recomputed with floating point from scikit-learn's images."""
+    """Thin digits have less ink than medium ones, and so on; the measures are recomputed in floating point."""
     data = digits("test")
     ink = _BUNCH.images[_rows(data.images)]
     y, x = np.mgrid[0:8, 0:8]

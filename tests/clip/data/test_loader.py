@@ -1,4 +1,4 @@
-"""Batches: every sample at most once an epoch, the same however they are decoded."""
+"""Batches have every sample at most once an epoch and do not depend on how images are decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENIZER = WordTokenizer.fit([str(number) for number in range(50)])
 
 
 class _Decoded:
-    """A data set as one of files is: odd sizes, nothing in memory; counts what it decodes."""
+    """A data set whose images have odd sizes and are not in memory, as in files; decoded images are counted."""
 
     name = "decoded"
 

@@ -1,4 +1,4 @@
-"""The rendered scenes: the same bytes for a seed, disjoint streams, captions that tell the truth."""
+"""The rendered scenes: the same bytes for a seed, disjoint streams, captions that are true."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_captions_are_true_of_the_image() -> None:
 
 
 def _outline(image: np.ndarray) -> np.ndarray:
-    """Cut out what differs from the background, and bring it to 12 x 12."""
+    """Cut out the pixels that differ from the background, and resize them to 12 x 12."""
     pixels = image.astype(np.float64)
     difference = np.abs(pixels - np.median(pixels.reshape(-1, 3), axis=0)).sum(axis=-1)
     mask = difference > 0.4 * difference.max()
@@ -115,7 +115,7 @@ def _outline(image: np.ndarray) -> np.ndarray:
 
 
 def test_shapes_and_colours_differ_in_the_image() -> None:
-    """A nearest neighbour on outlines names the shape, the nearest colour of the palette names the colour."""
+    """A nearest neighbour on outlines finds the shape; the nearest colour of the palette is the colour."""
     known, asked = (scenes(1, seed=0, stream=stream).zero_shot() for stream in ("train", "test"))
     assert known is not None
     assert asked is not None
