@@ -285,7 +285,7 @@ def _real(name: str, value: object) -> float:
 
 
 def fits(name: str, value: float, rule: Rule, dtype: Any, xp: Namespace) -> None:
-    """Check that a number is finite in a dtype; if its rule excludes 0, the number and its inverse have to be normal."""
+    """Check that a number is finite in a dtype; if its rule excludes 0, number and inverse have to be normal."""
     fit = _fitting(rule, dtype, xp)
     if not fit.holds(value):
         raise ValueError(f"{name} must {fit.words}, got {value}")
