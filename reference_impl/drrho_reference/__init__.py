@@ -1,10 +1,12 @@
-"""The oracle: every formula of drrho_core once more, as slow float64 loops that a person can read.
+"""The oracle: a second implementation of every formula of drrho_core, as slow float64 loops that a person can read.
 
-It knows NumPy and the standard library only, works in the linear domain (u, g and exp) and in the primal form (look for
-the weights, then read off the risk): another form than the core's, so that a mistake is not made twice.
+The oracle uses NumPy and the standard library only. Its form differs from the core's, so that a mistake in one of them
+is not repeated in the other. It works in the linear domain: with the estimates u and g themselves, not with their
+logarithms. It solves the primal problem: it searches for the weights, then computes the risk from the weights.
 
 Start with :func:`worst_case`, then :func:`contrastive_step`; ``reference_impl/README.md`` gives the reading order.
-:func:`conformance.check` holds another implementation against it, :func:`vectors.files` writes its answers down.
+:func:`conformance.check` compares another implementation with the oracle. :func:`vectors.files` returns the problems
+and the oracle's answers as files.
 """
 
 from __future__ import annotations

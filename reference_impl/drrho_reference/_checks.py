@@ -1,4 +1,4 @@
-"""Every validation of the oracle, in one voice: ``argument must rule, got received``."""
+"""All checks of the oracle's arguments; every message has the form ``ARGUMENT must RULE, got VALUE``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 
 def number(argument: str, value: object) -> float:
     """Return a finite real number as a float: a Python or NumPy number or a 0-d array, but no bool."""
-    # bool is a subclass of int in Python, but True is no temperature.
+    # bool is a subclass of int in Python, but True is not accepted as a number.
     item = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if isinstance(item, (bool, np.bool_)) or not isinstance(item, numbers.Real):
         raise TypeError(f"{argument} must be a real number, got {value!r}")
@@ -94,16 +94,16 @@ def raw_array(argument: str, value: object) -> npt.NDArray[Any]:
         result = np.asarray(value)
     except ValueError as error:  # ragged nested lists
         raise ValueError(f"{argument} must be a rectangular array of real numbers, got {value!r}") from error
-    # Integers and floats only: bool, complex and object arrays are mistakes.
+    # Only integers and floats are accepted: bool, complex and object arrays are mistakes of the caller.
     if result.dtype.kind not in "iuf":
         raise TypeError(f"{argument} must be an array of real numbers, got dtype {result.dtype}")
     return result
 
 
 def real_array(argument: str, value: object, shape: tuple[int, ...] | None = None) -> FloatArray:
-    """Return a finite float64 array, of the given shape if there is one."""
+    """Return a finite float64 array; if a shape is given, the array must have this shape."""
     result = raw_array(argument, value).astype(np.float64)
-    # Shapes before values: a wrong shape explains more than a value in it.
+    # The shape is checked before the values: a message about a wrong shape explains more than one about an entry.
     if shape is not None and result.shape != shape:
         raise ValueError(f"{argument} must have the shape {shape}, got {result.shape}")
     if not np.all(np.isfinite(result)):
@@ -120,7 +120,7 @@ def real_matrix(argument: str, value: object) -> FloatArray:
 
 
 def mask(argument: str, value: object, shape: tuple[int, ...]) -> BoolArray:
-    """Return an array of bool that was broadcast to a shape."""
+    """Return an array of bool, broadcast to a shape."""
     result = np.asarray(value)
     if result.dtype != np.bool_:
         raise TypeError(f"{argument} must be an array of bool, got dtype {result.dtype}")
@@ -135,9 +135,9 @@ def number_or_pair(argument: str, value: object, batch_size: int) -> tuple[Float
 
     A number is repeated for every anchor. The domain is not checked here.
     """
-    # A pair of arrays: the first for image anchors, the second for text anchors.
+    # The first array of a pair is for image anchors, the second for text anchors.
     if isinstance(value, Sequence) and not isinstance(value, str):
-        # A pair of any other length is a mistake, and never a batch of numbers.
+        # A sequence of any other length than 2 is a mistake: it is not read as one number per anchor.
         if len(value) != 2:
             raise ValueError(f"{argument} must be a number or a pair of arrays, got {len(value)} entries")
         image, text = (real_array(f"{argument}[{side}]", value[side], (batch_size,)) for side in (0, 1))
@@ -151,13 +151,13 @@ def number_or_pair(argument: str, value: object, batch_size: int) -> tuple[Float
 def feature_pair(
     first_name: str, first: npt.ArrayLike, second_name: str, second: npt.ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """Check two matrices of one shape."""
+    """Return two matrices as finite float64 arrays, after checking that both have the same shape."""
     left = real_matrix(first_name, first)
     return left, real_array(second_name, second, left.shape)
 
 
 def reference_pair(reference_features: Pair | None, b: int) -> tuple[FloatArray, FloatArray] | None:
-    """Check the reference model's features: None, or two matrices of one shape with b rows."""
+    """Check the reference model's features: None, or two matrices of b rows and of the same number of columns."""
     if reference_features is None:
         return None
     if not isinstance(reference_features, Sequence) or len(reference_features) != 2:
@@ -180,7 +180,7 @@ def log_estimates(argument: str, value: npt.ArrayLike, b: int) -> FloatArray:
 
 
 def state_number(argument: str, value: object) -> float:
-    """Check the logarithm of one estimate: a finite number, or -inf if nothing was seen yet."""
+    """Check the logarithm of one estimate: a finite number, or -inf if no batch was seen yet."""
     array = raw_array(argument, value)
     if array.ndim != 0:
         raise TypeError(f"{argument} must be a number, got an array of the shape {array.shape}")
@@ -188,9 +188,9 @@ def state_number(argument: str, value: object) -> float:
 
 
 def temperatures(temperature: Number | Pair, b: int) -> tuple[FloatArray, FloatArray, bool]:
-    """Return one temperature per image anchor and per text anchor, and whether they were given so."""
+    """Return one temperature per image anchor, one per text anchor, and whether a pair of arrays was given."""
     image, text, per_anchor = number_or_pair("temperature", temperature, b)
-    # One message for both sides: the smallest entry breaks the rule first.
+    # The smallest entry of both sides is checked and named in the message.
     smallest = min(image.min(), text.min())
     if smallest <= 0.0:
         raise ValueError(f"temperature must be positive, got {smallest}")
@@ -209,11 +209,11 @@ def gammas(gamma: Number | Pair, b: int) -> tuple[FloatArray, FloatArray]:
 def anchor_weights(anchor_weight: npt.ArrayLike | Pair | None, b: int) -> tuple[FloatArray, FloatArray]:
     """Return one factor per image anchor and one per text anchor.
 
-    None means 1 for all; a single array holds the factors of both sides.
+    None means that all factors are 1. Entry i of a single array is the factor of image anchor i and of text anchor i.
     """
     if anchor_weight is None:
         return np.ones(b), np.ones(b)
-    # Two numbers are one array of two anchors; two arrays are the two sides.
+    # A sequence of two numbers is a single array for two pairs; a sequence of two arrays has one array per side.
     if isinstance(anchor_weight, Sequence) and len(anchor_weight) == 2 and np.ndim(anchor_weight[0]) > 0:
         image, text = (real_array(f"anchor_weight[{side}]", anchor_weight[side], (b,)) for side in (0, 1))
     else:

@@ -1,20 +1,21 @@
-r"""Worst-case weights over an ambiguity set, in the primal form: look for the weights, then read off the risk.
+r"""Worst-case weights over an ambiguity set, by the primal problem: find the weights, then compute the risk from them.
 
-For losses :math:`x_1, \dots, x_n` every set answers
+For losses :math:`x_1, \dots, x_n` every set defines a risk F and weights p* that attain F:
 
     F = sup { sum_i p_i x_i : p in the simplex, D(p || 1/n) <= radius }          (a ball, and CVaR)
     F = sup { sum_i p_i x_i - strength D(p || 1/n) : p in the simplex }          (a penalty)
     D(p || 1/n) = (1/n) sum_i phi(n p_i)
 
-with the weights p* that attain it and the dual variables (nu, s) that certify it:
+The dual variables (nu, s) certify that no other weights give a larger value:
 
     F = min over nu and s >= 0 of  nu + s radius + s mean_i phi*((x_i - nu) / s).
 
-Source: DRRho risk minimization, arXiv 2505.06699, for the risk over excess losses; Duchi and Namkoong 2019 for the
-chi-square ball. Excess losses are signed, so nothing here takes a loss to be non-negative.
+phi* is the convex conjugate of phi, phi*(y) = sup over t >= 0 of (t y - phi(t)). Losses may be negative, because excess
+losses may be. Source: DRRho risk minimization, arXiv 2505.06699, for the risk over excess losses; Duchi and Namkoong
+2019 for the chi-square ball.
 
-Every solver below takes plain lists of floats. Losses enter as differences from the largest loss: the differences are
-exact if losses lie close together, and then accuracy is needed most.
+Every solver below takes a plain list of floats. A solver first subtracts the largest loss from all losses. These
+differences are exact if the losses lie close together, the case in which accuracy matters most.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ def worst_case(
     Parameters
     ----------
     losses : array of real numbers, any shape with at least one axis
-        Of either sign. Every slice along ``axis`` is a problem of its own.
+        Losses of either sign. Every slice along ``axis`` is a separate problem.
     ambiguity_set : CVaR, KLPenalty, KLBall, ChiSquarePenalty, ChiSquareBall, CressieReadBall or CappedKLPenalty
-        The set that the weights are chosen from.
+        The set of weights over which the maximum is taken.
     axis : int
         The axis of the samples.
     where : array of bool, broadcast to the shape of ``losses``, optional
@@ -79,8 +80,9 @@ def worst_case(
     Returns
     -------
     WorstCase
-        ``risk`` without ``axis``, ``weights`` in the shape of ``losses``, ``dual`` the pair (nu, s), each in the
-        shape of ``risk``; all float64. At radius 0 the dual is (mean, inf), for CVaR (quantile, 0).
+        ``risk`` has the shape of ``losses`` without ``axis``, ``weights`` the shape of ``losses``, and ``dual`` is the
+        pair (nu, s) of arrays in the shape of ``risk``; all are float64. At radius 0 the dual is (mean, inf); for CVaR
+        it is (quantile, 0).
 
     Raises
     ------
@@ -90,12 +92,12 @@ def worst_case(
 
     Notes
     -----
-    The weights are the gradient of the risk in the losses (Danskin's theorem); among several solutions they are the
-    one that treats equal losses equally. Source: DRRho, arXiv 2505.06699.
+    The weights are the gradient of the risk in the losses (Danskin's theorem). If several weights attain the risk,
+    equal losses get equal weights. Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------
-    The mean of the worst half of four losses; the loss 2 has a share of the quantile with its equal.
+    The mean of the worst half of four losses. The two losses of 2 share the remaining weight equally.
 
     >>> result = worst_case([5.0, 2.0, -1.0, 2.0], CVaR(0.5))
     >>> float(result.risk), result.weights.tolist()
@@ -115,7 +117,7 @@ def solve_slices(
 ) -> WorstCase:
     """Check the arguments of :func:`worst_case` and solve one slice after the other.
 
-    ``input_dtype`` is the dtype in which the caller's losses came; it sets the ulp of CVaR's quantile.
+    ``input_dtype`` is the dtype of the caller's losses; CVaR rounds alpha n within 4 ulp of this dtype.
     """
     if values.ndim == 0:
         raise ValueError("losses must have at least one axis, got a 0-d array")
@@ -125,13 +127,13 @@ def solve_slices(
         raise TypeError(f"axis must be an integer, got {axis!r}")
     if not -values.ndim <= axis < values.ndim:
         raise ValueError(f"axis must lie in [{-values.ndim}, {values.ndim}), got {axis}")
-    ulp_dtype = input_dtype if input_dtype.kind == "f" else np.dtype(np.float64)  # whole numbers count as float64
+    ulp_dtype = input_dtype if input_dtype.kind == "f" else np.dtype(np.float64)  # integers count as float64
     values, counted = np.moveaxis(values, axis, -1), np.moveaxis(counted, axis, -1)
 
     weights = np.zeros(values.shape)
     risk, nu, s = (np.empty(values.shape[:-1]) for _ in range(3))
     for index in np.ndindex(values.shape[:-1]):
-        # Each slice is a problem of its own; n counts only the entries under the mask.
+        # Each slice is a separate problem; its n is the number of entries that count.
         chosen = [i for i in range(values.shape[-1]) if counted[index][i]]
         if not chosen:
             raise ValueError("losses must have an entry that counts in every slice, got a slice without one")
@@ -146,7 +148,7 @@ def solve_slices(
 
 
 class _Solution(NamedTuple):
-    """One slice: the risk, one weight per loss, and the dual pair."""
+    """The solution of one slice: the risk, one weight per loss, and the dual pair (nu, s)."""
 
     risk: float
     weights: list[float]
@@ -155,7 +157,7 @@ class _Solution(NamedTuple):
 
 
 def _solve(x: list[float], ambiguity_set: AmbiguitySet, ulp_dtype: np.dtype[Any]) -> _Solution:
-    """Send one slice to the solver of its set; radius 0 first, then saturation, so that solvers meet neither."""
+    """Solve one slice with the solver of the set; balls of radius 0 and saturated balls have solvers of their own."""
     match ambiguity_set:
         case CVaR(alpha):
             return _cvar(x, alpha, ulp_dtype)
@@ -172,13 +174,13 @@ def _solve(x: list[float], ambiguity_set: AmbiguitySet, ulp_dtype: np.dtype[Any]
         case ChiSquareBall(radius):
             return _saturated(x) if radius >= (_crowding(x) - 1.0) / 2.0 else _chi_square_ball(x, radius)
         case CressieReadBall(order, radius):  # pragma: no branch
-            # ((n/m)^(k-1) - 1) / (k (k-1)), with the power behind expm1 so that orders near 1 lose nothing.
+            # ((n/m)^(k-1) - 1) / (k (k-1)), computed with expm1 so that orders near 1 lose no digits.
             largest = math.expm1((order - 1.0) * math.log(_crowding(x))) / (order * (order - 1.0))
             return _saturated(x) if radius >= largest else _cressie_read_ball(x, order, radius)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Small words that the solvers share
+# Small functions that the solvers share
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +190,7 @@ def _expectation(weights: list[float], x: list[float]) -> float:
 
 
 def _crowding(x: list[float]) -> float:
-    """Return n / m, where m of the n losses equal the maximum exactly."""
+    """Return n / m, where m is the number of losses that equal the largest of the n losses exactly."""
     return len(x) / x.count(max(x))
 
 
@@ -198,22 +200,22 @@ def _levels(x: list[float]) -> list[float]:
 
 
 def _uniform(x: list[float]) -> _Solution:
-    """Solve radius 0: the uniform weights are the only ones. F = mean, dual (mean, inf)."""
+    """Solve a ball of radius 0, which contains only the uniform weights. F = mean, dual (mean, inf)."""
     mean = math.fsum(x) / len(x)
     return _Solution(mean, [1.0 / len(x)] * len(x), mean, math.inf)
 
 
 def _saturated(x: list[float]) -> _Solution:
-    """Solve a ball so large that it holds the uniform weights on the maxima. F = max, dual (max, 0)."""
+    """Solve a saturated ball, one that contains equal weights on the largest losses alone. F = max, dual (max, 0)."""
     largest = max(x)
     weights = [1.0 / x.count(largest) if value == largest else 0.0 for value in x]
     return _Solution(largest, weights, largest, 0.0)
 
 
 def _log_mean_exp(exponents: list[float]) -> float:
-    """Return log mean_i exp(a_i) for a_i <= 0 of which one is 0; -inf is allowed.
+    """Return log mean_i exp(a_i). All a_i must be at most 0, and at least one of them 0; -inf is allowed.
 
-    If the mean is near 1, the logarithm is small, and log1p keeps the digits that 1 + tiny would lose.
+    If the mean is near 1, the logarithm is computed with log1p from the mean minus 1, which keeps all digits.
     """
     excess = math.fsum(math.expm1(a) for a in exponents) / len(exponents)
     if excess > -0.5:
@@ -222,20 +224,20 @@ def _log_mean_exp(exponents: list[float]) -> float:
 
 
 def _phi(log_t: float, order: float) -> float:
-    """Return phi(t) = (t^k - k t + k - 1) / (k (k - 1)), k the order; order 1: t log t - t + 1.
+    """Return phi(t) = (t^k - k t + k - 1) / (k (k - 1)) with k the order, or t log t - t + 1 for order 1.
 
     Near t = 1 the terms cancel, so there the power series in L = log t is summed instead:
     phi = sum over j >= 2 of (1 + k + ... + k^(j-2)) L^j / j!.
     """
     if log_t == -math.inf:
         return 1.0 / order
-    # Away from t = 1 the closed form, with expm1 for orders near 1.
+    # If t is not near 1, the closed form is used, with expm1 for orders near 1.
     if abs(log_t) * order > 0.5:
         t = math.exp(log_t)
         if order == 1.0:
             return t * log_t - t + 1.0
         return (t * math.expm1((order - 1.0) * log_t) / (order - 1.0) - math.expm1(log_t)) / order
-    # Near t = 1 the series; 28 terms reach the last digit for |order L| <= 0.5.
+    # If t is near 1, the series is summed; 28 terms are exact to the last digit for |order L| <= 0.5.
     total, geometric, power = 0.0, 1.0, log_t
     for j in range(2, 30):
         power *= log_t / j  # L^j / j!
@@ -245,7 +247,10 @@ def _phi(log_t: float, order: float) -> float:
 
 
 def _bisect(decreasing: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """Halve [low, high] until its ends are neighbours; ``decreasing`` is above ``target`` at low and not at high."""
+    """Find where a decreasing function falls to ``target``: halve [low, high] until both are adjacent floats.
+
+    ``decreasing`` must be above ``target`` at low and must not be above ``target`` at high.
+    """
     while True:
         middle = low + (high - low) / 2.0
         if not low < middle < high:
@@ -262,19 +267,21 @@ def _bisect(decreasing: Callable[[float], float], target: float, low: float, hig
 
 
 def _cvar(x: list[float], alpha: float, ulp_dtype: np.dtype[Any]) -> _Solution:
-    """CVaR: pour the weight 1 over the losses, the largest first, at most 1/(alpha n) on each.
+    """CVaR: distribute the weight 1 among the losses, the largest first, at most 1/(alpha n) on each.
 
-    With k = alpha n this is counting: k units of weight 1/k, at most one per loss. Losses that are equal share equally.
-    The level that gets the last unit is the quantile nu. k within 4 ulp of an integer is that integer: 0.07 * 100 is
-    7.000000000000001. Source: the primal form of CVaR (Rockafellar and Uryasev 2000).
+    With k = alpha n, there are k units of weight 1/k, and each loss gets at most one unit. Equal losses get equal
+    weights. The loss that gets the last unit is the quantile nu. If k lies within 4 ulp of an integer, k is replaced by
+    the integer, because 0.07 * 100 is 7.000000000000001. Source: the primal form of CVaR (Rockafellar and Uryasev
+    2000).
     """
     k = alpha * len(x)
-    # k = alpha n units of weight are poured; a k that is an integer up to rounding is that integer.
+    # k = alpha n units of weight; if k is an integer up to rounding, it is replaced by the integer.
     nearest = ulp_dtype.type(round(k))
     if abs(k - float(nearest)) <= 4.0 * float(np.spacing(nearest)):
         k = float(nearest)
-    # One level after the other, from the largest: at most one unit per loss, and ties share the last units equally.
-    share: dict[float, float] = {}  # weight of each loss at a level
+    # A level is a distinct value of the losses. From the largest level on, each loss gets at most one unit of weight;
+    # equal losses share the last units equally.
+    share: dict[float, float] = {}  # the weight of each loss at a level
     left = k
     quantile = max(x)
     for level in _levels(x):
@@ -289,7 +296,7 @@ def _cvar(x: list[float], alpha: float, ulp_dtype: np.dtype[Any]) -> _Solution:
 
 
 def _kl_penalty(x: list[float], temperature: float) -> _Solution:
-    """KL penalty: p = softmax(x / t), and the risk is what these weights earn less what they pay, sum p x - t D(p).
+    """KL penalty: p = softmax(x / t), and the risk is the weighted mean minus the penalty, sum p x - t D(p).
 
     D(p) = mean phi(n p) with phi(t) = t log t - t + 1. The dual nu is t log mean exp(x / t), the risk itself.
     Source: the Gibbs variational principle; as a training risk DRRho, arXiv 2505.06699.
@@ -310,14 +317,14 @@ def _tilted(x: list[float], temperature: float) -> tuple[list[float], float]:
 
 
 def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Solution:
-    """Capped KL penalty: give the largest losses the cap, one level after the other, until softmax respects it.
+    """Capped KL penalty: give the largest losses the cap, level by level, until a softmax of the others respects it.
 
-    Count the weight in units of the cap 1/k, k = alpha n. If the m largest losses have one unit each, the softmax of
-    the other losses shares the remaining k - m units. That is the solution for the first m at which no other loss gets
-    more than one unit: a smaller m breaks the cap, and a larger one takes a weight above its softmax for no reason.
-    nu follows from n p_i = exp((x_i - nu) / t) of any loss below the cap. The risk is sum p x - t D(p), as in
-    :func:`_kl_penalty`. Source: the conditions of Karush, Kuhn and Tucker; the set is the "KL-regularised CVaR" of
-    Levy et al. 2020, arXiv 2010.05893.
+    Count the weights in units of the cap 1/k, k = alpha n. If the m largest losses have one unit each, the other losses
+    share the remaining k - m units in proportion to their softmax. The solution is the first m for which no other loss
+    gets more than one unit: with a smaller m a weight exceeds the cap, and with a larger m a loss has the cap although
+    its softmax weight is smaller. nu follows from n p_i = exp((x_i - nu) / t) of any loss below the cap. The risk is
+    sum p x - t D(p), as in :func:`_kl_penalty`. Source: the conditions of Karush, Kuhn and Tucker; the set is the
+    "KL-regularised CVaR" of Levy et al. 2020, arXiv 2010.05893.
     """
     n, k = len(x), alpha * len(x)
     capped = 0
@@ -325,12 +332,12 @@ def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Sol
         rest = [value for value in x if value <= level]
         exponents = [(value - level) / temperature for value in rest]
         log_mean = _log_mean_exp(exponents)
-        # The largest of the rest gets (k - m) / sum_i exp(a_i) units, and log(n p) of it is:
+        # The largest of the other losses gets (k - m) / sum_i exp(a_i) units of weight; log_largest is its log(n p).
         if (k - capped) / math.fsum(math.exp(a) for a in exponents) <= 1.0:
             log_largest = math.log((k - capped) / k * (n / len(rest))) - log_mean
             break
         capped += x.count(level)
-    # log(n p_i): the cap 1/alpha for the largest losses, softmax for all others.
+    # log(n p_i) is log(1/alpha), from the cap, for the largest losses, and follows from softmax for all others.
     log_ratios = [log_largest + (value - level) / temperature if value <= level else -math.log(alpha) for value in x]
     weights = [math.exp(a) / n if value <= level else 1.0 / k for value, a in zip(x, log_ratios, strict=True)]
     divergence = math.fsum(_phi(a, 1.0) for a in log_ratios) / n
@@ -339,9 +346,10 @@ def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Sol
 
 
 def _kl_ball(x: list[float], radius: float) -> _Solution:
-    """KL ball: p = softmax(x / s) with s such that D(p) = radius, found by bisection in log s.
+    """KL ball: p = softmax(x / s) with s such that D(p) = radius, by bisection in log s.
 
-    D falls as s grows. If s is a thousandth of the gap below the maximum, only the maxima have weight left.
+    D falls as s grows. If s is a thousandth of the gap between the largest and the next loss, all weight is on the
+    largest losses.
     The dual nu is s log mean exp(x / s), which is sum p x - s D(p). Source: Donsker and Varadhan's dual of the ball.
     """
     first, second = _levels(x)[:2]
@@ -349,7 +357,7 @@ def _kl_ball(x: list[float], radius: float) -> _Solution:
     def s_of(log_ratio: float) -> float:
         return (first - second) * math.exp(log_ratio)
 
-    # Bracket log s: steps up until the divergence is within the radius. Then bisect.
+    # Increase the upper end of log s until the divergence is at most the radius. Then bisect.
     low = high = -math.log(1000.0)
     while _tilted(x, s_of(high))[1] > radius:
         high += 1.0
@@ -360,13 +368,13 @@ def _kl_ball(x: list[float], radius: float) -> _Solution:
 
 
 def _chi_square_weights(x: list[float], smallest: float, s: float) -> tuple[list[float], float] | None:
-    """Weigh by p_i = (1/n)(1 + (x_i - nu)/s) the k losses of at least ``smallest``, others by 0; also give nu.
+    """Return weights p_i = (1/n)(1 + (x_i - nu)/s) of the k losses of at least ``smallest``, and nu; others have 0.
 
-    That the weights sum to 1 fixes nu = mean - s (n - k)/k, the mean over these k losses, so
-    p_i = 1/k + (x_i - mean)/(n s). None if a weight is negative: then ``smallest`` is not the right one. -1e-15 is
-    0 that was rounded.
+    The weights must sum to 1, so nu = mean - s (n - k)/k, where the mean is over these k losses. Hence
+    p_i = 1/k + (x_i - mean)/(n s). If a weight is negative, ``smallest`` is not the right level, and the result is
+    None. Weights between -1e-15 and 0 are rounding errors of 0.
     """
-    # The active losses, measured from the largest loss so that their differences are exact.
+    # The largest loss is subtracted from the k losses, so that their differences are exact.
     n, largest = len(x), max(x)
     active = [value - largest for value in x if value >= smallest]
     k, mean = len(active), math.fsum(active) / len(active)
@@ -379,12 +387,12 @@ def _chi_square_weights(x: list[float], smallest: float, s: float) -> tuple[list
 def _chi_square_penalty(x: list[float], strength: float) -> _Solution:
     """Chi-square penalty: drop the smallest losses until no weight is negative.
 
-    For each set of the largest losses the best weights on it are known (:func:`_chi_square_weights`), signs aside. The
-    first set on which none is negative therefore beats every smaller one.
+    The formula of :func:`_chi_square_weights` gives the best weights on the k largest losses if negative weights are
+    allowed. So the largest k for which no weight is negative gives the solution.
     The risk is sum p x - strength D(p), D(p) = mean (n p - 1)^2 / 2. Source: Duchi and Namkoong 2019.
     """
     for level in sorted(set(x)):
-        # The first set of active losses without a negative weight is the solution.
+        # The first level without a negative weight is the solution.
         candidate = _chi_square_weights(x, level, strength)
         if candidate is not None:
             weights, nu = candidate
@@ -396,20 +404,20 @@ def _chi_square_penalty(x: list[float], strength: float) -> _Solution:
 def _chi_square_ball(x: list[float], radius: float) -> _Solution:
     """Chi-square ball: drop the smallest losses until no weight is negative.
 
-    On a set of k losses the weights are p_i = 1/k + (x_i - mean)/(n s), and the edge of the ball fixes s. With
-    D = (n sum p^2 - 1)/2 the edge is sum p^2 = (1 + 2 radius)/n, while these weights have
-    sum p^2 = 1/k + k var/(n s)^2, var the variance of the k losses. Hence
+    On the k largest losses the weights are p_i = 1/k + (x_i - mean)/(n s), and the condition D = radius fixes s. With
+    D = (n sum p^2 - 1)/2 the condition is sum p^2 = (1 + 2 radius)/n, and these weights have
+    sum p^2 = 1/k + k var/(n s)^2, where var is the variance of the k losses. Hence
 
         s = sqrt(k var / (n (2 radius - (n - k)/k))).
 
-    As in :func:`_chi_square_penalty`, the first set without a negative weight is the right one. If no weight is
-    clipped, k = n and F = mean + sqrt(2 radius var): variance regularisation. Source: Duchi and Namkoong 2019.
+    As in :func:`_chi_square_penalty`, the largest k without a negative weight gives the solution. If no loss is
+    dropped, k = n and F = mean + sqrt(2 radius var), a regularisation by the variance. Source: Duchi and Namkoong 2019.
     """
     n, largest = len(x), max(x)
     for level in sorted(set(x)):
         active = [value - largest for value in x if value >= level]
         k, mean = len(active), math.fsum(active) / len(active)
-        # The edge of the ball fixes s for this set of active losses.
+        # The condition D = radius fixes s for these losses.
         length = math.hypot(*(value - mean for value in active))  # sqrt(k var)
         s = length / math.sqrt(n * (2.0 * radius - (n - k) / k))
         candidate = _chi_square_weights(x, level, s)
@@ -422,10 +430,10 @@ def _chi_square_ball(x: list[float], radius: float) -> _Solution:
 def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution:
     """Cressie-Read ball: p_i is proportional to relu(x_i - theta)^(1/(k-1)), theta such that D(p) = radius.
 
-    D falls as theta falls. First find the level below which theta need not go; then bisect the logarithm of the
-    distance from theta to the smallest loss above it, for that loss has the weight that reacts most. Distances are
-    measured in units of the range of the losses. Source: the family of Cressie and Read 1984; as a set of weights for
-    losses Duchi and Namkoong 2021.
+    D falls as theta falls. The solver first finds the two neighbouring levels between which theta lies. Then it bisects
+    the logarithm of the distance from theta to the smallest loss above theta, because the weight of this loss changes
+    most with theta. The unit of all distances is the range of the losses. Source: the family of divergences of Cressie
+    and Read 1984; as a set of weights for losses, Duchi and Namkoong 2021.
     """
     levels = _levels(x)
     unit = levels[0] - levels[-1]
@@ -436,7 +444,7 @@ def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution
             return _power_weights(x, smallest, log_distance, order)[1]
 
         if position + 1 < len(levels):
-            # Does theta lie between this level and the next? If D is still too large at the next level, go on.
+            # If D is still too large with theta at the next level, theta lies below the next level.
             high = math.log((smallest - levels[position + 1]) / unit)
             if divergence(high) > radius:
                 continue
@@ -444,7 +452,7 @@ def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution
             high = 0.0
             while divergence(high) > radius:
                 high += 1.0
-        # So close that the smallest loss has a weight of e^-800 = 0 next to the largest.
+        # At this lower end the weight of the smallest loss is at most e^-800, that is 0, times the largest weight.
         low = min(high, math.log((levels[0] - smallest) / unit)) - 800.0 * (order - 1.0)
         log_distance = _bisect(divergence, radius, low, high)
         weights, _, nu, s = _power_weights(x, smallest, log_distance, order)
@@ -457,10 +465,10 @@ def _power_weights(
 ) -> tuple[list[float], float, float, float]:
     """Return p_i proportional to relu(x_i - theta)^(1/(k-1)), their divergence, nu and s.
 
-    theta lies e^log_distance times the range of the losses below ``smallest``. Relative to the largest loss,
-    q_i = (x_i - theta)/(max - theta) lies in [0, 1], and n p_i = q_i^(1/(k-1)) / mean. In
-    p_i = (1/n) relu(1 + (k-1)(x_i - nu)/s)^(1/(k-1)) this means s = (k-1)(max - theta) mean(q^(1/(k-1)))^(k-1) and
-    nu = theta + s/(k-1).
+    The distance of theta below ``smallest`` is e^log_distance times the range of the losses. The quotients
+    q_i = (x_i - theta)/(max - theta) lie in [0, 1] (0 for losses below theta), and
+    n p_i = q_i^(1/(k-1)) / mean(q^(1/(k-1))). Comparison with p_i = (1/n) relu(1 + (k-1)(x_i - nu)/s)^(1/(k-1)) gives
+    s = (k-1)(max - theta) mean(q^(1/(k-1)))^(k-1) and nu = theta + s/(k-1).
     """
     n, largest, unit, power = len(x), max(x), max(x) - min(x), 1.0 / (order - 1.0)
     distance = unit * math.exp(log_distance)
@@ -470,10 +478,10 @@ def _power_weights(
         if value < smallest:
             log_q = -math.inf
         elif largest - value < 0.5 * reach:
-            # q near 1: log1p keeps the digits of the small difference.
+            # If q is near 1, log1p keeps the digits of the small difference.
             log_q = math.log1p((value - largest) / reach)
         elif value == smallest:
-            log_q = log_distance - math.log(reach / unit)  # the distance may underflow, its logarithm does not
+            log_q = log_distance - math.log(reach / unit)  # the distance may underflow, but not its logarithm
         else:
             log_q = math.log(((value - smallest) + distance) / reach)
         exponents.append(power * log_q)
@@ -481,7 +489,7 @@ def _power_weights(
     log_ratios = [a - log_mean for a in exponents]  # log(n p_i)
     weights = [math.exp(a) / n for a in log_ratios]
     divergence = math.fsum(_phi(a, order) for a in log_ratios) / n
-    # The dual pair from theta = largest - reach; expm1 because nu is near the largest loss for orders near 1.
+    # theta = largest - reach gives the dual pair; expm1 is used because nu is near the largest loss for orders near 1.
     nu = largest + reach * math.expm1(log_mean / power)
     s = (order - 1.0) * reach * math.exp(log_mean / power)
     return weights, divergence, nu, s

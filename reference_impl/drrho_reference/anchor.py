@@ -1,7 +1,9 @@
-"""One anchor of the contrastive loss at a time: read these functions from top to bottom.
+"""The contrastive loss of a single anchor: read these functions from top to bottom.
 
-An anchor is treated the same way in both directions: it has a list of similarities, Z's row for an image and Z's column
-for a text, and its positive stands at the anchor's own position. ``contrastive.py`` puts the anchors together.
+An anchor is an image, which is compared with all texts, or a text, which is compared with all images. Z is the table of
+these similarities; an anchor's similarities are a row of Z for an image and a column of Z for a text. The anchor's
+positive is the other half of its own pair, at the anchor's own position; its negatives are at other positions.
+``contrastive.py`` combines all anchors of a batch.
 """
 
 from __future__ import annotations
@@ -98,8 +100,8 @@ def pair_exponents(
     similarities : sequence of float (b,)
         Z's row of an image anchor, or Z's column of a text anchor.
     anchor : int
-        The position of the positive: the anchor's own. With two views it is the other view's, see
-        ``unimodal.py``.
+        The position of the positive, which is the anchor's own position. With two views of one modality it is the
+        position of the other view, see ``unimodal.py``.
     negatives : sequence of int
         The positions of the anchor's negatives.
     temperature : float
@@ -112,7 +114,7 @@ def pair_exponents(
 
     Notes
     -----
-    Source: the excess pair loss of FastCLIP, arXiv 2407.01445, and DRRho, arXiv 2505.06699.
+    Sources: FastCLIP, arXiv 2407.01445, and, for the excess loss of a pair, DRRho, arXiv 2505.06699.
 
     Examples
     --------
@@ -135,7 +137,7 @@ def inner_estimate(
     Returns
     -------
     float
-        g, above 0. Below 1 the positive fits better than the negatives do.
+        g, above 0. If g is below 1, the positive fits better than the negatives do.
 
     Raises
     ------
@@ -153,7 +155,7 @@ def inner_estimate(
     """
     exponents = pair_exponents(similarities, anchor, negatives, temperature)
     try:
-        # The mean runs over the negatives only: b - 1 of them, without the positive.
+        # The mean is over the negatives only, without the positive.
         g = math.fsum(math.exp(D) for D in exponents) / len(exponents)
     except OverflowError:
         g = math.inf
@@ -161,7 +163,7 @@ def inner_estimate(
 
 
 def within_range(argument: str, received: float, value: float) -> float:
-    """Return a value of the linear domain, or raise, naming the argument that took the value out of range."""
+    """Return the value if float64 can hold it at full precision; otherwise raise an error that names the argument."""
     if not sys.float_info.min <= value <= sys.float_info.max:
         raise FloatingPointError(
             f"{argument} must keep the linear domain within the range of float64, got {received} (value {value})"
@@ -175,11 +177,11 @@ def moving_average(u: float, g: float, gamma: float, /) -> float:
     Parameters
     ----------
     u : float
-        The old estimate; 0 means never visited, for a mean of exponentials is above 0.
+        The old estimate. 0 means that the sample was never visited: a mean of exponentials is above 0.
     g : float
-        The batch's own estimate.
+        The mean exponential of this batch.
     gamma : float
-        The weight of the new value, in (0, 1]; 1 has no memory.
+        The weight of g, in (0, 1]. With 1 the old estimate has no influence.
 
     Returns
     -------
@@ -195,7 +197,7 @@ def moving_average(u: float, g: float, gamma: float, /) -> float:
     >>> moving_average(2.0, 4.0, 0.25), moving_average(0.0, 4.0, 0.25)
     (2.5, 4.0)
     """
-    # The first visit takes g alone, whatever gamma is: u = 0 is no estimate.
+    # On the first visit the new estimate is g, whatever gamma is, because u = 0 is no estimate.
     return g if u == 0.0 else (1.0 - gamma) * u + gamma * g
 
 
@@ -209,7 +211,7 @@ def pair_weights(
     *,
     eps: float = 0.0,
 ) -> list[float]:
-    """Weigh an anchor's negatives: w_j = exp(D_j) / (eps + u) / N, N the number of negatives.
+    """Compute the weights of an anchor's negatives: w_j = exp(D_j) / (eps + u) / N, N the number of negatives.
 
     Parameters
     ----------
@@ -223,11 +225,12 @@ def pair_weights(
     Returns
     -------
     list of float (b,)
-        0 at the anchor and at pairs that are no negatives. Without memory and floor the weights sum to 1.
+        One weight per position; 0 at the anchor and at pairs that are no negatives. With gamma = 1 and eps = 0 the
+        weights sum to 1.
 
     Notes
     -----
-    The factor of each pair in the chain rule; no gradient runs through u. Source: SogCLR, arXiv 2202.12387.
+    w_j is the factor of negative j in the chain rule. u counts as a constant there. Source: SogCLR, arXiv 2202.12387.
 
     Examples
     --------
@@ -237,14 +240,14 @@ def pair_weights(
     """
     weights = [0.0] * len(similarities)
     exponents = pair_exponents(similarities, anchor, negatives, temperature)
-    # w_j = exp(D_j) / (eps + u) / N; eps is added to u and not to the logarithm.
+    # w_j = exp(D_j) / (eps + u) / N; eps is added to u, not to log u.
     for j, D in zip(negatives, exponents, strict=True):
         weights[j] = math.exp(D) / (eps + u) / len(negatives)
     return weights
 
 
 class Anchor(NamedTuple):
-    """The part of one anchor in loss and gradients, before the division by 2 b."""
+    """What one anchor contributes to the loss and the gradients, before the division by 2 b."""
 
     loss: float
     surrogate: float
@@ -264,17 +267,17 @@ def anchor_step(
     eps: float,
     factor: float,
 ) -> Anchor:
-    """Do one anchor: update u, then compute the loss t (L + radius) with L = log(eps + u), and the gradients.
+    """Process one anchor: update u, then compute the loss t (L + radius) with L = log(eps + u), and the gradients.
 
-    surrogate: t (L + radius) + t g / (eps + u), of which autograd would see only g and the t of t (L + radius).
+    surrogate: t (L + radius) + t g / (eps + u). Autograd would differentiate it with u and the second t held constant.
     temperature gradient: L + radius - sum_j w_j D_j.
-    ``factor``, the anchor's own weight, multiplies all three and the weights w_j of its negatives, but not its state.
-    An anchor without negatives adds nothing and keeps its state.
+    ``factor``, the anchor's own weight, multiplies the loss, the surrogate, the temperature gradient and the weights
+    w_j of the negatives, but not the state. An anchor without negatives contributes 0, and its state is unchanged.
     """
-    # A mask may leave no negatives: then the anchor has no loss, and u stays.
+    # If a mask leaves no negatives, the anchor has no loss, and u is unchanged.
     if not negatives:
         return Anchor(0.0, 0.0, 0.0, [0.0] * len(similarities), log_inner)
-    # Update u first: loss and weights use the new estimate.
+    # u is updated first, because the loss and the weights use the new estimate.
     g = inner_estimate(similarities, anchor, negatives, temperature)
     u = moving_average(estimate_of_state(log_inner), g, gamma)
     weights = pair_weights(similarities, anchor, negatives, temperature, u, eps=eps)
@@ -296,7 +299,7 @@ def estimate_of_state(log_inner: float) -> float:
     if log_inner == -math.inf:
         return 0.0
     try:
-        # The state holds log u without eps.
+        # The state is log u, without eps.
         u = math.exp(log_inner)
     except OverflowError:
         u = math.inf
@@ -315,7 +318,7 @@ def feature_gradients(
     Parameters
     ----------
     image_weights, text_weights : array (b, b)
-        Row i: image i; column j: text j; the weights of image anchors and of text anchors, 0 on the diagonal.
+        Weights w_ij of image anchors and w'_ij of text anchors, 0 on the diagonal. Row i: image i; column j: text j.
     image_features, text_features : array (b, d)
         The features.
 
@@ -330,13 +333,13 @@ def feature_gradients(
 
     Notes
     -----
-    The temperatures cancel: t_i times the change of D_ij is the change of Z_ij - Z_ii. So the pair (i, j) adds
+    The temperatures cancel: the loss has the factor t_i, and D_ij = (Z_ij - Z_ii) / t_i. So the pair (i, j) adds
     w_ij d(Z_ij - Z_ii) / 2b for the image anchor i and w'_ij d(Z_ij - Z_jj) / 2b for the text anchor j, where
     d Z_ij / d e1_i = e2_j and d Z_ij / d e2_j = e1_i. Source: SogCLR, arXiv 2202.12387.
 
     Examples
     --------
-    Only image 0 as an anchor: it is pushed from text 1 to text 0.
+    Only image 0 is an anchor. A descent step moves it away from text 1 and towards text 0.
 
     >>> image, text = feature_gradients([[0, 1], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 1]], [[0.6, 0.8], [1, 0]])
     >>> image.tolist(), text.tolist()
@@ -351,12 +354,12 @@ def feature_gradients(
     image_gradient, text_gradient = np.zeros_like(image), np.zeros_like(text)
     for i in range(b):
         for j in range(b):
-            # Image anchor i: its exponent holds Z_ij (row i, column j) and the positive Z_ii.
+            # Image anchor i: its exponent contains Z_ij (row i, column j) and the positive Z_ii.
             w = of_images[i, j] / (2 * b)  # Z_ij - Z_ii
             image_gradient[i] += w * (text[j] - text[i])
             text_gradient[j] += w * image[i]
             text_gradient[i] -= w * image[i]
-            # Text anchor j: its exponent holds Z_ij too, but the positive Z_jj.
+            # Text anchor j: its exponent contains Z_ij too, but the positive is Z_jj.
             w = of_texts[i, j] / (2 * b)  # Z_ij - Z_jj
             text_gradient[j] += w * (image[i] - image[j])
             image_gradient[i] += w * text[j]

@@ -1,9 +1,10 @@
-"""How well a pair fits, and how much its two anchors count for it: weights that reduce the influence of wrong captions.
+"""How badly a pair fits, and weights of anchors computed from it, which reduce the influence of wrong captions.
 
-A pair loss is the logarithm of an anchor's g in ``contrastive.py``, averaged over both of the pair's anchors. A pair
-with a loss above 0 fits worse than a random one. So a reference model that was trained briefly finds wrong captions.
-The sigmoid of its pair losses gives the factors that ``contrastive_step``, ``unimodal_contrastive_step`` and
-``info_nce`` take as ``anchor_weight``.
+A pair has two anchors, its image and its text. The pair loss is the mean over both anchors of log g, where g, defined
+in ``contrastive.py``, compares the anchor's negatives with its positive. A pair with a loss above 0 fits worse than a
+random pair. So the pair losses of a reference model, even of a briefly trained one, show wrong captions. A falling
+sigmoid of these losses gives the factors that ``contrastive_step``, ``unimodal_contrastive_step`` and ``info_nce`` take
+as ``anchor_weight``.
 
 Sources: FastCLIP, arXiv 2407.01445, for the pair loss; the factor is this library's own.
 """
@@ -35,7 +36,7 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
     Returns
     -------
     array (b,) of float64
-        One number per pair: below 0 if the pair fits better than a random one, above 0 if it fits worse.
+        One number per pair: below 0 if the pair fits better than a random pair, above 0 if it fits worse.
 
     Raises
     ------
@@ -47,13 +48,13 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
     Notes
     -----
     l_i = 1/2 log mean_{j != i} exp((s_ij - s_ii) / t) + 1/2 log mean_{j != i} exp((s_ji - s_ii) / t),
-    s_ij = <e1_i, e2_j>: half of log g of the image and half of log h of the text, as in :func:`contrastive_step`.
+    s_ij = <e1_i, e2_j>. The first half is log g of the image, the second log h of the text, see ``contrastive.py``.
     Source: FastCLIP, arXiv 2407.01445.
 
     Examples
     --------
-    Each image fits both texts equally well (log g = 0). Text 0 fits image 1 worse than its own (log h = -2), and text 1
-    fits image 0 better than its own (log h = 2).
+    Each image fits both texts equally well (log g = 0). Text 0 fits image 1 worse than its own image (log h = -2), and
+    text 1 fits image 0 better than its own image (log h = 2).
 
     >>> pair_loss([[1, 0], [0, 1]], [[1, 0], [1, 0]], temperature=0.5).tolist()
     [-1.0, 1.0]
@@ -79,9 +80,9 @@ def reference_anchor_weight(
     pair_loss : array of real numbers, any shape but empty
         The reference model's pair losses, as :func:`pair_loss` gives them.
     temperature : float
-        Above 0: how many units of loss the step from 1 to 0 is wide.
+        Above 0: the width of the sigmoid's step from 1 to 0, in units of the loss.
     threshold : float
-        The loss at which a pair has half of the largest weight.
+        The loss at which the sigmoid is 1/2, half of its largest value.
 
     Returns
     -------
@@ -91,7 +92,7 @@ def reference_anchor_weight(
     Raises
     ------
     TypeError, ValueError
-        If the losses are no finite real numbers, there is none of them, or a number leaves its domain.
+        If the losses are no finite real numbers, ``pair_loss`` is empty, or a number leaves its domain.
 
     Notes
     -----
@@ -108,7 +109,7 @@ def reference_anchor_weight(
     if losses.size == 0:
         raise ValueError("pair_loss must have at least one entry, got none")
     width, middle = positive("temperature", temperature), number("threshold", threshold)
-    # Logarithms: if all pairs fit badly, every sigmoid may underflow, but the ratios of the sigmoids do not.
+    # Logarithms are used because every sigmoid may underflow if all pairs fit badly; their ratios do not underflow.
     logarithms = np.empty(losses.shape)
     for index in np.ndindex(losses.shape):
         y = (float(losses[index]) - middle) / width
@@ -116,7 +117,7 @@ def reference_anchor_weight(
     weights = np.empty(losses.shape)
     for index in np.ndindex(losses.shape):
         weights[index] = math.exp(logarithms[index] - logarithms.max())
-    # Normalised to mean 1, so that the weights change which pairs count, not how large the loss is.
+    # The weights are divided by their mean, so that they change which pairs count and not how large the loss is.
     mean = math.fsum(weights[index] for index in np.ndindex(losses.shape)) / losses.size
     for index in np.ndindex(losses.shape):
         weights[index] /= mean

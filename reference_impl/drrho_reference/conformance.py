@@ -1,8 +1,8 @@
 """The conformance kit: it checks an implementation of these formulas against the oracle.
 
-:func:`check` gives an implementation (a module, a mapping of names to functions, or one function) a few dozen small
-problems and compares the answers with the oracle's, field by field. The kit imports NumPy and the standard library
-only; the implementation is an argument.
+:func:`check` takes an implementation (a module, a mapping of names to functions, or a single function), gives it small
+problems, and compares its answers with the oracle's, field by field. The kit imports NumPy and the standard library
+only.
 """
 
 from __future__ import annotations
@@ -36,39 +36,40 @@ def check(
     Parameters
     ----------
     implementation : module, mapping or function
-        Something with the names and signatures of ``docs/api.md``: a namespace, a mapping of names to functions, or one
-        function, which is known by its ``__name__``. It may return a part of the fields, as a tuple with named
-        fields, another object with attributes, or a mapping. Ambiguity sets are built from the implementation's own
-        classes if it has any, else they are the oracle's.
+        A module or another namespace, a mapping of names to functions, or a single function, which is identified by its
+        ``__name__``. Names and signatures are those of ``docs/api.md``. A function may return only some of the fields,
+        as a tuple with named fields, another object with attributes, or a mapping. Ambiguity sets are objects of the
+        implementation's own classes if it has such classes, and of the oracle's classes otherwise.
     xp : namespace
         Namespace of the arrays that the implementation takes: NumPy, ``torch``, ``jax.numpy``, ``cupy`` or a similar
         library.
     device : device, optional
         Device of the arrays, as ``xp.asarray`` takes it.
     dtypes : iterable of str
-        ``"float64"`` and ``"float32"``, or one of them.
+        ``"float64"``, ``"float32"``, or both of these.
 
     Returns
     -------
     Report
-        ``passed``, ``verdict``, ``table()``, ``to_json()`` and all the cases.
+        All cases with their errors, and ``passed``, ``verdict``, ``table()`` and ``to_json()``.
 
     Raises
     ------
     TypeError
-        If there is no function in the implementation that has a name of the API, or it is of no use at all.
+        If the implementation has no function with a name of the API.
     ValueError
-        If a dtype is another one.
+        If a dtype is neither ``"float64"`` nor ``"float32"``.
 
     Notes
     -----
-    The oracle is given the inputs as they are after rounding to the dtype. Errors are measured against the size of what
-    is summed before it cancels: a feature gradient against the largest sum of weights, a loss against max(its size,
-    temperature), a state log u against max(1, its size), a risk against the largest loss, weights against the largest
-    weight; of (nu, s) the value that they certify is compared. A missing field is "not given", a refused option or a
-    ``NotImplementedError`` is "not supported"; neither is a failure, and neither counts as passed. A problem that asks
-    for many slices at once is one call and a case for every row. Extremes, which leave float64's range in the linear
-    domain, are compared with stored numbers that mpmath has worked out.
+    The oracle gets the inputs after rounding to the dtype. An error is divided by the size of the terms of a sum and
+    not by the sum, because the terms may cancel. This size is the largest sum of weights for a feature gradient,
+    max(its size, temperature) for a loss, max(1, its size) for a state log u, the largest loss for a risk, and the
+    largest weight for weights. Several dual pairs (nu, s) may be right, so the values that the pairs certify are
+    compared. A missing field is "not given"; an option that is refused, or a ``NotImplementedError``, is "not
+    supported". These two verdicts are no failures, but such a field has not passed. A problem of many slices is one
+    call, and every row is a case. Problems in which exponentials leave the range of float64 are compared with stored
+    numbers, computed with mpmath.
 
     Examples
     --------
@@ -83,9 +84,9 @@ def check(
     >>> check({"excess_loss": fixed}).passed
     True
     """
-    # Every problem in every dtype, as far as the implementation has the function.
+    # Every problem in every dtype, if the implementation has the function of the problem.
     names = checked_dtypes(dtypes)
-    functions, own_sets = _found(implementation)
+    functions, own_sets = _members(implementation)
     done = tuple(
         case
         for dtype in names
@@ -97,15 +98,15 @@ def check(
     return Report(done, tuple(name for name in FUNCTIONS if several and name not in functions))
 
 
-def _found(implementation: Any) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]:
-    """Return the implementation's functions and ambiguity sets by name."""
+def _members(implementation: Any) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]:
+    """Return two mappings from names: to the implementation's functions, and to its classes of ambiguity sets."""
 
     def look_up(name: str) -> Any:
         if isinstance(implementation, Mapping):
             return implementation.get(name)
         return getattr(implementation, name, None)
 
-    # A namespace or a mapping; a single function is known by its name.
+    # A namespace or a mapping is searched for all names; a single function has its name in __name__.
     functions = {name: look_up(name) for name in FUNCTIONS if callable(look_up(name))}
     own_name = getattr(implementation, "__name__", None)
     if not functions and callable(implementation) and own_name in FUNCTIONS:
@@ -126,7 +127,7 @@ def _found(implementation: Any) -> tuple[dict[str, Callable[..., Any]], dict[str
 def _run(
     problem: Problem, function: Callable[..., Any], own_sets: Mapping[str, Any], xp: Any, device: Any, dtype: str
 ) -> list[Case]:
-    """Ask the implementation, and compare with the right answer; a problem with named rows becomes a case for each."""
+    """Give a problem to the implementation and compare the answer; return one case, or one case per named row."""
     question = answered(problem, dtype)
     arguments, expected = question.arguments, question.expected
 
@@ -134,7 +135,7 @@ def _run(
         fields = tuple(Field(name, verdict, None, None, question.bound_of(name), note) for name in expected)
         return _cases(problem, dtype, [fields] * max(1, len(problem.rows)))
 
-    # Options or sets that the implementation does not have are "not supported", which is no failure.
+    # If the implementation lacks an option or a set, the verdict is "not supported", which is no failure.
     asked = {**arguments.options, **arguments.how}
     refused = _refused(function, asked)
     if refused:
@@ -159,7 +160,7 @@ def _run(
         return value
 
     try:
-        # One call, or the several calls of a story.
+        # A story calls the function several times; without a story there is one call.
         story = story_of(problem)
         call = functools.partial(story, function) if story else function
         answer = call(*map(given, arguments.positional), **{name: given(value) for name, value in asked.items()})
@@ -168,7 +169,7 @@ def _run(
     except TypeError as error:
         verdict = NOT_SUPPORTED if "unexpected keyword argument" in str(error) else ERROR
         return everywhere(verdict, _one_line(error))
-    except Exception as error:  # any exception of a user's function is reported, and the next problem follows
+    except Exception as error:  # any exception of a user's function is reported, and the check continues
         return everywhere(ERROR, _one_line(error))
 
     rows: list[list[Field]] = [[] for _ in range(max(1, len(problem.rows)))]
@@ -187,7 +188,7 @@ def _cases(problem: Problem, dtype: str, rows: Sequence[tuple[Field, ...]]) -> l
 
 
 def _fields(problem: Problem, question: Question, answer: Any, name: str, dtype: str) -> list[Field]:
-    """Compare one field: one verdict, or one for each row of the problem."""
+    """Compare one field; return one result, or one result per named row of the problem."""
     count, bound = max(1, len(problem.rows)), question.bound_of(name)
     value = _field(answer, name, single=problem.function in SINGLE)
     if value is None:
@@ -196,15 +197,15 @@ def _fields(problem: Problem, question: Question, answer: Any, name: str, dtype:
     try:
         got = to_numpy(value)
         if name in question.limits and np.shape(got) == np.shape(expected):
-            got = np.maximum(got, expected)  # a limit: smaller values are right, but nan stays nan and fails
+            got = np.maximum(got, expected)  # values below a limit are right; nan stays nan and fails
         if name == "dual":
             got, expected = _certificate(question.arguments, got, question.expected)
-    except Exception as error:  # the field is no array, for example
+    except Exception as error:  # for example if the field is no array
         return [Field(name, ERROR, None, None, bound, _one_line(error))] * count
     if not problem.rows or np.shape(got) != np.shape(expected):
         return [_compare(name, got, expected, scale, bound, dtype)] * count
     axis = 1 if name == "weights" and question.arguments.options.get("axis") == 0 else 0
-    # Each row is compared alone, so that a report names the kind of losses that fails.
+    # Each row is compared alone, so that the report names the rows that fail.
     fields = []
     for row in range(count):
         here, there, size = (
@@ -215,7 +216,7 @@ def _fields(problem: Problem, question: Question, answer: Any, name: str, dtype:
 
 
 def _refused(function: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
-    """Return the options that the signature does not have; none if the signature cannot be read."""
+    """Return the options that are not in the function's signature; an empty list if the signature cannot be read."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -228,7 +229,7 @@ def _refused(function: Callable[..., Any], options: Mapping[str, Any]) -> list[s
 
 
 def _field(answer: Any, name: str, *, single: bool) -> Any:
-    """Return a field of an answer: a key, an attribute, or the answer itself if it is a single array."""
+    """Return a field of an answer: the value of a key, an attribute, or the answer itself if it is a single array."""
     if isinstance(answer, Mapping):
         return answer.get(name)
     return answer if single else getattr(answer, name, None)
@@ -245,8 +246,8 @@ def _certificate(arguments: Arguments, got: Any, expected: Mapping[str, Any]) ->
 
 
 def _compare(name: str, got: Any, expected: Any, scale: Any, bound: float, dtype: str) -> Field:
-    """Return the largest error of a field, divided by the scale."""
-    # Pairs: each side is compared alone, and the worse side is reported.
+    """Compare a field with the expected values; the result holds the largest error divided by the scale."""
+    # If the field is a pair of arrays, each side is compared alone, and the worse side is reported.
     if isinstance(expected, tuple):
         if not isinstance(got, tuple) or len(got) != len(expected):
             return Field(name, FAILED, np.inf, np.inf, bound, "a pair of arrays was expected")
@@ -261,7 +262,7 @@ def _compare(name: str, got: Any, expected: Any, scale: Any, bound: float, dtype
     here, there, size = np.broadcast_arrays(got, expected, scale)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         errors = np.abs(here - there) / size
-    # Equal infinities are right: log u is -inf for a sample that was never visited. An error of nan fails.
+    # Equal entries have the error 0, also if both are -inf (samples that were never visited). An error of nan fails.
     errors = np.where(here == there, 0.0, errors)
     errors = np.where(np.isnan(errors), np.inf, errors)
     worst = float(np.max(errors, initial=0.0))

@@ -1,15 +1,17 @@
-"""The global contrastive loss with a reference model, SogCLR's estimator of it, and their gradients: pair by pair.
+"""The global contrastive loss with a reference model, SogCLR's estimator of this loss, and the gradients, pair by pair.
 
     S = E1 E2^T,   R = R1 R2^T,   Z = S - lambda R                        (rows: images, columns: texts)
     image anchor i, over texts  j != i:   D_ij  = (Z_ij - Z_ii) / t_i     g_i = mean_j exp(D_ij)
     text  anchor j, over images i != j:   D'_ij = (Z_ij - Z_jj) / t'_j    h_j = mean_i exp(D'_ij)
     objective = (1/2n) sum_i t_i (log(eps + g_i) + radius)  +  the same for text anchors
 
-A batch sees only some of an anchor's negatives, so each anchor keeps u, a moving average of its g.
+E1 and E2 hold the features of images and of texts, R1 and R2 those of the reference model; t and t' are temperatures.
+A batch holds only some of an anchor's negatives, so each anchor keeps u, a moving average of its g (or h).
 
-An anchor is treated the same way in both directions: it has a list of similarities, Z's row for an image and Z's column
-for a text, and its positive stands at the anchor's own position. Everything is in the linear domain (u, g and exp, no
-log of a sum): if exp(D) or u leaves the range of float64, a FloatingPointError is raised.
+Image anchors and text anchors are treated alike. An anchor has a list of similarities, a row of Z for an image and a
+column of Z for a text, and its positive is at the anchor's own position. The code works in the linear domain: with u, g
+and exp(D) themselves, not with their logarithms. If one of them leaves the range of float64, a FloatingPointError is
+raised.
 
 Sources: SogCLR, arXiv 2202.12387, for u and the gradient; FastCLIP, arXiv 2407.01445, for the objective with
 temperatures and radius; DRRho, arXiv 2505.06699, for the reference model inside.
@@ -43,8 +45,8 @@ __all__ = ["ContrastiveStep", "batch_size", "contrastive_objective", "contrastiv
 class ContrastiveStep(NamedTuple):
     """Result of :func:`contrastive_step`.
 
-    ``loss`` estimates the objective: monitor it. ``surrogate`` is the scalar whose gradient the other fields hold, as
-    autograd would compute it. Do not monitor it.
+    ``loss`` estimates the objective and is the value to monitor. ``surrogate`` is the scalar whose gradients, as
+    autograd computes them, are in the fields below; its value is not meant to be monitored.
     """
 
     loss: float
@@ -72,37 +74,37 @@ def contrastive_step(
     pair_mask: npt.ArrayLike | None = None,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> ContrastiveStep:
-    """Do one batch of the global contrastive loss: update the estimates, then loss and gradients.
+    """Process one batch of the global contrastive loss: update the estimates, then compute the loss and gradients.
 
     Parameters
     ----------
     image_features, text_features : array (b, d)
         Features of unit norm, b >= 2; row i of both is pair i.
     log_inner_image, log_inner_text : array (b,)
-        Logarithms of the estimates u of these samples; -inf: never visited.
+        Logarithms of the estimates u of these samples; -inf for samples that were never visited.
     temperature : float, or a pair of arrays (b,)
-        Above 0; a pair gives every image anchor and every text anchor its own.
+        Above 0. A pair holds one temperature per image anchor and one per text anchor.
     gamma : float, or a pair of arrays (b,)
-        Weight of the batch's value in the moving average, in (0, 1].
+        Weight of the batch's value in the moving average, in (0, 1]. A pair holds one per anchor, as above.
     reference_features : pair of arrays (b, r), optional
         The frozen reference model's features.
     reference_weight : float
         lambda, at least 0.
     radius : float
-        At least 0; above 0 only if temperatures are learned.
+        At least 0. A radius above 0 has a use only if temperatures are learned.
     eps : float
         The floor in log(eps + u), at least 0.
     pair_mask : array (b, b) of bool, optional
-        Row i: image i; column j: text j; False: not a negative. The diagonal never is one.
+        Row i: image i; column j: text j. False means that the pair is not a negative. Pairs on the diagonal never are.
     anchor_weight : array (b,), or a pair of arrays (b,), optional
-        At least 0: a factor on each anchor's part of loss and gradients, 1 if left out. One array serves image anchor i
-        and text anchor i alike.
+        At least 0: a factor on each anchor's contribution to loss and gradients, 1 by default. Entry i of a single
+        array is the factor of image anchor i and of text anchor i.
 
     Returns
     -------
     ContrastiveStep
-        ``loss`` and ``surrogate`` float; gradients (b, d); ``temperature_gradient`` a float or, if ``temperature``
-        is a pair, a pair of (b,); the new logarithms (b,).
+        ``loss`` and ``surrogate`` are floats. The feature gradients have the shape (b, d). ``temperature_gradient`` is
+        a float or, if ``temperature`` is a pair, a pair of arrays (b,). The new logarithms have the shape (b,).
 
     Raises
     ------
@@ -113,14 +115,15 @@ def contrastive_step(
 
     Notes
     -----
-    loss = (1/2b) sum_i [a_i t_i (log(eps + u_i) + radius) + the same for text anchors], a_i the anchor's weight; see
-    the top of this module.
+    loss = (1/2b) sum_i [a_i t_i (log(eps + u_i) + radius) + the same for text anchors], where a_i is the anchor's
+    weight. The docstring of this module defines the other symbols.
     Sources: SogCLR, arXiv 2202.12387; FastCLIP, arXiv 2407.01445; iSogCLR, arXiv 2305.11965, for a temperature per
     anchor; DRRho, arXiv 2505.06699.
 
     Examples
     --------
-    Two pairs, so one negative each. Image 0 fits text 1 as well as its own (D = 0), image 1 fits text 0 worse (D = -2).
+    There are two pairs, so each anchor has one negative. Image 0 fits text 1 as well as its own text (D = 0). Image 1
+    fits text 0 worse than its own text (D = -2).
 
     >>> never = [-float("inf")] * 2
     >>> step = contrastive_step([[1, 0], [0, 1]], [[1, 0], [1, 0]], never, never, temperature=0.5)
@@ -142,7 +145,7 @@ def contrastive_step(
     is_negative = negative_pairs(pair_mask, b)
     factor_image, factor_text = anchor_weights(anchor_weight, b)
 
-    # Every index is an image anchor (row of Z) and a text anchor (column of Z), each with a state of its own.
+    # Every index is an image anchor (a row of Z) and a text anchor (a column of Z), each with its own state log u.
     of_images, of_texts = [], []
     for anchor in range(b):
         of_images.append(
@@ -172,7 +175,7 @@ def contrastive_step(
             )
         )
 
-    # Feature gradients from the weights of all anchors: W has image anchors as rows, W' text anchors as columns.
+    # The feature gradients need the weights of all anchors: W has image anchors as rows, W' text anchors as columns.
     all_anchors = of_images + of_texts
     image_gradient, text_gradient = feature_gradients(
         np.array([anchor.weights for anchor in of_images]),  # an image anchor's weights are a row
@@ -180,7 +183,7 @@ def contrastive_step(
         image_features,
         text_features,
     )
-    # Sums over 2b anchors; one temperature for all takes the sum of the gradients per anchor.
+    # All sums over the 2b anchors are divided by 2b. The gradient of a single temperature is the sum over all anchors.
     gradient_image = np.array([anchor.temperature_gradient for anchor in of_images]) / (2 * b)
     gradient_text = np.array([anchor.temperature_gradient for anchor in of_texts]) / (2 * b)
     return ContrastiveStep(
@@ -209,7 +212,7 @@ def contrastive_objective(
     pair_mask: npt.ArrayLike | None = None,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> float:
-    """Evaluate the objective itself on all n pairs: no state, no gamma, no estimate.
+    """Evaluate the objective itself on all n pairs, without state, gamma or estimate.
 
     Parameters
     ----------
@@ -235,7 +238,7 @@ def contrastive_objective(
 
     Examples
     --------
-    Every image and text meets one negative with D = -1 / 0.5, so the value is 0.5 log exp(-2).
+    Every anchor has one negative with D = -1 / 0.5, so the value is 0.5 log exp(-2).
 
     >>> contrastive_objective([[1, 0], [0, 1]], [[1, 0], [0, 1]], temperature=0.5)
     -1.0
@@ -251,12 +254,12 @@ def contrastive_objective(
     total = []
     # Each anchor with negatives adds t (log(eps + g) + radius), times the anchor's weight.
     for i in range(n):
-        # Image anchor i meets its row.
+        # Image anchor i: its negatives are texts, in row i.
         texts = [j for j in range(n) if is_negative[i, j]]
         if texts:
             t = float(temperature_image[i])
             total.append(float(factor_image[i]) * t * (math.log(eps + inner_estimate(Z[i, :], i, texts, t)) + radius))
-        # Text anchor i meets its column.
+        # Text anchor i: its negatives are images, in column i.
         images = [j for j in range(n) if is_negative[j, i]]
         if images:
             t = float(temperature_text[i])
@@ -270,7 +273,7 @@ def contrastive_objective(
 
 
 def batch_size(similarities: FloatArray) -> int:
-    """Return b, at least 2: a pair alone has no negatives."""
+    """Return the batch size b, after checking that it is at least 2: a single pair has no negatives."""
     b = len(similarities)
     if b < 2:
         raise ValueError(f"image_features must have at least 2 rows, got {b}")
@@ -281,6 +284,6 @@ def negative_pairs(pair_mask: npt.ArrayLike | None, b: int) -> BoolArray:
     """Mark the pairs (i, j) in which image i and text j are negatives of each other; never the diagonal."""
     if pair_mask is not None and np.shape(pair_mask) != (b, b):
         raise ValueError(f"pair_mask must have the shape {(b, b)}, got {np.shape(pair_mask)}")
-    # A pair is never a negative of itself, whatever the mask says on the diagonal.
+    # An image and its own text are never negatives of each other, whatever the mask's diagonal holds.
     allowed = mask("pair_mask", True if pair_mask is None else pair_mask, (b, b))
     return allowed & ~np.eye(b, dtype=np.bool_)

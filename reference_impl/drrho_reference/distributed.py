@@ -1,13 +1,14 @@
-"""The contrastive step of a batch that lies on several ranks: two phases, and no rank sees the whole table.
+"""The contrastive step of a batch that is distributed over several ranks, in two phases.
 
-Every rank holds some rows of the batch, and of the table Z of all images by all texts it needs two blocks:
+A rank is one of W processes. Every rank holds some rows of the batch. No rank computes the whole table Z of the
+similarities of all images with all texts; a rank needs two blocks of Z:
 
     its own images x all texts        its own rows of Z       (its image anchors; its images as negatives of all texts)
     all images x its own texts        its own columns of Z    (its text anchors; its texts as negatives of all images)
 
 Phase 1 needs the features of all ranks and gives each rank the estimates u of its own anchors. Phase 2 also needs the
-updated estimates of all ranks and gives each rank the gradient of its own rows. A rank is a call of a function here,
-and the data that ranks exchange are an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
+updated estimates of all ranks and gives each rank the gradient of its own rows. In this file a rank is a call of a
+function, and the data that ranks exchange are an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
 
 Source: FastCLIP, arXiv 2407.01445, for gathering estimates and positives instead of gradients.
 """
@@ -54,7 +55,7 @@ class _Features(NamedTuple):
     anchor_weight_text: FloatArray
 
     def similarity(self, i: int, j: int) -> float:
-        """Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>."""
+        """Return Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>."""
         z = dot(self.image[i], self.text[j])
         if self.reference is not None:
             z -= self.reference_weight * dot(self.reference[0][i], self.reference[1][j])
@@ -64,8 +65,8 @@ class _Features(NamedTuple):
 class _Estimates(NamedTuple):
     """Data of all ranks before phase 2, one entry per anchor of the whole batch.
 
-    The positive's similarity is the same for image anchor i and text anchor i; log u and the number of negatives are
-    not.
+    Image anchor i and text anchor i have the same positive, so there is one list of the positives' similarities. log u
+    and the number of negatives differ, so there is one list per side.
     """
 
     positive: list[float]
@@ -76,7 +77,7 @@ class _Estimates(NamedTuple):
 
 
 class _Phase1(NamedTuple):
-    """The results of phase 1 on a rank, for its own anchors; the blocks of Z never leave the rank."""
+    """The results of phase 1 on a rank, for the rank's own anchors; the blocks of Z never leave the rank."""
 
     row_block: dict[int, FloatArray]
     column_block: dict[int, FloatArray]
@@ -101,22 +102,22 @@ def sharded_contrastive_step(
     pair_mask: npt.ArrayLike | None = None,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> list[ContrastiveStep]:
-    """Do one batch as W ranks would do it, each with its own rows: the same step as one rank's on all rows.
+    """Process one batch as W ranks would, each with its own rows; the result is the step of a single rank on all rows.
 
     Parameters
     ----------
     image_features, text_features, log_inner_image, log_inner_text
-        As in :func:`contrastive_step`, of the whole batch of n rows. Rank r holds the r-th block of n / W rows.
+        As in :func:`contrastive_step`, for the whole batch of n rows. Rank r holds the r-th block of n / W rows.
     num_shards : int
         W, a divisor of n.
     temperature, gamma, reference_features, reference_weight, radius, eps, pair_mask, anchor_weight
-        As in :func:`contrastive_step`, of the whole batch. A rank reads its own rows and columns of ``pair_mask``.
+        As in :func:`contrastive_step`, for the whole batch. A rank reads its own rows and columns of ``pair_mask``.
 
     Returns
     -------
     list of ContrastiveStep
-        One per rank: gradients, estimates and temperature gradients per anchor of its own rows. ``loss``,
-        ``surrogate`` and the gradient of a temperature for all are sums over the ranks, equal on every rank.
+        One step per rank, with the gradients, estimates and temperature gradients per anchor of the rank's own rows.
+        ``loss``, ``surrogate`` and the gradient of a single temperature are sums over the ranks, equal on every rank.
 
     Raises
     ------
@@ -125,10 +126,10 @@ def sharded_contrastive_step(
 
     Notes
     -----
-    With V = W + W' (weights of image and of text anchors) the gradient of image i is
-    [sum_j V_ij e2_j - c_i e2_i] / 2n, c_i = sum_j w_ij + sum_k w'_ki. A rank knows its own row of V from its row block
-    and the estimates of all ranks, and c_i from its own two anchors i. n is the whole batch; a wrapper that averages
-    gradients over ranks divides by W once more, and must be given W times these.
+    w_ij are the weights of image anchor i and w'_ij those of text anchor j. With V_ij = w_ij + w'_ij the gradient of
+    image i is [sum_j V_ij e2_j - c_i e2_i] / 2n, c_i = sum_j w_ij + sum_k w'_ki. A rank computes its own rows of V from
+    its row block and the estimates of all ranks, and c_i from its own two anchors i. A wrapper that averages gradients
+    over the W ranks divides them by W, so it must first multiply these gradients by W.
     Source: FastCLIP, arXiv 2407.01445.
 
     Examples
@@ -136,7 +137,7 @@ def sharded_contrastive_step(
     >>> never = [-float("inf")] * 2
     >>> batch = ([[1, 0], [0, 1]], [[1, 0], [1, 0]], never, never)
     >>> ranks = sharded_contrastive_step(*batch, num_shards=2, temperature=0.5)
-    >>> [rank.log_inner_text.tolist() for rank in ranks]  # as of contrastive_step, one row each
+    >>> [rank.log_inner_text.tolist() for rank in ranks]  # one row per rank, the values of contrastive_step
     [[-2.0], [2.0]]
     """
     image, text = feature_pair("image_features", image_features, "text_features", text_features)
@@ -164,7 +165,7 @@ def sharded_contrastive_step(
         anchor_weight_text=anchor_weight_text,
     )
 
-    # Phase 1 on every rank, the exchange, phase 2 on every rank.
+    # Phase 1 runs on every rank, then the ranks exchange the estimates, then phase 2 runs on every rank.
     rows = [range(start, start + n // num_shards) for start in range(0, n, n // num_shards)]
     phase1 = [
         _phase_1(
@@ -174,18 +175,18 @@ def sharded_contrastive_step(
     ]
     estimates = _gather(rows, phase1, is_negative)
     gradients = [
-        _phase_2(own, features, found, estimates, is_negative, eps) for own, found in zip(rows, phase1, strict=True)
+        _phase_2(own, features, results, estimates, is_negative, eps) for own, results in zip(rows, phase1, strict=True)
     ]
 
-    # Sums over all ranks: the value of the loss, and the gradient of a temperature that all share.
-    all_anchors = [anchor for found in phase1 for anchor in (*found.of_images.values(), *found.of_texts.values())]
+    # The loss, the surrogate and the gradient of a single temperature are sums over all ranks.
+    all_anchors = [anchor for results in phase1 for anchor in (*results.of_images.values(), *results.of_texts.values())]
     loss = math.fsum(anchor.loss for anchor in all_anchors) / (2 * n)
     surrogate = math.fsum(anchor.surrogate for anchor in all_anchors) / (2 * n)
     shared = math.fsum(anchor.temperature_gradient for anchor in all_anchors) / (2 * n)
     steps = []
-    for found, (image_gradient, text_gradient) in zip(phase1, gradients, strict=True):
-        # A rank keeps the temperature gradients and the states of its own anchors; it divides by the global batch 2n.
-        of_images, of_texts = list(found.of_images.values()), list(found.of_texts.values())
+    for results, (image_gradient, text_gradient) in zip(phase1, gradients, strict=True):
+        # A rank keeps the temperature gradients and states of its own anchors; n is the size of the whole batch.
+        of_images, of_texts = list(results.of_images.values()), list(results.of_texts.values())
         own_temperatures = (
             np.array([anchor.temperature_gradient for anchor in of_images]) / (2 * n),
             np.array([anchor.temperature_gradient for anchor in of_texts]) / (2 * n),
@@ -215,18 +216,18 @@ def _phase_1(
     radius: float,
     eps: float,
 ) -> _Phase1:
-    """On one rank: fill its two blocks of Z and update the estimates of its own anchors.
+    """Compute phase 1 of one rank: its two blocks of Z and the updated estimates of its own anchors.
 
-    ``old_*`` and ``gamma_*`` are those of its own rows only.
+    ``old_image``, ``old_text``, ``gamma_image`` and ``gamma_text`` hold the rank's own rows only.
     """
     n = len(features.image)
-    found = _Phase1({}, {}, {}, {})
+    results = _Phase1({}, {}, {}, {})
     for local, a in enumerate(own):
         # Own image x all texts, then all images x own text.
-        found.row_block[a] = np.array([features.similarity(a, j) for j in range(n)])
-        found.column_block[a] = np.array([features.similarity(i, a) for i in range(n)])
-        found.of_images[a] = anchor_step(
-            found.row_block[a],
+        results.row_block[a] = np.array([features.similarity(a, j) for j in range(n)])
+        results.column_block[a] = np.array([features.similarity(i, a) for i in range(n)])
+        results.of_images[a] = anchor_step(
+            results.row_block[a],
             a,
             [j for j in range(n) if is_negative[a, j]],
             float(old_image[local]),
@@ -236,8 +237,8 @@ def _phase_1(
             eps,
             float(features.anchor_weight_image[a]),
         )
-        found.of_texts[a] = anchor_step(
-            found.column_block[a],
+        results.of_texts[a] = anchor_step(
+            results.column_block[a],
             a,
             [i for i in range(n) if is_negative[i, a]],
             float(old_text[local]),
@@ -247,47 +248,47 @@ def _phase_1(
             eps,
             float(features.anchor_weight_text[a]),
         )
-    return found
+    return results
 
 
 def _gather(rows: Sequence[range], phase1: Sequence[_Phase1], is_negative: BoolArray) -> _Estimates:
     """Collect the data that ranks exchange between the phases: five numbers per row."""
     estimates = _Estimates([], [], [], [], [])
-    for own, found in zip(rows, phase1, strict=True):
+    for own, results in zip(rows, phase1, strict=True):
         for a in own:
-            # Z_aa stands in both blocks of the rank that owns row a, and in no block of other ranks.
-            estimates.positive.append(float(found.row_block[a][a]))
-            estimates.log_inner_image.append(found.of_images[a].log_inner)
-            estimates.log_inner_text.append(found.of_texts[a].log_inner)
+            # Z_aa is in both blocks of the rank that owns row a, and in no block of other ranks.
+            estimates.positive.append(float(results.row_block[a][a]))
+            estimates.log_inner_image.append(results.of_images[a].log_inner)
+            estimates.log_inner_text.append(results.of_texts[a].log_inner)
             estimates.number_image.append(int(is_negative[a, :].sum()))
             estimates.number_text.append(int(is_negative[:, a].sum()))
     return estimates
 
 
 def _phase_2(
-    own: range, features: _Features, found: _Phase1, estimates: _Estimates, is_negative: BoolArray, eps: float
+    own: range, features: _Features, results: _Phase1, estimates: _Estimates, is_negative: BoolArray, eps: float
 ) -> tuple[FloatArray, FloatArray]:
-    """On one rank: the gradients of its own rows, from the same two blocks and the estimates of all ranks."""
+    """Compute phase 2 of one rank: the gradients of its own rows, from its two blocks and all ranks' estimates."""
     n = len(features.image)
     image_gradient, text_gradient = np.zeros((2, len(own), features.image.shape[1]))
     for local, a in enumerate(own):
-        of_image, of_text = found.of_images[a].weights, found.of_texts[a].weights
-        c = math.fsum(of_image) + math.fsum(of_text)  # how strongly the two anchors a push their common positive pair
+        of_image, of_text = results.of_images[a].weights, results.of_texts[a].weights
+        c = math.fsum(of_image) + math.fsum(of_text)  # the factor of Z_aa, the common positive of both anchors a
         for k in range(n):
-            # Image a as a negative of text anchor k, which may live on another rank.
+            # Image a as a negative of text anchor k, which may belong to another rank.
             as_negative = 0.0
             if is_negative[a, k]:
-                # w'_ak = exp((Z_ak - Z_kk) / t'_k) / (eps + u'_k) / N'_k: everything with index k came with the
+                # w'_ak = exp((Z_ak - Z_kk) / t'_k) / (eps + u'_k) / N'_k; the rank got all numbers of anchor k in the
                 # exchange.
-                D = (found.row_block[a][k] - estimates.positive[k]) / features.temperature_text[k]
+                D = (results.row_block[a][k] - estimates.positive[k]) / features.temperature_text[k]
                 u = estimate_of_state(estimates.log_inner_text[k])
                 as_negative = features.anchor_weight_text[k] * math.exp(D) / (eps + u) / estimates.number_text[k]
             image_gradient[local] += (of_image[k] + as_negative) * features.text[k] / (2 * n)
             # Text a as a negative of image anchor k.
             as_negative = 0.0
             if is_negative[k, a]:
-                D = (found.column_block[a][k] - estimates.positive[k]) / features.temperature_image[k]
-                # The same for W: image anchor k with text a as the negative.
+                D = (results.column_block[a][k] - estimates.positive[k]) / features.temperature_image[k]
+                # w_ka in the same way: image anchor k with text a as the negative.
                 u = estimate_of_state(estimates.log_inner_image[k])
                 as_negative = features.anchor_weight_image[k] * math.exp(D) / (eps + u) / estimates.number_image[k]
             text_gradient[local] += (of_text[k] + as_negative) * features.image[k] / (2 * n)

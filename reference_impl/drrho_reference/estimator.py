@@ -1,7 +1,7 @@
-"""A data set's estimates, and rules for gamma, the weight of the new value in the moving average.
+"""The estimates u of all samples of a data set, and rules for gamma, the weight of the new value in the moving average.
 
-Sources: FastCLIP, arXiv 2407.01445, for the cosine; DRRho, arXiv 2505.06699, its released code, for the smallest gamma;
-SCENT, arXiv 2602.02877, for a gamma per sample.
+Sources: FastCLIP, arXiv 2407.01445, for the cosine; the released code of DRRho, arXiv 2505.06699, for the smallest
+gamma; SCENT, arXiv 2602.02877, for a gamma per sample.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["InnerEstimator", "cosine_gamma", "recommended_gamma_min", "scent_gam
 
 
 def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> float:
-    """Let gamma fall from 1 to ``gamma_min`` along half a cosine, then stay.
+    """Return gamma, which falls from 1 to ``gamma_min`` along half a cosine and then stays at ``gamma_min``.
 
     Parameters
     ----------
     epoch : float
-        The epoch e, from 0.
+        The epoch e, at least 0.
     num_epochs : float
-        E, the epochs that the fall takes, above 0.
+        E, the number of epochs until gamma reaches ``gamma_min``, above 0.
     gamma_min : float
         The value at the end, in (0, 1].
 
@@ -65,7 +65,7 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
 
 
 def recommended_gamma_min(num_epochs: float, /) -> float:
-    """Choose the smallest gamma by the number of epochs: min(1, 4.177 E^-0.7265).
+    """Compute a smallest gamma from the number of epochs: min(1, 4.177 E^-0.7265).
 
     Parameters
     ----------
@@ -95,12 +95,12 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
 
 
 def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: float = 1e-3) -> FloatArray:
-    """Choose gamma per sample from its old estimate: max(floor, alpha u / (1 + alpha u)), and 1 on the first visit.
+    """Compute one gamma per sample from its old estimate u: max(floor, alpha u / (1 + alpha u)), 1 on the first visit.
 
     Parameters
     ----------
     log_inner : array of any shape
-        log u before the update; -inf: never visited.
+        log u before the update; -inf for samples that were never visited.
     log_alpha : float
         The logarithm of SCENT's step size.
     gamma_floor : float
@@ -118,8 +118,7 @@ def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: f
 
     Notes
     -----
-    alpha u / (1 + alpha u) is sigmoid(log_alpha + log u); written with the exponential that is at most 1.
-    Source: SCENT, arXiv 2602.02877.
+    alpha u / (1 + alpha u) is sigmoid(log_alpha + log u). Source: SCENT, arXiv 2602.02877.
 
     Examples
     --------
@@ -133,7 +132,7 @@ def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: f
     gamma = np.ones(state.shape)
     for index in np.ndindex(state.shape):
         if state[index] != -math.inf:
-            # sigmoid(log alpha + log u), never below the floor; a fresh sample keeps gamma = 1.
+            # sigmoid(log alpha + log u), with an exponential of at most 1. Samples never visited keep gamma = 1.
             exponent = shift + float(state[index])
             small = math.exp(-abs(exponent))
             gamma[index] = max(floor, (1.0 if exponent >= 0.0 else small) / (1.0 + small))
@@ -141,16 +140,18 @@ def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: f
 
 
 class InnerEstimator:
-    """Remember log u of both directions for every sample of a data set: two dictionaries from positions to numbers.
+    """Store log u of the image anchor and of the text anchor of every sample of a data set.
+
+    The oracle uses two dictionaries from positions to numbers.
 
     Parameters
     ----------
     num_samples : int
         n, at least 1.
     like : object
-        An array on the device of the state. The oracle's state is always float64 on the host, so nothing is read.
+        In the core, an array on the device of the state. The oracle ignores it: its state is float64 in NumPy.
     dtype : object, optional
-        Not read either.
+        In the core, the dtype of the state. The oracle ignores it.
 
     Raises
     ------
@@ -159,7 +160,7 @@ class InnerEstimator:
 
     Notes
     -----
-    Source: SogCLR, arXiv 2202.12387, whose u this keeps as log u.
+    u is the moving average of SogCLR, arXiv 2202.12387.
 
     Examples
     --------
@@ -206,7 +207,7 @@ class InnerEstimator:
         index : array (b,) of integers
             Positions in [0, n), no repeats.
         log_inner_image, log_inner_text : array (b,)
-            Finite, or -inf: never visited.
+            log u of these samples: finite, or -inf for samples that were never visited.
 
         Returns
         -------
@@ -215,9 +216,9 @@ class InnerEstimator:
         Raises
         ------
         TypeError, ValueError
-            If an argument is no such array; nothing has been written then.
+            If an argument is no such array. In this case the state is unchanged.
         """
-        # All checks come before the first write: a refused call changes nothing.
+        # All checks come before the first write, so that a refused call leaves the state unchanged.
         positions = self._positions(index)
         image = log_estimates("log_inner_image", log_inner_image, len(positions))
         text = log_estimates("log_inner_text", log_inner_text, len(positions))
@@ -226,12 +227,12 @@ class InnerEstimator:
         return self
 
     def grow(self, num_samples: int, /) -> InnerEstimator:
-        """Return an estimator of more samples, of which the new ones were never visited.
+        """Return an estimator for more samples; the new samples were never visited.
 
         Parameters
         ----------
         num_samples : int
-            At least as many as there are.
+            The new number of samples, at least the present number.
 
         Returns
         -------
@@ -240,7 +241,7 @@ class InnerEstimator:
         Raises
         ------
         TypeError, ValueError
-            If ``num_samples`` is smaller, or no integer.
+            If ``num_samples`` is no integer, or smaller than the present number.
         """
         grown = InnerEstimator(whole_number("num_samples", num_samples, self.num_samples), like=None)
         grown._image, grown._text = dict(self._image), dict(self._text)
@@ -262,7 +263,7 @@ class InnerEstimator:
         Raises
         ------
         TypeError, ValueError
-            If a name is missing or an array does not fit; nothing has been changed then.
+            If a name is missing or an array does not fit. In this case the state is unchanged.
         """
         if set(state) != {"log_inner_image", "log_inner_text"}:
             raise ValueError(f"state must hold log_inner_image and log_inner_text, got {sorted(state)}")

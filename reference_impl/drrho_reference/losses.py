@@ -1,7 +1,8 @@
-"""Losses of a batch of pairs to compare with: InfoNCE, SigLIP, distillation, hinge margin.
+"""Other losses of a batch of pairs, for comparison: InfoNCE, SigLIP, distillation, hinge margin.
 
-Each one is a function of the table of similarities S_ij = <e1_i, e2_j> (rows: images, columns: texts). Each first
-finds dS_ij, the change of the loss with S_ij, and then adds up dE1_i = sum_j dS_ij e2_j and dE2_j = sum_i dS_ij e1_i.
+Each loss is a function of the table of similarities S_ij = <e1_i, e2_j> (rows: images, columns: texts). Each function
+computes dS_ij, the derivative of the loss in S_ij, and from it the gradients in the features,
+dE1_i = sum_j dS_ij e2_j and dE2_j = sum_i dS_ij e1_i.
 
 Sources: CLIP, arXiv 2103.00020, and InfoNCE, arXiv 1807.03748; SigLIP, arXiv 2303.15343; MobileCLIP, arXiv 2311.17049,
 for the distillation; TuneCLIP, arXiv 2601.09859, for the hinge.
@@ -53,12 +54,12 @@ class PairLoss(NamedTuple):
 
 
 def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[float]]:
-    """Compare the softmax of logits with one correct answer: -log q_target, q = softmax(logits).
+    """Compute the cross-entropy of logits with one correct answer: -log q_target, q = softmax(logits).
 
     Parameters
     ----------
     logits : array (n,)
-        Of any size and sign; the largest is subtracted before exp.
+        Logits of any size and sign.
     target : int
         The position of the correct answer.
 
@@ -67,7 +68,7 @@ def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[fl
     loss : float
         At least 0.
     gradient : list of float (n,)
-        Its gradient in the logits, q_j - [j = target].
+        The gradient of the loss in the logits, q_j - [j = target].
 
     Raises
     ------
@@ -76,7 +77,7 @@ def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[fl
 
     Notes
     -----
-    -log q_target = log sum_j exp(l_j - max) - (l_target - max). Source: the softmax regression of any textbook.
+    -log q_target = log sum_j exp(l_j - max) - (l_target - max). Source: softmax regression, as in any textbook.
 
     Examples
     --------
@@ -87,7 +88,7 @@ def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[fl
     values = real_array("logits", logits)
     if values.ndim != 1:
         raise ValueError(f"logits must have one axis, got the shape {values.shape}")
-    # The largest logit is subtracted: exponentials are at most 1, and the loss is unchanged.
+    # The largest logit is subtracted, so that exponentials are at most 1. The loss does not depend on this shift.
     shifted = [float(value - values.max()) for value in values]
     total = math.fsum(math.exp(value) for value in shifted)
     gradient = [math.exp(value) / total for value in shifted]
@@ -103,7 +104,7 @@ def info_nce(
     temperature: float,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> PairLoss:
-    """Classify the right text for each image and the right image for each text.
+    """Compute InfoNCE, the loss of classifying the right text for each image and the right image for each text.
 
     Parameters
     ----------
@@ -112,12 +113,13 @@ def info_nce(
     temperature : float
         t, above 0.
     anchor_weight : array (b,), or a pair of arrays (b,), optional
-        At least 0: a factor on the cross-entropy of each image and of each text, 1 if left out. One array serves both.
+        At least 0: a factor on the cross-entropy of each image and of each text, 1 by default. A single array holds the
+        factors of both sides.
 
     Returns
     -------
     PairLoss
-        ``loss``, gradients (b, d) and ``temperature_gradient``. Not multiplied by the temperature.
+        ``loss``, gradients (b, d) and ``temperature_gradient``. The loss is not multiplied by the temperature.
 
     Raises
     ------
@@ -126,13 +128,13 @@ def info_nce(
 
     Notes
     -----
-    loss = (1/2b) sum_i [a_i CE(S_i: / t, i) + a'_i CE(S_:i / t, i)], S_ij = <e1_i, e2_j>, the positive among the
-    candidates, a_i and a'_i the weights of image i and of text i.
+    loss = (1/2b) sum_i [a_i CE(S_i: / t, i) + a'_i CE(S_:i / t, i)] with S_ij = <e1_i, e2_j>. CE is the cross-entropy
+    over all candidates, the positive included; a_i and a'_i are the weights of image i and of text i.
     Source: CLIP, arXiv 2103.00020.
 
     Examples
     --------
-    Nothing to tell the two pairs apart: log 2.
+    All features are equal, so both candidates have the probability 1/2 and the loss is log 2.
 
     >>> round(info_nce([[1, 0], [1, 0]], [[1, 0], [1, 0]], temperature=0.1).loss, 6)
     0.693147
@@ -140,7 +142,7 @@ def info_nce(
     S = pair_similarities(image_features, text_features)
     t, b = positive("temperature", temperature), S.shape[0]
     factor_image, factor_text = anchor_weights(anchor_weight, b)
-    # Rows: the right text for image i. Columns: the right image for text i. Each direction counts 1 / 2b.
+    # Row i: the right text for image i. Column i: the right image for text i. Every cross-entropy is divided by 2b.
     losses = []
     logit_gradient = np.zeros((b, b))
     for i in range(b):
@@ -153,7 +155,7 @@ def info_nce(
         for j in range(b):
             logit_gradient[j, i] += factor_text[i] * gradient[j] / (2 * b)
 
-    # dS = d(logits) / t, for logits are S / t.
+    # dS = d(logits) / t, because the logits are S / t.
     image_gradient, text_gradient = _through_similarities(logit_gradient / t, image_features, text_features)
     return PairLoss(
         math.fsum(losses) / (2 * b), image_gradient, text_gradient, _temperature_gradient(logit_gradient, S, t)
@@ -163,7 +165,7 @@ def info_nce(
 def _through_similarities(
     dS: FloatArray, image_features: npt.ArrayLike, text_features: npt.ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """Turn the gradient in the similarities into those in the features: d S_ij = <d e1_i, e2_j> + <e1_i, d e2_j>."""
+    """Return the feature gradients for a gradient dS in the similarities: d S_ij = <d e1_i, e2_j> + <e1_i, d e2_j>."""
     image, text = real_matrix("image_features", image_features), real_matrix("text_features", text_features)
     image_gradient, text_gradient = np.zeros_like(image), np.zeros_like(text)
     for i in range(len(image)):
@@ -174,7 +176,7 @@ def _through_similarities(
 
 
 def _temperature_gradient(logit_gradient: FloatArray, S: FloatArray, t: float) -> float:
-    """Turn the gradient in the logits S / t into that in t: d(S_ij / t) / dt = -S_ij / t^2."""
+    """Return the gradient in t for a gradient in the logits S / t: d(S_ij / t) / dt = -S_ij / t^2."""
     return math.fsum(-logit_gradient[index] * S[index] / t**2 for index in np.ndindex(S.shape))
 
 
@@ -197,14 +199,14 @@ def sigmoid_loss(
     bias: float,
     pair_mask: npt.ArrayLike | None = None,
 ) -> SigmoidLoss:
-    """Classify each of the b^2 pairs of an image and a text on its own, as belonging together or not.
+    """Compute SigLIP's loss: each of the b^2 pairs of an image and a text is classified as belonging together or not.
 
     Parameters
     ----------
     image_features, text_features : array (b, d)
         Features of unit norm; row i of both is pair i.
     scale : float
-        Factor of the similarities, above 0: one over a temperature.
+        Factor of the similarities, above 0: the inverse of a temperature.
     bias : float
         Term added to the scaled similarities; a bias below 0 assumes that most pairs do not belong together.
     pair_mask : array (b, b) of bool, optional
@@ -223,13 +225,13 @@ def sigmoid_loss(
 
     Notes
     -----
-    loss = (1/b) sum over all i, j of -log sigmoid(y_ij z_ij), z_ij = scale S_ij + bias, y = 1 on the diagonal and -1
-    off it. Its gradient in z_ij is -y_ij sigmoid(-y_ij z_ij) / b. A pair that is no negative is left out of the sum;
-    b stays b. Source: SigLIP, arXiv 2303.15343.
+    loss = (1/b) sum over all i, j of -log sigmoid(y_ij z_ij), z_ij = scale S_ij + bias, with y_ij = 1 for i = j and -1
+    otherwise. The gradient in z_ij is -y_ij sigmoid(-y_ij z_ij) / b. Pairs that ``pair_mask`` excludes are left out of
+    the sum; the divisor is still b. Source: SigLIP, arXiv 2303.15343.
 
     Examples
     --------
-    All logits are 0, so each of the two pairs per image costs log 2.
+    All logits are almost 0, so each of the two pairs per image adds log 2.
 
     >>> result = sigmoid_loss([[1, 0], [0, 1]], [[0, 1], [0, 1]], scale=1e-9, bias=0)
     >>> round(result.loss, 6), round(result.bias_gradient, 6)
@@ -244,7 +246,7 @@ def sigmoid_loss(
         for j in range(b):
             if i != j and not is_negative[i, j]:
                 continue
-            # One question per pair: y = 1 for the positive, -1 for a negative.
+            # The label of a pair is y = 1 for a positive, -1 for a negative.
             y = 1.0 if i == j else -1.0
             margin = y * (scale * S[i, j] + bias)
             losses.append(max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))))  # log(1 + e^-margin), no overflow
@@ -261,32 +263,32 @@ def sigmoid_loss(
 
 
 def _sigmoid(z: float) -> float:
-    """1 / (1 + e^-z), with the exponential that is at most 1."""
-    # e^-z may overflow for z < 0, where the equal form e^z / (1 + e^z) is used.
+    """Return 1 / (1 + e^-z) without overflow."""
+    # e^-z may overflow for z < 0, so e^z / (1 + e^z), which is equal, is used there.
     small = math.exp(-abs(z))
     return (1.0 if z >= 0.0 else small) / (1.0 + small)
 
 
 def soft_cross_entropy(logits: Sequence[float] | FloatArray, target: Sequence[float], /) -> tuple[float, list[float]]:
-    """Compare the softmax of logits with a distribution: -sum_j p_j log q_j, q = softmax(logits).
+    """Compute the cross-entropy of logits with a distribution p: -sum_j p_j log q_j, q = softmax(logits).
 
     Parameters
     ----------
     logits : sequence of float (n,)
-        Of any size and sign.
+        Logits of any size and sign.
     target : sequence of float (n,)
-        p, of sum 1.
+        The probabilities p_j; their sum is 1.
 
     Returns
     -------
     loss : float
         At least the entropy of p.
     gradient : list of float (n,)
-        Its gradient in the logits, q_j - p_j.
+        The gradient of the loss in the logits, q_j - p_j.
 
     Notes
     -----
-    Each answer j is right with probability p_j: the mean of :func:`cross_entropy`. Source: distillation,
+    This is the mean of :func:`cross_entropy` if answer j is correct with probability p_j. Source: distillation,
     arXiv 1503.02531.
 
     Examples
@@ -295,7 +297,7 @@ def soft_cross_entropy(logits: Sequence[float] | FloatArray, target: Sequence[fl
     >>> round(loss, 6), gradient
     (0.693147, [0.25, -0.25])
     """
-    # -sum_j p_j log q_j is the mean of the cross-entropies of the answers j.
+    # -sum_j p_j log q_j is the mean of the cross-entropies of the answers j, weighted by p_j.
     answers = [cross_entropy(logits, j) for j in range(len(target))]
     loss = math.fsum(p * loss for p, (loss, _) in zip(target, answers, strict=True))
     gradient = [
@@ -314,7 +316,7 @@ def distillation_loss(
     temperature: float,
     reference_temperature: float,
 ) -> PairLoss:
-    """Answer like the reference model: which text for each image, which image for each text.
+    """Compute a distillation loss: the model's softmax over texts and over images should equal the reference model's.
 
     Parameters
     ----------
@@ -325,12 +327,12 @@ def distillation_loss(
     temperature : float
         t, above 0.
     reference_temperature : float
-        t_R, above 0: the reference model's own.
+        t_R, above 0: the temperature of the reference model.
 
     Returns
     -------
     PairLoss
-        ``loss``, gradients (b, d) and ``temperature_gradient``, that of t.
+        ``loss``, gradients (b, d) and ``temperature_gradient``, the gradient in t.
 
     Raises
     ------
@@ -339,13 +341,14 @@ def distillation_loss(
 
     Notes
     -----
-    loss = (1/2b) sum_i [CE(softmax(R_i: / t_R), softmax(S_i: / t)) + the same of columns], R_ij = <r1_i, r2_j>, the
-    positive among the candidates. The cross-entropy, not the Kullback-Leibler divergence: they differ by the entropy of
-    the reference model, which no gradient sees. Source: MobileCLIP, arXiv 2311.17049.
+    loss = (1/2b) sum_i [CE(softmax(R_i: / t_R), softmax(S_i: / t)) + the same for columns], R_ij = <r1_i, r2_j>. The
+    candidates include the positive. CE is the cross-entropy. It differs from the Kullback-Leibler divergence by the
+    entropy of the reference model's softmax, which does not depend on the features. Source: MobileCLIP,
+    arXiv 2311.17049.
 
     Examples
     --------
-    A cold reference model is sure of the right pairs: InfoNCE.
+    At a low temperature this reference model gives the right pairs the probability 1, so the loss is InfoNCE.
 
     >>> image, text, sure = [[1, 0], [0, 1]], [[0.6, 0.8], [0, 1]], [[1, 0], [0, 1]]
     >>> result = distillation_loss(image, text, sure, sure, temperature=0.5, reference_temperature=1e-3)
@@ -361,12 +364,12 @@ def distillation_loss(
     losses = []
     logit_gradient = np.zeros((b, b))
     for i in range(b):
-        # The reference model's softmax over the texts of image i is the target of the learner's.
+        # The target of the learner's softmax over the texts, for image i, is the reference model's softmax.
         loss, gradient = soft_cross_entropy(S[i, :] / t, _softmax(R[i, :] / t_R))
         losses.append(loss)
         for j in range(b):
             logit_gradient[i, j] += gradient[j] / (2 * b)
-        # The same over the images of text i.
+        # The same over the images, for text i.
         loss, gradient = soft_cross_entropy(S[:, i] / t, _softmax(R[:, i] / t_R))
         losses.append(loss)
         for j in range(b):
@@ -378,7 +381,7 @@ def distillation_loss(
 
 
 def _softmax(logits: FloatArray) -> list[float]:
-    """q_j = e^l_j / sum_k e^l_k; the largest is subtracted before exp."""
+    """Return q_j = e^l_j / sum_k e^l_k; the largest logit is subtracted before exp."""
     exponentials = [math.exp(float(logit - logits.max())) for logit in logits]
     total = math.fsum(exponentials)
     return [exponential / total for exponential in exponentials]
@@ -400,7 +403,7 @@ def hinge_margin_loss(
     margin: float,
     pair_mask: npt.ArrayLike | None = None,
 ) -> HingeLoss:
-    """Penalise every negative that comes within a margin of the positive, by the square of the missing distance.
+    """Compute a hinge loss: a negative that comes within a margin of the positive adds the squared missing distance.
 
     Parameters
     ----------
@@ -409,7 +412,7 @@ def hinge_margin_loss(
     margin : float
         m, at least 0.
     pair_mask : array (b, b) of bool, optional
-        Row i: image i; column j: text j; False: not a negative. The diagonal never is one.
+        Row i: image i; column j: text j. False means that the pair is not a negative. Pairs on the diagonal never are.
 
     Returns
     -------
@@ -423,14 +426,14 @@ def hinge_margin_loss(
 
     Notes
     -----
-    loss = (1/2b) sum_i mean over j of [S_ij - S_ii + m]_+^2 + mean over j of [S_ji - S_ii + m]_+^2, over the anchor's N
-    negatives: b - 1 of them, or as many as the mask leaves. An anchor without negatives adds nothing; b stays b.
-    A pair (i, j) of the image anchor i adds 2 [S_ij - S_ii + m]_+ d(S_ij - S_ii) / (2b N). Source: TuneCLIP,
-    arXiv 2601.09859.
+    loss = (1/2b) sum_i (mean over j of [S_ij - S_ii + m]_+^2 + mean over j of [S_ji - S_ii + m]_+^2). A mean is over
+    the N negatives of an anchor: b - 1 of them, or fewer with a mask. An anchor without negatives adds 0; the divisor
+    is still 2b. The derivative of the term (i, j) of image anchor i is
+    2 [S_ij - S_ii + m]_+ d(S_ij - S_ii) / (2b N). Source: TuneCLIP, arXiv 2601.09859.
 
     Examples
     --------
-    Only image 1 wants more than it has: text 0 fits it better than its own by 0.2, and the margin is 0.1.
+    Only image 1 adds to the loss: its similarity with text 0 exceeds that with its own text by 0.2; the margin is 0.1.
 
     >>> round(hinge_margin_loss([[1, 0], [0.6, 0.8]], [[1, 0], [0, 0.5]], margin=0.1).loss, 6)  # 0.3^2 / (2 b)
     0.0225
@@ -445,7 +448,7 @@ def hinge_margin_loss(
     for i in range(b):
         texts = [j for j in range(b) if is_negative[i, j]]  # negatives of image i
         for j in texts:
-            # How far the margin is missed: 0 if the positive is above the negative by m.
+            # The missing distance: 0 if the positive's similarity exceeds the negative's by m or more.
             short = max(S[i, j] - S[i, i] + m, 0.0)
             losses.append(short**2 / len(texts))
             dS[i, j] += 2.0 * short / (2 * b * len(texts))

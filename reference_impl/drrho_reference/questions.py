@@ -1,6 +1,6 @@
 """Problems with their right answers: the arguments rounded to a dtype, and the numbers that an answer should have.
 
-``conformance.py`` asks an implementation these questions, ``vectors.py`` writes them down for other languages.
+``conformance.py`` gives these problems to an implementation; ``vectors.py`` writes them to files for other languages.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MODULES = (
 
 
 def checked_dtypes(dtypes: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of dtypes, at least one, each once."""
+    """Return the names of the dtypes without repeats, after checking them; there must be at least one."""
     names = tuple(dict.fromkeys(dtypes))
     for name in names:
         if name not in ("float64", "float32"):
@@ -61,20 +61,25 @@ def ordered_problems() -> list[Problem]:
 
 
 def story_of(problem: Problem) -> Callable[..., Any] | None:
-    """Return the function that makes more than one call of a problem's function; None if one call is enough."""
+    """Return the story of a problem: a function that calls the problem's function more than once, or None.
+
+    None means that one call of the problem's function is enough.
+    """
     return problem.story or STORIES.get(problem.function)
 
 
 def rebuilt(value: Any, parts: Iterable[Any]) -> Any:
-    """Return a tuple of the same kind; one with named fields keeps its class."""
+    """Return a tuple of these parts; if ``value`` has named fields, the tuple has the class of ``value``."""
     return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A problem in one dtype with the right answer: arguments, fields, the sizes that errors are divided by, the bound.
+    """A problem in one dtype with the right answer.
 
-    ``bounds`` holds the fields that have another bound; fields in ``limits`` may be smaller than expected.
+    ``expected`` holds the fields of the answer, ``scales`` the sizes that errors are divided by, and ``bound`` the
+    largest quotient that is allowed. ``bounds`` holds a bound of its own for some of the fields. Fields in ``limits``
+    may be smaller than expected.
     """
 
     arguments: Arguments
@@ -85,14 +90,14 @@ class Question:
     limits: frozenset[str] = frozenset()
 
     def bound_of(self, name: str) -> float:
-        """Return how large the error of a field may be."""
+        """Return how large the error of a field, divided by its scale, may be."""
         return (self.bounds or {}).get(name, self.bound)
 
 
 @functools.cache
 def answered(problem: Problem, dtype: str) -> Question:
-    """Round the arguments to the dtype and answer: the oracle, or the stored numbers."""
-    # The oracle is asked about the rounded inputs, so that rounding them is no error of the implementation.
+    """Round the arguments of a problem to the dtype, and add the answer: the oracle's, or stored numbers."""
+    # The oracle gets the rounded inputs, so that the rounding does not count as an error of the implementation.
     drawn = problem.arguments()
 
     def rounded(value: Any) -> Any:
@@ -102,19 +107,20 @@ def answered(problem: Problem, dtype: str) -> Question:
             return value.astype(dtype).astype(np.float64)
         return float(np.dtype(dtype).type(value)) if isinstance(value, float) else value
 
-    # Dtypes are applied once, here; everything below is float64.
+    # Arguments are rounded to the dtype once, here; everything below is float64.
     arguments = Arguments(
         tuple(map(rounded, drawn.positional)),
         {name: rounded(value) for name, value in drawn.options.items()},
         drawn.how,
     )
-    # Large logits have an answer and bounds of their own.
+    # Problems with large logits have a function of their own that returns the answer and the bounds.
     if problem.answer:
         answer = problem.answer(arguments, dtype)
         return Question(
             arguments, answer.expected, answer.scales, max(answer.bounds.values()), answer.bounds, answer.limits
         )
-    # All others: stored numbers, or the oracle; errors are divided by the sizes of the terms before they cancel.
+    # All other answers are stored numbers or the oracle's. Errors are divided by the size of the terms of a sum, not by
+    # the sum itself, because the terms may cancel.
     expected = problem.stored.expected if problem.stored else _of_the_oracle(problem, arguments)
     scales = problem.stored.scales if problem.stored and problem.stored.scales else None
     if scales is None and problem.story:
@@ -125,14 +131,14 @@ def answered(problem: Problem, dtype: str) -> Question:
 
 
 def oracle_of(problem: Problem) -> Callable[..., Any]:
-    """Return the oracle's function."""
-    found = next(getattr(module, problem.function) for module in _MODULES if hasattr(module, problem.function))
+    """Return the oracle's function for a problem, or the story that calls this function more than once."""
+    function = next(getattr(module, problem.function) for module in _MODULES if hasattr(module, problem.function))
     story = story_of(problem)
-    return functools.partial(story, found) if story else found
+    return functools.partial(story, function) if story else function
 
 
 def _of_the_oracle(problem: Problem, arguments: Arguments) -> dict[str, Any]:
-    """Ask the oracle; return its fields."""
+    """Return the fields of the oracle's answer to a problem."""
     positional = [oracle_set(value) if isinstance(value, SetOf) else value for value in arguments.positional]
     positional = [float(value) if isinstance(value, np.ndarray) and value.ndim == 0 else value for value in positional]
     answer = oracle_of(problem)(*positional, **arguments.options)

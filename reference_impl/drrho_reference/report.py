@@ -26,14 +26,14 @@ class Field:
     relative : float or None
         The largest error, divided by the size that the field is compared with; None if nothing was compared.
     ulps : float or None
-        The same in units of the dtype's machine epsilon.
+        ``relative`` in units of the dtype's machine epsilon.
     bound : float
         The largest ``relative`` that passes.
     note : str
-        The reason in words, if numbers do not say it.
+        The reason of the verdict in words; empty if ``relative`` and ``bound`` are the reason.
     at : tuple of int
-        The position of the largest error in the field; for a pair the first number is the side. Empty if nothing was
-        compared, or if the field is a number.
+        The position of the largest error in the field. If the field is a pair of arrays, the first number is the side,
+        0 or 1. Empty if nothing was compared, or if the field is a number.
     """
 
     name: str
@@ -47,7 +47,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Case:
-    """One problem, or one row of it, in one dtype: function, the case's name and sentence, and its fields."""
+    """One problem in one dtype, or one row of a problem: the function, the case's name, its description, its fields.
+
+    ``sentence`` is the description, a single sentence.
+    """
 
     function: str
     name: str
@@ -86,16 +89,19 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True if every field of every case is right; a field that is not given or not supported has not passed."""
+        """True if every field of every case passed; a field that is not given or not supported has not passed."""
         return self.verdict == PASSED
 
     @property
     def complete(self) -> bool:
-        """True if all cases passed and no function is missing, other than those of wrappers with autograd."""
+        """True if all cases passed and no function is missing, except functions that only autograd wrappers need."""
         return self.passed and set(self.not_given) <= set(WRAPPERS)
 
     def table(self) -> str:
-        """Return plain text: per function and dtype the counts of verdicts and the worst error, then each failure."""
+        """Return plain text: for each function and dtype the counts of verdicts and the worst error, then the failures.
+
+        Missing fields, options and functions come last.
+        """
         # One line per function and dtype.
         lines = [
             f"{'function':<26} {'dtype':<8} {'passed':>6} {'failed':>6} {'error':>6} {'absent':>6} {'worst error':>11}"
@@ -129,7 +135,7 @@ class Report:
         for case in self.cases:
             for field in case.fields:
                 if field.verdict in (NOT_GIVEN, NOT_SUPPORTED):
-                    # A refused option is one line, not one line for each field.
+                    # An option that was refused gives one line, not one line for each field.
                     missing = field.note or field.name
                     places = absences.setdefault((field.verdict, case.function, missing), [])
                     places += [] if case.name in places else [case.name]
@@ -164,6 +170,6 @@ class Report:
 
 
 def _how_far(field: Field) -> str:
-    """Return the error of a failed field in words: relative, in ulps, and its position."""
+    """Return the error of a failed field in words: the relative error, the error in ulps, and the position."""
     where = f" at {list(field.at)}" if field.at else ""
     return f": {field.relative:.1e} ({field.ulps:.2g} ulps), allowed {field.bound:.1e}{where}"

@@ -1,4 +1,4 @@
-"""Excess losses and the DRRho risk: how much worse the model is than the reference model on the worst share of samples.
+"""Excess losses, and the DRRho risk: the excess loss of the model over the reference model on the worst samples.
 
 Source: DRRho risk minimization, arXiv 2505.06699; the excess loss is the RHO loss of arXiv 2206.07137.
 """
@@ -39,7 +39,7 @@ def excess_loss(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, refere
     reference_loss : array of real numbers, the shape of ``loss``
         The frozen reference model's losses r on the same samples.
     reference_weight : float
-        lambda, at least 0. 0 forgets the reference model, 1 is DRRho, above 1 is allowed.
+        lambda, at least 0. 0 ignores the reference model, 1 is DRRho, and numbers above 1 are allowed.
 
     Returns
     -------
@@ -65,11 +65,11 @@ def excess_loss(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, refere
 
 
 def _subtract(learner: FloatArray, reference: FloatArray, reference_weight: float) -> FloatArray:
-    """x_i = l_i - lambda r_i, one sample after the other."""
+    """Compute x_i = l_i - lambda r_i, one sample after the other."""
     weight = non_negative("reference_weight", reference_weight)
     excess = np.empty(learner.shape)
     for index in np.ndindex(learner.shape):
-        # The reference model's loss is subtracted, so a sample that is hard for both models counts little.
+        # The reference model's loss is subtracted, so a sample that is hard for both models has a small excess loss.
         excess[index] = learner[index] - weight * reference[index]
     return excess
 
@@ -93,7 +93,7 @@ def drrho_risk(
     reference_loss : array of real numbers, the shape of ``loss``
         The frozen reference model's losses on the same samples.
     ambiguity_set : ambiguity set
-        The set that the weights are chosen from.
+        The set of weights over which the maximum is taken.
     reference_weight : float
         lambda, at least 0.
     axis : int
@@ -104,12 +104,12 @@ def drrho_risk(
     Returns
     -------
     WorstCase
-        As :func:`worst_case` returns it. ``weights`` is the gradient of the risk in ``loss``.
+        The result of :func:`worst_case`. ``weights`` is the gradient of the risk in ``loss``.
 
     Raises
     ------
     TypeError, ValueError
-        As the two functions raise them.
+        As in :func:`worst_case` and :func:`excess_loss`.
 
     Notes
     -----
@@ -117,7 +117,8 @@ def drrho_risk(
 
     Examples
     --------
-    The third sample has the largest loss, but the reference model finds it just as hard: the first one counts.
+    The third sample has the largest loss, but the reference model's loss is as large. The first sample has the largest
+    excess loss.
 
     >>> from drrho_reference import CVaR
     >>> result = drrho_risk([1.0, 0.5, 2.0], [0.25, 1.0, 2.0], CVaR(1 / 3))
@@ -139,19 +140,19 @@ def drrho_risk_vjp(
     axis: int = -1,
     where: npt.ArrayLike | None = None,
 ) -> FloatArray:
-    """Return the gradient in the loss of a weighted sum of DRRho risks: the upstream gradient times the weights.
+    """Return the gradient in the loss of a scalar that depends on DRRho risks: the upstream gradient times the weights.
 
     Parameters
     ----------
     loss, reference_loss, ambiguity_set, reference_weight, axis, where
         As in :func:`drrho_risk`.
     upstream : array of real numbers, the shape of the risk
-        The gradient of a scalar in each risk, such as a weight per token.
+        The gradient of the scalar in each risk.
 
     Returns
     -------
     array of float64, the shape of ``loss``
-        The gradient of that scalar in the loss; 0 for entries that do not count.
+        The gradient of the scalar in the loss; 0 for entries that do not count.
 
     Raises
     ------
@@ -160,8 +161,8 @@ def drrho_risk_vjp(
 
     Notes
     -----
-    d (sum_s v_s F_s) / d l_si = v_s p_si, F_s the risk of slice s with the weights p_s (Danskin's theorem). Source:
-    DRRho, arXiv 2505.06699.
+    d (sum_s v_s F_s) / d l_si = v_s p_si, where F_s is the risk of slice s, p_s its weights and v_s its upstream
+    gradient (Danskin's theorem). Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------
@@ -188,7 +189,7 @@ def counted_excess(
     if reference.shape != learner.shape:
         raise ValueError(f"reference_loss must have the shape {learner.shape}, got {reference.shape}")
     counted = mask("where", True if where is None else where, learner.shape)
-    # Entries that do not count are replaced before anything reads them: nan never enters.
+    # Entries that do not count are replaced by 0 before any other use, so they may be nan.
     excess = _subtract(
         real_array("loss", np.where(counted, learner, 0)),
         real_array("reference_loss", np.where(counted, reference, 0)),
@@ -216,7 +217,7 @@ def moving_average_kl(
     reference_weight: float = 1.0,
     where: npt.ArrayLike | None = None,
 ) -> MovingAverageKL:
-    """Estimate the KL-penalised risk of a whole data set from one batch after another: one u for all samples.
+    """Estimate the KL-penalised risk of a whole data set from one batch after another, with one u for all samples.
 
     Parameters
     ----------
@@ -225,20 +226,20 @@ def moving_average_kl(
     reference_loss : array of real numbers, the shape of ``loss``
         The frozen reference model's losses on the same samples.
     log_inner : float
-        The logarithm of the estimate u; -inf: no batch seen yet.
+        The logarithm of the estimate u; -inf before the first batch.
     temperature : float
         tau, above 0: the price of the Kullback-Leibler divergence.
     gamma : float
-        Weight of the batch's value in the moving average, in (0, 1]; 1 has no memory.
+        Weight of the batch's value in the moving average, in (0, 1]. With 1 the old estimate has no influence.
     reference_weight : float
         lambda, at least 0.
     where : array of bool, broadcast to the shape of ``loss``, optional
-        The entries that count; the others are never read and get weight 0.
+        The entries that count. All other entries are never read and get weight 0.
 
     Returns
     -------
     MovingAverageKL
-        ``risk`` tau log u, ``weights`` in the shape of ``loss``, and the new ``log_inner``.
+        ``risk`` (tau log u), ``weights`` in the shape of ``loss``, and the new ``log_inner``.
 
     Raises
     ------
@@ -249,15 +250,15 @@ def moving_average_kl(
 
     Notes
     -----
-    x_i = l_i - lambda r_i;  u <- (1 - gamma) u + gamma mean_i exp(x_i / tau), the mean alone on the first batch;
-    risk = tau log u, weights exp(x_i / tau) / u / n, n the number of entries that count. The weights are the gradient
-    of the risk in the losses if the new u is held constant: tau / u times d mean_i exp(x_i / tau).
-    They sum to 1 without memory, when they are those of :class:`KLPenalty`.
+    With x_i = l_i - lambda r_i, u becomes (1 - gamma) u + gamma mean_i exp(x_i / tau); on the first batch u becomes the
+    mean alone. The risk is tau log u, and the weights are exp(x_i / tau) / u / n with n the number of entries that
+    count. The weights are the gradient tau / u times d mean_i exp(x_i / tau) in the losses, with the new u constant. If
+    gamma = 1, they are the weights of :class:`KLPenalty` and sum to 1.
     Sources: SogCLR, arXiv 2202.12387, for the moving average; DRRho, arXiv 2505.06699, for the risk.
 
     Examples
     --------
-    The excess losses are log 1 and log 3, their exponentials 1 and 3; u was 4 and becomes 3.
+    The excess losses are log 1 and log 3, so the exponentials are 1 and 3. u was 4 and becomes 3.
 
     >>> import math
     >>> result = moving_average_kl([1, 1 + math.log(3)], [1, 1], math.log(4), temperature=1, gamma=0.5)
@@ -266,7 +267,7 @@ def moving_average_kl(
     """
     excess, counted = counted_excess(loss, reference_loss, reference_weight, where)
     tau, new = positive("temperature", temperature), fraction("gamma", gamma)
-    # u of all batches so far, and the mean exponential of this batch.
+    # The old u, from all batches so far.
     old = estimate_of_state(state_number("log_inner", log_inner))
     chosen = [index for index in np.ndindex(excess.shape) if counted[index]]
     if not chosen:
@@ -277,7 +278,7 @@ def moving_average_kl(
     except OverflowError:
         exponentials = dict.fromkeys(chosen, math.inf)
     batch = within_range("temperature", tau, math.fsum(exponentials.values()) / len(chosen))
-    # The new u is used at once, for the risk and for the weights; no gradient runs through u.
+    # The risk and the weights use the new u.
     u = moving_average(old, batch, new)
     weights = np.zeros(excess.shape)
     for index in chosen:

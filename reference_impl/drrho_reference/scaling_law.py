@@ -47,7 +47,7 @@ def fit_scaling_law(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> ScalingLaw:
-    """Fit error = e0 + a C^(-beta) by least squares on the logarithm of the error.
+    """Fit error = e0 + a C^(-beta) by least squares in the logarithm of the error.
 
     Parameters
     ----------
@@ -56,31 +56,33 @@ def fit_scaling_law(
     error : array (n,)
         The errors of the same runs, above 0.
     with_floor : bool
-        False holds e0 at 0: a straight line in logarithms. True looks for 0 <= e0 < the smallest error.
+        With False e0 is 0, and the law is a straight line in logarithms. With True e0 is fitted too, with
+        0 <= e0 < the smallest error.
     where : array (n,) of bool, optional
-        The points to fit: at least 3, with a floor 4. The others are never read.
+        The points to fit: at least 3, or at least 4 if ``with_floor`` is True. Other points are never read.
     confidence : float
         The share of bootstrap fits inside an interval, in (0, 1).
     num_resamples : int
-        How many bootstrap fits, at least 2. With a floor a fit takes some milliseconds here.
+        The number of bootstrap fits, at least 2. A fit with a floor takes some milliseconds.
     seed : int
-        Of the bootstrap.
+        The seed of the bootstrap's random numbers.
 
     Returns
     -------
     ScalingLaw
-        a, beta, e0; an interval for each; the size of the residuals and the points that were fitted.
+        a, beta and e0, each with an interval; the size of the residuals; and a mask of the points that were fitted.
 
     Raises
     ------
     TypeError, ValueError
-        If shapes do not fit, values leave their domains, or there are too few points or different computes.
+        If shapes do not fit, values leave their domains, there are too few points, or all points have one compute.
 
     Notes
     -----
-    The bootstrap draws residuals with replacement, scaled by sqrt(n / (n - parameters)) because a fit makes them too
-    small, adds them to the fitted logarithms and fits again; an interval cuts off (1 - confidence) / 2 of these fits
-    on either side. Source: the power law of error in compute that DRRho, arXiv 2505.06699, reports.
+    The residuals of a fit are too small on average, so they are multiplied by sqrt(n / (n - parameters)). The bootstrap
+    draws from them with replacement, adds them to the fitted logarithms of the error, and fits again. An interval
+    leaves out the share (1 - confidence) / 2 of these fits on either side. Source: the power law of error in compute
+    that DRRho, arXiv 2505.06699, reports.
 
     Examples
     --------
@@ -114,7 +116,7 @@ def fit_scaling_law(
     prefactor, exponent, floor = fit(np.log(C), e)
     line = np.log(floor + prefactor * C**-exponent)
     residuals = np.log(e) - line
-    # Bootstrap: residuals, widened by sqrt(n / (n - parameters)), are drawn with replacement and fitted again.
+    # Bootstrap: residuals times sqrt(n / (n - parameters)) are drawn with replacement and added to the fit.
     rng = np.random.default_rng(whole_number("seed", seed, 0))
     wide = math.sqrt(len(C) / (len(C) - parameters)) * residuals
     fits = [fit(np.log(C), np.exp(line + rng.choice(wide, size=len(C)))) for _ in range(num_resamples)]
@@ -132,30 +134,30 @@ def fit_scaling_law(
 
 
 def _interval(values: Sequence[float], confidence: float) -> Interval:
-    """Cut off (1 - confidence) / 2 on either side."""
+    """Return the interval that leaves out the share (1 - confidence) / 2 of the values on either side."""
     low, high = np.quantile(values, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
     return float(low), float(high)
 
 
 def _fit_line(log_compute: FloatArray, error: FloatArray) -> tuple[float, float, float]:
-    """Return a, beta and 0: log e = log a - beta log C by least squares, slope = cov(log C, log e) / var(log C)."""
+    """Fit log e = log a - beta log C by least squares, slope = cov(log C, log e) / var(log C); return a, beta and 0."""
     log_error = np.log(error)
-    # Least squares in logarithms: centred coordinates, so that the sums lose no digits.
+    # Both logarithms are centred, so that the sums lose no digits.
     x, y = log_compute - log_compute.mean(), log_error - log_error.mean()
     slope = math.fsum(x * y) / math.fsum(x * x)
     return math.exp(log_error.mean() - slope * log_compute.mean()), -slope, 0.0
 
 
 def _fit_with_floor(log_compute: FloatArray, error: FloatArray) -> tuple[float, float, float]:
-    """Return a, beta and e0: the best of a grid of floors, then golden sections around it.
+    """Return a, beta and e0: the best e0 of a grid is improved by golden-section search.
 
-    The best a and beta are found for each floor, so the misfit is a function of the floor alone.
+    For each floor the best a and beta are computed, so the misfit is a function of the floor alone.
     """
 
     def misfit(floor: float) -> float:
         return _fit_above(log_compute, error, floor)[2]
 
-    # A grid in [0, smallest error) finds the valley; golden sections find the lowest point of it.
+    # A grid in [0, smallest error) brackets the smallest misfit; golden sections shrink the bracket.
     grid = [0.05 * step * float(error.min()) for step in range(20)] + [float(error.min()) * (1.0 - 1e-9)]
     best = min(range(len(grid)), key=lambda step: misfit(grid[step]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
@@ -166,22 +168,22 @@ def _fit_with_floor(log_compute: FloatArray, error: FloatArray) -> tuple[float, 
             high = right
         else:
             low = left
-    floor = min((low, 0.5 * (low + high), high), key=misfit)  # low may be 0 itself, the usual answer without a floor
+    floor = min((low, 0.5 * (low + high), high), key=misfit)  # low may be 0 exactly, the answer if data have no floor
     a, beta, _ = _fit_above(log_compute, error, floor)
     return a, beta, floor
 
 
 def _fit_above(log_compute: FloatArray, error: FloatArray, floor: float) -> tuple[float, float, float]:
-    """Return a, beta and the sum of squares of log e - log(e0 + a C^-beta) for a given e0: Gauss-Newton.
+    """Minimise the sum of squares of log e - log(e0 + a C^-beta) for a given e0; return a, beta and this sum.
 
-    The start is the line through log(e - e0), which is the answer at e0 = 0. With q = a C^-beta and m = e0 + q the
-    derivatives of log m are q / m in log a and -(q / m) log C in beta.
+    The method is Gauss-Newton. It starts from the straight line fitted to log(e - e0), which is the answer if e0 = 0.
+    With q = a C^-beta and m = e0 + q the derivatives of log m are q / m in log a and -(q / m) log C in beta.
     """
     a, beta, _ = _fit_line(log_compute, error - floor)
     parameters = np.array([math.log(a), beta])
 
     def residuals(at: FloatArray) -> FloatArray:
-        with np.errstate(over="ignore", divide="ignore"):  # a step that is far too long misses by inf, and is halved
+        with np.errstate(over="ignore", divide="ignore"):  # a step that is far too long gives inf, and is halved
             miss: FloatArray = np.log(error) - np.log(floor + np.exp(at[0] - at[1] * log_compute))
         return miss
 
@@ -193,9 +195,9 @@ def _fit_above(log_compute: FloatArray, error: FloatArray, floor: float) -> tupl
         q = np.exp(parameters[0] - parameters[1] * log_compute)
         share = q / (floor + q)
         step = np.linalg.lstsq(np.stack([share, -share * log_compute], axis=1), residuals(parameters), rcond=None)[0]
-        # A step that goes up is halved: the direction goes down for short steps.
+        # A step that increases the misfit is halved; a short step in this direction decreases it.
         while misfit(parameters + step) > misfit(parameters) and np.any(np.abs(step) > 1e-12):
-            step = step / 2.0  # too far: a shorter step goes down, as this direction does
+            step = step / 2.0  # the step was too long
         if np.all(np.abs(step) <= 1e-12):
             break
         parameters = parameters + step

@@ -1,4 +1,4 @@
-"""Which samples of a large batch to train on: those on which the model is worst, compared with the reference model.
+"""Selection of training samples from a large batch: the samples whose loss exceeds the reference model's loss most.
 
 Sources: RHO-LOSS, arXiv 2206.07137, for single samples; JEST, arXiv 2406.17711, for samples that are chosen together.
 """
@@ -31,14 +31,15 @@ def select_top_excess(
     loss, reference_loss : array (n,)
         The losses of the model and of the frozen reference model.
     k : int
-        How many to keep, 1 to n.
+        The number of samples to keep, 1 to n.
     reference_weight : float
-        lambda, at least 0; 0 keeps the largest losses.
+        lambda, at least 0. With 0 the samples of largest loss are kept.
 
     Returns
     -------
     array (k,) of int64
-        Their positions, the largest excess loss first; among equals the lower position first.
+        The positions of these samples, the largest excess loss first; if excess losses are equal, the lower position
+        first.
 
     Raises
     ------
@@ -65,24 +66,24 @@ def select_top_excess(
 
 
 def _largest(scores: Sequence[float] | FloatArray, count: int) -> list[int]:
-    """Return the positions of the largest scores, largest first, among equals the lower position."""
+    """Return the positions of the largest scores, largest first; if scores are equal, the lower position first."""
     return sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i))[:count]
 
 
 def chunk_sizes(k: int, num_chunks: int, /) -> list[int]:
-    """Share k samples out over the chunks: k // num_chunks each, and one more for the first k % num_chunks.
+    """Divide k samples among the chunks: k // num_chunks each, and one more for the first k % num_chunks chunks.
 
     Parameters
     ----------
     k : int
-        How many samples, at least ``num_chunks``.
+        The number of samples, at least ``num_chunks``.
     num_chunks : int
-        How many chunks, at least 1.
+        The number of chunks, at least 1.
 
     Returns
     -------
     list of int
-        Their sizes, of sum k.
+        The sizes of the chunks; their sum is k.
 
     Notes
     -----
@@ -97,19 +98,19 @@ def chunk_sizes(k: int, num_chunks: int, /) -> list[int]:
 
 
 def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chosen: Sequence[int], /) -> list[float]:
-    """Score every sample by the excess loss that it would have beside those chosen so far.
+    """Score every pair by the excess loss that it would have in a batch with the pairs chosen so far.
 
     Parameters
     ----------
     learner_logits, reference_logits : array (n, n)
-        Scaled similarities, row i: image i, column j: text j.
+        L and R, the scaled similarities of the model and of the reference model. Row i: image i; column j: text j.
     chosen : sequence of int
-        C, the pairs that are chosen so far.
+        C, the positions of the pairs that are chosen so far.
 
     Returns
     -------
     list of float (n,)
-        -inf for pairs that are chosen already.
+        One score per pair; -inf for pairs that are already chosen.
 
     Raises
     ------
@@ -118,14 +119,14 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
 
     Notes
     -----
-    own_i = R_ii - L_ii, and with C not empty
-    score_i = own_i + [log sum_{j in C} e^L_ij - log sum_{j in C} e^R_ij + the same of e^L_ji and e^R_ji] / 2.
-    That is the mean over both directions of the contrastive loss log sum_{j in C} e^(L_ij - L_ii), minus the reference
-    model's. Source: JEST, arXiv 2406.17711.
+    If C is empty, score_i = R_ii - L_ii. Otherwise
+    score_i = R_ii - L_ii + [log sum_{j in C} e^L_ij - log sum_{j in C} e^R_ij + the same of e^L_ji and e^R_ji] / 2.
+    This is the model's contrastive loss log sum_{j in C} e^(L_ij - L_ii), averaged over both directions, minus the same
+    loss of the reference model. Source: JEST, arXiv 2406.17711.
 
     Examples
     --------
-    Nothing is chosen: sample 0 is scored by its own pair, where the reference model is better by 2.
+    No pair is chosen yet, so a pair is scored by its own logit: the reference model's logit of pair 0 is larger by 2.
 
     >>> import numpy as np
     >>> joint_scores(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[3.0, 0.0], [0.0, 1.0]]), [])
@@ -136,10 +137,10 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
         if i in chosen:
             scores.append(-math.inf)
             continue
-        # The pair's own part: the positive's logit enters with the sign -1 in the learner's loss.
+        # The pair's own logits: the positive's logit has the sign -1 in the learner's loss.
         score = float(reference_logits[i, i]) - float(learner_logits[i, i])
         if chosen:
-            # Beside the chosen pairs: rows (texts of image i), then columns (images of text i), each with weight 1/2.
+            # The chosen pairs as negatives: rows (texts of image i), then columns (images of text i), each times 1/2.
             score += 0.5 * _log_sum("learner_logits", [learner_logits[i, j] for j in chosen])
             score -= 0.5 * _log_sum("reference_logits", [reference_logits[i, j] for j in chosen])
             score += 0.5 * _log_sum("learner_logits", [learner_logits[j, i] for j in chosen])
@@ -149,7 +150,7 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
 
 
 def _log_sum(argument: str, logits: Sequence[float]) -> float:
-    """Log sum_j e^l_j, as it is written."""
+    """Return log sum_j e^l_j without a shift by the largest logit; the linear domain must hold the exponentials."""
     try:
         total = math.fsum(math.exp(logit) for logit in logits)
     except OverflowError:
@@ -167,21 +168,21 @@ def select_jest(
     top_k: bool = False,
     gumbel: npt.ArrayLike | None = None,
 ) -> IntegerArray:
-    """Choose k pairs chunk by chunk, each chunk by how hard it is beside those chosen before.
+    """Choose k pairs chunk by chunk; the scores of a chunk depend on the pairs that were chosen before.
 
     Parameters
     ----------
     learner_logits, reference_logits : array (n, n)
         Scaled similarities of the model and of the frozen reference model, row i: image i, column j: text j.
     k : int
-        How many pairs to choose, 1 to n.
+        The number of pairs to choose, 1 to n.
     num_chunks : int
-        In how many chunks, 1 to k.
+        The number of chunks, 1 to k.
     top_k : bool
-        True takes the pairs of largest score, among equals the lower position. False draws them without replacement,
-        with chances like e^score.
+        True takes the pairs of largest score and, if scores are equal, the lower position. False draws pairs without
+        replacement, with probabilities proportional to e^score.
     gumbel : array (num_chunks, n), optional
-        Gumbel noise, one row for each chunk: needed for drawing, refused by ``top_k``.
+        Gumbel noise, one row for each chunk. It must be given if ``top_k`` is False, and must not if it is True.
 
     Returns
     -------
@@ -197,12 +198,14 @@ def select_jest(
 
     Notes
     -----
-    A chunk is the top of score + noise, see :func:`joint_scores`: the largest of Gumbel-perturbed scores are a draw
-    without replacement. Source: JEST, arXiv 2406.17711.
+    A chunk consists of the pairs with the largest score + noise; the scores are those of :func:`joint_scores`. Taking
+    the largest scores after adding Gumbel noise is the same as drawing without replacement. Source: JEST,
+    arXiv 2406.17711.
 
     Examples
     --------
-    Pair 0 is the hardest one. Beside it pair 2 is harder than pair 1, as the model takes image 2 for text 0.
+    Pair 0 is the hardest pair. In a batch with pair 0, pair 2 is harder than pair 1, because the model confuses image 2
+    with text 0.
 
     >>> learner = [[0.0, 1.0, 1.0], [1.0, 2.0, 0.0], [5.0, 0.0, 2.0]]
     >>> reference = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]
@@ -223,7 +226,7 @@ def select_jest(
     noise = np.zeros((num_chunks, n)) if gumbel is None else real_array("gumbel", gumbel, (num_chunks, n))
 
     chosen: list[int] = []
-    # Chunk by chunk: the scores of the rest depend on the pairs that are chosen already.
+    # The scores of the remaining pairs depend on the chosen pairs, so they are computed again for each chunk.
     for chunk, size in enumerate(chunk_sizes(k, num_chunks)):
         scores = joint_scores(learner, reference, chosen)
         chosen += _largest([score + float(noise[chunk, i]) for i, score in enumerate(scores)], size)

@@ -1,7 +1,8 @@
-"""The ambiguity sets: names and parameters. ``ambiguity.py`` holds the formula of each, one solver per set.
+"""The ambiguity sets: their names and parameters. ``ambiguity.py`` has one solver for each set.
 
-A set bounds how far the weights p may move from the uniform weights 1/n. D(p || 1/n) = (1/n) sum_i phi(n p_i) is the
-distance, with a convex function phi that is 0 at 1.
+A set limits how far the weights p of n losses may move from the uniform weights 1/n. The distance from the uniform
+weights is D(p || 1/n) = (1/n) sum_i phi(n p_i), with a convex function phi that is 0 at 1. A ball bounds D by a radius.
+A penalty subtracts D, times a price, from the weighted mean of the losses.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CVaR:
-    """Weights of at most ``1 / (alpha n)``: the mean of the worst share ``alpha`` of the losses.
+    """Weights of at most ``1 / (alpha n)``; the risk is the mean of the worst share ``alpha`` of the losses.
 
     Parameters
     ----------
     alpha : float
-        The share, in (0, 1]. 1 is the mean of all.
+        The share, in (0, 1]. With 1 the risk is the mean of all losses.
 
     Raises
     ------
@@ -43,7 +44,7 @@ class CVaR:
     CVaR(alpha=0.25)
     """
 
-    # phi(t) = 0 on [0, 1/alpha] and infinite above: weights up to the cap are free.
+    # phi(t) is 0 on [0, 1/alpha] and infinite above 1/alpha: weights up to 1/(alpha n) have no price.
     alpha: float
 
     def __post_init__(self) -> None:
@@ -52,12 +53,12 @@ class CVaR:
 
 @dataclass(frozen=True)
 class KLPenalty:
-    """Weights pay ``temperature`` times their Kullback-Leibler divergence from uniform.
+    """A penalty: ``temperature`` times the Kullback-Leibler divergence of the weights from uniform weights.
 
     Parameters
     ----------
     temperature : float
-        The price, above 0. A small one gives the maximum, a large one the mean.
+        The price, above 0. A small price gives the maximum of the losses, a large price their mean.
 
     Raises
     ------
@@ -70,7 +71,7 @@ class KLPenalty:
     KLPenalty(temperature=2.0)
     """
 
-    # The price of phi(t) = t log t - t + 1 in the objective; there is no bound.
+    # The price of the divergence with phi(t) = t log t - t + 1; the divergence has no bound.
     temperature: float
 
     def __post_init__(self) -> None:
@@ -79,12 +80,12 @@ class KLPenalty:
 
 @dataclass(frozen=True)
 class KLBall:
-    """Weights within a Kullback-Leibler divergence of ``radius`` from uniform.
+    """A ball: weights whose Kullback-Leibler divergence from uniform weights is at most ``radius``.
 
     Parameters
     ----------
     radius : float
-        At least 0. 0 gives the mean, ``log n`` and more the maximum.
+        At least 0. 0 gives the mean of the losses, ``log n`` or more gives their maximum.
 
     Raises
     ------
@@ -106,12 +107,12 @@ class KLBall:
 
 @dataclass(frozen=True)
 class ChiSquarePenalty:
-    """Weights pay ``strength`` times their chi-square divergence from uniform, phi(t) = (t - 1)^2 / 2.
+    """A penalty: ``strength`` times the chi-square divergence, phi(t) = (t - 1)^2 / 2, from uniform weights.
 
     Parameters
     ----------
     strength : float
-        The price, above 0. A small one gives the maximum, a large one the mean.
+        The price, above 0. A small price gives the maximum of the losses, a large price their mean.
 
     Raises
     ------
@@ -124,7 +125,7 @@ class ChiSquarePenalty:
     ChiSquarePenalty(strength=1.5)
     """
 
-    # The price of phi(t) = (t - 1)^2 / 2.
+    # The price of the divergence with phi(t) = (t - 1)^2 / 2.
     strength: float
 
     def __post_init__(self) -> None:
@@ -133,12 +134,12 @@ class ChiSquarePenalty:
 
 @dataclass(frozen=True)
 class ChiSquareBall:
-    """Weights within a chi-square divergence of ``radius`` from uniform, phi(t) = (t - 1)^2 / 2.
+    """A ball: weights whose chi-square divergence, phi(t) = (t - 1)^2 / 2, from uniform weights is at most ``radius``.
 
     Parameters
     ----------
     radius : float
-        At least 0. 0 gives the mean, ``(n - 1) / 2`` and more the maximum.
+        At least 0. 0 gives the mean of the losses, ``(n - 1) / 2`` or more gives their maximum.
 
     Raises
     ------
@@ -159,17 +160,17 @@ class ChiSquareBall:
 
 @dataclass(frozen=True)
 class CressieReadBall:
-    """Weights within a Cressie-Read divergence of ``radius`` from uniform.
+    """A ball: weights whose Cressie-Read divergence from uniform weights is at most ``radius``.
 
-    phi(t) = (t^k - k t + k - 1) / (k (k - 1)) with k = ``order``: order 2 is chi-square, orders near 1 come near to
-    Kullback-Leibler.
+    phi(t) = (t^k - k t + k - 1) / (k (k - 1)) with k = ``order``. Order 2 is the chi-square divergence; the limit of
+    order 1 is the Kullback-Leibler divergence.
 
     Parameters
     ----------
     order : float
         Above 1.
     radius : float
-        At least 0. 0 gives the mean, ``(n^(k-1) - 1) / (k (k - 1))`` and more the maximum.
+        At least 0. 0 gives the mean of the losses, ``(n^(k-1) - 1) / (k (k - 1))`` or more gives their maximum.
 
     Raises
     ------
@@ -186,7 +187,7 @@ class CressieReadBall:
     radius: float
 
     def __post_init__(self) -> None:
-        # phi divides by k (k - 1), so the order stays above 1; KL is the limit, and has a class of its own.
+        # phi divides by k (k - 1), so the order must be above 1. Kullback-Leibler, the limit, is the class KLBall.
         order = number("order", self.order)
         if order <= 1.0:
             raise ValueError(f"order must be above 1, got {order}")
@@ -196,14 +197,14 @@ class CressieReadBall:
 
 @dataclass(frozen=True)
 class CappedKLPenalty:
-    """Weights of at most ``1 / (alpha n)`` that pay ``temperature`` times their Kullback-Leibler divergence.
+    """A penalty, ``temperature`` times the Kullback-Leibler divergence, for weights of at most ``1 / (alpha n)``.
 
-    phi(t) = t log t - t + 1 on [0, 1/alpha], infinite above it.
+    phi(t) is t log t - t + 1 on [0, 1/alpha] and infinite above 1/alpha.
 
     Parameters
     ----------
     temperature : float
-        The price, above 0. A large one gives the mean, a small one :class:`CVaR` of ``alpha``.
+        The price, above 0. A large price gives the mean of the losses, a small price :class:`CVaR` of ``alpha``.
     alpha : float
         The smallest share of the losses that the weights may concentrate on, in (0, 1]. 1 gives the mean. If
         ``alpha n`` is 1 or less, no weight can reach the cap, and the risk is that of :class:`KLPenalty`.

@@ -1,7 +1,7 @@
-"""Quantities of the theory that can be measured.
+"""Quantities of the theory that can be measured on losses and weights.
 
-Sources: DRRho, arXiv 2505.06699, for the variances and the bound; Duchi and Namkoong 2019 for the
-bound of a variance-regularised risk.
+Sources: DRRho, arXiv 2505.06699, for the variances and the generalisation bound; Duchi and Namkoong 2019 for the bound
+of a variance-regularised risk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class ExcessVariance(NamedTuple):
-    """The variance of the excess losses of all pairs, and its two parts; ``over_pairs`` is their sum."""
+    """The variance ``over_pairs`` of the excess losses of all pairs, and the two parts whose sum it is."""
 
     over_pairs: float
     within_anchors: float
@@ -51,14 +51,14 @@ def excess_variance(
     reference_weight: float = 1.0,
     where: npt.ArrayLike | None = None,
 ) -> ExcessVariance:
-    """Measure how much a reference model lowers the variance: Var(l - lambda r), to be compared with lambda = 0.
+    """Measure the variance Var(l - lambda r); compared with lambda = 0 it shows how far a reference model lowers it.
 
     Parameters
     ----------
     loss : array (n,) or (m, n)
-        The model's losses. A row is an anchor with its pairs; a vector is one anchor.
+        The model's losses l. A row holds the pairs of one anchor; a vector is a single anchor.
     reference_loss : array, the shape of ``loss``
-        The frozen reference model's losses.
+        The frozen reference model's losses r.
     reference_weight : float
         lambda, at least 0.
     where : array of bool, broadcast to the shape of ``loss``, optional
@@ -67,7 +67,7 @@ def excess_variance(
     Returns
     -------
     ExcessVariance
-        Over all pairs that count, within anchors and between anchors. Unit: the square of the losses' unit.
+        Variances over all pairs that count, within anchors and between anchors. Unit: the squared unit of the losses.
 
     Raises
     ------
@@ -76,14 +76,15 @@ def excess_variance(
 
     Notes
     -----
-    N pairs count, N_i of them with anchor i: over pairs (1/N) sum (x_ij - mean)^2, within anchors
-    (1/N) sum (x_ij - mean_i)^2, between anchors (1/N) sum_i N_i (mean_i - mean)^2. The bound of
-    :func:`generalization_bound` has the variance of l - r, and the bound of plain DRO has the variance of l.
+    N pairs count, N_i of them with anchor i, and x = l - lambda r. The variance over pairs is
+    (1/N) sum (x_ij - mean)^2, within anchors (1/N) sum (x_ij - mean_i)^2, and between anchors
+    (1/N) sum_i N_i (mean_i - mean)^2. The bound of :func:`generalization_bound` contains the variance of l - r. The
+    bound for distributionally robust optimisation without a reference model contains the variance of l.
     Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------
-    The reference model finds the same samples hard, if not as hard.
+    The reference model's losses grow with the model's, but less.
 
     >>> loss, reference_loss = [[1.0, 3.0], [5.0, 7.0]], [[0.0, 1.0], [2.0, 3.0]]
     >>> excess_variance(loss, reference_loss, reference_weight=0.0)
@@ -96,7 +97,7 @@ def excess_variance(
         raise ValueError(f"loss must have one or two axes, got the shape {excess.shape}")
     if not counted.any():
         raise ValueError(f"loss must have an entry that counts, got {excess.size} entries, none of which counts")
-    # One mean over all pairs that count; anchors with more pairs count more.
+    # The mean is over all pairs that count, so an anchor with more pairs has more influence.
     everything = excess[counted].tolist()
     mean = math.fsum(everything) / len(everything)
     within, between = [], []
@@ -112,25 +113,25 @@ def excess_variance(
 
 
 def _variance(values: Sequence[float]) -> float:
-    """(1/n) sum_i (x_i - mean)^2."""
+    """Return (1/n) sum_i (x_i - mean)^2."""
     mean = math.fsum(values) / len(values)
     return math.fsum((value - mean) ** 2 for value in values) / len(values)
 
 
 def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> FloatArray:
-    """Count on how many samples a risk rests: 1 / sum_i p_i^2.
+    """Compute the number of samples that effectively share the weights of a risk: 1 / sum_i p_i^2.
 
     Parameters
     ----------
     weights : array of real numbers with at least one axis
-        Weights p, of sum 1 along ``axis``.
+        Weights p, whose sum along ``axis`` is 1.
     axis : int
         The axis of the samples.
 
     Returns
     -------
     array of float64, without ``axis``
-        Between 1 (one sample has all the weight) and n (uniform).
+        Between 1 (one sample has all the weight) and n (uniform weights).
 
     Raises
     ------
@@ -154,7 +155,7 @@ def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> Float
     slices = np.moveaxis(p, whole_number("axis", axis, -p.ndim, p.ndim - 1), -1)
     sizes = np.empty(slices.shape[:-1])
     for index in np.ndindex(sizes.shape):
-        # 1 / sum p^2: n for uniform weights, 1 for a single weight.
+        # 1 / sum p^2 is n for uniform weights and 1 if a single weight is not 0.
         squares = math.fsum(float(weight) ** 2 for weight in slices[index])
         if squares == 0.0:
             raise ValueError("weights must have an entry above 0 in every slice, got a slice without one")
@@ -163,12 +164,12 @@ def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> Float
 
 
 def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, batch_size: int) -> float:
-    """Compute how far the risk of a mini-batch lies below the risk of all samples on average.
+    """Compute the mean over all mini-batches of the mini-batch's risk minus the risk of all samples.
 
     Parameters
     ----------
     losses : array (n,)
-        Losses x of all samples; every batch of ``batch_size`` of them is looked at, so n must be small.
+        Losses x of all samples. Every subset of ``batch_size`` samples is evaluated, so n must be small.
     temperature : float
         tau, above 0.
     batch_size : int
@@ -177,7 +178,7 @@ def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, 
     Returns
     -------
     float
-        At most 0; 0 at b = n. Unit: that of the losses.
+        At most 0; 0 if b = n. Unit: the unit of the losses.
 
     Raises
     ------
@@ -188,12 +189,13 @@ def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, 
 
     Notes
     -----
-    mean over all subsets B of b samples of tau log mean_{i in B} exp(x_i / tau), minus the same of all samples.
-    The logarithm is concave, hence the sign (Jensen). This bias is why SogCLR has a moving average: arXiv 2202.12387.
+    The result is the mean over all subsets B of b samples of tau log mean_{i in B} exp(x_i / tau), minus the same
+    expression for all samples. It is at most 0 because the logarithm is concave (Jensen's inequality). This bias is the
+    reason for SogCLR's moving average: arXiv 2202.12387.
 
     Examples
     --------
-    exp(x) is 1 and 3: the mean of log 1 and log 3 is below log 2.
+    The exponentials exp(x) are 1 and 3. The mean of log 1 and log 3 is below log 2.
 
     >>> import math
     >>> round(expected_log_mean_exp_bias([0.0, math.log(3.0)], temperature=1.0, batch_size=1), 6)
@@ -203,14 +205,14 @@ def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, 
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"losses must have one axis that is not empty, got the shape {x.shape}")
     tau, b = positive("temperature", temperature), whole_number("batch_size", batch_size, 1, len(x))
-    # All subsets of b samples: an exact expectation, for small n.
+    # The mean over all subsets of b samples is the exact expectation.
     exponentials = _exponentials(x.tolist(), tau)
     risks = [tau * math.log(math.fsum(batch) / b) for batch in combinations(exponentials, b)]
     return math.fsum(risks) / len(risks) - tau * math.log(math.fsum(exponentials) / len(x))
 
 
 def _exponentials(x: list[float], tau: float) -> list[float]:
-    """exp(x_i / tau), as long as float64 has them."""
+    """Return all exp(x_i / tau), or raise an error if one of them leaves the range of float64."""
     try:
         return [within_range("temperature", tau, math.exp(value / tau)) for value in x]
     except OverflowError:
@@ -219,7 +221,7 @@ def _exponentials(x: list[float], tau: float) -> list[float]:
 
 
 class LogMeanExpBias(NamedTuple):
-    """How far mini-batches miss the risk: as measured, and to first order in 1 / batch_size."""
+    """The bias of the risk on mini-batches: as measured, and as predicted to first order in 1 / batch_size."""
 
     measured: FloatArray
     predicted: FloatArray
@@ -228,7 +230,7 @@ class LogMeanExpBias(NamedTuple):
 def log_mean_exp_bias(
     losses: npt.ArrayLike, /, *, batch_size: int, temperature: float = 1.0, axis: int = -1
 ) -> LogMeanExpBias:
-    """Measure how far below the risk of all samples that of one batch after another lies on average.
+    """Measure the mean of the risks of consecutive batches, minus the risk of all samples in these batches.
 
     Parameters
     ----------
@@ -244,7 +246,7 @@ def log_mean_exp_bias(
     Returns
     -------
     LogMeanExpBias
-        Two arrays in the shape of ``losses`` without ``axis``. Unit: that of the losses.
+        Two arrays in the shape of ``losses`` without ``axis``. Unit: the unit of the losses.
 
     Raises
     ------
@@ -255,14 +257,15 @@ def log_mean_exp_bias(
 
     Notes
     -----
-    measured: mean over batches B of tau log mean_{i in B} exp(x_i / tau), minus the same of all m samples in batches.
-    predicted: -(tau / 2) (m / E - 1) (m / b - 1) / (m - 1), E = 1 / sum p_i^2 and p = softmax(x / tau): the variance of
-    a mean that is drawn without replacement, and the second derivative of the logarithm. Why a mini-batch loss needs
-    large batches: SogCLR, arXiv 2202.12387. :func:`expected_log_mean_exp_bias` looks at all batches there are.
+    measured: the mean over the batches B of tau log mean_{i in B} exp(x_i / tau), minus the same expression for all m
+    samples in the batches. predicted: -(tau / 2) (m / E - 1) (m / b - 1) / (m - 1) with E = 1 / sum p_i^2 and
+    p = softmax(x / tau). This is half of the second derivative of tau log at the mean, times the variance of a mean of
+    b samples drawn without replacement. The bias is the reason why a mini-batch loss needs large batches: SogCLR,
+    arXiv 2202.12387. :func:`expected_log_mean_exp_bias` averages over all possible batches.
 
     Examples
     --------
-    The exponentials are 1 and 3: log(1) and log(3) have a mean below log(2).
+    The exponentials are 1 and 3. The mean of log(1) and log(3) is below log(2).
 
     >>> import math
     >>> bias = log_mean_exp_bias([0.0, math.log(3.0)], batch_size=1)
@@ -283,11 +286,11 @@ def log_mean_exp_bias(
     for index in np.ndindex(measured.shape):
         exponentials = _exponentials(slices[index][:m].tolist(), tau)
         total = math.fsum(exponentials)
-        # Measured: the mean of tau log mean exp over the batches, minus the same over all m samples.
+        # Measured: the mean over the batches of tau log mean exp, minus tau log mean exp of all m samples.
         risks = [tau * math.log(math.fsum(exponentials[k * b : (k + 1) * b]) / b) for k in range(batches)]
         measured[index] = math.fsum(risks) / batches - tau * math.log(total / m)
-        # Predicted: the second derivative of log times the variance of a mean drawn without replacement, in which 1/E =
-        # sum p^2 is the second moment of the softmax weights.
+        # Predicted: half the second derivative of the logarithm times the variance of a mean drawn without replacement.
+        # 1/E = sum p^2 is the second moment of the softmax weights.
         effective = 1.0 / math.fsum((value / total) ** 2 for value in exponentials)
         predicted[index] = -(tau / 2.0) * (m / effective - 1.0) * (m / b - 1.0) / max(m - 1, 1)
     return LogMeanExpBias(measured, predicted)
@@ -303,25 +306,25 @@ def generalization_bound(
     c1: float = 1.0,
     c2: float = 0.0,
 ) -> float:
-    """Bound the risk of the trained model by the best compromise of risk and variance among all models.
+    """Bound the risk of the trained model by the best compromise between risk and variance among all models.
 
     Parameters
     ----------
     risk : array of any shape
-        R(theta) of the models theta that are compared, the expected loss.
+        R(theta), the expected loss, of each model theta.
     variance : array, the shape of ``risk``
         Var(l(theta, .) - l(theta_ref, .)) of the same models, at least 0.
     radius : float
         rho / n, the radius of the chi-square ball that was trained with, at least 0.
     num_samples : int
-        n, the samples that were trained on, at least 1.
+        n, the number of training samples, at least 1.
     c1, c2 : float
-        The constants of the bound, at least 0; 1 and 0 give its form, enough to compare reference models.
+        The constants of the bound, at least 0. The defaults 1 and 0 are enough to compare reference models.
 
     Returns
     -------
     float
-        min over theta of (R + c1 sqrt(2 radius Var)) + c2 / n. Unit: that of the losses, as long as c2 has it too.
+        min over theta of (R + c1 sqrt(2 radius Var)) + c2 / n. Unit: the unit of the losses, which c2 must have, too.
 
     Raises
     ------
@@ -330,9 +333,9 @@ def generalization_bound(
 
     Notes
     -----
-    It holds with probability 1 - delta, where rho and the constants depend on delta, on the size of the model class and
-    on the range of the losses. A model whose excess loss varies little, such as the reference model itself, makes the
-    second term small. Sources: DRRho, arXiv 2505.06699; Duchi and Namkoong 2019.
+    The bound holds with probability 1 - delta; rho and the constants depend on delta, on the size of the model class
+    and on the range of the losses. A model whose excess loss varies little, such as the reference model itself, makes
+    the term with the variance small. Sources: DRRho, arXiv 2505.06699; Duchi and Namkoong 2019.
 
     Examples
     --------
@@ -349,7 +352,7 @@ def generalization_bound(
         raise ValueError(f"variance must be at least 0, got {variances.min()}")
     radius, n = non_negative("radius", radius), whole_number("num_samples", num_samples, 1)
     c1, c2 = non_negative("c1", c1), non_negative("c2", c2)
-    # R + c1 sqrt(2 radius Var) of every model; the bound takes the best of them.
+    # The bound is the smallest R + c1 sqrt(2 radius Var) among all models, plus c2 / n.
     compromises = [
         float(R) + c1 * math.sqrt(2.0 * radius * float(V)) for R, V in zip(risks.flat, variances.flat, strict=True)
     ]

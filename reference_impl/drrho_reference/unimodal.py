@@ -1,10 +1,10 @@
-"""The contrastive loss of two views of one modality, with a reference model: the same anchors, more negatives.
+"""The contrastive loss of two views of one modality, with a reference model.
 
     Z = (Z1 on top of Z2),  A = Z Z^T - lambda R R^T                      (2 b rows: first view 1, then view 2)
 
-An anchor is a row of A. Its positive is the other view of the same sample; its negatives are both views of every other
-sample, 2 b - 2 of them. An anchor is treated as an image or a text in ``contrastive.py``: the same exponents,
-the same moving average, the same weights. There is one u per sample and view.
+Z1 and Z2 hold the features of the views, R those of the reference model. An anchor is a row of A. Its positive is the
+other view of the same sample; its 2 b - 2 negatives are both views of every other sample. The exponents, the moving
+average u and the weights of an anchor are computed as in ``contrastive.py``. There is one u per sample and view.
 
 Sources: SogCLR, arXiv 2202.12387, for the loss of two views; DRRho, arXiv 2505.06699, for the reference model inside.
 """
@@ -37,8 +37,8 @@ __all__ = ["UnimodalStep", "unimodal_contrastive_step", "unimodal_objective", "v
 class UnimodalStep(NamedTuple):
     """Result of :func:`unimodal_contrastive_step`.
 
-    ``loss`` estimates the objective: monitor it. ``surrogate`` is the scalar whose gradient the other fields hold, as
-    autograd would compute it. Do not monitor it.
+    ``loss`` estimates the objective and is the value to monitor. ``surrogate`` is the scalar whose gradients, as
+    autograd computes them, are in the fields below; its value is not meant to be monitored.
     """
 
     loss: float
@@ -56,7 +56,7 @@ def view_positions(anchor: int, b: int, /) -> tuple[int, list[int]]:
     Parameters
     ----------
     anchor : int
-        A row: i for view 1 of sample i, b + i for view 2 of it.
+        A row: i for view 1 of sample i, b + i for view 2 of sample i.
     b : int
         The number of samples.
 
@@ -98,35 +98,35 @@ def unimodal_contrastive_step(
     eps: float = 0.0,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> UnimodalStep:
-    """Do one batch of the two-view contrastive loss: update the estimates, then loss and gradients.
+    """Process one batch of the two-view contrastive loss: update the estimates, then compute the loss and gradients.
 
     Parameters
     ----------
     view1_features, view2_features : array (b, d)
         Features of unit norm, b >= 2; row i of both is sample i.
     log_inner_view1, log_inner_view2 : array (b,)
-        Logarithms of the estimates u of these samples, one per view; -inf: never visited.
+        Logarithms of the estimates u of these samples, one per view; -inf for samples that were never visited.
     temperature : float, or a pair of arrays (b,)
-        Above 0; a pair gives every anchor of view 1 and every anchor of view 2 its own.
+        Above 0. A pair holds one temperature per anchor of view 1 and one per anchor of view 2.
     gamma : float, or a pair of arrays (b,)
-        Weight of the batch's value in the moving average, in (0, 1].
+        Weight of the batch's value in the moving average, in (0, 1]. A pair holds one per anchor, as above.
     reference_features : pair of arrays (b, r), optional
         The frozen reference model's features of view 1 and view 2.
     reference_weight : float
         lambda, at least 0.
     radius : float
-        At least 0; above 0 only if temperatures are learned.
+        At least 0. A radius above 0 has a use only if temperatures are learned.
     eps : float
         The floor in log(eps + u), at least 0.
     anchor_weight : array (b,), or a pair of arrays (b,), optional
-        At least 0: a factor on each anchor's part of loss and gradients, 1 if left out. One array serves both views
-        of sample i alike.
+        At least 0: a factor on each anchor's contribution to loss and gradients, 1 by default. Entry i of a single
+        array is the factor of both views of sample i.
 
     Returns
     -------
     UnimodalStep
-        ``loss`` and ``surrogate`` float; gradients (b, d); ``temperature_gradient`` a float or, if ``temperature``
-        is a pair, a pair of (b,); the new logarithms (b,).
+        ``loss`` and ``surrogate`` are floats. The feature gradients have the shape (b, d). ``temperature_gradient`` is
+        a float or, if ``temperature`` is a pair, a pair of arrays (b,). The new logarithms have the shape (b,).
 
     Raises
     ------
@@ -137,14 +137,14 @@ def unimodal_contrastive_step(
 
     Notes
     -----
-    loss = (1/2b) sum over the 2 b anchors a of t_a (log(eps + u_a) + radius), times the anchor's weight; u_a follows
-    g_a = mean over the 2 b - 2 negatives k of exp((A_ak - A_ap) / t_a), p the positive of a.
-    The negative k of the anchor a adds w_ak d(A_ak - A_ap) / 2b to the gradient, where d A_ak / d z_a = z_k and
-    d A_ak / d z_k = z_a. Sources: SogCLR, arXiv 2202.12387; DRRho, arXiv 2505.06699.
+    loss = (1/2b) sum over the 2 b anchors a of t_a (log(eps + u_a) + radius), times the anchor's weight. u_a is the
+    moving average of g_a = mean over the 2 b - 2 negatives k of exp((A_ak - A_ap) / t_a), where p is the positive of a.
+    The negative k of the anchor a adds w_ak d(A_ak - A_ap) / 2b to the gradient, where w_ak is the negative's weight,
+    d A_ak / d z_a = z_k and d A_ak / d z_k = z_a. Sources: SogCLR, arXiv 2202.12387; DRRho, arXiv 2505.06699.
 
     Examples
     --------
-    Two samples, so two negatives each. The second view of sample 0 looks like sample 1.
+    There are two samples, so each anchor has two negatives. View 2 of sample 0 equals both views of sample 1.
 
     >>> never = [-float("inf")] * 2
     >>> step = unimodal_contrastive_step([[1, 0], [0, 1]], [[0, 1], [0, 1]], never, never, temperature=1.0)
@@ -184,7 +184,7 @@ def unimodal_contrastive_step(
             )
         )
 
-    # Feature gradients pair by pair: the anchor, the negative and the positive are all rows of one table.
+    # Feature gradients, pair by pair: the anchor, the negative and the positive are rows of the same table.
     features = np.vstack(feature_pair("view1_features", view1_features, "view2_features", view2_features))
     gradient = np.zeros_like(features)
     for a in range(2 * b):
@@ -195,7 +195,7 @@ def unimodal_contrastive_step(
             gradient[k] += w * features[a]
             gradient[positive] -= w * features[a]
 
-    # Back to two views: the first b rows are view 1.
+    # The results are split into two views: the first b rows are view 1.
     temperature_gradient = np.array([anchor.temperature_gradient for anchor in anchors]) / (2 * b)
     log_inner = np.array([anchor.log_inner for anchor in anchors])
     return UnimodalStep(
@@ -223,7 +223,7 @@ def unimodal_objective(
     eps: float = 0.0,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> float:
-    """Evaluate the two-view objective itself on all n samples: no state, no gamma, no estimate.
+    """Evaluate the two-view objective itself on all n samples, without state, gamma or estimate.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def unimodal_objective(
 
     Examples
     --------
-    Both views of a sample are equal, the samples orthogonal: every negative has the exponent -1 / 0.5.
+    Both views of a sample are equal, and the samples are orthogonal, so every negative has the exponent -1 / 0.5.
 
     >>> unimodal_objective([[1, 0], [0, 1]], [[1, 0], [0, 1]], temperature=0.5)
     -1.0
@@ -259,11 +259,11 @@ def unimodal_objective(
     temperature1, temperature2, _ = temperatures(temperature, n)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
     factor1, factor2 = anchor_weights(anchor_weight, n)
-    # Each anchor sees all data, so g itself is used: no state and no gamma.
+    # Each anchor is compared with all data, so g itself is used instead of a moving average.
     total = []
     for a, (t, factor) in enumerate(zip([*temperature1, *temperature2], [*factor1, *factor2], strict=True)):
         positive, negatives = view_positions(a, n)
-        # t (log(eps + g) + radius) of every anchor, with all negatives of the data set.
+        # An anchor adds t (log(eps + g) + radius), with all negatives of the data set.
         g = inner_estimate(A[a, :], positive, negatives, float(t))
         total.append(float(factor) * float(t) * (math.log(eps + g) + radius))
     return math.fsum(total) / (2 * n)
@@ -275,7 +275,7 @@ def _view_similarities(
     reference_features: Pair | None,
     reference_weight: float,
 ) -> FloatArray:
-    """Compare every row with every row: A = Z Z^T - lambda R R^T, both views of all samples, view 1 first."""
+    """Compute A = Z Z^T - lambda R R^T, the similarities of all rows; view 1 of all samples comes first."""
     views = feature_pair("view1_features", view1_features, "view2_features", view2_features)
     b, weight = len(views[0]), non_negative("reference_weight", reference_weight)
     if b < 2:

@@ -1,8 +1,8 @@
 """Test vectors: the conformance kit's problems and the oracle's answers as files that any language can read.
 
-:func:`files` returns the content of all of them: an index ``vectors.json``, its JSON Schema ``vectors.schema.json``,
-and one ``.safetensors`` file for each function. The format of safetensors is a length, a JSON header and the numbers,
-so the standard library is enough to write it. ``docs/verify.md`` describes the files.
+:func:`files` returns the content of every file: an index ``vectors.json``, the JSON Schema ``vectors.schema.json`` of
+the index, and one ``.safetensors`` file for each function. A safetensors file consists of a length, a JSON header and
+the numbers, so the standard library is enough to write such a file. ``docs/verify.md`` describes the files.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ RULES = {
     ),
     "certificate": (
         "got is a pair (nu, s). nu + s radius + s mean phi*((x - nu) / s), evaluated in float64, must lie within bound "
-        "times scale of the expected risk; several pairs may do. CVaR: nu + mean(max(x - nu, 0)) / alpha. At s = 0 and "
-        "s = inf the value is nu. A penalty has no radius term. phi*(y) is e^y - 1 for KL and "
+        "times scale of the expected risk; several pairs may pass. CVaR: nu + mean(max(x - nu, 0)) / alpha. At s = 0 "
+        "and s = inf the value is nu. A penalty has no radius term. phi*(y) is e^y - 1 for KL and "
         "(max(1 + (k - 1) y, 0)^(k / (k - 1)) - 1) / k for Cressie-Read of order k, chi-square being order 2. For the "
         "capped KL penalty it is e^y - 1 where y <= -log(alpha), else (y + log(alpha) + 1) / alpha - 1. "
         "x are the losses that count; for drrho_risk they are loss - reference_weight * reference_loss."
@@ -45,14 +45,14 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 
 def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32")) -> dict[str, bytes]:
-    """Return the test vectors: the content of every file by its name, the index last.
+    """Return the test vectors as a mapping from the name of every file to its content; the index comes last.
 
     Parameters
     ----------
     library_version : str
         The version of drrho-core that the index names.
     dtypes : iterable of str
-        ``"float64"`` and ``"float32"``, or one of them: the dtypes of the inputs. Answers are in float64.
+        The dtypes of the inputs: ``"float64"``, ``"float32"``, or both of these. Answers are in float64.
 
     Returns
     -------
@@ -62,12 +62,12 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
     Raises
     ------
     ValueError
-        If a dtype is another one, or there is none.
+        If a dtype is neither ``"float64"`` nor ``"float32"``, or if there is no dtype.
 
     Notes
     -----
-    Inputs are stored as they are after rounding to their dtype, answers belong to these. Source: the oracle, and
-    mpmath for problems beyond the range of the oracle's linear domain.
+    Inputs are stored after rounding to their dtype, and the answers are the answers to the rounded inputs. Source: the
+    oracle, and mpmath for problems in which an exponential leaves the range of float64.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
     entries = [
         _entry(problem, dtype, tensors.setdefault(problem.function, {}))
         for problem in ordered_problems()
-        if not problem.story  # a problem of many calls is no vector
+        if not problem.story  # a problem that needs several calls cannot be stored as one question and one answer
         for dtype in names
     ]
     index = {
@@ -91,12 +91,13 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
         "dtypes": list(names),
         "rules": RULES,
         "functions": {
-            function: {"file": f"{function}.safetensors", "tensors": len(found)} for function, found in tensors.items()
+            function: {"file": f"{function}.safetensors", "tensors": len(arrays)}
+            for function, arrays in tensors.items()
         },
         "cases": entries,
     }
-    # One file per function; the index comes last, so that it never names a file that is not written yet.
-    content = {f"{function}.safetensors": safetensors(found) for function, found in tensors.items()}
+    # The index comes last, so that it never names a file that is not written yet.
+    content = {f"{function}.safetensors": safetensors(arrays) for function, arrays in tensors.items()}
     content[SCHEMA] = _json(schema())
     content[INDEX] = _json(index)
     return content
@@ -117,7 +118,7 @@ def safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     Returns
     -------
     bytes
-        Little-endian, wide dtypes first so that every tensor starts at a multiple of its item size.
+        The file's content, in little-endian order.
 
     Examples
     --------
@@ -125,10 +126,10 @@ def safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     >>> content[8:56].decode()
     '{"x":{"dtype":"F64","shape":[2],"data_offsets":['
     """
-    # Wide dtypes first: each tensor then starts at a multiple of its item size.
+    # Tensors of wide dtypes come first, so that each tensor starts at a multiple of its item size.
     header: dict[str, Any] = {}
     body = bytearray()
-    for name in sorted(tensors, key=lambda one: (-tensors[one].dtype.itemsize, one)):
+    for name in sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key)):
         tensor = tensors[name]
         raw = np.ascontiguousarray(tensor).astype(tensor.dtype.newbyteorder("<")).tobytes()
         header[name] = {
@@ -149,10 +150,10 @@ def safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 
 def _entry(problem: Problem, dtype: str, tensors: Tensors) -> dict[str, Any]:
-    """Describe a problem in one dtype; its arrays go into ``tensors``."""
+    """Return the index's entry of a problem in one dtype; the arrays of the problem are added to ``tensors``."""
     question = answered(problem, dtype)
     arguments = question.arguments
-    # Tensors are named case/dtype/role/field, unique within the file of the function.
+    # Tensors are named case/dtype/role/field; these names are unique within the file of the function.
     prefix = f"{_slug(problem.name)}/{dtype}"
     store = _storer(tensors, dtype)
     positional = names_of_arguments(problem, oracle_of(problem), len(arguments.positional))
@@ -190,7 +191,7 @@ def _slug(name: str) -> str:
 
 
 def _storer(tensors: Tensors, dtype: str) -> Callable[..., dict[str, Any]]:
-    """Return a function that describes a value as JSON; arrays are stored and named."""
+    """Return a function that describes a value as JSON; it adds arrays to ``tensors`` and describes them by name."""
 
     def store(name: str, value: Any, *, exact: bool = False) -> dict[str, Any]:
         if isinstance(value, SetOf):
@@ -199,10 +200,10 @@ def _storer(tensors: Tensors, dtype: str) -> Callable[..., dict[str, Any]]:
             parts = {part: store(f"{name}.{part}", getattr(value, part), exact=exact) for part in value._fields}
             return {"fields": parts}
         if isinstance(value, tuple):
-            return {"items": [store(f"{name}[{i}]", one, exact=exact) for i, one in enumerate(value)]}
+            return {"items": [store(f"{name}[{i}]", item, exact=exact) for i, item in enumerate(value)]}
         if isinstance(value, (bool, int)) or (isinstance(value, float) and not exact):
             return {"value": value}
-        # Arrays: inputs in the dtype of the problem, answers in float64, indices in int64.
+        # Inputs are stored in the dtype of the problem, answers (`exact`) in float64, indices in int64.
         array = np.asarray(value)
         if array.dtype.kind in "iu":
             array = array.astype(np.int64)
@@ -258,7 +259,7 @@ def schema() -> dict[str, Any]:
         {**kind, "properties": {"name": text, **kind["properties"]}, "required": ["name", *kind["required"]]}
         for kind in kinds.values()
     ]
-    # One case: arguments with names in order, options by name, and the fields of the answer.
+    # A case has a list of named arguments in order, a mapping of options, and a list of the fields of the answer.
     case = record(
         id=text,
         function=text,

@@ -1,4 +1,4 @@
-"""The weighted sum of losses and steps of one batch."""
+"""The weighted sum of losses of one batch, and its gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["WeightedSum", "weighted_sum"]
 
 
 class WeightedSum(NamedTuple):
-    """The loss of :func:`weighted_sum` and its gradients; ``parameter_gradients`` has one mapping for each term."""
+    """The loss of :func:`weighted_sum` and its gradients.
+
+    ``parameter_gradients`` has one mapping per term, from names of gradients to gradients.
+    """
 
     loss: float
     image_gradient: FloatArray
@@ -27,13 +30,13 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
     Parameters
     ----------
     *terms : pair of (weight, result)
-        A number, and the result of a loss, of ``contrastive_step`` or of this function.
+        A number, and the result of one of the losses, of ``contrastive_step`` or of this function.
 
     Returns
     -------
     WeightedSum
-        ``loss``, gradients (b, d), and per term the gradients of its own parameters times its weight: two terms
-        that share a temperature are added by the caller.
+        ``loss``, feature gradients (b, d), and for each term the gradients of its own parameters times its weight. If
+        two terms share a temperature, the caller adds their temperature gradients.
 
     Raises
     ------
@@ -66,14 +69,14 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
         weight, result = number(f"terms[{position}][0]", term[0]), term[1]
         of_image = real_matrix(f"terms[{position}].image_gradient", result.image_gradient)
         of_text = real_array(f"terms[{position}].text_gradient", result.text_gradient, of_image.shape)
-        # All terms are functions of the same features, so all gradients have the shape of the first.
+        # All terms are functions of the same features, so all gradients have the shape of the first term's gradients.
         if position == 0:
             image_gradient, text_gradient = np.zeros(of_image.shape), np.zeros(of_image.shape)
         elif of_image.shape != image_gradient.shape:
             raise ValueError(
                 f"terms[{position}] must have gradients of the shape {image_gradient.shape}, got {of_image.shape}"
             )
-        # Losses and feature gradients add up; parameters of different terms are different parameters and stay apart.
+        # Losses and feature gradients are added. Each term has its own parameters, whose gradients stay separate.
         losses.append(weight * float(result.loss))
         image_gradient = image_gradient + weight * of_image
         text_gradient = text_gradient + weight * of_text
@@ -82,12 +85,12 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
 
 
 def _parameter_gradients(weight: float, result: Any) -> dict[str, Any]:
-    """Return the gradients of a result that are not the features', times the weight; a pair stays a pair."""
-    found: dict[str, Any] = {}
+    """Return all gradients of a result except the feature gradients, times the weight; a pair stays a pair."""
+    gradients: dict[str, Any] = {}
     for name in result._fields:
         value = getattr(result, name)
         if name.endswith("_gradient") and name not in ("image_gradient", "text_gradient"):
             # A pair holds one gradient per anchor of both sides.
             pair = isinstance(value, tuple)
-            found[name] = tuple(weight * np.asarray(side) for side in value) if pair else weight * float(value)
-    return found
+            gradients[name] = tuple(weight * np.asarray(side) for side in value) if pair else weight * float(value)
+    return gradients

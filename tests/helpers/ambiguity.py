@@ -1,7 +1,7 @@
-"""Problems, answers and measures that the tests of the ambiguity sets share.
+"""Problems, answers and tolerances that the tests of the ambiguity sets share.
 
-Problems are rows of one array, so that a library is called once for many problems, with one shape, and jax.jit compiles
-once per set.
+Problems are rows of one array. A library is called once for many problems, always with the same shape, so that jax.jit
+compiles once per set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from drrho_core import (
 jax.config.update("jax_enable_x64", True)
 
 ROWS, N = 24, 6
-# One of each kind first: under jit only these are compiled.
+# Under jit only the first set of each kind is compiled.
 SETS: dict[str, list[AmbiguitySet]] = {
     "CVaR": [CVaR(0.3), CVaR(0.5), CVaR(1 / 3), CVaR(1.0), CVaR(1e-3), CVaR(1e-300)],
     "KLPenalty": [KLPenalty(0.5), KLPenalty(1e-3), KLPenalty(1e4)],
@@ -71,9 +71,9 @@ def compiled(jit: Callable[..., Any], ambiguity_set: AmbiguitySet) -> Callable[.
 
 
 def solve(space: Any, ambiguity_set: AmbiguitySet, losses: Any, where: Any = None) -> WorstCase:
-    """Solve one problem or several as rows in a space and bring everything back as float64.
+    """Solve one or several problems, rows of losses, in a space; return the answers in NumPy float64.
 
-    Rows of zeros fill up the one shape that is compiled.
+    Rows of zeros are added up to the number of rows that is compiled.
     """
     losses = np.asarray(losses, dtype=float)
     rows, masks = np.zeros((ROWS, N)), np.ones((ROWS, N), dtype=bool)
@@ -99,7 +99,7 @@ def flat(worst: WorstCase) -> tuple[Any, ...]:
 
 @functools.cache
 def problem_rows() -> tuple[np.ndarray, np.ndarray]:
-    """Rows of every kind, and what counts in them; what does not count is nan or infinite."""
+    """Return losses of every kind, one problem per row, and a mask; entries outside the mask are nan or infinite."""
     rng = np.random.default_rng(20)
     x, where = rng.normal(size=(ROWS, N)), np.ones((ROWS, N), dtype=bool)
     x[2:5] = rng.integers(-1, 3, size=(3, N))  # ties
@@ -123,11 +123,11 @@ def problem_rows() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def oracle_rows(ambiguity_set: AmbiguitySet, dtype: str) -> list[Any]:
-    """The oracle's answer, row by row, to what an array of that dtype really holds."""
+    """Return the answers of the oracle, the NumPy implementation, for all rows after rounding to the dtype."""
     x, where = problem_rows()
     rounded = np.asarray(x, dtype=dtype).astype(np.float64)
-    theirs = getattr(drrho_reference, type(ambiguity_set).__name__)(*dataclasses.astuple(ambiguity_set))
-    return [drrho_reference.worst_case(rounded[i], theirs, where=where[i]) for i in range(ROWS)]
+    oracle_set = getattr(drrho_reference, type(ambiguity_set).__name__)(*dataclasses.astuple(ambiguity_set))
+    return [drrho_reference.worst_case(rounded[i], oracle_set, where=where[i]) for i in range(ROWS)]
 
 
 def sets_for(space: Any, kind: str) -> list[AmbiguitySet]:
@@ -135,7 +135,7 @@ def sets_for(space: Any, kind: str) -> list[AmbiguitySet]:
 
 
 def dual_value(ambiguity_set: AmbiguitySet, x: np.ndarray, nu: float, s: float) -> float:
-    """Evaluate ``nu + s radius + s mean phi*((x - nu) / s)`` as docs/theory has it, at one point of the dual."""
+    """Evaluate the dual objective of docs/theory, ``nu + s radius + s mean phi*((x - nu) / s)``, at a pair (nu, s)."""
     kind = type(ambiguity_set).__name__
     if kind == "CVaR":
         return nu + np.maximum(x - nu, 0).mean() / ambiguity_set.alpha
@@ -159,7 +159,7 @@ def dual_value(ambiguity_set: AmbiguitySet, x: np.ndarray, nu: float, s: float) 
 
 
 def divergence(ambiguity_set: AmbiguitySet, weights: np.ndarray) -> float:
-    """D(p || 1/n) with the phi of a ball."""
+    """Return D(p || 1/n) with the function phi of the ball."""
     t = weights * len(weights)
     if isinstance(ambiguity_set, KLBall):
         phi = np.where(t > 0, t * np.log(np.where(t > 0, t, 1.0)), 0.0) - t + 1

@@ -1,4 +1,4 @@
-"""Features as encoders return them: rows of norm 1."""
+"""Features like those that encoders return: rows of norm 1."""
 
 from __future__ import annotations
 

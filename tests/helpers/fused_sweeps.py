@@ -1,4 +1,8 @@
-"""The contract of the fused kernels in plain NumPy, and a step that is made of them, whatever the core does."""
+"""The results that fused kernels must return, in plain NumPy, and a contrastive step made of kernels, without the core.
+
+A sweep is one pass over all pairs of a batch. The first sweep returns sums over the negatives of each anchor, the
+second sweep the products of the weights of all pairs with the features.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ Convert = Callable[[np.ndarray], Any]
 
 @dataclass(frozen=True)
 class FusedProblem:
-    """One batch in NumPy float64: already rounded to the features' dtype, so that rounding is no error."""
+    """One batch in NumPy float64; features are rounded to the tested dtype, so that rounding them is no error."""
 
     image_features: np.ndarray
     text_features: np.ndarray
@@ -28,7 +32,7 @@ class FusedProblem:
     weight_text: np.ndarray
 
     def given(self, features: Convert, anchors: Convert, mask: Convert) -> Batch:
-        """Carry it to a library: `features` converts to the dtype that is tested, `anchors` to float32."""
+        """Convert the batch to a library: `features` converts to the dtype that is tested, `anchors` to float32."""
         reference = self.reference_features
         return Batch(
             features(self.image_features),
@@ -41,7 +45,10 @@ class FusedProblem:
         )
 
     def expected(self) -> tuple[FirstSweep, SecondSweep, float]:
-        """All pairs at once, in float64; and the largest sum over a row or a column of V."""
+        """Return both sweeps, computed for all pairs at once in float64, and the largest sum of a row or column of V.
+
+        V_ij is the sum of the weights that image anchor i and text anchor j give to the pair (i, j).
+        """
         # z = S - lambda R, and the exponents D of both directions: rows for images, columns for texts.
         e1, e2 = self.image_features, self.text_features
         z = e1 @ e2.T
@@ -59,13 +66,13 @@ class FusedProblem:
         first = FirstSweep(
             log_sum, log_sum_text, (p * d).sum(1), (p_text * d_text.T).sum(1), counts.sum(1), counts.sum(0), None
         )
-        # V = w + w': each anchor's softmax times the sum of the weights it is given.
+        # V = w + w': each anchor's softmax times the sum of the anchor's weights, an input of the second sweep.
         v = self.weight_image[:, None] * p + (self.weight_text[:, None] * p_text).T
         return first, SecondSweep(v @ e2, v.T @ e1), float(max(v.sum(1).max(), v.sum(0).max()))
 
 
 def _softmax(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log-sum-exp of each row and the softmax, 0 in a row of -inf alone."""
+    """Return the log-sum-exp of each row, and the softmax; if all entries of a row are -inf, the softmax is 0."""
     peak = np.max(x, axis=1, keepdims=True)
     e = np.exp(x - np.where(peak == -np.inf, 0.0, peak))
     total = e.sum(1, keepdims=True)
@@ -83,7 +90,7 @@ def draw(
     one_temperature: bool = False,
     rounded: Convert = lambda x: x.astype(np.float32).astype(np.float64),
 ) -> FusedProblem:
-    """Draw features of unit norm, and weights near 1 / (2 b), every fifth of them 0."""
+    """Draw features of unit norm, and weights near 1 / (2 b); every fifth weight is 0."""
     rng = np.random.default_rng([b, d, r or 0, int(mask)])
 
     def unit(columns: int) -> np.ndarray:
@@ -97,13 +104,14 @@ def draw(
 def draw_exact(
     *, b: int, d: int, r: int | None = None, mask: bool = False, temperature: float, one_temperature: bool = False
 ) -> FusedProblem:
-    """Draw features that are small whole numbers times a power of two, so that every product of them is exact.
+    """Draw features that are small integers times a power of two, so that every product of features is exact.
 
-    So an error comes from the steps after the products. Many logits are equal, and logits that differ do so by about
-    the temperature. One column of the features adds 1 to all logits where float32 still holds the sum.
+    Then all errors come from the steps after the products. Many similarities are equal, and different similarities
+    differ by about the temperature. One column of the features adds 1 to all similarities, if float32 can represent the
+    sum.
     """
     rng = np.random.default_rng([b, d, r or 0, int(mask)])
-    # Entries are whole multiples of `step`, so products are whole multiples of step^2, about one temperature.
+    # Entries are integers times `step`, so products are integers times step^2, which is about the temperature.
     step = 2.0 ** np.round(np.log2(temperature) / 2)
 
     def whole(columns: int) -> np.ndarray:
@@ -149,8 +157,12 @@ def _problem(
 def check(
     first: FirstSweep, second: SecondSweep, problem: FusedProblem, *, unit: float, pull_unit: float | None = None
 ) -> None:
-    """Compare both sweeps: what the first gives with max(1, its size), pulls with the largest sum of weights."""
-    # Pass 1: log-sum-exps, means and numbers of negatives.
+    """Compare both sweeps with the expected results; `unit` bounds the relative errors, `pull_unit` those of pulls.
+
+    Errors of the first sweep are divided by max(1, |value|), errors of pulls (V E2 and V^T E1) by the largest sum of
+    weights times the largest feature.
+    """
+    # The first sweep: log-sum-exps, means and numbers of negatives.
     expected_first, expected_second, largest = problem.expected()
     for name, right in expected_first._asdict().items():
         if name == "saved":
@@ -160,7 +172,7 @@ def check(
         differ = got != right  # -inf is equal
         error = np.abs(got[differ] - right[differ]) / np.maximum(1.0, np.abs(right[differ]))
         assert np.max(error, initial=0.0) <= unit, (name, np.max(error))
-    # Pass 2: V E2 and V^T E1, measured against the largest sum of weights times the largest feature.
+    # The second sweep: V E2 and V^T E1.
     sides = (problem.text_features, problem.image_features)
     for side, (name, right) in zip(sides, expected_second._asdict().items(), strict=True):
         got = np.asarray(getattr(second, name), dtype=np.float64)
@@ -170,7 +182,7 @@ def check(
 
 
 def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
-    """Return a `contrastive_step` of the kernels for the conformance kit; arrays (b,) are computed in NumPy."""
+    """Return a `contrastive_step` that calls the kernels, for the conformance kit; NumPy computes the arrays (b,)."""
 
     def contrastive_step(
         image_features: Any,
@@ -198,7 +210,7 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
         t = [like * 0 + side for side in pairs[0]]
         batch = Batch(image_features, text_features, reference_features, reference_weight, *t, pair_mask)
         assert sweeps.declines(batch, "always") is None
-        # Pass 1, then everything of size b in float64: g, u and the sums of weights.
+        # The first sweep; then g, u and the sums of weights, arrays of size b, in float64.
         first = sweeps.sum_negatives(batch)
         old = [to_numpy(x).astype(np.float64) for x in (log_inner_image, log_inner_text)]
         temperatures = [to_numpy(side).astype(np.float64) for side in t]
@@ -224,7 +236,7 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
             weights.append(np.where(has, scale * np.exp(own - log_value), 0.0))
         value, weights = ([factor * x for factor, x in zip(factors, xs, strict=True)] for xs in (value, weights))
         second = sweeps.pull_back(batch, first, *(_as(side, like) for side in weights))
-        # Pass 2 has been done: the gradients are the pulls minus c times the positive's features.
+        # The gradients are the pulls of the second sweep minus c times the features of the positive.
         means = [to_numpy(x).astype(np.float64) for x in (first.mean_image, first.mean_text)]
         c = (weights[0] + weights[1])[:, None]
         e1, e2 = (to_numpy(x).astype(np.float64) for x in (image_features, text_features))
@@ -245,7 +257,7 @@ def step(sweeps: Any, to_numpy: Convert) -> Callable[..., dict[str, Any]]:
 
 
 def _as(values: np.ndarray, like: Any) -> Any:
-    """Carry a float32 vector to the library of `like`."""
+    """Convert a vector to float32 in the library and on the device of `like`."""
     import array_api_compat
 
     xp = array_api_compat.array_namespace(like)

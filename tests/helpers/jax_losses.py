@@ -1,4 +1,4 @@
-"""One asymmetric batch for the tests of drrho_jax.contrastive_loss, and the formulas written out for JAX's autograd."""
+"""An asymmetric batch for the tests of drrho_jax.contrastive_loss, and the formulas, written for JAX's autograd."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def written_out(
     weight: float = 1.0,
     pair_mask: Any = None,
 ) -> tuple[Any, tuple[Any, Any, Any]]:
-    """The formulas in the linear domain: surrogate, (loss, new log_inner, max |c_i| / 2b)."""
+    """Evaluate the formulas with g and u themselves; return surrogate, (loss, new log_inner, max |c_i| / 2b)."""
     # Z = S - lambda R, and the mask of negatives, never the diagonal.
     b, constant = images.shape[0], jax.lax.stop_gradient
     z = images @ texts.T
@@ -75,7 +75,7 @@ def written_out(
     new, positive_weight = [], jnp.zeros(b)
     sides = zip((z, z.T), (negatives, negatives.T), log_inner, pair(temperature), pair(gamma), strict=True)
     for logits, of_these, log_u, t, take in sides:
-        # One direction: D, g as a mean over the negatives, and the moving average u, a constant of the gradient.
+        # One direction: exponents D, the mean g over the negatives, the moving average u, a constant of the gradient.
         count = jnp.sum(of_these, axis=1)
         divisor = jnp.maximum(count, 1)
         t_column = t[:, None] if jnp.ndim(t) else t
@@ -84,12 +84,12 @@ def written_out(
         active = count > 0
         u = constant(jnp.where(log_u == -jnp.inf, g, (1 - take) * jnp.exp(log_u) + take * g))
         new.append(jnp.where(active, jnp.log(u), log_u))
-        # loss: t (log(eps + u) + radius); surrogate: the gradient reaches g with the factor t / (eps + u).
+        # The loss is t (log(eps + u) + radius); the surrogate adds t g / (eps + u), with a gradient in g only.
         value = jnp.where(active, jnp.log(jnp.where(active, eps + u, 1.0)) + radius, 0.0)
         fresh = jnp.where(active, g / jnp.where(active, eps + u, 1.0), 0.0)
         loss = loss + jnp.sum(t * value) / (2 * b)
         surrogate = surrogate + jnp.sum(t * value + constant(t) * fresh) / (2 * b)
-        # c, the sum of both anchors' weights, is the size of a feature gradient before it cancels.
+        # c_i, the sum of the weights of both anchors i, is the size of the terms of a feature gradient.
         w = jnp.where(of_these, jnp.exp(d), 0.0) / jnp.where(active, (eps + u) * divisor, 1.0)[:, None]
         positive_weight = positive_weight + jnp.sum(w, axis=1)
     return surrogate, (loss, tuple(new), jnp.max(positive_weight) / (2 * b))

@@ -1,7 +1,8 @@
-"""Problems for the contrastive step: drawn in NumPy float64, asymmetric, carried to any array library.
+"""Problems for the contrastive step: drawn in NumPy float64, asymmetric, converted to any array library.
 
-A `Problem` knows what the libraries are given and what the oracle is given (the same numbers after rounding to the
-library's dtype, so that rounding the input is no error), and the size that an error is measured against.
+`Problem.given` returns the arguments for a library, `Problem.rounded` the same numbers for the oracle, the NumPy
+implementation: both are rounded to the library's dtype, so that this rounding does not count as an error. `sizes`
+returns the sizes that errors are divided by.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Problem:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments, the reference and the mask only where there are any."""
+        """The keyword arguments; reference features and a mask are among them only if the problem has them."""
         options = {name: getattr(self, name) for name in SCALARS}
         for name in ("reference_features", "pair_mask"):
             if getattr(self, name) is not None:
@@ -54,7 +55,7 @@ class Problem:
         return options
 
     def mapped(self, arrays: Callable[[Any], Any], numbers: Callable[[Any], Any]) -> Problem:
-        """Change every floating array (and 0-d array) by one function, every number by another."""
+        """Apply one function to every floating array (0-d arrays included), and another one to every number."""
 
         def change(name: str, value: Any) -> Any:
             if value is None or name in ("pair_mask", "as_arrays"):
@@ -66,13 +67,13 @@ class Problem:
         return replace(self, **{name: change(name, value) for name, value in vars(self).items()})
 
     def rounded(self, space: Any) -> Problem:
-        """The problem after rounding to the library's dtype, in float64."""
+        """Return the problem in float64 after rounding to the library's dtype."""
         return replace(
             self.mapped(space.rounded, lambda value: float(space.rounded(value))), as_arrays=frozenset()
         ).mapped(lambda value: value if np.ndim(value) else float(value), float)
 
     def given(self, space: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments in the library."""
+        """Return the positional and the keyword arguments as arrays of the library."""
         here = self.mapped(
             lambda value: space.asarray(np.asarray(value, dtype=space.dtype_name)),  # torch casts no 0-d NumPy array
             lambda value: float(space.rounded(value)),
@@ -91,7 +92,7 @@ _STEP_FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def step_function(space: Any, **static: Any) -> Callable[..., Any]:
-    """Return ``function(arrays, options)``; jitted over both where the space is, once, so XLA compiles per shape."""
+    """Return ``function(arrays, options)``; in a jitted space it is jitted and cached: each shape compiles once."""
 
     def step(arrays: tuple[Any, ...], options: dict[str, Any]) -> ContrastiveStep:
         return contrastive_step(*arrays, **options, **static)
@@ -102,10 +103,10 @@ def step_function(space: Any, **static: Any) -> Callable[..., Any]:
 
 
 def to_numpy(space: Any, step: ContrastiveStep) -> ContrastiveStep:
-    def one(value: Any) -> Any:
-        return tuple(map(one, value)) if isinstance(value, tuple) else space.to_numpy(value).astype(np.float64)
+    def convert(value: Any) -> Any:
+        return tuple(map(convert, value)) if isinstance(value, tuple) else space.to_numpy(value).astype(np.float64)
 
-    return ContrastiveStep(*map(one, step))
+    return ContrastiveStep(*map(convert, step))
 
 
 def draw(
@@ -126,9 +127,9 @@ def draw(
     eps: float = 0.0,
     as_arrays: tuple[str, ...] = (),
 ) -> Problem:
-    """Draw a problem: images, texts, states, temperatures and masks all differ, so that rows are not columns."""
+    """Draw a problem. Images differ from texts, and so do states, temperatures and masks: no table is symmetric."""
     rng = np.random.default_rng(seed)
-    # Random features first; the kinds below replace them by special geometries.
+    # The features are random, unless `features` names one of the special cases below.
     images, texts = unit_rows(rng, b, d), unit_rows(rng, b, d)
     reference = None if r is None else (unit_rows(rng, b, r), unit_rows(rng, b, r))
     if features == "aligned":
@@ -143,7 +144,7 @@ def draw(
     elif features == "ties":
         twins = rng.integers(0, 2, size=(2, b))
         images, texts = images[twins[0]], texts[twins[1]]
-    # Temperatures are uniform in logarithms; every fifth gamma is 1, which forgets the state.
+    # Temperatures are uniform in logarithms. About every fifth gamma is 1, with which the old state has no influence.
     tau = np.exp(rng.uniform(*np.log(temperature), size=(2, b)))
     gammas = np.where(rng.uniform(size=(2, b)) < 0.2, 1.0, rng.uniform(0.05, 1.0, size=(2, b)))
     return Problem(
@@ -162,7 +163,7 @@ def draw(
 
 
 def draw_mask(rng: np.random.Generator, b: int, kind: str) -> np.ndarray:
-    """A random mask; "empty" leaves one image anchor and one text anchor without negatives, "none" all of them."""
+    """Draw a mask; "empty": one image anchor and one text anchor have no negatives; "none": no anchor has any."""
     mask = rng.uniform(size=(b, b)) < 0.6
     if kind == "empty":
         mask[rng.integers(b), :] = False
@@ -172,7 +173,7 @@ def draw_mask(rng: np.random.Generator, b: int, kind: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes that errors are compared with: the size of the terms that are summed, before they cancel."""
+    """The sizes that errors are compared with: the sizes of the terms of each sum, because the terms may cancel."""
 
     loss: float
     surrogate: float
@@ -181,7 +182,7 @@ class Sizes:
 
 
 def sizes(p: Problem, expected: ContrastiveStep) -> Sizes:
-    """Evaluate the terms of the closed form, in float64 and in the log domain."""
+    """Return the sizes of the terms of the closed form, computed in float64 with logarithms of u."""
     b = p.batch_size
     # Z = S - lambda R, and the negatives that the mask leaves.
     Z = p.image_features @ p.text_features.T
@@ -198,7 +199,7 @@ def sizes(p: Problem, expected: ContrastiveStep) -> Sizes:
         (Z.T, negatives.T, t[1], expected.log_inner_text),
     ):
         active, number = counts.any(axis=1), np.maximum(counts.sum(axis=1), 1)
-        # D, log(eps + u) and the weights w = exp(D - log(eps + u) - log N) of one direction.
+        # The exponents D, log(eps + u) and the weights w = exp(D - log(eps + u) - log N) of one direction.
         D = (matrix - np.diag(matrix)[:, None]) / tau[:, None]
         with np.errstate(divide="ignore"):
             level = np.where(active, np.logaddexp(np.where(active, log_u, 0.0), np.log(p.eps)), 0.0)
@@ -206,10 +207,10 @@ def sizes(p: Problem, expected: ContrastiveStep) -> Sizes:
         row_sum.append(w.sum(axis=1))
         weighted.append((w * np.abs(D)).sum(axis=1))
         levels.append(np.abs(level) + p.radius * active)
-    # A logarithm is exact to max(1, |value|), for it is itself a sum that may have cancelled.
-    terms = [np.maximum(1.0, np.maximum(*two)) for two in zip(levels, weighted, strict=True)]
+    # The error of a logarithm is compared with max(1, |value|), because the logarithm is a sum whose terms may cancel.
+    terms = [np.maximum(1.0, np.maximum(*pair)) for pair in zip(levels, weighted, strict=True)]
     value = float(np.mean([t[0] * levels[0], t[1] * levels[1]]))
-    tiny = 1e-37  # what float32 cannot hold is no error
+    tiny = 1e-37  # errors of numbers that float32 cannot represent do not count
     return Sizes(
         loss=value,
         surrogate=value + float(np.mean([t[0] * row_sum[0], t[1] * row_sum[1]])),
@@ -225,12 +226,12 @@ def sizes(p: Problem, expected: ContrastiveStep) -> Sizes:
 def check_step(
     actual: ContrastiveStep, expected: ContrastiveStep, p: Problem, unit: float, *, far: bool = False
 ) -> None:
-    """Compare all fields within k units, k = max(1, 0.1 / temperature).
+    """Compare all fields; a relative error may be k times `unit`, k = max(1, 0.1 / temperature).
 
-    The loss is measured against max(|value|, temperature); where the terms are `far` larger than their sum, against
-    them.
+    The error of the loss is divided by max(|value|, temperature) or, if `far` is true, by the size of the terms, which
+    are far larger than their sum.
     """
-    # Exponents are rounded at the size 1/t, so the bound grows from t = 0.1 on.
+    # Exponents have the size 1/t, and so have their rounding errors: for t below 0.1 the bound grows with 1/t.
     coldest = min(np.min(side) for side in (p.temperature if isinstance(p.temperature, tuple) else (p.temperature,)))
     bound = max(1.0, 0.1 / float(coldest)) * unit
     size = sizes(p, expected)

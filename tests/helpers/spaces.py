@@ -1,6 +1,7 @@
 """The array libraries, devices and dtypes that the tests run on.
 
-A test draws its problem once in NumPy float64 and asks the fixture ``space`` or ``eager_space`` for the rest.
+A space is one array library on one device with one floating dtype. A test draws its problem once, in NumPy float64, and
+converts it with the fixture ``space`` or ``eager_space``.
 """
 
 from __future__ import annotations
@@ -35,23 +36,21 @@ class Space:
         return 1e-12 if self.dtype_name == "float64" else 5e-6
 
     def asarray(self, values: Any, dtype: Any = None) -> Any:
-        """Floating values to this space's dtype, others as they are; `dtype` overrides."""
-        # Values are rounded in NumPy, so that all libraries hold the same numbers.
+        """Convert values to an array: floating values to this space's dtype, unless `dtype` is given."""
+        # Values are rounded in NumPy, so that all libraries get the same numbers.
         values = np.asarray(values)
         if dtype is None and np.issubdtype(values.dtype, np.floating):
-            values = values.astype(self.dtype_name)  # here: torch does not copy and cast an array of no axes at once
-        if (
-            self.name == "torch" and self.device != "cpu"
-        ):  # torch 2.11 cannot copy an array without axes to a GPU at once
+            values = values.astype(self.dtype_name)  # cast first: torch cannot copy and cast a 0-d array in one call
+        if self.name == "torch" and self.device != "cpu":  # torch 2.11 cannot copy a 0-d array to a GPU in one call
             return self.xp.asarray(values, dtype=dtype, copy=True).to(self.device)
         return self.xp.asarray(values, dtype=dtype, device=self.device, copy=True)
 
     def rounded(self, values: Any) -> np.ndarray:
-        """The values of `asarray` after rounding, as float64: the oracle gets them, so that rounding is no error."""
+        """Round values as `asarray` does, and return float64, for the oracle, which is the NumPy implementation."""
         return np.asarray(values, dtype=self.dtype_name).astype(np.float64)
 
     def run(self, function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
-        """Call `function(*arrays, **options)`, jitted over the arrays (None allowed) where this space is jitted."""
+        """Call `function(*arrays, **options)`, jitted as a function of the arrays (or None) if this space is jitted."""
         if self.jit is None:
             return function(*arrays, **options)
         return self.jit(lambda *inner: function(*inner, **options))(*arrays)
@@ -82,7 +81,7 @@ def _jax_space(dtype: str, jitted: bool, platform: str) -> Space:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    # The same space eager and jitted; a jitted space compiles once per shape.
+    # The space exists eager and jitted; a jitted space compiles once per shape.
     return Space("jax", jax.numpy, jax.devices(platform)[0], dtype, jax.jit if jitted else None, np.asarray)
 
 
@@ -105,11 +104,11 @@ SPACES: dict[str, Callable[[str], Space]] = {
 }
 GPU_SPACES = ("torch-cuda", "jax-gpu", "cupy")
 CHOSEN = [name for name in os.environ.get("DRRHO_SPACES", ",".join(SPACES)).split(",") if SPACES[name]]
-"""All spaces, or those that the environment names: a suite in NumPy alone is what the mutants are killed with."""
+"""The spaces that the environment variable DRRHO_SPACES names, or all of them. Mutants are tested in NumPy alone."""
 
 
 def build(name: str, dtype: str) -> Space:
-    """Build a space; a missing accelerator skips with a reason, a missing CPU library fails where CI is set."""
+    """Build a space. Skip the test if an accelerator is missing; a missing CPU library is an error in CI."""
     try:
         space = SPACES[name](dtype)
         # The first array shows whether the device exists.
@@ -117,7 +116,7 @@ def build(name: str, dtype: str) -> Space:
     except Exception as error:
         if name in GPU_SPACES:
             pytest.skip(f"{name} needs an accelerator and its library: {type(error).__name__}: {error}")
-        # CI must not pass because a library is missing.
+        # A test in CI must not be skipped because a library is missing.
         if isinstance(error, ModuleNotFoundError) and not os.environ.get("CI"):
             pytest.skip(f"{name}: {error}")
         raise

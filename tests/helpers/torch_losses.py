@@ -1,4 +1,4 @@
-"""One asymmetric batch for the tests of drrho_torch.ContrastiveLoss, and the formulas for torch's autograd."""
+"""An asymmetric batch for the tests of drrho_torch.ContrastiveLoss, and the formulas, written for torch's autograd."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Problem:
         )
 
     def module(self, **options: Any) -> ContrastiveLoss:
-        """The module, its state set to this problem's."""
+        """Return the module with the state of this problem."""
         loss = ContrastiveLoss(N, **{"temperature": 0.3, "gamma": 0.7, **options})
         loss = loss.to(self.log_inner[0].dtype)
         loss.log_inner_image.copy_(self.log_inner[0])
@@ -65,7 +65,7 @@ class Written:
     surrogate: Any
     log_inner: list[Any]
     value: float
-    scale: float  # max |c_i| / 2b, the size of what a feature gradient sums up
+    scale: float  # max |c_i| / 2b, the size of the terms of a feature gradient
 
 
 def written_out(
@@ -92,7 +92,7 @@ def written_out(
     loss = surrogate = torch.zeros((), dtype=images.dtype)
     new, positive_weight = [], torch.zeros(b, dtype=images.dtype)
     for logits, of_these, log_u in ((z, negatives, log_inner[0]), (z.T, negatives.T, log_inner[1])):
-        # One direction: D, g as a mean over the negatives, and the moving average u.
+        # One direction: exponents D, the mean g over the negatives, and the moving average u.
         count = of_these.sum(1)
         d = (logits - logits.diagonal()[:, None]) / temperature
         g = (d.exp() * of_these).sum(1) / count.clamp(min=1)
@@ -100,14 +100,14 @@ def written_out(
         old = log_u.exp()
         u = torch.where(old == 0, g, (1 - gamma) * old + gamma * g)
         new.append(torch.where(active, u.log(), log_u).detach())
-        # No gradient runs through u, and the part with g sees the temperature as a constant.
+        # u is a constant of the gradient, and so is the temperature in the term with g.
         frozen = u.detach()
         temperature_alone = temperature.detach() if isinstance(temperature, torch.Tensor) else temperature
         value = torch.where(active, (eps + frozen).log() + radius, 0.0)
         fresh = torch.where(active, g / (eps + frozen), 0.0)
         loss = loss + (temperature * value).sum() / (2 * b)
         surrogate = surrogate + (temperature * value + temperature_alone * fresh).sum() / (2 * b)
-        # c, the sum of both anchors' weights, is the size of a feature gradient before it cancels.
+        # c_i, the sum of the weights of both anchors i, is the size of the terms of a feature gradient.
         w = d.exp() * of_these / ((eps + frozen) * count.clamp(min=1))[:, None]
         positive_weight = positive_weight + torch.nan_to_num(w).sum(1).detach()
     return Written(surrogate, new, float(loss.detach()), float(positive_weight.abs().max()) / (2 * b))
@@ -118,7 +118,7 @@ def bits(module: ContrastiveLoss) -> list[bytes]:
 
 
 def trained(dtype: Any = torch.float32, **options: Any) -> tuple[Problem, ContrastiveLoss]:
-    """A module whose state a half round trip would change."""
+    """Return a problem and a module after one step, whose state would change if it were rounded to float16."""
     problem = Problem.draw(dtype)
     module = problem.module(**options)
     module(problem.images, problem.texts, problem.index)

@@ -2,13 +2,15 @@
 
 - ``problem.py``: the form of a problem; ``draws.py``: inputs that several subjects share.
 - ``ambiguity_sets.py``, ``contrastive.py`` (both steps), ``estimator.py``, ``losses.py``, ``selection.py``,
-  ``theory.py``: problems that the oracle answers.
-- ``extremes.py``: problems beyond the range of the oracle's linear domain, answered by stored numbers.
-- ``large_logits.py`` and ``weight_sums.py``: temperatures down to 1e-10, answered by ``softmax.py``.
+  ``theory.py``: problems that the oracle, the slow NumPy implementation, answers.
+- ``extremes.py``: problems whose exponentials leave the range of float64, so that the oracle cannot answer them; the
+  answers are stored numbers.
+- ``large_logits.py`` and ``weight_sums.py``: temperatures down to 1e-10; ``softmax.py`` computes the answers.
 - ``scales.py``: the sizes that errors are divided by, and the bounds.
 - ``calls.py``: functions that need more than one call, and fields that are compared.
 
-``questions.py`` rounds a problem to a dtype and finds the right answer; ``conformance.py`` asks an implementation.
+``questions.py`` rounds a problem to a dtype and computes the right answer; ``conformance.py`` gives the problems to an
+implementation.
 """
 
 from __future__ import annotations

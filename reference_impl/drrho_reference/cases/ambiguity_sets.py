@@ -14,8 +14,8 @@ from drrho_reference.cases.problem import Draw, Problem, SetOf, entering
 PROBLEMS: list[Problem] = []
 problem = entering(PROBLEMS)
 
-# One slice of losses for each kind: ties move CVaR's quantile, equal losses make every ball flat, and the scales 1e-30
-# and 1e30 show constants that are added without a unit.
+# One slice of losses for each kind. Ties share the last weights of CVaR. If all losses are equal, all weights give the
+# same risk. The scales 1e-30 and 1e30 reveal constants that are not multiplied by the scale of the losses.
 _KINDS = ("positive", "signed", "negative", "ties", "all equal", "small", "large")
 
 
@@ -31,12 +31,12 @@ def _kinds_of(ambiguity_set: SetOf) -> Draw:
 
 
 def _hidden(losses: FloatArray) -> FloatArray:
-    """Put nan where the masks count nothing: an implementation that reads such an entry returns nan."""
+    """Replace the entries that the masks exclude by nan: an implementation that reads such an entry returns nan."""
     return np.where(mask_table(), losses, np.nan)
 
 
 def _enter_risks(ambiguity_set: SetOf) -> None:
-    """Enter the problems that every set is asked."""
+    """Add the problems that exist for every ambiguity set."""
 
     def enter(function: str, name: str, sentence: str, rows: tuple[str, ...], draw: Draw) -> None:
         PROBLEMS.append(Problem(function, f"{ambiguity_set.name}{name}", sentence, draw, rows))
@@ -53,21 +53,21 @@ def _enter_risks(ambiguity_set: SetOf) -> None:
         losses = (_hidden(draw_losses(rng)) for _ in range(2))
         return (*losses, ambiguity_set, rng.normal(size=SLICES)), {"reference_weight": 1.5, "where": mask_table()}
 
-    # Losses without a mask: signs, ties and scales.
+    # Losses of all signs, ties and scales, without a mask.
     enter("worst_case", "", "Losses of every kind.", _KINDS, _kinds_of(ambiguity_set))
-    # Masks, for the set itself, for excess losses and for their gradient.
+    # Problems with masks for worst_case, drrho_risk and drrho_risk_vjp.
     masks = tuple(MASKS)
-    sentence = "The first axis; entries that hold nan and count for nothing, not even in n."
+    sentence = "Slices along the first axis; entries that the mask excludes are nan and do not count in n."
     enter("worst_case", ": mask", sentence, masks, masked)
-    sentence = "Excess losses, with a reference weight above 1; entries that hold nan and count for nothing."
+    sentence = "Excess losses with a reference weight above 1; entries that the mask excludes are nan."
     enter("drrho_risk", ": mask", sentence, masks, steered)
-    sentence = "An upstream gradient that differs from slice to slice, as weights per token give."
+    sentence = "An upstream gradient that differs from slice to slice, as with a weight per token."
     enter("drrho_risk_vjp", ": mask", sentence, masks, weighted)
-    # Balls have two ends: at radius 0 the risk is the mean, at a large radius the maximum.
+    # At radius 0 the risk of a ball is the mean of the losses, at a large radius their maximum.
     if "radius" in ambiguity_set.parameters:
         for radius, name, sentence in (
-            (0.0, ": radius 0", "The smallest ball is the mean."),
-            (64.0, ": saturation", "A large ball is the maximum, shared by its ties."),
+            (0.0, ": radius 0", "The smallest ball gives the mean of the losses."),
+            (64.0, ": saturation", "A large ball gives the largest loss; equal largest losses share the weight."),
         ):
             ball = SetOf(ambiguity_set.name, {**ambiguity_set.parameters, "radius": radius})
             enter("worst_case", name, sentence, _KINDS, _kinds_of(ball))
@@ -81,13 +81,13 @@ _KL_PENALTY = SETS[1]
 
 @problem("drrho_risk")
 def no_options(rng: np.random.Generator) -> tuple[Any, ...]:
-    """The worst case of the loss minus the reference model's."""
+    """The worst case of the loss minus the reference model's loss."""
     return (draw_losses(rng), draw_losses(rng), _KL_PENALTY), {}
 
 
 @problem("drrho_risk_vjp")
 def weights_per_token(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Risks along the first axis, each with a weight of its own; one weight is 0."""
+    """Risks of slices along the first axis, each with its own weight; one weight is 0."""
     upstream = np.where(np.arange(SAMPLES) == 2, 0.0, rng.gamma(2.0, size=SAMPLES))
     return (draw_losses(rng), draw_losses(rng), _KL_PENALTY, upstream), {"axis": 0}
 
@@ -100,13 +100,13 @@ def weighted_difference(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("moving_average_kl")
 def first_visit(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A fresh average takes the batch's own mean, whatever gamma is."""
+    """On the first batch the average is the mean of the batch, whatever gamma is."""
     return (draw_losses(rng)[0], draw_losses(rng)[0], np.array(NEVER)), {"temperature": 0.75, "gamma": 0.25}
 
 
 @problem("moving_average_kl")
 def memory(rng: np.random.Generator) -> tuple[Any, ...]:
-    """An average with a memory, a mask and a reference weight."""
+    """A moving average with an old estimate, a mask and a reference weight."""
     mask = mask_table()[0]
     options = {"temperature": 1.5, "gamma": 0.3, "reference_weight": 0.5, "where": mask}
     losses = (np.where(mask, draw_losses(rng)[0], np.nan) for _ in range(2))
@@ -115,5 +115,5 @@ def memory(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("moving_average_kl")
 def no_memory(rng: np.random.Generator) -> tuple[Any, ...]:
-    """With gamma = 1 the state says nothing: the KL penalty's risk and weights."""
+    """With gamma = 1 the old estimate has no influence: the result is the KL penalty's risk and weights."""
     return (draw_losses(rng)[0], draw_losses(rng)[0], np.array(-3.0)), {"temperature": 0.75}

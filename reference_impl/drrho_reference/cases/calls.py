@@ -13,7 +13,7 @@ from drrho_reference.cases.problem import Problem, SetOf
 
 
 def oracle_set(ambiguity_set: SetOf) -> Any:
-    """Return the oracle's own set."""
+    """Return the ambiguity set as an object of the oracle's class."""
     return ambiguity_set.build(sets)
 
 
@@ -46,12 +46,12 @@ def use_estimator(
             raise NotImplementedError(f"no method {name}")
         return getattr(owner, name)
 
-    # First visit: all rows are -inf. After the scatter the rows hold the new estimates.
+    # Before the first scatter all rows are -inf; afterwards the rows hold the new estimates.
     estimator = estimator_class(num_samples, like=log_inner_image)
     fresh = method(estimator, "gather")(index)
     estimator = method(estimator, "scatter")(index, log_inner_image, log_inner_text)
     visited = method(estimator, "gather")(index)
-    # A data set that grows keeps the old rows; the state moves to a fresh estimator.
+    # A data set that grows keeps the old rows; the state is loaded into a new estimator.
     estimator = method(estimator, "grow")(num_samples_grown)
     estimator = estimator.scatter(later_index, later_image, later_text)
     state = method(estimator, "state_dict")()
@@ -68,19 +68,19 @@ def use_estimator(
 def add_terms(weighted_sum: Any, *terms: Any) -> dict[str, Any]:
     """Call a weighted sum, and name every parameter gradient after the position of the term."""
     answer = weighted_sum(*terms)
-    found = {
+    fields = {
         name: answer[name] if isinstance(answer, Mapping) else getattr(answer, name, None)
         for name in ("loss", "image_gradient", "text_gradient", "parameter_gradients")
     }
-    for position, gradients in enumerate(found.pop("parameter_gradients") or ()):
+    for position, gradients in enumerate(fields.pop("parameter_gradients") or ()):
         for name, value in gradients.items():
-            found[f"parameter_gradients[{position}].{name}"] = value
-    return {name: value for name, value in found.items() if value is not None}
+            fields[f"parameter_gradients[{position}].{name}"] = value
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-# Functions whose answer is read from more than the returned fields.
+# Functions that need more than one call, or whose fields are renamed, with the function that does this.
 STORIES: dict[str, Callable[..., Any]] = {"InnerEstimator": use_estimator, "weighted_sum": add_terms}
-# The bootstrap's intervals are random: they are not compared.
+# The fields that are compared; the bootstrap's intervals are not, because they are random.
 COMPARED = {"fit_scaling_law": ("prefactor", "exponent", "floor", "residual", "fitted")}
 
 

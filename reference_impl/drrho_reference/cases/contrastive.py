@@ -1,7 +1,7 @@
-"""Problems of the two contrastive steps: each option alone, then all options at once.
+"""Problems for the two contrastive steps: each option alone, then all options at once.
 
-Most problems are entered for ``contrastive_step`` and for ``unimodal_contrastive_step``, which have one signature. Only
-``pair_mask`` belongs to ``contrastive_step`` alone.
+Most problems are added for both ``contrastive_step`` and ``unimodal_contrastive_step``, which take the same arguments
+except for ``pair_mask``, an option of ``contrastive_step`` only.
 """
 # ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
 
@@ -27,30 +27,30 @@ PROBLEMS: list[Problem] = []
 problem = entering(PROBLEMS)
 
 
-# Temperatures and the reference model, without a memory: the states are fresh and gamma is 1.
+# Temperatures and the reference model. Gamma is 1, and no sample was visited before.
 
 
 @problem(*STEPS)
 def plain(rng: np.random.Generator) -> tuple[Any, ...]:
-    """No memory and no reference model: the mini-batch loss."""
+    """No old estimates and no reference model: the mini-batch loss."""
     return draw_batch(rng), {"temperature": 0.25}
 
 
 @problem(*STEPS)
 def cold(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Temperature 0.05, as trained models have it."""
+    """Temperature 0.05, about the temperature of trained models."""
     return draw_batch(rng), {"temperature": 0.05}
 
 
 @problem(*STEPS)
 def reference(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A reference model's features of the same width."""
+    """A reference model whose features are as wide as the learner's."""
     return draw_batch(rng), {"temperature": 0.3, "reference_features": draw_reference(rng, WIDTH)}
 
 
 @problem(*STEPS)
 def reference_of_another_width(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A reference model's features are narrower than the learner's."""
+    """A reference model whose features are narrower than the learner's."""
     return draw_batch(rng), {"temperature": 0.3, "reference_features": draw_reference(rng, OTHER_WIDTH)}
 
 
@@ -61,30 +61,30 @@ def reference_weight(rng: np.random.Generator) -> tuple[Any, ...]:
     return draw_batch(rng), options
 
 
-# The moving average log u: its floor eps, its weight gamma, first visits, and the radius beside log(eps + u).
+# The moving average u: the floor eps, the weight gamma, first visits, and the radius that is added to log(eps + u).
 
 
 @problem(*STEPS)
 def eps(rng: np.random.Generator) -> tuple[Any, ...]:
-    """An eps large enough to be seen wherever it is put; the state is stored without it."""
+    """An eps so large that a wrong use of it is seen; the state log u does not contain eps."""
     return draw_batch(rng, visited=True), {"temperature": 0.3, "gamma": 0.6, "eps": 0.25}
 
 
 @problem(*STEPS)
 def gamma(rng: np.random.Generator) -> tuple[Any, ...]:
-    """One gamma below 1, with first visits among the anchors."""
+    """One gamma below 1 for all anchors; some anchors are visited for the first time."""
     return draw_batch(rng, visited=True), {"temperature": 0.5, "gamma": 0.2}
 
 
 @problem(*STEPS)
 def gamma_per_anchor(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A gamma per anchor, with first visits among the anchors."""
+    """A gamma per anchor; some anchors are visited for the first time."""
     return draw_batch(rng, visited=True), {"temperature": 0.5, "gamma": tuple(rng.uniform(0.1, 1.0, size=(2, BATCH)))}
 
 
 @problem(*STEPS)
 def radius(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A radius, as learned temperatures need it."""
+    """A radius, as it is used with learned temperatures."""
     return draw_batch(rng, visited=True), {"temperature": 0.5, "gamma": 0.7, "radius": 0.75}
 
 
@@ -95,12 +95,12 @@ def temperature_per_anchor(rng: np.random.Generator) -> tuple[Any, ...]:
     return draw_batch(rng, visited=True), {"temperature": temperature, "gamma": 0.7, "radius": 0.5}
 
 
-# Geometry: positives at the largest and the smallest similarity, and features that are all equal.
+# Special features: positives of the largest and of the smallest similarity, and features that are all equal.
 
 
 @problem(*STEPS)
 def aligned(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Both sides are equal, as in a model that has learned everything."""
+    """The features of both sides are equal, as in a perfectly trained model."""
     image, _, *states = draw_batch(rng)
     return (image, image.copy(), *states), {"temperature": 0.05}
 
@@ -125,7 +125,7 @@ def collapsed(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("contrastive_step")
 def pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Pairs that are no negatives; image 1 and text 3 have none left and keep their state."""
+    """A mask of pairs that are no negatives; image 1 and text 3 have no negatives and keep their states."""
     mask = rng.uniform(size=(BATCH, BATCH)) < 0.7
     mask[:, 3] = mask[1, :] = False
     mask[0, 1] = mask[2, 0] = mask[3, 2] = mask[4, 0] = True
@@ -148,7 +148,7 @@ def all_options(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("contrastive_step")
 def everything(rng: np.random.Generator) -> tuple[Any, ...]:
-    """All options at once, a mask too."""
+    """All options at once, with a mask."""
     options = {
         "temperature": tuple(rng.uniform(0.2, 0.8, size=(2, BATCH))),
         "gamma": tuple(rng.uniform(0.1, 1.0, size=(2, BATCH))),
@@ -156,25 +156,25 @@ def everything(rng: np.random.Generator) -> tuple[Any, ...]:
         "reference_weight": 0.5,
         "radius": 0.25,
         "eps": 0.125,
-        # An asymmetric pattern: no row equals the column of the same number.
+        # The pattern is asymmetric: no row equals the column of the same number.
         "pair_mask": np.arange(BATCH * BATCH).reshape(BATCH, BATCH) % 7 != 3,
     }
     return draw_batch(rng, visited=True), options
 
 
-# Weights of anchors: a weight of 0 removes an anchor from the objective, but not from the negatives of the others.
+# Weights of anchors: with a weight of 0 an anchor leaves the objective, but it remains a negative of other anchors.
 
 
 @problem(*STEPS)
 def anchor_weight(rng: np.random.Generator) -> tuple[Any, ...]:
-    """One weight per pair of anchors; one weight is 0."""
+    """One weight for both anchors of each pair; one weight is 0."""
     options = {"temperature": 0.3, "gamma": 0.5, "radius": 0.25, "anchor_weight": draw_uneven_weights(rng)}
     return draw_batch(rng, visited=True), options
 
 
 @problem(*STEPS)
 def anchor_weight_of_each_side(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A weight per anchor and side, beside a temperature per anchor."""
+    """A weight per anchor of each side, and a temperature per anchor."""
     temperature = tuple(rng.uniform(0.2, 0.8, size=(2, BATCH)))
     weight = tuple(rng.gamma(2.0, size=(2, BATCH)))
     return draw_batch(rng, visited=True), {"temperature": temperature, "gamma": 0.5, "anchor_weight": weight}
@@ -182,14 +182,14 @@ def anchor_weight_of_each_side(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem(*STEPS)
 def one_anchor(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Anchor 1 of the first side counts alone; the states of all others are updated all the same."""
+    """Only anchor 1 of the first side has a weight above 0; the states of all anchors are updated nevertheless."""
     options = {"temperature": 0.5, "gamma": 0.5, "anchor_weight": (np.eye(BATCH)[1], np.zeros(BATCH))}
     return draw_batch(rng, visited=True), options
 
 
 @problem("contrastive_step")
 def anchor_weight_and_pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A weight per anchor beside a mask, a reference model and a floor, in tiles of two rows."""
+    """A weight per anchor, a mask, a reference model and eps, computed in tiles of two rows."""
     options = {
         "temperature": 0.3,
         "gamma": 0.5,
@@ -203,6 +203,6 @@ def anchor_weight_and_pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem(*STEPS)
 def tiles(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Computed in tiles of two rows: the same numbers."""
+    """A step computed in tiles of two rows, which must give the same numbers."""
     options = {"temperature": 0.3, "gamma": 0.5, "reference_features": draw_reference(rng, OTHER_WIDTH)}
     return draw_batch(rng, visited=True), options, {"tile_size": 2}

@@ -1,6 +1,7 @@
 """Inputs that several subjects share: small, seeded, asymmetric.
 
-Asymmetric inputs are always used: a formula with rows and columns swapped gives the same number on a symmetric matrix.
+Inputs are always asymmetric, because on a symmetric matrix a formula with rows and columns exchanged gives the same
+number.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import numpy as np
 from drrho_reference._checks import FloatArray
 from drrho_reference.cases.problem import SetOf
 
-# Few shapes are used, and each call answers many questions: libraries that compile do so per shape and per call.
+# Few shapes are used, and one call solves many problems, because some libraries compile for every shape.
 BATCH, WIDTH, OTHER_WIDTH = 5, 4, 3
 SAMPLES, SLICES = 6, 7
 
 # log u of a sample that was never visited: u = 0.
 NEVER = -np.inf
 
-# The two functions that share their signature and most of their problems, and the names of the two sides.
+# The two contrastive steps, which have the same problems except for pair_mask, and the names of their two sides.
 STEPS = ("contrastive_step", "unimodal_contrastive_step")
 SIDES = {"contrastive_step": ("image", "text"), "unimodal_contrastive_step": ("view1", "view2")}
 
@@ -35,7 +36,7 @@ SETS = (
 
 SET_NAMES = tuple(ambiguity_set.name for ambiguity_set in SETS)
 
-# One mask per slice of losses: the slices count different numbers of losses.
+# One mask per slice of losses; the masks leave different numbers of losses.
 MASKS = {
     "four": (1, 0, 1, 1, 0, 1),
     "one": (0, 0, 0, 1, 0, 0),
@@ -66,7 +67,7 @@ def unit_rows(rng: np.random.Generator, width: int) -> FloatArray:
 def draw_batch(rng: np.random.Generator, *, visited: bool = False) -> tuple[FloatArray, ...]:
     """Draw two sides of features and the log estimates of both sides.
 
-    With ``visited``, two image anchors and one text anchor are fresh (-inf) and all others were visited before.
+    If ``visited`` is true, two image anchors and one text anchor were never visited (-inf), and all others were.
     """
     states = np.full((2, BATCH), NEVER)
     if visited:
@@ -85,7 +86,7 @@ def draw_uneven_weights(rng: np.random.Generator) -> FloatArray:
 
 
 def draw_pair_mask(rng: np.random.Generator) -> Any:
-    """Mark negatives (BATCH, BATCH), asymmetric; image 1 and text 3 have none."""
+    """Draw an asymmetric mask (BATCH, BATCH) of negatives; image 1 and text 3 have no negatives."""
     mask = rng.uniform(size=(BATCH, BATCH)) < 0.6
     mask[:, 3] = mask[1, :] = False
     mask[0, 1] = mask[0, 2] = mask[2, 0] = mask[3, 2] = mask[4, 0] = True
@@ -98,9 +99,10 @@ def draw_pair_mask(rng: np.random.Generator) -> Any:
 
 
 def exact_rows(rng: Any, size: int, width: int, distance: float, norm: float = 1.0) -> FloatArray:
-    """Draw rows of one norm whose entries are multiples of 2^-22 of it; three neighbours are about ``distance`` apart.
+    """Draw rows of one norm in groups of three neighbours; neighbours have about the distance ``distance``.
 
-    A product of two such entries has at most 44 bits, so similarities are exact in float64.
+    Entries are multiples of 2^-22 times the norm. A product of two such entries has at most 44 bits, so similarities
+    are exact in float64.
     """
     rows = rng.normal(size=(size, width))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -110,14 +112,14 @@ def exact_rows(rng: Any, size: int, width: int, distance: float, norm: float = 1
 
 
 def near_tie(temperature: float) -> float:
-    """Return how far neighbours are apart: about one temperature, if float32 can hold such a difference.
+    """Return the distance of neighbours: about one temperature, if float32 can represent such a difference.
 
-    Then neighbours, whose logits differ by about 1, share an anchor's weight, and rounding moves the weight between
-    them. Below t = 1e-6 no implementation can resolve a near tie, so the rows have none.
+    The logits of such neighbours differ by about 1, so that the neighbours share an anchor's weight, and rounding moves
+    weight between them. Below t = 1e-6 no implementation can resolve near ties, so the distance is 0.
     """
     return temperature if 1e-6 <= temperature <= 1e-2 else 0.0
 
 
 def equal_states(size: int, value: float = NEVER) -> tuple[FloatArray, FloatArray]:
-    """Return log estimates of both sides that are all equal; fresh by default."""
+    """Return log estimates of both sides that are all equal; by default those of samples that were never visited."""
     return np.full(size, value), np.full(size, value)

@@ -1,6 +1,6 @@
-"""Problems that leave float64's range in the linear domain; ``extremes.json`` holds inputs and answers.
+"""Problems whose exponentials leave the range of float64; ``extremes.json`` holds the inputs and the answers.
 
-``reference_impl/recipes/extremes.py`` has worked the answers out with mpmath.
+``reference_impl/recipes/extremes.py`` computed the answers with mpmath.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILE = Path(__file__).with_name("extremes.json")
 
 
 def _number(value: Any) -> Any:
-    # JSON has no infinity: the file holds "-inf" as a word, which float() reads.
+    # JSON has no infinity, so the file has the string "-inf", which float() reads.
     return [_number(part) for part in value] if isinstance(value, list) else float(value)
 
 

@@ -1,6 +1,6 @@
-"""Problems with large logits: 1/t up to 1e10, features without a norm, large reference weights.
+"""Problems with large logits: 1/t up to 1e10, features that are not normalised, large reference weights.
 
-``softmax.py`` answers them exactly and says how large an error may be.
+``softmax.py`` computes the exact answers and the bounds of the errors.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def _enter(function: str, name: str, sentence: str, draw: Draw) -> None:
 
 
 def _cold(function: str, coldness: str, how: Mapping[str, Any] | None = None) -> Draw:
-    """Return a problem at one temperature, with fresh states if the function takes states."""
+    """Return a draw of a problem at one temperature; states, if the function has them, are those before any visit."""
 
     def draw(rng: Generator) -> tuple[Any, ...]:
-        # Neighbours are about one temperature apart, so that their logits differ by about 1.
+        # The distance of neighbouring rows is about one temperature, so that their logits differ by about 1.
         t = 1.0 / float(coldness)
         features, options = _pairs(rng, near_tie(t)), {"temperature": t}
         if function == "distillation_loss":
@@ -68,7 +68,7 @@ def _unnormalised(function: str) -> Draw:
 
 
 def _steered(rng: Generator) -> tuple[Any, ...]:
-    """Draw a reference whose similarities count 64 times."""
+    """Draw a problem whose reference weight is 64."""
     reference = tuple(np.round(exact_rows(rng, SIZE, REFERENCE_FEATURES, 1e-4) * 2.0**20) / 2.0**20 for _ in range(2))
     options = {"temperature": 2.0**-7, "reference_features": reference, "reference_weight": 64.0}
     return (*_pairs(rng, 0.01), *equal_states(SIZE)), options
@@ -92,9 +92,11 @@ def _weighted(function: str) -> Draw:
 # Every function at every temperature.
 for _function in _ANSWERS:
     for _coldness in COLDNESS:
-        _sentence = f"An inverse temperature of {_coldness}; the gradients of a softmax in the same dtype are the bar."
+        _sentence = (
+            f"An inverse temperature of {_coldness}; a softmax in the same dtype sets the bound of the gradients."
+        )
         _enter(_function, f"inverse temperature {_coldness}", _sentence, _cold(_function, _coldness))
-# Large logits for other reasons than a low temperature, and anchors that count differently.
+# Large logits for other reasons than a low temperature, and weights per anchor.
 for _function in (*STEPS, "info_nce"):
     _enter(
         _function, "unnormalised", "Features of norm 32 and an inverse temperature of 128.", _unnormalised(_function)

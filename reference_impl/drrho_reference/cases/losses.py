@@ -1,4 +1,4 @@
-"""Problems of the other losses of pairs, of their sum, and of the weights of anchors that a reference model gives."""
+"""Problems for the other losses of pairs, for sums of losses, and for anchor weights from a reference model."""
 # ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def cold(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("info_nce")
 def temperature_1e_4(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Logits that differ by ten thousands."""
+    """Logits that differ by tens of thousands."""
     return draw_batch(rng)[:2], {"temperature": 1e-4}
 
 
@@ -50,11 +50,11 @@ def anchor_weight(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("info_nce")
 def anchor_weight_of_each_side(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A weight for each row and another one for each column."""
+    """A weight for each row and a different weight for each column."""
     return draw_batch(rng)[:2], {"temperature": 0.3, "anchor_weight": tuple(rng.gamma(2.0, size=(2, BATCH)))}
 
 
-# How badly a pair fits, and the weights that follow from it.
+# Pair losses, and the anchor weights that are computed from pair losses.
 @problem("pair_loss")
 def ordinary_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
     """Temperature 0.25."""
@@ -81,11 +81,11 @@ def steep_sigmoid(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("reference_anchor_weight")
 def hopeless_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Losses of some thousands: each sigmoid underflows, their ratios do not."""
+    """Losses of some thousands: each sigmoid underflows, but the ratios of the sigmoids do not."""
     return (4096.0 + rng.normal(size=SAMPLES),), {}
 
 
-# SigLIP: one question per pair.
+# SigLIP: each pair is classified separately.
 @problem("sigmoid_loss")
 def scale_and_bias(rng: np.random.Generator) -> tuple[Any, ...]:
     """A scale of 6 and a bias of -2."""
@@ -100,14 +100,14 @@ def scale_1000(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("sigmoid_loss")
 def masked(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Pairs that a mask leaves out; the diagonal stays whatever it says."""
+    """Pairs that a mask leaves out; pairs on the diagonal count whatever the mask holds there."""
     return draw_batch(rng)[:2], {"scale": 6.0, "bias": -2.0, "pair_mask": draw_pair_mask(rng)}
 
 
 # Distillation: the reference model's softmax is the target.
 @problem("distillation_loss")
 def two_temperatures(rng: np.random.Generator) -> tuple[Any, ...]:
-    """The reference model is narrower and has a temperature of its own."""
+    """The reference model has narrower features and its own temperature."""
     options = {"temperature": 0.5, "reference_temperature": 0.25}
     return (*draw_batch(rng)[:2], *draw_reference(rng, OTHER_WIDTH)), options
 
@@ -122,19 +122,19 @@ def two_cold_temperatures(rng: np.random.Generator) -> tuple[Any, ...]:
 # Hinge: pairs inside and outside the margin.
 @problem("hinge_margin_loss")
 def margin(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Some pairs inside the margin, some beyond it."""
+    """Some pairs are inside the margin, some are beyond it."""
     return draw_batch(rng)[:2], {"margin": 0.25}
 
 
 @problem("hinge_margin_loss")
 def _masked(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Means over the negatives that a mask leaves; image 1 and text 3 have none and add nothing."""
+    """Means over the negatives that a mask leaves; image 1 and text 3 have no negatives and add 0."""
     return draw_batch(rng)[:2], {"margin": 0.75, "pair_mask": draw_pair_mask(rng)}
 
 
 @problem("weighted_sum")
 def three_terms(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A step with a temperature per anchor, InfoNCE and the hinge; parameters stay apart."""
+    """A step with a temperature per anchor, InfoNCE and the hinge loss; parameter gradients are not added."""
     image, text, *states = draw_batch(rng)
     step = contrastive_step(image, text, *states, temperature=tuple(rng.uniform(0.2, 0.8, size=(2, BATCH))))
     clip, hinge = info_nce(image, text, temperature=0.5), hinge_margin_loss(image, text, margin=0.25)
@@ -142,7 +142,7 @@ def three_terms(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 def _arrays(result: Any) -> Any:
-    """Turn the fields of a result into arrays; they become arguments of ``weighted_sum``."""
+    """Return a result with all fields as arrays, for use as an argument of ``weighted_sum``."""
     if isinstance(result, tuple):
         parts = [_arrays(part) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)

@@ -1,7 +1,8 @@
-"""The form of a problem: a function of the API, arguments, and the way to the right answer.
+"""The form of a problem: a function of the API, its arguments, and the source of the right answer.
 
-A problem is a function of a random generator that returns positional arguments and options in float64. The name of the
-function is the name of the case, and the docstring is the sentence of the case in the report and in the test vectors.
+A draw is a function of a random generator that returns positional arguments and options in float64. The name of the
+draw is the name of the case. Its docstring, a single sentence, is the description of the case in the report and in the
+test vectors.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Draw = Callable[[Any], tuple[Any, ...]]  # np.random.Generator would load numpy.
 
 @dataclass(frozen=True)
 class SetOf:
-    """An ambiguity set by name: the oracle and an implementation have classes of their own."""
+    """An ambiguity set by name and parameters; the oracle and an implementation each have their own class for it."""
 
     name: str
     parameters: Mapping[str, float]
@@ -30,7 +31,7 @@ class SetOf:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a call. Options in ``how`` affect speed and memory only, so the oracle does not have them."""
+    """The arguments of a call; options in ``how`` affect speed and memory only, so the oracle does not get them."""
 
     positional: tuple[Any, ...]
     options: Mapping[str, Any]
@@ -39,14 +40,14 @@ class Arguments:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """An answer from ``extremes.json``: fields, and the sizes that errors are divided by if the file holds them."""
+    """An answer from ``extremes.json``: the fields and, if the file has them, the sizes that errors are divided by."""
 
     expected: Mapping[str, Any]
     scales: Mapping[str, Any] | None
 
 
 class Answer(NamedTuple):
-    """An answer that is computed beside the oracle: fields, the sizes that errors are divided by, and the bounds.
+    """An answer that is computed without the oracle: the fields, the sizes that errors are divided by, and the bounds.
 
     Fields in ``limits`` may be smaller than expected, but not larger.
     """
@@ -59,10 +60,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A named problem of one function. If the problem asks for many slices at once, ``rows`` names each of them.
+    """A named problem of one function. If the problem has many slices, ``rows`` holds a name for each slice.
 
-    ``answer`` takes the arguments, rounded to a dtype, and the dtype. Without ``answer`` the oracle answers, unless the
-    answer is ``stored``. ``story`` takes the function and the arguments if the problem needs more than one call.
+    ``answer`` is a function of the arguments, rounded to a dtype, and of the dtype; it returns the right answer.
+    Without ``answer`` the right answer is ``stored`` or, if that is None, the oracle's. If the problem needs more than
+    one call, ``story`` is a function of the API's function and the arguments, which makes these calls.
     """
 
     function: str
@@ -75,12 +77,12 @@ class Problem:
     story: Callable[..., Any] | None = None
 
     def row_name(self, row: str) -> str:
-        """Return the name of one row among all cases."""
+        """Return the name of the case of one row."""
         return f"{self.name}{', ' if ': ' in self.name else ': '}{row}"
 
     def arguments(self) -> Arguments:
-        """Draw the arguments. The seed is made from the names, so a problem never depends on the problems before it."""
-        # crc32 and not hash(): the same seed in every process.
+        """Draw the arguments. The seed depends on the names only, so a problem does not depend on other problems."""
+        # crc32, unlike hash(), gives the same seed in every process.
         drawn = self.draw(np.random.default_rng(zlib.crc32(f"{self.function} {self.name}".encode())))
         # A draw may leave out options and how.
         positional, options, how = (*drawn, {}, {})[:3]
@@ -93,7 +95,7 @@ def entering(problems: list[Problem]) -> Callable[..., Callable[[Draw], Draw]]:
     A leading or trailing underscore of the draw's name is not part of the case's name.
     """
 
-    # The decorator returns the draw unchanged, so a draw may be entered for several functions.
+    # The decorator returns the draw unchanged, so that a draw can be added for several functions.
     def problem(*functions: str) -> Callable[[Draw], Draw]:
         def enter(draw: Draw) -> Draw:
             sentence = (draw.__doc__ or "").strip()

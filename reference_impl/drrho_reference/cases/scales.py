@@ -1,7 +1,7 @@
 """Sizes that errors are divided by, and bounds of these relative errors.
 
-An error is compared with the size of the terms that a result sums, before they cancel: a result near 0 that is a
-difference of numbers near 1 cannot have more digits than these numbers.
+If a result is a sum, its error is divided by the size of the terms, because the terms may cancel: the difference of two
+numbers near 1 may be almost 0, but its error is that of the numbers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from drrho_reference.unimodal import view_positions
 
 
 def slope_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare the gradient of a slice with the largest weight times the upstream gradient, or with 1 if that is 0."""
+    """Compare the gradient of a slice with its largest entry, or with 1 if all entries are 0."""
     axis = arguments.options.get("axis", -1)
     largest = np.max(np.abs(expected["value"]), axis=axis, keepdims=True)
     return {"value": np.where(largest == 0.0, 1.0, largest)}
 
 
 def risk_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare risks with the largest loss that counts, weights with the largest weight, both of the same slice."""
+    """Compare a risk with the largest loss that counts in its slice, and weights with the slice's largest weight."""
     values = np.abs(arguments.positional[0])
     if len(arguments.positional) > 2:  # loss, reference loss, set
         weight = arguments.options.get("reference_weight", 1.0)
@@ -45,8 +45,8 @@ def risk_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
 def dual_value(arguments: Arguments, dual: Any) -> FloatArray:
     """Return the value that the dual pair (nu, s) certifies, in float64.
 
-    By weak duality the value cannot lie below the risk, and it equals the risk only if the pair is optimal. Several
-    pairs may be optimal, so the values are compared and not the pairs.
+    By weak duality the value is at least the risk, and equal to the risk only if the pair is optimal. Several pairs may
+    be optimal, so the values are compared and not the pairs.
     """
     values, ambiguity_set = arguments.positional[0], arguments.positional[-1]
     if len(arguments.positional) > 2:
@@ -55,10 +55,10 @@ def dual_value(arguments: Arguments, dual: Any) -> FloatArray:
     counted = np.broadcast_to(arguments.options.get("where", True), np.shape(values))
     values, counted = np.moveaxis(values, axis, -1), np.moveaxis(counted, axis, -1)
     nus, scales = (np.asarray(part, dtype=np.float64) for part in dual)
-    found = np.empty(values.shape[:-1])
-    for row in np.ndindex(found.shape):
-        found[row] = _certified(values[row][counted[row]], ambiguity_set, float(nus[row]), float(scales[row]))
-    return found
+    certified = np.empty(values.shape[:-1])
+    for row in np.ndindex(certified.shape):
+        certified[row] = _certified(values[row][counted[row]], ambiguity_set, float(nus[row]), float(scales[row]))
+    return certified
 
 
 def _certified(x: FloatArray, ambiguity_set: SetOf, nu: float, s: float) -> float:
@@ -72,7 +72,7 @@ def _certified(x: FloatArray, ambiguity_set: SetOf, nu: float, s: float) -> floa
         y, log_cap = (x - nu) / s, -np.log(parameters["alpha"])
         below = np.expm1(np.minimum(y, log_cap))
         return nu + s * float(np.mean(below + np.maximum(y - log_cap, 0.0) / parameters["alpha"]))
-    if s in (0.0, np.inf):  # saturated: the maximum; radius 0: the mean
+    if s in (0.0, np.inf):  # s = 0: the ball is saturated; s = inf: the radius is 0
         return nu
     # Cressie-Read of order k: phi*(y) = (max(1 + (k - 1) y, 0)^(k / (k - 1)) - 1) / k; KL is the limit k = 1 and
     # chi-square is k = 2.
@@ -89,20 +89,21 @@ def _certified(x: FloatArray, ambiguity_set: SetOf, nu: float, s: float) -> floa
 
 
 def average_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare with the size at which the exponents are rounded: 1 + largest excess / temperature + |log u|."""
+    """Compare with the size of the exponents, 1 + largest excess loss / temperature + |log u|, which sets rounding."""
     loss, reference_loss, _ = arguments.positional
     options = arguments.options
     excess = np.abs(loss - options.get("reference_weight", 1.0) * reference_loss)[options.get("where", ...)]
     size = 1.0 + float(np.max(excess)) / options["temperature"] + abs(float(expected["log_inner"]))
     return {
         "risk": size * options["temperature"],
-        "weights": size * max(float(np.max(expected["weights"])), 1.0 / loss.size),  # a memory may leave all at 0
+        "weights": size
+        * max(float(np.max(expected["weights"])), 1.0 / loss.size),  # old estimates may make all weights 0
         "log_inner": size,
     }
 
 
 def step_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare with the sizes of the terms that a step sums, before they cancel, computed in the oracle's own loops."""
+    """Compare the results of a step with the sizes of the terms that they sum; these sizes are computed in loops."""
     options = arguments.options
     b = len(arguments.positional[0])
     two_sided = isinstance(options["temperature"], tuple)
@@ -156,14 +157,14 @@ def _anchor(arguments: Arguments, side: int, anchor: int, *, views: bool) -> tup
         if name in arguments.options
     }
     b = len(first)
-    # Two views are one table of 2 b rows; an anchor's negatives are all rows but two.
+    # Two views form one table of 2 b rows; an anchor's negatives are all rows except the two views of its own sample.
     if views:
-        both = np.concatenate([first, second])
+        rows = np.concatenate([first, second])
         if "reference_features" in options:
             options["reference_features"] = (np.concatenate(options["reference_features"]),) * 2
         position = anchor + side * b
         positive, negatives = view_positions(position, b)
-        return pair_similarities(both, both, **options)[position], positive, negatives
+        return pair_similarities(rows, rows, **options)[position], positive, negatives
     Z = pair_similarities(first, second, **options)
     allowed = negative_pairs(arguments.options.get("pair_mask"), b)
     if side == 1:
@@ -172,7 +173,10 @@ def _anchor(arguments: Arguments, side: int, anchor: int, *, views: bool) -> tup
 
 
 def loss_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare a loss with max(1, its size), a gradient with the largest slope of a pair: 2 / 2b per unit of logit."""
+    """Compare a loss with max(1, its size), and feature gradients with the largest possible slope of a pair.
+
+    The slope in a logit is at most 2 / 2b; the slope in a similarity is this number times the scale or 1 / temperature.
+    """
     b = len(arguments.positional[0])
     options = arguments.options
     steepness = float(options.get("scale", 1.0 / options.get("temperature", 1.0)))
@@ -200,7 +204,7 @@ def estimator_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[
 
 
 def sum_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare a sum with the sum of the largest entries of the terms."""
+    """Compare a weighted sum with the sum of the terms' largest entries, times the absolute weights."""
 
     def size(name: str) -> float:
         return math.fsum(
@@ -226,14 +230,14 @@ def variance_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[s
 
 
 def bias_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare a difference of risks with temperature + largest loss."""
+    """Compare a difference of risks with the temperature plus the largest loss."""
     return dict.fromkeys(expected, arguments.options["temperature"] + float(np.max(np.abs(arguments.positional[0]))))
 
 
 def fit_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare the prefactor with itself times the span of log C, a floor with the smallest error, the rest with 1.
+    """Compare the prefactor with its size times (1 + max |log C|), a floor with the smallest error, others with 1.
 
-    The prefactor is exp of a line's value at log C = 0, so it loses as many digits as log C is large.
+    The prefactor is exp of a line's value at log C = 0, so its error grows with |log C|.
     """
     compute, error = arguments.positional
     counted = arguments.options.get("where", np.ones(len(compute), dtype=bool))
@@ -242,7 +246,7 @@ def fit_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, A
 
 
 def index_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare indices with 1: an index is right or wrong."""
+    """Compare indices with 1: the error of a wrong index is at least 1."""
     del arguments, expected
     return {"index": 1.0}
 
@@ -275,7 +279,7 @@ SCALES: dict[str, Callable[[Arguments, Mapping[str, Any]], dict[str, Any]]] = {
     "fit_scaling_law": fit_scales,
 }
 FUNCTIONS = tuple(SCALES)
-# Functions that an implementation may lack and still be complete: wrappers of libraries with autograd have them.
+# Functions that a complete implementation may lack: only wrappers for libraries with autograd need them.
 WRAPPERS = ("drrho_risk_vjp",)
 # Functions that return one array, and the name that the array has in a report.
 SINGLE = {name: "value" for name, scales in SCALES.items() if scales in (value_scales, slope_scales)} | {
@@ -284,15 +288,18 @@ SINGLE = {name: "value" for name, scales in SCALES.items() if scales in (value_s
 
 
 def bound(function: str, arguments: Arguments, dtype: str) -> float:
-    """Return how large a relative error may be: 1e-12 in float64, 5e-6 in float32, more for searches and cold steps."""
-    # Sets are solved by a search for nu and s.
+    """Return the largest relative error that passes: 1e-12 in float64 and 5e-6 in float32, or more in two cases.
+
+    The bound is larger for searches and for low temperatures.
+    """
+    # Some ambiguity sets are solved by a search for nu and s.
     if function in ("worst_case", "drrho_risk", "drrho_risk_vjp"):
         return {"float64": 1e-10, "float32": 1e-5}[dtype]
     unit = {"float64": 1e-12, "float32": 5e-6}[dtype]
     if function == "fit_scaling_law" and arguments.options.get("with_floor"):
-        # A search: the misfit is flat to the square root of the dtype's epsilon around its minimum.
+        # The floor is found by a search. Near its minimum the misfit is flat, so the floor has half of the digits only.
         return {"float64": 1e-6, "float32": 1e-3}[dtype]
-    # Exponents are rounded at the size 1/t, so bounds grow with 1/t from t = 0.1 on.
+    # Exponents have the size 1/t, and so have their rounding errors: for t below 0.1 the bound grows with 1/t.
     temperature = arguments.options.get("temperature", 1.0)
     coldest = min(float(np.min(side)) for side in (temperature if isinstance(temperature, tuple) else (temperature,)))
     return max(1.0, 0.1 / coldest) * unit

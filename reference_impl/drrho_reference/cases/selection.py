@@ -1,4 +1,4 @@
-"""Problems of the selection of samples: by excess loss one by one, and chunk by chunk (JEST)."""
+"""Problems for the selection of samples: one by one, by excess loss, and chunk by chunk (JEST)."""
 # ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def top_three(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("select_top_excess")
 def ties_and_a_weight(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A reference weight of 2; among equals the lower index comes first."""
+    """A reference weight of 2; if excess losses are equal, the lower index comes first."""
     loss = rng.integers(0, 3, size=SAMPLES).astype(np.float64)
     return (loss, rng.integers(0, 2, size=SAMPLES).astype(np.float64)), {"k": 4, "reference_weight": 2.0}
 
@@ -32,20 +32,20 @@ def _logits(rng: np.random.Generator, scale: float = 1.0) -> tuple[FloatArray, F
     return scale * rng.normal(size=(SAMPLES, SAMPLES)), scale * rng.normal(size=(SAMPLES, SAMPLES))
 
 
-# Chunk by chunk: without noise, with logits of a trained model, and with given noise.
+# Selection chunk by chunk: without noise, with logits as large as a trained model's, and with given noise.
 @problem("select_jest")
 def top_k(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Without noise, in chunks of unequal size."""
+    """Selection without noise, in chunks of unequal size."""
     return _logits(rng), {"k": 5, "num_chunks": 2, "top_k": True}
 
 
 @problem("select_jest")
 def scale_100(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Logits of a trained model; a noise that matters little."""
+    """Logits as large as a trained model's, so that the noise changes little."""
     return _logits(rng, 100.0), {"k": 4, "num_chunks": 2, "gumbel": rng.gumbel(size=(2, SAMPLES))}
 
 
 @problem("select_jest")
 def with_noise(rng: np.random.Generator) -> tuple[Any, ...]:
-    """With given Gumbel noise."""
+    """Selection with given Gumbel noise."""
     return _logits(rng), {"k": 4, "num_chunks": 2, "gumbel": rng.gumbel(size=(2, SAMPLES))}

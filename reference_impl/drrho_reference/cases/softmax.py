@@ -1,16 +1,16 @@
 """Exact answers at any temperature, and the error of an ordinary softmax as the bound of the gradients.
 
-The oracle's linear domain ends where exp leaves float64, and a fixed bound would be too strict for large logits: a
-similarity is rounded before it is divided by t, so a float32 gradient at 1/t = 1e6 is off by some percent in any
-implementation. Therefore errors are compared with the error that a softmax in log-sum-exp form makes on the same inputs
-in the same dtype (:func:`gradients` with ``exact=False``). Twice that error is allowed, plus 1e-6 of the largest entry
-in float32 and 1e-12 in float64. The error of one softmax depends on the order in which products are summed, so the
-largest error of 32 orders is used. In float64 the products of these inputs are exact, which they are in no other batch,
-so epsilon times the largest logit is allowed as well. An implementation that rounds a threshold of the size 1/t exceeds
-the bound.
+The oracle cannot answer these problems, because exponentials leave the range of float64. A fixed bound would be too
+strict for large logits: a similarity is rounded before it is divided by t, so a float32 gradient at 1/t = 1e6 has an
+error of some percent in any implementation. Therefore the bound is computed from the error of an ordinary softmax, in
+log-sum-exp form, on the same inputs in the same dtype (:func:`gradients` with ``exact=False``). The bound is twice this
+error plus 1e-6 (float32) or 1e-12 (float64) of the largest entry. The error of a softmax depends on the order in which
+products are summed, so the largest error of 32 orders is used. In float64 the products of these inputs are exact, so
+the softmax has no error from products, unlike on other inputs; the bound therefore also contains epsilon times the
+largest logit. An implementation that loses digits in proportion to 1/t in another place exceeds the bound.
 
-The exact answers need no long arithmetic. Feature entries are multiples of a power of two, so that a product of two
-features is exact in float64, and a softmax of (z - max z) / t then has an error of some ulp for any t.
+The exact answers need float64 only. Feature entries are multiples of a power of two, so that a product of two features
+is exact in float64. Then a softmax of (z - max z) / t has an error of some ulp for any t.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from drrho_reference.unimodal import view_positions
 
 Table = npt.NDArray[Any]
 
-# Bounds of the fields that are no feature gradients, and the part of a gradient's bound that is always allowed.
+# UNIT: the bound of all fields except feature gradients. SURPLUS: the constant part of a feature gradient's bound.
 UNIT = {"float64": 1e-12, "float32": 5e-6}
 SURPLUS = {"float64": 1e-12, "float32": 1e-6}
-# Orders of summation whose largest error is the bound.
+# The number of orders of summation; the largest error among these orders sets the bound.
 ORDERS = 32
 
 
 class SimilarityTables:
-    """A table of similarities whose rows are anchors, with the positive and the candidates of each anchor.
+    """Tables of similarities whose rows are anchors, with the positive and the candidates of each anchor.
 
     ``contrastive_step`` and the other losses of pairs have two tables, Z and its transpose; two views have one table of
-    2 b rows. ``candidates`` marks the entries that the log-sum-exp of an anchor runs over, and ``size`` bounds the
-    largest similarity.
+    2 b rows. ``candidates`` marks the entries of a row that are summed in the log-sum-exp. ``size`` is an upper bound
+    of the similarities.
     """
 
     def __init__(self, function: str, arguments: Arguments, dtype: Any) -> None:
@@ -61,7 +61,7 @@ class SimilarityTables:
             self.size += float(weight * np.max(np.linalg.norm(r1, axis=1)) * np.max(np.linalg.norm(r2, axis=1)))
         self.tables = [table] if self.views else [table, table.T]
         self.positive = [view_positions(a, b)[0] for a in range(2 * b)] if self.views else list(range(b))
-        # A step's log-sum-exp runs over the negatives only; InfoNCE's and distillation's include the positive.
+        # The log-sum-exp of a step is over the negatives only; in InfoNCE and distillation it includes the positive.
         n = len(table)
         self.candidates = np.ones((n, n), dtype=bool)
         if function in STEPS:
@@ -78,7 +78,7 @@ class SimilarityTables:
 
 
 def two_sides(value: Any, b: int) -> tuple[FloatArray, FloatArray]:
-    """Return one entry per anchor of both sides."""
+    """Return two arrays with one entry per anchor, one array per side."""
     first, second = value if isinstance(value, tuple) else (value, value)
     return np.broadcast_to(first, b).astype(np.float64), np.broadcast_to(second, b).astype(np.float64)
 
@@ -86,7 +86,8 @@ def two_sides(value: Any, b: int) -> tuple[FloatArray, FloatArray]:
 def softmax(table: Table, candidates: Any, temperature: Table, *, exact: bool) -> Table:
     """Return the softmax of each row over its candidates.
 
-    ``exact`` subtracts before it divides. Otherwise logits are made first, as usual, and are rounded at their size.
+    If ``exact`` is true, the largest score is subtracted before the division by the temperature. Otherwise the logits
+    are computed first, as usual, and their rounding errors grow with their size.
     """
     scores = np.where(candidates, table, -np.inf)
     if exact:
@@ -99,11 +100,12 @@ def softmax(table: Table, candidates: Any, temperature: Table, *, exact: bool) -
 
 
 def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -> tuple[Table, Table]:
-    """Return the feature gradients, all sums in one dtype: M E2 / 2b and M^T E1 / 2b with M the slopes of the pairs.
+    """Return the feature gradients M E2 / 2b and M^T E1 / 2b, computed in one dtype; M holds the slopes of the pairs.
 
-    An anchor's row of M holds the weights of its candidates, and at its positive minus their sum.
+    A row of M belongs to an anchor. It holds the weights of the candidates; the entry of the positive is such that the
+    sum of the row is 0.
     """
-    # Distillation compares with the softmax of the reference model, all others with the positive alone.
+    # The target of distillation is the softmax of the reference model; the target of all others is the positive.
     batch = SimilarityTables(function, arguments, dtype)
     b, slopes = batch.b, np.zeros(batch.tables[0].shape, dtype=dtype)
     targets = [np.zeros_like(slopes)] * 2
@@ -117,7 +119,7 @@ def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -
     for side, (table, temperature, factor) in enumerate(
         zip(batch.tables, batch.temperatures, batch.factors, strict=True)
     ):
-        # Slopes of one direction: the softmax minus the target, so that every row sums to 0.
+        # The slopes of one direction are the softmax minus the target, so the sum of every row is 0.
         rows = softmax(table, batch.candidates, temperature, exact=exact)
         if function == "distillation_loss":
             rows = rows - targets[side]
@@ -136,9 +138,10 @@ def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -
 
 
 def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Answer a step without memory and floor: log g, the weights softmax(D), and the fields that follow from both.
+    """Answer a step with no old estimates and eps = 0 from log g and the weights w = softmax(D) of every anchor.
 
-    With d = D - max D the temperature gradient L - sum_j w_j D_j is log mean exp(d) - sum_j w_j d_j: nothing cancels.
+    The temperature gradient is log g - sum_j w_j D_j. With d = D - max D it is log mean exp(d) - sum_j w_j d_j, in
+    which large terms no longer cancel.
     """
     batch, names = SimilarityTables(function, arguments, np.float64), SIDES[function]
     b, states, losses, slopes, terms = batch.b, [], [], [], []
@@ -154,19 +157,20 @@ def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
         slopes.append(factor * (np.log(means) - np.sum(w * d, axis=1)))
         terms.append(factor * (1.0 + batch.size / t))
     if batch.views:
-        states, slopes, terms = ([*np.split(one[0], 2)] for one in (states, slopes, terms))
-    # loss = sum of t log g over the anchors of both sides / 2b; errors are compared with the largest similarity.
+        states, slopes, terms = ([*np.split(values[0], 2)] for values in (states, slopes, terms))
+    # The loss is the sum of t log g over the anchors of both sides, divided by 2b. Its error is compared with the
+    # largest similarity.
     loss = math.fsum(np.concatenate(losses)) / (2 * b)
     warmest = max(float(np.max(f * t)) for f, t in zip(batch.factors, batch.temperatures, strict=True))
     two_sided = isinstance(arguments.options["temperature"], tuple)
     size = max(abs(loss), warmest, batch.size * float(np.max(batch.factors)))
     total = math.fsum(np.concatenate([t * f for t, f in zip(batch.temperatures, batch.factors, strict=True)]))
-    # Without memory and floor all weights of an anchor sum to 1, so surrogate - loss = sum of t / 2b.
+    # With no old estimates and eps = 0 the weights of an anchor sum to 1, so surrogate - loss = sum of t / 2b.
     expected = {
         "loss": np.asarray(loss),
         "surrogate": np.asarray(loss + total / (2 * b)),
         "temperature_gradient": (
-            tuple(one / (2 * b) for one in slopes)
+            tuple(slope / (2 * b) for slope in slopes)
             if two_sided
             else np.asarray(math.fsum(np.concatenate(slopes)) / (2 * b))
         ),
@@ -176,7 +180,7 @@ def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
         "loss": size,
         "surrogate": size,
         "temperature_gradient": (
-            tuple(np.full(b, np.max(one)) / (2 * b) for one in terms) if two_sided else float(np.max(terms))
+            tuple(np.full(b, np.max(term)) / (2 * b) for term in terms) if two_sided else float(np.max(terms))
         ),
         **{
             f"log_inner_{name}": 1.0 + batch.size / t
@@ -187,7 +191,7 @@ def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
 
 
 def loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Answer a cross-entropy of the rows and columns of S / t: InfoNCE, or distillation from a teacher's softmax."""
+    """Answer InfoNCE or distillation: the cross-entropy of the rows and columns of S / t with the targets."""
     batch = SimilarityTables(function, arguments, np.float64)
     t, b, losses, slopes = float(arguments.options["temperature"]), batch.b, [], []
     teacher = None
@@ -195,14 +199,14 @@ def loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
         options = {"temperature": arguments.options["reference_temperature"]}
         teacher = SimilarityTables(function, Arguments(arguments.positional[2:], options, {}), np.float64)
     for side, (table, factor) in enumerate(zip(batch.tables, batch.factors, strict=True)):
-        # Cross-entropy of a row: log sum exp(z / t) - sum target z / t, both shifted by the row's largest logit.
+        # The cross-entropy of a row is log sum exp(z / t) - sum target z / t, with the row's largest logit subtracted.
         target = np.eye(b)
         if teacher is not None:
             target = softmax(teacher.tables[side], teacher.candidates, teacher.temperatures[side], exact=True)
         q = softmax(table, batch.candidates, batch.temperatures[side], exact=True)
         below = (np.max(table, axis=1, keepdims=True) - table) / t
         losses.append(factor * (np.log(np.sum(np.exp(-below), axis=1)) + np.sum(target * below, axis=1)))
-        slopes.append(factor * np.sum((q - target) * below, axis=1) / t)  # -(q - target) z / t^2, shifted by the peak
+        slopes.append(factor * np.sum((q - target) * below, axis=1) / t)  # -(q - target) z / t^2, z minus its largest
     expected = {
         "loss": np.asarray(math.fsum(np.concatenate(losses)) / (2 * b)),
         "temperature_gradient": np.asarray(math.fsum(np.concatenate(slopes)) / (2 * b)),
@@ -213,7 +217,7 @@ def loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
 
 
 def pair_loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Answer a pair loss: the mean of the log g of both anchors of a pair."""
+    """Answer a pair loss, which is the mean of log g over both anchors of a pair."""
     del function
     options = {"temperature": arguments.options["temperature"]}
     given = Arguments((*arguments.positional, *equal_states(len(arguments.positional[0]))), options, {})
@@ -230,8 +234,8 @@ def _with_gradients(
     scales: dict[str, Any],
     names: tuple[str, str],
 ) -> Answer:
-    """Add the feature gradients, with twice the error of the softmax as the bound."""
-    # The error of an ordinary softmax, the largest of ORDERS orders of summation.
+    """Add the feature gradients to the answer; their bound is twice an ordinary softmax's error plus a constant."""
+    # The error of an ordinary softmax is the largest error among ORDERS orders of summation.
     exact = gradients(function, arguments, np.float64, exact=True)
     errors = np.zeros((ORDERS, 2))
     for seed in range(ORDERS):
@@ -240,7 +244,7 @@ def _with_gradients(
         for side in range(2):
             errors[seed, side] = np.max(np.abs(compared[side].astype(np.float64) - exact[side][:, order]))
     bounds, surplus = dict.fromkeys(expected, UNIT[dtype]), SURPLUS[dtype]
-    # In float64 these products are exact, so the rounding of an ordinary product is allowed beside the error above.
+    # In float64 these products are exact, so the rounding error of other products is added to the bound.
     if dtype == "float64":
         batch = SimilarityTables(function, arguments, np.float64)
         surplus += float(np.finfo(dtype).eps) * batch.size / min(float(np.min(t)) for t in batch.temperatures)
@@ -252,11 +256,11 @@ def _with_gradients(
 
 
 def _reordered(arguments: Arguments, order: Any, seed: int) -> Arguments:
-    """Permute the columns of both models' features: the same products, summed in another order."""
+    """Permute the columns of both models' features, so that the products are summed in another order."""
     first, second, *others = arguments.positional
     options = dict(arguments.options)
     if "reference_features" in options:
-        one, other = options["reference_features"]
-        own = np.random.default_rng([seed, 1]).permutation(one.shape[1])
-        options["reference_features"] = (one[:, own], other[:, own])
+        left, right = options["reference_features"]
+        own = np.random.default_rng([seed, 1]).permutation(left.shape[1])
+        options["reference_features"] = (left[:, own], right[:, own])
     return Arguments((first[:, order], second[:, order], *others), options, {})

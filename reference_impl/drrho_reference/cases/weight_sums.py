@@ -1,11 +1,11 @@
-"""Problems that read the sum of an anchor's weights from the gradient that the anchor alone gives.
+"""Problems that compute the sum of an anchor's weights w_ij from a step in which no other anchor counts.
 
-A weight of 1 for one anchor and 0 for all others leaves the weights w_ij of this anchor alone in the gradient: for an
-image anchor i,
+``anchor_weight`` is 1 for this anchor and 0 for all others, so the gradient contains the weights w_ij of this anchor
+only. For an image anchor i,
 
     sum over j != i of text_gradient_j = (sum_j w_ij) image_i / 2b        surrogate - loss = t_i (sum_j w_ij) / 2b
 
-and likewise for text anchors. No such sum may exceed 1/gamma.
+and likewise for text anchors. The sum of an anchor's weights must not exceed 1/gamma.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ PROBLEMS: list[Problem] = []
 
 
 def _sums(function: str, step: Any, first: Any, second: Any, *states: Any, **options: Any) -> Any:
-    """Call a step once for each anchor, with weight 1 for it and 0 for all others, and read the sum of its weights.
+    """Call a step once for each anchor, with ``anchor_weight`` 1 for it and 0 for all others; return sums of weights.
 
-    ``anchor_weight`` holds the rows of the unit matrix. Each sum is read from the gradient of the other rows, and from
-    surrogate - loss if the answer has a surrogate.
+    The option ``anchor_weight`` is the unit matrix, one row per call. Each sum is computed from the gradient of the
+    other rows, and also from surrogate - loss if the answer has a surrogate.
     """
     units = options.pop("anchor_weight")
     rows = [to_numpy(first), to_numpy(second)]
     b, views = len(rows[0]), function == "unimodal_contrastive_step"
     temperatures = [np.broadcast_to(side, b) for side in map(to_numpy, _twice(options["temperature"]))]
     names = SIDES.get(function, ("image", "text"))
-    found: dict[str, list[float]] = {}
+    sums: dict[str, list[float]] = {}
     for side, name in enumerate(names):
         for i in range(b):
-            one, none = units[i, :], units[i, :] * 0
-            answer = step(first, second, *states, **options, anchor_weight=(none, one) if side else (one, none))
+            unit, zeros = units[i, :], units[i, :] * 0
+            answer = step(first, second, *states, **options, anchor_weight=(zeros, unit) if side else (unit, zeros))
 
             def field(name: str, answer: Any = answer) -> Any:
                 value = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
@@ -50,16 +50,16 @@ def _sums(function: str, step: Any, first: Any, second: Any, *states: Any, **opt
 
             # (sum of the negatives' gradients) . own / |own|^2 = (sum of weights) / 2b.
             own, t = rows[side][i], float(temperatures[side][i])
-            # Negatives are rows of the other side; with two views they are rows of both sides.
+            # Negatives are rows of the other side or, with two views, rows of both sides.
             gradients = [field(f"{names[k]}_gradient") for k in ((0, 1) if views else (1 - side,))]
             if all(gradient is not None for gradient in gradients):
                 pull = sum(np.sum(np.delete(gradient, i, axis=0), axis=0) for gradient in gradients)
                 total = 2 * b * float(pull @ own) / float(own @ own)
-                found.setdefault(f"weight_sum_{name}", []).append(total if function in STEPS else total * t)
+                sums.setdefault(f"weight_sum_{name}", []).append(total if function in STEPS else total * t)
             loss, surrogate = field("loss"), field("surrogate")
             if loss is not None and surrogate is not None and function in STEPS:
-                found.setdefault(f"surrogate_sum_{name}", []).append(2 * b * float(surrogate - loss) / t)
-    return {name: np.array(values) for name, values in found.items()}
+                sums.setdefault(f"surrogate_sum_{name}", []).append(2 * b * float(surrogate - loss) / t)
+    return {name: np.array(values) for name, values in sums.items()}
 
 
 def _twice(value: Any) -> tuple[Any, Any]:
@@ -67,8 +67,8 @@ def _twice(value: Any) -> tuple[Any, Any]:
 
 
 def _limits(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Return 1/gamma as the largest sum; surrogate and loss are rounded at the size of their similarities."""
-    # An estimate u >= gamma g gives g / (eps + u) <= 1 / gamma.
+    """Return 1/gamma as the largest sum that is allowed, with a term for the rounding of surrogate and loss."""
+    # The new estimate is u >= gamma g, so the sum of the weights is g / (eps + u) <= 1 / gamma.
     options = {name: value for name, value in arguments.options.items() if name != "anchor_weight"}
     given = Arguments(arguments.positional, options, {})
     size, b = SimilarityTables(function, given, np.float64).size, len(arguments.positional[0])
@@ -93,10 +93,13 @@ def _enter_sums(function: str, name: str, sentence: str, draw: Draw, *, limited:
 
 
 def _few(function: str, temperature: Any, gamma: float, *, norm: float = 1.0, reference: float = 0.0) -> Draw:
-    """Return a small batch with near ties; a memory of nearly nothing makes the weights as large as they may be."""
+    """Return a draw of a small batch with near ties.
+
+    If gamma is below 1, the old estimate u is almost 0, so that the sums of weights reach their limit 1/gamma.
+    """
 
     def draw(rng: Generator) -> tuple[Any, ...]:
-        # Near ties at the scale of the temperature; features of norm c have similarities of size c^2.
+        # Similarities of near ties differ by about the temperature; features of norm c have similarities of size c^2.
         t = temperature(rng) if callable(temperature) else temperature
         distance = near_tie(t / norm**2) if isinstance(t, float) else 1e-4
         features = [exact_rows(rng, BATCH, WIDTH, distance, norm) for _ in range(2)]
@@ -114,31 +117,32 @@ def _few(function: str, temperature: Any, gamma: float, *, norm: float = 1.0, re
 
 
 def _ordinary(rng: Generator) -> tuple[Any, ...]:
-    """Draw a batch whose sums of weights the oracle itself knows."""
+    """Draw a batch whose sums of weights the oracle can compute."""
     features = [exact_rows(rng, BATCH, WIDTH, 0.0) for _ in range(2)]
     options = {"temperature": 0.5, "gamma": 0.5, "eps": 0.125, "anchor_weight": np.eye(BATCH)}
     options["reference_features"] = tuple(exact_rows(rng, BATCH, WIDTH, 0.0) for _ in range(2))
     return (*features, *rng.normal(size=(2, BATCH))), options
 
 
-# The sum itself at an ordinary temperature, then its limit 1/gamma for large logits of every origin.
+# At an ordinary temperature the sum is compared; with large logits only the limit 1/gamma is checked.
 for _function in STEPS:
-    _sentence = "One anchor at a time: the sum of its weights is g / (eps + u)."
+    _sentence = "One anchor at a time: the sum of the anchor's weights is g / (eps + u)."
     _enter_sums(_function, "a memory and a floor", _sentence, _ordinary, limited=False)
     for _coldness, _gamma in (("1e2", 0.25), ("1e4", 0.25), ("1e6", 1.0), ("1e6", 0.25), ("1e10", 0.25)):
-        _sentence = f"One anchor at a time, inverse temperature {_coldness}: no sum exceeds 1 / gamma = {1 / _gamma}."
+        _limit = f"no sum of weights exceeds 1 / gamma = {1 / _gamma}"
+        _sentence = f"One anchor at a time, inverse temperature {_coldness}: {_limit}."
         _name = f"inverse temperature {_coldness}, gamma {_gamma}"
         _enter_sums(_function, _name, _sentence, _few(_function, 1.0 / float(_coldness), _gamma))
-    _sentence = "One anchor at a time, temperatures from 1e-6 to 1: no sum exceeds 1 / gamma = 4."
+    _sentence = "One anchor at a time, temperatures from 1e-6 to 1: no sum of weights exceeds 1 / gamma = 4."
     _draw = _few(_function, lambda rng: tuple(10.0 ** rng.uniform(-6.0, 0.0, size=(2, BATCH))), 0.25)
     _enter_sums(_function, "temperatures from 1e-6", _sentence, _draw)
-    _sentence = "One anchor at a time, features of norm 32: no sum exceeds 1 / gamma = 4."
+    _sentence = "One anchor at a time, features of norm 32: no sum of weights exceeds 1 / gamma = 4."
     _enter_sums(_function, "unnormalised", _sentence, _few(_function, 2.0**-7, 0.25, norm=32.0))
-    _sentence = "One anchor at a time, a reference weight of 64: no sum exceeds 1 / gamma = 4."
+    _sentence = "One anchor at a time, a reference weight of 64: no sum of weights exceeds 1 / gamma = 4."
     _enter_sums(_function, "reference_weight 64", _sentence, _few(_function, 2.0**-7, 0.25, reference=64.0))
 for _coldness in ("1e2", "1e6"):
     _sentence = (
-        f"One anchor at a time, inverse temperature {_coldness}: the negatives' share of a softmax is at most 1."
+        f"One anchor at a time, inverse temperature {_coldness}: the sum of the negatives' softmax is at most 1."
     )
     _enter_sums(
         "info_nce", f"inverse temperature {_coldness}", _sentence, _few("info_nce", 1.0 / float(_coldness), 1.0)
