@@ -8,7 +8,8 @@ Pass 1, `sum_negatives`, sums e = exp((Z - peak) r), and e times its exponent, o
 `peak` is a value of Z near the largest negative, so that nothing overflows. The sum of e is the `total`. The positives
 are entries of the same matrix products, so that logits of equal features are equal to the last bit.
 
-Pass 2, `pull_back`, gets the sum of each anchor's weights (`weight`) and returns ``V E2`` and ``V^T E1`` with
+Pass 2, `pull_back`, gets the sum of each anchor's weights (`weight`) and returns ``V E2`` and ``V^T E1``. E1 and E2 are
+the features of both sides, and V holds the weights of all pairs:
 
     w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
 
@@ -42,7 +43,7 @@ class AnchorSums(NamedTuple):
 def find_sweeps(
     batch: Batch, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace
 ) -> Sweeps:
-    """Return the fused kernels of the arrays' library if the mode allows them for this batch, else `PlainSweeps`."""
+    """Return the library's fused kernels if `fused_kernels` allows them for this batch, else `PlainSweeps`."""
     kernels = find_kernels(batch, xp)
     return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
 

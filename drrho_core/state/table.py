@@ -127,7 +127,7 @@ class Table(ABC):
         return {name: self.xp.asarray(array, copy=True) for name, array in self.arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Check a saved state and replace every column by it; an error leaves the table as it was."""
+        """Check a saved state and replace every column by it; if an error is raised, the table has not changed."""
         self.replace(check_saved(state, self.arrays(), self.rules(), owner=self.owner, xp=self.xp))
 
     def rules(self) -> dict[str, Rule]:
