@@ -1,6 +1,6 @@
-"""Questions that the Array API standard leaves open: namespace, dtype, device, and whether values can be read.
+"""Functions that the Array API standard lacks: namespace, dtype and device of arrays, and whether values can be read.
 
-`Array`, `Namespace`, `Scalar` and `PerAnchor` are defined here and nowhere else.
+The type aliases `Array`, `Namespace`, `Scalar` and `PerAnchor` are defined here and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OLDEST = "2024.12"
 """The oldest version of the Array API standard that a namespace may follow; newer ones are accepted, too."""
 
 _NAMESPACES: dict[type, Namespace] = {}
-"""The namespace of each array type that was checked once and is plain. A later array of that type costs one look-up."""
+"""The namespace of each array type that has been checked and is plain. Later arrays of that type need one look-up."""
 
 _DENSE = "pass it as a dense array"
 _NOT_PLAIN = {
@@ -40,53 +40,53 @@ _NOT_PLAIN = {
     "spmatrix": _DENSE,
     "sparray": _DENSE,
 }
-"""Classes, by name, that look like arrays and mean something else, and the remedy that the message names. They are the
-masked arrays of NumPy, astropy and torch, NumPy's matrix, and the sparse arrays of PyData, JAX, CuPy and SciPy. Names
-are compared so that none of these libraries has to be imported."""
+"""Names of classes that look like arrays but behave differently, and for each the advice that the message gives. They
+are the masked arrays of NumPy, astropy and torch, NumPy's matrix, and the sparse arrays of PyData, JAX, CuPy and SciPy.
+Names are compared so that none of these libraries has to be imported."""
 
 
 def is_array(value: object) -> bool:
     """Tell whether `value` has the attributes of an array and is no number; `namespace_of` is the full check.
 
-    Attributes decide, because torch.compile warns when it traces the cached function of array-api-compat.
+    The function of array-api-compat is not used, because it has a cache, and torch.compile warns about caches.
     """
-    # A NumPy scalar has these attributes too, but is a number; a class has them, but is no value.
-    looks = hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "ndim")
-    return looks and not isinstance(value, (numbers.Real, type))
+    # A NumPy scalar has these attributes, too, but it is a number; a class may have them, but it is no array.
+    has_attributes = hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "ndim")
+    return has_attributes and not isinstance(value, (numbers.Real, type))
 
 
 def is_compiling(xp: Namespace) -> bool:
-    """Tell whether `xp` is being traced by a compiler that hides itself from the arrays (torch.compile)."""
+    """Tell whether torch.compile, which the arrays themselves do not show, is tracing functions of `xp`."""
     compiler = getattr(xp, "compiler", None)
     return compiler is not None and bool(compiler.is_compiling())
 
 
 def device_of(array: Array) -> Any:
     """Return the array's device, or None for a tracer without one."""
-    # array_api_compat.device would ask through a cache, of which torch.compile warns.
+    # array_api_compat.device is not used, because it has a cache, and torch.compile warns about caches.
     return getattr(array, "device", None)
 
 
 def values_visible(array: Array, xp: Namespace) -> bool:
-    """Tell whether reading the array's values is free of charge: `all_visible` of this array alone.
+    """Tell whether the array's values can be read at no cost; see `all_visible`.
 
     The answer holds for this array only. An array computed from it and from another may be mapped by a `vmap` although
-    this array is not, so ask for the very array that is read (`known`).
+    this array is not. So call this function with the very array that is read, as `known` does.
     """
     return all_visible((array,), xp)
 
 
 def all_visible(arrays: Iterable[Array], xp: Namespace) -> bool:
-    """Tell whether reading the values of every array is free of charge: the arrays are concrete and lie on the host.
+    """Tell whether the values of every array can be read at no cost: the arrays are concrete and lie on the host.
 
-    Reading from an accelerator costs a synchronisation. Under tracing there are no values yet, and under a `vmap`
-    without a compiler an array stands for many.
+    A program that reads from an accelerator has to wait for it. Under tracing there are no values yet, and under a
+    `vmap` without a compiler one array stands for many.
     """
     return not is_compiling(xp) and all_on_host(arrays, xp)
 
 
 def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
-    """Tell the same as `all_visible` for a namespace that is known not to be compiling."""
+    """Return the answer of `all_visible` for a namespace that is known not to be compiling."""
     for array in arrays:
         device = getattr(array, "device", None)
         # NumPy's devices are strings; other libraries' devices name their platform or type.
@@ -97,7 +97,7 @@ def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
         # The wrappers of torch.func report the host as their device, but have no memory of their own.
         if hasattr(array, "untyped_storage") and not has_memory(array):
             return False
-    # jax.jit lets concrete arrays in, but everything computed from them is a tracer; a fresh array tells.
+    # Under jax.jit an array may be concrete, but every result is a tracer. A new array shows it: it has no device.
     return getattr(xp.zeros(()), "device", None) is not None
 
 
@@ -114,7 +114,7 @@ def has_memory(array: Array) -> bool:
 
 
 def known(condition: Array, xp: Namespace) -> bool:
-    """Tell whether a condition is seen to hold everywhere; False may also mean that its values cannot be read."""
+    """Tell whether a condition is known to hold for all entries; False may also mean that it cannot be read."""
     return values_visible(condition, xp) and bool(xp.all(condition))
 
 
@@ -126,13 +126,14 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
     arrays : mapping of str to array
         Arguments by name.
     xp : namespace, optional
-        The caller's own answer. Under torch.compile it is returned without a look at the arrays.
+        The caller's namespace. Under torch.compile it is returned without a check of the arrays.
 
     Raises
     ------
     TypeError
-        If an argument is no plain array (masked, sparse, of dtype object, a matrix), the arrays come from different
-        libraries or from one that follows a version of the standard older than `OLDEST`, or `xp` is not theirs.
+        If an argument is no plain array (but masked, sparse, of dtype object or a matrix), if the arrays come from
+        different libraries, if a library follows a version of the standard older than `OLDEST`, or if `xp` is not the
+        namespace of the arrays.
     """
     return xp if xp is not None and is_compiling(xp) else common_namespace(arrays, xp)
 
@@ -143,12 +144,12 @@ def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -
         raise TypeError(f"xp must be an Array API namespace such as array_api_compat.torch, got {xp!r}")
     common: Namespace | None = None
     for name, array in arrays.items():
-        # The library, and whether the type stands for a plain array.
+        # Find the library, and check that the type is that of a plain array.
         namespace = _NAMESPACES.get(type(array))
         if namespace is None:
             namespace = _namespace_of_type(name, array)
-        # A type does not tell everything: sparse and nested tensors have torch's type, and a NumPy array can hold
-        # objects.
+        # The type alone is not enough: sparse and nested tensors have the type of plain tensors, and a NumPy array can
+        # hold objects.
         strided = getattr(namespace, "strided", None)
         if strided is not None and (array.layout is not strided or array.is_nested):
             kind = "a nested tensor" if array.is_nested else f"a tensor of layout {array.layout}"
@@ -159,7 +160,7 @@ def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -
             common = namespace
         elif namespace is not common:
             raise TypeError(_stranger(arrays, xp))
-    # The version of the standard; "none" sorts behind every version.
+    # Check the version of the standard; the string "none" is larger than every version.
     if not OLDEST <= getattr(common, "__array_api_version__", "none") < "none":
         raise TypeError(_outdated(next(iter(arrays)), common))
     if xp is None or xp is common:
@@ -173,8 +174,8 @@ def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -
 
 
 def _namespace_of_type(name: str, array: Any) -> Namespace:
-    """Return the namespace of an array of a new type, after checking that the type is plain."""
-    # Base classes count, because a masked array of astropy is a subclass of a plain one.
+    """Return the namespace of an array of a new type, after checking that this is the type of a plain array."""
+    # Base classes are checked, too, because a masked array of astropy is a subclass of a plain array.
     kind = type(array)
     for base in kind.__mro__:
         if base.__name__ in _NOT_PLAIN:
@@ -191,7 +192,10 @@ def _namespace_of_type(name: str, array: Any) -> Namespace:
 
 
 def _stranger(arrays: Mapping[str, Array], xp: Namespace | None) -> str:
-    """Name the first array that is not of the expected library: that of `xp`, or of most arrays if none is of `xp`."""
+    """Return the message about the first array that is not of the expected library.
+
+    The expected library is that of `xp`, or that of most arrays if no array is of the library of `xp`.
+    """
     libraries = {
         name: library(_NAMESPACES.get(type(array)) or _namespace_of_type(name, array)) for name, array in arrays.items()
     }
@@ -204,7 +208,7 @@ def _stranger(arrays: Mapping[str, Array], xp: Namespace | None) -> str:
 
 
 def _outdated(name: str, xp: Namespace) -> str:
-    """Say that a namespace follows a version of the standard that this library is not tested with."""
+    """Return the message about a namespace whose version of the standard is too old."""
     subject = "xp must be" if name == "xp" else f"{name} must be an array of"
     return (
         f"{subject} a library that follows the array API standard's version {OLDEST} or a newer one, "
@@ -223,7 +227,7 @@ def wide_dtype(dtype: Any, xp: Namespace) -> Any:
 
 
 def power_of_two(size: Array, xp: Namespace) -> Array:
-    """Return ``2^floor(log2 size)``, and 1 for a size of 0. Dividing by it is exact and leaves numbers below 2."""
+    """Return ``2^floor(log2 size)``, or 1 for a size of 0; ``size`` divided by this number is exact and below 2."""
     size = xp.where(size > 0, size, xp.ones_like(size))
     return xp.pow(xp.full_like(size, 2.0), xp.floor(xp.log2(size)))
 
@@ -232,7 +236,7 @@ def supports_index_assignment(array: Array, xp: Namespace) -> bool:
     """Tell whether ``array[integer_array] = values`` works in place; the standard does not promise it."""
     if not array_api_compat.is_writeable_array(array):
         return False
-    # Only an attempt tells: array-api-strict accepts some kinds of assignment and refuses this one.
+    # The assignment has to be tried, because array-api-strict accepts other kinds of assignment but not this kind.
     probe, value = (xp.zeros((1,), dtype=array.dtype, device=device_of(array)) for _ in range(2))
     try:
         probe[xp.zeros((1,), dtype=xp.int64, device=device_of(array))] = value

@@ -1,4 +1,4 @@
-"""The routines that the core uses for a library's arrays: those that a backend registered, else the standard's own.
+"""The routines that the core uses for a library's arrays: registered by a backend, or else those of the standard.
 
 `drrho_core.extend` says which routines a backend can register. `fused_kernels` chooses between fused kernels and the
 core's own passes.
@@ -23,7 +23,7 @@ _MODE: ContextVar[str | None] = ContextVar("fused_kernels", default=None)
 
 
 def is_traced(xp: Namespace) -> bool:
-    """Tell whether a compiler traces code now: torch.compile says so, under jax.jit a fresh array has no device."""
+    """Tell whether a compiler is tracing: torch.compile reports it, and under jax.jit a new array has no device."""
     return is_compiling(xp) or device_of(xp.zeros(())) is None
 
 
@@ -32,10 +32,10 @@ def repeat(
 ) -> Carry:
     """Take `count` steps with the loop of the arrays' library.
 
-    If reading values is free and nothing is compiled, the loop ends as soon as every entry of ``finished(carry)`` is
-    true: the remaining steps would change nothing.
+    If values can be read at no cost, the loop ends as soon as every entry of ``finished(carry)`` is true, because the
+    remaining steps would change nothing.
     """
-    # The first step may turn an array that can be read into a traced one, so every step asks again.
+    # The first step may turn an array that can be read into a traced array, so this is tested before every step.
     while count > 0 and finished is not None:
         over = finished(carry)
         if not values_visible(over, xp):
@@ -52,14 +52,14 @@ def descending(values: Array, xp: Namespace) -> Array:
     sort = extend.registered(library(xp)).sort
     if sort is not None and (is_compiling(xp) or has_memory(values)):
         return xp.flip(sort(values), axis=-1)
-    # Equal numbers cannot be told apart, and a sort that does not keep their order is several times as fast.
+    # The order of equal numbers does not matter, and a sort that need not keep this order is several times as fast.
     return xp.sort(values, axis=-1, descending=True, stable=False)
 
 
 def tile_routines(like: Array, xp: Namespace) -> tuple[Matmul, Exponential]:
     """Return the product and the exponential for tiles of the dtype and device of `like`."""
     routines = extend.registered(library(xp))
-    # torch.compile could not trace the choice of a product, and makes one itself.
+    # torch.compile cannot trace `routines.matmul`, and it chooses a fast product by itself.
     matmul = None if routines.matmul is None or is_compiling(xp) else routines.matmul(like)
 
     def plain_exp(x: Array, _overwrite: bool) -> Array:
@@ -76,15 +76,15 @@ def fused_kernels(mode: str) -> Iterator[None]:
     Parameters
     ----------
     mode : {"never", "auto", "always"}
-        ``"never"``: the plain core. ``"auto"``: kernels if they are expected to be faster. ``"always"``: kernels, or an
-        error that gives the reason. The mode holds inside the ``with`` block, in this thread or task, and for code that
-        is traced there. Outside of all blocks the environment variable ``DRRHO_FUSED`` sets the mode; the default is
-        ``"auto"``.
+        ``"never"``: the plain core runs. ``"auto"``: kernels run if they are expected to be faster. ``"always"``:
+        kernels run, or an error gives the reason why not. The mode holds inside the ``with`` block, in this thread or
+        task, and for code that is traced there. Outside of all blocks the environment variable ``DRRHO_FUSED`` sets the
+        mode; the default is ``"auto"``.
 
     Raises
     ------
     ValueError
-        If there is no such mode; later, under ``"always"``, if the kernels do not apply.
+        If there is no such mode. In the mode ``"always"`` a step raises this error if there are no kernels for it.
 
     Examples
     --------
@@ -109,9 +109,9 @@ def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
     Raises
     ------
     ValueError
-        If the mode is ``"always"`` and the kernels do not apply, or the environment holds a mode that does not exist.
+        If the mode is ``"always"`` and there are no kernels for the batch, or if ``DRRHO_FUSED`` is no mode.
     """
-    if is_compiling(xp):  # inductor fuses the plain core itself, and cannot trace the code below
+    if is_compiling(xp):  # torch.compile fuses the plain core by itself, and cannot trace the code below
         return None
     mode = _MODE.get() or _check_mode("DRRHO_FUSED", os.environ.get("DRRHO_FUSED") or "auto")
     if mode == "never":

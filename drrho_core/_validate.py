@@ -1,11 +1,11 @@
-"""Every rule of the library and its message, in one voice: argument, rule, received value.
+"""All rules for arguments, and their messages, which have one form: argument, rule, received value.
 
-A public function calls `arrays` once. The answer, a `Call`, holds the library, the device and whether values can be
-read; its methods check one argument each. A rule is a named interval (`POSITIVE`, `UNIT_INTERVAL`, ...), the same for a
-number and for an array.
+A public function calls `arrays` once. The result, a `Call`, holds the library, the device and whether values can be
+read; each of its methods checks one argument. A rule is a named interval (`POSITIVE`, `UNIT_INTERVAL`, ...), the same
+for a number and for an array.
 
 Shapes, dtypes, namespaces and devices are always checked. Values are checked only if reading them is free (see
-`drrho_core._array_api.all_visible`). A check raises before anything is computed, so no state is lost.
+`drrho_core._array_api.all_visible`). All checks run before anything is computed, so an error changes no state.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from drrho_core._array_api import (
 
 
 class Rule(NamedTuple):
-    """An interval that numbers, and the entries of arrays, have to lie in, and the words that follow "must".
+    """An interval in which numbers and entries of arrays have to lie, and the words that follow "must" in the message.
 
-    An interval and not a function, because the extremes of an array then decide for the whole array: two reductions
-    take a ninth of the time that torch takes to test each entry.
+    A rule is an interval and not a function, because then the smallest and the largest entry decide for the whole
+    array. In torch these two reductions take a ninth of the time of a test of each entry.
     """
 
     words: str
@@ -41,10 +41,10 @@ class Rule(NamedTuple):
     includes_high: bool = False
 
     def holds(self, x: Any) -> Any:
-        """Tell whether x lies in the interval, elementwise for an array; nan does not."""
+        """Return whether x lies in the interval, elementwise for an array; False for nan."""
         above = x >= self.low if self.includes_low else x > self.low
         below = x <= self.high if self.includes_high else x < self.high
-        # `&` serves arrays; on the bools that comparisons of Python numbers give it is `and`.
+        # `&` works for arrays, and for the bools that comparisons of Python numbers return.
         return above & below
 
 
@@ -57,13 +57,13 @@ UNIT_INTERVAL = Rule("be in (0, 1]", low=0.0, high=1.0, includes_high=True)
 BELOW_ONE = Rule("be in [0, 1)", low=0.0, high=1.0, includes_low=True)
 OPEN_UNIT_INTERVAL = Rule("be in (0, 1)", low=0.0, high=1.0)
 LOG_STATE = Rule("be finite, or -inf for never visited", includes_low=True)
-"""Logarithms of inner estimates: -inf marks a sample that was never visited."""
+"""The rule for logarithms of inner estimates: -inf marks a sample that was never visited."""
 
 FLOATING = "real floating"
 """Kind of dtype: float16, bfloat16, float32 or float64."""
 
 STATE = "float32 or wider"
-"""Kind of dtype of the estimator's state, because half types lose visits."""
+"""Kind of dtype of the estimator's state; half types would round small updates away."""
 
 BOOLEAN = "bool"
 """Kind of dtype of masks."""
@@ -75,7 +75,7 @@ def at_most_in_size(limit: float, words: str) -> Rule:
 
 
 class Call(NamedTuple):
-    """The arrays of one public call and the facts that hold for all of them, each determined once by `arrays`."""
+    """The arrays of one call of a public function, and the facts about all of them, which `arrays` determines once."""
 
     arrays: Mapping[str, Array]
     xp: Namespace
@@ -98,7 +98,7 @@ class Call(NamedTuple):
         Parameters
         ----------
         name : str
-            The argument.
+            The name of the argument.
         kind : str
             `FLOATING`, `STATE` or `BOOLEAN`.
         axes : int, optional
@@ -106,14 +106,14 @@ class Call(NamedTuple):
         shape : tuple of int, optional
             The exact shape.
         meaning : str
-            The axes or the shape in names, such as ``(batch_size, feature_dim)``.
+            The axes or the shape by names, such as ``(batch_size, feature_dim)``.
         dtype_of : str, optional
-            Another array of the call, whose dtype this array has to share.
+            The name of another array of the call, whose dtype this array has to share.
         rule : Rule, optional
-            The rule that every entry keeps.
+            The rule that every entry has to obey.
         """
         array, xp = self.arrays[name], self.xp
-        # The dtype. Nearly every array has one of two, and then no further question is needed.
+        # The dtype: nearly every array has float32 or float64, and then no other check is needed.
         if kind == BOOLEAN:
             if array.dtype != xp.bool:
                 raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
@@ -121,13 +121,13 @@ class Call(NamedTuple):
             floating(name, array, xp) if kind == FLOATING else state_dtype(name, array, xp)
         if dtype_of is not None and array.dtype != self.arrays[dtype_of].dtype:
             self.same_dtype(dtype_of, name)
-        # The shape: first the number of axes, because the message about a shape presumes it.
+        # The shape: first the number of axes, because the message about a wrong shape assumes the right number.
         if axes is not None and array.ndim != axes:
             raise ValueError(f"{name} must have {axes} axes {meaning}, got shape {tuple(array.shape)}")
         if shape is not None and tuple(array.shape) != shape:
             raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(array.shape)}")
         if rule is not None:
-            # The values. If not all arrays can be read, this array still may be readable.
+            # The values: if some array of the call cannot be read, this array may still be readable.
             if self.visible:
                 visible_values(name, array, rule, xp)
             else:
@@ -135,7 +135,7 @@ class Call(NamedTuple):
         return array
 
     def values(self, name: str, array: Array, rule: Rule) -> None:
-        """Check a rule on every entry of an array of the call, or of one computed from them, if reading it is free."""
+        """Check a rule on every entry of an array, which is of the call or computed from it, if reading it is free."""
         if self.visible or values_visible(array, self.xp):
             visible_values(name, array, rule, self.xp)
 
@@ -156,19 +156,19 @@ class Call(NamedTuple):
         per_anchor: int | None = None,
         sides: tuple[str, str] = ("image", "text"),
     ) -> Any:
-        """Check a parameter as `parameter` does and return it in a dtype, ready to compute with.
+        """Check a parameter as `parameter` does and return it ready for computation.
 
-        A number comes back as a float, which promotes nothing; an array has the dtype, and is nan outside its domain
-        if its values could not be read.
+        A number is returned as a float, which promotes no array. An array is cast to `dtype`; if its values cannot be
+        read, entries outside its domain become nan.
         """
         if type(value) is float and dtype in (self.xp.float32, self.xp.float64):
-            # Nearly every option is a float inside its interval, of a usual size, or the 0 that its rule allows.
+            # Nearly every option is a float of usual size inside its interval, or 0 if its rule allows 0.
             inside = rule.low < value < rule.high and 1e-30 <= abs(value) <= 1e30
             if inside or (value == rule.low == 0.0 and rule.includes_low):
                 return value
         if isinstance(value, (float, int)):
             return number(name, value, rule, dtype=dtype, xp=self.xp)
-        # Arrays are cast first: an entry may leave its domain when it is rounded to the dtype.
+        # `within` gets the cast array, because an entry may leave its domain when it is rounded to the dtype.
         checked = parameter(name, value, rule, self.xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
         if isinstance(checked, float):
             return checked
@@ -184,17 +184,17 @@ def arrays(
     options: Mapping[str, Any] | None = None,
     autograd: bool = False,
 ) -> Call:
-    """Open a public call: check that its arrays fit together, and determine the facts that hold for all of them.
+    """Check that the arrays of a public call fit together, and determine the facts that hold for all of them.
 
     Parameters
     ----------
     required : mapping of str to array
         Arguments that have to be arrays, by name.
     xp : namespace, optional
-        The caller's namespace. While torch.compile traces, it is returned without a look at the arrays.
+        The caller's namespace. While torch.compile traces, it is used without a check of the arrays.
     options : mapping, optional
-        Arguments that may be arrays, numbers, None or pairs of them. Arrays among them join `required`, those in a
-        pair as ``name[0]`` and ``name[1]``.
+        Arguments that may be arrays, numbers, None or pairs of these. Arrays among them are added to `required`; the
+        arrays of a pair get the names ``name[0]`` and ``name[1]``.
     autograd : bool
         Whether arrays may require gradients of autograd: True for wrappers that return such gradients.
 
@@ -205,24 +205,24 @@ def arrays(
     ValueError
         If the arrays lie on different devices, or an array requires gradients of autograd.
     """
-    # Step 1: the arrays among the options join the required ones.
+    # Step 1: the arrays among the options are added to the required ones.
     named = dict(required)
     for name, value in (options or {}).items():
         if isinstance(value, (tuple, list)):
             named.update({f"{name}[{place}]": member for place, member in enumerate(value) if is_array(member)})
         elif not isinstance(value, (float, int)) and value is not None and is_array(value):
             named[name] = value
-    # Step 2: the library. A caller's namespace that is compiling hides the arrays; otherwise the arrays decide.
+    # Step 2: the library. If the caller's namespace is compiling, it is used as it is; otherwise the arrays decide.
     compiling = xp is not None and is_compiling(xp)
     if not compiling:
-        given, xp = xp, common_namespace(named, xp)
-        compiling = given is None and is_compiling(xp)
-    # Step 3: one walk for autograd and the device.
+        caller_xp, xp = xp, common_namespace(named, xp)
+        compiling = caller_xp is None and is_compiling(xp)
+    # Step 3: one loop checks autograd and the device.
     first, device = "", None
     for name, array in named.items():
         if not autograd and getattr(array, "requires_grad", False):
             _refuse_autograd(name, array, xp)
-        # Tracers have no device, and the arrays of torch.compile have one that means nothing.
+        # Tracers have no device, and the device of an array under torch.compile may be wrong.
         here = None if compiling else getattr(array, "device", None)
         if here is None or here == device:
             continue
@@ -248,13 +248,13 @@ def number(
     dtype: Any = None,
     xp: Namespace | None = None,
 ) -> float:
-    """Return a Python number after checking that it is real, finite, keeps a rule and fits a dtype if one is given."""
-    # Nearly every number is a float or a small integer; other types take more questions.
+    """Return a Python number after checking that it is real, is finite, obeys a rule and fits a dtype, if given."""
+    # Nearly every number is a float or a small integer; other types need more checks.
     if type(value) is float or (type(value) is int and -(2**53) < value < 2**53):
         checked = float(value)
     else:
         checked = _real(name, value)
-    # The interval, written out: a method of the rule would cost a call per option of every step.
+    # `rule.holds` is not used here, because it would be one more call per option in every step.
     if (
         not (
             (rule.low < checked < rule.high)
@@ -265,7 +265,7 @@ def number(
     ):
         unmet = rule.words if math.isfinite(checked) else "be finite"
         raise ValueError(f"{name} must {unmet}, got {describe(value)}")
-    # Nearly every number fits, and then the limits of the dtype are not needed.
+    # A number of usual size fits into float32 and float64; only for other numbers the limits of the dtype are needed.
     if dtype is not None and not (
         (checked == 0.0 or 1e-30 <= abs(checked) <= 1e30) and dtype in (xp.float32, xp.float64)  # type: ignore[union-attr]
     ):
@@ -285,17 +285,17 @@ def _real(name: str, value: object) -> float:
 
 
 def fits(name: str, value: float, rule: Rule, dtype: Any, xp: Namespace) -> None:
-    """Check that a number stays finite in a dtype and, if its rule excludes 0, apart from 0, and its inverse too."""
+    """Check that a number is finite in a dtype; if its rule excludes 0, number and inverse have to be normal."""
     fit = _fitting(rule, dtype, xp)
     if not fit.holds(value):
         raise ValueError(f"{name} must {fit.words}, got {value}")
 
 
 def _fitting(rule: Rule, dtype: Any, xp: Namespace) -> Rule:
-    """Return the numbers that a dtype holds for a parameter.
+    """Return the interval of the numbers that a dtype can hold for a parameter.
 
-    A parameter that cannot be 0 is divided by. A library may multiply by the inverse instead, and may replace numbers
-    below the smallest normal one by 0. So the inverse has to be a normal number too, and a fourth of it.
+    A parameter that cannot be 0 is a divisor. A library may multiply by the inverse instead, and may replace numbers
+    below the smallest normal number by 0. So the inverse, and a fourth of it, have to be normal numbers, too.
     """
     info = xp.finfo(dtype)
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
@@ -306,20 +306,20 @@ def _fitting(rule: Rule, dtype: Any, xp: Namespace) -> Rule:
 
 
 def within(value: Any, rule: Rule, xp: Namespace) -> Any:
-    """Return an array parameter with nan in place of entries outside its domain, if its values could not be read.
+    """Return an array parameter with nan in place of entries outside its domain, if its values cannot be read.
 
-    Under tracing no error can be raised. A nan says that something is wrong; a number that looks right would not.
+    Under tracing no error can be raised. A result of nan shows that an argument was wrong.
     """
     if isinstance(value, tuple):
         return tuple(within(member, rule, xp) for member in value)
-    # Visible values have been checked, and numbers always are.
+    # Numbers, and values that can be read, have been checked already.
     if not is_array(value) or values_visible(value, xp):
         return value
     return xp.where(xp.isfinite(value) & rule.holds(value), value, xp.nan)
 
 
 def static_number(name: str, value: Any, rule: Rule) -> float:
-    """Return a Python number for a parameter that stays fixed; an array without axes is read once, if it can be."""
+    """Return a Python number for a parameter that is a constant under tracing; an array of shape () is read once."""
     if not isinstance(value, (float, int)) and is_array(value):
         xp = arrays({name: value}).xp
         if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
@@ -359,7 +359,7 @@ def floating(name: str, array: Array, xp: Namespace) -> None:
 
 
 def state_dtype(name: str, array: Array, xp: Namespace) -> None:
-    """Check that estimator state is float32 or wider: half types lose visits."""
+    """Check that the estimator's state is float32 or wider: half types would round small updates away."""
     floating(name, array, xp)
     if xp.finfo(array.dtype).bits < 32:
         raise TypeError(f"{name} must be float32 or wider, got {array.dtype}")
@@ -368,7 +368,7 @@ def state_dtype(name: str, array: Array, xp: Namespace) -> None:
 def _refuse_autograd(name: str, array: Array, xp: Namespace) -> None:
     """Refuse an array that requires gradients: results are constants to autograd, so the gradient would be wrong.
 
-    If autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, no gradient is wanted.
+    If autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, the array is accepted.
     """
     is_on = getattr(xp, "is_grad_enabled", None)
     if is_on is None or is_on():
@@ -379,7 +379,7 @@ def _refuse_autograd(name: str, array: Array, xp: Namespace) -> None:
 
 
 def shape(name: str, array: Array, expected: tuple[int, ...], meaning: str) -> None:
-    """Check an exact shape; `meaning` spells it in names, such as ``(batch_size,)``."""
+    """Check an exact shape; `meaning` is the shape by names, such as ``(batch_size,)``."""
     if tuple(array.shape) != expected:
         raise ValueError(f"{name} must have shape {meaning} = {expected}, got {tuple(array.shape)}")
 
@@ -391,10 +391,10 @@ def ndim(name: str, array: Array, expected: int, meaning: str) -> None:
 
 
 def axis(value: object, name: str, array: Array) -> int:
-    """Return an axis as a Python integer after checking that an array has it, and entries along it."""
-    given, value = value, _index("axis", value)
+    """Return an axis as a Python integer after checking that an array has this axis and entries along it."""
+    raw, value = value, _index("axis", value)
     if not -array.ndim <= value < array.ndim:
-        raise ValueError(f"axis must be an axis of {name}, which has shape {tuple(array.shape)}, got {describe(given)}")
+        raise ValueError(f"axis must be an axis of {name}, which has shape {tuple(array.shape)}, got {describe(raw)}")
     if array.shape[value] == 0:
         raise ValueError(f"{name} must have at least one entry along axis {value}, got shape {tuple(array.shape)}")
     return value
@@ -404,7 +404,7 @@ def mask(name: str, array: Array, of: str, like: Array, xp: Namespace) -> None:
     """Check that an array is boolean and broadcasts to the shape of another array without growing it."""
     if not xp.isdtype(array.dtype, "bool"):
         raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
-    # Broadcasting compares axes from the last one: each has to be 1 or equal.
+    # Broadcasting compares the sizes of axes, the last axis first: each size has to be 1 or equal.
     missing = like.ndim - array.ndim
     if missing < 0 or any(size not in (1, full) for size, full in zip(array.shape, like.shape[missing:], strict=True)):
         raise ValueError(f"{name} must broadcast to the shape of {of} {tuple(like.shape)}, got {tuple(array.shape)}")
@@ -426,15 +426,15 @@ def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
         high < rule.high or (rule.includes_high and high == rule.high)
     ):
         return
-    # Find the first entry that breaks the rule. In a half type the comparison itself may round, and none is found.
+    # Find the first entry that breaks the rule. In a half type the comparison may round, so that no entry is found.
     flat = xp.reshape(array, (-1,))
     if xp.isdtype(array.dtype, "integral"):
-        # The standard compares no integers with floats, but Python does.
+        # The standard does not define comparisons of integer arrays with floats, so Python compares.
         broken = [place for place in range(flat.shape[0]) if not rule.holds(int(flat[place]))][:1]
     else:
         good = rule.holds(flat)
         broken = [] if bool(xp.all(good)) else [int(xp.argmax(xp.astype(~good, xp.int8)))]
-    # At most one place.
+    # `broken` holds at most one place.
     for place in broken:
         received = int(flat[place]) if xp.isdtype(array.dtype, "integral") else float(flat[place])
         where = f" at position {_unravel(place, tuple(array.shape))}" if array.ndim else ""
@@ -442,8 +442,8 @@ def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
 
 
 def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...] | int:
-    """Turn a flat position into an index; a plain integer for one axis."""
-    # Digits of the position in a mixed base, the last axis first.
+    """Turn a position in the flat array into an index: a tuple, or an integer for an array with one axis."""
+    # Divide by the size of each axis, the last axis first; the remainders are the index.
     index: list[int] = []
     for size in reversed(shape):
         position, remainder = divmod(position, size)
@@ -466,11 +466,11 @@ def parameter(
     Parameters
     ----------
     name : str
-        The argument.
+        The name of the argument.
     value : number, array of shape () or pair of arrays of shape (per_anchor,)
-        The received value; numbers come back as floats.
+        The received value; a number is returned as a float.
     rule : Rule
-        The rule.
+        The rule for every number.
     xp : namespace
         The arrays' namespace.
     per_anchor : int, optional
@@ -478,8 +478,8 @@ def parameter(
     sides : pair of str
         The names of the anchors that the first and the second array of a pair belong to.
     dtype : dtype, optional
-        The dtype of the computation: a number too large for it is refused, and if the rule excludes 0 a number so
-        small that it or its inverse is lost there. So are the values of a wider array.
+        The dtype of the computation. Numbers that do not fit it are refused, also the entries of a wider array; see
+        `fits`.
     """
     # A pair of arrays, one per direction.
     if per_anchor is not None and isinstance(value, (tuple, list)):
@@ -506,13 +506,13 @@ def parameter(
 
 
 def parameter_values(name: str, array: Array, rule: Rule, dtype: Any, xp: Namespace) -> None:
-    """Check, if reading the values is free, that an array is finite, keeps a rule and fits a dtype like a number."""
+    """Check, if reading the values is free, that an array is finite, obeys a rule and fits a dtype as in `fits`."""
     if not values_visible(array, xp):
         return
-    # The rule comes first, because it is the better reason if both are broken.
+    # The rule is checked first, because its message is the more helpful one.
     visible_values(name, array, rule, xp)
     if dtype is not None:
         fit = _fitting(rule, dtype, xp)
-        # A half type cannot hold the limits of a wider dtype, nor can a comparison with it.
+        # The limits of a wider dtype would overflow in a comparison with an array of a half type.
         largest = min(fit.high, float(xp.finfo(array.dtype).max))
         visible_values(name, array, fit._replace(low=max(fit.low, -largest), high=largest), xp)

@@ -1,9 +1,9 @@
-"""Weights per anchor from a reference model: how badly a pair fits, and a weight that leaves such pairs out softly.
+"""Weights per anchor from a reference model: small for pairs whose image and text do not fit together.
 
-An anchor's weights over its negatives sum to 1 however wrong the pair is, so a pair with a wrong caption pulls with
-full strength, and a reference model in the similarity changes only which negatives push. `anchor_weight` of
-`contrastive_step` is a factor on the whole anchor; here is one that a reference model chooses. See
-docs/theory/contrastive.md, "Weights per anchor".
+The weights of an anchor's negatives sum to 1 even if the anchor's own pair is wrong. So a pair with a wrong caption has
+full influence on the gradient, and a reference model in the similarities changes only the weights of the negatives.
+The `anchor_weight` of `contrastive_step` is a factor on everything that an anchor contributes. This module computes
+such factors with a reference model. See docs/theory/contrastive.md, "Weights per anchor".
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ def pair_loss(
     memory_budget: int | None = None,
     xp: Namespace | None = None,
 ) -> Array:
-    """Return how badly each pair of a batch fits: above 0 it fits worse than the batch's other pairs do on average.
+    """Return one loss per pair of a batch, which says how badly its image and its text fit together.
+
+    If the loss is above 0, the pair fits worse than a random image and a random text of the batch.
 
     Parameters
     ----------
     image_features, text_features : array, shape (b, d)
-        Features of the pairs by one model, unit norm (not enforced), b >= 2. Row i of both is a pair.
+        Features that one model computed, unit norm (not enforced), b >= 2. Row i of both arrays is one pair.
     temperature : float or array of shape ()
         Temperature tau > 0.
     tile_size, memory_budget : int, optional
-        Affect speed and memory only, not the result: see `contrastive_step`. One sweep is enough.
+        As in `contrastive_step`. They affect speed and memory only, not the result.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -50,17 +52,18 @@ def pair_loss(
     Raises
     ------
     TypeError, ValueError
-        As `contrastive_step`.
+        As in `contrastive_step`.
 
     Notes
     -----
-    Half of ``log mean_{j != i} exp((S_ij - S_ii) / tau)`` over row i, plus half of the same over column i: the
-    logarithm of the inner estimate of SogCLR (arXiv 2202.12387) on this batch, averaged over both directions.
+    With the similarities S the loss is half of ``log mean_{j != i} exp((S_ij - S_ii) / tau)`` over row i, plus half of
+    the same over column i. Each of the two logarithms is that of SogCLR's inner estimate (arXiv 2202.12387) from this
+    batch alone.
 
     Examples
     --------
     >>> import numpy as np
-    >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and third pair are the wrong way round
+    >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and the third text are swapped
     >>> np.round(pair_loss(images, texts, temperature=0.5), 4).tolist()
     [-2.0, 1.4338, 1.4338]
     """
@@ -70,7 +73,7 @@ def pair_loss(
     temperature = call.option("temperature", temperature, POSITIVE, work)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
-    # Pass 1 alone: the mean over the negatives is the log-sum-exp less log(b - 1), the same for both directions.
+    # Pass 1 is enough. The logarithm of the mean over the b - 1 negatives is the log-sum-exp minus log(b - 1).
     first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
     return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
 
@@ -83,36 +86,37 @@ def reference_anchor_weight(
     threshold: Scalar = -1.0,
     xp: Namespace | None = None,
 ) -> Array:
-    """Return weights of anchors: large for pairs that a reference model finds plausible, next to 0 for all others.
+    """Return weights of anchors: large for pairs that a reference model finds plausible, close to 0 for all others.
 
     Parameters
     ----------
     pair_loss : array, shape (b,)
-        Each pair's loss by a reference model that has not memorised the pairs: see `pair_loss`.
+        `pair_loss` of each pair, from the features of a reference model that has not memorised the pairs.
     temperature : float or array of shape ()
-        Width > 0 of the transition, in units of the pair loss.
+        Width > 0 of the transition from large to small weights, in units of the pair loss.
     threshold : float or array of shape ()
-        The pair loss at which a pair gets half of the largest weight.
+        The pair loss at which a pair gets half of the largest possible weight.
     xp : namespace, optional
         The array's namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     array, shape (b,)
-        Weights >= 0 with mean 1 over this array, in its dtype: the `anchor_weight` of `contrastive_step`. For a mean
-        of 1 over a data set, pass the losses of all its pairs and take the rows of each batch.
+        Weights >= 0 with mean 1, in the dtype of `pair_loss`: an `anchor_weight` for `contrastive_step`. For a mean of
+        1 over a data set, pass the losses of all its pairs at once, and select the weights of each batch.
 
     Raises
     ------
     TypeError
-        If `pair_loss` is no array of a real floating dtype, or a number has another type.
+        If `pair_loss` is no array of a real floating dtype, or another argument has a wrong type.
     ValueError
-        If a shape or a value breaks the rules above, or an input asks for autograd.
+        If a shape or a value breaks the rules above, or an input requires gradients of autograd.
 
     Notes
     -----
-    ``a_i = sigmoid(-(l_i - threshold) / temperature)``, divided by its mean. It leaves pairs out without a threshold on
-    a share: a pair that fits worse than a random one pulls with next to nothing.
+    The weight of pair loss l_i is ``sigmoid(-(l_i - threshold) / temperature)``, divided by the mean of all these
+    numbers. The share of wrong pairs need not be known: the weight falls with the loss and is close to 0 for every pair
+    that fits clearly worse than a random one.
 
     Examples
     --------
@@ -129,9 +133,9 @@ def reference_anchor_weight(
     work = wide_dtype(pair_loss.dtype, xp)
     temperature = call.option("temperature", temperature, POSITIVE, work)
     threshold = call.option("threshold", threshold, FINITE, work)
-    # log sigmoid(-y), then a softmax: if all sigmoids underflow, their ratios still exist.
+    # The weights are a softmax of log sigmoid(-y): their ratios are right even if all sigmoids would underflow.
     largest = float(xp.finfo(work).max) / 8.0
-    # Halves, because a loss and a threshold may differ by more than the largest number.
+    # Both numbers are halved before the subtraction, because their difference may overflow.
     y = 2.0 * saturated(0.5 * xp.astype(pair_loss, work, copy=False) - 0.5 * threshold, 1.0 / temperature, xp=xp)
     y = xp.clip(y, -largest, largest)
     log_weight = -xp.logaddexp(xp.zeros_like(y), y)

@@ -1,12 +1,14 @@
-"""The part of a step that has one number per anchor: inner estimates, losses, sums of weights; all (b,).
+"""Everything in a step that is one number per anchor: inner estimates, losses and sums of weights, all (b,).
 
+    D_ij    = (Z_ij - Z_ii) / t_i                             Z and its sums come from the passes, t_i: temperature
     log g_i = log sum_j exp(D_ij) - log N_i                   the batch's own estimate, N_i negatives
     u_i    <- (1 - gamma) u_i + gamma g_i                     SogCLR's moving average; first visit: u_i <- g_i
     L_i     = log(eps + u_i),   sum_j w_ij = g_i / (eps + u_i)
     loss    = (1 / 2b) sum_i t_i (L_i + radius) + the same for text anchors
     dt_i    = (1 / 2b) (L_i + radius - sum_j w_ij D_ij)
 
-Everything stays in the log domain; the state holds log u. See docs/theory/contrastive.md.
+Only logarithms of g and u are computed and stored, because g and u themselves may overflow. w_ij is the weight of
+negative j. See docs/theory/contrastive.md.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from drrho_core.numerics import log, log_add_constant, log_moving_average, log_s
 
 
 class Anchors(NamedTuple):
-    """The anchors of one direction after the update of their estimates; all (b,)."""
+    """The anchors of one direction after the update of their inner estimates; all arrays are (b,)."""
 
     log_inner: Array  # log u, in the state's dtype
     log_value: Array  # L = log(eps + u)
@@ -31,18 +33,19 @@ class Anchors(NamedTuple):
 
 
 def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: Scalar, xp: Namespace) -> Anchors:
-    """Average the batch's own estimates g into the state u, given ``log sum exp(D)`` and the numbers of negatives."""
+    """Update the state u by the batch's own estimates g, given ``log sum exp(D)`` and the number of negatives."""
     old = xp.astype(log_inner, xp.result_type(log_sum.dtype, log_inner.dtype))
     log_sum, count = xp.astype(log_sum, old.dtype), xp.astype(count, old.dtype)
     active = count > 0
     log_count = xp.log(xp.where(active, count, xp.ones_like(count)))
-    # An anchor without negatives gets u = g = 1 in between, so that nothing infinite is subtracted below.
+    # For an anchor without negatives u = g = 1 is used here, so that nothing infinite is subtracted below.
     log_g = xp.where(active, log_sum - log_count, xp.zeros_like(log_sum))
     old = xp.where(active, old, xp.zeros_like(old))
     log_u = log_moving_average(old, log_g, gamma, xp=xp)
     log_value = log_add_constant(log_u, eps, xp=xp)
 
-    # log(g / (eps + u)) as log(g / u) - log(1 + eps / u): a difference of two large logarithms has lost its digits.
+    # log(g / (eps + u)) is computed as log(g / u) - log(1 + eps / u), because log g - log(eps + u) would be a
+    # difference of two large numbers, which has few correct digits.
     log_weight_sum = log_share_of_new(old, log_g, gamma, xp=xp)
     if not (isinstance(eps, float) and eps == 0.0):
         log_eps = math.log(eps) if isinstance(eps, float) else log(eps, xp=xp)
@@ -58,25 +61,25 @@ class Evaluation(NamedTuple):
     surrogate: Array
     temperature_gradient: Array | tuple[Array, Array]
     weight_sums: tuple[Array, Array]  # (b,) per direction, normalised: divided by 2b and by `unit`
-    unit: Array  # ()
+    unit: Array  # shape (), the largest sum of weights
 
 
 def evaluate(
     options: StepOptions, anchors: tuple[Anchors, Anchors], *, means: tuple[Array, Array], xp: Namespace
 ) -> Evaluation:
-    """Return everything of size b, given both directions' means of D."""
+    """Return the results that need no second pass, given each anchor's weighted mean of D in both directions."""
     temperatures, scale = options.temperatures, 1.0 / (2.0 * options.batch_size)
     losses, ratios, slopes, weights = [], [], [], []
     for side, temperature, factor, mean in zip(anchors, temperatures, options.anchor_weights, means, strict=True):
         zero = xp.zeros_like(side.log_value)
         value = xp.where(side.active, side.log_value + options.radius, zero)
         weight = xp.where(side.active, xp.exp(side.log_weight_sum), zero)  # g / (eps + u)
-        # The anchor's factor comes last: the terms that it multiplies have cancelled by then.
+        # The anchor's factor is multiplied last, after the large terms in the parentheses have cancelled.
         losses.append(xp.sum(factor * (scale * saturated(value, temperature, xp=xp))))
         ratios.append(xp.sum(factor * (scale * saturated(weight, temperature, xp=xp))))
         slopes.append(factor * (scale * (value - weight * xp.astype(mean, temperature.dtype))))
         weights.append(xp.clip(factor * weight, max=float(xp.finfo(temperature.dtype).max)))
-    # Temperatures per anchor keep a gradient each; a global temperature gets the sum over all anchors.
+    # Each temperature per anchor has its own gradient; a global temperature gets the sum over all anchors.
     gradient: Array | tuple[Array, Array] = (slopes[0], slopes[1])
     if not isinstance(options.temperature, tuple):
         gradient = xp.sum(slopes[0]) + xp.sum(slopes[1])
@@ -91,9 +94,9 @@ def evaluate(
 
 
 def normalised(weight_sums: Sequence[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Array, Array], Array]:
-    """Return both directions' sums of weights, divided by 2b and by the largest of them, and that largest one.
+    """Return both directions' sums of weights, divided by 2b and by the largest sum, and the largest sum itself.
 
-    In this range no half type overflows or loses them.
+    The divided sums neither overflow nor vanish if a kernel rounds them to a half type.
     """
     image, text = weight_sums
     unit = xp.maximum(xp.max(image), xp.max(text))

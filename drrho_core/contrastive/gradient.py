@@ -1,6 +1,9 @@
 """The gradient with respect to features, from the weighted sums of the second pass.
 
 dE1 = V E2 - c E2,   dE2 = V^T E1 - c E1      times a factor of the objective, such as 1 / 2b
+
+E1 and E2 are the features of both sides, V the weights of all pairs, and c_i the sum of the weights of both anchors of
+pair i.
 """
 
 from __future__ import annotations
@@ -10,16 +13,16 @@ from array_api_compat import is_writeable_array
 from drrho_core._array_api import Array, Namespace, Scalar, is_compiling
 
 ROWS = 8192
-"""Number of rows of a gradient that are computed at a time: at b = 65,536 this saves 400 MB."""
+"""Number of rows of a gradient that are computed at a time; at b = 65,536 this saves 400 MB of temporary memory."""
 
 
 def wide_gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factors: Scalar) -> Array:
     """Return ``pull - c * features`` times the factors, in the dtype of `pull`, which may be overwritten.
 
-    `pull` attracts an anchor to the features of its negatives, ``c * features`` to that of its positive. The factors
-    are applied one by one: their product may be too large for the dtype although the gradient is not.
+    `pull` holds the weighted sums of the negatives' features, ``c * features`` those of the positives' features. The
+    factors are multiplied one after the other, because their product may overflow although the gradient does not.
     """
-    # In place, so that no second array of this size exists. A compiler fuses the operations instead.
+    # The subtraction is done in place, so that no second array of this size exists. A compiler avoids it by itself.
     if not is_compiling(xp) and is_writeable_array(pull):
         size = pull.shape[0]
         for start in range(0, size, ROWS):

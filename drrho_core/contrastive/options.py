@@ -1,4 +1,4 @@
-"""Checks of the arguments that the contrastive objectives share, and their options ready to compute with."""
+"""Checks of the arguments that all contrastive objectives share; the checked options are ready for computation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from drrho_core._validate import (
 from drrho_core.contrastive.tiles import cast, work_dtype
 
 AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
-"""One array (b,) for both directions' anchors, or one for the image anchors and one for the text anchors."""
+"""One array (b,) for the anchors of both directions, a pair of one array per direction, or None."""
 
 SIDES = ("image", "text")
-"""The anchors of the first and of the second direction."""
+"""The names of the anchors of the first and of the second direction."""
 
 OPTION_RULES = {
     "temperature": POSITIVE,
@@ -51,7 +51,7 @@ class StepArguments(TypedDict, total=False):
 
 
 class StepOptions(NamedTuple):
-    """The checked options of a step, per direction if they may differ, in the dtype that losses are computed in."""
+    """The checked options of a step, in the dtype of the losses; a pair holds one entry per direction."""
 
     batch_size: int
     work: Any  # dtype of the products
@@ -67,9 +67,10 @@ class StepOptions(NamedTuple):
 def check_step(
     required: dict[str, Array], sides: tuple[str, str], xp: Namespace | None, arguments: StepArguments
 ) -> tuple[Namespace, StepOptions]:
-    """Check all arguments of a step, given its features and state by name; return their namespace and the options."""
+    """Check all arguments of a step and return the namespace and the options; `required` holds features and state."""
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
-    # Arrays among the numbers join the others. References and the mask have to be arrays, sizes of tiles never are.
+    # Options may be numbers or arrays; those that are arrays are checked together with the features. Four arguments are
+    # no such options: references and mask have to be arrays, and the two sizes never are arrays.
     not_numbers = dict.fromkeys(("reference_features", "pair_mask", "tile_size", "memory_budget"))
     arrays = {**required, **reference_pair(references, sides)}
     if pair_mask is not None:
@@ -80,7 +81,7 @@ def check_step(
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
 
-    # Products are computed in the features' dtype, numbers per anchor in the wider of this dtype and the state's.
+    # Products are computed in the features' dtype, numbers per anchor in that dtype or the state's, if that is wider.
     xp, features = call.xp, required[f"{sides[0]}_features"]
     work = work_dtype(features, references, xp)
     states = required[f"log_inner_{sides[0]}"], required[f"log_inner_{sides[1]}"]
@@ -114,7 +115,7 @@ def check_step(
 
 
 def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str, Array]:
-    """Return both reference features by name, after checking that they are a pair; an empty dict for None."""
+    """Check that the reference features are a pair and return both arrays by name; for None return an empty dict."""
     if references is None:
         return {}
     if not isinstance(references, (tuple, list)) or len(references) != 2:
@@ -124,9 +125,9 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
 
 
 def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
-    """Check the rules of all contrastive objectives for their features; return the batch size."""
+    """Check the features by the rules that hold for all contrastive objectives, and return the batch size."""
     first, second = f"{sides[0]}_features", f"{sides[1]}_features"
-    # The first array sets the shape that all others have to fit.
+    # All other arrays have to match the shape of the first one.
     meaning = "(batch_size, feature_dim)"
     features = call.array(first, axes=2, meaning=meaning)
     batch_size = int(features.shape[0])
@@ -136,7 +137,7 @@ def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
     call.array(second, axes=2, shape=tuple(features.shape), meaning=meaning, rule=FINITE)
     call.same_dtype(first, second)
     if "reference_features[0]" in call.arrays:
-        # The reference model has a width of its own; both of its sides share it.
+        # The reference features may be wider or narrower than the learner's, but both arrays have the same width.
         shape: tuple[int, ...] = (batch_size, *call.arrays["reference_features[0]"].shape[1:])
         for name in ("reference_features[0]", "reference_features[1]"):
             call.array(name, axes=2, shape=shape, meaning="(batch_size, reference_dim)", rule=FINITE)
@@ -151,7 +152,7 @@ def check_pair_mask(call: Call, batch_size: int) -> None:
 
 
 def check_anchor_weight(call: Call, anchor_weight: Any, batch_size: int, dtype: Any) -> tuple[Scalar, Scalar]:
-    """Check the factors on the anchors and return those of both directions in a dtype; 1.0 for None."""
+    """Check the factors on the anchors, cast them to `dtype` and return both directions' factors; None means 1.0."""
     if anchor_weight is None:
         return 1.0, 1.0
     is_pair = isinstance(anchor_weight, (tuple, list))
@@ -164,17 +165,17 @@ def check_anchor_weight(call: Call, anchor_weight: Any, batch_size: int, dtype: 
         if not is_array(weight):
             raise TypeError(f"{name} must be an array of shape (batch_size,), got {_validate.describe(weight)}")
         call.array(name, shape=(batch_size,), meaning="(batch_size,)")
-        # If the values cannot be read, an entry outside the domain becomes nan instead of an error.
+        # If the values cannot be read, no error is raised, and an entry outside the domain becomes nan.
         _validate.parameter_values(name, weight, FINITE_NOT_NEGATIVE, dtype, call.xp)
         checked.append(_validate.within(cast(weight, dtype, call.xp), NOT_NEGATIVE, call.xp))
     return checked[0], checked[-1]
 
 
 def per_anchor(value: PerAnchor, like: Array, dtype: Any, xp: Namespace) -> tuple[Array, Array]:
-    """Return one array (b,) for the image anchors and one for the text anchors from a scalar or such a pair."""
+    """Turn a scalar, or a pair of arrays, into one array (b,) for the image anchors and one for the text anchors."""
     if isinstance(value, tuple):
         return xp.astype(value[0], dtype), xp.astype(value[1], dtype)
-    # A number per anchor costs b entries; it lets kernels and the state's update ignore which form was given.
+    # A scalar is copied to all anchors, so that kernels and the state's update handle one form only.
     shape = (like.shape[0],)
     if isinstance(value, float):
         spread = xp.full(shape, value, dtype=dtype, device=device_of(like))

@@ -1,18 +1,21 @@
-"""The two passes over all pairs of a batch that every contrastive objective here is made of.
+"""The two passes over all pairs of a batch. Every contrastive objective of this package is computed by them.
 
     image anchor i:  D_ij = (Z_ij - Z_ii) r_i          text anchor j:  D'_ij = (Z_ij - Z_jj) r'_j          r = 1 / t
 
-Pass 1, `sum_negatives`, returns for each anchor the sums over its negatives of e = exp((Z - peak) r) and of e times
-that exponent. `peak` is a value of Z near the largest negative, so that nothing overflows. Positives are entries of the
-same products: the logits of equal features are then equal to the bit.
+Z is the matrix of excess similarities (see `drrho_core.contrastive.tiles`), t the temperature, r the rate of an anchor.
 
-Pass 2, `pull_back`, gets the sum of each anchor's weights, and with
+Pass 1, `sum_negatives`, sums e = exp((Z - peak) r), and e times its exponent, over the negatives of each anchor.
+`peak` is a value of Z near the largest negative, so that nothing overflows. The sum of e is the `total`. The positives
+are entries of the same matrix products, so that logits of equal features are equal to the last bit.
+
+Pass 2, `pull_back`, gets the sum of each anchor's weights (`weight`) and returns ``V E2`` and ``V^T E1``. E1 and E2 are
+the features of both sides, and V holds the weights of all pairs:
 
     w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
 
-it returns ``V E2`` and ``V^T E1``. The weights are divided by sums of the same exponentials that make them. An
-exponential relative to a threshold of size 1/t would be off by the rounding of that threshold: by 1 % for 1/t = 1e5 in
-float32.
+So the weights of an anchor are divided by the sum of the very same exponentials, and rounding errors cancel. If the
+exponentials were relative to a threshold of size 1/t instead, the rounding of this threshold would change the weights:
+by 1 % for 1/t = 1e5 in float32.
 """
 
 from __future__ import annotations
@@ -28,37 +31,37 @@ from drrho_core.numerics import log
 
 
 class AnchorSums(NamedTuple):
-    """The anchors of one direction: sums over the negatives of each, and its positive; (b,), r being its rate."""
+    """For each anchor of one direction: the sums over its negatives, and its positive; all arrays are (b,)."""
 
-    peak: Array  # a value of Z near the largest negative; any finite number without negatives
+    peak: Array  # a value of Z near the largest negative; without negatives any finite number
     total: Array  # sum exp((Z - peak) r), 0 without negatives
     mean: Array  # mean of (Z - peak) r with weights proportional to those exponentials, 0 without negatives
-    count: Array  # number of negatives; None while it is b - 1 for all anchors
-    positive: Array | None  # Z_ii; None until the tile on the diagonal was visited, and in a matrix of one view
+    count: Array  # number of negatives; until the pass ends, None if all anchors have b - 1 negatives
+    positive: Array | None  # Z_ii; None before the tile on the diagonal is visited, and if both sides are one view
 
 
 def find_sweeps(
     batch: Batch, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace
 ) -> Sweeps:
-    """Return the library's own kernels if they are wanted and apply, else the passes over plain tiles."""
+    """Return the library's fused kernels if `fused_kernels` allows them for this batch, else `PlainSweeps`."""
     kernels = find_kernels(batch, xp)
     return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
 
 
 class PlainSweeps:
-    """Both passes in the standard's own operations; see `drrho_core.extend.Sweeps`."""
+    """Both passes over tiles, in operations of the Array API standard; see `drrho_core.extend.Sweeps`."""
 
     def __init__(self, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace) -> None:
-        # One temperature for all anchors stays a scalar here, because directions can share exponentials then.
+        # A temperature that all anchors share stays a scalar, because then both directions can share exponentials.
         self._temperature, self._tile_size, self._memory_budget = temperature, tile_size, memory_budget
         self._xp = xp
 
     def declines(self, _batch: Batch, _mode: str, /) -> str | None:
-        """Take every batch."""
+        """Return None: no batch is declined."""
         return None
 
     def sum_negatives(self, batch: Batch, /) -> FirstSweep:
-        """Pass 1: the log-sum-exp of each anchor over its negatives."""
+        """Pass 1: return the log-sum-exp over each anchor's negatives."""
         tiles = split(
             batch.image_features,
             batch.text_features,
@@ -79,48 +82,49 @@ class PlainSweeps:
         )
 
     def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
-        """Pass 2: the weighted sums of features."""
+        """Pass 2: return the weighted sums of features."""
         tiles, sums = first.saved
         return SecondSweep(*pull_back(tiles, sums, (weight_image, weight_text)))
 
 
 def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
-    """Pass 1: return the sums of the image anchors and of the text anchors; of one view's anchors, both the same."""
+    """Pass 1: return the sums of the image anchors and of the text anchors; for a symmetric Z both are the same."""
     xp, exp = tiles.xp, tiles.exp
 
     def summed(peak: Array, e: Array, moments: Array, axis: int, count: Any, positive: Any) -> AnchorSums:
         total, moment = xp.sum(e, axis=axis), xp.sum(moments, axis=axis)
-        some = total > 0
-        mean = xp.where(some, moment / xp.where(some, total, xp.ones_like(total)), xp.zeros_like(total))
+        has_negatives = total > 0
+        divisor = xp.where(has_negatives, total, xp.ones_like(total))
+        mean = xp.where(has_negatives, moment / divisor, xp.zeros_like(total))
         return AnchorSums(peak, total, mean, count, positive)
 
     def visit(i: Any, j: Any, diagonal: bool) -> tuple[AnchorSums, AnchorSums]:
         tile = tiles.tile(i, j, diagonal)
         positive, counts = None, [None, None]
-        if diagonal and not tiles.symmetric:  # copied, since the tile may be overwritten, and a view would keep it
+        if diagonal and not tiles.symmetric:  # a copy: the tile may be overwritten, and a view keeps its memory in use
             positive = xp.asarray(xp.linalg.diagonal(tile.z), copy=True)
         if tiles.mask is not None:
             numbers = xp.astype(tile.counts, tile.z.dtype)
             counts = [xp.sum(numbers, axis=1), xp.sum(numbers, axis=0)]
-        met = tile._replace(z=tiles.only_negatives(tile.z, tile))
-        peaks = [xp.max(met.z, axis=1), xp.max(met.z, axis=0)]
+        negatives = tile._replace(z=tiles.only_negatives(tile.z, tile))
+        peaks = [xp.max(negatives.z, axis=1), xp.max(negatives.z, axis=0)]
 
-        shared = None if tiles.shared is None else tiles.shared.first(tiles, met, peaks)
+        shared = None if tiles.shared is None else tiles.shared.first(tiles, negatives, peaks)
         if shared is not None:
-            # One exponential e = exp((Z - m) r) per pair: its sums over rows and over columns, and those of e times
-            # the exponent, which is overwritten.
+            # There is one exponential e = exp((Z - m) r) per pair. Both e and e times its exponent x are summed over
+            # rows and over columns; the product overwrites x.
             (top, e), x = shared
             x *= e
             row, column = xp.zeros_like(peaks[0]) + top, xp.zeros_like(peaks[1]) + top
             return summed(row, e, x, 1, counts[0], positive), summed(column, e, x, 0, counts[1], positive)
 
-        # A cold tile: in each direction exponentials relative to the anchors' own peaks.
+        # The tile is cold (see `shared`): each direction has its own exponentials, relative to its anchors' peaks.
         tiles.keep(tile)
         results = []
         for side, peak in enumerate(peaks):
-            if met.counts is not None:  # an anchor without negatives gets a peak that every other exceeds
+            if negatives.counts is not None:  # an anchor without negatives gets a finite peak below all others
                 peak = xp.clip(peak, min=tiles.lowest)
-            x = tiles.finite_exponents(tiles.exponent(side, met, peak), met)
+            x = tiles.finite_exponents(tiles.exponent(side, negatives, peak), negatives)
             e = exp(x, False)
             results.append(summed(peak, e, x * e, 1 - side, counts[side], positive))
         return results[0], results[1]
@@ -137,16 +141,16 @@ def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
 
 
 def merge(a: AnchorSums, b: AnchorSums, rate: Scalar, *, xp: Namespace) -> AnchorSums:
-    """Return the sums over the same anchors' negatives in two tiles, or in two matrices, as one."""
-    a_some, b_some = a.total > 0, b.total > 0
+    """Merge the sums over negatives that the same anchors have in two tiles, or in two matrices."""
+    in_a, in_b = a.total > 0, b.total > 0  # whether the anchor has negatives in a, and in b
     a_log, b_log = (
-        xp.log(xp.where(some, sums.total, xp.ones_like(sums.total))) for some, sums in ((a_some, a), (b_some, b))
+        xp.log(xp.where(present, sums.total, xp.ones_like(sums.total))) for present, sums in ((in_a, a), (in_b, b))
     )
-    gap = saturated(xp.where(a_some & b_some, a.peak - b.peak, xp.zeros_like(a.peak)), rate, xp=xp)
-    # The part with the larger sum keeps its peak, so that neither sum overflows or is lost.
+    gap = saturated(xp.where(in_a & in_b, a.peak - b.peak, xp.zeros_like(a.peak)), rate, xp=xp)
+    # The result has the peak of the part with the larger sum, so that neither sum overflows or vanishes.
     lead = gap + (a_log - b_log)
-    a_leads = a_some & (~b_some | (lead >= 0))
-    ratio = xp.where(a_some & b_some, xp.exp(-xp.abs(lead)), xp.zeros_like(lead))  # smaller sum / larger sum
+    a_leads = in_a & (~in_b | (lead >= 0))
+    ratio = xp.where(in_a & in_b, xp.exp(-xp.abs(lead)), xp.zeros_like(lead))  # smaller sum / larger sum
     gap = xp.where(ratio > 0, xp.where(a_leads, -gap, gap), xp.zeros_like(gap))
     total = xp.where(a_leads, a.total, b.total)
     mean, other_mean = xp.where(a_leads, a.mean, b.mean), xp.where(a_leads, b.mean, a.mean)
@@ -160,12 +164,12 @@ def merge(a: AnchorSums, b: AnchorSums, rate: Scalar, *, xp: Namespace) -> Ancho
 
 
 def peak_above_positive(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> Array:
-    """Return D at each anchor's peak (b,); 0 without negatives."""
+    """Return D at each anchor's peak, (b,); D is 0 without negatives."""
     return saturated(xp.where(sums.total > 0, sums.peak - sums.positive, xp.zeros_like(sums.peak)), rate, xp=xp)
 
 
 def log_sum_and_mean(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> tuple[Array, Array]:
-    """Return ``log sum exp(D)`` and the mean of D with weights exp(D) (b,); -inf and 0 without negatives."""
+    """Return ``log sum exp(D)`` and the mean of D with weights exp(D), both (b,); without negatives -inf and 0."""
     above = peak_above_positive(sums, rate, xp=xp)
     return above + log(sums.total, xp=xp), above + sums.mean
 
@@ -175,16 +179,16 @@ def pull_back(
 ) -> tuple[Array, Array]:
     """Pass 2: return ``V E2`` and ``V^T E1``, given the sum of each anchor's weights (b,).
 
-    For one view both are ``(w + w^T) E``; pass the same sums twice.
+    If both sides are one view, both results are ``(w + w^T) E``; then pass the same sums twice.
     """
     weights = _Weights(tiles, sums, weight_sums)
 
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
-        # On the diagonal of a symmetric matrix rows and columns are the same anchors: w^T follows from w.
+        # In a tile on the diagonal of a symmetric matrix rows and columns are the same anchors, so w' is w^T.
         same_anchors = tiles.symmetric and diagonal
         shared = None if tiles.shared is None else tiles.shared.again(tiles, i, j, diagonal)
         if shared is not None:
-            # V = e (a_i + a'_j): no further exponential of the tile's size.
+            # V = e (a_i + a'_j) needs one factor per row and one per column, but no second exponential per pair.
             row = weights.shared_factor(0, i, shared.top)[:, None]
             if same_anchors:
                 v = shared.exponential * row
@@ -203,18 +207,18 @@ def pull_back(
 
 
 class _Weights:
-    """The weights of all tiles, given each anchor's sums and the sum of its weights, per direction."""
+    """The weights of the pairs of any tile, given both directions' sums and the sum of each anchor's weights."""
 
     def __init__(self, tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]) -> None:
         xp = tiles.xp
         self._tiles = tiles
         self._peaks, self._factors, self._limits = [], [], []
         for side, weight_sum in zip(sums, weight_sums, strict=True):
-            some = side.total > 0  # an anchor without negatives has no peak and no weights
-            total = xp.where(some, side.total, xp.ones_like(side.total))
-            peak = xp.where(some, side.peak, xp.zeros_like(side.peak))
-            # The factor turns exponentials relative to the anchor's peak into weights with the given sum.
-            factor = xp.where(some, weight_sum / total, xp.zeros_like(weight_sum))
+            has_negatives = side.total > 0  # an anchor without negatives has no peak and no weights
+            total = xp.where(has_negatives, side.total, xp.ones_like(side.total))
+            peak = xp.where(has_negatives, side.peak, xp.zeros_like(side.peak))
+            # Exponentials relative to the anchor's peak, times the factor, are weights with the sum `weight_sum`.
+            factor = xp.where(has_negatives, weight_sum / total, xp.zeros_like(weight_sum))
             limit = peak if tiles.shared is None else xp.log(total) + (tiles.shared.cold + 1.0)
             peaks, factors, limits = tiles.cut(peak, factor, limit)
             self._peaks.append(peaks)
@@ -225,16 +229,16 @@ class _Weights:
         """Return the weights w (side 0) or w' (side 1) of a cold tile."""
         tiles, block = self._tiles, tile.block(side)
         x = tiles.exponent(side, tile, self._peaks[side][block])
-        # Before the exponential, because an entry that does not count may be huge.
+        # The mask is applied before the exponential, because an entry that is no negative may be huge.
         w = tiles.exp(tiles.only_negatives(x, tile), True)
         w *= along(1 - side, self._factors[side][block])
         return w
 
     def shared_factor(self, side: int, block: Any, top: Array) -> Array:
-        """Return the factors of a tile's shared exponentials, which are relative to `top`, in one direction."""
+        """Return one direction's factors, which turn a tile's exponentials relative to `top` into weights."""
         tiles, xp = self._tiles, self._tiles.xp
         gap = saturated(top - self._peaks[side][block], tiles.rates[0], xp=xp)
         # For an anchor with negatives in this tile exp(gap) is at most its total times exp(cold). A larger gap belongs
-        # to an anchor without any: all its exponentials are 0.
+        # to an anchor without negatives in this tile: all its exponentials are 0 here, so its factor may be 0.
         near = gap < self._limits[side][block]
         return self._factors[side][block] * xp.where(near, xp.exp(xp.where(near, gap, xp.zeros_like(gap))), 0.0)

@@ -1,7 +1,8 @@
-"""Features or temperatures of extreme size: factors with which no similarity and no exponent overflows.
+"""Factors for features or temperatures of extreme size, so that no similarity and no exponent overflows.
 
-With usual features the factors are 1 and cost nothing. A feature of size 1e20 in float32 is legal, but its products are
-not finite; the factors bring |Z| down to a size that is, and the rates 1 / t undo them inside the exponents.
+For features of usual size the factors are 1, and no multiplication happens. A feature of size 1e20 in float32 is legal,
+but its products are infinite. The factors make all entries of Z, the matrix of excess similarities, finite. The rates
+1 / t, which turn differences of Z into exponents, contain the inverse factors, so the exponents do not change.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
 from drrho_core._routines import is_traced
 
 USUAL_SIZE = 1e4
-"""Bound on |Z| that is assumed when reading the features would mean to wait for the device."""
+"""Bound on |Z| that is assumed if the features cannot be read without waiting for the device."""
 
 
 class Scaling(NamedTuple):
-    """Factors of Z and the rates that turn it into exponents: ``(Z - threshold) * rate``.
+    """The factors of Z, and the rates that turn Z into exponents: ``(Z - threshold) * rate``.
 
-    Differences of Z are taken before they are divided by a temperature: for logits that nearly tie they are exact.
+    The threshold is subtracted before the multiplication: the difference of two nearly equal logits is exact.
     """
 
     left: Scalar = 1.0  # factor of the image side
     right: Scalar = 1.0  # factor of the text side
     rates: tuple[Scalar, Scalar] = (1.0, 1.0)  # 1 / (left right t) per direction: a scalar or (b,)
-    floors: tuple[Scalar | None, Scalar | None] = (None, None)  # smallest difference that a rate is applied to
+    floors: tuple[Scalar | None, Scalar | None] = (None, None)  # smaller differences of Z are replaced by the floor
 
 
 def find_scaling(
@@ -40,7 +41,7 @@ def find_scaling(
 ) -> Scaling:
     """Return the factors of the features, usually 1, and the rates and floors of all anchors.
 
-    With a `margin`, sums of Z and the margin do not overflow either, nor do their products with the features.
+    If a loss adds a `margin` to differences of Z, the sums and their products with features do not overflow either.
     """
     finfo = xp.finfo(images.dtype)
     largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
@@ -54,22 +55,22 @@ def find_scaling(
     if references is not None:
         width += float(references[0].shape[1])
         weight = float(reference_weight) if visible else reference_weight
-        beside = None if visible else images[:1, :1]
-        image, text = _sizes(references, visible, xp, beside)
+        traced = None if visible else images[:1, :1]
+        image, text = _sizes(references, visible, xp, traced)
         sizes = [bigger(sizes[0], weight * image), bigger(sizes[1], text)]
     reach = room = sizes[0] * sizes[1] * width
     if margin is not None:
         margin = float(margin) if visible else margin
         room = (reach + margin) * bigger(1.0, bigger(sizes[0], sizes[1])) * float(images.shape[0])
 
-    # The units divide both sides so that Z, and the margin, have size 1; they are 1 if there is room.
+    # Both sides are divided by units that make Z, and the margin, about 1 in size. If nothing overflows, units are 1.
     if visible:
         fits = room <= largest / 8.0
         units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp, bigger)
         if not isinstance(temperature, (tuple, float)):
             temperature = float(temperature)
     else:
-        fits = ~(room > largest / 8.0)  # in this form a feature that is nan affects its own anchors only
+        fits = ~(room > largest / 8.0)  # True for nan, so that a feature that is nan affects its own anchors only
         units = [xp.where(fits, 1.0, unit) for unit in _units(sizes, margin, largest, smallest, xp, bigger)]
     left, right = 1.0 / units[0], 1.0 / units[1]
     if isinstance(temperature, tuple):
@@ -79,32 +80,32 @@ def find_scaling(
     return Scaling(left, right, *_rates(rest, reach if visible and fits else None, largest, smallest, xp))
 
 
-def _sizes(arrays: tuple[Array, Array], visible: bool, xp: Namespace, beside: Array | None = None) -> list[Any]:
-    """Return the largest absolute value of each array, as floats if values can be read."""
+def _sizes(arrays: tuple[Array, Array], visible: bool, xp: Namespace, traced: Array | None = None) -> list[Any]:
+    """Return the largest absolute value of each array, as a float if values can be read."""
     sizes: list[Any] = []
     for x in arrays:
         if 0 in x.shape:
             sizes.append(0.0 if visible else xp.zeros((), dtype=x.dtype))
         elif visible:
             sizes.append(max(float(xp.max(x)), -float(xp.min(x))))
-        elif beside is None:
+        elif traced is None:
             sizes.append(xp.max(xp.abs(x)))
         else:
-            # Reference features may be constants of the traced function. XLA would take seconds to reduce them while
-            # it compiles; it does not if the result depends on an argument.
-            sizes.append(xp.max(xp.abs(x) + xp.zeros_like(x[:1, :1]) * beside))
+            # Reference features may be constants of the traced function, and XLA, the compiler, would take seconds to
+            # reduce constants. It does not do so if the result depends on an argument of the function.
+            sizes.append(xp.max(xp.abs(x) + xp.zeros_like(x[:1, :1]) * traced))
     return sizes
 
 
 def _bigger(xp: Namespace, a: Any, b: Any) -> Any:
-    """Return the larger of two numbers, of which the second may be an array, or both."""
+    """Return the larger of two numbers; either only the second is an array, or both are, or none."""
     if isinstance(a, float):
         return max(a, b) if isinstance(b, float) else xp.clip(b, min=a)
     return xp.maximum(a, b)
 
 
 def _units(sizes: list[Any], margin: Any, largest: float, smallest: float, xp: Namespace, bigger: Any) -> list[Any]:
-    """Return the divisors of both sides with which the entries of Z, and the margin, are of size 1."""
+    """Return the divisors of both sides that make the entries of Z, and the margin, about 1 in size."""
     left, right = (bigger(smallest, size) for size in sizes)
     if margin is not None:
         left = left * bigger(1.0, margin / left / right)
@@ -112,12 +113,12 @@ def _units(sizes: list[Any], margin: Any, largest: float, smallest: float, xp: N
 
 
 def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest: float, xp: Namespace) -> Any:
-    """Return both directions' rates 1 / t, as large as can be represented, and floors of differences of Z.
+    """Return both directions' rates 1 / t, limited to numbers that the dtype can hold, and floors of differences of Z.
 
-    No floors are needed if one temperature serves all anchors and `reach`, the largest |Z|, times the rate is finite.
+    No floors are needed if all anchors have one temperature and `reach`, the bound on |Z|, times the rate is finite.
     """
     if isinstance(temperature, float):
-        # No subnormal number may appear, because some compilers replace it by 0.
+        # Neither t nor its inverse may be a subnormal number, because some compilers replace such numbers by 0.
         rate = 1.0 / min(max(temperature, smallest), 4.0 / smallest)
         floor = None
         if reach is None or reach * rate > largest / 8.0:
@@ -130,7 +131,7 @@ def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest
 
 
 def saturated(x: Array, rate: Scalar, /, *, xp: Namespace) -> Array:
-    """Return ``x * rate``, but a quarter of the largest number instead of an overflow."""
+    """Return ``x * rate``, limited to a quarter of the dtype's largest number so that nothing overflows."""
     if isinstance(rate, float) and rate == 1.0:
         return x
     limit = float(xp.finfo(x.dtype).max) / 4

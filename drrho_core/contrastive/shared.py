@@ -1,14 +1,15 @@
-"""One exponential per pair for both directions, if one temperature serves all anchors.
+"""One exponential per pair for both directions, if all anchors have one temperature t.
 
-    e = exp((Z - m) r),   m the largest entry of the tile
+    e = exp((Z - m) r),   r = 1 / t,   m the largest entry of the tile of Z, the matrix of excess similarities
 
-The sums of e over rows and over columns serve the anchors of both directions, and in the second pass the weights are
-products of the same e. Compared with two exponentials per pair, float32 gradients are 2 to 8 times more accurate at
-temperatures of .07 and .01, because the rounding of Z cancels between a weight and the sum that divides it.
+The sums of e over rows belong to the anchors of the first direction, the sums over columns to those of the second. In
+the second pass the weights are the same e times factors. Compared with two exponentials per pair, float32 gradients are
+2 to 8 times more accurate at temperatures of .07 and .01, because the rounding of Z cancels when a weight is divided by
+its sum.
 
-A tile in which the peak of some anchor is so far below m that e would underflow is *cold*: there each direction takes
-exponentials relative to its own peaks. The choice reads values. If they cannot be read (under tracing, on a device)
-every tile is treated as cold.
+The peak of an anchor is the largest entry of its row or column. If some peak in a tile is so far below m that e would
+underflow, the tile is called *cold*. In a cold tile each direction has its own exponentials, relative to its peaks.
+This decision reads values. If values cannot be read (under tracing, on a device), every tile is treated as cold.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ if TYPE_CHECKING:
     from drrho_core.contrastive.tiles import Tile, Tiles
 
 FLOOR = -1e4
-"""An exponent whose exponential is 0 in every dtype, and which is finite, so that 0 times it is 0."""
+"""A finite exponent whose exponential is 0 in every dtype. Because it is finite, its product with 0 is 0, not nan."""
 
 
 class Shared(NamedTuple):
-    """A tile's exponentials that serve both directions."""
+    """A tile's exponentials, which both directions use."""
 
     top: Array  # m, the tile's largest entry; shape ()
-    exponential: Array  # exp((Z - m) r), 0 for a pair that does not count
+    exponential: Array  # exp((Z - m) r), 0 for a pair that is no negative
 
 
 class SharedExponentials:
-    """The shared exponentials of a batch's tiles: made in the first pass, kept or made again for the second."""
+    """The shared exponentials of a batch's tiles: computed in the first pass, kept or recomputed for the second."""
 
     def __init__(self, smallest_normal: float) -> None:
-        self.cold = -0.65 * math.log(smallest_normal)  # exponents further apart than this share nothing
+        self.cold = -0.65 * math.log(smallest_normal)  # a tile is cold if the exponent of a peak is below minus this
         self._kept: dict[tuple[Any, Any], Shared] = {}
-        self._tops: dict[tuple[Any, Any], Array] = {}  # of the tiles that are not cold
+        self._tops: dict[tuple[Any, Any], Array] = {}  # m of every tile that is not cold
 
-    # The methods get the tiles as an argument. An attribute would make a cycle, and a cycle would keep the memory of
-    # a step until Python looks for cycles, long after the step.
+    # The methods get the tiles as an argument. With an attribute both objects would refer to each other, and the memory
+    # of a step would stay in use until Python's garbage collector runs, long after the step.
 
     def first(self, tiles: Tiles, tile: Tile, peaks: list[Array]) -> tuple[Shared, Array] | None:
         """Return a tile's exponentials and their exponents; None if the tile is cold.
@@ -66,7 +67,7 @@ class SharedExponentials:
         return shared, x
 
     def again(self, tiles: Tiles, i: Any, j: Any, diagonal: bool) -> Shared | None:
-        """Return a tile's exponentials of the first pass, or make them again; None if the tile is cold."""
+        """Return a tile's exponentials for the second pass, kept or recomputed; None if the tile is cold."""
         if (i, j) in self._kept:
             return self._kept.pop((i, j))
         if (i, j) not in self._tops:
@@ -77,7 +78,7 @@ class SharedExponentials:
 
 
 def _exponents(tiles: Tiles, tile: Tile, top: Array) -> Array:
-    """Return ``(Z - top) r`` of a tile, finite for pairs that do not count; the tile is overwritten."""
+    """Return ``(Z - top) r`` of a tile, finite even for pairs that are no negatives; the tile is overwritten."""
     x, floor, rate = tile.z, tiles.floors[0], tiles.rates[0]
     x -= top
     if floor is not None:

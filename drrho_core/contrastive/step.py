@@ -1,11 +1,11 @@
 """The global contrastive loss with a reference model, one SogCLR step at a time, with closed-form gradients.
 
-Shapes, stated once: b pairs in the batch, image and text features (b, d), reference features (b, r), one inner estimate
-per anchor and direction (b,). Formulas: DRRho-CLIP (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP
-(arXiv 2407.01445); see docs/theory/contrastive.md.
+Shapes: b pairs in the batch, image and text features E1 and E2 (b, d), reference features R1 and R2 (b, r), and for
+each direction one temperature t_i and one inner estimate u_i per anchor (b,). A prime marks the text anchors. Formulas:
+DRRho-CLIP (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP (arXiv 2407.01445); see docs/theory/contrastive.md.
 
-    Z = E1 E2^T - lambda R1 R2^T
-    image anchor i:  D_ij = (Z_ij - Z_ii) / t_i,   g_i = mean_{j != i} exp(D_ij)         text anchors: over the columns
+    Z = E1 E2^T - lambda R1 R2^T                                   lambda: weight of the reference model
+    image anchor i:  D_ij = (Z_ij - Z_ii) / t_i,   g_i = mean_{j != i} exp(D_ij)    text anchors: the same over columns
     u_i <- (1 - gamma) u_i + gamma g_i             (first visit: u_i <- g_i)
     w_ij = exp(D_ij) / (eps + u_i) / (b - 1),      c_i = sum_j w_ij + sum_j w'_ji,   V = w + w'
     loss = (1 / 2b) sum_i t_i (log(eps + u_i) + radius) + the same for text anchors
@@ -31,13 +31,13 @@ class ContrastiveStep(NamedTuple):
     Attributes
     ----------
     loss : array, shape ()
-        Estimate of the objective with the updated inner estimates: the curve to watch.
+        Estimate of the objective with the updated inner estimates. Monitor this number.
     surrogate : array, shape ()
         Scalar whose gradient the fields below hold. Do not monitor it.
     image_gradient, text_gradient : array, shape (b, d)
         Gradient of `surrogate` with respect to the features.
     temperature_gradient : array, shape (), or pair of arrays, shape (b,)
-        Gradient of `surrogate` with respect to the temperature, shaped like the temperature that was given.
+        Gradient of `surrogate` with respect to the temperature, in the shape of the argument `temperature`.
     log_inner_image, log_inner_text : array, shape (b,)
         Logarithms of the updated inner estimates.
     """
@@ -75,57 +75,61 @@ def contrastive_step(
     Parameters
     ----------
     image_features, text_features : array, shape (b, d)
-        Features of the batch, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
+        Features of the batch, unit norm (not enforced), b >= 2. Row i of both arrays is a positive pair.
     log_inner_image, log_inner_text : array, shape (b,)
         The batch's rows of the estimator's state, float32 or wider; ``-inf`` = never visited.
     temperature : float, array of shape () or pair of arrays of shape (b,)
         Temperature tau > 0, global or one per image anchor and one per text anchor.
     gamma : float, array of shape () or pair of arrays of shape (b,)
-        Weight of the batch's own estimate, in (0, 1]; 1 has no memory: the mini-batch loss.
+        Weight of the batch's own estimate in the moving average, in (0, 1]. With 1 the old estimates are ignored, which
+        is the mini-batch loss.
     reference_features : pair of arrays, shape (b, r), optional
-        Image and text features of the frozen reference model; r may differ from d, and so may their dtype. None:
-        SogCLR / FastCLIP.
+        Image and text features of the frozen reference model. Their width r and their dtype may differ from those of
+        the learner's features. None: the loss of SogCLR and FastCLIP, without a reference model.
     reference_weight : float or array of shape ()
-        lambda >= 0: 0 ignores the reference model, 1 is DRRho; may exceed 1.
+        lambda >= 0: 0 ignores the reference model, 1 is DRRho, and numbers above 1 are allowed.
     radius : float or array of shape ()
-        Size of the ambiguity set, >= 0; it matters only where temperatures are learned.
+        Size of the ambiguity set, >= 0; it matters only if temperatures are learned.
     eps : float or array of shape ()
-        Added to the inner estimate, >= 0. Part of the objective, not a numerical safeguard.
+        Number >= 0 that is added to the inner estimate. It changes the objective and is no numerical safeguard.
     pair_mask : array of bool, shape (b, b), optional
-        Entry (i, j) False: text j is not a negative of image i, nor image i one of text j. The diagonal never is one.
+        If entry (i, j) is False, text j is no negative of image i, and image i is no negative of text j. Entries on the
+        diagonal are ignored, because a positive pair is never a negative.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
-        Factor >= 0 on each anchor's part of loss and gradients; a pair has one array for the image anchors and one for
-        the text anchors. The inner estimates are updated as without it. See `reference_anchor_weight`.
+        Factor >= 0 on what each anchor contributes to loss and gradients. A pair has one array for the image anchors
+        and one for the text anchors. The factors do not affect the inner estimates. See `reference_anchor_weight`.
     tile_size : int, optional
-        Largest side of square tiles: two passes, and no b x b array exists. Affects speed and memory only.
+        Largest side of the square tiles in which the b x b logits are computed. If it is given, no b x b array exists,
+        and each tile is computed twice. It affects speed and memory only.
     memory_budget : int, optional
-        Bytes that the b x b logits may take (default 1 GiB): above it, two passes over tiles.
+        Bytes that the b x b logits may take (default 1 GiB). If they would take more, each tile is computed twice.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     ContrastiveStep
-        Gradients have the features' dtype, the new state that of the old one.
+        Gradients have the features' dtype, the new state has the dtype of the old state.
 
     Raises
     ------
     TypeError
         If arrays come from different libraries or have a wrong dtype.
     ValueError
-        If shapes, devices or values break the rules above, b = 1, or an input asks for autograd. Values are looked at
-        on the host only and never under tracing.
+        If shapes, devices or values break the rules above, if b = 1, or if an input requires gradients of autograd.
+        Values are checked on the host only and never under tracing.
 
     Notes
     -----
-    Means over negatives divide by their number, both directions are averaged (1/2), the batch is averaged (1/b), losses
-    are multiplied by tau. An anchor that `pair_mask` leaves without negatives contributes 0 and keeps its state.
-    Formulas at the top of this module; DRRho-CLIP (arXiv 2505.06699), SogCLR (arXiv 2202.12387).
+    A mean over negatives divides by the number of negatives. The loss is averaged over both directions (1/2) and over
+    the batch (1/b), and each anchor's loss is multiplied by tau. An anchor that `pair_mask` leaves without negatives
+    contributes 0 and keeps its state. The formulas are those of DRRho-CLIP (arXiv 2505.06699) and SogCLR (arXiv
+    2202.12387); they are written out at the top of the source file.
 
     Examples
     --------
     >>> import numpy as np
-    >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and third pair are the wrong way round
+    >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and the third text are swapped
     >>> unseen = np.full(3, -np.inf)
     >>> step = contrastive_step(images, texts, unseen, unseen, temperature=0.5)
     >>> np.round(step.log_inner_image, 4).tolist()                 # log mean of exp(-2), exp(-2); of 1, exp(2); ...
@@ -160,7 +164,8 @@ def wide_contrastive_step(
 ) -> ContrastiveStep:
     """Return the result of `contrastive_step` with the features' gradients in float32 or wider.
 
-    The wrappers call this: they multiply by an incoming gradient, a loss scale, before a half type rounds the product.
+    The wrappers for autograd call this function. They multiply the gradients by the incoming gradient, which may be a
+    loss scale, before the product is rounded to a half type.
     """
     required = {
         "image_features": image_features,
@@ -177,7 +182,7 @@ def wide_contrastive_step(
         )
         references = cast_references[0], cast_references[1]
 
-    # Z = E1 E2^T - lambda R1 R2^T, and 1 / t per anchor. The sweeps read Z tile by tile, once in each pass.
+    # The batch defines Z = E1 E2^T - lambda R1 R2^T. Each of the two passes reads Z once, tile by tile.
     batch = Batch(
         image_features,
         text_features,
@@ -189,18 +194,19 @@ def wide_contrastive_step(
     )
     sweeps = find_sweeps(batch, options.temperature, arguments.get("tile_size"), arguments.get("memory_budget"), xp)
 
-    # Pass 1: g, the sum of exp(D) over each anchor's negatives, and the mean of D for the temperature's gradient.
+    # Pass 1: the sum of exp(D) over each anchor's negatives, which gives g, and the weighted mean of D, which the
+    # gradient of the temperature needs.
     first = sweeps.sum_negatives(batch)
 
-    # u: each anchor's g, averaged into its state. From here on g / (eps + u), the sum of its weights w, is known.
+    # Update u, the moving average of each anchor's g. Now g / (eps + u), the sum of the anchor's weights w, is known.
     image = update(first.log_sum_image, first.count_image, log_inner_image, options.gammas[0], options.eps, xp)
     text = update(first.log_sum_text, first.count_text, log_inner_text, options.gammas[1], options.eps, xp)
     step = evaluate(options, (image, text), means=(first.mean_image, first.mean_text), xp=xp)
 
-    # Pass 2: V E2 and V^T E1 with V = w + w', which pull the features apart.
+    # Pass 2: V E2 and V^T E1 with V = w + w', the weighted sums of the negatives' features.
     pulls = sweeps.pull_back(batch, first, *step.weight_sums)
 
-    # c: the positive of a pair pulls together with the weights of both of its anchors.
+    # c: the factor of a positive, which is the sum of the weights of both anchors of its pair.
     c = step.weight_sums[0] + step.weight_sums[1]
     return ContrastiveStep(
         loss=step.loss,

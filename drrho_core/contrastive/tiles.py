@@ -1,16 +1,18 @@
 """The similarities of all pairs of a batch, in square tiles.
 
-Rows are images, columns are texts; the b x b matrix Z is computed, read and dropped tile by tile:
+Rows are images, columns are texts. The b x b matrix Z is computed, used and dropped tile by tile:
 
     Z = [E1, -lambda R1] [E2, R2]^T        the excess similarity: one product serves learner and reference model
 
-Tiles are either kept between the two passes (4 products b x b x d in all, half of them for the reference) or computed
-again (6 products, and memory grows with b and not with b^2). A tile costs more than its products only by the work on
-its b^2 entries, so that is little: two maxima, a difference, an exponential, a product and four sums in the first pass,
-an outer sum and a product in the second. Everything else is of size b. `drrho_core.contrastive.passes` has both passes.
+E1 and E2 are the features, R1 and R2 the reference features, lambda is the weight of the reference model. Tiles are
+either kept between the two passes or computed again in the second pass. If tiles are kept, a step takes four products
+of size b x b x d: two for Z, of learner and reference model, and two for the gradients. If tiles are computed again, it
+takes six products, and memory grows with b instead of b^2. The other work on the b^2 entries is small: two maxima, a
+difference, an exponential, a product and four sums in the first pass, an outer sum and a product in the second. All
+remaining work is of size b. `drrho_core.contrastive.passes` implements both passes.
 
-If both sides are one view, Z is symmetric, a sample has one anchor and not two, and the tiles on and above the diagonal
-are enough: the rows and the columns of a tile are then different anchors.
+If both sides are one view, Z is symmetric, and a sample has one anchor instead of two. Then only the tiles on and above
+the diagonal are computed: above the diagonal the rows of a tile are other anchors than its columns.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ from drrho_core.contrastive.scaling import Scaling, find_scaling
 from drrho_core.contrastive.shared import FLOOR, SharedExponentials
 
 DEFAULT_TILE = 1024
-"""Square tiles of this side run at the matrix product's own rate and stay in cache between their uses."""
+"""Side of a tile: large enough for a fast matrix product, small enough for the tile to stay in the cache."""
 
 DEFAULT_MEMORY_BUDGET = 2**30
-"""Memory limit in bytes for caching the logits between the passes; above it they are recomputed."""
+"""Bytes that the tiles of Z may take between the passes; if they need more, they are computed again."""
 
 Values: TypeAlias = tuple[Any, ...]
-"""Results of one tile for one block of anchors: arrays whose first axis is the anchors', or None."""
+"""Results of one tile for one block of anchors: arrays with one row or number per anchor, or None."""
 
 Visit: TypeAlias = Callable[[Any, Any, bool], tuple[Values, Values]]
 """``visit(i, j, diagonal)`` returns the results of tile (i, j) for its rows and for its columns."""
@@ -49,14 +51,14 @@ Merge: TypeAlias = Callable[[int, Any, Values, Values], Values]
 """``merge(side, block, old, new)`` joins the results of two tiles for a block of rows (side 0) or of columns (1)."""
 
 Weigh: TypeAlias = Callable[[Any, Any, bool], tuple[Array, Values, Values]]
-"""``weigh(i, j, diagonal)`` returns the weights V of a tile's pairs, and further results that are added up."""
+"""``weigh(i, j, diagonal)`` returns the weights V of a tile's pairs, and results for its rows and columns to sum up."""
 
 
 class Tile(NamedTuple):
     """One tile of Z."""
 
-    i: Any  # number of its block of rows: an int, or traced
-    j: Any  # number of its block of columns
+    i: Any  # number of the tile's block of rows: an int, or traced
+    j: Any  # number of the tile's block of columns
     diagonal: bool  # whether row k and column k belong to one sample
     z: Array  # (rows, columns)
     counts: Array | None  # which entries are pairs of an anchor and a negative; None: all of them
@@ -69,13 +71,13 @@ class Tile(NamedTuple):
 def tiling(batch_size: int, item_size: int, tile_size: int | None, memory_budget: int | None) -> tuple[int, bool]:
     """Return the side of the tiles and whether the logits are kept between the passes.
 
-    An integer `tile_size` asks for two passes without any b x b array. Otherwise the logits are kept if they fit the
-    budget.
+    If `tile_size` is an integer, logits are never kept, so no b x b array exists. Otherwise they are kept if they fit
+    into the memory budget.
     """
     budget, side = DEFAULT_MEMORY_BUDGET, DEFAULT_TILE
     if memory_budget is not None:
         budget = _validate.integer("memory_budget", memory_budget, minimum=0)
-    if batch_size < 2 * side:  # two tiles a side: a single one would be masked everywhere, and not stay in cache
+    if batch_size < 2 * side:  # two tiles a side: a mask for tiles on the diagonal only, and tiles that fit the cache
         side = max(side // 2, -(-batch_size // 2))
     if tile_size is not None:
         side = _validate.integer("tile_size", tile_size, minimum=1)
@@ -101,8 +103,8 @@ def split(
 ) -> Tiles:
     """Cast half types to float32 and split Z into tiles.
 
-    The `matrices` of a step share one memory budget; each tile is read in so many `passes`. `share` allows one
-    exponential for both directions. See `find_scaling` about `margin`.
+    The memory budget is shared by all matrices of a step, whose number is `matrices`. The number of `passes` says how
+    often each tile is read. `share` allows one exponential for both directions. For `margin` see `find_scaling`.
     """
     dtype = work_dtype(image_features, reference_features, xp)
     images, texts = xp.astype(image_features, dtype, copy=False), xp.astype(text_features, dtype, copy=False)
@@ -113,7 +115,7 @@ def split(
     if not isinstance(temperature, float):
         temperature = cast(temperature, dtype, xp)
 
-    # If all values can be read, so can everything that is computed from them: tiles may share exponentials then.
+    # If all inputs can be read, all results computed from them can be read, too. Then tiles may share exponentials.
     inputs = [images, texts, *(references or ())]
     for value in (reference_weight, margin, *(temperature if isinstance(temperature, tuple) else (temperature,))):
         if value is not None and not isinstance(value, float):
@@ -123,7 +125,7 @@ def split(
     # The side of the tiles follows from the batch and the memory budget.
     batch_size = int(images.shape[0])
     side, keep = tiling(batch_size, matrices * xp.finfo(dtype).bits // 8, tile_size, memory_budget)
-    # A single tile needs no loop, so a backend's rolled loop is for several tiles only.
+    # A single tile needs no loop, so a backend's own loop over tiles is used for several tiles only.
     choose = extend.registered(library(xp)).tiles if batch_size > side else None
     rolled = None if choose is None else choose()
     return (Tiles if rolled is None else rolled)(
@@ -150,7 +152,7 @@ def work_dtype(features: Array, reference_features: tuple[Array, Array] | None, 
 
 
 def cast(value: Any, dtype: Any, xp: Namespace) -> Any:
-    """Give an array, or each array of a pair, a dtype; numbers stay numbers, which promote nothing."""
+    """Cast an array, or each array of a pair, to a dtype; a number stays a number, which promotes no array."""
     if isinstance(value, tuple):
         return tuple(cast(member, dtype, xp) for member in value)
     return value if isinstance(value, float) else xp.astype(value, dtype)
@@ -159,8 +161,8 @@ def cast(value: Any, dtype: Any, xp: Namespace) -> Any:
 class Tiles:
     """Z of one batch in tiles, ready for the passes. All arrays share one floating dtype, float32 or wider.
 
-    Everything that is cut into blocks of anchors is indexed by the number of the block. A backend may subclass this
-    class to roll up the loop over tiles while a compiler traces it; see `drrho_core.extend`.
+    Arrays that are cut into blocks of anchors are indexed by the number of the block. A backend may derive a class
+    with a loop over tiles that no compiler unrolls; see `drrho_core.extend`.
 
     Parameters
     ----------
@@ -179,15 +181,15 @@ class Tiles:
     keep : bool
         Whether tiles are kept from the first pass for the second.
     share : bool
-        Whether one exponential may serve both directions. Values have to be visible for it.
+        Whether one exponential may serve both directions; True only if values can be read.
     symmetric : bool
-        Whether both sides are one view.
+        Whether both sides are the same view.
     xp : namespace
         The arrays' namespace.
     """
 
     can_share = True
-    """Whether exponentials can serve both directions; not in a traced loop, because the choice reads values."""
+    """Whether exponentials can serve both directions; False in a class with a traced loop, which cannot read values."""
 
     def __init__(
         self,
@@ -208,15 +210,15 @@ class Tiles:
         self.matmul, self.exp = tile_routines(images, xp)
         self.dtype, self.device = images.dtype, device_of(images)
         finfo = xp.finfo(images.dtype)
-        self.lowest = -float(finfo.max) / 4  # below every Z: the peak of an anchor without negatives
+        self.lowest = -float(finfo.max) / 4  # a number below every Z, used as the peak of an anchor without negatives
         self.batch_size = int(images.shape[0])
-        # Tiles are as equal as they can be: 2,500 pairs with a side of 1,024 make 834 + 834 + 832.
+        # All sides are nearly equal: 2,500 pairs with a largest side of 1,024 are cut into 834 + 834 + 832.
         self.side = -(-self.batch_size // -(-self.batch_size // side))
         starts = range(0, self.batch_size, self.side)
         self.spans = list(map(slice, starts, [*starts[1:], self.batch_size]))
         self.num_blocks = len(self.spans)
 
-        # The right factor [E2, R2] is made once. The left one, [E1, -lambda R1], is made row by row in `left`.
+        # The right factor [E2, R2] is stored whole. The left factor [E1, -lambda R1] is made block by block in `left`.
         right = texts if references is None else xp.concat([texts, references[1]], axis=1)
         sides = [images, texts, _times(right, scaling.right)]
         self.images, self.texts, self.right, *cut = self.cut(*sides, *(references or ())[:1])
@@ -229,7 +231,7 @@ class Tiles:
         self.rates: Any = self.cut(*scaling.rates, fill=1.0) if self.per_anchor else scaling.rates
         self.floors: Any = self.cut(*scaling.floors, fill=1.0) if self.per_anchor else scaling.floors
 
-        # Tiles that pass 1 leaves for pass 2, and masks of the diagonal by the size of the tile.
+        # Tiles that pass 1 keeps for pass 2, and masks of the diagonal, which depend only on the size of the tile.
         self.mask = None if pair_mask is None else self.cut_mask(pair_mask)
         self._kept: dict[tuple[int, int], Array] = {}
         self._off_diagonals: dict[int, Array] = {}
@@ -240,7 +242,7 @@ class Tiles:
     def cut(self, *arrays: Array, fill: float = 0.0) -> list[Any]:
         """Return the blocks of each array along its first axis.
 
-        Subclasses whose blocks have one size put `fill` where the last block lacks entries.
+        In a subclass whose blocks all have the same size, `fill` is the value of entries that the last block lacks.
         """
         del fill
         if self.num_blocks == 1:
@@ -248,19 +250,21 @@ class Tiles:
         return [[x[rows, ...] for rows in self.spans] for x in arrays]
 
     def cut_mask(self, mask: Array) -> Any:
-        """Return the mask, cut as `counts` reads it."""
+        """Return the mask in blocks, in the form that `counts` reads."""
         return self.cut(mask)[0]
 
     def sweep(self, visit: Visit, merge: Merge) -> tuple[Values, Values]:
-        """Visit every tile and merge the results of each block of rows and of columns; return both, joined.
+        """Visit every tile, merge its results for its block of rows and for its block of columns, and return both.
 
-        If Z is symmetric, rows and columns are the same anchors, and both results are one.
+        The results of all blocks are joined. If Z is symmetric, rows and columns are the same anchors, and the same
+        result is returned twice.
         """
         to_rows: list[Any] = [None] * self.num_blocks
         to_columns = to_rows if self.symmetric else list(to_rows)
         for i in range(self.num_blocks):
-            # Many devices come in here: a rank visits the blocks of texts by their distance from its own. Only
-            # distance 0 has positives on its diagonal, so `diagonal` is an argument and no visit compares i with j.
+            # `diagonal` is an argument, and no visit compares i with j, because a loop over many devices would differ
+            # only here: each device visits the blocks of texts in the order of their distance from its own block, and
+            # only tiles at distance 0 have positives on their diagonal.
             for j in range(i if self.symmetric else 0, self.num_blocks):
                 rows, columns = visit(i, j, i == j)
                 to_rows[i] = rows if to_rows[i] is None else merge(0, i, to_rows[i], rows)
@@ -272,9 +276,10 @@ class Tiles:
         return rows, rows if self.symmetric else self._joined(to_columns)
 
     def pull(self, weigh: Weigh) -> tuple[Array, Array, Values, Values]:
-        """Return ``V E2`` and ``V^T E1`` for weights V, and the sums of further results for rows and for columns.
+        """Return ``V E2`` and ``V^T E1``, and the sums of further results for rows and for columns.
 
-        If Z is symmetric, both products are added up, and a tile on the diagonal brings its transpose along in V.
+        If Z is symmetric, both products are summed into one result; in a tile on the diagonal, V has to contain the
+        transposed weights, too.
         """
 
         def visit(i: int, j: int, diagonal: bool) -> tuple[Values, Values]:
@@ -292,12 +297,12 @@ class Tiles:
         return Tile(i, j, diagonal, self.z(i, j), self.counts(i, j, diagonal))
 
     def z(self, i: Any, j: Any) -> Array:
-        """Return the entries of a tile, kept or computed."""
+        """Return the entries of a tile: the kept ones, or else computed ones."""
         kept = self._kept.get((i, j))
         return self.matmul(self.left(i), self.right[j].T) if kept is None else kept
 
     def left(self, i: Any) -> Array:
-        """Return the rows of ``[E1, -lambda R1]`` of a block: only these are made, once for all tiles of the row."""
+        """Return the rows of ``[E1, -lambda R1]`` of one block, which are stored until another block is asked for."""
         if self._row is not None and self._row[0] == i:
             return self._row[1]
         left = self.make_left(i)
@@ -305,8 +310,8 @@ class Tiles:
         return left
 
     def make_left(self, i: Any) -> Array:
-        """Return the rows of ``[E1, -lambda R1]`` of a block, made anew."""
-        # lambda is multiplied here and not to all of R1, so that no second array of its size exists.
+        """Compute the rows of ``[E1, -lambda R1]`` of one block."""
+        # Only this block of R1 is multiplied by lambda, so that no second array of the size of R1 exists.
         factor, reference_factor = self.left_factors
         left = _times(self.images[i], factor)
         if self.reference_images is None:
@@ -314,13 +319,13 @@ class Tiles:
         return self.xp.concat([left, self.reference_images[i] * reference_factor], axis=1)
 
     def keep(self, tile: Tile) -> None:
-        """Keep a tile of Z for the second pass, if there is room."""
+        """Keep a tile of Z for the second pass, if tiles are kept."""
         if self.keeps:
             self._kept[tile.i, tile.j] = tile.z
 
     def positives(self) -> Array:
-        """Return the diagonal of Z (b,), from the products of its tiles: positives that tie are equal to the bit."""
-        for i in range(self.num_blocks):  # no b x b array, and so kept in any case
+        """Return the diagonal of Z (b,) from the products of its tiles: then equal logits are equal to the last bit."""
+        for i in range(self.num_blocks):  # these tiles are always kept: even together they are no b x b array
             self._kept[i, i] = self.z(i, i)
         diagonals = [self.xp.linalg.diagonal(self._kept[i, i]) for i in range(self.num_blocks)]
         return diagonals[0] if len(diagonals) == 1 else self.xp.concat(diagonals)
@@ -337,7 +342,7 @@ class Tiles:
         return self._off_diagonals[size] if counts is None else counts & self._off_diagonals[size]
 
     def only_negatives(self, x: Array, tile: Tile) -> Array:
-        """Return numbers per pair of which the uncounted are -inf: ignored by a maximum, 0 as exponentials."""
+        """Return `x` with -inf for each pair that is no negative: a maximum ignores -inf, and its exponential is 0."""
         xp = self.xp
         if tile.counts is None:
             return x
@@ -350,25 +355,25 @@ class Tiles:
         return x + self._barriers[size]
 
     def rate(self, side: int, block: Any) -> Scalar:
-        """Return the rates of a block's anchors, (side,) or a scalar."""
+        """Return the rates of a block's anchors: one per anchor, or one scalar for all."""
         return self.rates[side][block] if self.per_anchor else self.rates[side]
 
     def exponent(self, side: int, tile: Tile, threshold: Array) -> Array:
-        """Return ``(Z - threshold_i) r_i`` of a tile, given a number for each of its anchors in one direction."""
+        """Return ``(Z - threshold_i) r_i`` of a tile, given one threshold per anchor of one direction."""
         xp, axis, block = self.xp, 1 - side, tile.block(side)
         x = tile.z - along(axis, threshold)
         floor = self.floors[side]
         if floor is not None:  # the difference times the rate could overflow
-            if tile.counts is not None:  # an entry that does not count may be far above
+            if tile.counts is not None:  # an entry that is no negative may be far above the threshold
                 x = xp.where(tile.counts, x, xp.zeros_like(x))
             x = xp.maximum(x, along(axis, floor[block])) if self.per_anchor else xp.clip(x, min=floor)
         return times_rate(x, along(axis, self.rates[side][block]) if self.per_anchor else self.rates[side])
 
     def finite_exponents(self, x: Array, tile: Tile) -> Array:
-        """Return exponents of which those that do not count are finite, and 0 as exponentials."""
+        """Return exponents in which each pair that is no negative has a finite exponent whose exponential is 0."""
         if tile.counts is None:
             return x
-        # Without a floor an entry that does not count is -inf already, and clipping takes half the time of `where`.
+        # Without a floor such a pair's exponent is -inf already, and clipping takes half the time of `where`.
         return self.xp.clip(x, min=FLOOR) if self.floors[0] is None else self.xp.where(tile.counts, x, FLOOR)
 
     def _joined(self, blocks: list[Any]) -> Values:
@@ -387,12 +392,12 @@ def add(_side: int, _block: Any, old: Values, new: Values) -> Values:
 
 
 def along(axis: int, x: Array) -> Array:
-    """Lay one number per anchor out along the axis of a tile that its sums run over."""
+    """Return one number per anchor in a shape that broadcasts over a tile; `axis` is the one that its sums run over."""
     return x[:, None] if axis == 1 else x[None, :]
 
 
 def times_rate(x: Array, rate: Scalar) -> Array:
-    """Return exponents, a tile times a rate; the tile is overwritten if the library can."""
+    """Return exponents, which are `x` times a rate; `x` is overwritten if the library can."""
     if isinstance(rate, float) and rate == 1.0:
         return x
     x *= rate

@@ -1,14 +1,15 @@
 """The global contrastive loss of two views of one modality, one SogCLR step at a time, with closed-form gradients.
 
-Shapes, stated once: b samples in the batch, features of two views (b, d), reference features (b, r), one inner estimate
-per sample and view (b,). An anchor meets both views of every other sample: 2b - 2 negatives. Formulas: SogCLR (arXiv
-2202.12387) with the reference model of DRRho-CLIP (arXiv 2505.06699); see docs/theory/contrastive.md.
+Shapes: b samples in the batch, features Z1 and Z2 of two views (b, d), reference features R1 and R2 (b, r), one inner
+estimate u and one temperature t per sample and view (b,). The negatives of an anchor are both views of every other
+sample, 2b - 2 in all. A prime marks the anchors of view 2. Formulas: SogCLR (arXiv 2202.12387) with the reference model
+of DRRho-CLIP (arXiv 2505.06699); see docs/theory/contrastive.md.
 
     A11 = Z1 Z1^T - lambda R1 R1^T,   A12, A22 alike,   p = diag(A12)
     view 1's anchor i:  D11_ij = (A11_ij - p_i) / t_i,      D12_ij = (A12_ij - p_i) / t_i
     view 2's anchor j:  D22_ji = (A22_ji - p_j) / t'_j,     D21_ij = (A12_ij - p_j) / t'_j
     g of an anchor = mean of its exponentials;   w = exp(D) / (eps + u) / (2b - 2);   u and the loss as in `step`
-    V11 = w11 + w11^T,   V12 = w12 + w21,   V22 = w22 + w22^T,   c_i = all weights of both anchors of sample i
+    V11 = w11 + w11^T,   V12 = w12 + w21,   V22 = w22 + w22^T,   c_i = sum of all weights of both anchors of sample i
     dZ1 = (V11 Z1 + V12 Z2 - c Z2) / 2b,     dZ2 = (V22 Z2 + V12^T Z1 - c Z1) / 2b
 """
 
@@ -30,13 +31,13 @@ class UnimodalStep(NamedTuple):
     Attributes
     ----------
     loss : array, shape ()
-        Estimate of the objective with the updated inner estimates: the curve to watch.
+        Estimate of the objective with the updated inner estimates. Monitor this number.
     surrogate : array, shape ()
         Scalar whose gradient the fields below hold. Do not monitor it.
     view1_gradient, view2_gradient : array, shape (b, d)
         Gradient of `surrogate` with respect to the features.
     temperature_gradient : array, shape (), or pair of arrays, shape (b,)
-        Gradient of `surrogate` with respect to the temperature, shaped like the temperature that was given.
+        Gradient of `surrogate` with respect to the temperature, in the shape of the argument `temperature`.
     log_inner_view1, log_inner_view2 : array, shape (b,)
         Logarithms of the updated inner estimates.
     """
@@ -73,45 +74,46 @@ def unimodal_contrastive_step(
     Parameters
     ----------
     view1_features, view2_features : array, shape (b, d)
-        Features of two views of each sample, unit norm (not enforced), b >= 2. Row i of both is a positive pair.
+        Features of two views of each sample, unit norm (not enforced), b >= 2. Row i of both arrays is a positive pair.
     log_inner_view1, log_inner_view2 : array, shape (b,)
-        The batch's rows of the estimator's state, float32 or wider; ``-inf`` = never visited. An `InnerEstimator` keeps
-        them: view 1 as its images, view 2 as its texts.
+        The batch's rows of the estimator's state, float32 or wider; ``-inf`` = never visited. An `InnerEstimator` can
+        hold the state, view 1 as its images and view 2 as its texts.
     temperature, gamma, reference_weight, radius, eps
         As in `contrastive_step`; the arrays of a pair belong to the anchors of view 1 and of view 2.
     reference_features : pair of arrays, shape (b, r), optional
-        The frozen reference model's features of view 1 and of view 2; r may differ from d. None: SogCLR.
+        The frozen reference model's features of view 1 and of view 2; r may differ from d. None: the loss of SogCLR,
+        without a reference model.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
         As in `contrastive_step`; a pair has one array for the anchors of view 1 and one for those of view 2.
     tile_size, memory_budget : int, optional
-        As in `contrastive_step`; the budget is for the logits of three b x b matrices.
+        As in `contrastive_step`; the budget is the memory for three b x b matrices of logits together.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     UnimodalStep
-        Gradients have the features' dtype, the new state that of the old one.
+        Gradients have the features' dtype, the new state has the dtype of the old state.
 
     Raises
     ------
     TypeError
         If arrays come from different libraries or have a wrong dtype.
     ValueError
-        If shapes, devices or values break the rules above, b = 1, or an input asks for autograd. Values are looked at
-        on the host only and never under tracing.
+        If shapes, devices or values break the rules above, if b = 1, or if an input requires gradients of autograd.
+        Values are checked on the host only and never under tracing.
 
     Notes
     -----
-    Means over negatives divide by 2b - 2, both views are averaged (1/2), the batch is averaged (1/b), losses are
-    multiplied by tau. Formulas at the top of this module; SogCLR (arXiv 2202.12387), DRRho-CLIP (arXiv 2505.06699).
-    With ``gamma=1``, ``eps=1/(2b-2)`` and no reference the loss is exactly tau times (NT-Xent - log(2b - 2)), the loss
-    of SimCLR (arXiv 2002.05709).
+    A mean over negatives divides by 2b - 2. The loss is averaged over both views (1/2) and over the batch (1/b), and
+    each anchor's loss is multiplied by tau. The formulas are those of SogCLR (arXiv 2202.12387) and DRRho-CLIP (arXiv
+    2505.06699); they are written out at the top of the source file. With ``gamma=1``, ``eps=1/(2b-2)`` and no reference
+    model the loss is exactly tau times (NT-Xent - log(2b - 2)); NT-Xent is the loss of SimCLR (arXiv 2002.05709).
 
     Examples
     --------
     >>> import numpy as np
-    >>> view1, view2 = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and third pair are the wrong way round
+    >>> view1, view2 = np.eye(3), np.eye(3)[[0, 2, 1]]            # view 2 of samples 1 and 2 is swapped
     >>> unseen = np.full(3, -np.inf)
     >>> step = unimodal_contrastive_step(view1, view2, unseen, unseen, temperature=0.5)
     >>> np.round(step.log_inner_view1, 4).tolist()                # log mean of four exp(-2); of three 1 and exp(2); ...
@@ -149,14 +151,14 @@ def unimodal_contrastive_step(
     # A12, A11 and A22; the last two are symmetric.
     across, within = matrix(0, 1), (matrix(0, 0), matrix(1, 1))
 
-    # Pass 1, over all three matrices. The positive of an anchor is the other view of its sample, an entry of A12, even
-    # for negatives of its own view.
+    # Pass 1, over all three matrices. The positive of an anchor is the other view of the same sample, an entry of A12.
+    # This holds also for negatives from the anchor's own view.
     rates = across.scaling.rates
     across_sums, within_sums = sum_negatives(across), [sum_negatives(tiles)[0] for tiles in within]
     sums = [merge(across_sums[view], within_sums[view], rates[view], xp=xp) for view in (0, 1)]
     log_sums, means = zip(*(log_sum_and_mean(sums[view], rates[view], xp=xp) for view in (0, 1)), strict=True)
 
-    # u: each anchor's g, averaged into its state.
+    # Update u, the moving average of each anchor's g.
     states = (log_inner_view1, log_inner_view2)
     anchors = [
         update(log_sums[view], sums[view].count, states[view], options.gammas[view], options.eps, xp) for view in (0, 1)

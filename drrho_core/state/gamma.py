@@ -3,6 +3,9 @@
 cosine (FastCLIP):     gamma = gamma_min + (1 - gamma_min) (1 + cos(pi min(epoch, E) / E)) / 2
 last value (DRRho):    gamma_min = min(1, 4.177 E^-0.7265)
 per sample (SCENT):    gamma_i = max(gamma_floor, sigmoid(log_alpha + log_inner_i))
+
+E is the number of epochs, gamma_min the last value of the schedule, and log_inner_i the logarithm of sample i's inner
+estimate before the step.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from drrho_core._validate import FINITE, LOG_STATE, NOT_NEGATIVE, POSITIVE, UNIT
 
 
 def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> float:
-    """Return FastCLIP's cosine schedule of gamma: 1 at the start, `gamma_min` from `num_epochs` on.
+    """Return gamma by FastCLIP's cosine schedule: 1 at the start, `gamma_min` from `num_epochs` on.
 
     Parameters
     ----------
@@ -24,7 +27,7 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     num_epochs : float
         E > 0, the epoch at which the minimum is reached.
     gamma_min : float
-        The last value, in (0, 1].
+        The last value of gamma, in (0, 1].
 
     Returns
     -------
@@ -53,7 +56,7 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
 
 
 def recommended_gamma_min(num_epochs: float, /) -> float:
-    """Return the rule of the DRRho-CLIP code for the last gamma: ``min(1, 4.177 E^-0.7265)``.
+    """Return the last gamma by the rule of the DRRho-CLIP code: ``min(1, 4.177 E^-0.7265)``.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
 
     Notes
     -----
-    The rule is that of the code released with DRRho-CLIP (arXiv 2505.06699): for up to seven epochs gamma stays 1.
+    The rule comes from the code released with DRRho-CLIP (arXiv 2505.06699). For up to seven epochs it returns 1.
 
     Examples
     --------
@@ -91,11 +94,12 @@ def scent_gamma(
     Parameters
     ----------
     log_inner : array, shape (b,)
-        The logarithmic inner estimates before the step; for ``-inf``, never visited, gamma is 1.
+        The logarithms of the inner estimates before the step. If one is ``-inf`` (never visited), its gamma is 1.
     log_alpha : float or array of shape ()
         Logarithm of the step size alpha; about 10 for CLIP.
     gamma_floor : float or array of shape ()
-        Smallest gamma, in (0, 1]. Without a floor an estimate far too small would give weights without bound.
+        Smallest gamma, in (0, 1]. Without a floor the weights could become arbitrarily large, because gamma is close to
+        0 if an estimate is much too small.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -111,8 +115,8 @@ def scent_gamma(
 
     Notes
     -----
-    SCENT (arXiv 2602.02877): the proximal step in nu = log u under the Bregman divergence of exp(-nu) is the moving
-    average of u with this gamma.
+    SCENT (arXiv 2602.02877) takes proximal steps in nu = log u with the Bregman divergence of exp(-nu). Such a step is
+    the moving average of u with this gamma; docs/theory/estimator.md has the derivation.
 
     Examples
     --------
@@ -125,9 +129,10 @@ def scent_gamma(
     xp, dtype = call.xp, log_inner.dtype
     log_alpha = call.option("log_alpha", log_alpha, FINITE, dtype)
     gamma_floor = call.option("gamma_floor", gamma_floor, UNIT_INTERVAL, dtype)
-    # A first visit takes the batch's own estimate, unless the floor is nan, which must stay visible.
+    # At a first visit gamma is 1, unless the floor is nan: then the result has to be nan.
     unseen = (log_inner == -xp.inf) & (gamma_floor == gamma_floor)
-    # Halves, because the sum may be too large; beyond 2000 its exponential is 0 or infinite in every dtype.
+    # Both terms are halved, because their sum may overflow. If the sum exceeds 2000 in size, its exponential is 0 or
+    # infinite in every dtype, so larger sums are not needed.
     half = 0.5 * log_alpha + 0.5 * xp.where(unseen, xp.zeros_like(log_inner), log_inner)
     x = 2.0 * xp.clip(half, min=-1e3, max=1e3)
     # The exponential of -|x| never overflows, whichever side of 0 x is on.

@@ -1,8 +1,8 @@
-"""Homes of a training run's inner estimates by name: on the device, in the host's memory, or in a file.
+"""The inner estimates of a training run, stored in one of three *homes*: the device's memory, the host's, or a file.
 
-A backend builds an estimator in the homes that it has itself (`Backend.homes`). In every other home the NumPy backend
-builds it, and `RunEstimator` copies each batch of rows between NumPy and the run's backend. So a run may combine any
-backend with any home.
+A backend builds estimators in the homes that it supports (`Backend.homes`). In every other home the NumPy backend
+builds the estimator, and `RunEstimator` copies each batch of rows between NumPy and the run's backend. So a run may
+combine any backend with any home.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from drrho_core.backend import Backend, Home, get_backend
 from drrho_core.state.inner import EstimatorOfRows
 
 HOMES = ("device", "host", "file")
-"""The homes by the names that a training run's settings use."""
+"""The names of the homes in the settings of a training run."""
 
 
 class RunEstimator:
-    """The inner estimates of a training run, in any home: NumPy indices in, rows of the run's backend out.
+    """The inner estimates of a training run in any home; indices are NumPy arrays, rows are the backend's arrays.
 
-    Build one with `make_estimator`. A saved state holds NumPy arrays, whatever the home, so a run may continue in
-    another home than the one it started in.
+    `make_estimator` builds this object. A saved state holds NumPy arrays for every home, so a run may be continued in
+    another home than the one in which it started.
 
     Parameters
     ----------
     home : Home
-        The estimator, as a backend has built it.
+        The estimator that a backend has built, and the function that converts NumPy arrays to the estimator's arrays.
     to_numpy : callable
-        The way of the estimator's arrays to NumPy.
+        The function that converts the estimator's arrays to NumPy arrays.
     foreign : Backend, optional
-        The run's backend, if the estimator belongs to another one: rows cross the border between both.
+        The run's backend, if another backend has built the estimator. Then rows are converted between the two.
     """
 
     def __init__(self, home: Home, *, to_numpy: Callable[[Array], Any], foreign: Backend | None = None) -> None:
@@ -46,14 +46,14 @@ class RunEstimator:
 
     def gather(self, sample_index: Any, /) -> tuple[Array, Array]:
         """Return the rows of a batch as arrays of the backend; `sample_index` is a NumPy array of integers, (b,)."""
-        # The index was drawn on the host; it crosses to the device only if the estimator lives there.
+        # The index is on the host. It is copied to the device only if the estimator is stored there.
         image, text = self.estimator.gather(self._from_numpy(sample_index))
         if self._foreign is None:
             return image, text
         return self._foreign.asarray(image), self._foreign.asarray(text)
 
     def scatter(self, sample_index: Any, log_inner_image: Array, log_inner_text: Array, /) -> None:
-        """Write the rows of a batch, arrays of the backend, (b,)."""
+        """Write the rows of a batch: arrays (b,) of the backend, and their `sample_index` as a NumPy array."""
         if self._foreign is not None:
             to_numpy = self._foreign.to_numpy
             log_inner_image, log_inner_text = to_numpy(log_inner_image), to_numpy(log_inner_text)
@@ -61,7 +61,7 @@ class RunEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``log_inner_image`` and ``log_inner_text`` as NumPy arrays (n,)."""
-        # `arrays` and not the estimator's own `state_dict`, which is only a description if the home is a file.
+        # If the home is a file, the estimator's own `state_dict` describes the file and holds no numbers.
         return {name: self._to_numpy(array) for name, array in self.estimator.table.arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
@@ -76,7 +76,7 @@ class RunEstimator:
 
     def close(self) -> None:
         """Close the file, if the home is a file."""
-        # Memory is freed with the object. A file stays locked until it is closed.
+        # Memory is freed together with the object, but a file stays locked until it is closed.
         close = getattr(self.estimator, "close", None)
         if close is not None:
             close()
@@ -90,8 +90,8 @@ def make_estimator(
     Parameters
     ----------
     home : str
-        One of `HOMES`. ``"device"``: memory of the backend's device. ``"host"``: the host's memory, 8 n bytes in
-        float32. ``"file"``: a sparse file, for more samples than memory holds.
+        One of `HOMES`. ``"device"``: the memory of the backend's device. ``"host"``: the host's memory, 8 n bytes in
+        float32. ``"file"``: a sparse file, for a state that is too large for the memory.
     num_samples : int
         n >= 1, the number of samples in the data set.
     backend : Backend
@@ -102,7 +102,7 @@ def make_estimator(
     Returns
     -------
     RunEstimator
-        No sample has been visited, unless the file existed.
+        The estimator. No sample counts as visited, unless `path` is an existing file.
 
     Raises
     ------
@@ -124,6 +124,6 @@ def make_estimator(
         raise ValueError(f"path must {rule}, got {path!r}")
     if home in backend.homes:
         return RunEstimator(backend.estimator(home, num_samples, path=path), to_numpy=backend.to_numpy)
-    # Another home: NumPy keeps the rows in the host's memory or in a file, and every batch is copied.
+    # The backend lacks this home: NumPy stores the rows in the host's memory or in a file, and batches are copied.
     host = get_backend("numpy", dtype=backend.dtype)
     return RunEstimator(host.estimator(home, num_samples, path=path), to_numpy=host.to_numpy, foreign=backend)

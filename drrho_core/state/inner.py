@@ -1,6 +1,6 @@
-"""The inner estimates of SogCLR: one logarithm per sample and direction, in a table of two columns.
+"""The inner estimates u of SogCLR: one logarithm per sample and direction, in a table of two columns.
 
-``log_inner`` (n,) holds log u, float32 or wider; ``-inf`` marks a sample that no batch has visited.
+Each column (n,) holds log u in float32 or wider; ``-inf`` marks a sample that no batch has visited.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from drrho_core._validate import LOG_STATE
 from drrho_core.state.table import ArrayTable, Column, Table
 
 COLUMNS = (Column("log_inner_image", -float("inf"), LOG_STATE), Column("log_inner_text", -float("inf"), LOG_STATE))
-"""The columns of every table of inner estimates: the image anchors' and the text anchors' logarithms."""
+"""The columns of every table of inner estimates: the logarithms of the image anchors and of the text anchors."""
 
 OWNER = "the estimator"
 """The name of a table of inner estimates in messages."""
 
 
 class EstimatorOfRows:
-    """Both directions' logarithmic inner estimates in a table, whatever home the table lives in.
+    """The logarithms of both directions' inner estimates in a table, which may be stored in any memory.
 
-    A subclass makes the table and documents its home; the methods here are those of every estimator.
+    A subclass builds the table and documents its memory. All estimators inherit the methods of this class.
 
     Attributes
     ----------
     table : Table
-        The rows; its columns are `COLUMNS`.
+        A table with the columns `COLUMNS`.
     """
 
     table: Table
@@ -55,7 +55,7 @@ class EstimatorOfRows:
         TypeError, ValueError
             If `index` breaks these rules. Values are read on the host and outside tracing only.
         """
-        # The order of `COLUMNS`: images first.
+        # As in `COLUMNS`, images come first.
         image, text = self.table.gather(index)
         return image, text
 
@@ -65,14 +65,14 @@ class EstimatorOfRows:
         Parameters
         ----------
         index : array of integers, shape (b,)
-            `sample_index` of the batch: in [0, n), no repeats (duplicates mean different things per library).
+            `sample_index` of the batch: in [0, n), no repeats (libraries treat repeats differently).
         log_inner_image, log_inner_text : array, shape (b,)
             Updated rows, in the state's dtype.
 
         Returns
         -------
         the same class
-            This estimator, updated in place, if the library's arrays can be written to; else a new one.
+            This estimator, updated in place, if the library's arrays can be written to; else a new estimator.
 
         Raises
         ------
@@ -105,17 +105,17 @@ class EstimatorOfRows:
         self.table.load_state_dict(state)
 
     def _around(self, table: Table) -> Self:
-        """Return self if the table is the one it holds, else a new estimator around it."""
+        """Return self if `table` is the table of this estimator, else a new estimator with `table`."""
         if table is self.table:
             return self
-        # A copy without the constructor, which would make a fresh table.
+        # The copy is made without the constructor, because the constructor would build an empty table.
         other = object.__new__(type(self))
         vars(other).update(vars(self), table=table)
         return other
 
 
 class InnerEstimator(EstimatorOfRows):
-    """Both directions' logarithmic inner estimates of a data set of n samples.
+    """The logarithms of both directions' inner estimates for a data set of n samples.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class InnerEstimator(EstimatorOfRows):
     like : array
         Any array of the library that the state is to use, on the device where the state is to live.
     dtype : dtype, optional
-        float32 or wider. Default: the dtype of `like` if that is a floating one wider than float32, else float32.
+        float32 or wider. Default: the dtype of `like` if this is a floating dtype wider than float32, else float32.
 
     Attributes
     ----------
@@ -138,7 +138,8 @@ class InnerEstimator(EstimatorOfRows):
 
     Notes
     -----
-    u_i of SogCLR (arXiv 2202.12387) as log u_i. Shapes: `index` (b,), integers in [0, n), no repeats.
+    The state is log u_i with the inner estimates u_i of SogCLR (arXiv 2202.12387). Every `index` is an array (b,) of
+    integers in [0, n) without repeats.
 
     Examples
     --------
@@ -152,7 +153,7 @@ class InnerEstimator(EstimatorOfRows):
     """
 
     def __init__(self, num_samples: int, *, like: Array, dtype: Any = None) -> None:
-        # The plainest home: arrays of the library itself.
+        # The state is stored in arrays of the library and on the device of `like`.
         self.table = ArrayTable(COLUMNS, num_samples, like=like, dtype=dtype, owner=OWNER)
 
     def __repr__(self) -> str:

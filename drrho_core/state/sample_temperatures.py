@@ -1,8 +1,9 @@
 """One learned temperature per sample and direction, in a table of four columns: temperatures and momenta.
 
-    m_i <- (1 - beta) m_i + beta s_i,   t_i <- t_i - learning_rate m_i, then onto the bounds              (iSogCLR)
+    m_i <- (1 - beta) m_i + beta s_i,   t_i <- t_i - learning_rate m_i, then projected onto the bounds    (iSogCLR)
 
-s_i is the slope of an anchor's own part of the objective; see `drrho_core.state.temperature_updates`.
+t_i is the temperature of anchor i. The slope s_i is the derivative with respect to t_i of what this anchor contributes
+to the objective. The momentum m_i is the moving average of s_i. See `drrho_core.state.temperature_updates`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from drrho_core.state.temperature_updates import (
 
 
 class PerSampleTemperature:
-    """One learned temperature per sample and direction (RGCL, iSogCLR), with momenta and bounds of their own.
+    """One learned temperature and one momentum per sample and direction (RGCL, iSogCLR), and bounds that all share.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ class PerSampleTemperature:
     minimum, maximum : float
         Bounds, 0 < minimum <= maximum.
     beta : float
-        Weight of the new slope in its moving average, in (0, 1]; 1 has no memory.
+        Weight of the new slope in the moving average of slopes, in (0, 1]; with 1 older slopes are ignored.
     dtype : dtype, optional
         As in `GlobalTemperature`.
 
@@ -47,7 +48,7 @@ class PerSampleTemperature:
     temperature_image, temperature_text : array, shape (n,)
         The temperatures of every image anchor and every text anchor.
     momentum_image, momentum_text : array, shape (n,)
-        Moving averages of the anchors' slopes, from 0.
+        Moving averages of the anchors' slopes, which start at 0.
 
     Raises
     ------
@@ -56,8 +57,8 @@ class PerSampleTemperature:
 
     Notes
     -----
-    See `update_temperature_rows`. Shapes: `index` (b,), integers in [0, n), no repeats. Rows that a batch does not
-    visit stay as they are, momentum included.
+    See `update_temperature_rows`. Every `index` is an array (b,) of integers in [0, n) without repeats. A batch changes
+    no temperature and no momentum of samples that it does not contain.
 
     Examples
     --------
@@ -67,7 +68,7 @@ class PerSampleTemperature:
     >>> learned, index = PerSampleTemperature(10, 0.5, like=images), np.asarray([4, 0, 7])
     >>> step = contrastive_step(images, texts, unseen, unseen, temperature=learned.gather(index), radius=0.2)
     >>> learned = learned.update(index, step.temperature_gradient, learning_rate=0.1)
-    >>> learned.temperature_image[[4, 0, 7, 9]].round(4).tolist()  # an aligned pair, two swapped ones, one not visited
+    >>> learned.temperature_image[[4, 0, 7, 9]].round(4).tolist()  # an aligned pair, two swapped pairs, one not visited
     [0.482, 0.5115, 0.5115, 0.5]
     """
 
@@ -131,7 +132,7 @@ class PerSampleTemperature:
         return self.table.arrays()["momentum_text"]
 
     def gather(self, index: Array, /) -> tuple[Array, Array]:
-        """Return the temperatures of a batch, the `temperature` argument of `contrastive_step`.
+        """Return the temperatures of a batch, for the argument `temperature` of `contrastive_step`.
 
         Parameters
         ----------
@@ -167,17 +168,17 @@ class PerSampleTemperature:
         Parameters
         ----------
         index : array of integers, shape (b,)
-            `sample_index` of the batch: in [0, n), no repeats (duplicates mean different things per library).
+            `sample_index` of the batch: in [0, n), no repeats (libraries treat repeats differently).
         gradient : pair of arrays, shape (b,)
-            ``temperature_gradient`` as `contrastive_step` returns it. The factor 1/2b of the mean over anchors is
-            removed again, so the distance that a sample's temperature moves does not depend on the batch size.
+            ``temperature_gradient`` as `contrastive_step` returns it. This method removes the factor 1/2b, which comes
+            from the mean over anchors, so the change of a temperature does not depend on the batch size.
         learning_rate : float or array of shape ()
-            >= 0, in units of temperature per unit of slope, per visit.
+            Number >= 0. At each visit a temperature changes by this number times the moving average of its slope.
 
         Returns
         -------
         PerSampleTemperature
-            This object, updated in place, if the library's arrays can be written to; else a new one.
+            This object, updated in place, if the library's arrays can be written to; else a new object.
 
         Raises
         ------
@@ -186,7 +187,7 @@ class PerSampleTemperature:
         """
         table, xp = self.table, self.table.xp
         if not isinstance(gradient, (tuple, list)) or len(gradient) != 2:
-            table.checked(index)  # an error in the index comes first
+            table.checked(index)  # an error in the index is raised first
             raise TypeError(f"gradient must be a pair (image, text) of arrays, got {_validate.describe(gradient)}")
         # One call checks index, gradients and learning rate before anything is written.
         given = {"the state": table.index_like, "sample_index": index}
@@ -199,7 +200,7 @@ class PerSampleTemperature:
             for side in (0, 1)
         ]
         rate = call.option("learning_rate", learning_rate, NOT_NEGATIVE, dtype)
-        # s_i is 2b times the gradient, because the objective is the mean over all 2b anchors.
+        # The slope s_i is 2b times the gradient, because the objective is a mean over all 2b anchors.
         bounds, rows = (self._minimum, self._maximum), table.read(index)
         image = move(TemperatureRows(rows[0], rows[2]), slopes[0], 2 * batch_size, rate, bounds, self._beta, xp)
         text = move(TemperatureRows(rows[1], rows[3]), slopes[1], 2 * batch_size, rate, bounds, self._beta, xp)
@@ -208,7 +209,7 @@ class PerSampleTemperature:
         return self._around(table.write(index, dict(zip(names, moved, strict=True))))
 
     def grow(self, num_samples: int, /) -> PerSampleTemperature:
-        """Return temperatures of `num_samples` >= n samples: the old rows first, then rows with the first value."""
+        """Return temperatures of `num_samples` >= n samples: the old rows, then new rows with the first temperature."""
         return self._around(self.table.grow(num_samples))
 
     def state_dict(self) -> dict[str, Array]:
@@ -216,7 +217,7 @@ class PerSampleTemperature:
         return with_version(self.table.arrays(), VERSION, self.table.xp)
 
     def load_state_dict(self, state: Mapping[str, Array], /) -> None:
-        """Replace the state by one that `state_dict` returned. The bounds stay, and hold from the next update on.
+        """Replace the state by one that `state_dict` returned; the bounds of this object apply to the next update.
 
         Raises
         ------
@@ -227,10 +228,10 @@ class PerSampleTemperature:
         table.replace(check_saved(state, table.arrays(), table.rules(), owner=OWNER, version=VERSION, xp=table.xp))
 
     def _around(self, table: ArrayTable) -> PerSampleTemperature:
-        """Return self if the table is the one it holds, else new temperatures around it."""
+        """Return self if `table` is the table of this object, else a new object with `table`."""
         if table is self.table:
             return self
-        # A copy without the checks of the constructor, which would also make a table.
+        # The copy is made without the constructor, because the constructor would check everything and build a table.
         other = object.__new__(PerSampleTemperature)
         vars(other).update(vars(self), table=table)
         return other

@@ -1,8 +1,9 @@
-"""One table of numbers per sample, wherever the numbers lie: checks, batches of rows, growth, and saved states.
+"""A table with one row of numbers per sample, in any memory: checks, batches of rows, growth, and saved states.
 
 A table has n rows and a few named columns of one dtype. A *home* is the memory that holds the columns: arrays on the
-device (`ArrayTable`, here), the host's memory beside a device, or a file (both in the backends). A home implements five
-methods of `Table`, which read, write, resize, list and replace numbers; it checks no argument, because `Table` does.
+device (`ArrayTable`, in this file), the host's memory for rows of a device, or a file (both in the backends). Each home
+is a subclass of `Table` with five methods, which read, write, resize, list and replace numbers. `Table` checks all
+arguments before it calls them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from drrho_core._validate import Call, Rule
 
 
 class Column(NamedTuple):
-    """One number per sample: the column's name, the number of a sample that no batch has visited, and the rule."""
+    """A column: its name, the number of a sample that no batch has visited, and the rule that all its numbers obey."""
 
     name: str
     fresh: float
@@ -37,23 +38,23 @@ class Table(ABC):
     Parameters
     ----------
     columns : tuple of Column
-        The columns, in the order in which `gather` returns them and `scatter` takes them.
+        The columns, in the order of the arrays that `gather` returns and `scatter` takes.
     owner : str
         The table's name in messages about saved states, such as "the estimator".
     xp : namespace
-        The namespace of indices and rows.
+        The namespace of all indices and rows.
 
     Attributes
     ----------
     num_samples : int
         Number of samples n.
     index_like : array
-        An array on the device that `sample_index` has to lie on.
+        An array on the device of every `sample_index`.
     row_like : array
-        An array of the rows' dtype, on the device that rows have to lie on.
+        An array with the dtype and on the device of all rows.
     """
 
-    # Plain attributes, which a home sets whenever they change: every step reads them several times.
+    # These are plain attributes, which a subclass sets whenever they change, because every step reads them many times.
     num_samples: int
     index_like: Array
     row_like: Array
@@ -62,7 +63,7 @@ class Table(ABC):
         self.columns, self.owner, self.xp = columns, owner, xp
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the namespace out of copies: a module cannot be copied or pickled."""
+        """Return the attributes without the namespace, because a module cannot be copied or pickled."""
         return {name: value for name, value in vars(self).items() if name != "xp"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,34 +89,34 @@ class Table(ABC):
 
     @abstractmethod
     def replace(self, arrays: Mapping[str, Array]) -> None:
-        """Replace every column by a checked array (n,), which stays the caller's."""
+        """Replace every column by the numbers of a checked array (n,); the table does not keep this array."""
 
     def gather(self, index: Array) -> tuple[Array, ...]:
         """Return copies of the rows of a batch, one array (b,) per column; see `check_index` for `index`."""
-        # The state takes part in the call, so that an index of another library or device is refused.
+        # The state is among the checked arrays, so that an index of another library or device is refused.
         call = _validate.arrays({"the state": self.index_like, "sample_index": index}, self.xp)
         return self.read(checked_index(call, self.num_samples))
 
     def scatter(self, index: Array, *rows: Array) -> Self:
         """Check the rows of a batch, one array (b,) per column, write them, and return the table to use from now on."""
         # Check everything before anything is written: libraries, devices, the index, then column after column.
-        given = {column.name: array for column, array in zip(self.columns, rows, strict=True)}
+        by_name = {column.name: array for column, array in zip(self.columns, rows, strict=True)}
         state, row_like = self.index_like, self.row_like
         if row_like is state:
-            call = beside = _validate.arrays({"the state": state, "sample_index": index} | given, self.xp)
+            call = row_call = _validate.arrays({"the state": state, "sample_index": index} | by_name, self.xp)
         else:
             # The index lies on the host, the rows on a device.
             call = _validate.arrays({"the state": state, "sample_index": index}, self.xp)
-            beside = _validate.arrays({"the state": row_like} | given, self.xp)
+            row_call = _validate.arrays({"the state": row_like} | by_name, self.xp)
         index = checked_index(call, self.num_samples)
         for column in self.columns:
-            array = given[column.name]
+            array = by_name[column.name]
             if array.dtype != row_like.dtype:
                 raise TypeError(f"{column.name} must have the state's dtype {row_like.dtype}, got {array.dtype}")
-            beside.array(
+            row_call.array(
                 column.name, _validate.STATE, shape=(index.shape[0],), meaning="(batch_size,)", rule=column.rule
             )
-        return self.write(index, given)
+        return self.write(index, by_name)
 
     def grow(self, num_samples: int) -> Self:
         """Return a table of `num_samples` >= n samples: the old rows first, then rows that no batch has visited."""
@@ -126,7 +127,7 @@ class Table(ABC):
         return {name: self.xp.asarray(array, copy=True) for name, array in self.arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Check a saved state and replace every column by it; an error leaves the table as it was."""
+        """Check a saved state and replace every column by it; if an error is raised, the table has not changed."""
         self.replace(check_saved(state, self.arrays(), self.rules(), owner=self.owner, xp=self.xp))
 
     def rules(self) -> dict[str, Rule]:
@@ -134,14 +135,14 @@ class Table(ABC):
         return {column.name: column.rule for column in self.columns}
 
     def checked(self, index: Array) -> Array:
-        """Check a batch's `sample_index` as `check_index` does."""
+        """Check and return a batch's `sample_index` as `check_index` does."""
         return check_index(index, self.num_samples, like=self.index_like, xp=self.xp)
 
 
 class ArrayTable(Table):
-    """A table in arrays (n,) of any library, on the device where a given array lives.
+    """A table in arrays (n,) of the library and on the device of the array `like`.
 
-    Arrays that can be written to by an integer array (NumPy, torch, CuPy) are updated in place; for other libraries
+    If the library has assignment by integer arrays (NumPy, torch, CuPy), updates are done in place. For other libraries
     every update returns a new table.
     """
 
@@ -155,7 +156,7 @@ class ArrayTable(Table):
         self.become(
             {column.name: xp.full((num_samples,), column.fresh, dtype=dtype, device=device) for column in columns}
         )
-        # The question costs two arrays and an attempt, so it is asked once and not in every step.
+        # The test builds two arrays and tries an assignment, so it runs once and not in every step.
         self._in_place = supports_index_assignment(self.index_like, xp)
 
     def read(self, index: Array) -> tuple[Array, ...]:
@@ -164,8 +165,8 @@ class ArrayTable(Table):
         return tuple([take(array, index, axis=0) for array in self._arrays.values()])
 
     def write(self, index: Array, rows: Mapping[str, Array]) -> Self:
-        """Write rows in place, or return a new table around new arrays."""
-        # torch, NumPy and CuPy: O(b). Other libraries copy all n rows of the columns that change.
+        """Write rows in place, or return a new table with new arrays."""
+        # In torch, NumPy and CuPy this takes O(b) time. Other libraries copy all n rows of the columns that change.
         if self._in_place:
             for name, new in rows.items():
                 self._arrays[name][index] = new
@@ -178,7 +179,7 @@ class ArrayTable(Table):
         )
 
     def resized(self, num_samples: int) -> Self:
-        """Return a table around longer arrays."""
+        """Return a table with longer arrays."""
         more, old = num_samples - self.num_samples, self.index_like
         grown = {}
         for column in self.columns:
@@ -192,27 +193,28 @@ class ArrayTable(Table):
 
     def replace(self, arrays: Mapping[str, Array]) -> None:
         """Replace every column by a copy of an array (n,)."""
-        # Copies, because later steps write into the table. Copies of other arrays may differ in being writeable.
+        # The arrays are copied, because later steps write into the table. A copy may not be writeable although the old
+        # column was, so this is tested again.
         self.become({name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays})
         self._in_place = supports_index_assignment(self.index_like, self.xp)
 
     def around(self, arrays: dict[str, Array]) -> Self:
         """Return a table of the same columns that holds these arrays."""
-        # A copy without the constructor, which would fill n fresh rows.
+        # The copy is made without the constructor, because the constructor would build arrays of n new rows.
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         other.become(arrays)
         return other
 
     def become(self, arrays: dict[str, Array]) -> None:
-        """Hold these arrays from now on."""
+        """Make these arrays the columns of this table."""
         self._arrays = arrays
         self.index_like = self.row_like = arrays[self.columns[0].name]
         self.num_samples = int(self.index_like.shape[0])
 
 
 def storage_dtype(like: Array, dtype: Any, xp: Namespace) -> Any:
-    """Return the dtype that state is kept in: the requested one, else that of `like`, but float32 at least."""
+    """Return the dtype of the state: `dtype` if it is not None, else the dtype of `like`, but at least float32."""
     if dtype is None:
         wide = xp.isdtype(like.dtype, "real floating") and xp.finfo(like.dtype).bits > 32
         return like.dtype if wide else xp.float32
@@ -227,7 +229,7 @@ def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace
     Returns
     -------
     array of int32 or int64, shape (b,)
-        The index in a dtype that every library can index with and that can count any sample.
+        The index in a dtype with which every library can index, and which can hold the number of any sample.
 
     Raises
     ------
@@ -246,12 +248,12 @@ def checked_index(call: Call, num_samples: int) -> Array:
         )
     if not xp.isdtype(index.dtype, "integral"):
         raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
-    # Small integers and unsigned ones cannot count any sample, or index in every library.
+    # Small integers cannot hold the number of any sample, and not every library can index with unsigned integers.
     if index.dtype not in (xp.int32, xp.int64):
         index = xp.astype(index, xp.__array_namespace_info__().default_dtypes()["indexing"])
     words = f"hold row ids from 0 to {num_samples - 1} (see docs/large-data.md, 'How to number your samples')"
     call.values("sample_index", index, Rule(words, 0, num_samples - 1, True, True))
-    # Sorted, a repeated index is one whose successor is equal.
+    # After sorting, a repeated index is equal to its successor.
     if (call.visible or values_visible(index, xp)) and index.shape[0] > 1:
         ordered = xp.sort(index)
         repeated = ordered[1:] == ordered[:-1]
@@ -277,7 +279,7 @@ def check_saved(
     state : mapping
         The saved state.
     current : mapping of str to array
-        The arrays of today: the saved ones must have the same names, shapes, dtypes and device.
+        The current arrays. The saved arrays must have the same names, shapes, dtypes and device.
     rules : mapping of str to Rule
         The rule of each array's entries.
     owner : str
@@ -297,7 +299,7 @@ def check_saved(
     names = [*([] if version is None else ["version"]), *current]
     if set(state) != set(names):
         raise ValueError(f"state must hold {', '.join(names[:-1])} and {names[-1]} and nothing else, got {list(state)}")
-    # The first array of today takes part in the call, so that arrays of another library or device are refused.
+    # The first current array is among the checked arrays, so that arrays of another library or device are refused.
     call = _validate.arrays({owner: next(iter(current.values())), **{name: state[name] for name in names}}, xp)
     if version is not None:
         _validate.shape("version", state["version"], (), "()")
@@ -313,7 +315,7 @@ def check_saved(
 
 
 def with_version(state: Mapping[str, Array], version: int, xp: Namespace) -> dict[str, Array]:
-    """Return copies of the arrays of a state, and the version among them, on the device of the state."""
+    """Return copies of the arrays of a state, together with the version as an array on the same device."""
     number = xp.asarray(version, dtype=xp.int32, device=device_of(next(iter(state.values()))))
     return {"version": number, **{name: xp.asarray(array, copy=True) for name, array in state.items()}}
 
@@ -321,18 +323,18 @@ def with_version(state: Mapping[str, Array], version: int, xp: Namespace) -> dic
 def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -> Array:
     """Return `state` (n,) with ``state[index] = rows``: the same array if it can be written to, else a new one.
 
-    The standard has no assignment by integer arrays. For a library that has none either, every sample looks itself up
-    in the sorted batch: O((n + b) log b), in the standard's operations.
+    The Array API standard has no assignment by integer arrays. For a library without such an assignment each of the n
+    samples is searched in the sorted batch: O((n + b) log b) in operations of the standard.
     """
     if supports_index_assignment(state, xp):
         state[index] = rows
         return state
-    # JAX: one fused update.
+    # JAX fuses this into one update.
     if hasattr(state, "at"):
         return state.at[index].set(rows)
     if index.shape[0] == 0:
         return state
-    # The place in the sorted batch at which each sample would stand, and whether the sample stands there.
+    # `place` is the position in the sorted batch where a sample would be inserted; `hit` says if the sample is there.
     order = xp.argsort(index)
     ordered = xp.take(index, order, axis=0)
     samples = xp.arange(state.shape[0], dtype=index.dtype, device=device_of(state))

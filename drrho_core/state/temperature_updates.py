@@ -1,13 +1,17 @@
 """Updates of learned temperatures: pure functions of arrays, which run under ``jax.jit`` and ``torch.compile``.
 
-    F_i = t_i (log(eps + u_i) + radius)            one anchor's part of the objective, before the mean over 2b anchors
+    F_i = t_i (log(eps + u_i) + radius)            what anchor i contributes, before the mean over all 2b anchors
     s_i = dF_i / dt_i = log(eps + u_i) + radius - sum_j w_ij D_ij                    `contrastive_step` returns s_i / 2b
-    global (RGCL-g):          Adam on tau with the sum of all s_i / 2b, then onto [minimum, maximum]
-    per sample (iSogCLR):     m_i <- (1 - beta) m_i + beta s_i,   t_i <- t_i - learning_rate m_i, then onto the bounds
+    global (RGCL-g):          Adam on tau with the sum of all s_i / 2b, then projected onto [minimum, maximum]
+    per sample (iSogCLR):     m_i <- (1 - beta) m_i + beta s_i,   t_i <- t_i - learning_rate m_i, then projected
 
-Without memory s_i is the radius minus the Kullback-Leibler divergence of the anchor's weights from uniform ones: a
-temperature rises while the weights are more uneven than the radius allows, and falls while they are less. Sources:
-iSogCLR (arXiv 2305.11965), RGCL and RGCL-g as in FastCLIP (arXiv 2407.01445); see docs/theory/temperature.md.
+t_i is the temperature of anchor i, u_i its inner estimate, w_ij the weight of its negative j, and D_ij the difference
+of the negative's and the positive's excess similarity, divided by t_i. tau is a temperature that all anchors share.
+
+With gamma = 1 and eps = 0, the slope s_i is the radius minus the Kullback-Leibler divergence of the anchor's weights
+from uniform weights. So a temperature rises while this divergence is larger than the radius, and falls while it is
+smaller. Sources: iSogCLR (arXiv 2305.11965), RGCL and RGCL-g as in FastCLIP (arXiv 2407.01445); see
+docs/theory/temperature.md.
 """
 
 from __future__ import annotations
@@ -27,14 +31,14 @@ VERSION = 1
 
 
 class GlobalTemperatureState(NamedTuple):
-    """One temperature and Adam's memory of it; all of shape ().
+    """One temperature and the state of Adam, its optimiser; all arrays have shape ().
 
     Attributes
     ----------
     temperature : array
         tau.
     first_moment, second_moment : array
-        Moving averages of the gradient and of its square, from 0.
+        Moving averages of the gradient and of its square, which start at 0.
     step : array of int32
         Number of updates.
     """
@@ -53,7 +57,7 @@ class TemperatureRows(NamedTuple):
     temperature : array
         tau of every anchor.
     momentum : array
-        Moving average of s_i, from 0.
+        Moving average of the slope s_i, which starts at 0.
     """
 
     temperature: Array
@@ -80,23 +84,23 @@ def update_global_temperature(
     state : GlobalTemperatureState
         The state before the step; float32 or wider.
     gradient : float or array of shape ()
-        ``temperature_gradient`` of `contrastive_step` or of another loss. One whose square is too large for the state
-        (in float32 above 1.8e19 in size) counts as the largest whose square is not.
+        ``temperature_gradient`` of `contrastive_step` or of another loss. If its square overflows in the dtype of the
+        state (in float32 above 1.8e19 in size), it is limited to the largest number whose square is finite.
     learning_rate : float or array of shape ()
-        >= 0. Adam moves tau by about this much per step, whatever the size of the gradient.
+        Number >= 0. Adam moves tau by about this number per step, for a gradient of any size.
     minimum, maximum : float
         Bounds, 0 < minimum <= maximum.
     slow_below : float, optional
-        A third of the learning rate is used while tau is at or below this: FastCLIP v3 says 0.03. None: never.
+        While tau is at or below this number, a third of the learning rate is used; FastCLIP v3 has 0.03. None: never.
     beta1, beta2 : float
-        Weights of the past in both moving averages, in [0, 1).
+        Weights of the old averages in the two moving averages, in [0, 1).
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     GlobalTemperatureState
-        After the step, in the dtypes of the old one.
+        The state after the step, in the dtypes of the old state.
 
     Raises
     ------
@@ -131,8 +135,8 @@ def update_global_temperature(
     if slow_below is not None:
         slow_below = _validate.number("slow_below", slow_below, POSITIVE, dtype=old.dtype, xp=xp)
         rate = xp.where(old <= slow_below, rate / 3, rate)
-    # A gradient whose square overflows counts as the largest whose square does not. Adam's step hardly depends on the
-    # size of the gradient, and the moving averages stay finite.
+    # The gradient is limited so that its square, and thereby the moving averages, stay finite. This hardly changes
+    # Adam's step, which is nearly independent of the size of the gradient.
     limit = math.sqrt(float(xp.finfo(old.dtype).max)) * (1 - 1e-6)
     gradient = xp.clip(gradient, min=-limit, max=limit)
     # Adam: moving averages of the gradient and of its square ...
@@ -140,8 +144,8 @@ def update_global_temperature(
     first = xp.asarray(beta1 * state.first_moment + (1 - beta1) * gradient)
     second = xp.asarray(beta2 * state.second_moment + (1 - beta2) * gradient * gradient)
     count = xp.astype(step, old.dtype)
-    # ... divided by 1 - beta**count, because they start at 0. As a difference of two numbers this divisor would lose
-    # three digits of float32 at the first steps; expm1 keeps them.
+    # ... are divided by 1 - beta**count, because they start at 0. In float32 this difference would lose three digits in
+    # the first steps; expm1 computes it without this loss.
     mean = first / -xp.expm1(count * _log(beta1))
     spread = xp.sqrt(second / -xp.expm1(count * _log(beta2)))
     # The step, then the projection onto the bounds.
@@ -167,20 +171,20 @@ def update_temperature_rows(
     rows : TemperatureRows
         Temperatures and momenta of some anchors, both (b,), float32 or wider.
     slope : array, shape (b,)
-        Derivative of every anchor's own part of the objective, s_i: 2b times the gradient of `contrastive_step`.
+        The slopes s_i, which are 2b times the ``temperature_gradient`` of `contrastive_step`.
     learning_rate : float or array of shape ()
-        >= 0, in units of temperature: an anchor moves by this times the moving average of its slope.
+        Number >= 0. A temperature changes by this number times the moving average of its slope.
     minimum, maximum : float
         Bounds, 0 < minimum <= maximum.
     beta : float
-        Weight of the new slope in the moving average, in (0, 1]; 1 has no memory.
+        Weight of the new slope in the moving average, in (0, 1]; with 1 older slopes are ignored.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
     Returns
     -------
     TemperatureRows
-        After the step, in the dtypes of the old ones.
+        The rows after the step, in the dtypes of the old rows.
 
     Raises
     ------
@@ -221,7 +225,7 @@ def move(
     beta: float,
     xp: Namespace,
 ) -> TemperatureRows:
-    """Move rows by slopes that are `factor` times `slope`; a momentum too large for its dtype becomes the largest."""
+    """Take one step of iSogCLR with checked arguments; the slopes s are `factor` times `slope`."""
     old = rows.temperature
     limit = float(xp.finfo(old.dtype).max)
     # m <- (1 - beta) m + beta s; a sum that overflows becomes the largest number, not inf.
@@ -230,8 +234,8 @@ def move(
 
 
 def _project(temperature: Array, minimum: float, maximum: float, xp: Namespace) -> Array:
-    """Return the nearest temperatures within the bounds; a nan stays one."""
-    return xp.asarray(xp.clip(temperature, min=minimum, max=maximum))  # NumPy makes scalars of arrays without axes
+    """Return the nearest temperatures within the bounds; nan stays nan."""
+    return xp.asarray(xp.clip(temperature, min=minimum, max=maximum))  # NumPy turns an array of shape () into a scalar
 
 
 def _log(beta: float) -> float:
@@ -246,7 +250,7 @@ def _like(value: Any, array: Array, xp: Namespace) -> Array:
 
 
 def check_bounds(minimum: Any, maximum: Any, dtype: Any, xp: Namespace) -> tuple[float, float]:
-    """Check 0 < minimum <= maximum, numbers that a dtype holds."""
+    """Check that 0 < minimum <= maximum and that a dtype can hold both, and return them as floats."""
     low = _validate.number("minimum", minimum, POSITIVE, dtype=dtype, xp=xp)
     above = Rule(f"be at least minimum ({low})", low=low, includes_low=True)
     return low, _validate.number("maximum", maximum, above, dtype=dtype, xp=xp)

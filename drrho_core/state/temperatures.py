@@ -1,8 +1,8 @@
 """Temperatures of a training run behind one interface: fixed, learned for all anchors, or learned per sample.
 
-`Temperature` is the interface. A training loop asks `for_batch` before a step and `after_batch` once the step has
-returned the temperature's gradient, and need not know which of the three it holds; `make_temperature` builds one by
-name. The mathematics of the updates is in `drrho_core.state.temperature_updates`.
+`Temperature` is the interface. A training loop calls `for_batch` before a step, and `after_batch` when the step has
+returned the gradient of the temperature. So the loop is the same for all three kinds of temperature. `make_temperature`
+builds a temperature by the name of its kind. The formulas of the updates are in `drrho_core.state.temperature_updates`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class FixedTemperature:
         self.temperature = _validate.number("temperature", temperature, POSITIVE)
 
     def for_batch(self, index: Array, /) -> float:  # noqa: ARG002 (the interface's)
-        """Return the temperature, whatever the batch."""
+        """Return the temperature, which is the same for every batch."""
         return self.temperature
 
     def after_batch(self, index: Array, gradient: Any, /, *, learning_rate: Scalar) -> Self:  # noqa: ARG002
@@ -88,13 +88,13 @@ class FixedTemperature:
 
     def load_state_dict(self, state: Mapping[str, Array], /) -> None:
         """Check that a state is empty."""
-        # A run that changes from a learned temperature to a fixed one is a mistake, not a state.
+        # A state with entries comes from a run with a learned temperature; loading it here is probably a mistake.
         if state:
             raise ValueError(f"state must be empty for a fixed temperature, got {list(state)}")
 
 
 class GlobalTemperature:
-    """One learned temperature for all anchors (RGCL-g), with Adam's memory and bounds of its own.
+    """One learned temperature for all anchors (RGCL-g), with its bounds and the state of Adam, its optimiser.
 
     Parameters
     ----------
@@ -105,16 +105,17 @@ class GlobalTemperature:
     minimum, maximum : float
         Bounds, 0 < minimum <= maximum; the defaults are those that CLIP and FastCLIP use.
     slow_below : float, optional
-        A third of the learning rate is used while tau is at or below this: FastCLIP v3 says 0.03. None: never.
+        While tau is at or below this number, a third of the learning rate is used; FastCLIP v3 has 0.03. None: never.
     beta1, beta2 : float
-        Weights of the past in Adam's moving averages, in [0, 1).
+        Weights of the old averages in Adam's moving averages, in [0, 1).
     dtype : dtype, optional
-        float32 or wider. Default: the dtype of `like` if that is a floating one wider than float32, else float32.
+        float32 or wider. Default: the dtype of `like` if this is a floating dtype wider than float32, else float32.
 
     Attributes
     ----------
     state : GlobalTemperatureState
-        Temperature and Adam's memory, a pytree. `update_global_temperature` accepts it inside a compiled training step.
+        The temperature and the state of Adam, a pytree for JAX. In a compiled training step pass this state to
+        `update_global_temperature`.
 
     Raises
     ------
@@ -151,7 +152,7 @@ class GlobalTemperature:
         beta2: float = 0.999,
         dtype: Any = None,
     ) -> None:
-        # The bounds are checked in the dtype of the state, which a half-type `like` does not share.
+        # The bounds are checked in the dtype of the state, which differs from that of `like` if `like` has a half type.
         xp = namespace_of({"like": like})
         dtype = storage_dtype(like, dtype, xp)
         self._minimum, self._maximum = check_bounds(minimum, maximum, dtype, xp)
@@ -161,7 +162,7 @@ class GlobalTemperature:
         )
         self._betas = (_validate.number("beta1", beta1, BELOW_ONE), _validate.number("beta2", beta2, BELOW_ONE))
         self._xp = xp
-        # Adam starts from moments of 0 after 0 steps; all four numbers stay on the device.
+        # Adam starts with moments of 0 after 0 steps. All four numbers are stored on the device.
         device = device_of(like)
         zero = xp.zeros((), dtype=dtype, device=device)
         self.state = GlobalTemperatureState(
@@ -184,7 +185,7 @@ class GlobalTemperature:
         return self.state.temperature
 
     def update(self, gradient: Scalar, /, *, learning_rate: Scalar) -> GlobalTemperature:
-        """Return the temperature after one step of Adam; this object stays as it is.
+        """Return a new object with the temperature after one step of Adam; this object does not change.
 
         Parameters
         ----------
@@ -198,7 +199,7 @@ class GlobalTemperature:
         TypeError, ValueError
             If an argument breaks these rules.
         """
-        # A copy without the checks of the constructor, which the numbers have passed already.
+        # The copy is made without the constructor, because all its numbers have been checked already.
         other = object.__new__(GlobalTemperature)
         other.__dict__.update(self.__dict__)
         other.state = update_global_temperature(
@@ -215,7 +216,7 @@ class GlobalTemperature:
         return other
 
     def for_batch(self, index: Array, /) -> Array:  # noqa: ARG002 (the interface's)
-        """Return the temperature, whatever the batch."""
+        """Return the temperature, which is the same for every batch."""
         return self.temperature
 
     def after_batch(
@@ -234,7 +235,7 @@ class GlobalTemperature:
         return with_version(self.state._asdict(), VERSION, self._xp)
 
     def load_state_dict(self, state: Mapping[str, Array], /) -> None:
-        """Replace the state by one that `state_dict` returned. The bounds stay, and hold from the next update on.
+        """Replace the state by one that `state_dict` returned; the bounds of this object apply to the next update.
 
         Raises
         ------
@@ -272,7 +273,7 @@ def make_temperature(
     >>> make_temperature("global", 0.07, num_samples=10, like=np.zeros(1)).learned
     True
     """
-    # The three schemes; only a temperature per sample needs the size of the data set.
+    # Of the three schemes only a temperature per sample needs the size of the data set.
     if scheme == "fixed":
         return FixedTemperature(temperature)
     if scheme == "global":
@@ -283,7 +284,7 @@ def make_temperature(
 
 
 SCHEMES = ("fixed", "global", "per_sample")
-"""The schemes by the names that a training run's settings use."""
+"""The names of the schemes in the settings of a training run."""
 
 GLOBAL_RULES = {
     "temperature": FINITE_POSITIVE,

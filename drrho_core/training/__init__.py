@@ -1,6 +1,6 @@
-"""The old home of the CLIP harness, which is `drrho_clip` now. This alias goes in version 0.3.
+"""The old name of the CLIP harness, the training program `drrho_clip`. Version 0.3 removes this alias.
 
-Importing ``drrho_core.training.loop``, for example, gives the module `drrho_clip.train`, with one warning.
+For example, ``import drrho_core.training.loop`` imports the module `drrho_clip.train` and warns once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RENAMED = {
     "architecture": "models.spec",
     "towers": "models.mlp",
 }
-"""Modules of the first level whose name has changed as well; modules that are not here kept their name or are gone."""
+"""Old and new names of modules of the first level; all other modules have kept their names or have been removed."""
 
 
 class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -47,7 +47,7 @@ class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.import_module(spec.loader_state)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.own_spec  # the module keeps the name under which it was made
+        module.__spec__ = self.own_spec  # importing under the old name replaced the spec, which has the new name
 
 
 warnings.warn("drrho_core.training has moved to drrho_clip; the old name goes in 0.3", FutureWarning, stacklevel=2)

@@ -10,12 +10,12 @@ The dual variables (nu, s) certify that no other weights give a larger value:
 
     F = min over nu and s >= 0 of  nu + s radius + s mean_i phi*((x_i - nu) / s).
 
-phi* is the convex conjugate of phi, phi*(y) = sup over t >= 0 of (t y - phi(t)). Losses may be negative, because excess
-losses may be. Source: DRRho risk minimization, arXiv 2505.06699, for the risk over excess losses; Duchi and Namkoong
-2019 for the chi-square ball.
+For a penalty, s is the strength and the radius is 0. phi* is the convex conjugate of phi, phi*(y) = sup over t >= 0 of
+(t y - phi(t)). Losses may be negative, because excess losses may be. Source: DRRho risk minimization, arXiv 2505.06699,
+for the risk over excess losses; Duchi and Namkoong 2019 for the chi-square ball.
 
-Every solver below takes a plain list of floats. A solver first subtracts the largest loss from all losses. These
-differences are exact if the losses lie close together, the case in which accuracy matters most.
+Every solver below takes a plain list of floats. Weights are computed from differences of losses, mostly from the
+largest loss. These differences are exact if the losses lie close together, the case in which accuracy matters most.
 """
 
 from __future__ import annotations

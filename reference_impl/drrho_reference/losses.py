@@ -369,7 +369,7 @@ def distillation_loss(
         losses.append(loss)
         for j in range(b):
             logit_gradient[i, j] += gradient[j] / (2 * b)
-        # The same over the images, for text i.
+        # The target of the learner's softmax over the images, for text i, is the reference model's softmax, too.
         loss, gradient = soft_cross_entropy(S[:, i] / t, _softmax(R[:, i] / t_R))
         losses.append(loss)
         for j in range(b):

@@ -1,12 +1,13 @@
-"""The stored numbers of the conformance kit: extremes that leave float64's range, worked out with mpmath.
+"""The stored numbers of the conformance kit: problems that leave float64's range, with answers computed by mpmath.
 
     python reference_impl/recipes/extremes.py          writes drrho_reference/cases/extremes.json
-    python reference_impl/recipes/extremes.py --check  exit code 1 where the file holds other numbers
+    python reference_impl/recipes/extremes.py --check  exits with code 1 if the file has different numbers
 
-The oracle works in the linear domain and refuses such problems. Here the same formulas are evaluated with 120 digits
-and unbounded exponents, in another form than the oracle's and the core's: risks by bisection of their optimality
-condition, gradients by the matrix formula. All inputs are float32 numbers, so that they mean the same in float64 and
-float32, and every expected number is the float64 nearest to the true one.
+The oracle, the slow NumPy implementation, computes exponentials, which leave the range of float64 in these problems.
+This program evaluates the same formulas with 120 digits and unbounded exponents. Its form differs from the oracle's and
+the core's: it finds risks by bisection of their optimality condition, and gradients by the matrix formula. All inputs
+are float32 numbers, so that they are equal in float64 and float32. Every expected number is the float64 nearest to the
+exact number.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Numbers = list[Any]
 
 
 def bisect(above: Callable[[Any], bool], low: Any, high: Any) -> Any:
-    """Halve [low, high] 500 times; ``above`` says whether the root lies above a point."""
+    """Halve [low, high] 500 times; ``above(x)`` is true if the root lies above x."""
     for _ in range(500):
         middle = (low + high) / 2
         low, high = (middle, high) if above(middle) else (low, middle)
@@ -48,7 +49,7 @@ def mean(values: Sequence[Any]) -> Any:
 
 
 def cvar(x: Numbers, alpha: Any) -> tuple[Any, Numbers, Any, Any]:
-    """Give 1 / (alpha n) to what is above the quantile, and share the rest among the losses at it."""
+    """Give 1 / (alpha n) to each loss above the quantile, and divide the rest among losses equal to the quantile."""
     k = alpha * len(x)
     quantile = sorted(x, reverse=True)[int(mp.ceil(k)) - 1]
     count, ties = sum(value > quantile for value in x), sum(value == quantile for value in x)
@@ -57,14 +58,14 @@ def cvar(x: Numbers, alpha: Any) -> tuple[Any, Numbers, Any, Any]:
 
 
 def kl_penalty(x: Numbers, temperature: Any) -> tuple[Any, Numbers, Any, Any]:
-    """Softmax weights; the risk is the scaled logarithm of the mean exponential."""
+    """Compute softmax weights; the risk is the temperature times the logarithm of the mean exponential."""
     exponentials = [mp.exp((value - max(x)) / temperature) for value in x]
     risk = max(x) + temperature * mp.log(mean(exponentials))
     return risk, [value / mp.fsum(exponentials) for value in exponentials], risk, temperature
 
 
 def capped_kl_penalty(x: Numbers, temperature: Any, alpha: Any) -> tuple[Any, Numbers, Any, Any]:
-    """Find nu at which the capped exponentials have the mean 1, by bisection of its distance to the maximum."""
+    """Find nu for which the mean of the capped exponentials is 1, by bisection of nu's distance to the maximum."""
     cap, largest = 1 / alpha, max(x)
 
     def ratios(nu: Any) -> Numbers:
@@ -77,7 +78,7 @@ def capped_kl_penalty(x: Numbers, temperature: Any, alpha: Any) -> tuple[Any, Nu
 
 
 def kl_ball(x: Numbers, radius: Any) -> tuple[Any, Numbers, Any, Any]:
-    """Find the scale at which the softmax has the divergence of the ball, by bisection of its logarithm."""
+    """Find the scale for which the divergence of the softmax is the radius, by bisection of the scale's logarithm."""
     n, width = len(x), max(x) - min(x)
 
     def divergence(scale: Any) -> Any:
@@ -92,7 +93,7 @@ def kl_ball(x: Numbers, radius: Any) -> tuple[Any, Numbers, Any, Any]:
 
 
 def chi_square_penalty(x: Numbers, strength: Any) -> tuple[Any, Numbers, Any, Any]:
-    """Try every number of losses that keep a weight, the largest first."""
+    """Try m = 1, 2, ... for the number m of losses with a weight above 0; these are the m largest losses."""
     n, ordered = len(x), sorted(x, reverse=True)
     for m in range(1, n + 1):
         nu = (mp.fsum(ordered[:m]) - strength * (n - m)) / m
@@ -104,7 +105,7 @@ def chi_square_penalty(x: Numbers, strength: Any) -> tuple[Any, Numbers, Any, An
 
 
 def cressie_read_ball(x: Numbers, order: Any, radius: Any) -> tuple[Any, Numbers, Any, Any]:
-    """Find theta of the dual form by bisection of the logarithm of its distance to the maximum."""
+    """Find theta of the dual form by bisection of the logarithm of the distance from theta to the maximum."""
     k, n, width = order, len(x), max(x) - min(x)
     if width == 0 or radius >= ((mp.mpf(n) / x.count(max(x))) ** (k - 1) - 1) / (k * (k - 1)):
         return saturated(x)
@@ -126,7 +127,7 @@ def cressie_read_ball(x: Numbers, order: Any, radius: Any) -> tuple[Any, Numbers
 
 
 def saturated(x: Numbers) -> tuple[Any, Numbers, Any, Any]:
-    """Share the weight among the maxima."""
+    """Divide the weight equally among the largest losses."""
     largest = max(x)
     return largest, [mp.mpf(value == largest) / x.count(largest) for value in x], largest, mp.mpf(0)
 
@@ -158,16 +159,16 @@ def extreme_losses(rng: np.random.Generator) -> np.ndarray:
 
 
 def risks(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return one extreme for each set."""
+    """Return one problem with its answer for each ambiguity set."""
     losses = extreme_losses(rng)
-    found = []
+    problems = []
     for name, (solve, parameters) in SETS.items():
         answers = [
             solve([mp.mpf(value) for value in row], **{key: mp.mpf(value) for key, value in parameters.items()})
             for row in losses.tolist()
         ]
         risk, weights, nu, s = zip(*answers, strict=True)
-        found.append(
+        problems.append(
             {
                 "function": "worst_case",
                 "name": f"{name}: extreme",
@@ -178,7 +179,7 @@ def risks(rng: np.random.Generator) -> list[dict[str, Any]]:
                 "expected": {"risk": nearest(risk), "weights": nearest(weights), "dual": [nearest(nu), nearest(s)]},
             }
         )
-    return found
+    return problems
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,23 +193,23 @@ def matrix(values: np.ndarray) -> Any:
 
 
 def averaged(log_u: float, g: Any, gamma: Any) -> Any:
-    """Return the new u; mpmath's exponents have no bounds, so the linear domain is wide enough."""
+    """Return the new u itself, not its logarithm: the exponents of mpmath's numbers are unbounded."""
     return g if log_u == NEVER else (1 - gamma) * mp.exp(mp.mpf(log_u)) + gamma * g
 
 
 def anchors(D: list[dict[int, Any]], states: Sequence[float], t: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Work out every anchor from its exponents: loss, surrogate, weights, slope in the temperature, state."""
+    """Compute loss, surrogate, weights, temperature gradient and state of every anchor from its exponents D."""
     gamma, eps, radius = (
         mp.mpf(options.get(name, default)) for name, default in (("gamma", 1), ("eps", 0), ("radius", 0))
     )
-    found = []
+    results = []
     for exponents, log_u in zip(D, states, strict=True):
         g = mean([mp.exp(value) for value in exponents.values()])
         u = averaged(log_u, g, gamma)
         level = mp.log(eps + u) + radius
         weights = {j: mp.exp(value) / (eps + u) / len(exponents) for j, value in exponents.items()}
         pull = mp.fsum(weights[j] * value for j, value in exponents.items())
-        found.append(
+        results.append(
             {
                 "loss": t * level,
                 "surrogate": t * level + t * g / (eps + u),
@@ -222,11 +223,11 @@ def anchors(D: list[dict[int, Any]], states: Sequence[float], t: Any, options: d
                 ),
             }
         )
-    return found
+    return results
 
 
 def step(image: np.ndarray, text: np.ndarray, states: np.ndarray, options: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate section 3's closed form: dE1 = (V E2 - c E2) / 2b, dE2 = (V^T E1 - c E1) / 2b."""
+    """Evaluate the closed form of the gradients: dE1 = (V E2 - c E2) / 2b, dE2 = (V^T E1 - c E1) / 2b."""
     b, t = len(image), mp.mpf(options["temperature"])
     E1, E2 = matrix(image), matrix(text)
     Z = E1 * E2.T
@@ -245,20 +246,20 @@ def step(image: np.ndarray, text: np.ndarray, states: np.ndarray, options: dict[
 
 
 def unimodal(view1: np.ndarray, view2: np.ndarray, states: np.ndarray, options: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate section 3's form for two views as one table of 2b rows: dL/dA_ak, then both ends of every product."""
+    """Evaluate the step of two views as one table of 2b rows: dL/dA_ak, then the gradients in both factors of A_ak."""
     b, t = len(view1), mp.mpf(options["temperature"])
     Z = matrix(np.concatenate([view1, view2]))
     A = Z * Z.T
     partner = [(a + b) % (2 * b) for a in range(2 * b)]
     D = [{k: (A[a, k] - A[a, partner[a]]) / t for k in range(2 * b) if k % b != a % b} for a in range(2 * b)]
-    found = anchors(D, [*states[0], *states[1]], t, options)
+    results = anchors(D, [*states[0], *states[1]], t, options)
     slopes = mp.matrix(2 * b, 2 * b)
     for a in range(2 * b):
-        for k, weight in found[a]["weights"].items():
+        for k, weight in results[a]["weights"].items():
             slopes[a, k] += weight
             slopes[a, partner[a]] -= weight
     gradient = (slopes * Z + slopes.T * Z) / (2 * b)
-    return answer(found[:b], found[b:], gradient[:b, :], gradient[b:, :], ("view1", "view2"), options)
+    return answer(results[:b], results[b:], gradient[:b, :], gradient[b:, :], ("view1", "view2"), options)
 
 
 def answer(
@@ -269,13 +270,13 @@ def answer(
     sides: tuple[str, str],
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """Put a step's fields together, and what their errors are measured against."""
+    """Return the fields of a step's answer, and the sizes that their errors are divided by."""
     b, everybody, t = len(first), first + second, options["temperature"]
     total = {name: mp.fsum(anchor[name] for anchor in everybody) / (2 * b) for name in ("loss", "surrogate", "slope")}
     states = [nearest([anchor["state"] for anchor in side]) for side in (first, second)]
     weights = [
-        mp.fsum(one["weights"].values()) + mp.fsum(other["weights"].values())
-        for one, other in zip(first, second, strict=True)
+        mp.fsum(left["weights"].values()) + mp.fsum(right["weights"].values())
+        for left, right in zip(first, second, strict=True)
     ]
     pull = nearest(max(weights) / (2 * b))
     expected = {
@@ -293,21 +294,21 @@ def answer(
         f"{sides[0]}_gradient": pull,
         f"{sides[1]}_gradient": pull,
         "temperature_gradient": nearest(max(anchor["size"] for anchor in everybody)),
-        **{f"log_inner_{side}": [max(1.0, abs(one)) for one in states[i]] for i, side in enumerate(sides)},
+        **{f"log_inner_{side}": [max(1.0, abs(state)) for state in states[i]] for i, side in enumerate(sides)},
     }
     return {"expected": expected, "scales": scales}
 
 
 def features(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return unit rows in float32; pair 0 is opposite, and its image lies on text 1: a gap of 2."""
-    both = rng.normal(size=(2, BATCH, WIDTH))
-    image, text = both / np.linalg.norm(both, axis=2, keepdims=True)
+    """Return unit rows in float32. Text 0 is opposite to image 0, and text 1 equals image 0: a difference of 2."""
+    rows = rng.normal(size=(2, BATCH, WIDTH))
+    image, text = rows / np.linalg.norm(rows, axis=2, keepdims=True)
     text[0], text[1] = -image[0], image[0]
     return single(image), single(text)
 
 
 def steps(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return the steps that leave the linear domain."""
+    """Return the steps in which exponentials leave the range of float64."""
     fresh = np.full((2, BATCH), NEVER)
     far = single([[1e4, -1e4, NEVER, 50.0, -1e4], [-1e4, 1e4, -1e4, NEVER, 1e4]])
     problems: list[tuple[str, str, np.ndarray, dict[str, Any]]] = [
@@ -318,11 +319,11 @@ def steps(rng: np.random.Generator) -> list[dict[str, Any]]:
         ("log_inner 1e4 and eps", "The same above a floor.", far,
          {"temperature": 0.5, "gamma": 0.25, "eps": 0.125, "radius": 0.5}),
     ]  # fmt: skip
-    found = []
+    answered = []
     for name, sentence, states, options in problems:
         for function, evaluate in (("contrastive_step", step), ("unimodal_contrastive_step", unimodal)):
             first, second = features(rng)
-            found.append(
+            answered.append(
                 {
                     "function": function,
                     "name": name,
@@ -333,7 +334,7 @@ def steps(rng: np.random.Generator) -> list[dict[str, Any]]:
                     **evaluate(first, second, states, options),
                 }
             )
-    return found
+    return answered
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -342,19 +343,19 @@ def steps(rng: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def averages(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return moving averages far outside the linear domain."""
-    found = []
+    """Return moving averages in which exponentials leave the range of float64."""
+    problems = []
     for name, sentence, state, options in (
         ("temperature 1e-4", "Temperature 1e-4: exponents up to 1e4.", NEVER, {"temperature": COLD, "gamma": 0.25}),
         ("log_inner 1e4", "A state of 1e4.", 1e4, {"temperature": 0.5, "gamma": 0.25}),
         ("log_inner -1e4", "A state of -1e4 and losses below it.", -1e4, {"temperature": 0.5, "gamma": 0.25}),
     ):
-        shift = -5002.0 if state == -1e4 else 0.0  # exponents around the state
+        shift = -5002.0 if state == -1e4 else 0.0  # shifts the exponents to about the state
         loss, reference = single(rng.normal(size=SAMPLES) + shift), single(rng.normal(size=SAMPLES))
         tau = mp.mpf(options["temperature"])
         exponents = [(mp.mpf(a) - mp.mpf(r)) / tau for a, r in zip(loss.tolist(), reference.tolist(), strict=True)]
         u = averaged(state, mean([mp.exp(value) for value in exponents]), mp.mpf(options["gamma"]))
-        found.append(
+        problems.append(
             {
                 "function": "moving_average_kl",
                 "name": name,
@@ -369,11 +370,11 @@ def averages(rng: np.random.Generator) -> list[dict[str, Any]]:
                 },
             }
         )
-    return found
+    return problems
 
 
 def selections(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return JEST, its top-k variant, on logits whose exponentials overflow."""
+    """Return a problem of JEST's top-k variant with logits whose exponentials overflow."""
     learner, reference = (single(3e3 * rng.normal(size=(SAMPLES, SAMPLES))) for _ in range(2))
     k, sizes = 5, (3, 2)
     chosen: list[int] = []
@@ -407,21 +408,21 @@ def selections(rng: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def array(values: np.ndarray) -> dict[str, Any]:
-    """Return an array as JSON."""
+    """Return an array in the JSON form of the file."""
     return {"array": plain(values.tolist())}
 
 
 def plain(value: Any) -> Any:
-    """Return numbers that JSON has; the others become strings."""
+    """Return finite numbers unchanged and all others, which JSON does not have, as strings."""
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [plain(entry) for entry in value]
     return value if np.isfinite(value) else str(value)
 
 
 def nearest(value: Any) -> Any:
-    """Round to float64, lists too."""
+    """Round a number, or all numbers of a nested list, to float64."""
     if isinstance(value, (list, tuple)):
-        return [nearest(one) for one in value]
+        return [nearest(entry) for entry in value]
     return float(value)
 
 
@@ -435,7 +436,7 @@ def build() -> str:
 
 
 def main() -> int:
-    """Write the file, or compare it."""
+    """Write the file or, with --check, compare the file with the computed numbers."""
     content = build()
     if "--check" in sys.argv[1:]:
         return int(FILE.read_text() != content)

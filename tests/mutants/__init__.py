@@ -1,1 +1,1 @@
-"""Mutants of the core: mistakes of the formula written by hand, and mutmut's mutants by the thousand."""
+"""Mutants of the core: a list of mistakes of the formula, and the thousands of mutants that mutmut makes."""

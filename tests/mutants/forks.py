@@ -1,7 +1,7 @@
-"""Run tests against many mutants: pytest collects once, then a fork per mutant exchanges code and runs the tests.
+"""Run tests against many mutants: pytest collects the tests once; then a fork per mutant changes code and runs tests.
 
-A mutant that dies early costs milliseconds, and no file is ever written. A fork stops at the first test that fails and
-reports the test and the exception, so that a wrong number can be told from a crash.
+A mutant that an early test detects takes milliseconds, and no file is written. A fork stops at the first test that
+fails and reports the test and the exception, so that a wrong number can be distinguished from a crash.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from typing import Any
 from mutants.suites import CHOOSE, ROOT
 
 TEST_SECONDS = 10
-"""CPU time limit of one test in a fork: a test that takes longer does not end. The slowest test takes three seconds."""
+"""CPU time limit of one test in a fork, in seconds: a test that takes longer counts as endless.
+
+Without a mutant the slowest test takes three seconds.
+"""
 
 MEMORY = 4 * 2**30
 """Memory limit of a fork: a mutant may ask for any amount."""
@@ -33,12 +36,12 @@ MEMORY = 4 * 2**30
 SURVIVED, KILLED, ENDLESS = "survived", "killed", "endless"
 
 WRONG_NUMBERS = ("AssertionError", "RuntimeWarning", "FloatingPointError")
-"""Exceptions of tests that saw a wrong number; warnings are errors in the tests. Any other exception is a crash."""
+"""Exceptions that mean a wrong number (warnings are errors in the tests). Any other exception is a crash."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """The source of one module with a mistake in it, and the tests that meet it: starts of pytest's ids, or all."""
+    """The source of one module with a mistake in it, and the starts of the ids of the tests to run; empty means all."""
 
     name: str
     module: str
@@ -48,7 +51,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Result:
-    """What happened to one change: ``SURVIVED``, ``KILLED`` or ``ENDLESS``, by which test, with which exceptions."""
+    """The result of one change: ``SURVIVED``, ``KILLED`` or ``ENDLESS``, the test that failed, and its exceptions."""
 
     change: Change
     fate: str
@@ -63,12 +66,12 @@ class Result:
 
 
 def run(changes: Sequence[Change], files: Sequence[str], *, choose: str = CHOOSE, quiet: bool = False) -> list[Result]:
-    """Collect the test files once and meet every change with the tests; call it in a process of its own.
+    """Collect the test files once and run the tests against every change. The caller needs a process for this alone.
 
     Raises
     ------
     SystemExit
-        If the tests are not green before any change.
+        If a test fails without any change.
     """
     import pytest
 
@@ -87,8 +90,8 @@ def run(changes: Sequence[Change], files: Sequence[str], *, choose: str = CHOOSE
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a process that calls `run`: NumPy, one thread, no plugins of the outer pytest."""
-    # The outer pytest's plugins and options must not reach the inner one.
+    """Return the environment of a process that calls `run`: NumPy, one thread, no plugins of the calling pytest."""
+    # Plugins and options of the calling pytest must not affect the pytest that runs the mutants.
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -105,7 +108,7 @@ def environment() -> dict[str, str]:
 
 
 class Plugin:
-    """A plugin of pytest that runs all changes in the place of pytest's own loop."""
+    """A plugin of pytest that replaces pytest's loop over the tests by a loop over all changes."""
 
     def __init__(self, changes: Sequence[Change], *, quiet: bool = False) -> None:
         self.changes, self.quiet = changes, quiet
@@ -114,24 +117,24 @@ class Plugin:
         self._pipe = -1
 
     def pytest_runtestloop(self, session: Any) -> bool | None:
-        """Fork for every change; in the fork, go on with pytest's own loop."""
+        """Fork for every change; the fork returns None, so that pytest's own loop runs the tests in it."""
         for change in self.changes:
             importlib.import_module(change.module)
         # Garbage collection in a fork would copy the pages of all objects.
         gc.collect()
         gc.freeze()
-        # The first round changes nothing: its tests must be green, and it proves that a survivor would be seen.
+        # The first round has no change, and all its tests must pass: later failures are then caused by the changes.
         kills: Counter[str] = Counter()
         items, begin = list(session.items), time.monotonic()
         for number, change in enumerate([None, *self.changes]):
-            session.items[:] = [item for item in items if change is None or _meets(item.nodeid, change.tests)]
-            if change is None and all(one.tests for one in self.changes):
-                session.items[:] = [i for i in items if any(_meets(i.nodeid, one.tests) for one in self.changes)]
-            # Tests that have killed most come first.
+            session.items[:] = [item for item in items if change is None or _starts(item.nodeid, change.tests)]
+            if change is None and all(known.tests for known in self.changes):
+                session.items[:] = [i for i in items if any(_starts(i.nodeid, known.tests) for known in self.changes)]
+            # Tests that have killed the most mutants come first.
             session.items.sort(key=lambda item: -kills[item.nodeid])
             if change is not None and not session.items:
                 raise LookupError(f"{change.name}: no test has an id that starts with {change.tests}")
-            # The fork reports the failed test through a pipe; a closed pipe without a report means green or killed.
+            # The fork reports a failed test through a pipe. No report means that all tests passed or a limit was hit.
             reader, writer = os.pipe()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # libraries have started threads; the chosen tests do not use them
@@ -143,21 +146,21 @@ class Plugin:
                 return None
             os.close(writer)
             with os.fdopen(reader) as pipe:
-                said = json.loads(pipe.read().strip() or "{}")
+                report = json.loads(pipe.read().strip() or "{}")
             _, status, used = os.wait4(child, 0)
             code, seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
             if change is None:
-                self.baseline, self.red = code, said.get("test", "")
+                self.baseline, self.red = code, report.get("test", "")
                 self._say(f"{len(session.items)} tests, unchanged: exit code {code}, {seconds:.1f} s of CPU time")
                 if code:
                     return True
                 continue
-            # Signals come from the limits of time and memory.
+            # These signals come from the limits of time and memory.
             endless = code in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
             fate = SURVIVED if code == 0 else ENDLESS if endless else KILLED
-            killer = said.get("test", "")
+            killer = report.get("test", "")
             kills[killer] += fate == KILLED
-            self.results.append(Result(change, fate, killer, tuple(said.get("errors", ())), seconds))
+            self.results.append(Result(change, fate, killer, tuple(report.get("errors", ())), seconds))
             if fate == SURVIVED:
                 self._say(f"  survives: {change.name}")
             if number % 50 == 0 or number == len(self.changes):
@@ -170,8 +173,8 @@ class Plugin:
             print(text, flush=True)
 
     def _enter(self, writer: int, change: Change | None) -> None:
-        """Become the fork: without output, with limits, and changed."""
-        # The fork is silent, and limited, before any changed code runs.
+        """Prepare the fork: suppress its output, set its limits, and change the module."""
+        # Output is suppressed and limits are set before any changed code runs.
         self._pipe = writer
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -185,33 +188,33 @@ class Plugin:
                 self._leave("import", error)
 
     def pytest_runtest_setup(self) -> None:
-        """Limit every test; the signal of the timer kills the fork."""
+        """Limit the CPU time of every test; the timer's signal kills the fork."""
         if self._pipe >= 0:
             signal.setitimer(signal.ITIMER_PROF, TEST_SECONDS)
 
     def pytest_exception_interact(self, node: Any, call: Any) -> None:
-        """Report the first failure, and leave."""
+        """Report the first failure and end the fork."""
         if self._pipe >= 0:
             self._leave(node.nodeid, call.excinfo.value)
 
     def _leave(self, test: str, error: BaseException) -> None:
-        # os._exit skips pytest's own end, which would print a summary per mutant.
+        # os._exit skips the end of pytest's session, which would print a summary per mutant.
         errors = sorted({type(leaf).__name__ for leaf in _leaves(error)})
         os.write(self._pipe, json.dumps({"test": test, "errors": errors}).encode())
         os._exit(1)
 
     def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
-        """Leave a fork whose tests are green."""
+        """End a fork in which all tests passed."""
         if self._pipe >= 0:
             os._exit(int(exitstatus))
 
 
-def _meets(test: str, starts: tuple[str, ...]) -> bool:
+def _starts(test: str, starts: tuple[str, ...]) -> bool:
     return not starts or test.startswith(starts)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Return the exceptions of a group; Hypothesis raises one if an example fails in several ways."""
+    """Return the exceptions of a group, or the single exception; Hypothesis raises a group for several failures."""
     if isinstance(error, BaseExceptionGroup):
         for part in error.exceptions:
             yield from _leaves(part)
@@ -220,14 +223,14 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def exchange(old: types.ModuleType, source: str) -> None:
-    """Give a module's functions the code of another source, in place, so that all importers have it.
+    """Replace the code of a module's functions by the code of another source, so that all importers use the new code.
 
-    Numbers at the top of the module are exchanged as well. Decorated functions are reached through ``__wrapped__``.
+    Numbers at the top level of the module are replaced, too. Decorated functions are found through ``__wrapped__``.
     """
-    # The changed source runs in a module of its own; then code objects move into the functions that exist.
+    # The changed source runs in a new module; then its code objects are assigned to the existing functions.
     new = types.ModuleType(old.__name__)
     new.__file__, new.__package__ = old.__file__, old.__package__
-    sys.modules[old.__name__] = new  # dataclasses look their module up
+    sys.modules[old.__name__] = new  # dataclasses look up their module
     try:
         exec(compile(source, str(old.__file__), "exec"), new.__dict__)
     finally:
@@ -237,18 +240,18 @@ def exchange(old: types.ModuleType, source: str) -> None:
 
 def _exchange_members(old: Any, new: Any, owner: Any, name: str) -> None:
     for key, value in list(new.items()):
-        mine = old.get(key)
+        member = old.get(key)
         if isinstance(value, property):
-            value, mine = value.fget, getattr(mine, "fget", None)
+            value, member = value.fget, getattr(member, "fget", None)
         if isinstance(value, staticmethod | classmethod):
-            value, mine = value.__func__, getattr(mine, "__func__", None)
+            value, member = value.__func__, getattr(member, "__func__", None)
         # A decorated function keeps the decorator of the original and gets the changed code.
-        value, mine = getattr(value, "__wrapped__", value), getattr(mine, "__wrapped__", mine)
-        if isinstance(value, types.FunctionType) and isinstance(mine, types.FunctionType):
-            if value.__module__ == name and value.__code__.co_filename == mine.__code__.co_filename:
-                mine.__code__ = value.__code__
-                mine.__defaults__, mine.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
-        elif isinstance(value, type) and isinstance(mine, type) and value.__module__ == name:
-            _exchange_members(vars(mine), vars(value), mine, name)
-        elif isinstance(value, int | float) and isinstance(mine, int | float) and value != mine:
+        value, member = getattr(value, "__wrapped__", value), getattr(member, "__wrapped__", member)
+        if isinstance(value, types.FunctionType) and isinstance(member, types.FunctionType):
+            if value.__module__ == name and value.__code__.co_filename == member.__code__.co_filename:
+                member.__code__ = value.__code__
+                member.__defaults__, member.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
+        elif isinstance(value, type) and isinstance(member, type) and value.__module__ == name:
+            _exchange_members(vars(member), vars(value), member, name)
+        elif isinstance(value, int | float) and isinstance(member, int | float) and value != member:
             setattr(owner, key, value)

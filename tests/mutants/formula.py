@@ -1,6 +1,6 @@
-"""Mistakes of the formula: each is a wrong number that the tests it names must see.
+"""Mistakes of the formula: each mistake makes a number wrong, and the tests that it names must fail.
 
-`syntax.py` describes the patterns: names with two leading underscores match any expression.
+The pieces of code are patterns: a name with two leading underscores matches any expression, see `syntax.py`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 
 class Mistake(NamedTuple):
-    """One mistake: a piece of one function of the core, what stands there instead, and the tests that see it."""
+    """One mistake: a piece of a function of the core (`find`), its replacement (`put`), and tests that must fail."""
 
     module: str
-    """Below ``drrho_core``."""
+    """The module's name below ``drrho_core``."""
     inside: str
     find: str
     put: str
     mistake: str
     tests: str
-    """Start of pytest's ids below ``tests/core``, of a file or of a single test."""
+    """The start of the ids of these tests below ``tests/core``: a file's name or the id of a single test."""
 
 
 NUMERICS = (
@@ -61,7 +61,7 @@ NUMERICS = (
     Mistake(
         "numerics", "log_share_of_new",
         "xp.where(__unseen, __zero, log_old - log_new)", "xp.where(__unseen, __zero, log_new - log_old)",
-        "u / g for g / u in the sum of an anchor's weights", "test_numerics.py",
+        "u / g instead of g / u in the sum of an anchor's weights", "test_numerics.py",
     ),
 )  # fmt: skip
 
@@ -74,12 +74,12 @@ RISKS = (
     Mistake(
         "ambiguity.sorted", "solve_cvar",
         "xp.where(beyond > 0, nearest, nearest - 1)", "nearest - 1",
-        "CVaR: floor(k) for ceil(k) at the boundary sample", "test_ambiguity_answers.py",
+        "CVaR: floor(k) instead of ceil(k) at the boundary sample", "test_ambiguity_answers.py",
     ),
     Mistake(
         "ambiguity.sorted", "solve_kl_penalty",
         "xp.full_like(slices.top, t)", "xp.full_like(slices.top, 1 / t)",
-        "KL: the temperature for its inverse", "test_ambiguity_answers.py",
+        "KL: the inverse of the temperature", "test_ambiguity_answers.py",
     ),
     Mistake(
         "ambiguity.sorted", "solve_kl_penalty",
@@ -129,7 +129,7 @@ RISKS = (
     Mistake(
         "ambiguity.sets", "CressieReadBall.solve",
         "order * (order - 1) * self.radius", "order * order * self.radius",
-        "Cressie-Read: k k for k (k - 1)", "test_ambiguity_answers.py",
+        "Cressie-Read: k k instead of k (k - 1)", "test_ambiguity_answers.py",
     ),
     Mistake(
         "ambiguity.balls", "solve_ball",
@@ -139,7 +139,7 @@ RISKS = (
     Mistake(
         "ambiguity.searched", "solve_kl_ball",
         "s * log_mean * unit", "excess",
-        "KL ball: the risk for the dual variable nu", "test_ambiguity_answers.py",
+        "KL ball: the risk instead of the dual variable nu", "test_ambiguity_answers.py",
     ),
     Mistake(
         "ambiguity.searched", "solve_cressie_read_ball",
@@ -159,12 +159,12 @@ RISKS = (
     Mistake(
         "risk", "moving_average_kl",
         "(x - top) / tau", "(x - top) * tau",
-        "the temperature for its inverse", "test_moving_average.py",
+        "a division by the temperature becomes a product", "test_moving_average.py",
     ),
     Mistake(
         "risk", "_log_mean_exp",
         "__sum - xp.log(number)", "__sum",
-        "a sum for the mean", "test_moving_average.py",
+        "a sum instead of the mean", "test_moving_average.py",
     ),
 )  # fmt: skip
 
@@ -192,7 +192,7 @@ STATE = (
     Mistake(
         "state.gamma", "scent_gamma",
         "xp.where(x >= 0, xp.ones_like(small), small)", "xp.where(x >= 0, small, xp.ones_like(small))",
-        "SCENT: 1 - gamma for gamma", "test_estimator.py",
+        "SCENT: 1 - gamma instead of gamma", "test_estimator.py",
     ),
     Mistake(
         "state.table", "scatter_rows",
@@ -206,7 +206,7 @@ ENGINE = (
     Mistake(
         "contrastive.anchors", "update",
         "log_sum - log_count", "log_sum",
-        "a sum over the negatives for their mean", STEP,
+        "a sum over the negatives instead of their mean", STEP,
     ),
     Mistake(
         "contrastive.anchors", "update",
@@ -226,7 +226,7 @@ ENGINE = (
     Mistake(
         "contrastive.anchors", "update",
         "log_eps - log_u", "log_eps + log_u",
-        "1 + eps u for 1 + eps / u in the sum of an anchor's weights", STEP,
+        "1 + eps u instead of 1 + eps / u in the sum of an anchor's weights", STEP,
     ),
     Mistake(
         "contrastive.anchors", "evaluate",
@@ -271,7 +271,7 @@ ENGINE = (
     Mistake(
         "contrastive.tiles", "Tiles.pull.visit",
         "self.matmul(v.T, self.images[i])", "self.matmul(v, self.images[i])",
-        "V for its transpose in the gradient of the texts", STEP,
+        "V instead of its transpose in the gradient of the texts", STEP,
     ),
     Mistake(
         "contrastive.passes", "pull_back.weigh",
@@ -286,7 +286,7 @@ ENGINE = (
     Mistake(
         "contrastive.gradient", "wide_gradient",
         "pull[rows, :] -= __positive", "pull[rows, :] += __positive",
-        "the positive pushes", STEP,
+        "the positive's term has the wrong sign", STEP,
     ),
     Mistake(
         "contrastive.step", "wide_contrastive_step",
@@ -298,7 +298,7 @@ ENGINE = (
         "contrastive.step", "wide_contrastive_step",
         "update(first.log_sum_text, first.count_text, log_inner_text, options.gammas[1], options.eps, xp)",
         "update(first.log_sum_text, first.count_text, log_inner_text, options.gammas[0], options.eps, xp)",
-        "the image anchors' gamma for the text anchors", STEP,
+        "the text anchors use the image anchors' gamma", STEP,
     ),
     Mistake(
         "contrastive.two_views", "unimodal_contrastive_step",

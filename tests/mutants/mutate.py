@@ -1,22 +1,22 @@
-"""The large mutation run, outside CI: mutmut's operators on whole modules, killed by the same tests in NumPy.
+"""The large mutation run, outside CI: mutmut changes whole modules, and the tests in NumPy must detect each change.
 
-    make mutation                                                       # every mutant of the rooms below
+    make mutation                                                       # every mutant of the rooms in suites.py
     python tests/mutants/mutate.py contrastive ambiguity --sample 600 --seed 0
 
-mutmut makes the mutants, `forks.py` runs them: the tests are collected once, and each mutant costs a fork. No file is
-written but the report.
+mutmut makes the mutants, and `forks.py` runs them: the tests are collected once, and each mutant is tested in a fork of
+the process. The only file that is written is the report.
 
-Every mutant of mutmut's in a function counts, and of the numbers at a module's top. Two kinds are left out:
+All of mutmut's mutants of functions count, and those of numbers at the top level of a module. Two kinds are left out:
 
-- Mutants of messages, because tests of one module should not pin words: everything within a ``raise``, and the words of
-  the checks in `drrho_core._validate`.
-- Mutants of ``zip(strict=...)`` and ``astype(copy=...)``, which change no number: the first argument is a guard, the
-  second concerns speed.
+- Mutants of messages, because tests of numbers should not depend on words: everything within a ``raise``, and the words
+  of the checks in `drrho_core._validate`.
+- Mutants of ``zip(strict=...)`` and ``astype(copy=...)``, which change no number: the first argument is a guard against
+  mistakes, the second one affects speed.
 
 mutmut itself leaves out docstrings, annotations and decorators.
 
-Mutants that survive in NumPy meet more: slow tests (proofs with other solvers and 50 digits), and the strict namespace
-on its second device, where a lost device or dtype is an error.
+Mutants that survive in NumPy run against further tests: slow ones (proofs with other solvers and 50 digits), and the
+tests on the second device of array-api-strict, on which a lost device or dtype is an error.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Mutant:
     """Whether the mutant is a change of the mathematics, and not of a message or a guard."""
 
     def described(self) -> dict[str, Any]:
-        """Return the entry of a report."""
+        """Return the mutant's entry in a report."""
         names = ("module", "line", "inside", "before", "after")
         return {name: getattr(self, name) for name in names}
 
@@ -68,7 +68,7 @@ class Mutant:
 
 
 def mutants_of(module: str) -> list[Mutant]:
-    """Return mutmut's mutants of a module, those of messages marked."""
+    """Return mutmut's mutants of a module; mutants of messages and guards have ``counts=False``."""
     import libcst as cst
     from libcst.metadata import MetadataWrapper, PositionProvider
     from mutmut.mutation.file_mutation import MutationVisitor
@@ -76,14 +76,14 @@ def mutants_of(module: str) -> list[Mutant]:
     from mutmut.mutation.pragma_handling import IgnoredCode
 
     source = source_of(module)
-    # Positions of lines, to turn mutmut's line and column into an offset.
+    # The offsets at which lines start, to convert a line and a column into an offset.
     starts = [0]
     for text in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(text))
     mutants: list[Mutant] = []
 
     class Visitor(MutationVisitor):  # type: ignore[misc]
-        """Notes the places of the mutants, while mutmut's own visitor makes them."""
+        """Records the place of every mutant that mutmut's own visitor makes."""
 
         def __init__(self) -> None:
             super().__init__(mutation_operators, IgnoredCode(set(), set(), set()))
@@ -103,7 +103,7 @@ def mutants_of(module: str) -> list[Mutant]:
                 self._note(node, mutation.mutated_node)
 
         def _note(self, node: cst.CSTNode, new: cst.CSTNode) -> None:
-            # Numbers at the top of a module count; other code outside of functions runs at import only.
+            # Outside of functions only mutants of numbers count: all other code there runs only at import.
             functions = [n.name.value for n in self.above if isinstance(n, cst.FunctionDef | cst.ClassDef)]
             in_function = any(isinstance(n, cst.FunctionDef) for n in self.above)
             if not in_function and not isinstance(node, cst.Integer | cst.Float):
@@ -113,10 +113,10 @@ def mutants_of(module: str) -> list[Mutant]:
             place = self.get_metadata(PositionProvider, node)
             start, end = (starts[p.line - 1] + p.column for p in (place.start, place.end))
             old_text, new_text = tree.code_for_node(node), tree.code_for_node(new)
-            start -= old_text.find(source[start:end])  # parentheses and spaces that belong to the node
+            start -= old_text.find(source[start:end])  # parentheses and spaces before the position belong to the node
             end = start + len(old_text)
-            # A node whose text is not found at its position is replaced in the tree.
-            if source[start:end] != old_text:  # slow, and always right
+            # If the node's text is not at this position, the node is replaced in the tree.
+            if source[start:end] != old_text:  # slow, but always right
                 start, end, text = 0, -1, tree.deep_replace(node, new).code
             else:
                 text = new_text
@@ -135,7 +135,7 @@ def mutants_of(module: str) -> list[Mutant]:
             )
 
         def _is_message(self, node: cst.CSTNode, new: cst.CSTNode) -> bool:
-            # Words of a message: all of a raise, and strings that are given to a check.
+            # Words of a message are everything within a raise, and strings among the arguments of a check.
             if any(isinstance(n, cst.Raise) for n in self.above):
                 return True
             checks = [n for n in self.above if isinstance(n, cst.Call) and _is_check(tree.code_for_node(n.func))]
@@ -154,10 +154,10 @@ def mutants_of(module: str) -> list[Mutant]:
             guard = GUARDS.get(tree.code_for_node(call.func).rpartition(".")[2]) if call else None
             if call is None or guard is None:
                 return False
-            if call is not node:  # the value of the argument
+            if call is not node:  # a change of the argument's value
                 inner = [n for n in self.above if isinstance(n, cst.Arg)]
                 return bool(inner) and inner[-1].keyword is not None and inner[-1].keyword.value == guard
-            # The argument itself, dropped or replaced by None.
+            # A change of the call, in which the argument is dropped or replaced by None.
             kept = {tree.code_for_node(arg).strip(" ,") for arg in new.args} if isinstance(new, cst.Call) else set()
             lost = [arg for arg in call.args if tree.code_for_node(arg).strip(" ,") not in kept]
             return len(lost) == 1 and lost[0].keyword is not None and lost[0].keyword.value == guard
@@ -169,10 +169,10 @@ def mutants_of(module: str) -> list[Mutant]:
 
 
 GUARDS = {"zip": "strict", "astype": "copy"}
-"""Keyword arguments that change no number: a guard against mistakes, and a matter of speed."""
+"""Keyword arguments that change no number: `strict` is a guard against mistakes, `copy` affects speed."""
 
 CHECKS = ("_validate.", "call.", "Rule", "check_", "_store_checked")
-"""Starts of the calls whose strings are words of a message."""
+"""How the names of checks start: strings among the arguments of these calls are words of a message."""
 
 
 def _is_check(function: str) -> bool:
@@ -180,17 +180,18 @@ def _is_check(function: str) -> bool:
 
 
 def chosen(options: argparse.Namespace) -> tuple[list[Mutant], int]:
-    """Return the mutants to run, in order of room and line, and the number of those that are left out."""
-    # All mutants in a fixed order, so that a seed draws the same sample from the same code.
+    """Return the mutants to run, in the order of rooms and lines, and the number of mutants that are left out."""
+    # The order of all mutants is fixed, so that a seed draws the same sample from the same code.
     every = [mutant for room in options.rooms for module in modules_of(room) for mutant in mutants_of(module)]
     every = [mutant for mutant in every if options.only in f"{mutant.module}.{mutant.inside}"]
     if options.again:
         left = json.loads(options.again.read_text(encoding="utf-8"))["survivors"]
-        known = {tuple(entry[name] for name in ("module", "inside", "before", "after")) for entry in left}  # lines move
+        # Lines are not compared, because they change if the code is edited.
+        known = {tuple(entry[name] for name in ("module", "inside", "before", "after")) for entry in left}
         every = [mutant for mutant in every if (mutant.module, mutant.inside, mutant.before, mutant.after) in known]
     counted = [mutant for mutant in every if mutant.counts]
     left_out = len(every) - len(counted)
-    # The sample is drawn before it is shared out, so that shares of one seed add up to the sample.
+    # The sample is drawn before it is divided into shares, so that all shares together are the sample.
     if options.sample is not None and options.sample < len(counted):
         picked = sorted(random.Random(options.seed).sample(range(len(counted)), options.sample))
         counted = [counted[index] for index in picked]
@@ -202,18 +203,18 @@ def main() -> None:
     """Parse the arguments, run the mutants of each room in a process of its own, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rooms", nargs="+", metavar="room", choices=list(SUITES), help=", ".join(SUITES))
-    parser.add_argument("--sample", type=int, help="run this many mutants, drawn from all rooms together")
+    parser.add_argument("--sample", type=int, help="number of mutants to run, drawn from all rooms together")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    parser.add_argument("--only", default="", help="mutants in modules or functions whose name contains this")
-    parser.add_argument("--share", default="1/1", help="2/3: of three processes the second")
-    parser.add_argument("--with", dest="files", action="append", default=[], metavar="FILE", help="more tests")
-    parser.add_argument("--choose", default="", help="added to pytest's -k, such as ' and not facts'")
-    parser.add_argument("--spaces", default="numpy", help="array libraries, as DRRHO_SPACES")
+    parser.add_argument("--only", default="", help="run only mutants in modules or functions whose name contains this")
+    parser.add_argument("--share", default="1/1", help="share of the mutants to run; 2/3 is the second of three shares")
+    parser.add_argument("--with", dest="files", action="append", default=[], metavar="FILE", help="add a test file")
+    parser.add_argument("--choose", default="", help="text added to pytest's -k, such as ' and not facts'")
+    parser.add_argument("--spaces", default="numpy", help="array libraries, in the format of DRRHO_SPACES")
     parser.add_argument("--then", default="numpy,strict-device1", help="array libraries for the survivors; empty: none")
-    parser.add_argument("--jobs", type=int, default=1, help="rooms that run at the same time")
-    parser.add_argument("--later", action="store_true", help="add the slow tests that survivors meet")
-    parser.add_argument("--again", type=Path, help="only the survivors of this report")
-    parser.add_argument("--out", type=Path, default=Path("build/mutation.json"), help="the report, JSON")
+    parser.add_argument("--jobs", type=int, default=1, help="number of rooms that run at the same time")
+    parser.add_argument("--later", action="store_true", help="add the slow tests of the second pass")
+    parser.add_argument("--again", type=Path, help="run only the survivors of this report")
+    parser.add_argument("--out", type=Path, default=Path("build/mutation.json"), help="the report, a JSON file")
     parser.add_argument("--inner", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +242,7 @@ def main() -> None:
 
 
 def _both_passes(options: argparse.Namespace, room: str) -> dict[str, Any]:
-    """Run one room in NumPy, and the survivors in the namespaces of the second pass with the slow tests, too."""
+    """Run one room in NumPy; then run the survivors once more, with slow tests and further array libraries."""
     report = _in_a_process(options, room, options.spaces)
     if options.then and report["survivors"]:
         _again(options, report)
@@ -280,13 +281,13 @@ def _print_score(name: str, report: dict[str, Any]) -> None:
 
 
 def _run_room(options: argparse.Namespace) -> None:
-    """Run the mutants of one room and write what became of them."""
-    # A process of its own for each room and pass: libraries that are loaded once stay loaded in every fork.
+    """Run the mutants of one room and write the results."""
+    # Each room and pass has its own process, because every fork contains all libraries that were ever loaded.
     room, (mutants, left_out) = options.inner, chosen(options)
     modules = modules_of(room)
     mutants = [mutant for mutant in mutants if mutant.module in modules]
     originals = {module: source_of(module) for module in modules}
-    # The survivors' lines are printed as they are found, so the name of a change is the whole description.
+    # The names of survivors are printed during the run, so the name of a change describes it completely.
     changes = [
         Change(
             f"{mutant.module}:{mutant.line} {mutant.inside}: {mutant.before}  ->  {mutant.after}",

@@ -1,4 +1,4 @@
-"""Meet the mistakes of the formula with their tests: ``python tests/mutants/run_formula.py risks report.json``."""
+"""Run each mistake of the formula against its tests: ``python tests/mutants/run_formula.py risks report.json``."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ TESTS = "tests/core"
 
 
 def main(group: str, report: str) -> None:
-    """Run one group and write what became of every mistake."""
+    """Run one group and write the result of every mistake to the report."""
     mistakes = GROUPS[group]
-    # Patterns are matched before any test runs: a mistake that is out of date ends the run with its message.
+    # Patterns are matched before any test runs: if a mistake no longer fits the code, the run ends with a message.
     changes = [
         Change(
-            name=one.mistake,
-            module=f"{PACKAGE}.{one.module}",
-            source=mutated(source_of(one.module), inside=one.inside, find=one.find, put=one.put),
-            tests=(f"{TESTS}/{one.tests}",),
+            name=entry.mistake,
+            module=f"{PACKAGE}.{entry.module}",
+            source=mutated(source_of(entry.module), inside=entry.inside, find=entry.find, put=entry.put),
+            tests=(f"{TESTS}/{entry.tests}",),
         )
-        for one in mistakes
+        for entry in mistakes
     ]
-    names = [one.tests.partition("::")[0] for one in mistakes]
+    names = [entry.tests.partition("::")[0] for entry in mistakes]
     files = sorted(
         {path for name in names for path in (ROOT / TESTS).glob(name if name.endswith(".py") else f"{name}*.py")}
     )
     results = run(changes, [str(path.relative_to(ROOT)) for path in files])
-    # One entry per mistake, in the order of the list.
-    found = [
+    # The report has one row per mistake, in the order of the list.
+    rows = [
         {
-            "mistake": f"{one.module}: {one.mistake}",
+            "mistake": f"{entry.module}: {entry.mistake}",
             "fate": result.fate,
             "killer": result.killer,
             "errors": result.errors,
             "wrong_number": result.wrong_number,
             "seconds": round(result.seconds, 2),
         }
-        for one, result in zip(mistakes, results, strict=True)
+        for entry, result in zip(mistakes, results, strict=True)
     ]
-    Path(report).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    Path(report).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which tests meet a mutant: the files of each room, in NumPy alone."""
+"""The test files that run against the mutants of each room (a module or a package of the core), in NumPy alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "drrho_core"
 
-# Tests of compilers and of other libraries cannot see more of a wrong number than NumPy's, and they are slow.
+# Tests of compilers and of other libraries are left out: they are slow and detect no more wrong numbers than NumPy's.
 CHOOSE = "not (torch or jax or jit or compile or tracing or unrolled or librarys_own_loop or b_by_b)"
 
 SUITES: dict[str, tuple[str, ...]] = {
@@ -31,23 +31,23 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 """The rooms of `mutate.py`: modules or packages of the core, with the patterns of their test files in tests/core.
 
-Files that kill many mutants stand first: a mutant ends with the first test that fails.
+A test that fails kills a mutant and ends its run, so files that kill many mutants come first.
 """
 
 LATER: dict[str, tuple[str, ...]] = {
     "contrastive": ("test_facts.py", "test_extreme_values.py"),
     "ambiguity": ("test_extreme_values.py", "test_ambiguity_proof.py"),
 }
-"""Files that only the survivors of the first pass meet: their tests take longer than all others together."""
+"""Files that run only against mutants that survive the first pass, because these tests take longer than all others."""
 
 
 def files(room: str, *, later: bool = False) -> list[str]:
-    """Return the test files of a room, each once, with those of the second pass or without them.
+    """Return the test files of a room, each once; if ``later`` is true, the files of the second pass are included.
 
     Raises
     ------
     LookupError
-        If the room has no test file: the table above is out of date.
+        If no test file matches the room's patterns, so that the table above is out of date.
     """
     folder = ROOT / "tests" / "core"
     paths = [path for pattern in SUITES[room] for path in sorted(folder.glob(pattern))]

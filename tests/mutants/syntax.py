@@ -1,8 +1,9 @@
-"""Find an expression or a statement in the syntax tree of a module, and put a mistake in its place.
+"""Find an expression or a statement in the syntax tree of a module, and replace it by a mistake.
 
 A pattern is a piece of Python. Formatting, comments and lines do not matter, because trees are compared. A name that
-starts with two underscores is a blank: it matches any expression, the same expression everywhere in the pattern, and
-the replacement may use it. ``xp.max(__x, axis=__a)`` finds the maximum of any array.
+starts with two underscores is a blank: it matches any expression. If a blank occurs twice in a pattern, both places
+must hold the same expression. The replacement may use the blanks. ``xp.max(__x, axis=__a)`` finds the maximum of any
+array.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ def mutated(source: str, *, inside: str, find: str, put: str) -> str:
     Raises
     ------
     LookupError
-        If there is no such function, or not exactly one such piece in it: then the mutant is out of date.
+        If there is no such function, or if it does not contain the piece exactly once: then the mutant is out of date.
     """
     tree = ast.parse(source)
     scope = _scope(tree, inside)
-    # All places are searched, because a second match would make the mistake ambiguous.
+    # The whole function is searched, because the mistake is ambiguous if there is a second match.
     pattern, replacement = _piece(find), _piece(put)
     matches = [(node, blanks) for node in _nodes(scope) if (blanks := _match(pattern, node)) is not None]
     if len(matches) != 1:
@@ -44,15 +45,15 @@ def mutated(source: str, *, inside: str, find: str, put: str) -> str:
 
 
 def _scope(tree: ast.Module, inside: str) -> Scope:
-    """Return a function or a class by qualified name; functions inside functions are named with dots, too."""
+    """Return the function or class with a qualified name, such as ``outer.inner`` for a function inside a function."""
     scope: Scope = tree
     for name in filter(None, inside.split(".")):
         below = (node for node in ast.walk(scope) if node is not scope)
         direct = [node for node in scope.body if _is_named(node, name)]
-        found = direct or [node for node in below if _is_named(node, name)]
-        if len(found) != 1:
-            raise LookupError(f"{inside} must name one function, got {len(found)} times {name}")
-        scope = found[0]  # type: ignore[assignment]
+        matches = direct or [node for node in below if _is_named(node, name)]
+        if len(matches) != 1:
+            raise LookupError(f"{inside} must name one function, got {len(matches)} times {name}")
+        scope = matches[0]  # type: ignore[assignment]
     return scope
 
 
@@ -61,13 +62,13 @@ def _is_named(node: ast.AST, name: str) -> bool:
 
 
 def _piece(text: str) -> ast.AST:
-    """Parse an expression, or a single statement."""
+    """Return the syntax tree of an expression or of a single statement."""
     (statement,) = ast.parse(text).body
     return statement.value if isinstance(statement, ast.Expr) else statement
 
 
 def _nodes(scope: Scope) -> Iterator[ast.AST]:
-    # A docstring is no code, and annotations are never evaluated.
+    # Only expressions and statements can be replaced.
     for node in ast.walk(scope):
         if isinstance(node, ast.expr | ast.stmt):
             yield node
@@ -81,7 +82,7 @@ def _match(pattern: ast.AST, node: ast.AST) -> dict[str, ast.AST] | None:
 
 def _same(pattern: object, node: object, blanks: dict[str, ast.AST]) -> bool:
     if isinstance(pattern, ast.Name) and pattern.id.startswith("__") and isinstance(node, ast.expr):
-        # A blank takes the first expression, and the same expression from then on.
+        # At its first place a blank matches any expression, at later places only the same expression.
         known = blanks.setdefault(pattern.id, node)
         return known is node or ast.dump(known) == ast.dump(node)
     if isinstance(pattern, list):
@@ -91,7 +92,7 @@ def _same(pattern: object, node: object, blanks: dict[str, ast.AST]) -> bool:
             and all(_same(*pair, blanks) for pair in zip(pattern, node, strict=True))
         )
     if isinstance(pattern, ast.AST):
-        # The context of a name (read or written) follows from the place, so it is not compared.
+        # Whether a name is read or written depends on the place, so this field is not compared.
         return type(pattern) is type(node) and all(
             _same(getattr(pattern, field), getattr(node, field), blanks)
             for field in pattern._fields
@@ -101,7 +102,7 @@ def _same(pattern: object, node: object, blanks: dict[str, ast.AST]) -> bool:
 
 
 def _filled(replacement: ast.AST, blanks: dict[str, ast.AST]) -> ast.AST:
-    """Put the expressions that the blanks stand for into the replacement."""
+    """Return the replacement with each blank replaced by its expression."""
 
     class Fill(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.AST:

@@ -1,4 +1,4 @@
-"""Mistakes of the formula turn the tests red that they name, with a wrong number and not with a crash."""
+"""Each mistake of the formula makes the tests fail that the mistake names, by a wrong number and not by a crash."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def test_mistakes_of_the_formula_are_seen_by_their_tests(group: str, tmp_path: P
     assert run.returncode == 0, run.stdout + run.stderr
     results: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))
     assert len(results) == len(GROUPS[group])
-    missed = [f"{one['mistake']}: {one['fate']} {one['errors']}" for one in results if not one["wrong_number"]]
+    missed = [f"{row['mistake']}: {row['fate']} {row['errors']}" for row in results if not row["wrong_number"]]
     assert missed == []
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[f"{m.module}-{m.mistake}" for m in MISTAKES])
 def test_a_mistake_is_found_once_in_the_syntax_tree(number: int) -> None:
-    one = MISTAKES[number]
-    text = mutated(source_of(one.module), inside=one.inside, find=one.find, put=one.put)
-    compile(text, one.module, "exec")
+    entry = MISTAKES[number]
+    text = mutated(source_of(entry.module), inside=entry.inside, find=entry.find, put=entry.put)
+    compile(text, entry.module, "exec")
 
 
 def test_mistakes_cover_the_core_and_are_different() -> None:
-    modules = Counter(one.module.partition(".")[0] for one in MISTAKES)
+    modules = Counter(entry.module.partition(".")[0] for entry in MISTAKES)
     assert {"numerics", "ambiguity", "contrastive", "losses", "risk", "selection", "state"} <= set(modules)
     assert 40 <= len(MISTAKES) <= 60
-    assert len({one[:4] for one in MISTAKES}) == len(MISTAKES)
-    for one in MISTAKES:
-        assert list((ROOT / "tests" / "core").glob(f"{one.tests.partition('::')[0]}*")), one.tests
+    assert len({entry[:4] for entry in MISTAKES}) == len(MISTAKES)
+    for entry in MISTAKES:
+        assert list((ROOT / "tests" / "core").glob(f"{entry.tests.partition('::')[0]}*")), entry.tests
 
 
 @pytest.mark.parametrize(
