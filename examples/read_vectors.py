@@ -1,8 +1,8 @@
 """Read the test vectors without our packages. The standard library of any language is enough.
 
 ``drrho vectors --out vectors`` writes inputs and right answers. This program reads these files, computes two functions
-in plain Python with lists and loops, and compares the results by the rules that the index file, vectors.json, states. (A .safetensors file consists
-of eight bytes of length, a JSON header and the numbers.)
+in plain Python with lists and loops, and compares the results by the rules that the index file, vectors.json, states.
+(A .safetensors file consists of eight bytes of length, a JSON header and the numbers.)
 
     worst_case with a KL penalty     risk = t log mean exp(x / t), weights = softmax(x / t), one slice at a time
     contrastive_step                 the new log estimates of every anchor, and the loss
@@ -11,8 +11,8 @@ A program in C, Rust or Julia does the same: read the header, find the tensors t
 function, and compare. All computations are in the log domain, so they also work for the stored extremes (temperature
 1e-4, states of +-1e4).
 
-Run ``drrho vectors --out vectors``, then ``python -I examples/read_vectors.py vectors``, which takes about a second. The exit code is 1
-if an answer differs.
+Run ``drrho vectors --out vectors``, then ``python -I examples/read_vectors.py vectors``, which takes about a
+second. The exit code is 1 if an answer differs.
 """
 
 from __future__ import annotations

@@ -104,7 +104,10 @@ class JaxBackend:
 
 
 class OptaxAdamW(AdamW):
-    """The AdamW of `drrho_clip.optimizer`, implemented with `optax.adamw`. Its state is flat, so a checkpoint fits every backend."""
+    """The AdamW of `drrho_clip.optimizer`, implemented with `optax.adamw`.
+
+    Its state is flat, so a checkpoint fits every backend.
+    """
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Any, /
