@@ -202,11 +202,12 @@ class _Run:
     def _share(
         self, peaks: tuple[Tensor, ...], factors: list[Tensor], counts: tuple[Tensor, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the factors relative to one peak for all anchors, and three numbers: 1 if usable or 0, the peak, the scale.
+        """Return the factors relative to one peak for all anchors, and a tensor of three numbers.
 
-        With one temperature, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``, in which f_i are the old and a_i
-        the returned factors. One exponential then serves rows and columns. If all peaks are close together, this
-        exponential never overflows, and for the largest weight of each anchor it does not underflow.
+        The numbers are 1 if these factors may be used and 0 otherwise, the peak, and the scale. If all temperatures are
+        equal, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``, in which f_i are the old and a_i the returned
+        factors. One exponential then serves rows and columns. If all peaks are close together, this exponential never
+        overflows, and for the largest weight of each anchor it does not underflow.
         """
         if not self.plan.shared:
             return factors, self._full(0.0, 3)

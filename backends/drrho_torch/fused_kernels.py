@@ -6,12 +6,12 @@ anchor is an image (a row of z) or a text (a column of z).
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-`sums_kernel` computes one tile of z per program (an instance of the kernel). For each row and each column of
-the tile it writes three numbers: the peak (the largest z), the total (the sum of ``exp((z - peak) / t)``) and the moment
-(the sum of ``exp((z - peak) / t) (z - peak)``). `merge_kernel` combines these numbers of all tiles, per anchor.
-`weights_kernel` computes the tile again and writes V = w + w', the weights of the pairs in both directions, into a
-buffer. Exponentials
-are computed as powers of two, which are fastest on a GPU, so the scales are log2(e) / t instead of 1 / t.
+`sums_kernel` computes one tile of z per program (an instance of the kernel). The program writes three
+numbers for each row and each column of the tile: the peak (the largest z), the total (the sum of
+``exp((z - peak) / t)``) and the moment (the sum of ``exp((z - peak) / t) (z - peak)``). `merge_kernel` combines these
+numbers of all tiles, per anchor. `weights_kernel` computes the tile again and writes V = w + w', the weights of the
+pairs in both directions, into a buffer. Exponentials are computed as powers of two, which are fastest on a GPU, so the
+scales are log2(e) / t instead of 1 / t.
 """
 
 from __future__ import annotations
