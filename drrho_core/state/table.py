@@ -335,7 +335,7 @@ def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -
         return state.at[index].set(rows)
     if index.shape[0] == 0:
         return state
-    # `place` is the position in the sorted batch where a sample would be inserted; `hit`: the batch contains the sample.
+    # `place` is the position in the sorted batch where a sample would be inserted; `hit`: whether the sample is there.
     order = xp.argsort(index)
     ordered = xp.take(index, order, axis=0)
     samples = xp.arange(state.shape[0], dtype=index.dtype, device=device_of(state))

@@ -235,7 +235,7 @@ NOT_PLAIN: dict[str, tuple[Any, Callable[[np.ndarray], Any], str]] = {
     "masked array": (numpy_namespace, lambda x: np.ma.masked_array(x, mask=False),
                      r"numpy\.ma\.MaskedArray: pass its data, with where=~mask if the function has `where`, else "),
     "matrix": (numpy_namespace, np.matrix, r"numpy\.matrix: pass it as an array \(asarray\)"),
-    "object array": (numpy_namespace, lambda x: x.astype(object), "got dtype object: pass numbers of a floating"),
+    "object array": (numpy_namespace, lambda x: x.astype(object), "dtype object: pass numbers of a floating"),
     "scipy array": (numpy_namespace, lambda x: scipy.sparse.csr_array(np.atleast_2d(x)),
                     r"scipy\.sparse.*\.csr_array: pass it as a dense array"),
     "scipy matrix": (numpy_namespace, lambda x: scipy.sparse.coo_matrix(np.atleast_2d(x)),
