@@ -1,4 +1,4 @@
-"""Find the benchmark of ``drrho bench``, which is in the repository but not in the installed package."""
+"""Import the benchmark that ``drrho bench`` runs: it is in the repository but not in the installed package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def contrastive_benchmark(folders: Sequence[Path] | None = None) -> Any:
     looked_in = [Path(__file__).resolve().parents[1], Path.cwd()] if folders is None else folders
     for folder in looked_in:
         if (folder / _NEEDED).is_file():
-            # The folder comes first, because other distributions also install packages called "benchmarks".
+            # The folder goes to the front of the path, because an installed package may also be called "benchmarks".
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
             return importlib.import_module("benchmarks.contrastive.command")

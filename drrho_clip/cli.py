@@ -1,9 +1,9 @@
 """The command ``drrho``: demo, train, evaluate, verify, vectors, bench.
 
 Each command is a dataclass: the docstring is the text of the help, the fields are the options, and `run` does the work
-and returns the exit code. The exit code is 0 after success, 1 if a check failed, and 2 after bad usage or bad input,
-which one line on standard error explains. Progress goes to standard error, tables go to standard output. The commands
-import heavy libraries only when they run, so that ``drrho --help`` is quick.
+and returns the exit code. The exit code is 0 after success, 1 if a check failed, and 2 after bad usage or bad input. In
+the last case one line on standard error explains the error. Progress goes to standard error, tables go to standard
+output. The commands import heavy libraries only when they run, so that ``drrho --help`` is quick.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _device() -> Any:
         None,
         rule=TEXT,
         shown="the library's default device",
-        help="The array library's name of the device, such as cuda:0.",
+        help="Device, by the name that the array library gives it, such as cuda:0.",
     )
 
 
@@ -35,7 +35,8 @@ def _device() -> Any:
 class Demo:
     """Show that a reference model helps: train such a model, CLIP, SogCLR and DRRho-CLIP on built-in data, in minutes.
 
-    The data are rendered scenes with captions if the array library has convolutions, and scikit-learn's digits if not.
+    The data are rendered scenes with captions if the backend has convolutions (torch, JAX), and scikit-learn's digits
+    if not.
     The command writes results.json and a self-contained report.html.
 
     For example:
@@ -52,10 +53,10 @@ class Demo:
     quick: bool = setting(
         False,
         rule=FLAG,
-        help="Train small models for a few steps, which shows that every part works, but not which method is best.",
+        help="Train small models for a few steps. This shows that every part works, but not which method is best.",
     )
     seeds: tuple[int, ...] = setting(
-        (0,), rule=at_least(0), several="+", help="Seeds; the demo makes one full comparison per seed."
+        (0,), rule=at_least(0), several="+", help="Seeds. The demo compares all methods once per seed."
     )
     resume: bool = setting(False, rule=FLAG, help="Continue an interrupted demo.")
 
@@ -117,17 +118,17 @@ class Train:
         return config, _build_backend(config.backend, self.device, config.dtype), None
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
-        """Return settings, backend and data (None if built in) of a new run; defaults suit the data and the backend."""
+        """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
         from drrho_clip.data import pair_splits
         from drrho_clip.run import refuse_existing
 
-        # Everything is checked before the data are read, which may take long.
+        # All other checks come before the data are read, because reading the data may take long.
         refuse_existing(self.out)
         if "data" not in self.settings:
             raise BadInput(f"data must be a CSV or TSV file or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
         backend = _build_backend(config.backend, self.device, config.dtype)
-        # Two defaults depend on the backend and on the size of the table.
+        # The default architecture depends on the backend, the default batch size on the size of the table.
         if "architecture" not in self.settings:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
         if config.data in BUILT_IN_DATA:
@@ -154,9 +155,11 @@ class Evaluate:
         rule=TEXT,
         metavar="FILE|NAME",
         shown="the run's own",
-        help="Another built-in data set, or another table, which is evaluated whole.",
+        help="Another built-in data set, or another table, of which all pairs are evaluated.",
     )
-    split: str = setting("test", rule=choice("test", "validation"), help="Part of the data to evaluate.")
+    split: str = setting(
+        "test", rule=choice("test", "validation"), help="Part of the data to evaluate, unless --data names a table."
+    )
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
     device: str | None = _device()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
@@ -177,7 +180,7 @@ class Evaluate:
             splits = open_splits(replace(run.config, data=name))
             dataset = splits.test if self.split == "test" else splits.validation
         else:
-            # The run was not trained on another table, so all pairs of that table are evaluated.
+            # Only the data of the run itself are split; of another table all pairs are evaluated.
             name, dataset = self.data, read_pairs(self.data)
         row = {
             "method": run.config.method,
@@ -208,7 +211,7 @@ class Verify:
         (), rule=TEXT, several="append", shown="all that are installed", help="Array library; may be repeated."
     )
     device: str | None = _device()
-    json: Path | None = setting(None, rule=PATH, help="A file to which all cases and errors are written as well.")
+    json: Path | None = setting(None, rule=PATH, help="A file to which the command also writes all cases and errors.")
 
     def run(self) -> int:
         """Check every library; return 1 if a library fails."""
@@ -298,12 +301,13 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure the contrastive step against dense autograd, CLIP's loss and the library's own matrix products.
+    """Compare the time and memory of the contrastive step (loss and gradient of one batch) with three alternatives.
 
-    Every figure is a ratio of two candidates. One process measures the candidates in turns, so that a slow change of
-    the machine's speed cancels in the ratio. With --out the command writes the figures, a page and plots. The default
-    sizes take some minutes per library. The benchmark is in the repository but not in the installed package, so run the
-    command in a clone of the repository.
+    The alternatives are the library's own automatic differentiation of the same loss, CLIP's loss, and matrix products
+    alone. Every figure is the ratio of two candidates, for example of two times. One process measures the candidates in
+    turns, so that a slow change of the machine's speed cancels in the ratio. With --out the command writes the figures,
+    a page and plots. The default sizes take some minutes per library. The benchmark is in the repository but not in the
+    installed package, so run the command in a clone of the repository.
 
     For example:
       drrho bench --backend numpy --sizes 1024 4096 --memory-sizes 4096
@@ -333,7 +337,7 @@ class Bench:
     rounds: int = setting(
         5,
         rule=at_least(1),
-        help="Smallest number of measurements of every candidate; small batch sizes are measured more often.",
+        help="Least number of measurements per candidate; small batch sizes are measured more often.",
     )
     threads: int = setting(1, rule=at_least(1), help="Number of threads of each library.")
     out: Path | None = setting(
@@ -348,7 +352,7 @@ class Bench:
     )
 
     def run(self) -> int:
-        """Measure, write and compare; return 1 if a ratio has fallen."""
+        """Measure, write and compare; return 1 if a ratio has fallen by more than 15 %."""
         from drrho_clip.bench import contrastive_benchmark
 
         # The fields have the names of the arguments of `measure_and_write`.
@@ -379,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        The words after ``drrho``; by default those that the process was started with.
+        The words after ``drrho``; by default the words with which the process was started.
     """
     try:
         command: _Command = parse(

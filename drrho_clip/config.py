@@ -19,10 +19,10 @@ from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
 
 BUILT_IN_DATA = ("scenes", "scenes:reference", "digits", "digits:reference")
-"""Names of built-in data; ``X:reference`` has the training pairs for a reference model, none of which is in ``X``."""
+"""Names of built-in data; ``X:reference`` has pairs for training a reference model, none of which is in ``X``."""
 
 TABLE = "a table"
-"""The presets' name for data that are not built in."""
+"""The key, in `Setting.presets`, of the defaults for data that are not built in."""
 
 _POSITIVE = number("> 0", lambda value: value > 0)
 _NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
@@ -30,12 +30,12 @@ _NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one run; ``drrho train --help`` explains each.
+    """Settings of one run; ``drrho train --help`` explains each setting.
 
     Raises
     ------
     BadInput
-        If a value breaks its rule, or if settings do not fit together.
+        If a value breaks the rule of the setting, or if the values of several settings contradict each other.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class TrainConfig:
         None,
         rule=TEXT,
         metavar="RUN",
-        help="Folder of the reference model's run; drrho needs it, the other methods refuse it.",
+        help="Folder of the reference model's run: required for the method drrho, refused for all other methods.",
     )
     # Random numbers, and the content of built-in data.
     seed: int = setting(0, rule=at_least(0), help="Seed of the initial parameters and of the order of the batches.")
@@ -78,7 +78,7 @@ class TrainConfig:
         256,
         rule=at_least(2),
         presets={"digits": 128},
-        help="Pairs per step. The last short batch of an epoch is dropped; a small table gets a smaller default.",
+        help="Pairs per step. A last batch of fewer pairs is dropped. For a small table the default is smaller.",
     )
     learning_rate: float = setting(
         1e-3,
@@ -97,8 +97,8 @@ class TrainConfig:
         "fixed",
         rule=choice(*SCHEMES),
         later=True,
-        help="fixed; global: one learned temperature; per_sample: one learned temperature per sample and direction "
-        "(not for clip).",
+        help="fixed: the temperature is not learned; global: one learned temperature; per_sample: one learned "
+        "temperature per sample and direction (not for clip).",
     )
     temperature_learning_rate: float = setting(
         1e-4,
@@ -112,15 +112,16 @@ class TrainConfig:
         0.0,
         rule=_NOT_NEGATIVE,
         later=True,
-        help="Size of the ambiguity set, the distributions over which the worst case is taken. If sogclr or drrho "
-        "learns the temperature: above 0 and below the logarithm of the batch size; else 0.",
+        help="Size of the ambiguity set, the set of distributions over which the worst case is taken. If sogclr or "
+        "drrho learns the temperature, the radius must be above 0 and should be below the logarithm of the batch size. "
+        "Otherwise it must be 0.",
     )
     # Inner estimates and reference model, for sogclr and drrho.
     gamma_min: float = setting(
         0.5,
         rule=number("> 0 and at most 1", lambda value: 0 < value <= 1),
         help="Last value of gamma, the weight of the new value in an inner estimate (a running average). Gamma falls "
-        "from 1 along a cosine; with 1 earlier values are forgotten.",
+        "from 1 along a cosine. If gamma is 1, an estimate forgets all earlier values.",
     )
     estimator: str = setting(
         "device",
@@ -132,7 +133,9 @@ class TrainConfig:
     reference_weight: float = setting(
         1.0, rule=_NOT_NEGATIVE, help="Weight lambda of the reference model in drrho: 0 ignores the model, 1 is DRRho."
     )
-    eps: float = setting(0.0, rule=_NOT_NEGATIVE, help="Constant added to the inner estimate inside the logarithm.")
+    eps: float = setting(
+        0.0, rule=_NOT_NEGATIVE, help="Constant that the loss adds to an inner estimate before taking the logarithm."
+    )
     # Encoders.
     architecture: str = setting(
         "conv",
@@ -145,7 +148,9 @@ class TrainConfig:
         32, rule=at_least(1), presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
     )
     feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
-    width: int = setting(32, rule=at_least(1), help="Scale of the layers of the encoders.")
+    width: int = setting(
+        32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of it."
+    )
     depth: int = setting(
         2, rule=at_least(1), help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
     )
@@ -158,12 +163,12 @@ class TrainConfig:
     )
     dtype: str = setting("float32", rule=choice("float32", "float64"), help="Floating dtype of the run.")
     checkpoint_every: int = setting(
-        200, rule=at_least(1), help="Steps between checkpoints; each epoch ends with a checkpoint as well."
+        200, rule=at_least(1), help="Steps between two checkpoints; a checkpoint is also written after each epoch."
     )
-    log_every: int = setting(10, rule=at_least(1), help="Steps between lines of metrics.jsonl.")
+    log_every: int = setting(10, rule=at_least(1), help="Steps between two lines of metrics.jsonl.")
 
     def __post_init__(self) -> None:
-        # The rule of each field is checked first, then the rules that concern several fields.
+        # The rule of each field is checked first, then the rules that hold for several fields together.
         for option in fields(self):
             value = getattr(self, option.name)
             if value is not None or option.default is not None:
@@ -233,7 +238,7 @@ class TrainConfig:
 
 
 def preset(data: str) -> dict[str, Any]:
-    """Return the settings that have another default for this kind of data, with that default.
+    """Return the defaults that this kind of data changes, by the name of the setting.
 
     Examples
     --------

@@ -2,8 +2,8 @@
 
 The comparison is fair: the three learners, one per method, share initial parameters, batch order, samples seen,
 temperature, optimiser and schedule. The same three learning rates were tried with each method, and the demo uses the
-rate with the best R@1 on the validation split. ``tools/tune_learning_rates.py`` recorded these trials in
-``learning_rates.json``, in the folder of this file.
+rate with the best R@1 on the validation split. R@1 is the share of queries whose right partner is the first answer.
+``tools/tune_learning_rates.py`` recorded these trials in ``learning_rates.json``, in the folder of this file.
 """
 
 from __future__ import annotations
@@ -52,15 +52,16 @@ def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path)
     seed : int
         Seed of data, initial parameters and batch order.
     quick : bool
-        Train small models for a few steps, to see the whole path from data to report quickly.
+        Train small models for a few steps.
     runs : Path
         Folder of the runs.
     """
     base = TrainConfig(data=data, method="clip", seed=seed, data_seed=seed, backend=backend)
     base = replace(base, **preset(data))
-    # The reference model is half as wide as the learners, and its training pairs are disjoint from theirs.
+    # The reference model is half as wide as the learners and shares no training pair with them.
     reference = replace(base, data=f"{data}:reference", width=base.width // 2, train_size=20_000)
-    # The learners see the few scenes so often that they can memorise the swapped captions.
+    # With fewer scenes and more epochs than the defaults, the learners see each scene so often that they can memorise
+    # the swapped captions.
     if data == "scenes":
         base = replace(base, train_size=16_000, epochs=12)
     # A quick demo has few steps, small encoders and few scenes.
@@ -82,7 +83,7 @@ def learning_rate_record() -> dict[str, Any]:
 
 
 def chosen_learning_rates(data: str) -> dict[str, float]:
-    """Return the learning rate with the best validation R@1 for every run."""
+    """Return, for every run, the learning rate with the best validation R@1."""
     trials = learning_rate_record()["validation_r1"][data]
     return {role: float(max(trials[role], key=lambda rate: trials[role][rate])) for role in ROLES}
 
@@ -108,9 +109,9 @@ def run_demo(
     data : {"scenes", "digits"}
         Rendered scenes (made for a backend with convolutions), or scikit-learn's digits (any backend).
     seeds : sequence of int
-        At least one seed. Each seed gives one full comparison; the pictures of the report show the first seed.
+        At least one seed. All methods are compared once per seed; the pictures of the report show the first seed.
     quick : bool
-        Train small models for a few steps, which shows that every part works, but not which method is best.
+        Train small models for a few steps. This shows that every part works, but not which method is best.
     resume : bool
         Continue an interrupted demo.
     quiet : bool
@@ -238,7 +239,7 @@ def learning_curve(outcome: Outcome) -> list[dict[str, float | None]]:
 def gallery(
     splits: DataSplits, outcomes: Mapping[str, Outcome], *, num_queries: int = 6, k: int = 5, size: int = 200
 ) -> list[GalleryRow]:
-    """With every model, search the first gallery of the test split for a few captions."""
+    """Search the images of the first gallery of the test split for a few captions, with every model."""
     test = splits.test
     count = min(size, len(test))
     captions = list(captions_of(test))[:count]
@@ -299,7 +300,7 @@ def swapped_caption_weights(
 def _against(
     encoder: Encoder, data: ArrayDataset, anchors: np.ndarray, others: np.ndarray, own_captions: Sequence[str]
 ) -> np.ndarray:
-    """Return similarities (m, 1 + number of others) of the anchors with the true caption (column 0) and the others."""
+    """Return the similarities of m anchors with their true captions (column 0) and with the other captions."""
     images, texts = encoder.pairs(data)
     own = encoder.texts(list(own_captions))
     anchor = images[anchors].astype(np.float64)
@@ -310,7 +311,7 @@ def _against(
 
 def _versions() -> str:
     """Return the versions of this library and of the array libraries that are installed."""
-    # The distribution of a library may have another name than the backend; such a library is left out.
+    # A library whose distribution does not have the name of the backend is left out.
     versions = []
     for package in ("drrho-core", *backend_names()):
         with contextlib.suppress(PackageNotFoundError):

@@ -27,7 +27,7 @@ class MissingExtra(ImportError):
     purpose : str
         The task, as the subject of the message: "reading images".
     library : str
-        The name under which users know the library.
+        The name of the library in the message, as users know it: "Pillow", not "PIL".
     extra : str
         The extra of this distribution that installs the library.
 

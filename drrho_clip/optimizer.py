@@ -1,4 +1,4 @@
-"""AdamW in the Array API; all state is a flat mapping of arrays."""
+"""The optimiser AdamW, written with the Array API; its state is a flat mapping from names to arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class AdamW:
     With gradient g of parameter p at update k = 1, 2, ... and learning rate lr:
 
     1. ``m = beta1 m + (1 - beta1) g`` and ``v = beta2 v + (1 - beta2) g**2``; both start as zeros
-    2. ``p = p (1 - lr weight_decay)``, only if p has two or more axes: biases and scales of norms do not decay
+    2. ``p = p (1 - lr weight_decay)``, only if p has two or more axes, so biases and the scales of norms do not decay
     3. ``p = p - lr * (m / (1 - beta1**k)) / (sqrt(v / (1 - beta2**k)) + epsilon)``
 
     The state holds k as ``step`` (int32) and m, v as ``first_moment/NAME``, ``second_moment/NAME``. Every backend uses
-    these names, so that every backend can read a checkpoint of any other.
+    these names, so that every backend can read the checkpoints of all backends.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class AdamW:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return new parameters and new state."""
         xp = self.xp
-        # NumPy turns the sum of a 0-d array into a scalar, but checkpoints need arrays: hence asarray here and below.
+        # Arithmetic on a 0-d NumPy array gives a scalar, but checkpoints need arrays: hence asarray here and below.
         step = xp.asarray(state["step"] + 1)
         new_parameters = {}
         new_state = {"step": step}
@@ -113,5 +113,5 @@ class AdamW:
 
 
 def _one_minus_power(beta: float, k: Array, xp: Namespace) -> Array:
-    """Return ``1 - beta**k`` without the cancellation by which float32 loses three digits at the first step."""
+    """Return ``1 - beta**k``; computed as written, the difference would lose three digits in float32 at k = 1."""
     return -xp.expm1(k * (math.log(beta) if beta > 0 else -math.inf))

@@ -1,4 +1,4 @@
-"""The data that the settings of a run name."""
+"""Open the data set that the settings of a run name."""
 
 from __future__ import annotations
 

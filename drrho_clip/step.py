@@ -2,9 +2,9 @@
 
 The objective returns the gradient with respect to the features in closed form. A backend runs the encoders forward and
 returns their *pullback*, which turns the gradient with respect to the features into the gradient with respect to the
-parameters. So nothing here needs automatic differentiation. An *inner estimate* is a running average that the methods
-sogclr and drrho keep for each sample and direction. Shapes: batch b, image side s, C channels, vocabulary V, context L,
-r features of the reference model.
+parameters. So this file needs no automatic differentiation. An *inner estimate* is a running average that the methods
+sogclr and drrho keep for each sample and direction (from image to text, from text to image). Shapes: batch b, image
+side s, C channels, vocabulary V, L tokens per text, r features per image or text of the reference model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from drrho_core.checks import Array
 
 
 class StepState(NamedTuple):
-    """The arrays that every step replaces: parameters and the optimiser's memory."""
+    """The arrays that every step replaces: the parameters and the state of the optimiser."""
 
     parameters: Parameters
     optimizer: Parameters
@@ -39,7 +39,10 @@ class StepBatch(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """The new state, the new inner estimates of the batch, and the numbers to log."""
+    """The new state, the new inner estimates of the batch, and the numbers to log.
+
+    `loss` estimates the objective. `surrogate` is the scalar whose gradient the step uses.
+    """
 
     state: StepState
     log_inner_image: Array
@@ -60,7 +63,7 @@ def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: Tra
     backend, model, optimizer
         The library, the encoders and the optimiser.
     config : TrainConfig
-        The step reads method, fixed temperature, radius, reference_weight and eps.
+        The step reads the settings method, temperature (if fixed), radius, reference_weight and eps.
 
     Returns
     -------

@@ -18,7 +18,7 @@ Parameters: TypeAlias = Mapping[str, Array]
 """Parameters, gradients or optimiser state: a flat mapping from names to arrays, as a checkpoint stores it."""
 
 Pullback: TypeAlias = Callable[[Array, Array], Parameters]
-"""A pullback takes the gradients with respect to image and text features, and returns those of the parameters."""
+"""A pullback takes gradients with respect to image and text features, and returns gradients of the parameters."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,7 +27,7 @@ class Model(Protocol):
     """A pair of encoders, as pure functions of their parameters. Features have unit norm, shape (b, feature_dim)."""
 
     def encode(self, parameters: Parameters, images: Array, texts: Array, /) -> tuple[Array, Array, Pullback]:
-        """Return image features, text features (both free of autograd) and the pullback of this call."""
+        """Return image features and text features, both detached from autograd, and the pullback of this call."""
         ...
 
     def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
@@ -54,7 +54,12 @@ class Optimizer(Protocol):
 
 
 class Home(NamedTuple):
-    """An inner estimator that a backend has built, and a function that moves NumPy arrays to the estimator's memory."""
+    """Result of `Backend.estimator`: an inner estimator, and a function that converts NumPy arrays for the estimator.
+
+    An inner estimator stores moving averages, one row per sample. The *home* of the estimator is the place of these
+    numbers: the device's memory, the host's memory, or a file. The function converts a NumPy array to the kind of array
+    that the estimator's methods take.
+    """
 
     estimator: Any  # a drrho_core.state.inner.EstimatorOfRows
     from_numpy: Callable[[Any], Array]
@@ -66,7 +71,7 @@ class Backend(Protocol):
     Attributes
     ----------
     name : str
-        Name of the entry point, of the library's import package and of the extra that installs the library.
+        The one name of the entry point, of the library's import package, and of the extra that installs the library.
     architectures : tuple of str
         Architectures that `model` can build, the preferred architecture first.
     preference : int
@@ -80,7 +85,8 @@ class Backend(Protocol):
     dtype : str
         The floating dtype, ``"float32"`` or ``"float64"``.
     homes : tuple of str
-        The homes of inner estimators (see `drrho_core.state.make_estimator`) that this backend itself provides.
+        The homes of inner estimators that this backend itself provides: ``"device"``, ``"host"`` or ``"file"`` (see
+        `drrho_core.state.make_estimator`).
     """
 
     name: str
@@ -103,7 +109,7 @@ class Backend(Protocol):
     def model(self, spec: Any, /) -> Model:
         """Build the encoders that a `drrho_clip.models.ModelSpec` describes.
 
-        The error is a ValueError if `architectures` lacks the architecture.
+        Raise a ValueError if the architecture is not in `architectures`.
         """
         ...
 
@@ -114,7 +120,10 @@ class Backend(Protocol):
         ...
 
     def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:
-        """Build an inner estimator in a home out of `homes`. The home ``"file"`` is the file at `path`."""
+        """Build an inner estimator whose numbers are stored in `home`, one of `homes`.
+
+        For the home ``"file"``, `path` is the path of the file.
+        """
         ...
 
     def compile(self, function: Function, /) -> Function:
@@ -133,12 +142,13 @@ def backend_names() -> list[str]:
 def default_backend() -> str:
     """Return the name of the backend that is used when the user names none.
 
-    It is the installed backend with the highest `Backend.preference`. In a tie it is the first name in the alphabet.
+    This is the installed backend with the highest `Backend.preference`. If several have the highest preference, the
+    alphabetically first name is returned.
     """
     # The preference is an attribute of the class, so every installed backend is imported here, but none is built.
     preferences = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        # A backend whose library is missing cannot be imported, so it does not take part.
+        # A backend whose library is missing cannot be imported, so it is skipped.
         with contextlib.suppress(ImportError):
             preferences[point.name] = int(getattr(point.load(), "preference", 0))
     return max(preferences, key=preferences.__getitem__)
@@ -177,7 +187,7 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     try:
         build = points[name].load()
     except ModuleNotFoundError as error:
-        # A module of this project that is missing is a defect, not a missing extra.
+        # If the missing module belongs to this project, the installation is defective and no extra would help.
         if error.name is not None and error.name.partition(".")[0].startswith("drrho"):
             raise
         raise ImportError(

@@ -19,7 +19,7 @@ DTYPES = {"float32": 4, "float64": 8, "bfloat16": 4, "float16": 4}
 
 CANDIDATES = {
     "one pass": "contrastive_step with a reference model; the logits are cached",
-    "two passes": "the same with tile_size=1024; the logits are computed twice, and no b x b array exists",
+    "two passes": "the same step with tile_size=1024; the logits are computed twice, and no b x b array exists",
     "faster product": "one pass, with products by another routine of the library (torch: oneDNN)",
     "no reference": "contrastive_step without a reference model",
     "dense autograd": "the same formula on b x b matrices, with a reference model, differentiated by the library",
@@ -30,7 +30,7 @@ CANDIDATES = {
 # Ratios that are reported, with their explanations on the page.
 RATIOS = {
     "share": "the rate of the 4 matrix products of one pass, divided by the library's own rate of matrix products",
-    "two-pass share": "the same for two passes; they compute 6 products but 4 are counted, so it is at most 67 %",
+    "two-pass share": "the same rate for two passes; of their 6 products only 4 are counted, so it is at most 67 %",
     "over dense": "the time of dense autograd, divided by the time of one pass",
     "over dense, faster": "the time of dense autograd, divided by the time of one pass with the faster product",
     "over released": "the time of the released form, divided by the time of one pass",
@@ -54,7 +54,7 @@ _MATRICES_IN_MEMORY = {
 
 
 def has_candidate(backend: str, candidate: str) -> bool:
-    """Tell whether a candidate exists for a library; the other programs need autograd."""
+    """Tell whether a candidate exists for a library: some need torch, some need a library with autograd."""
     if candidate in ("faster product", "released form"):
         return backend == "torch"
     return candidate not in ("dense autograd", "cross-entropy") or backend in ("torch", "jax")
@@ -64,7 +64,8 @@ def reason_to_skip(candidate: str, batch_size: int) -> str | None:
     """Return why a candidate is left out (it would take more than half of the free memory), or None."""
     needed = _MATRICES_IN_MEMORY.get(candidate, 0) * 4 * batch_size**2
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Above its memory budget `contrastive_step` computes two passes, and this time must not be reported as one pass.
+    # If the logits exceed the memory budget (1 GiB), `contrastive_step` makes two passes. The time of two passes must
+    # not be reported as the time of one pass.
     if candidate in ("one pass", "faster product", "no reference") and 4 * batch_size**2 > 2**30:
         return "above the budget: two passes"
     return f"not run: about {needed / 2**30:.0f} GiB" if needed > available / 2 else None

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run_group(group, results, command=command, environment=variables, deadline=begin + part * total)
                 _publish(out, options, results, begin)
                 if not options.dry_run and len(group) > 1 and all(row["status"] == ABSENT for row in results.rows):
-                    # The kit found no GPU, so no other section will find a GPU.
+                    # No library of the first group could run: each is missing or sees no GPU. No later group can run.
                     break
         finally:
             with contextlib.suppress(KeyboardInterrupt):

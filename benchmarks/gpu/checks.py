@@ -102,7 +102,8 @@ class Demo:
     def __call__(self, case: Case) -> Row:
         from drrho_clip.demo import run_demo
 
-        # The plan has no demo on CuPy, whose encoders are for the digits only.
+        # The plan has no demo on CuPy: CuPy's encoders accept only the digits (small images from scikit-learn), but
+        # the demo trains on the scenes (larger images that the program renders).
         assert not isinstance(self.library, Cupy)
         # A dry run uses the digits, because JAX needs a minute to compile the convolutions for the scenes on a CPU.
         data = "digits" if self.dry_run and importlib.util.find_spec("sklearn") is not None else "scenes"

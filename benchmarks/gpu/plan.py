@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Case = dict[str, Any]
-"""The description of one measurement. The row of the result contains all entries (text, numbers, truth values)."""
+"""The description of one measurement: text, numbers, truth values. The row of the result repeats all these entries."""
 
 SIZES = (4096, 8192, 16384, 32768, 65536)
 WIDTH = 768
@@ -17,12 +17,12 @@ PARTS = ("kit", "sweeps", "peers", "tests", "demo")
 PEERS = ("siglip-kernel", "memeff")
 
 MINUTES = 8.0
-"""Time limit of all sections together, including the time to start and to end."""
+"""Time limit in minutes of all sections together, including the time to start and to end."""
 
 DRY_SIZES, DRY_WIDTH = (48, 96), 32
 
 DRY_MINUTES = 10.0
-"""Time limit of a dry run, which takes about a hundred seconds; it ends a run that hangs."""
+"""Time limit of a dry run. A dry run takes about a hundred seconds, so only a run that hangs reaches this limit."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Section:
     name: str
     part: str
     cases: tuple[Case, ...]
-    # Share of the time; time that earlier sections did not use is added.
+    # Time of the section, as a share of the time of all sections. Time that earlier sections did not use is added.
     seconds: float
     # A case that takes longer is ended, and the next case gets a fresh process.
     case_seconds: float
-    # Library of the section: if one section finds that it is absent, its other sections are skipped.
+    # The library that the section needs. If one section finds that this library is absent, all other sections that
+    # need the library are skipped.
     needs: str | None = None
 
 
@@ -44,7 +45,7 @@ def sweep_cases(library: str, sizes: Sequence[int], width: int) -> tuple[Case, .
     """Return the cases of the sweeps in their order.
 
     The library's own product comes first, then the kernels (smallest batch, largest batch, other batches), then the
-    plain core and dense autograd.
+    plain core (the same step without kernels) and dense autograd (autograd through b x b matrices).
     """
     sizes = sorted(sizes)
     headline_second = list(dict.fromkeys([sizes[0], sizes[-1], *sizes[1:-1]]))
@@ -62,7 +63,7 @@ def sweep_cases(library: str, sizes: Sequence[int], width: int) -> tuple[Case, .
 
 
 def kit_cases(library: str) -> tuple[Case, ...]:
-    """Return the checks of the functions that are timed, kernels first."""
+    """Return the conformance checks of the functions that are timed, first with the kernels and then without."""
     return tuple(
         {"library": library, "engine": engine, "check": check}
         for engine in ("fused", "plain")
@@ -71,7 +72,7 @@ def kit_cases(library: str) -> tuple[Case, ...]:
 
 
 def peer_cases(sizes: Sequence[int], width: int) -> dict[str, tuple[Case, ...]]:
-    """Return the peers' cases, with the batch sizes in the same order as in `sweep_cases`."""
+    """Return the cases of the peers (two other programs); batch sizes are in the same order as in `sweep_cases`."""
     sizes = sorted(sizes)
     order = list(dict.fromkeys([sizes[0], sizes[-1], *sizes[1:-1]]))
     return {
@@ -84,9 +85,10 @@ def peer_cases(sizes: Sequence[int], width: int) -> dict[str, tuple[Case, ...]]:
 
 
 def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> list[list[Section]]:
-    """Return groups of sections in order of value; the members of a group run at the same time.
+    """Return groups of sections, the most important group first; the sections of a group run at the same time.
 
-    Timed sections run alone. Kit, tests and demo, which only check results, run side by side.
+    Timed sections run alone. The conformance kit (comparisons with the oracle, the slow NumPy implementation), the
+    tests and the demo only check results, so several of them run at the same time.
     """
     width = DRY_WIDTH if dry_run else WIDTH
     groups = [[Section(f"kit, {name}", "kit", kit_cases(name), 110, 110, name) for name in LIBRARIES]]

@@ -2,7 +2,8 @@
 
 A *pullback* takes the gradient of a scalar with respect to a function's output and returns the gradient with respect to
 the function's input. Each function here is followed by its pullback, so that the chain rule can be read line by line.
-The tests compare them with finite differences and with automatic differentiation. Shapes: batch b, feature_dim d.
+The tests compare the pullbacks with finite differences and with automatic differentiation. Shapes: batch b, image side
+s, C channels, vocabulary V, feature_dim d.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def perceptron(
     >>> float(y[0, 0]), float(pullback(np.ones((1, 1)))["a/kernel"][0, 0])
     (7.0, 3.0)
     """
-    # Forward: the input of every layer is kept, because the pullback multiplies by it.
+    # Forward: the input of every layer is kept, because the pullback needs these inputs.
     inputs = [x]
     for name in names[:-1]:
         x = x @ parameters[f"{name}/kernel"] + parameters[f"{name}/bias"]
@@ -110,7 +111,7 @@ def perceptron(
 
 
 _Tower: TypeAlias = tuple[Array, Callable[[Array], dict[str, Array]], Callable[[Array], Array]]
-"""Features of a tower (one of the two encoders), the pullback of its layers, and the pullback of its norm."""
+"""Features of a tower (one of the two encoders), the pullback of all layers, and the pullback of `unit_norm`."""
 
 
 class MLPModel:
@@ -126,7 +127,8 @@ class MLPModel:
     Raises
     ------
     ValueError
-        If the architecture is not ``"mlp"``; in the methods, if images or texts have another shape than the spec says.
+        If the architecture is not ``"mlp"``. The methods raise the error if the shape of images or texts does not fit
+        the spec.
 
     Examples
     --------
@@ -185,7 +187,7 @@ class MLPModel:
         return self._tower(parameters, self._text_layers, texts)
 
     def _tower(self, parameters: Parameters, layers: list[str], x: Array) -> _Tower:
-        """Return the features of a tower, and the pullbacks of the layers and of the norm."""
+        """Return the features of a tower, the pullback of all layers, and the pullback of `unit_norm`."""
         x, pull_layers = perceptron(parameters, layers, x, xp=self.xp)
         features, pull_norm = unit_norm(x, xp=self.xp)
         return features, pull_layers, pull_norm

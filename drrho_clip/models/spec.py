@@ -1,22 +1,23 @@
 """The sizes of a pair of encoders, the shapes of the parameters, and the initial values of the parameters.
 
-A model is a pair of encoders, or towers: the first reads images, the second texts. Every backend builds the model from
-the same `ModelSpec` and the same NumPy arrays, so training starts from the same numbers everywhere. Shapes: batch b,
-image side s, C channels, vocabulary V, context L, feature_dim d.
+A model is a pair of encoders, also called towers: the first reads images, the second texts. Every backend builds the
+model from the same `ModelSpec` and the same NumPy arrays, so training starts from the same numbers everywhere. Shapes:
+batch b, image side s, C channels, vocabulary V, L tokens per text, feature_dim d.
 
-``"mlp"``: images (b, s, s, C) are flattened in that order, texts are bags of words (b, V). Each tower applies `depth`
+``"mlp"``: images (b, s, s, C) are flattened in that order, texts are bags of words (b, V). Each encoder applies `depth`
 layers ``relu(x @ kernel + bias)`` with ``4 * width`` units and a projection.
 
 ``"conv"``: images (b, s, s, C) pass three 3 x 3 convolutions of stride 2, padded by one pixel of zeros on every side,
 with ``width``, ``2 * width`` and ``4 * width`` channels, each followed by ReLU. The result, (b, h, h, 4 width) with
-h = ceil(s / 8), is flattened in that order and projected. Texts are tokens (b, L); token 0 is padding.
+h = ceil(s / 8), is flattened in that order and projected. A text is a row of L tokens; token 0 is padding.
 With w = ``2 * width`` the text tower has three steps:
 
 1. ``x`` is the sum of the token's vector and the position's vector, which are rows of two tables of parameters.
 2. Each of `depth` blocks computes ``x = x + attention(norm(x))``, then ``x = x + feed_forward(norm(x))``. Attention is
-   softmax attention with `heads` heads of scale ``sqrt(heads / w)`` over the tokens that are not padding. A single
-   product yields queries, keys and values side by side; each head reads a contiguous part of them. Feed-forward is
-   ``relu(x @ kernel + bias) @ kernel + bias`` with 2 w units.
+   softmax attention with `heads` heads over the tokens that are not padding; scores are multiplied by
+   ``sqrt(heads / w)``. A single product yields queries, keys and values side by side. Each head reads a contiguous
+   part of the queries, of the keys and of the values. Feed-forward is ``relu(x @ kernel + bias) @ kernel + bias`` with
+   2 w hidden units.
 3. The mean of ``x`` over the tokens that are not padding passes a norm and a projection.
 
 ``norm`` is layer normalisation with `LAYER_NORM_EPSILON`. A projection is ``x @ kernel + bias`` with d outputs. After
@@ -43,7 +44,7 @@ LAYER_NORM_EPSILON = 1e-5
 """Added to the variance in layer normalisation."""
 
 NORM_EPSILON = 1e-24
-"""Added to the squared norm of a feature: too small to change a result, but it keeps nan out of a feature of zeros."""
+"""Added to the squared norm of a feature: too small to change a result, but it avoids 0 / 0 for a feature of zeros."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ModelSpec:
     channels : int
         Channels C of the images.
     vocabulary_size : int
-        Number V of tokens, padding (0) included.
+        Number V of different tokens; token 0 (padding) is one of them.
     context_length : int
         Number L of tokens in a text.
     feature_dim : int
@@ -69,7 +70,7 @@ class ModelSpec:
     depth : int
         Hidden layers of an MLP tower, or blocks of the transformer.
     heads : int
-        Attention heads of the transformer; the number must divide ``2 * width``. MLPs ignore it.
+        Attention heads of the transformer; the number must divide ``2 * width``. An MLP tower has no heads.
 
     Raises
     ------
@@ -169,7 +170,7 @@ _MINIMA = {
 
 
 class _Start(NamedTuple):
-    """Shape of a parameter, and the normal distribution of its initial values; all are `mean` if `deviation` is 0."""
+    """Shape of a parameter, and mean and standard deviation of the normal distribution of the initial values."""
 
     shape: tuple[int, ...]
     deviation: float = 0.0
@@ -177,7 +178,7 @@ class _Start(NamedTuple):
 
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by name, in the order in which they are drawn.
+    """Return the shape of every parameter by name, in the order in which the parameters are drawn.
 
     Examples
     --------
@@ -210,8 +211,8 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
     -------
     dict of str to ndarray
         float64 arrays by name. Kernels that a ReLU follows have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
-        all others 1 / inputs. In the transformer, the last kernel of each attention and feed-forward is divided by
-        sqrt(2 depth), so that the sum over all of them does not grow with the depth.
+        all others 1 / inputs. In the transformer, the last kernel of each attention and of each feed-forward is divided
+        by sqrt(2 depth), so that the variance of the sum of their outputs does not grow with the depth.
 
     Raises
     ------
@@ -268,7 +269,8 @@ def _convolution_tower(spec: ModelSpec) -> dict[str, _Start]:
 
 def _transformer_tower(spec: ModelSpec) -> dict[str, _Start]:
     width = spec.text_width
-    # 2 * depth branches (attention or feed-forward) are added to x; each starts with 1 / (2 depth) of the variance.
+    # The outputs of 2 * depth branches (attention or feed-forward) are added to x. This factor divides the variance of
+    # each output by 2 * depth.
     at_end = 1.0 / math.sqrt(2 * spec.depth)
     starts = {
         "text/tokens": _Start((spec.vocabulary_size, width), 0.5),
@@ -297,7 +299,8 @@ def _norm(name: str, width: int) -> dict[str, _Start]:
 
 
 def _projection(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
-    # The bias is not zero, because the feature of an input of zeros (such as a grey image) also needs a direction.
+    # All other biases start at 0. If this bias did so too, an input of zeros would get a feature of zeros, which has no
+    # direction.
     return {
         f"{side}/projection/kernel": _Start((inputs, spec.feature_dim), 1.0 / math.sqrt(inputs)),
         f"{side}/projection/bias": _Start((spec.feature_dim,), 0.01),

@@ -4,16 +4,16 @@ A ball has two limits. At radius 0 the worst case is the mean of the losses. Fro
 the maximum, and the ball is called saturated. `solve_ball` handles both limits and leaves the radii in between to the
 solver of the set.
 
-Each divergence D here is an increasing function of a Renyi divergence, ``R = log(mean (n p)^k) / (k - 1)``, where k is
-the order (KL: the limit at order 1). Therefore each ball bounds R. Solvers receive this bound as a number, the growth,
-with ``exp(R) <= 1 + growth``:
+Each divergence D here is an increasing function of a Renyi divergence, ``R = log(mean (n p)^k) / (k - 1)``, with the
+weights p on n losses and the order k (KL: the limit at order 1). Therefore each ball bounds R, too. Solvers receive
+this bound as a number called the growth: the ball holds the weights with ``exp(R) <= 1 + growth``.
 
     KL          growth = exp(radius) - 1
     chi-square  growth = 2 radius
     order k     growth = (1 + k (k - 1) radius)^(1 / (k - 1)) - 1
 
-Uniform weights on m of n losses have ``exp(R) = n / m``. They lie in the ball if ``(1 + growth) m >= n``, which can be
-tested without rounding error. Docs: docs/theory/ambiguity.md, "Limits: mean and maximum".
+Uniform weights on m of n losses have ``exp(R) = n / m``. They lie in the ball if ``(1 + growth) m >= n``. This
+inequality can be tested without rounding error. Docs: docs/theory/ambiguity.md, "Limits: mean and maximum".
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ from drrho_core.ambiguity.rounding import log_one_plus, parameter_rounding, prod
 from drrho_core.ambiguity.slices import Slices, Solution, count, uniform
 
 PerNumber: TypeAlias = Callable[[Array, Array], Array]
-"""``function(m, n)`` for m of the n losses of a slice. Both are (..., 1); m is an integer, n has the losses' dtype."""
+"""``function(m, n)`` for m of the n losses of a slice, which is one problem.
+
+Both arrays have shape (..., 1). The dtype of m is an integer dtype, and the dtype of n is that of the losses.
+"""
 
 
 class Ball(NamedTuple):
-    """The bound of a ball, and its comparison with uniform weights on m of n losses."""
+    """The bound of a ball, and a function that compares the bound with uniform weights on m of n losses."""
 
     growth: float  # exp(R) <= 1 + growth
-    room: PerNumber  # (1 + growth) m - n without rounding error: not negative if the uniform weights lie in the ball
+    room: PerNumber  # (1 + growth) m - n without rounding error, which is >= 0 if the uniform weights lie in the ball
 
 
 BallSolver: TypeAlias = Callable[[Slices, Ball, Namespace], Solution]
@@ -42,12 +45,12 @@ BallSolver: TypeAlias = Callable[[Slices, Ball, Namespace], Solution]
 
 
 def smallest_growth() -> float:
-    """Return the growth below which a ball has radius 0 in any dtype. The number lies in the range of float32."""
+    """Return the growth below which a ball is solved as a ball of radius 0. Even float32 can hold this number."""
     return 1e-36
 
 
 def largest_growth() -> float:
-    """Return the growth above which a ball is saturated for any n. The number lies in the range of float32."""
+    """Return the growth above which a ball is saturated for any n. Even float32 can hold this number."""
     return 1e18
 
 
@@ -57,7 +60,7 @@ def exp_minus_one(logarithm: float) -> float:
 
 
 def solve_ball(slices: Slices, growth: float, solver: BallSolver, xp: Namespace) -> Solution:
-    """Solve a ball: the two limits in closed form, the radii in between by `solver`."""
+    """Solve a ball: the two limits by closed forms, and the radii between them by `solver`."""
     # The lower limit: at radius 0 the worst case is the mean.
     if growth < smallest_growth():
         return uniform(slices, xp)
@@ -65,14 +68,15 @@ def solve_ball(slices: Slices, growth: float, solver: BallSolver, xp: Namespace)
     x = slices.losses
 
     def room(number: Array, size: Array) -> Array:
-        # (1 + growth) m - n = growth m - (n - m), where n - m is exact.
+        # (1 + growth) m - n = growth m - (n - m), and n - m is exact.
         number = xp.astype(number, x.dtype)
         return product_minus(growth, number, size - number, x.shape[-1], xp)
 
     ball = Ball(growth, room)
     inner = solver(slices, ball, xp)
-    # The upper limit: the worst case is the maximum if uniform weights on the m tied largest losses lie in the ball,
-    # (1 + growth) m >= n. A difference within the rounding error of `growth` counts as equality.
+    # The upper limit: let m losses be equal to the largest loss. The worst case is the maximum if the uniform weights
+    # on these m losses lie in the ball, which means (1 + growth) m >= n. If the two sides differ by no more than the
+    # rounding error of `growth`, they count as equal.
     at_top = slices.counted & (x == slices.top)
     ties = count(at_top, xp)
     saturated = ball.room(ties, slices.size) >= -parameter_rounding() * slices.size
@@ -98,14 +102,15 @@ def log_bound(ball: Ball, xp: Namespace) -> PerNumber:
 def normalise(
     change: Array, number: Array, size: Array, bound: PerNumber, xp: Namespace
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Return ``sum exp(e)``, and ``-log mean exp(e) - log(1 + growth)`` as two terms that are still to be added.
+    """Return ``sum exp(e)``, and ``-log mean exp(e) - log(1 + growth)`` as two terms, which the caller adds.
 
-    The surplus, the Renyi divergence of the weights minus its bound, is a mean of the exponents e plus these two terms.
-    The surplus is tiny if the weights are nearly uniform, or if a few losses lie close together and far above the rest.
-    In both cases the last digits of the surplus decide the weights. Therefore both logarithms are taken relative to
-    uniform weights on the m losses with a large exponent: ``-log(sum exp(e) / m)`` and ``-log((1 + growth) m / n)``.
-    The exponents have to be relative to the mean exponent of these m losses. Then every term is of the order of the
-    divergence.
+    The weights of the n losses are proportional to ``exp(e)``. The surplus is the Renyi divergence of the weights minus
+    its bound. The solvers compute the surplus as a mean of the exponents e plus the two terms. The surplus is tiny if
+    the weights are nearly uniform, or if a few losses lie close together and far above all other losses. In both cases
+    the last digits of the surplus decide the weights. Therefore both logarithms are taken relative to uniform weights
+    on the m losses with a large exponent: the terms are ``-log(sum exp(e) / m)`` and ``-log((1 + growth) m / n)``. The
+    caller has to subtract the mean exponent of these m losses from all exponents. Then every term is about as large as
+    the divergence.
 
     Parameters
     ----------
@@ -124,7 +129,7 @@ def normalise(
 
 
 def balance(mean: Array, others: tuple[Array, Array], xp: Namespace) -> Array:
-    """Return the sum of three terms, or exactly 0, which ends a search, if the sum is within their rounding error."""
+    """Return the sum of three terms, or exactly 0 if the sum is within the terms' rounding error. A 0 ends a search."""
     total = mean + others[0] + others[1]
     rounding = float(xp.finfo(total.dtype).eps) / 4 * (xp.abs(mean) + xp.abs(others[0]) + xp.abs(others[1]))
     return xp.where(xp.abs(total) <= rounding, xp.zeros_like(total), total)

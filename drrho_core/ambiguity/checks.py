@@ -1,4 +1,7 @@
-"""Checks of losses for all functions of losses and excess losses: shapes, dtypes, devices and values."""
+"""Checks of the losses that a user passes: shapes, dtypes, devices and values.
+
+All functions of losses or excess losses (differences between losses of two models) share these checks.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,12 @@ def check_losses(
 ) -> Call:
     """Check that losses have one shape and one dtype, and return the `Call` that holds them.
 
-    The axis of the samples and the values of the losses are checked later.
+    The callers check the axis of the samples and the values of the losses later.
 
     Parameters
     ----------
     losses : dict of str to array
-        The losses, by the names of the arguments.
+        The losses. The keys are the names of the arguments.
     where : array of bool or None
         The mask of the losses that count, which is broadcast to the shape of the losses.
     xp : namespace, optional
@@ -58,6 +61,7 @@ def check_losses(
 def check_values(call: Call, name: str, losses: Array, axis: int, where: Array | None) -> None:
     """Check that every slice has a loss that counts, and that all losses that count are usable.
 
+    A loss is usable if it is finite and at most as large as `largest_usable`.
     Values are checked only if they are visible, which means that reading them is free: on the host, outside tracing.
     """
     # The mask may be visible although the losses are not, for example under a `vmap` over losses, and vice versa.
@@ -70,8 +74,8 @@ def check_values(call: Call, name: str, losses: Array, axis: int, where: Array |
                 f"where must mark at least one entry of every slice along axis {axis}, "
                 f"got {empty} of {math.prod(filled.shape)} slices without any"
             )
-    # Without visible values there is nothing more to check. Furthermore, a compiler that leaves shapes open could not
-    # write the limit into the message.
+    # If values are not visible, nothing more can be checked. The function returns before the limit is computed, because
+    # a compiler that leaves shapes open could not write the limit into the message.
     if not (call.visible or values_visible(losses, xp)):
         return
     limit = largest_usable(losses, axis, xp)

@@ -25,12 +25,15 @@ def large_exponent() -> float:
 
 
 def exponent_floor(dtype: object, xp: Namespace) -> float:
-    """Return the smallest exponent that solvers use: smaller ones have subnormal exponentials, forty times as slow."""
+    """Return the smallest exponent that solvers use.
+
+    Smaller exponents have subnormal exponentials, and arithmetic with subnormal numbers takes forty times as long.
+    """
     return float(math.ceil(math.log(float(xp.finfo(dtype).smallest_normal))))
 
 
 def exponent_ratio(z: Array, scale: Array, xp: Namespace) -> Array:
-    """Return the exponents ``z / scale`` for z <= 0, or `exponent_floor` if it is larger. Nothing overflows."""
+    """Return the exponents ``max(z / scale, exponent_floor)`` for z <= 0, without overflow."""
     floor = exponent_floor(z.dtype, xp)
     # The bound is applied to z before the division, because the division might overflow.
     return xp.maximum(z, floor * xp.clip(scale, max=float(xp.finfo(z.dtype).max) / (-2 * floor))) / scale
@@ -41,8 +44,8 @@ def exponential_weights(
 ) -> tuple[Array, Array, Array]:
     """Return weights ``exp(e) / sum exp(e)``, the weighted mean loss minus the largest loss, and ``log mean exp(e)``.
 
-    ``exponents(part)`` returns e for a piece of the slices, and the mask of the entries that have a weight. All other
-    entries that count must have an e so small that ``exp(e)`` is negligible.
+    ``exponents(part)`` returns two arrays for a piece of the slices: the exponents e, and the mask of the entries with
+    a positive weight. All other entries that count must have an e so small that ``exp(e)`` is negligible.
     """
 
     def weigh(part: Slices) -> tuple[Array, ...]:

@@ -1,7 +1,7 @@
 """Arithmetic without loss of digits: safe denominators, units for extreme parameters, an exact product.
 
 The parameters of a set are Python floats and may lie outside the range of the losses' dtype. Such a parameter is
-divided by a unit that brings it into this range. The unit is a power of two, so the division costs no digits.
+divided by a unit, so that the quotient lies in this range. The unit is a power of two, so the division is exact.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from drrho_core._array_api import Array, Namespace
 
 
 def parameter_rounding() -> float:
-    """Return the relative error that a few operations on Python floats may cause: 8 roundings."""
+    """Return the relative error that a few operations on Python floats may cause: 8 roundings of 2^-53 each."""
     return 8 * 2.0**-53
 
 
@@ -42,8 +42,8 @@ def in_units(parameter: float, like: Array, xp: Namespace) -> tuple[float, float
 def distance_in_units(distance: Array, unit: float, xp: Namespace) -> Array:
     """Return ``distance / unit`` for distances >= 0.
 
-    If the unit is tiny, distances above 1 count as 1. The result ``1 / unit`` is so much larger than the parameter that
-    it has the effect of infinity.
+    If the unit is tiny, distances above 1 count as 1. Their result ``1 / unit`` is so much larger than the parameter
+    divided by the unit that the result has the effect of infinity.
     """
     if unit < 1:
         distance = xp.where(distance < 1, distance, xp.ones_like(distance))
@@ -53,7 +53,7 @@ def distance_in_units(distance: Array, unit: float, xp: Namespace) -> Array:
 def product_or_inf(scale: Array, unit: Array, xp: Namespace) -> Array:
     """Return the product of two positive numbers, or infinity if the dtype cannot hold the product."""
     fits = scale < float(xp.finfo(scale.dtype).max) / xp.clip(unit, min=1.0)
-    # The inner `where` replaces the factor by 0, so that no overflow happens and NumPy does not warn.
+    # If the product would overflow, the inner `where` replaces `scale` by 0, so that NumPy does not warn.
     return xp.where(fits, xp.where(fits, scale, 0.0) * unit, xp.inf)
 
 
@@ -65,8 +65,9 @@ def constant(parameter: float, like: Array, xp: Namespace) -> Array:
 def product_minus(factor: float, number: Array, other: Array, longest: int, xp: Namespace) -> Array:
     """Return ``factor * number - other`` for whole numbers, accurate even if the two terms nearly cancel.
 
-    The sign of this difference decides which weights are 0. If the difference is near 0, the weights depend on its
-    square root. Therefore a product that is rounded in float32 would cost half of the digits of the weights.
+    The sign of this difference decides which weights are 0. If the difference is near 0, the weights depend on the
+    square root of the difference. Therefore a product that is rounded to float32 would make half of the digits of the
+    weights wrong.
 
     Parameters
     ----------
@@ -79,8 +80,8 @@ def product_minus(factor: float, number: Array, other: Array, longest: int, xp: 
     xp : namespace
         The arrays' namespace.
     """
-    # The factor is cut into pieces with so few bits that each piece times `number` is exact. The largest piece is added
-    # first. So the cancellation happens between exact numbers, and only the small remainder is rounded.
+    # The factor is cut into pieces with so few bits that each piece times `number` is exact. The product of the largest
+    # piece is added first. So the cancellation happens between exact numbers, and only the small remainder is rounded.
     precision = 1 - round(math.log2(float(xp.finfo(number.dtype).eps)))
     bits = max(precision - longest.bit_length(), 4)
     total = -other

@@ -1,6 +1,6 @@
 """Solvers that search for a scale: the KL ball and the Cressie-Read balls.
 
-With ``z = x - max x`` the weights are (docs/theory/ambiguity.md, "The sets"):
+With the losses x of a slice and ``z = x - max x`` the weights are (docs/theory/ambiguity.md, "The sets"):
 
     KLBall            exp(z / s) / sum exp(z / s)
     CressieReadBall   relu(c + z)^b / sum relu(c + z)^b,  b = 1 / (order - 1)
@@ -45,13 +45,13 @@ def solve_kl_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution:
     """Solve KLBall between its two limits. Docs: "KLPenalty and KLBall: the soft maximum".
 
     The weights are ``p = softmax(z / s)``, with s such that their divergence ``sum p z / s - log mean exp(z / s)``
-    equals the radius. The divergence falls as s grows. Its derivative with respect to log s is the variance of z / s
-    under p, times -1.
+    equals the radius. The divergence falls as s grows. The derivative of the divergence with respect to log s is the
+    variance of z / s under p, times -1.
     """
     size = slices.size
     reach = or_one(slices.top - xp.min(slices.losses, axis=-1, keepdims=True), xp)
-    # If differences between losses exceed the square root of the largest number, this square root becomes the unit of
-    # losses and s. Otherwise s, which may be far larger than the losses, could overflow.
+    # If differences between losses exceed the square root of the dtype's largest number, this square root becomes the
+    # unit of losses and s. Otherwise s, which may be far larger than the losses, could overflow.
     half_range = 2.0 ** round(math.log2(float(xp.finfo(reach.dtype).max)) / 2)
     unit = xp.where(reach > half_range, half_range, xp.ones_like(reach))
     reach = reach / unit
@@ -63,8 +63,9 @@ def solve_kl_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution:
         return exponent, part.counted & (exponent > large_exponent())
 
     def surplus(s: Array) -> tuple[Array, Array]:
-        """Return the divergence minus the radius, and the derivative of the divergence by log s, times -1."""
-        # The centre is the mean of the large exponents. Exponents relative to it are of the order of the divergence.
+        """Return the divergence minus the radius, and its derivative with respect to log s, times -1."""
+        # The centre is the mean of the large exponents. Exponents minus the centre are about as large as the
+        # divergence.
         rows: list[tuple[Array, ...]] = []
         for part in parts:
             exponent, large = exponents(part, s)
@@ -99,8 +100,8 @@ def solve_kl_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution:
     high = xp.log(reach) - 0.5 * math.log(8 * math.log1p(ball.growth))
     at_low = surplus(xp.exp(low))[0]
     s = xp.exp(find_root(lambda log_s: surplus(xp.exp(log_s)), low, high, at_low, ball.growth, xp))
-    # The rounding error of log s is relative to log s and not to s. One more Newton step, on s itself, removes this
-    # error.
+    # The search rounds log s and not s, so s may have a relative error as large as the rounding error of log s. One
+    # more Newton step, on s itself, removes this error.
     value, slope = surplus(s)
     s = s * (1 + xp.clip(value / xp.clip(slope, min=1e-9), min=-1e-3, max=1e-3))
     # The dual variables are nu = s log mean exp(x / s) and s.
@@ -136,7 +137,7 @@ def solve_cressie_read_ball(slices: Slices, order: float, ball: Ball, xp: Namesp
         return active, height, depth, active & (depth > math.expm1(large_exponent() / b))
 
     def centre(ordered: Slices, lowest: Array, d: Array) -> tuple[Array, Array, Array]:
-        """Return the number of losses with a large exponent, and their means of ``c + z`` and of ``y - 1``."""
+        """Return the number of losses with a large exponent, and the means of ``c + z`` and ``y - 1`` over them."""
         rows = []
         for part in cut_down_to(ordered, lowest, xp):
             _, height, depth, large = lengths(part, lowest, d)
@@ -162,7 +163,7 @@ def solve_cressie_read_ball(slices: Slices, order: float, ball: Ball, xp: Namesp
         return exponent, active, large, relative, length, d / length
 
     def surplus(ordered: Slices, lowest: Array, log_d: Array) -> tuple[Array, Array]:
-        """Return the surplus, as `find_root` expects it, and its derivative with respect to log d, times -1."""
+        """Return the surplus of `find_root`, and the derivative of the surplus with respect to log d, times -1."""
         number, middle, middle_depth = centre(ordered, lowest, xp.exp(log_d))
         # With v = exp(exponent), l = length, r = relative and h = d / l, the sums are those of v l, v r, v h, v h r and
         # v h r^2.
@@ -196,8 +197,8 @@ def solve_cressie_read_ball(slices: Slices, order: float, ball: Ball, xp: Namesp
     span = or_one(slices.top - lowest, xp)
 
     # Step 2: the bracket of log d. Below the bracket the power of d is smaller than a rounding error. Above the bracket
-    # the next loss becomes active. If there is no next loss, the divergence is at most b (b + 1) / (2 d^2), which
-    # bounds d.
+    # the next smaller loss would be active. If there is no smaller loss, the divergence is at most
+    # b (b + 1) / (2 d^2), which bounds d.
     upper = 0.5 * math.log(b * (b + 1) / (2 * math.log1p(ball.growth)))
     high = xp.where(next_gap > 0, xp.log(or_one(next_gap, xp)) - xp.log(span), upper)
     high = xp.clip(high, max=0.75 * math.log(float(limits.max)))

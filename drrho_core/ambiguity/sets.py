@@ -6,9 +6,9 @@ own function ``phi``, which is convex with ``phi(1) = 0``. A *ball* bounds the d
     ball:     risk = max { sum_i p_i x_i : p >= 0, sum p = 1, D(p) <= radius }
     penalty:  risk = max { sum_i p_i x_i - strength * D(p) : p >= 0, sum p = 1 }
 
-The dual variables nu and ``s >= 0`` prove that no weights give a larger risk. For a ball,
-``risk = min over nu and s of nu + s radius + s mean phi*((x - nu) / s)``, where phi* is the convex conjugate of phi.
-For a penalty s is the strength, and the term ``s radius`` is absent. Derivations: docs/theory/ambiguity.md, "The sets".
+The dual variables nu and ``s >= 0`` prove that no weights give a larger risk. With phi* the convex conjugate of phi,
+a ball has ``risk = min over nu and s of nu + s radius + s mean phi*((x - nu) / s)``. For a penalty s is the strength,
+and the term ``s radius`` is absent. Derivations: docs/theory/ambiguity.md, "The sets".
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ABOVE_ONE = Rule("be > 1", low=1.0)
 
 @dataclass(frozen=True)
 class AmbiguitySet(ABC):
-    """Base class of the seven sets. A set is frozen and hashable, and its parameters are checked when it is built.
+    """Base class of the seven sets. A set is frozen and hashable, and its parameters are checked when the set is built.
 
     Every parameter is a real, finite number, or an array without axes that holds such a number. An array is read once,
     when the set is built, so under jit its value is a constant. In the formulas of the sets n is the number of losses.
@@ -68,14 +68,14 @@ class CVaR(AmbiguitySet):
     are sorted in descending order, the quantile is the loss at place ``alpha n``, rounded up. Losses above the quantile
     have exactly the largest weight. Losses equal to the quantile share the remaining weight equally.
 
-    ``risk = min_nu nu + mean(relu(x - nu)) / alpha`` (Rockafellar and Uryasev 2000). The dual is (quantile, 0).
-    ``alpha n`` is evaluated without rounding error. It counts as an integer if it differs from this integer by at most
-    4 units of float64's last place, so that ``alpha=0.1`` of 30 losses means 3 losses.
+    ``risk = min_nu nu + mean(relu(x - nu)) / alpha`` (Rockafellar and Uryasev 2000). The dual variables (nu, s) are
+    (quantile, 0). ``alpha n`` is evaluated without rounding error. It counts as an integer if it differs from this
+    integer by at most 4 units of float64's last place, so that ``alpha=0.1`` of 30 losses means 3 losses.
 
     Parameters
     ----------
     alpha : float
-        In (0, 1]. With 1 the risk is the mean, with a value up to 1 / n the maximum.
+        In (0, 1]. With 1 the risk is the mean. With a value up to 1 / n the risk is the maximum.
 
     Examples
     --------
@@ -92,7 +92,7 @@ class CVaR(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # The quantile decides all weights, and a sort finds it.
+        # The quantile decides all weights, and a sort finds the quantile.
         return solve_cvar(slices, self.alpha, xp)
 
 
@@ -100,13 +100,14 @@ class CVaR(AmbiguitySet):
 class KLPenalty(AmbiguitySet):
     """Kullback-Leibler penalty: a smooth maximum, ``risk = temperature * log mean exp(x / temperature)``.
 
-    ``phi(t) = t log t - t + 1``. The weights are ``softmax(x / temperature)``, and the dual is (risk, temperature). The
-    temperature is the strength of the penalty.
+    ``phi(t) = t log t - t + 1``. The weights are ``softmax(x / temperature)``, and the dual variables (nu, s) are
+    (risk, temperature). The temperature is the strength of the penalty.
 
     Parameters
     ----------
     temperature : float
-        Positive, in units of the losses. Towards 0 the risk becomes the maximum, towards infinity the mean.
+        Positive, in units of the losses. The risk goes to the maximum as the temperature goes to 0, and to the mean as
+        the temperature goes to infinity.
 
     Examples
     --------
@@ -124,26 +125,26 @@ class KLPenalty(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # The temperature is given, so nothing is searched for.
+        # The temperature is given, so the solver needs no search.
         return solve_kl_penalty(slices, self.temperature, xp)
 
 
 @dataclass(frozen=True)
 class CappedKLPenalty(AmbiguitySet):
-    """KL penalty whose weights may not exceed ``1 / (alpha n)``, as in CVaR: a smooth mean of the worst share.
+    """KL penalty whose weights may not exceed ``1 / (alpha n)``, as in CVaR: a smooth version of CVaR.
 
     ``phi(t) = t log t - t + 1`` on ``[0, 1 / alpha]`` and infinite elsewhere. The weights are
-    ``min(exp((x - nu) / temperature), 1 / alpha) / n``, with nu such that they sum to 1. The dual is (nu, temperature).
-    No single loss can take all the weight, however large it is, and no weight is 0. This set is the KL-regularised CVaR
-    of Levy et al. (arXiv 2010.05893), who call alpha `size`.
+    ``min(exp((x - nu) / temperature), 1 / alpha) / n``, with nu such that the weights sum to 1. The dual variables are
+    nu and the temperature. No single loss can take all the weight, however large it is, and no weight is 0. This set is
+    the KL-regularised CVaR of Levy et al. (arXiv 2010.05893), who call alpha `size`.
 
     ``alpha n`` is evaluated as in `CVaR`.
 
     Parameters
     ----------
     temperature : float
-        Positive, in units of the losses. Towards 0 the set becomes ``CVaR(alpha)``, towards infinity the risk becomes
-        the mean.
+        Positive, in units of the losses. The set becomes ``CVaR(alpha)`` as the temperature goes to 0. The risk goes to
+        the mean as the temperature goes to infinity.
     alpha : float
         In (0, 1]. With 1 the risk is the mean, and nu is the smallest loss. With a value up to 1 / n the set is
         ``KLPenalty(temperature)``.
@@ -168,7 +169,7 @@ class CappedKLPenalty(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # The temperature is given; the number of weights at the ceiling is searched for.
+        # The temperature is given, and the solver searches for the number of weights at the ceiling.
         return solve_capped_kl_penalty(slices, self.temperature, self.alpha, xp)
 
 
@@ -182,8 +183,8 @@ class KLBall(AmbiguitySet):
     Parameters
     ----------
     radius : float
-        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum from the radius
-        ``log(n/m)`` on.
+        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum for every radius
+        from ``log(n/m)`` upwards.
 
     Examples
     --------
@@ -200,7 +201,7 @@ class KLBall(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # The growth of a ball (see `balls`) replaces its radius: here exp(radius) - 1. The solver searches for s.
+        # `solve_ball` takes the growth (see `balls`) and not the radius. For a KL ball the growth is exp(radius) - 1.
         return solve_ball(slices, exp_minus_one(self.radius), solve_kl_ball, xp)
 
 
@@ -208,13 +209,15 @@ class KLBall(AmbiguitySet):
 class ChiSquarePenalty(AmbiguitySet):
     """Chi-square penalty: weights that rise linearly with the loss, clipped at 0.
 
-    ``phi(t) = (t - 1)^2 / 2``. The weights are ``relu(1 + (x - nu) / strength) / n``, with nu such that they sum
-    to 1. The dual is (nu, strength). If no weight is clipped at 0, ``risk = mean(x) + var(x) / (2 strength)``.
+    ``phi(t) = (t - 1)^2 / 2``. The weights are ``relu(1 + (x - nu) / strength) / n``, with nu such that the weights sum
+    to 1. The dual variables are nu and the strength. If no weight is clipped at 0,
+    ``risk = mean(x) + var(x) / (2 strength)``.
 
     Parameters
     ----------
     strength : float
-        Positive, in units of the losses. Towards 0 the risk becomes the maximum, towards infinity the mean.
+        Positive, in units of the losses. The risk goes to the maximum as the strength goes to 0, and to the mean as the
+        strength goes to infinity.
 
     Examples
     --------
@@ -231,7 +234,7 @@ class ChiSquarePenalty(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # The strength is given; the number of losses with a weight is searched for.
+        # The strength is given, and the solver searches for the number of losses with a positive weight.
         return solve_chi_square_penalty(slices, self.strength, xp)
 
 
@@ -246,8 +249,8 @@ class ChiSquareBall(AmbiguitySet):
     Parameters
     ----------
     radius : float
-        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum from the radius
-        ``(n/m - 1) / 2`` on.
+        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum for every radius
+        from ``(n/m - 1) / 2`` upwards.
 
     Examples
     --------
@@ -264,13 +267,13 @@ class ChiSquareBall(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # The growth of a ball (see `balls`) replaces its radius. The number of losses with a weight is searched for.
+        # `solve_ball` takes the growth (see `balls`) and not the radius. For this ball the growth is 2 radius.
         return solve_ball(slices, 2 * self.radius, solve_chi_square_ball, xp)
 
 
 @dataclass(frozen=True)
 class CressieReadBall(AmbiguitySet):
-    """Cressie-Read ball of an order above 1. Order 2 is the chi-square ball; towards 1 the ball becomes the KL ball.
+    """Cressie-Read ball of an order above 1: the chi-square ball at order 2, and nearly the KL ball at orders near 1.
 
     With k the order, ``phi(t) = (t^k - k t + k - 1) / (k (k - 1))``, and the weights have ``D(p) <= radius``. The
     weights are ``relu(1 + (k - 1) (x - nu) / s)^(1/(k - 1)) / n``. With ``k' = k / (k - 1)``,
@@ -281,8 +284,8 @@ class CressieReadBall(AmbiguitySet):
     order : float
         Above 1. The larger the order, the more evenly the weights spread over the losses that have a weight.
     radius : float
-        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum from the radius
-        ``((n/m)^(k-1) - 1) / (k (k-1))`` on.
+        At least 0. With 0 the risk is the mean. If m losses share the maximum, the risk is the maximum for every radius
+        from ``((n/m)^(k-1) - 1) / (k (k-1))`` upwards.
 
     Examples
     --------
@@ -301,11 +304,11 @@ class CressieReadBall(AmbiguitySet):
 
     def solve(self, slices: Slices, xp: Namespace) -> Solution:
         """Return the worst case of every slice."""
-        # At this order the positive weights are already equal in any dtype, and float32 holds all numbers that are
-        # computed from the order.
+        # At order 1e30 the positive weights are already equal in any dtype, and float32 can still hold all numbers that
+        # are computed from the order.
         order = min(self.order, 1e30)
-        # The growth of a ball (see `balls`) is (1 + k (k - 1) radius)^(1 / (k - 1)) - 1 here. It is computed from the
-        # logarithm of 1 + k (k - 1) radius, because the product may overflow.
+        # For this ball the growth (see `balls`) is (1 + k (k - 1) radius)^(1 / (k - 1)) - 1. It is computed from the
+        # logarithm of 1 + k (k - 1) radius, because the product k (k - 1) radius may overflow.
         product = order * (order - 1) * self.radius
         if product < 1e15:
             logarithm = math.log1p(product)

@@ -15,9 +15,9 @@ from drrho_core._routines import descending
 
 
 class Slices(NamedTuple):
-    """Losses with the axis of the samples last, float32 or wider, every entry finite."""
+    """Losses in float32 or wider. The axis of the samples is the last axis, and every entry is finite."""
 
-    losses: Array  # (..., n), unshifted; an entry that does not count holds the smallest loss that counts
+    losses: Array  # (..., n), not shifted; an entry that does not count holds the smallest loss that counts
     counted: Array  # (..., n) bool, the entries that count
     number: Array  # (..., 1), number of entries that count, at least 1, an integer
     size: Array  # (..., 1), the same number in the dtype of the losses
@@ -25,12 +25,19 @@ class Slices(NamedTuple):
 
     @property
     def shifted(self) -> Array:
-        """Losses minus the largest loss, (..., n). They are not stored, because the array is as large as the losses."""
+        """Losses minus the largest loss, (..., n).
+
+        They are computed at each use, because storing them would take as much memory as the losses.
+        """
         return self.losses - self.top
 
 
 class Solution(NamedTuple):
-    """Result of a solver. Risk and nu are differences from the largest loss, so a common offset costs no digits."""
+    """Result of a solver.
+
+    The solver computes risk and nu as differences from the largest loss. If all losses share a large offset, these
+    differences do not contain the offset, so they keep their digits.
+    """
 
     weights: Array  # (..., n)
     excess: Array  # (..., 1), risk - top
@@ -71,9 +78,9 @@ def piece_length() -> int:
 def cut(slices: Slices, xp: Namespace) -> list[Slices]:
     """Cut slices along the last axis, so that sums over them can be taken piece by piece.
 
-    A pass over n numbers mostly waits for memory, because it reads the numbers and allocates the results; pieces stay
-    in the caches. Traced arrays are not cut, because a compiler fuses the passes itself. Arrays on an accelerator are
-    not cut either, because the accelerator has memory to spare.
+    A pass over a long axis mostly waits for memory, because it reads many numbers and allocates an array for the
+    results. The numbers of one piece stay in the caches instead. Traced arrays are not cut, because a compiler fuses
+    the passes itself. Arrays on an accelerator are not cut either, because the accelerator has memory to spare.
     """
     if not values_visible(slices.losses, xp):
         return [slices]
@@ -128,7 +135,8 @@ def assemble(
 ) -> tuple[Array, Array, tuple[Array, ...]]:
     """Return values (..., n), the sum of ``values * shifted losses``, and the sums of further arrays.
 
-    ``weigh(part)`` returns the values of a piece, followed by the further arrays of this piece.
+    The values are weights, or numbers proportional to weights. ``weigh(part)`` returns the values of a piece, followed
+    by the further arrays of this piece.
     """
     # The values of every piece are kept, because they are returned. Of all other arrays only the sums are kept.
     pieces, rows = [], []

@@ -1,6 +1,7 @@
 """Solvers in closed form over sorted losses: CVaR, both chi-square sets, and both KL penalties.
 
-With ``z = x - max x`` and n losses per slice, the weights are (docs/theory/ambiguity.md, "The sets"):
+With n losses x per slice, ``z = x - max x``, the temperature t, and the dual variables nu and s of `sets`, the weights
+are (docs/theory/ambiguity.md, "The sets"):
 
     CVaR              1 / k above the quantile, the rest shared by losses equal to the quantile, k = alpha n
     KLPenalty         exp(z / t) / sum exp(z / t)
@@ -8,9 +9,9 @@ With ``z = x - max x`` and n losses per slice, the weights are (docs/theory/ambi
     chi-square        relu(1 + (x - nu) / s) / n
 
 A position among the sorted losses separates the losses whose weight is at the ceiling (capped losses), or the losses
-with a weight (active losses), from the others. A binary search finds this position, and sums over the losses on each
-side of the position give nu. Losses are compared before any shift, because the rounding of the shifted losses would
-merge distinct losses.
+with a positive weight (active losses), from all other losses. A binary search finds this position, and sums over the
+losses on each side of the position give nu. Losses are compared before any shift, because the rounding of the shifted
+losses would merge distinct losses.
 
 Sources: CVaR: Rockafellar and Uryasev 2000. Chi-square: Duchi and Namkoong 2019. Capped KL: arXiv 2010.05893.
 """
@@ -94,7 +95,7 @@ def solve_cvar(slices: Slices, alpha: float, xp: Namespace) -> Solution:
 
 
 def solve_kl_penalty(slices: Slices, temperature: float, xp: Namespace) -> Solution:
-    """Solve KLPenalty: ``excess = t log mean exp(z / t)``. Docs: "KLPenalty and KLBall: the soft maximum"."""
+    """Solve KLPenalty: ``risk - max x = t log mean exp(z / t)``. Docs: "KLPenalty and KLBall: the soft maximum"."""
     t, unit = in_units(temperature, slices.losses, xp)
     temperatures = xp.full_like(slices.top, t)
 
@@ -116,8 +117,8 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
 
     The weights are given by ``k p = min(exp((x - theta) / t), 1)`` with k = alpha n, and theta such that k p sums to k.
     A loss is capped if its weight is at the ceiling, and free otherwise. To test a loss, set theta to this loss: the
-    loss is capped if k p then sums to less than k. The sum is the number of losses from this loss upwards plus
-    ``sum exp((x - loss) / t)`` over the losses below.
+    loss is capped if k p then sums to less than k. The sum is the number of losses that are not below this loss, plus
+    ``sum exp((x - loss) / t)`` over the losses below it.
 
     With m capped losses, a the largest free loss and ``S = sum exp((x - a) / t)`` over the free losses:
 
@@ -172,7 +173,7 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
         above = part.counted & any_capped & (part.losses >= lowest)
         return above, part.counted & ~above
 
-    # Step 2: S (`total`) and S - (n - m) (`change`). The latter keeps its digits if all exponents are near 0.
+    # Step 2: S (`total`) and S - (n - m) (`change`). `change` keeps its digits if all exponents are near 0.
     rows: list[tuple[Array, ...]] = []
     for part in cut(ordered, xp):
         exponent, (_, free) = exponents(part, anchor), masks(part)
@@ -255,7 +256,7 @@ def solve_chi_square_penalty(slices: Slices, strength: float, xp: Namespace) -> 
 
 
 def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution:
-    """Solve ChiSquareBall between its two ends. Docs: "ChiSquareBall and ChiSquarePenalty".
+    """Solve ChiSquareBall between its two limits. Docs: "ChiSquareBall and ChiSquarePenalty".
 
     The weights are ``p = relu(c + z) / sum relu(c + z)`` with c such that ``n sum p^2 = 1 + growth``. A loss is active
     if its weight is positive. With m active losses, whose z have the mean mu and the variance v,
@@ -266,8 +267,8 @@ def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution
     size = slices.size
 
     def moments(part: Slices, above: Callable[[Array, Array], Array], lowest: Array, span: Array) -> tuple[Array, ...]:
-        # A height is the distance from the lowest active loss in units of the span, the distance between this loss and
-        # the top. In these units problems of the scales 1e-30 and 1e30 are alike.
+        # The span is the distance between the lowest active loss and the largest loss. A height is the distance of a
+        # loss from the lowest active loss, divided by the span, so no height is extremely small or large.
         active = part.counted & above(part.losses, lowest)
         number = xp.astype(count(active, xp), part.losses.dtype)
         total = xp.clip(number, min=1)
@@ -286,8 +287,8 @@ def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution
         return number, mean, variance, ball.room(number, ordered.size)
 
     def is_active(ordered: Slices, loss: Array) -> Array:
-        # Only the losses above `loss` enter. With `loss` included, the two sides would differ only in their last
-        # digits.
+        # Only the losses above `loss` enter the comparison. If `loss` itself were included, the two sides of the
+        # comparison would differ only in their last digits.
         _, mean, variance, room = statistics(ordered, operator.gt, loss)
         return ordered.size * variance > room * mean**2
 
@@ -305,8 +306,8 @@ def solve_chi_square_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution
         tilt = (height - mean) / or_one(reach, xp)
         return (masked(positive_part(1 + tilt, xp), active, xp) / number,)
 
-    # Step 3: the dual variables ``s = (c + mu) m / n`` and ``nu = mu - (c + mu) (n - m) / n``, where the solution holds
-    # nu minus the top.
+    # Step 3: the dual variables ``s = (c + mu) m / n`` and ``nu - top = mu - (c + mu) (n - m) / n``. The solution holds
+    # this difference.
     weights, excess, _ = assemble(slices, weigh, xp)
     nu_excess = -span * (1 - mean + reach * ((size - number) / size))
     return Solution(weights, excess, nu_excess, product_or_inf(reach * (number / size), span, xp))

@@ -1,4 +1,4 @@
-"""The worst case over an ambiguity set: risk, worst-case weights and the dual variables that certify both.
+"""The worst case over an ambiguity set: risk, worst-case weights, and dual variables that prove both are right.
 
 `worst_case` checks its arguments. `solve_unchecked` moves the axis of the samples to the end, converts half types to
 float32, replaces entries that do not count, and calls the solver of the set. No solver branches on the values of
@@ -73,12 +73,12 @@ def worst_case(
     Raises
     ------
     TypeError
-        If an argument has another type, or the arrays come from different libraries.
+        If an argument has a wrong type, or the arrays come from different libraries.
     ValueError
-        If the axis does not exist or is empty, `where` does not broadcast or leaves a slice without an entry, arrays
-        are on different devices, a loss that counts is nan, infinite or so large that sums would overflow, or the
-        losses ask for autograd. Values are checked on the host and outside tracing only. Elsewhere a slice with such a
-        loss, or without an entry, gets the result nan.
+        If the axis does not exist or is empty, `where` does not broadcast or marks no entry of a slice, arrays are on
+        different devices, a loss that counts is nan, infinite or so large that sums would overflow, or the losses
+        require gradients of autograd. Values are checked on the host and outside tracing only. Elsewhere a slice with
+        such a loss, or without a marked entry, gets the result nan.
 
     Notes
     -----
@@ -119,7 +119,8 @@ def solve_unchecked(
         valid = xp.all(usable, axis=-1, keepdims=True) & xp.any(counted, axis=-1, keepdims=True)
     plain = where is None and known(valid, xp)
     if not plain:
-        # An invalid slice is solved as n zeros, so that no solver has to handle it, and is overwritten at the end.
+        # The losses of an invalid slice are replaced by 0, so that no solver has to handle them. At the end the results
+        # of this slice are replaced by nan.
         counted = counted | ~valid
         x = xp.where(counted & valid, x, xp.zeros_like(x))
         # An entry that does not count becomes the smallest loss that counts, so it changes no maximum and no minimum.

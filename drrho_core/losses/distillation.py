@@ -3,7 +3,8 @@
     p_i = softmax_j(S_ij / tau),   q_i = softmax_j(R_ij / tau_R),   R = R1 R2^T
     loss = 1/2 [mean_i CE(q_i, p_i) + the same over columns],   CE(q, p) = -sum_j q_j log p_j
 
-S (b, b) holds the similarities of the learner and R those of the reference model; tau and tau_R are their temperatures.
+S (b, b) holds the similarities of the learner and R those of the reference model, whose image and text features are R1
+and R2. The temperatures are tau for the learner and tau_R for the reference model. CE is the cross-entropy.
 Docs: docs/theory/selection.md, "Losses". Source: MobileCLIP (arXiv 2311.17049).
 """
 
@@ -55,8 +56,8 @@ def distillation_loss(
     Returns
     -------
     LossGradients
-        Loss and gradients. If learner and reference model agree, the gradients are 0, but the loss is not: it is the
-        entropy of the reference model's softmax.
+        Loss and gradients. If learner and reference model agree, the gradients are 0, and the loss is the entropy of
+        the reference model's softmax, which is not 0.
 
     Raises
     ------
@@ -105,7 +106,8 @@ def distillation_loss(
     # Pass 1: the softmax p of the learner and q of the reference model, over rows and over columns.
     p, q = _softmax(learner, xp), _softmax(reference, xp)
 
-    # Pass 2: the slopes p - q of both directions, and the sums of q x and (p - q) x with x = (S_ij - peak_i) / tau.
+    # Pass 2: the slopes p - q of both directions, and the sums of q x and (p - q) x with x = (S_ij - peak_i) / tau. The
+    # peak of an anchor is the largest similarity of its negatives.
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
         tile = learner.tile(i, j, diagonal)
         reference_tile = tile._replace(z=reference.z(i, j))
@@ -114,7 +116,8 @@ def distillation_loss(
             axis = 1 - side
             x = learner.only_negatives(learner.exponent(side, tile, p[side].peaks[block]), tile)
             y = learner.only_negatives(reference.exponent(side, reference_tile, q[side].peaks[block]), tile)
-            # The exponential of an exponent relative to the peak, times the factor of the anchor, is a probability.
+            # exp(x) times the factor of the learner's anchor, and exp(y) times that of the reference model's anchor,
+            # are probabilities.
             target = reference.exp(y, True)
             target *= along(axis, q[side].factors[block])
             slope = learner.exp(x, False)
@@ -129,7 +132,7 @@ def distillation_loss(
     image_pull, text_pull, image_moments, text_moments = learner.pull(weigh)
     scale, loss, slope = 1.0 / (2.0 * batch_size), [], []
     for own, target, (moment, tilt) in zip(p, q, (image_moments, text_moments), strict=True):
-        # CE = -sum q log p. For a negative log p = x + log_factor. For the positive log p = -log_denominator.
+        # CE = -sum q log p. A negative has log p = x + log_factor. The positive has log p = -log_denominator.
         loss.append(xp.exp(-target.log_denominator) * own.log_denominator - moment - target.weight * own.log_factor)
         slope.append(tilt + (own.weight - target.weight) * own.above)
     # c_i is the sum of the slopes over the negatives of image anchor i and of text anchor i. The gradients follow from
@@ -146,8 +149,8 @@ def distillation_loss(
 class _Softmax(NamedTuple):
     """Softmax of one direction over the negatives and the positive of each anchor.
 
-    Z holds the similarities of one model and t is its temperature; D_ij = (Z_ij - Z_ii) / t. Arrays are (b,), but
-    `peaks` and `factors` are cut into blocks, one block per tile.
+    Z holds the similarities of one model, t is the temperature of this model, and D_ij = (Z_ij - Z_ii) / t. The arrays
+    have shape (b,), but `peaks` and `factors` are cut into blocks, one block per tile (a block of the b x b matrix).
     """
 
     log_denominator: Array  # log(1 + sum_j exp(D_ij)), where the 1 is the term of the positive

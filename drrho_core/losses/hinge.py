@@ -2,7 +2,8 @@
 
     loss = (1/2b) sum_i (1/N_i) sum_{j != i} relu(S_ij - S_ii + margin)^2 + the same over columns
 
-S_ij is the similarity of image i and text j, and N_i is the number of negatives of anchor i.
+S_ij is the similarity of image i and text j. The positives are the pairs i = j, and all other pairs are negatives. N_i
+is the number of negatives of anchor i. An anchor is an image in the first sum, and a text in the sum over columns.
 Docs: docs/theory/selection.md, "Losses". Source: TuneCLIP (arXiv 2601.09859).
 """
 
@@ -59,7 +60,7 @@ def hinge_margin_loss(
     Notes
     -----
     The terms are ``relu(S_ij - S_ii + margin)^2`` for image anchor i, ``relu(S_ij - S_jj + margin)^2`` for text anchor
-    j. They are averaged over the negatives, then over the anchors, then over the two directions: TuneCLIP
+    j. They are averaged over the negatives, then over the anchors, then over the two directions, as in TuneCLIP
     (arXiv 2601.09859). An anchor has b - 1 negatives, or as many as `pair_mask` leaves. An anchor without negatives
     contributes 0, and the mean over anchors still divides by b.
 
@@ -88,7 +89,8 @@ def hinge_margin_loss(
         margin=margin,
         xp=xp,
     )
-    # If features or margin are so large that sums would overflow, `split` scales the features, and the margin follows.
+    # If features or margin are so large that sums would overflow, `split` scales the features, and the margin is scaled
+    # by the same factors here.
     left, right = tiles.scaling.left, tiles.scaling.right
     margin = margin * left * right
     # The similarity S_ii of each anchor's positive, and 1 over the anchor's number of negatives.
@@ -121,14 +123,14 @@ def hinge_margin_loss(
 
 
 def _one_over_negatives(tiles: Tiles, xp: Namespace) -> tuple[Array, Array]:
-    """Return 1 / number of negatives for image anchors and for text anchors, (b,) each; 0 without negatives."""
+    """Return 1 / number of negatives for image anchors and for text anchors, (b,) each; 0 if there are no negatives."""
     batch_size, dtype, device = tiles.batch_size, tiles.dtype, tiles.device
     if tiles.pair_mask is None:
         factor = xp.full((batch_size,), 1.0 / (batch_size - 1), dtype=dtype, device=device)
         return factor, factor
     image, text = [], xp.zeros((batch_size,), dtype=dtype, device=device)
     every = xp.arange(batch_size, device=device)
-    # Block by block, so that no b x b array of numbers exists.
+    # The mask is summed block by block, so that no b x b array of numbers exists.
     for rows in tiles.spans:
         numbers = xp.astype(tiles.pair_mask[rows, :] & (every[rows][:, None] != every[None, :]), dtype)
         image.append(xp.sum(numbers, axis=1))

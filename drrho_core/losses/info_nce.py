@@ -38,7 +38,8 @@ def info_nce(
     Parameters
     ----------
     image_features, text_features : array, shape (b, d)
-        Features of the batch, unit norm (not enforced), b >= 2. The rows i of both arrays are a positive pair.
+        Features of the batch, unit norm (not enforced), b >= 2. Row i of the images and row i of the texts are a
+        positive pair.
     temperature : float or array of shape ()
         Temperature tau > 0.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
@@ -60,9 +61,9 @@ def info_nce(
 
     Notes
     -----
-    With S = E1 E2^T and the positives on the diagonal, anchor i contributes ``log sum_j exp((S_ij - S_ii) / tau)``,
-    where the term j = i is 1. This is InfoNCE as in CLIP (arXiv 2103.00020). The loss of ``contrastive_step`` with
-    ``gamma=1``, ``eps=1/(b-1)`` and no reference is exactly ``tau * (info_nce - log(b - 1))``.
+    With S = E1 E2^T and the positives on the diagonal, anchor i contributes ``log sum_j exp((S_ij - S_ii) / tau)``. The
+    term j = i of the sum is 1. This is InfoNCE as in CLIP (arXiv 2103.00020). The loss of ``contrastive_step`` with
+    ``gamma=1``, ``eps=1/(b-1)`` and no reference model is exactly ``tau * (info_nce - log(b - 1))``.
 
     Examples
     --------
@@ -84,8 +85,9 @@ def info_nce(
     # Pass 1: log sum_{j != i} exp(D_ij) and the weighted mean of D_ij, for all anchors of both directions.
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
     first = sweeps.sum_negatives(batch)
-    # For each direction: the loss log(1 + sum exp(D_ij)), the sum of the probabilities of the negatives (`weight`), and
-    # the derivative with respect to the temperature times -1, which is `weight` times the mean of D_ij, divided by tau.
+    # For each direction, compute the loss log(1 + sum exp(D_ij)), the sum of the probabilities of the negatives
+    # (`weight`), and the slope: `weight` times the mean of D_ij, divided by tau. The slope is the derivative with
+    # respect to the temperature times -1.
     losses, weights, slopes = [], [], []
     scale = 1.0 / (2.0 * batch_size)
     for factor, log_sum, mean in (
@@ -97,8 +99,9 @@ def info_nce(
         losses.append(xp.sum(factor * (scale * log_denominator)))
         slopes.append(xp.sum(factor * (scale * (weight * saturated(mean, 1.0 / temperature, xp=xp)))))
         weights.append(xp.clip(factor * weight, max=float(xp.finfo(work).max)))
-    # Pass 2: V E2 and V^T E1 with V = w + w', where w and w' hold the probabilities of the negatives of image anchors
-    # and of text anchors. The gradients are (V E2 - c * E2) / (2 b tau) for images, and likewise for texts.
+    # Pass 2: V E2 and V^T E1 with V = w + w'. The matrix w holds the probabilities of the negatives of image anchors,
+    # and w' those of text anchors. c_i is the sum of these probabilities for image anchor i and text anchor i. The
+    # gradients are (V E2 - c * E2) / (2 b tau) for images, and (V^T E1 - c * E1) / (2 b tau) for texts.
     weight_sums, unit = normalised(weights, work, xp)
     sums, c = sweeps.pull_back(batch, first, *weight_sums), weight_sums[0] + weight_sums[1]
     return LossGradients(

@@ -79,8 +79,8 @@ class WeightedSum(NamedTuple):
     image_gradient, text_gradient : array, shape (b, d)
         Sum of the weighted gradients with respect to the features, in their dtype.
     parameter_gradients : tuple of dict
-        One dict per term, in order: the weighted gradients of the term's own parameters by field name, such as
-        ``temperature_gradient``. Add the entries of terms that share a parameter.
+        One dict per term, in the order of the terms. Each dict holds the weighted gradients of the term's own
+        parameters by field name, such as ``temperature_gradient``. If two terms share a parameter, add their entries.
     """
 
     loss: Array

@@ -65,8 +65,7 @@ def sigmoid_loss(
     The loss is ``(1/b) sum_ij -log sigmoid(y_ij (scale S_ij + bias))`` with y = 1 on the diagonal and -1 off it, as in
     SigLIP (arXiv 2303.15343). With ``a_ij = -y_ij sigmoid(-y_ij (scale S_ij + bias)) / b`` the gradients are
     ``scale a E2`` for the image features E1, ``scale a^T E1`` for the text features E2, ``sum a_ij S_ij`` for the scale
-    and ``sum a_ij`` for the bias. Pairs that `pair_mask` excludes are not
-    summed, but the sum is still divided by b.
+    and ``sum a_ij`` for the bias. Pairs that `pair_mask` excludes are not summed, but the sum is still divided by b.
 
     Examples
     --------
@@ -92,8 +91,8 @@ def sigmoid_loss(
         passes=1,
         xp=xp,
     )
-    # If features are so large that S would overflow, `split` scales them: S = z / (left right). The logits are then
-    # rate z + bias.
+    # If features are so large that S would overflow, `split` scales them. The tiles then hold z = left right S, and the
+    # logits are rate z + bias with rate = scale / (left right).
     left, right = tiles.scaling.left, tiles.scaling.right
     scaled = not (isinstance(left, float) and left == right == 1.0)
     rate = _bounded(scale / left / right, xp.finfo(work), xp) if scaled else scale
@@ -119,7 +118,8 @@ def sigmoid_loss(
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
         return slope, sums, ()
 
-    # With a = slope / b the gradients are scale a E2 and scale a^T E1, sum a_ij S_ij and sum a_ij.
+    # With a = slope / b the gradients are scale a E2 for images, scale a^T E1 for texts, sum a_ij S_ij for the scale
+    # and sum a_ij for the bias.
     image_pull, text_pull, sums, _ = tiles.pull(weigh)
     loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
     share = 1.0 / batch_size

@@ -20,8 +20,8 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
     Parameters
     ----------
     *terms : pair of (weight, result)
-        A finite weight, float or array of shape (), and the result of a loss or of `contrastive_step`, or another
-        weighted sum. All results belong to the same features.
+        A finite weight (a float or an array of shape ()) and a result: that of a loss, of `contrastive_step` or of
+        another weighted sum. All results belong to the same features.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -33,13 +33,13 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
     Raises
     ------
     TypeError, ValueError
-        If there is no term, a term is not such a pair, or the results differ in shapes, dtypes, libraries or devices.
+        If there is no term, if a term is not such a pair, or if the results differ in shape, dtype, library or device.
 
     Notes
     -----
-    The gradient of a sum is the sum of the gradients. The gradients of a `ContrastiveStep` are those of its surrogate.
-    The gradients of parameters are not added, because only the caller knows whether the temperatures of two terms are
-    the same parameter.
+    The gradient of a sum is the sum of the gradients. The gradients of a `ContrastiveStep` are those of its field
+    `surrogate` and not those of its field `loss`. The gradients of parameters are not added, because only the caller
+    knows whether the temperatures of two terms are the same parameter.
 
     Examples
     --------

@@ -1,8 +1,9 @@
 """The oracle: a second implementation of every formula of drrho_core, as slow float64 loops that a person can read.
 
-The oracle uses NumPy and the standard library only. Its form differs from the core's, so that a mistake in one of them
-is not repeated in the other. It works in the linear domain: with the estimates u and g themselves, not with their
-logarithms. It solves the primal problem: it searches for the weights, then computes the risk from the weights.
+The oracle uses NumPy and the standard library only. Its form differs from that of drrho_core (the core), so that a
+mistake in one implementation is not repeated in the other. The oracle works in the linear domain: with exponentials and
+their means (g and u in ``anchor.py``) themselves, not with their logarithms. It solves the primal problem: it searches
+for the weights, then computes the risk from the weights.
 
 Start with :func:`worst_case`, then :func:`contrastive_step`; ``reference_impl/README.md`` gives the reading order.
 :func:`conformance.check` compares another implementation with the oracle. :func:`vectors.files` returns the problems

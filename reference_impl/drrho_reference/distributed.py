@@ -1,16 +1,18 @@
 """The contrastive step of a batch that is distributed over several ranks, in two phases.
 
-A rank is one of W processes. Every rank holds some rows of the batch. No rank computes the whole table Z of the
-similarities of all images with all texts; a rank needs two blocks of Z:
+A rank is one of W processes. Every rank holds some rows of the batch. Z is the table of the similarities of all images
+(rows) with all texts (columns). An anchor is an image or a text; ``anchor.py`` defines the anchor's negatives and the
+estimate u. No rank computes the whole table Z. A rank computes two blocks of Z:
 
-    its own images x all texts        its own rows of Z       (its image anchors; its images as negatives of all texts)
-    all images x its own texts        its own columns of Z    (its text anchors; its texts as negatives of all images)
+    row block       its own images x all texts    for its image anchors, and for its images as negatives of all texts
+    column block    all images x its own texts    for its text anchors, and for its texts as negatives of all images
 
-Phase 1 needs the features of all ranks and gives each rank the estimates u of its own anchors. Phase 2 also needs the
-updated estimates of all ranks and gives each rank the gradient of its own rows. In this file a rank is a call of a
-function, and the data that ranks exchange are an argument: ``_Features`` before phase 1, ``_Estimates`` before phase 2.
+In phase 1 each rank reads the features of all ranks and updates the estimates u of its own anchors. In phase 2 each
+rank also reads the updated estimates of all ranks and computes the gradient of its own rows. This file simulates the
+ranks in one process: a phase of a rank is one call of a function. The data that the ranks exchange are an argument of
+the call: ``_Features`` in phase 1, ``_Estimates`` in phase 2.
 
-Source: FastCLIP, arXiv 2407.01445, for gathering estimates and positives instead of gradients.
+Source: FastCLIP, arXiv 2407.01445. There, too, ranks exchange estimates and similarities of positives, not gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ __all__ = ["sharded_contrastive_step"]
 
 
 class _Features(NamedTuple):
-    """Data of all ranks before phase 1: features (n, d), reference features (n, r), temperatures and weights (n,)."""
+    """The data that ranks exchange before phase 1.
+
+    These are the features (n, d), the reference features (n, r), and the temperatures and anchor weights (n,).
+    """
 
     image: FloatArray
     text: FloatArray
@@ -55,7 +60,7 @@ class _Features(NamedTuple):
     anchor_weight_text: FloatArray
 
     def similarity(self, i: int, j: int) -> float:
-        """Return Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>."""
+        """Return Z_ij = <e1_i, e2_j> - lambda <r1_i, r2_j>: e1, e2 are features, r1, r2 are reference features."""
         z = dot(self.image[i], self.text[j])
         if self.reference is not None:
             z -= self.reference_weight * dot(self.reference[0][i], self.reference[1][j])
@@ -63,10 +68,10 @@ class _Features(NamedTuple):
 
 
 class _Estimates(NamedTuple):
-    """Data of all ranks before phase 2, one entry per anchor of the whole batch.
+    """The data that ranks exchange before phase 2; every list has one entry per row of the whole batch.
 
-    Image anchor i and text anchor i have the same positive, so there is one list of the positives' similarities. log u
-    and the number of negatives differ, so there is one list per side.
+    ``positive`` holds Z_ii, the similarity of image i with its own text; image anchor i and text anchor i both use it.
+    The estimate and the number of negatives of image anchor i and of text anchor i differ, so they have two lists each.
     """
 
     positive: list[float]
@@ -77,7 +82,7 @@ class _Estimates(NamedTuple):
 
 
 class _Phase1(NamedTuple):
-    """The results of phase 1 on a rank, for the rank's own anchors; the blocks of Z never leave the rank."""
+    """The results of phase 1 on one rank. Keys are the rank's own rows. Ranks do not exchange the blocks of Z."""
 
     row_block: dict[int, FloatArray]
     column_block: dict[int, FloatArray]
@@ -102,7 +107,9 @@ def sharded_contrastive_step(
     pair_mask: npt.ArrayLike | None = None,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> list[ContrastiveStep]:
-    """Process one batch as W ranks would, each with its own rows; the result is the step of a single rank on all rows.
+    """Process one batch as W ranks would, each with its own rows of the batch.
+
+    Together the ranks return the same numbers as :func:`contrastive_step` returns for the whole batch.
 
     Parameters
     ----------
@@ -116,21 +123,23 @@ def sharded_contrastive_step(
     Returns
     -------
     list of ContrastiveStep
-        One step per rank, with the gradients, estimates and temperature gradients per anchor of the rank's own rows.
-        ``loss``, ``surrogate`` and the gradient of a single temperature are sums over the ranks, equal on every rank.
+        One result per rank. The feature gradients and the estimates are those of the rank's own rows, and so are the
+        temperature gradients if ``temperature`` is a pair. ``loss``, ``surrogate`` and the gradient of a single
+        temperature are sums over all ranks, so they are equal on every rank.
 
     Raises
     ------
     TypeError, ValueError, FloatingPointError
-        As in :func:`contrastive_step`; or if W does not divide n.
+        As in :func:`contrastive_step`, or if W does not divide n.
 
     Notes
     -----
-    w_ij are the weights of image anchor i and w'_ij those of text anchor j. With V_ij = w_ij + w'_ij the gradient of
-    image i is [sum_j V_ij e2_j - c_i e2_i] / 2n, c_i = sum_j w_ij + sum_k w'_ki. A rank computes its own rows of V from
-    its row block and the estimates of all ranks, and c_i from its own two anchors i. A wrapper that averages gradients
-    over the W ranks divides them by W, so it must first multiply these gradients by W.
-    Source: FastCLIP, arXiv 2407.01445.
+    w_ij is the weight of text j as a negative of image anchor i, and w'_ij is the weight of image i as a negative of
+    text anchor j. The gradient of image i is [sum_j V_ij e2_j - c_i e2_i] / 2n with V_ij = w_ij + w'_ij and
+    c_i = sum_j w_ij + sum_k w'_ki. A rank computes V_ij of its own image i from the row block and the estimates of all
+    ranks. It computes c_i from the weights of image anchor i and of text anchor i, which are both its own. A wrapper
+    that averages gradients over the W ranks divides their sum by W. Such a wrapper must first multiply these gradients
+    by W. Source: FastCLIP, arXiv 2407.01445.
 
     Examples
     --------
@@ -223,7 +232,7 @@ def _phase_1(
     n = len(features.image)
     results = _Phase1({}, {}, {}, {})
     for local, a in enumerate(own):
-        # Own image x all texts, then all images x own text.
+        # Image a with all texts, then all images with text a.
         results.row_block[a] = np.array([features.similarity(a, j) for j in range(n)])
         results.column_block[a] = np.array([features.similarity(i, a) for i in range(n)])
         results.of_images[a] = anchor_step(
@@ -273,13 +282,14 @@ def _phase_2(
     image_gradient, text_gradient = np.zeros((2, len(own), features.image.shape[1]))
     for local, a in enumerate(own):
         of_image, of_text = results.of_images[a].weights, results.of_texts[a].weights
-        c = math.fsum(of_image) + math.fsum(of_text)  # the factor of Z_aa, the common positive of both anchors a
+        # c is the sum of all weights of image anchor a and of text anchor a.
+        c = math.fsum(of_image) + math.fsum(of_text)
         for k in range(n):
             # Image a as a negative of text anchor k, which may belong to another rank.
             as_negative = 0.0
             if is_negative[a, k]:
-                # w'_ak = exp((Z_ak - Z_kk) / t'_k) / (eps + u'_k) / N'_k; the rank got all numbers of anchor k in the
-                # exchange.
+                # w'_ak = exp((Z_ak - Z_kk) / t'_k) / (eps + u'_k) / N'_k, where N'_k is the number of negatives of text
+                # anchor k. The rank received Z_kk, t'_k, u'_k and N'_k in the exchanges.
                 D = (results.row_block[a][k] - estimates.positive[k]) / features.temperature_text[k]
                 u = estimate_of_state(estimates.log_inner_text[k])
                 as_negative = features.anchor_weight_text[k] * math.exp(D) / (eps + u) / estimates.number_text[k]
@@ -287,12 +297,13 @@ def _phase_2(
             # Text a as a negative of image anchor k.
             as_negative = 0.0
             if is_negative[k, a]:
+                # w_ka is computed in the same way: image anchor k with text a as the negative.
                 D = (results.column_block[a][k] - estimates.positive[k]) / features.temperature_image[k]
-                # w_ka in the same way: image anchor k with text a as the negative.
                 u = estimate_of_state(estimates.log_inner_image[k])
                 as_negative = features.anchor_weight_image[k] * math.exp(D) / (eps + u) / estimates.number_image[k]
             text_gradient[local] += (of_text[k] + as_negative) * features.image[k] / (2 * n)
-        # The positive Z_aa appears in every exponent of image anchor a and of text anchor a, with the sign -1.
+        # Every exponent of image anchor a and of text anchor a contains -Z_aa. So the gradient of Z_aa has the factor
+        # -c.
         image_gradient[local] -= c * features.text[a] / (2 * n)
         text_gradient[local] -= c * features.image[a] / (2 * n)
     return image_gradient, text_gradient

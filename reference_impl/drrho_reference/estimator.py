@@ -1,4 +1,7 @@
-"""The estimates u of all samples of a data set, and rules for gamma, the weight of the new value in the moving average.
+"""The table of the estimates u of all samples of a data set, and rules for gamma.
+
+An anchor is an image or a text of the data set. In each batch, g is the mean of exp(D) over the anchor's negatives, see
+``anchor.py``. The estimate u is a moving average of g, and gamma is the weight of the new g in this average.
 
 Sources: FastCLIP, arXiv 2407.01445, for the cosine; the released code of DRRho, arXiv 2505.06699, for the smallest
 gamma; SCENT, arXiv 2602.02877, for a gamma per sample.
@@ -37,7 +40,7 @@ def cosine_gamma(epoch: float, /, *, num_epochs: float, gamma_min: float) -> flo
     num_epochs : float
         E, the number of epochs until gamma reaches ``gamma_min``, above 0.
     gamma_min : float
-        The value at the end, in (0, 1].
+        The smallest gamma, in (0, 1].
 
     Returns
     -------
@@ -75,7 +78,7 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
     Returns
     -------
     float
-        In (0, 1].
+        The smallest gamma, in (0, 1].
 
     Raises
     ------
@@ -95,21 +98,21 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
 
 
 def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: float = 1e-3) -> FloatArray:
-    """Compute one gamma per sample from its old estimate u: max(floor, alpha u / (1 + alpha u)), 1 on the first visit.
+    """Compute one gamma per sample: max(floor, alpha u / (1 + alpha u)) with the old estimate u; 1 on the first visit.
 
     Parameters
     ----------
     log_inner : array of any shape
         log u before the update; -inf for samples that were never visited.
     log_alpha : float
-        The logarithm of SCENT's step size.
+        The logarithm of alpha, the step size of SCENT.
     gamma_floor : float
         The smallest gamma, in (0, 1].
 
     Returns
     -------
     array of float64, the shape of ``log_inner``
-        In [gamma_floor, 1].
+        One gamma per sample, in [gamma_floor, 1].
 
     Raises
     ------
@@ -132,7 +135,8 @@ def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: f
     gamma = np.ones(state.shape)
     for index in np.ndindex(state.shape):
         if state[index] != -math.inf:
-            # sigmoid(log alpha + log u), with an exponential of at most 1. Samples never visited keep gamma = 1.
+            # sigmoid(log alpha + log u). The exponential is at most 1, so it cannot overflow. Samples that were never
+            # visited keep gamma = 1.
             exponent = shift + float(state[index])
             small = math.exp(-abs(exponent))
             gamma[index] = max(floor, (1.0 if exponent >= 0.0 else small) / (1.0 + small))
@@ -142,16 +146,18 @@ def scent_gamma(log_inner: npt.ArrayLike, /, *, log_alpha: float, gamma_floor: f
 class InnerEstimator:
     """Store log u of the image anchor and of the text anchor of every sample of a data set.
 
-    The oracle uses two dictionaries from positions to numbers.
+    The oracle, the slow NumPy implementation, keeps two dictionaries, one per kind of anchor. A key is the position of
+    a sample, and the value is log u of this sample.
 
     Parameters
     ----------
     num_samples : int
-        n, at least 1.
+        n, the number of samples of the data set, at least 1.
     like : object
-        In the core, an array on the device of the state. The oracle ignores it: its state is float64 in NumPy.
+        An array; the core (drrho_core) puts the state on the device of this array. The oracle ignores ``like``: its
+        state is float64 in NumPy.
     dtype : object, optional
-        In the core, the dtype of the state. The oracle ignores it.
+        The dtype of the core's state. The oracle ignores ``dtype``.
 
     Raises
     ------
@@ -176,7 +182,7 @@ class InnerEstimator:
         self._text: dict[int, float] = {}
 
     def gather(self, index: npt.ArrayLike, /) -> tuple[FloatArray, FloatArray]:
-        """Return log u of the samples of a batch, -inf for samples that were never visited.
+        """Return log u of the samples of a batch; log u is -inf if a sample was never visited.
 
         Parameters
         ----------
@@ -248,7 +254,7 @@ class InnerEstimator:
         return grown
 
     def state_dict(self) -> dict[str, FloatArray]:
-        """Return ``log_inner_image`` and ``log_inner_text``, each (n,)."""
+        """Return log u of all image anchors and of all text anchors: two arrays (n,), each under its name."""
         image, text = self.gather(np.arange(self.num_samples))
         return {"log_inner_image": image, "log_inner_text": text}
 
@@ -258,12 +264,13 @@ class InnerEstimator:
         Parameters
         ----------
         state : mapping
-            ``log_inner_image`` and ``log_inner_text``, each (n,).
+            ``log_inner_image`` and ``log_inner_text``, each an array (n,).
 
         Raises
         ------
         TypeError, ValueError
-            If a name is missing or an array does not fit. In this case the state is unchanged.
+            If the names are not these two, or an array is refused by :meth:`scatter`. In this case the estimator's
+            state is unchanged.
         """
         if set(state) != {"log_inner_image", "log_inner_text"}:
             raise ValueError(f"state must hold log_inner_image and log_inner_text, got {sorted(state)}")

@@ -1,4 +1,8 @@
-"""The result of the conformance kit: fields with their errors, cases, and the report with its verdict."""
+"""The report of the conformance kit.
+
+The kit gives problems to an implementation and compares the answers with the right answers. An answer consists of named
+fields. A report consists of cases, and each case has one result (a :class:`Field`) per field of the answer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ INCOMPLETE = "incomplete"
 
 @dataclass(frozen=True)
 class Field:
-    """One field of one answer.
+    """The result of one field of one answer.
 
     Attributes
     ----------
@@ -24,7 +28,8 @@ class Field:
     verdict : str
         ``"passed"``, ``"failed"``, ``"not given"``, ``"not supported"`` or ``"error"``.
     relative : float or None
-        The largest error, divided by the size that the field is compared with; None if nothing was compared.
+        The largest error, divided by the size of the terms from which the field is computed (``cases/scales.py``). None
+        if the field was not compared.
     ulps : float or None
         ``relative`` in units of the dtype's machine epsilon.
     bound : float
@@ -32,8 +37,8 @@ class Field:
     note : str
         The reason of the verdict in words; empty if ``relative`` and ``bound`` are the reason.
     at : tuple of int
-        The position of the largest error in the field. If the field is a pair of arrays, the first number is the side,
-        0 or 1. Empty if nothing was compared, or if the field is a number.
+        The position of the largest error in the field. If the field is a pair of arrays, the first number says which
+        array of the pair, 0 or 1. The tuple is empty if the field was not compared, or if the field is a number.
     """
 
     name: str
@@ -47,9 +52,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Case:
-    """One problem in one dtype, or one row of a problem: the function, the case's name, its description, its fields.
+    """The result of one problem in one dtype or, if the problem has many slices, the result of one slice.
 
-    ``sentence`` is the description, a single sentence.
+    ``function`` is the name of the function that was called, ``name`` is the name of the case, and ``sentence`` is a
+    description of the case in a single sentence.
     """
 
     function: str
@@ -61,14 +67,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of :func:`check`.
+    """The result of :func:`drrho_reference.conformance.check`.
 
     Attributes
     ----------
     cases : tuple of Case
-        Every problem in every dtype.
+        The results of all problems in all dtypes that were tested.
     not_given : tuple of str
-        Functions that the module or the mapping does not have.
+        The functions of the API that the implementation lacks. The tuple is empty if the implementation is a single
+        function.
     """
 
     cases: tuple[Case, ...]
@@ -78,8 +85,8 @@ class Report:
     def verdict(self) -> str:
         """Return ``"passed"``, ``"failed"`` or ``"incomplete"``.
 
-        ``"passed"`` if every field of every case is right; ``"failed"`` if a field is wrong or an exception was raised;
-        ``"incomplete"`` if nothing is wrong, but a field was not given or an option not supported.
+        ``"passed"``: every field of every case is right. ``"failed"``: a field is wrong, or an exception was raised.
+        ``"incomplete"``: no field is wrong, but a field was not given, or an option is not supported.
         """
         # One wrong field makes the report "failed", one missing field makes it "incomplete".
         verdicts = {field.verdict for case in self.cases for field in case.fields}
@@ -94,13 +101,14 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """True if all cases passed and no function is missing, except functions that only autograd wrappers need."""
+        """True if all cases passed and no function is missing; only the functions in ``WRAPPERS`` may be missing."""
         return self.passed and set(self.not_given) <= set(WRAPPERS)
 
     def table(self) -> str:
-        """Return plain text: for each function and dtype the counts of verdicts and the worst error, then the failures.
+        """Return the report as plain text: one line per function and dtype, then one line per failed field.
 
-        Missing fields, options and functions come last.
+        The line of a function and dtype holds the number of fields with each verdict and the worst error. The last
+        lines name missing fields, options and functions.
         """
         # One line per function and dtype.
         lines = [
@@ -147,7 +155,7 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dictionaries and lists for :mod:`json`; an error that is not finite becomes None."""
+        """Return the report as dictionaries and lists for :mod:`json`; an error that is not finite becomes None."""
 
         def finite(value: Any) -> Any:
             return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -44,12 +44,13 @@ def excess_loss(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, /, *, refere
     Returns
     -------
     array of float64, the shape of ``loss``
-        The excess losses, of either sign.
+        The excess losses, which may be positive or negative.
 
     Raises
     ------
     TypeError, ValueError
-        If the losses are no finite real numbers of one shape, or ``reference_weight`` is no number of at least 0.
+        If the losses are not finite real numbers in two arrays of one shape, or ``reference_weight`` is no number of at
+        least 0.
 
     Notes
     -----
@@ -99,7 +100,7 @@ def drrho_risk(
     axis : int
         The axis of the samples.
     where : array of bool, broadcast to the shape of ``loss``, optional
-        The entries that count. All other entries of both losses are never read.
+        The entries that count. All other entries of ``loss`` and ``reference_loss`` are never read.
 
     Returns
     -------
@@ -109,16 +110,17 @@ def drrho_risk(
     Raises
     ------
     TypeError, ValueError
-        As in :func:`worst_case` and :func:`excess_loss`.
+        If an argument is refused by :func:`worst_case` or :func:`excess_loss`.
 
     Notes
     -----
-    F = sup over p of sum_i p_i (l_i - lambda r_i). Source: DRRho, arXiv 2505.06699.
+    F is the supremum of sum_i p_i (l_i - lambda r_i) over all weights p in the ambiguity set; if the set is a penalty,
+    the penalty of p is subtracted from the sum. Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------
-    The third sample has the largest loss, but the reference model's loss is as large. The first sample has the largest
-    excess loss.
+    The third sample has the largest loss, but the reference model's loss on this sample is just as large. The first
+    sample has the largest excess loss.
 
     >>> from drrho_reference import CVaR
     >>> result = drrho_risk([1.0, 0.5, 2.0], [0.25, 1.0, 2.0], CVaR(1 / 3))
@@ -140,24 +142,27 @@ def drrho_risk_vjp(
     axis: int = -1,
     where: npt.ArrayLike | None = None,
 ) -> FloatArray:
-    """Return the gradient in the loss of a scalar that depends on DRRho risks: the upstream gradient times the weights.
+    """Return the gradient, with respect to ``loss``, of a scalar that is a function of DRRho risks.
+
+    By the chain rule this gradient is the upstream gradient (the derivative of the scalar in each risk) times the
+    worst-case weights.
 
     Parameters
     ----------
     loss, reference_loss, ambiguity_set, reference_weight, axis, where
         As in :func:`drrho_risk`.
     upstream : array of real numbers, the shape of the risk
-        The gradient of the scalar in each risk.
+        The derivative of the scalar in each risk.
 
     Returns
     -------
     array of float64, the shape of ``loss``
-        The gradient of the scalar in the loss; 0 for entries that do not count.
+        The derivative of the scalar in each loss; 0 for entries that do not count.
 
     Raises
     ------
     TypeError, ValueError
-        As in :func:`drrho_risk`, or if ``upstream`` does not have the shape of the risk.
+        If an argument is refused by :func:`drrho_risk`, or ``upstream`` does not have the shape of the risk.
 
     Notes
     -----
@@ -166,7 +171,8 @@ def drrho_risk_vjp(
 
     Examples
     --------
-    The worst half of each slice is one sample. The second slice counts three times as much.
+    Each slice has two samples, so the worst half of a slice is one sample. The upstream gradient is 1 for the first
+    slice and 3 for the second slice.
 
     >>> from drrho_reference import CVaR
     >>> drrho_risk_vjp([[1.0, 2.0], [5.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]], CVaR(0.5), [1.0, 3.0]).tolist()
@@ -217,7 +223,7 @@ def moving_average_kl(
     reference_weight: float = 1.0,
     where: npt.ArrayLike | None = None,
 ) -> MovingAverageKL:
-    """Estimate the KL-penalised risk of a whole data set from one batch after another, with one u for all samples.
+    """Estimate the KL-penalised risk of a whole data set batch by batch, with one estimate u for the whole data set.
 
     Parameters
     ----------
@@ -226,9 +232,9 @@ def moving_average_kl(
     reference_loss : array of real numbers, the shape of ``loss``
         The frozen reference model's losses on the same samples.
     log_inner : float
-        The logarithm of the estimate u; -inf before the first batch.
+        The logarithm of u, the estimate from earlier batches; -inf before the first batch.
     temperature : float
-        tau, above 0: the price of the Kullback-Leibler divergence.
+        tau, above 0: the factor of the Kullback-Leibler divergence that the risk subtracts.
     gamma : float
         Weight of the batch's value in the moving average, in (0, 1]. With 1 the old estimate has no influence.
     reference_weight : float
@@ -251,14 +257,15 @@ def moving_average_kl(
     Notes
     -----
     With x_i = l_i - lambda r_i, u becomes (1 - gamma) u + gamma mean_i exp(x_i / tau); on the first batch u becomes the
-    mean alone. The risk is tau log u, and the weights are exp(x_i / tau) / u / n with n the number of entries that
-    count. The weights are the gradient tau / u times d mean_i exp(x_i / tau) in the losses, with the new u constant. If
-    gamma = 1, they are the weights of :class:`KLPenalty` and sum to 1.
+    mean alone. The risk is tau log u, and the weights are exp(x_i / tau) / u / n, where n is the number of entries that
+    count. The weights are the gradient of (tau / u) mean_i exp(x_i / tau) in the losses l_i, if the new u counts as a
+    constant. If gamma = 1, the weights are those of :class:`KLPenalty` and sum to 1.
     Sources: SogCLR, arXiv 2202.12387, for the moving average; DRRho, arXiv 2505.06699, for the risk.
 
     Examples
     --------
-    The excess losses are log 1 and log 3, so the exponentials are 1 and 3. u was 4 and becomes 3.
+    The excess losses are log 1 and log 3, so the exponentials are 1 and 3, and their mean is 2. The old u is 4, and the
+    new u is (4 + 2) / 2 = 3.
 
     >>> import math
     >>> result = moving_average_kl([1, 1 + math.log(3)], [1, 1], math.log(4), temperature=1, gamma=0.5)

@@ -38,8 +38,8 @@ def select_top_excess(
     Returns
     -------
     array (k,) of int64
-        The positions of these samples, the largest excess loss first; if excess losses are equal, the lower position
-        first.
+        The positions of these samples. The sample with the largest excess loss comes first; if excess losses are equal,
+        the lower position comes first.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def select_top_excess(
 
     Examples
     --------
-    Sample 1 has the largest loss, but the reference model finds it just as hard.
+    Sample 1 has the largest loss, but the reference model's loss on this sample is just as large.
 
     >>> select_top_excess([1.0, 9.0, 2.0, 3.0], [0.5, 9.0, 2.5, 2.5], k=2).tolist()
     [0, 3]
@@ -66,7 +66,7 @@ def select_top_excess(
 
 
 def _largest(scores: Sequence[float] | FloatArray, count: int) -> list[int]:
-    """Return the positions of the largest scores, largest first; if scores are equal, the lower position first."""
+    """Return the positions of the largest scores, in descending order of scores; ties are in order of positions."""
     return sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i))[:count]
 
 
@@ -126,7 +126,7 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
 
     Examples
     --------
-    No pair is chosen yet, so a pair is scored by its own logit: the reference model's logit of pair 0 is larger by 2.
+    No pair is chosen yet, so score_i = R_ii - L_ii: pair 0 gets the score 3 - 1, and pair 1 gets the score 1 - 1.
 
     >>> import numpy as np
     >>> joint_scores(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[3.0, 0.0], [0.0, 1.0]]), [])
@@ -137,7 +137,8 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
         if i in chosen:
             scores.append(-math.inf)
             continue
-        # The pair's own logits: the positive's logit has the sign -1 in the learner's loss.
+        # The pair's own logits. The positive's logit has the sign -1 in a contrastive loss, so the score, which is the
+        # model's loss minus the reference model's loss, contains R_ii - L_ii.
         score = float(reference_logits[i, i]) - float(learner_logits[i, i])
         if chosen:
             # The chosen pairs as negatives: rows (texts of image i), then columns (images of text i), each times 1/2.
@@ -150,7 +151,7 @@ def joint_scores(learner_logits: FloatArray, reference_logits: FloatArray, chose
 
 
 def _log_sum(argument: str, logits: Sequence[float]) -> float:
-    """Return log sum_j e^l_j without a shift by the largest logit; the linear domain must hold the exponentials."""
+    """Return log sum_j e^l_j; raise FloatingPointError if the sum of the exponentials leaves the range of float64."""
     try:
         total = math.fsum(math.exp(logit) for logit in logits)
     except OverflowError:
@@ -168,7 +169,7 @@ def select_jest(
     top_k: bool = False,
     gumbel: npt.ArrayLike | None = None,
 ) -> IntegerArray:
-    """Choose k pairs chunk by chunk; the scores of a chunk depend on the pairs that were chosen before.
+    """Choose k pairs chunk by chunk; before each chunk every pair is scored, given the pairs chosen so far.
 
     Parameters
     ----------
@@ -179,10 +180,11 @@ def select_jest(
     num_chunks : int
         The number of chunks, 1 to k.
     top_k : bool
-        True takes the pairs of largest score and, if scores are equal, the lower position. False draws pairs without
-        replacement, with probabilities proportional to e^score.
+        True chooses the pairs with the largest scores; if scores are equal, the pair with the lower position is chosen.
+        False draws pairs without replacement, with probabilities proportional to e^score.
     gumbel : array (num_chunks, n), optional
-        Gumbel noise, one row for each chunk. It must be given if ``top_k`` is False, and must not if it is True.
+        Gumbel noise, one row for each chunk. The noise is required if ``top_k`` is False and not allowed if ``top_k``
+        is True.
 
     Returns
     -------
@@ -198,14 +200,14 @@ def select_jest(
 
     Notes
     -----
-    A chunk consists of the pairs with the largest score + noise; the scores are those of :func:`joint_scores`. Taking
-    the largest scores after adding Gumbel noise is the same as drawing without replacement. Source: JEST,
-    arXiv 2406.17711.
+    A chunk consists of the pairs with the largest sums score + noise; :func:`joint_scores` computes the scores.
+    Choosing the largest sums is the same as drawing pairs without replacement with probabilities proportional to
+    e^score, because the noise has a Gumbel distribution. Source: JEST, arXiv 2406.17711.
 
     Examples
     --------
-    Pair 0 is the hardest pair. In a batch with pair 0, pair 2 is harder than pair 1, because the model confuses image 2
-    with text 0.
+    Pair 0 has the largest score at first, 3 - 0. Once pair 0 is chosen, pair 2 has a larger score than pair 1, because
+    the model confuses image 2 with text 0 (their logit is 5).
 
     >>> learner = [[0.0, 1.0, 1.0], [1.0, 2.0, 0.0], [5.0, 0.0, 2.0]]
     >>> reference = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]
@@ -226,7 +228,7 @@ def select_jest(
     noise = np.zeros((num_chunks, n)) if gumbel is None else real_array("gumbel", gumbel, (num_chunks, n))
 
     chosen: list[int] = []
-    # The scores of the remaining pairs depend on the chosen pairs, so they are computed again for each chunk.
+    # The scores of the remaining pairs depend on the chosen pairs, so the scores are computed again for each chunk.
     for chunk, size in enumerate(chunk_sizes(k, num_chunks)):
         scores = joint_scores(learner, reference, chosen)
         chosen += _largest([score + float(noise[chunk, i]) for i, score in enumerate(scores)], size)

@@ -1,13 +1,15 @@
 """The problems of the conformance kit, one file per subject.
 
 - ``problem.py``: the form of a problem; ``draws.py``: inputs that several subjects share.
-- ``ambiguity_sets.py``, ``contrastive.py`` (both steps), ``estimator.py``, ``losses.py``, ``selection.py``,
-  ``theory.py``: problems that the oracle, the slow NumPy implementation, answers.
-- ``extremes.py``: problems whose exponentials leave the range of float64, so that the oracle cannot answer them; the
-  answers are stored numbers.
-- ``large_logits.py`` and ``weight_sums.py``: temperatures down to 1e-10; ``softmax.py`` computes the answers.
-- ``scales.py``: the sizes that errors are divided by, and the bounds.
-- ``calls.py``: functions that need more than one call, and fields that are compared.
+- ``ambiguity_sets.py``, ``contrastive.py`` (the step on images and texts, and the step on two views of one modality),
+  ``estimator.py``, ``losses.py``, ``selection.py``, ``theory.py``: problems that the oracle, the slow NumPy
+  implementation, answers.
+- ``extremes.py``: problems whose exponentials leave the range of float64. The oracle cannot answer these problems, so
+  their answers are stored numbers.
+- ``large_logits.py`` and ``weight_sums.py``: problems with temperatures down to 1e-10; ``softmax.py`` computes the
+  answers.
+- ``scales.py``: the sizes that errors are divided by, and the largest quotients that pass.
+- ``calls.py``: calls of functions that need more than one call, and the fields that are compared.
 
 ``questions.py`` rounds a problem to a dtype and computes the right answer; ``conformance.py`` gives the problems to an
 implementation.

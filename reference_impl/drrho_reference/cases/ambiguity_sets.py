@@ -1,5 +1,5 @@
 """Problems of the risks: every ambiguity set on losses of every kind, and the moving average of the KL risk."""
-# ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
+# ruff: noqa: D401 - the docstring of a problem is the description of its case in the report
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Most problems are added for both ``contrastive_step`` and ``unimodal_contrastive_step``, which take the same arguments
 except for ``pair_mask``, an option of ``contrastive_step`` only.
 """
-# ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
+# ruff: noqa: D401 - the docstring of a problem is the description of its case in the report
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Problems for the inner estimates u: the rules for gamma, and the table with one row per sample."""
-# ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
+# ruff: noqa: D401 - the docstring of a problem is the description of its case in the report
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def few_epochs(rng: np.random.Generator) -> tuple[Any, ...]:
 # The life of one estimator: first visits, growth, and a copy of the state.
 @problem("InnerEstimator")
 def a_data_set_that_grows(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Gather, scatter, gather, grow, scatter again, copy the state; samples that were never visited are -inf."""
+    """The calls are gather, scatter, gather, grow, scatter, save and load; log u is -inf before the first visit."""
     values = rng.normal(size=(4, 3))
     values[1, 1] = values[2, 0] = NEVER
     first, later = np.array([4, 0, 2]), np.array([7, 2, 5])

@@ -1,5 +1,5 @@
 """Problems for the other losses of pairs, for sums of losses, and for anchor weights from a reference model."""
-# ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
+# ruff: noqa: D401 - the docstring of a problem is the description of its case in the report
 
 from __future__ import annotations
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Draw = Callable[[Any], tuple[Any, ...]]  # np.random.Generator would load numpy.random with the package
+# The argument is an np.random.Generator. The type is Any here, because naming the class would import numpy.random.
+Draw = Callable[[Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class SetOf:
-    """An ambiguity set by name and parameters; the oracle and an implementation each have their own class for it."""
+    """The name and parameters of an ambiguity set; the oracle and an implementation have different classes for it."""
 
     name: str
     parameters: Mapping[str, float]
@@ -31,7 +32,7 @@ class SetOf:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a call; options in ``how`` affect speed and memory only, so the oracle does not get them."""
+    """The arguments of a call; ``how`` holds options that affect speed and memory only, which the oracle lacks."""
 
     positional: tuple[Any, ...]
     options: Mapping[str, Any]
@@ -49,7 +50,7 @@ class Stored:
 class Answer(NamedTuple):
     """An answer that is computed without the oracle: the fields, the sizes that errors are divided by, and the bounds.
 
-    Fields in ``limits`` may be smaller than expected, but not larger.
+    A value of a field in ``limits`` may be smaller than the expected value, but not larger.
     """
 
     expected: Mapping[str, Any]
@@ -62,9 +63,10 @@ class Answer(NamedTuple):
 class Problem:
     """A named problem of one function. If the problem has many slices, ``rows`` holds a name for each slice.
 
-    ``answer`` is a function of the arguments, rounded to a dtype, and of the dtype; it returns the right answer.
-    Without ``answer`` the right answer is ``stored`` or, if that is None, the oracle's. If the problem needs more than
-    one call, ``story`` is a function of the API's function and the arguments, which makes these calls.
+    ``answer`` takes the arguments, which are already rounded to a dtype, and the name of this dtype, and returns the
+    right answer. If ``answer`` is None, the right answer is ``stored``; if ``stored`` is None too, the oracle computes
+    the right answer. If the problem needs more than one call, ``story`` takes the API's function and the arguments and
+    makes these calls.
     """
 
     function: str
@@ -84,7 +86,7 @@ class Problem:
         """Draw the arguments. The seed depends on the names only, so a problem does not depend on other problems."""
         # crc32, unlike hash(), gives the same seed in every process.
         drawn = self.draw(np.random.default_rng(zlib.crc32(f"{self.function} {self.name}".encode())))
-        # A draw may leave out options and how.
+        # A draw returns (positional,), (positional, options) or (positional, options, how); missing parts are empty.
         positional, options, how = (*drawn, {}, {})[:3]
         return Arguments(positional, options, how)
 

@@ -1,7 +1,8 @@
 """Sizes that errors are divided by, and bounds of these relative errors.
 
 If a result is a sum, its error is divided by the size of the terms, because the terms may cancel: the difference of two
-numbers near 1 may be almost 0, but its error is that of the numbers.
+numbers near 1 may be almost 0, but its error is as large as the errors of the two numbers. In this file, "compare a
+field with a size" means that the error of the field is divided by this size.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def risk_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
 
 
 def dual_value(arguments: Arguments, dual: Any) -> FloatArray:
-    """Return the value that the dual pair (nu, s) certifies, in float64.
+    """Return the value of the dual problem at the pair (nu, s), in float64.
 
-    By weak duality the value is at least the risk, and equal to the risk only if the pair is optimal. Several pairs may
-    be optimal, so the values are compared and not the pairs.
+    The pair (nu, s) holds the multipliers of the constraints. By weak duality the value is at least the risk, and equal
+    to the risk only if the pair is optimal. Several pairs may be optimal, so the values are compared and not the pairs.
     """
     values, ambiguity_set = arguments.positional[0], arguments.positional[-1]
     if len(arguments.positional) > 2:
@@ -62,7 +63,7 @@ def dual_value(arguments: Arguments, dual: Any) -> FloatArray:
 
 
 def _certified(x: FloatArray, ambiguity_set: SetOf, nu: float, s: float) -> float:
-    """Return nu + s radius + s mean phi*((x - nu) / s) of one slice."""
+    """Return the dual value of one slice: nu + s radius + s mean phi*((x - nu) / s), phi* the conjugate of phi."""
     parameters = ambiguity_set.parameters
     # CVaR (Rockafellar and Uryasev): nu + mean(max(x - nu, 0)) / alpha.
     if ambiguity_set.name == "CVaR":
@@ -89,7 +90,11 @@ def _certified(x: FloatArray, ambiguity_set: SetOf, nu: float, s: float) -> floa
 
 
 def average_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare with the size of the exponents, 1 + largest excess loss / temperature + |log u|, which sets rounding."""
+    """Compare all fields with a size that grows as rounding errors do: 1 + largest |x| / temperature + |log u|.
+
+    x are the excess losses. The risk is compared with this size times the temperature, and weights are compared with
+    this size times the largest weight.
+    """
     loss, reference_loss, _ = arguments.positional
     options = arguments.options
     excess = np.abs(loss - options.get("reference_weight", 1.0) * reference_loss)[options.get("where", ...)]
@@ -97,13 +102,13 @@ def average_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[st
     return {
         "risk": size * options["temperature"],
         "weights": size
-        * max(float(np.max(expected["weights"])), 1.0 / loss.size),  # old estimates may make all weights 0
+        * max(float(np.max(expected["weights"])), 1.0 / loss.size),  # a huge old u may make all weights 0
         "log_inner": size,
     }
 
 
 def step_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare the results of a step with the sizes of the terms that they sum; these sizes are computed in loops."""
+    """Compare each result of a step with the size of the terms whose sum the result is."""
     options = arguments.options
     b = len(arguments.positional[0])
     two_sided = isinstance(options["temperature"], tuple)
@@ -140,7 +145,7 @@ def step_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
 
 
 def _state_scale(state: FloatArray) -> FloatArray:
-    """Return max(1, |log u|), and 1 for a sample that was never visited."""
+    """Return max(1, |log u|) for each sample; 1 for a sample that was never visited."""
     return np.where(np.isfinite(state), np.maximum(1.0, np.abs(state)), 1.0)
 
 
@@ -173,9 +178,10 @@ def _anchor(arguments: Arguments, side: int, anchor: int, *, views: bool) -> tup
 
 
 def loss_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare a loss with max(1, its size), and feature gradients with the largest possible slope of a pair.
+    """Compare a loss with max(1, |loss|), and feature gradients with the largest derivative in a pair's similarity.
 
-    The slope in a logit is at most 2 / 2b; the slope in a similarity is this number times the scale or 1 / temperature.
+    The derivative of the loss in a logit is at most 2 / 2b. A logit is a similarity times the scale, or divided by the
+    temperature, so the derivative in a similarity is at most 1 / b times the scale, or times 1 / temperature.
     """
     b = len(arguments.positional[0])
     options = arguments.options
@@ -192,19 +198,19 @@ def loss_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
 
 
 def value_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare values with the largest entry of the answer, or with 1."""
+    """Compare values with max(1, the largest absolute entry of the answer)."""
     del arguments
     return {"value": max(1.0, float(np.max(np.abs(expected["value"]))))}
 
 
 def estimator_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare states log u with max(1, their size)."""
+    """Compare each state log u with max(1, |log u|)."""
     del arguments
     return {name: tuple(map(_state_scale, pair)) for name, pair in expected.items()}
 
 
 def sum_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare a weighted sum with the sum of the terms' largest entries, times the absolute weights."""
+    """Compare a weighted sum with sum_k |weight of term k| times the largest absolute entry of term k."""
 
     def size(name: str) -> float:
         return math.fsum(
@@ -235,9 +241,10 @@ def bias_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, 
 
 
 def fit_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare the prefactor with its size times (1 + max |log C|), a floor with the smallest error, others with 1.
+    """Compare the prefactor with itself times (1 + max |log C|), a floor with the smallest error, the rest with 1.
 
-    The prefactor is exp of a line's value at log C = 0, so its error grows with |log C|.
+    C is the compute. The fit is a line in log C, and the prefactor is exp of the line's value at log C = 0. So the
+    error of the prefactor grows with the distance of the points from log C = 0.
     """
     compute, error = arguments.positional
     counted = arguments.options.get("where", np.ones(len(compute), dtype=bool))
@@ -290,14 +297,15 @@ SINGLE = {name: "value" for name, scales in SCALES.items() if scales in (value_s
 def bound(function: str, arguments: Arguments, dtype: str) -> float:
     """Return the largest relative error that passes: 1e-12 in float64 and 5e-6 in float32, or more in two cases.
 
-    The bound is larger for searches and for low temperatures.
+    The bound is larger if a search computes the result, and if a temperature is below 0.1.
     """
     # Some ambiguity sets are solved by a search for nu and s.
     if function in ("worst_case", "drrho_risk", "drrho_risk_vjp"):
         return {"float64": 1e-10, "float32": 1e-5}[dtype]
     unit = {"float64": 1e-12, "float32": 5e-6}[dtype]
     if function == "fit_scaling_law" and arguments.options.get("with_floor"):
-        # The floor is found by a search. Near its minimum the misfit is flat, so the floor has half of the digits only.
+        # A search finds the floor that minimises the misfit of the fit. The misfit is flat near its minimum, so only
+        # about half of the floor's digits are right.
         return {"float64": 1e-6, "float32": 1e-3}[dtype]
     # Exponents have the size 1/t, and so have their rounding errors: for t below 0.1 the bound grows with 1/t.
     temperature = arguments.options.get("temperature", 1.0)

@@ -1,5 +1,5 @@
 """Problems for the selection of samples: one by one, by excess loss, and chunk by chunk (JEST)."""
-# ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
+# ruff: noqa: D401 - the docstring of a problem is the description of its case in the report
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def top_three(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("select_top_excess")
 def ties_and_a_weight(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A reference weight of 2; if excess losses are equal, the lower index comes first."""
+    """The reference weight is 2, and some excess losses are equal; of these the lower index comes first."""
     loss = rng.integers(0, 3, size=SAMPLES).astype(np.float64)
     return (loss, rng.integers(0, 2, size=SAMPLES).astype(np.float64)), {"k": 4, "reference_weight": 2.0}
 
@@ -32,7 +32,7 @@ def _logits(rng: np.random.Generator, scale: float = 1.0) -> tuple[FloatArray, F
     return scale * rng.normal(size=(SAMPLES, SAMPLES)), scale * rng.normal(size=(SAMPLES, SAMPLES))
 
 
-# Selection chunk by chunk: without noise, with logits as large as a trained model's, and with given noise.
+# Selection chunk by chunk: without noise, with noise and large logits, and with noise.
 @problem("select_jest")
 def top_k(rng: np.random.Generator) -> tuple[Any, ...]:
     """Selection without noise, in chunks of unequal size."""
@@ -41,7 +41,7 @@ def top_k(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("select_jest")
 def scale_100(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Logits as large as a trained model's, so that the noise changes little."""
+    """The logits are as large as those of a trained model, so the noise is small compared with the logits."""
     return _logits(rng, 100.0), {"k": 4, "num_chunks": 2, "gumbel": rng.gumbel(size=(2, SAMPLES))}
 
 

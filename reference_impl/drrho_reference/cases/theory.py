@@ -1,5 +1,5 @@
 """Problems for the quantities of the theory: variances, sample sizes, biases, the bound and the scaling law."""
-# ruff: noqa: D401 - a problem's docstring is the sentence of the case in the report
+# ruff: noqa: D401 - the docstring of a problem is the description of its case in the report
 
 from __future__ import annotations
 
