@@ -23,10 +23,10 @@ class Scaling(NamedTuple):
     The threshold is subtracted before the multiplication: the difference of two nearly equal logits is exact.
     """
 
-    left: Scalar = 1.0  # factor of the image side
-    right: Scalar = 1.0  # factor of the text side
-    rates: tuple[Scalar, Scalar] = (1.0, 1.0)  # 1 / (left right t) per direction: a scalar or (b,)
-    floors: tuple[Scalar | None, Scalar | None] = (None, None)  # smaller differences of Z are replaced by the floor
+    left: Scalar  # factor of the image side
+    right: Scalar  # factor of the text side
+    rates: tuple[Scalar, Scalar]  # 1 / (left right t) per direction: a scalar or (b,)
+    floors: tuple[Scalar | None, Scalar | None]  # smaller differences of Z are replaced by the floor
 
 
 def find_scaling(
