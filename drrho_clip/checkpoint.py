@@ -31,7 +31,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # The new name is part of the folder, which must reach the disk as well.
+    # The folder holds the new name, so the folder must be on the disk as well.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -47,7 +47,7 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
     path : Path
         The file.
     kind : str
-        Kind of the content, such as ``"checkpoint"``; `load_arrays` needs the same word.
+        Kind of the content, such as ``"checkpoint"``; `load_arrays` must be called with the same word.
     arrays : mapping of str to ndarray
         Any shapes and numeric dtypes.
     state : mapping
@@ -75,7 +75,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     Raises
     ------
     BadInput
-        If the file is missing or damaged, or if the file is of another program, kind or version.
+        If the file is missing or damaged, or if another program, kind or version wrote it.
     """
     if not path.is_file():
         raise BadInput(f"{path} must be a {kind} file, got no such file")
@@ -92,7 +92,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
             expected = metadata["sha256"]
     except BadInput:
         raise
-    # The parser refuses an incomplete file; the checksum below detects a changed bit.
+    # The parser raises an error if the file is incomplete; the checksum below detects changed bits.
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: {reason}") from None

@@ -59,7 +59,7 @@ class Encoder:
     ) -> None:
         self._backend, self._parameters = backend, parameters
         self._spec, self._tokenizer = spec, tokenizer
-        # The functions take the parameters as an argument, so `use` needs no new compilation.
+        # The compiled functions take the parameters as an argument, so `use` needs no new compilation.
         self._encode_images = backend.compile(model.encode_images)
         self._encode_texts = backend.compile(model.encode_texts)
 
@@ -79,7 +79,7 @@ class Encoder:
         self._parameters = parameters
 
     def pairs(self, dataset: Dataset, *, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-        """Return image and text features (n, d) of a data set in row order, at the resolution of these encoders."""
+        """Return image features and text features, both (n, d), of the pairs of a data set, in row order."""
         spec = self._spec
         # Each model reads images at its own resolution and texts with its own vocabulary.
         # Every pair is read once, so no decoded image is kept.

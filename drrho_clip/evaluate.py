@@ -25,7 +25,7 @@ __all__ = ["Recall", "Retrieval", "evaluate", "nearest", "retrieval", "zero_shot
 
 
 class Recall(NamedTuple):
-    """Shares of queries, in [0, 1], whose best correct answer is among the first 1, 5 and 10 answers."""
+    """Shares of the queries, in [0, 1], for which a correct answer is among the first 1, 5 and 10 answers."""
 
     r1: float
     r5: float
@@ -38,7 +38,7 @@ class Retrieval(NamedTuple):
     Attributes
     ----------
     retrieval_r1, retrieval_r5, retrieval_r10 : float
-        Means of the two directions, in [0, 1].
+        Means of R@1, R@5 and R@10 (see `retrieval`) over the two directions, in [0, 1].
     image_to_text, text_to_image : Recall
         Each direction alone: images as queries over texts, and texts as queries over images.
     num_galleries : int
@@ -88,9 +88,12 @@ def retrieval(
 ) -> Retrieval:
     """Measure R@1, R@5 and R@10 of retrieval in both directions on held-out pairs.
 
-    The pairs are cut into galleries of `gallery_size` consecutive pairs. A remainder smaller than a gallery is dropped;
-    fewer pairs than `gallery_size` form a single gallery. In a gallery every image is a query over all texts and every
-    text a query over all images.
+    R@k is the share of queries for which a correct answer is among the k most similar answers; the notes have the rule
+    for ties.
+
+    The pairs are divided into galleries of `gallery_size` consecutive pairs. A remainder smaller than a gallery is left
+    out, but if there are fewer than `gallery_size` pairs, all pairs form a single gallery. In a gallery every image is
+    a query over all texts and every text is a query over all images.
 
     Parameters
     ----------
@@ -119,8 +122,8 @@ def retrieval(
     Let C_q be the set of correct answers of query q, and s_qa the similarity of query q and answer a. Then
     ``rank_q = 1 + #{a not in C_q : s_qa >= max_{c in C_q} s_qc}`` and R@k is the share of queries with ``rank_q <= k``.
     Source: R@k over image-caption galleries is the protocol of image-text retrieval since Karpathy and Fei-Fei, "Deep
-    visual-semantic alignments for generating image descriptions" (2015). The rules for ties and for equal captions are
-    this project's own.
+    visual-semantic alignments for generating image descriptions" (2015). The rules for ties and for equal captions do
+    not come from this protocol.
 
     Examples
     --------
@@ -150,11 +153,11 @@ def retrieval(
 
     size = min(int(gallery_size), len(images))
     num_galleries = len(images) // size
-    # Equal captions get equal numbers, so that an answer is correct if two numbers are equal.
+    # Equal captions get equal numbers: an answer is correct if the numbers of query and answer are equal.
     number_of = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     numbers = np.array([number_of[caption] for caption in captions])
     image_ranks, text_ranks = [], []
-    # Each gallery is searched twice: images look for texts (rows), texts look for images (columns).
+    # Each gallery is searched twice: images are the queries (rows of the matrix), then texts (columns).
     for start in range(0, num_galleries * size, size):
         gallery = slice(start, start + size)
         similarity = _similarity(images[gallery], texts[gallery])
@@ -168,15 +171,15 @@ def retrieval(
 
 
 def zero_shot_accuracy(image_features: ArrayLike, prompt_features: ArrayLike, labels: ArrayLike) -> float:
-    """Measure how often the prompt of an image's class is nearer than every other prompt.
+    """Measure for which share of the images the prompt of the right class is nearer than every other prompt.
 
     Parameters
     ----------
     image_features : array_like (n, d)
-        Features of n >= 1 images; finite.
+        Features of n >= 1 images; all numbers are finite.
     prompt_features : array_like (num_classes, d)
-        One feature per class, num_classes >= 2, for example the encoded "a photo of a cat" or the mean over several
-        templates; finite.
+        One feature per class, num_classes >= 2, for example the feature of the text "a photo of a cat", or the mean
+        feature of several such texts; all numbers are finite.
     labels : array_like (n,) of integers
         The classes, in [0, num_classes).
 
@@ -216,21 +219,21 @@ def zero_shot_accuracy(image_features: ArrayLike, prompt_features: ArrayLike, la
 
 
 def nearest(query_features: ArrayLike, gallery_features: ArrayLike, *, k: int = 5) -> NDArray[np.intp]:
-    """Return the k nearest rows of a gallery for every query, best first.
+    """Return the k rows of a gallery that are most similar to every query, the most similar row first.
 
     Parameters
     ----------
     query_features : array_like (n, d)
-        Features of n >= 1 queries; finite.
+        Features of n >= 1 queries; all numbers are finite.
     gallery_features : array_like (m, d)
-        Features to search; finite.
+        Features to search; all numbers are finite.
     k : int, default 5
         Number of rows to return, 1 <= k <= m.
 
     Returns
     -------
     integer array (n, k)
-        Rows of the gallery by falling similarity; of equally similar rows, the lower index comes first.
+        Indices of rows of the gallery, by falling similarity; of equally similar rows, the lower index comes first.
 
     Raises
     ------
@@ -269,15 +272,15 @@ def _features(name: str, values: ArrayLike, *, minimum: int) -> NDArray[np.float
 
 def _similarity(queries: NDArray[np.float64], answers: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return all inner products, [queries, answers]."""
-    # In a matrix product of BLAS the rounding of an entry depends on its position, so equal features might not tie
-    # exactly. `einsum` without `optimize` adds the terms of every entry in the same order.
+    # In a matrix product of BLAS the rounding of an entry depends on the position of the entry, so equal features might
+    # not tie exactly. `einsum` without `optimize` adds the terms of every entry in the same order.
     products: NDArray[np.float64] = np.einsum("qd,ad->qa", queries, answers, optimize=False)
     return products
 
 
 def _ranks(similarity: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[Any]:
     """Return the rank of each query: 1 + the number of wrong answers at least as similar as the best correct one."""
-    # A wrong answer that ties with the best correct answer counts, so ties lower the score.
+    # A wrong answer that ties with the best correct answer raises the rank, so ties lower the score.
     best = np.max(similarity, axis=1, where=correct, initial=-np.inf)
     return np.asarray(1 + np.sum(~correct & (similarity >= best[:, np.newaxis]), axis=1))
 

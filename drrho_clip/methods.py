@@ -26,14 +26,14 @@ class Method(NamedTuple):
     Attributes
     ----------
     summary : str
-        A few words for the help.
+        A few words about the objective, which the help shows.
     objective : callable
         See `Objective`.
     needs_reference : bool
         The objective reads the features of a reference model.
     keeps_estimates : bool
-        The objective updates one inner estimate per sample, so the method has a radius and may learn one temperature
-        per sample.
+        The objective updates two inner estimates per sample. Only then may the setting `radius` be above 0, and only
+        then may the method learn one temperature per sample.
     """
 
     summary: str
@@ -45,7 +45,7 @@ class Method(NamedTuple):
 def _info_nce(
     image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, _: TrainConfig, xp: Namespace
 ) -> ContrastiveStep:
-    """CLIP's loss, InfoNCE: each sample is compared with the others of its batch, and no inner estimate is used."""
+    """CLIP's loss, InfoNCE: each sample is compared with all samples of the batch, and no inner estimate is used."""
     plain = info_nce(image_features, text_features, temperature=temperature, xp=xp)
     # The surrogate, the scalar whose gradient is returned, is the loss itself, and the inner estimates do not change.
     return ContrastiveStep(
@@ -62,7 +62,11 @@ def _info_nce(
 def _global_contrastive(
     image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, config: TrainConfig, xp: Namespace
 ) -> ContrastiveStep:
-    """Global contrastive loss; with reference features in the batch it is the loss of DRRho-CLIP."""
+    """Return the global contrastive loss, or, if the batch has reference features, the loss of DRRho-CLIP.
+
+    The global loss compares each sample with all samples of the data set; inner estimates stand for those that are not
+    in the batch.
+    """
     # With sogclr the batch has no reference features, and `contrastive_step` then ignores the reference weight.
     return contrastive_step(
         image_features,

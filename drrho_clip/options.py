@@ -1,7 +1,7 @@
-"""Options of the command line. The field of a dataclass holds the default, the rule and the help text of an option.
+"""Options of the command line. A field of a dataclass holds the default, the rule and the help text of an option.
 
-`setting` makes such a field. The `Rule` converts the text of the command line and checks the value. `parse` builds an
-`argparse` parser from the fields. Every usage error is a `BadInput` whose message has one line.
+`setting` makes such a field. A `Rule` converts a word of the command line to a value and checks the value. `parse`
+builds an `argparse` parser from the fields. Every usage error is a `BadInput` whose message has one line.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TEXT = Rule("a text", str, lambda value: isinstance(value, str), "NAME")
 
 
 def at_least(minimum: int) -> Rule:
-    """Return the rule of an integer that has a minimum.
+    """Return the rule that a value is an integer of at least `minimum`.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def at_least(minimum: int) -> Rule:
 
 
 def number(words: str, holds: Callable[[float], bool]) -> Rule:
-    """Return the rule of a finite number that obeys a condition.
+    """Return the rule that a value is a finite number for which `holds` is true; `words` describe the condition.
 
     Examples
     --------
@@ -100,13 +100,13 @@ def number(words: str, holds: Callable[[float], bool]) -> Rule:
 
 
 def choice(*values: str) -> Rule:
-    """Return the rule of a name from a list."""
+    """Return the rule that a value is one of the given names."""
     return Rule(f"one of {', '.join(values)}", str, lambda value: value in values, f"{{{','.join(values)}}}")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line and the checks need for a field, except the name and the default.
+    """All that the command line and the checks read about a field, except the name and the default.
 
     Attributes
     ----------
@@ -115,16 +115,16 @@ class Setting:
     rule : Rule
         The rule of the value, or of every element of a tuple.
     metavar : str, optional
-        The placeholder of the value in the help; by default that of the rule.
+        The placeholder of the value in the help; by default the placeholder of the rule.
     shown : str, optional
-        The default in words, if it depends on other options; such an option is never required.
+        The default in words, if the default is not a constant. An option with such words is never required.
     several : str, optional
         ``"+"``: the option takes several values. ``"append"``: the option may be repeated. In both cases the field is a
         tuple.
     positional : bool
         The value is given without the option's name.
     presets : mapping
-        Other defaults for some kinds of data; see `drrho_clip.config.preset`.
+        The defaults for certain kinds of data, such as digits, if they differ; see `drrho_clip.config.preset`.
     later : bool
         A run of version 0.1.0 or earlier may lack the setting; the run then gets the default.
     """
@@ -153,7 +153,7 @@ def setting(
     later: bool = False,
 ) -> Any:
     """Return a dataclass field that carries a `Setting`; the arguments are the attributes of `Setting`."""
-    # The module dataclasses stores metadata without reading them; `setting_of` reads them.
+    # The module dataclasses only stores metadata; `setting_of` reads them.
     described = Setting(help, rule, metavar, shown, several, positional, presets, later)
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata={"setting": described})
@@ -206,7 +206,8 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
         parsed, unknown = parser.parse_known_args([_with_dashes(word) for word in arguments])
     except argparse.ArgumentError as error:
         argument = "command" if error.argument_name == choices else error.argument_name
-        # A colon precedes argparse's own messages ("expected one argument"); a rule's message completes the sentence.
+        # A message of argparse ("expected one argument") follows the option's name and a colon. The message of a rule
+        # ("must be ...") needs no colon.
         colon = "" if error.message.startswith("must be ") else ":"
         raise BadInput(f"{argument}{colon} {error.message}") from None
     if unknown:
@@ -250,9 +251,9 @@ def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
     rule = described.rule
     words = _default_in_words(option)
     default = "(required)" if words is None else f"(default: {words})"
-    # argparse reads % as the start of a format.
+    # argparse reads % as the start of a format, and %% as the character %.
     text = f"{described.help} {default}".replace("%", "%%")
-    # With SUPPRESS the result has no entry for an option that the user did not name, so a preset can supply the value.
+    # With SUPPRESS the result has no entry for an option that the user did not name; a preset can then set the value.
     arguments: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     if rule is FLAG:
         parser.add_argument(_flag(option), action="store_true", **arguments)
@@ -328,13 +329,13 @@ def as_typed(words: str, command: Any) -> str:
     named: dict[str, Any] = {}
     for option in fields(command):
         value = getattr(command, option.name)
-        # Values that equal the default are left out; a nested dictionary holds only options that the user named.
+        # Values that equal the default are left out. A nested dictionary is copied: it holds only named options.
         if "options" in option.metadata:
             named |= value
         elif value is not None and value != option.default:
             named[option.name] = value
     line = words.split()
-    # The options have the order of the fields; those of the nested dataclass stand in place of the field.
+    # The options have the order of the fields; the options of a nested dataclass take the position of the field.
     for option in _all_options(type(command)):
         if option.name not in named:
             continue

@@ -1,11 +1,14 @@
 """The folder of a run: the files in it, and how they are written and read.
 
 config.json                       settings, encoders, tokenizer, fingerprint of the data
-checkpoint.safetensors            parameters, optimiser, estimator and progress, replaced atomically
-reference_features.safetensors    features of the reference model for every training pair (drrho only)
-estimator.bin                     inner estimates, if their place is a file; a resumed run restores the checkpoint's
-metrics.jsonl                     one JSON object per line
-results.json                      written at the end
+checkpoint.safetensors            parameters, optimiser state, inner estimates and progress; replaced atomically
+reference_features.safetensors    features of the reference model for every training pair (method drrho only)
+estimator.bin                     inner estimates, if the setting `estimator` is "file"
+metrics.jsonl                     the log: one JSON object per line
+results.json                      the results, written when the training is finished
+
+Inner estimates are running averages, two per sample, that the methods sogclr and drrho need. A resumed run overwrites
+estimator.bin with the inner estimates of the checkpoint.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """File of parameters, optimiser and estimator."""
+        """File of parameters, optimiser state, inner estimates and progress."""
         return self.folder / "checkpoint.safetensors"
 
     @property
@@ -72,7 +75,7 @@ class Run:
 
     @property
     def estimator_file(self) -> Path:
-        """File of the inner estimates, if their place is a file."""
+        """File of the inner estimates, if the setting `estimator` is "file"."""
         return self.folder / "estimator.bin"
 
     @property
@@ -82,7 +85,7 @@ class Run:
 
     @property
     def results(self) -> Path:
-        """File of the figures of the finished run."""
+        """File of the results of the finished run."""
         return self.folder / "results.json"
 
     def write(self) -> None:
@@ -107,7 +110,7 @@ class Run:
         BadInput
             If the checkpoint is missing or damaged, or if the parameters do not have the shapes of `spec`.
         """
-        # The file also holds optimiser and estimator; evaluation needs only the parameters.
+        # The file also holds the optimiser state and the inner estimates, but evaluation needs only the parameters.
         arrays, _ = load_arrays(self.checkpoint, "checkpoint")
         parameters = part(arrays, "parameters")
         shapes = {name: array.shape for name, array in parameters.items()}
@@ -154,8 +157,8 @@ def refuse_existing(folder: Path) -> None:
 
 
 def remove_torn_files(folder: Path) -> None:
-    """Remove temporary files that remain if a process is killed in a write; files with final names are complete."""
-    # `write_atomic` makes these names.
+    """Remove the temporary files of a process that was killed while it wrote; files with final names are complete."""
+    # `write_atomic` gives temporary files such names.
     for name in FILES:
         for torn in folder.glob(f".{name}.*.tmp"):
             torn.unlink()
@@ -181,7 +184,7 @@ def open_run(folder: str | Path) -> Run:
         raise BadInput(f"{file} must describe a drrho run, got another program's file")
     if document.get("version") != VERSION:
         raise BadInput(f"{file} must have version {VERSION}, got {document.get('version')!r}")
-    # The classes check the values; the exceptions below are raised if an entry is missing or has the wrong type.
+    # The classes raise BadInput for bad values, and the exceptions below if an entry is missing or has a wrong type.
     try:
         return Run(
             folder=folder,
@@ -195,7 +198,7 @@ def open_run(folder: str | Path) -> Run:
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Return the arrays whose name begins with ``prefix/``, by the rest of the name."""
+    """Return the arrays whose names begin with ``prefix/``; the names in the result lack ``prefix/``."""
     start = prefix + "/"
     return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
@@ -214,7 +217,7 @@ def load_reference_features(path: Path, identity: Mapping[str, str]) -> tuple[np
         If the file is damaged or belongs to other data.
     """
     arrays, state = load_arrays(path, "reference-features")
-    # Features of other pairs would silently steer the training to a wrong model.
+    # Training with the features of other pairs would give a wrong model without any error.
     for name, expected in identity.items():
         if state.get(name) != expected:
             raise BadInput(f"{path} must be made from this run's {name} ({expected}), got {state.get(name)}")
@@ -222,7 +225,7 @@ def load_reference_features(path: Path, identity: Mapping[str, str]) -> tuple[np
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    """Return the records of metrics.jsonl; if a crash cut the last line short, that line is left out."""
     if not path.exists():
         return []
     records = []

@@ -1,4 +1,4 @@
-"""Training: one loop for every backend and method. A run can stop and resume at any step.
+"""Training: one loop for every backend and method. A run can be stopped and resumed at any step.
 
 Read this file from top to bottom: `train` opens the data and the folder, `Trainer.fit` is the loop over batches, and
 `Trainer.take_step` updates the parameters from one batch. The arithmetic of a step is in `drrho_clip.step`.
@@ -45,7 +45,7 @@ from drrho_core.state import RunEstimator, Temperature, make_estimator, make_tem
 
 
 class Outcome(NamedTuple):
-    """The result of a run in memory.
+    """The result of a training run.
 
     Attributes
     ----------
@@ -82,11 +82,11 @@ def train(
     out : path
         Folder of the run. A folder that holds a run is refused unless `resume` is True.
     resume : bool
-        Continue from the last checkpoint in `out`, whose settings must equal `config`.
+        Continue the run in `out` from the last checkpoint; the settings of that run must equal `config`.
     backend : Backend, optional
         The library that runs the training; built from ``config.backend``, ``config.dtype`` and `device` by default.
     device : str, optional
-        The array library's name of a device.
+        The device, by the name that the array library gives it.
     splits : DataSplits, optional
         The opened data; by default `train` opens the data that the settings name.
     quiet : bool
@@ -163,9 +163,9 @@ class Trainer:
     Attributes
     ----------
     done, total_steps, steps_per_epoch : int
-        Number of steps so far, in the whole run and in an epoch.
+        Number of steps that are done, of all steps of the run, and of the steps in an epoch.
     seconds : float
-        Time spent in steps, summed over the start of the run and all resumptions.
+        Time spent in steps since the start of the run, the steps before an interruption included.
     source : BatchSource
         The batches of the training data.
     state : StepState
@@ -203,11 +203,11 @@ class Trainer:
 
     @functools.cached_property
     def estimator(self) -> RunEstimator:
-        """The inner estimates, made at the first use, because they may need a file in the run's new folder."""
-        home = self.run.config.estimator
+        """The inner estimates; they are made at the first use, because their file needs the folder of the run."""
+        place = self.run.config.estimator
         # After a crash the file may be some steps ahead of the checkpoint; `load` replaces all estimates in the file.
-        path = self.run.estimator_file if home == "file" else None
-        return make_estimator(home, len(self.source), backend=self.backend, path=path)
+        path = self.run.estimator_file if place == "file" else None
+        return make_estimator(place, len(self.source), backend=self.backend, path=path)
 
     def close(self) -> None:
         """Close the file of the inner estimates, if there is a file; the trainer can take no step after that."""
@@ -221,7 +221,7 @@ class Trainer:
         return self._encoder
 
     def fit(self, *, quiet: bool = False, stop_after: int | None = None) -> None:
-        """Train until the end, or until `stop_after` steps are done in all; log, validate and save on the way."""
+        """Train to the end, or until `stop_after` steps of the run are done; log, validate and save on the way."""
         config = self.run.config
         stop = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
         title = f"{config.method} on {config.data}"
@@ -236,7 +236,7 @@ class Trainer:
                     self.save()
 
     def _remaining_batches(self) -> Iterator[tuple[int, HostBatch]]:
-        """Yield the epoch and the batch of every step that is left; seed and epoch alone decide the order."""
+        """Yield epoch and batch of every step that is not done yet; the order depends on seed and epoch only."""
         config = self.run.config
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
         for epoch in range(first_epoch, config.epochs):
@@ -260,7 +260,7 @@ class Trainer:
         if self._reference is not None:
             image_features, text_features = self._reference
             reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
-        # None stands for the fixed temperature, which the step reads from the settings.
+        # If the temperature is fixed, the step reads it from the settings, and this variable is None.
         temperature = None
         if self.temperature.learned:
             index = backend.asarray(rows)
@@ -326,12 +326,12 @@ class Trainer:
             for group, members in self._groups().items()
             for name, array in members.items()
         }
-        # The estimator returns NumPy arrays, wherever the estimates lie.
+        # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
         arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
         save_arrays(self.run.checkpoint, "checkpoint", arrays, {"step": self.done, "seconds": self.seconds})
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
-        """Return the arrays of the backend on which the next step depends, by group and name."""
+        """Return the arrays on the device that the next step needs, by group and name."""
         return {
             "parameters": self.state.parameters,
             "optimizer": self.state.optimizer,
@@ -344,7 +344,7 @@ class Trainer:
         Raises
         ------
         BadInput
-            If the checkpoint is damaged or belongs to another model or data set; the trainer is unchanged then.
+            If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
         """
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
         groups = self._groups()
@@ -359,7 +359,8 @@ class Trainer:
             group: {name: self.backend.asarray(array) for name, array in part(arrays, group).items()}
             for group in groups
         }
-        # The temperature is loaded first, because no other group can be refused after the check of the shapes.
+        # After the check of the shapes only the temperature can still be refused. It is loaded first, so that nothing
+        # has changed if that happens.
         try:
             self.temperature.load_state_dict(loaded["temperature"])
         except (TypeError, ValueError) as error:
@@ -371,14 +372,14 @@ class Trainer:
 
 
 def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:
-    """Return the numbers of a learned temperature for a line of metrics: its value, and the gradient that moved it."""
+    """Return the numbers for a line of metrics: a learned temperature, and the gradient that changed its value."""
     if not temperature.learned:
         return {}
     state = temperature.state_dict()
     values = [np.ravel(backend.to_numpy(array)) for name, array in state.items() if name.startswith("temperature")]
     table = np.concatenate(values)
     figures = {"temperature": float(np.mean(table))}
-    # Two tables of n temperatures are too long for a line of metrics, which gets mean, minimum and maximum instead.
+    # Two tables of n temperatures are too long for a line of metrics; the line has their mean, minimum and maximum.
     if table.size > 1:
         figures |= {"smallest_temperature": float(np.min(table)), "largest_temperature": float(np.max(table))}
     # The sum over the samples of the batch is the gradient that a single temperature for all samples would get.

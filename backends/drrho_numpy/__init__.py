@@ -1,4 +1,7 @@
-"""NumPy: the backend of the harness, and an estimator that keeps the inner estimates in a file."""
+"""NumPy: the backend of the harness, and an estimator that keeps the inner estimates in a file.
+
+The harness is `drrho_clip`, the training program. The inner estimates are two numbers per sample of the data set.
+"""
 
 from __future__ import annotations
 

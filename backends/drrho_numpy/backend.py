@@ -1,4 +1,7 @@
-"""The backend of the harness for NumPy and for every other Array API namespace on the host."""
+"""The backend of the harness (`drrho_clip`, the training program) for NumPy and similar libraries on the host.
+
+A namespace is a module with the functions of the Array API standard, such as ``numpy`` or ``array_api_strict``.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class NumpyBackend:
     Raises
     ------
     ValueError
-        If the namespace has no such device, or `dtype` is neither of the two.
+        If the namespace has no such device, or `dtype` is neither ``"float32"`` nor ``"float64"``.
 
     Examples
     --------
@@ -43,7 +46,7 @@ class NumpyBackend:
 
     name = "numpy"
     architectures: tuple[str, ...] = ("mlp",)
-    preference = 1  # always installed, needs no compiler
+    preference = 1  # NumPy is always installed and needs no compiler
     has_gpu = False
 
     def __init__(self, device: Any = None, dtype: str = "float32", *, xp: Namespace | None = None) -> None:
@@ -58,14 +61,15 @@ class NumpyBackend:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self.device = str(self._device)
-        # `homes` lists the places for estimates. Host and device are the same here; a file needs NumPy's own arrays.
+        # `homes` lists the places for estimates. Host and device are the same place here. Only NumPy's own arrays
+        # can lie in a file.
         self.homes: tuple[str, ...] = (
             ("device", "host", "file") if self.xp is array_api_compat.numpy else ("device", "host")
         )
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Array:
-        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
+        """Copy a host array to the device: floating arrays get the backend's dtype, all others keep their dtype."""
         # Another namespace does not accept NumPy's dtypes, but every namespace has attributes such as ``xp.float32``.
         array = np.asarray(array)
         dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype.name
@@ -76,7 +80,7 @@ class NumpyBackend:
         return np.array(self.xp.asarray(array, device=self._host))
 
     def model(self, spec: ModelSpec, /) -> MLPModel:
-        """Build the MLP towers of a `ModelSpec`; ValueError for another architecture."""
+        """Build the MLP towers (encoders) of a `ModelSpec`; raise ValueError for any other architecture."""
         # NumPy has no autograd, and only the MLP towers have a gradient that is written by hand.
         if spec.architecture not in self.architectures:
             raise ValueError(f"architecture must be 'mlp' for the numpy backend, got {spec.architecture!r}")

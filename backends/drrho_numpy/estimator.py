@@ -1,4 +1,7 @@
-"""Keeps the inner estimates of more samples than fit into memory: a table in a memory-mapped file."""
+"""Keeps the inner estimates of more samples than fit into memory: a table in a memory-mapped file.
+
+The inner estimates of a sample are two numbers, one for the image anchor and one for the text anchor.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,7 @@ class FileTable(Table):
     def resized(self, num_samples: int) -> Self:
         """Make the file longer.
 
-        If this is interrupted, the length of the file does not match its header; `read_layout` handles that case.
+        After an interruption the length of the file may not match the header; `read_layout` reports this error.
         """
         # The size changes first and the header last. The map must be closed while the size changes; `finally` maps the
         # file again, whether it has grown or not.
@@ -135,7 +138,7 @@ class FileTable(Table):
         return self
 
     def arrays(self) -> Mapping[str, np.ndarray]:
-        """Return every column (n,) by name, as arrays in memory, into which a large table may not fit."""
+        """Return every column (n,) by name, as arrays in memory; a large table may not fit into the memory."""
         image, text = self.read(np.arange(self.num_samples))
         return {"log_inner_image": image, "log_inner_text": text}
 
@@ -144,11 +147,11 @@ class FileTable(Table):
         layout, (image, text) = self.layout, (arrays[column.name] for column in self.columns)
 
         def fill(copy: BinaryIO) -> None:
-            # A piece at a time, so that memory does not grow with n.
+            # The file is written piece by piece, so that the memory in use does not grow with n.
             for start in range(0, self.num_samples, CHUNK):
                 part = slice(start, start + CHUNK)
                 rows = np.stack([image[part], text[part]], axis=1).view(layout.bits) ^ layout.never
-                if rows.any():  # a piece of zeros stays a hole
+                if rows.any():  # a piece of zeros is not written and takes no disk space
                     copy.seek(OFFSET + start * 2 * layout.dtype.itemsize)
                     write_all(copy, memoryview(rows).cast("B"))
 
@@ -189,7 +192,7 @@ class FileTable(Table):
 
 
 class MemoryMappedEstimator(EstimatorOfRows):
-    """Both directions' logarithmic inner estimates of n samples in a file: a `drrho_core.InnerEstimator` for large n.
+    """Keeps the logarithms of the inner estimates of n samples in a file: a `drrho_core.InnerEstimator` for large n.
 
     Parameters
     ----------
@@ -211,7 +214,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
     Notes
     -----
     A new file takes disk space only for visited samples (a page of 4096 bytes holds 512 of them), up to ``4096 + 8 n``
-    bytes in float32. If the disk becomes full, the operating system ends the process, so leave that much space.
+    bytes in float32. If the disk becomes full, the operating system ends the process, so keep that much space free.
 
     Rows that `scatter` has written survive even a sudden end of the process. After a power failure a sample holds
     the estimate of the last `flush` or a later estimate: the operating system chooses when it writes a page to the
@@ -284,7 +287,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         return self.table.layout.dtype
 
     def prefetch(self, index: np.ndarray, /) -> None:
-        """Tell the operating system that these rows will be gathered soon, and do not wait.
+        """Tell the operating system that these rows will be gathered soon, and return without waiting.
 
         The system can then read the rows while the encoders run; `gather` alone would read one page after the other.
 
@@ -299,7 +302,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
             As `gather` does.
         """
         index = self.table.checked(index)
-        if hasattr(os, "posix_fadvise"):  # not on every system
+        if hasattr(os, "posix_fadvise"):  # some systems lack this function
             # The samples of a page are read together, so each page is requested once.
             per_page = mmap.PAGESIZE // (2 * self.dtype.itemsize)
             for page in np.unique(index // per_page).tolist():
@@ -331,7 +334,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         Parameters
         ----------
         path : str or path
-            The copy. It appears when it is complete, and replaces an existing file.
+            The path of the copy. The copy gets this path when it is complete, and replaces an existing file.
 
         Raises
         ------
@@ -370,12 +373,12 @@ class MemoryMappedEstimator(EstimatorOfRows):
         Raises
         ------
         TypeError, ValueError
-            If the state does not fit this estimator; nothing has been changed then.
+            If the state does not fit this estimator. The estimator is then unchanged.
 
         Notes
         -----
         The rows are copied piece by piece into a new file, which then replaces the estimator's file. An interruption
-        leaves the old file.
+        leaves the old file unchanged.
         """
         table = self.table
         table.check_open()

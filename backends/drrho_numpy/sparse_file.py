@@ -37,7 +37,7 @@ OFFSET = 4096
 """Bytes before the first sample: a page, so that the 8 or 16 bytes of a sample never straddle two pages."""
 
 CHUNK = 1 << 22
-"""Number of bytes that are in memory at a time while a file is copied, and of samples while a file is filled."""
+"""Number of bytes in memory at a time while a file is copied; number of samples in memory while a file is filled."""
 
 
 class Layout(NamedTuple):
@@ -76,7 +76,7 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def read_layout(file: BinaryIO, path: Path) -> Layout:
-    """Read and check a header, and the file's size against it."""
+    """Read and check the header of a file, and check that the size of the file fits the header."""
     file.seek(0)
     header = file.read(HEADER.size)
     if len(header) < HEADER.size or not header.startswith(MAGIC):
@@ -97,7 +97,7 @@ def read_layout(file: BinaryIO, path: Path) -> Layout:
 
 @contextlib.contextmanager
 def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
-    """Open a new, sparse file, which takes the name `path` once it is complete and on the disk."""
+    """Open a new, sparse file for a ``with`` block; after it the file is on the disk and has the name `path`."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "wb", buffering=0) as file:
@@ -113,7 +113,7 @@ def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
 
 
 def copy_data(source: BinaryIO, target: BinaryIO, size: int) -> None:
-    """Copy the numbers of a sparse file, without its header; holes stay holes."""
+    """Copy the numbers of a sparse file, without its header; holes, the parts that were never written, stay holes."""
     for start, end in extents(source, OFFSET, size):
         for position in range(start, end, CHUNK):
             source.seek(position)
@@ -125,7 +125,7 @@ def copy_data(source: BinaryIO, target: BinaryIO, size: int) -> None:
 
 
 def extents(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges between two positions that hold data; the whole range if the system cannot tell them."""
+    """Yield the ranges with data between two positions, or the whole range if the system cannot find such ranges."""
     if not hasattr(os, "SEEK_DATA"):
         yield start, end
         return

@@ -1,4 +1,7 @@
-"""PyTorch: the backend of the harness, and the losses as a module and functions for your own training loop."""
+"""PyTorch: the backend of the harness, and the losses as a module and functions for your own training loop.
+
+The harness is `drrho_clip`, the training program.
+"""
 
 from __future__ import annotations
 

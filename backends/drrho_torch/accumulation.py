@@ -1,4 +1,4 @@
-"""Warns if a training loop that accumulates gradients calls the loss several times for one batch.
+"""A warning for training loops that accumulate gradients and call the loss several times for one batch.
 
 Each training call updates the inner estimate u of every row of the batch with the batch's own estimate g:
 ``u <- (1 - gamma) u + gamma g``. A loop that calls the loss with the whole batch once per micro-batch updates the same
@@ -71,12 +71,13 @@ class RepeatedRows:
         if self._warned or not any(side.requires_grad for side in features) or index.is_inference():
             return
         _STEPS.start()
-        # One parameter per encoder is enough, because an optimiser changes all parameters in one step. The features of
-        # a frozen encoder are new tensors in each call and do not depend on a trained parameter, so they are left out.
+        # A leaf is a parameter of an encoder. One leaf per encoder is enough, because an optimiser changes all
+        # parameters in one step. The features of a frozen encoder are new tensors in each call and do not depend on a
+        # trained parameter, so these features are left out.
         leaves = [leaf for side in features if side.requires_grad and (leaf := _source(side)) is not None]
         is_on_host = index.device.type == "cpu"
-        # Every in-place operation raises the version counter of a tensor. The number of optimiser steps also changes if
-        # an optimiser updates other parameters than these leaves.
+        # Every in-place operation raises the version counter of a tensor. The number of optimiser steps is compared as
+        # well, because an optimiser may update parameters other than these leaves.
         versions = _STEPS.count, 0 if is_on_host else index._version, *(leaf._version for leaf in leaves)
         same_leaves = len(leaves) == len(self._leaves) and all(
             before() is leaf for before, leaf in zip(self._leaves, leaves, strict=True)

@@ -29,7 +29,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_world_size() -> None:
-    """Check that this process is the only one: the loss would lack the negatives of all other processes.
+    """Check that there is no other process, because the loss would lack the negatives of other processes.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""The backend of the harness for PyTorch; `drrho_core.backend.Backend` is the contract."""
+"""The backend of the harness (`drrho_clip`, the training program) for PyTorch.
+
+`drrho_core.backend.Backend` defines what a backend must provide.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ class TorchBackend:
     Parameters
     ----------
     device : str, optional
-        Such as ``"cpu"`` or ``"cuda:0"``. Default: torch's default device.
+        A name such as ``"cpu"`` or ``"cuda:0"``. Default: torch's default device.
     dtype : {"float32", "float64"}
         The dtype that floating arrays are converted to.
 
     Raises
     ------
     ValueError
-        If torch has no such device here, or `dtype` is neither of the two.
+        If torch has no such device on this machine, or `dtype` is neither ``"float32"`` nor ``"float64"``.
 
     Examples
     --------
@@ -63,7 +66,7 @@ class TorchBackend:
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Tensor:
-        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
+        """Copy a host array to the device: floating arrays get the backend's dtype, all others keep their dtype."""
         # torch refuses negative strides, which a flipped view has; an array in C order has none.
         array = np.asarray(array, order="C")
         dtype = self._dtype if np.issubdtype(array.dtype, np.floating) else None
@@ -98,7 +101,7 @@ class TorchBackend:
 
 
 class TorchAdamW(AdamW):
-    """The AdamW of `drrho_clip.optimizer` through torch's own kernels: parameters and state are updated in place."""
+    """The AdamW of `drrho_clip.optimizer`, with torch's own kernels: parameters and state are updated in place."""
 
     def update(
         self, parameters: Parameters, gradients: Parameters, state: Parameters, learning_rate: Tensor | float, /

@@ -1,8 +1,8 @@
 """Closed-form gradients in torch's autograd.
 
-The core returns a value together with the gradient of that value with respect to each input. Autograd never
-differentiates the core: a `torch.autograd.Function` saves the gradients in its forward pass and multiplies them by the
-incoming gradient in its backward pass.
+The core (`drrho_core`) returns a value together with the gradient of that value with respect to each input. Autograd
+never differentiates the core: a `torch.autograd.Function` saves the gradients in its forward pass and multiplies them
+by the incoming gradient in its backward pass.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from torch import Tensor
 
 def save_gradients(ctx: Any, inputs: list[Tensor], output: tuple[Tensor, ...]) -> None:
     """Save the gradients, which follow the value in `output`, and the inputs that they belong to."""
-    # The gradients are results, because `torch.func` allows a Function to save only its inputs and its results.
+    # The gradients are results of the Function, because `torch.func` allows a Function to save only its inputs and
+    # its results.
     ctx.mark_non_differentiable(*output[1:])
-    # Without this line autograd would allocate zeros as the incoming gradients of the results that are gradients.
+    # The gradients among the results have no incoming gradients. Without this line autograd would allocate zeros for
+    # them.
     ctx.set_materialize_grads(False)
     # A tensor made under inference_mode cannot be saved. Such a tensor gets no gradient, so None replaces it.
     ctx.save_for_backward(*(None if x.is_inference() else x for x in inputs), *output[1:])
@@ -73,7 +75,7 @@ def _inputs_and_gradients(tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tu
 
 
 class _ValueWithGradients(torch.autograd.Function):
-    """Returns its first argument, for torch.compile; the other arguments are n inputs and then their n gradients."""
+    """Returns its first argument, the value; the next arguments are n inputs and the n gradients to use for them."""
 
     # `forward` takes `ctx` and there is no `setup_context`, because torch.func never calls this Function. The gradients
     # are inputs here, so they may be saved.

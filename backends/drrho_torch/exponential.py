@@ -1,4 +1,4 @@
-"""A faster exponential for tiles on the CPU."""
+"""A faster exponential on the CPU for tiles, the squares into which the matrix of all pairs of a batch is cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOG2_E = math.log2(math.e)
 
 
 def exp(x: Tensor, overwrite: bool) -> Tensor:
-    """Return ``exp(x)`` as ``2^(x log2 e)``; overwrite `x` if that is allowed and faster.
+    """Return ``exp(x)`` as ``2^(x log2 e)``; if `overwrite` is True, `x` may be overwritten.
 
     torch computes exp with Intel's vector library, but exp2 with a kernel of its own, which takes a fifth of the time
     on an AMD processor. The product ``x log2 e`` has a rounding error of half a unit in the last place, as large as the

@@ -51,21 +51,21 @@ class TritonSweeps:
         self._plan = plan
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
-        """Return the reason why these kernels do not take this batch, or None."""
+        """Return the reason why these kernels do not take this batch, or None if they take it."""
         features = batch.image_features
         if features.dtype not in TRITON_TYPES:
             return f"the Triton kernels take float32 and half types, not {features.dtype}"
         widest = max(array.shape[1] for array in (features, *(batch.reference_features or ())))
-        # The kernels address features with 32-bit integers; the added 64 leaves room for the padding.
+        # The kernels compute positions in a feature array as 32-bit integers. Padding adds fewer than 64 columns.
         if features.shape[0] * (widest + 64) >= 2**31:
-            return "the Triton kernels count in 32 bits"
+            return "the Triton kernels need feature arrays of fewer than 2**31 numbers"
         if not interpreted():
             if features.device.type != "cuda":
                 return f"the Triton kernels run on an NVIDIA GPU, not on {features.device}"
             if torch.version.hip is not None or torch.cuda.get_device_capability(features.device)[0] < min(PLANS):
                 return "the Triton kernels need an NVIDIA GPU of compute capability 8.0 or higher"
         if mode == "auto" and features.dtype == torch.float32:
-            return "float32 has no faster product than the library's"
+            return "the Triton kernels multiply float32 no faster than torch"
         if mode == "auto" and features.shape[0] < SMALLEST:
             return f"the batch is smaller than {SMALLEST}"
         return None
@@ -97,7 +97,8 @@ class _Run:
         if reference is not None and reference[0].shape[1] == 0:
             reference = None
         self.has_reference = reference is not None
-        # A kernel without a reference does not read r1 and r2, but each argument has to be a pointer.
+        # Without reference features a kernel does not read the arguments r1 and r2, but the launch needs arrays for
+        # them, so the features are passed once more.
         sides = (*self.features, *(self.features if reference is None else reference))
         self.sides = [_padded(side.detach(), plan.sums.depth) for side in sides]
         weight = batch.reference_weight
@@ -154,7 +155,7 @@ class _Run:
         b, blocks, plan = self.b, self.plan.weights, self.plan
         peaks, totals = first.saved[::2], first.saved[1::2]
         weights = weights[0].detach().to(torch.float32), weights[1].detach().to(torch.float32)
-        # w_ij = factor_i exp((z_ij - m_i) / t_i) with factor_i = weight_i / total_i.
+        # w_ij = factor_i exp((z_ij - m_i) / t_i), in which factor_i is the given weight of anchor i divided by total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back = None
         # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.
@@ -166,7 +167,8 @@ class _Run:
         shared_factors, shared = self._share(peaks, factors, (first.count_image, first.count_text))
         anchors = [torch.stack(x) for x in zip(peaks, self.scales, factors, shared_factors, strict=True)]
 
-        # Triton's interpreter truncates numbers to bfloat16, a GPU rounds them. Under the interpreter torch rounds V.
+        # Triton's interpreter truncates numbers to bfloat16, but a GPU rounds them. Under the interpreter the buffer is
+        # float32, and torch rounds V afterwards.
         buffer = torch.float32 if interpreted() else plan.buffer
         # Kernels store whole tiles, so the height and the width of the buffer are multiples of those of a tile.
         heights = spans(b, plan.rows, blocks.rows)
@@ -200,11 +202,12 @@ class _Run:
     def _share(
         self, peaks: tuple[Tensor, ...], factors: list[Tensor], counts: tuple[Tensor, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the factors relative to one peak for all anchors, and a tensor that says whether they may be used.
+        """Return the factors relative to one peak for all anchors, and a tensor of three numbers.
 
-        With one temperature, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``, in which f_i are the old and a_i
-        the returned factors. One exponential then serves rows and columns. If all peaks are close together, this
-        exponential never overflows, and for the largest weight of each anchor it does not underflow.
+        The numbers are 1 if these factors may be used and 0 otherwise, the peak, and the scale. If all temperatures are
+        equal, ``exp((z - peak_i) / t) f_i = exp((z - peak) / t) a_i``, in which f_i are the old and a_i the returned
+        factors. One exponential then serves rows and columns. If all peaks are close together, this exponential never
+        overflows, and for the largest weight of each anchor it does not underflow.
         """
         if not self.plan.shared:
             return factors, self._full(0.0, 3)
@@ -224,7 +227,7 @@ class _Run:
         return moved, torch.stack([safe.to(torch.float32), middle, scale])
 
     def _merge(self, parts: Tensor, number: int, state: Tensor, scale: Tensor, first: int, count: int) -> None:
-        """Merge the sums of `number` tiles into those of `count` anchors, from anchor `first` on."""
+        """Merge the sums of `number` tiles into those of `count` anchors, which start at anchor `first`."""
         _, places, stride = parts.shape
         merge_kernel[(triton.cdiv(count, 64),)](
             parts, state, scale, number, stride, places * stride, first, count, self.b,
@@ -260,7 +263,7 @@ class _Run:
         if self.pair_mask is None:
             number = self._full(self.b - 1.0, self.b)
             return number, number
-        # The diagonal of the mask may be True, but a positive pair is never a negative one.
+        # The diagonal of the mask may be True, but a positive pair is never a negative.
         diagonal = self.pair_mask.diagonal().to(torch.float32)
         image, text = (self.pair_mask.sum(axis).to(torch.float32) - diagonal for axis in (1, 0))
         return image, text
@@ -291,7 +294,7 @@ def add_product(out: Tensor, v: Tensor, features: Tensor) -> None:
 
 @functools.cache
 def _half_product(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """Return the function with which this torch adds a product of half types to a float32 sum.
+    """Return the function with which this version of torch adds a product of half types to a float32 sum.
 
     Not every version of torch can multiply and add in one call of cuBLAS. A test product decides, once per device.
     """

@@ -1,15 +1,17 @@
 """The Triton kernels of both sweeps over all pairs of a batch; `drrho_torch.fused` launches them.
 
-Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r), in float16, bfloat16 or float32. All
-sums are float32. lambda is the reference weight, t the temperature of an anchor (an image, a row, or a text, a column).
+A sweep visits each pair once. Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r), in
+float16, bfloat16 or float32. All sums are float32. lambda is the reference weight, t the temperature of an anchor. An
+anchor is an image (a row of z) or a text (a column of z).
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
-`sums_kernel` computes one tile of z per program. For each row and each column of the tile it writes three numbers: the
-peak (the largest z), the total (the sum of ``exp((z - peak) / t)``) and the moment (the sum of
-``exp((z - peak) / t) (z - peak)``). `merge_kernel` combines these numbers of all tiles, per anchor. `weights_kernel`
-computes the tile again and writes V = w + w', the weights of the pairs in both directions, into a buffer. Exponentials
-are powers of two, which a GPU computes fastest; scales include the factor log2(e).
+`sums_kernel` computes one tile of z per program (an instance of the kernel). The program writes three
+numbers for each row and each column of the tile: the peak (the largest z), the total (the sum of
+``exp((z - peak) / t)``) and the moment (the sum of ``exp((z - peak) / t) (z - peak)``). `merge_kernel` combines these
+numbers of all tiles, per anchor. `weights_kernel` computes the tile again and writes V = w + w', the weights of the
+pairs in both directions, into a buffer. Exponentials are computed as powers of two, which are fastest on a GPU, so the
+scales are log2(e) / t instead of 1 / t.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def _negatives(
     HAS_MASK: tl.constexpr,
 ) -> tl.tensor:
     """Return a mask of the pairs of a tile that are negatives."""
-    # A pair is a negative if its image and its text exist, i != j, and the pair mask is True.
+    # A pair is a negative if its image and its text exist (are no padding), i != j, and the pair mask is True.
     counts = (rows < b)[:, None] & (columns < b)[None, :] & (rows[:, None] != columns[None, :])
     # Positions in the mask have 64 bits, because b * b may exceed 2^31.
     if HAS_MASK:
@@ -118,10 +120,10 @@ def sums_kernel(
     positive: tl.tensor,  # (b,)                          out: the diagonal of z
     image_parts: tl.tensor,  # (3, column tiles, panel)   out: peak, total, moment of each row of each tile
     text_parts: tl.tensor,  # (3, row tiles, b)           out: the same of each column
-    first_row: tl.tensor,
+    first_row: tl.tensor,  # first row of this launch
     row_tiles: tl.tensor,
     column_tiles: tl.tensor,
-    panel: tl.tensor,
+    panel: tl.tensor,  # largest number of rows of a launch
     image_plane: tl.tensor,  # distance in memory from the peaks to the totals, and from the totals to the moments
     text_plane: tl.tensor,  # the same for text_parts
     b: tl.tensor,
@@ -189,7 +191,7 @@ def sums_kernel(
 @triton.jit
 def merge_kernel(
     parts: tl.tensor,  # (3, number of parts, row stride)   peaks, totals and moments of tiles
-    state: tl.tensor,  # (3, b)                             in and out: the same of anchors, over the tiles so far
+    state: tl.tensor,  # (3, b)                             in and out: the same of anchors, for the tiles so far
     scale: tl.tensor,  # (b,)
     number: tl.tensor,  # number of parts
     stride: tl.tensor,
@@ -200,7 +202,7 @@ def merge_kernel(
     PARTS: tl.constexpr,
     ANCHORS: tl.constexpr,
 ) -> None:
-    """Merge the parts of ANCHORS anchors in the order of the tiles; a new peak rescales the sums so far."""
+    """Merge the parts (the numbers of one tile) of ANCHORS anchors, tile by tile; a new peak rescales the old sums."""
     local = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     inside = local < count
     anchors = first + local
@@ -269,7 +271,8 @@ def weights_kernel(
     BUFFER: tl.constexpr,
 ) -> None:
     """Compute the weights V of one tile, unless the batch needs the other variant of this kernel."""
-    # The device decides here which variant is right, because the host would have to wait for the device to know it.
+    # The variant with SHARED = True uses one peak for all anchors, the variant with SHARED = False one peak per anchor.
+    # The device decides here which variant is right, because the host would have to wait for the device.
     if (tl.load(shared) == 0.0) == SHARED:
         return
     # Programs that run at the same time work on a band of GROUP rows of tiles, so that loads hit the cache.
@@ -291,7 +294,7 @@ def weights_kernel(
         row_factor = tl.load(image_anchors + 3 * b + rows, mask=rows < b, other=0.0)
         column_factor = tl.load(text_anchors + 3 * b + columns, mask=columns < b, other=0.0)
         w = e * (row_factor[:, None] + column_factor[None, :])
-    # Otherwise each direction computes the exponentials of the first sweep again and divides them by their own total.
+    # Otherwise each direction computes the exponentials of the first sweep again and divides them by the totals.
     else:
         row_peak = tl.load(image_anchors + rows, mask=rows < b, other=0.0)
         row_scale = tl.load(image_anchors + b + rows, mask=rows < b, other=0.0)
@@ -308,7 +311,7 @@ def weights_kernel(
         w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
     elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):
         w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
-    # The buffer has the dtype in which the library multiplies V with the features.
+    # The buffer has the dtype in which torch multiplies V with the features.
     w = w.to(BUFFER)
     if DESCRIPTORS:
         v.store([row_tile * ROWS, column_tile * COLUMNS], w)

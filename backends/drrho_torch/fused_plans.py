@@ -1,4 +1,9 @@
-"""Constants of the Triton kernels: sizes of tiles and buffers for each dtype and each generation of GPUs."""
+"""Constants of the Triton kernels: sizes of tiles and buffers for each dtype and each generation of GPUs.
+
+A sweep computes z, the b x b matrix of similarities of a batch, tile by tile. The first sweep sums exponentials, the
+second sweep computes V, the weights of the pairs, and multiplies V with the features E1 and E2. One program (an
+instance of a kernel) computes one tile.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,8 @@ import torch
 class Blocks(NamedTuple):
     """The size of the tile that one program computes, and the number of threads that work on the tile."""
 
-    rows: int  # of the tile
-    columns: int  # of the tile
+    rows: int  # rows of the tile
+    columns: int  # columns of the tile
     depth: int  # columns of the features that are loaded at a time
     warps: int  # groups of 32 threads
     stages: int  # blocks of features that are loaded ahead
@@ -20,15 +25,15 @@ class Blocks(NamedTuple):
 class Plan(NamedTuple):
     """Constants of the sweeps for one dtype on one generation of GPUs."""
 
-    sums: Blocks
-    weights: Blocks  # of the same depth as `sums`: both sweeps have to compute the same bits of z
-    masked: Blocks  # of both sweeps if there is a pair mask, which needs registers
-    panel: int  # rows of one launch of the first sweep
-    rows: int  # of the buffer for V, at most
-    columns: int  # of the buffer for V, at most; chosen so that V^T E1 occupies the whole GPU once
-    buffer: torch.dtype  # of V
-    descriptors: bool  # load and store through the copy engine
-    shared: bool  # compute one exponential per pair in the second sweep, instead of two, if the batch allows it
+    sums: Blocks  # of the first sweep
+    weights: Blocks  # has the same depth as `sums`, because both sweeps have to compute the same bits of z
+    masked: Blocks  # replaces `sums` and `weights` if there is a pair mask, because a mask needs registers
+    panel: int  # rows of z that one launch of the first sweep computes
+    rows: int  # largest number of rows of the buffer for V
+    columns: int  # largest number of columns of the buffer for V; chosen so that V^T E1 occupies the whole GPU once
+    buffer: torch.dtype  # dtype of the buffer for V
+    descriptors: bool  # True: load and store through the GPU's copy engine
+    shared: bool  # True: the second sweep computes one exponential per pair instead of two, if the batch allows it
 
 
 # Hopper has a copy engine and 227 KiB of shared memory per block. Float32 uses smaller tiles and no tensor cores,
@@ -81,7 +86,8 @@ SMALLEST = 2048
 kernels takes milliseconds."""
 
 SPREAD = 120.0
-"""Largest difference between two peaks of a batch, as an exponent of two, with which all anchors can share one peak."""
+"""The peak of an anchor (an image or a text) is the largest z of a negative pair. If no two peaks of a batch differ by
+more than this number, as an exponent of two, all anchors can share one peak."""
 
 
 def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:

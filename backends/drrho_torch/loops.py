@@ -1,4 +1,4 @@
-"""torch.compile's own loop for the solvers of the core."""
+"""torch.compile's own loop for the solvers of the core (`drrho_core`)."""
 
 from __future__ import annotations
 

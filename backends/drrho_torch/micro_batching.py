@@ -1,4 +1,4 @@
-"""Gradients of a batch whose activations do not fit into memory: the encoders see micro-batches, the loss all rows.
+"""Gradients of a batch whose activations do not fit into memory: encoders get micro-batches, the loss gets all rows.
 
 The method is GradCache (arXiv 2101.06983). Shapes: b samples in the batch, `size` samples in a micro-batch, features
 (b, d).
@@ -43,15 +43,15 @@ def micro_batches(
     scaler : torch.amp.GradScaler, optional
         ``scaler.scale`` multiplies the loss before the backward pass.
     model : Module, optional
-        The module that `encode` calls, if the module synchronises gradients or has buffers that training changes. All
-        micro-batches but the last run under ``model.no_sync()`` (DistributedDataParallel), or after
-        ``model.set_requires_gradient_sync(False)`` (FSDP2).
+        The module that `encode` calls. Needed if the module synchronises gradients with other processes, or has buffers
+        that training changes. All micro-batches but the last run under ``model.no_sync()`` (DistributedDataParallel)
+        or after ``model.set_requires_gradient_sync(False)`` (FSDP2).
 
     Returns
     -------
     tensor, shape ()
-        Value of the loss, without history and not scaled. The gradients are added to the ``grad`` of the parameters,
-        as ``backward()`` does.
+        Value of the loss, detached from autograd's graph and not scaled. The gradients are added to the
+        ``grad`` of the parameters, as ``backward()`` does.
 
     Raises
     ------
@@ -69,9 +69,9 @@ def micro_batches(
     it then normalises per micro-batch.
 
     Pass 2 repeats pass 1: every micro-batch begins with the same state of the random generators (CPU and accelerator)
-    and of the buffers of `model`, or of `encode` if that is a module or a module's method. So dropout is the same, and
-    generators and buffers end as after one pass. Autocast around the call applies to `encode` and `loss`, not to the
-    backward passes.
+    and of the buffers of `model`, or of `encode` if `encode` is a module or a module's method. So dropout removes the
+    same activations in both passes, and generators and buffers end in the state that one pass leaves. Autocast around
+    the call applies to `encode` and `loss`, not to the backward passes.
 
     A batch that fits into one micro-batch is encoded once.
 
@@ -120,7 +120,8 @@ def micro_batches(
     # but some versions of torch would use the copy again.
     torch.clear_autocast_cache()
 
-    # The loss L of the whole batch and its gradient dL/dE for the features E, at which autograd stops: they are leaves.
+    # Compute the loss L of the whole batch and the gradient dL/dE with respect to the features E. The features are
+    # leaves of autograd's graph, so this backward pass stops at them.
     images, texts = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
     del parts
     value = _scalar(loss(images, texts))
@@ -180,10 +181,10 @@ def _leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _part(tree: Any, rows: slice) -> Any:
-    """Return the same tree with these rows of every tensor."""
+    """Return a copy of nested tuples, lists and mappings that keeps only these rows of every tensor."""
     if isinstance(tree, (tuple, list)):
         branches = [_part(branch, rows) for branch in tree]
-        # A named tuple takes its fields one by one, a plain tuple takes them as one sequence.
+        # The type of a named tuple takes the fields one by one, `tuple` and `list` take them as one sequence.
         return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
     if isinstance(tree, Mapping):
         return {key: _part(branch, rows) for key, branch in tree.items()}
@@ -281,13 +282,14 @@ class _Buffers:
         with torch.no_grad():
             for module, name, buffer, saved in self._saved:
                 module._buffers[name] = buffer
-                # Batch normalisation changes a buffer without raising its version counter, so all buffers are restored.
+                # Batch normalisation changes buffers without raising their version counters, so the counters cannot
+                # tell which buffers have changed, and all buffers are restored.
                 buffer.copy_(saved)
 
 
 @contextmanager
 def _synchronised(model: Any, is_last: bool) -> Iterator[None]:
-    """Let only the last micro-batch exchange gradients with other processes: then the sums are complete."""
+    """Let only the last micro-batch exchange gradients with other processes: only then are the sums complete."""
     if is_last or model is None:
         yield
     elif hasattr(model, "no_sync"):

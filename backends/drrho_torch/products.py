@@ -1,4 +1,7 @@
-"""Matrix products by oneDNN, for processors on which torch's own products are slow."""
+"""Matrix products by oneDNN, a library that torch contains, for processors on which torch's own products are slow.
+
+The products compute tiles, the squares into which the matrix of all pairs of a batch is cut.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,9 @@ def onednn_products(enabled: bool = True) -> Iterator[None]:
 
     Notes
     -----
-    Only the products change, and only by rounding. oneDNN multiplies float32 features on the CPU if torch has it
-    (``torch.backends.mkldnn``, not switched off) and a tile has at least 256 rows, columns and features. All other
-    products, and those that ``torch.compile`` traces, stay torch's own. The setting is off by default because the gain
+    Only the products change, and only by rounding. oneDNN multiplies float32 features on the CPU if torch has
+    oneDNN (``torch.backends.mkldnn``, not switched off) and a tile has at least 256 rows, columns and features. torch
+    computes all other products, and those that ``torch.compile`` traces. The setting is off by default because the gain
     depends on the processor: a processor for which MKL is made gains nothing.
 
     Examples

@@ -1,4 +1,4 @@
-"""A faster sort for the solvers of the core."""
+"""A faster sort for the solvers of the core (`drrho_core`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def sort(values: Tensor) -> Tensor:
-    """Sort along the last axis; on the CPU NumPy's vectorised sort takes 1/17 of the time for ten million numbers.
+    """Sort along the last axis; on the CPU NumPy sorts ten million numbers in 1/17 of the time that torch takes.
 
-    torch's own sort moves positions along with the values and sorts one row in one thread.
+    NumPy's sort is vectorised. torch's sort also sorts the positions of the values, and uses one thread for each row.
     """
     # torch.compile cannot trace NumPy's sort, and a tensor on a GPU would have to be copied to the host.
     if torch.compiler.is_compiling() or values.device.type != "cpu":

@@ -1,7 +1,7 @@
 """One call of `ContrastiveLoss` as a `torch.autograd.Function`: a loss together with its closed-form gradients.
 
-In eager mode the core runs inside of the Function, because `torch.func` removes its wrappers from the tensors there.
-torch.compile traces the core outside of the Function; see `drrho_torch.closed_form.with_gradients`.
+In eager mode the core (`drrho_core`) runs inside of the Function, because there `torch.func` has removed its wrappers
+from the tensors. torch.compile traces the core outside of the Function; see `drrho_torch.closed_form.with_gradients`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Rows(NamedTuple):
     """The batch's rows of the state before the step."""
 
     row_ids: Tensor  # (b,)  the rows to write to
-    old: tuple[Tensor, Tensor]  # (b,) each
+    old: tuple[Tensor, Tensor]  # (b,) each: logarithms of the inner estimates
     in_range: Tensor | None  # (b,) bool: the index is in range; None: the indices were checked, or are not used
 
 
@@ -52,8 +52,9 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     `arguments` are those of `Step.forward`; no gradient is recorded.
     """
     images, texts, sample_index, log_inner_image, log_inner_text, pair_mask, *options = arguments
-    # References, anchor weight and temperature each take two positions in `arguments` (see `two_arguments`): a pair
-    # fills both positions; any other value fills the first, and the second is None.
+    # References, anchor weight and temperature each take two positions in `arguments` (see
+    # `drrho_torch.arguments.two_arguments`): a pair fills both positions; any other value fills the first
+    # position, and the second position is None.
     references, anchor_weight, temperature = (
         detached(tuple(options[first : first + 2]) if is_pair else options[first])
         for first, is_pair in zip((0, 2, 4), settings.pairs, strict=True)
@@ -89,7 +90,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         new = tuple(torch.where(valid, after, before) for after, before in zip(new, rows.old, strict=True))
     if settings.update:
         # The warning comes before the first write: if a filter turns the warning into an error, no state has changed.
-        # Stack level 7 is the caller of the module: evaluate, Step.forward, apply, forward, and two of nn.Module.
+        # Stack level 7 is the caller of the module; levels 1 to 6 are evaluate, Step.forward, apply, forward, and two
+        # functions of nn.Module.
         if settings.repeated is not None:
             settings.repeated.warn_if_repeated(sample_index, (images, texts), stacklevel=7)
         if settings.table is not None:
@@ -145,7 +147,11 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def forward(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
-        """Take the step; arguments: images, texts, index, state (2), mask, references (2), weights (2), tau (2)."""
+        """Compute one call.
+
+        The arguments are images, texts, index, both estimates, mask, both references, both weights and both
+        temperatures. The second entry of the last three is None if the value is no pair.
+        """
         return evaluate(settings, *arguments)
 
     @staticmethod
@@ -160,12 +166,12 @@ class Step(torch.autograd.Function):
         """Return one gradient per argument, None for all but features and temperatures."""
         gradients = iter(scaled_gradients(ctx, incoming[0]))
         image, text, *temperatures = (next(gradients) if learned else None for learned in ctx.learned)
-        # In the order of forward: settings, images, texts, the eight arguments that are constants, temperatures.
+        # The order is that of `forward`: settings, images, texts, the eight arguments that are constants, temperatures.
         return None, image, text, *[None] * 8, *temperatures
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], settings: StepSettings, *arguments: Any) -> tuple[Any, Any]:
-        """Take the steps of all problems one by one, because the core computes one batch at a time."""
+        """Compute the calls for all mapped batches (the problems) one by one: the core takes one batch at a time."""
         axes = in_dims[1:]  # of each argument: the axis that counts the problems, None if all problems share it
         # An estimator object keeps the state outside of the arguments, and then the axes of the state are None as well.
         if settings.update and (axes[3] is None or axes[4] is None):
@@ -173,7 +179,7 @@ class Step(torch.autograd.Function):
                 "ContrastiveLoss must be in eval() or have mapped buffers under torch.func.vmap, because several "
                 "batches would otherwise write to one state"
             )
-        # Each problem has a state of its own, so the same rows in two problems do not call for a warning.
+        # Each problem has a state of its own, so the same rows in two problems need no warning.
         settings = settings._replace(repeated=None)
         steps = []
         for number in range(info.batch_size):

@@ -30,16 +30,16 @@ class ArrayDataset:
     captions : sequence of str, length n
         No caption is empty.
     own_captions : sequence of str, length n, optional
-        The captions before the exchange; by default `captions`.
+        The captions before captions were exchanged among samples (see `swap_captions`); by default `captions`.
     is_swapped : ndarray of bool, shape (n,), optional
-        True for each pair that has the caption of another sample. All False when left out.
+        True for each pair that has the caption of another sample; by default all False.
     zero_shot : callable, optional
-        Makes the classification task; it is called with `image_size`.
+        Takes `image_size` and returns the classification task, or None.
 
     Attributes
     ----------
     name, images, captions, own_captions, is_swapped
-        As the parameters; captions are tuples.
+        The parameters of the same name; both kinds of captions are tuples.
 
     Raises
     ------
@@ -114,7 +114,7 @@ class ArrayDataset:
         return self._fingerprint
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return the classification task of this domain, or None if there is none."""
+        """Return the classification task of this data set, or None if there is no such task."""
         return None if self._zero_shot is None else self._zero_shot(image_size)
 
     def subset(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> ArrayDataset:
@@ -179,8 +179,8 @@ def swap_captions(
     groups: dict[str, list[int]] = {}
     for row in rng.permutation(size)[:count].tolist():
         groups.setdefault(captions[row], []).append(row)
-    # Each chosen row takes the caption `longest` places further on. No run of equal texts is longer than that, so the
-    # row gets the text of another run.
+    # Each chosen row takes the caption of the row `longest` places further on in `chosen`. No run of equal texts is
+    # longer than that, so the row gets the text of another run.
     longest = max(len(rows) for rows in groups.values())
     chosen = [row for rows in groups.values() for row in rows]
     mixed = list(captions)

@@ -60,17 +60,17 @@ def digits(
 ) -> ArrayDataset:
     """Return one part of scikit-learn's digits with captions.
 
-    Validation and test have 200 pairs each, 20 of every digit, and one caption template that names all properties. A
-    share of the other 1,397 images, class by class, is kept for a reference model, which can then see other images than
-    the learner; the rest is for training. Captions of these two parts follow different templates, may leave out
-    properties and may be swapped.
+    Validation and test have 200 pairs each, 20 of every digit. Their captions follow one template, which names all
+    properties. The other 1,397 images are divided class by class: a share of them, the part "reference", is for
+    training a reference model, and the rest, the part "train", is for training the model that the reference model
+    steers. The captions of these two parts follow several templates, may leave out properties and may be swapped.
 
     Parameters
     ----------
     part : str
         One of `PARTS`: train, validation, test, reference.
     seed : int
-        At least 0. The seed decides the part of each image and the captions.
+        At least 0. The seed decides to which part each image belongs, and the captions.
     swapped_fraction : float, optional
         Share in [0, 1] of the captions that are exchanged; by default 0.3 for train and reference. For validation and
         test it must be 0 or left out.
@@ -142,8 +142,8 @@ def digit_splits(
     Returns
     -------
     DataSplits
-        200 pairs each for validation and test. The images kept for a reference model are `digits("reference", ...)`
-        with the same seed and share, disjoint from all three.
+        Validation and test have 200 pairs each. None of the three data sets shares an image with the part for a
+        reference model, `digits("reference", ...)` with the same seed and share.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def _load() -> _Source:
 
 
 def _measure(ink: Int64) -> Int64:
-    """Return each image's four attributes as 0, 1 or 2: below, between or above the tertiles of all images."""
+    """Return the four attributes of each image: 0 below the first tertile, 2 above the second one, 1 between them."""
     # Coordinates are counted from the image's centre and doubled, so that all sums are integers.
     x = np.arange(8, dtype=np.int64)[None, None, :] * 2 - 7
     y = np.arange(8, dtype=np.int64)[None, :, None] * 2 - 7

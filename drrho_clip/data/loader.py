@@ -18,12 +18,13 @@ from drrho_clip.errors import BadInput
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
 
-# Number of batches that are decoded at a time: enough that a slow image delays no batch, and small to save memory.
+# Number of batches that are decoded at the same time: large enough that a slow image delays no batch, and small enough
+# to save memory.
 _AHEAD = 3
 
 
 class HostBatch(NamedTuple):
-    """One batch as NumPy arrays.
+    """One batch of b pairs as NumPy arrays: images of side s with C channels, and L tokens per caption.
 
     Attributes
     ----------
@@ -42,14 +43,15 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
     """Divide all samples into batches, in an order that differs by epoch.
 
     The order is a permutation drawn from `numpy.random.default_rng([seed, epoch])`, so a resumed run needs only these
-    two numbers. A last batch of fewer than b samples is dropped, so that every batch has the same shape.
+    two numbers to repeat the order. A last batch of fewer than b samples is dropped, so that every batch has the same
+    shape.
 
     Parameters
     ----------
     num_samples : int
-        n.
+        Number n of samples.
     batch_size : int
-        b, from 2 to n.
+        Number b of samples in a batch, from 2 to n.
     seed, epoch : int
         At least 0.
 
@@ -91,7 +93,7 @@ class BatchSource:
     dataset : Dataset
     tokenizer : WordTokenizer
     image_size : int
-        s, at least 1.
+        Side s of the square images, at least 1.
     channels : int, optional
         1 or 3; by default the number of channels of the data set's first image.
     cache_bytes : int
@@ -135,7 +137,7 @@ class BatchSource:
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
         self._tokens = tokenizer.encode(captions_of(dataset))
         self._shape = (self.image_size, self.image_size, self.channels)
-        # A cache for all images, if they fit; it is filled while batches are decoded.
+        # The cache holds all images, if they fit into `cache_bytes`. It is filled while batches are decoded.
         images: UInt8 | None = getattr(dataset, "images", None)
         whole = (len(dataset), *self._shape)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == whole:
@@ -157,8 +159,8 @@ class BatchSource:
         Raises
         ------
         BadInput
-            The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises the error
-            when it comes to that image's batch.
+            The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises an error
+            instead of yielding the batch of that image.
         """
         order = list(batches(len(self), batch_size, seed=seed, epoch=epoch))
         return self._stream(order[whole_number(first_batch, "first_batch", at_least=0) :])
@@ -187,7 +189,7 @@ class BatchSource:
             for index in order:
                 yield self._assemble(index, self._decode(index))
             return
-        # The threads share each batch. Up to `_AHEAD` batches are being decoded when the oldest batch is yielded.
+        # Each batch is divided among the threads. At most `_AHEAD` batches are decoded at the same time.
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="drrho-decode")
         try:
             waiting: deque[tuple[Int64, list[Future[UInt8]]]] = deque()
@@ -199,7 +201,7 @@ class BatchSource:
             while waiting:
                 yield self._collect(*waiting.popleft())
         finally:
-            # This line is also reached if the caller stops early or an image cannot be decoded.
+            # The threads also end if the caller stops early or if an image cannot be decoded.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _collect(self, index: Int64, parts: list[Future[UInt8]]) -> HostBatch:

@@ -89,7 +89,7 @@ def _read_text(table: Path) -> str:
         raise BadInput(
             f"{table} must be UTF-8, got byte 0x{content[error.start]:02x} on line {line}: save it as UTF-8"
         ) from error
-    # A file of white space only has no header, which later messages would quote.
+    # A file of white space only is refused here: it has no header, but the code below needs a header.
     if not text.strip():
         raise BadInput(f"{table} must have a header and rows, got an empty file")
     return text
@@ -98,8 +98,8 @@ def _read_text(table: Path) -> str:
 def _parse(table: Path, text: str, columns: tuple[str, str]) -> tuple[list[tuple[int, list[str]]], list[str]]:
     """Return the numbered records below the header, and the header."""
     headers = {mark: _header(text, mark) for mark in _DELIMITERS}
-    # A delimiter is right if it splits the header into the named columns. If no delimiter is right, the delimiter that
-    # gives most columns is the best guess, and the error message that follows lists these columns.
+    # The right delimiter splits the header into columns among which the named columns are. If no delimiter does so, the
+    # delimiter that gives most columns is the best guess, and the error message that follows lists these columns.
     delimiter = max(headers, key=lambda mark: (set(columns) <= set(headers[mark]), len(headers[mark])))
     records = []
     try:
@@ -155,7 +155,7 @@ def _image_checker() -> Callable[[Path], str | None]:
 
 
 def decode_image(file: Path) -> UInt8:
-    """Return an image file as RGB, shape (H, W, 3), rotated as EXIF says and with transparent parts on white."""
+    """Return an image file as RGB, shape (H, W, 3), rotated by the EXIF orientation; transparent parts become white."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -163,7 +163,7 @@ def decode_image(file: Path) -> UInt8:
     with Image.open(file) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):
-            # Of 16 bits per pixel, the upper 8 are kept. Pillow's conversion would make all values above 255 white.
+            # The upper 8 of the 16 bits per pixel are kept. Pillow's conversion would make all values above 255 white.
             grey = np.minimum(np.asarray(picture).astype(np.int64) >> 8, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=-1)
         # Pillow's conversion to RGB drops the transparency and shows colours that are invisible in the picture.

@@ -1,7 +1,7 @@
 """The user's own pairs: a table (CSV or TSV) of image path and caption.
 
-The table is UTF-8 with a header line. Reading it runs all cheap checks, so that a run does not stop hours later because
-a file is missing. Images are decoded when they are used.
+The table is UTF-8 with a header line. All cheap checks run when the table is read, so that a run does not stop hours
+later because a file is missing. Images are decoded when they are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from drrho_clip.errors import BadInput, MissingExtra
 __all__ = ["PairsDataset", "pair_splits", "read_pairs"]
 
 _ZERO_SHOT_SIZE: Final = 224
-# In a gallery of one image every answer would be right.
+# Least number of images in each split. In a gallery of one image every answer would be right.
 _LEAST_IMAGES: Final = 2
 
 
@@ -83,10 +83,11 @@ class PairsDataset:
         return digest.hexdigest()
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return the classification task of the label column, or None if there are fewer than two labels.
+        """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
 
-        The classes are all labels of the table. The images are those of this split that have a label, cut to squares of
-        `image_size` (224 when left out).
+        The classes are all labels of the table; if the splits have separate tables, all labels of all tables. The
+        images are those of this data set that have a label, cut and resized to squares of side `image_size` (by default
+        224).
 
         Raises
         ------
@@ -124,13 +125,13 @@ def read_pairs(
 ) -> PairsDataset:
     r"""Read a table of image path and caption.
 
-    Commas, tabs or semicolons separate the fields, whichever splits the header into the named columns. A byte-order
-    mark and empty lines are skipped.
+    The fields are separated by commas, tabs or semicolons: by the sign that splits the header into the named columns. A
+    byte-order mark and empty lines are skipped.
 
     Parameters
     ----------
     path : path
-        UTF-8, with a header. Image paths in it are relative to its own folder, or absolute.
+        The table: UTF-8 with a header. Image paths in the table are absolute or relative to the folder of the table.
     image_column, caption_column : str
         Names in the header.
     label_column : str, optional
@@ -146,8 +147,8 @@ def read_pairs(
     ------
     BadInput
         The table is missing, empty, not UTF-8 or without the columns; or a row has the wrong number of fields, an empty
-        caption, or an image file that is missing or cannot be read. The message names the file, the first bad row (as a
-        spreadsheet counts) and the reason, and counts the other bad rows.
+        caption, or an image file that is missing or cannot be read. The message names the file, the number of the first
+        bad row (the header is row 1) and the reason, and says how many more rows are bad.
     MissingExtra
         Pillow is not installed.
 
@@ -192,7 +193,7 @@ def pair_splits(
     validation, test : path, optional
         Separate tables for these splits, with the same columns. No images of `path` are held out for such a split.
     validation_share, test_share : float
-        In [0, 1]: expected share of the images that are held out. The sum of the two must be below 1.
+        Expected share of the images that are held out, in [0, 1]. The sum of the two shares must be below 1.
     seed : int
         At least 0; another seed holds out other images.
     image_column, caption_column, label_column
@@ -206,7 +207,7 @@ def pair_splits(
     Raises
     ------
     BadInput
-        As in `read_pairs`; or there are too few images, or two tables share an image.
+        For the reasons of `read_pairs`, or because there are too few images or two tables share an image.
     MissingExtra
         Pillow is not installed.
     """
@@ -266,9 +267,9 @@ def _image_keys(rows: Sequence[Row]) -> list[str]:
 
 
 def _place(seed: int, key: str) -> float:
-    """Return the image's place in [0, 1), the same on every machine: a hash divided by its range."""
+    """Return an image's place in [0, 1): a hash, divided by the number of possible hashes; equal on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
-    # 53 bits are as many as a float64 holds exactly.
+    # 53 bits of the hash are used, because a float64 holds 53 bits exactly.
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 

@@ -22,11 +22,12 @@ class Sample(NamedTuple):
     Attributes
     ----------
     sample_index : int
-        Stable row id, 0 .. len - 1 within a data set. The running averages of a sample are stored under this number.
+        Stable row id, 0 .. len - 1 within a data set. The training methods store the running averages of the sample
+        under this number.
     image : ndarray of uint8, shape (H, W, C)
         C is 1 (grey) or 3 (RGB).
     caption : str
-        Never empty.
+        The caption; it is never empty.
     """
 
     sample_index: int
@@ -77,7 +78,7 @@ class Dataset(Protocol):
         ...
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return a classification task of this data set's domain, or None if there is no such task.
+        """Return a classification task for images like those of this data set, or None if there is no such task.
 
         The images are square with side `image_size`; with None the data set chooses the size.
         """

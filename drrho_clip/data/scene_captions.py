@@ -28,7 +28,7 @@ class Objects(NamedTuple):
     y: Float32
 
 
-# Templates of captions, with the relation between the objects and without it.
+# Templates of captions: the first five name the relation between the objects, the last five do not.
 _RELATED: Final = (
     "{first} to the {relation} {second}",
     "{first} is {relation} {second}",
@@ -43,6 +43,7 @@ _UNRELATED: Final = (
     "a picture of {first} and {second}",
     "there is {first} and {second}",
 )
+# For each relation, the position of the reverse relation in `RELATIONS`.
 _INVERSE: Final = (1, 0, 3, 2)
 
 

@@ -7,10 +7,10 @@ signed distance to the shape's edge, so antialiasing needs one evaluation of the
 Pillow does not draw the scenes, because its shapes have no antialiasing. The pixels must not change, because the
 published results depend on them.
 
-The random streams are children of one `numpy.random.SeedSequence(seed)`: spawn key (stream, part, chunk), where stream
-is the position in `STREAMS`, part is 0 for scenes, 1 for captions, 2 for the swaps, 3 for zero-shot images, and a chunk
-is 1024 scenes. So two streams of one seed share no random numbers, and `scenes(n, ...)` begins with the scenes and the
-captions (before swaps) of every call with a smaller n and the same other arguments.
+The random streams are children of one `numpy.random.SeedSequence(seed)` with the spawn key (stream, part, chunk). Here
+stream is the position in `STREAMS`, part is 0 for scenes, 1 for captions, 2 for the swaps, 3 for zero-shot images, and
+chunk counts blocks of 1024 scenes. So two streams of one seed share no random numbers, and `scenes(n, ...)` begins with
+the scenes and the captions (before swaps) of every call with a smaller n and otherwise equal arguments.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = ["COLOURS", "RELATIONS", "SHAPES", "SIZES", "STREAMS", "scene_splits",
 
 STREAMS: Final = ("train", "validation", "test", "reference")
 
+# The colours in the order of `COLOURS`.
 RGB: Final = np.array(
     [
         (215, 35, 35),
@@ -75,8 +76,8 @@ def scenes(
     seed : int
         At least 0.
     stream : str
-        One of `STREAMS`; different streams of one seed hold different scenes. Use "reference" for a reference
-        model that must see other scenes than the learner.
+        One of `STREAMS`; different streams of one seed hold different scenes. The stream "reference" is for training a
+        reference model, which must not see the scenes of the model that it steers.
     swapped_fraction : float
         Share in [0, 1] of the captions that are exchanged among their samples: exactly `round(swapped_fraction * size)`
         captions.
@@ -162,7 +163,8 @@ def scene_splits(
     Returns
     -------
     DataSplits
-        The scenes for a reference model are `scenes(n, seed=seed, stream="reference")`, disjoint from all three splits.
+        None of the three data sets shares a scene with `scenes(n, seed=seed, stream="reference")`, the scenes for a
+        reference model.
 
     Raises
     ------
@@ -214,7 +216,7 @@ def _two_objects(count: int, image_size: int, rng: np.random.Generator) -> tuple
     cuts = np.sort(rng.random((2, count)), axis=0).astype(np.float32)
     low = low_reach + cuts[0] * room
     high = low + low_reach + high_reach + gap_floor + (cuts[1] - cuts[0]) * room
-    # Across that axis both objects may move, but by less than their distance along the axis: the relation stays clear.
+    # Across that axis the objects may differ in position, but by less than along the axis, so the relation stays clear.
     across_low = low_reach + _uniform(rng, 0.0, 1.0, count) * (image_size - 2.0 * low_reach)
     wander = _uniform(rng, -0.5, 0.5, count) * (high - low)
     across_high = np.minimum(np.maximum(across_low + wander, high_reach), image_size - high_reach)
@@ -237,7 +239,7 @@ def _two_objects(count: int, image_size: int, rng: np.random.Generator) -> tuple
 
 
 def _render(objects: tuple[Objects, ...], keep: int, image_size: int, rng: np.random.Generator) -> UInt8:
-    """Paint the objects of the first `keep` scenes and add noise; draw the colours and rotations of all scenes."""
+    """Paint the objects of the first `keep` scenes and add noise; random numbers are drawn for all scenes."""
     count = objects[0].x.shape[0]
     grey = _uniform(rng, 25.0, 105.0, count)
     tint = _uniform(rng, -10.0, 10.0, count * 3).reshape(count, 3)
@@ -249,7 +251,8 @@ def _render(objects: tuple[Objects, ...], keep: int, image_size: int, rng: np.ra
     centres = np.arange(image_size, dtype=np.float32) + np.float32(0.5)
     for thing, jitter, turn in zip(objects, jitters, turns, strict=True):
         colour = RGB[thing.colour] + jitter
-        # Cosine and sine from the tangent of half the angle: the last bit of a library's sine may differ by machine.
+        # Cosine and sine are computed from the tangent of half the angle, because the last bit of `numpy.sin` may
+        # differ between machines.
         cosine, sine = (1.0 - turn * turn) / (1.0 + turn * turn), 2.0 * turn / (1.0 + turn * turn)
         for shape, distance in enumerate(DISTANCES.values()):
             rows = np.flatnonzero(thing.shape[:keep] == shape)

@@ -63,7 +63,8 @@ _STAR_NORMALS: Final = (
 
 
 def _star(x: Float32, y: Float32) -> Float32:
-    # A point inside a pentagram is outside at most one of the five lines, so the second largest distance decides.
+    # A point inside a pentagram is outside at most one of the five lines, so the second largest
+    # of the five distances is negative there.
     largest = np.full_like(x, -np.inf)
     second = np.full_like(x, -np.inf)
     for normal_x, normal_y in _STAR_NORMALS:

@@ -38,16 +38,16 @@ _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 class WordTokenizer:
-    """Split captions into words and number them, with the library `tokenizers` (extra `train`).
+    """Split captions into words and turn the words into numbers, with the library `tokenizers` (extra `train`).
 
-    A caption is brought to Unicode form NFKC and lower case. Then it is split into runs of letters (with apostrophes
-    inside), runs of digits, and other single signs; white space is dropped. A script without spaces between words
-    gives words as long as sentences, so captions in such a script need another tokenizer.
+    A caption is converted to Unicode form NFKC and to lower case. Then the caption is split into runs of letters (with
+    apostrophes inside), runs of digits, and single other characters; white space is dropped. In a script without spaces
+    between words, whole sentences would count as words, so captions in such a script need another tokenizer.
 
     Parameters
     ----------
     vocabulary : sequence of str
-        The known words; the word at position i has the number i + 2. Number 0 is padding, number 1 an unknown word.
+        The known words; the word at position i has the number i + 2. Number 0 is padding, number 1 is any other word.
     context_length : int
         Length L of every row of tokens, at least 1. Longer captions are cut off at the end.
 
@@ -86,7 +86,7 @@ class WordTokenizer:
         self._tokenizer = self._build(numbers)
 
     def _build(self, numbers: Mapping[str, int]) -> tokenizers.Tokenizer:
-        """Return the library's tokenizer, which splits captions, looks up the words, cuts rows off and pads them."""
+        """Return a tokenizer of the library: it splits captions, looks up the words, and cuts or pads the rows."""
         library = _library()
         # The library needs a string that stands for all unknown words. The empty string is never in a vocabulary.
         words = {"": UNKNOWN, **{_SURROGATES.sub("\ufffd", word): number for word, number in numbers.items()}}
@@ -111,13 +111,14 @@ class WordTokenizer:
         context_length : int, optional
             By default the number of words of the longest caption, but at most 77.
         max_words : int
-            Largest size of the vocabulary, at least 1. The rarest words are left out; of equally rare words, those that
-            come last in alphabetical order.
+            Largest size of the vocabulary, at least 1. The rarest words are left out; of equally rare words, the last
+            in alphabetical order are left out first.
 
         Returns
         -------
         WordTokenizer
-            The words are sorted by count, then alphabetically, so the order of the captions does not matter.
+            The vocabulary is sorted by falling count, words of equal count alphabetically. So the order of the
+            captions does not matter.
 
         Raises
         ------
@@ -156,7 +157,7 @@ class WordTokenizer:
         return tokens
 
     def bag_of_words(self, tokens: Int32) -> npt.NDArray[np.float32]:
-        """Return how often each token occurs, for text towers that ignore the order of words.
+        """Return how often each token occurs, for text encoders that ignore the order of words.
 
         Parameters
         ----------
@@ -230,8 +231,8 @@ class WordTokenizer:
 
 def _normal_form(caption: str) -> str:
     """Return a caption in the form in which words are compared."""
-    # Python does this, because the library's Unicode tables are older and its lower case lacks the Greek final sigma.
-    # The library cannot read a surrogate without a partner, so each surrogate is replaced.
+    # Python's functions are used, because those of `tokenizers` have older Unicode tables and no Greek final sigma.
+    # `tokenizers` cannot read a surrogate without a partner, so each surrogate is replaced.
     form = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower()
     return _SURROGATES.sub("\ufffd", form)
 
@@ -246,7 +247,7 @@ def _library() -> Any:
 
 @lru_cache
 def _splitter() -> Any:
-    """Return the library's splitter: the pieces are the matches of `_PIECES`, and all else is dropped."""
+    """Return a splitter of the library that yields the matches of `_PIECES` and drops all other characters."""
     library = _library()
     return library.pre_tokenizers.Split(library.Regex(_PIECES), behavior="removed", invert=True)
 

@@ -1,12 +1,13 @@
 r"""Worst-case weights over an ambiguity set, by the primal problem: find the weights, then compute the risk from them.
 
-For losses :math:`x_1, \dots, x_n` every set defines a risk F and weights p* that attain F:
+For losses :math:`x_1, \dots, x_n` every set (with a convex function phi, see ``sets.py``) defines a risk F and weights
+p* that attain F:
 
     F = sup { sum_i p_i x_i : p in the simplex, D(p || 1/n) <= radius }          (a ball, and CVaR)
     F = sup { sum_i p_i x_i - strength D(p || 1/n) : p in the simplex }          (a penalty)
     D(p || 1/n) = (1/n) sum_i phi(n p_i)
 
-The dual variables (nu, s) certify that no other weights give a larger value:
+The dual variables (nu, s) prove that no other weights give a larger value:
 
     F = min over nu and s >= 0 of  nu + s radius + s mean_i phi*((x_i - nu) / s).
 
@@ -92,12 +93,13 @@ def worst_case(
 
     Notes
     -----
-    The weights are the gradient of the risk in the losses (Danskin's theorem). If several weights attain the risk,
-    equal losses get equal weights. Source: DRRho, arXiv 2505.06699.
+    The weights are the gradient of the risk in the losses (Danskin's theorem). If weights other than the returned
+    weights attain the risk, too, the returned weights are equal for equal losses. Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------
-    The mean of the worst half of four losses. The two losses of 2 share the remaining weight equally.
+    The risk is the mean of the worst half of four losses. The two losses of 2 share equally the weight that the loss of
+    5 leaves.
 
     >>> result = worst_case([5.0, 2.0, -1.0, 2.0], CVaR(0.5))
     >>> float(result.risk), result.weights.tolist()
@@ -157,7 +159,7 @@ class _Solution(NamedTuple):
 
 
 def _solve(x: list[float], ambiguity_set: AmbiguitySet, ulp_dtype: np.dtype[Any]) -> _Solution:
-    """Solve one slice with the solver of the set; balls of radius 0 and saturated balls have solvers of their own."""
+    """Solve one slice with the solver of the set; balls of radius 0 and saturated balls have separate solvers."""
     match ambiguity_set:
         case CVaR(alpha):
             return _cvar(x, alpha, ulp_dtype)
@@ -174,7 +176,7 @@ def _solve(x: list[float], ambiguity_set: AmbiguitySet, ulp_dtype: np.dtype[Any]
         case ChiSquareBall(radius):
             return _saturated(x) if radius >= (_crowding(x) - 1.0) / 2.0 else _chi_square_ball(x, radius)
         case CressieReadBall(order, radius):  # pragma: no branch
-            # ((n/m)^(k-1) - 1) / (k (k-1)), computed with expm1 so that orders near 1 lose no digits.
+            # ((n/m)^(k-1) - 1) / (k (k-1)), computed with expm1 because the difference loses digits for k near 1.
             largest = math.expm1((order - 1.0) * math.log(_crowding(x))) / (order * (order - 1.0))
             return _saturated(x) if radius >= largest else _cressie_read_ball(x, order, radius)
 
@@ -247,7 +249,7 @@ def _phi(log_t: float, order: float) -> float:
 
 
 def _bisect(decreasing: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """Find where a decreasing function falls to ``target``: halve [low, high] until both are adjacent floats.
+    """Find where a decreasing function falls to ``target``: halve [low, high] until its ends are adjacent floats.
 
     ``decreasing`` must be above ``target`` at low and must not be above ``target`` at high.
     """
@@ -317,14 +319,14 @@ def _tilted(x: list[float], temperature: float) -> tuple[list[float], float]:
 
 
 def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Solution:
-    """Capped KL penalty: give the largest losses the cap, level by level, until a softmax of the others respects it.
+    """Capped KL penalty: give the largest losses the cap, level by level, until no other weight exceeds the cap.
 
-    Count the weights in units of the cap 1/k, k = alpha n. If the m largest losses have one unit each, the other losses
-    share the remaining k - m units in proportion to their softmax. The solution is the first m for which no other loss
-    gets more than one unit: with a smaller m a weight exceeds the cap, and with a larger m a loss has the cap although
-    its softmax weight is smaller. nu follows from n p_i = exp((x_i - nu) / t) of any loss below the cap. The risk is
-    sum p x - t D(p), as in :func:`_kl_penalty`. Source: the conditions of Karush, Kuhn and Tucker; the set is the
-    "KL-regularised CVaR" of Levy et al. 2020, arXiv 2010.05893.
+    Weights are counted in units of the cap 1/k with k = alpha n. If the m largest losses have one unit each, the other
+    losses share the remaining k - m units in proportion to their softmax. The solution is the first m for which no
+    other loss gets more than one unit. With a smaller m a weight exceeds the cap, and with a larger m a loss has the
+    cap although its softmax weight is smaller. The equation n p_i = exp((x_i - nu) / t) of any loss below the cap gives
+    nu. The risk is sum p x - t D(p), as in :func:`_kl_penalty`. Source: the conditions of Karush, Kuhn and Tucker; the
+    set is the "KL-regularised CVaR" of Levy et al. 2020, arXiv 2010.05893.
     """
     n, k = len(x), alpha * len(x)
     capped = 0
@@ -337,7 +339,7 @@ def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Sol
             log_largest = math.log((k - capped) / k * (n / len(rest))) - log_mean
             break
         capped += x.count(level)
-    # log(n p_i) is log(1/alpha), from the cap, for the largest losses, and follows from softmax for all others.
+    # log(n p_i) is log(1/alpha) for losses with the cap as weight; softmax gives log(n p_i) for all other losses.
     log_ratios = [log_largest + (value - level) / temperature if value <= level else -math.log(alpha) for value in x]
     weights = [math.exp(a) / n if value <= level else 1.0 / k for value, a in zip(x, log_ratios, strict=True)]
     divergence = math.fsum(_phi(a, 1.0) for a in log_ratios) / n
@@ -348,9 +350,9 @@ def _capped_kl_penalty(x: list[float], temperature: float, alpha: float) -> _Sol
 def _kl_ball(x: list[float], radius: float) -> _Solution:
     """KL ball: p = softmax(x / s) with s such that D(p) = radius, by bisection in log s.
 
-    D falls as s grows. If s is a thousandth of the gap between the largest and the next loss, all weight is on the
-    largest losses.
-    The dual nu is s log mean exp(x / s), which is sum p x - s D(p). Source: Donsker and Varadhan's dual of the ball.
+    D falls as s grows. The bisection starts at a thousandth of the gap between the largest and the next loss, because
+    for such an s all weight is on the largest losses. The dual nu is s log mean exp(x / s), which is
+    sum p x - s D(p). Source: Donsker and Varadhan's dual of the ball.
     """
     first, second = _levels(x)[:2]
 
@@ -368,9 +370,10 @@ def _kl_ball(x: list[float], radius: float) -> _Solution:
 
 
 def _chi_square_weights(x: list[float], smallest: float, s: float) -> tuple[list[float], float] | None:
-    """Return weights p_i = (1/n)(1 + (x_i - nu)/s) of the k losses of at least ``smallest``, and nu; others have 0.
+    """Return weights p_i = (1/n)(1 + (x_i - nu)/s) of the k losses of at least ``smallest``, and nu.
 
-    The weights must sum to 1, so nu = mean - s (n - k)/k, where the mean is over these k losses. Hence
+    All other losses have weight 0. The weights must sum to 1, so nu = mean - s (n - k)/k, where the mean is over these
+    k losses. Hence
     p_i = 1/k + (x_i - mean)/(n s). If a weight is negative, ``smallest`` is not the right level, and the result is
     None. Weights between -1e-15 and 0 are rounding errors of 0.
     """
@@ -424,7 +427,7 @@ def _chi_square_ball(x: list[float], radius: float) -> _Solution:
         if candidate is not None:
             weights, nu = candidate
             return _Solution(_expectation(weights, x), weights, nu, s)
-    raise AssertionError("below saturation the edge of the ball is within reach")  # pragma: no cover
+    raise AssertionError("below saturation the weights are positive at some level")  # pragma: no cover
 
 
 def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution:
@@ -452,12 +455,12 @@ def _cressie_read_ball(x: list[float], order: float, radius: float) -> _Solution
             high = 0.0
             while divergence(high) > radius:
                 high += 1.0
-        # At this lower end the weight of the smallest loss is at most e^-800, that is 0, times the largest weight.
+        # At this lower end the weight of the smallest loss is at most e^-800 (0 in float64) times the largest weight.
         low = min(high, math.log((levels[0] - smallest) / unit)) - 800.0 * (order - 1.0)
         log_distance = _bisect(divergence, radius, low, high)
         weights, _, nu, s = _power_weights(x, smallest, log_distance, order)
         return _Solution(_expectation(weights, x), weights, nu, s)
-    raise AssertionError("the last level has no lower end")  # pragma: no cover
+    raise AssertionError("the loop returns at the last level at the latest")  # pragma: no cover
 
 
 def _power_weights(

@@ -64,7 +64,8 @@ def pair_similarities(
 
     Notes
     -----
-    Source: DRRho, arXiv 2505.06699: the excess loss of a pair is a difference of similarities.
+    e1_i and e2_j are the features of image i and of text j; r1_i and r2_j are the reference model's features of the
+    same image and text. Source: DRRho, arXiv 2505.06699, in which the excess loss of a pair is this difference.
 
     Examples
     --------
@@ -93,15 +94,15 @@ def dot(left: FloatArray, right: FloatArray) -> float:
 def pair_exponents(
     similarities: Sequence[float] | FloatArray, anchor: int, negatives: Sequence[int], temperature: float, /
 ) -> list[float]:
-    """Measure how much better each negative fits than the positive: D_j = (z_j - z_anchor) / t.
+    """Measure how much better each negative fits than the positive: D_j = (z_j - z_anchor) / t, z the similarities.
 
     Parameters
     ----------
     similarities : sequence of float (b,)
-        Z's row of an image anchor, or Z's column of a text anchor.
+        The row of Z that belongs to an image anchor, or the column of Z that belongs to a text anchor.
     anchor : int
-        The position of the positive, which is the anchor's own position. With two views of one modality it is the
-        position of the other view, see ``unimodal.py``.
+        The position of the positive, which is the anchor's own position. With two views of one modality the positive is
+        at the position of the other view, see ``unimodal.py``.
     negatives : sequence of int
         The positions of the anchor's negatives.
     temperature : float
@@ -220,17 +221,18 @@ def pair_weights(
     u : float
         The anchor's updated estimate.
     eps : float
-        The floor in log(eps + u), at least 0.
+        The number that is added to u in log(eps + u), at least 0.
 
     Returns
     -------
     list of float (b,)
-        One weight per position; 0 at the anchor and at pairs that are no negatives. With gamma = 1 and eps = 0 the
-        weights sum to 1.
+        One weight per position. The weight is 0 at the positive and at positions that are no negatives. With gamma = 1
+        and eps = 0 the weights sum to 1.
 
     Notes
     -----
-    w_j is the factor of negative j in the chain rule. u counts as a constant there. Source: SogCLR, arXiv 2202.12387.
+    By the chain rule the gradient of an anchor's loss t log(eps + g) is t times the sum over j of w_j times the
+    gradient of D_j; w_j contains the estimate u instead of g. Source: SogCLR, arXiv 2202.12387.
 
     Examples
     --------
@@ -269,8 +271,8 @@ def anchor_step(
 ) -> Anchor:
     """Process one anchor: update u, then compute the loss t (L + radius) with L = log(eps + u), and the gradients.
 
-    surrogate: t (L + radius) + t g / (eps + u). Autograd would differentiate it with u and the second t held constant.
-    temperature gradient: L + radius - sum_j w_j D_j.
+    The surrogate is t (L + radius) + t g / (eps + u). Its gradient is the gradient of the step if autograd holds u and
+    the second t constant. The temperature gradient is L + radius - sum_j w_j D_j.
     ``factor``, the anchor's own weight, multiplies the loss, the surrogate, the temperature gradient and the weights
     w_j of the negatives, but not the state. An anchor without negatives contributes 0, and its state is unchanged.
     """
@@ -355,12 +357,12 @@ def feature_gradients(
     for i in range(b):
         for j in range(b):
             # Image anchor i: its exponent contains Z_ij (row i, column j) and the positive Z_ii.
-            w = of_images[i, j] / (2 * b)  # Z_ij - Z_ii
+            w = of_images[i, j] / (2 * b)  # the factor of Z_ij - Z_ii
             image_gradient[i] += w * (text[j] - text[i])
             text_gradient[j] += w * image[i]
             text_gradient[i] -= w * image[i]
             # Text anchor j: its exponent contains Z_ij too, but the positive is Z_jj.
-            w = of_texts[i, j] / (2 * b)  # Z_ij - Z_jj
+            w = of_texts[i, j] / (2 * b)  # the factor of Z_ij - Z_jj
             text_gradient[j] += w * (image[i] - image[j])
             image_gradient[i] += w * text[j]
             image_gradient[j] -= w * text[j]

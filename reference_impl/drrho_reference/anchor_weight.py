@@ -1,4 +1,6 @@
-"""How badly a pair fits, and weights of anchors computed from it, which reduce the influence of wrong captions.
+"""The pair loss, a measure of how badly a pair fits, and weights of anchors that are computed from pair losses.
+
+The weights reduce the influence of wrong captions.
 
 A pair has two anchors, its image and its text. The pair loss is the mean over both anchors of log g, where g, defined
 in ``contrastive.py``, compares the anchor's negatives with its positive. A pair with a loss above 0 fits worse than a
@@ -6,7 +8,7 @@ random pair. So the pair losses of a reference model, even of a briefly trained 
 sigmoid of these losses gives the factors that ``contrastive_step``, ``unimodal_contrastive_step`` and ``info_nce`` take
 as ``anchor_weight``.
 
-Sources: FastCLIP, arXiv 2407.01445, for the pair loss; the factor is this library's own.
+Source: FastCLIP, arXiv 2407.01445, for the pair loss. The sigmoid of pair losses was designed for this library.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def reference_anchor_weight(
     Parameters
     ----------
     pair_loss : array of real numbers, any shape but empty
-        The reference model's pair losses, as :func:`pair_loss` gives them.
+        The reference model's pair losses, as :func:`pair_loss` returns them.
     temperature : float
         Above 0: the width of the sigmoid's step from 1 to 0, in units of the loss.
     threshold : float
@@ -117,7 +119,7 @@ def reference_anchor_weight(
     weights = np.empty(losses.shape)
     for index in np.ndindex(losses.shape):
         weights[index] = math.exp(logarithms[index] - logarithms.max())
-    # The weights are divided by their mean, so that they change which pairs count and not how large the loss is.
+    # The weights are divided by their mean, so that their mean is 1 and the loss keeps its size.
     mean = math.fsum(weights[index] for index in np.ndindex(losses.shape)) / losses.size
     for index in np.ndindex(losses.shape):
         weights[index] /= mean

@@ -1,8 +1,10 @@
-"""The conformance kit: it checks an implementation of these formulas against the oracle.
+"""The conformance kit: it compares an implementation of drrho_core's formulas with the oracle.
 
-:func:`check` takes an implementation (a module, a mapping of names to functions, or a single function), gives it small
-problems, and compares its answers with the oracle's, field by field. The kit imports NumPy and the standard library
-only.
+The oracle is the slow NumPy implementation in this package.
+
+:func:`check` takes an implementation (a module, a mapping of names to functions, or a single function), calls its
+functions on small problems, and compares the answers with the oracle's, field by field. The kit imports NumPy and the
+standard library only.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def check(
     Returns
     -------
     Report
-        All cases with their errors, and ``passed``, ``verdict``, ``table()`` and ``to_json()``.
+        All cases with their errors. ``passed`` and ``verdict`` sum up the cases; ``table()`` and ``to_json()`` return
+        the report as text and as plain dictionaries.
 
     Raises
     ------
@@ -64,12 +67,12 @@ def check(
     -----
     The oracle gets the inputs after rounding to the dtype. An error is divided by the size of the terms of a sum and
     not by the sum, because the terms may cancel. This size is the largest sum of weights for a feature gradient,
-    max(its size, temperature) for a loss, max(1, its size) for a state log u, the largest loss for a risk, and the
-    largest weight for weights. Several dual pairs (nu, s) may be right, so the values that the pairs certify are
-    compared. A missing field is "not given"; an option that is refused, or a ``NotImplementedError``, is "not
-    supported". These two verdicts are no failures, but such a field has not passed. A problem of many slices is one
-    call, and every row is a case. Problems in which exponentials leave the range of float64 are compared with stored
-    numbers, computed with mpmath.
+    max(|loss|, temperature) for a loss, max(1, |log u|) for a state log u, the largest loss for a risk, and the
+    largest weight for weights. Several dual pairs (nu, s) may be right, so the values of the dual problem at the pairs
+    are compared and not the pairs. A missing field is "not given"; an option that is refused, or a
+    ``NotImplementedError``, is "not supported". These two verdicts are no failures, but such a field has not passed. A
+    problem with many slices is one call, and every slice is a case. If exponentials of a problem leave the range of
+    float64, the answer is compared with stored numbers that mpmath computed.
 
     Examples
     --------
@@ -152,7 +155,7 @@ def _run(
             return rebuilt(value, map(given, value))
         if isinstance(value, np.ndarray):
             place = {} if device is None else {"device": device}
-            if value.dtype.kind in "iu":  # the library's default integers: lists carry no dtype
+            if value.dtype.kind in "iu":  # a list has no dtype, so the library chooses its default integers
                 return xp.asarray(value.tolist(), **place)
             boolean = xp.bool if hasattr(xp, "bool") else xp.bool_
             kind = boolean if value.dtype == np.bool_ else getattr(xp, dtype)
@@ -236,7 +239,7 @@ def _field(answer: Any, name: str, *, single: bool) -> Any:
 
 
 def _certificate(arguments: Arguments, got: Any, expected: Mapping[str, Any]) -> tuple[FloatArray, FloatArray]:
-    """Return the values that the pairs (nu, s) certify, and the risks, which these values should equal."""
+    """Return the values of the dual problem at the pairs (nu, s), and the risks, which these values should equal."""
     if not isinstance(got, tuple) or len(got) != 2:
         raise TypeError("dual must be a pair (nu, s)")
     for part in got:

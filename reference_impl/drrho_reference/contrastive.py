@@ -5,8 +5,9 @@
     text  anchor j, over images i != j:   D'_ij = (Z_ij - Z_jj) / t'_j    h_j = mean_i exp(D'_ij)
     objective = (1/2n) sum_i t_i (log(eps + g_i) + radius)  +  the same for text anchors
 
-E1 and E2 hold the features of images and of texts, R1 and R2 those of the reference model; t and t' are temperatures.
-A batch holds only some of an anchor's negatives, so each anchor keeps u, a moving average of its g (or h).
+E1 and E2 hold the features of images and of texts, R1 and R2 those of the reference model; t and t' are temperatures,
+and n is the number of pairs in the data set. A batch holds only some of an anchor's negatives, so each anchor keeps u,
+a moving average of its g (or h).
 
 Image anchors and text anchors are treated alike. An anchor has a list of similarities, a row of Z for an image and a
 column of Z for a text, and its positive is at the anchor's own position. The code works in the linear domain: with u, g
@@ -14,7 +15,7 @@ and exp(D) themselves, not with their logarithms. If one of them leaves the rang
 raised.
 
 Sources: SogCLR, arXiv 2202.12387, for u and the gradient; FastCLIP, arXiv 2407.01445, for the objective with
-temperatures and radius; DRRho, arXiv 2505.06699, for the reference model inside.
+temperatures and radius; DRRho, arXiv 2505.06699, for the reference model.
 """
 
 from __future__ import annotations
@@ -85,17 +86,19 @@ def contrastive_step(
     temperature : float, or a pair of arrays (b,)
         Above 0. A pair holds one temperature per image anchor and one per text anchor.
     gamma : float, or a pair of arrays (b,)
-        Weight of the batch's value in the moving average, in (0, 1]. A pair holds one per anchor, as above.
+        Weight of the batch's g in the moving average, in (0, 1]. A pair holds one gamma per image anchor and one per
+        text anchor.
     reference_features : pair of arrays (b, r), optional
         The frozen reference model's features.
     reference_weight : float
         lambda, at least 0.
     radius : float
-        At least 0. A radius above 0 has a use only if temperatures are learned.
+        At least 0. A radius above 0 changes no feature gradient, so it is useful only if temperatures are learned.
     eps : float
-        The floor in log(eps + u), at least 0.
+        The number that is added to u in log(eps + u), at least 0.
     pair_mask : array (b, b) of bool, optional
-        Row i: image i; column j: text j. False means that the pair is not a negative. Pairs on the diagonal never are.
+        Row i: image i; column j: text j. False means that the pair is not a negative. Pairs on the diagonal are never
+        negatives.
     anchor_weight : array (b,), or a pair of arrays (b,), optional
         At least 0: a factor on each anchor's contribution to loss and gradients, 1 by default. Entry i of a single
         array is the factor of image anchor i and of text anchor i.
@@ -212,7 +215,7 @@ def contrastive_objective(
     pair_mask: npt.ArrayLike | None = None,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> float:
-    """Evaluate the objective itself on all n pairs, without state, gamma or estimate.
+    """Evaluate the objective itself on all n pairs, with g and h themselves instead of estimates u.
 
     Parameters
     ----------
@@ -224,7 +227,8 @@ def contrastive_objective(
     Returns
     -------
     float
-        (1/2n) sum_i [a_i t_i (log(eps + g_i) + radius) + a'_i t'_i (log(eps + h_i) + radius)].
+        (1/2n) sum_i [a_i t_i (log(eps + g_i) + radius) + a'_i t'_i (log(eps + h_i) + radius)], where a_i and a'_i are
+        the weights of image anchor i and of text anchor i.
 
     Raises
     ------

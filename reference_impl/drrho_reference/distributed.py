@@ -302,7 +302,8 @@ def _phase_2(
                 u = estimate_of_state(estimates.log_inner_image[k])
                 as_negative = features.anchor_weight_image[k] * math.exp(D) / (eps + u) / estimates.number_image[k]
             text_gradient[local] += (of_text[k] + as_negative) * features.image[k] / (2 * n)
-        # Every exponent of image anchor a and of text anchor a contains -Z_aa, so -c is the factor of the gradient of Z_aa.
+        # Every exponent of image anchor a and of text anchor a contains -Z_aa. So the gradient of Z_aa has the factor
+        # -c.
         image_gradient[local] -= c * features.text[a] / (2 * n)
         text_gradient[local] -= c * features.image[a] / (2 * n)
     return image_gradient, text_gradient

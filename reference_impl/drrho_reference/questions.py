@@ -78,8 +78,8 @@ class Question:
     """A problem in one dtype with the right answer.
 
     ``expected`` holds the fields of the answer, ``scales`` the sizes that errors are divided by, and ``bound`` the
-    largest quotient that is allowed. ``bounds`` holds a bound of its own for some of the fields. Fields in ``limits``
-    may be smaller than expected.
+    largest quotient that is allowed. If ``bounds`` holds a bound for a field, this bound is used instead of ``bound``.
+    Fields in ``limits`` may be smaller than expected.
     """
 
     arguments: Arguments
@@ -90,13 +90,13 @@ class Question:
     limits: frozenset[str] = frozenset()
 
     def bound_of(self, name: str) -> float:
-        """Return how large the error of a field, divided by its scale, may be."""
+        """Return the largest error of a field, divided by the field's scale, that is allowed."""
         return (self.bounds or {}).get(name, self.bound)
 
 
 @functools.cache
 def answered(problem: Problem, dtype: str) -> Question:
-    """Round the arguments of a problem to the dtype, and add the answer: the oracle's, or stored numbers."""
+    """Round the arguments of a problem to the dtype, and add the right answer."""
     # The oracle gets the rounded inputs, so that the rounding does not count as an error of the implementation.
     drawn = problem.arguments()
 
@@ -113,7 +113,7 @@ def answered(problem: Problem, dtype: str) -> Question:
         {name: rounded(value) for name, value in drawn.options.items()},
         drawn.how,
     )
-    # Problems with large logits have a function of their own that returns the answer and the bounds.
+    # A problem with large logits has a function that returns the right answer and the bounds.
     if problem.answer:
         answer = problem.answer(arguments, dtype)
         return Question(

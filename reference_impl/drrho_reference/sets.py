@@ -44,7 +44,7 @@ class CVaR:
     CVaR(alpha=0.25)
     """
 
-    # phi(t) is 0 on [0, 1/alpha] and infinite above 1/alpha: weights up to 1/(alpha n) have no price.
+    # phi(t) is 0 on [0, 1/alpha] and infinite above 1/alpha: weights up to 1/(alpha n) add nothing to D.
     alpha: float
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class KLPenalty:
     KLPenalty(temperature=2.0)
     """
 
-    # The price of the divergence with phi(t) = t log t - t + 1; the divergence has no bound.
+    # The price of the divergence with phi(t) = t log t - t + 1; the set does not bound the divergence.
     temperature: float
 
     def __post_init__(self) -> None:
@@ -204,7 +204,7 @@ class CappedKLPenalty:
     Parameters
     ----------
     temperature : float
-        The price, above 0. A large price gives the mean of the losses, a small price :class:`CVaR` of ``alpha``.
+        The price, above 0. A large price gives the mean of the losses, a small price gives the risk of :class:`CVaR`.
     alpha : float
         The smallest share of the losses that the weights may concentrate on, in (0, 1]. 1 gives the mean. If
         ``alpha n`` is 1 or less, no weight can reach the cap, and the risk is that of :class:`KLPenalty`.

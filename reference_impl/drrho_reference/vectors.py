@@ -57,7 +57,7 @@ def files(*, library_version: str, dtypes: Iterable[str] = ("float64", "float32"
     Returns
     -------
     dict of str to bytes
-        The same bytes for the same arguments.
+        The content of every file. Equal arguments give equal bytes.
 
     Raises
     ------

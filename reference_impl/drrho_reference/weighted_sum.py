@@ -30,13 +30,14 @@ def weighted_sum(*terms: tuple[float, Any]) -> WeightedSum:
     Parameters
     ----------
     *terms : pair of (weight, result)
-        A number, and the result of one of the losses, of ``contrastive_step`` or of this function.
+        A number, and the result of a loss, of ``contrastive_step`` or of ``weighted_sum``.
 
     Returns
     -------
     WeightedSum
-        ``loss``, feature gradients (b, d), and for each term the gradients of its own parameters times its weight. If
-        two terms share a temperature, the caller adds their temperature gradients.
+        ``loss``, feature gradients (b, d), and for each term the gradients of the term's parameters (such as the
+        temperature), times the weight of the term. If two terms share a temperature, the caller adds their temperature
+        gradients.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def _parameter_gradients(weight: float, result: Any) -> dict[str, Any]:
     for name in result._fields:
         value = getattr(result, name)
         if name.endswith("_gradient") and name not in ("image_gradient", "text_gradient"):
-            # A pair holds one gradient per anchor of both sides.
+            # A pair of arrays holds one gradient per image anchor and one per text anchor.
             pair = isinstance(value, tuple)
             gradients[name] = tuple(weight * np.asarray(side) for side in value) if pair else weight * float(value)
     return gradients

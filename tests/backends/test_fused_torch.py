@@ -224,7 +224,7 @@ def test_importing_the_backend_registers_them() -> None:
     [
         ({}, "always", None),
         ({"dtype": torch.float64}, "always", r"take float32 and half types, not torch\.float64"),
-        ({}, "auto", "float32 has no faster product"),
+        ({}, "auto", "multiply float32 no faster"),
         ({"dtype": torch.bfloat16}, "auto", "smaller than 2048"),
         ({"dtype": torch.bfloat16, "b": 2048}, "auto", None),
     ],

@@ -1,4 +1,4 @@
-"""Functions that need more than one call, and the fields of an answer that are compared."""
+"""Calls of functions that need more than one call, and the fields of an answer that are compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def oracle_set(ambiguity_set: SetOf) -> Any:
 
 
 def to_numpy(value: Any) -> Any:
-    """Copy an array of any library to NumPy in float64; pairs stay pairs."""
+    """Copy an array of any library to NumPy in float64; a pair of arrays becomes a pair of NumPy arrays."""
     if isinstance(value, (tuple, list)):
         return tuple(map(to_numpy, value))
     for method in ("detach", "cpu", "get"):  # torch, torch on a device, CuPy
@@ -78,9 +78,9 @@ def add_terms(weighted_sum: Any, *terms: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-# Functions that need more than one call, or whose fields are renamed, with the function that does this.
+# If a function needs more than one call, or its fields get other names, this mapping holds the function that calls it.
 STORIES: dict[str, Callable[..., Any]] = {"InnerEstimator": use_estimator, "weighted_sum": add_terms}
-# The fields that are compared; the bootstrap's intervals are not, because they are random.
+# The fields that are compared, if not all are: the bootstrap's intervals are random, so they are not compared.
 COMPARED = {"fit_scaling_law": ("prefactor", "exponent", "floor", "residual", "fitted")}
 
 

@@ -20,7 +20,7 @@ SAMPLES, SLICES = 6, 7
 # log u of a sample that was never visited: u = 0.
 NEVER = -np.inf
 
-# The two contrastive steps, which have the same problems except for pair_mask, and the names of their two sides.
+# The two contrastive steps, which share all problems except those with pair_mask, and the names of their two sides.
 STEPS = ("contrastive_step", "unimodal_contrastive_step")
 SIDES = {"contrastive_step": ("image", "text"), "unimodal_contrastive_step": ("view1", "view2")}
 
@@ -99,10 +99,10 @@ def draw_pair_mask(rng: np.random.Generator) -> Any:
 
 
 def exact_rows(rng: Any, size: int, width: int, distance: float, norm: float = 1.0) -> FloatArray:
-    """Draw rows of one norm in groups of three neighbours; neighbours have about the distance ``distance``.
+    """Draw rows of about the norm ``norm``; if ``distance`` is above 0, they form groups of three neighbours.
 
-    Entries are multiples of 2^-22 times the norm. A product of two such entries has at most 44 bits, so similarities
-    are exact in float64.
+    Neighbours are about ``distance`` times the norm apart. Entries are multiples of 2^-22 times the norm. A product of
+    two such entries has at most 44 bits, so similarities are exact in float64.
     """
     rows = rng.normal(size=(size, width))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -121,5 +121,5 @@ def near_tie(temperature: float) -> float:
 
 
 def equal_states(size: int, value: float = NEVER) -> tuple[FloatArray, FloatArray]:
-    """Return log estimates of both sides that are all equal; by default those of samples that were never visited."""
+    """Return equal log estimates for both sides; the default is -inf, the state of samples that were never visited."""
     return np.full(size, value), np.full(size, value)
