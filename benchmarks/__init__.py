@@ -1,1 +1,1 @@
-"""Programs that measure; see README.md. This file makes Python prefer this folder to others of its name."""
+"""Programs that measure; see README.md. This file makes Python prefer this folder to other folders with its name."""

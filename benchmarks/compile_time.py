@@ -2,10 +2,10 @@
 
     python benchmarks/compile_time.py [--library jax --library torch] [--compiler inductor] [--repeats 3]
 
-Every cell has two medians over the processes: seconds from the first call to its result, without imports, and processor
-seconds of all threads and children. On a busy machine only the second figure is meaningful. Caches on disk are off. The
-losses are (8, 1024), float32. torch's compiler is inductor if there is a C++ compiler. Otherwise it is aot_eager, which
-traces the graph and generates no code.
+Every cell of the table has two medians over the processes: seconds from the first call to its result, without imports,
+and processor seconds of all threads and children. On a busy machine only the second figure is meaningful. Caches on
+disk are off. The losses are (8, 1024), float32. torch's compiler is inductor if there is a C++ compiler. Otherwise it
+is aot_eager, which traces the graph and generates no code.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/engine_before_after.py BEFORE AFTER [--library numpy] [--size 1024] [--repeats 15] [--two-passes]
 
-BEFORE and AFTER are folders that hold a checkout. Each checkout has one process. The two processes take steps in turn,
-so slow changes of the machine's speed affect both equally. The program prints the ratio after / before of the times of
-the fastest steps, the same ratio of the medians of processor time, which depends less on other programs, and the
-largest memory of each process. Features are float32, 512 wide.
+BEFORE and AFTER are folders that hold a checkout. Each checkout runs in a separate process. The two processes take
+steps in turn, so slow changes of the machine's speed affect both equally. The program prints the ratio after / before
+of the times of the fastest steps, the same ratio of the medians of processor time, which depends less on other
+programs, and the largest memory of each process. Features are float32, 512 wide.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Time of gather and scatter relative to the step that uses them, on the device, on the host and in a file.
+"""Time to read and write the stored estimates of a batch, relative to the time of the step that uses them.
+
+The estimators store two numbers per sample: on the device, in the memory of the host, or in a file. `gather` reads the
+numbers of a batch, and `scatter` writes them.
 
 python benchmarks/estimator.py [--samples 10000000] [--batch 4096] [--features 512] [--rounds 5] [--json FILE]
 """

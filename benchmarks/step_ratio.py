@@ -2,9 +2,9 @@
 
     python benchmarks/step_ratio.py [--backend torch] [--steps 60]
 
-Both methods train the demo's encoders on the scenes. The reference features are computed before training, as in a run.
-The program prints the median times and the median ratio of neighbouring steps. Slow changes of the machine's speed do
-not change this ratio.
+Both methods train the demo's encoders on the demo's data: rendered scenes with torch and JAX, scikit-learn's digits
+with NumPy and CuPy. The reference features are computed before training, as in a run. The program prints the median
+times and the median ratio of neighbouring steps. Slow changes of the machine's speed do not change this ratio.
 """
 
 from __future__ import annotations

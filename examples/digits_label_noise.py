@@ -1,8 +1,9 @@
 """Compare four objectives for a classifier of digits with 40 % wrong labels; two of them use a small reference model.
 
 The data are the 1,797 digits that scikit-learn contains, so nothing is downloaded. A reference model is trained on 100
-images with clean labels that the learner never sees. The learner trains on about 1,000 other images, of which 40 %
-have a wrong label. The four objectives are functions of the same batch of losses:
+images with clean labels that the learner never sees. The learner trains on about 1,000 other images, of which 40 % have
+a wrong label. The four objectives are functions of the same batch of losses. A chi-square ball contains all weights
+whose chi-square distance from equal weights is at most a radius.
 
     ERM      the mean
     DRO      the worst case of the losses over a chi-square ball: a wrong label has a large loss, so it counts more
@@ -383,7 +384,7 @@ COLOURS = {"reference": "reference", "ERM": "clip", "ERM+": "clip", "DRO": "othe
 
 
 def picture(report: dict[str, Any], noise: float) -> str:
-    """Draw test accuracy and the weight on wrong labels as an SVG file in the look of the report."""
+    """Draw test accuracy and the weight on wrong labels as an SVG file, with the colours and fonts of the report."""
     learners = [method for method in METHODS if method != "reference"]
     lowest = min(row["metrics"]["test_accuracy"] for row in report["results"])
     low = max(0.0, math.floor(20 * lowest) / 20)

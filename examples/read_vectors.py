@@ -2,14 +2,14 @@
 
 ``drrho vectors --out vectors`` writes inputs and right answers. This program reads these files, computes two functions
 in plain Python with lists and loops, and compares the results by the rules that the index file, vectors.json, states.
-(A .safetensors file consists of eight bytes of length, a JSON header and the numbers.)
+(A .safetensors file consists of eight bytes with the length of the header, a JSON header and the numbers.)
 
     worst_case with a KL penalty     risk = t log mean exp(x / t), weights = softmax(x / t), one slice at a time
     contrastive_step                 the new log estimates of every anchor, and the loss
 
 A program in C, Rust or Julia does the same: read the header, find the tensors that the index names, call your own
-function, and compare. All computations are in the log domain, so they also work for the stored extremes (temperature
-1e-4, states of +-1e4).
+function, and compare. All computations are in the log domain, so they also work for cases with extreme numbers
+(temperature 1e-4, log estimates of +-1e4).
 
 Run ``drrho vectors --out vectors``, then ``python -I examples/read_vectors.py vectors``, which takes about a
 second. The exit code is 1 if an answer differs.
@@ -82,7 +82,7 @@ def value_of(described: dict[str, Any], tensors: Tensors) -> Any:
 
 
 def largest_error(got: Any, expected: Any, scale: Any) -> float:
-    """Return the largest error. Equal entries have the error 0, also -inf and -inf; nan has an infinite error."""
+    """Return the largest error. Equal entries have the error 0, also -inf and -inf; a nan has the error infinity."""
     if isinstance(expected, (list, tuple)):
         if not isinstance(got, (list, tuple)) or len(got) != len(expected):
             return INF
@@ -187,7 +187,7 @@ def contrastive_step(
 
 
 def allowed(pair_mask: Rows | None, image: int, text: int) -> bool:
-    """Return whether a pair may be a negative."""
+    """Return whether a pair is a negative according to the mask."""
     return pair_mask is None or bool(pair_mask[image][text])
 
 

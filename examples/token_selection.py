@@ -57,7 +57,7 @@ def language(rng: np.random.Generator) -> np.ndarray:
 
 
 def corpus(p: np.ndarray, sentences: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens (n, 3), each with the two words before it, and whether noise replaced any of the three (n,)."""
+    """Return tokens (n, 3), each with the two words before it, and whether noise replaced any of these words (n,)."""
     words = rng.integers(WORDS, size=(sentences, LENGTH))
     for place in range(2, LENGTH):
         cumulative = np.cumsum(p[words[:, place - 1], words[:, place - 2]], axis=1)

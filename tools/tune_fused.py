@@ -87,7 +87,7 @@ class Tuner:
         self.rate = 0.0  # multiplications and additions per second
 
     def say(self, part: str, **values: Any) -> None:
-        """Print a row and write all rows."""
+        """Print a row, and write all rows to the file."""
         row = {"part": part, "second": round(time.monotonic() - self.begin, 1), **values}
         self.rows.append(row)
         self.out.write_text(json.dumps(self.rows, indent=1) + "\n")
@@ -100,7 +100,7 @@ class Tuner:
             return None
         try:
             return work(self, *arguments, **options)
-        # An error of the compiler or the driver is also a result: the plan does not work on this device.
+        # An error of the compiler or the driver is also a result: these constants do not work on this device.
         except Exception as error:
             self.say(part, failed=f"{type(error).__name__}: {str(error)[:300]}")
             try:
@@ -308,7 +308,7 @@ def run(tuner: Tuner) -> None:
             ms = tuner.guarded("sweep", measure_sweep, plan._replace(**{which: tile, "shared": shared}), which)
             if ms is not None:
                 times[tile] = ms
-        # The third variant is measured but not tuned, because few batches need it.
+        # The third variant (two exponentials per pair) is measured but not tuned, because few batches need it.
         if times and (which, shared) != ("weights", False):
             best = best._replace(**{which: min(times, key=times.__getitem__)})
     tuner.say("best", plan=str(best))

@@ -2,10 +2,10 @@
 
     python tools/tune_learning_rates.py --data scenes --backend torch --out runs/tune
 
-Every run of the demo is trained with each of the same three learning rates. A learning rate is judged by R@1 on the
-validation split after training; the test split is not used. The reference model of the drrho runs is the reference run
-with the best validation R@1. The table is written into this clone's ``drrho_clip/learning_rates.json``, which the demo
-reads.
+Every run of the demo is trained with each of the same three learning rates. A learning rate is judged by R@1 (the share
+of queries whose right answer is the nearest) on the validation split after training; the test split is not used. The
+reference model of the drrho runs is the reference run with the best validation R@1. The table is written into this
+clone's ``drrho_clip/learning_rates.json``, which the demo reads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CuPy: the backend of the harness, and fused kernels for NVIDIA GPUs."""
+"""CuPy: the backend of the harness (`drrho_clip`, the training program), and fused kernels for NVIDIA GPUs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The backend of the harness for CuPy: NumPy's encoders and optimiser on an NVIDIA or AMD GPU.
 
-`drrho_core.backend.Backend` is the contract. CuPy is imported when a backend is built, so that importing this file and
-checking its types need no CuPy.
+The harness is `drrho_clip`, the training program. `drrho_core.backend.Backend` defines what a backend must provide.
+CuPy is imported when a backend is built, so that importing this file and checking its types need no CuPy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CupyBackend:
     Raises
     ------
     ValueError
-        If there is no such GPU, or `dtype` is neither of the two.
+        If there is no such GPU, or `dtype` is neither ``"float32"`` nor ``"float64"``.
     ImportError
         If CuPy is not installed.
 
@@ -69,7 +69,7 @@ class CupyBackend:
         self.dtype = dtype
 
     def asarray(self, array: Any, /) -> Array:
-        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged."""
+        """Copy a host array to the device: floating arrays get the backend's dtype, all others keep their dtype."""
         array = np.asarray(array)
         dtype = self.dtype if np.issubdtype(array.dtype, np.floating) else array.dtype
         return self.xp.asarray(array, dtype=dtype, copy=True)
@@ -79,7 +79,7 @@ class CupyBackend:
         return np.asarray(self._asnumpy(array))
 
     def model(self, spec: ModelSpec, /) -> MLPModel:
-        """Build the MLP towers of a `ModelSpec`; ValueError for another architecture."""
+        """Build the MLP towers (encoders) of a `ModelSpec`; raise ValueError for any other architecture."""
         # CuPy has no autograd, and only the MLP towers have a gradient that is written by hand.
         if spec.architecture not in self.architectures:
             raise ValueError(f"architecture must be 'mlp' for the cupy backend, got {spec.architecture!r}")

@@ -1,8 +1,8 @@
 """Both sweeps over all pairs of a batch for CuPy: products by cuBLAS, exponentials and sums in CUDA (docs/fused.md).
 
 A sweep (or pass) visits each pair once. Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2
-(b, r), in float16 or float32. All sums are float32. lambda is the reference weight, t the temperature of an anchor (an
-image, a row of z, or a text, a column of z).
+(b, r), in float16 or float32. All sums are float32. lambda is the reference weight, t the temperature of an anchor. An
+anchor is an image (a row of z) or a text (a column of z).
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
@@ -30,8 +30,8 @@ from drrho_core.checks import Array
 from drrho_core.extend import Batch, FirstSweep, SecondSweep
 
 HEIGHT, WIDTH = 4096, 8192
-"""Largest height and width of a rectangle. The size is large enough for cuBLAS to be fast, and takes 134 MB in float32
-and 67 MB as V in float16. The numbers were not tuned.
+"""Largest height and width of a rectangle. A rectangle is large enough for cuBLAS to be fast. It takes 134 MB as z in
+float32 and 67 MB as V in float16. The numbers were not tuned.
 """
 
 SMALLEST = 2048
@@ -45,7 +45,7 @@ NEVER = -3e38
 """Replaces z of a pair that is no negative. It is below every z, but finite, so that no difference becomes nan."""
 
 SIDE, THREADS, MERGED = 64, 256, 32
-"""Height and width of a tile; threads of a block; anchors of a block that merges. `SOURCE` repeats the numbers."""
+"""Side of a tile; threads of a block; anchors whose sums one block merges. `SOURCE` repeats the numbers."""
 
 SOURCE = r"""
 #define SIDE 64
@@ -220,12 +220,12 @@ class CupySweeps:
         self._kernels = {name: self._module.get_function(name) for name in ("sums", "merge", "weigh")}
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
-        """Return the reason why these kernels do not take this batch, or None."""
+        """Return the reason why these kernels do not take this batch, or None if they take it."""
         features = batch.image_features
         if features.dtype.name not in TYPES:
             return f"the kernels for CuPy take float32 and float16, not {features.dtype}"
         if mode == "auto" and features.dtype.name == "float32":
-            return "float32 has no faster product than CuPy's own"
+            return "the kernels for CuPy multiply float32 no faster than CuPy itself"
         if mode == "auto" and features.shape[0] < SMALLEST:
             return f"the batch is smaller than {SMALLEST}"
         return None
@@ -253,7 +253,7 @@ class CupySweeps:
             for anchors, part, scale, state in zip((rows, columns), parts, run.scales, states, strict=True):
                 _, number, count = part.shape
                 run.launch("merge", _ceil(count, MERGED), part, number, count, anchors.start, b, scale, state)
-        # The diagonal of the mask may be True, but a positive pair is never a negative one.
+        # The diagonal of the mask may be True, but a positive pair is never a negative.
         if batch.pair_mask is None:
             counts = [cp.full((b,), b - 1, dtype=np.float32)] * 2
         else:
@@ -277,7 +277,7 @@ class CupySweeps:
         run = _Run(self, batch)
         peaks, totals = first.saved[::2], first.saved[1::2]
         weights = [cp.ascontiguousarray(x, dtype=np.float32) for x in (weight_image, weight_text)]
-        # w_ij = factor_i exp((z_ij - m_i) / t_i) with factor_i = weight_i / total_i.
+        # w_ij = factor_i exp((z_ij - m_i) / t_i), in which factor_i is the given weight of anchor i divided by total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back, v = None, run.buffer
         is_half = batch.image_features.dtype == np.float16
@@ -302,7 +302,7 @@ class CupySweeps:
 
 
 class _Run:
-    """One batch: it owns the buffer and the arrays in the form that kernels take, and launches the kernels."""
+    """Owns the buffer and the arrays of one batch, in the form that kernels take, and launches the kernels."""
 
     def __init__(self, sweeps: CupySweeps, batch: Batch) -> None:
         cp = self._cupy = sweeps._cupy
@@ -373,7 +373,7 @@ class _Run:
         before = self._cublas.getPointerMode(handle)
         self._cublas.setPointerMode(handle, POINTERS_ON_DEVICE)
         try:
-            # cuBLAS expects matrices column by column and so reads ours as transposes: out^T = right^T left^T.
+            # cuBLAS expects matrices stored column by column, so it reads these as transposes: out^T = right^T left^T.
             self._cublas.gemmEx(
                 handle,
                 TRANSPOSED if right_transposed else NORMAL,
@@ -402,7 +402,7 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _span(b: int, largest: int) -> int:
-    """Return the length of the fewest spans of nearly the same length that cover b, a multiple of 64."""
+    """Cut b into as few spans as possible, of nearly the same length; return this length, a multiple of 64."""
     return _ceil(_ceil(b, _ceil(b, largest)), 64) * 64
 
 

@@ -1,4 +1,7 @@
-"""JAX: the backend of the harness, and the losses as differentiable functions for your own training loop."""
+"""JAX: the backend of the harness, and the losses as differentiable functions for your own training loop.
+
+The harness is `drrho_clip`, the training program.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def as_jax_array(name: str, value: Any, like: Any = None) -> Any:
         Name of the argument, for messages.
     value : object
         A JAX array, a number or None is returned unchanged. Another value that is no array, such as a list, is returned
-        unchanged too; the checks of the core refuse it.
+        unchanged too; the checks of the core (`drrho_core`) refuse such a value.
     like : array, optional
         The NumPy array is copied to the device of this JAX array.
 

@@ -1,4 +1,7 @@
-"""The backend of the harness for JAX; `drrho_core.backend.Backend` is the contract."""
+"""The backend of the harness (`drrho_clip`, the training program) for JAX.
+
+`drrho_core.backend.Backend` defines what a backend must provide.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class JaxBackend:
     Raises
     ------
     ValueError
-        If JAX has no such device here, or `dtype` is neither of the two.
+        If JAX has no such device on this machine, or `dtype` is neither ``"float32"`` nor ``"float64"``.
 
     Examples
     --------
@@ -57,7 +60,7 @@ class JaxBackend:
             jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
 
     def asarray(self, array: Any, /) -> jax.Array:
-        """Copy a host array to the device: a floating array in the backend's dtype, another one unchanged.
+        """Copy a host array to the device: floating arrays get the backend's dtype, all others keep their dtype.
 
         Without JAX's 64-bit types (``dtype="float32"``) integers become 32-bit integers.
         """
@@ -106,7 +109,7 @@ class JaxBackend:
 class OptaxAdamW(AdamW):
     """The AdamW of `drrho_clip.optimizer`, implemented with `optax.adamw`.
 
-    Its state is flat, so a checkpoint fits every backend.
+    The state is a flat mapping with the same names in every backend, so every backend can load a checkpoint.
     """
 
     def update(
@@ -147,7 +150,7 @@ def _flat(state: optax.ScaleByAdamState, names: Iterable[str]) -> dict[str, jax.
 
 
 def _find_device(name: str | None) -> jax.Device:
-    """Return the device with the name ``"platform"`` (number 0) or ``"platform:number"``."""
+    """Return the device with the name ``"platform:number"``, or ``"platform"`` for number 0."""
     if name is None:
         return jax.devices()[0]
     platform, _, number = name.partition(":")

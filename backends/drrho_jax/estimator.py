@@ -1,4 +1,7 @@
-"""The inner estimates on a JAX device, updated in place."""
+"""The inner estimates on a JAX device, updated in place.
+
+The inner estimates of a sample are two numbers, one for the image anchor and one for the text anchor.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,12 @@ class DonatingEstimator(InnerEstimator):
     JAX's arrays cannot be changed, so `drrho_core.InnerEstimator` copies all n samples in each `scatter`. For 100
     million samples that takes half of a step's time. This class copies only the rows of the batch. In return, each
     `scatter` deletes the arrays ``log_inner_image`` and ``log_inner_text`` that the caller read before. To keep a
-    state, read it through `state_dict`, which copies.
+    state, use `state_dict`, which copies the arrays.
 
-    Parameters and methods are those of `drrho_core.InnerEstimator`; the methods also accept NumPy arrays. The class is
-    for eager code, whether the step itself runs under `jax.jit` or not. A jitted function that gathers and scatters
-    inside takes the state of `drrho_jax.init_state` instead, which the caller can donate (``donate_argnums``).
+    Parameters and methods are those of `drrho_core.InnerEstimator`; the methods also accept NumPy arrays. Call
+    the methods in eager code; the training step itself may run under `jax.jit`. A jitted function that gathers and
+    scatters inside takes the state of `drrho_jax.init_state` instead, which the caller can donate
+    (``donate_argnums``).
 
     Examples
     --------

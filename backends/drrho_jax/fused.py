@@ -42,14 +42,14 @@ PLANS = {
 """Plans by dtype, measured on an H100 and not tuned. Float32 is never rounded to TensorFloat-32."""
 
 MASKED = 128
-"""Largest number of rows and of columns of a tile if there is a pair mask, which needs registers."""
+"""Largest number of rows and of columns of a tile if there is a pair mask, because a mask needs registers."""
 
 SMALLEST = 1024
 """Smallest batch for the kernels in the mode ``"auto"``; the plain core computes smaller batches."""
 
 
 def _span(b: int, largest: int, unit: int) -> int:
-    """Return the length of the fewest spans of nearly the same length that cover b, a multiple of `unit`."""
+    """Cut b into as few spans as possible, of nearly the same length; return this length, a multiple of `unit`."""
     return pl.cdiv(pl.cdiv(b, pl.cdiv(b, largest)), unit) * unit
 
 
@@ -86,7 +86,7 @@ def _scale(temperature: jax.Array, length: int) -> jax.Array:
 
 
 def _longer(x: jax.Array, length: int) -> jax.Array:
-    """Pad an array with one number per anchor to a length, with zeros."""
+    """Pad an array, which has one number per anchor, with zeros to a length."""
     return jnp.pad(x, (0, length - x.shape[0]))
 
 
@@ -170,7 +170,7 @@ def pull_back(
     b, d = batch.image_features.shape
     images, texts = inputs.e1.shape[0], inputs.e2.shape[0]
     weights = weight_image, weight_text
-    # w_ij = factor_i exp((z_ij - m_i) / t_i) with factor_i = weight_i / total_i.
+    # w_ij = factor_i exp((z_ij - m_i) / t_i), in which factor_i is the given weight of anchor i divided by total_i.
     factors = [weight.astype(jnp.float32) / total for weight, total in zip(weights, saved[1::2], strict=True)]
     back = None
     # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.
@@ -212,7 +212,7 @@ class PallasSweeps:
     """The sweeps on an NVIDIA GPU, or interpreted on the CPU; see `drrho_core.extend.Sweeps`."""
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
-        """Return the reason why these kernels do not take this batch, or None."""
+        """Return the reason why these kernels do not take this batch, or None if they take it."""
         features = batch.image_features
         platform = platform_of(features)
         if features.dtype.name not in PLANS:
@@ -220,9 +220,9 @@ class PallasSweeps:
         if platform not in ("gpu", "cuda", "cpu"):
             return f"the Pallas kernels run on one NVIDIA GPU, not on {platform}"
         if mode == "auto" and platform == "cpu":
-            return "on the CPU the Pallas kernels are only interpreted"
+            return "on the CPU the Pallas kernels are interpreted, which is slow"
         if mode == "auto" and features.dtype == jnp.float32:
-            return "float32 has no faster product than XLA's"
+            return "the Pallas kernels multiply float32 no faster than XLA"
         if mode == "auto" and features.shape[0] < SMALLEST:
             return f"the batch is smaller than {SMALLEST}"
         return None
@@ -258,7 +258,7 @@ def options_for(batch: Batch) -> dict[str, Any]:
 
 
 def platform_of(array: jax.Array) -> str:
-    """Return the platform of an array, such as ``"gpu"``; for a tracer that of JAX's default device."""
+    """Return the platform of an array, such as ``"gpu"``; for a tracer, the platform of JAX's default device."""
     device = device_of(array)
     if device is None:
         return jax.default_backend()

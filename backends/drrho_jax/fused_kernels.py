@@ -1,16 +1,17 @@
 """The Pallas kernels of both sweeps over all pairs of a batch, and their launches; `drrho_jax.fused` runs the sweeps.
 
-Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r), in float16, bfloat16 or float32. All
-sums are float32. lambda is the reference weight, t the temperature of an anchor (an image, a row, or a text, a column).
-b is padded to a whole number of rectangles of ``height`` images and ``width`` texts, d and r to a multiple of the
-plan's ``depth``. One program computes one tile of z.
+A sweep visits each pair once. Shapes: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r), in
+float16, bfloat16 or float32. All sums are float32. lambda is the reference weight, t the temperature of an anchor. An
+anchor is an image (a row of z) or a text (a column of z). One launch computes a rectangle of z, of ``height`` images
+and ``width`` texts; one program (an instance of a kernel) computes one tile of the rectangle. Images are padded to a
+multiple of ``height``, texts to a multiple of ``width``, d and r to a multiple of the plan's ``depth``.
 
     z_ij = sum_k E1_ik E2_jk - lambda sum_k R1_ik R2_jk            row i = image, column j = text
 
 For each row and each column of a tile `sums_kernel` writes three numbers: the peak (the largest z), the total (the sum
 of ``exp((z - peak) / t)``) and the moment (the sum of ``exp((z - peak) / t) (z - peak)``). `weights_kernel` computes
-the tile again and writes V = w + w', the weights of the pairs in both directions. Exponentials are powers of two, which
-a GPU computes fastest; scales include the factor log2(e).
+the tile again and writes V = w + w', the weights of the pairs in both directions. Exponentials are computed as powers
+of two, which are fastest on a GPU, so the scales are log2(e) / t instead of 1 / t.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ NEVER = -3e38
 class Plan(NamedTuple):
     """Constants of the sweeps for one dtype."""
 
-    height: int  # images of a rectangle, at most
-    width: int  # texts of a rectangle, at most
-    rows: int  # of a tile
-    columns: int
+    height: int  # largest number of images in a rectangle
+    width: int  # largest number of texts in a rectangle
+    rows: int  # rows of a tile
+    columns: int  # columns of a tile
     depth: int  # columns of the features that are multiplied at a time
     warps: int  # groups of 32 threads per program
     stages: int  # blocks of features that are loaded ahead
     buffer: Any  # dtype of V
-    pull_precision: Any  # of the product of V with the features
+    pull_precision: Any  # precision of the product of V with the features
 
 
 class Inputs(NamedTuple):
@@ -57,8 +58,8 @@ class Inputs(NamedTuple):
 def _tile(
     e1: Any,  # (rows, d)
     e2: Any,  # (columns, d)
-    r1: Any,  # (rows, r), or nothing
-    r2: Any,  # (columns, r)
+    r1: Any,  # (rows, r), or None
+    r2: Any,  # (columns, r), or None
     reference_weight: Any,  # (1,)
     *,
     plan: Plan,
@@ -88,7 +89,7 @@ def _tile(
 def _only_negatives(
     x: jax.Array,  # (rows, columns)
     corner: Any,  # (2,) the first row and the first column of this launch
-    mask: Any,  # (rows, columns) int8, or nothing
+    mask: Any,  # (rows, columns) int8, or None
     filler: float,
     *,
     row_tiles: int,
@@ -101,7 +102,7 @@ def _only_negatives(
     first = corner[1] + (program // row_tiles) * plan.columns
 
     def masked(x: jax.Array) -> jax.Array:
-        # A pair is a negative if its image and its text exist, i != j, and the pair mask is True.
+        # A pair is a negative if its image and its text exist (are no padding), i != j, and the pair mask is True.
         row = top + jnp.arange(plan.rows, dtype=jnp.int32)[:, None]
         column = first + jnp.arange(plan.columns, dtype=jnp.int32)[None, :]
         counts = (row < b) & (column < b) & (row != column)
@@ -148,7 +149,7 @@ def sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **h
 
 
 def weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
-    """Compute V = w + w' of one tile: each direction divides the exponentials of the first sweep by their own total."""
+    """Compute V = w + w' of one tile: each direction divides the exponentials of the first sweep by its totals."""
     features, corner, mask, anchors, (v,) = _split(refs, has_reference, has_mask, anchors=6)
     z = _tile(*features, plan=plan)
     total = jnp.zeros_like(z)
@@ -263,7 +264,7 @@ def launch(
 
 
 def positives(inputs: Inputs, b: int, plan: Plan, interpret: bool) -> jax.Array:
-    """Return the diagonal of z (b,), computed in the same tiles as all of z: equal features have equal logits."""
+    """Return the diagonal of z (b,), computed in the same tiles as all of z, so that equal features have equal z."""
     part = min(plan.rows, plan.columns)
     number = pl.cdiv(b, part)
 

@@ -1,9 +1,9 @@
 """A value with a closed-form gradient, for JAX's forward and reverse mode.
 
-The core returns a value L together with the gradient g of that value. A `jax.custom_jvp` combines the two, so that JAX
-never differentiates the core. Forward mode computes an inner product, ``dL = sum g * dx``, which is linear in the
-tangent dx. For reverse mode JAX transposes this linear function: ``dL/dx = g * incoming cotangent``. A `jax.custom_vjp`
-would give reverse mode only.
+The core (`drrho_core`) returns a value L together with the gradient g of that value. A `jax.custom_jvp` combines the
+two, so that JAX never differentiates the core. Forward mode computes an inner product, ``dL = sum g * dx``, which is
+linear in the tangent dx. For reverse mode JAX transposes this linear function: ``dL/dx = g * incoming cotangent``. A
+`jax.custom_vjp` would give reverse mode only.
 """
 
 from __future__ import annotations

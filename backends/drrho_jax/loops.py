@@ -1,4 +1,4 @@
-"""JAX's own loop for the solvers of the core."""
+"""JAX's own loop for the solvers of the core (`drrho_core`)."""
 
 from __future__ import annotations
 

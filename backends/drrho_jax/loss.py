@@ -1,7 +1,7 @@
 """The contrastive loss as a differentiable JAX function with an explicit state.
 
-The core returns the loss together with closed-form gradients; `drrho_jax.gradient` combines the two, so that JAX never
-differentiates the core.
+The core (`drrho_core`) returns the loss together with closed-form gradients; `drrho_jax.gradient` combines the two, so
+that JAX never differentiates the core.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
 class ContrastiveState(NamedTuple):
     """The inner estimates of all samples: a pytree that the training loop passes from step to step.
 
+    An inner estimate is a moving average over the batches that contain a sample.
+
     Attributes
     ----------
     log_inner_image, log_inner_text : array, shape (num_samples,)
@@ -59,12 +61,13 @@ def init_state(num_samples: int, *, dtype: Any = jnp.float32) -> ContrastiveStat
     Returns
     -------
     ContrastiveState
-        Two arrays of shape (num_samples,) that hold ``-inf``. Each has memory of its own, so the state can be donated.
+        Two arrays of shape (num_samples,) that hold ``-inf``. The arrays share no memory, so the state can be donated.
 
     Raises
     ------
     TypeError
-        If `num_samples` is no integer, or `dtype` is neither float32 nor float64, or not available.
+        If `num_samples` is no integer, or `dtype` is neither float32 nor float64, or is float64 without JAX's 64-bit
+        types.
     ValueError
         If `num_samples` is below 1, or does not fit into JAX's widest integer type.
 
@@ -105,8 +108,8 @@ def contrastive_loss(
 ) -> tuple[Array, ContrastiveState]:
     """Return the global contrastive loss of a batch, differentiable, and the updated state.
 
-    Call it inside ``jax.value_and_grad(loss_function, has_aux=True)``, with or without `jax.jit`. Every array may be a
-    NumPy array, which is converted as `jax.numpy.asarray` converts it. Options mean the same as in
+    Call this function inside ``jax.value_and_grad(loss_function, has_aux=True)``, with or without `jax.jit`. Every
+    array may be a NumPy array, which is converted as `jax.numpy.asarray` converts it. Options mean the same as in
     `drrho_core.contrastive_step`.
 
     Parameters
@@ -125,11 +128,11 @@ def contrastive_loss(
     eps, reference_weight, radius : float or array of shape ()
         Each >= 0, as in `drrho_core.contrastive_step`.
     reference_features : pair of arrays, shape (b, r), optional
-        Features of the frozen reference model, as in `drrho_core.contrastive_step`: constants.
+        Features of the frozen reference model, as in `drrho_core.contrastive_step`. They get no gradient.
     pair_mask : array of bool, shape (b, b), optional
         As in `drrho_core.contrastive_step`.
     anchor_weight : array of shape (b,) or pair of such arrays, optional
-        Factors >= 0, as in `drrho_core.contrastive_step`: constants.
+        Factors >= 0, as in `drrho_core.contrastive_step`. They get no gradient.
     tile_size, memory_budget : int, optional
         As in `drrho_core.contrastive_step`; they affect speed and memory only, not the result.
 
@@ -138,14 +141,14 @@ def contrastive_loss(
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates.
     state : ContrastiveState
-        The state for the next step, a constant of differentiation.
+        The state for the next step. It is a constant of differentiation.
 
     Raises
     ------
     TypeError
         If an argument is no array of JAX or NumPy or has a wrong dtype.
     ValueError
-        If shapes or devices do not fit, or, outside of tracing and on the host, values break the rules above. If
+        If shapes or devices do not fit, or, outside of tracing and on the host, values break the rules above. Also if
         the call is inside of `jax.shard_map` or `jax.pmap`, in which each device would see the negatives of one shard
         only. `jax.vmap` over whole problems is allowed, and so is a batch that is sharded over a mesh under `jax.jit`.
     NotImplementedError
@@ -158,9 +161,9 @@ def contrastive_loss(
     loss, the gradients and the batch's rows of the state nan.
 
     The gradient of features and temperature is the closed form of SogCLR with a reference model (arXiv 2202.12387,
-    2505.06699), that is the gradient of the surrogate of `drrho_core.contrastive_step`; every other argument is a
-    constant. Forward mode (`jax.jvp`, `jax.jacfwd`) and reverse mode (`jax.grad`, `jax.vjp`) both use it. Products run
-    in full float32 even if the accelerator would round the factors.
+    2505.06699), that is the gradient of `surrogate`, a result of `drrho_core.contrastive_step`. Every other argument is
+    a constant. Forward mode (`jax.jvp`, `jax.jacfwd`) and reverse mode (`jax.grad`, `jax.vjp`) both use it. Products
+    run in full float32 even if the accelerator would round the factors.
 
     Under `jax.jit` a batch that is sharded over a mesh, with automatic or explicit axes, has the loss of the whole
     batch.
@@ -243,7 +246,7 @@ def _step(
             memory_budget=memory_budget,
             xp=jnp,
         )
-    # 0 is added to the batch's rows, or nan if an option was outside of its domain.
+    # Add 0 to the new rows of the state, or nan if an option was outside of its domain.
     rows_image, rows_text = (
         new if nan_if_outside is None else new + nan_if_outside.astype(new.dtype)
         for new in (step.log_inner_image, step.log_inner_text)

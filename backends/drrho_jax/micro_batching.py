@@ -16,7 +16,7 @@ from drrho_core import checks
 from drrho_jax.arguments import as_jax_array
 
 Tree: TypeAlias = Any
-"""A pytree of arrays."""
+"""A pytree of arrays, that is nested tuples, lists and dictionaries of arrays."""
 
 Features: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -63,10 +63,11 @@ def micro_batches(
     Raises
     ------
     TypeError
-        If the parameters are not floating arrays, `inputs` holds no arrays, or a function returns another structure.
+        If the parameters are not floating arrays, `inputs` holds no arrays, `encode` does not return a pair of arrays,
+        or `loss` does not return a pair of a scalar and a state.
     ValueError
-        If the arrays of `inputs` have different numbers of rows, `size` is below 1, or the features have another
-        number of rows than the micro-batch.
+        If the arrays of `inputs` have different numbers of rows, `size` is below 1, or the features of a micro-batch do
+        not have one row per sample.
 
     Notes
     -----
@@ -86,7 +87,7 @@ def micro_batches(
     ...     images, texts = micro_batch
     ...     return images @ parameters["image"], texts @ parameters["text"]
     >>> def loss(image_features, text_features, parameters):
-    ...     temperature = jnp.exp(parameters["log_temperature"])  # learned: it comes with the third argument
+    ...     temperature = jnp.exp(parameters["log_temperature"])  # is learned, so it is a parameter
     ...     state, index = init_state(4), jnp.arange(4)
     ...     return contrastive_loss(state, image_features, text_features, index, temperature=temperature)
     >>> parameters = {"image": jnp.eye(4), "text": jnp.eye(4), "log_temperature": jnp.log(0.5)}
@@ -120,8 +121,8 @@ def micro_batches(
         pieces.append(checked_encode(parameters, left_inputs))
     features = tuple(jnp.concatenate(sides) if len(sides) > 1 else sides[0] for sides in zip(*pieces, strict=True))
 
-    # The loss L of the whole batch and the gradient dL/dE with respect to the features E. `direct` holds the gradient
-    # of the parameters that the loss itself uses.
+    # Compute the loss L of the whole batch and the gradient dL/dE with respect to the features E. `direct` holds the
+    # gradient of the parameters that the loss itself uses.
     arguments = (*features, parameters) if _takes_parameters(loss) else features
     value, pullback, state = jax.vjp(lambda *arguments: _checked_loss(loss(*arguments)), *arguments, has_aux=True)
     image_gradient, text_gradient, *direct = pullback(jnp.ones_like(value))

@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 class ConvModel:
-    """A convolution tower for images and a transformer for texts, as pure functions of their parameters.
+    """A convolution tower (encoder) for images and a transformer for texts, as pure functions of their parameters.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Products of float32 tiles in full float32.
+"""Products in full float32 of float32 tiles, the squares into which the matrix of all pairs of a batch is cut.
 
-By default an accelerator rounds the factors of a float32 product, on a GPU to TensorFloat-32: similarities would have
-errors of 1e-3. If the user has set ``jax_default_matmul_precision``, that setting applies instead.
+By default an accelerator rounds the factors of a float32 product, on a GPU to TensorFloat-32. Similarities would then
+have errors of 1e-3. If the user has set ``jax_default_matmul_precision``, that setting applies instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from drrho_core.extend import Matmul
 
 
 def choose(like: Array) -> Matmul | None:
-    """Return the product for tiles of the dtype of `like`, or None for JAX's own."""
+    """Return the product for tiles of the dtype of `like`, or None for JAX's own product."""
     user_setting = getattr(jax.config, "jax_default_matmul_precision", None)
     # A CPU never rounds the factors, and factors in half types (float16, bfloat16) need no rounding.
     if like.dtype != jnp.float32 or user_setting is not None or jax.default_backend() == "cpu":

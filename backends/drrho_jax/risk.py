@@ -34,7 +34,7 @@ def drrho_risk(
     loss : array, shape (..., n, ...)
         The learner's losses, real floating, any unit. Every array may be a NumPy array.
     reference_loss : array, the same shape
-        The frozen reference model's losses on the same samples, in the same dtype: constants.
+        The frozen reference model's losses on the same samples, in the same dtype. They get no gradient.
     ambiguity_set : AmbiguitySet
         The weights that the adversary may choose, such as ``drrho_core.CVaR(0.1)``.
     reference_weight : float or array of shape ()
@@ -47,7 +47,7 @@ def drrho_risk(
     Returns
     -------
     array
-        The risk: the shape of `loss` without `axis`; a scalar for one axis.
+        The risk, in the shape of `loss` without `axis`; a scalar if `loss` has one axis.
 
     Raises
     ------
@@ -58,9 +58,9 @@ def drrho_risk(
 
     Notes
     -----
-    The gradient is the vector of worst-case weights, ``dF/dl_i = p*_i`` (Danskin's theorem), so JAX does not
-    differentiate the solver. Forward and reverse mode both work, as in `contrastive_loss`. The risk is that of DRRho
-    (arXiv 2505.06699).
+    The derivative of the risk with respect to the loss of sample i is the worst-case weight of sample i (Danskin's
+    theorem), so JAX does not differentiate the solver. Forward and reverse mode both work, as in `contrastive_loss`.
+    The risk is that of DRRho (arXiv 2505.06699).
 
     Examples
     --------
@@ -83,5 +83,5 @@ def drrho_risk(
         where=where,
         xp=jnp,
     )
-    # The risk has an axis of length 1 where its n weights lie: `with_gradient` sums over that axis.
+    # The risk gets an axis of length 1 in the place of the axis of the n samples: `with_gradient` sums over that axis.
     return jnp.squeeze(with_gradient(jnp.expand_dims(worst.risk, axis), [loss], [worst.weights]), axis)

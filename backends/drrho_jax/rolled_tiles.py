@@ -1,10 +1,11 @@
 """Passes over the tiles of a batch with JAX's own loops, for code that is being traced.
 
-A block is a range of anchors (images or texts); a tile is the part of the b x b matrix Z that belongs to a block of
-images and a block of texts. The compiler unrolls a Python loop over tiles: 1,024 tiles would take minutes to compile,
-and all of them would be in memory at once. In this file all blocks have the same size, the last block is padded, and
-a stack (an array with one axis more) holds all blocks. One loop visits the tiles on the diagonal of Z, a second loop
-all other tiles.
+Z is the b x b matrix of similarities, E1 E2^T - lambda R1 R2^T, with the features E1 and E2 of images and texts, the
+reference features R1 and R2 and the reference weight lambda. A block is a range of anchors (images or texts); a tile is
+the part of Z that belongs to a block of images and a block of texts. The compiler unrolls a Python loop over tiles:
+1,024 tiles would take minutes to compile, and all tiles would be in memory at once. In this file all blocks have the
+same size, the last block is padded, and a stack (an array with one axis more) holds all blocks. One loop visits the
+tiles on the diagonal of Z, a second loop all other tiles.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from drrho_jax.loops import put, traces
 
 
 def choose() -> type[RolledTiles] | None:
-    """Return the tiles for code that is being traced; None otherwise, because a Python loop is faster then."""
+    """Return `RolledTiles` if code is being traced; None otherwise, because a Python loop is faster then."""
     return RolledTiles if traces() else None
 
 

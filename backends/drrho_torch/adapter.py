@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class EstimatorAdapter:
-    """Converts between the tensors of `ContrastiveLoss` and the rows of an estimator object, which keeps the state.
+    """Converts between the tensors of `ContrastiveLoss` and the rows of an estimator object.
 
-    The object may keep tensors on any device, or NumPy arrays, for example in a file.
+    The object keeps the inner estimates, as tensors on any device or as NumPy arrays, for example in a file.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class EstimatorAdapter:
         self.estimator = self.estimator.grow(num_samples)
 
     def state_dict(self, prefix: str) -> dict[str, Any]:
-        """Return the estimator's state: tables have the names of buffers, all other names start with ``estimator.``."""
-        # With these names the tables can be loaded into a loss with buffers and into a loss with an estimator object.
+        """Return the estimator's state. Estimates are named as buffers; all other keys start with ``estimator.``."""
+        # With these names a loss with buffers and a loss with an estimator object can both load the estimates.
         return {
             f"{prefix}{name if name in self.NAMES else f'estimator.{name}'}": (
                 torch.as_tensor(value) if isinstance(value, np.ndarray) else value
@@ -84,7 +84,7 @@ class EstimatorAdapter:
 
     def keys(self, prefix: str, state_dict: Mapping[str, Any]) -> dict[str, str]:
         """Return the keys of a module's state that belong to the estimator, and their names in the object's state."""
-        # The state of a loss with buffers holds the tables only; a loss with an estimator object may add more entries.
+        # The state of a loss with buffers holds the estimates only; a loss with an estimator object may add entries.
         tables = {f"{prefix}{name}": name for name in self.NAMES if f"{prefix}{name}" in state_dict}
         start = f"{prefix}estimator."
         return tables | {key: key.removeprefix(start) for key in state_dict if key.startswith(start)}

@@ -1,4 +1,7 @@
-"""Keeps the inner estimates in the host's memory, for training on a GPU or another device."""
+"""Keeps the inner estimates in the host's memory, for training on a GPU or another device.
+
+The inner estimates of a sample are two numbers, one for the image anchor and one for the text anchor.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Pending(NamedTuple):
 
     samples: Tensor  # (b,) the rows of the table to write to
     rows: Tensor  # (b, columns) the target of the copy, on the host
-    arrived: torch.cuda.Event  # is recorded when the copy is complete
+    arrived: torch.cuda.Event  # reports when the copy is complete
 
 
 class HostTable(Table):
@@ -36,7 +39,7 @@ class HostTable(Table):
     columns : tuple of Column
         The columns.
     num_samples : int
-        n >= 1.
+        Number of samples n, at least 1.
     device : str or torch.device
         The device on which rows are returned and expected.
     dtype : torch.dtype, optional
@@ -56,7 +59,8 @@ class HostTable(Table):
     ) -> None:
         super().__init__(columns, owner, _XP)
         num_samples = checks.integer("num_samples", num_samples, minimum=1)
-        # torch refuses to make this empty tensor if the device does not exist. It keeps dtype and device of the rows.
+        # torch refuses to make this empty tensor if the device does not exist. The tensor also stores dtype and device
+        # of the rows.
         try:
             like = torch.empty(0, device=device, dtype=torch.float32)
         except (RuntimeError, AssertionError, TypeError) as error:  # a malformed name, or a missing device
@@ -94,7 +98,7 @@ class HostTable(Table):
         self._start(rows.copy_(self._state))
 
     def read(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Return copies of the rows on the device; on a GPU the current stream waits for them, the host does not."""
+        """Return copies of the rows on the device; on a GPU only the current stream waits for the copies."""
         # Pending rows are stored first, but only if this batch reads at least one of them.
         pending = self._pending
         if pending is not None and bool(torch.any(torch.isin(index, pending.samples))):
@@ -112,7 +116,7 @@ class HostTable(Table):
         return tuple([column.contiguous() for column in rows.unbind(1)])
 
     def write(self, index: Tensor, rows: Mapping[str, Tensor]) -> Self:
-        """Write rows. Rows on a GPU are only sent to the host; the next call that needs them stores them."""
+        """Write rows. Rows on a GPU are only sent to the host; the next call that needs the table stores them."""
         # Writes must keep their order, so pending rows of an earlier batch are stored first.
         self.settle()
         together = torch.stack(list(rows.values()), dim=1)
@@ -160,7 +164,7 @@ class HostTable(Table):
 
 
 class HostEstimator(EstimatorOfRows):
-    """Both directions' logarithmic inner estimates in the host's memory, for rows on a device.
+    """Keeps logarithms of the inner estimates in the host's memory, and returns and expects rows on a device.
 
     The methods are those of `drrho_core.InnerEstimator`.
 
@@ -180,12 +184,12 @@ class HostEstimator(EstimatorOfRows):
 
     Notes
     -----
-    `sample_index` lies on the host, where its values can be read without waiting for a GPU, so they are always checked.
-    Copies to and from a GPU are asynchronous. `scatter` does not wait for the rows: it starts the copy to the
-    host on a stream of its own and returns. The rows are written by the next call that needs them: a `gather` of one of
-    the same samples, which waits; the next `scatter`; or a call that reads the whole state. On the CPU the rows are
-    those of `drrho_core.InnerEstimator`, bit for bit. The values of rows on a GPU are not
-    checked, so that even nan is stored.
+    `sample_index` lies on the host, where its values can be read without waiting for a GPU, so the values are always
+    checked. Copies to and from a GPU are asynchronous. `scatter` does not wait for the rows: it starts the copy to the
+    host on a separate stream and returns. The rows are written by the next call that needs them: a `gather` of one of
+    the same samples, which waits for the copy; the next `scatter`; or a call that reads the whole state. On the CPU the
+    rows are those of `drrho_core.InnerEstimator`, bit for bit. The values of rows on a GPU are not checked, so even nan
+    is stored.
 
     Examples
     --------

@@ -1,6 +1,7 @@
 """The contrastive loss as a torch module, differentiable through its closed-form gradient.
 
-The module checks arguments and owns the state; `drrho_torch.step_function` computes one call.
+The module checks arguments and owns the state, the inner estimates; `drrho_torch.step_function` computes one call. The
+core (`drrho_core`) computes loss and gradients.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ _XP = array_api_compat.torch
 class ContrastiveLoss(nn.Module):
     """The global contrastive loss with a reference model (DRRho-CLIP, SogCLR, FastCLIP) for a torch training loop.
 
-    The module keeps two inner estimates per sample of the data set, so every sample needs a stable row id, see
-    `sample_index` of `forward`. Options mean the same as in `drrho_core.contrastive_step`.
+    The module keeps two inner estimates per sample of the data set: moving averages over the batches that contain the
+    sample, one for the image and one for the text. So every sample needs a stable row id, see `sample_index` of
+    `forward`. Options mean the same as in `drrho_core.contrastive_step`.
 
     Parameters
     ----------
@@ -42,13 +44,13 @@ class ContrastiveLoss(nn.Module):
         Size of the data set, at least 1. Every sample index is smaller than this number.
     temperature : float or tensor of shape ()
         Temperature tau > 0. A number is constant. A tensor that requires a gradient gets one. A `Parameter` is
-        registered as a parameter of this module, another tensor as a buffer; both are in ``state_dict()``. Pass a
+        registered as a parameter of this module, any other tensor as a buffer; both are in ``state_dict()``. Pass a
         tensor that was computed from a parameter to each call instead, because the first backward pass frees the
         graph that leads to it.
     gamma : float, default: 1.0
         Weight of the batch's own estimate, in (0, 1], as in `drrho_core.contrastive_step`. The attribute may be set
         between steps, see `drrho_core.cosine_gamma`. The schedule belongs to the caller, so ``state_dict()`` does not
-        hold it.
+        contain gamma.
     eps, reference_weight, radius : float
         Each >= 0, as in `drrho_core.contrastive_step`.
     tile_size, memory_budget : int, optional
@@ -56,8 +58,9 @@ class ContrastiveLoss(nn.Module):
     estimator : object, optional
         The estimator object of `num_samples` samples that keeps the inner estimates: `drrho_core.InnerEstimator`
         (device), `drrho_torch.HostEstimator` (host), or one that keeps NumPy arrays, such as
-        ``drrho_numpy.MemoryMappedEstimator`` (file). It does not move when the module moves, its state is part of
-        ``state_dict()``, and `torch.compile` cannot trace it. None: buffers of this module keep the estimates.
+        ``drrho_numpy.MemoryMappedEstimator`` (file). The object does not move when the module moves, the object's
+        state is part of ``state_dict()``, and `torch.compile` cannot trace the object. None: buffers of this module
+        keep the estimates.
 
     Attributes
     ----------
@@ -74,9 +77,9 @@ class ContrastiveLoss(nn.Module):
     Notes
     -----
     The gradient of features and temperature is the closed form of SogCLR with a reference model (arXiv 2202.12387,
-    2505.06699), that is the gradient of the surrogate of `drrho_core.contrastive_step`; the reference features are
-    constants. Features in half precision are cast to float32. The incoming gradient, such as a loss scale, multiplies
-    the float32 gradient before the product is rounded to half precision.
+    2505.06699), that is the gradient of `surrogate`, a result of `drrho_core.contrastive_step`. The reference features
+    are constants. Features in half precision are cast to float32. The incoming gradient, such as a loss scale,
+    multiplies the float32 gradient before the product is rounded to half precision.
 
     The state changes once per call in ``train()`` with gradients enabled. Activation checkpointing runs a part of the
     forward pass twice; keep this module outside of that part. A second training call with the same rows updates their
@@ -225,15 +228,15 @@ class ContrastiveLoss(nn.Module):
             Stable row of every pair in the data set, in [0, num_samples), without repeats. In ``eval()`` the values
             are not used.
         reference_features : pair of tensors, shape (b, r), optional
-            Features of the frozen reference model, as in `drrho_core.contrastive_step`: constants.
+            Features of the frozen reference model, as in `drrho_core.contrastive_step`. They get no gradient.
         pair_mask : tensor of bool, shape (b, b), optional
             As in `drrho_core.contrastive_step`.
         anchor_weight : tensor of shape (b,) or pair of tensors of shape (b,), optional
-            Factors >= 0, as in `drrho_core.contrastive_step`: constants.
+            Factors >= 0, as in `drrho_core.contrastive_step`. They get no gradient.
         temperature : float, tensor of shape () or pair of tensors of shape (b,), optional
             Replaces the module's temperature in this call, > 0. A pair holds one temperature per image anchor and one
             per text anchor, such as the rows of `sample_index` in learned tables. The gradient of a tensor includes
-            the factor 1/2b of the mean over anchors.
+            the factor 1/(2b) of the mean over the 2b anchors.
 
         Returns
         -------
@@ -362,7 +365,7 @@ class ContrastiveLoss(nn.Module):
                 checks.namespace_of({key: incoming}, _XP)
                 checks.state_dtype(key, incoming, _XP)
                 checks.shape(key, incoming, (self.num_samples,), "(num_samples,)")
-        # An estimator object loads the keys that it wrote; nn.Module loads all other keys.
+        # The estimator object loads the entries that it wrote; nn.Module loads all other entries.
         keys: dict[str, str] = {}
         if self._table is not None:
             keys = self._table.keys(prefix, state_dict)

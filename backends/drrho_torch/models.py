@@ -52,7 +52,8 @@ class ConvModel:
 
         The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
         """
-        # The leaves share memory with the parameters. They are detached, so that each call has a graph of its own.
+        # The leaves, the tensors that autograd differentiates for, share memory with the parameters. They are detached,
+        # so that each call has a graph of its own.
         with torch.enable_grad():
             leaves = {name: parameters[name].detach().requires_grad_() for name in self._names}
             features = self._images(leaves, images), self._texts(leaves, texts)
@@ -82,7 +83,7 @@ class ConvModel:
         for layer in ("image/conv0", "image/conv1", "image/conv2"):
             kernel, bias = parameters[f"{layer}/kernel"], parameters[f"{layer}/bias"]
             x = F.relu(F.conv2d(x, kernel, bias, stride=2, padding=1))
-        # The axes return to the order (b, s, s, C), which the projection's kernel has for every backend.
+        # The axes return to the order (b, s, s, C), in which the rows of the projection's kernel are stored.
         x = x.permute(0, 2, 3, 1).flatten(1)
         return _unit_norm(_linear(parameters, "image/projection", x))
 

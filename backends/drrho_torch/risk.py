@@ -34,7 +34,7 @@ def drrho_risk(
     loss : tensor, shape (..., n, ...)
         The learner's losses, real floating, any unit.
     reference_loss : tensor, the same shape
-        The frozen reference model's losses on the same samples, in the same dtype: constants.
+        The frozen reference model's losses on the same samples, in the same dtype. They get no gradient.
     ambiguity_set : AmbiguitySet
         The weights that the adversary may choose, such as ``drrho_core.CVaR(0.1)``.
     reference_weight : float or tensor of shape ()
@@ -47,7 +47,7 @@ def drrho_risk(
     Returns
     -------
     tensor
-        The risk: the shape of `loss` without `axis`; a scalar for one axis.
+        The risk, in the shape of `loss` without `axis`; a scalar if `loss` has one axis.
 
     Raises
     ------
@@ -58,8 +58,8 @@ def drrho_risk(
 
     Notes
     -----
-    The gradient is the vector of worst-case weights, ``dF/dl_i = p*_i`` (Danskin's theorem), so autograd does not
-    differentiate the solver. The risk is that of DRRho (arXiv 2505.06699).
+    The derivative of the risk with respect to the loss of sample i is the worst-case weight of sample i (Danskin's
+    theorem), so autograd does not differentiate the solver. The risk is that of DRRho (arXiv 2505.06699).
 
     Examples
     --------
@@ -124,13 +124,14 @@ class _Risk(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return one gradient per argument, None for all arguments but `loss`."""
-        # The incoming gradient has one number per slice, which multiplies the n weights of the slice.
+        # A slice is the n samples along `axis`. The incoming gradient has one number per slice, which multiplies the n
+        # weights of the slice.
         per_slice = None if incoming[0] is None else incoming[0].unsqueeze(ctx.axis)
         return None, *scaled_gradients(ctx, per_slice), None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], settings: _RiskSettings, *arguments: Any) -> tuple[Any, Any]:
-        """Solve all problems in one call, because the core takes losses with many axes."""
+        """Solve all mapped problems in one call, because the core (`drrho_core`) takes losses with many axes."""
         loss, reference_loss, reference_weight, where = arguments
         _, loss_axis, reference_axis, weight_axis, where_axis = in_dims
         # The core takes one reference weight per call, so problems with different weights are solved one by one.

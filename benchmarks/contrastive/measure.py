@@ -1,9 +1,9 @@
 """Measure every library in separate processes, and compare two measurements.
 
 A library sets up its threads when it is imported, so every library gets a separate process. In this process all
-candidates are timed in turn for each batch size. If the machine becomes slower, it slows all candidates; a ratio is the
-median of the ratios of neighbouring turns. Memory is measured in further processes, one per figure. The figure is the
-peak memory of a call minus the memory that the process held before the call.
+candidates are timed in turn for each batch size. If the machine becomes slower, all candidates become slower. A ratio
+is the median of the ratios of neighbouring turns. Memory is measured in further processes, one per figure. The figure
+is the peak memory of a call minus the memory that the process held before the call.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run(
     Returns
     -------
     dict
-        ``setting``, and ``times`` and ``memory``, lists of rows.
+        ``setting`` is a dict; ``times`` and ``memory`` are lists of rows.
     """
     setting: dict[str, Any] = {
         "python": platform.python_version(),

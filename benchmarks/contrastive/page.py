@@ -8,12 +8,12 @@ from typing import Any
 
 from benchmarks.contrastive.candidates import CANDIDATES, DTYPES, RATIOS
 
-# The plots of shares of the product rate: each file's heading and ratio.
+# The plots of shares of the product rate: for each file the heading and the ratio that is drawn.
 _SHARES = {
     "share.svg": ("One pass: share of the library's product rate", "share"),
     "two-passes.svg": ("Two passes: share of the library's product rate", "two-pass share"),
 }
-# The name of the curve of each ratio of another program's time to ours.
+# For each ratio of another program's time to the time of our step, the name of its curve in the plots.
 _OTHERS = {
     "over dense": "dense autograd",
     "over dense, faster": "dense/faster",

@@ -1,4 +1,4 @@
-"""Programs with which the step is compared: autograd through dense b x b matrices. Do not train with them."""
+"""JAX programs that `contrastive_step` is compared with: autograd through b x b matrices. Do not train with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dense_step(
             logits = jnp.where(is_positive, -jnp.inf, pairs / temperature)
             log_own = jax.nn.logsumexp(logits, axis=axis) - jnp.log(len(images) - 1.0)
             fixed = jax.lax.stop_gradient(log_own)
-            # log u' = log((1 - gamma) u + gamma g); an anchor without history (u = 0) takes g.
+            # u is the stored estimate of an anchor, g that of this batch: u' = (1 - gamma) u + gamma g, or g if u = 0.
             averaged = jnp.logaddexp(log_inner + jnp.log1p(-GAMMA), fixed + jnp.log(GAMMA))
             log_new = jnp.where(jnp.isinf(log_inner), fixed, averaged)
             loss = loss + jnp.mean(temperature * log_new) / 2

@@ -33,7 +33,7 @@ def dense_step(
     for pairs, axis in ((excess - positive[:, None], 1), (excess - positive[None, :], 0)):
         logits = (pairs / temperature).masked_fill(is_positive, -torch.inf)
         log_own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
-        # log u' = log((1 - gamma) u + gamma g); an anchor without history (u = 0) takes g.
+        # u is the stored estimate of an anchor, g that of this batch: u' = (1 - gamma) u + gamma g, or g if u = 0.
         averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own.detach() + math.log(GAMMA))
         log_new = torch.where(torch.isinf(log_inner), log_own.detach(), averaged)
         loss = loss + (temperature * log_new).mean() / 2
@@ -50,8 +50,8 @@ def released_form(
     """Take a step in the form of DRRho-CLIP's released program (commit 33d7364c); the code is ours.
 
     Each direction computes its own similarity matrices, so there are eight matrix products: four forward, and four in
-    autograd's backward pass. The diagonal is removed by multiplication with a
-    mask. The loss is the sum of the excess similarities under constant weights. The temperature has no gradient.
+    autograd's backward pass. Multiplication with a mask removes the diagonal. The loss is the sum of the excess
+    similarities times weights that are constants for autograd. The temperature has no gradient.
     """
     images, texts = images.detach().requires_grad_(), texts.detach().requires_grad_()
     off_diagonal = 1.0 - torch.eye(len(images), device=images.device)
@@ -64,7 +64,7 @@ def released_form(
         excess = (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
         similarity = reference_anchors @ reference_others.T
         excess = excess - (similarity - similarity.diagonal()[:, None]) / TEMPERATURE
-        # The weights w_ij = exp(z_ij) / u'_i are constants for autograd.
+        # The weights w_ij = exp(excess_ij) / u'_i, with the anchor's new estimate u'_i, are constants for autograd.
         with torch.no_grad():
             log_own = torch.logsumexp(excess + torch.log(off_diagonal), dim=1) - math.log(len(images))
             averaged = torch.logaddexp(log_inner + math.log1p(-GAMMA), log_own + math.log(GAMMA))

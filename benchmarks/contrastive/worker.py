@@ -135,7 +135,7 @@ def _time(library: _Library, batch_size: int, rounds: int) -> dict[str, Any]:
     began = time.perf_counter()
     for turn in range(max(rounds, MOST_TURNS) + 1):
         for name in names if turn % 2 else reversed(names):
-            # The product is short: a single call would be imprecise.
+            # The product takes so little time that the measurement of a single call would be imprecise.
             if name == "product":
                 part = statistics.median(_seconds(library, functions[name], arrays) for _ in range(_PRODUCT_CALLS))
                 times[name].append(scale * part)

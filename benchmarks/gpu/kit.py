@@ -1,4 +1,8 @@
-"""Check results on a device: run the conformance kit, and compare half types with NumPy in float64."""
+"""Check results on a device: run the conformance kit, and compare half types with NumPy in float64.
+
+The kit compares our functions with the oracle (drrho_reference, the slow NumPy implementation). Half types are bfloat16
+and float16.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,10 @@ from benchmarks.gpu.plan import HALF, Case
 from benchmarks.gpu.processes import FAILED, Report, Row, rounded
 
 AGREEMENT = {True: ((64, 32, True), (48, 32, False)), False: ((2048, 768, True), (1500, 768, False))}
-"""Batches that are compared with NumPy in float64: b, d, and whether there is a reference. The keys are `dry_run`."""
+"""For each value of `dry_run` the batches that are compared with NumPy in float64.
+
+A batch has a size b, features of width d, and perhaps a reference model.
+"""
 
 
 class Kit:
@@ -85,7 +92,7 @@ class Kit:
             yield
 
     def half_types(self, engine: str) -> Row:
-        """Compare a step on half types with NumPy's float64 on the same numbers, and with a second run of itself."""
+        """Compare a step on half types with a step in NumPy's float64 on the same numbers, and with a second run."""
         from drrho_core import contrastive_step
 
         name = HALF[self.library.name]
@@ -119,7 +126,7 @@ class Kit:
                 size = np.maximum(1.0, np.abs(right))
                 if kind == "gradient":
                     size = largest / (2 * b) * max(float(np.max(np.abs(x))) for x in exact[:2])
-                worst[kind] = max(worst[kind], float(np.max(np.abs(got - right) / size)))  # max may ignore nan
+                worst[kind] = max(worst[kind], float(np.max(np.abs(got - right) / size)))  # may lose a nan
                 if not np.all(np.isfinite(got)):
                     reasons.append(f"{field} is not finite")
                 if not np.array_equal(got, self.library.numpy(getattr(second, field)), equal_nan=True):
@@ -138,7 +145,10 @@ FIELDS = {"image_gradient": "gradient", "text_gradient": "gradient", "log_inner_
 
 
 def largest_sum_of_weights(features: Sequence[np.ndarray]) -> float:
-    """Return the largest sum over a row or a column of V, for gamma = 1; the gradient's entries are of this size."""
+    """Return the largest sum over a row or a column of the weights V, without memory (gamma = 1).
+
+    This sum times the largest feature entry, divided by 2b, is the size of the entries of the feature gradients.
+    """
     z = features[0] @ features[1].T
     if len(features) > 2:
         z = z - features[2] @ features[3].T

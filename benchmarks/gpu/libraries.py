@@ -141,7 +141,7 @@ class Torch:
             own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
             new = torch.logaddexp(state + math.log1p(-GAMMA), own.detach() + math.log(GAMMA))
             total = total + TEMPERATURE * torch.exp(own - new).mean() / 2
-        # The derivative of this surrogate is that of the objective, with u' as a constant.
+        # The derivative of this surrogate is the derivative of the objective if u' is a constant.
         return torch.autograd.grad(total, (images, texts))
 
 

@@ -17,7 +17,7 @@ SOURCES = (ROOT, ROOT / "backends", ROOT / "reference_impl")
 
 
 class Need(NamedTuple):
-    """A package that a section of the measurement (a worker process of its own) needs."""
+    """A package that a section of the measurement needs."""
 
     module: str
     # Name (and version) for a package index.
@@ -109,7 +109,7 @@ def _fits(wheel: Path) -> bool:
 
 
 def describe_ourselves(target: Path) -> None:
-    """If drrho-core is not installed, write the metadata that an installation would have: it lists the backends."""
+    """If drrho-core is not installed, write its metadata, because the list of backends is part of the metadata."""
     try:
         importlib.metadata.distribution("drrho-core")
     except importlib.metadata.PackageNotFoundError:

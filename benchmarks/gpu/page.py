@@ -14,7 +14,7 @@ _HARMLESS = str.maketrans(dict(zip("|`<>[]$*", ["/", "'", "(", ")", "(", ")", No
 
 
 def plain(text: Any, length: int = 160) -> str:
-    """Return a text of another program for a Markdown table: one line, without folders of this machine or markup."""
+    """Return a text of another program as one line for a Markdown table, without markup and this machine's folders."""
     words = " ".join(str(text).replace(f"{ROOT}/", "").split())
     # Absolute paths lose their folders and keep the file's name.
     words = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", words)
@@ -84,7 +84,10 @@ def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
         f"- Python {setting['python']}, NumPy {setting['numpy']}; {setting['date']}; {setting['seconds']:.0f} s in all",
         "",
         "The command writes this page; the raw figures are in [gpu.json](gpu.json). If a measurement failed or ran",
-        "out of memory or time, its row gives the reason.",
+        "out of memory or time, its row gives the reason. *Fused* means that the GPU kernels were used, *plain* that",
+        "the core ran without kernels. The case *half types* compares a step on bfloat16 or float16 features with",
+        "NumPy in float64. All other cases of correctness compare our functions with the oracle, the slow NumPy",
+        "program.",
         "",
     ]
     lines += _section("Correctness", _of(rows, "kit"), ("library", "case", "result"), _simple)
@@ -104,15 +107,15 @@ def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
     if not rows:
         return []
     intended = (
-        "Each row is one call of `contrastive_step` with gradients on b pairs. The engine *fused* is the GPU kernels,",
-        "*plain* is the core without kernels, and *dense* is autograd of the same formula through b x b matrices.",
-        "Milliseconds are medians; each call ends when the device has computed the result. *TFLOP/s* counts only the",
-        "matrix products that every method needs (3, with a reference model 4). *TFLOP/s, made* counts the products",
-        "of two passes (4, with a reference model 6), and for another program the products that it computes (3 for",
-        "siglip-kernel, 5 for memeff). A product has 2 b^2 d operations. Each share is the rate in the column before,",
-        "divided by the rate at which the library multiplies two 8,192 x 8,192 matrices in the same process. *MB* is",
-        "the peak memory beyond the inputs; for JAX it is the memory that the compiler plans. siglip-kernel and memeff",
-        "are other programs: their losses are those of SigLIP and CLIP, without reference model and state.",
+        "Each row is one call of `contrastive_step` with gradients on b pairs. The engine *dense* means autograd of",
+        "the same formula through b x b matrices. Milliseconds are medians; each call ends when the device has",
+        "computed the result. *TFLOP/s* counts only the matrix products that every method needs (3, with a reference",
+        "model 4). *TFLOP/s, made* counts the products of two passes (4, with a reference model 6), and for another",
+        "program the products that it computes (3 for siglip-kernel, 5 for memeff). A product has 2 b^2 d",
+        "operations, with features of width d. Each share is the rate in the column before, divided by the rate at",
+        "which the library multiplies two 8,192 x 8,192 matrices in the same process. *MB* is the peak memory beyond",
+        "the inputs; for JAX it is the memory that the compiler plans. siglip-kernel and memeff are other programs:",
+        "their losses are those of SigLIP and CLIP, without reference model and state.",
     )
     head = ("library", "engine", "reference", "b", "ms", "TFLOP/s", "share", "TFLOP/s, made", "share, made", "MB")
     lines = ["## Speed", "", *intended, "", *_head(head)]

@@ -29,10 +29,10 @@ from benchmarks.gpu.packages import ROOT
 from benchmarks.gpu.plan import Case, Section
 
 START_SECONDS, ENDING_SECONDS = 120.0, 3.0
-"""Time limits for importing the library and finding the device, and for ending."""
+"""Time limits in seconds: for importing the library and finding the device, and for the end of a process."""
 
 Row = dict[str, Any]
-"""A case with "section", "part", "status", and "reason" or figures."""
+"""The entries of a case, and "section", "part", "status", and either a "reason" or figures."""
 
 OK, FAILED, ABSENT, LEFT_OUT, NO_MEMORY, NO_TIME = "ok", "failed", "absent", "left out", "out of memory", "out of time"
 Command = Callable[[Section, Sequence[Case], int], list[str]]
@@ -43,7 +43,7 @@ Report = Callable[[str, Any], None]
 
 
 class Results:
-    """All rows so far, also in a file with one JSON object per line; the file is complete at any time."""
+    """All rows so far. They are also in a file with one JSON object per line, and this file is complete at any time."""
 
     def __init__(self, path: Path, say: Callable[[Row], None] = lambda _: None) -> None:
         self.path, self.rows, self._say = path, list[Row](), say

@@ -1,4 +1,8 @@
-"""Measure `contrastive_step` with kernels, the plain core and dense autograd, and the kernels of other programs."""
+"""Measure `contrastive_step` with GPU kernels and without, dense autograd, and the kernels of two other programs.
+
+The kernels make two sweeps: two passes over all tiles of the b x b matrix. The plain core is `contrastive_step` without
+kernels. Dense autograd differentiates the same formula through b x b matrices.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +63,14 @@ class Sweeps:
 
     @property
     def rate(self) -> float:
-        """Rate of the library's own product of random numbers. Constant numbers need less power and run faster."""
+        """Rate of the library's own product of random matrices. Constant matrices need less power and run faster."""
         # Measured once per process.
         if self._rate is None:
             self._rate = product_rate(self.library, self.square)
         return self._rate
 
     def arrays(self, b: int, d: int) -> tuple[Any, ...]:
-        """Return unit features on the device and a visited state; the arrays of the last batch size are kept."""
+        """Return features of unit norm and a state whose samples were all visited; keep the arrays of the last b."""
         if self._arrays is None or self._arrays[0] != b:
             # The old arrays are freed before the new arrays are made, because both might not fit into memory.
             self._arrays = None

@@ -70,7 +70,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 PARTS: dict[str, Any] = {"kit": Kit, "sweeps": Sweeps, "peers": Peers, "tests": Tests, "demo": Demo}
-"""The class that measures each part: built from its first case, a `Report` and `dry_run`, then called with cases."""
+"""For each part the class that measures it.
+
+An object of the class is made from the first case, a `Report` and `dry_run`, and is then called with each case.
+"""
 
 
 def healthy(library: Library | None) -> bool:

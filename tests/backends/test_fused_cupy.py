@@ -309,7 +309,7 @@ def test_the_kit_passes_a_step_that_is_made_of_them(library: Any) -> None:
     [
         ("float64", 2, "always", "take float32 and float16, not float64"),
         ("float32", 2, "always", None),
-        ("float32", 1024, "auto", "float32 has no faster product"),
+        ("float32", 1024, "auto", "multiply float32 no faster"),
         ("float16", 2047, "auto", "smaller than 2048"),
         ("float16", 2048, "auto", None),
     ],

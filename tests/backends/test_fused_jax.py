@@ -157,7 +157,7 @@ def test_what_they_decline(change: dict[str, Any], mode: str, reason: str | None
 def test_on_a_gpu_only_what_is_expected_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "platform_of", lambda array: "gpu")
     for dtype, b, reason in (
-        (jnp.float32, 1024, "float32 has no faster product"),
+        (jnp.float32, 1024, "multiply float32 no faster"),
         (jnp.bfloat16, 1023, "smaller than 1024"),
         (jnp.bfloat16, 1024, None),
     ):

@@ -163,6 +163,16 @@ def test_large_orders_fill_their_ball() -> None:
     assert divergence(ambiguity_set, worst.weights) == pytest.approx(0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize(("order", "radius"), [(100.0, 1e12), (60.0, 1e14), (30.0, 1e13)])
+def test_large_orders_with_large_radii_match_the_oracle(order: float, radius: float) -> None:
+    # order (order - 1) radius is above 1e15, so the core adds logarithms and does not multiply.
+    x = np.asarray([0.3, -1.2, 2.0, 0.9, 0.1])
+    solution = worst_case(x, CressieReadBall(order, radius))
+    expected = drrho_reference.worst_case(x, drrho_reference.CressieReadBall(order, radius))
+    assert float(solution.risk) == pytest.approx(float(expected.risk), rel=1e-10)
+    assert np.asarray(solution.weights) == pytest.approx(expected.weights, abs=1e-10)
+
+
 def test_losses_up_to_the_limit_are_solved() -> None:
     limit = float(np.finfo(np.float32).max) / (8 * 3)
     x = np.asarray([1.0, -1.0, 0.5], dtype=np.float32) * np.float32(0.999 * limit)

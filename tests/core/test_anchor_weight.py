@@ -134,6 +134,17 @@ def test_weights_of_any_size_scale_the_gradient(factor: float) -> None:
     assert np.allclose(scaled.image_gradient, plain.image_gradient * np.float32(factor), rtol=1e-5)
 
 
+def test_a_weight_that_overflows_gives_a_finite_gradient() -> None:
+    # With a memory far below the batch's own estimate, g / (eps + u) is 2, and twice this factor is no float32.
+    images, texts, *_ = (x.astype(np.float32) for x in features(16))
+    old, factor = np.full(B, -50.0, dtype=np.float32), np.full(B, 2e38, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        step = contrastive_step(images, texts, old, old, temperature=0.5, gamma=0.5, anchor_weight=factor)
+    assert np.all(np.isfinite(step.image_gradient))
+    assert np.any(step.image_gradient != 0.0)
+    assert np.all(np.isfinite(step.text_gradient))
+
+
 BAD: dict[str, tuple[Any, Any, str]] = {
     "negative": (np.full(B, -1.0), ValueError, "anchor_weight must be finite and >= 0, got -1.0 at position 0"),
     "nan in a pair": (

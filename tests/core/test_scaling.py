@@ -120,7 +120,6 @@ def test_without_visible_values_or_a_trace_features_are_taken_as_they_are(monkey
     given = inputs("unit")
     found = find_scaling(given, temperature=0.25, visible=False)
     assert (found.left, found.right, found.rates) == (1.0, 1.0, (4.0, 4.0))
-    assert Scaling() == (1.0, 1.0, (1.0, 1.0), (None, None))
 
 
 def test_empty_reference_features_have_size_0(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,13 @@
 mutmut makes the mutants, and `forks.py` runs them: the tests are collected once, and each mutant is tested in a fork of
 the process. The only file that is written is the report.
 
-All of mutmut's mutants of functions count, and those of numbers at the top level of a module. Two kinds are left out:
+All of mutmut's mutants of functions count, and those of numbers at the top level of a module. Three kinds are left out:
 
 - Mutants of messages, because tests of numbers should not depend on words: everything within a ``raise``, and the words
   of the checks in `drrho_core._validate`.
 - Mutants of ``zip(strict=...)`` and ``astype(copy=...)``, which change no number: the first argument is a guard against
   mistakes, the second one affects speed.
+- Mutants of questions whether values can be read (`QUESTIONS`), which select between two paths with equal numbers.
 
 mutmut itself leaves out docstrings, annotations and decorators.
 
@@ -150,6 +151,12 @@ def mutants_of(module: str) -> list[Mutant]:
             return False
 
         def _is_guard(self, node: cst.CSTNode, new: cst.CSTNode) -> bool:
+            # A change within a question whether values can be read. Of `known`, which also asks for a condition, only
+            # the arguments as a whole: a condition that is not read counts as unknown.
+            calls = [n for n in [*self.above, node] if isinstance(n, cst.Call)]
+            asked = [tree.code_for_node(n.func).rpartition(".")[2] for n in calls]
+            if QUESTIONS & set(asked) or (isinstance(node, cst.Call) and asked[-1] == "known"):
+                return True
             call = next((n for n in reversed([*self.above, node]) if isinstance(n, cst.Call)), None)
             guard = GUARDS.get(tree.code_for_node(call.func).rpartition(".")[2]) if call else None
             if call is None or guard is None:
@@ -170,6 +177,10 @@ def mutants_of(module: str) -> list[Mutant]:
 
 GUARDS = {"zip": "strict", "astype": "copy"}
 """Keyword arguments that change no number: `strict` is a guard against mistakes, `copy` affects speed."""
+
+QUESTIONS = {"values_visible", "all_visible"}
+"""Functions that say whether values can be read. The answer selects between a fast path and a path that does not read
+values; both give the same numbers. The tests of compiled code and of other devices check the answers themselves."""
 
 CHECKS = ("_validate.", "call.", "Rule", "check_", "_store_checked")
 """How the names of checks start: strings among the arguments of these calls are words of a message."""
