@@ -1,7 +1,7 @@
 """Steer the training of a model with a reference model: DRRho risk minimization on any array library.
 
-Arrays are those of any library that follows the array API standard, version 2024.12 or newer (tested: 2024.12 and
-2025.12). Arrays must be plain: masked, sparse and object arrays and ``numpy.matrix`` are refused.
+The functions take arrays of any library that follows the array API standard, version 2024.12 or newer (tested: 2024.12
+and 2025.12). Arrays must be plain: masked, sparse and object arrays and ``numpy.matrix`` are refused.
 
 Sources: Model Steering / DRRho (arXiv 2505.06699), SogCLR (arXiv 2202.12387), FastCLIP (arXiv 2407.01445).
 """

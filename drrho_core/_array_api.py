@@ -21,13 +21,15 @@ Scalar: TypeAlias = float | Array
 """A number or an array of shape ()."""
 
 PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
-"""A scalar, or one array (b,) for the image anchors and one for the text anchors."""
+"""A scalar, or a pair of arrays (b,): one value per image anchor, and one value per text anchor, of a batch of b pairs.
+
+An anchor is the image (or the text) that a loss compares with the texts (or the images) of the other pairs."""
 
 OLDEST = "2024.12"
 """The oldest version of the Array API standard that a namespace may follow; newer ones are accepted, too."""
 
 _NAMESPACES: dict[type, Namespace] = {}
-"""The namespace of each array type that has been checked and is plain. Later arrays of that type need one look-up."""
+"""The namespaces of all array types that have passed the check. Later arrays of such a type need only a look-up."""
 
 _DENSE = "pass it as a dense array"
 _NOT_PLAIN = {
@@ -40,9 +42,9 @@ _NOT_PLAIN = {
     "spmatrix": _DENSE,
     "sparray": _DENSE,
 }
-"""Names of classes that look like arrays but behave differently, and for each the advice that the message gives. They
-are the masked arrays of NumPy, astropy and torch, NumPy's matrix, and the sparse arrays of PyData, JAX, CuPy and SciPy.
-Names are compared so that none of these libraries has to be imported."""
+"""Names of classes that look like arrays but behave differently, and for each the advice that the message gives. These
+classes are the masked arrays of NumPy, astropy and torch, NumPy's matrix, and the sparse arrays of PyData, JAX, CuPy
+and SciPy. Names are compared so that none of these libraries has to be imported."""
 
 
 def is_array(value: object) -> bool:
@@ -50,13 +52,13 @@ def is_array(value: object) -> bool:
 
     The function of array-api-compat is not used, because it has a cache, and torch.compile warns about caches.
     """
-    # A NumPy scalar has these attributes, too, but it is a number; a class may have them, but it is no array.
+    # A NumPy scalar has these attributes, too, but is a number. A class of arrays has them, too, but is no array.
     has_attributes = hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "ndim")
     return has_attributes and not isinstance(value, (numbers.Real, type))
 
 
 def is_compiling(xp: Namespace) -> bool:
-    """Tell whether torch.compile, which the arrays themselves do not show, is tracing functions of `xp`."""
+    """Tell whether torch.compile is tracing functions of `xp`; the arrays themselves do not show this."""
     compiler = getattr(xp, "compiler", None)
     return compiler is not None and bool(compiler.is_compiling())
 
@@ -70,8 +72,8 @@ def device_of(array: Array) -> Any:
 def values_visible(array: Array, xp: Namespace) -> bool:
     """Tell whether the array's values can be read at no cost; see `all_visible`.
 
-    The answer holds for this array only. An array computed from it and from another may be mapped by a `vmap` although
-    this array is not. So call this function with the very array that is read, as `known` does.
+    The answer holds for this array only. A result that is computed from this array and from an array under a `vmap`
+    cannot be read, although this array can. So call this function with the very array that is read, as `known` does.
     """
     return all_visible((array,), xp)
 
@@ -86,7 +88,7 @@ def all_visible(arrays: Iterable[Array], xp: Namespace) -> bool:
 
 
 def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
-    """Return the answer of `all_visible` for a namespace that is known not to be compiling."""
+    """Return the answer of `all_visible` if it is known that torch.compile is not tracing."""
     for array in arrays:
         device = getattr(array, "device", None)
         # NumPy's devices are strings; other libraries' devices name their platform or type.
@@ -97,13 +99,13 @@ def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
         # The wrappers of torch.func report the host as their device, but have no memory of their own.
         if hasattr(array, "untyped_storage") and not has_memory(array):
             return False
-    # Under jax.jit an array may be concrete, but every result is a tracer. A new array shows it: it has no device.
+    # Under jax.jit an array may be concrete, but every result is a tracer. Then also a new array has no device.
     return getattr(xp.zeros(()), "device", None) is not None
 
 
 def has_memory(array: Array) -> bool:
-    """Tell whether a tensor's numbers lie in memory; arrays of other libraries always pass."""
-    # torch.func's wrappers have the method, but it raises.
+    """Tell whether the numbers of a torch tensor lie in memory; for arrays of other libraries return True."""
+    # The wrappers of torch.func have this method, but it raises an error.
     memory = getattr(array, "untyped_storage", None)
     if memory is not None:
         try:
@@ -155,7 +157,7 @@ def common_namespace(arrays: Mapping[str, Array], xp: Namespace | None = None) -
             kind = "a nested tensor" if array.is_nested else f"a tensor of layout {array.layout}"
             raise TypeError(f"{name} must be a plain array, got {kind}: {_DENSE}")
         if getattr(array.dtype, "kind", "") == "O":
-            raise TypeError(f"{name} must be a plain array, got one of dtype object: pass numbers of a floating dtype")
+            raise TypeError(f"{name} must be a plain array, got dtype object: pass numbers of a floating dtype")
         if common is None:
             common = namespace
         elif namespace is not common:
@@ -212,17 +214,17 @@ def _outdated(name: str, xp: Namespace) -> str:
     subject = "xp must be" if name == "xp" else f"{name} must be an array of"
     return (
         f"{subject} a library that follows the array API standard's version {OLDEST} or a newer one, "
-        f"got {library(xp)}, which says {getattr(xp, '__array_api_version__', 'none')}"
+        f"got {library(xp)}, which reports version {getattr(xp, '__array_api_version__', 'none')}"
     )
 
 
 def library(xp: Namespace) -> str:
-    """Return a namespace's name without the wrapper's: ``torch`` for ``array_api_compat.torch``."""
+    """Return the name of a namespace's library: ``torch`` for ``array_api_compat.torch``."""
     return str(xp.__name__).removeprefix("array_api_compat.")
 
 
 def wide_dtype(dtype: Any, xp: Namespace) -> Any:
-    """Return the dtype for sums of `dtype`: float32 for half types, else `dtype`."""
+    """Return the dtype in which numbers of `dtype` are summed: float32 for float16 and bfloat16, else `dtype`."""
     return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
 
 
@@ -233,7 +235,7 @@ def power_of_two(size: Array, xp: Namespace) -> Array:
 
 
 def supports_index_assignment(array: Array, xp: Namespace) -> bool:
-    """Tell whether ``array[integer_array] = values`` works in place; the standard does not promise it."""
+    """Tell whether ``array[integer_array] = values`` works in place; the standard does not require this."""
     if not array_api_compat.is_writeable_array(array):
         return False
     # The assignment has to be tried, because array-api-strict accepts other kinds of assignment but not this kind.

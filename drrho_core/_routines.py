@@ -1,7 +1,8 @@
-"""The routines that the core uses for a library's arrays: registered by a backend, or else those of the standard.
+"""Routines for the arrays of a library: those that a backend has registered, or else operations of the standard.
 
-`drrho_core.extend` says which routines a backend can register. `fused_kernels` chooses between fused kernels and the
-core's own passes.
+The standard is the Array API standard, in whose operations the core (drrho_core) is written. `drrho_core.extend` says
+which faster routines a backend can register. Among them are fused kernels, which replace the core's own two passes over
+all pairs of a batch. `fused_kernels` chooses between the kernels and these passes.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def is_traced(xp: Namespace) -> bool:
 def repeat(
     count: int, body: Body, carry: Carry, xp: Namespace, *, finished: Callable[[Carry], Array] | None = None
 ) -> Carry:
-    """Take `count` steps with the loop of the arrays' library.
+    """Apply `body` to `carry` `count` times, in the loop that is registered for the arrays' library, if there is one.
 
     If values can be read at no cost, the loop ends as soon as every entry of ``finished(carry)`` is true, because the
     remaining steps would change nothing.
     """
-    # The first step may turn an array that can be read into a traced array, so this is tested before every step.
+    # The first step may turn an array that can be read into a traced array, so every step tests this again.
     while count > 0 and finished is not None:
         over = finished(carry)
         if not values_visible(over, xp):
@@ -52,12 +53,12 @@ def descending(values: Array, xp: Namespace) -> Array:
     sort = extend.registered(library(xp)).sort
     if sort is not None and (is_compiling(xp) or has_memory(values)):
         return xp.flip(sort(values), axis=-1)
-    # The order of equal numbers does not matter, and a sort that need not keep this order is several times as fast.
+    # Equal numbers may change places, and a sort that allows this is several times as fast as a stable sort.
     return xp.sort(values, axis=-1, descending=True, stable=False)
 
 
 def tile_routines(like: Array, xp: Namespace) -> tuple[Matmul, Exponential]:
-    """Return the product and the exponential for tiles of the dtype and device of `like`."""
+    """Return the matrix product and the exponential for tiles, which have the dtype and the device of `like`."""
     routines = extend.registered(library(xp))
     # torch.compile cannot trace `routines.matmul`, and it chooses a fast product by itself.
     matmul = None if routines.matmul is None or is_compiling(xp) else routines.matmul(like)
@@ -76,8 +77,8 @@ def fused_kernels(mode: str) -> Iterator[None]:
     Parameters
     ----------
     mode : {"never", "auto", "always"}
-        ``"never"``: the plain core runs. ``"auto"``: kernels run if they are expected to be faster. ``"always"``:
-        kernels run, or an error gives the reason why not. The mode holds inside the ``with`` block, in this thread or
+        ``"never"``: the core's own passes run. ``"auto"``: kernels run if they are expected to be faster. ``"always"``:
+        kernels run, or an error says why they cannot run. The mode holds inside the ``with`` block, in this thread or
         task, and for code that is traced there. Outside of all blocks the environment variable ``DRRHO_FUSED`` sets the
         mode; the default is ``"auto"``.
 
@@ -91,7 +92,7 @@ def fused_kernels(mode: str) -> Iterator[None]:
     >>> import numpy as np
     >>> from drrho_core import contrastive_step
     >>> unseen = np.full(3, -np.inf)
-    >>> with fused_kernels("auto"):                               # NumPy has no kernels: the plain core runs
+    >>> with fused_kernels("auto"):                               # NumPy has no kernels: the core's passes run
     ...     step = contrastive_step(np.eye(3), np.eye(3), unseen, unseen, temperature=0.5)
     >>> float(step.loss)
     -1.0
@@ -104,14 +105,15 @@ def fused_kernels(mode: str) -> Iterator[None]:
 
 
 def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
-    """Return the fused kernels for a batch, or None if the plain core has to run.
+    """Return the fused kernels for a batch, or None if the core's own passes have to run.
 
     Raises
     ------
     ValueError
-        If the mode is ``"always"`` and there are no kernels for the batch, or if ``DRRHO_FUSED`` is no mode.
+        If the mode is ``"always"`` and there are no kernels for the batch, or if the value of
+        ``DRRHO_FUSED`` is no mode.
     """
-    if is_compiling(xp):  # torch.compile fuses the plain core by itself, and cannot trace the code below
+    if is_compiling(xp):  # torch.compile fuses the core's passes by itself, and cannot trace the code below
         return None
     mode = _MODE.get() or _check_mode("DRRHO_FUSED", os.environ.get("DRRHO_FUSED") or "auto")
     if mode == "never":

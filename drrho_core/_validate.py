@@ -1,10 +1,10 @@
-"""All rules for arguments, and their messages, which have one form: argument, rule, received value.
+"""Checks of the arguments of public functions. All error messages have one form: argument, rule, received value.
 
-A public function calls `arrays` once. The result, a `Call`, holds the library, the device and whether values can be
-read; each of its methods checks one argument. A rule is a named interval (`POSITIVE`, `UNIT_INTERVAL`, ...), the same
-for a number and for an array.
+A public function calls `arrays` once. The result is a `Call`, which holds the arrays, their library and device, and
+says whether all values can be read. Each method of a `Call` checks one argument. A rule is a named interval
+(`POSITIVE`, `UNIT_INTERVAL`, ...), which is the same for a number and for the entries of an array.
 
-Shapes, dtypes, namespaces and devices are always checked. Values are checked only if reading them is free (see
+Shapes, dtypes, namespaces and devices are always checked. Values are checked only if they can be read at no cost (see
 `drrho_core._array_api.all_visible`). All checks run before anything is computed, so an error changes no state.
 """
 
@@ -30,8 +30,8 @@ from drrho_core._array_api import (
 class Rule(NamedTuple):
     """An interval in which numbers and entries of arrays have to lie, and the words that follow "must" in the message.
 
-    A rule is an interval and not a function, because then the smallest and the largest entry decide for the whole
-    array. In torch these two reductions take a ninth of the time of a test of each entry.
+    A rule is an interval and not a function, because then only the smallest and the largest entry of an array have to
+    be compared with the bounds. In torch these two reductions take a ninth of the time that a test of each entry takes.
     """
 
     words: str
@@ -56,14 +56,14 @@ FINITE_POSITIVE = POSITIVE._replace(words="be finite and > 0")
 UNIT_INTERVAL = Rule("be in (0, 1]", low=0.0, high=1.0, includes_high=True)
 BELOW_ONE = Rule("be in [0, 1)", low=0.0, high=1.0, includes_low=True)
 OPEN_UNIT_INTERVAL = Rule("be in (0, 1)", low=0.0, high=1.0)
-LOG_STATE = Rule("be finite, or -inf for never visited", includes_low=True)
+LOG_STATE = Rule("be finite, or -inf for a sample that was never visited", includes_low=True)
 """The rule for logarithms of inner estimates: -inf marks a sample that was never visited."""
 
 FLOATING = "real floating"
 """Kind of dtype: float16, bfloat16, float32 or float64."""
 
 STATE = "float32 or wider"
-"""Kind of dtype of the estimator's state; half types would round small updates away."""
+"""Kind of dtype of the estimator's state. Half types (float16 and bfloat16) would round small updates away."""
 
 BOOLEAN = "bool"
 """Kind of dtype of masks."""
@@ -75,12 +75,12 @@ def at_most_in_size(limit: float, words: str) -> Rule:
 
 
 class Call(NamedTuple):
-    """The arrays of one call of a public function, and the facts about all of them, which `arrays` determines once."""
+    """The arrays of one call of a public function, and facts that hold for all of them; `arrays` builds this object."""
 
     arrays: Mapping[str, Array]
     xp: Namespace
     device: Any  # None under tracing
-    visible: bool  # whether the values of every array can be read for free
+    visible: bool  # whether the values of every array can be read at no cost
 
     def array(
         self,
@@ -106,7 +106,7 @@ class Call(NamedTuple):
         shape : tuple of int, optional
             The exact shape.
         meaning : str
-            The axes or the shape by names, such as ``(batch_size, feature_dim)``.
+            The names of the axes, such as ``(batch_size, feature_dim)``.
         dtype_of : str, optional
             The name of another array of the call, whose dtype this array has to share.
         rule : Rule, optional
@@ -135,7 +135,7 @@ class Call(NamedTuple):
         return array
 
     def values(self, name: str, array: Array, rule: Rule) -> None:
-        """Check a rule on every entry of an array, which is of the call or computed from it, if reading it is free."""
+        """Check that an array, an argument or a result, obeys a rule, if its entries can be read at no cost."""
         if self.visible or values_visible(array, self.xp):
             visible_values(name, array, rule, self.xp)
 
@@ -158,17 +158,17 @@ class Call(NamedTuple):
     ) -> Any:
         """Check a parameter as `parameter` does and return it ready for computation.
 
-        A number is returned as a float, which promotes no array. An array is cast to `dtype`; if its values cannot be
-        read, entries outside its domain become nan.
+        A number is returned as a Python float, which does not change the dtype of an array in an operation. An array is
+        cast to `dtype`. If its values cannot be read, entries that break the rule become nan.
         """
         if type(value) is float and dtype in (self.xp.float32, self.xp.float64):
-            # Nearly every option is a float of usual size inside its interval, or 0 if its rule allows 0.
+            # Nearly every option is a float of usual size inside the rule's interval, or 0 if the rule allows 0.
             inside = rule.low < value < rule.high and 1e-30 <= abs(value) <= 1e30
             if inside or (value == rule.low == 0.0 and rule.includes_low):
                 return value
         if isinstance(value, (float, int)):
             return number(name, value, rule, dtype=dtype, xp=self.xp)
-        # `within` gets the cast array, because an entry may leave its domain when it is rounded to the dtype.
+        # `within` gets the cast array, because an entry may leave the rule's interval when it is rounded to the dtype.
         checked = parameter(name, value, rule, self.xp, per_anchor=per_anchor, sides=sides, dtype=dtype)
         if isinstance(checked, float):
             return checked
@@ -191,7 +191,7 @@ def arrays(
     required : mapping of str to array
         Arguments that have to be arrays, by name.
     xp : namespace, optional
-        The caller's namespace. While torch.compile traces, it is used without a check of the arrays.
+        The caller's namespace. While torch.compile traces, this namespace is used without a check of the arrays.
     options : mapping, optional
         Arguments that may be arrays, numbers, None or pairs of these. Arrays among them are added to `required`; the
         arrays of a pair get the names ``name[0]`` and ``name[1]``.
@@ -203,7 +203,7 @@ def arrays(
     TypeError
         If an argument is no plain array, or the arrays come from different libraries: see `namespace_of`.
     ValueError
-        If the arrays lie on different devices, or an array requires gradients of autograd.
+        If the arrays lie on different devices, or an array requires gradients although `autograd` is False.
     """
     # Step 1: the arrays among the options are added to the required ones.
     named = dict(required)
@@ -212,7 +212,7 @@ def arrays(
             named.update({f"{name}[{place}]": member for place, member in enumerate(value) if is_array(member)})
         elif not isinstance(value, (float, int)) and value is not None and is_array(value):
             named[name] = value
-    # Step 2: the library. If the caller's namespace is compiling, it is used as it is; otherwise the arrays decide.
+    # Step 2: find the library. While torch.compile traces, this is the caller's; otherwise the arrays decide.
     compiling = xp is not None and is_compiling(xp)
     if not compiling:
         caller_xp, xp = xp, common_namespace(named, xp)
@@ -248,7 +248,7 @@ def number(
     dtype: Any = None,
     xp: Namespace | None = None,
 ) -> float:
-    """Return a Python number after checking that it is real, is finite, obeys a rule and fits a dtype, if given."""
+    """Check that a number is real and finite, obeys a rule and fits `dtype` (if given), and return it as a float."""
     # Nearly every number is a float or a small integer; other types need more checks.
     if type(value) is float or (type(value) is int and -(2**53) < value < 2**53):
         checked = float(value)
@@ -265,7 +265,7 @@ def number(
     ):
         unmet = rule.words if math.isfinite(checked) else "be finite"
         raise ValueError(f"{name} must {unmet}, got {describe(value)}")
-    # A number of usual size fits into float32 and float64; only for other numbers the limits of the dtype are needed.
+    # A number of usual size fits into float32 and float64. Only other numbers are compared with the dtype's limits.
     if dtype is not None and not (
         (checked == 0.0 or 1e-30 <= abs(checked) <= 1e30) and dtype in (xp.float32, xp.float64)  # type: ignore[union-attr]
     ):
@@ -285,7 +285,7 @@ def _real(name: str, value: object) -> float:
 
 
 def fits(name: str, value: float, rule: Rule, dtype: Any, xp: Namespace) -> None:
-    """Check that a number is finite in a dtype; if its rule excludes 0, number and inverse have to be normal."""
+    """Check that a dtype can hold a number and, if the rule of the number excludes 0, that it can hold its inverse."""
     fit = _fitting(rule, dtype, xp)
     if not fit.holds(value):
         raise ValueError(f"{name} must {fit.words}, got {value}")
@@ -295,7 +295,8 @@ def _fitting(rule: Rule, dtype: Any, xp: Namespace) -> Rule:
     """Return the interval of the numbers that a dtype can hold for a parameter.
 
     A parameter that cannot be 0 is a divisor. A library may multiply by the inverse instead, and may replace numbers
-    below the smallest normal number by 0. So the inverse, and a fourth of it, have to be normal numbers, too.
+    below the smallest normal number by 0. So the parameter must not be below this number, nor its inverse below 4 times
+    this number.
     """
     info = xp.finfo(dtype)
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
@@ -306,9 +307,9 @@ def _fitting(rule: Rule, dtype: Any, xp: Namespace) -> Rule:
 
 
 def within(value: Any, rule: Rule, xp: Namespace) -> Any:
-    """Return an array parameter with nan in place of entries outside its domain, if its values cannot be read.
+    """Return an array parameter; if its values cannot be read, entries that break the rule are replaced by nan.
 
-    Under tracing no error can be raised. A result of nan shows that an argument was wrong.
+    Under tracing no error can be raised for a wrong value. Instead the results that depend on this value become nan.
     """
     if isinstance(value, tuple):
         return tuple(within(member, rule, xp) for member in value)
@@ -319,16 +320,16 @@ def within(value: Any, rule: Rule, xp: Namespace) -> Any:
 
 
 def static_number(name: str, value: Any, rule: Rule) -> float:
-    """Return a Python number for a parameter that is a constant under tracing; an array of shape () is read once."""
+    """Return a number or an array of shape () as a float; if code is traced, the array has to be a constant."""
     if not isinstance(value, (float, int)) and is_array(value):
         xp = arrays({name: value}).xp
         if value.ndim != 0 or not xp.isdtype(value.dtype, ("real floating", "integral")):
             raise TypeError(f"{name} must be a real number, got {describe(value)}")
-        # A tracer has no value, which JAX reports as a TypeError.
+        # A tracer has no value: JAX raises a TypeError when a tracer is converted to a float.
         try:
             value = float(value.detach() if hasattr(value, "detach") else value)
         except TypeError as error:
-            raise TypeError(f"{name} must be a constant where code is traced, got {describe(value)}") from error
+            raise TypeError(f"{name} must be a constant when code is traced, got {describe(value)}") from error
     return number(name, value, rule)
 
 
@@ -343,7 +344,7 @@ def integer(name: str, value: object, *, minimum: int) -> int:
 
 
 def _index(name: str, value: Any) -> int:
-    """Return an integer from every type with ``__index__``, such as those of Python and NumPy, but not from a bool."""
+    """Return a value of any type with ``__index__``, such as an integer of NumPy, as an int; a bool is refused."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)
@@ -366,20 +367,20 @@ def state_dtype(name: str, array: Array, xp: Namespace) -> None:
 
 
 def _refuse_autograd(name: str, array: Array, xp: Namespace) -> None:
-    """Refuse an array that requires gradients: results are constants to autograd, so the gradient would be wrong.
+    """Refuse an array that requires gradients: autograd would treat the results as constants and return a wrong one.
 
     If autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, the array is accepted.
     """
     is_on = getattr(xp, "is_grad_enabled", None)
     if is_on is None or is_on():
         raise ValueError(
-            f"{name} must not ask for autograd, because results are constants to it (detach it, or use "
+            f"{name} must not require gradients, because results are constants for autograd (detach {name}, or use "
             f"drrho_torch), got requires_grad={array.requires_grad}"
         )
 
 
 def shape(name: str, array: Array, expected: tuple[int, ...], meaning: str) -> None:
-    """Check an exact shape; `meaning` is the shape by names, such as ``(batch_size,)``."""
+    """Check that an array has the expected shape; `meaning` names the axes, such as ``(batch_size,)``."""
     if tuple(array.shape) != expected:
         raise ValueError(f"{name} must have shape {meaning} = {expected}, got {tuple(array.shape)}")
 
@@ -401,32 +402,32 @@ def axis(value: object, name: str, array: Array) -> int:
 
 
 def mask(name: str, array: Array, of: str, like: Array, xp: Namespace) -> None:
-    """Check that an array is boolean and broadcasts to the shape of another array without growing it."""
+    """Check that an array is boolean and can be broadcast to the shape of the array `like`, whose name is `of`."""
     if not xp.isdtype(array.dtype, "bool"):
         raise TypeError(f"{name} must have dtype bool, got {array.dtype}")
-    # Broadcasting compares the sizes of axes, the last axis first: each size has to be 1 or equal.
+    # Broadcasting compares the sizes of axes, the last axis first: each size has to be 1 or that of `like`.
     missing = like.ndim - array.ndim
     if missing < 0 or any(size not in (1, full) for size, full in zip(array.shape, like.shape[missing:], strict=True)):
         raise ValueError(f"{name} must broadcast to the shape of {of} {tuple(like.shape)}, got {tuple(array.shape)}")
 
 
 def values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
-    """Check a rule on every entry, if reading them is free, and show the first value that breaks it."""
+    """Check the entries of an array as `visible_values` does, if they can be read at no cost."""
     if values_visible(array, xp):
         visible_values(name, array, rule, xp)
 
 
 def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
-    """Check a rule on every entry of an array whose values can be read, and show the first value that breaks it."""
+    """Check that all entries of an array obey a rule; the message shows the first entry that does not obey the rule."""
     if 0 in array.shape:
         return
-    # The smallest and the largest entry decide for all; a nan survives both reductions and fails the comparison.
+    # Only the smallest and the largest entry are compared. If any entry is nan, both are nan and fail the comparison.
     low, high = float(xp.min(array)), float(xp.max(array))
     if (rule.low < low or (rule.includes_low and low == rule.low)) and (
         high < rule.high or (rule.includes_high and high == rule.high)
     ):
         return
-    # Find the first entry that breaks the rule. In a half type the comparison may round, so that no entry is found.
+    # Find the first entry that breaks the rule. A half type rounds the bounds, so that there may be none: no error.
     flat = xp.reshape(array, (-1,))
     if xp.isdtype(array.dtype, "integral"):
         # The standard does not define comparisons of integer arrays with floats, so Python compares.
@@ -470,7 +471,7 @@ def parameter(
     value : number, array of shape () or pair of arrays of shape (per_anchor,)
         The received value; a number is returned as a float.
     rule : Rule
-        The rule for every number.
+        The rule that every number has to obey.
     xp : namespace
         The arrays' namespace.
     per_anchor : int, optional
@@ -478,8 +479,8 @@ def parameter(
     sides : pair of str
         The names of the anchors that the first and the second array of a pair belong to.
     dtype : dtype, optional
-        The dtype of the computation. Numbers that do not fit it are refused, also the entries of a wider array; see
-        `fits`.
+        The dtype of the computation. Numbers that do not fit it are refused, also if they are entries of an array of a
+        wider dtype; see `fits`.
     """
     # A pair of arrays, one per direction.
     if per_anchor is not None and isinstance(value, (tuple, list)):
@@ -506,7 +507,7 @@ def parameter(
 
 
 def parameter_values(name: str, array: Array, rule: Rule, dtype: Any, xp: Namespace) -> None:
-    """Check, if reading the values is free, that an array is finite, obeys a rule and fits a dtype as in `fits`."""
+    """If an array can be read at no cost, check that its entries are finite, obey a rule and fit a dtype."""
     if not values_visible(array, xp):
         return
     # The rule is checked first, because its message is the more helpful one.

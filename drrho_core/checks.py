@@ -1,8 +1,8 @@
-"""Checks of arguments for code outside of the core: backends, the harness (`drrho_clip`), and losses of your own.
+"""Checks of arguments for code outside of the core (`drrho_core`): backends, `drrho_clip`, and losses of your own.
 
-A wrapper that uses these functions reports errors in the words of the core: argument, rule, received value. A rule is
-an interval such as `POSITIVE`, which holds for numbers and for the entries of arrays. Values of an array are checked
-only if reading them is free; see `values_visible`.
+If a wrapper uses these functions, its error messages have the form of the core's messages: argument, rule, received
+value. A rule is an interval such as `POSITIVE`, which applies to numbers and to the entries of arrays. Values of an
+array are checked only if reading them is free; see `values_visible`.
 
 Examples
 --------

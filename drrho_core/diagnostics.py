@@ -1,4 +1,4 @@
-"""Quantities of the theory, measured: variances, effective sample size, the generalization bound, mini-batch bias.
+"""Measurements of the theory's quantities: variances, effective sample size, generalization bound, mini-batch bias.
 
 These functions describe a model or a run; they are not parts of a loss. Each is an ordinary formula of the Array API
 and can be traced. Docs: docs/theory/measuring.md.
@@ -48,13 +48,14 @@ def excess_variance(
 ) -> ExcessVariance:
     """Return the variance of the excess loss, over pairs and over anchors: a smaller variance gives a tighter bound.
 
-    With ``reference_weight=0`` the result is the variance of the plain loss, for comparison.
+    A pair is an entry of `loss`, and an anchor is a row of `loss`. With ``reference_weight=0`` the result is the
+    variance of the plain loss, for comparison.
 
     Parameters
     ----------
     loss : array, shape (n,) or (m, n)
-        The learner's losses, one row per anchor; a vector is a single anchor. For a contrastive model these are the
-        pair losses ``S_ij - S_ii`` of image anchors, or the pair losses of text anchors with one row per text.
+        The learner's losses, one row per anchor; a vector is a single anchor. For a contrastive model with similarities
+        S, these are the pair losses ``S_ij - S_ii`` of image anchors, or those of text anchors with one row per text.
     reference_loss : array, the same shape
         The frozen reference model's losses on the same samples, in the same dtype.
     reference_weight : float or array of shape ()
@@ -72,12 +73,12 @@ def excess_variance(
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules, or `where` marks no pair; values are checked on the host and outside tracing
+        If an argument breaks these rules, or `where` marks no pair. Values are checked on the host and outside tracing
         only.
 
     Notes
     -----
-    These are population variances: they are divided by the number N of pairs that count, of which anchor i has N_i.
+    These are population variances: the sums are divided by the number N of pairs that count, of which anchor i has N_i.
     ``within = (1/N) sum_ij (x_ij - mean_i)^2`` and ``between = (1/N) sum_i N_i (mean_i - mean)^2``. The bound of DRRho
     (arXiv 2505.06699) contains the variance of l - l_ref instead of the variance of l.
 
@@ -108,12 +109,12 @@ def excess_variance(
     counted = xp.ones_like(x) if where is None else xp.astype(xp.broadcast_to(where, x.shape), x.dtype)
     x, counted = (xp.reshape(array, (-1, x.shape[-1])) for array in (x, counted))
 
-    # Sums of the largest losses would overflow. Therefore all losses are divided by a power of 2, and the results are
-    # multiplied by its square at the end.
+    # Sums of very large losses would overflow. Therefore all losses are divided by a power of 2, and the results are
+    # multiplied by the square of this power at the end.
     size = power_of_two(xp.max(xp.abs(x)), xp)
     x = counted * (x / size)
-    # The unit of the deviations. If the unit is too large for the dtype, the square of every deviation except 0 is too
-    # large as well.
+    # `unit` is the unit of the deviations. If this unit is too large for the dtype, the square of every deviation
+    # except 0 is too large as well.
     unit = xp.clip(size / scale, max=float(xp.finfo(x.dtype).max))
     # N_i, N and the mean excess loss of each anchor.
     numbers = xp.sum(counted, axis=1)
@@ -163,8 +164,8 @@ def effective_sample_size(weights: Array, /, *, axis: int = -1, xp: Namespace | 
 
     Notes
     -----
-    This is Kish's effective sample size. With the chi-square divergence D it equals ``n / (1 + 2 D(p))``, so the radius
-    of a chi-square ball bounds it from below.
+    This is Kish's effective sample size. With the chi-square divergence D it equals ``n / (1 + 2 D(p))``. Therefore the
+    radius of a chi-square ball bounds the effective sample size from below.
 
     Examples
     --------
@@ -200,16 +201,17 @@ def generalization_bound(
     Parameters
     ----------
     risk : array, any shape
-        Risks R(theta) of the candidates.
+        Risks R(theta) of the candidates, whose parameters are theta.
     variance : array, the same shape
         Variances of their excess losses, >= 0, in the square of the unit of `risk`: see `excess_variance`.
     radius : float or array of shape ()
-        Size of the ambiguity set, >= 0: rho / n of the theorem.
+        Size of the ambiguity set, >= 0: the quotient rho / n in the theorem below.
     num_samples : int
         Number n >= 1 of training samples.
     c1, c2 : float or array of shape ()
         Constants of the theorem, >= 0. They depend on the confidence and on the range of the loss. The values 1 and 0
-        give the form of the bound, which is enough to compare two reference models, or a reference model with none.
+        give the form of the bound. This form is enough to compare two reference models, or training with and without a
+        reference model.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -225,14 +227,15 @@ def generalization_bound(
 
     Notes
     -----
-    With probability 1 - delta, ``R(theta_hat) <= inf_theta (R(theta) + c1 sqrt(2 rho Var(l - l_ref) / n)) + c2 / n``:
-    DRRho (arXiv 2505.06699), after Duchi and Namkoong 2019. A model close to the reference model has a small variance,
-    and the reference model itself has variance 0.
+    The minimiser theta_hat of the DRRho risk satisfies, with probability 1 - delta,
+    ``R(theta_hat) <= inf_theta (R(theta) + c1 sqrt(2 rho Var(l - l_ref) / n)) + c2 / n``: DRRho (arXiv 2505.06699),
+    after Duchi and Namkoong 2019. A model close to the reference model has a small variance, and the reference model
+    itself has variance 0.
 
     Examples
     --------
     >>> import numpy as np
-    >>> risk, variance = np.asarray([0.30, 0.25]), np.asarray([0.0, 0.02])     # the reference model, a better one
+    >>> risk, variance = np.asarray([0.30, 0.25]), np.asarray([0.0, 0.02])  # the reference model and a better model
     >>> [round(float(generalization_bound(risk, variance, radius=r, num_samples=100)), 4) for r in (0.01, 1.0)]
     [0.27, 0.3]
     """
@@ -262,7 +265,10 @@ def _scalar(call: Call, name: str, value: Scalar, rule: Rule, dtype: object) -> 
 
 
 def _product(a: Array, b: Array, c: Array, xp: Namespace) -> Array:
-    """Return ``a b c`` for numbers >= 0. The largest times the smallest comes first: only the result can overflow."""
+    """Return ``a b c`` for numbers >= 0, and overflow only if the result does.
+
+    The largest number is multiplied by the smallest first.
+    """
     low, high = xp.minimum(a, b), xp.maximum(a, b)
     middle = xp.maximum(low, xp.minimum(high, c))
     return xp.minimum(low, c) * xp.maximum(high, c) * middle
@@ -289,7 +295,7 @@ def log_mean_exp_bias(
     """Return the bias of mini-batches as estimates of ``temperature * log mean exp(losses / temperature)``.
 
     The logarithm of a batch's mean is too small on average, and the bias grows as the batch shrinks. Therefore an
-    estimator that remembers earlier batches is better than the loss of a mini-batch.
+    estimator that averages over earlier batches, too, is better than the loss of a mini-batch.
 
     Parameters
     ----------
@@ -350,23 +356,23 @@ def log_mean_exp_bias(
     # Only the samples of whole batches count, also for the value on all samples.
     batches = n // batch_size
     n = batches * batch_size
-    # Losses are halved, because a difference of two losses may overflow. They are shifted, which does not change the
-    # bias.
+    # Losses are halved, because a difference of two losses may overflow. The largest loss is subtracted from all
+    # losses, which does not change the bias.
     x = 0.5 * xp.moveaxis(xp.astype(losses, dtype), axis, -1)[..., :n]
     x = x - xp.max(x, axis=-1, keepdims=True)
     # Measured: the mean of the values of all batches, minus the value on all samples.
     whole, log_whole = _half_log_mean_exp(x, tau, xp)
     parts, _ = _half_log_mean_exp(xp.reshape(x, (*x.shape[:-1], batches, batch_size)), tau, xp)
     measured = xp.sum((parts - whole[..., None]) / batches, axis=-1)
-    # Predicted: n / E - 1 is the mean of (n p - 1)^2 over the weights p. With expm1, n p - 1 keeps its digits if the
-    # weights are nearly equal.
+    # Predicted: n / E - 1 is the mean of (n p_i - 1)^2 over the samples i. With expm1, n p_i - 1 keeps its digits if
+    # the weights p_i are nearly equal.
     excess = xp.expm1(_twice_over(x, tau) - log_whole[..., None])
     predicted = xp.sum((tau * (excess / n)) * excess, axis=-1) * (-0.5 * (batches - 1) / (n - 1))
     return LogMeanExpBias(measured=2.0 * measured, predicted=predicted)
 
 
 def _half_log_mean_exp(x: Array, tau: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Return ``(tau / 2) log mean exp(2 x / tau)`` along the last axis, and the logarithm.
+    """Return ``(tau / 2) log mean exp(2 x / tau)`` along the last axis, and ``log mean exp(2 x / tau)``.
 
     The largest entry is subtracted first, and added again without a division by tau, so the result does not overflow. A
     logarithm near 0, which a large tau causes, keeps all its digits.

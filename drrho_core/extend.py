@@ -1,7 +1,8 @@
 """Registration of fast routines: a backend calls `register` once, on import, with routines of its array library.
 
-The core is written in the operations of the Array API standard and runs without any registration. A registered routine
-makes it faster on one library, or lets a compiler trace it quickly; the results stay the same up to rounding.
+The core (`drrho_core`) is written in the operations of the Array API standard and runs without any registration. A
+registered routine makes the core faster on one library, or lets a compiler trace the core quickly. The results stay the
+same up to rounding.
 
     loop      a loop of a fixed number of steps that a compiler does not unroll
     sort      a faster sort
@@ -10,9 +11,10 @@ makes it faster on one library, or lets a compiler trace it quickly; the results
     tiles     a loop over tiles that a compiler does not unroll
     sweeps    fused kernels for both passes over all pairs of a batch
 
-Shapes in the contract of the kernels: b pairs, features E1 and E2 (b, d), reference features R1 and R2 (b, r) of images
-and texts. An array with a value per anchor has shape (b,) and is float32 or wider. With the reference weight lambda,
-the temperatures t of image anchors and t' of text anchors:
+The kernels get b pairs with features E1 and E2 (b, d) and reference features R1 and R2 (b, r) of images and texts. An
+array with a value per anchor has shape (b,) and is float32 or wider. An anchor is an image that is compared with all
+texts, or a text that is compared with all images. The weight of the reference features is lambda, and the temperatures
+are t for image anchors and t' for text anchors. The kernels use the scaled differences D and D' between similarities Z:
 
     Z = E1 E2^T - lambda R1 R2^T,   D_ij = (Z_ij - Z_ii) / t_i,   D'_ij = (Z_ij - Z_jj) / t'_j
 """
@@ -40,21 +42,21 @@ Matmul: TypeAlias = Callable[[Array, Array], Array]
 """``matmul(a, b)`` returns ``a @ b`` for two matrices, each of which may be a transposed view."""
 
 ChooseMatmul: TypeAlias = Callable[[Array], Matmul | None]
-"""``choose(like)`` returns the product for matrices of the dtype and device of `like`, or None for ``a @ b``.
+"""``choose(like)`` returns a `Matmul` for matrices of the dtype and device of `like`, or None for ``a @ b``.
 
-The core calls it once per batch, and never while torch.compile traces.
+The core calls `choose` once per batch, and never while torch.compile traces.
 """
 
 Exponential: TypeAlias = Callable[[Array, bool], Array]
 """``exp(x, overwrite)`` returns ``exp(x)`` and may write it into `x` if `overwrite` is true.
 
-Without `overwrite` the allocation of fresh memory takes as long as the exponential itself.
+If `overwrite` is false, new memory is allocated for the result, which takes as long as the exponential itself.
 """
 
 ChooseTiles: TypeAlias = Callable[[], Any]
 """``choose()`` returns a subclass of `drrho_core.contrastive.tiles.Tiles` with the library's own loop, or None.
 
-The core calls it for each batch of more than one tile. Outside tracing the answer should be None.
+The core calls `choose` for each batch of more than one tile. Outside tracing `choose` should return None.
 """
 
 
@@ -83,14 +85,17 @@ class FirstSweep(NamedTuple):
 
 
 class SecondSweep(NamedTuple):
-    """Result of `Sweeps.pull_back`, in float32 or wider. V = w + w' adds the weights of image and of text anchors."""
+    """Result of `Sweeps.pull_back`, in float32 or wider.
+
+    V = w + w' (b, b) is the sum of the weights w of image anchors and the weights w' of text anchors.
+    """
 
     image_pull: Array  # (b, d)  V E2
     text_pull: Array  # (b, d)  V^T E1
 
 
 class Sweeps(Protocol):
-    """The two passes over all pairs of a batch, as kernels of one library or as the core's own."""
+    """The two passes over all pairs of a batch, as kernels of one library or as the core's own implementation."""
 
     def declines(self, batch: Batch, mode: str, /) -> str | None:
         """Return None if the kernels take this batch, otherwise the reason in a few words.
@@ -109,13 +114,13 @@ class Sweeps(Protocol):
 
         ``w_ij = weight_i exp(D_ij - log_sum_i)``, and w' likewise for text anchors. Divide the exponentials by the sum
         of these same exponentials instead of using `log_sum`. A logarithm of size 1/t is rounded so coarsely that the
-        weights would not add up to their sum.
+        weights of anchor i would not add up to ``weight_i``.
         """
         ...
 
 
 LoadSweeps: TypeAlias = Callable[[], Sweeps | str]
-"""``load()`` returns the kernels, or a few words that say why there are none. It is called once, by the first batch."""
+"""``load()`` returns the kernels, or a few words that say why there are none. The core calls it at the first batch."""
 
 
 class Extensions(NamedTuple):
@@ -129,7 +134,8 @@ class Extensions(NamedTuple):
     sweeps: LoadSweeps | None = None
 
 
-# One entry per library. Kernels are loaded when the first batch asks, because importing a compiler takes seconds.
+# One entry per library. Kernels are loaded at the first batch and not on import, because importing a compiler takes
+# seconds.
 _EXTENSIONS: dict[str, Extensions] = {}
 _LOADED: dict[str, Sweeps | str] = {}
 _NOTHING = Extensions()
@@ -150,7 +156,7 @@ def register(
     Parameters
     ----------
     name : str
-        The library, named like its namespace without the wrapper: ``torch``, ``jax.numpy``.
+        The name of the library's own namespace, not that of a wrapper: ``torch``, ``jax.numpy``.
     loop : callable, optional
         As `Loop`, for the solvers of the ambiguity sets.
     sort : callable, optional
@@ -166,8 +172,8 @@ def register(
 
     Notes
     -----
-    A call replaces everything that was registered for the library before. To add one routine, pass the others again:
-    ``register(name, **registered(name)._replace(exp=exp)._asdict())``.
+    A call replaces everything that was registered for the library before. To add one routine, pass the routines that
+    are already registered again: ``register(name, **registered(name)._replace(exp=exp)._asdict())``.
 
     Examples
     --------
@@ -182,7 +188,7 @@ def register(
     (4.0, [(3,)])
     >>> register("numpy", **before._asdict())
     """
-    # Kernels that an earlier registration loaded would otherwise stay in use.
+    # Loaded kernels are dropped, because kernels of an earlier registration would otherwise stay in use.
     _EXTENSIONS[name] = Extensions(loop, sort, matmul, exp, tiles, sweeps)
     _LOADED.pop(name, None)
 

@@ -4,17 +4,19 @@ Shapes: tables have one row per sample, (n,) or (n, 1), as the other programs st
 order and the dtype of the table. Put the result into an estimator with ``InnerEstimator.load_state_dict``. Continue
 with the temperature and the reference model of the program that saved the table, because the estimates depend on both.
 
-The inner estimate g of sample i is a moving average of mean_{j != i} exp(D_ij), where j runs over a batch of size B,
-and D_ij = (s_ij - s_ii) / tau compares similarities. Each program stores a different function of g. Below, s is the
-similarity s_ii of the sample's positive pair at the time of the visit:
+A visit of a sample is a batch that contains the sample. The inner estimate g of sample i is a moving average of
+mean_{j != i} exp(D_ij) over its visits. Here j runs over a batch of size B, D_ij = (s_ij - s_ii) / tau compares
+similarities, and tau is the temperature. Each program stores a different function of g. Below, s is the similarity s_ii
+of the sample's positive pair at the time of the visit, and eps is a number that the loss adds to every estimate:
 
-    LibAUC, bimodal (GCLoss_v2)                 u, b        g = u exp(b);    u = 0 is unvisited
-    DRRho-CLIP, SogCLRLoss                      log u       u = eps + (B - 1) / B g;    0, inf and nan are unvisited
-    DRRho-CLIP, FastCLIPLoss                    log u       u = (eps + (B - 1) / B g) exp(-s);    likewise
-    LibAUC, unimodal (GCLoss_v1)                u           g = u exp(-s / tau);    u = 0 is unvisited
+    LibAUC, bimodal (GCLoss_v2)     u, b     g = u exp(b);                         not visited: u = 0
+    DRRho-CLIP, SogCLRLoss          log u    u = eps + (B - 1) / B g;              not visited: log u is 0, inf or nan
+    DRRho-CLIP, FastCLIPLoss        log u    u = (eps + (B - 1) / B g) exp(-s);    not visited: log u is 0, inf or nan
+    LibAUC, unimodal (GCLoss_v1)    u        g = u exp(-s / tau);                  not visited: u = 0
 
 The first two conversions are exact. The last two need the similarity of the positive pair, which no table holds. If the
-similarity comes from the features of today, the result is exact for samples whose features have not changed since.
+similarity is computed from the features of today, the result is exact for samples whose features have not changed since
+their visits.
 Sources: the released code of LibAUC (SogCLR, arXiv 2202.12387) and of DRRho-CLIP (arXiv 2505.06699).
 """
 
@@ -28,7 +30,7 @@ from drrho_core._validate import FINITE, FINITE_NOT_NEGATIVE, NOT_NEGATIVE, POSI
 from drrho_core.numerics import log
 
 COSINE = Rule("be in [-1, 1]", -1.01, 1.01, True, True)
-"""The rule for similarities of unit vectors, with a tolerance because half types round them by almost 1 %."""
+"""The rule for similarities of unit vectors. The tolerance is needed because half types round them by almost 1 %."""
 
 
 def log_inner_from_libauc_v2(u: Array, b: Array, /, *, xp: Namespace | None = None) -> Array:
@@ -40,7 +42,7 @@ def log_inner_from_libauc_v2(u: Array, b: Array, /, *, xp: Namespace | None = No
     ----------
     u, b : array, shape (n,) or (n, 1)
         The tables of one direction, float32 or wider: ``u1`` and ``b1`` for images, ``u2`` and ``b2`` for texts. u is
-        the estimate divided by exp(b); 0 means never visited.
+        the estimate divided by exp(b). A u of 0 means never visited.
     xp : namespace, optional
         The arrays' namespace.
 
@@ -52,7 +54,8 @@ def log_inner_from_libauc_v2(u: Array, b: Array, /, *, xp: Namespace | None = No
     Raises
     ------
     TypeError, ValueError
-        If the tables have another type, dtype, shape or device, u is negative, or a value is not finite.
+        If the tables differ in dtype, shape or device, a table has a wrong type, u is negative, or a value is not
+        finite.
 
     Notes
     -----
@@ -99,7 +102,7 @@ def log_inner_from_sogclr_loss(log_u: Array, /, *, batch_size: int, eps: float, 
     Raises
     ------
     TypeError, ValueError
-        If an argument has another type or shape, or `eps` is larger than a stored sum, of which `eps` is a part.
+        If an argument has a wrong type or shape, or `eps` is larger than a stored sum, of which `eps` is a part.
 
     Examples
     --------
@@ -123,7 +126,7 @@ def log_inner_from_fastclip_loss(
     """Return the estimates that FastCLIPLoss of DRRho-CLIP has saved, given the similarities of the positive pairs.
 
     FastCLIPLoss subtracts the cosine of each positive pair once more from the logarithm that it stores. So each stored
-    estimate is wrong by a factor between 1 / e and e, and the table does not say by which.
+    estimate is wrong by a factor between 1 / e and e, and the table does not say by which factor.
 
     Parameters
     ----------
@@ -134,24 +137,23 @@ def log_inner_from_fastclip_loss(
     eps : float
         The number that the loss added to every estimate, >= 0.
     positive_similarity : array, shape (n,) or (n, 1)
-        The cosine of each sample's image and text by the learner, in the table's dtype, in [-1, 1] up to rounding. It
-        is not divided by the temperature, and the reference model does not enter:
-        ``sum(image_features * text_features, axis=-1)``. The result is exact if all visits that still contribute to the
-        average had this similarity; with gamma = 1 this is the last visit. Entries of samples that were never visited
-        are not read.
+        The cosine ``sum(image_features * text_features, axis=-1)`` of each sample's image and text, in the table's
+        dtype, in [-1, 1] up to rounding. The features are those of the learner, and the cosine is not divided by the
+        temperature. The result is exact if all visits that still contribute to the average had this similarity. With
+        gamma = 1 only the last visit contributes. Entries of samples that were never visited are not read.
     xp : namespace, optional
         The arrays' namespace.
 
     Returns
     -------
     array, shape (n,)
-        ``log((exp(log_u + s) - eps) B / (B - 1))``, s the similarity; ``-inf`` as in `log_inner_from_sogclr_loss`.
+        ``log((exp(log_u + s) - eps) B / (B - 1))`` with s the similarity; ``-inf`` as in `log_inner_from_sogclr_loss`.
 
     Raises
     ------
     TypeError, ValueError
-        If `positive_similarity` is missing, an argument has another type, shape or domain, or `eps` is larger than a
-        stored sum, of which `eps` is a part.
+        If `positive_similarity` is missing, an argument has a wrong type or shape or lies outside its interval, or
+        `eps` is larger than a stored sum, of which `eps` is a part.
 
     Examples
     --------
@@ -179,7 +181,7 @@ def log_inner_from_libauc_v1(
     """Return the estimates that LibAUC's unimodal loss (GCLoss_v1) has saved, given the positive pairs' similarities.
 
     GCLoss_v1 averages exp(s_ij / tau) and not exp((s_ij - s_ii) / tau). It stores one table, the mean of the estimates
-    of both views. Start both views of `unimodal_contrastive_step` from the result.
+    of each sample's two views. Use the result as the estimates of both views in `unimodal_contrastive_step`.
 
     Parameters
     ----------
@@ -197,12 +199,12 @@ def log_inner_from_libauc_v1(
     Returns
     -------
     array, shape (n,)
-        log u - s / tau, s the similarity; ``-inf`` for samples that were never visited.
+        log u - s / tau with s the similarity; ``-inf`` for samples that were never visited.
 
     Raises
     ------
     TypeError, ValueError
-        If `positive_similarity` is missing, or an argument has another type, shape or domain.
+        If `positive_similarity` is missing, or an argument has a wrong type or shape or lies outside its interval.
 
     Examples
     --------
@@ -230,7 +232,7 @@ def log_inner_from_libauc_v1(
 
 
 def _require(name: str, array: Array | None, why: str) -> Array:
-    """Return an argument that no table can replace, after checking that it was passed."""
+    """Check that an argument was passed, and return it. `why` says why no table can replace the argument."""
     if array is None:
         raise ValueError(f"{name} must be given, because {why}, got None")
     return array
@@ -278,16 +280,16 @@ def _without_eps(call: Call, similarity: Array | None, batch_size: int, eps: flo
     correction = math.log(batch_size / (batch_size - 1))
     if eps == 0:
         return xp.where(visited, log_u + correction, -xp.inf)
-    # Step 2: subtract eps without leaving the logarithms. A table is exact to a few units of its last place. If a
-    # stored sum differs from eps by no more than these units, nothing is left of the estimate.
+    # Step 2: subtract eps without leaving the logarithms. The entries of a table are exact to a few units of their last
+    # place. If a stored sum differs from eps by no more than these units, nothing is left of the estimate.
     slack = 16 * float(xp.finfo(log_u.dtype).eps) * max(1.0, abs(math.log(eps)))
     words = f"be at least log eps = {math.log(eps):.6g}, because eps was added to every stored estimate"
     above = Rule(words, low=math.log(eps) - slack, includes_low=True, includes_high=True)
     name = "log_u" if similarity is None else "log_u + positive_similarity"
     call.values(name, xp.where(visited, log_u, xp.inf), above)
-    share = math.log(eps) - log_u  # logarithm of the share of eps in the stored value
+    share = math.log(eps) - log_u  # logarithm of the share of eps in the stored sum
     remains = visited & (share < -slack)
-    # log(e^x - eps) = x + log(1 - eps e^-x). If nothing remains, a share of -1 avoids log(0).
+    # log(e^x - eps) = x + log(1 - eps e^-x). If nothing remains, `share` is set to -1 to avoid log(0).
     share = xp.where(remains, share, xp.full_like(share, -1.0))
     # Step 3: the factor B / (B - 1).
     return xp.where(remains, log_u + xp.log1p(-xp.exp(share)) + correction, -xp.inf)

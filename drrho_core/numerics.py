@@ -1,6 +1,7 @@
 """Functions that the Array API standard lacks: log-sum-exp with a mask, and averages of numbers given as logarithms.
 
-The numbers are not negative, and every result is a logarithm. ``-inf`` is the logarithm of 0 and a legal value.
+The numbers are not negative, and every result is a logarithm. ``-inf``, the logarithm of 0, is a valid argument and a
+valid result.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def log(x: Array, /, *, xp: Namespace) -> Array:
 def log_moving_average(log_old: Array, log_new: Array, gamma: Array | float, /, *, xp: Namespace) -> Array:
     """Return ``log((1 - gamma) exp(log_old) + gamma exp(log_new))``, or `log_new` if `log_old` is ``-inf``.
 
-    This is SogCLR's update of the inner estimate (arXiv 2202.12387) in terms of logarithms. A `log_old` of ``-inf``
-    means never visited: the first visit takes the new value, whatever gamma is.
+    This is SogCLR's update of the inner estimate, a moving average per sample (arXiv 2202.12387), in terms of
+    logarithms. If `log_old` is ``-inf``, no batch has contained the sample yet. The first visit of a sample takes the
+    new value, whatever gamma is.
 
     Parameters
     ----------
@@ -80,8 +82,8 @@ def log_moving_average(log_old: Array, log_new: Array, gamma: Array | float, /, 
 def log_share_of_new(log_old: Array, log_new: Array, gamma: Array | float, /, *, xp: Namespace) -> Array:
     """Return ``log_new - log_moving_average(log_old, log_new, gamma)`` without cancellation of digits.
 
-    The result is 0 on the first visit. It is at most ``-log(gamma)``, so the weights of an anchor in SogCLR sum to at
-    most 1 / gamma.
+    The result is 0 if `log_old` is ``-inf``. It is at most ``-log(gamma)``, so the weights of an anchor (an image or a
+    text that is compared with the other samples of a batch) sum to at most 1 / gamma in SogCLR.
 
     Examples
     --------

@@ -6,13 +6,15 @@ learner and r of the reference model may have any unit and any sign, and lambda 
     x_i = l_i - lambda r_i                                              excess_loss
     risk = max { sum_i p_i x_i : p in an ambiguity set }                drrho_risk
 
-`moving_average_kl` estimates the KL-penalised risk of a whole data set from mini-batches, with one moving average:
+`moving_average_kl` estimates the KL-penalised risk of a whole data set from mini-batches, with one moving average u,
+the temperature tau, and the weight gamma of the new batch:
 
     g = mean_i exp(x_i / tau) over the batch's b samples
     u <- (1 - gamma) u + gamma g                                        (first visit: u <- g)
     risk = tau log u,      weights_i = exp(x_i / tau) / u / b
 
-u estimates the mean over the data set, so a single number, stored as its logarithm, serves all samples.
+u estimates the mean of exp(x_i / tau) over the data set. It is a single number for all samples, and its logarithm is
+stored.
 
 Sources: Model Steering / DRRho (arXiv 2505.06699), the moving average of SogCLR (arXiv 2202.12387). Docs:
 docs/theory/ambiguity.md, docs/theory/estimator.md.
@@ -47,7 +49,7 @@ EXCESS = "loss - reference_weight * reference_loss"
 def excess_loss(
     loss: Array, reference_loss: Array, /, *, reference_weight: float | Array = 1.0, xp: Namespace | None = None
 ) -> Array:
-    """Return ``loss - reference_weight * reference_loss``, the RHO loss: signed, sample by sample.
+    """Return ``loss - reference_weight * reference_loss``, the RHO loss of each sample, which may be negative.
 
     The excess loss measures how much can still be learned from a sample. A mislabelled or hopeless sample, on which
     both models are poor, has a small excess loss.
@@ -72,10 +74,10 @@ def excess_loss(
     Raises
     ------
     TypeError
-        If an argument has another type or the arrays have different dtypes or libraries.
+        If an argument has a wrong type, or the arrays have different dtypes or libraries.
     ValueError
         If the shapes or devices differ, `reference_weight` is negative, a value is nan or infinite (checked on the host
-        and outside tracing only), or an array asks for autograd.
+        and outside tracing only), or an array requires gradients of autograd.
 
     Examples
     --------
@@ -106,7 +108,7 @@ def drrho_risk(
     """Return the DRRho risk: `worst_case` of the excess loss over an ambiguity set.
 
     Training with this risk pushes the learner to be no worse than the reference model, most of all on the samples on
-    which the learner is worse. A constant added to all reference losses changes no weight.
+    which the learner is worse. If a constant is added to all reference losses, no weight changes.
 
     Parameters
     ----------
@@ -150,7 +152,7 @@ def drrho_risk(
     xp = call.xp
     weight = call.option("reference_weight", reference_weight, NOT_NEGATIVE, wide_dtype(loss.dtype, xp))
     axis = _validate.axis(axis, "loss", loss)
-    # Both losses of samples that do not count are replaced by 0, so that neither loss is ever read.
+    # Both losses of samples that do not count are replaced by 0, so that the original values have no effect.
     if where is not None:
         arrays = {name: xp.where(where, array, xp.zeros_like(array)) for name, array in arrays.items()}
     for name, array in arrays.items():
@@ -228,8 +230,8 @@ def moving_average_kl(
         The frozen reference model's losses on the same samples, in the same dtype. The array is not broadcast.
     log_inner : float or array of shape ()
         Logarithm of the average so far, a single number for the whole data set. ``-inf`` means that there is no average
-        yet; any other value is at most half the dtype's largest number in absolute value. An array is float32 or wider
-        and keeps its dtype. A number becomes an array of the losses' dtype, or of float32 for half types.
+        yet. Any other value is at most half the dtype's largest number in absolute value. An array must be float32 or
+        wider and keeps its dtype. A Python number becomes an array of the losses' dtype, or of float32 for half types.
     temperature : float or array of shape ()
         tau > 0 in the unit of the losses: the price of the Kullback-Leibler divergence.
     gamma : float or array of shape ()
@@ -252,20 +254,21 @@ def moving_average_kl(
     Raises
     ------
     TypeError
-        If an argument has another type or the arrays have different dtypes or libraries.
+        If an argument has a wrong type, or the arrays have different dtypes or libraries.
     ValueError
         If shapes, devices or values break the rules above, no sample counts, an excess loss divided by the temperature
-        does not fit the dtype of `log_inner`, or an array asks for autograd. Values are checked on the host and outside
-        tracing only.
+        does not fit the dtype of `log_inner`, or an array requires gradients of autograd. Values are checked on the
+        host and outside tracing only.
 
     Notes
     -----
     The formulas are at the top of this module (DRRho-CLIP, arXiv 2505.06699; SogCLR, arXiv 2202.12387). The largest
-    excess loss is subtracted first, so nothing overflows. With ``gamma=1`` large losses cost no digits.
+    excess loss is subtracted first, so nothing overflows. With ``gamma=1`` the weights keep their digits even if the
+    losses are large.
 
     Examples
     --------
-    The excess losses are 0 and log 3, their exponentials 1 and 3; u was 4 and becomes 3.
+    The excess losses are 0 and log 3, and the mean g of their exponentials 1 and 3 is 2. So u changes from 4 to 3.
 
     >>> import numpy as np
     >>> step = moving_average_kl(np.log([2.0, 6.0]), np.log([2.0, 2.0]), np.log(4.0), temperature=1.0, gamma=0.5)
@@ -359,12 +362,12 @@ def _state_limit(dtype: Any, xp: Namespace) -> float:
 
 
 def _usable(log_inner: Array, xp: Namespace) -> Array:
-    """Return whether the logarithm of an average keeps its rule, for values that no check could see."""
+    """Return whether the logarithm of an average keeps `_state_rule`, as an array, because the values may be traced."""
     return (xp.abs(log_inner) <= _state_limit(log_inner.dtype, xp)) | (log_inner == -xp.inf)
 
 
 def _log_average(log_old: Array, log_new: Array, gamma: Scalar, xp: Namespace) -> Array:
-    """Return `log_moving_average` with all digits, also if both logarithms are nearly equal and near 0."""
+    """Return `log_moving_average` with all digits, even if both logarithms are nearly equal and near 0."""
     change = log_old - log_new
     near = xp.abs(change) < 1
     change = xp.where(near, change, xp.zeros_like(change))
@@ -374,7 +377,7 @@ def _log_average(log_old: Array, log_new: Array, gamma: Scalar, xp: Namespace) -
 
 
 def _log_mean_exp(y: Array, counted: Array, number: Array, xp: Namespace) -> Array:
-    """Return ``log(mean(exp(y)))`` with all digits, also if all y are near 0. The largest y has to be 0."""
+    """Return ``log(mean(exp(y)))`` with all digits, even if all y are near 0. The largest y has to be 0."""
     change = xp.sum(xp.where(counted, xp.expm1(y), xp.zeros_like(y))) / number
     near = change > -0.5
     far = log_sum_exp(y, axis=0, where=counted, xp=xp) - xp.log(number)

@@ -2,9 +2,10 @@
 
     error = floor + prefactor * compute^(-exponent)
 
-The fit minimises the sum of squared residuals in natural logarithms of the error. Without a floor this is the fit of a
-straight line. With a floor SciPy minimises over all three parameters. The fit is meant for finished runs: it reads
-values on the host and cannot be traced. Docs: docs/theory/measuring.md, "Does it scale?".
+The floor is an error that remains however large the compute is. The fit minimises the sum of squared residuals in
+natural logarithms of the error. Without a floor this is the fit of a straight line to the logarithms of compute and
+error. With a floor SciPy minimises over all three parameters. The fit is meant for finished runs: it reads values on
+the host and cannot be traced. Docs: docs/theory/measuring.md, "Does it scale?".
 
 Source: published fits of Model Steering / DRRho (arXiv 2505.06699, code).
 """
@@ -62,7 +63,7 @@ def fit_scaling_law(
     seed: int = 0,
     xp: Namespace | None = None,
 ) -> ScalingLaw:
-    """Fit ``error = a C^-beta``, or ``e0 + a C^-beta``, and estimate intervals of the parameters.
+    """Fit ``error = a C^-beta``, or ``error = e0 + a C^-beta``, and estimate intervals of the parameters.
 
     Parameters
     ----------
@@ -101,8 +102,8 @@ def fit_scaling_law(
     The fit is least squares on the logarithm of the error. With a floor, `scipy.optimize.least_squares` computes the
     fit from several starting floors. Intervals are percentiles of a residual bootstrap (`scipy.stats.bootstrap`):
     residuals are scaled by ``sqrt(n / (n - parameters))``, drawn with replacement and added to the fitted values, and
-    the sums are fitted again. Published fits: OpenCLIP 5.77 C^-0.116, DRRho-CLIP 7.15 C^-0.127 (arXiv 2505.06699,
-    code).
+    the sums are fitted again. The published fits are 5.77 C^-0.116 for OpenCLIP and 7.15 C^-0.127 for DRRho-CLIP
+    (arXiv 2505.06699, code).
 
     Examples
     --------
@@ -181,8 +182,8 @@ def _fit(
         from scipy import special, stats
     except ImportError as missing:
         raise ImportError("fit_scaling_law needs SciPy: pip install 'drrho-core[train]'") from missing
-    # x = log C, from which the mean is subtracted, and y = log error. xlogy(1, c) is log c, as an array of the library
-    # that SciPy uses.
+    # y = log error, and x = log C minus the mean of log C. xlogy(1, c) returns log c as an array of the library that
+    # SciPy uses.
     x, y = special.xlogy(1.0, compute), special.xlogy(1.0, error)
     xp = array_namespace(x)
     centre = xp.mean(x)
@@ -233,14 +234,14 @@ def _fit_line(x: Array, y: Array, _starts: tuple[float, ...], xp: Namespace) -> 
 
 
 def _fit_floor(x: Array, y: Array, starts: tuple[float, ...], xp: Namespace) -> tuple[Array, Array, Array]:
-    """Fit each data set with a floor. The starting floors are the shares `starts` of its smallest error."""
+    """Fit each data set with a floor. The starting floors are `starts` times the smallest error of the data set."""
     fits = [_least_squares(x, row, starts, xp) for row in xp.reshape(y, (-1, y.shape[-1]))]
     level, slope, floor = (xp.reshape(xp.asarray(column), y.shape[:-1]) for column in zip(*fits, strict=True))
     return level, slope, floor
 
 
 def _least_squares(x: Array, y: Array, starts: tuple[float, ...], xp: Namespace) -> tuple[float, float, float]:
-    """Return the best (level, slope, floor) over several starting floors, each by a trust region within bounds."""
+    """Return the best (level, slope, floor) of several fits by a trust-region method, one fit per starting floor."""
     from scipy import optimize
 
     log_smallest = float(xp.min(y))
@@ -251,7 +252,7 @@ def _least_squares(x: Array, y: Array, starts: tuple[float, ...], xp: Namespace)
 
     def jacobian(at: Array) -> Array:
         # With q = exp(level - slope x) and m = floor + q, the derivatives of log m are q / m with respect to level,
-        # -x q / m with respect to slope, and smallest error / m with respect to share.
+        # -x q / m with respect to slope, and smallest error / m with respect to share = floor / smallest error.
         level, slope, share = at
         log_m = _predict(x, level, slope, share * math.exp(log_smallest), xp)
         part = xp.exp(level - slope * x - log_m)

@@ -7,8 +7,8 @@ of the indices depend on data.
     RHO-LOSS   the k largest x_i = l_i - lambda r_i
     JEST       score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji - lse_{j in C} R_ji]
 
-Here l and L are losses and logits of the learner, r and R those of the reference model, own_i = -(L_ii - R_ii), C holds
-the pairs chosen so far, and lse is log-sum-exp.
+Here l and L are losses and logits of the learner, r and R those of the reference model, and lambda is the weight of the
+reference model. own_i = -(L_ii - R_ii), C holds the pairs chosen so far, and lse is log-sum-exp.
 Docs: docs/theory/selection.md. Sources: RHO-LOSS (arXiv 2206.07137), JEST (arXiv 2406.17711).
 """
 
@@ -45,7 +45,7 @@ def select_top_excess(
     k : int
         Number of samples to keep, 1 <= k <= n; static under jit.
     reference_weight : float or array of shape ()
-        At least 0. With 0 the largest losses are kept; 1 is RHO-LOSS.
+        At least 0. With 0 the samples with the largest losses are kept. With 1 the selection is RHO-LOSS.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -58,13 +58,13 @@ def select_top_excess(
     ------
     TypeError, ValueError
         If an argument breaks these rules, a value is nan or infinite (checked on the host and outside tracing only), or
-        an array asks for autograd.
+        an array requires gradients of autograd.
 
     Notes
     -----
     The selected samples have the k largest ``loss - reference_weight * reference_loss``: RHO-LOSS (arXiv 2206.07137).
-    Losses of half types are subtracted in float32, so that rounding makes no ties. Under tracing a nan counts as the
-    smallest excess loss.
+    Losses of half types are subtracted in float32, so that rounding does not make different excess losses equal. Under
+    tracing a nan counts as the smallest excess loss.
 
     Examples
     --------
@@ -101,20 +101,20 @@ def select_jest(
     Parameters
     ----------
     learner_logits, reference_logits : array, shape (n, n)
-        Scaled similarities of the super-batch's images and texts, which are already divided by each model's
-        temperature. Both arrays have the same floating dtype.
+        Similarities of the super-batch's images and texts, divided by the temperature of the model. Both arrays have
+        the same floating dtype.
     k : int
         Number of pairs to keep, 1 <= k <= n; static under jit.
     num_chunks : int
-        Number of steps, at least 1. A chunk has ``k // num_chunks`` pairs; the first ``k % num_chunks`` chunks have one
-        pair more.
+        Number of chunks, at least 1. A chunk has ``k // num_chunks`` pairs. The first ``k % num_chunks`` chunks have
+        one pair more.
     top_k : bool
         If False, chunks are drawn at random, with higher probability for higher scores. If True, a chunk holds the
         pairs with the largest scores; for equal scores the lower index comes first.
     gumbel : array, shape (num_chunks, n), optional
-        Standard Gumbel noise ``-log(-log(u))``, one row per chunk, in the dtype of the logits. The same noise gives the
-        same choice. If None, the noise is drawn from Python's ``random``. Under tracing this is an error, because the
-        noise would be a constant of the compiled code.
+        Standard Gumbel noise ``-log(-log(u))`` with u uniform in (0, 1), one row per chunk, in the dtype of the logits.
+        The same noise gives the same choice. With None the noise is drawn with Python's ``random``. Under tracing None
+        is an error, because the noise would be a constant of the compiled code.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -134,8 +134,8 @@ def select_jest(
     -----
     With C the pairs chosen so far,
     ``score_i = own_i + 1/2 [lse_{j in C} L_ij - lse_{j in C} R_ij + lse_{j in C} L_ji - lse_{j in C} R_ji]``, with
-    ``own_i = -(L_ii - R_ii)``. The score of pairs in C is ``-inf``. For the first chunk the score is ``own``: JEST
-    (arXiv 2406.17711). The pairs with the largest score plus Gumbel noise are a draw without replacement from
+    ``own_i = -(L_ii - R_ii)``, as in JEST (arXiv 2406.17711). The score of pairs in C is ``-inf``. For the first chunk
+    the score is ``own``. The pairs with the largest score plus Gumbel noise are a draw without replacement from
     softmax(score). Such a draw needs no exponential of a score, which would overflow at the scale of CLIP's logits.
 
     Examples
@@ -220,7 +220,7 @@ def _draw_gumbel(num_chunks: int, like: Array, xp: Namespace) -> Array:
     if is_compiling(xp) or device_of(xp.zeros(())) is None:
         raise ValueError("gumbel must be given if code is traced and top_k is False, got None")
     n = like.shape[0]
-    # Gumbel noise is -log(-log(u)), and an exponential variate is -log(u). Once in 2^53 draws the variate is 0, whose
-    # logarithm would be an error.
+    # Gumbel noise is -log(-log(u)), and an exponential variate is -log(u). Once in 2^53 draws the variate is 0. It is
+    # replaced by 1e-17, because the logarithm of 0 would be an error.
     noise = [[-math.log(random.expovariate(1.0) or 1e-17) for _ in range(n)] for _ in range(num_chunks)]
     return xp.asarray(noise, dtype=like.dtype, device=device_of(like))

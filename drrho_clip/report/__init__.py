@@ -1,7 +1,7 @@
-"""The report of a demo or a comparison: one HTML file that needs nothing else.
+"""The report of a demo or a comparison: one HTML file that needs no other file.
 
 Matplotlib draws the charts, jinja2 fills the page and Pillow encodes the pictures (extra `train`). If one of them is
-missing, importing this package raises `MissingExtra`.
+not installed, importing this package raises `MissingExtra`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A matplotlib figure that becomes an SVG chart with the colours of the page: light or dark, as the reader prefers.
 
-Matplotlib writes fixed colours, positions with six decimals, and names of elements that are unique in one file only.
-`Canvas.chart` therefore rewrites the SVG: each colour of the palette becomes the CSS variable of the same name. Each
-element keeps no more than its class, its place and its style, so that a page can hold many charts and the same data
-give the same bytes (matplotlib's ids are random).
+Matplotlib writes fixed colours, positions with six decimals, and random ids. Two charts on a page might have the same
+id, and a chart of the same data would have other ids each time. `Canvas.chart` therefore rewrites the SVG: each colour
+of the palette becomes the CSS variable of that colour, and each element keeps nothing but class, place and style.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ except ImportError as error:
 __all__ = ["FONT_SIZE", "WIDTH", "Canvas", "Chart"]
 
 WIDTH = 480
-"""Width of a chart in its own units. All charts have this width, so that their letters have one size on the page."""
+"""Width of every chart, in units of the SVG. As all widths are equal, all letters have the same size on the page."""
 
 FONT_SIZE = 14
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
-_CLASS = "class:"  # a matplotlib gid with this prefix names the classes of the SVG element
+_CLASS = "class:"  # prefix of a gid (the id that matplotlib writes for an artist) that names CSS classes
 
 # With 72 dots per inch, matplotlib's point, matplotlib's pixel and the SVG's unit have the same length.
 _DOTS_PER_INCH = 72
@@ -117,7 +116,7 @@ class Chart:
 
 
 class Canvas:
-    """A figure to draw one chart on, `WIDTH` by `height` units; y counts downwards from the top.
+    """A figure for one chart, `WIDTH` by `height` units; y is counted downwards from the top.
 
     Use a canvas as a context manager: inside the `with` block, matplotlib has the settings of the report instead of the
     user's settings.
@@ -160,7 +159,7 @@ class Canvas:
     def axes(
         self, left: float, right: float, top: float, bottom: float, *, grid: Literal["x", "y"], axis: str = "bottom"
     ) -> Axes:
-        """Return axes in a box: grid lines at the ticks of `grid`, and a line for the axis named `axis` only."""
+        """Return axes in a box, with grid lines at the ticks of `grid`, and with a line on the side `axis` only."""
         width, height = WIDTH, self.height
         axes = self.figure.add_axes(
             (left / width, 1 - bottom / height, (right - left) / width, (bottom - top) / height), frameon=True
@@ -205,7 +204,7 @@ class Canvas:
             # Matplotlib measures texts with a font of its own and warns of letters that this font lacks.
             # The page shows these letters with another font.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            # No date and no version in the file: the same data give the same bytes.
+            # The file gets no date and no version, so that the same data give the same bytes.
             no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             self.figure.savefig(file, format="svg", metadata=no_metadata)
         root = ElementTree.fromstring(file.getvalue())
@@ -218,7 +217,7 @@ def css(*classes: str) -> str:
 
 
 def _marks(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
-    """Yield the drawn elements of matplotlib's SVG without its groups, each with class, place and style."""
+    """Yield the drawn elements of matplotlib's SVG, without groups; each element has a class, a place and a style."""
     # Matplotlib writes the shape of a marker once and then refers to the shape by id.
     shapes = {shape.get("id"): shape for shape in root.iterfind(f".//{_SVG}defs/{_SVG}path")}
 
@@ -249,17 +248,17 @@ def _mark(tag: str, kind: str, source: ElementTree.Element, place: dict[str, str
     declarations = []
     for declaration in filter(None, source.get("style", "").split("; ")):
         name, _, value = declaration.partition(": ")
-        if not name.startswith("font"):  # the style sheet has the font
+        if not name.startswith("font"):  # the style sheet sets the font
             declarations.append(f"{name}:{_VARIABLES.get(value, value)}")
     attributes = {"class": kind} if kind else {}
     return ElementTree.Element(tag, {**attributes, **place, "style": ";".join(declarations)})
 
 
-# Matplotlib draws with the light palette. No two of its colours are equal, so a colour identifies its variable.
+# Matplotlib draws with the light palette. No two colours of the palette are equal, so each stands for one variable.
 _VARIABLES = {colour: f"var(--{name})" for name, colour in PALETTE.items()}
 
 
 def _short(path: str) -> str:
-    """Write the numbers of a path with at most two decimals and without spaces around its commands."""
+    """Write a path with at most two decimals per number and without spaces around the letters of the commands."""
     rounded = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), path)
     return re.sub(r"\s*([A-Za-z])\s*", r"\1", rounded).strip()

@@ -1,4 +1,4 @@
-"""The charts of the report: bars, curves, small panels and histograms. Each chart also has a description in words."""
+"""The charts of the report: bars, curves, curves in panels, histograms. Each chart also has a description in words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LEADER = {"arrowstyle": "-", "alpha": 0.6, "linewidth": 1, "shrinkA": 0, "shrin
 
 @dataclass(frozen=True)
 class Bar:
-    """One method's bar: its length is the mean of the values of the seeds."""
+    """One method's bar, whose length is the mean of `values`, one value per seed."""
 
     method: str
     values: Sequence[float]
@@ -42,7 +42,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """One method's curve, x rising."""
+    """One method's curve: the points (x, y), in the order of rising x."""
 
     method: str
     x: Sequence[float]
@@ -61,7 +61,7 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
         _set_share_ticks(axes, "x", round_ticks(0, high, most=5))
         # This factor turns lengths in units of the chart into lengths in data.
         per_unit = high / (right - left)
-        # Row i of the bars is the interval from i to i + 1 of the vertical axis, which points down.
+        # Bar i lies between i and i + 1 on the vertical axis, which points down.
         for row, bar in enumerate(known):
             middle, colour = row + 0.5, _colour(bar.method)
             length = max(bar.mean, per_unit / 2)
@@ -100,7 +100,7 @@ def lines(
     share: bool = False,
     x_from: float = 0.0,
 ) -> Chart:
-    """Draw the curves of several methods on one pair of axes, each named at its end."""
+    """Draw the curves of several methods in one chart, with the method's name at the end of each curve."""
     drawn = [_thinned(line) for line in lines]
     top, bottom, right, height = 30, 254, 338, 300
     heights = _Heights.of(drawn, share=share)
@@ -111,7 +111,7 @@ def lines(
         canvas.text(right, bottom + 40, x_name, color=_SOFT, ha="right")
         for line in drawn:
             _draw(axes, line)
-        # Each curve's name stands at its end, moved up or down if the names would overlap.
+        # The name of a method stands at the end of the curve. Names that would overlap are moved up or down.
         to_units = axes.transData.transform
         ends = sorted(drawn, key=lambda line: -line.y[-1])
         heights_of_ends = [height - to_units((line.x[-1], line.y[-1]))[1] for line in ends]
@@ -129,7 +129,7 @@ def lines(
 
 
 def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Chart:
-    """Draw each method's curve on its own axes, two in a row, because different losses cannot be compared by height."""
+    """Draw each method's curve in a panel, two panels in a row: the heights of different losses cannot be compared."""
     drawn = [_thinned(line) for line in lines]
     row_height = 168
     height = row_height * ((len(drawn) + 1) // 2) + 14
@@ -141,10 +141,10 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Ch
             axes = canvas.axes(left + room, left + 214, top + 30, top + 130, grid="y")
             _frame(axes, [line], heights, most=3)
             _draw(axes, line)
-            # The method's dot and name stand above its panel, the dot in front of the name.
+            # A dot in the method's colour and the method's name stand above the panel.
             place = (left + 6, height - top - 11)
             colour = _colour(line.method)
-            # Without a transform, the place is counted from the lower left corner of the chart.
+            # With transform=None, the place is counted from the lower left corner of the chart.
             axes.scatter(*place, s=100, color=colour, edgecolor=_SURFACE, linewidth=1.5, transform=None, gid=css("dot"))
             canvas.text(left + 16, top + 16, short_name(line.method), strong=line.method == "drrho")
         canvas.text(WIDTH, height - 4, x_name, color=_SOFT, ha="right")
@@ -156,7 +156,7 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Ch
 
 @dataclass(frozen=True)
 class Bins:
-    """Bin edges that several histograms share; the axis is logarithmic if the weights span decades."""
+    """Bin edges that several histograms share; the axis is logarithmic if the weights span more than a factor of 20."""
 
     edges: NDArray[np.float64]
     logarithmic: bool
@@ -168,7 +168,7 @@ class Bins:
         positive = values[values > 0]
         if positive.size == 0:
             return cls(np.linspace(0.0, 1.0, count + 1), False)
-        # A few extreme weights would squeeze all others into a corner, so the edges leave out 0.2 % on either side.
+        # A few extreme weights would make all other bars narrow, so 0.2 % of the weights on either side lie outside.
         low, high = np.quantile(positive, [0.002, 0.998])
         if high > 20 * low:
             return cls(np.geomspace(low / 1.02, high * 1.02, count + 1), True)
@@ -191,7 +191,7 @@ def histogram(
     title: str,
     x_name: str,
 ) -> Chart:
-    """Draw the histograms and medians of up to two groups over each other; the second has the method's colour."""
+    """Draw the histograms and medians of one or two groups in one chart; the second group has the method's colour."""
     top, bottom, left, right, height = 62, 254, 56, 466, 300
     low, high = float(bins.edges[0]), float(bins.edges[-1])
     medians = {name: float(np.median(values)) for name, values in groups.items()}
@@ -222,7 +222,7 @@ def histogram(
             )  # fmt: skip
             text = f"{clean(name)}: median {figures(medians[name])}"
             keys.append(Patch(facecolor=face, edgecolor=edge, linewidth=width, label=text))
-        # The key is one row above the picture, because words at the medians would overlap if the medians are close.
+        # The key is a row above the picture, because words beside the medians would overlap if the medians were close.
         key_row = canvas.figure.legend(
             handles=keys, ncols=2, loc="upper left", bbox_to_anchor=(left / WIDTH, 1 - 26 / height), frameon=False,
             borderpad=0, borderaxespad=0, handlelength=0.9, handleheight=0.9, handletextpad=0.55, columnspacing=3.5,
@@ -239,7 +239,7 @@ def histogram(
 
 @dataclass(frozen=True)
 class _Heights:
-    """The vertical axis of one or more curves: range, ticks and the names of the ticks."""
+    """The vertical axis of one or more curves: the range, the ticks and the names of the ticks."""
 
     low: float
     high: float
@@ -250,9 +250,9 @@ class _Heights:
     def of(cls, lines: Sequence[Line], *, share: bool = False, most: int = 5) -> _Heights:
         values = [value for line in lines for value in line.y]
         low, high = min(values), max(values)
-        if share and low < high / 2:  # rates that begin far below their end are drawn from zero
+        if share and low < high / 2:  # the axis begins at 0 if the smallest share is below half the largest
             low = 0.0
-        # A curve that varies by less than one per cent is drawn almost flat: noise that fills a picture would mislead.
+        # The range is at least one per cent of the values, because noise drawn over the whole height would mislead.
         least = max(abs(low), abs(high)) / 100 or 1.0
         if high - low < least:
             low, high = (low + high - least) / 2, (low + high + least) / 2
@@ -261,7 +261,7 @@ class _Heights:
 
     @property
     def room(self) -> float:
-        """Width that the names of the ticks need beside the axis."""
+        """Width of the space to the left of the axis that the names of the ticks need."""
         return 10 + 9 * max((len(name) for name in self.names), default=0)
 
 
@@ -294,7 +294,7 @@ def _thinned(line: Line) -> Line:
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move rising positions until they are `gap` apart, inside [low, high] if they fit, close to where they were."""
+    """Return positions near the given rising ones, at least `gap` apart, and in [low, high] if there is room."""
     moved = list(places)
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)
@@ -323,9 +323,9 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
     # Rounding to a millionth of the range turns 0.30000000000000004 into 0.3.
     digits = 6 - math.floor(math.log10(high - low))
     inside: list[float] = []
-    # Matplotlib's locator limits the number of intervals in a range that it has widened to round numbers. So even with
-    # `most` + 1 intervals there may be at most `most` ticks in [low, high]: the search begins there, with the finest
-    # choice. If even one interval gives too many ticks, the range is widened.
+    # Matplotlib's locator widens the range to round numbers and divides that range into at most `nbins` intervals. So
+    # even with nbins = `most` + 1, [low, high] may contain at most `most` ticks. The search begins with this finest
+    # choice. If even one interval gives too many ticks, the search continues with a wider range.
     choices = [(intervals, 1) for intervals in range(most + 1, 0, -1)] + [(1, 2), (1, 5), (1, 10)]
     for intervals, widening in choices:
         locator = MaxNLocator(nbins=intervals, steps=[1, 2, 5, 10], min_n_ticks=1)
@@ -357,7 +357,7 @@ def tick_names(ticks: Sequence[float]) -> list[str]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return at most seven ticks of a logarithmic axis: powers of ten, and three times these if there is room."""
+    """Return at most seven ticks of a logarithmic axis: powers of ten, and 3 times powers of ten if there is room."""
     decades = math.ceil(math.log10(high)) - math.floor(math.log10(low)) + 1
     ticks = LogLocator(subs=(1.0,) if decades > 4 else (1.0, 3.0), numticks=100).tick_values(low, high)
     inside = [float(tick) for tick in ticks if low <= tick <= high]

@@ -1,4 +1,4 @@
-"""The content of a report: plain data, which the demo fills and the page shows."""
+"""The content of a report: plain data, which the demo makes and the page shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RetrievedImage:
     caption : str
         The caption of this image in the data set.
     correct : bool
-        Whether the image is a hit: its caption equals the query.
+        Whether the caption of the image equals the query.
     """
 
     image: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class RetrievedImage:
 
 @dataclass(frozen=True, eq=False)
 class GalleryRow:
-    """One caption as a query, and the images that every model retrieved for it, best first.
+    """One caption as a query, and the images that every model retrieved for this query.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class GalleryRow:
     retrieved : mapping of method to sequence of RetrievedImage
         The top few images (five in the demo), best first.
     image : uint8 array, optional
-        The image that belongs to the query, shown beside it.
+        The image that belongs to the query; the page shows this image beside the query.
     """
 
     query: str
@@ -65,8 +65,9 @@ class ReportData:
     introduction : str
         One short paragraph about models and data, shown below the headline.
     curves : mapping of method to sequence of mappings
-        Points ``{"samples_seen", "loss", "surrogate", "validation_r1"}`` of one seed, in the order of training. A key
-        may be missing, None or nan: that curve then skips the point, so steps and validations may alternate.
+        Points ``{"samples_seen", "loss", "surrogate", "validation_r1"}`` of one seed, in the order of training; the
+        surrogate is the scalar whose gradient the training follows. If a value is missing, None or nan, the curve of
+        this value skips the point, so points with losses and points with validations may alternate.
     gallery : sequence of GalleryRow
         Retrieval examples.
     weights : mapping of method to (mapping of group to array)
@@ -74,11 +75,11 @@ class ReportData:
         ``{"drrho": {"clean": ..., "swapped": ...}}``. A method has two groups; the first is drawn as the
         background, the second in the method's colour.
     weights_note : str
-        One or two sentences that define these weights and say when they were measured.
+        Sentences that define these weights and say with which model they were measured.
     learning_rates : mapping of method to (mapping of learning rate to validation R@1)
         The trials by which the learning rates were chosen.
     chosen_learning_rates : mapping of method to learning rate
-        The learning rates that were used; by default the best of `learning_rates`.
+        The learning rates that were used; by default, for each method, the rate with the best R@1 in `learning_rates`.
     gallery_size : int, default 200
         Held-out pairs in a gallery of `drrho_clip.evaluate.retrieval`, for the text of the page.
     facts : sequence of (name, text)

@@ -1,4 +1,4 @@
-"""Make one self-contained HTML page of `ReportData`; templates/page.html has the words and the order of the page."""
+"""Make one self-contained HTML page from `ReportData`; templates/page.html has the words and the order of the page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ except ImportError as error:
 
 __all__ = ["bar_chart_svg", "render_report", "write_report"]
 
-# The curves of the section "Training curves": key in the data, heading, and how to read the picture.
+# The curves of the section "Training curves": the key in the data, the heading, and a text for the reader.
 _TRAINING_CURVES = (
     (
         "loss",
@@ -73,8 +73,8 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     Raises
     ------
     BadInput
-        If `data` cannot be shown: no results, rows without a method or metrics, several data sets, weights that are
-        negative or not finite, an image that is not a uint8 picture. Then no file is written.
+        If `data` cannot be shown: there are no results, a row has no method or no metrics, there are several data sets,
+        a weight is negative or not finite, or an image is not a uint8 picture. Then no file is written.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     """
     page = render_report(data)
     target = Path(path)
-    # A reader of `path` sees the old file or the new file, never half a page.
+    # Whoever opens `path` meanwhile gets the whole old file or the whole new file.
     partial = target.with_name(target.name + ".partial")
     partial.write_text(page, encoding="utf-8")
     return partial.replace(target)
@@ -128,7 +128,7 @@ def bar_chart_svg(results: Sequence[Mapping[str, Any]], /, *, gallery_size: int 
     Raises
     ------
     BadInput
-        As `write_report`.
+        If the results cannot be shown, as in `write_report`.
 
     Examples
     --------
@@ -157,12 +157,13 @@ def _width(image: NDArray[np.uint8]) -> int:
 
 def _content(data: ReportData) -> dict[str, Any]:
     """Return the values of the template's variables."""
-    # Checking comes first: `by_method` refuses results that cannot be shown before anything is drawn.
+    # `by_method` comes first, because it refuses results that cannot be shown, before anything is drawn.
     methods = by_method(data.results)
     seeds = seeds_of(methods)
     return {
         "title": data.title,
-        "style": Markup(f"{colours()}\n{style_sheet('page')}{style_sheet('chart')}"),  # our own text: nothing to escape
+        # The style sheets contain no input, so they need no escaping.
+        "style": Markup(f"{colours()}\n{style_sheet('page')}{style_sheet('chart')}"),
         "dataset": methods[0].dataset,
         "seeds_in_words": f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}",
         "num_seeds": len(seeds),
@@ -187,7 +188,7 @@ def _result_rows(methods: Sequence[MethodResults]) -> list[dict[str, Any]]:
         name: max((round(method.mean(name), 3) for method in methods if method.metrics[name]), default=math.nan)
         for name in METRICS
     }
-    # If a run took less than ten seconds, seconds get a decimal, because whole seconds would hide differences.
+    # If any run took less than ten seconds, all times get a decimal, because whole seconds would hide differences.
     form = ",.0f" if all(second >= 10 for method in methods for second in method.seconds) else ",.1f"
     rows = []
     for method in methods:
@@ -258,7 +259,7 @@ def _weights(data: ReportData) -> dict[str, Any] | None:
             groups_of[method] = dict(list(groups.items())[:2])
     if not groups_of:
         return None
-    # All histograms share their bins and their highest share, so that they can be compared by eye.
+    # All histograms have the same bins and the same vertical axis, so that they can be compared by eye.
     bins = charts.Bins.shared([values for groups in groups_of.values() for values in groups.values()])
     highest = 1.08 * max(float(bins.shares(v).max()) for groups in groups_of.values() for v in groups.values())
     drawn, rows, sentences = [], [], []
@@ -332,7 +333,7 @@ def _learning_rates(data: ReportData) -> dict[str, Any] | None:
 
 
 def _figure(chart: Chart, heading: str, meaning: str = "") -> dict[str, Any]:
-    # ElementTree has escaped the texts of the chart.
+    # ElementTree has already escaped the texts of the chart, so jinja2 must not escape them again.
     return {"heading": heading, "meaning": meaning, "svg": Markup(chart.inline())}
 
 

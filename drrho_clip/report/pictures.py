@@ -24,12 +24,12 @@ def encode_png(image: NDArray[np.uint8], /) -> bytes:
     Parameters
     ----------
     image : uint8 array (height, width) or (height, width, channels)
-        Grey (no channel axis or one channel), RGB (three) or RGBA (four), values 0 to 255.
+        Grey (no channel axis or one channel), RGB (three channels) or RGBA (four channels).
 
     Returns
     -------
     bytes
-        The whole file, lossless.
+        The content of the file; the compression is lossless.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def encode_png(image: NDArray[np.uint8], /) -> bytes:
             f"got {np.asarray(image).dtype} of shape {np.shape(image)}"
         )
     file = io.BytesIO()
-    # The same pixels give the same bytes: a PNG file of Pillow's holds neither a date nor a program's name.
+    # The same pixels give the same bytes, because Pillow writes neither a date nor a program's name into a PNG file.
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", optimize=True)
     return file.getvalue()
 

@@ -34,14 +34,14 @@ class MethodResults:
     seconds: list[float]
 
     def mean(self, metric: str) -> float:
-        """Return the mean of a metric over the seeds; nan if no seed has it."""
+        """Return the mean of a metric over the seeds, or nan if no seed has this metric."""
         values = self.metrics[metric]
         return math.fsum(values) / len(values) if values else math.nan
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The sentence at the top of the page: `before`, `figure` in bold, `after`.
+    """The sentence at the top of the page: the text `before`, then `figure` in bold, then the text `after`.
 
     `kind` is the CSS class of the best method, or empty if several methods are equally good.
     """
@@ -53,7 +53,7 @@ class Headline:
 
 
 def by_method(rows: Sequence[Mapping[str, Any]]) -> list[MethodResults]:
-    """Check the rows of results.json and gather them by method, in the reader's order.
+    """Check the rows of results.json and gather them by method; `ordered` gives the order of the methods.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def by_method(rows: Sequence[Mapping[str, Any]]) -> list[MethodResults]:
     """
     if not rows:
         raise BadInput("results must hold at least one row, got none")
-    # results.json may come from another program: every row is checked before it is used.
+    # Another program may have written results.json, so every row is checked before it is used.
     for row in rows:
         if not isinstance(row, Mapping) or not isinstance(row.get("method"), str):
             raise BadInput(f"results must be mappings with a str under 'method', got {describe(row)}")
@@ -72,7 +72,7 @@ def by_method(rows: Sequence[Mapping[str, Any]]) -> list[MethodResults]:
     if len(datasets) > 1:
         raise BadInput(f"results must be of one dataset, got {', '.join(datasets)}")
 
-    # One object per method; a method that lacks a metric keeps an empty list for it.
+    # Each method gets one object. If a method lacks a metric, the list of that metric is empty.
     results = []
     for method in ordered(row["method"] for row in rows):
         rows_of_method = [row for row in rows if row["method"] == method]

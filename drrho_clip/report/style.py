@@ -1,4 +1,4 @@
-"""The look of the report: each method's name and colour, the form of numbers, the style sheets."""
+"""The look of the report: the names and colours of the methods, the form of numbers, and the style sheets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import resources
 
 LABELS = {"reference": "Reference model", "clip": "CLIP", "sogclr": "SogCLR", "drrho": "DRRho-CLIP"}
-"""Names in the reader's order; other methods follow in the order in which they come and keep their own name."""
+"""Names of the known methods, in the order of the page; any other method comes after them, under its own name."""
 
 # The colour of DRRho is warm, the colours of the other methods are cool. All differ in lightness as well as in hue, so
 # that colour-blind readers and readers of grey prints can distinguish them. Lines and bars also have names beside them.
@@ -40,7 +40,7 @@ PALETTE = {**_INK["light"], **_LIGHT, **_OTHERS}
 UNKNOWN = "\N{EN DASH}"
 """Written in place of a figure that is not known."""
 
-# Control characters, surrogates and noncharacters: XML has no way to write them.
+# Control characters, surrogates and noncharacters, which XML cannot contain.
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -50,7 +50,7 @@ def clean(text: object) -> str:
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
-    """Return each method once, the known ones first and in the reader's order."""
+    """Return each method once: first the methods of `LABELS`, in that order, then all others in the given order."""
     given = list(dict.fromkeys(methods))
     return [method for method in LABELS if method in given] + [method for method in given if method not in LABELS]
 
@@ -62,7 +62,7 @@ def label(method: str) -> str:
 
 def css_class(method: str) -> str:
     """Return the class that gives an element its method's colour as ``var(--c)``."""
-    # A method without its own colour gets a colour that depends only on its name and is thus the same in every chart.
+    # The colour of a method that is not in `LABELS` depends only on the name, so it is the same in every chart.
     return method if method in LABELS else f"other-{sum(method.encode(errors='replace')) % len(_OTHERS)}"
 
 
@@ -98,7 +98,7 @@ def _three_digits(value: float, form: str) -> str:
 
 
 def colours() -> str:
-    """Return the style rules that set the colours for light and dark pages, and each method's ``--c``."""
+    """Return the style rules that set the colours for light and dark pages, and the colour ``--c`` of each method."""
 
     def variables(palette: dict[str, str]) -> str:
         return "".join(f"--{name}:{colour};" for name, colour in palette.items())

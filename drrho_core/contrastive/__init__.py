@@ -1,4 +1,4 @@
-"""The global contrastive loss with a reference model: images with texts, two views, and weights of anchors."""
+"""The global contrastive loss with a reference model, for images with texts and for two views; weights per anchor."""
 
 from drrho_core.contrastive.anchor_weights import pair_loss, reference_anchor_weight
 from drrho_core.contrastive.step import ContrastiveStep, contrastive_step

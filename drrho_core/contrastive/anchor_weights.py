@@ -1,9 +1,12 @@
 """Weights per anchor from a reference model: small for pairs whose image and text do not fit together.
 
-The weights of an anchor's negatives sum to 1 even if the anchor's own pair is wrong. So a pair with a wrong caption has
-full influence on the gradient, and a reference model in the similarities changes only the weights of the negatives.
-The `anchor_weight` of `contrastive_step` is a factor on everything that an anchor contributes. This module computes
-such factors with a reference model. See docs/theory/contrastive.md, "Weights per anchor".
+Every image and every text of a batch is an anchor, which the loss compares with its negatives: the texts or images of
+the other pairs. In the gradient the weights of an anchor's negatives sum to 1, even if the anchor's own pair is wrong
+(an image with the caption of another image). So a wrong pair changes the gradient as much as a correct pair. The
+argument `reference_features` of `contrastive_step` does not prevent this, because the reference model then changes only
+the weight of each negative, not their sum. The argument `anchor_weight` does prevent it: this is a factor on everything
+that an anchor contributes. This module computes such factors with a reference model. See docs/theory/contrastive.md,
+"Weights per anchor".
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def pair_loss(
     memory_budget: int | None = None,
     xp: Namespace | None = None,
 ) -> Array:
-    """Return one loss per pair of a batch, which says how badly its image and its text fit together.
+    """Return one loss per pair of a batch; it says how badly the image and the text of the pair fit together.
 
     If the loss is above 0, the pair fits worse than a random image and a random text of the batch.
 
@@ -57,8 +60,8 @@ def pair_loss(
     Notes
     -----
     With the similarities S the loss is half of ``log mean_{j != i} exp((S_ij - S_ii) / tau)`` over row i, plus half of
-    the same over column i. Each of the two logarithms is that of SogCLR's inner estimate (arXiv 2202.12387) from this
-    batch alone.
+    the same over column i. Each of these two means is the inner estimate of SogCLR (arXiv 2202.12387) that this batch
+    alone gives.
 
     Examples
     --------
@@ -73,7 +76,8 @@ def pair_loss(
     temperature = call.option("temperature", temperature, POSITIVE, work)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
-    # Pass 1 is enough. The logarithm of the mean over the b - 1 negatives is the log-sum-exp minus log(b - 1).
+    # The first of the two passes over all pairs (see `passes`) is enough. The logarithm of the mean over the b - 1
+    # negatives is the log-sum-exp minus log(b - 1).
     first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
     return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
 
@@ -102,8 +106,8 @@ def reference_anchor_weight(
     Returns
     -------
     array, shape (b,)
-        Weights >= 0 with mean 1, in the dtype of `pair_loss`: an `anchor_weight` for `contrastive_step`. For a mean of
-        1 over a data set, pass the losses of all its pairs at once, and select the weights of each batch.
+        Weights >= 0 with mean 1, in the dtype of `pair_loss`. Pass them to `contrastive_step` as `anchor_weight`. For a
+        mean of 1 over a data set, pass the losses of all its pairs at once, and select the weights of each batch.
 
     Raises
     ------
@@ -114,9 +118,9 @@ def reference_anchor_weight(
 
     Notes
     -----
-    The weight of pair loss l_i is ``sigmoid(-(l_i - threshold) / temperature)``, divided by the mean of all these
-    numbers. The share of wrong pairs need not be known: the weight falls with the loss and is close to 0 for every pair
-    that fits clearly worse than a random one.
+    The weight of a pair with loss l_i is ``sigmoid(-(l_i - threshold) / temperature)``, divided by the mean of these
+    sigmoids. The share of wrong pairs need not be known: the weight falls as the loss rises, and is close to 0 for any
+    pair that fits clearly worse than a random pair.
 
     Examples
     --------
@@ -133,9 +137,10 @@ def reference_anchor_weight(
     work = wide_dtype(pair_loss.dtype, xp)
     temperature = call.option("temperature", temperature, POSITIVE, work)
     threshold = call.option("threshold", threshold, FINITE, work)
-    # The weights are a softmax of log sigmoid(-y): their ratios are right even if all sigmoids would underflow.
+    # With y = (pair_loss - threshold) / temperature the weights are computed from log sigmoid(-y), so that their ratios
+    # are right even if all sigmoids would underflow.
     largest = float(xp.finfo(work).max) / 8.0
-    # Both numbers are halved before the subtraction, because their difference may overflow.
+    # Pair loss and threshold are halved before the subtraction, because their difference may overflow.
     y = 2.0 * saturated(0.5 * xp.astype(pair_loss, work, copy=False) - 0.5 * threshold, 1.0 / temperature, xp=xp)
     y = xp.clip(y, -largest, largest)
     log_weight = -xp.logaddexp(xp.zeros_like(y), y)

@@ -1,14 +1,15 @@
-"""Everything in a step that is one number per anchor: inner estimates, losses and sums of weights, all (b,).
+"""The part of a step that computes one number per anchor: inner estimates, losses and sums of weights, all (b,).
 
-    D_ij    = (Z_ij - Z_ii) / t_i                             Z and its sums come from the passes, t_i: temperature
+    D_ij    = (Z_ij - Z_ii) / t_i                             Z: excess similarities, t_i: temperature
     log g_i = log sum_j exp(D_ij) - log N_i                   the batch's own estimate, N_i negatives
     u_i    <- (1 - gamma) u_i + gamma g_i                     SogCLR's moving average; first visit: u_i <- g_i
     L_i     = log(eps + u_i),   sum_j w_ij = g_i / (eps + u_i)
     loss    = (1 / 2b) sum_i t_i (L_i + radius) + the same for text anchors
     dt_i    = (1 / 2b) (L_i + radius - sum_j w_ij D_ij)
 
-Only logarithms of g and u are computed and stored, because g and u themselves may overflow. w_ij is the weight of
-negative j. See docs/theory/contrastive.md.
+The sums of exp(D) and of w D over the negatives j come from the two passes over all pairs of the batch. w_ij is the
+weight of negative j. Only logarithms of g and u are computed and stored, because g and u themselves may overflow. See
+docs/theory/contrastive.md.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Anchors(NamedTuple):
 
 
 def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: Scalar, xp: Namespace) -> Anchors:
-    """Update the state u by the batch's own estimates g, given ``log sum exp(D)`` and the number of negatives."""
+    """Update the inner estimates u with the batch's own estimates g = exp(log_sum) / count of the negatives."""
     old = xp.astype(log_inner, xp.result_type(log_sum.dtype, log_inner.dtype))
     log_sum, count = xp.astype(log_sum, old.dtype), xp.astype(count, old.dtype)
     active = count > 0
@@ -44,8 +45,8 @@ def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: S
     log_u = log_moving_average(old, log_g, gamma, xp=xp)
     log_value = log_add_constant(log_u, eps, xp=xp)
 
-    # log(g / (eps + u)) is computed as log(g / u) - log(1 + eps / u), because log g - log(eps + u) would be a
-    # difference of two large numbers, which has few correct digits.
+    # log(g / (eps + u)) is computed as log(g / u) - log(1 + eps / u). The difference log g - log(eps + u) would have
+    # few correct digits, because both logarithms may be large.
     log_weight_sum = log_share_of_new(old, log_g, gamma, xp=xp)
     if not (isinstance(eps, float) and eps == 0.0):
         log_eps = math.log(eps) if isinstance(eps, float) else log(eps, xp=xp)
@@ -55,31 +56,31 @@ def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: S
 
 
 class Evaluation(NamedTuple):
-    """Loss, surrogate, gradient of the temperature, and the sum of each anchor's weights."""
+    """The loss, the surrogate (a scalar with the step's gradients), and other results that need one pass only."""
 
     loss: Array
     surrogate: Array
     temperature_gradient: Array | tuple[Array, Array]
-    weight_sums: tuple[Array, Array]  # (b,) per direction, normalised: divided by 2b and by `unit`
+    weight_sums: tuple[Array, Array]  # sum of each anchor's weights, (b,) per direction, divided by 2b and by `unit`
     unit: Array  # shape (), the largest sum of weights
 
 
 def evaluate(
     options: StepOptions, anchors: tuple[Anchors, Anchors], *, means: tuple[Array, Array], xp: Namespace
 ) -> Evaluation:
-    """Return the results that need no second pass, given each anchor's weighted mean of D in both directions."""
+    """Return the results that do not need the second pass; `means` holds sum_j w_ij D_ij / sum_j w_ij per direction."""
     temperatures, scale = options.temperatures, 1.0 / (2.0 * options.batch_size)
     losses, ratios, slopes, weights = [], [], [], []
     for side, temperature, factor, mean in zip(anchors, temperatures, options.anchor_weights, means, strict=True):
         zero = xp.zeros_like(side.log_value)
         value = xp.where(side.active, side.log_value + options.radius, zero)
         weight = xp.where(side.active, xp.exp(side.log_weight_sum), zero)  # g / (eps + u)
-        # The anchor's factor is multiplied last, after the large terms in the parentheses have cancelled.
+        # The anchor's factor is applied last, when the large terms in the parentheses have already cancelled.
         losses.append(xp.sum(factor * (scale * saturated(value, temperature, xp=xp))))
         ratios.append(xp.sum(factor * (scale * saturated(weight, temperature, xp=xp))))
         slopes.append(factor * (scale * (value - weight * xp.astype(mean, temperature.dtype))))
         weights.append(xp.clip(factor * weight, max=float(xp.finfo(temperature.dtype).max)))
-    # Each temperature per anchor has its own gradient; a global temperature gets the sum over all anchors.
+    # Temperatures per anchor have one gradient per anchor. The gradient of a global temperature is the sum of these.
     gradient: Array | tuple[Array, Array] = (slopes[0], slopes[1])
     if not isinstance(options.temperature, tuple):
         gradient = xp.sum(slopes[0]) + xp.sum(slopes[1])
@@ -94,9 +95,10 @@ def evaluate(
 
 
 def normalised(weight_sums: Sequence[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Array, Array], Array]:
-    """Return both directions' sums of weights, divided by 2b and by the largest sum, and the largest sum itself.
+    """Divide both directions' sums of weights by 2b and by the largest sum; return the quotients and the largest sum.
 
-    The divided sums neither overflow nor vanish if a kernel rounds them to a half type.
+    The largest quotient is 1 / 2b. So no quotient overflows if a kernel rounds the quotients to a half type (float16 or
+    bfloat16), and they do not all become 0. If all sums are 0, they are divided by 1.
     """
     image, text = weight_sums
     unit = xp.maximum(xp.max(image), xp.max(text))

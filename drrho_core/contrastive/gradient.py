@@ -1,4 +1,4 @@
-"""The gradient with respect to features, from the weighted sums of the second pass.
+"""The gradient with respect to features, computed from weighted sums that the second pass over all pairs returns.
 
 dE1 = V E2 - c E2,   dE2 = V^T E1 - c E1      times a factor of the objective, such as 1 / 2b
 
@@ -13,7 +13,7 @@ from array_api_compat import is_writeable_array
 from drrho_core._array_api import Array, Namespace, Scalar, is_compiling
 
 ROWS = 8192
-"""Number of rows of a gradient that are computed at a time; at b = 65,536 this saves 400 MB of temporary memory."""
+"""Number of rows of a gradient that are computed at a time. At b = 65,536 this saves 400 MB of temporary memory."""
 
 
 def wide_gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factors: Scalar) -> Array:
@@ -22,7 +22,7 @@ def wide_gradient(pull: Array, c: Array, features: Array, xp: Namespace, *factor
     `pull` holds the weighted sums of the negatives' features, ``c * features`` those of the positives' features. The
     factors are multiplied one after the other, because their product may overflow although the gradient does not.
     """
-    # The subtraction is done in place, so that no second array of this size exists. A compiler avoids it by itself.
+    # The subtraction is done in place, so that no second array of this size exists. A compiler does this by itself.
     if not is_compiling(xp) and is_writeable_array(pull):
         size = pull.shape[0]
         for start in range(0, size, ROWS):

@@ -20,7 +20,7 @@ from drrho_core._validate import (
 from drrho_core.contrastive.tiles import cast, work_dtype
 
 AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
-"""One array (b,) for the anchors of both directions, a pair of one array per direction, or None."""
+"""One array (b,) for the anchors of both directions, a pair with one array per direction, or None."""
 
 SIDES = ("image", "text")
 """The names of the anchors of the first and of the second direction."""
@@ -36,7 +36,7 @@ OPTION_RULES = {
 
 
 class StepArguments(TypedDict, total=False):
-    """The options of a step, as the user gave them; see `contrastive_step`."""
+    """The options of a step, as the user passed them; see `contrastive_step`."""
 
     temperature: Required[PerAnchor]
     gamma: PerAnchor
@@ -54,8 +54,8 @@ class StepOptions(NamedTuple):
     """The checked options of a step, in the dtype of the losses; a pair holds one entry per direction."""
 
     batch_size: int
-    work: Any  # dtype of the products
-    temperature: PerAnchor  # as the user gave it, in the dtype of the products
+    work: Any  # dtype of the matrix products
+    temperature: PerAnchor  # as the user passed it, in the dtype of the matrix products
     temperatures: tuple[Array, Array]  # (b,) each
     gammas: tuple[Scalar, Scalar]
     anchor_weights: tuple[Scalar, Scalar]
@@ -69,8 +69,8 @@ def check_step(
 ) -> tuple[Namespace, StepOptions]:
     """Check all arguments of a step and return the namespace and the options; `required` holds features and state."""
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
-    # Options may be numbers or arrays; those that are arrays are checked together with the features. Four arguments are
-    # no such options: references and mask have to be arrays, and the two sizes never are arrays.
+    # Options may be numbers or arrays. Options that are arrays are checked together with the features. Four arguments
+    # are left out: references and mask are checked as required arrays, `tile_size` and `memory_budget` are no arrays.
     not_numbers = dict.fromkeys(("reference_features", "pair_mask", "tile_size", "memory_budget"))
     arrays = {**required, **reference_pair(references, sides)}
     if pair_mask is not None:
@@ -81,7 +81,8 @@ def check_step(
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
 
-    # Products are computed in the features' dtype, numbers per anchor in that dtype or the state's, if that is wider.
+    # Matrix products are computed in the features' dtype (half types: in float32), and numbers per anchor in this dtype
+    # or in the state's, whichever is wider.
     xp, features = call.xp, required[f"{sides[0]}_features"]
     work = work_dtype(features, references, xp)
     states = required[f"log_inner_{sides[0]}"], required[f"log_inner_{sides[1]}"]
@@ -127,17 +128,17 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
 def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
     """Check the features by the rules that hold for all contrastive objectives, and return the batch size."""
     first, second = f"{sides[0]}_features", f"{sides[1]}_features"
-    # All other arrays have to match the shape of the first one.
+    # The second array of features has to have the shape of the first, and so for the reference features below.
     meaning = "(batch_size, feature_dim)"
     features = call.array(first, axes=2, meaning=meaning)
     batch_size = int(features.shape[0])
     if batch_size < 2:
-        raise ValueError(f"{first} must hold at least 2 pairs, because one has no negatives, got {batch_size}")
+        raise ValueError(f"{first} must hold at least 2 pairs, because one pair has no negatives, got {batch_size}")
     call.values(first, features, FINITE)
     call.array(second, axes=2, shape=tuple(features.shape), meaning=meaning, rule=FINITE)
     call.same_dtype(first, second)
     if "reference_features[0]" in call.arrays:
-        # The reference features may be wider or narrower than the learner's, but both arrays have the same width.
+        # The reference features may have another width than the learner's, but both arrays have the same width.
         shape: tuple[int, ...] = (batch_size, *call.arrays["reference_features[0]"].shape[1:])
         for name in ("reference_features[0]", "reference_features[1]"):
             call.array(name, axes=2, shape=shape, meaning="(batch_size, reference_dim)", rule=FINITE)

@@ -1,21 +1,23 @@
-"""The two passes over all pairs of a batch. Every contrastive objective of this package is computed by them.
+"""The two passes over all pairs of a batch. They compute every contrastive objective of this package.
 
     image anchor i:  D_ij = (Z_ij - Z_ii) r_i          text anchor j:  D'_ij = (Z_ij - Z_jj) r'_j          r = 1 / t
 
-Z is the matrix of excess similarities (see `drrho_core.contrastive.tiles`), t the temperature, r the rate of an anchor.
+Z is the matrix of excess similarities (see `drrho_core.contrastive.tiles`), t the temperature and r the rate of an
+anchor. A prime marks the text anchors.
 
 Pass 1, `sum_negatives`, sums e = exp((Z - peak) r), and e times its exponent, over the negatives of each anchor.
-`peak` is a value of Z near the largest negative, so that nothing overflows. The sum of e is the `total`. The positives
-are entries of the same matrix products, so that logits of equal features are equal to the last bit.
+`peak` is a value near the largest Z_ij of the anchor's negatives, so that nothing overflows. The sum of e is the
+`total`. The positives Z_ii are read from the same matrix products as the negatives, so that logits of equal features
+are equal to the last bit.
 
 Pass 2, `pull_back`, gets the sum of each anchor's weights (`weight`) and returns ``V E2`` and ``V^T E1``. E1 and E2 are
 the features of both sides, and V holds the weights of all pairs:
 
     w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
 
-So the weights of an anchor are divided by the sum of the very same exponentials, and rounding errors cancel. If the
-exponentials were relative to a threshold of size 1/t instead, the rounding of this threshold would change the weights:
-by 1 % for 1/t = 1e5 in float32.
+So each exponential is divided by a sum that contains the same exponential, and rounding errors cancel. The other way is
+w_ij = exp(D_ij - threshold_i) with a threshold of size 1/t. The rounding of this threshold would change the weights by
+1 % for 1/t = 1e5 in float32.
 """
 
 from __future__ import annotations
@@ -101,7 +103,8 @@ def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
     def visit(i: Any, j: Any, diagonal: bool) -> tuple[AnchorSums, AnchorSums]:
         tile = tiles.tile(i, j, diagonal)
         positive, counts = None, [None, None]
-        if diagonal and not tiles.symmetric:  # a copy: the tile may be overwritten, and a view keeps its memory in use
+        # The positives are copied, because the tile may be overwritten, and a view would keep the tile in memory.
+        if diagonal and not tiles.symmetric:
             positive = xp.asarray(xp.linalg.diagonal(tile.z), copy=True)
         if tiles.mask is not None:
             numbers = xp.astype(tile.counts, tile.z.dtype)
@@ -179,7 +182,7 @@ def pull_back(
 ) -> tuple[Array, Array]:
     """Pass 2: return ``V E2`` and ``V^T E1``, given the sum of each anchor's weights (b,).
 
-    If both sides are one view, both results are ``(w + w^T) E``; then pass the same sums twice.
+    If both sides are one view, both results are ``(w + w^T) E``. In this case pass the same sums twice.
     """
     weights = _Weights(tiles, sums, weight_sums)
 

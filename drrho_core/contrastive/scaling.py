@@ -26,7 +26,7 @@ class Scaling(NamedTuple):
     left: Scalar  # factor of the image side
     right: Scalar  # factor of the text side
     rates: tuple[Scalar, Scalar]  # 1 / (left right t) per direction: a scalar or (b,)
-    floors: tuple[Scalar | None, Scalar | None]  # smaller differences of Z are replaced by the floor
+    floors: tuple[Scalar | None, Scalar | None]  # differences of Z below the floor become the floor
 
 
 def find_scaling(
@@ -41,7 +41,7 @@ def find_scaling(
 ) -> Scaling:
     """Return the factors of the features, usually 1, and the rates and floors of all anchors.
 
-    If a loss adds a `margin` to differences of Z, the sums and their products with features do not overflow either.
+    If a loss adds a `margin` to differences of Z, these sums and their products with features do not overflow either.
     """
     finfo = xp.finfo(images.dtype)
     largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
@@ -63,7 +63,7 @@ def find_scaling(
         margin = float(margin) if visible else margin
         room = (reach + margin) * bigger(1.0, bigger(sizes[0], sizes[1])) * float(images.shape[0])
 
-    # Both sides are divided by units that make Z, and the margin, about 1 in size. If nothing overflows, units are 1.
+    # Both sides are divided by units that make Z and the margin about 1 in size; without overflow the units are 1.
     if visible:
         fits = room <= largest / 8.0
         units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp, bigger)
@@ -98,7 +98,7 @@ def _sizes(arrays: tuple[Array, Array], visible: bool, xp: Namespace, traced: Ar
 
 
 def _bigger(xp: Namespace, a: Any, b: Any) -> Any:
-    """Return the larger of two numbers; either only the second is an array, or both are, or none."""
+    """Return the larger of two numbers. The second one, both or none of them may be arrays."""
     if isinstance(a, float):
         return max(a, b) if isinstance(b, float) else xp.clip(b, min=a)
     return xp.maximum(a, b)
@@ -113,7 +113,7 @@ def _units(sizes: list[Any], margin: Any, largest: float, smallest: float, xp: N
 
 
 def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest: float, xp: Namespace) -> Any:
-    """Return both directions' rates 1 / t, limited to numbers that the dtype can hold, and floors of differences of Z.
+    """Return both directions' rates 1 / t, limited to numbers that the dtype can hold, and the floors; see `Scaling`.
 
     No floors are needed if all anchors have one temperature and `reach`, the bound on |Z|, times the rate is finite.
     """

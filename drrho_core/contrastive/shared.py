@@ -1,15 +1,17 @@
-"""One exponential per pair for both directions, if all anchors have one temperature t.
+"""One exponential per pair for both directions, if all anchors have the same temperature t.
 
-    e = exp((Z - m) r),   r = 1 / t,   m the largest entry of the tile of Z, the matrix of excess similarities
+    e = exp((Z - m) r),   r = 1 / t,   m: the largest entry of a tile of Z
 
-The sums of e over rows belong to the anchors of the first direction, the sums over columns to those of the second. In
-the second pass the weights are the same e times factors. Compared with two exponentials per pair, float32 gradients are
-2 to 8 times more accurate at temperatures of .07 and .01, because the rounding of Z cancels when a weight is divided by
-its sum.
+Z is the b x b matrix of excess similarities, which is processed in tiles. The anchors of the first direction are its
+rows (images), those of the second are its columns (texts). In the first pass over the tiles e is summed over rows and
+over columns. In the second pass the weight of a pair is the same e, divided by the sum of its row or column, times a
+factor. So rounding errors of Z cancel in the quotient: at temperatures of .07 and .01, float32 gradients are 2 to 8
+times more accurate than with two exponentials per pair.
 
-The peak of an anchor is the largest entry of its row or column. If some peak in a tile is so far below m that e would
-underflow, the tile is called *cold*. In a cold tile each direction has its own exponentials, relative to its peaks.
-This decision reads values. If values cannot be read (under tracing, on a device), every tile is treated as cold.
+The peak of an anchor is the largest entry of its row or column. If a peak in a tile is so far below m that e would
+underflow, the tile is called *cold*. In a cold tile separate exponentials, relative to the peaks of the anchors, are
+computed for each direction. The test for cold tiles reads values. If values cannot be read (under tracing, on a
+device), every tile is treated as cold.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ class SharedExponentials:
     """The shared exponentials of a batch's tiles: computed in the first pass, kept or recomputed for the second."""
 
     def __init__(self, smallest_normal: float) -> None:
-        self.cold = -0.65 * math.log(smallest_normal)  # a tile is cold if the exponent of a peak is below minus this
+        self.cold = -0.65 * math.log(smallest_normal)  # a tile is cold if the exponent of a peak is below -cold
         self._kept: dict[tuple[Any, Any], Shared] = {}
         self._tops: dict[tuple[Any, Any], Array] = {}  # m of every tile that is not cold
 
-    # The methods get the tiles as an argument. With an attribute both objects would refer to each other, and the memory
-    # of a step would stay in use until Python's garbage collector runs, long after the step.
+    # The methods get the tiles as an argument. If they were an attribute, both objects would refer to each other,
+    # and the memory of a step would stay in use until Python's garbage collector runs, long after the step.
 
     def first(self, tiles: Tiles, tile: Tile, peaks: list[Array]) -> tuple[Shared, Array] | None:
         """Return a tile's exponentials and their exponents; None if the tile is cold.

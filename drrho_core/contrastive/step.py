@@ -81,15 +81,15 @@ def contrastive_step(
     temperature : float, array of shape () or pair of arrays of shape (b,)
         Temperature tau > 0, global or one per image anchor and one per text anchor.
     gamma : float, array of shape () or pair of arrays of shape (b,)
-        Weight of the batch's own estimate in the moving average, in (0, 1]. With 1 the old estimates are ignored, which
-        is the mini-batch loss.
+        Weight of the batch's own estimate in the moving average, in (0, 1]. With 1 the old estimates are ignored,
+        and the loss is the mini-batch loss.
     reference_features : pair of arrays, shape (b, r), optional
         Image and text features of the frozen reference model. Their width r and their dtype may differ from those of
         the learner's features. None: the loss of SogCLR and FastCLIP, without a reference model.
     reference_weight : float or array of shape ()
-        lambda >= 0: 0 ignores the reference model, 1 is DRRho, and numbers above 1 are allowed.
+        lambda >= 0. With 0 the reference model is ignored, DRRho-CLIP has 1, and numbers above 1 are allowed.
     radius : float or array of shape ()
-        Size of the ambiguity set, >= 0; it matters only if temperatures are learned.
+        Size of the set in which an anchor's weights may lie, >= 0. It matters only if temperatures are learned.
     eps : float or array of shape ()
         Number >= 0 that is added to the inner estimate. It changes the objective and is no numerical safeguard.
     pair_mask : array of bool, shape (b, b), optional
@@ -176,7 +176,7 @@ def wide_contrastive_step(
     xp, options = check_step(required, ("image", "text"), xp, arguments)
     references = arguments.get("reference_features")
     if references is not None and references[0].dtype != image_features.dtype:
-        # Kernels multiply features of one dtype only.
+        # Kernels support only one dtype for all features.
         image_features, text_features, *cast_references = (
             xp.astype(x, options.work, copy=False) for x in (image_features, text_features, *references)
         )

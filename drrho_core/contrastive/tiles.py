@@ -5,14 +5,16 @@ Rows are images, columns are texts. The b x b matrix Z is computed, used and dro
     Z = [E1, -lambda R1] [E2, R2]^T        the excess similarity: one product serves learner and reference model
 
 E1 and E2 are the features, R1 and R2 the reference features, lambda is the weight of the reference model. Tiles are
-either kept between the two passes or computed again in the second pass. If tiles are kept, a step takes four products
-of size b x b x d: two for Z, of learner and reference model, and two for the gradients. If tiles are computed again, it
-takes six products, and memory grows with b instead of b^2. The other work on the b^2 entries is small: two maxima, a
-difference, an exponential, a product and four sums in the first pass, an outer sum and a product in the second. All
-remaining work is of size b. `drrho_core.contrastive.passes` implements both passes.
+either kept between the two passes or computed again in the second pass. If tiles are kept, a step takes four matrix
+products of size b x b x d: for Z one of the learner's and one of the reference model's features, and two for the
+gradients. If tiles are computed again, a step takes six products, and memory grows with b instead of b^2. The other
+work on the b^2 entries is small: two maxima, a difference, an exponential, a product and four sums in pass 1, an outer
+sum and a product in pass 2. All remaining work is of size b. `drrho_core.contrastive.passes` implements both
+passes.
 
 If both sides are one view, Z is symmetric, and a sample has one anchor instead of two. Then only the tiles on and above
-the diagonal are computed: above the diagonal the rows of a tile are other anchors than its columns.
+the diagonal are computed. A tile above the diagonal gives results for the anchors of its rows and, because of the
+symmetry, for the anchors of its columns.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ DEFAULT_TILE = 1024
 """Side of a tile: large enough for a fast matrix product, small enough for the tile to stay in the cache."""
 
 DEFAULT_MEMORY_BUDGET = 2**30
-"""Bytes that the tiles of Z may take between the passes; if they need more, they are computed again."""
+"""Bytes that the tiles of Z may take between the passes. If they need more, pass 2 computes them again."""
 
 Values: TypeAlias = tuple[Any, ...]
 """Results of one tile for one block of anchors: arrays with one row or number per anchor, or None."""
@@ -51,7 +53,7 @@ Merge: TypeAlias = Callable[[int, Any, Values, Values], Values]
 """``merge(side, block, old, new)`` joins the results of two tiles for a block of rows (side 0) or of columns (1)."""
 
 Weigh: TypeAlias = Callable[[Any, Any, bool], tuple[Array, Values, Values]]
-"""``weigh(i, j, diagonal)`` returns the weights V of a tile's pairs, and results for its rows and columns to sum up."""
+"""``weigh(i, j, diagonal)`` returns the weights V of a tile's pairs, and further results for its rows and columns."""
 
 
 class Tile(NamedTuple):
@@ -77,7 +79,7 @@ def tiling(batch_size: int, item_size: int, tile_size: int | None, memory_budget
     budget, side = DEFAULT_MEMORY_BUDGET, DEFAULT_TILE
     if memory_budget is not None:
         budget = _validate.integer("memory_budget", memory_budget, minimum=0)
-    if batch_size < 2 * side:  # two tiles a side: a mask for tiles on the diagonal only, and tiles that fit the cache
+    if batch_size < 2 * side:  # two tiles per side fit the cache, and only those on the diagonal need a mask
         side = max(side // 2, -(-batch_size // 2))
     if tile_size is not None:
         side = _validate.integer("tile_size", tile_size, minimum=1)
@@ -152,7 +154,7 @@ def work_dtype(features: Array, reference_features: tuple[Array, Array] | None, 
 
 
 def cast(value: Any, dtype: Any, xp: Namespace) -> Any:
-    """Cast an array, or each array of a pair, to a dtype; a number stays a number, which promotes no array."""
+    """Cast an array, or each array of a pair, to a dtype; a number is returned as it is."""
     if isinstance(value, tuple):
         return tuple(cast(member, dtype, xp) for member in value)
     return value if isinstance(value, float) else xp.astype(value, dtype)
@@ -262,9 +264,9 @@ class Tiles:
         to_rows: list[Any] = [None] * self.num_blocks
         to_columns = to_rows if self.symmetric else list(to_rows)
         for i in range(self.num_blocks):
-            # `diagonal` is an argument, and no visit compares i with j, because a loop over many devices would differ
-            # only here: each device visits the blocks of texts in the order of their distance from its own block, and
-            # only tiles at distance 0 have positives on their diagonal.
+            # `diagonal` is an argument, and no visit compares i with j, because a loop over many devices would pass
+            # other values: each device visits the blocks of texts in the order of their distance from its own block,
+            # and only tiles at distance 0 have positives on their diagonal.
             for j in range(i if self.symmetric else 0, self.num_blocks):
                 rows, columns = visit(i, j, i == j)
                 to_rows[i] = rows if to_rows[i] is None else merge(0, i, to_rows[i], rows)
@@ -302,7 +304,7 @@ class Tiles:
         return self.matmul(self.left(i), self.right[j].T) if kept is None else kept
 
     def left(self, i: Any) -> Array:
-        """Return the rows of ``[E1, -lambda R1]`` of one block, which are stored until another block is asked for."""
+        """Return the rows of ``[E1, -lambda R1]`` of one block, which are stored until another block is requested."""
         if self._row is not None and self._row[0] == i:
             return self._row[1]
         left = self.make_left(i)
@@ -324,7 +326,7 @@ class Tiles:
             self._kept[tile.i, tile.j] = tile.z
 
     def positives(self) -> Array:
-        """Return the diagonal of Z (b,) from the products of its tiles: then equal logits are equal to the last bit."""
+        """Return the diagonal of Z (b,) from the products of its tiles, so that equal logits are exactly equal."""
         for i in range(self.num_blocks):  # these tiles are always kept: even together they are no b x b array
             self._kept[i, i] = self.z(i, i)
         diagonals = [self.xp.linalg.diagonal(self._kept[i, i]) for i in range(self.num_blocks)]
@@ -373,7 +375,7 @@ class Tiles:
         """Return exponents in which each pair that is no negative has a finite exponent whose exponential is 0."""
         if tile.counts is None:
             return x
-        # Without a floor such a pair's exponent is -inf already, and clipping takes half the time of `where`.
+        # Without a floor the exponent of such a pair is -inf already, and `clip` takes half the time of `where`.
         return self.xp.clip(x, min=FLOOR) if self.floors[0] is None else self.xp.where(tile.counts, x, FLOOR)
 
     def _joined(self, blocks: list[Any]) -> Values:
@@ -392,7 +394,7 @@ def add(_side: int, _block: Any, old: Values, new: Values) -> Values:
 
 
 def along(axis: int, x: Array) -> Array:
-    """Return one number per anchor in a shape that broadcasts over a tile; `axis` is the one that its sums run over."""
+    """Return one number per anchor in a shape that broadcasts over a tile; `axis` is the axis of the anchor's sums."""
     return x[:, None] if axis == 1 else x[None, :]
 
 

@@ -5,7 +5,7 @@ estimate u and one temperature t per sample and view (b,). The negatives of an a
 sample, 2b - 2 in all. A prime marks the anchors of view 2. Formulas: SogCLR (arXiv 2202.12387) with the reference model
 of DRRho-CLIP (arXiv 2505.06699); see docs/theory/contrastive.md.
 
-    A11 = Z1 Z1^T - lambda R1 R1^T,   A12, A22 alike,   p = diag(A12)
+    A11 = Z1 Z1^T - lambda R1 R1^T,   A12, A22 likewise,   p = diag(A12)
     view 1's anchor i:  D11_ij = (A11_ij - p_i) / t_i,      D12_ij = (A12_ij - p_i) / t_i
     view 2's anchor j:  D22_ji = (A22_ji - p_j) / t'_j,     D21_ij = (A12_ij - p_j) / t'_j
     g of an anchor = mean of its exponentials;   w = exp(D) / (eps + u) / (2b - 2);   u and the loss as in `step`
@@ -152,7 +152,7 @@ def unimodal_contrastive_step(
     across, within = matrix(0, 1), (matrix(0, 0), matrix(1, 1))
 
     # Pass 1, over all three matrices. The positive of an anchor is the other view of the same sample, an entry of A12.
-    # This holds also for negatives from the anchor's own view.
+    # This also holds if the negative is from the anchor's own view.
     rates = across.scaling.rates
     across_sums, within_sums = sum_negatives(across), [sum_negatives(tiles)[0] for tiles in within]
     sums = [merge(across_sums[view], within_sums[view], rates[view], xp=xp) for view in (0, 1)]

@@ -66,7 +66,7 @@ def recommended_gamma_min(num_epochs: float, /) -> float:
     Raises
     ------
     TypeError, ValueError
-        If `num_epochs` is not such a number.
+        If `num_epochs` is no number above 0.
 
     Notes
     -----
@@ -94,7 +94,7 @@ def scent_gamma(
     Parameters
     ----------
     log_inner : array, shape (b,)
-        The logarithms of the inner estimates before the step. If one is ``-inf`` (never visited), its gamma is 1.
+        The logarithms of the inner estimates before the step. A sample with ``-inf`` (never visited) has gamma 1.
     log_alpha : float or array of shape ()
         Logarithm of the step size alpha; about 10 for CLIP.
     gamma_floor : float or array of shape ()
@@ -115,8 +115,9 @@ def scent_gamma(
 
     Notes
     -----
-    SCENT (arXiv 2602.02877) takes proximal steps in nu = log u with the Bregman divergence of exp(-nu). Such a step is
-    the moving average of u with this gamma; docs/theory/estimator.md has the derivation.
+    SCENT (arXiv 2602.02877) takes proximal steps in nu, the logarithm of the inner estimate u, and uses the Bregman
+    divergence of exp(-nu) as distance. Such a step computes the moving average of u with this gamma. The derivation is
+    in docs/theory/estimator.md.
 
     Examples
     --------

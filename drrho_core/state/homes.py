@@ -1,8 +1,8 @@
 """The inner estimates of a training run, stored in one of three *homes*: the device's memory, the host's, or a file.
 
-A backend builds estimators in the homes that it supports (`Backend.homes`). In every other home the NumPy backend
-builds the estimator, and `RunEstimator` copies each batch of rows between NumPy and the run's backend. So a run may
-combine any backend with any home.
+A backend connects the core with one array library. Each backend builds estimators in the homes that it supports
+(`Backend.homes`). In every other home the NumPy backend builds the estimator, and `RunEstimator` copies each batch of
+rows between NumPy and the run's backend. So a run may combine any backend with any home.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RunEstimator:
     """The inner estimates of a training run in any home; indices are NumPy arrays, rows are the backend's arrays.
 
     `make_estimator` builds this object. A saved state holds NumPy arrays for every home, so a run may be continued in
-    another home than the one in which it started.
+    another home than the home in which it started.
 
     Parameters
     ----------
@@ -65,12 +65,12 @@ class RunEstimator:
         return {name: self._to_numpy(array) for name, array in self.estimator.table.arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Replace the state by NumPy arrays that `state_dict` returned, in this home or another.
+        """Replace the state by NumPy arrays that `state_dict` of an estimator in any home returned.
 
         Raises
         ------
         TypeError, ValueError
-            If names, shapes, dtypes or values differ; nothing has been changed then.
+            If names, shapes, dtypes or values do not fit this object; then nothing has been changed.
         """
         self.estimator.table.load_state_dict({name: self._from_numpy(array) for name, array in state.items()})
 
@@ -95,7 +95,7 @@ def make_estimator(
     num_samples : int
         n >= 1, the number of samples in the data set.
     backend : Backend
-        The run's backend; rows have its dtype.
+        The run's backend. The rows have the dtype of this backend.
     path : path, optional
         The file, needed for ``"file"`` and refused for the other homes. An existing file is opened.
 

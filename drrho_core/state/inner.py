@@ -1,6 +1,7 @@
 """The inner estimates u of SogCLR: one logarithm per sample and direction, in a table of two columns.
 
-Each column (n,) holds log u in float32 or wider; ``-inf`` marks a sample that no batch has visited.
+Each column (n,) holds log u in float32 or wider. ``-inf`` marks a sample that was never visited: no batch has contained
+this sample.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class EstimatorOfRows:
         Raises
         ------
         ValueError, TypeError
-            If names, shapes, dtypes or values differ; nothing has been changed then.
+            If names, shapes, dtypes or values do not fit this object; then nothing has been changed.
         """
         self.table.load_state_dict(state)
 

@@ -26,7 +26,7 @@ from drrho_core.state.temperature_updates import (
 
 
 class PerSampleTemperature:
-    """One learned temperature and one momentum per sample and direction (RGCL, iSogCLR), and bounds that all share.
+    """One learned temperature and one momentum per sample and direction (RGCL, iSogCLR), with common bounds.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ class PerSampleTemperature:
         Raises
         ------
         ValueError, TypeError
-            If names, version, shapes, dtypes or values differ; nothing has been changed then.
+            If names, version, shapes, dtypes or values do not fit this object; then nothing has been changed.
         """
         table = self.table
         table.replace(check_saved(state, table.arrays(), table.rules(), owner=OWNER, version=VERSION, xp=table.xp))

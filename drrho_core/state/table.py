@@ -1,9 +1,10 @@
 """A table with one row of numbers per sample, in any memory: checks, batches of rows, growth, and saved states.
 
-A table has n rows and a few named columns of one dtype. A *home* is the memory that holds the columns: arrays on the
-device (`ArrayTable`, in this file), the host's memory for rows of a device, or a file (both in the backends). Each home
-is a subclass of `Table` with five methods, which read, write, resize, list and replace numbers. `Table` checks all
-arguments before it calls them.
+A table has n rows and a few named columns of one dtype. A *home* is the memory that stores the columns. There are three
+homes: the memory of the device, the host's memory while training runs on another device, and a file. Each home has a
+subclass of `Table`: `ArrayTable` in this file for the device, and classes in the backends for the other two. A subclass
+has five methods: `read` and `write` for rows of a batch, `resized`, `arrays` and `replace` for the whole table. `Table`
+checks all arguments before it calls these methods.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from drrho_core._validate import Call, Rule
 
 
 class Column(NamedTuple):
-    """A column: its name, the number of a sample that no batch has visited, and the rule that all its numbers obey."""
+    """A column: its name, the number `fresh` in each row that was never written, and the rule that all numbers obey."""
 
     name: str
     fresh: float
@@ -49,9 +50,9 @@ class Table(ABC):
     num_samples : int
         Number of samples n.
     index_like : array
-        An array on the device of every `sample_index`.
+        Any array on the device on which each `sample_index` has to be.
     row_like : array
-        An array with the dtype and on the device of all rows.
+        Any array with the dtype of the rows, on the device on which rows have to be.
     """
 
     # These are plain attributes, which a subclass sets whenever they change, because every step reads them many times.
@@ -81,7 +82,7 @@ class Table(ABC):
 
     @abstractmethod
     def resized(self, num_samples: int) -> Self:
-        """Return a table of `num_samples` >= n samples, whose new rows no batch has visited."""
+        """Return a table of `num_samples` >= n samples, whose new rows were never written."""
 
     @abstractmethod
     def arrays(self) -> Mapping[str, Array]:
@@ -119,7 +120,7 @@ class Table(ABC):
         return self.write(index, by_name)
 
     def grow(self, num_samples: int) -> Self:
-        """Return a table of `num_samples` >= n samples: the old rows first, then rows that no batch has visited."""
+        """Return a table of `num_samples` >= n samples: the old rows first, then rows that were never written."""
         return self.resized(_validate.integer("num_samples", num_samples, minimum=self.num_samples))
 
     def state_dict(self) -> dict[str, Array]:
@@ -156,7 +157,7 @@ class ArrayTable(Table):
         self.become(
             {column.name: xp.full((num_samples,), column.fresh, dtype=dtype, device=device) for column in columns}
         )
-        # The test builds two arrays and tries an assignment, so it runs once and not in every step.
+        # The function builds two arrays and tries an assignment, so it is called once and not in every step.
         self._in_place = supports_index_assignment(self.index_like, xp)
 
     def read(self, index: Array) -> tuple[Array, ...]:
@@ -193,8 +194,8 @@ class ArrayTable(Table):
 
     def replace(self, arrays: Mapping[str, Array]) -> None:
         """Replace every column by a copy of an array (n,)."""
-        # The arrays are copied, because later steps write into the table. A copy may not be writeable although the old
-        # column was, so this is tested again.
+        # The arrays are copied, because later steps write into the table. A copy may be read-only although the old
+        # column was writeable, so this is tested again.
         self.become({name: self.xp.asarray(arrays[name], copy=True) for name in self._arrays})
         self._in_place = supports_index_assignment(self.index_like, self.xp)
 
@@ -229,7 +230,7 @@ def check_index(index: Array, num_samples: int, /, *, like: Array, xp: Namespace
     Returns
     -------
     array of int32 or int64, shape (b,)
-        The index in a dtype with which every library can index, and which can hold the number of any sample.
+        The index in a dtype with which every library can index, and which can hold the number of every row.
 
     Raises
     ------
@@ -248,7 +249,7 @@ def checked_index(call: Call, num_samples: int) -> Array:
         )
     if not xp.isdtype(index.dtype, "integral"):
         raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
-    # Small integers cannot hold the number of any sample, and not every library can index with unsigned integers.
+    # A small integer dtype cannot hold the numbers of all rows, and not every library can index with unsigned integers.
     if index.dtype not in (xp.int32, xp.int64):
         index = xp.astype(index, xp.__array_namespace_info__().default_dtypes()["indexing"])
     words = f"hold row ids from 0 to {num_samples - 1} (see docs/large-data.md, 'How to number your samples')"
@@ -292,7 +293,7 @@ def check_saved(
     Raises
     ------
     TypeError, ValueError
-        If the state differs; nothing has been changed then.
+        If the saved state does not fit the current arrays, or if a saved number breaks the rule of its array.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state must be a mapping, got {type(state).__name__}")
@@ -334,7 +335,7 @@ def scatter_rows(state: Array, index: Array, rows: Array, /, *, xp: Namespace) -
         return state.at[index].set(rows)
     if index.shape[0] == 0:
         return state
-    # `place` is the position in the sorted batch where a sample would be inserted; `hit` says if the sample is there.
+    # `place` is the position in the sorted batch where a sample would be inserted; `hit`: whether the sample is there.
     order = xp.argsort(index)
     ordered = xp.take(index, order, axis=0)
     samples = xp.arange(state.shape[0], dtype=index.dtype, device=device_of(state))

@@ -50,7 +50,7 @@ class GlobalTemperatureState(NamedTuple):
 
 
 class TemperatureRows(NamedTuple):
-    """Temperatures of some anchors and the moving averages of their slopes; both of the same shape (b,).
+    """Temperatures of some anchors, and the moving averages of the anchors' slopes; both arrays have the shape (b,).
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ def update_global_temperature(
     minimum, maximum : float
         Bounds, 0 < minimum <= maximum.
     slow_below : float, optional
-        While tau is at or below this number, a third of the learning rate is used; FastCLIP v3 has 0.03. None: never.
+        While tau is at or below this number, a third of the learning rate is used; FastCLIP v3 uses 0.03. None: never.
     beta1, beta2 : float
         Weights of the old averages in the two moving averages, in [0, 1).
     xp : namespace, optional
@@ -109,8 +109,9 @@ def update_global_temperature(
 
     Notes
     -----
-    Adam (arXiv 1412.6980) with bias correction and without weight decay, then a projection, as RGCL-g is trained in
-    FastCLIP v3 (arXiv 2407.01445); here tau itself is the parameter, not its logarithm.
+    The step is that of Adam (arXiv 1412.6980) with bias correction and without weight decay. A projection onto the
+    bounds follows. FastCLIP v3 (arXiv 2407.01445) trains RGCL-g in this way. The parameter of Adam is tau itself, not
+    the logarithm of tau.
 
     Examples
     --------
@@ -139,16 +140,16 @@ def update_global_temperature(
     # Adam's step, which is nearly independent of the size of the gradient.
     limit = math.sqrt(float(xp.finfo(old.dtype).max)) * (1 - 1e-6)
     gradient = xp.clip(gradient, min=-limit, max=limit)
-    # Adam: moving averages of the gradient and of its square ...
+    # Adam keeps moving averages of the gradient and of its square.
     step = xp.asarray(state.step + 1)
     first = xp.asarray(beta1 * state.first_moment + (1 - beta1) * gradient)
     second = xp.asarray(beta2 * state.second_moment + (1 - beta2) * gradient * gradient)
     count = xp.astype(step, old.dtype)
-    # ... are divided by 1 - beta**count, because they start at 0. In float32 this difference would lose three digits in
-    # the first steps; expm1 computes it without this loss.
+    # These averages start at 0, so Adam divides them by 1 - beta**count. In the first steps the subtraction would lose
+    # three digits in float32; expm1 computes the difference without this loss.
     mean = first / -xp.expm1(count * _log(beta1))
     spread = xp.sqrt(second / -xp.expm1(count * _log(beta2)))
-    # The step, then the projection onto the bounds.
+    # Take the step, then project onto the bounds.
     new = _project(old - rate * (mean / (spread + 1e-8)), minimum, maximum, xp)
     return GlobalTemperatureState(new, first, second, step)
 
@@ -193,7 +194,8 @@ def update_temperature_rows(
 
     Notes
     -----
-    ``m <- (1 - beta) m + beta s``, ``t <- t - learning_rate m``, then the projection: iSogCLR (arXiv 2305.11965).
+    The step of iSogCLR (arXiv 2305.11965) is ``m <- (1 - beta) m + beta s``, ``t <- t - learning_rate m``, and then the
+    projection of t onto the bounds.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Temperatures of a training run behind one interface: fixed, learned for all anchors, or learned per sample.
 
-`Temperature` is the interface. A training loop calls `for_batch` before a step, and `after_batch` when the step has
-returned the gradient of the temperature. So the loop is the same for all three kinds of temperature. `make_temperature`
+`Temperature` is the interface. A training loop calls `for_batch` before a step, and `after_batch` after the step, which
+returns the gradient of the temperature. So the loop is the same for all three kinds of temperature. `make_temperature`
 builds a temperature by the name of its kind. The formulas of the updates are in `drrho_core.state.temperature_updates`.
 """
 
@@ -42,7 +42,7 @@ class Temperature(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Array]:
-        """Return copies of the state by name; a fixed temperature has none."""
+        """Return copies of the state by name; a fixed temperature has no state."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Array], /) -> None:
@@ -61,7 +61,7 @@ class FixedTemperature:
     Raises
     ------
     TypeError, ValueError
-        If the temperature is no such number.
+        If the temperature is no number above 0.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class FixedTemperature:
     def __init__(self, temperature: float) -> None:
         self.temperature = _validate.number("temperature", temperature, POSITIVE)
 
-    def for_batch(self, index: Array, /) -> float:  # noqa: ARG002 (the interface's)
+    def for_batch(self, index: Array, /) -> float:  # noqa: ARG002 (the interface requires it)
         """Return the temperature, which is the same for every batch."""
         return self.temperature
 
@@ -105,7 +105,7 @@ class GlobalTemperature:
     minimum, maximum : float
         Bounds, 0 < minimum <= maximum; the defaults are those that CLIP and FastCLIP use.
     slow_below : float, optional
-        While tau is at or below this number, a third of the learning rate is used; FastCLIP v3 has 0.03. None: never.
+        While tau is at or below this number, a third of the learning rate is used; FastCLIP v3 uses 0.03. None: never.
     beta1, beta2 : float
         Weights of the old averages in Adam's moving averages, in [0, 1).
     dtype : dtype, optional
@@ -192,7 +192,7 @@ class GlobalTemperature:
         gradient : float or array of shape ()
             ``temperature_gradient`` of the loss.
         learning_rate : float or array of shape ()
-            >= 0.
+            Number >= 0.
 
         Raises
         ------
@@ -215,13 +215,13 @@ class GlobalTemperature:
         )
         return other
 
-    def for_batch(self, index: Array, /) -> Array:  # noqa: ARG002 (the interface's)
+    def for_batch(self, index: Array, /) -> Array:  # noqa: ARG002 (the interface requires it)
         """Return the temperature, which is the same for every batch."""
         return self.temperature
 
     def after_batch(
         self,
-        index: Array,  # noqa: ARG002 (the interface's)
+        index: Array,  # noqa: ARG002 (the interface requires it)
         gradient: Scalar,
         /,
         *,
@@ -240,7 +240,7 @@ class GlobalTemperature:
         Raises
         ------
         ValueError, TypeError
-            If names, version, shapes, dtypes or values differ; nothing has been changed then.
+            If names, version, shapes, dtypes or values do not fit this object; then nothing has been changed.
         """
         # Every array is checked before the first one is replaced.
         xp = self._xp
@@ -292,4 +292,4 @@ GLOBAL_RULES = {
     "second_moment": NOT_NEGATIVE,
     "step": NOT_NEGATIVE,
 }
-"""The rules of a saved global temperature."""
+"""The rules that the numbers of a saved global temperature have to obey."""

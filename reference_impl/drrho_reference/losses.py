@@ -1,4 +1,4 @@
-"""Other losses of a batch of pairs, for comparison: InfoNCE, SigLIP, distillation, hinge margin.
+"""Other losses of a batch of pairs, for comparison with DRRho: InfoNCE, SigLIP, distillation, hinge margin.
 
 Each loss is a function of the table of similarities S_ij = <e1_i, e2_j> (rows: images, columns: texts). Each function
 computes dS_ij, the derivative of the loss in S_ij, and from it the gradients in the features,
@@ -66,7 +66,7 @@ def cross_entropy(logits: npt.ArrayLike, target: int, /) -> tuple[float, list[fl
     Returns
     -------
     loss : float
-        At least 0.
+        The cross-entropy, at least 0.
     gradient : list of float (n,)
         The gradient of the loss in the logits, q_j - [j = target].
 
@@ -128,9 +128,9 @@ def info_nce(
 
     Notes
     -----
-    loss = (1/2b) sum_i [a_i CE(S_i: / t, i) + a'_i CE(S_:i / t, i)] with S_ij = <e1_i, e2_j>. CE is the cross-entropy
-    over all candidates, the positive included; a_i and a'_i are the weights of image i and of text i.
-    Source: CLIP, arXiv 2103.00020.
+    loss = (1/2b) sum_i [a_i CE(S_i: / t, i) + a'_i CE(S_:i / t, i)] with S_ij = <e1_i, e2_j>. S_i: is row i and S_:i is
+    column i. CE is the cross-entropy over all candidates, the positive included; a_i and a'_i are the weights of image
+    i and of text i. Source: CLIP, arXiv 2103.00020.
 
     Examples
     --------
@@ -251,7 +251,8 @@ def sigmoid_loss(
             margin = y * (scale * S[i, j] + bias)
             losses.append(max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))))  # log(1 + e^-margin), no overflow
             z_gradient[i, j] = -y * _sigmoid(-margin) / b
-    # z = scale S + bias: dS = scale dz, d scale = sum dz S, d bias = sum dz.
+    # z = scale S + bias. So the gradient in S is scale dz, the gradient in the scale is sum dz S, and the gradient in
+    # the bias is sum dz, where dz is the gradient in z.
     image_gradient, text_gradient = _through_similarities(scale * z_gradient, image_features, text_features)
     return SigmoidLoss(
         loss=math.fsum(losses) / b,
@@ -282,7 +283,7 @@ def soft_cross_entropy(logits: Sequence[float] | FloatArray, target: Sequence[fl
     Returns
     -------
     loss : float
-        At least the entropy of p.
+        The cross-entropy, at least the entropy of p.
     gradient : list of float (n,)
         The gradient of the loss in the logits, q_j - p_j.
 
@@ -341,10 +342,10 @@ def distillation_loss(
 
     Notes
     -----
-    loss = (1/2b) sum_i [CE(softmax(R_i: / t_R), softmax(S_i: / t)) + the same for columns], R_ij = <r1_i, r2_j>. The
-    candidates include the positive. CE is the cross-entropy. It differs from the Kullback-Leibler divergence by the
-    entropy of the reference model's softmax, which does not depend on the features. Source: MobileCLIP,
-    arXiv 2311.17049.
+    loss = (1/2b) sum_i [CE(softmax(R_i: / t_R), softmax(S_i: / t)) + the same for columns] with S_ij = <e1_i, e2_j> and
+    R_ij = <r1_i, r2_j>; S_i: and R_i: are row i. The candidates include the positive. CE is the cross-entropy. It
+    differs from the Kullback-Leibler divergence by the entropy of the reference model's softmax, which does not depend
+    on the model's features. Source: MobileCLIP, arXiv 2311.17049.
 
     Examples
     --------
@@ -364,12 +365,12 @@ def distillation_loss(
     losses = []
     logit_gradient = np.zeros((b, b))
     for i in range(b):
-        # The target of the learner's softmax over the texts, for image i, is the reference model's softmax.
+        # The target of the model's softmax over the texts, for image i, is the reference model's softmax.
         loss, gradient = soft_cross_entropy(S[i, :] / t, _softmax(R[i, :] / t_R))
         losses.append(loss)
         for j in range(b):
             logit_gradient[i, j] += gradient[j] / (2 * b)
-        # The target of the learner's softmax over the images, for text i, is the reference model's softmax, too.
+        # The target of the model's softmax over the images, for text i, is the reference model's softmax, too.
         loss, gradient = soft_cross_entropy(S[:, i] / t, _softmax(R[:, i] / t_R))
         losses.append(loss)
         for j in range(b):
@@ -412,7 +413,8 @@ def hinge_margin_loss(
     margin : float
         m, at least 0.
     pair_mask : array (b, b) of bool, optional
-        Row i: image i; column j: text j. False means that the pair is not a negative. Pairs on the diagonal never are.
+        Row i: image i; column j: text j. False means that the pair is not a negative. Pairs on the diagonal are never
+        negatives.
 
     Returns
     -------
@@ -433,7 +435,8 @@ def hinge_margin_loss(
 
     Examples
     --------
-    Only image 1 adds to the loss: its similarity with text 0 exceeds that with its own text by 0.2; the margin is 0.1.
+    Only image 1 adds to the loss: its similarity with text 0 is 0.6, and its similarity with its own text is 0.4. With
+    the margin of 0.1 the missing distance is 0.3.
 
     >>> round(hinge_margin_loss([[1, 0], [0.6, 0.8]], [[1, 0], [0, 0.5]], margin=0.1).loss, 6)  # 0.3^2 / (2 b)
     0.0225

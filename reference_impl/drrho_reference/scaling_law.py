@@ -20,7 +20,7 @@ Interval = tuple[float, float]
 
 
 class ScalingLaw(NamedTuple):
-    """error = floor + prefactor * compute^(-exponent), bootstrap intervals, and the points that were fitted.
+    """The fitted law error = floor + prefactor * compute^(-exponent), bootstrap intervals, and the fitted points.
 
     ``residual`` is the root of the mean square of the residuals, in natural logarithms of the error; ``fitted`` marks
     the points that were fitted.
@@ -75,13 +75,15 @@ def fit_scaling_law(
     Raises
     ------
     TypeError, ValueError
-        If shapes do not fit, values leave their domains, there are too few points, or all points have one compute.
+        If shapes do not fit, values leave their domains, there are too few points, or all points have the same
+        compute.
 
     Notes
     -----
-    The residuals of a fit are too small on average, so they are multiplied by sqrt(n / (n - parameters)). The bootstrap
-    draws from them with replacement, adds them to the fitted logarithms of the error, and fits again. An interval
-    leaves out the share (1 - confidence) / 2 of these fits on either side. Source: the power law of error in compute
+    The residuals of a fit are too small on average, because the fit minimises them. So they are multiplied by
+    sqrt(n / (n - m)), where m, the number of fitted parameters, is 2, or 3 with a floor. The bootstrap draws from these
+    residuals with replacement, adds the draws to the fitted logarithms of the error, and fits again. An interval leaves
+    out the share (1 - confidence) / 2 of these fits on either side. Source: the power law of error in compute
     that DRRho, arXiv 2505.06699, reports.
 
     Examples
@@ -168,7 +170,7 @@ def _fit_with_floor(log_compute: FloatArray, error: FloatArray) -> tuple[float, 
             high = right
         else:
             low = left
-    floor = min((low, 0.5 * (low + high), high), key=misfit)  # low may be 0 exactly, the answer if data have no floor
+    floor = min((low, 0.5 * (low + high), high), key=misfit)  # low may be exactly 0, the right floor of a power law
     a, beta, _ = _fit_above(log_compute, error, floor)
     return a, beta, floor
 

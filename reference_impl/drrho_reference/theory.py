@@ -36,7 +36,7 @@ __all__ = [
 
 
 class ExcessVariance(NamedTuple):
-    """The variance ``over_pairs`` of the excess losses of all pairs, and the two parts whose sum it is."""
+    """The variance ``over_pairs`` of the excess losses of all pairs, and two parts whose sum is this variance."""
 
     over_pairs: float
     within_anchors: float
@@ -51,7 +51,9 @@ def excess_variance(
     reference_weight: float = 1.0,
     where: npt.ArrayLike | None = None,
 ) -> ExcessVariance:
-    """Measure the variance Var(l - lambda r); compared with lambda = 0 it shows how far a reference model lowers it.
+    """Measure the variance Var(l - lambda r) of excess losses.
+
+    A comparison with the result for lambda = 0 shows how far the reference model lowers the variance.
 
     Parameters
     ----------
@@ -76,15 +78,15 @@ def excess_variance(
 
     Notes
     -----
-    N pairs count, N_i of them with anchor i, and x = l - lambda r. The variance over pairs is
-    (1/N) sum (x_ij - mean)^2, within anchors (1/N) sum (x_ij - mean_i)^2, and between anchors
-    (1/N) sum_i N_i (mean_i - mean)^2. The bound of :func:`generalization_bound` contains the variance of l - r. The
-    bound for distributionally robust optimisation without a reference model contains the variance of l.
-    Source: DRRho, arXiv 2505.06699.
+    N is the number of pairs that count, N_i is the number of these pairs with anchor i, and x = l - lambda r. The
+    variance over pairs is (1/N) sum (x_ij - mean)^2, the variance within anchors is (1/N) sum (x_ij - mean_i)^2, and
+    the variance between anchors is (1/N) sum_i N_i (mean_i - mean)^2. The bound of :func:`generalization_bound`
+    contains the variance of l - r. The bound for distributionally robust optimisation without a reference model
+    contains the variance of l. Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------
-    The reference model's losses grow with the model's, but less.
+    Here r = (l - 1) / 2, so the excess losses vary half as much as the losses, and all variances fall to a quarter.
 
     >>> loss, reference_loss = [[1.0, 3.0], [5.0, 7.0]], [[0.0, 1.0], [2.0, 3.0]]
     >>> excess_variance(loss, reference_loss, reference_weight=0.0)
@@ -131,7 +133,7 @@ def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> Float
     Returns
     -------
     array of float64, without ``axis``
-        Between 1 (one sample has all the weight) and n (uniform weights).
+        One number per slice, between 1 (one sample has all the weight) and n (uniform weights).
 
     Raises
     ------
@@ -164,7 +166,7 @@ def effective_sample_size(weights: npt.ArrayLike, /, *, axis: int = -1) -> Float
 
 
 def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, batch_size: int) -> float:
-    """Compute the mean over all mini-batches of the mini-batch's risk minus the risk of all samples.
+    """Compute the bias of the risk on mini-batches: the mean over all possible batches, minus the risk of all samples.
 
     Parameters
     ----------
@@ -178,7 +180,7 @@ def expected_log_mean_exp_bias(losses: npt.ArrayLike, /, *, temperature: float, 
     Returns
     -------
     float
-        At most 0; 0 if b = n. Unit: the unit of the losses.
+        The bias, which is at most 0, and 0 if b = n. Unit: the unit of the losses.
 
     Raises
     ------
@@ -259,9 +261,9 @@ def log_mean_exp_bias(
     -----
     measured: the mean over the batches B of tau log mean_{i in B} exp(x_i / tau), minus the same expression for all m
     samples in the batches. predicted: -(tau / 2) (m / E - 1) (m / b - 1) / (m - 1) with E = 1 / sum p_i^2 and
-    p = softmax(x / tau). This is half of the second derivative of tau log at the mean, times the variance of a mean of
-    b samples drawn without replacement. The bias is the reason why a mini-batch loss needs large batches: SogCLR,
-    arXiv 2202.12387. :func:`expected_log_mean_exp_bias` averages over all possible batches.
+    p = softmax(x / tau). The prediction is half of the second derivative of tau log at the mean, times the variance of
+    a mean of b samples drawn without replacement. The bias is the reason why a mini-batch loss needs large batches:
+    SogCLR, arXiv 2202.12387. :func:`expected_log_mean_exp_bias` averages over all possible batches.
 
     Examples
     --------
@@ -315,7 +317,7 @@ def generalization_bound(
     variance : array, the shape of ``risk``
         Var(l(theta, .) - l(theta_ref, .)) of the same models, at least 0.
     radius : float
-        rho / n, the radius of the chi-square ball that was trained with, at least 0.
+        rho / n, the radius of the chi-square ball that the training used, at least 0.
     num_samples : int
         n, the number of training samples, at least 1.
     c1, c2 : float
@@ -324,7 +326,7 @@ def generalization_bound(
     Returns
     -------
     float
-        min over theta of (R + c1 sqrt(2 radius Var)) + c2 / n. Unit: the unit of the losses, which c2 must have, too.
+        min over theta of (R + c1 sqrt(2 radius Var)) + c2 / n. The bound and c2 have the unit of the losses.
 
     Raises
     ------
@@ -339,7 +341,7 @@ def generalization_bound(
 
     Examples
     --------
-    The second model has the larger risk, but hardly any excess variance.
+    The second model has the larger risk, but its excess variance is 0, so its sum is the smaller one.
 
     >>> generalization_bound([1.0, 1.25], [2.0, 0.0], radius=0.25, num_samples=10, c1=1.0, c2=0.5)
     1.3

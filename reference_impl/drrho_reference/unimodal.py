@@ -2,11 +2,12 @@
 
     Z = (Z1 on top of Z2),  A = Z Z^T - lambda R R^T                      (2 b rows: first view 1, then view 2)
 
-Z1 and Z2 hold the features of the views, R those of the reference model. An anchor is a row of A. Its positive is the
-other view of the same sample; its 2 b - 2 negatives are both views of every other sample. The exponents, the moving
-average u and the weights of an anchor are computed as in ``contrastive.py``. There is one u per sample and view.
+Z1 and Z2 hold the features of the views of b samples, and R holds those of the reference model. An anchor is a row of
+A. The positive of an anchor is the other view of the same sample; its 2 b - 2 negatives are both views of every other
+sample. The exponents, the moving average u and the weights of an anchor are computed as in ``contrastive.py``. There is
+one u per sample and view.
 
-Sources: SogCLR, arXiv 2202.12387, for the loss of two views; DRRho, arXiv 2505.06699, for the reference model inside.
+Sources: SogCLR, arXiv 2202.12387, for the loss of two views; DRRho, arXiv 2505.06699, for the reference model.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ def view_positions(anchor: int, b: int, /) -> tuple[int, list[int]]:
     Returns
     -------
     positive : int
-        The other view of the same sample.
+        The row of the other view of the same sample.
     negatives : list of int
-        Both views of all other samples: 2 b - 2 rows.
+        The 2 b - 2 rows of both views of all other samples.
 
     Notes
     -----
@@ -73,7 +74,7 @@ def view_positions(anchor: int, b: int, /) -> tuple[int, list[int]]:
 
     Examples
     --------
-    View 2 of sample 0 among three samples.
+    There are three samples, and the anchor is view 2 of sample 0.
 
     >>> view_positions(3, 3)
     (0, [1, 2, 4, 5])
@@ -109,15 +110,16 @@ def unimodal_contrastive_step(
     temperature : float, or a pair of arrays (b,)
         Above 0. A pair holds one temperature per anchor of view 1 and one per anchor of view 2.
     gamma : float, or a pair of arrays (b,)
-        Weight of the batch's value in the moving average, in (0, 1]. A pair holds one per anchor, as above.
+        Weight of the batch's g in the moving average, in (0, 1]. A pair holds one gamma per anchor of view 1 and one
+        per anchor of view 2.
     reference_features : pair of arrays (b, r), optional
         The frozen reference model's features of view 1 and view 2.
     reference_weight : float
         lambda, at least 0.
     radius : float
-        At least 0. A radius above 0 has a use only if temperatures are learned.
+        At least 0. A radius above 0 changes no feature gradient, so it is useful only if temperatures are learned.
     eps : float
-        The floor in log(eps + u), at least 0.
+        The number that is added to u in log(eps + u), at least 0.
     anchor_weight : array (b,), or a pair of arrays (b,), optional
         At least 0: a factor on each anchor's contribution to loss and gradients, 1 by default. Entry i of a single
         array is the factor of both views of sample i.
@@ -137,10 +139,11 @@ def unimodal_contrastive_step(
 
     Notes
     -----
-    loss = (1/2b) sum over the 2 b anchors a of t_a (log(eps + u_a) + radius), times the anchor's weight. u_a is the
-    moving average of g_a = mean over the 2 b - 2 negatives k of exp((A_ak - A_ap) / t_a), where p is the positive of a.
-    The negative k of the anchor a adds w_ak d(A_ak - A_ap) / 2b to the gradient, where w_ak is the negative's weight,
-    d A_ak / d z_a = z_k and d A_ak / d z_k = z_a. Sources: SogCLR, arXiv 2202.12387; DRRho, arXiv 2505.06699.
+    loss = (1/2b) sum over the 2 b anchors a of v_a t_a (log(eps + u_a) + radius), where v_a is the weight of the
+    anchor. u_a is the moving average of g_a = mean over the 2 b - 2 negatives k of exp((A_ak - A_ap) / t_a), where p is
+    the positive of a. The negative k of the anchor a adds w_ak d(A_ak - A_ap) / 2b to the gradient. w_ak is the
+    negative's weight, z_a is row a of the features, d A_ak / d z_a = z_k and d A_ak / d z_k = z_a. Sources: SogCLR,
+    arXiv 2202.12387; DRRho, arXiv 2505.06699.
 
     Examples
     --------
@@ -190,7 +193,7 @@ def unimodal_contrastive_step(
     for a in range(2 * b):
         positive, negatives = view_positions(a, b)
         for k in negatives:
-            w = anchors[a].weights[k] / (2 * b)  # A_ak - A_ap
+            w = anchors[a].weights[k] / (2 * b)  # the factor of A_ak - A_ap
             gradient[a] += w * (features[k] - features[positive])
             gradient[k] += w * features[a]
             gradient[positive] -= w * features[a]
@@ -223,7 +226,7 @@ def unimodal_objective(
     eps: float = 0.0,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> float:
-    """Evaluate the two-view objective itself on all n samples, without state, gamma or estimate.
+    """Evaluate the two-view objective itself on all n samples, with g itself instead of estimates u.
 
     Parameters
     ----------
@@ -235,7 +238,8 @@ def unimodal_objective(
     Returns
     -------
     float
-        (1/2n) sum over the 2 n anchors a of t_a (log(eps + g_a) + radius), times the anchor's weight.
+        (1/2n) sum over the 2 n anchors a of v_a t_a (log(eps + g_a) + radius). The notes of
+        :func:`unimodal_contrastive_step` define the symbols.
 
     Raises
     ------

@@ -93,7 +93,7 @@ def kl_ball(x: Numbers, radius: Any) -> tuple[Any, Numbers, Any, Any]:
 
 
 def chi_square_penalty(x: Numbers, strength: Any) -> tuple[Any, Numbers, Any, Any]:
-    """Try m = 1, 2, ... for the number m of losses with a weight above 0; these are the m largest losses."""
+    """Find m, the number of losses with a weight above 0, by trying 1, 2, ...; these are the m largest losses."""
     n, ordered = len(x), sorted(x, reverse=True)
     for m in range(1, n + 1):
         nu = (mp.fsum(ordered[:m]) - strength * (n - m)) / m
@@ -300,7 +300,7 @@ def answer(
 
 
 def features(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return unit rows in float32. Text 0 is opposite to image 0, and text 1 equals image 0: a difference of 2."""
+    """Return unit rows in float32. Image 0 has the similarity -1 with text 0 and 1 with text 1, a difference of 2."""
     rows = rng.normal(size=(2, BATCH, WIDTH))
     image, text = rows / np.linalg.norm(rows, axis=2, keepdims=True)
     text[0], text[1] = -image[0], image[0]
@@ -316,7 +316,7 @@ def steps(rng: np.random.Generator) -> list[dict[str, Any]]:
         ("temperature 1e-4 and a memory", "Temperature 1e-4, states of +-1e4.", far,
          {"temperature": COLD, "gamma": 0.25}),
         ("log_inner 1e4", "States of +-1e4 at an ordinary temperature.", far, {"temperature": 0.5, "gamma": 0.25}),
-        ("log_inner 1e4 and eps", "The same above a floor.", far,
+        ("log_inner 1e4 and eps", "States of +-1e4, with eps above 0.", far,
          {"temperature": 0.5, "gamma": 0.25, "eps": 0.125, "radius": 0.5}),
     ]  # fmt: skip
     answered = []

@@ -428,7 +428,7 @@ def test_host_estimator_refuses_bad_arguments() -> None:
         HostEstimator(3, device="cpu", dtype=torch.float16)
     made = HostEstimator(3, device="cpu")
     asks = torch.ones(1, requires_grad=True)
-    with pytest.raises(ValueError, match="log_inner_text must not ask for autograd"):
+    with pytest.raises(ValueError, match="log_inner_text must not require gradients"):
         made.scatter(torch.tensor([0]), torch.ones(1), asks)
     with pytest.raises(TypeError, match="sample_index must be an array, got list"):
         made.gather([0])  # type: ignore[arg-type]

@@ -415,7 +415,7 @@ def test_the_core_accepts_parameters_under_no_grad() -> None:
     expected = contrastive_step(images.detach(), texts.detach(), unseen, unseen, temperature=torch.tensor(0.3))
     assert torch.equal(step.image_gradient, expected.image_gradient)
     assert not step.loss.requires_grad
-    with pytest.raises(ValueError, match=r"^image_features must not ask for autograd"):
+    with pytest.raises(ValueError, match=r"^image_features must not require gradients"):
         contrastive_step(images, texts, unseen, unseen, temperature=0.3)
 
 

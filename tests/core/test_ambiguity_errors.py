@@ -73,9 +73,9 @@ def test_parameters_are_checked_when_a_set_is_built(name: str, build: Callable[[
             build(value)
     with pytest.raises(ValueError, match=f"^{name} must .*, got -1"):
         build(-1)
-    with pytest.raises(ValueError, match=f"^{name} must not ask for autograd"):
+    with pytest.raises(ValueError, match=f"^{name} must not require gradients"):
         build(torch.tensor(1.5, requires_grad=True))
-    with pytest.raises(TypeError, match=f"^{name} must be a constant where code is traced, got "):
+    with pytest.raises(TypeError, match=f"^{name} must be a constant when code is traced, got "):
         jax.jit(build)(0.5)
 
 
@@ -189,7 +189,7 @@ YES = np.ones((2, 3), dtype=bool)
         (
             lambda: worst_case(torch.asarray(X).requires_grad_(), CVaR(0.5)),
             ValueError,
-            "^losses must not ask for autograd, .* got requires_grad=True$",
+            "^losses must not require gradients, .* got requires_grad=True$",
         ),
         (
             lambda: worst_case(

@@ -168,7 +168,7 @@ def test_static_numbers_may_be_arrays_without_axes(eager_space: Any) -> None:
         (np.asarray(True), TypeError, "x must be a real number, got ndarray of shape .* bool"),
         (np.asarray(0.5), ValueError, r"x must be > 1, got 0\.5"),
         (np.asarray(np.nan), ValueError, "x must be finite, got nan"),
-        (torch.tensor(2.0, requires_grad=True), ValueError, "x must not ask for autograd"),
+        (torch.tensor(2.0, requires_grad=True), ValueError, "x must not require gradients"),
         ("2", TypeError, "x must be a real number, got '2'"),
     ],
 )
@@ -180,7 +180,7 @@ def test_bad_static_numbers_are_refused(value: Any, error: Any, message: str) ->
 def test_static_numbers_cannot_be_traced() -> None:
     import jax
 
-    with pytest.raises(TypeError, match="x must be a constant where code is traced, got "):
+    with pytest.raises(TypeError, match="x must be a constant when code is traced, got "):
         jax.jit(lambda x: _validate.static_number("x", x, ABOVE_ONE))(2.0)
 
 
@@ -404,7 +404,7 @@ def test_autograd_is_refused() -> None:
     x, asks = torch.zeros(2), torch.zeros(2, requires_grad=True)
     _validate.arrays({"x": torch.nn.Parameter(x).detach()})
     with pytest.raises(
-        ValueError, match=r"y must not ask for autograd, .*detach it, or use drrho_torch.*got requires_grad=True"
+        ValueError, match=r"y must not require gradients, .*detach .*, or use drrho_torch.*got requires_grad=True"
     ):
         _validate.arrays({"x": x, "y": asks})
     assert _validate.arrays({"x": x, "y": asks}, autograd=True).arrays["y"] is asks

@@ -178,12 +178,12 @@ BAD = {
     "nan state": (
         {"2": with_value(NAN, B)},
         ValueError,
-        "log_inner_image must be finite, or -inf for never visited, got nan at position 4",
+        "log_inner_image must be finite, or -inf for a sample that was never visited, got nan at position 4",
     ),
     "infinite state": (
         {"3": with_value(INF, B)},
         ValueError,
-        "log_inner_text must be finite, or -inf for never visited, got inf at position 4",
+        "log_inner_text must be finite, or -inf for a sample that was never visited, got inf at position 4",
     ),
     # temperature
     "temperature 0": ({"temperature": 0.0}, ValueError, r"temperature must be > 0, got 0\.0"),
@@ -381,7 +381,7 @@ def test_what_asks_for_autograd_is_refused(name: str, forms: str) -> None:
         (value[0], value[1].clone().requires_grad_()) if isinstance(value, tuple) else value.clone().requires_grad_()
     )
     label = f"{name}[1]" if isinstance(value, tuple) else NAMES.get(name, name)
-    with pytest.raises(ValueError, match=r"must not ask for autograd, .*detach it, or use drrho_torch") as error:
+    with pytest.raises(ValueError, match=r"must not require gradients, .*detach .*, or use drrho_torch") as error:
         step({**arguments, name: asking})
     assert str(error.value).startswith(f"{label} must")
 

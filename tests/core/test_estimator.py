@@ -252,9 +252,9 @@ def test_rows_that_ask_for_autograd_are_refused() -> None:
     made = InnerEstimator(4, like=torch.zeros(1))
     index, good, bad = torch.asarray([1]), torch.ones(1), torch.ones(1, requires_grad=True)
     for pair, name in (((bad, good), "log_inner_image"), ((good, bad), "log_inner_text")):
-        with pytest.raises(ValueError, match=f"{name} must not ask for autograd"):
+        with pytest.raises(ValueError, match=f"{name} must not require gradients"):
             made.scatter(index, *pair)
-    with pytest.raises(ValueError, match="log_inner_text must not ask for autograd"):
+    with pytest.raises(ValueError, match="log_inner_text must not require gradients"):
         made.load_state_dict({"log_inner_image": torch.ones(4), "log_inner_text": torch.ones(4, requires_grad=True)})
     assert torch.all(made.log_inner_image == NEVER)
     assert not made.log_inner_image.requires_grad
@@ -446,8 +446,8 @@ def test_above_the_floor_scents_step_has_a_closed_form_in_the_logarithm() -> Non
 @pytest.mark.parametrize(
     ("log_inner", "options", "error", "message"),
     [
-        (np.array([0.0, np.nan]), {}, ValueError, "log_inner must be finite, or -inf for never visited, got nan .*1"),
-        (np.array([np.inf]), {}, ValueError, "log_inner must be finite, or -inf for never visited, got inf"),
+        (np.array([0.0, np.nan]), {}, ValueError, "log_inner must be finite, or -inf for a sample .*, got nan .*1"),
+        (np.array([np.inf]), {}, ValueError, "log_inner must be finite, or -inf for a sample .*, got inf"),
         (np.array([0, 1]), {}, TypeError, "log_inner must have a real floating dtype, got int64"),
         (np.zeros(2, dtype="f2"), {}, TypeError, "log_inner must be float32 or wider, got float16"),
         ([0.0], {}, TypeError, "log_inner must be an array, got list"),
@@ -467,5 +467,5 @@ def test_scent_gamma_refuses_arguments_outside_its_domain(
 def test_scent_gamma_refuses_autograd() -> None:
     import torch
 
-    with pytest.raises(ValueError, match="log_inner must not ask for autograd"):
+    with pytest.raises(ValueError, match="log_inner must not require gradients"):
         scent_gamma(torch.zeros(2, requires_grad=True), log_alpha=1.0)

@@ -2,7 +2,7 @@
 
 Every case draws from a seeded table of extreme values (0, the smallest and the largest numbers of the dtype and what
 lies between), computes the definition with mpmath, whose exponents have no bounds, and compares. A ValueError is an
-answer, too: where code is traced it becomes nan.
+answer, too: when code is traced, it becomes nan.
 """
 
 from __future__ import annotations

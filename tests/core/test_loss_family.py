@@ -472,7 +472,7 @@ def test_what_asks_for_autograd_is_refused() -> None:
 
     arrays = [torch.asarray(x) for x in draw()]
     arrays[2].requires_grad_(True)
-    with pytest.raises(ValueError, match="reference_image must not ask for autograd"):
+    with pytest.raises(ValueError, match="reference_image must not require gradients"):
         dc.distillation_loss(*arrays, temperature=1.0, reference_temperature=1.0)
 
 

@@ -235,7 +235,7 @@ NOT_PLAIN: dict[str, tuple[Any, Callable[[np.ndarray], Any], str]] = {
     "masked array": (numpy_namespace, lambda x: np.ma.masked_array(x, mask=False),
                      r"numpy\.ma\.MaskedArray: pass its data, with where=~mask if the function has `where`, else "),
     "matrix": (numpy_namespace, np.matrix, r"numpy\.matrix: pass it as an array \(asarray\)"),
-    "object array": (numpy_namespace, lambda x: x.astype(object), "one of dtype object: pass numbers of a floating"),
+    "object array": (numpy_namespace, lambda x: x.astype(object), "dtype object: pass numbers of a floating"),
     "scipy array": (numpy_namespace, lambda x: scipy.sparse.csr_array(np.atleast_2d(x)),
                     r"scipy\.sparse.*\.csr_array: pass it as a dense array"),
     "scipy matrix": (numpy_namespace, lambda x: scipy.sparse.coo_matrix(np.atleast_2d(x)),
@@ -292,7 +292,7 @@ def test_where_autograd_is_off_tensors_may_ask_for_gradients(name: str, mode: An
         name: tensor.clone().requires_grad_() if tensor.is_floating_point() else tensor
         for name, tensor in given(arrays, torch_namespace).items()
     }
-    with pytest.raises(ValueError, match="must not ask for autograd, because results are constants to it"):
+    with pytest.raises(ValueError, match="must not require gradients, because results are constants for autograd"):
         function(asking)
     with mode():
         random.seed(0)
@@ -353,7 +353,7 @@ def test_an_older_version_of_the_standard_is_refused(name: str) -> None:
     function, arrays = CALLS[name]
     message = (
         r"must be an array of a library that follows the array API standard's version 2024\.12 or a newer one, "
-        r"got array_api_strict, which says 2023\.12$"
+        r"got array_api_strict, which reports version 2023\.12$"
     )
     with array_api_strict.ArrayAPIStrictFlags(api_version="2023.12"), pytest.raises(TypeError, match=message):
         function(given(arrays, array_api_strict))

@@ -208,12 +208,12 @@ NAN = np.where(A == 2, np.nan, A)
         (
             lambda f: f(torch.asarray(A).requires_grad_(), torch.asarray(A)),
             ValueError,
-            "^loss must not ask for autograd",
+            "^loss must not require gradients",
         ),
         (
             lambda f: f(torch.asarray(A), torch.asarray(A).requires_grad_()),
             ValueError,
-            "^reference_loss must not ask for autograd",
+            "^reference_loss must not require gradients",
         ),
         (lambda f: f(A, A, reference_weight=-1), ValueError, "^reference_weight must be >= 0, got -1$"),
         (lambda f: f(A, A, reference_weight=math.inf), ValueError, "^reference_weight must be finite, got inf$"),
@@ -227,7 +227,7 @@ NAN = np.where(A == 2, np.nan, A)
         (
             lambda f: f(torch.asarray(A), torch.asarray(A), reference_weight=torch.tensor(0.5, requires_grad=True)),
             ValueError,
-            "^reference_weight must not ask for autograd",
+            "^reference_weight must not require gradients",
         ),
         (
             lambda f: f(

@@ -616,7 +616,7 @@ def test_autograd_and_foreign_libraries_are_refused() -> None:
 
     learned = PerSampleTemperature(4, 0.1, like=torch.zeros(1))
     index, fine = torch.arange(2), torch.zeros(2)
-    with pytest.raises(ValueError, match=r"gradient\[1\] must not ask for autograd"):
+    with pytest.raises(ValueError, match=r"gradient\[1\] must not require gradients"):
         learned.update(index, (fine, torch.zeros(2, requires_grad=True)), learning_rate=0.1)
     with pytest.raises(TypeError, match=r"gradient\[0\] must come from the library of the state \(torch\)"):
         learned.update(index, (np.zeros(2), fine), learning_rate=0.1)

@@ -100,7 +100,7 @@ def weighted_difference(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("moving_average_kl")
 def first_visit(rng: np.random.Generator) -> tuple[Any, ...]:
-    """On the first batch the average is the mean of the batch, whatever gamma is."""
+    """On the first batch the moving average is the mean of the batch, whatever gamma is."""
     return (draw_losses(rng)[0], draw_losses(rng)[0], np.array(NEVER)), {"temperature": 0.75, "gamma": 0.25}
 
 

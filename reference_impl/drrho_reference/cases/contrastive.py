@@ -44,13 +44,13 @@ def cold(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem(*STEPS)
 def reference(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A reference model whose features are as wide as the learner's."""
+    """A reference model whose features are as wide as those of the model that is trained."""
     return draw_batch(rng), {"temperature": 0.3, "reference_features": draw_reference(rng, WIDTH)}
 
 
 @problem(*STEPS)
 def reference_of_another_width(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A reference model whose features are narrower than the learner's."""
+    """A reference model whose features are narrower than those of the model that is trained."""
     return draw_batch(rng), {"temperature": 0.3, "reference_features": draw_reference(rng, OTHER_WIDTH)}
 
 
@@ -66,7 +66,7 @@ def reference_weight(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem(*STEPS)
 def eps(rng: np.random.Generator) -> tuple[Any, ...]:
-    """An eps so large that a wrong use of it is seen; the state log u does not contain eps."""
+    """The eps is so large that a wrong use of eps shows in the results; the state log u does not contain eps."""
     return draw_batch(rng, visited=True), {"temperature": 0.3, "gamma": 0.6, "eps": 0.25}
 
 
@@ -90,7 +90,7 @@ def radius(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem(*STEPS)
 def temperature_per_anchor(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A temperature per anchor and a gradient for each."""
+    """A temperature per anchor, and a gradient for each temperature."""
     temperature = tuple(rng.uniform(0.15, 1.0, size=(2, BATCH)))
     return draw_batch(rng, visited=True), {"temperature": temperature, "gamma": 0.7, "radius": 0.5}
 
@@ -203,6 +203,6 @@ def anchor_weight_and_pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem(*STEPS)
 def tiles(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A step computed in tiles of two rows, which must give the same numbers."""
+    """The step is computed in tiles of two rows, and the numbers must be the same as without tiles."""
     options = {"temperature": 0.3, "gamma": 0.5, "reference_features": draw_reference(rng, OTHER_WIDTH)}
     return draw_batch(rng, visited=True), options, {"tile_size": 2}

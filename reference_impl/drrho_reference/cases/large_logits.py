@@ -1,4 +1,4 @@
-"""Problems with large logits: 1/t up to 1e10, features that are not normalised, large reference weights.
+"""Problems with large logits: temperatures down to 1e-10, features that are not normalised, large reference weights.
 
 ``softmax.py`` computes the exact answers and the bounds of the errors.
 """
@@ -19,7 +19,7 @@ from drrho_reference.cases.softmax import loss_answer, pair_loss_answer, step_an
 
 SIZE, FEATURES, REFERENCE_FEATURES = 24, 8, 6
 COLDNESS = ("1e0", "1e2", "1e4", "1e5", "1e6", "1e8", "1e10")
-Generator = Any  # np.random.Generator would load numpy.random with the package
+Generator = Any  # an np.random.Generator; naming the class here would import numpy.random
 
 PROBLEMS: list[Problem] = []
 
@@ -45,7 +45,7 @@ def _enter(function: str, name: str, sentence: str, draw: Draw) -> None:
 
 
 def _cold(function: str, coldness: str, how: Mapping[str, Any] | None = None) -> Draw:
-    """Return a draw of a problem at one temperature; states, if the function has them, are those before any visit."""
+    """Return a draw of a problem at one temperature; if the function takes states, no sample was visited before."""
 
     def draw(rng: Generator) -> tuple[Any, ...]:
         # The distance of neighbouring rows is about one temperature, so that their logits differ by about 1.
@@ -93,7 +93,7 @@ def _weighted(function: str) -> Draw:
 for _function in _ANSWERS:
     for _coldness in COLDNESS:
         _sentence = (
-            f"An inverse temperature of {_coldness}; a softmax in the same dtype sets the bound of the gradients."
+            f"An inverse temperature of {_coldness}; the error of a softmax in the same dtype bounds that of gradients."
         )
         _enter(_function, f"inverse temperature {_coldness}", _sentence, _cold(_function, _coldness))
 # Large logits for other reasons than a low temperature, and weights per anchor.

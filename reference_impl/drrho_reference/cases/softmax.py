@@ -1,16 +1,17 @@
-"""Exact answers at any temperature, and the error of an ordinary softmax as the bound of the gradients.
+"""Exact answers at any temperature, and bounds of the gradients' errors from the error of an ordinary softmax.
 
-The oracle cannot answer these problems, because exponentials leave the range of float64. A fixed bound would be too
-strict for large logits: a similarity is rounded before it is divided by t, so a float32 gradient at 1/t = 1e6 has an
-error of some percent in any implementation. Therefore the bound is computed from the error of an ordinary softmax, in
-log-sum-exp form, on the same inputs in the same dtype (:func:`gradients` with ``exact=False``). The bound is twice this
-error plus 1e-6 (float32) or 1e-12 (float64) of the largest entry. The error of a softmax depends on the order in which
-products are summed, so the largest error of 32 orders is used. In float64 the products of these inputs are exact, so
-the softmax has no error from products, unlike on other inputs; the bound therefore also contains epsilon times the
-largest logit. An implementation that loses digits in proportion to 1/t in another place exceeds the bound.
+The oracle cannot answer the problems of ``large_logits.py``, because exponentials leave the range of float64. A fixed
+bound of the errors would be too strict for large logits: a similarity is rounded before it is divided by the
+temperature t, so a float32 gradient at 1/t = 1e6 has an error of some percent in any implementation. Therefore the
+bound is computed from the error of an ordinary softmax, in log-sum-exp form, on the same inputs in the same dtype
+(:func:`gradients` with ``exact=False``). The bound is twice this error plus 1e-6 (float32) or 1e-12 (float64) of the
+largest entry. The error of a softmax depends on the order in which products are summed, so the largest error of 32
+orders is used. In float64 the products of these inputs are exact, so the softmax lacks the rounding errors of products.
+An allowance for them, epsilon times the largest logit, is added to the bound in float64. An implementation exceeds the
+bound if another step of its computation loses digits in proportion to 1/t.
 
-The exact answers need float64 only. Feature entries are multiples of a power of two, so that a product of two features
-is exact in float64. Then a softmax of (z - max z) / t has an error of some ulp for any t.
+The exact answers are computed in float64. Entries of features are multiples of a power of two, so that the similarities
+z are exact in float64. Then a softmax of (z - max z) / t has an error of some ulp for any t.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class SimilarityTables:
 
     ``contrastive_step`` and the other losses of pairs have two tables, Z and its transpose; two views have one table of
     2 b rows. ``candidates`` marks the entries of a row that are summed in the log-sum-exp. ``size`` is an upper bound
-    of the similarities.
+    of the absolute similarities.
     """
 
     def __init__(self, function: str, arguments: Arguments, dtype: Any) -> None:
@@ -100,12 +101,13 @@ def softmax(table: Table, candidates: Any, temperature: Table, *, exact: bool) -
 
 
 def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -> tuple[Table, Table]:
-    """Return the feature gradients M E2 / 2b and M^T E1 / 2b, computed in one dtype; M holds the slopes of the pairs.
+    """Return the feature gradients M E2 / 2b and M^T E1 / 2b, computed in one dtype.
 
-    A row of M belongs to an anchor. It holds the weights of the candidates; the entry of the positive is such that the
-    sum of the row is 0.
+    E1 and E2 are the features. M_ij is 2b times the derivative of the loss in the similarity of image i and text j. M
+    is the sum of two tables, one per direction. In the table of a direction, a row or a column belongs to an anchor and
+    holds the weights of its candidates; the entry of the positive makes the sum of the row or column 0.
     """
-    # The target of distillation is the softmax of the reference model; the target of all others is the positive.
+    # The target of distillation is the softmax of the reference model; the target of other losses is the positive.
     batch = SimilarityTables(function, arguments, dtype)
     b, slopes = batch.b, np.zeros(batch.tables[0].shape, dtype=dtype)
     targets = [np.zeros_like(slopes)] * 2
@@ -130,7 +132,8 @@ def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -
             rows = rows / temperature[:, None]
         rows = factor[:, None] * rows
         slopes += rows if side == 0 else rows.T
-    # Both sides of the table of two views are the same features, so the slopes and their transpose add up.
+    # The rows and the columns of the table of two views are the same features, so the slopes and their transpose add
+    # up.
     if batch.views:
         gradient = (slopes + slopes.T) @ batch.left / dtype(2 * b)
         return gradient[:b], gradient[b:]
@@ -138,10 +141,10 @@ def gradients(function: str, arguments: Arguments, dtype: Any, *, exact: bool) -
 
 
 def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Answer a step with no old estimates and eps = 0 from log g and the weights w = softmax(D) of every anchor.
+    """Compute the right answer of a step, from log g and the weights w = softmax(D) of every anchor.
 
-    The temperature gradient is log g - sum_j w_j D_j. With d = D - max D it is log mean exp(d) - sum_j w_j d_j, in
-    which large terms no longer cancel.
+    The step has no old estimates and eps = 0. The temperature gradient is log g - sum_j w_j D_j. With d = D - max D it
+    is log mean exp(d) - sum_j w_j d_j, in which large terms no longer cancel.
     """
     batch, names = SimilarityTables(function, arguments, np.float64), SIDES[function]
     b, states, losses, slopes, terms = batch.b, [], [], [], []
@@ -191,7 +194,7 @@ def step_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
 
 
 def loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Answer InfoNCE or distillation: the cross-entropy of the rows and columns of S / t with the targets."""
+    """Compute InfoNCE or distillation exactly: the cross-entropy of the rows and columns of S / t with the targets."""
     batch = SimilarityTables(function, arguments, np.float64)
     t, b, losses, slopes = float(arguments.options["temperature"]), batch.b, [], []
     teacher = None
@@ -206,7 +209,8 @@ def loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
         q = softmax(table, batch.candidates, batch.temperatures[side], exact=True)
         below = (np.max(table, axis=1, keepdims=True) - table) / t
         losses.append(factor * (np.log(np.sum(np.exp(-below), axis=1)) + np.sum(target * below, axis=1)))
-        slopes.append(factor * np.sum((q - target) * below, axis=1) / t)  # -(q - target) z / t^2, z minus its largest
+        # The temperature gradient of a row is the sum of -(q - target) (z - max z) / t^2.
+        slopes.append(factor * np.sum((q - target) * below, axis=1) / t)
     expected = {
         "loss": np.asarray(math.fsum(np.concatenate(losses)) / (2 * b)),
         "temperature_gradient": np.asarray(math.fsum(np.concatenate(slopes)) / (2 * b)),
@@ -217,7 +221,7 @@ def loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
 
 
 def pair_loss_answer(function: str, arguments: Arguments, dtype: str) -> Answer:
-    """Answer a pair loss, which is the mean of log g over both anchors of a pair."""
+    """Compute a pair loss exactly: the mean of log g over both anchors of a pair."""
     del function
     options = {"temperature": arguments.options["temperature"]}
     given = Arguments((*arguments.positional, *equal_states(len(arguments.positional[0]))), options, {})
@@ -244,7 +248,7 @@ def _with_gradients(
         for side in range(2):
             errors[seed, side] = np.max(np.abs(compared[side].astype(np.float64) - exact[side][:, order]))
     bounds, surplus = dict.fromkeys(expected, UNIT[dtype]), SURPLUS[dtype]
-    # In float64 these products are exact, so the rounding error of other products is added to the bound.
+    # In float64 the products of these inputs are exact, so an allowance for the rounding of products is added.
     if dtype == "float64":
         batch = SimilarityTables(function, arguments, np.float64)
         surplus += float(np.finfo(dtype).eps) * batch.size / min(float(np.min(t)) for t in batch.temperatures)

@@ -21,17 +21,17 @@ from drrho_reference.cases.draws import BATCH, NEVER, SIDES, STEPS, WIDTH, equal
 from drrho_reference.cases.problem import Answer, Arguments, Draw, Problem
 from drrho_reference.cases.softmax import SimilarityTables, two_sides
 
-Generator = Any  # np.random.Generator would load numpy.random with the package
+Generator = Any  # an np.random.Generator; naming the class here would import numpy.random
 SUM_UNIT = {"float64": 1e-10, "float32": 1e-5}
 
 PROBLEMS: list[Problem] = []
 
 
 def _sums(function: str, step: Any, first: Any, second: Any, *states: Any, **options: Any) -> Any:
-    """Call a step once for each anchor, with ``anchor_weight`` 1 for it and 0 for all others; return sums of weights.
+    """Call a step once per anchor, with weight 1 for this anchor and 0 for all other anchors; return sums of weights.
 
-    The option ``anchor_weight`` is the unit matrix, one row per call. Each sum is computed from the gradient of the
-    other rows, and also from surrogate - loss if the answer has a surrogate.
+    The option ``anchor_weight`` is the unit matrix, one row per call. Each sum is computed from the gradients of the
+    anchor's negatives, and also from surrogate - loss if the answer has a surrogate.
     """
     units = options.pop("anchor_weight")
     rows = [to_numpy(first), to_numpy(second)]
@@ -48,7 +48,7 @@ def _sums(function: str, step: Any, first: Any, second: Any, *states: Any, **opt
                 value = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
                 return None if value is None else to_numpy(value)
 
-            # (sum of the negatives' gradients) . own / |own|^2 = (sum of weights) / 2b.
+            # (sum of the negatives' gradients) . own / |own|^2 = (sum of weights) / 2b, own: the anchor's features.
             own, t = rows[side][i], float(temperatures[side][i])
             # Negatives are rows of the other side or, with two views, rows of both sides.
             gradients = [field(f"{names[k]}_gradient") for k in ((0, 1) if views else (1 - side,))]
@@ -124,7 +124,7 @@ def _ordinary(rng: Generator) -> tuple[Any, ...]:
     return (*features, *rng.normal(size=(2, BATCH))), options
 
 
-# At an ordinary temperature the sum is compared; with large logits only the limit 1/gamma is checked.
+# At an ordinary temperature the sum is compared with the oracle's; with large logits only the limit 1/gamma is checked.
 for _function in STEPS:
     _sentence = "One anchor at a time: the sum of the anchor's weights is g / (eps + u)."
     _enter_sums(_function, "a memory and a floor", _sentence, _ordinary, limited=False)
