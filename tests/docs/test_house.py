@@ -105,3 +105,22 @@ def test_the_citation_names_the_paper_as_the_readme_does() -> None:
     quoted = " ".join(_read("README.md").replace("\n> ", " ").split())
     assert f"{authors}: *{title}.* ICML 2025" in quoted
     assert "arXiv:2505.06699" in citation
+
+
+def test_no_file_holds_an_unfinished_merge() -> None:
+    folders = [
+        "drrho_core",
+        "drrho_clip",
+        "backends",
+        "reference_impl",
+        "docs",
+        "tests",
+        "benchmarks",
+        "tools",
+        "examples",
+    ]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in {".py", ".md", ".rst"}]
+    files += [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml", ".txt"}]
+    assert len(files) > 300
+    markers = ("<" * 7 + " ", ">" * 7 + " ")
+    assert [str(path) for path in files if any(line.startswith(markers) for line in path.open(encoding="utf-8"))] == []
