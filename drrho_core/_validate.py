@@ -135,7 +135,7 @@ class Call(NamedTuple):
         return array
 
     def values(self, name: str, array: Array, rule: Rule) -> None:
-        """Check that an array, an argument or a result, obeys a rule, if its entries can be read at no cost."""
+        """Check that all entries of an array obey a rule, if they can be read at no cost; the array may be a result."""
         if self.visible or values_visible(array, self.xp):
             visible_values(name, array, rule, self.xp)
 
@@ -367,7 +367,7 @@ def state_dtype(name: str, array: Array, xp: Namespace) -> None:
 
 
 def _refuse_autograd(name: str, array: Array, xp: Namespace) -> None:
-    """Refuse an array that requires gradients: autograd would treat the results as constants and return a wrong one.
+    """Refuse an array that requires gradients: autograd would treat results as constants and return wrong gradients.
 
     If autograd is off, as inside ``torch.no_grad()`` and ``torch.inference_mode()``, the array is accepted.
     """
@@ -427,7 +427,8 @@ def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
         high < rule.high or (rule.includes_high and high == rule.high)
     ):
         return
-    # Find the first entry that breaks the rule. A half type rounds the bounds, so that there may be none: no error.
+    # Find the first entry that breaks the rule. A comparison in a half type rounds the bounds; if no entry breaks the
+    # rule then, no error is raised.
     flat = xp.reshape(array, (-1,))
     if xp.isdtype(array.dtype, "integral"):
         # The standard does not define comparisons of integer arrays with floats, so Python compares.

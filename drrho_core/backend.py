@@ -71,7 +71,8 @@ class Backend(Protocol):
     Attributes
     ----------
     name : str
-        The one name of the entry point, of the library's import package, and of the extra that installs the library.
+        The name of the entry point. The library's import package, and the extra that installs the library, have the
+        same name.
     architectures : tuple of str
         Architectures that `model` can build, the preferred architecture first.
     preference : int

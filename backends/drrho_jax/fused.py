@@ -86,7 +86,7 @@ def _scale(temperature: jax.Array, length: int) -> jax.Array:
 
 
 def _longer(x: jax.Array, length: int) -> jax.Array:
-    """Pad an array, which has one number per anchor, with zeros to a length."""
+    """Pad an array that has one number per anchor with zeros, up to a length."""
     return jnp.pad(x, (0, length - x.shape[0]))
 
 

@@ -40,7 +40,7 @@ def _tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array
     _, input_tangents, _ = tangents
     total = jnp.zeros_like(value)
     for gradient, tangent in zip(_differentiable_once(gradients, inputs), input_tangents, strict=True):
-        # A scalar value gets the sum over all entries; a value per slice gets the sum over the entries of the slice.
+        # For a scalar value the sum runs over all entries, otherwise over the axes on which the value has length 1.
         axes = tuple(range(tangent.ndim) if value.ndim == 0 else [i for i, n in enumerate(value.shape) if n == 1])
         total = total + jnp.sum(gradient * tangent, axis=axes, keepdims=value.ndim > 0).astype(value.dtype)
     return value, total

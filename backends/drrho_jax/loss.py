@@ -162,8 +162,8 @@ def contrastive_loss(
 
     The gradient of features and temperature is the closed form of SogCLR with a reference model (arXiv 2202.12387,
     2505.06699), that is the gradient of `surrogate`, a result of `drrho_core.contrastive_step`. Every other argument is
-    a constant. Forward mode (`jax.jvp`, `jax.jacfwd`) and reverse mode (`jax.grad`, `jax.vjp`) both use it. Products
-    run in full float32 even if the accelerator would round the factors.
+    a constant. Forward mode (`jax.jvp`, `jax.jacfwd`) and reverse mode (`jax.grad`, `jax.vjp`) both use this gradient.
+    Products run in full float32 even if the accelerator would round the factors.
 
     Under `jax.jit` a batch that is sharded over a mesh, with automatic or explicit axes, has the loss of the whole
     batch.

@@ -87,7 +87,7 @@ def micro_batches(
     ...     images, texts = micro_batch
     ...     return images @ parameters["image"], texts @ parameters["text"]
     >>> def loss(image_features, text_features, parameters):
-    ...     temperature = jnp.exp(parameters["log_temperature"])  # is learned, so it is a parameter
+    ...     temperature = jnp.exp(parameters["log_temperature"])  # the temperature is learned
     ...     state, index = init_state(4), jnp.arange(4)
     ...     return contrastive_loss(state, image_features, text_features, index, temperature=temperature)
     >>> parameters = {"image": jnp.eye(4), "text": jnp.eye(4), "log_temperature": jnp.log(0.5)}

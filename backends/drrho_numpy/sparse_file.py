@@ -97,7 +97,7 @@ def read_layout(file: BinaryIO, path: Path) -> Layout:
 
 @contextlib.contextmanager
 def replacing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
-    """Open a new, sparse file for a ``with`` block; after it the file is on the disk and has the name `path`."""
+    """Open a new, sparse file for a ``with`` block; after the block the file is on the disk, named `path`."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "wb", buffering=0) as file:

@@ -71,9 +71,9 @@ class RepeatedRows:
         if self._warned or not any(side.requires_grad for side in features) or index.is_inference():
             return
         _STEPS.start()
-        # A leaf is a parameter of an encoder. One leaf per encoder is enough, because an optimiser changes all
-        # parameters in one step. The features of a frozen encoder are new tensors in each call and do not depend on a
-        # trained parameter, so these features are left out.
+        # A leaf is a parameter of an encoder, see `_source`. One leaf per encoder is enough, because an optimiser
+        # changes all parameters in one step. The features of a frozen encoder are new tensors in each call and do not
+        # depend on a trained parameter, so these features are left out.
         leaves = [leaf for side in features if side.requires_grad and (leaf := _source(side)) is not None]
         is_on_host = index.device.type == "cpu"
         # Every in-place operation raises the version counter of a tensor. The number of optimiser steps is compared as

@@ -116,7 +116,7 @@ class HostTable(Table):
         return tuple([column.contiguous() for column in rows.unbind(1)])
 
     def write(self, index: Tensor, rows: Mapping[str, Tensor]) -> Self:
-        """Write rows. Rows on a GPU are only sent to the host; the next call that needs the table stores them."""
+        """Write rows. Rows on a GPU are only sent to the host; a later call stores them, see `HostEstimator`."""
         # Writes must keep their order, so pending rows of an earlier batch are stored first.
         self.settle()
         together = torch.stack(list(rows.values()), dim=1)

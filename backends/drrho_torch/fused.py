@@ -282,7 +282,7 @@ TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.fl
 
 
 def add_product(out: Tensor, v: Tensor, features: Tensor) -> None:
-    """Add ``v features`` to `out` in float32; on a GPU, factors in half types are multiplied without a conversion."""
+    """Add ``v features`` to `out` in float32; on a GPU, half types (float16, bfloat16) are not converted."""
     # On the CPU torch cannot multiply half types and return float32.
     if v.device.type != "cuda":
         out.addmm_(v.to(features.dtype).to(torch.float32), features.to(torch.float32))

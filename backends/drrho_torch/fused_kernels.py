@@ -191,7 +191,7 @@ def sums_kernel(
 @triton.jit
 def merge_kernel(
     parts: tl.tensor,  # (3, number of parts, row stride)   peaks, totals and moments of tiles
-    state: tl.tensor,  # (3, b)                             in and out: the same of anchors, for the tiles so far
+    state: tl.tensor,  # (3, b)                             in and out: the same of anchors, for all merged tiles
     scale: tl.tensor,  # (b,)
     number: tl.tensor,  # number of parts
     stride: tl.tensor,
@@ -202,7 +202,7 @@ def merge_kernel(
     PARTS: tl.constexpr,
     ANCHORS: tl.constexpr,
 ) -> None:
-    """Merge the parts (the numbers of one tile) of ANCHORS anchors, tile by tile; a new peak rescales the old sums."""
+    """Merge the parts (numbers of one tile) of ANCHORS anchors, in the order of the tiles; a new peak rescales sums."""
     local = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     inside = local < count
     anchors = first + local

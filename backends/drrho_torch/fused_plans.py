@@ -86,8 +86,8 @@ SMALLEST = 2048
 kernels takes milliseconds."""
 
 SPREAD = 120.0
-"""The peak of an anchor (an image or a text) is the largest z of a negative pair. If no two peaks of a batch differ by
-more than this number, as an exponent of two, all anchors can share one peak."""
+"""The peak of an anchor (an image or a text) is the largest z of a negative pair. If the peaks of a batch,
+multiplied by log2(e) / temperature, differ by at most this number, all anchors can share one peak."""
 
 
 def plan_for(dtype: torch.dtype, device: torch.device) -> Plan:

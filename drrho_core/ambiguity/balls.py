@@ -6,7 +6,7 @@ solver of the set.
 
 Each divergence D here is an increasing function of a Renyi divergence, ``R = log(mean (n p)^k) / (k - 1)``, with the
 weights p on n losses and the order k (KL: the limit at order 1). Therefore each ball bounds R, too. Solvers receive
-this bound as a number called the growth: the ball holds the weights with ``exp(R) <= 1 + growth``.
+this bound as a number called the growth. The ball holds the weights with ``exp(R) <= 1 + growth``, and the growth is
 
     KL          growth = exp(radius) - 1
     chi-square  growth = 2 radius
@@ -107,10 +107,10 @@ def normalise(
     The weights of the n losses are proportional to ``exp(e)``. The surplus is the Renyi divergence of the weights minus
     its bound. The solvers compute the surplus as a mean of the exponents e plus the two terms. The surplus is tiny if
     the weights are nearly uniform, or if a few losses lie close together and far above all other losses. In both cases
-    the last digits of the surplus decide the weights. Therefore both logarithms are taken relative to uniform weights
-    on the m losses with a large exponent: the terms are ``-log(sum exp(e) / m)`` and ``-log((1 + growth) m / n)``. The
-    caller has to subtract the mean exponent of these m losses from all exponents. Then every term is about as large as
-    the divergence.
+    the weights depend on the last digits of the surplus. Therefore both logarithms are taken relative to uniform
+    weights on the m losses with a large exponent: the terms are ``-log(sum exp(e) / m)`` and
+    ``-log((1 + growth) m / n)``. The caller has to subtract the mean exponent of these m losses from all exponents.
+    Then every term is about as large as the divergence.
 
     Parameters
     ----------

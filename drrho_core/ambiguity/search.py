@@ -17,11 +17,11 @@ from drrho_core.ambiguity.slices import Slices, cut, first_entries
 from drrho_core.extend import Carry
 
 IsActive = Callable[[Slices, Array], Array]
-"""``is_active(ordered, loss)`` takes one loss per slice, and returns a mask that is True if the loss is active.
+"""``is_active(ordered, loss)`` takes sorted slices and one loss per slice, and returns the mask of active losses.
 
-Both arrays have shape (..., 1). Depending on the solver, an active loss is a loss with a positive weight, or a loss
-whose weight is at the ceiling, the largest weight that the set allows. The active losses of a slice are its largest
-losses. In descending order they come first, and the search finds the last active loss.
+`loss` and the mask have shape (..., 1). Depending on the solver, an active loss is a loss with a positive weight, or a
+loss whose weight is at the ceiling, the largest weight that the set allows. The active losses of a slice are its
+largest losses. In descending order they come first, and the search finds the last active loss.
 """
 
 

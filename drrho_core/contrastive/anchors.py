@@ -56,7 +56,7 @@ def update(log_sum: Array, count: Array, log_inner: Array, gamma: Scalar, eps: S
 
 
 class Evaluation(NamedTuple):
-    """The loss, the surrogate (a scalar with the step's gradients), and other results that need one pass only."""
+    """The loss, the surrogate (a scalar with the step's gradients), and other results that do not need pass 2."""
 
     loss: Array
     surrogate: Array

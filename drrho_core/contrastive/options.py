@@ -128,7 +128,7 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
 def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
     """Check the features by the rules that hold for all contrastive objectives, and return the batch size."""
     first, second = f"{sides[0]}_features", f"{sides[1]}_features"
-    # The second array of features has to have the shape of the first, and so for the reference features below.
+    # The second array of features has to have the shape of the first.
     meaning = "(batch_size, feature_dim)"
     features = call.array(first, axes=2, meaning=meaning)
     batch_size = int(features.shape[0])

@@ -87,9 +87,9 @@ def contrastive_step(
         Image and text features of the frozen reference model. Their width r and their dtype may differ from those of
         the learner's features. None: the loss of SogCLR and FastCLIP, without a reference model.
     reference_weight : float or array of shape ()
-        lambda >= 0. With 0 the reference model is ignored, DRRho-CLIP has 1, and numbers above 1 are allowed.
+        lambda >= 0. With 0 the reference model is ignored, DRRho-CLIP uses 1, and numbers above 1 are allowed.
     radius : float or array of shape ()
-        Size of the set in which an anchor's weights may lie, >= 0. It matters only if temperatures are learned.
+        Radius >= 0 of the KL ball in which an anchor's weights have to lie. It matters only for learned temperatures.
     eps : float or array of shape ()
         Number >= 0 that is added to the inner estimate. It changes the objective and is no numerical safeguard.
     pair_mask : array of bool, shape (b, b), optional

@@ -10,9 +10,9 @@ directions. Every loss is divided by b. The formulas are those of the published 
 `distillation_loss` have no `pair_mask`. Every pair is a class of their softmax and not a term of a sum, and both models
 of the distillation must have the same classes. `contrastive_step` has a softmax over negatives and takes a mask.
 
-Only `contrastive_step` subtracts the similarities of reference features, because its loss depends only on differences
-between similarities. In contrast, the bias of the sigmoid loss and the margin of the hinge are absolute amounts of
-similarity. Their meaning would change if reference similarities were subtracted.
+Only `contrastive_step` subtracts the similarities of reference features. Its loss allows this, because the loss depends
+only on differences between similarities. In contrast, the bias of the sigmoid loss and the margin of the hinge are
+absolute amounts of similarity. Their meaning would change if reference similarities were subtracted.
 """
 
 from drrho_core.losses.distillation import distillation_loss

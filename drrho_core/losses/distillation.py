@@ -116,8 +116,7 @@ def distillation_loss(
             axis = 1 - side
             x = learner.only_negatives(learner.exponent(side, tile, p[side].peaks[block]), tile)
             y = learner.only_negatives(reference.exponent(side, reference_tile, q[side].peaks[block]), tile)
-            # exp(x) times the factor of the learner's anchor, and exp(y) times that of the reference model's anchor,
-            # are probabilities.
+            # exp(x) times the anchor's factor in p, and exp(y) times the anchor's factor in q, are probabilities.
             target = reference.exp(y, True)
             target *= along(axis, q[side].factors[block])
             slope = learner.exp(x, False)

@@ -123,7 +123,7 @@ class InnerEstimator(EstimatorOfRows):
     num_samples : int
         n >= 1, the number of samples in the data set.
     like : array
-        Any array of the library that the state is to use, on the device where the state is to live.
+        Any array of the library that the state is to use, on the device that is to store the state.
     dtype : dtype, optional
         float32 or wider. Default: the dtype of `like` if this is a floating dtype wider than float32, else float32.
 

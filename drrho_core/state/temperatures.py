@@ -101,7 +101,7 @@ class GlobalTemperature:
     temperature : float
         The first tau, within the bounds.
     like : array
-        Any array of the library that the state is to use, on the device where the state is to live.
+        Any array of the library that the state is to use, on the device that is to store the state.
     minimum, maximum : float
         Bounds, 0 < minimum <= maximum; the defaults are those that CLIP and FastCLIP use.
     slow_below : float, optional

@@ -41,7 +41,7 @@ __all__ = [
 
 
 def number(argument: str, value: object) -> float:
-    """Return a finite real number as a float: a Python or NumPy number or a 0-d array, but no bool."""
+    """Return a finite real number as a float; Python and NumPy numbers and 0-d arrays are accepted, bool is not."""
     # bool is a subclass of int in Python, but True is not accepted as a number.
     item = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if isinstance(item, (bool, np.bool_)) or not isinstance(item, numbers.Real):
@@ -77,7 +77,7 @@ def fraction(argument: str, value: object) -> float:
 
 
 def whole_number(argument: str, value: object, smallest: int, largest: int | None = None) -> int:
-    """Return an integer of at least ``smallest`` and, if given, at most ``largest``; no bool."""
+    """Return an integer of at least ``smallest`` and, if ``largest`` is given, at most ``largest``; bool is refused."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{argument} must be an integer, got {value!r}")
     result = int(value)
@@ -89,7 +89,7 @@ def whole_number(argument: str, value: object, smallest: int, largest: int | Non
 
 
 def raw_array(argument: str, value: object) -> npt.NDArray[Any]:
-    """Return an array of integers or floats in the given dtype; the entries are not checked."""
+    """Return a value as an array of integers or floats and keep the dtype; the entries are not checked."""
     try:
         result = np.asarray(value)
     except ValueError as error:  # ragged nested lists
@@ -173,7 +173,7 @@ def log_estimates(argument: str, value: npt.ArrayLike, b: int) -> FloatArray:
     result = raw_array(argument, value).astype(np.float64)
     if result.shape != (b,):
         raise ValueError(f"{argument} must have the shape {(b,)}, got {result.shape}")
-    # -inf is legal: u = 0 of a sample that was never visited.
+    # -inf is legal: it is the logarithm of u = 0, which stands for a sample that was never visited.
     if np.any(np.isnan(result) | (result == np.inf)):
         raise ValueError(f"{argument} must be finite or -inf, got {result.tolist()}")
     return result

@@ -45,7 +45,7 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
     TypeError, ValueError
         If shapes do not fit, values leave their domains, or b = 1.
     FloatingPointError
-        If the linear domain leaves float64's range: a difference of similarities above about 700 temperatures.
+        If an exponential leaves the range of float64: a difference of similarities above about 700 temperatures.
 
     Notes
     -----

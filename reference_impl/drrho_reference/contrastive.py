@@ -114,7 +114,7 @@ def contrastive_step(
     TypeError, ValueError
         If shapes do not fit, values leave their domains, or b = 1.
     FloatingPointError
-        If the linear domain leaves float64's range: |D| or |log u| above about 700.
+        If an exponential leaves the range of float64: |D| or |log u| above about 700.
 
     Notes
     -----

@@ -137,9 +137,10 @@ def sharded_contrastive_step(
     w_ij is the weight of text j as a negative of image anchor i, and w'_ij is the weight of image i as a negative of
     text anchor j. The gradient of image i is [sum_j V_ij e2_j - c_i e2_i] / 2n with V_ij = w_ij + w'_ij and
     c_i = sum_j w_ij + sum_k w'_ki. A rank computes V_ij of its own image i from the row block and the estimates of all
-    ranks. It computes c_i from the weights of image anchor i and of text anchor i, which are both its own. A wrapper
-    that averages gradients over the W ranks divides their sum by W. Such a wrapper must first multiply these gradients
-    by W. Source: FastCLIP, arXiv 2407.01445.
+    ranks. It computes c_i from the weights of image anchor i and of text anchor i, which are both its own. The gradient
+    of a parameter is the sum of the parts that the W ranks compute from these gradients. A data-parallel wrapper
+    divides this sum by W, so with such a wrapper the gradients must be multiplied by W first.
+    Source: FastCLIP, arXiv 2407.01445.
 
     Examples
     --------

@@ -101,7 +101,10 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """True if all cases passed and no function is missing; only the functions in ``WRAPPERS`` may be missing."""
+        """True if all cases passed and the implementation has all functions of the API.
+
+        The functions in ``WRAPPERS``, which only wrappers for libraries with autograd need, may be missing.
+        """
         return self.passed and set(self.not_given) <= set(WRAPPERS)
 
     def table(self) -> str:

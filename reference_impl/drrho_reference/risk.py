@@ -252,7 +252,7 @@ def moving_average_kl(
     TypeError, ValueError
         If shapes do not fit, values leave their domains, or no entry counts.
     FloatingPointError
-        If the linear domain leaves float64's range: |x / tau| or |log u| above about 700.
+        If an exponential leaves the range of float64: |x / tau| or |log u| above about 700.
 
     Notes
     -----

@@ -135,7 +135,7 @@ def unimodal_contrastive_step(
     TypeError, ValueError
         If shapes do not fit, values leave their domains, or b = 1.
     FloatingPointError
-        If the linear domain leaves float64's range: an exponent or |log u| above about 700.
+        If an exponential leaves the range of float64: an exponent or |log u| above about 700.
 
     Notes
     -----

@@ -34,8 +34,8 @@ RULES = {
         "got is a pair (nu, s). nu + s radius + s mean phi*((x - nu) / s), evaluated in float64, must lie within bound "
         "times scale of the expected risk; several pairs may pass. CVaR: nu + mean(max(x - nu, 0)) / alpha. At s = 0 "
         "and s = inf the value is nu. A penalty has no radius term. phi*(y) is e^y - 1 for KL and "
-        "(max(1 + (k - 1) y, 0)^(k / (k - 1)) - 1) / k for Cressie-Read of order k, chi-square being order 2. For the "
-        "capped KL penalty it is e^y - 1 where y <= -log(alpha), else (y + log(alpha) + 1) / alpha - 1. "
+        "(max(1 + (k - 1) y, 0)^(k / (k - 1)) - 1) / k for Cressie-Read of order k; chi-square is order 2. For the "
+        "capped KL penalty it is e^y - 1 if y <= -log(alpha), and (y + log(alpha) + 1) / alpha - 1 otherwise. "
         "x are the losses that count; for drrho_risk they are loss - reference_weight * reference_loss."
     ),
 }

@@ -227,7 +227,11 @@ def anchors(D: list[dict[int, Any]], states: Sequence[float], t: Any, options: d
 
 
 def step(image: np.ndarray, text: np.ndarray, states: np.ndarray, options: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the closed form of the gradients: dE1 = (V E2 - c E2) / 2b, dE2 = (V^T E1 - c E1) / 2b."""
+    """Evaluate the closed form of the gradients: dE1 = (V E2 - c E2) / 2b, dE2 = (V^T E1 - c E1) / 2b.
+
+    V_ij is the weight of text j for image anchor i plus the weight of image i for text anchor j, and c_i is the sum of
+    all weights of image anchor i and of text anchor i.
+    """
     b, t = len(image), mp.mpf(options["temperature"])
     E1, E2 = matrix(image), matrix(text)
     Z = E1 * E2.T
