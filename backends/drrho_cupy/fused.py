@@ -281,7 +281,7 @@ class CupySweeps:
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back, v = None, run.buffer
         is_half = batch.image_features.dtype == np.float16
-        # A float16 overflows above 65504 and is imprecise below 6e-5, so V is multiplied by a power of two (no rounding).
+        # A float16 overflows above 65504 and is imprecise below 6e-5, so V is scaled by a power of two (exactly).
         if is_half:
             # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
             bound = cp.maximum(cp.max(factors[0]) + cp.max(factors[1]), np.float32(1e-25))

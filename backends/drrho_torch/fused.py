@@ -159,7 +159,7 @@ class _Run:
         # w_ij = factor_i exp((z_ij - m_i) / t_i), in which factor_i is the given weight of anchor i divided by total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back = None
-        # A float16 overflows above 65504 and is imprecise below 6e-5, so V is multiplied by a power of two (no rounding).
+        # A float16 overflows above 65504 and is imprecise below 6e-5, so V is scaled by a power of two (exactly).
         if plan.buffer == torch.float16:
             # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
             bound = factors[0].amax() + factors[1].amax()
