@@ -58,7 +58,7 @@ class TritonSweeps:
         widest = max(array.shape[1] for array in (features, *(batch.reference_features or ())))
         # The kernels compute positions in a feature array as 32-bit integers. Padding adds fewer than 64 columns.
         if features.shape[0] * (widest + 64) >= 2**31:
-            return "the Triton kernels need feature arrays of fewer than 2**31 numbers"
+            return "the Triton kernels need feature arrays of fewer than 2**31 numbers, padding included"
         if not interpreted():
             if features.device.type != "cuda":
                 return f"the Triton kernels run on an NVIDIA GPU, not on {features.device}"
