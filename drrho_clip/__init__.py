@@ -1,7 +1,7 @@
 """The training harness: data, training step, training loop, evaluation, checkpoints, report and command line.
 
-The harness computes through a backend, which makes one array library (NumPy, torch, JAX or CuPy) available under the
-interface `drrho_core.backend.Backend`. The harness itself imports no array library but NumPy.
+All computations on a device go through a backend, an adapter with the interface `drrho_core.backend.Backend` for one
+array library (NumPy, torch, JAX or CuPy). The harness itself imports no array library but NumPy.
 """
 
 # Nothing is imported here, so that the command line can show the help without loading NumPy.

@@ -75,7 +75,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     Raises
     ------
     BadInput
-        If the file is missing or damaged, or if another program, kind or version wrote it.
+        If the file is missing or damaged, holds another kind of content, or comes from another program or version.
     """
     if not path.is_file():
         raise BadInput(f"{path} must be a {kind} file, got no such file")

@@ -155,10 +155,10 @@ class Evaluate:
         rule=TEXT,
         metavar="FILE|NAME",
         shown="the run's own",
-        help="Another built-in data set, or another table, of which all pairs are evaluated.",
+        help="Another built-in data set, or another table. All pairs of that table are evaluated.",
     )
     split: str = setting(
-        "test", rule=choice("test", "validation"), help="Part of the data to evaluate, unless --data names a table."
+        "test", rule=choice("test", "validation"), help="Part of the data to evaluate; ignored if --data names a table."
     )
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
     device: str | None = _device()
@@ -239,7 +239,7 @@ class Verify:
         libraries = {}
         for name in self.backend or backend_names():
             try:
-                # Some libraries have float64 only if the process asks for float64 before it makes the first array.
+                # Some libraries have float64 only if the process enables float64 before it makes the first array.
                 backend = get_backend(name, device=self.device, dtype="float64")
             except (ValueError, ImportError) as error:
                 # A library that the user named must work; any other library that does not work is left out.
@@ -410,7 +410,7 @@ def _build_backend(name: str, device: str | None, dtype: str) -> Backend:
 
 
 def _batch_size_for(num_samples: int) -> int:
-    """Return the largest power of two, from 2 to 256, with at least four batches per epoch; 2 if there is none."""
+    """Return the largest power of two, from 2 to 256, with at least four batches per epoch, or 2 if no power has."""
     size = 256
     while size > 2 and size * 4 > num_samples:
         size //= 2

@@ -83,7 +83,7 @@ class TrainConfig:
     learning_rate: float = setting(
         1e-3,
         rule=_POSITIVE,
-        help="Highest learning rate: a linear warm-up rises to it, then a cosine falls from it to 0.",
+        help="Highest learning rate. The rate rises to this value in a linear warm-up, then falls to 0 along a cosine.",
     )
     warmup_steps: int = setting(50, rule=at_least(0), presets={"digits": 20}, help="Number of steps of the warm-up.")
     weight_decay: float = setting(
@@ -114,7 +114,7 @@ class TrainConfig:
         later=True,
         help="Size of the ambiguity set, the set of distributions over which the worst case is taken. If sogclr or "
         "drrho learns the temperature, the radius must be above 0 and should be below the logarithm of the batch size. "
-        "Otherwise it must be 0.",
+        "Otherwise the radius must be 0.",
     )
     # Inner estimates and reference model, for sogclr and drrho.
     gamma_min: float = setting(
@@ -149,7 +149,7 @@ class TrainConfig:
     )
     feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
     width: int = setting(
-        32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of it."
+        32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of this number."
     )
     depth: int = setting(
         2, rule=at_least(1), help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
@@ -199,7 +199,7 @@ class TrainConfig:
         if not low <= self.temperature <= high:
             raise BadInput(f"temperature must be in [{low}, {high}] if it is learned, got {self.temperature}")
         if not keeps_estimates and self.radius != 0:
-            raise BadInput(f"radius must be 0 for method {self.method}, whose loss has none, got {self.radius}")
+            raise BadInput(f"radius must be 0 for method {self.method}, whose loss has no radius, got {self.radius}")
         if keeps_estimates and self.radius == 0:
             raise BadInput(
                 f"radius must be > 0 if {self.method} learns the temperature, because at 0 the temperature only rises, "

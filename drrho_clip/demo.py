@@ -211,10 +211,11 @@ def report_data(
         gallery=gallery(splits, outcomes),
         weights=swapped_caption_weights(splits, outcomes),
         weights_note=(
-            "An image whose caption was swapped away has its true caption among the negatives. The chart shows the "
-            "weight with which an objective pushes the image away from that true caption (swapped) and from 255 "
-            "captions of other images (clean); the average weight is 1. Both objectives weigh the same training pairs "
-            "by the same features, those that SogCLR trained, so the reference model is the only difference."
+            "If the caption of an image was swapped away, the loss pushes the image away from its true caption. The "
+            "chart shows the weight with which this happens (swapped), and the weights with which the loss pushes the "
+            "image away from 255 captions of other images (clean). The average weight is 1. For both objectives the "
+            "weights are computed from the same training pairs and the same features, those of the model that SogCLR "
+            "trained, so the reference model is the only difference."
         ),
         learning_rates=trials,
         chosen_learning_rates=chosen_learning_rates(data),

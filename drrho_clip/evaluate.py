@@ -147,7 +147,7 @@ def retrieval(
     if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
         raise BadInput(f"captions must be a sequence of str, got {describe(captions)}")
     if len(captions) != len(images):
-        raise BadInput(f"captions must be as many as the pairs, {len(images)}, got {len(captions)}")
+        raise BadInput(f"captions must have one entry per pair, {len(images)}, got {len(captions)}")
     if isinstance(gallery_size, bool) or not isinstance(gallery_size, int | np.integer) or gallery_size < 2:
         raise BadInput(f"gallery_size must be an integer of at least 2, got {describe(gallery_size)}")
 

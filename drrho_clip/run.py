@@ -115,7 +115,7 @@ class Run:
         parameters = part(arrays, "parameters")
         shapes = {name: array.shape for name, array in parameters.items()}
         if shapes != parameter_shapes(self.spec):
-            raise BadInput(f"{self.checkpoint} must hold the parameters of its config.json, got others")
+            raise BadInput(f"{self.checkpoint} must hold the parameters of its config.json, got other parameters")
         return parameters
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -194,7 +194,7 @@ def open_run(folder: str | Path) -> Run:
             fingerprint=str(document["data_fingerprint"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{file} must describe a drrho run, got a damaged one ({error!r})") from None
+        raise BadInput(f"{file} must describe a drrho run, got a damaged description ({error!r})") from None
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

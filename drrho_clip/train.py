@@ -354,7 +354,7 @@ class Trainer:
             for name, array in members.items()
         }
         if {name: array.shape for name, array in arrays.items()} != expected:
-            raise BadInput(f"{self.run.checkpoint} must hold the arrays of this run's model and data, got others")
+            raise BadInput(f"{self.run.checkpoint} must hold the arrays of this run's model and data, got other arrays")
         loaded = {
             group: {name: self.backend.asarray(array) for name, array in part(arrays, group).items()}
             for group in groups

@@ -13,7 +13,7 @@ peak (the largest z), the total (the sum of ``exp((z - peak) / t)``) and the mom
 V = w + w', the weights of the pairs in both directions, which cuBLAS multiplies with the features. No b x b matrix is
 ever in memory.
 
-Both passes compute the same z and the same exponentials, so the weights of an anchor have the right sum for every 1/t.
+Both passes compute the same z and the same exponentials, so the weights of an anchor have the right sum for every t.
 No thread adds to the results of another thread, so the same inputs give the same bits.
 
 The functions get CuPy as an argument and never import it, so that this file can be checked and tested without CuPy.
@@ -281,7 +281,7 @@ class CupySweeps:
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back, v = None, run.buffer
         is_half = batch.image_features.dtype == np.float16
-        # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.
+        # A float16 overflows above 65504 and is imprecise below 6e-5, so V is scaled by a power of two (exactly).
         if is_half:
             # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
             bound = cp.maximum(cp.max(factors[0]) + cp.max(factors[1]), np.float32(1e-25))
@@ -318,7 +318,8 @@ class _Run:
             cp.ascontiguousarray(x, dtype=np.float32) for x in (batch.temperature_image, batch.temperature_text)
         ]
         # The scale log2(e) / t makes exp((z - m) / t) a power of two; m is the peak, the largest z of an anchor. For a
-        # temperature below 4e-39 the scale would overflow; the largest number replaces it, and the exponent is 0 at m.
+        # temperature below 4e-39 the scale would overflow, so the largest float32 replaces the scale. The exponent of
+        # z = m is then still 0.
         largest = np.finfo(np.float32).max
         self.scales = [cp.minimum(np.float32(LOG2_E) / t, largest) for t in self.temperatures]
         height, width = _span(self.b, HEIGHT), _span(self.b, WIDTH)

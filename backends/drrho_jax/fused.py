@@ -9,8 +9,8 @@ rectangle of z after the other and merges the results into sums per anchor. Pass
 and XLA's own product multiplies V with the features. No b x b matrix is ever in memory.
 
 Both sweeps compute the same bits of z and the same exponentials, so the weights of an anchor have the right sum for
-every 1/t. No program (an instance of a kernel) adds to the results of another program, so the kernels give the same
-bits for the same inputs.
+every temperature t. No program (an instance of a kernel) adds to the results of another program, so the kernels give
+the same bits for the same inputs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def prepare(batch: Batch, plan: Plan) -> tuple[Inputs, int, int]:
 
 def _scale(temperature: jax.Array, length: int) -> jax.Array:
     """Return the scale log2(e) / t, which makes exp((z - m) / t) a power of two; m is the anchor's largest z."""
-    # For a tiny temperature the scale would overflow; the largest number replaces it, and the exponent is 0 at m.
+    # For a tiny temperature the scale would overflow, so the largest float32 replaces the scale. The exponent of z = m
+    # is then still 0.
     scale = jnp.minimum(LOG2_E / temperature.astype(jnp.float32), LARGEST)
     return _longer(scale, length)
 
@@ -173,7 +174,7 @@ def pull_back(
     # w_ij = factor_i exp((z_ij - m_i) / t_i), in which factor_i is the given weight of anchor i divided by total_i.
     factors = [weight.astype(jnp.float32) / total for weight, total in zip(weights, saved[1::2], strict=True)]
     back = None
-    # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.
+    # A float16 overflows above 65504 and is imprecise below 6e-5, so V is scaled by a power of two (exactly).
     if plan.buffer == jnp.float16:
         # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
         bound = jnp.max(factors[0]) + jnp.max(factors[1])

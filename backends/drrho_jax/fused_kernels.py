@@ -120,7 +120,7 @@ def _only_negatives(
 
 
 def positives_kernel(*refs: Any, has_reference: bool, plan: Plan) -> None:
-    """Write a part of the diagonal of z, from the tile that the diagonal runs through."""
+    """Write a part of the diagonal of z, from a tile that the diagonal runs through."""
     *features, out = refs
     e1, e2, r1, r2, weight = features if has_reference else (*features[:2], None, None, features[2])
     z = _tile(e1, e2, r1, r2, weight, plan=plan)
@@ -200,13 +200,14 @@ def launch(
 ) -> Any:
     """Run a kernel over rectangle (i, j) and return the results.
 
-    `anchors` holds arrays of the row anchors (height,), then as many of the column anchors (width,). The result is
-    V (height, width), or peaks, totals and moments: three arrays (column tiles, height) for the rows and three arrays
-    (row tiles, width) for the columns.
+    `anchors` holds arrays (height,) with one number per row, then as many arrays (width,) with one number per column.
+    With `has_v` the result is V (height, width). Otherwise it is peaks, totals and moments: three arrays
+    (column tiles, height) for the rows and three arrays (row tiles, width) for the columns.
     """
     row_tiles, column_tiles = height // plan.rows, width // plan.columns
 
-    # Neighbouring programs share a column tile, so the cache holds the rows of the rectangle and few columns.
+    # Neighbouring programs share a column of tiles, so the cache holds the features of all rows of the rectangle and of
+    # few columns.
     def row(p: Any) -> Any:
         return p % row_tiles
 

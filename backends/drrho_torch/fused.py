@@ -9,8 +9,8 @@ per panel, a range of rows of z, and merges the results into sums per anchor. Pa
 of z into a buffer, and torch's own product multiplies the buffer with the features. No b x b matrix is ever in memory.
 
 Both sweeps compute the same bits of z and the same exponentials, so the weights of an anchor have the right sum for
-every 1/t. No program (an instance of a kernel) adds to the results of another program, so the same inputs always give
-the same bits.
+every temperature t. No program (an instance of a kernel) adds to the results of another program, so the same inputs
+always give the same bits.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TritonSweeps:
         widest = max(array.shape[1] for array in (features, *(batch.reference_features or ())))
         # The kernels compute positions in a feature array as 32-bit integers. Padding adds fewer than 64 columns.
         if features.shape[0] * (widest + 64) >= 2**31:
-            return "the Triton kernels need feature arrays of fewer than 2**31 numbers"
+            return "the Triton kernels need feature arrays of fewer than 2**31 numbers, padding included"
         if not interpreted():
             if features.device.type != "cuda":
                 return f"the Triton kernels run on an NVIDIA GPU, not on {features.device}"
@@ -110,7 +110,8 @@ class _Run:
             side.detach().to(torch.float32).contiguous() for side in (batch.temperature_image, batch.temperature_text)
         ]
         # The scale log2(e) / t makes exp((z - m) / t) a power of two; m is the peak, the largest z of an anchor. For a
-        # temperature below 4e-39 the scale would overflow; the largest number replaces it, and the exponent is 0 at m.
+        # temperature below 4e-39 the scale would overflow, so the largest float32 replaces the scale. The exponent of
+        # z = m is then still 0.
         largest = torch.finfo(torch.float32).max
         self.scales = [(LOG2_E / side).clamp(max=largest) for side in self.temperatures]
         self.pair_mask = batch.pair_mask
@@ -158,7 +159,7 @@ class _Run:
         # w_ij = factor_i exp((z_ij - m_i) / t_i), in which factor_i is the given weight of anchor i divided by total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
         back = None
-        # A float16 overflows above 65504 and loses digits below 6e-5, so V is scaled by a power of two, which is exact.
+        # A float16 overflows above 65504 and is imprecise below 6e-5, so V is scaled by a power of two (exactly).
         if plan.buffer == torch.float16:
             # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
             bound = factors[0].amax() + factors[1].amax()

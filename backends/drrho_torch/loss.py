@@ -82,13 +82,14 @@ class ContrastiveLoss(nn.Module):
     multiplies the float32 gradient before the product is rounded to half precision.
 
     The state changes once per call in ``train()`` with gradients enabled. Activation checkpointing runs a part of the
-    forward pass twice; keep this module outside of that part. A second training call with the same rows updates their
-    estimates again, so a loop that accumulates gradients must call the loss once per batch, see
+    forward pass twice; keep this module outside of that part. A second training call with the same rows updates the
+    estimates of these rows again, so a loop that accumulates gradients must call the loss once per batch, see
     `drrho_torch.micro_batches`. In eager mode a call with the rows of the previous call warns once if no parameter has
     changed in between and gamma is below 1.
 
-    In ``eval()`` the loss is the batch's own: gamma is 1 and every sample counts as never visited. The state is neither
-    read nor written, so `sample_index` may number samples that are not in the table, such as those of a validation set.
+    In ``eval()`` the loss depends on the batch only: gamma is 1 and every sample counts as never visited. The state is
+    neither read nor written, so `sample_index` may number samples that are not in the table, such as those of a
+    validation set.
 
     `torch.func.grad`, `vjp` and `jacrev` update the state as eager calls do. Under `torch.func.vmap` the module has to
     be in ``eval()``, or its buffers have to be mapped (`torch.func.functional_call` with one state per batch). Batches
@@ -242,7 +243,7 @@ class ContrastiveLoss(nn.Module):
         -------
         tensor, shape ()
             The objective, estimated with the updated inner estimates, even if the update is not stored. In
-            ``eval()`` this is the batch's own loss, as if gamma were 1.
+            ``eval()`` the estimate uses this batch only, as if gamma were 1.
 
         Raises
         ------

@@ -108,7 +108,7 @@ def _evaluate(
 
 
 class _Risk(torch.autograd.Function):
-    """`drrho_risk` on tensors without any wrapper of `torch.func`; see `drrho_torch.step_function.Step`."""
+    """One call of `drrho_risk`, written as `drrho_torch.step_function.Step` is."""
 
     @staticmethod
     def forward(settings: _RiskSettings, *arguments: Any) -> tuple[Tensor, Tensor]:

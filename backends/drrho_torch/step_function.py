@@ -25,7 +25,7 @@ _XP = array_api_compat.torch
 class StepSettings(NamedTuple):
     """The settings of one call of `ContrastiveLoss`."""
 
-    training: bool  # False: the state is not read, every sample counts as never visited
+    training: bool  # False: the state is not read, and every sample counts as never visited
     update: bool  # True: the state is written
     gamma: float | Tensor
     eps: float | Tensor
@@ -137,7 +137,7 @@ evaluate_eagerly = torch.compiler.disable(  # type: ignore[no-untyped-call]
 
 
 class Step(torch.autograd.Function):
-    """One call of `ContrastiveLoss` on tensors without any wrapper of `torch.func`: the state is written here.
+    """One call of `ContrastiveLoss`. Here tensors have no wrapper of `torch.func`, so the state can be written.
 
     The first result is the loss. The gradients are results too, because `torch.func` allows a Function to save only
     its inputs and its results.

@@ -83,7 +83,7 @@ class ArrayDataset:
             if length != size:
                 raise BadInput(f"{argument} must have one entry per image ({size}), got {length}")
         if not all(caption.strip() for caption in self.captions):
-            raise BadInput("captions must not be empty, got an empty one")
+            raise BadInput("captions must not be empty, got an empty caption")
 
     def __repr__(self) -> str:
         """Return name, size and number of swapped captions."""
@@ -147,7 +147,7 @@ def swap_captions(
     """Exchange the captions of randomly chosen samples, so that no chosen sample keeps its caption.
 
     Exactly `round(fraction * n)` samples are chosen, or none if that number is 1: a single sample has no partner. Every
-    chosen sample also gets another *text*, unless one text belongs to more than half of the chosen samples.
+    chosen sample gets a caption with a different *text*, unless more than half of the chosen samples share one text.
 
     Parameters
     ----------

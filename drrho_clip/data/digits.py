@@ -175,7 +175,7 @@ def _load() -> _Source:
 
 
 def _measure(ink: Int64) -> Int64:
-    """Return the four attributes of each image: 0 below the first tertile, 2 above the second one, 1 between them."""
+    """Return the four attributes of each image: 0 below both tertiles, 1 between them, 2 above both tertiles."""
     # Coordinates are counted from the image's centre and doubled, so that all sums are integers.
     x = np.arange(8, dtype=np.int64)[None, None, :] * 2 - 7
     y = np.arange(8, dtype=np.int64)[None, :, None] * 2 - 7

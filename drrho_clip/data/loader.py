@@ -141,7 +141,7 @@ class BatchSource:
         images: UInt8 | None = getattr(dataset, "images", None)
         whole = (len(dataset), *self._shape)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == whole:
-            # The data set has all images in memory in the right size: they are the cache.
+            # If all images of the data set are in memory in the right size, they serve as the cache.
             self._cache: UInt8 | None = images
             self._cached = np.ones(len(dataset), dtype=np.bool_)
         else:

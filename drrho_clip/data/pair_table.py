@@ -23,8 +23,8 @@ _DEFAULT_LABEL: Final = "label"
 class Row(NamedTuple):
     """One pair of a table.
 
-    `number` counts as a spreadsheet does: the header is row 1. `written` is the image's path as written in the table,
-    `file` the path to open and `size` the number of bytes of the file.
+    `number` is the row's number in a spreadsheet, in which the header is row 1. `written` is the image's path as the
+    table writes it, `file` is the path to open, and `size` is the number of bytes of that file.
     """
 
     number: int

@@ -125,8 +125,8 @@ def read_pairs(
 ) -> PairsDataset:
     r"""Read a table of image path and caption.
 
-    The fields are separated by commas, tabs or semicolons: by the sign that splits the header into the named columns. A
-    byte-order mark and empty lines are skipped.
+    The fields are separated by commas, tabs or semicolons: by the character that splits the header into the named
+    columns. A byte-order mark and empty lines are skipped.
 
     Parameters
     ----------

@@ -127,8 +127,8 @@ class MLPModel:
     Raises
     ------
     ValueError
-        If the architecture is not ``"mlp"``. The methods raise the error if the shape of images or texts does not fit
-        the spec.
+        If the architecture is not ``"mlp"``. The methods raise this error if images or texts do not have the shapes
+        that the spec demands.
 
     Examples
     --------

@@ -212,7 +212,7 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
     dict of str to ndarray
         float64 arrays by name. Kernels that a ReLU follows have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
         all others 1 / inputs. In the transformer, the last kernel of each attention and of each feed-forward is divided
-        by sqrt(2 depth), so that the variance of the sum of their outputs does not grow with the depth.
+        by sqrt(2 depth), so that the variance of the sum over all blocks does not grow with the depth.
 
     Raises
     ------
@@ -299,8 +299,8 @@ def _norm(name: str, width: int) -> dict[str, _Start]:
 
 
 def _projection(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
-    # All other biases start at 0. If this bias did so too, an input of zeros would get a feature of zeros, which has no
-    # direction.
+    # All other biases start at 0. If this bias were 0 as well, an input of zeros would get a feature of zeros,
+    # which has no direction.
     return {
         f"{side}/projection/kernel": _Start((inputs, spec.feature_dim), 1.0 / math.sqrt(inputs)),
         f"{side}/projection/bias": _Start((spec.feature_dim,), 0.01),

@@ -271,8 +271,8 @@ def anchor_step(
 ) -> Anchor:
     """Process one anchor: update u, then compute the loss t (L + radius) with L = log(eps + u), and the gradients.
 
-    The surrogate is t (L + radius) + t g / (eps + u). Its gradient is the gradient of the step if autograd holds u and
-    the second t constant. The temperature gradient is L + radius - sum_j w_j D_j.
+    The surrogate is t (L + radius) + t g / (eps + u). Its gradient is the gradient of the step if autograd holds L, u
+    and the t before g constant. The temperature gradient is L + radius - sum_j w_j D_j.
     ``factor``, the anchor's own weight, multiplies the loss, the surrogate, the temperature gradient and the weights
     w_j of the negatives, but not the state. An anchor without negatives contributes 0, and its state is unchanged.
     """

@@ -199,7 +199,7 @@ def test_bad_usage_gives_one_line_and_writes_nothing(
     [
         ("sogclr", "--temperature-scheme warm", "--temperature-scheme must be one of fixed, global, per_sample, got"),
         ("clip", "--temperature-scheme per_sample", "temperature_scheme must be fixed or global for method clip, got"),
-        ("clip", "--temperature-scheme global --radius 1", "radius must be 0 for method clip, whose loss has none"),
+        ("clip", "--temperature-scheme global --radius 1", "radius must be 0 for method clip, whose loss has no"),
         ("sogclr", "--radius 1", "radius must be 0 if the temperature is fixed, got 1.0"),
         (
             "sogclr",
@@ -393,8 +393,8 @@ def test_a_checkpoint_of_another_model_is_refused(
     wide = ["--backend", "numpy", "--epochs", "1", "--width", "8", "--feature-dim", "8"]
     assert main(["train", "--data", "digits:reference", "--method", "clip", "--out", str(other), *wide]) == 0
     (other / "checkpoint.safetensors").write_bytes((reference / "checkpoint.safetensors").read_bytes())
-    assert "others" in fails(capsys, "evaluate", str(other))
-    assert "others" in fails(capsys, "train", "--resume", "--out", str(other))
+    assert "got other parameters" in fails(capsys, "evaluate", str(other))
+    assert "got other arrays" in fails(capsys, "train", "--resume", "--out", str(other))
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ PAIR = np.eye(2)
         (lambda: retrieval(PAIR, np.eye(3), ["a", "b"]), r"shape of image_features, \(2, 2\), got \(3, 3\)"),
         (lambda: retrieval(PAIR + 1j, PAIR, ["a", "b"]), "image_features must be real numbers, got complex128"),
         (lambda: retrieval(PAIR > 0, PAIR, ["a", "b"]), "image_features must be real numbers, got bool"),
-        (lambda: retrieval(PAIR, PAIR, ["a"]), "captions must be as many as the pairs, 2, got 1"),
+        (lambda: retrieval(PAIR, PAIR, ["a"]), "captions must have one entry per pair, 2, got 1"),
         (lambda: retrieval(PAIR, PAIR, "ab"), "captions must be a sequence of str, got 'ab'"),
         (lambda: retrieval(PAIR, PAIR, [1, 2]), r"captions must be a sequence of str, got \[1, 2\]"),  # type: ignore[list-item]
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=1), "gallery_size must be an integer .* 2, got 1"),

@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_scheme_or_version_is_refused(
     arrays, state = load_arrays(checkpoint, "checkpoint")
     without = {name: array for name, array in arrays.items() if not name.startswith("temperature/")}
     for changed, message in (
-        (without, "must hold the arrays of this run's model and data, got others"),
+        (without, "must hold the arrays of this run's model and data, got other arrays"),
         (
             arrays | {"temperature/version": np.asarray(2, dtype=np.int32)},
             "must hold this version's temperature: version must be 1, got 2",

@@ -78,9 +78,10 @@ def add_terms(weighted_sum: Any, *terms: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-# If a function needs more than one call, or its fields get other names, this mapping holds the function that calls it.
+# Functions of the API that need several calls, or whose fields get other names. The value makes the calls and returns
+# the fields.
 STORIES: dict[str, Callable[..., Any]] = {"InnerEstimator": use_estimator, "weighted_sum": add_terms}
-# The fields that are compared, if not all are: the bootstrap's intervals are random, so they are not compared.
+# The fields that are compared, for functions with fields that are not: the bootstrap's intervals are random.
 COMPARED = {"fit_scaling_law": ("prefactor", "exponent", "floor", "residual", "fitted")}
 
 

@@ -99,7 +99,7 @@ def draw_pair_mask(rng: np.random.Generator) -> Any:
 
 
 def exact_rows(rng: Any, size: int, width: int, distance: float, norm: float = 1.0) -> FloatArray:
-    """Draw rows of about the norm ``norm``; if ``distance`` is above 0, they form groups of three neighbours.
+    """Draw rows of about the norm ``norm``; if ``distance`` is above 0, groups of three rows are neighbours.
 
     Neighbours are about ``distance`` times the norm apart. Entries are multiples of 2^-22 times the norm. A product of
     two such entries has at most 44 bits, so similarities are exact in float64.
