@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--library", action="append", choices=["numpy", "torch", "jax"])
     parser.add_argument("--size", action="append", type=int)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--two-passes", action="store_true", help="set memory_budget=0")
+    parser.add_argument("--two-passes", action="store_true", help="set memory_budget=0: compute logits twice")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -108,7 +108,10 @@ def main() -> None:
         return
     if len(arguments.folders) != 2:
         parser.error("two folders are needed, BEFORE and AFTER")
-    print("| library | b | reference | fastest, ms | after / before | processor time | first call, s | memory, MB |")
+    print(
+        "| library | b | reference | fastest step, ms: before, after | fastest step: after / before "
+        "| processor time: after / before | first call, s: before, after | memory, MB: before, after |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for library in arguments.library or ["numpy", "torch", "jax"]:
         for size in arguments.size or [1024, 4096]:

@@ -14,7 +14,8 @@ default_role = "py:obj"
 html_theme = "furo"
 html_title = f"drrho_core {version}"
 
-# MathJax is a file of these pages, so that formulas appear without a network; tools/offline_docs.py fetches it.
+# MathJax draws the formulas. A copy of MathJax belongs to the built pages, so that formulas appear without a network.
+# tools/offline_docs.py downloads this copy before the build.
 html_static_path = ["../build/docs-static"]
 mathjax_path = "mathjax/tex-svg.js"
 

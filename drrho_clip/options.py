@@ -126,7 +126,7 @@ class Setting:
     presets : mapping
         The defaults for certain kinds of data, such as digits, if they differ; see `drrho_clip.config.preset`.
     later : bool
-        A run of version 0.1.0 or earlier may lack the setting; the run then gets the default.
+        True for a setting that did not exist in version 0.1.0: a run of that version or earlier gets the default.
     """
 
     help: str
@@ -178,7 +178,7 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
         another dataclass, as in ``field(metadata={"options": Other})``. Then the command also has the options of
         `Other`, and the field gets a dictionary of those options of `Other` that the user named.
     prog, description : str
-        Name and first sentence of the program.
+        The program's name, and the sentence that describes the program in the help.
 
     Raises
     ------

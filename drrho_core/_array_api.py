@@ -88,7 +88,7 @@ def all_visible(arrays: Iterable[Array], xp: Namespace) -> bool:
 
 
 def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
-    """Return the answer of `all_visible` if it is known that torch.compile is not tracing."""
+    """Return the same as `all_visible`, for callers that know that torch.compile is not tracing."""
     for array in arrays:
         device = getattr(array, "device", None)
         # NumPy's devices are strings; other libraries' devices name their platform or type.
@@ -99,7 +99,8 @@ def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
         # The wrappers of torch.func report the host as their device, but have no memory of their own.
         if hasattr(array, "untyped_storage") and not has_memory(array):
             return False
-    # Under jax.jit an array may be concrete, but every result is a tracer. Then also a new array has no device.
+    # Under jax.jit the given arrays may be concrete, but every result computed from them is a tracer without values. In
+    # this case a new array is a tracer as well, and a tracer has no device.
     return getattr(xp.zeros(()), "device", None) is not None
 
 

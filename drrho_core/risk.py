@@ -353,7 +353,7 @@ def _state_rule(dtype: Any, xp: Namespace) -> Rule:
     The limit is four times the limit of a batch's excess losses divided by the temperature.
     """
     limit = _state_limit(dtype, xp)
-    return at_most_in_size(limit, f"be finite and at most {limit:.3g} in size, or -inf for never visited")
+    return at_most_in_size(limit, f"be finite and at most {limit:.3g} in size, or -inf before the first update")
 
 
 def _state_limit(dtype: Any, xp: Namespace) -> float:

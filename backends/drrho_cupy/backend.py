@@ -59,7 +59,8 @@ class CupyBackend:
             devices = [f"cuda:{number}" for number in range(cupy.cuda.runtime.getDeviceCount())]
             self.device = f"cuda:{cupy.cuda.Device().id}" if device is None else device
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise ValueError(f"device must be a GPU that CuPy has here, got {device!r}: {error}") from error
+            received = "None (the current GPU)" if device is None else repr(device)
+            raise ValueError(f"device must be a GPU that CuPy can use, got {received}: {error}") from error
         if self.device not in devices:
             raise ValueError(f"device must be {' or '.join(map(repr, devices))} for the cupy backend, got {device!r}")
         # CuPy makes a new array on the current device of the thread, so the chosen device becomes the current one.
@@ -89,8 +90,8 @@ class CupyBackend:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         return AdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
-    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
-        """Build an inner estimator on the device, the only place where this backend keeps estimates."""
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (contract)
+        """Build an inner estimator in the GPU's memory; this backend has no other home, and `path` is not used."""
         if home not in self.homes:
             raise ValueError(f"home must be one of {', '.join(self.homes)} for the cupy backend, got {home!r}")
         return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)

@@ -85,7 +85,7 @@ class JaxBackend:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         return OptaxAdamW(jnp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
-    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (contract)
         """Build an inner estimator on the device, the only place where this backend keeps estimates."""
         if home not in self.homes:
             raise ValueError(f"home must be one of {', '.join(self.homes)} for the jax backend, got {home!r}")

@@ -36,7 +36,9 @@ PerAnchor: TypeAlias = Scalar | tuple[Array, Array]
 class ContrastiveState(NamedTuple):
     """The inner estimates of all samples: a pytree that the training loop passes from step to step.
 
-    An inner estimate is a moving average over the batches that contain a sample.
+    Every sample is an image anchor and a text anchor. In each batch, g is the mean over an anchor's negatives of an
+    exponential that compares the negative with the positive. The inner estimate of the anchor is the moving average of
+    g over the batches that contain its sample.
 
     Attributes
     ----------
@@ -141,7 +143,7 @@ def contrastive_loss(
     loss : array, shape ()
         Estimate of the objective with the updated inner estimates.
     state : ContrastiveState
-        The state for the next step. It is a constant of differentiation.
+        The state for the next step. No gradient flows through it.
 
     Raises
     ------
@@ -160,13 +162,14 @@ def contrastive_loss(
     one of its updates is kept. A temperature, gamma, reference_weight, radius or eps outside of its domain makes the
     loss, the gradients and the batch's rows of the state nan.
 
-    The gradient of features and temperature is the closed form of SogCLR with a reference model (arXiv 2202.12387,
-    2505.06699), that is the gradient of `surrogate`, a result of `drrho_core.contrastive_step`. Every other argument is
-    a constant. Forward mode (`jax.jvp`, `jax.jacfwd`) and reverse mode (`jax.grad`, `jax.vjp`) both use this gradient.
-    Products run in full float32 even if the accelerator would round the factors.
+    The gradients with respect to the features and the temperature are those of SogCLR with a reference model (arXiv
+    2202.12387, 2505.06699), computed in closed form. They are also the gradients of the result `surrogate` of
+    `drrho_core.contrastive_step`. All other arguments are constants for JAX. Forward mode (`jax.jvp`, `jax.jacfwd`)
+    and reverse mode (`jax.grad`, `jax.vjp`) both use these gradients. Matrix products are computed in full float32,
+    also on accelerators that by default round the factors to fewer bits.
 
-    Under `jax.jit` a batch that is sharded over a mesh, with automatic or explicit axes, has the loss of the whole
-    batch.
+    If a batch is sharded over a mesh under `jax.jit`, with automatic or explicit axes, the result is the loss of the
+    whole batch, not of one shard.
 
     Examples
     --------
@@ -292,8 +295,9 @@ def _nan_if_outside(options: dict[str, Any]) -> Any:
 
 def _matched(inputs: Any, gradients: Any) -> tuple[list[Array], list[Array]]:
     """Return the inputs that are arrays, in the dtype of their gradients, and their gradients."""
-    # JAX differentiates the cast of a half type: the incoming gradient, such as a loss scale, multiplies the float32
-    # gradient before the product is rounded.
+    # Inputs of a half type (float16, bfloat16) are cast to float32, and JAX differentiates this cast. So the float32
+    # gradient is multiplied by the incoming gradient (for example a loss scale) first, and the product is then rounded
+    # to the half type.
     pairs = [
         (x.astype(gradient.dtype), gradient)
         for x, gradient in zip(jax.tree.leaves(inputs), jax.tree.leaves(gradients), strict=True)

@@ -62,7 +62,8 @@ class FileTable(Table):
         self._memory = mmap.mmap(self.file.fileno(), layout.size, access=mmap.ACCESS_WRITE)
         if hasattr(mmap, "MADV_RANDOM"):  # the system should not read the neighbours of a sample in advance
             self._memory.madvise(mmap.MADV_RANDOM)
-        # The map is read as integers, because the file stores the bits of each number XOR the bits of -inf.
+        # The file stores each number as an integer: the bits of the number XOR the bits of -inf. So the map is viewed
+        # as an array of integers.
         bits = np.frombuffer(self._memory, dtype=layout.bits, offset=OFFSET)
         self._bits = bits.reshape(layout.num_samples, 2)
         self.index_like = self.row_like = np.zeros(0, dtype=layout.dtype)
@@ -249,7 +250,7 @@ class MemoryMappedEstimator(EstimatorOfRows):
         # A new file is sparse, so making it takes no time. An existing file is only opened.
         if not path.exists():
             if num_samples is None:
-                raise ValueError(f"num_samples must be given for a new file, got None and no file {path}")
+                raise ValueError(f"num_samples must be given, because {path} does not exist yet, got None")
             with replacing(path, Layout(num_samples, requested or np.dtype("<f4"))):
                 pass
         self.table = FileTable(path)
@@ -266,8 +267,8 @@ class MemoryMappedEstimator(EstimatorOfRows):
     def __reduce__(self) -> Any:
         """Refuse to copy or pickle this object: two objects would write to the same file."""
         raise TypeError(
-            "a MemoryMappedEstimator must not be copied or pickled, because a file is open in one estimator at a time: "
-            f"use snapshot(path), got {self!r}"
+            "a MemoryMappedEstimator must not be copied or pickled, because a file must be open in one estimator only: "
+            f"call snapshot(path) to copy the file, got {self!r}"
         )
 
     def __enter__(self) -> Self:
@@ -367,8 +368,8 @@ class MemoryMappedEstimator(EstimatorOfRows):
         ----------
         state : mapping
             Either ``path``, ``version``, ``num_samples`` and ``dtype`` of a file, or the arrays ``log_inner_image`` and
-            ``log_inner_text``, NumPy arrays (n,) in the estimator's dtype. The description of the estimator's own file
-            changes nothing.
+            ``log_inner_text``, NumPy arrays (n,) in the estimator's dtype. If the description names the
+            estimator's own file, nothing changes.
 
         Raises
         ------
@@ -405,7 +406,10 @@ class MemoryMappedEstimator(EstimatorOfRows):
         with open(path, "rb", buffering=0) as source:
             layout = read_layout(source, path)
             if layout != table.layout:
-                raise ValueError(f"{path} must hold {table.layout[:]}, got {layout[:]}")
+                raise ValueError(
+                    f"{path} must have num_samples={table.layout.num_samples} and dtype={table.layout.dtype}, "
+                    f"got num_samples={layout.num_samples} and dtype={layout.dtype}"
+                )
             table.refill(lambda copy: copy_data(source, copy, layout.size))
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """A warning for training loops that accumulate gradients and call the loss several times for one batch.
 
-Each training call updates the inner estimate u of every row of the batch with the batch's own estimate g:
-``u <- (1 - gamma) u + gamma g``. A loop that calls the loss with the whole batch once per micro-batch updates the same
-rows several times per optimiser step and gets wrong gradients.
+Each training call updates the inner estimates u, two moving averages per row of the batch: ``u <- (1 - gamma) u +
+gamma g``, where g is the estimate from this batch alone and gamma is its weight. Some loops accumulate gradients over
+micro-batches and call the loss once per micro-batch, each time with the whole batch. Such a loop updates the same rows
+several times per optimiser step and gets wrong gradients.
 """
 
 from __future__ import annotations
@@ -71,13 +72,13 @@ class RepeatedRows:
         if self._warned or not any(side.requires_grad for side in features) or index.is_inference():
             return
         _STEPS.start()
-        # A leaf is a parameter of an encoder, see `_source`. One leaf per encoder is enough, because an optimiser
-        # changes all parameters in one step. The features of a frozen encoder are new tensors in each call and do not
-        # depend on a trained parameter, so these features are left out.
+        # A leaf is a parameter of an encoder, see `_source`. One leaf per encoder is enough, because the steps of
+        # optimisers that do not change this leaf are counted below. The features of a frozen encoder are new tensors in
+        # each call and do not depend on a trained parameter, so these features are left out.
         leaves = [leaf for side in features if side.requires_grad and (leaf := _source(side)) is not None]
         is_on_host = index.device.type == "cpu"
-        # Every in-place operation raises the version counter of a tensor. The number of optimiser steps is compared as
-        # well, because an optimiser may update parameters other than these leaves.
+        # A change of a leaf in place raises the leaf's version counter. The number of optimiser steps is compared as
+        # well, because an optimiser may update only parameters other than these leaves.
         versions = _STEPS.count, 0 if is_on_host else index._version, *(leaf._version for leaf in leaves)
         same_leaves = len(leaves) == len(self._leaves) and all(
             before() is leaf for before, leaf in zip(self._leaves, leaves, strict=True)

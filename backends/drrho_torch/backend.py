@@ -84,7 +84,7 @@ class TorchBackend:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
         return TorchAdamW(self.xp, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
-    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (the contract's)
+    def estimator(self, home: str, num_samples: int, /, *, path: Any = None) -> Home:  # noqa: ARG002 (contract)
         """Build an inner estimator on the device, or in the host's memory with asynchronous copies."""
         if home == "device":
             return Home(InnerEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)

@@ -52,8 +52,8 @@ class ConvModel:
 
         The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
         """
-        # The leaves, the tensors that autograd differentiates for, share memory with the parameters. They are detached,
-        # so that each call has a graph of its own.
+        # Autograd computes the gradients with respect to the leaves. The leaves share memory with the parameters, but
+        # are new tensors in each call, so that each call has a separate graph.
         with torch.enable_grad():
             leaves = {name: parameters[name].detach().requires_grad_() for name in self._names}
             features = self._images(leaves, images), self._texts(leaves, texts)

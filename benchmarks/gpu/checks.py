@@ -41,7 +41,8 @@ class Tests:
         reasons: dict[str, int] = {}
         last_report = time.monotonic()
 
-        # Counts the outcomes while the tests run, so that a time limit leaves the counts of the finished tests.
+        # The plugin counts outcomes while the tests run. If a time limit ends the run, the counts of the finished tests
+        # remain.
         class Plugin:
             def pytest_runtest_logreport(plugin, report: Any) -> None:  # noqa: N805
                 nonlocal last_report
@@ -57,7 +58,8 @@ class Tests:
                     last_report = time.monotonic()
                     self.report("progress", result)
 
-            # A test file whose packages are not installed here is counted separately from broken files.
+            # If a test file cannot be imported because a package is not installed, the package is listed under
+            # "lacking". All other files that cannot be imported are counted as broken.
             def pytest_collectreport(plugin, report: Any) -> None:  # noqa: N805
                 if report.failed:
                     lacking = re.findall(r"No module named '(\w+)", str(report.longrepr))

@@ -30,7 +30,7 @@ class ArrayDataset:
     captions : sequence of str, length n
         No caption is empty.
     own_captions : sequence of str, length n, optional
-        The captions before captions were exchanged among samples (see `swap_captions`); by default `captions`.
+        Caption i is the one that belongs to image i, even if `swap_captions` exchanged captions. Default: `captions`.
     is_swapped : ndarray of bool, shape (n,), optional
         True for each pair that has the caption of another sample; by default all False.
     zero_shot : callable, optional
@@ -128,7 +128,7 @@ class ArrayDataset:
         # A row that is given twice would be compared with itself as if it were two samples.
         chosen = np.asarray(rows, dtype=np.int64)
         if chosen.ndim != 1 or chosen.size == 0 or np.unique(chosen).size != chosen.size:
-            raise BadInput(f"rows must be distinct and at least one, got shape {chosen.shape}")
+            raise BadInput(f"rows must be a list of one or more distinct rows, got shape {chosen.shape}")
         if chosen.min() < 0 or chosen.max() >= len(self):
             raise BadInput(f"rows must lie in 0 .. {len(self) - 1}, got {chosen.min()} .. {chosen.max()}")
         return ArrayDataset(

@@ -77,7 +77,7 @@ def worst_case(
     ValueError
         If the axis does not exist or is empty, `where` does not broadcast or marks no entry of a slice, arrays are on
         different devices, a loss that counts is nan, infinite or so large that sums would overflow, or the losses
-        require gradients of autograd. Values are checked on the host and outside tracing only. Elsewhere a slice with
+        require gradients. Values are checked on the host and outside tracing only. Elsewhere a slice with
         such a loss, or without a marked entry, gets the result nan.
 
     Notes

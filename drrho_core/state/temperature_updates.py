@@ -1,12 +1,14 @@
 """Updates of learned temperatures: pure functions of arrays, which run under ``jax.jit`` and ``torch.compile``.
 
-    F_i = t_i (log(eps + u_i) + radius)            what anchor i contributes, before the mean over all 2b anchors
+    F_i = t_i (log(eps + u_i) + radius)            the term of anchor i; the objective is the mean over all 2b anchors
     s_i = dF_i / dt_i = log(eps + u_i) + radius - sum_j w_ij D_ij                    `contrastive_step` returns s_i / 2b
     global (RGCL-g):          Adam on tau with the sum of all s_i / 2b, then projected onto [minimum, maximum]
     per sample (iSogCLR):     m_i <- (1 - beta) m_i + beta s_i,   t_i <- t_i - learning_rate m_i, then projected
 
-t_i is the temperature of anchor i, u_i its inner estimate, w_ij the weight of its negative j, and D_ij the difference
-of the negative's and the positive's excess similarity, divided by t_i. tau is a temperature that all anchors share.
+t_i is the temperature of anchor i, u_i the inner estimate of anchor i (a moving average of the mean over j of
+exp(D_ij)), and w_ij the weight of negative j of anchor i. An excess similarity is the learner's similarity minus
+reference_weight times the reference model's similarity. D_ij is the excess similarity of negative j minus that of the
+positive, divided by t_i. tau is a temperature that all anchors share.
 
 With gamma = 1 and eps = 0, the slope s_i is the radius minus the Kullback-Leibler divergence of the anchor's weights
 from uniform weights. So a temperature rises while this divergence is larger than the radius, and falls while it is
@@ -105,7 +107,7 @@ def update_global_temperature(
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules. Values are read on the host only and never under tracing.
+        If an argument breaks the rules above. Values are checked only on the host and outside tracing.
 
     Notes
     -----
@@ -190,7 +192,7 @@ def update_temperature_rows(
     Raises
     ------
     TypeError, ValueError
-        If an argument breaks these rules. Values are read on the host only and never under tracing.
+        If an argument breaks the rules above. Values are checked only on the host and outside tracing.
 
     Notes
     -----

@@ -50,8 +50,8 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
     Notes
     -----
     l_i = 1/2 log mean_{j != i} exp((s_ij - s_ii) / t) + 1/2 log mean_{j != i} exp((s_ji - s_ii) / t),
-    s_ij = <e1_i, e2_j>. The first half is log g of the image, the second log h of the text, see ``contrastive.py``.
-    Source: FastCLIP, arXiv 2407.01445.
+    s_ij = <e1_i, e2_j>, the product of the features of image i and of text j. The two terms of l_i are 1/2 log g_i and
+    1/2 log h_i; ``contrastive.py`` defines g_i for image i and h_i for text i. Source: FastCLIP, arXiv 2407.01445.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Problems for the other losses of pairs, for sums of losses, and for anchor weights from a reference model."""
+"""Test problems for InfoNCE, sigmoid, distillation and hinge losses, for sums of losses, and for anchor weights."""
 # ruff: noqa: D401 - the docstring of a problem is the description of its case in the report
 
 from __future__ import annotations
@@ -128,13 +128,13 @@ def margin(rng: np.random.Generator) -> tuple[Any, ...]:
 
 @problem("hinge_margin_loss")
 def _masked(rng: np.random.Generator) -> tuple[Any, ...]:
-    """Means over the negatives that a mask leaves; image 1 and text 3 have no negatives and add 0."""
+    """Means over the negatives that a mask selects; image 1 and text 3 have no negatives and contribute 0."""
     return draw_batch(rng)[:2], {"margin": 0.75, "pair_mask": draw_pair_mask(rng)}
 
 
 @problem("weighted_sum")
 def three_terms(rng: np.random.Generator) -> tuple[Any, ...]:
-    """A step with a temperature per anchor, InfoNCE and the hinge loss; parameter gradients are not added."""
+    """A step with a temperature per anchor, InfoNCE and hinge; each term keeps its parameter gradients apart."""
     image, text, *states = draw_batch(rng)
     step = contrastive_step(image, text, *states, temperature=tuple(rng.uniform(0.2, 0.8, size=(2, BATCH))))
     clip, hinge = info_nce(image, text, temperature=0.5), hinge_margin_loss(image, text, margin=0.25)
