@@ -35,7 +35,7 @@ def _device() -> Any:
 class Demo:
     """Show that a reference model helps: train such a model, CLIP, SogCLR and DRRho-CLIP on built-in data, in minutes.
 
-    The data are rendered scenes with captions if the backend has convolutions (torch, JAX), and scikit-learn's digits
+    The data are rendered scenes with captions if the backend has convolutions, and scikit-learn's digits
     if not.
     The command writes results.json and a self-contained report.html.
 
