@@ -196,7 +196,7 @@ def arrays(
         Arguments that may be arrays, numbers, None or pairs of these. Arrays among them are added to `required`; the
         arrays of a pair get the names ``name[0]`` and ``name[1]``.
     autograd : bool
-        Whether arrays may require gradients of autograd: True for wrappers that return such gradients.
+        If True, arrays may require gradients of autograd. Wrappers that return such gradients pass True.
 
     Raises
     ------

@@ -72,7 +72,7 @@ def fit_scaling_law(
     error : array, shape (n,)
         Errors > 0 as fractions, in the same dtype. The fit is computed in float64.
     with_floor : bool
-        Whether to fit a floor e0, ``0 <= e0 < the smallest error``. A floor needs at least one more point, and many
+        If True, a floor e0 is fitted, ``0 <= e0 < the smallest error``. A floor needs at least one more point, and many
         points for a narrow interval.
     where : array of bool, shape (n,), optional
         Marks the points to fit: at least 3 points, or 4 points with a floor. Other points are not read.

@@ -132,10 +132,10 @@ def positives_kernel(*refs: Any, has_reference: bool, plan: Plan) -> None:
     out[:] = jnp.sum(jnp.where(row == column, z, 0.0), axis=1 if plan.rows <= plan.columns else 0)
 
 
-def sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
+def sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, row_tiles: int, b: int, plan: Plan) -> None:
     """Sum the exponentials of one tile along its rows and along its columns."""
     features, corner, mask, (scale_image, scale_text), out = _split(refs, has_reference, has_mask, anchors=2)
-    z = _only_negatives(_tile(*features, plan=plan), corner, mask, NEVER, plan=plan, **how)
+    z = _only_negatives(_tile(*features, plan=plan), corner, mask, NEVER, row_tiles=row_tiles, b=b, plan=plan)
     for axis, scale, (peak_out, total_out, moment_out) in ((1, scale_image, out[:3]), (0, scale_text, out[3:])):
         # Peak m, total sum_j e_ij with e_ij = exp((z_ij - m) / t_i), and moment sum_j e_ij (z_ij - m) of each anchor.
         # The peak is subtracted before the scale multiplies z, because the difference of two close numbers is exact,
@@ -148,7 +148,7 @@ def sums_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **h
         moment_out[:] = jnp.sum(e * x, axis=axis)
 
 
-def weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, **how: Any) -> None:
+def weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, row_tiles: int, b: int, plan: Plan) -> None:
     """Compute V = w + w' of one tile: each direction divides the exponentials of the first sweep by its totals."""
     features, corner, mask, anchors, (v,) = _split(refs, has_reference, has_mask, anchors=6)
     z = _tile(*features, plan=plan)
@@ -158,7 +158,8 @@ def weights_kernel(*refs: Any, has_reference: bool, has_mask: bool, plan: Plan, 
         total = total + e * _along(factor[:], axis)
     # For pairs that are no negatives an exponential may be infinite and a factor nan. The mask is applied last, so that
     # it removes these values.
-    v[:, :] = _only_negatives(total, corner, mask, 0.0, plan=plan, **how).astype(v.dtype)
+    weights = _only_negatives(total, corner, mask, 0.0, row_tiles=row_tiles, b=b, plan=plan)
+    v[:, :] = weights.astype(v.dtype)
 
 
 def _along(x: jax.Array, axis: int) -> jax.Array:

@@ -23,7 +23,7 @@ class RetrievedImage:
     caption : str
         The caption of this image in the data set.
     correct : bool
-        Whether the caption of the image equals the query.
+        True if the caption of the image equals the query.
     """
 
     image: NDArray[np.uint8]

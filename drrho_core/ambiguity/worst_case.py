@@ -133,7 +133,7 @@ def solve_unchecked(
     def finish(array: Array) -> Array:
         return xp.astype(array if plain else xp.where(valid, array, xp.nan), dtype, copy=False)
 
-    # Of all results only s can exceed the range of a half type.
+    # Only s can exceed the range of a half type; the other results cannot.
     scale = xp.where(solution.scale > float(xp.finfo(dtype).max), xp.inf, solution.scale)
     risk, nu, scale = (
         xp.squeeze(finish(array), axis=-1) for array in (top + solution.excess, top + solution.nu_excess, scale)

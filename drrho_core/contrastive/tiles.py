@@ -181,17 +181,17 @@ class Tiles:
     side : int
         Largest side of a tile.
     keep : bool
-        Whether tiles are kept from the first pass for the second.
+        If True, the tiles of the first pass are kept for the second pass.
     share : bool
-        Whether one exponential may serve both directions; True only if values can be read.
+        If True, one exponential may serve both directions. The caller passes True only if values can be read.
     symmetric : bool
-        Whether both sides are the same view.
+        If True, both sides are the same view.
     xp : namespace
         The arrays' namespace.
     """
 
     can_share = True
-    """Whether exponentials can serve both directions; False in a class with a traced loop, which cannot read values."""
+    """True if exponentials can serve both directions. A class with a traced loop cannot read values and says False."""
 
     def __init__(
         self,

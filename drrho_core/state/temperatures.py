@@ -30,7 +30,7 @@ class Temperature(Protocol):
 
     @property
     def learned(self) -> bool:
-        """Whether steps change the temperature."""
+        """Return True if steps change the temperature."""
         ...
 
     def for_batch(self, index: Array, /) -> Any:
@@ -273,7 +273,7 @@ def make_temperature(
     >>> make_temperature("global", 0.07, num_samples=10, like=np.zeros(1)).learned
     True
     """
-    # Of the three schemes only a temperature per sample needs the size of the data set.
+    # Only a temperature per sample needs the size of the data set; the other two schemes do not.
     if scheme == "fixed":
         return FixedTemperature(temperature)
     if scheme == "global":

@@ -249,7 +249,7 @@ def pair_weights(
 
 
 class Anchor(NamedTuple):
-    """What one anchor contributes to the loss and the gradients, before the division by 2 b."""
+    """The contribution of one anchor to the loss and the gradients, before the division by 2 b."""
 
     loss: float
     surrogate: float

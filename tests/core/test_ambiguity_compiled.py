@@ -114,7 +114,7 @@ def test_a_registered_loop_is_used(register_routines: Any) -> None:
     import array_api_strict as xp
 
     register_routines("array_api_strict", loop=loop)
-    # Where a look costs something, nobody looks whether the steps are over.
+    # If reading a value costs a synchronisation, the loop does not test whether the steps may end early.
     worst_case(xp.zeros(6, device=xp.Device("device1")), CressieReadBall(3.0, 0.2))
     assert counts == [3, search.newton_steps()]  # a search over 6 losses, Newton's method
 
