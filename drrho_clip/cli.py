@@ -63,12 +63,13 @@ class Demo:
     def run(self) -> int:
         """Train, then print the table."""
         from drrho_clip.demo import run_demo
+        from drrho_clip.table import print_table
 
         # The scenes are made for convolutions; the digits are small enough for perceptrons.
         backend = _build_backend(self.backend or default_backend(), self.device, "float32")
         data = "scenes" if "conv" in backend.architectures else "digits"
         rows = run_demo(self.out, backend=backend, data=data, seeds=self.seeds, quick=self.quick, resume=self.resume)
-        _print_table(rows)
+        print_table(rows)
         print(f"wrote {self.out / 'results.json'} and {self.out / 'report.html'}")
         return 0
 
@@ -97,11 +98,12 @@ class Train:
 
     def run(self) -> int:
         """Train, then print the table."""
+        from drrho_clip.table import print_table
         from drrho_clip.train import train
 
         config, backend, splits = self._resumed() if self.resume else self._started()
         outcome = train(config, self.out, resume=self.resume, backend=backend, splits=splits)
-        _print_table([outcome.row])
+        print_table([outcome.row])
         _write_json(self.json, [outcome.row])
         print(f"wrote {self.out}")
         return 0
@@ -171,6 +173,7 @@ class Evaluate:
         from drrho_clip.evaluate import evaluate
         from drrho_clip.run import open_run
         from drrho_clip.splits import open_splits
+        from drrho_clip.table import print_table
 
         # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         run = open_run(self.folder)
@@ -188,7 +191,7 @@ class Evaluate:
             "seed": run.config.seed,
             "metrics": evaluate(Encoder.load(run, backend), dataset),
         }
-        _print_table([row])
+        print_table([row])
         _write_json(self.json, [row])
         return 0
 
@@ -415,40 +418,6 @@ def _batch_size_for(num_samples: int) -> int:
     while size > 2 and size * 4 > num_samples:
         size //= 2
     return size
-
-
-def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of results.json as a table, with the best figure of every column in bold."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    names = {
-        "retrieval_r1": "R@1",
-        "retrieval_r5": "R@5",
-        "retrieval_r10": "R@10",
-        "zero_shot_accuracy": "zero-shot",
-    }
-    # A data set without classes has no zero-shot accuracy, so the column is left out.
-    columns = [name for name in names if any(name in row["metrics"] for row in rows)]
-    best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
-    timed = any("seconds" in row for row in rows)
-    # The padding is narrow, so that the table fits into eighty columns.
-    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for title in ("method", "data", "seed"):
-        table.add_column(title)
-    for title in [*(names[name] for name in columns), *(["seen", "seconds"] if timed else [])]:
-        table.add_column(title, justify="right")
-    for row in rows:
-        cells = [row["method"], row["dataset"], str(row["seed"])]
-        for name in columns:
-            value = row["metrics"].get(name)
-            bold = len(rows) > 1 and value == best[name]
-            cells.append("" if value is None else f"[bold]{value:.3f}[/bold]" if bold else f"{value:.3f}")
-        if timed:
-            cells += [f"{row['samples_seen']:,}", f"{row['seconds']:.1f}"]
-        table.add_row(*cells)
-    Console().print(table)
 
 
 def _write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
