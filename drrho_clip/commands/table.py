@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 __all__ = ["print_table", "sample_sizes"]
 
 _TITLES = {
@@ -23,6 +18,12 @@ _TITLES = {
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of results.json as a table, with the best figure of every column in bold, and the sample sizes."""
+    # A command loads heavy libraries only when it needs them, so that the help is quick.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     # A data set without classes has no zero-shot accuracy, so the column is left out.
     columns = [name for name in _TITLES if any(name in row["metrics"] for row in rows)]
     best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
