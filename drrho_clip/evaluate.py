@@ -49,7 +49,7 @@ def evaluate(
         image_features,
         text_features,
         captions_of(dataset),
-        image_ids=getattr(dataset, "image_ids", None),
+        image_ids=dataset.image_ids,
         gallery_size=gallery_size,
     ).metrics()
     task = dataset.zero_shot(image_size=encoder.image_size) if zero_shot else None

@@ -4,6 +4,7 @@ config.json                       settings, encoders, tokenizer, fingerprint of 
 checkpoint.safetensors            parameters, optimiser state, inner estimates and progress; replaced atomically
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
+training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
 results.json                      the results, written when the training is finished
 
@@ -34,6 +35,7 @@ FILES = (
     "checkpoint.safetensors",
     "reference_features.safetensors",
     "estimator.bin",
+    "training_images.safetensors",
     "metrics.jsonl",
     "results.json",
 )
@@ -77,6 +79,11 @@ class Run:
     def estimator_file(self) -> Path:
         """File of the inner estimates, if the setting `estimator` is "file"."""
         return self.folder / "estimator.bin"
+
+    @property
+    def training_images(self) -> Path:
+        """File of the digests of the images that the run is trained on and validated with; see `held_out`."""
+        return self.folder / "training_images.safetensors"
 
     @property
     def metrics(self) -> Path:
