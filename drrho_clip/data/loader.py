@@ -179,11 +179,11 @@ class BatchSource:
         """
         return self._stream(batches(len(self), batch_size, seed=seed, epoch=epoch, first_batch=first_batch))
 
-    def in_order(self, batch_size: int) -> Iterator[HostBatch]:
-        """Yield every pair once in row order, for evaluation and encoding; the last batch may be short."""
+    def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
+        """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""
         batch_size = whole_number(batch_size, "batch_size", at_least=1)
-        rows = np.arange(len(self), dtype=np.int64)
-        return self._stream(rows[start : start + batch_size] for start in range(0, len(self), batch_size))
+        rows = np.arange(len(self), dtype=np.int64) if rows is None else rows
+        return self._stream(rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
     def gather(self, sample_index: Sequence[int] | Int64) -> HostBatch:
         """Return the batch of the given rows.
