@@ -1,4 +1,4 @@
-"""Parts of several commands: the option ``--device``, opening a backend, the table of figures, a file of results."""
+"""Parts of several commands: the option ``--device``, opening a backend, a file of results."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from drrho_clip.errors import BadInput
 from drrho_clip.options import TEXT, setting
-from drrho_clip.terminal import Bold, print_cells
+from drrho_clip.outputs import check_file
 from drrho_core.backend import Backend, get_backend
 
-__all__ = ["build_backend", "device_option", "print_table", "write_json"]
+__all__ = ["build_backend", "check_page", "device_option", "write_json"]
 
 
 def device_option() -> Any:
@@ -33,32 +33,6 @@ def build_backend(name: str, device: str | None, dtype: str) -> Backend:
         raise BadInput(str(error)) from error
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of results.json as a table, with the best figure of every column in bold."""
-    names = {
-        "retrieval_r1": "R@1",
-        "retrieval_r5": "R@5",
-        "retrieval_r10": "R@10",
-        "zero_shot_accuracy": "zero-shot",
-    }
-    # A data set without classes has no zero-shot accuracy, so the column is left out.
-    columns = [name for name in names if any(name in row["metrics"] for row in rows)]
-    best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
-    timed = any("seconds" in row for row in rows)
-    titles = ["method", "data", "seed", *(names[name] for name in columns), *(["seen", "seconds"] if timed else [])]
-    table = []
-    for row in rows:
-        cells = [row["method"], row["dataset"], str(row["seed"])]
-        for name in columns:
-            value = row["metrics"].get(name)
-            bold = len(rows) > 1 and value == best[name]
-            cells.append("" if value is None else Bold(f"{value:.3f}") if bold else f"{value:.3f}")
-        if timed:
-            cells += [f"{row['samples_seen']:,}", f"{row['seconds']:.1f}"]
-        table.append(cells)
-    print_cells(titles, table, left=3)
-
-
 def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
     """Write results to a JSON file; do nothing if `path` is None."""
     if path is not None:
@@ -67,3 +41,14 @@ def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping
         with naming(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def check_page(name: str, path: Path | None) -> None:
+    """Raise BadInput if a page cannot be written to `path`; the suffix protects other files from a slip of the hand."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"{name} must be a file that ends in .html, got {path}")
+    if not path.parent.is_dir():
+        raise BadInput(f"{name} must be a file in a folder that exists, got {path}")
+    check_file(path, name)
