@@ -11,7 +11,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.options import TEXT, setting
 from drrho_core.backend import Backend, get_backend
 
-__all__ = ["build_backend", "device_option", "write_json"]
+__all__ = ["build_backend", "check_page", "device_option", "write_json"]
 
 
 def device_option() -> Any:
@@ -38,3 +38,15 @@ def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping
         from drrho_clip.checkpoint import write_atomic
 
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def check_page(name: str, path: Path | None) -> None:
+    """Raise BadInput if a page cannot be written to `path`; the suffix protects other files from a slip of the hand."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"{name} must be a file that ends in .html, got {path}")
+    if path.is_dir():
+        raise BadInput(f"{name} must be a file, got the folder {path}")
+    if not path.parent.is_dir():
+        raise BadInput(f"{name} must be a file in a folder that exists, got {path}")
