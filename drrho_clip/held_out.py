@@ -7,9 +7,9 @@ example in another format, has other content and is not recognised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from drrho_clip.progress import Reporter
 from drrho_clip.run import Run
 
 __all__ = ["Unseen", "decode_held_out", "known_images", "save_known_images", "shows_known_image", "unseen_pairs"]
+
+_THREADS = 4
 
 
 def decode_held_out(splits: DataSplits, *, quiet: bool = False) -> None:
@@ -34,11 +36,17 @@ def decode_held_out(splits: DataSplits, *, quiet: bool = False) -> None:
     # An image with several captions is decoded once: at the first row that shows the image.
     held_out = [(data, np.unique(data.image_ids, return_index=True)[1]) for data in (splits.validation, splits.test)]
     total = sum(len(rows) for _, rows in held_out)
-    with Reporter("decoding the held-out images", total, quiet=quiet, brief=True) as reporter:
+    title = "decoding the held-out images"
+    with Reporter(title, total, quiet=quiet, brief=True) as reporter, ThreadPoolExecutor(_THREADS) as threads:
         for data, rows in held_out:
-            for row in rows.tolist():
-                data[row]
+            # The results come in the order of the rows, so the first unreadable image is the one that is reported.
+            for _ in threads.map(functools.partial(_decode, data), rows.tolist()):
                 reporter.advance()
+
+
+def _decode(data: Dataset, row: int) -> None:
+    # The picture is dropped, so that pictures do not pile up in memory.
+    data[row]
 
 
 def save_known_images(run: Run, splits: DataSplits, *, reference: Run | None = None) -> None:

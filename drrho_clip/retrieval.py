@@ -18,7 +18,7 @@ from drrho_core.checks import describe
 
 __all__ = ["Recall", "Retrieval", "retrieval"]
 
-# Captions in a tile, the part of the matrix of similarities that is in memory at once: 256 x 256 float64 fit in a cache.
+# Captions in a tile, the part of the matrix of similarities that is in memory at once: 256 x 256 float64 fit a cache.
 TILE = 256
 
 

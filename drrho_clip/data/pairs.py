@@ -43,6 +43,8 @@ class PairsDataset:
     labels : tuple of str, length n
         An empty text for each pair without a label.
     files : tuple of pathlib.Path, length n
+    paths : tuple of str, length n
+        The paths of the images as the table writes them.
     """
 
     def __init__(self, name: str, table: Path, rows: Sequence[Row], class_names: tuple[str, ...]) -> None:
@@ -50,6 +52,7 @@ class PairsDataset:
         self.captions = tuple(row.caption for row in rows)
         self.labels = tuple(row.label for row in rows)
         self.files = tuple(row.file for row in rows)
+        self.paths = tuple(row.written for row in rows)
         self._table = table
         self._rows = tuple(rows)
         self._class_names = class_names
@@ -90,7 +93,7 @@ class PairsDataset:
         return image_numbers(self.image_digests())
 
     def subset(self, rows: Sequence[int] | Int64) -> PairsDataset:
-        """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay the same."""
+        """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
         return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self._class_names)
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of"]
+__all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of", "image_names"]
 
 # Arrays of one dtype and any shape; docstrings name the shape.
 UInt8: TypeAlias = npt.NDArray[np.uint8]
@@ -131,3 +131,16 @@ def captions_of(dataset: Dataset) -> Sequence[str]:
     if captions is None:
         return tuple(dataset[index].caption for index in range(len(dataset)))
     return captions
+
+
+def image_names(dataset: Dataset) -> Sequence[str]:
+    """Return a name for the image of each row: the path that the table writes, or the row if there is no table.
+
+    Examples
+    --------
+    >>> from drrho_clip.data import scenes
+    >>> list(image_names(scenes(2, seed=0)))
+    ['scenes-train row 0', 'scenes-train row 1']
+    """
+    paths: Sequence[str] | None = getattr(dataset, "paths", None)
+    return [f"{dataset.name} row {row}" for row in range(len(dataset))] if paths is None else paths
