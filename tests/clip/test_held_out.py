@@ -214,9 +214,8 @@ class TestUnreadableImages:
         for row, file in enumerate(files):
             truncated_jpeg(file, seed=row)
         table = write_table(tmp_path / "own", files, [f"thing number {row}" for row in range(20)])
-        line = refused(
-            capsys, "train", "--data", str(table), "--method", "clip", "--out", str(tmp_path / "run"), *SMALL
-        )
+        out = tmp_path / "run"
+        line = refused(capsys, "train", "--data", str(table), "--method", "clip", "--out", str(out), *SMALL)
         assert "cannot decode image" in line
         assert not out.exists()
 
