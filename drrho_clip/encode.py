@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,26 @@ class Encoder:
             image_features.append(self._run(self._encode_images, images))
             text_features.append(self._run(self._encode_texts, texts))
         return np.concatenate(image_features), np.concatenate(text_features)
+
+    def images_of(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 256,
+        after_batch: Callable[[], None] | None = None,
+    ) -> np.ndarray:
+        """Return image features (m, d) of m rows of a data set; `after_batch` is called after each batch."""
+        spec = self._spec
+        source = BatchSource(
+            dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
+        )
+        features = []
+        for batch in source.in_order(batch_size, rows=rows):
+            features.append(self._run(self._encode_images, normalise(batch.images)))
+            if after_batch is not None:
+                after_batch()
+        return np.concatenate(features)
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of uint8 images (n, s, s, C); s must be `image_size`."""

@@ -1,0 +1,54 @@
+"""Parts of several commands: the option ``--device``, opening a backend, a file of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drrho_clip.errors import BadInput
+from drrho_clip.options import TEXT, setting
+from drrho_clip.outputs import check_file
+from drrho_core.backend import Backend, get_backend
+
+__all__ = ["build_backend", "check_page", "device_option", "write_json"]
+
+
+def device_option() -> Any:
+    """Return the field of the option ``--device``."""
+    return setting(
+        None,
+        rule=TEXT,
+        shown="the library's default device",
+        help="Device, by the name that the array library gives it, such as cuda:0.",
+    )
+
+
+def build_backend(name: str, device: str | None, dtype: str) -> Backend:
+    """Open a backend; raise BadInput if backend, device or dtype is unknown or not installed."""
+    try:
+        return get_backend(name, device=device, dtype=dtype)
+    except (ValueError, ImportError) as error:
+        raise BadInput(str(error)) from error
+
+
+def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
+    """Write results to a JSON file; do nothing if `path` is None."""
+    if path is not None:
+        from drrho_clip.checkpoint import naming, write_atomic
+
+        with naming(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def check_page(name: str, path: Path | None) -> None:
+    """Raise BadInput if a page cannot be written to `path`; the suffix protects other files from a slip of the hand."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"{name} must be a file that ends in .html, got {path}")
+    if not path.parent.is_dir():
+        raise BadInput(f"{name} must be a file in a folder that exists, got {path}")
+    check_file(path, name)
