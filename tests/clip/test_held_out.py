@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drrho_clip.checkpoint import load_arrays
+from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, DataSplits, Sample, pair_splits, read_pairs
@@ -188,6 +189,46 @@ class TestGallery:
     def test_a_size_that_is_none_is_refused(self, place: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
         line = refused(capsys, "evaluate", str(place / "run"), f"--gallery={size}")
         assert line.startswith("drrho: --gallery must be an integer of at least 2 or 'all', got ")
+
+
+class TestStateOfTheRun:
+    def test_an_unfinished_run_is_refused_unless_it_is_allowed(
+        self, place: Path, splits: DataSplits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = replace(open_run(place / "run").config, epochs=3)
+        total = train(config, tmp_path / "run", splits=splits, quiet=True, stop_after=2).run.progress().total
+        line = refused(capsys, "evaluate", str(tmp_path / "run"))
+        expected = f"must be a finished run (or say --allow-unfinished), got a run after 2 of {total} steps"
+        assert line == f"drrho: {tmp_path / 'run'} {expected}"
+        row, _ = evaluated(capsys, tmp_path, "--allow-unfinished")
+        assert row["state"] == "last"
+        train(config, tmp_path / "run", resume=True, splits=splits, quiet=True)
+        row, _ = evaluated(capsys, tmp_path)
+        assert row["state"] == "best"
+
+    def test_the_state_of_the_option_is_measured(
+        self, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # Two runs of one model that differ in the last state: the best state is the same file.
+        shutil.copytree(place / "run", tmp_path / "run")
+        run = open_run(tmp_path / "run")
+        arrays, state = load_arrays(run.checkpoint, "checkpoint")
+        rng = np.random.default_rng(0)
+        changed = {
+            name: rng.normal(size=array.shape).astype(array.dtype) if name.startswith("parameters/") else array
+            for name, array in arrays.items()
+        }
+        save_arrays(run.checkpoint, "checkpoint", changed, state)
+        table = write_table(
+            tmp_path / "far", draw(tmp_path / "far-drawn", 30, 6), [f"thing {row}" for row in range(30)]
+        )
+        rows = {
+            state: evaluated(capsys, tmp_path, "--data", str(table), "--state", state)[0]
+            for state in ("best", "last", "reference")
+        }
+        assert rows["last"]["metrics"] != rows["best"]["metrics"]
+        # The run has kept no state for a reference, so the best state stands for it.
+        assert rows["reference"] == rows["best"]
 
 
 def truncated_jpeg(file: Path, seed: int) -> None:
