@@ -19,7 +19,7 @@ from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, DataSplits, Sample, pair_splits, read_pairs
 from drrho_clip.errors import BadInput
-from drrho_clip.held_out import decode_held_out, known_images, shows_known_image
+from drrho_clip.held_out import check_held_out, known_images, shows_known_image
 from drrho_clip.run import Run, open_run
 from drrho_clip.train import train
 
@@ -174,6 +174,22 @@ class TestPairsThatTheRunHasSeen:
         )
         assert line == "drrho: split must be left out with --data FILE, which is measured whole, got test"
 
+    def test_a_reference_that_has_seen_test_images_is_reported(
+        self, place: Path, tmp_path: Path, splits: DataSplits, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # Another seed holds out other images, so the reference has seen most of them.
+        table = place / "own" / "table.csv"
+        other = pair_splits(table, seed=1).test
+        known = known_images(open_run(place / "run"))
+        assert known is not None
+        count = int(shows_known_image(other, known).sum())
+        assert 0 < count <= len(other)
+        command = ["train", "--data", str(table), "--method", "drrho", "--reference", str(place / "run"), *SMALL]
+        line = f"warning: {count} of {len(other)} test pairs show images that the reference model was trained on\n"
+        for seed, expected in (("0", False), ("1", True)):
+            assert main([*command, "--data-seed", seed, "--out", str(tmp_path / seed)]) == 0
+            assert (line in capsys.readouterr().err) is expected
+
 
 class TestGallery:
     def test_its_size_is_that_of_the_option(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +280,7 @@ class TestUnreadableImages:
         pictures = [picture for picture in draw(tmp_path / "drawn", 30, seed=0) for _ in range(3)]
         splits = pair_splits(write_table(tmp_path / "own", pictures, [f"thing number {row}" for row in range(90)]))
         counts = [Counting(splits.validation), Counting(splits.test)]
-        decode_held_out(DataSplits(splits.train, *counts), quiet=True)
+        check_held_out(DataSplits(splits.train, *counts), quiet=True)
         assert [sum(count.looks.values()) for count in counts] == [len(set(data.image_ids)) for data in counts]
         assert all(set(count.looks.values()) == {1} for count in counts)
 
