@@ -74,7 +74,22 @@ class Dataset(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hex digest that names the content: equal digests mean equal data."""
+        """Return a hex digest of the content (images, captions and labels in row order, and no paths)."""
+        ...
+
+    def image_digests(self) -> UInt8:
+        """Return the first 16 bytes of the SHA-256 of each row's image, shape (n, 16).
+
+        The SHA-256 is that of the bytes of the image file, or of the pixels if the image is not a file.
+        """
+        ...
+
+    @property
+    def image_ids(self) -> Int64:
+        """Numbers of the rows' images, shape (n,): rows with equal numbers show the same image (equal digests).
+
+        Images are numbered from 0 in the order in which they appear first.
+        """
         ...
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:

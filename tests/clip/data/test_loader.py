@@ -49,6 +49,13 @@ class _Decoded:
     def fingerprint(self) -> str:
         return "00"
 
+    def image_digests(self) -> np.ndarray:
+        return np.arange(self._size, dtype=np.uint8)[:, None].repeat(16, axis=1)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        return np.arange(self._size, dtype=np.int64)
+
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
         return None
 
