@@ -5,6 +5,7 @@ checkpoint.safetensors            the last state: parameters, optimiser state, i
 checkpoint-NAME.safetensors       the parameters of a state that was kept, such as the best state
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
+training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
 results.json                      the results, written when the training is finished
 
@@ -38,6 +39,7 @@ FILES = (
     "checkpoint-*.safetensors",
     "reference_features.safetensors",
     "estimator.bin",
+    "training_images.safetensors",
     "metrics.jsonl",
     "results.json",
 )
@@ -107,6 +109,11 @@ class Run:
     def estimator_file(self) -> Path:
         """File of the inner estimates, if the setting `estimator` is "file"."""
         return self.folder / "estimator.bin"
+
+    @property
+    def training_images(self) -> Path:
+        """File of the digests of the images that the run is trained on and validated with; see `held_out`."""
+        return self.folder / "training_images.safetensors"
 
     @property
     def metrics(self) -> Path:

@@ -24,6 +24,7 @@ from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
+from drrho_clip.held_out import decode_held_out, save_known_images
 from drrho_clip.models import initial_parameters
 from drrho_clip.outputs import check_folder
 from drrho_clip.progress import Reporter
@@ -123,11 +124,16 @@ def train(
     elif run.fingerprint != splits.train.fingerprint():
         raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
 
+    decode_held_out(splits, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits)) as trainer:
         remove_torn_files(folder)
         if not resume:
             run.write()
+        # A run of an earlier version, or one that was killed just now, gets the file when it is resumed.
+        if not run.training_images.exists():
+            reference = None if resume or config.reference is None else open_run(config.reference)
+            save_known_images(run, splits, reference=reference)
         if resume and run.checkpoint.exists():
             trainer.load()
         else:
