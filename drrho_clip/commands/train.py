@@ -1,0 +1,88 @@
+"""The command ``drrho train``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from drrho_clip.commands.common import build_backend, device_option, print_table, write_json
+from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
+from drrho_clip.errors import BadInput
+from drrho_clip.options import FLAG, PATH, setting
+from drrho_core.backend import Backend
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a pair of encoders, one for images and one for texts; the method drrho also reads a reference model.
+
+    The data are a CSV or TSV table with the columns image and caption (paths relative to the table), or built in.
+
+    For example:
+      drrho train --data pairs.csv --method clip --out runs/reference
+      drrho train --data pairs.csv --method drrho --reference runs/reference --out runs/steered
+      drrho train --resume --out runs/steered
+    """
+
+    out: Path = setting(rule=PATH, help="Folder of the run; a folder that holds a run is refused without --resume.")
+    resume: bool = setting(
+        False,
+        rule=FLAG,
+        help="Continue from the last checkpoint in --out; settings named again must have the values of the run.",
+    )
+    device: str | None = device_option()
+    json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
+    settings: Mapping[str, Any] = field(default_factory=dict, metadata={"options": TrainConfig})
+
+    def run(self) -> int:
+        """Train, then print the table."""
+        from drrho_clip.train import train
+
+        config, backend, splits = self._resumed() if self.resume else self._started()
+        outcome = train(config, self.out, resume=self.resume, backend=backend, splits=splits)
+        print_table([outcome.row])
+        write_json(self.json, [outcome.row])
+        print(f"wrote {self.out}")
+        return 0
+
+    def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
+        """Return settings, backend and None (no opened data) of a run to resume, and check the user's options."""
+        from drrho_clip.run import open_run
+
+        # An option that the user repeats with another value would be ignored silently, so it is refused.
+        config = open_run(self.out).config
+        for name, value in self.settings.items():
+            if getattr(config, name) != value:
+                raise BadInput(f"{name} must be that of the run to resume ({getattr(config, name)!r}), got {value!r}")
+        return config, build_backend(config.backend, self.device, config.dtype), None
+
+    def _started(self) -> tuple[TrainConfig, Backend, Any]:
+        """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
+        from drrho_clip.data import pair_splits
+        from drrho_clip.run import refuse_existing
+
+        # All other checks come before the data are read, because reading the data may take long.
+        refuse_existing(self.out)
+        if "data" not in self.settings:
+            raise BadInput(f"data must be a CSV or TSV file or one of {', '.join(BUILT_IN_DATA)}, got none")
+        config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
+        backend = build_backend(config.backend, self.device, config.dtype)
+        # The default architecture depends on the backend, the default batch size on the size of the table.
+        if "architecture" not in self.settings:
+            config = replace(config, architecture=preferred_architecture(config.architecture, backend))
+        if config.data in BUILT_IN_DATA:
+            return config, backend, None
+        splits = pair_splits(config.data, seed=config.data_seed)
+        if "batch_size" not in self.settings:
+            config = replace(config, batch_size=_batch_size_for(len(splits.train)))
+        return config, backend, splits
+
+
+def _batch_size_for(num_samples: int) -> int:
+    """Return the largest power of two, from 2 to 256, with at least four batches per epoch, or 2 if no power has."""
+    size = 256
+    while size > 2 and size * 4 > num_samples:
+        size //= 2
+    return size
