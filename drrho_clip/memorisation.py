@@ -21,9 +21,11 @@ from drrho_core import pair_loss
 __all__ = [
     "LEAST_NOISE",
     "Shares",
+    "groups",
     "hopeless_share",
     "pair_losses",
     "rows_for_shares",
+    "serves_better",
     "shares_of",
     "suspect_share",
 ]
@@ -86,6 +88,28 @@ class Shares(NamedTuple):
         return (
             f"it finds {self.validation:.0%} of the held-out pairs and {self.train:.0%} of the training pairs hopeless"
         )
+
+
+def serves_better(r1: float, shares: Shares, best_r1: float | None) -> bool:
+    """Return whether the state of an epoch is a better reference model than the state that is kept so far.
+
+    Among the states that have not memorised, the state with the best R@1 serves; of equal states the earliest serves.
+
+    Parameters
+    ----------
+    r1 : float
+        R@1 of the epoch's state on held-out pairs.
+    shares : Shares
+        The shares of hopeless pairs of this state.
+    best_r1 : float or None
+        R@1 of the state that is kept so far; None if no state is kept.
+
+    Examples
+    --------
+    >>> serves_better(0.4, Shares(0.25, 0.28), None), serves_better(0.7, Shares(0.05, 0.28), 0.4)
+    (True, False)
+    """
+    return not shares.memorised and (best_r1 is None or r1 > best_r1)
 
 
 def hopeless_share(pair_losses: Floats) -> float:

@@ -153,8 +153,12 @@ class BatchSource:
         """Return the number of pairs."""
         return len(self.dataset)
 
-    def epoch(self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[HostBatch]:
+    def epoch(
+        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
+    ) -> Iterator[HostBatch]:
         """Yield the batches of one epoch in the order of `batches`, beginning with number `first_batch`.
+
+        If `rows` is given, only these rows are used, and `batches` orders their positions in `rows`.
 
         Raises
         ------
@@ -162,8 +166,9 @@ class BatchSource:
             The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises an error
             instead of yielding the batch of that image.
         """
-        order = list(batches(len(self), batch_size, seed=seed, epoch=epoch))
-        return self._stream(order[whole_number(first_batch, "first_batch", at_least=0) :])
+        used = np.arange(len(self), dtype=np.int64) if rows is None else rows
+        order = list(batches(len(used), batch_size, seed=seed, epoch=epoch))
+        return self._stream([used[index] for index in order[whole_number(first_batch, "first_batch", at_least=0) :]])
 
     def in_order(self, batch_size: int) -> Iterator[HostBatch]:
         """Yield every pair once in row order, for evaluation and encoding; the last batch may be short."""

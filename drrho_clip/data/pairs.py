@@ -40,6 +40,8 @@ class PairsDataset:
     labels : tuple of str, length n
         An empty text for each pair without a label.
     files : tuple of pathlib.Path, length n
+    written : tuple of str, length n
+        The paths of the images as the table writes them.
     """
 
     def __init__(self, name: str, table: Path, rows: Sequence[Row], class_names: tuple[str, ...]) -> None:
@@ -47,6 +49,7 @@ class PairsDataset:
         self.captions = tuple(row.caption for row in rows)
         self.labels = tuple(row.label for row in rows)
         self.files = tuple(row.file for row in rows)
+        self.written = tuple(row.written for row in rows)
         self._table = table
         self._rows = tuple(rows)
         self._class_names = class_names
