@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from drrho_clip.commands.common import build_backend, device_option, print_table
+from drrho_clip.commands.common import build_backend, device_option
+from drrho_clip.commands.table import print_table
 from drrho_clip.options import FLAG, PATH, TEXT, at_least, setting
 from drrho_core.backend import default_backend
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drrho_clip.commands.common import build_backend, device_option, print_table, write_json
+from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, choice, setting
 

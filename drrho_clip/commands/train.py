@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.commands.common import build_backend, device_option, print_table, write_json
+from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, PATH, setting

@@ -77,13 +77,17 @@ def test_a_table_of_pairs_leads_from_a_reference_run_to_figures(
     row = json.loads(figures.read_text())[0]
     assert row == json.loads((steered / "results.json").read_text())[0]
     assert row["method"] == "drrho"
-    assert set(row["metrics"]) == {"retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_shot_accuracy"}
+    assert {"retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_shot_accuracy"} <= set(row["metrics"])
+    # Every figure says how many pairs, queries and classes it comes from.
+    assert {"num_pairs", "num_queries", "gallery_size", "retrieval_r1_full", "num_classes"} <= set(row["metrics"])
     again = tmp_path / "again.json"
     assert main(["evaluate", str(steered), "--json", str(again)]) == 0
     assert json.loads(again.read_text())[0]["metrics"] == row["metrics"]
     assert main(["evaluate", str(steered), "--split", "validation", "--backend", "jax"]) == 0
     assert main(["evaluate", str(steered), "--data", str(table)]) == 0
-    assert "R@1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "R@1" in shown
+    assert "R@1, R@5, R@10: 120 pairs, 240 queries, galleries of 120 images\n" in shown
 
 
 def test_objective_estimate_and_surrogate_are_logged_apart(reference: Path) -> None:
