@@ -15,8 +15,8 @@ from drrho_clip.checkpoint import load_state
 from drrho_clip.data import BatchSource, DataSplits, captions_of
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
-from drrho_clip.evaluate import retrieval
 from drrho_clip.memorisation import Shares, pair_losses, rows_for_shares, shares_of
+from drrho_clip.retrieval import retrieval
 from drrho_clip.run import Run, open_run, read_metrics
 from drrho_core.backend import Backend
 
@@ -24,7 +24,6 @@ __all__ = ["Judgement", "ask_reference", "measure_shares", "recorded_shares"]
 
 # A model is near chance if R@1 on held-out pairs is below this multiple of the R@1 of random answers.
 _NEAR_CHANCE: Final = 3.0
-_GALLERY: Final = 200
 # Pairs that are encoded at a time.
 _BATCH: Final = 256
 
@@ -118,14 +117,17 @@ def ask_reference(folder: str, backend: Backend, splits: DataSplits) -> Judgemen
     train_part, validation_part = (
         (images[rows], texts[rows]) for (images, texts), rows in zip((train, validation), chosen, strict=True)
     )
+    measured = retrieval(
+        *validation, captions_of(splits.validation), image_ids=getattr(splits.validation, "image_ids", None)
+    )
     return Judgement(
         folder=folder,
         image_features=train[0],
         text_features=train[1],
         losses=pair_losses(*train, temperature=temperature),
         shares=shares_of(train_part, validation_part, temperature=temperature),
-        validation_r1=retrieval(*validation, captions_of(splits.validation)).retrieval_r1,
-        chance=1.0 / min(_GALLERY, len(splits.validation)),
+        validation_r1=measured.retrieval_r1,
+        chance=1.0 / measured.gallery_size,
     )
 
 
