@@ -6,6 +6,7 @@ it needs no reference model and continues bit for bit.
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from drrho_clip.reference import Judgement, ask_reference
 from drrho_clip.run import Run, load_reference_features, save_reference_features
 from drrho_core.backend import Backend
 
-__all__ = ["Guidance", "keep_guidance", "open_guidance"]
+__all__ = ["Guidance", "keep_guidance", "open_guidance", "print_guidance"]
 
 
 class Guidance(NamedTuple):
@@ -74,3 +75,13 @@ def keep_guidance(run: Run, guidance: Guidance) -> None:
         save_reference_features(run.reference_features, *guidance.features, {"data": run.fingerprint})
     if guidance.choice is not None and not run.pair_choice.exists():
         save_pair_choice(run.pair_choice, guidance.choice, run.fingerprint)
+
+
+def print_guidance(guidance: Guidance, num_pairs: int) -> None:
+    """Print what the reference model says about `num_pairs` training pairs, and how many of them are left out."""
+    # Progress and remarks go to standard error, so that results on standard output stay clean.
+    if guidance.judgement is not None:
+        print(guidance.judgement.summary(), file=sys.stderr, flush=True)
+    if guidance.choice is not None and len(guidance.choice.rows) < num_pairs:
+        dropped = num_pairs - len(guidance.choice.rows)
+        print(f"left out: {dropped:,} of {num_pairs:,} training pairs", file=sys.stderr, flush=True)

@@ -203,9 +203,7 @@ def rows_for_shares(num_train: int, num_validation: int) -> tuple[npt.NDArray[np
     return train, validation
 
 
-def shares_of(
-    train: tuple[Floats, Floats], validation: tuple[Floats, Floats], *, temperature: float
-) -> Shares:
+def shares_of(train: tuple[Floats, Floats], validation: tuple[Floats, Floats], *, temperature: float) -> Shares:
     """Return the shares of hopeless pairs from image features and text features of both parts.
 
     Parameters

@@ -1,8 +1,8 @@
-"""Write drawn pictures with captions as a user has them: PNG files, a table of training pairs and a table of test pairs.
+"""Write drawn pictures with captions as a user has them: PNG files, a table of pairs for training, and one for testing.
 
-A picture shows two figures of different colours on a coloured ground, and the caption names everything that varies: "a
-small red star at the left and a large blue ring at the right on green". A share of the captions of pairs.csv is swapped
-among the pictures; test.csv has the right captions.
+A picture shows a figure on a coloured ground, and the caption names everything that varies: "a small yellow star at the
+bottom right on white". A share of the captions of pairs.csv is swapped among the pictures; test.csv has the right
+captions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLOURS: Final = {
     "white": (245, 245, 245),
     "black": (20, 20, 20),
 }
-# Corners of the figures around the origin, within the unit disc; the circle has many corners.
+# Number of corners, or of points if the number is negative; a circle is drawn as a polygon with many corners.
 FIGURES: Final = {
     "circle": 48,
     "triangle": 3,

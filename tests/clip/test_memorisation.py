@@ -57,7 +57,9 @@ def test_training_of_a_reference_model_ends_below_a_quarter() -> None:
     assert not Shares(0.07, 0.28).past_hope
 
 
-@pytest.mark.parametrize(("train", "validation", "memorised"), [(0.1, 0.2, False), (0.099, 0.2, True), (0.0, 0.04, False)])
+@pytest.mark.parametrize(
+    ("train", "validation", "memorised"), [(0.1, 0.2, False), (0.099, 0.2, True), (0.0, 0.04, False)]
+)
 def test_the_rule_at_its_borders(train: float, validation: float, memorised: bool) -> None:
     assert Shares(train, validation).memorised is memorised
 
@@ -74,7 +76,8 @@ def test_the_share_of_suspects_stays_a_share() -> None:
 def test_both_parts_have_equally_many_distinct_rows() -> None:
     train, validation = rows_for_shares(5000, 300)
     assert len(train) == len(validation) == len(set(train.tolist())) == 300
-    assert train.max() < 5000 and validation.max() < 300
+    assert train.max() < 5000
+    assert validation.max() < 300
     again, _ = rows_for_shares(5000, 300)
     assert train.tolist() == again.tolist()
     assert [len(rows) for rows in rows_for_shares(9000, 8000)] == [2000, 2000]
