@@ -79,11 +79,11 @@ class Encoder:
         self._parameters = parameters
 
     def pairs(
-        self, dataset: Dataset, *, batch_size: int = 256, advance: Callable[[], None] | None = None
+        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return image features and text features, both (n, d), of the pairs of a data set, in row order.
 
-        `advance` is called after each batch, for a progress bar of ceil(n / batch_size) steps.
+        `after_batch` is called after each batch, for a progress bar of ceil(n / batch_size) steps.
         """
         spec = self._spec
         # Each model reads images at its own resolution and texts with its own vocabulary.
@@ -91,10 +91,10 @@ class Encoder:
         source = BatchSource(
             dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
         )
-        return self.batches(source.in_order(batch_size), advance=advance)
+        return self.batches(source.in_order(batch_size), after_batch=after_batch)
 
     def batches(
-        self, stream: Iterable[HostBatch], *, advance: Callable[[], None] | None = None
+        self, stream: Iterable[HostBatch], *, after_batch: Callable[[], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the features of the pairs of some batches, which must have this model's image size and tokens."""
         image_features, text_features = [], []
@@ -102,9 +102,29 @@ class Encoder:
             images, texts = model_inputs(batch, self._spec, self._tokenizer)
             image_features.append(self._run(self._encode_images, images))
             text_features.append(self._run(self._encode_texts, texts))
-            if advance is not None:
-                advance()
+            if after_batch is not None:
+                after_batch()
         return np.concatenate(image_features), np.concatenate(text_features)
+
+    def images_of(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 256,
+        after_batch: Callable[[], None] | None = None,
+    ) -> np.ndarray:
+        """Return image features (m, d) of m rows of a data set; `after_batch` is called after each batch."""
+        spec = self._spec
+        source = BatchSource(
+            dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
+        )
+        features = []
+        for batch in source.in_order(batch_size, rows=rows):
+            features.append(self._run(self._encode_images, normalise(batch.images)))
+            if after_batch is not None:
+                after_batch()
+        return np.concatenate(features)
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of uint8 images (n, s, s, C); s must be `image_size`."""

@@ -17,6 +17,7 @@ from drrho_clip.methods import METHODS
 from drrho_clip.pair_choice import PairChoice, choose_pairs, load_pair_choice, save_pair_choice
 from drrho_clip.reference import Judgement, ask_reference
 from drrho_clip.run import Run, load_reference_features, save_reference_features
+from drrho_clip.terminal import say
 from drrho_core.backend import Backend
 
 __all__ = ["Guidance", "keep_guidance", "open_guidance", "print_guidance"]
@@ -81,7 +82,7 @@ def print_guidance(guidance: Guidance, num_pairs: int) -> None:
     """Print what the reference model says about `num_pairs` training pairs, and how many of them are left out."""
     # Progress and remarks go to standard error, so that results on standard output stay clean.
     if guidance.judgement is not None:
-        print(guidance.judgement.summary(), file=sys.stderr, flush=True)
+        say(guidance.judgement.summary(), stream=sys.stderr)
     if guidance.choice is not None and len(guidance.choice.rows) < num_pairs:
         dropped = num_pairs - len(guidance.choice.rows)
-        print(f"left out: {dropped:,} of {num_pairs:,} training pairs", file=sys.stderr, flush=True)
+        say(f"left out: {dropped:,} of {num_pairs:,} training pairs", stream=sys.stderr)

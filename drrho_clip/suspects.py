@@ -116,7 +116,7 @@ def judge_suspects(suspects: Sequence[Suspect], shares: Shares | None, *, own_da
 
 
 def rank_suspects(
-    encoder: Encoder, dataset: Dataset, *, temperature: float = 0.07, advance: Callable[[], None] | None = None
+    encoder: Encoder, dataset: Dataset, *, temperature: float = 0.07, after_batch: Callable[[], None] | None = None
 ) -> list[Suspect]:
     """Score all pairs of a data set, the worst pair first.
 
@@ -128,7 +128,7 @@ def rank_suspects(
         At least two pairs.
     temperature : float
         Temperature > 0 of the pair loss; take that of the model's training.
-    advance : callable, optional
+    after_batch : callable, optional
         Called after every 256 pairs that are encoded.
 
     Returns
@@ -142,12 +142,12 @@ def rank_suspects(
     proportion to the number of pairs and the memory does not grow with it.
     """
     captions = captions_of(dataset)
-    image_features, text_features = encoder.pairs(dataset, advance=advance)
+    image_features, text_features = encoder.pairs(dataset, after_batch=after_batch)
     losses = pair_losses(image_features, text_features, temperature=temperature)
     better = _better_captions(image_features, text_features, captions, _image_numbers(dataset))
-    written: Sequence[str] = getattr(dataset, "written", ("",) * len(captions))
+    paths: Sequence[str] = getattr(dataset, "paths", ("",) * len(captions))
     return [
-        Suspect(row, written[row], captions[row], float(losses[row]), "" if best < 0 else captions[best])
+        Suspect(row, paths[row], captions[row], float(losses[row]), "" if best < 0 else captions[best])
         for row, best in ((int(row), int(better[row])) for row in np.argsort(-losses, kind="stable"))
     ]
 

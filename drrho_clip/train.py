@@ -27,6 +27,7 @@ from drrho_clip.evaluate import evaluate
 from drrho_clip.guidance import keep_guidance, open_guidance, print_guidance
 from drrho_clip.memorisation import serves_better
 from drrho_clip.models import initial_parameters
+from drrho_clip.outputs import check_folder
 from drrho_clip.progress import Reporter
 from drrho_clip.reference import measure_shares
 from drrho_clip.run import (
@@ -112,6 +113,7 @@ def train(
     if resume:
         run = open_run(folder)
         require_same(run.config, config)
+        check_folder(folder, "out")
     else:
         refuse_existing(folder)
     if backend is None:

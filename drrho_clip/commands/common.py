@@ -9,9 +9,10 @@ from typing import Any
 
 from drrho_clip.errors import BadInput
 from drrho_clip.options import TEXT, setting
+from drrho_clip.outputs import check_file
 from drrho_core.backend import Backend, get_backend
 
-__all__ = ["build_backend", "device_option", "write_json"]
+__all__ = ["build_backend", "check_page", "device_option", "write_json"]
 
 
 def device_option() -> Any:
@@ -35,6 +36,19 @@ def build_backend(name: str, device: str | None, dtype: str) -> Backend:
 def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
     """Write results to a JSON file; do nothing if `path` is None."""
     if path is not None:
-        from drrho_clip.checkpoint import write_atomic
+        from drrho_clip.checkpoint import naming, write_atomic
 
+        with naming(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def check_page(name: str, path: Path | None) -> None:
+    """Raise BadInput if a page cannot be written to `path`; the suffix protects other files from a slip of the hand."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"{name} must be a file that ends in .html, got {path}")
+    if not path.parent.is_dir():
+        raise BadInput(f"{name} must be a file in a folder that exists, got {path}")
+    check_file(path, name)

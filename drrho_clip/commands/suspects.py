@@ -10,6 +10,8 @@ from pathlib import Path
 from drrho_clip.commands.common import build_backend, device_option, write_json
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, setting
+from drrho_clip.outputs import check_file
+from drrho_clip.terminal import say
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,22 @@ class Suspects:
         from drrho_clip.splits import open_splits
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
 
+        check_file(self.out, "out")
+        check_file(self.json, "json")
         run = open_run(self.folder)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         encoder = Encoder.load(run, backend, state="reference")
         name = self.data or run.config.data
         dataset = open_splits(replace(run.config, data=name)).train if name in BUILT_IN_DATA else read_pairs(name)
         with Reporter(f"ranking {len(dataset):,} pairs of {name}", math.ceil(len(dataset) / 256)) as reporter:
-            ranked = rank_suspects(encoder, dataset, temperature=run.config.temperature, advance=reporter.advance)
+            ranked = rank_suspects(encoder, dataset, temperature=run.config.temperature, after_batch=reporter.advance)
         own_data = name == run.config.data or is_same_file(name, run.config.data)
         verdict = judge_suspects(ranked, recorded_shares(run), own_data=own_data)
         write_atomic(self.out, csv_of(ranked).encode("utf-8", "surrogatepass"))
         figures = {"pairs": verdict.num_pairs, "probably_wrong": verdict.num_suspects, "caveat": verdict.caveat}
         write_json(self.json, {"data": name, **figures, "suspects": [suspect._asdict() for suspect in ranked]})
-        print(verdict.in_words())
-        print(f"wrote {self.out}")
+        say(verdict.in_words())
+        say(f"wrote {self.out}")
         return 0
 
 

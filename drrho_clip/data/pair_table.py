@@ -1,20 +1,18 @@
-"""Read a table of image paths and captions, and the images that it names."""
+"""Read a table of image paths and captions, and check the images that it names."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
+from drrho_clip.data.images import inspect_images
+from drrho_clip.errors import BadInput
 
-from drrho_clip.data.protocol import UInt8
-from drrho_clip.errors import BadInput, MissingExtra
-
-__all__ = ["Row", "decode_image", "one_line", "read_rows"]
+__all__ = ["Row", "read_rows"]
 
 _DELIMITERS: Final = (",", "\t", ";")
 _DEFAULT_LABEL: Final = "label"
@@ -24,13 +22,13 @@ class Row(NamedTuple):
     """One pair of a table.
 
     `number` is the row's number in a spreadsheet, in which the header is row 1. `written` is the image's path as the
-    table writes it, `file` is the path to open, and `size` is the number of bytes of that file.
+    table writes it, `file` is the path to open, and `digest` identifies the content of that file (see content.py).
     """
 
     number: int
     written: str
     file: Path
-    size: int
+    digest: bytes
     caption: str
     label: str
 
@@ -45,10 +43,9 @@ def read_rows(table: Path, image_column: str, caption_column: str, label_column:
             raise BadInput(f"{table} must have one column named {column!r}, got the columns {', '.join(header)}")
     if label_column is None and header.count(_DEFAULT_LABEL) == 1:
         label_column = _DEFAULT_LABEL
-    check_image = _image_checker()
 
     # All rows are read before an error is raised, so that the message can count the rows that are wrong.
-    rows: list[Row] = []
+    candidates: list[Row] = []
     problems: list[tuple[int, str]] = []
     for number, fields in records:
         if len(fields) != len(header):
@@ -64,12 +61,18 @@ def read_rows(table: Path, image_column: str, caption_column: str, label_column:
             problems.append((number, f"{caption_column} must not be empty"))
         elif not os.path.isfile(file):
             problems.append((number, f"there is no image file {file}"))
-        elif (reason := check_image(file)) is not None:
-            problems.append((number, f"{file} is not a readable image: {reason}"))
         else:
-            rows.append(Row(number, written, file, file.stat().st_size, caption, label))
+            candidates.append(Row(number, written, file, b"", caption, label))
+    inspections = inspect_images(row.file for row in candidates)
+    rows = []
+    for row in candidates:
+        digest, flaw = inspections[row.file]
+        if flaw is None:
+            rows.append(row._replace(digest=digest))
+        else:
+            problems.append((row.number, f"{row.file} is not a readable image: {flaw}"))
     if problems:
-        number, reason = problems[0]
+        number, reason = min(problems)
         more = f" (and {len(problems) - 1} more such rows)" if len(problems) > 1 else ""
         raise BadInput(f"{table}, row {number}: {reason}{more}")
     if not rows:
@@ -128,51 +131,3 @@ def _holds_text(fields: Sequence[str]) -> bool:
 
 def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-
-
-def _image_checker() -> Callable[[Path], str | None]:
-    """Return a function that returns the reason why a file is not an image, or None if the file is an image."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise MissingExtra("reading images", "Pillow") from None
-
-    def check(file: Path) -> str | None:
-        try:
-            # Opening reads the header and `verify` looks for broken files; neither decodes the pixels.
-            with Image.open(file) as picture:
-                if picture.mode == "F":
-                    return "its pixels are floating-point numbers of unknown range"
-                picture.verify()
-        except UnidentifiedImageError:
-            return "no image format that Pillow knows"
-        # For damaged files Pillow raises exceptions of almost any class.
-        except Exception as error:
-            return one_line(error)
-        return None
-
-    return check
-
-
-def decode_image(file: Path) -> UInt8:
-    """Return an image file as RGB, shape (H, W, 3), rotated by the EXIF orientation; transparent parts become white."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        raise MissingExtra("reading images", "Pillow") from None
-    with Image.open(file) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):
-            # The upper 8 of the 16 bits per pixel are kept. Pillow's conversion would make all values above 255 white.
-            grey = np.minimum(np.asarray(picture).astype(np.int64) >> 8, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=-1)
-        # Pillow's conversion to RGB drops the transparency and shows colours that are invisible in the picture.
-        if picture.has_transparency_data:
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        return np.array(picture.convert("RGB"), dtype=np.uint8)
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of an error on one line, or the name of its class if it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__

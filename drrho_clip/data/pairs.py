@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from drrho_clip.data._checks import row_index, share, whole_number
-from drrho_clip.data.pair_table import Row, decode_image, one_line, read_rows
+from drrho_clip.data.content import DIGEST_SIZE, fingerprint_of, image_numbers
+from drrho_clip.data.images import decode_image, one_line
+from drrho_clip.data.pair_table import Row, read_rows
 from drrho_clip.data.preprocess import resize
-from drrho_clip.data.protocol import DataSplits, Sample, UInt8, ZeroShot
+from drrho_clip.data.protocol import DataSplits, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
 
 __all__ = ["PairsDataset", "pair_splits", "read_pairs"]
@@ -40,7 +43,7 @@ class PairsDataset:
     labels : tuple of str, length n
         An empty text for each pair without a label.
     files : tuple of pathlib.Path, length n
-    written : tuple of str, length n
+    paths : tuple of str, length n
         The paths of the images as the table writes them.
     """
 
@@ -49,7 +52,7 @@ class PairsDataset:
         self.captions = tuple(row.caption for row in rows)
         self.labels = tuple(row.label for row in rows)
         self.files = tuple(row.file for row in rows)
-        self.written = tuple(row.written for row in rows)
+        self.paths = tuple(row.written for row in rows)
         self._table = table
         self._rows = tuple(rows)
         self._class_names = class_names
@@ -75,15 +78,19 @@ class PairsDataset:
         return Sample(position, self._decode(row), row.caption)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hex, of the rows: image paths as written, file sizes, captions and labels."""
-        digest = hashlib.sha256(b"drrho pairs 1")
-        for row in self._rows:
-            for part in (row.written, str(row.size), row.caption, row.label):
-                # The length before each text distinguishes "ab", "c" from "a", "bc".
-                encoded = part.encode()
-                digest.update(len(encoded).to_bytes(8, "little"))
-                digest.update(encoded)
-        return digest.hexdigest()
+        """Return the SHA-256, in hex, of the rows' content: images, captions and labels, and not their paths."""
+        parts = (part for row in self._rows for part in (row.digest, row.caption, row.label))
+        return fingerprint_of([b"drrho pairs 2"], parts)
+
+    def image_digests(self) -> UInt8:
+        """Return the first 16 bytes of the SHA-256 of each row's image file, shape (n, 16)."""
+        joined = b"".join(row.digest for row in self._rows)
+        return np.frombuffer(joined, dtype=np.uint8).reshape(len(self), DIGEST_SIZE)
+
+    @cached_property
+    def image_ids(self) -> Int64:
+        """Numbers of the rows' images, shape (n,): rows whose image files have equal bytes have equal numbers."""
+        return image_numbers(self.image_digests())
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
@@ -185,9 +192,10 @@ def pair_splits(
 ) -> DataSplits:
     """Read a table and hold out a part of its images for validation and test.
 
-    A hash of the seed and of the image's path, as the table writes it, decides the split of an image. So the split does
-    not change when rows are appended, and all captions of one image are in one split. A held-out split that would get
-    fewer than two images also takes the images with the next hashes.
+    A hash of the seed and of the image's content decides the split of an image. So the split does not change when rows
+    are appended or files are renamed, and all captions of one image are in one split, also if the table names the image
+    by several paths or has several copies of the file. A held-out split that would get fewer than two images also takes
+    the images with the next hashes.
 
     Parameters
     ----------
@@ -227,7 +235,7 @@ def pair_splits(
 
     table = Path(path)
     rows = read(table)
-    keys = _image_keys(rows)
+    keys = [row.digest.hex() for row in rows]
     # The images are sorted by their hashes: the first share is validation, the next is test, the rest is training.
     places = {key: _place(seed, key) for key in set(keys)}
     ordered = sorted(places, key=lambda key: (places[key], key))
@@ -260,15 +268,6 @@ def pair_splits(
     )
 
 
-def _image_keys(rows: Sequence[Row]) -> list[str]:
-    """Return a name for each row's image: the path that the table writes first for that file."""
-    # The table may write one file as a.png and as ./a.png, but all captions of a file must be in one split.
-    first: dict[str, str] = {}
-    return [
-        first.setdefault(os.path.realpath(row.file), os.path.normpath(row.written).replace(os.sep, "/")) for row in rows
-    ]
-
-
 def _place(seed: int, key: str) -> float:
     """Return an image's place in [0, 1): a hash, divided by the number of possible hashes; equal on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
@@ -281,11 +280,11 @@ def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
-    # `seen` holds, for each file, the split, the table and the row in which the file came first.
-    seen: dict[str, tuple[int, Path, int]] = {}
+    # `seen` holds, for each image, the split, the table and the row in which the image came first.
+    seen: dict[bytes, tuple[int, Path, int]] = {}
     for split, (table, rows) in enumerate(parts):
         for row in rows:
-            earlier = seen.setdefault(os.path.realpath(row.file), (split, table, row.number))
+            earlier = seen.setdefault(row.digest, (split, table, row.number))
             if earlier[0] != split:
                 raise BadInput(
                     f"{table}, row {row.number}: image {row.file} is in another split too "

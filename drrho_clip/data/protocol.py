@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of"]
+__all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of", "image_names"]
 
 # Arrays of one dtype and any shape; docstrings name the shape.
 UInt8: TypeAlias = npt.NDArray[np.uint8]
@@ -74,7 +74,22 @@ class Dataset(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hex digest that names the content: equal digests mean equal data."""
+        """Return a hex digest of the content (images, captions and labels in row order, and no paths)."""
+        ...
+
+    def image_digests(self) -> UInt8:
+        """Return the first 16 bytes of the SHA-256 of each row's image, shape (n, 16).
+
+        The SHA-256 is that of the bytes of the image file, or of the pixels if the image is not a file.
+        """
+        ...
+
+    @property
+    def image_ids(self) -> Int64:
+        """Numbers of the rows' images, shape (n,): rows with equal numbers show the same image (equal digests).
+
+        Images are numbered from 0 in the order in which they appear first.
+        """
         ...
 
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
@@ -116,3 +131,16 @@ def captions_of(dataset: Dataset) -> Sequence[str]:
     if captions is None:
         return tuple(dataset[index].caption for index in range(len(dataset)))
     return captions
+
+
+def image_names(dataset: Dataset) -> Sequence[str]:
+    """Return a name for the image of each row: the path that the table writes, or the row if there is no table.
+
+    Examples
+    --------
+    >>> from drrho_clip.data import scenes
+    >>> list(image_names(scenes(2, seed=0)))
+    ['scenes-train row 0', 'scenes-train row 1']
+    """
+    paths: Sequence[str] | None = getattr(dataset, "paths", None)
+    return [f"{dataset.name} row {row}" for row in range(len(dataset))] if paths is None else paths

@@ -156,6 +156,16 @@ class WordTokenizer:
         tokens[tokens[:, 0] == PADDING, 0] = UNKNOWN
         return tokens
 
+    def words(self, caption: str) -> list[str]:
+        """Return the words of a caption in the form in which the vocabulary holds words, known or not.
+
+        Examples
+        --------
+        >>> WordTokenizer(["red"], 5).words("A RED zeppelin!")
+        ['a', 'red', 'zeppelin', '!']
+        """
+        return _words(caption)
+
     def bag_of_words(self, tokens: Int32) -> npt.NDArray[np.float32]:
         """Return how often each token occurs, for text encoders that ignore the order of words.
 
