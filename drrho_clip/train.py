@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, load_state, save_arrays, write_atomic
+from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
 from drrho_clip.encode import Encoder, build_model, model_inputs
@@ -474,7 +474,7 @@ class Trainer:
     def _holds(self, name: str, figures: Mapping[str, Any]) -> bool:
         """Return whether the file of a kept state is there and has the figures that the checkpoint remembers."""
         file = self.run.state_file(name)
-        return file.exists() and load_state(file, "checkpoint") == figures
+        return file.exists() and load_arrays(file, "checkpoint")[1] == figures
 
 
 def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:
