@@ -202,7 +202,7 @@ class Trainer:
         self.done, self.seconds, self.stopped = 0, 0.0, False
         self.kept: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()  # names of the states that `save` has still to write
-        self._notes = {"loss": "", "validation": ""}  # the text at the end of the progress bar
+        self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
         model = build_model(backend, run.spec)
         start = initial_parameters(run.spec, seed=config.seed)
