@@ -6,6 +6,7 @@ checkpoint-NAME.safetensors       the parameters of a state that was kept, such 
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
 pair_choice.safetensors           training pairs that are used, and their weights, if a reference model has chosen them
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
+training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
 results.json                      the results, written when the training is finished
 
@@ -40,6 +41,7 @@ FILES = (
     "reference_features.safetensors",
     "pair_choice.safetensors",
     "estimator.bin",
+    "training_images.safetensors",
     "metrics.jsonl",
     "results.json",
 )
@@ -114,6 +116,11 @@ class Run:
     def estimator_file(self) -> Path:
         """File of the inner estimates, if the setting `estimator` is "file"."""
         return self.folder / "estimator.bin"
+
+    @property
+    def training_images(self) -> Path:
+        """File of the digests of the images that the run is trained on and validated with; see `held_out`."""
+        return self.folder / "training_images.safetensors"
 
     @property
     def metrics(self) -> Path:
