@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from drrho_clip.data._checks import row_index, share, whole_number
+from drrho_clip.data.columns import ColumnNames
 from drrho_clip.data.content import DIGEST_SIZE, fingerprint_of, image_numbers
 from drrho_clip.data.images import decode_image, one_line
 from drrho_clip.data.pair_table import Row, read_rows
@@ -123,14 +124,14 @@ class PairsDataset:
         # For damaged files Pillow raises exceptions of almost any class.
         except Exception as error:
             reason = one_line(error)
-            raise BadInput(f"{self._table}, row {row.number}: cannot decode image {row.file}: {reason}") from error
+            raise BadInput(f"{self._table}, {row.place}: cannot decode image {row.file}: {reason}") from error
 
 
 def read_pairs(
     path: str | os.PathLike[str],
     *,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = None,
+    caption_column: str | None = None,
     label_column: str | None = None,
 ) -> PairsDataset:
     r"""Read a table of image path and caption.
@@ -174,7 +175,7 @@ def read_pairs(
     ((8, 12, 3), 'something red')
     """
     table = Path(path)
-    rows = read_rows(table, image_column, caption_column, label_column)
+    rows = read_rows(table, ColumnNames(image_column, caption_column, label_column))
     return PairsDataset(table.stem, table, rows, _class_names(rows))
 
 
@@ -186,8 +187,8 @@ def pair_splits(
     validation_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = None,
+    caption_column: str | None = None,
     label_column: str | None = None,
 ) -> DataSplits:
     """Read a table and hold out a part of its images for validation and test.
@@ -231,7 +232,7 @@ def pair_splits(
         raise BadInput(f"validation_share + test_share must stay below 1, got {sum(shares):g}")
 
     def read(table: Path) -> list[Row]:
-        return read_rows(table, image_column, caption_column, label_column)
+        return read_rows(table, ColumnNames(image_column, caption_column, label_column))
 
     table = Path(path)
     rows = read(table)
@@ -281,12 +282,12 @@ def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
     # `seen` holds, for each image, the split, the table and the row in which the image came first.
-    seen: dict[bytes, tuple[int, Path, int]] = {}
+    seen: dict[bytes, tuple[int, Path, str]] = {}
     for split, (table, rows) in enumerate(parts):
         for row in rows:
-            earlier = seen.setdefault(row.digest, (split, table, row.number))
+            earlier = seen.setdefault(row.digest, (split, table, row.place))
             if earlier[0] != split:
                 raise BadInput(
-                    f"{table}, row {row.number}: image {row.file} is in another split too "
-                    f"({earlier[1]}, row {earlier[2]}); training, validation and test must not share images"
+                    f"{table}, {row.place}: image {row.file} is in another split too "
+                    f"({earlier[1]}, {earlier[2]}); training, validation and test must not share images"
                 )
