@@ -7,8 +7,10 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from drrho_clip.safe_text import shown
+from drrho_clip.terminal import console, say
 
 
 class Reporter:
@@ -57,11 +59,12 @@ class Reporter:
         """Start the bar, or write the first line."""
         # A bar moves the cursor, which would fill a log file with control characters.
         if not self._quiet and self._stream.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            more = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Progress(*columns, *more, console=Console(file=self._stream))
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            more = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
+            self._bar = Progress(*columns, *more, console=console(self._stream))
             self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total, completed=self._done, note="")
+            # The bar draws its texts itself, so they do not pass `say`.
+            self._task = self._bar.add_task(shown(self._title), total=self._total, completed=self._done, note="")
         else:
             self._line()
         return self
@@ -81,12 +84,12 @@ class Reporter:
         self._done += 1
         self._note = self._note if note is None else note
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, note=self._note)
+            self._bar.update(self._task, completed=self._done, note=shown(self._note))
         # `__exit__` writes the line of the last step.
         elif time.monotonic() - self._last >= self._pause and self._done < self._total:
             self._line()
 
     def _line(self) -> None:
         if not self._quiet:
-            print(f"{self._title}: {self._done}/{self._total} {self._note}".rstrip(), file=self._stream, flush=True)
+            say(f"{self._title}: {self._done}/{self._total} {self._note}".rstrip(), stream=self._stream)
         self._last = time.monotonic()

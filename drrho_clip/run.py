@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
+from drrho_clip.checkpoint import load_arrays, naming, save_arrays, write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, WordTokenizer, captions_of
 from drrho_clip.errors import BadInput
 from drrho_clip.models import ModelSpec, parameter_shapes
+from drrho_clip.outputs import check_folder
 
 FORMAT = "drrho-run"
 VERSION = 1
@@ -120,7 +121,7 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def drop_log_after(self, step: int) -> None:
@@ -148,12 +149,18 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise BadInput if a folder holds a run or is a file, so that no file is ever overwritten."""
+    """Raise BadInput if a folder holds a run, is a file or cannot be written, so that no file is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
     present = [name for name in FILES if (folder / name).exists()]
     if present:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
+    check_folder(folder, "out")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds a run with a checkpoint, from which --resume can continue."""
+    return all((folder / name).is_file() for name in ("config.json", "checkpoint.safetensors"))
 
 
 def remove_torn_files(folder: Path) -> None:

@@ -25,6 +25,7 @@ from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.models import initial_parameters
+from drrho_clip.outputs import check_folder
 from drrho_clip.progress import Reporter
 from drrho_clip.run import (
     Run,
@@ -111,6 +112,7 @@ def train(
     if resume:
         run = open_run(folder)
         require_same(run.config, config)
+        check_folder(folder, "out")
     else:
         refuse_existing(folder)
     if backend is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from drrho_clip.commands.common import build_backend, device_option
 from drrho_clip.commands.table import print_table
 from drrho_clip.options import FLAG, PATH, TEXT, at_least, setting
+from drrho_clip.terminal import say
 from drrho_core.backend import default_backend
 
 
@@ -40,6 +41,12 @@ class Demo:
     )
     resume: bool = setting(False, rule=FLAG, help="Continue an interrupted demo.")
 
+    def can_resume(self) -> bool:
+        """Return whether one of the runs of the demo has a checkpoint."""
+        from drrho_clip.run import has_checkpoint
+
+        return any(has_checkpoint(file.parent) for file in self.out.glob("runs/*/*/config.json"))
+
     def run(self) -> int:
         """Train, then print the table."""
         from drrho_clip.demo import run_demo
@@ -49,5 +56,5 @@ class Demo:
         data = "scenes" if "conv" in backend.architectures else "digits"
         rows = run_demo(self.out, backend=backend, data=data, seeds=self.seeds, quick=self.quick, resume=self.resume)
         print_table(rows)
-        print(f"wrote {self.out / 'results.json'} and {self.out / 'report.html'}")
+        say(f"wrote {self.out / 'results.json'} and {self.out / 'report.html'}")
         return 0

@@ -41,11 +41,13 @@ class Evaluate:
         from drrho_clip.data import read_pairs
         from drrho_clip.encode import Encoder
         from drrho_clip.evaluate import evaluate
+        from drrho_clip.outputs import check_file
         from drrho_clip.run import open_run
         from drrho_clip.splits import open_splits
 
         # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         run = open_run(self.folder)
+        check_file(self.json, "json")
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         if self.data is None or self.data in BUILT_IN_DATA:
             name = self.data or run.config.data
@@ -60,6 +62,7 @@ class Evaluate:
             "seed": run.config.seed,
             "metrics": evaluate(Encoder.load(run, backend), dataset),
         }
-        print_table([row])
+        # The file comes first, so that a closed pipe behind the table does not cost the results.
         write_json(self.json, [row])
+        print_table([row])
         return 0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from drrho_clip.commands.common import build_backend, check_page, device_option, write_json
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.options import PATH, TEXT, at_least, setting
+from drrho_clip.outputs import check_file
+from drrho_clip.terminal import say
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
@@ -51,6 +53,7 @@ class Search:
         from drrho_clip.search import check_queries, search
 
         check_page("out", self.out)
+        check_file(self.json, "json")
         # The queries are checked before the images are read, because reading the images may take long.
         run = open_run(self.folder)
         check_queries(self.words, run.tokenizer)
@@ -58,14 +61,16 @@ class Search:
         name, dataset = _opened(self.data or run.config.data, run.config)
         encoder = Encoder.load(run, backend)
         answers = search(encoder, run.tokenizer, dataset, self.words, top=self.top)
-        for answer in answers:
-            _print(answer)
+        # The files come first, so that a closed pipe behind the lines does not cost the results.
         write_json(self.json, [_as_json(answer) for answer in answers])
         if self.out is not None:
             from drrho_clip.report.search import write_search_page
 
             write_search_page(self.out, answers, dataset, data_name=name, run_name=str(self.folder))
-            print(f"wrote {self.out}")
+        for answer in answers:
+            _print(answer)
+        if self.out is not None:
+            say(f"wrote {self.out}")
         return 0
 
 
@@ -80,12 +85,12 @@ def _opened(name: str, config: TrainConfig) -> tuple[str, Dataset]:
 
 
 def _print(answer: Answer) -> None:
-    print(answer.query)
+    say(answer.query)
     if answer.unknown_words:
-        print(f"  words that the run does not know: {', '.join(answer.unknown_words)}")
+        say(f"  words that the run does not know: {', '.join(answer.unknown_words)}")
     width = max(len(match.image) for match in answer.matches)
     for place, match in enumerate(answer.matches, start=1):
-        print(f"{place:4d}  {match.score:6.3f}  {match.image:<{width}}  {match.caption}")
+        say(f"{place:4d}  {match.score:6.3f}  {match.image:<{width}}  {match.caption}")
 
 
 def _as_json(answer: Answer) -> dict[str, object]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drrho_clip.terminal import Bold, print_cells, say
+
 __all__ = ["print_table", "sample_sizes"]
 
 _TITLES = {
@@ -18,38 +20,26 @@ _TITLES = {
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of results.json as a table, with the best figure of every column in bold, and the sample sizes."""
-    # A command loads heavy libraries only when it needs them, so that the help is quick.
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     # A data set without classes has no zero-shot accuracy, so the column is left out.
     columns = [name for name in _TITLES if any(name in row["metrics"] for row in rows)]
     best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
     timed = any("seconds" in row for row in rows)
-    # The padding is narrow, so that the table fits into eighty columns.
-    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for title in ("method", "data", "seed"):
-        table.add_column(title)
-    for title in [*(_TITLES[name] for name in columns), *(["seen", "seconds"] if timed else [])]:
-        table.add_column(title, justify="right")
+    titles = ["method", "data", "seed", *(_TITLES[name] for name in columns), *(["seen", "seconds"] if timed else [])]
+    table = []
     for row in rows:
-        cells = [Text(str(row[name])) for name in ("method", "dataset", "seed")]
+        cells = [str(row[name]) for name in ("method", "dataset", "seed")]
         for name in columns:
             value = row["metrics"].get(name)
             bold = len(rows) > 1 and value == best[name]
-            cells.append(Text("" if value is None else f"{value:.3f}", style="bold" if bold else ""))
+            cells.append("" if value is None else Bold(f"{value:.3f}") if bold else f"{value:.3f}")
         if timed:
-            cells += [Text(f"{row['samples_seen']:,}"), Text(f"{row['seconds']:.1f}")]
-        table.add_row(*cells)
-    console = Console()
-    console.print(table)
+            cells += [f"{row['samples_seen']:,}", f"{row['seconds']:.1f}"]
+        table.append(cells)
+    print_cells(titles, table, left=3)
     # Rows of the same data have the same sample sizes, so a line is printed once.
-    for line in dict.fromkeys(line for row in rows for line in sample_sizes(row["metrics"])):
-        console.print(Text(line))
+    say(*dict.fromkeys(line for row in rows for line in sample_sizes(row["metrics"])))
     if len(rows) == 1 and "retrieval_r1_standard_error" in rows[0]["metrics"]:
-        console.print(f"standard error of R@1: {rows[0]['metrics']['retrieval_r1_standard_error']:.3f}")
+        say(f"standard error of R@1: {rows[0]['metrics']['retrieval_r1_standard_error']:.3f}")
 
 
 def sample_sizes(metrics: Mapping[str, Any]) -> list[str]:

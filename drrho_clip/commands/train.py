@@ -12,6 +12,7 @@ from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, PATH, setting
+from drrho_clip.terminal import say
 from drrho_core.backend import Backend
 
 
@@ -37,15 +38,24 @@ class Train:
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
     settings: Mapping[str, Any] = field(default_factory=dict, metadata={"options": TrainConfig})
 
+    def can_resume(self) -> bool:
+        """Return whether the folder holds a checkpoint."""
+        from drrho_clip.run import has_checkpoint
+
+        return has_checkpoint(self.out)
+
     def run(self) -> int:
         """Train, then print the table."""
+        from drrho_clip.outputs import check_file
         from drrho_clip.train import train
 
+        check_file(self.json, "json")
         config, backend, splits = self._resumed() if self.resume else self._started()
         outcome = train(config, self.out, resume=self.resume, backend=backend, splits=splits)
-        print_table([outcome.row])
+        # The file comes first, so that a closed pipe behind the table does not cost the results.
         write_json(self.json, [outcome.row])
-        print(f"wrote {self.out}")
+        print_table([outcome.row])
+        say(f"wrote {self.out}")
         return 0
 
     def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
