@@ -1,4 +1,4 @@
-"""The columns of a table that hold images, captions and labels, by their usual names or by the names in the settings."""
+"""The columns of a table that hold images, captions and labels: by their usual names, or as the settings name them."""
 
 from __future__ import annotations
 

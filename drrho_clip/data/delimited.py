@@ -15,10 +15,12 @@ from typing import Final, NamedTuple
 
 from drrho_clip.errors import BadInput
 
-__all__ = ["Reading", "parse_delimited", "trim"]
+__all__ = ["LINE_END", "Reading", "parse_delimited", "trim"]
 
 _DELIMITERS: Final = (",", "\t", ";")
-_LINE_END: Final = re.compile(r"\r\n|\n|\r")
+
+LINE_END: Final = re.compile(r"\r\n|\n|\r")
+"""The ends of lines. `str.splitlines` would also split at characters that a caption may hold, such as U+2028."""
 
 
 class Reading(NamedTuple):
@@ -41,11 +43,11 @@ class Reading(NamedTuple):
 
 
 def trim(text: str) -> str:
-    """Return a text without white space and byte-order marks at both ends.
+    r"""Return a text without white space and byte-order marks at both ends.
 
     Examples
     --------
-    >>> trim("\\ufeff a dog ")
+    >>> trim("\ufeff a dog ")
     'a dog'
     """
     # Files that were joined have a byte-order mark at the beginning of a line; Python does not count it as white space.
@@ -87,17 +89,16 @@ def parse_delimited(
         return plain
     quoted = _read(_rows_quoted(text, delimiter))
     # Quotation marks around names of columns show that the table is quoted.
-    if quoted.header != plain.header or (quoted.fits and not plain.fits):
-        plain = quoted
-    if plain.fits and not quoted.fits:
+    plain_fits = plain.fits and quoted.header in ([], plain.header)
+    if plain_fits and not quoted.fits:
         return plain
     if quoted.broken is not None:
         raise BadInput(
             f"row {quoted.broken}: a field that begins with a quotation mark must end with one, and quotation marks "
-            f"inside such a field must be doubled; tables without quoted fields must have {len(plain.header)} fields "
-            "on every line"
+            f"inside such a field must be doubled; or all lines must have {len(plain.header)} fields, and no field is "
+            "quoted then"
         )
-    if not plain.fits or not quoted.joined:
+    if not plain_fits or not quoted.joined:
         return quoted
     fields_of = dict(plain.records)
     answers = {names_image(plain.header, fields_of[line]) for line in quoted.joined if line in fields_of}
@@ -130,8 +131,7 @@ def _rows_quoted(text: str, delimiter: str) -> Iterator[_Line]:
 
 
 def _rows_plain(text: str, delimiter: str) -> Iterator[_Line]:
-    # `str.splitlines` would also split at characters that a caption may hold, such as U+2028 and the form feed.
-    for number, line in enumerate(_LINE_END.split(text), start=1):
+    for number, line in enumerate(LINE_END.split(text), start=1):
         yield _Line(number, line.split(delimiter))
 
 

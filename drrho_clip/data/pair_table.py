@@ -14,6 +14,7 @@ from drrho_clip.data.delimited import trim
 from drrho_clip.data.images import inspect_images
 from drrho_clip.data.tables import Record, Table, open_table
 from drrho_clip.errors import BadInput
+from drrho_clip.safe_text import shown
 
 __all__ = ["Row", "read_rows"]
 
@@ -48,7 +49,7 @@ class Row(NamedTuple):
     label: str
 
 
-class _Checked(NamedTuple):
+class _Image(NamedTuple):
     """The fields of a record that are right; the image has not been opened yet."""
 
     number: int
@@ -62,31 +63,31 @@ def read_rows(path: Path, names: ColumnNames) -> list[Row]:
     """Read and check every row of a table; the errors are those of `read_pairs`."""
     table = open_table(path, names)
     # All records are read before an error is raised, so that the message can count the records that are wrong.
-    checked: list[_Checked] = []
+    images: list[_Image] = []
     problems: list[tuple[int, str]] = []
     for record in table.records:
         try:
-            checked.append(_check(record, table))
+            images.append(_check(record, table))
         except BadInput as error:
             problems.append((record.number, str(error)))
-    inspections = inspect_images(record.file for record in checked)
+    inspections = inspect_images(image.file for image in images)
     rows: list[Row] = []
-    for record in checked:
-        digest, flaw = inspections[record.file]
+    for image in images:
+        digest, flaw = inspections[image.file]
         if flaw is not None:
-            problems.append((record.number, f"{record.file} is not a readable image: {flaw}"))
-        place = f"{table.unit} {record.number}"
-        rows += [Row(place, record.written, record.file, digest, text, record.label) for text in record.captions]
+            problems.append((image.number, f"{image.file} is not a readable image: {flaw}"))
+        place = f"{table.unit} {image.number}"
+        rows += [Row(place, image.written, image.file, digest, text, image.label) for text in image.captions]
     if problems:
         number, reason = min(problems)
         more = f" (and {len(problems) - 1} more such {table.unit}s)" if len(problems) > 1 else ""
-        raise BadInput(f"{path}, {table.unit} {number}: {reason}{more}")
+        raise BadInput(shown(f"{path}, {table.unit} {number}: {reason}{more}"))
     if not rows:
         raise BadInput(f"{path} must have at least one row below its header, got none")
     return rows
 
 
-def _check(record: Record, table: Table) -> _Checked:
+def _check(record: Record, table: Table) -> _Image:
     """Return the fields of a record as texts; raise BadInput with the reason if a field is wrong."""
     if record.flaw is not None:
         raise BadInput(record.flaw)
@@ -97,11 +98,10 @@ def _check(record: Record, table: Table) -> _Checked:
     if not written:
         raise BadInput(f"{columns.image} must be a path, got an empty field")
     if _ADDRESS.match(written):
-        raise BadInput(
-            f"{columns.image} must be the path of a file, got the web address {written}: download the images"
-        )
+        raise BadInput(f"{columns.image} must be a path, got the web address {written}: download the images first")
     captions = _captions(record.captions, columns.caption)
-    label = "" if record.label is None else record.label
+    # A missing number is nan in tables that pandas writes, and nan differs from itself.
+    label = "" if record.label is None or record.label != record.label else record.label
     # A label may be a number in JSON and in Parquet; True and False are numbers to Python.
     if not isinstance(label, str | int | float):
         raise BadInput(f"{columns.label} must be a text or a number, got {_kind(label)}")
@@ -111,7 +111,7 @@ def _check(record: Record, table: Table) -> _Checked:
         file = table.folder / written.replace("\\", "/")
     if not os.path.isfile(file):
         raise BadInput(f"there is no image file {table.folder / written}")
-    return _Checked(record.number, written, file, captions, trim(_text(str(label), str(columns.label))))
+    return _Image(record.number, written, file, captions, trim(_text(str(label), str(columns.label))))
 
 
 def _captions(value: object, column: str) -> tuple[str, ...]:

@@ -10,39 +10,23 @@ import codecs
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from drrho_clip.data.columns import ColumnNames, Columns
-from drrho_clip.data.delimited import parse_delimited, trim
+from drrho_clip.data.delimited import LINE_END, parse_delimited, trim
 from drrho_clip.errors import BadInput, MissingExtra
+from drrho_clip.safe_text import shown
 
 __all__ = ["IMAGE_SUFFIXES", "Record", "Table", "open_table"]
 
 IMAGE_SUFFIXES: Final = frozenset(
-    [
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".pfm",
-        ".jp2",
-        ".j2k",
-        ".avif",
-    ]
+    f".{name}"
+    for name in (
+        *("png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "dib", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm", "pfm", "jp2", "j2k", "avif"),
+    )
 )
 """Suffixes of the image files that a folder of images with captions may hold."""
 
@@ -121,14 +105,15 @@ def open_table(path: Path, names: ColumnNames) -> Table:
     MissingExtra
         The file is Parquet and pyarrow is not installed.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path)
-    content = _read_bytes(path)
     try:
-        if content.startswith(_PARQUET_MAGIC):
+        if _read_bytes(path, len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
             columns, records = _parquet_records(path, names)
             return Table(path, path.parent, "row", columns, records)
-        text = _decode(content)
+        text = _decode(_read_bytes(path))
+        if not trim(text):
+            raise BadInput("must have a header and rows, got an empty file")
         if path.suffix.lower() in _JSON_SUFFIXES:
             columns, records = _json_records(text, names)
             return Table(path, path.parent, "line", columns, records)
@@ -137,21 +122,20 @@ def open_table(path: Path, names: ColumnNames) -> Table:
     except BadInput as error:
         # The readers do not know the name of the file.
         separator = ", " if str(error).startswith(("row ", "line ")) else " "
-        raise BadInput(f"{path}{separator}{error}") from error
+        raise BadInput(shown(f"{path}{separator}{error}")) from error
+    # A path with a zero byte is a ValueError.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(shown(f"cannot read {path}: {reason}")) from error
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        # A named pipe would wait for a writer, and it could not be read again when the run is resumed.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BadInput(f"cannot read {path}: it is not a regular file")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"cannot read {str(path)!r}: {error}") from error
+def _read_bytes(path: Path, size: int = -1) -> bytes:
+    """Return the first bytes of a file, or all bytes."""
+    # A named pipe would wait for a writer, and it could not be read again when the run is resumed.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is not a regular file")
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def _decode(content: bytes) -> str:
@@ -166,16 +150,12 @@ def _decode(content: bytes) -> str:
     if encoding is not None:
         raise BadInput(f"must be UTF-8, got {encoding}: save it as UTF-8 (iconv -f {encoding} -t UTF-8)")
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BadInput(
             f"must be UTF-8, got byte 0x{content[error.start]:02x} on line {line}: save it as UTF-8"
         ) from error
-    # A file of white space only is refused here, because it has no header.
-    if not trim(text):
-        raise BadInput("must have a header and rows, got an empty file")
-    return text
 
 
 def _text_records(path: Path, text: str, names: ColumnNames) -> tuple[Columns, list[Record]]:
@@ -204,11 +184,13 @@ def _listed(field: str) -> object:
     """Return the list that a field holds as JSON, or the field itself."""
     text = trim(field)
     if text.startswith("[") and text.endswith("]"):
+        # A caption may stand in brackets without being a list of texts.
         try:
-            return _from_json(text)
-        # A caption may stand in brackets without being JSON.
+            values = _from_json(text)
         except (ValueError, RecursionError):
             return field
+        if all(isinstance(value, str) for value in values):
+            return values
     return field
 
 
@@ -283,38 +265,52 @@ def _parquet_records(path: Path, names: ColumnNames) -> tuple[Columns, list[Reco
 def _read_folder(folder: Path) -> Table:
     """Read the images of a folder and of the folders in it; each line of the text file beside an image is a caption."""
     images: list[Path] = []
-    texts: dict[Path, bool] = {}
-    # Links to folders are not followed, because they can lead in a circle.
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent, name)
-            # Programs put hidden files beside pictures, such as "._photo.png".
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                images.append(path)
-            elif path.suffix.lower() == ".txt":
-                texts[path.with_suffix("")] = False
+    texts: dict[Path, Path] = {}
+    for path in _visible_files(folder):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        elif path.suffix.lower() == ".txt":
+            texts[path.with_suffix("")] = path
     if not images:
-        raise BadInput(f"{folder} must hold images with captions in text files beside them, got no image")
-    records = []
-    for number, image in enumerate(images, start=1):
-        stem = image.with_suffix("")
-        texts[stem] = True
-        try:
-            text = _decode(_read_bytes(image.with_suffix(".txt")))
-        except BadInput as error:
-            records.append(
-                Record(number, flaw=f"{image} must have captions in {image.with_suffix('.txt').name}: {error}")
-            )
-        else:
-            captions = [line for line in text.split("\n") if trim(line)]
-            records.append(Record(number, str(image.relative_to(folder)), captions))
-    lone = [stem for stem, is_used in texts.items() if not is_used]
+        raise BadInput(shown(f"{folder} must hold images with captions in text files beside them, got no image"))
+    # A text without an image is a pair that would be lost: its image is missing or has an unknown format.
+    lone = sorted(texts.keys() - {image.with_suffix("") for image in images})
     if lone:
         raise BadInput(
-            f"{folder} must have an image of a known format beside every text file, got {lone[0]}.txt without an image "
-            f"({len(lone)} such files)"
+            shown(f"{folder} must have an image of a known format beside every text file, got {texts[lone[0]]} without")
+            + f" an image ({len(lone)} such files)"
         )
+    records = []
+    for number, image in enumerate(images, start=1):
+        written = str(image.relative_to(folder))
+        text = texts.get(image.with_suffix(""))
+        try:
+            if text is None:
+                raise BadInput("there is no such file")
+            captions = [line for line in LINE_END.split(_decode(_read_bytes(text))) if trim(line)]
+        except (BadInput, OSError) as error:
+            name = image.with_suffix(".txt").name
+            records.append(Record(number, flaw=f"{written} must have captions in {name} beside it, got: {error}"))
+        else:
+            records.append(Record(number, written, captions))
     return Table(folder, folder, "image", Columns("image", "caption", None), records)
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of the folders in it, in the order of their names, without hidden files."""
+
+    def refuse(error: OSError) -> None:
+        # Without this function, `os.walk` leaves out a folder that cannot be read.
+        raise BadInput(shown(f"cannot read {error.filename}: {error.strerror}"))
+
+    visited: set[str] = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        # Links to folders can lead in a circle, so no folder is visited twice.
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        # Programs put hidden files beside pictures, such as "._photo.png".
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
