@@ -248,9 +248,9 @@ def _parquet_records(path: Path, names: ColumnNames) -> tuple[Columns, list[Reco
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             header = file.schema_arrow.names
             columns = names.choose(header)
-            wanted = [name for name in columns if name is not None]
-            table = file.read(columns=wanted)
-            values = {name: table.column(name).to_pylist() for name in wanted}
+            needed = [name for name in columns if name is not None]
+            table = file.read(columns=needed)
+            values = {name: table.column(name).to_pylist() for name in needed}
     except BadInput:
         raise
     # For damaged files pyarrow raises exceptions of several classes that share no base class of its own.
