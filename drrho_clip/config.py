@@ -13,7 +13,8 @@ from typing import Any
 
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
-from drrho_clip.options import TEXT, at_least, choice, number, setting, setting_of
+from drrho_clip.models import LARGEST_DEPTH
+from drrho_clip.options import TEXT, at_least, choice, nearest_name, number, setting, setting_of
 from drrho_core.backend import Backend, default_backend
 from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
@@ -24,6 +25,11 @@ BUILT_IN_DATA = ("scenes", "scenes:reference", "digits", "digits:reference")
 TABLE = "a table"
 """The key, in `Setting.presets`, of the defaults for data that are not built in."""
 
+SEED = at_least(0, most=2**63 - 1)
+"""The rule of a seed: the libraries store seeds in 64 bits, of which one is the sign."""
+
+# Larger values would exhaust the memory long before the first step.
+_SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(1, most=LARGEST_DEPTH)
 _POSITIVE = number("> 0", lambda value: value > 0)
 _NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
 
@@ -84,9 +90,9 @@ class TrainConfig:
         help="Folder of the reference model's run: required for the method drrho, refused for all other methods.",
     )
     # Random numbers, and the content of built-in data.
-    seed: int = setting(0, rule=at_least(0), help="Seed of the initial parameters and of the order of the batches.")
-    data_seed: int = setting(0, rule=at_least(0), help="Seed of built-in data and of the split of a table.")
-    train_size: int = setting(20_000, rule=at_least(2), help="Number of rendered scenes in the training data.")
+    seed: int = setting(0, rule=SEED, help="Seed of the initial parameters and of the order of the batches.")
+    data_seed: int = setting(0, rule=SEED, help="Seed of built-in data and of the split of a table.")
+    train_size: int = setting(20_000, rule=_SCENES, help="Number of rendered scenes in the training data.")
     swapped_fraction: float = setting(
         0.3,
         rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
@@ -167,14 +173,14 @@ class TrainConfig:
         "A backend without conv uses mlp.",
     )
     image_size: int = setting(
-        32, rule=at_least(1), presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
+        32, rule=_SIDE, presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
     )
     feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
     width: int = setting(
         32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of this number."
     )
     depth: int = setting(
-        2, rule=at_least(1), help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
+        2, rule=_DEPTH, help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
     )
     # Library, dtype and files.
     backend: str = setting(
@@ -251,9 +257,10 @@ class TrainConfig:
         """
         later = {option.name for option in fields(cls) if setting_of(option).later}
         known = {option.name for option in fields(cls)}
-        differences = sorted((known - set(values) - later) | (set(values) - known))
+        unknown = sorted(set(values) - known)
+        differences = sorted((known - set(values) - later) | set(unknown))
         if differences:
-            names = ", ".join(differences)
+            names = f"{', '.join(differences)}{nearest_name(unknown[0], known) if unknown else ''}"
             raise BadInput(f"the settings of a run must be those of this version, got a difference in {names}")
         return cls(**values)
 

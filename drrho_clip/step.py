@@ -36,6 +36,7 @@ class StepBatch(NamedTuple):
     learning_rate: float | Array
     gamma: float | Array
     temperature: Array | tuple[Array, Array] | None  # () or (b,) each; None: the fixed temperature of the settings
+    pair_mask: Array | None = None  # (b, b) bool, False: image i and text j show the same image, so no negative
 
 
 class StepResult(NamedTuple):

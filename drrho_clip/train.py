@@ -320,6 +320,7 @@ class Trainer:
             learning_rate=learning_rate,
             gamma=gamma,
             temperature=temperature,
+            pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
         )
         # 3. Features, loss, gradient and update of the parameters.
         result = self._step(self.state, inputs)
