@@ -33,6 +33,7 @@ __all__ = [
     "parse",
     "setting",
     "setting_of",
+    "word_or",
 ]
 
 
@@ -129,6 +130,25 @@ def number(words: str, holds: Callable[[float], bool]) -> Rule:
 def choice(*values: str) -> Rule:
     """Return the rule that a value is one of the given names."""
     return Rule(f"one of {', '.join(values)}", str, lambda value: value in values, f"{{{','.join(values)}}}")
+
+
+def word_or(word: str, rule: Rule) -> Rule:
+    """Return the rule that a value is a certain word or obeys another rule.
+
+    Examples
+    --------
+    >>> rule = word_or("auto", number("> 0", lambda value: value > 0))
+    >>> rule.read("auto"), rule.read("0.5"), rule.holds(-1.0)
+    ('auto', 0.5, False)
+    """
+
+    def read(text: str) -> Any:
+        return text if text == word else rule.read(text)
+
+    def holds(value: Any) -> bool:
+        return value == word if isinstance(value, str) else rule.holds(value)
+
+    return Rule(f"{word} or {rule.words}", read, holds, f"{word}|{rule.metavar}")
 
 
 @dataclass(frozen=True)

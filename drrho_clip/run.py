@@ -4,6 +4,7 @@ config.json                       settings, encoders, tokenizer, fingerprint of 
 checkpoint.safetensors            the last state: parameters, optimiser state, inner estimates and progress
 checkpoint-NAME.safetensors       the parameters of a state that was kept, such as the best state
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
+pair_choice.safetensors           training pairs that are used, and their weights, if a reference model has chosen them
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
 training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
@@ -41,6 +42,7 @@ FILES = (
     "checkpoint.safetensors",
     "checkpoint-*.safetensors",
     "reference_features.safetensors",
+    "pair_choice.safetensors",
     "estimator.bin",
     "training_images.safetensors",
     "metrics.jsonl",
@@ -107,6 +109,11 @@ class Run:
     def reference_features(self) -> Path:
         """File of the reference model's features for every training pair."""
         return self.folder / "reference_features.safetensors"
+
+    @property
+    def pair_choice(self) -> Path:
+        """File of the training pairs that are used, and of their weights, if a reference model has chosen them."""
+        return self.folder / "pair_choice.safetensors"
 
     @property
     def estimator_file(self) -> Path:

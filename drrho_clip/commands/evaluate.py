@@ -92,9 +92,8 @@ class Evaluate:
 
     def _held_out_pairs(self, run: Run) -> tuple[Dataset, dict[str, int]]:
         """Open the pairs to measure; of another table, return also how many pairs were left out."""
-        from drrho_clip.data import read_pairs
         from drrho_clip.held_out import unseen_pairs
-        from drrho_clip.splits import open_splits
+        from drrho_clip.splits import open_splits, open_table
         from drrho_clip.terminal import say
 
         if self.data is None or self.data in BUILT_IN_DATA:
@@ -103,6 +102,6 @@ class Evaluate:
         # Only the data of the run itself are split; of another table all pairs are evaluated.
         if self.split is not None:
             raise BadInput(f"split must be left out with --data FILE, which is measured whole, got {self.split}")
-        unseen = unseen_pairs(run, read_pairs(self.data))
+        unseen = unseen_pairs(run, open_table(self.data, run.config))
         say(unseen.sentence)
         return unseen.pairs, {"num_left_out": unseen.num_left_out}

@@ -175,8 +175,12 @@ class BatchSource:
         """Return the number of pairs."""
         return len(self.dataset)
 
-    def epoch(self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[HostBatch]:
+    def epoch(
+        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
+    ) -> Iterator[HostBatch]:
         """Yield the batches of one epoch in the order of `batches`, beginning with number `first_batch`.
+
+        If `rows` is given, only these rows are used, and `batches` orders their positions in `rows`.
 
         Raises
         ------
@@ -184,7 +188,10 @@ class BatchSource:
             The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises an error
             instead of yielding the batch of that image.
         """
-        return self._stream(batches(len(self), batch_size, seed=seed, epoch=epoch, first_batch=first_batch))
+        order = batches(
+            len(self) if rows is None else len(rows), batch_size, seed=seed, epoch=epoch, first_batch=first_batch
+        )
+        return self._stream(order if rows is None else (rows[index] for index in order))
 
     def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
         """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""

@@ -148,8 +148,10 @@ def test_help_of_train_shows_every_setting() -> None:
         assert f"--{option.name.replace('_', '-')} " in shown
         assert setting_of(option).help.replace("- ", "-") in shown
         if option.default not in (MISSING, None):
-            assert f"(default: {option.default}" in shown
-    assert "(default: 8; digits 60; a table 30)" in shown
+            # A switch that is not given is off.
+            default = "off" if option.default is False else option.default
+            assert f"(default: {default}" in shown
+    assert "(default: 32; digits 8; a table 64)" in shown
 
 
 @pytest.mark.parametrize("option", fields(TrainConfig), ids=lambda option: option.name)
