@@ -121,8 +121,8 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     """
     with _opened(path, kind) as (file, state, expected):
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = digest(arrays, file.metadata()["state"] if file.metadata()["version"] != "1" else "")
-    if found != expected:
+        actual = digest(arrays, file.metadata()["state"] if file.metadata()["version"] != "1" else "")
+    if actual != expected:
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: its checksum does not fit its content")
     return arrays, state
 
