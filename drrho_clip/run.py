@@ -163,6 +163,13 @@ class Run:
         over = state.get("finished", True)
         return RunProgress(int(state["step"]), state.get("total"), over and self.results.is_file())
 
+    def require_finished(self, option: str) -> None:
+        """Raise BadInput unless the training is over; `option` is the option that permits an unfinished run."""
+        done, total, finished = self.progress()
+        if not finished:
+            steps = f"{done:,} steps" if total is None else f"{done:,} of {total:,} steps"
+            raise BadInput(f"{self.folder} must be a finished run (or say {option}), got a run after {steps}")
+
     def chosen_state(self, state: str = "best") -> str:
         """Return the state that stands for `state` in this run: `state` itself if the run has kept that state.
 
