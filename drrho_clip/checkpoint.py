@@ -91,6 +91,18 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
     write_atomic(path, safetensors.numpy.save(whole, metadata=metadata))
 
 
+def load_state(path: Path, kind: str) -> dict[str, Any]:
+    """Read only the JSON state of a file that `save_arrays` wrote; the arrays are neither read nor checked.
+
+    Raises
+    ------
+    BadInput
+        As `load_arrays`, but damaged arrays are not noticed.
+    """
+    with _opened(path, kind) as (_, state, _):
+        return state
+
+
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a file that `save_arrays` wrote.
 
@@ -104,28 +116,32 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     BadInput
         If the file is missing or damaged, holds another kind of content, or comes from another program or version.
     """
+    with _opened(path, kind) as (file, state, expected):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if digest(arrays) != expected:
+        raise BadInput(f"{path} must be an undamaged drrho {kind}, got: its checksum does not fit its content")
+    return arrays, state
+
+
+@contextlib.contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any], str]]:
+    """Open a file that `save_arrays` wrote: yield the safetensors file, the state and the checksum of the content."""
     if not path.is_file():
         raise BadInput(f"{path} must be a {kind} file, got no such file")
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
-            names = list(file.keys())
             if metadata.get("format") != f"drrho-{kind}":
                 raise BadInput(f"{path} must be a drrho {kind}, got a safetensors file of another kind")
             if metadata.get("version") != str(FORMAT_VERSION):
                 raise BadInput(f"{path} must have format version {FORMAT_VERSION}, got {metadata.get('version')!r}")
-            arrays = {name: file.get_tensor(name) for name in names}
-            state = json.loads(metadata["state"])
-            expected = metadata["sha256"]
+            yield file, json.loads(metadata["state"]), metadata["sha256"]
     except BadInput:
         raise
-    # The parser raises an error if the file is incomplete; the checksum below detects changed bits.
+    # The parser raises an error if the file is incomplete; the checksum detects changed bits.
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: {reason}") from None
-    if digest(arrays) != expected:
-        raise BadInput(f"{path} must be an undamaged drrho {kind}, got: its checksum does not fit its content")
-    return arrays, state
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -64,9 +64,9 @@ class Encoder:
         self._encode_texts = backend.compile(model.encode_texts)
 
     @classmethod
-    def load(cls, run: Run, backend: Backend) -> Encoder:
-        """Build the encoder from the checkpoint of a run."""
-        parameters = {name: backend.asarray(array) for name, array in run.load_parameters().items()}
+    def load(cls, run: Run, backend: Backend, *, state: str = "best") -> Encoder:
+        """Build the encoder from a state of a run: "best", "last" or "reference"; see `Run.load_parameters`."""
+        parameters = {name: backend.asarray(array) for name, array in run.load_parameters(state).items()}
         return cls(backend, build_model(backend, run.spec), parameters, run.spec, run.tokenizer)
 
     @property

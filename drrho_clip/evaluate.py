@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from drrho_clip.data import captions_of
 from drrho_clip.retrieval import Recall, Retrieval, retrieval
 from drrho_clip.similarity import nearest
@@ -43,13 +45,15 @@ def evaluate(
         The figures of `Retrieval.metrics` and, if the data have classes, zero_shot_accuracy in [0, 1] with the number
         of classes, num_classes, and of classified images, num_zero_shot_images.
     """
-    image_features, text_features = encoder.pairs(dataset)
+    # An image with several captions is decoded and encoded once. The numbers of the images are 0, 1, ...
+    captions, image_ids = captions_of(dataset), dataset.image_ids
+    image_features = encoder.images_of(dataset, np.unique(image_ids, return_index=True)[1])
     # Retrieval compares the pairs of the data set with each other.
     metrics = retrieval(
-        image_features,
-        text_features,
-        captions_of(dataset),
-        image_ids=getattr(dataset, "image_ids", None),
+        image_features[image_ids],
+        encoder.texts(captions),
+        captions,
+        image_ids=image_ids,
         gallery_size=gallery_size,
     ).metrics()
     task = dataset.zero_shot(image_size=encoder.image_size) if zero_shot else None

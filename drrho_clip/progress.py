@@ -30,6 +30,8 @@ class Reporter:
         Write nothing.
     seconds_between_lines : float
         Shortest time between two plain lines.
+    brief : bool
+        Leave out the first and the last plain line, so that work that is soon done writes none.
 
     Examples
     --------
@@ -47,10 +49,11 @@ class Reporter:
         stream: TextIO | None = None,
         quiet: bool = False,
         seconds_between_lines: float = 10.0,
+        brief: bool = False,
     ) -> None:
         self._title, self._total, self._done = title, total, done
         self._stream = sys.stderr if stream is None else stream
-        self._quiet, self._pause = quiet, seconds_between_lines
+        self._quiet, self._pause, self._brief = quiet, seconds_between_lines, brief
         self._last = time.monotonic()
         self._note = ""
         self._bar: Progress | None = None
@@ -65,7 +68,7 @@ class Reporter:
             self._bar.start()
             # The bar draws its texts itself, so they do not pass `say`.
             self._task = self._bar.add_task(shown(self._title), total=self._total, completed=self._done, note="")
-        else:
+        elif not self._brief:
             self._line()
         return self
 
@@ -76,7 +79,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
         # After an error the error message is the last line.
-        elif kind is None:
+        elif kind is None and not self._brief:
             self._line()
 
     def advance(self, note: str | None = None) -> None:

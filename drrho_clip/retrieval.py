@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drrho_clip.errors import BadInput
-from drrho_clip.similarity import checked_features, similarities
+from drrho_clip.similarity import SimilarityTile, checked_features
 from drrho_core.checks import describe
 
 __all__ = ["Recall", "Retrieval", "retrieval"]
 
-# Captions in a tile, the part of the matrix of similarities that is in memory at once: 2048 x 2048 float64 are 34 MB.
-TILE = 2048
+# Captions in a tile, the part of the matrix of similarities that is in memory at once: 256 x 256 float64 fit a cache.
+TILE = 256
 
 
 class Recall(NamedTuple):
@@ -253,23 +253,23 @@ def _ranks(gallery: _Pairs) -> tuple[NDArray[Any], NDArray[Any]]:
     best_of_text = np.full(len(gallery.texts), -np.inf)
     ranks_of_image = np.ones(len(gallery.images), dtype=np.intp)
     ranks_of_text = np.ones(len(gallery.texts), dtype=np.intp)
-    # A gallery of one tile is computed once; the tiles of a larger gallery are computed twice, to keep memory bounded.
-    small = len(gallery.texts) <= TILE
-    kept = list(_tiles(gallery)) if small else None
     # The first pass finds the best correct answer of every query.
-    for images, texts, similarity, correct in kept or _tiles(gallery):
-        right = np.where(correct, similarity, -np.inf)
-        best_of_image[images] = np.maximum(best_of_image[images], right.max(axis=1))
-        best_of_text[texts] = np.maximum(best_of_text[texts], right.max(axis=0))
+    for images, texts, correct in _tiles(gallery):
+        tile = SimilarityTile(gallery.images[images], gallery.texts[texts])
+        rows, columns = np.nonzero(correct)
+        similarity = tile.at(rows, columns)
+        np.maximum.at(best_of_image[images], rows, similarity)
+        np.maximum.at(best_of_text[texts], columns, similarity)
     # The second pass counts the wrong answers that are at least as similar.
-    for images, texts, similarity, correct in kept or _tiles(gallery):
-        ranks_of_image[images] += np.sum(~correct & (similarity >= best_of_image[images, np.newaxis]), axis=1)
-        ranks_of_text[texts] += np.sum(~correct & (similarity >= best_of_text[texts]), axis=0)
+    for images, texts, correct in _tiles(gallery):
+        tile = SimilarityTile(gallery.images[images], gallery.texts[texts])
+        ranks_of_image[images] += np.sum(~correct & tile.at_least(best_of_image[images, np.newaxis]), axis=1)
+        ranks_of_text[texts] += np.sum(~correct & tile.at_least(best_of_text[texts]), axis=0)
     return ranks_of_image, ranks_of_text
 
 
-def _tiles(gallery: _Pairs) -> Iterator[tuple[slice, slice, NDArray[np.float64], NDArray[np.bool_]]]:
-    """Yield the matrix [images, captions] in tiles: both slices, the similarities, and where the answer is correct."""
+def _tiles(gallery: _Pairs) -> Iterator[tuple[slice, slice, NDArray[np.bool_]]]:
+    """Divide the matrix [images, captions] into tiles: both slices, and a matrix that is True for correct answers."""
     first = 0
     while first < len(gallery.images):
         # The tile takes as many images as have `TILE` captions together, but at least one image.
@@ -282,7 +282,7 @@ def _tiles(gallery: _Pairs) -> Iterator[tuple[slice, slice, NDArray[np.float64],
             # any of the rows of the image is True.
             equal = own.keys[:, np.newaxis] == gallery.keys[texts]
             correct = np.logical_or.reduceat(equal, own.start[:-1], axis=0)
-            yield images, texts, similarities(own.images, gallery.texts[texts]), correct
+            yield images, texts, correct
         first = images.stop
 
 

@@ -1,14 +1,16 @@
 """The folder of a run: the files in it, and how they are written and read.
 
 config.json                       settings, encoders, tokenizer, fingerprint of the data
-checkpoint.safetensors            parameters, optimiser state, inner estimates and progress; replaced atomically
+checkpoint.safetensors            the last state: parameters, optimiser state, inner estimates and progress
+checkpoint-NAME.safetensors       the parameters of a state that was kept, such as the best state
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
+training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
 results.json                      the results, written when the training is finished
 
-Inner estimates are running averages, two per sample, that the methods sogclr and drrho need. A resumed run overwrites
-estimator.bin with the inner estimates of the checkpoint.
+Checkpoints are replaced atomically. Inner estimates are running averages, two per sample, that the methods sogclr and
+drrho need. A resumed run overwrites estimator.bin with the inner estimates of the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, naming, save_arrays, write_atomic
+from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, WordTokenizer, captions_of
 from drrho_clip.errors import BadInput
@@ -30,14 +32,39 @@ from drrho_clip.outputs import check_folder
 
 FORMAT = "drrho-run"
 VERSION = 1
+# The names of all files of a run, as patterns of `Path.glob`.
 FILES = (
     "config.json",
     "checkpoint.safetensors",
+    "checkpoint-*.safetensors",
     "reference_features.safetensors",
     "estimator.bin",
+    "training_images.safetensors",
     "metrics.jsonl",
     "results.json",
 )
+
+
+# If a run has not kept the state on the left, the state on the right stands for that state.
+_FALLBACK = {"reference": "best", "best": "last"}
+
+
+class RunProgress(NamedTuple):
+    """How far a run is.
+
+    Attributes
+    ----------
+    done : int
+        Number of steps that the last checkpoint holds.
+    total : int or None
+        Number of steps of the whole run; None for a run that a version before 0.2.0 has started.
+    finished : bool
+        The training is over, after the last step or by an early stop, and results.json has been written.
+    """
+
+    done: int
+    total: int | None
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +96,10 @@ class Run:
         """File of parameters, optimiser state, inner estimates and progress."""
         return self.folder / "checkpoint.safetensors"
 
+    def state_file(self, state: str) -> Path:
+        """File of the parameters of a state: "last", or a name that `Trainer.keep_state` was called with."""
+        return self.checkpoint if state == "last" else self.folder / f"checkpoint-{state}.safetensors"
+
     @property
     def reference_features(self) -> Path:
         """File of the reference model's features for every training pair."""
@@ -78,6 +109,11 @@ class Run:
     def estimator_file(self) -> Path:
         """File of the inner estimates, if the setting `estimator` is "file"."""
         return self.folder / "estimator.bin"
+
+    @property
+    def training_images(self) -> Path:
+        """File of the digests of the images that the run is trained on and validated with; see `held_out`."""
+        return self.folder / "training_images.safetensors"
 
     @property
     def metrics(self) -> Path:
@@ -103,20 +139,49 @@ class Run:
         }
         write_atomic(self.folder / "config.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
-    def load_parameters(self) -> dict[str, np.ndarray]:
-        """Return the parameters of the checkpoint.
+    def progress(self) -> RunProgress:
+        """Return how far the run is, from the last checkpoint.
 
         Raises
         ------
         BadInput
-            If the checkpoint is missing or damaged, or if the parameters do not have the shapes of `spec`.
+            If the checkpoint is missing or damaged.
+        """
+        state = load_state(self.checkpoint, "checkpoint")
+        # Before version 0.2.0 a checkpoint did not say whether the training was over.
+        over = state.get("finished", True)
+        return RunProgress(int(state["step"]), state.get("total"), over and self.results.is_file())
+
+    def chosen_state(self, state: str = "best") -> str:
+        """Return the state that stands for `state` in this run: `state` itself if the run has kept that state.
+
+        For "reference" the best state can stand, and for "best" the last state.
+        """
+        while state in _FALLBACK and not self.state_file(state).exists():
+            state = _FALLBACK[state]
+        return state
+
+    def load_parameters(self, state: str = "best") -> dict[str, np.ndarray]:
+        """Return the parameters of a state of the run.
+
+        Parameters
+        ----------
+        state : {"best", "last", "reference"}
+            The state with the best validation R@1, the last state, or the state that serves as a reference. If the run
+            has not kept that state, `chosen_state` says which state is read instead.
+
+        Raises
+        ------
+        BadInput
+            If the file is missing or damaged, or if the parameters do not have the shapes of `spec`.
         """
         # The file also holds the optimiser state and the inner estimates, but evaluation needs only the parameters.
-        arrays, _ = load_arrays(self.checkpoint, "checkpoint")
+        file = self.state_file(self.chosen_state(state))
+        arrays, _ = load_arrays(file, "checkpoint")
         parameters = part(arrays, "parameters")
         shapes = {name: array.shape for name, array in parameters.items()}
         if shapes != parameter_shapes(self.spec):
-            raise BadInput(f"{self.checkpoint} must hold the parameters of its config.json, got other parameters")
+            raise BadInput(f"{file} must hold the parameters of its config.json, got other parameters")
         return parameters
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -152,7 +217,7 @@ def refuse_existing(folder: Path) -> None:
     """Raise BadInput if a folder holds a run, is a file or cannot be written, so that no file is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
-    present = [name for name in FILES if (folder / name).exists()]
+    present = [path.name for name in FILES for path in sorted(folder.glob(name))]
     if present:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
     check_folder(folder, "out")

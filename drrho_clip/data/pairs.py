@@ -92,6 +92,10 @@ class PairsDataset:
         """Numbers of the rows' images, shape (n,): rows whose image files have equal bytes have equal numbers."""
         return image_numbers(self.image_digests())
 
+    def subset(self, rows: Sequence[int] | Int64) -> PairsDataset:
+        """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
+        return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self._class_names)
+
     def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
 
