@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def write_comparison(
         raise BadInput("groups must hold at least one run, got none")
     differing, shared = differing_settings(runs)
     content = {
-        "title": "A run" if len(runs) == 1 else f"{len(runs)} runs side by side",
+        "title": f"The run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs side by side",
         "eyebrow": " · ".join(dict.fromkeys(Path(group.name).name for group in groups)),
         "headline": _headline(groups),
         "notes": list(notes),
@@ -107,7 +107,7 @@ def _headline(groups: Sequence[HeldOut]) -> Headline:
     """Return the sentence at the top: the best run, if all runs can be compared."""
     finished = [shown for group in groups for shown in group.runs if "retrieval_r1" in shown.metrics]
     if not finished:
-        return Headline("No run has figures of held-out pairs yet.")
+        return Headline("There are no figures of held-out pairs yet.")
     if len(groups) > 1:
         return Headline("These runs were measured on different data and cannot be compared.")
     by_r1 = sorted(finished, key=lambda shown: -shown.metrics["retrieval_r1"])

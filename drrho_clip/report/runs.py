@@ -63,8 +63,8 @@ class ShownRun:
 
     def curve(self, figure: str) -> tuple[list[float], list[float]]:
         """Return the steps and the values of a figure of the log, without values that are not finite numbers."""
-        points = [(record.get("step"), record.get(figure)) for record in self.records]
-        known = [(float(x), float(y)) for x, y in points if _is_number(x) and _is_number(y)]
+        points = [(_number(record.get("step")), _number(record.get(figure))) for record in self.records]
+        known = [(x, y) for x, y in points if not math.isnan(x) and not math.isnan(y)]
         return [x for x, _ in known], [y for _, y in known]
 
 
@@ -105,14 +105,20 @@ def open_runs(folders: Sequence[Path]) -> list[ShownRun]:
     shown = []
     for run, name, kind in zip(runs, names, kinds, strict=True):
         records = [record for record in read_metrics(run.metrics) if isinstance(record, Mapping)]
-        result = read_result(run.results) if run.results.is_file() else None
-        if result is None:
-            steps = max((int(record["step"]) for record in records if _is_number(record.get("step"))), default=0)
-            shown.append(ShownRun(name, kind, run, {}, math.nan, math.nan, f"unfinished, step {steps:,}", records))
-        else:
-            figures, samples_seen, seconds = result
-            shown.append(ShownRun(name, kind, run, figures, samples_seen, seconds, "finished", records))
+        status = _status(run)
+        # The results of a run that goes on with more epochs are those of an earlier state.
+        figures, samples_seen, seconds = read_result(run.results) if status == "finished" else ({}, math.nan, math.nan)
+        shown.append(ShownRun(name, kind, run, figures, samples_seen, seconds, status, records))
     return shown
+
+
+def _status(run: Run) -> str:
+    """Return "finished", or "unfinished" and how far the run is."""
+    if not run.checkpoint.is_file():
+        return "finished" if run.results.is_file() else "unfinished, without a checkpoint"
+    progress = run.progress()
+    total = "" if progress.total is None else f" of {progress.total:,}"
+    return "finished" if progress.finished else f"unfinished, step {progress.done:,}{total}"
 
 
 def read_result(path: Path) -> tuple[dict[str, float], float, float]:
@@ -126,10 +132,11 @@ def read_result(path: Path) -> tuple[dict[str, float], float, float]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         row = rows[0]
-        metrics = {str(name): float(value) for name, value in row["metrics"].items() if _is_number(value)}
+        metrics = {str(name): _number(value) for name, value in row["metrics"].items()}
         samples_seen, seconds = float(row["samples_seen"]), float(row["seconds"])
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} must be the results of a run, got a damaged file ({type(error).__name__})") from None
+    metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
     if len(rows) != 1 or not metrics:
         raise BadInput(f"{path} must be the results of a run, got {len(rows)} rows and {len(metrics)} figures")
     return metrics, samples_seen, seconds
@@ -186,8 +193,10 @@ def _in_words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float:
+    """Return a value of a file as a number, or nan if the value is not a finite number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else math.nan
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
