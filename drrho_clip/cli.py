@@ -15,6 +15,7 @@ from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.evaluate import Evaluate
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
+from drrho_clip.commands.suspects import Suspects
 from drrho_clip.commands.train import Train
 from drrho_clip.commands.vectors import Vectors
 from drrho_clip.commands.verify import Verify
@@ -26,6 +27,7 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
     "evaluate": Evaluate,
+    "suspects": Suspects,
     "search": Search,
     "report": Report,
     "verify": Verify,

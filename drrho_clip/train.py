@@ -24,19 +24,20 @@ from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
-from drrho_clip.held_out import decode_held_out, save_known_images
+from drrho_clip.guidance import keep_guidance, open_guidance, print_guidance
+from drrho_clip.held_out import check_held_out, save_known_images
+from drrho_clip.memorisation import serves_better
 from drrho_clip.models import initial_parameters
 from drrho_clip.outputs import check_folder
 from drrho_clip.progress import Reporter
+from drrho_clip.reference import measure_shares
 from drrho_clip.run import (
     Run,
     describe_run,
-    load_reference_features,
     open_run,
     part,
     refuse_existing,
     remove_torn_files,
-    save_reference_features,
 )
 from drrho_clip.splits import open_splits
 from drrho_clip.step import StepBatch, StepState, build_step
@@ -124,7 +125,9 @@ def train(
     elif run.fingerprint != splits.train.fingerprint():
         raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
 
-    decode_held_out(splits, quiet=quiet)
+    # A resumed run no longer needs the folder of the reference model.
+    reference = None if resume or config.reference is None else open_run(config.reference)
+    check_held_out(splits, reference=reference, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits)) as trainer:
         remove_torn_files(folder)
@@ -132,13 +135,14 @@ def train(
             run.write()
         # A run of an earlier version, or one that was killed just now, gets the file when it is resumed.
         if not run.training_images.exists():
-            reference = None if resume or config.reference is None else open_run(config.reference)
             save_known_images(run, splits, reference=reference)
         if resume and run.checkpoint.exists():
             trainer.load()
         else:
             trainer.save()
-        trainer.keep_reference_features()
+        keep_guidance(run, trainer.guidance)
+        if not quiet:
+            print_guidance(trainer.guidance, len(splits.train))
         trainer.fit(quiet=quiet, stop_after=stop_after)
 
     # The best state is measured, because validation may fall again before the last step.
@@ -195,12 +199,17 @@ class Trainer:
         self.source = BatchSource(
             splits.train, run.tokenizer, image_size=run.spec.image_size, channels=run.spec.channels
         )
-        self.steps_per_epoch = sum(1 for _ in batches(len(self.source), config.batch_size, seed=config.seed, epoch=0))
+        self.guidance = open_guidance(run, backend, splits)
+        # Rows of the data set that are used; the estimator has a place for every row, used or not.
+        choice = self.guidance.choice
+        self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
+        self._anchor_weight = None if choice is None else choice.anchor_weight
+        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.done, self.seconds = 0, 0.0
+        self.done, self.seconds, self.stopped = 0, 0.0, False
         self.kept: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()  # names of the states that `save` has still to write
-        self._notes = {"loss": "", "validation": ""}  # the text at the end of the progress bar
+        self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
         model = build_model(backend, run.spec)
         start = initial_parameters(run.spec, seed=config.seed)
@@ -209,7 +218,9 @@ class Trainer:
         self.state = StepState(parameters, optimizer.init(parameters))
         self._step = build_step(backend, model, optimizer, config)
         self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer)
-        self._reference = self._reference_features()
+        self._held_out = BatchSource(
+            splits.validation, run.tokenizer, image_size=run.spec.image_size, channels=run.spec.channels
+        )
         self.temperature: Temperature = make_temperature(
             config.temperature_scheme,
             config.temperature,
@@ -241,7 +252,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """The training is over."""
-        return self.done == self.total_steps
+        return self.stopped or self.done == self.total_steps
 
     def encoder_of(self, state: str) -> Encoder:
         """Return the model with the parameters of a state: "last", the current parameters, or a kept state."""
@@ -265,6 +276,8 @@ class Trainer:
                 if epoch_ends or self.done % config.checkpoint_every == 0 or self.done == stop:
                     self.save()
                 reporter.advance(", ".join(filter(None, self._notes.values())))
+                if self.stopped:
+                    break
 
     def end_of_epoch(self, epoch: int) -> None:
         """Validate the current state, log the figures, and keep the state if R@1 is the best so far.
@@ -276,17 +289,38 @@ class Trainer:
         r1 = metrics["retrieval_r1"]
         if "best" not in self.kept or r1 > self.kept["best"]["retrieval_r1"]:
             self.keep_state("best", {"epoch": epoch, "retrieval_r1": r1})
+        if self.run.config.reference is None:
+            self._judge_as_reference(epoch, r1)
         best = self.kept["best"]
         self._notes["validation"] = (
             f"validation R@1 {r1:.3f} (best {best['retrieval_r1']:.3f}, epoch {best['epoch'] + 1})"
         )
 
+    def _judge_as_reference(self, epoch: int, r1: float) -> None:
+        """Log the shares of hopeless pairs, keep the state if it is the best reference model, or stop; see references.
+
+        Every run without a reference model may become the reference model of another run.
+        """
+        temperature = self.run.config.temperature
+        shares = measure_shares(
+            self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
+        )
+        figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
+        self._log(epoch, figures)
+        kept = self.kept.get("reference")
+        if serves_better(r1, shares, None if kept is None else kept["retrieval_r1"]):
+            self.keep_state("reference", {"epoch": epoch, "retrieval_r1": r1, **figures})
+        self.stopped = self.run.config.as_reference and shares.past_hope
+        self._notes["hopeless"] = f"hopeless {shares.train:.0%} of training, {shares.validation:.0%} of validation"
+
     def _remaining_batches(self) -> Iterator[tuple[int, HostBatch]]:
         """Yield epoch and batch of every step that is not done yet; the order depends on seed and epoch only."""
         config = self.run.config
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
-        for epoch in range(first_epoch, config.epochs):
-            stream = self.source.epoch(config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch)
+        for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
+            stream = self.source.epoch(
+                config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
+            )
             for batch in stream:
                 yield epoch, batch
             first_batch = 0
@@ -303,8 +337,8 @@ class Trainer:
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
         log_inner_image, log_inner_text = self.estimator.gather(rows)
         reference = None
-        if self._reference is not None:
-            image_features, text_features = self._reference
+        if self.guidance.features is not None:
+            image_features, text_features = self.guidance.features
             reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
         # If the temperature is fixed, the step reads it from the settings, and this variable is None.
         temperature = None
@@ -320,6 +354,8 @@ class Trainer:
             learning_rate=learning_rate,
             gamma=gamma,
             temperature=temperature,
+            anchor_weight=None if self._anchor_weight is None else backend.asarray(self._anchor_weight[rows]),
+            pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
         )
         # 3. Features, loss, gradient and update of the parameters.
         result = self._step(self.state, inputs)
@@ -346,23 +382,6 @@ class Trainer:
     def _log(self, epoch: int, figures: Mapping[str, float]) -> None:
         samples_seen = self.done * self.run.config.batch_size
         self.run.log({"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures})
-
-    # The reference model ---------------------------------------------------------------------------------------------
-
-    def _reference_features(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the reference model's features of all training pairs, read from the run's folder or computed now."""
-        config = self.run.config
-        if config.reference is None:
-            return None
-        if self.run.reference_features.exists():
-            return load_reference_features(self.run.reference_features, {"data": self.run.fingerprint})
-        reference = Encoder.load(open_run(config.reference), self.backend, state="reference")
-        return reference.pairs(self.splits.train)
-
-    def keep_reference_features(self) -> None:
-        """Write the reference features into the run's folder, so that resuming needs no reference model."""
-        if self._reference is not None and not self.run.reference_features.exists():
-            save_reference_features(self.run.reference_features, *self._reference, {"data": self.run.fingerprint})
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -396,6 +415,7 @@ class Trainer:
             "seconds": self.seconds,
             "total": self.total_steps,
             "finished": self.finished,
+            "stopped": self.stopped,
             "kept": self.kept,
         }
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
@@ -447,6 +467,7 @@ class Trainer:
         self.estimator.load_state_dict(part(arrays, "estimator"))
         self.state = StepState(loaded["parameters"], loaded["optimizer"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
+        self.stopped = bool(progress.get("stopped", False))
         self.kept = dict(progress.get("kept", {}))
         self._unwritten = {name for name, figures in self.kept.items() if not self._holds(name, figures)}
         for name in self._unwritten:

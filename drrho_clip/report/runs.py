@@ -149,7 +149,7 @@ def grouped(runs: Sequence[ShownRun]) -> list[HeldOut]:
     """
     opened: dict[str, tuple[Dataset | None, str]] = {}
     groups: dict[str, list[ShownRun]] = {}
-    found: dict[str, tuple[Dataset | None, str]] = {}
+    pairs_of_group: dict[str, tuple[Dataset | None, str]] = {}
     for shown in runs:
         config = shown.run.config
         if config.data in BUILT_IN_DATA:
@@ -161,8 +161,8 @@ def grouped(runs: Sequence[ShownRun]) -> list[HeldOut]:
         dataset, reason = opened[place]
         key = place if dataset is None else dataset.fingerprint()
         groups.setdefault(key, []).append(shown)
-        found.setdefault(key, (dataset, reason))
-    return [HeldOut(members[0].run.config.data, *found[key], members) for key, members in groups.items()]
+        pairs_of_group.setdefault(key, (dataset, reason))
+    return [HeldOut(members[0].run.config.data, *pairs_of_group[key], members) for key, members in groups.items()]
 
 
 def _held_out(config: TrainConfig) -> tuple[Dataset | None, str]:

@@ -90,7 +90,7 @@ def test_command_prints_and_writes_the_same_matches(
     ("arguments", "message"),
     [
         (["xyzzy !"], "words must have a word that occurs in the training captions of the run, got 'xyzzy !'"),
-        (["a red thing", ""], "words must have a word that occurs in the training captions of the run, got ''"),
+        (["a red thing", ""], "WORDS must be a text that is not empty, got ''"),
         (["red", "--top", "0"], "--top must be an integer of at least 1, got 0"),
         (["red", "--out", "found.csv"], "out must be a file that ends in .html, got found.csv"),
         (["red", "--out", "/dev/null/found.html"], "out must be a file that can be written, got /dev/null/found.html"),

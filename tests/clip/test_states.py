@@ -81,6 +81,7 @@ def test_the_results_are_those_of_the_best_state(outcome: Outcome) -> None:
 
 def test_a_state_that_was_not_kept_is_replaced_by_the_next_one(outcome: Outcome) -> None:
     run = outcome.run
+    run.state_file("reference").unlink()
     assert [run.chosen_state(state) for state in ("reference", "best", "last")] == ["best", "best", "last"]
     run.state_file("best").rename(run.state_file("reference"))
     assert [run.chosen_state(state) for state in ("reference", "best", "last")] == ["reference", "last", "last"]
