@@ -103,10 +103,11 @@ class Dataset(Protocol):
         """
         ...
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         """Return a classification task for images like those of this data set, or None if there is no such task.
 
-        The images are square with side `image_size`; with None the data set chooses the size.
+        The images are square with side `image_size`; with None the data set chooses the size. `resize_mode` says how
+        images that are not square become square; see `resize`.
         """
         ...
 

@@ -64,7 +64,7 @@ class Pictures:
     def image_digests(self) -> np.ndarray:
         return np.zeros((len(self), 16), dtype=np.uint8)
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         return None
 
 
