@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from drrho_clip.data.preprocess import RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
 from drrho_clip.models import LARGEST_DEPTH
@@ -54,7 +55,29 @@ class TrainConfig:
         rule=TEXT,
         metavar="FILE|NAME",
         shown="none; required without --resume",
-        help="A CSV or TSV table of images and captions, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+        help="A table of images and captions (CSV, TSV, JSON Lines or Parquet), a folder of images with text files "
+        "beside them, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+    )
+    validation: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="FILE",
+        later=True,
+        shown="a tenth of the images of --data",
+        help="A table with the same columns for validation. It must not share images with --data.",
+    )
+    image_column: str | None = setting(
+        None,
+        rule=TEXT,
+        later=True,
+        shown="the usual names",
+        help="Column of a table that holds the paths of the images.",
+    )
+    caption_column: str | None = setting(
+        None, rule=TEXT, later=True, shown="the usual names", help="Column of a table that holds the captions."
+    )
+    label_column: str | None = setting(
+        None, rule=TEXT, later=True, shown='"label" if there is one', help="Column of a table that holds the classes."
     )
     method: str = setting(
         "drrho",
@@ -190,6 +213,13 @@ class TrainConfig:
     image_size: int = setting(
         32, rule=_SIDE, presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
     )
+    resize: str = setting(
+        "crop",
+        rule=choice(*RESIZE_MODES),
+        later=True,
+        help="How images become square: crop (the central square; what lies outside is lost) or fit (the whole image "
+        "between grey borders).",
+    )
     feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
     width: int = setting(
         32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of this number."
@@ -216,8 +246,14 @@ class TrainConfig:
             value = getattr(self, option.name)
             if value is not None or option.default is not None:
                 setting_of(option).rule.check(option.name, value)
+        self._check_data()
         self._check_reference()
         self._check_temperature()
+
+    def _check_data(self) -> None:
+        """Raise BadInput if a separate table is given for data that have a validation part of their own."""
+        if self.data in BUILT_IN_DATA and self.validation is not None:
+            raise BadInput(f"validation must be left out for built-in data, got {self.validation!r}")
 
     def _check_reference(self) -> None:
         """Raise BadInput unless method, reference and the settings that use a reference fit together."""

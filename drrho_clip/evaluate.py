@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drrho_clip.data import captions_of
+from drrho_clip.data import captions_of, same_text
 from drrho_clip.retrieval import Recall, Retrieval, retrieval
 from drrho_clip.similarity import nearest
 from drrho_clip.zero_shot import zero_shot_accuracy
@@ -54,9 +54,12 @@ def evaluate(
         encoder.texts(captions),
         captions,
         image_ids=image_ids,
+        same_text=same_text(encoder.tokenizer),
         gallery_size=gallery_size,
     ).metrics()
-    task = dataset.zero_shot(image_size=encoder.image_size) if zero_shot else None
+    task = None
+    if zero_shot:
+        task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
     if task is not None:
         # Zero-shot classification compares images with one prompt per class.
         prompts = encoder.texts(task.prompts)
