@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, write_atomic
+from drrho_clip.checkpoint_state import check_state
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, WordTokenizer, captions_of
 from drrho_clip.errors import BadInput
@@ -157,9 +158,17 @@ class Run:
             If the checkpoint is missing or damaged.
         """
         state = load_state(self.checkpoint, "checkpoint")
+        check_state(state, self.checkpoint)
         # Before version 0.2.0 a checkpoint did not say whether the training was over.
         over = state.get("finished", True)
         return RunProgress(int(state["step"]), state.get("total"), over and self.results.is_file())
+
+    def require_finished(self, option: str) -> None:
+        """Raise BadInput unless the training is over; `option` is the option that permits an unfinished run."""
+        done, total, finished = self.progress()
+        if not finished:
+            steps = f"{done:,} steps" if total is None else f"{done:,} of {total:,} steps"
+            raise BadInput(f"{self.folder} must be a finished run (or say {option}), got a run after {steps}")
 
     def chosen_state(self, state: str = "best") -> str:
         """Return the state that stands for `state` in this run: `state` itself if the run has kept that state.
@@ -257,6 +266,10 @@ def open_run(folder: str | Path) -> Run:
     file = folder / "config.json"
     if not file.is_file():
         raise BadInput(f"{folder} must be the folder of a run, got no config.json there")
+    # A pipe or a device in place of another file of the run could be read for ever.
+    for path in (path for name in FILES for path in folder.glob(name)):
+        if not path.is_file():
+            raise BadInput(f"{path} must be a plain file, got a folder, a pipe, a device or a broken link")
     document = read_json(file, "the description of a run")
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
         raise BadInput(f"{file} must describe a drrho run, got another program's file")
@@ -273,7 +286,7 @@ def open_run(folder: str | Path) -> Run:
         )
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise BadInput(f"{file} must describe a drrho run, got a damaged description ({error!r})") from None
     _check_parts(run, file)
     return run

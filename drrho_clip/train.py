@@ -25,7 +25,7 @@ from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.guidance import keep_guidance, open_guidance, print_guidance
-from drrho_clip.held_out import decode_held_out, save_known_images
+from drrho_clip.held_out import check_held_out, save_known_images
 from drrho_clip.memorisation import serves_better
 from drrho_clip.models import initial_parameters
 from drrho_clip.outputs import check_folder
@@ -125,7 +125,9 @@ def train(
     elif run.fingerprint != splits.train.fingerprint():
         raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
 
-    decode_held_out(splits, quiet=quiet)
+    # A resumed run no longer needs the folder of the reference model.
+    reference = None if resume or config.reference is None else open_run(config.reference)
+    check_held_out(splits, reference=reference, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits)) as trainer:
         remove_torn_files(folder)
@@ -133,7 +135,6 @@ def train(
             run.write()
         # A run of an earlier version, or one that was killed just now, gets the file when it is resumed.
         if not run.training_images.exists():
-            reference = None if resume or config.reference is None else open_run(config.reference)
             save_known_images(run, splits, reference=reference)
         if resume and run.checkpoint.exists():
             trainer.load()

@@ -10,7 +10,7 @@ from drrho_clip.commands.common import build_backend, device_option, write_json
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
-from drrho_clip.options import PATH, TEXT, Rule, choice, setting
+from drrho_clip.options import FLAG, PATH, TEXT, Rule, choice, setting
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
@@ -60,6 +60,12 @@ class Evaluate:
     gallery: int | str = setting(
         200, rule=_GALLERY, help="Images among which a caption is searched, or 'all' for a single gallery."
     )
+    state: str = setting(
+        "best",
+        rule=choice("best", "last", "reference"),
+        help="State of the run: the best by validation, the last, or the state that serves as a reference model.",
+    )
+    allow_unfinished: bool = setting(False, rule=FLAG, help="Evaluate a run whose training has not ended.")
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
     device: str | None = device_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
@@ -73,16 +79,19 @@ class Evaluate:
 
         run = open_run(self.folder)
         check_file(self.json, "json")
+        if not self.allow_unfinished:
+            run.require_finished("--allow-unfinished")
         # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         dataset, about = self._held_out_pairs(run)
-        encoder = Encoder.load(run, backend)
+        encoder = Encoder.load(run, backend, state=self.state)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         row = {
             "method": run.config.method,
             "dataset": self.data or run.config.data,
             "seed": run.config.seed,
             "metrics": evaluate(encoder, dataset, gallery_size=size),
+            "state": run.chosen_state(self.state),
             **about,
         }
         # The file comes first, so that a closed pipe behind the table does not cost the results.
