@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drrho_clip.caption_check import print_caption_warnings
 from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
@@ -142,6 +143,7 @@ def train(
             trainer.save()
         keep_guidance(run, trainer.guidance)
         if not quiet:
+            print_caption_warnings(run.tokenizer, splits, None if reference is None else reference.tokenizer)
             print_guidance(trainer.guidance, len(splits.train))
         trainer.fit(quiet=quiet, stop_after=stop_after)
 
