@@ -137,7 +137,7 @@ def test_a_run_reads_the_prompts_of_its_labels_to_the_end(run: Run) -> None:
         ("a\nb\n".encode("utf-16"), "must be UTF-8"),
         (b"a\0b\nc\n", "got a file with zero bytes"),
         ("red thing\ngreen thing\n", "must name every label of the data, got no class 'BLUE THING'"),
-        ("red thing\nx\ngreen thing\nblue thing\ny\n", "line 2: the class must be a label of the data, got 'x', which "),
+        ("red thing\nx\ngreen thing\nblue thing\ny\n", "line 2: the class must be a label of the data, got 'x', "),
     ],
 )  # fmt: skip
 def test_damaged_classes_are_one_line(
