@@ -61,6 +61,14 @@ class TrainConfig:
         metavar="RUN",
         help="Folder of the reference model's run: required for the method drrho, refused for all other methods.",
     )
+    init: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="RUN",
+        later=True,
+        help="Folder of another run whose best parameters this run starts from. The encoders must have the same sizes; "
+        "the tokenizer of that run is used.",
+    )
     # Random numbers, and the content of built-in data.
     seed: int = setting(0, rule=at_least(0), help="Seed of the initial parameters and of the order of the batches.")
     data_seed: int = setting(0, rule=at_least(0), help="Seed of built-in data and of the split of a table.")
@@ -86,6 +94,12 @@ class TrainConfig:
         help="Highest learning rate. The rate rises to this value in a linear warm-up, then falls to 0 along a cosine.",
     )
     warmup_steps: int = setting(50, rule=at_least(0), presets={"digits": 20}, help="Number of steps of the warm-up.")
+    patience: int = setting(
+        0,
+        rule=at_least(0),
+        later=True,
+        help="Number of epochs without a better validation R@1 after which the training stops; 0: no early stop.",
+    )
     weight_decay: float = setting(
         0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."
     )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +83,13 @@ class Run:
         The words of the training captions.
     fingerprint : str
         Digest of the content of the training data.
+    held_out : mapping
+        Digests of the content of the parts "validation" and "test"; empty for a run of version 0.1.
+    places : mapping
+        For each setting that names a file or folder: "path", which is absolute, and "from_run", which is relative to
+        the run's folder, both at the start of the run; see `drrho_clip.run_data`.
+    earlier_ends : tuple of int
+        If a finished run was continued with more epochs: the numbers of epochs after which it was finished before.
     """
 
     folder: Path
@@ -90,6 +97,9 @@ class Run:
     spec: ModelSpec
     tokenizer: WordTokenizer
     fingerprint: str
+    held_out: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    earlier_ends: tuple[int, ...] = ()
 
     @property
     def checkpoint(self) -> Path:
@@ -126,7 +136,7 @@ class Run:
         return self.folder / "results.json"
 
     def write(self) -> None:
-        """Write config.json; the folder must not hold a run yet."""
+        """Write config.json."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # This file alone is enough to build the model and to find the data.
         document = {
@@ -136,6 +146,9 @@ class Run:
             "model": self.spec.to_json(),
             "tokenizer": self.tokenizer.to_json(),
             "data_fingerprint": self.fingerprint,
+            "held_out_fingerprints": dict(self.held_out),
+            "places": {name: dict(place) for name, place in self.places.items()},
+            "earlier_ends": list(self.earlier_ends),
         }
         write_atomic(self.folder / "config.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -149,7 +162,7 @@ class Run:
         """
         state = load_state(self.checkpoint, "checkpoint")
         # Before version 0.2.0 a checkpoint did not say whether the training was over.
-        over = state.get("finished", True)
+        over = state.get("finished", True) and state.get("epochs", self.config.epochs) == self.config.epochs
         return RunProgress(int(state["step"]), state.get("total"), over and self.results.is_file())
 
     def chosen_state(self, state: str = "best") -> str:
@@ -196,10 +209,13 @@ class Run:
         write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
-    """Return a new run with a tokenizer for the captions and encoder sizes for the images; no file is written."""
+def describe_run(folder: Path, config: TrainConfig, data: Dataset, *, tokenizer: WordTokenizer | None = None) -> Run:
+    """Return a new run with encoder sizes for the images; no file is written.
+
+    By default the run gets a tokenizer for the captions.
+    """
     # The vocabulary comes from the training captions only; validation and test captions may hold unknown words.
-    tokenizer = WordTokenizer.fit(captions_of(data))
+    tokenizer = WordTokenizer.fit(captions_of(data)) if tokenizer is None else tokenizer
     spec = ModelSpec(
         config.architecture,
         image_size=config.image_size,
@@ -264,6 +280,13 @@ def open_run(folder: str | Path) -> Run:
             spec=ModelSpec.from_json(document["model"]),
             tokenizer=WordTokenizer.from_json(document["tokenizer"]),
             fingerprint=str(document["data_fingerprint"]),
+            # Version 0.1 had no such entries.
+            held_out={part: str(value) for part, value in document.get("held_out_fingerprints", {}).items()},
+            places={
+                name: {kind: str(place[kind]) for kind in ("path", "from_run")}
+                for name, place in document.get("places", {}).items()
+            },
+            earlier_ends=tuple(int(epochs) for epochs in document.get("earlier_ends", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file} must describe a drrho run, got a damaged description ({error!r})") from None

@@ -28,6 +28,7 @@ from drrho_clip.held_out import decode_held_out, save_known_images
 from drrho_clip.models import initial_parameters
 from drrho_clip.outputs import check_folder
 from drrho_clip.progress import Reporter
+from drrho_clip.resume import continued, open_finished_run, parameters_to_start_from
 from drrho_clip.run import (
     Run,
     describe_run,
@@ -38,8 +39,10 @@ from drrho_clip.run import (
     remove_torn_files,
     save_reference_features,
 )
+from drrho_clip.run_data import describe_data, open_run_data, place_of, require_same_data, tables_of, with_places
 from drrho_clip.splits import open_splits
 from drrho_clip.step import StepBatch, StepState, build_step
+from drrho_clip.writer import only_writer
 from drrho_core import cosine_gamma
 from drrho_core.backend import Backend, get_backend
 from drrho_core.checks import Array
@@ -74,6 +77,7 @@ def train(
     splits: DataSplits | None = None,
     quiet: bool = False,
     stop_after: int | None = None,
+    allow_unfinished: bool = False,
 ) -> Outcome:
     """Train a model and evaluate it.
 
@@ -84,7 +88,9 @@ def train(
     out : path
         Folder of the run. A folder that holds a run is refused unless `resume` is True.
     resume : bool
-        Continue the run in `out` from the last checkpoint; the settings of that run must equal `config`.
+        Continue the run in `out` from the last checkpoint. The settings of that run must equal `config`, with two
+        exceptions: a finished run may get more epochs, and a table may have moved. A finished run without more epochs
+        does not change.
     backend : Backend, optional
         The library that runs the training; built from ``config.backend``, ``config.dtype`` and `device` by default.
     device : str, optional
@@ -96,6 +102,8 @@ def train(
     stop_after : int, optional
         Number of steps, counted from the start of the run, after which training stops with a checkpoint. A later call
         with `resume` continues.
+    allow_unfinished : bool
+        Accept a reference run, or a run to start from, that is not finished.
 
     Returns
     -------
@@ -109,38 +117,88 @@ def train(
     MissingExtra
         If a library that the data need is not installed.
     """
-    folder = Path(out)
-    if resume:
-        run = open_run(folder)
-        require_same(run.config, config)
-        check_folder(folder, "out")
-    else:
-        refuse_existing(folder)
     if backend is None:
         backend = get_backend(config.backend, device=device, dtype=config.dtype)
+    folder = Path(out)
+    if resume:
+        return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
+    refuse_existing(folder)
+    for name in ("reference", "init"):
+        if getattr(config, name) is not None:
+            open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
     splits = open_splits(config) if splits is None else splits
-    if not resume:
-        run = describe_run(folder, config, splits.train)
-    elif run.fingerprint != splits.train.fingerprint():
-        raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
-
+    source = None if config.init is None else open_run(config.init)
+    run = describe_run(folder, config, splits.train, tokenizer=None if source is None else source.tokenizer)
+    run = describe_data(run, splits)
+    start = None if source is None else parameters_to_start_from(source, run.spec)
     decode_held_out(splits, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
-    with contextlib.closing(Trainer(run, backend, splits)) as trainer:
-        remove_torn_files(folder)
-        if not resume:
+    with contextlib.closing(Trainer(run, backend, splits, start=start)) as trainer:
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_writer(folder):
+            # Another process may have started a run in the meantime.
+            refuse_existing(folder)
+            remove_torn_files(folder)
             run.write()
-        # A run of an earlier version, or one that was killed just now, gets the file when it is resumed.
-        if not run.training_images.exists():
-            reference = None if resume or config.reference is None else open_run(config.reference)
+            reference = None if config.reference is None else open_run(config.reference)
             save_known_images(run, splits, reference=reference)
-        if resume and run.checkpoint.exists():
-            trainer.load()
-        else:
             trainer.save()
-        trainer.keep_reference_features()
-        trainer.fit(quiet=quiet, stop_after=stop_after)
+            return _finish(trainer, quiet=quiet, stop_after=stop_after)
 
+
+def _resume(
+    folder: Path,
+    config: TrainConfig,
+    backend: Backend,
+    splits: DataSplits | None,
+    *,
+    quiet: bool,
+    stop_after: int | None,
+) -> Outcome:
+    """Continue the run in a folder, or return the results of a finished run."""
+    stored, run = open_run(folder), continued(folder, config)
+    extended = run.earlier_ends != stored.earlier_ends
+    moved = {name: value for name, value in tables_of(config).items() if value != tables_of(run.config)[name]}
+    over = run.progress().finished and not extended
+    if over and not moved:
+        return _outcome(run, backend)
+    check_folder(folder, "out")
+    with only_writer(folder):
+        if splits is None:
+            splits = open_run_data(run, **moved)
+        else:
+            require_same_data(run, splits)
+        run = with_places(run, moved)
+        if over:
+            run.write()
+            return _outcome(run, backend)
+        decode_held_out(splits, quiet=quiet)
+        with contextlib.closing(Trainer(run, backend, splits)) as trainer:
+            remove_torn_files(folder)
+            trainer.load()
+            if moved or extended:
+                run.write()
+            if extended:
+                # From here on the run is unfinished again.
+                run.results.unlink(missing_ok=True)
+                trainer.save()
+            # A run of an earlier version, or a run that was killed at the start, gets the file now.
+            if not run.training_images.exists():
+                save_known_images(run, splits)
+            return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def _outcome(run: Run, backend: Backend) -> Outcome:
+    """Return the results of a finished run."""
+    rows = json.loads(run.results.read_text(encoding="utf-8"))
+    return Outcome(run, Encoder.load(run, backend), rows[0])
+
+
+def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome:
+    """Train to the end or to `stop_after`, measure the best state, and write the results of a finished run."""
+    run, config = trainer.run, trainer.run.config
+    trainer.keep_reference_features()
+    trainer.fit(quiet=quiet, stop_after=stop_after)
     # The best state is measured, because validation may fall again before the last step.
     state = run.chosen_state("best")
     encoder = trainer.encoder_of(state)
@@ -148,7 +206,7 @@ def train(
         "method": config.method,
         "dataset": config.data,
         "seed": config.seed,
-        "metrics": evaluate(encoder, splits.test),
+        "metrics": evaluate(encoder, trainer.splits.test),
         "state": state,
         "step": trainer.kept[state]["step"] if state in trainer.kept else trainer.done,
         "samples_seen": trainer.done * config.batch_size,
@@ -172,6 +230,8 @@ class Trainer:
         The library that runs the training.
     splits : DataSplits
         The data.
+    start : mapping, optional
+        The parameters before the first step; by default random numbers, which the setting `seed` determines.
 
     Attributes
     ----------
@@ -189,7 +249,9 @@ class Trainer:
         The temperature, fixed or learned.
     """
 
-    def __init__(self, run: Run, backend: Backend, splits: DataSplits) -> None:
+    def __init__(
+        self, run: Run, backend: Backend, splits: DataSplits, *, start: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         config = run.config
         self.run, self.backend, self.splits = run, backend, splits
         self.source = BatchSource(
@@ -197,13 +259,13 @@ class Trainer:
         )
         self.steps_per_epoch = sum(1 for _ in batches(len(self.source), config.batch_size, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.done, self.seconds = 0, 0.0
+        self.done, self.seconds, self.stopped = 0, 0.0, False
         self.kept: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()  # names of the states that `save` has still to write
         self._notes = {"loss": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
         model = build_model(backend, run.spec)
-        start = initial_parameters(run.spec, seed=config.seed)
+        start = initial_parameters(run.spec, seed=config.seed) if start is None else start
         parameters = {name: backend.asarray(array) for name, array in start.items()}
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = StepState(parameters, optimizer.init(parameters))
@@ -241,7 +303,12 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """The training is over."""
-        return self.done == self.total_steps
+        return self.stopped or self.done == self.total_steps
+
+    @property
+    def first_epoch(self) -> int:
+        """Number of epochs after which the run was finished before it got more epochs; 0 for most runs."""
+        return self.run.earlier_ends[-1] if self.run.earlier_ends else 0
 
     def encoder_of(self, state: str) -> Encoder:
         """Return the model with the parameters of a state: "last", the current parameters, or a kept state."""
@@ -265,6 +332,8 @@ class Trainer:
                 if epoch_ends or self.done % config.checkpoint_every == 0 or self.done == stop:
                     self.save()
                 reporter.advance(", ".join(filter(None, self._notes.values())))
+                if self.stopped:
+                    break
 
     def end_of_epoch(self, epoch: int) -> None:
         """Validate the current state, log the figures, and keep the state if R@1 is the best so far.
@@ -277,6 +346,9 @@ class Trainer:
         if "best" not in self.kept or r1 > self.kept["best"]["retrieval_r1"]:
             self.keep_state("best", {"epoch": epoch, "retrieval_r1": r1})
         best = self.kept["best"]
+        # After a continuation with more epochs the patience begins anew.
+        waited = epoch - max(best["epoch"], self.first_epoch - 1)
+        self.stopped = self.stopped or 0 < self.run.config.patience <= waited
         self._notes["validation"] = (
             f"validation R@1 {r1:.3f} (best {best['retrieval_r1']:.3f}, epoch {best['epoch'] + 1})"
         )
@@ -285,7 +357,7 @@ class Trainer:
         """Yield epoch and batch of every step that is not done yet; the order depends on seed and epoch only."""
         config = self.run.config
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
-        for epoch in range(first_epoch, config.epochs):
+        for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
             stream = self.source.epoch(config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch)
             for batch in stream:
                 yield epoch, batch
@@ -296,8 +368,12 @@ class Trainer:
         config, backend = self.run.config, self.backend
         began = time.monotonic()
         # 1. The schedules: learning rate by step; gamma, the weight of the new value in an inner estimate, by epoch.
-        learning_rate = config.learning_rate_at(self.done, self.total_steps)
+        # Epochs that were added to a finished run have a warm-up and a cosine of their own. Gamma stays at the end of
+        # its cosine, because a larger gamma would forget the estimates.
+        before = self.first_epoch * self.steps_per_epoch
+        learning_rate = config.learning_rate_at(self.done - before, self.total_steps - before)
         gamma = cosine_gamma(epoch, num_epochs=config.epochs, gamma_min=config.gamma_min)
+        gamma = config.gamma_min if self.first_epoch else gamma
         # 2. The batch and the inner estimates of its samples, moved to the device.
         rows = batch.sample_index
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
@@ -356,7 +432,7 @@ class Trainer:
             return None
         if self.run.reference_features.exists():
             return load_reference_features(self.run.reference_features, {"data": self.run.fingerprint})
-        reference = Encoder.load(open_run(config.reference), self.backend, state="reference")
+        reference = Encoder.load(open_run(place_of(self.run, "reference")), self.backend, state="reference")
         return reference.pairs(self.splits.train)
 
     def keep_reference_features(self) -> None:
@@ -395,7 +471,9 @@ class Trainer:
             "step": self.done,
             "seconds": self.seconds,
             "total": self.total_steps,
+            "epochs": self.run.config.epochs,
             "finished": self.finished,
+            "stopped": self.stopped,
             "kept": self.kept,
         }
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
@@ -447,6 +525,9 @@ class Trainer:
         self.estimator.load_state_dict(part(arrays, "estimator"))
         self.state = StepState(loaded["parameters"], loaded["optimizer"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
+        # A run that was stopped goes on if it has got more epochs since.
+        same_end = progress.get("epochs", self.run.config.epochs) == self.run.config.epochs
+        self.stopped = same_end and bool(progress.get("stopped", False))
         self.kept = dict(progress.get("kept", {}))
         self._unwritten = {name for name, figures in self.kept.items() if not self._holds(name, figures)}
         for name in self._unwritten:
@@ -478,11 +559,3 @@ def temperature_figures(temperature: Temperature, gradient: Any, backend: Backen
     # The sum over the samples of the batch is the gradient that a single temperature for all samples would get.
     sides = gradient if isinstance(gradient, tuple) else (gradient,)
     return figures | {"temperature_gradient": float(sum(np.sum(backend.to_numpy(side)) for side in sides))}
-
-
-def require_same(stored: TrainConfig, given: TrainConfig) -> None:
-    """Raise BadInput if a run is to be resumed with settings that differ from those of its start."""
-    given_values = given.to_json()
-    for name, value in stored.to_json().items():
-        if given_values[name] != value:
-            raise BadInput(f"{name} must be that of the run to resume ({value!r}), got {given_values[name]!r}")
