@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.held_out import decode_held_out, save_known_images
+from drrho_clip.kept_states import KeptStates
 from drrho_clip.models import initial_parameters
+from drrho_clip.outcome import Outcome, load_outcome
 from drrho_clip.outputs import check_folder
 from drrho_clip.progress import Reporter
 from drrho_clip.resume import continued, open_finished_run, parameters_to_start_from
@@ -42,29 +44,12 @@ from drrho_clip.run import (
 from drrho_clip.run_data import describe_data, open_run_data, place_of, require_same_data, tables_of, with_places
 from drrho_clip.splits import open_splits
 from drrho_clip.step import StepBatch, StepState, build_step
+from drrho_clip.temperature_figures import temperature_figures
 from drrho_clip.writer import only_writer
 from drrho_core import cosine_gamma
 from drrho_core.backend import Backend, get_backend
 from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
-
-
-class Outcome(NamedTuple):
-    """The result of a training run.
-
-    Attributes
-    ----------
-    run : Run
-        Folder and description.
-    encoder : Encoder
-        The trained model, with the parameters of the best state; see `Trainer.end_of_epoch`.
-    row : dict
-        The row of results.json, measured with `encoder`.
-    """
-
-    run: Run
-    encoder: Encoder
-    row: dict[str, Any]
 
 
 def train(
@@ -161,7 +146,7 @@ def _resume(
     moved = {name: value for name, value in tables_of(config).items() if value != tables_of(run.config)[name]}
     over = run.progress().finished and not extended
     if over and not moved:
-        return _outcome(run, backend)
+        return load_outcome(run, backend)
     check_folder(folder, "out")
     with only_writer(folder):
         if splits is None:
@@ -171,7 +156,7 @@ def _resume(
         run = with_places(run, moved)
         if over:
             run.write()
-            return _outcome(run, backend)
+            return load_outcome(run, backend)
         decode_held_out(splits, quiet=quiet)
         with contextlib.closing(Trainer(run, backend, splits)) as trainer:
             remove_torn_files(folder)
@@ -186,12 +171,6 @@ def _resume(
             if not run.training_images.exists():
                 save_known_images(run, splits)
             return _finish(trainer, quiet=quiet, stop_after=stop_after)
-
-
-def _outcome(run: Run, backend: Backend) -> Outcome:
-    """Return the results of a finished run."""
-    rows = json.loads(run.results.read_text(encoding="utf-8"))
-    return Outcome(run, Encoder.load(run, backend), rows[0])
 
 
 def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome:
@@ -239,8 +218,6 @@ class Trainer:
         Number of steps that are done, of all steps of the run, and of the steps in an epoch.
     seconds : float
         Time spent in steps since the start of the run, the steps before an interruption included.
-    kept : dict
-        For each state that the run keeps beside the last state, by name: the figures given to `keep_state`, and step.
     source : BatchSource
         The batches of the training data.
     state : StepState
@@ -260,8 +237,7 @@ class Trainer:
         self.steps_per_epoch = sum(1 for _ in batches(len(self.source), config.batch_size, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
-        self.kept: dict[str, dict[str, Any]] = {}
-        self._unwritten: set[str] = set()  # names of the states that `save` has still to write
+        self._kept = KeptStates(run)
         self._notes = {"loss": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
         model = build_model(backend, run.spec)
@@ -309,6 +285,11 @@ class Trainer:
     def first_epoch(self) -> int:
         """Number of epochs after which the run was finished before it got more epochs; 0 for most runs."""
         return self.run.earlier_ends[-1] if self.run.earlier_ends else 0
+
+    @property
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """For each state that the run keeps beside the last state, by name: the figures of `keep_state`, and step."""
+        return self._kept.figures
 
     def encoder_of(self, state: str) -> Encoder:
         """Return the model with the parameters of a state: "last", the current parameters, or a kept state."""
@@ -454,9 +435,7 @@ class Trainer:
         figures : mapping
             Values that JSON can hold, which explain the choice. `kept` and the file hold them, and the step.
         """
-        # The figures pass through JSON, so that they equal the figures that a resumed run reads.
-        self.kept[name] = json.loads(json.dumps({**figures, "step": self.done}))
-        self._unwritten.add(name)
+        self._kept.add(name, figures, self.done)
 
     def save(self) -> None:
         """Write the checkpoint, then the states to keep."""
@@ -478,14 +457,7 @@ class Trainer:
         }
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
-        self._write_kept(part(arrays, "parameters"))
-
-    def _write_kept(self, parameters: Mapping[str, np.ndarray]) -> None:
-        """Write the files of the states that are kept at the current step and not written yet."""
-        for name in sorted(self._unwritten):
-            arrays = {f"parameters/{parameter}": array for parameter, array in parameters.items()}
-            save_arrays(self.run.state_file(name), "checkpoint", arrays, self.kept[name])
-        self._unwritten.clear()
+        self._kept.write(part(arrays, "parameters"))
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""
@@ -528,34 +500,5 @@ class Trainer:
         # A run that was stopped goes on if it has got more epochs since.
         same_end = progress.get("epochs", self.run.config.epochs) == self.run.config.epochs
         self.stopped = same_end and bool(progress.get("stopped", False))
-        self.kept = dict(progress.get("kept", {}))
-        self._unwritten = {name for name, figures in self.kept.items() if not self._holds(name, figures)}
-        for name in self._unwritten:
-            if self.kept[name]["step"] != self.done:
-                raise BadInput(
-                    f"{self.run.state_file(name)} must be the state of step {self.kept[name]['step']}, which "
-                    f"{self.run.checkpoint.name} names, got another file or none"
-                )
-        self._write_kept(part(arrays, "parameters"))
+        self._kept.restore(progress.get("kept", {}), part(arrays, "parameters"), self.done)
         self.run.drop_log_after(self.done)
-
-    def _holds(self, name: str, figures: Mapping[str, Any]) -> bool:
-        """Return whether the file of a kept state is there and has the figures that the checkpoint remembers."""
-        file = self.run.state_file(name)
-        return file.exists() and load_arrays(file, "checkpoint")[1] == figures
-
-
-def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:
-    """Return the numbers for a line of metrics: a learned temperature, and the gradient that changed its value."""
-    if not temperature.learned:
-        return {}
-    state = temperature.state_dict()
-    values = [np.ravel(backend.to_numpy(array)) for name, array in state.items() if name.startswith("temperature")]
-    table = np.concatenate(values)
-    figures = {"temperature": float(np.mean(table))}
-    # Two tables of n temperatures are too long for a line of metrics; the line has their mean, minimum and maximum.
-    if table.size > 1:
-        figures |= {"smallest_temperature": float(np.min(table)), "largest_temperature": float(np.max(table))}
-    # The sum over the samples of the batch is the gradient that a single temperature for all samples would get.
-    sides = gradient if isinstance(gradient, tuple) else (gradient,)
-    return figures | {"temperature_gradient": float(sum(np.sum(backend.to_numpy(side)) for side in sides))}

@@ -16,7 +16,7 @@ from drrho_clip.encode import Encoder
 from drrho_clip.evaluate import evaluate
 from drrho_clip.run import RunProgress, open_run
 from drrho_clip.splits import open_splits
-from drrho_clip.train import Outcome, Trainer, train
+from drrho_clip.train import Trainer, train
 from drrho_core.backend import get_backend
 
 CONFIG = TrainConfig(
