@@ -14,6 +14,7 @@ from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.evaluate import Evaluate
 from drrho_clip.commands.search import Search
+from drrho_clip.commands.suspects import Suspects
 from drrho_clip.commands.train import Train
 from drrho_clip.commands.vectors import Vectors
 from drrho_clip.commands.verify import Verify
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
     "evaluate": Evaluate,
+    "suspects": Suspects,
     "search": Search,
     "verify": Verify,
     "vectors": Vectors,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,19 +78,32 @@ class Encoder:
         """Replace the parameters by other parameters of the same encoders."""
         self._parameters = parameters
 
-    def pairs(self, dataset: Dataset, *, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-        """Return image features and text features, both (n, d), of the pairs of a data set, in row order."""
+    def pairs(
+        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return image features and text features, both (n, d), of the pairs of a data set, in row order.
+
+        `after_batch` is called after each batch, for a progress bar of ceil(n / batch_size) steps.
+        """
         spec = self._spec
         # Each model reads images at its own resolution and texts with its own vocabulary.
         # Every pair is read once, so no decoded image is kept.
         source = BatchSource(
             dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
         )
+        return self.batches(source.in_order(batch_size), after_batch=after_batch)
+
+    def batches(
+        self, stream: Iterable[HostBatch], *, after_batch: Callable[[], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features of the pairs of some batches, which must have this model's image size and tokens."""
         image_features, text_features = [], []
-        for batch in source.in_order(batch_size):
-            images, texts = model_inputs(batch, spec, self._tokenizer)
+        for batch in stream:
+            images, texts = model_inputs(batch, self._spec, self._tokenizer)
             image_features.append(self._run(self._encode_images, images))
             text_features.append(self._run(self._encode_texts, texts))
+            if after_batch is not None:
+                after_batch()
         return np.concatenate(image_features), np.concatenate(text_features)
 
     def images_of(

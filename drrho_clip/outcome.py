@@ -19,7 +19,7 @@ class Outcome(NamedTuple):
     run : Run
         Folder and description.
     encoder : Encoder
-        The trained model, with the parameters of the best state; see `drrho_clip.train.Trainer.end_of_epoch`.
+        The trained model, with the parameters of the best state; see `drrho_clip.trainer.Trainer.end_of_epoch`.
     row : dict
         The row of results.json, measured with `encoder`.
     """

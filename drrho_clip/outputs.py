@@ -1,17 +1,19 @@
-"""Checks of output files and folders before the work, so that a run of hours cannot end without its results."""
+"""Output files and folders: they are tried before the work, so that a run of hours cannot end without its results."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from drrho_clip.checkpoint import temporary_path
+from drrho_clip.checkpoint import naming, temporary_path, write_atomic
 from drrho_clip.errors import BadInput
 
-__all__ = ["check_file", "check_folder"]
+__all__ = ["check_file", "check_folder", "write_json"]
 
 # More than a file system keeps inside an inode, so a full disk refuses the trial file.
 _TRIAL = bytes(1 << 13)
@@ -72,6 +74,21 @@ def check_file(path: Path | None, name: str) -> None:
                 raise BadInput(f"{name} must be a file that can be written, got {path}, which is read-only")
         with _made(path.parent):
             _try_to_write(path)
+
+
+def write_json(path: Path, content: Sequence[Any] | Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Write a JSON file in UTF-8, whole or not at all; a missing folder is made.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses the file; the error names the file.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    with naming(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Paths may hold lone surrogates, which UTF-8 lacks. The error handler writes them as JSON does, such as \\udc80.
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager

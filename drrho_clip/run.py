@@ -4,6 +4,7 @@ config.json                       settings, encoders, tokenizer, fingerprint of 
 checkpoint.safetensors            the last state: parameters, optimiser state, inner estimates and progress
 checkpoint-NAME.safetensors       the parameters of a state that was kept, such as the best state
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
+pair_choice.safetensors           training pairs that are used, and their weights, if a reference model has chosen them
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
 training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
@@ -15,6 +16,7 @@ drrho need. A resumed run overwrites estimator.bin with the inner estimates of t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +29,10 @@ from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, WordTokenizer, captions_of
 from drrho_clip.errors import BadInput
+from drrho_clip.json_files import read_json
 from drrho_clip.models import ModelSpec, parameter_shapes
-from drrho_clip.outputs import check_folder
+from drrho_clip.outputs import check_folder, write_json
+from drrho_clip.safe_text import brief
 
 FORMAT = "drrho-run"
 VERSION = 1
@@ -38,6 +42,7 @@ FILES = (
     "checkpoint.safetensors",
     "checkpoint-*.safetensors",
     "reference_features.safetensors",
+    "pair_choice.safetensors",
     "estimator.bin",
     "training_images.safetensors",
     "metrics.jsonl",
@@ -116,6 +121,11 @@ class Run:
         return self.folder / "reference_features.safetensors"
 
     @property
+    def pair_choice(self) -> Path:
+        """File of the training pairs that are used, and of their weights, if a reference model has chosen them."""
+        return self.folder / "pair_choice.safetensors"
+
+    @property
     def estimator_file(self) -> Path:
         """File of the inner estimates, if the setting `estimator` is "file"."""
         return self.folder / "estimator.bin"
@@ -150,7 +160,7 @@ class Run:
             "places": {name: dict(place) for name, place in self.places.items()},
             "earlier_ends": list(self.earlier_ends),
         }
-        write_atomic(self.folder / "config.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(self.folder / "config.json", document)
 
     def progress(self) -> RunProgress:
         """Return how far the run is, from the last checkpoint.
@@ -264,32 +274,50 @@ def open_run(folder: str | Path) -> Run:
     file = folder / "config.json"
     if not file.is_file():
         raise BadInput(f"{folder} must be the folder of a run, got no config.json there")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file} must be JSON, got: {error}") from None
+    document = read_json(file, "the description of a run")
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
         raise BadInput(f"{file} must describe a drrho run, got another program's file")
     if document.get("version") != VERSION:
         raise BadInput(f"{file} must have version {VERSION}, got {document.get('version')!r}")
     # The classes raise BadInput for bad values, and the exceptions below if an entry is missing or has a wrong type.
     try:
-        return Run(
+        run = Run(
             folder=folder,
             config=TrainConfig.from_json(document["config"]),
             spec=ModelSpec.from_json(document["model"]),
             tokenizer=WordTokenizer.from_json(document["tokenizer"]),
-            fingerprint=str(document["data_fingerprint"]),
+            fingerprint=document["data_fingerprint"],
             # Version 0.1 had no such entries.
-            held_out={part: str(value) for part, value in document.get("held_out_fingerprints", {}).items()},
-            places={
-                name: {kind: str(place[kind]) for kind in ("path", "from_run")}
-                for name, place in document.get("places", {}).items()
-            },
-            earlier_ends=tuple(int(epochs) for epochs in document.get("earlier_ends", ())),
+            held_out=document.get("held_out_fingerprints", {}),
+            places=document.get("places", {}),
+            earlier_ends=tuple(document.get("earlier_ends", ())),
         )
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file} must describe a drrho run, got a damaged description ({error!r})") from None
+    _check_parts(run, file)
+    return run
+
+
+def _check_parts(run: Run, file: Path) -> None:
+    """Raise BadInput unless the parts of config.json fit together; a part alone may be right in another run."""
+    # The encoders repeat sizes of the settings and of the tokenizer.
+    sizes = ("architecture", "image_size", "feature_dim", "width", "depth")
+    expected = {name: getattr(run.config, name) for name in sizes}
+    expected |= {name: getattr(run.tokenizer, name) for name in ("vocabulary_size", "context_length")}
+    for name, value in expected.items():
+        if getattr(run.spec, name) != value:
+            raise BadInput(f"{file}: {name} of the model must be {brief(value)}, got {brief(getattr(run.spec, name))}")
+    if not isinstance(run.fingerprint, str):
+        raise BadInput(f"{file}: data_fingerprint must be a text, got {brief(run.fingerprint)}")
+    texts = {"held_out_fingerprints": run.held_out, **{f"places of {name}": run.places[name] for name in run.places}}
+    for name, entry in texts.items():
+        if not isinstance(entry, Mapping) or not all(isinstance(value, str) for value in entry.values()):
+            raise BadInput(f"{file}: {name} must be texts, got {brief(entry)}")
+    ends = [0, *run.earlier_ends, run.config.epochs]
+    if not all(isinstance(end, int) for end in ends) or any(a >= b for a, b in itertools.pairwise(ends)):
+        raise BadInput(f"{file}: earlier_ends must be rising numbers below epochs, got {brief(run.earlier_ends)}")
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -320,13 +348,29 @@ def load_reference_features(path: Path, identity: Mapping[str, str]) -> tuple[np
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl; if a crash cut the last line short, that line is left out."""
+    """Return the records of metrics.jsonl; if a crash cut the last line short, that line is left out.
+
+    Raises
+    ------
+    BadInput
+        If the file is no plain file, or if another line is damaged.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # A pipe could be read for ever.
+    if not path.is_file():
+        raise BadInput(f"{path} must be a log of JSON lines, got no plain file")
+    records: list[dict[str, Any]] = []
+    with naming(path):
+        # The text is split at line feeds only, because JSON texts may hold other separators of lines.
+        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        elif number < len(lines):
+            raise BadInput(f"{path} must have a JSON object with a step on each line, got another line {number}")
     return records

@@ -34,8 +34,8 @@ def shown(text: object) -> str:
 
     Examples
     --------
-    >>> print(shown("two\nlines, \x1b[31mred\x1b[0m and caf\u00e9"))
-    two\nlines, \x1b[31mred\x1b[0m and caf\u00e9
+    >>> print(shown("two\nlines [bold], \x1b[31mred\x1b[0m, \u202eelif"))
+    two\nlines [bold], \x1b[31mred\x1b[0m, \u202eelif
     """
     line = str(text)
     if line.isascii() and line.isprintable():

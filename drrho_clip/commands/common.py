@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drrho_clip import outputs
 from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, TEXT, setting
-from drrho_clip.outputs import check_file
 from drrho_core.backend import Backend, get_backend
 
 __all__ = ["allow_unfinished_option", "build_backend", "check_page", "device_option", "write_json"]
@@ -41,11 +40,7 @@ def build_backend(name: str, device: str | None, dtype: str) -> Backend:
 def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
     """Write results to a JSON file; do nothing if `path` is None."""
     if path is not None:
-        from drrho_clip.checkpoint import naming, write_atomic
-
-        with naming(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+        outputs.write_json(path, content)
 
 
 def check_page(name: str, path: Path | None) -> None:
@@ -56,4 +51,4 @@ def check_page(name: str, path: Path | None) -> None:
         raise BadInput(f"{name} must be a file that ends in .html, got {path}")
     if not path.parent.is_dir():
         raise BadInput(f"{name} must be a file in a folder that exists, got {path}")
-    check_file(path, name)
+    outputs.check_file(path, name)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from drrho_clip.commands.common import build_backend, device_option
 from drrho_clip.commands.table import print_table
-from drrho_clip.options import FLAG, PATH, TEXT, at_least, setting
+from drrho_clip.config import SEED
+from drrho_clip.options import FLAG, PATH, TEXT, setting
 from drrho_clip.terminal import say
 from drrho_core.backend import default_backend
 
@@ -37,7 +38,7 @@ class Demo:
         help="Train small models for a few steps. This shows that every part works, but not which method is best.",
     )
     seeds: tuple[int, ...] = setting(
-        (0,), rule=at_least(0), several="+", help="Seeds. The demo compares all methods once per seed."
+        (0,), rule=SEED, several="+", help="Seeds. The demo compares all methods once per seed."
     )
     resume: bool = setting(False, rule=FLAG, help="Continue an interrupted demo.")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drrho_clip.commands.common import build_backend, check_page, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_page, device_option, write_json
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.options import PATH, TEXT, at_least, setting
 from drrho_clip.outputs import check_file
@@ -44,18 +44,19 @@ class Search:
     out: Path | None = setting(None, rule=PATH, help="A file .html to which a page with the pictures is written.")
     json: Path | None = setting(None, rule=PATH, help="A file to which the matches are written as well.")
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
+    allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
 
     def run(self) -> int:
         """Search, then print the matches and write the files."""
         from drrho_clip.encode import Encoder
-        from drrho_clip.run import open_run
+        from drrho_clip.resume import open_finished_run
         from drrho_clip.search import check_queries, search
 
         check_page("out", self.out)
         check_file(self.json, "json")
         # The queries are checked before the images are read, because reading the images may take long.
-        run = open_run(self.folder)
+        run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         check_queries(self.words, run.tokenizer)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         name, dataset = _opened(self.data or run.config.data, run.config)

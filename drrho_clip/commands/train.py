@@ -12,6 +12,7 @@ from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, PATH, setting
+from drrho_clip.table_defaults import defaults_for
 from drrho_clip.terminal import say
 from drrho_core.backend import Backend
 
@@ -86,20 +87,12 @@ class Train:
             raise BadInput(f"data must be a CSV or TSV file or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
         backend = build_backend(config.backend, self.device, config.dtype)
-        # The default architecture depends on the backend, the default batch size on the size of the table.
+        # The default architecture depends on the backend; some defaults depend on the size of the table.
         if "architecture" not in self.settings:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
         if config.data in BUILT_IN_DATA:
             return config, backend, None
         splits = pair_splits(config.data, seed=config.data_seed)
-        if "batch_size" not in self.settings:
-            config = replace(config, batch_size=_batch_size_for(len(splits.train)))
+        sized = defaults_for(len(splits.train), as_reference=config.as_reference)
+        config = replace(config, **{name: value for name, value in sized.items() if name not in self.settings})
         return config, backend, splits
-
-
-def _batch_size_for(num_samples: int) -> int:
-    """Return the largest power of two, from 2 to 256, with at least four batches per epoch, or 2 if no power has."""
-    size = 256
-    while size > 2 and size * 4 > num_samples:
-        size //= 2
-    return size

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.order import rows_at
@@ -36,11 +37,15 @@ class HostBatch(NamedTuple):
         Row ids without repeats.
     images : ndarray of uint8, shape (b, s, s, C)
     tokens : ndarray of int32, shape (b, L)
+    pair_mask : ndarray of bool, shape (b, b), or None
+        False if image i and caption j belong to the same image: the pair is then no negative, because every caption of
+        an image is right. None for all batches of a data set in which no image has several rows.
     """
 
     sample_index: Int64
     images: UInt8
     tokens: Int32
+    pair_mask: npt.NDArray[np.bool_] | None = None
 
 
 def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[Int64]:
@@ -151,6 +156,8 @@ class BatchSource:
         if self.channels not in (1, 3):
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
         self._tokens = tokenizer.encode(captions_of(dataset))
+        image_ids = dataset.image_ids
+        self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
         self._shape = (self.image_size, self.image_size, self.channels)
         # The cache holds all images, if they fit into `cache_bytes`. It is filled while batches are decoded.
         images: UInt8 | None = getattr(dataset, "images", None)
@@ -168,8 +175,12 @@ class BatchSource:
         """Return the number of pairs."""
         return len(self.dataset)
 
-    def epoch(self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[HostBatch]:
+    def epoch(
+        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
+    ) -> Iterator[HostBatch]:
         """Yield the batches of one epoch in the order of `batches`, beginning with number `first_batch`.
+
+        If `rows` is given, only these rows are used, and `batches` orders their positions in `rows`.
 
         Raises
         ------
@@ -177,7 +188,10 @@ class BatchSource:
             The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises an error
             instead of yielding the batch of that image.
         """
-        return self._stream(batches(len(self), batch_size, seed=seed, epoch=epoch, first_batch=first_batch))
+        order = batches(
+            len(self) if rows is None else len(rows), batch_size, seed=seed, epoch=epoch, first_batch=first_batch
+        )
+        return self._stream(order if rows is None else (rows[index] for index in order))
 
     def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
         """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""
@@ -222,7 +236,11 @@ class BatchSource:
         return self._assemble(index, np.concatenate([part.result() for part in parts]))
 
     def _assemble(self, index: Int64, images: UInt8) -> HostBatch:
-        return HostBatch(index, images, self._tokens[index])
+        pair_mask = None
+        if self._image_ids is not None:
+            image_ids = self._image_ids[index]
+            pair_mask = image_ids[:, None] != image_ids[None, :]
+        return HostBatch(index, images, self._tokens[index], pair_mask)
 
     def _decode(self, index: Int64) -> UInt8:
         """Return the images of the given rows."""

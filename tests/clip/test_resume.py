@@ -17,7 +17,7 @@ from drrho_clip.cli import main
 # A training run that kills itself with SIGKILL at a chosen moment: no exit handler, no flush, as power loss would.
 DRIVER = """
 import os, signal, sys
-from drrho_clip import checkpoint, train
+from drrho_clip import trainer
 from drrho_clip.cli import main
 from drrho_clip.run import Run
 
@@ -51,7 +51,7 @@ elif moment == "after the new file is in place":
 elif moment == "before the file reached the disk":
     os.fsync = die_on(os.fsync, before=True)
 elif moment == "after a step":
-    train.Trainer.take_step = die_on(train.Trainer.take_step, before=False)
+    trainer.Trainer.take_step = die_on(trainer.Trainer.take_step, before=False)
 elif moment == "within a line of the log":
     Run.log = half_a_line
 else:

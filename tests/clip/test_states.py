@@ -14,9 +14,11 @@ from drrho_clip.checkpoint import load_arrays
 from drrho_clip.config import TrainConfig
 from drrho_clip.encode import Encoder
 from drrho_clip.evaluate import evaluate
+from drrho_clip.outcome import Outcome
 from drrho_clip.run import RunProgress, open_run
 from drrho_clip.splits import open_splits
-from drrho_clip.train import Trainer, train
+from drrho_clip.train import train
+from drrho_clip.trainer import Trainer
 from drrho_core.backend import get_backend
 
 CONFIG = TrainConfig(
@@ -49,7 +51,7 @@ def validated(curve: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
         return measured if zero_shot else measured | {"retrieval_r1": next(values)}
 
     values = itertools.cycle(curve)  # a second run of a test sees the same curve
-    monkeypatch.setattr("drrho_clip.train.evaluate", figures)
+    monkeypatch.setattr("drrho_clip.trainer.evaluate", figures)
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ def test_the_results_are_those_of_the_best_state(outcome: Outcome) -> None:
 
 def test_a_state_that_was_not_kept_is_replaced_by_the_next_one(outcome: Outcome) -> None:
     run = outcome.run
+    run.state_file("reference").unlink()
     assert [run.chosen_state(state) for state in ("reference", "best", "last")] == ["best", "best", "last"]
     run.state_file("best").rename(run.state_file("reference"))
     assert [run.chosen_state(state) for state in ("reference", "best", "last")] == ["reference", "last", "last"]

@@ -319,7 +319,14 @@ def test_twins_that_are_masked_are_as_good_as_apart() -> None:
     assert whole == pytest.approx(first + second - rest, rel=1e-14)
 
 
-@pytest.mark.parametrize("function", [dc.sigmoid_loss, dc.hinge_margin_loss])
+BADLY_MASKED: dict[Any, dict[str, Any]] = {
+    dc.sigmoid_loss: {"scale": 1.0, "bias": 0.0},
+    dc.hinge_margin_loss: {"margin": 1.0},
+    dc.info_nce: {"temperature": 1.0},
+}
+
+
+@pytest.mark.parametrize("function", BADLY_MASKED)
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
@@ -330,9 +337,8 @@ def test_twins_that_are_masked_are_as_good_as_apart() -> None:
     ],
 )
 def test_a_bad_mask_is_refused(function: Any, mask: Any, error: Any, message: str) -> None:
-    scalars = {"scale": 1.0, "bias": 0.0} if function is dc.sigmoid_loss else {"margin": 1.0}
     with pytest.raises(error, match=message):
-        function(*draw()[:2], pair_mask=mask, **scalars)
+        function(*draw()[:2], pair_mask=mask, **BADLY_MASKED[function])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

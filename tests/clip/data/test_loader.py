@@ -64,7 +64,9 @@ def _same(left: list[HostBatch], right: list[HostBatch]) -> None:
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
         for field_one, field_other in zip(one, other, strict=True):
-            np.testing.assert_array_equal(field_one, field_other)
+            assert (field_one is None) == (field_other is None)
+            if field_one is not None:
+                np.testing.assert_array_equal(field_one, field_other)
 
 
 def test_order_of_an_epoch_stays_the_same() -> None:
@@ -148,13 +150,33 @@ def test_rows_keep_their_own_image_and_caption() -> None:
     data = _Decoded(20)
     source = BatchSource(data, _TOKENIZER, image_size=9, cache_bytes=0)
     for batch in source.epoch(5, seed=4, epoch=1):
-        for row, image, tokens in zip(*batch, strict=True):
+        for row, image, tokens in zip(*batch[:3], strict=True):
             alone = source.gather([row])
             np.testing.assert_array_equal(alone.images[0], image)
             np.testing.assert_array_equal(_TOKENIZER.encode([str(row)])[0], tokens)
     everything = list(source.in_order(6))
     assert [len(batch.sample_index) for batch in everything] == [6, 6, 6, 2]
     assert np.concatenate([batch.sample_index for batch in everything]).tolist() == list(range(20))
+
+
+def test_captions_of_one_image_are_no_negatives_of_each_other() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    shown = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4])
+    data = ArrayDataset("several", images[shown], [str(number) for number in range(9)])
+    source = BatchSource(data, _TOKENIZER, image_size=8)
+    stream = [*source.epoch(4, seed=0, epoch=0), *source.in_order(4), source.gather([8, 0, 7])]
+    assert any(np.unique(shown[batch.sample_index]).size < len(batch.sample_index) for batch in stream)
+    for batch in stream:
+        assert batch.pair_mask is not None
+        assert batch.pair_mask.dtype == np.bool_
+        for i, row in enumerate(batch.sample_index):
+            for j, other in enumerate(batch.sample_index):
+                assert batch.pair_mask[i, j] == (shown[row] != shown[other])
+
+
+def test_images_with_one_row_each_need_no_mask() -> None:
+    source = BatchSource(_Decoded(20), _TOKENIZER, image_size=6)
+    assert {batch.pair_mask for batch in [*source.epoch(4, seed=0, epoch=0), source.gather([1, 2])]} == {None}
 
 
 def test_epoch_resumes_in_the_middle() -> None:
