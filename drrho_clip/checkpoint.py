@@ -15,8 +15,10 @@ import safetensors
 import safetensors.numpy
 
 from drrho_clip.errors import BadInput
+from drrho_clip.safe_text import brief
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""In files of version 1, which are still read, the checksum covers the arrays but not the state."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -82,11 +84,12 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
     """
     # safetensors copies the memory of an array unchanged, so every array must be in C order (row by row).
     whole = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
+    text = json.dumps(state, sort_keys=True)
     metadata = {
         "format": f"drrho-{kind}",
         "version": str(FORMAT_VERSION),
-        "sha256": digest(whole),
-        "state": json.dumps(state, sort_keys=True),
+        "sha256": digest(whole, text),
+        "state": text,
     }
     write_atomic(path, safetensors.numpy.save(whole, metadata=metadata))
 
@@ -118,7 +121,8 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     """
     with _opened(path, kind) as (file, state, expected):
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if digest(arrays) != expected:
+        actual = digest(arrays, file.metadata()["state"] if file.metadata()["version"] != "1" else "")
+    if actual != expected:
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: its checksum does not fit its content")
     return arrays, state
 
@@ -133,23 +137,27 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any], str]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != f"drrho-{kind}":
                 raise BadInput(f"{path} must be a drrho {kind}, got a safetensors file of another kind")
-            if metadata.get("version") != str(FORMAT_VERSION):
+            if metadata.get("version") not in ("1", str(FORMAT_VERSION)):
                 raise BadInput(f"{path} must have format version {FORMAT_VERSION}, got {metadata.get('version')!r}")
-            yield file, json.loads(metadata["state"]), metadata["sha256"]
+            state = json.loads(metadata["state"])
+            if not isinstance(state, dict):
+                raise BadInput(f"{path} must hold the state of a drrho {kind}, got {brief(state)}")
+            yield file, state, metadata["sha256"]
     except BadInput:
         raise
     # The parser raises an error if the file is incomplete; the checksum detects changed bits.
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: {reason}") from None
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and bytes, in hex."""
+def digest(arrays: Mapping[str, np.ndarray], state: str = "") -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of arrays, and of the text of a state, in hex."""
     # A zero byte ends each name, dtype and shape, so that different sets of arrays never give the same bytes.
     sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         sha.update(f"{name}\0{array.dtype.str}\0{arrays[name].shape}\0".encode())
         sha.update(array.data if array.size else b"")
+    sha.update(state.encode())
     return sha.hexdigest()

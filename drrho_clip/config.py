@@ -54,7 +54,29 @@ class TrainConfig:
         rule=TEXT,
         metavar="FILE|NAME",
         shown="none; required without --resume",
-        help="A CSV or TSV table of images and captions, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+        help="A table of images and captions (CSV, TSV, JSON Lines or Parquet), a folder of images with text files "
+        "beside them, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+    )
+    validation: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="FILE",
+        later=True,
+        shown="a tenth of the images of --data",
+        help="A table with the same columns for validation. It must not share images with --data.",
+    )
+    image_column: str | None = setting(
+        None,
+        rule=TEXT,
+        later=True,
+        shown="the usual names",
+        help="Column of a table that holds the paths of the images.",
+    )
+    caption_column: str | None = setting(
+        None, rule=TEXT, later=True, shown="the usual names", help="Column of a table that holds the captions."
+    )
+    label_column: str | None = setting(
+        None, rule=TEXT, later=True, shown='"label" if there is one', help="Column of a table that holds the classes."
     )
     method: str = setting(
         "drrho",
@@ -230,8 +252,14 @@ class TrainConfig:
             value = getattr(self, option.name)
             if value is not None or option.default is not None:
                 setting_of(option).rule.check(option.name, value)
+        self._check_data()
         self._check_reference()
         self._check_temperature()
+
+    def _check_data(self) -> None:
+        """Raise BadInput if a separate table is given for data that have a validation part of their own."""
+        if self.data in BUILT_IN_DATA and self.validation is not None:
+            raise BadInput(f"validation must be left out for built-in data, got {self.validation!r}")
 
     def _check_reference(self) -> None:
         """Raise BadInput unless method, reference and the settings that use a reference fit together."""

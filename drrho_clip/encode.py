@@ -74,6 +74,11 @@ class Encoder:
         """Side of the images that the encoder reads."""
         return self._spec.image_size
 
+    @property
+    def tokenizer(self) -> WordTokenizer:
+        """The tokenizer, which decides which captions the text encoder can distinguish."""
+        return self._tokenizer
+
     def use(self, parameters: Parameters) -> None:
         """Replace the parameters by other parameters of the same encoders."""
         self._parameters = parameters

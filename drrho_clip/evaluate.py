@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drrho_clip.data import captions_of
+from drrho_clip.data import captions_of, same_text
 from drrho_clip.retrieval import Recall, Retrieval, retrieval
 from drrho_clip.similarity import nearest
 from drrho_clip.zero_shot import zero_shot_accuracy
@@ -54,6 +54,7 @@ def evaluate(
         encoder.texts(captions),
         captions,
         image_ids=image_ids,
+        same_text=same_text(encoder.tokenizer),
         gallery_size=gallery_size,
     ).metrics()
     task = dataset.zero_shot(image_size=encoder.image_size) if zero_shot else None

@@ -8,6 +8,7 @@ example in another format, has other content and is not recognised.
 from __future__ import annotations
 
 import functools
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,14 +20,27 @@ from drrho_clip.data import Dataset, DataSplits, PairsDataset
 from drrho_clip.errors import BadInput
 from drrho_clip.progress import Reporter
 from drrho_clip.run import Run
+from drrho_clip.terminal import say
 
-__all__ = ["Unseen", "decode_held_out", "known_images", "save_known_images", "shows_known_image", "unseen_pairs"]
+__all__ = ["Unseen", "check_held_out", "known_images", "save_known_images", "shows_known_image", "unseen_pairs"]
 
 _THREADS = 4
 
 
-def decode_held_out(splits: DataSplits, *, quiet: bool = False) -> None:
-    """Decode every validation and test image once, so that an unreadable image is found before the first step.
+def check_held_out(splits: DataSplits, *, reference: Run | None = None, quiet: bool = False) -> None:
+    """Check the validation and test data of a run before the first step.
+
+    Every image is decoded once, so that an unreadable image stops the run here and not after the last epoch. If the
+    reference model was trained on test images, the results of the run will look too good, and a warning says so.
+
+    Parameters
+    ----------
+    splits : DataSplits
+        The data of the run.
+    reference : Run, optional
+        The run of the reference model.
+    quiet : bool
+        Show no progress and no warning.
 
     Raises
     ------
@@ -42,6 +56,11 @@ def decode_held_out(splits: DataSplits, *, quiet: bool = False) -> None:
             # The results come in the order of the rows, so the first unreadable image is the one that is reported.
             for _ in threads.map(functools.partial(_decode, data), rows.tolist()):
                 reporter.advance()
+    known = None if reference is None else known_images(reference)
+    count = 0 if known is None else int(shows_known_image(splits.test, known).sum())
+    if count > 0 and not quiet:
+        pairs = f"{count:,} of {len(splits.test):,} test pairs"
+        say(f"warning: {pairs} show images that the reference model was trained on", stream=sys.stderr)
 
 
 def _decode(data: Dataset, row: int) -> None:

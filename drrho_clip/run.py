@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, write_atomic
+from drrho_clip.checkpoint_state import check_state
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, WordTokenizer, captions_of
 from drrho_clip.errors import BadInput
@@ -171,6 +172,7 @@ class Run:
             If the checkpoint is missing or damaged.
         """
         state = load_state(self.checkpoint, "checkpoint")
+        check_state(state, self.checkpoint)
         # Before version 0.2.0 a checkpoint did not say whether the training was over.
         over = state.get("finished", True) and state.get("epochs", self.config.epochs) == self.config.epochs
         return RunProgress(int(state["step"]), state.get("total"), over and self.results.is_file())
@@ -274,6 +276,10 @@ def open_run(folder: str | Path) -> Run:
     file = folder / "config.json"
     if not file.is_file():
         raise BadInput(f"{folder} must be the folder of a run, got no config.json there")
+    # A pipe or a device in place of another file of the run could be read for ever.
+    for path in (path for name in FILES for path in folder.glob(name)):
+        if not path.is_file():
+            raise BadInput(f"{path} must be a plain file, got a folder, a pipe, a device or a broken link")
     document = read_json(file, "the description of a run")
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
         raise BadInput(f"{file} must describe a drrho run, got another program's file")
@@ -294,7 +300,7 @@ def open_run(folder: str | Path) -> Run:
         )
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise BadInput(f"{file} must describe a drrho run, got a damaged description ({error!r})") from None
     _check_parts(run, file)
     return run

@@ -14,7 +14,7 @@ from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.evaluate import evaluate
 from drrho_clip.guidance import keep_guidance, print_guidance
-from drrho_clip.held_out import decode_held_out, save_known_images
+from drrho_clip.held_out import check_held_out, save_known_images
 from drrho_clip.outcome import Outcome, load_outcome
 from drrho_clip.outputs import check_folder
 from drrho_clip.resume import continued, open_finished_run, parameters_to_start_from
@@ -95,7 +95,8 @@ def train(
     run = describe_run(folder, config, splits.train, tokenizer=None if source is None else source.tokenizer)
     run = describe_data(run, splits)
     start = None if source is None else parameters_to_start_from(source, run.spec)
-    decode_held_out(splits, quiet=quiet)
+    reference = None if config.reference is None else open_run(config.reference)
+    check_held_out(splits, reference=reference, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits, start=start)) as trainer:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,6 @@ def train(
             refuse_existing(folder)
             remove_torn_files(folder)
             run.write()
-            reference = None if config.reference is None else open_run(config.reference)
             save_known_images(run, splits, reference=reference)
             trainer.save()
             return _finish(trainer, quiet=quiet, stop_after=stop_after)
@@ -136,7 +136,8 @@ def _resume(
         if over:
             run.write()
             return load_outcome(run, backend)
-        decode_held_out(splits, quiet=quiet)
+        # A resumed run no longer needs the folder of the reference model.
+        check_held_out(splits, quiet=quiet)
         with contextlib.closing(Trainer(run, backend, splits)) as trainer:
             remove_torn_files(folder)
             trainer.load()

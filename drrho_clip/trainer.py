@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from drrho_clip.checkpoint import load_arrays, save_arrays
+from drrho_clip.checkpoint_state import check_state
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
@@ -328,6 +329,7 @@ class Trainer:
             If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
         """
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
+        check_state(progress, self.run.checkpoint)
         groups = self._groups()
         expected = {
             f"{group}/{name}": tuple(array.shape)

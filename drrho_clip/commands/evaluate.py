@@ -60,6 +60,11 @@ class Evaluate:
     gallery: int | str = setting(
         200, rule=_GALLERY, help="Images among which a caption is searched, or 'all' for a single gallery."
     )
+    state: str = setting(
+        "best",
+        rule=choice("best", "last", "reference"),
+        help="State of the run: the best by validation, the last, or the state that serves as a reference model.",
+    )
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
     allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
@@ -77,13 +82,14 @@ class Evaluate:
         # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         dataset, about = self._held_out_pairs(run)
-        encoder = Encoder.load(run, backend)
+        encoder = Encoder.load(run, backend, state=self.state)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         row = {
             "method": run.config.method,
             "dataset": self.data or run.config.data,
             "seed": run.config.seed,
             "metrics": evaluate(encoder, dataset, gallery_size=size),
+            "state": run.chosen_state(self.state),
             **about,
         }
         # The file comes first, so that a closed pipe behind the table does not cost the results.
@@ -93,10 +99,9 @@ class Evaluate:
 
     def _held_out_pairs(self, run: Run) -> tuple[Dataset, dict[str, int]]:
         """Open the pairs to measure; of another table, return also how many pairs were left out."""
-        from drrho_clip.data import read_pairs
         from drrho_clip.held_out import unseen_pairs
         from drrho_clip.run_data import open_run_data
-        from drrho_clip.splits import open_splits
+        from drrho_clip.splits import open_splits, open_table
         from drrho_clip.terminal import say
 
         if self.data is None or self.data in BUILT_IN_DATA:
@@ -107,6 +112,6 @@ class Evaluate:
         # Only the data of the run itself are split; of another table all pairs are evaluated.
         if self.split is not None:
             raise BadInput(f"split must be left out with --data FILE, which is measured whole, got {self.split}")
-        unseen = unseen_pairs(run, read_pairs(self.data))
+        unseen = unseen_pairs(run, open_table(self.data, run.config))
         say(unseen.sentence)
         return unseen.pairs, {"num_left_out": unseen.num_left_out}

@@ -77,12 +77,11 @@ class Search:
 
 def _opened(name: str, config: TrainConfig) -> tuple[str, Dataset]:
     """Return name and data: all pairs of a table, or the test part of a built-in data set."""
-    from drrho_clip.data import read_pairs
-    from drrho_clip.splits import open_splits
+    from drrho_clip.splits import open_splits, open_table
 
     if name in BUILT_IN_DATA:
         return name, open_splits(replace(config, data=name)).test
-    return name, read_pairs(name)
+    return name, open_table(name, config)
 
 
 def _print(answer: Answer) -> None:

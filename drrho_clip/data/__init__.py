@@ -14,7 +14,7 @@ from drrho_clip.data.pairs import PairsDataset, pair_splits, read_pairs
 from drrho_clip.data.preprocess import normalise, resize, to_channels
 from drrho_clip.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of, image_names
 from drrho_clip.data.scenes import scene_splits, scenes
-from drrho_clip.data.tokenizer import WordTokenizer
+from drrho_clip.data.tokenizer import WordTokenizer, same_text
 
 __all__ = [
     "ArrayDataset",
@@ -35,6 +35,7 @@ __all__ = [
     "pair_splits",
     "read_pairs",
     "resize",
+    "same_text",
     "scene_splits",
     "scenes",
     "swap_captions",

@@ -142,7 +142,12 @@ def _to_rgb(opened: Picture) -> UInt8:
 
     picture = ImageOps.exif_transpose(opened)
     if picture.mode == "F" or picture.mode.startswith("I"):
-        return np.repeat(_grey_bytes(np.asarray(picture), picture.mode)[..., None], 3, axis=-1)
+        values = np.asarray(picture)
+        grey = _grey_bytes(values, picture.mode)
+        # Pillow's own conversions ignore the value that a PNG of 16 bits declares to be transparent.
+        if isinstance(clear := picture.info.get("transparency"), int):
+            grey[values == clear] = 255
+        return np.repeat(grey[..., None], 3, axis=-1)
     # Pillow's conversion to RGB drops the transparency and shows colours that are invisible in the picture.
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")

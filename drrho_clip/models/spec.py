@@ -112,14 +112,15 @@ class ModelSpec:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise BadInput(f"{name} must be an integer of at least {minimum}, got {brief(value)}")
-        if self.depth > LARGEST_DEPTH:
-            raise BadInput(f"depth must be at most {LARGEST_DEPTH}, got {brief(self.depth)}")
+            # Sizes of a damaged file, such as a width of 10**12, are refused here and not by the memory.
+            most = LARGEST_DEPTH if name == "depth" else LARGEST_MODEL
+            if value > most:
+                raise BadInput(f"{name} must be at most {most}, got {brief(value)}")
         if self.architecture == "conv" and self.text_width % self.heads:
             raise BadInput(f"heads must divide 2 * width = {self.text_width}, got {brief(self.heads)}")
-        # Sizes of a damaged file, such as a width of 10**12, are refused here and not by the memory.
         count = sum(math.prod(shape) for shape in parameter_shapes(self).values())
-        if count > LARGEST_MODEL or self.context_length > LARGEST_MODEL:
-            sizes = ", ".join(f"{name} {brief(getattr(self, name))}" for name in _MINIMA if name != "heads")
+        if count > LARGEST_MODEL:
+            sizes = ", ".join(f"{name} {getattr(self, name)}" for name in _MINIMA if name != "heads")
             raise BadInput(f"a model must have at most {LARGEST_MODEL:,} parameters, got the sizes {sizes}")
 
     @property

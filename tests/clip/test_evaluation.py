@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import nearest, retrieval, zero_shot_accuracy
+from drrho_clip.similarity import SimilarityTile, similarities
 
 
 def from_similarity(similarity: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -243,6 +244,26 @@ def test_retrieval_matches_plain_loops(
     assert measured.num_queries == len(flat) + len(image_ranks)
     hits = [[[rank == 1 for rank in ranks] for ranks in side] for side in (image_ranks, text_ranks_of_images)]
     assert measured.retrieval_r1_standard_error == pytest.approx(standard_error_by_loops(*hits), abs=1e-12)
+
+
+class TestSimilarities:
+    @pytest.mark.parametrize("d", [1, 2, 3, 7, 8, 17, 64, 129, 1000])
+    def test_a_few_places_have_the_bits_of_the_whole_matrix(self, d: int) -> None:
+        # `SimilarityTile` computes few places alone and many places as a whole matrix; these must tie with each other.
+        rng = np.random.default_rng(d)
+        for shape in ((1, 1), (3, 5), (1, 40), (40, 1), (60, 70)):
+            queries, answers = (rng.normal(size=(count, d)) for count in shape)
+            whole = similarities(queries, answers)
+            places = rng.integers(0, shape[0], size=3), rng.integers(0, shape[1], size=3)
+            tile = SimilarityTile(queries, answers)
+            assert np.array_equal(tile.at(*places), whole[places])
+            assert tile.at_least(whole).all()
+            assert not tile.at_least(np.nextafter(whole, np.inf)).any()
+
+    def test_a_collapsed_model_with_enormous_features_scores_zero(self) -> None:
+        # The products overflow to infinity, and infinities tie.
+        huge = np.full((30, 4), 1e200)
+        assert retrieval(huge, huge, [str(row) for row in range(30)]).retrieval_r10 == 0.0
 
 
 class TestZeroShot:

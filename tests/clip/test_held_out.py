@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drrho_clip.checkpoint import load_arrays
+from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, DataSplits, Sample, pair_splits, read_pairs
 from drrho_clip.errors import BadInput
-from drrho_clip.held_out import decode_held_out, known_images, shows_known_image
+from drrho_clip.held_out import check_held_out, known_images, shows_known_image
 from drrho_clip.run import Run, open_run
 from drrho_clip.train import train
 
@@ -173,6 +174,22 @@ class TestPairsThatTheRunHasSeen:
         )
         assert line == "drrho: split must be left out with --data FILE, which is measured whole, got test"
 
+    def test_a_reference_that_has_seen_test_images_is_reported(
+        self, place: Path, tmp_path: Path, splits: DataSplits, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # Another seed holds out other images, so the reference has seen most of them.
+        table = place / "own" / "table.csv"
+        other = pair_splits(table, seed=1).test
+        known = known_images(open_run(place / "run"))
+        assert known is not None
+        count = int(shows_known_image(other, known).sum())
+        assert 0 < count <= len(other)
+        command = ["train", "--data", str(table), "--method", "drrho", "--reference", str(place / "run"), *SMALL]
+        line = f"warning: {count} of {len(other)} test pairs show images that the reference model was trained on\n"
+        for seed, expected in (("0", False), ("1", True)):
+            assert main([*command, "--data-seed", seed, "--out", str(tmp_path / seed)]) == 0
+            assert (line in capsys.readouterr().err) is expected
+
 
 class TestGallery:
     def test_its_size_is_that_of_the_option(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +205,47 @@ class TestGallery:
     def test_a_size_that_is_none_is_refused(self, place: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
         line = refused(capsys, "evaluate", str(place / "run"), f"--gallery={size}")
         assert line.startswith("drrho: --gallery must be an integer of at least 2 or 'all', got ")
+
+
+class TestStateOfTheRun:
+    def test_an_unfinished_run_is_refused_unless_it_is_allowed(
+        self, place: Path, splits: DataSplits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = replace(open_run(place / "run").config, epochs=3)
+        total = train(config, tmp_path / "run", splits=splits, quiet=True, stop_after=2).run.progress().total
+        line = refused(capsys, "evaluate", str(tmp_path / "run"))
+        expected = f"must be a finished run (or say --allow-unfinished), got a run after 2 of {total} steps"
+        assert line == f"drrho: {tmp_path / 'run'} {expected}"
+        row, _ = evaluated(capsys, tmp_path, "--allow-unfinished")
+        assert row["state"] == "last"
+        train(config, tmp_path / "run", resume=True, splits=splits, quiet=True)
+        row, _ = evaluated(capsys, tmp_path)
+        assert row["state"] == "best"
+
+    def test_the_state_of_the_option_is_measured(
+        self, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # The last state gets random parameters; the best state stays.
+        shutil.copytree(place / "run", tmp_path / "run")
+        run = open_run(tmp_path / "run")
+        arrays, state = load_arrays(run.checkpoint, "checkpoint")
+        rng = np.random.default_rng(0)
+        changed = {
+            name: rng.normal(size=array.shape).astype(array.dtype) if name.startswith("parameters/") else array
+            for name, array in arrays.items()
+        }
+        save_arrays(run.checkpoint, "checkpoint", changed, state)
+        run.state_file("reference").unlink(missing_ok=True)
+        table = write_table(
+            tmp_path / "far", draw(tmp_path / "far-drawn", 30, 6), [f"thing {row}" for row in range(30)]
+        )
+        rows = {
+            state: evaluated(capsys, tmp_path, "--data", str(table), "--state", state)[0]
+            for state in ("best", "last", "reference")
+        }
+        assert rows["last"]["metrics"] != rows["best"]["metrics"]
+        # Without a state that is kept for a reference, the best state stands for it.
+        assert rows["reference"] == rows["best"]
 
 
 def truncated_jpeg(file: Path, seed: int) -> None:
@@ -223,7 +281,7 @@ class TestUnreadableImages:
         pictures = [picture for picture in draw(tmp_path / "drawn", 30, seed=0) for _ in range(3)]
         splits = pair_splits(write_table(tmp_path / "own", pictures, [f"thing number {row}" for row in range(90)]))
         counts = [Counting(splits.validation), Counting(splits.test)]
-        decode_held_out(DataSplits(splits.train, *counts), quiet=True)
+        check_held_out(DataSplits(splits.train, *counts), quiet=True)
         assert [sum(count.looks.values()) for count in counts] == [len(set(data.image_ids)) for data in counts]
         assert all(set(count.looks.values()) == {1} for count in counts)
 
