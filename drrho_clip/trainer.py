@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.checkpoint_state import check_state
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
+from drrho_clip.divergence import Watch, all_finite
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
@@ -28,7 +28,7 @@ from drrho_clip.models import initial_parameters
 from drrho_clip.progress import Reporter
 from drrho_clip.reference import measure_shares
 from drrho_clip.run import Run, part
-from drrho_clip.step import StepBatch, StepState, build_step
+from drrho_clip.step import StepBatch, StepResult, StepState, build_step
 from drrho_clip.temperature_figures import temperature_figures
 from drrho_core import cosine_gamma
 from drrho_core.backend import Backend
@@ -82,6 +82,8 @@ class Trainer:
         self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
+        self._saved = 0  # the step of the last checkpoint
+        self._losses = Watch(backend.xp)
         self._kept = KeptStates(run)
         self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
@@ -155,9 +157,11 @@ class Trainer:
             for epoch, batch in itertools.islice(self._remaining_batches(), max(0, stop - self.done)):
                 self._notes["loss"] = self.take_step(batch, epoch=epoch) or self._notes["loss"]
                 epoch_ends = self.done % self.steps_per_epoch == 0
-                if epoch_ends:
-                    self.end_of_epoch(epoch)
                 if epoch_ends or self.done % config.checkpoint_every == 0 or self.done == stop:
+                    # A state from which no step can be taken never replaces a good state.
+                    self._require_good_state(batch)
+                    if epoch_ends:
+                        self.end_of_epoch(epoch)
                     self.save()
                 reporter.advance(", ".join(filter(None, self._notes.values())))
                 if self.stopped:
@@ -213,7 +217,13 @@ class Trainer:
             first_batch = 0
 
     def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
-        """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None."""
+        """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None.
+
+        Raises
+        ------
+        BadInput
+            If the run has diverged.
+        """
         config, backend = self.run.config, self.backend
         began = time.monotonic()
         # 1. The schedules: learning rate by step; gamma, the weight of the new value in an inner estimate, by epoch.
@@ -249,7 +259,8 @@ class Trainer:
             pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
         )
         # 3. Features, loss, gradient and update of the parameters.
-        result = self._step(self.state, inputs)
+        result = self._stepped(batch, inputs)
+        self._losses.add(result.loss)
         # 4. The new state replaces the old state.
         self.state = result.state
         self.estimator.scatter(rows, result.log_inner_image, result.log_inner_text)
@@ -262,13 +273,40 @@ class Trainer:
         note = None
         if self.done % config.log_every == 0 or self.done == self.total_steps:
             loss, surrogate = float(result.loss), float(result.surrogate)
-            if not math.isfinite(loss):
-                raise BadInput(f"the loss must stay finite, got {loss} at step {self.done}: lower the learning_rate")
+            if not self._losses.all_finite():
+                raise self._diverged(self.done)
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
             self._log(epoch, figures | temperature_figures(self.temperature, result.temperature_gradient, backend))
             note = f"loss {loss:.4f}"
         self.seconds += time.monotonic() - began
         return note
+
+    def _stepped(self, batch: HostBatch, inputs: StepBatch) -> StepResult:
+        """Return the result of the step, or raise BadInput if the run has diverged."""
+        try:
+            # A diverging run ends with one message, so the warnings of NumPy would only be noise.
+            with np.errstate(all="ignore"):
+                return self._step(self.state, inputs)
+        # The core refuses features that are not finite, unless the step is compiled.
+        except ValueError:
+            if self._features_are_finite(batch):
+                raise
+            raise self._diverged(self.done + 1) from None
+
+    def _features_are_finite(self, batch: HostBatch) -> bool:
+        with np.errstate(all="ignore"):
+            return all_finite(self.encoder.batches([batch]))
+
+    def _require_good_state(self, batch: HostBatch) -> None:
+        """Raise BadInput unless all losses were finite and the new parameters give finite features of a batch."""
+        if not (self._losses.all_finite() and self._features_are_finite(batch)):
+            raise self._diverged(self.done)
+
+    def _diverged(self, step: int) -> BadInput:
+        return BadInput(
+            f"the loss must stay finite, got a number that is not, at step {step} or shortly before: lower the "
+            f"learning_rate; {self.run.checkpoint} has the last good state, that of step {self._saved}"
+        )
 
     def _log(self, epoch: int, figures: Mapping[str, float]) -> None:
         samples_seen = self.done * self.run.config.batch_size
@@ -298,6 +336,8 @@ class Trainer:
             for name, array in members.items()
         }
         # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
+        if not all_finite(arrays.values()):
+            raise self._diverged(self.done)
         arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
         progress = {
             "step": self.done,
@@ -309,6 +349,7 @@ class Trainer:
             "kept": self.kept,
         }
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
+        self._saved = self.done
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         self._kept.write(part(arrays, "parameters"))
 
@@ -351,6 +392,7 @@ class Trainer:
         self.estimator.load_state_dict(part(arrays, "estimator"))
         self.state = StepState(loaded["parameters"], loaded["optimizer"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
+        self._saved = self.done
         # A run that was stopped goes on if it has got more epochs since.
         same_end = progress.get("epochs", self.run.config.epochs) == self.run.config.epochs
         self.stopped = same_end and bool(progress.get("stopped", False))
