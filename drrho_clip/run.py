@@ -16,8 +16,10 @@ drrho need. A resumed run overwrites estimator.bin with the inner estimates of t
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +211,12 @@ class Run:
             raise BadInput(f"{file} must hold the parameters of its config.json, got other parameters")
         return parameters
 
+    def sync_log(self) -> None:
+        """Wait until all lines of metrics.jsonl are on the disk; a checkpoint that is there must not lack its lines."""
+        if self.metrics.exists():
+            with naming(self.metrics), self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
@@ -241,11 +249,17 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset, *, tokenizer:
     return Run(folder, config, spec, tokenizer, data.fingerprint())
 
 
+def files_of_run(folder: Path) -> list[Path]:
+    """Return the files of a run that are in a folder; links are among them, whether they lead to a file or not."""
+    entries = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / entry for entry in entries if any(fnmatch.fnmatchcase(entry, name) for name in FILES)]
+
+
 def refuse_existing(folder: Path) -> None:
     """Raise BadInput if a folder holds a run, is a file or cannot be written, so that no file is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
-    present = [path.name for name in FILES for path in sorted(folder.glob(name))]
+    present = [path.name for path in files_of_run(folder)]
     if present:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
     check_folder(folder, "out")
@@ -277,7 +291,7 @@ def open_run(folder: str | Path) -> Run:
     if not file.is_file():
         raise BadInput(f"{folder} must be the folder of a run, got no config.json there")
     # A pipe or a device in place of another file of the run could be read for ever.
-    for path in (path for name in FILES for path in folder.glob(name)):
+    for path in files_of_run(folder):
         if not path.is_file():
             raise BadInput(f"{path} must be a plain file, got a folder, a pipe, a device or a broken link")
     document = read_json(file, "the description of a run")

@@ -348,6 +348,7 @@ class Trainer:
             "stopped": self.stopped,
             "kept": self.kept,
         }
+        self.run.sync_log()
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
         self._saved = self.done
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.

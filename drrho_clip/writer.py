@@ -1,4 +1,4 @@
-"""One writer per run: a lock that keeps a second process out of a run's folder, and a refusal of links in it."""
+"""One writer per run: a lock keeps a second process out of a run's folder, and no link leads out of the folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drrho_clip.errors import BadInput
+from drrho_clip.run import files_of_run
 from drrho_clip.terminal import complain
 
 # The module is missing on Windows.
@@ -34,7 +35,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises
     ------
     BadInput
-        If another process holds the lock, or if the lock file is a link.
+        If another process holds the lock, or if a file of the run or the lock file is a link.
     OSError
         If the folder cannot be written.
     """
@@ -47,9 +48,17 @@ def only_writer(folder: Path) -> Iterator[None]:
         _lock(descriptor, folder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _refuse_links(folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise BadInput if a file of the run is a link, because writing would change a file in another place."""
+    for path in files_of_run(folder):
+        if path.is_symlink():
+            raise BadInput(f"{path} must be a plain file, got a link to {os.readlink(path)}")
 
 
 def _lock(descriptor: int, folder: Path) -> None:
