@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from drrho_clip.data.preprocess import RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
 from drrho_clip.models import LARGEST_DEPTH
@@ -225,6 +226,13 @@ class TrainConfig:
     )
     image_size: int = setting(
         32, rule=_SIDE, presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
+    )
+    resize: str = setting(
+        "crop",
+        rule=choice(*RESIZE_MODES),
+        later=True,
+        help="How images become square: crop (the central square; what lies outside is lost) or fit (the whole image "
+        "between grey borders).",
     )
     feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
     width: int = setting(

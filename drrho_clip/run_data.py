@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
-from drrho_clip.data import DataSplits
+from drrho_clip.data import DataSplits, PairsDataset
 from drrho_clip.errors import BadInput
 from drrho_clip.run import Run
-from drrho_clip.splits import open_splits
+from drrho_clip.splits import open_splits, open_table
 
 __all__ = [
     "PLACES",
     "describe_data",
     "open_run_data",
+    "open_whole_table",
     "place_of",
     "require_same_data",
     "tables_of",
@@ -87,6 +88,22 @@ def open_run_data(run: Run, data: str | None = None, validation: str | None = No
     splits = open_splits(config)
     require_same_data(run, splits, config)
     return splits
+
+
+def open_whole_table(run: Run, table: str | None = None) -> PairsDataset:
+    """Read all pairs of a table, by default of the table of a run, whose content is checked as in `open_run_data`.
+
+    Raises
+    ------
+    BadInput
+        For the reasons of `open_run_data`.
+    MissingExtra
+        If a library that the data need is not installed.
+    """
+    if table is None:
+        open_run_data(run)
+        table = place_of(run, "data")
+    return open_table(table, run.config)
 
 
 def require_same_data(run: Run, splits: DataSplits, config: TrainConfig | None = None) -> None:

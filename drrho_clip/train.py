@@ -9,6 +9,7 @@ import contextlib
 import json
 from pathlib import Path
 
+from drrho_clip.caption_check import print_caption_warnings
 from drrho_clip.checkpoint import write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
@@ -107,6 +108,9 @@ def train(
             run.write()
             save_known_images(run, splits, reference=reference)
             trainer.save()
+            tokenizer = None if reference is None else reference.tokenizer
+            if not quiet:
+                print_caption_warnings(run.tokenizer, splits, tokenizer)
             return _finish(trainer, quiet=quiet, stop_after=stop_after)
 
 

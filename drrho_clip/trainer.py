@@ -71,9 +71,12 @@ class Trainer:
     ) -> None:
         config = run.config
         self.run, self.backend, self.splits = run, backend, splits
-        self.source = BatchSource(
-            splits.train, run.tokenizer, image_size=run.spec.image_size, channels=run.spec.channels
-        )
+        reading: dict[str, Any] = {
+            "image_size": run.spec.image_size,
+            "resize_mode": config.resize,
+            "channels": run.spec.channels,
+        }
+        self.source = BatchSource(splits.train, run.tokenizer, **reading)
         self.guidance = open_guidance(run, backend, splits)
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
@@ -93,10 +96,8 @@ class Trainer:
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = StepState(parameters, optimizer.init(parameters))
         self._step = build_step(backend, model, optimizer, config)
-        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer)
-        self._held_out = BatchSource(
-            splits.validation, run.tokenizer, image_size=run.spec.image_size, channels=run.spec.channels
-        )
+        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=config.resize)
+        self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
         self.temperature: Temperature = make_temperature(
             config.temperature_scheme,
             config.temperature,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_page, device_option, write_json
-from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, at_least, setting
 from drrho_clip.outputs import check_file
 from drrho_clip.terminal import say
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
+    from drrho_clip.run import Run
     from drrho_clip.search import Answer
 
 
@@ -59,7 +60,7 @@ class Search:
         run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         check_queries(self.words, run.tokenizer)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
-        name, dataset = _opened(self.data or run.config.data, run.config)
+        name, dataset = _opened(self.data, run)
         encoder = Encoder.load(run, backend)
         answers = search(encoder, run.tokenizer, dataset, self.words, top=self.top)
         # The files come first, so that a closed pipe behind the lines does not cost the results.
@@ -75,13 +76,15 @@ class Search:
         return 0
 
 
-def _opened(name: str, config: TrainConfig) -> tuple[str, Dataset]:
+def _opened(data: str | None, run: Run) -> tuple[str, Dataset]:
     """Return name and data: all pairs of a table, or the test part of a built-in data set."""
-    from drrho_clip.splits import open_splits, open_table
+    from drrho_clip.run_data import open_whole_table
+    from drrho_clip.splits import open_splits
 
+    name = data or run.config.data
     if name in BUILT_IN_DATA:
-        return name, open_splits(replace(config, data=name)).test
-    return name, open_table(name, config)
+        return name, open_splits(replace(run.config, data=name)).test
+    return name, open_whole_table(run, data)
 
 
 def _print(answer: Answer) -> None:

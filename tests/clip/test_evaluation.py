@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drrho_clip.data import ArrayDataset, WordTokenizer
+from drrho_clip.encode import Encoder, build_model
 from drrho_clip.errors import BadInput
-from drrho_clip.evaluate import nearest, retrieval, zero_shot_accuracy
+from drrho_clip.evaluate import evaluate, nearest, retrieval, zero_shot_accuracy
+from drrho_clip.models import ModelSpec, initial_parameters
 from drrho_clip.similarity import SimilarityTile, similarities
+from drrho_core.backend import get_backend
 
 
 def from_similarity(similarity: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -246,6 +250,40 @@ def test_retrieval_matches_plain_loops(
     assert measured.retrieval_r1_standard_error == pytest.approx(standard_error_by_loops(*hits), abs=1e-12)
 
 
+class TestEvaluate:
+    """`evaluate` with encoders that were never trained."""
+
+    @staticmethod
+    def measure(captions: list[str]) -> dict[str, float]:
+        tokenizer = WordTokenizer.fit(["a red dog", "a blue cat"])
+        spec = ModelSpec(
+            "mlp",
+            image_size=8,
+            channels=1,
+            vocabulary_size=tokenizer.vocabulary_size,
+            context_length=tokenizer.context_length,
+            width=8,
+        )
+        backend = get_backend("numpy")
+        parameters = {name: backend.asarray(array) for name, array in initial_parameters(spec, seed=0).items()}
+        encoder = Encoder(backend, build_model(backend, spec), parameters, spec, tokenizer)
+        images = np.random.default_rng(0).integers(0, 256, size=(len(captions), 8, 8, 1), dtype=np.uint8)
+        return evaluate(encoder, ArrayDataset("noise", images, captions))
+
+    def test_captions_of_equal_words_count_as_equal(self) -> None:
+        assert self.measure(["a red dog.", "A Red DOG.", "a  red dog ."])["retrieval_r1"] == 1.0
+
+    def test_captions_of_unknown_words_never_count_as_equal(self) -> None:
+        # Both captions have the same tokens, so the text encoder gives them the same features, and the images tie.
+        figures = self.measure(["a zebra", "a yak"])
+        assert figures["retrieval_r1"] == 0.25
+
+    def test_figures_come_with_their_sample_sizes(self) -> None:
+        figures = self.measure([f"a red dog number {row}" for row in range(250)])
+        sizes = {name: figures[name] for name in ("num_pairs", "num_queries", "gallery_size", "num_pairs_full")}
+        assert sizes == {"num_pairs": 200, "num_queries": 400, "gallery_size": 200, "num_pairs_full": 250}
+
+
 class TestSimilarities:
     @pytest.mark.parametrize("d", [1, 2, 3, 7, 8, 17, 64, 129, 1000])
     def test_a_few_places_have_the_bits_of_the_whole_matrix(self, d: int) -> None:
@@ -300,6 +338,7 @@ class TestNearest:
 
 NAN = [[1.0, 0.0], [float("nan"), 1.0]]
 PAIR = np.eye(2)
+MASKED = np.ma.masked_array([[0, 1], [2, 3]], mask=[[True, False], [False, True]])
 
 
 @pytest.mark.parametrize(
@@ -325,6 +364,16 @@ PAIR = np.eye(2)
             r"image_ids must be integers of shape \(2,\)",
         ),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], image_ids=[7, 7]), "image_ids must name at least 2 images, got 7"),
+        (lambda: retrieval(PAIR, PAIR, None), "captions must be a sequence of str, got None"),  # type: ignore[arg-type]
+        (lambda: retrieval(PAIR, PAIR, ["a", "b"], same_text="no"), "same_text must be a function .*, got 'no'"),  # type: ignore[arg-type]
+        (
+            lambda: retrieval(PAIR, PAIR, ["a", "b"], same_text=list),
+            r"same_text must return hashable keys, got \['a'\]",
+        ),  # type: ignore[arg-type]
+        (lambda: retrieval(MASKED, PAIR, ["a", "b"]), r"image_features must be an array without a mask, .* \(2, 2\)"),
+        (lambda: retrieval(PAIR, PAIR, ["a", "b"], image_ids=MASKED[0]), "image_ids must be an array without a mask"),
+        (lambda: zero_shot_accuracy(PAIR, PAIR, MASKED[0]), "labels must be an array without a mask"),
+        (lambda: retrieval([[1.0], [1.0, 2.0]], PAIR, ["a", "b"]), "image_features must be an array, got rows of diff"),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=1), "gallery_size must be an integer .* 2, got 1"),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=2.0), "gallery_size must be .*, got 2.0"),  # type: ignore[arg-type]
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=True), "gallery_size must be .*, got True"),
