@@ -225,7 +225,7 @@ _GOOD = '{"image": "a.png", "caption": "one"}\n'
         (_GOOD + '{"image": "b.png"', "pairs.jsonl, line 2: must be a JSON object on one line: Expecting"),
         (_GOOD + "\n[1, 2]\n", "pairs.jsonl, line 3: must be a JSON object on one line: got a value of type list"),
         (_GOOD + "[" * 100_000, "pairs.jsonl, line 2: must be a JSON object on one line: nested too deeply"),
-        ("[\n" + _GOOD + "]", "pairs.jsonl must hold one JSON object on each line, got a list: write every object"),
+        ("[\n" + _GOOD + "]", "pairs.jsonl must hold one JSON object on each line, got a list: write each object"),
         ("1\n", "pairs.jsonl, line 1: must be a JSON object on one line: got a value of type int"),
         (_GOOD + '{"image": "b.png"}', "line 2: must have the field 'caption', got the fields image$"),
         (_GOOD + '{"image": "b.png", "caption": null}', "line 2: caption must be a text .*, got nothing$"),
