@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,57 @@ import safetensors
 import safetensors.numpy
 
 from drrho_clip.errors import BadInput
+from drrho_clip.safe_text import brief
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""In files of version 1, which are still read, the checksum covers the arrays but not the state."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a crash at any moment leaves the old content or the new content, never a mixture."""
-    # The process id keeps two programs from writing into the same temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            # The content must be on the disk before the file gets its final name.
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with temporary.open("wb") as file:
+                file.write(content)
+                # The content must be on the disk before the file gets its final name.
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # If the disk has failed, the temporary file may stay; the error of the writing is the one to report.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     # The folder holds the new name, so the folder must be on the disk as well.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which `write_atomic` writes a file before the file gets its final name."""
+    # The process id keeps two programs from writing into the same temporary file.
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let every OSError inside the block name the given file, because an error of a full disk names none.
+
+    Examples
+    --------
+    >>> with naming(Path("run/metrics.jsonl")):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+        ...
+    OSError: [Errno 28] No space left on device: 'run/metrics.jsonl'
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
@@ -55,13 +84,26 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: 
     """
     # safetensors copies the memory of an array unchanged, so every array must be in C order (row by row).
     whole = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
+    text = json.dumps(state, sort_keys=True)
     metadata = {
         "format": f"drrho-{kind}",
         "version": str(FORMAT_VERSION),
-        "sha256": digest(whole),
-        "state": json.dumps(state, sort_keys=True),
+        "sha256": digest(whole, text),
+        "state": text,
     }
     write_atomic(path, safetensors.numpy.save(whole, metadata=metadata))
+
+
+def load_state(path: Path, kind: str) -> dict[str, Any]:
+    """Read only the JSON state of a file that `save_arrays` wrote; the arrays are neither read nor checked.
+
+    Raises
+    ------
+    BadInput
+        As `load_arrays`, but damaged arrays are not noticed.
+    """
+    with _opened(path, kind) as (_, state, _):
+        return state
 
 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -77,36 +119,45 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     BadInput
         If the file is missing or damaged, holds another kind of content, or comes from another program or version.
     """
+    with _opened(path, kind) as (file, state, expected):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        actual = digest(arrays, file.metadata()["state"] if file.metadata()["version"] != "1" else "")
+    if actual != expected:
+        raise BadInput(f"{path} must be an undamaged drrho {kind}, got: its checksum does not fit its content")
+    return arrays, state
+
+
+@contextlib.contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any], str]]:
+    """Open a file that `save_arrays` wrote: yield the safetensors file, the state and the checksum of the content."""
     if not path.is_file():
         raise BadInput(f"{path} must be a {kind} file, got no such file")
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
-            names = list(file.keys())
             if metadata.get("format") != f"drrho-{kind}":
                 raise BadInput(f"{path} must be a drrho {kind}, got a safetensors file of another kind")
-            if metadata.get("version") != str(FORMAT_VERSION):
+            if metadata.get("version") not in ("1", str(FORMAT_VERSION)):
                 raise BadInput(f"{path} must have format version {FORMAT_VERSION}, got {metadata.get('version')!r}")
-            arrays = {name: file.get_tensor(name) for name in names}
             state = json.loads(metadata["state"])
-            expected = metadata["sha256"]
+            if not isinstance(state, dict):
+                raise BadInput(f"{path} must hold the state of a drrho {kind}, got {brief(state)}")
+            yield file, state, metadata["sha256"]
     except BadInput:
         raise
-    # The parser raises an error if the file is incomplete; the checksum below detects changed bits.
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+    # The parser raises an error if the file is incomplete; the checksum detects changed bits.
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} must be an undamaged drrho {kind}, got: {reason}") from None
-    if digest(arrays) != expected:
-        raise BadInput(f"{path} must be an undamaged drrho {kind}, got: its checksum does not fit its content")
-    return arrays, state
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and bytes, in hex."""
+def digest(arrays: Mapping[str, np.ndarray], state: str = "") -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of arrays, and of the text of a state, in hex."""
     # A zero byte ends each name, dtype and shape, so that different sets of arrays never give the same bytes.
     sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         sha.update(f"{name}\0{array.dtype.str}\0{arrays[name].shape}\0".encode())
         sha.update(array.data if array.size else b"")
+    sha.update(state.encode())
     return sha.hexdigest()

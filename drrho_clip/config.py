@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from drrho_clip.data.preprocess import RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
-from drrho_clip.options import TEXT, at_least, choice, number, setting, setting_of
+from drrho_clip.models import LARGEST_DEPTH
+from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
 from drrho_core.backend import Backend, default_backend
 from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
@@ -24,6 +26,11 @@ BUILT_IN_DATA = ("scenes", "scenes:reference", "digits", "digits:reference")
 TABLE = "a table"
 """The key, in `Setting.presets`, of the defaults for data that are not built in."""
 
+SEED = at_least(0, most=2**63 - 1)
+"""The rule of a seed: the libraries store seeds in 64 bits, of which one is the sign."""
+
+# Larger values would exhaust the memory long before the first step.
+_SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(1, most=LARGEST_DEPTH)
 _POSITIVE = number("> 0", lambda value: value > 0)
 _NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
 
@@ -48,7 +55,29 @@ class TrainConfig:
         rule=TEXT,
         metavar="FILE|NAME",
         shown="none; required without --resume",
-        help="A CSV or TSV table of images and captions, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+        help="A table of images and captions (CSV, TSV, JSON Lines or Parquet), a folder of images with text files "
+        "beside them, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+    )
+    validation: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="FILE",
+        later=True,
+        shown="a tenth of the images of --data",
+        help="A table with the same columns for validation. It must not share images with --data.",
+    )
+    image_column: str | None = setting(
+        None,
+        rule=TEXT,
+        later=True,
+        shown="the usual names",
+        help="Column of a table that holds the paths of the images.",
+    )
+    caption_column: str | None = setting(
+        None, rule=TEXT, later=True, shown="the usual names", help="Column of a table that holds the captions."
+    )
+    label_column: str | None = setting(
+        None, rule=TEXT, later=True, shown='"label" if there is one', help="Column of a table that holds the classes."
     )
     method: str = setting(
         "drrho",
@@ -59,12 +88,33 @@ class TrainConfig:
         None,
         rule=TEXT,
         metavar="RUN",
-        help="Folder of the reference model's run: required for the method drrho, refused for all other methods.",
+        help="Folder of the reference model's run: required for the method drrho. Other methods use a reference model "
+        "only for the settings drop_suspects and anchor_weights.",
+    )
+    as_reference: bool = setting(
+        False,
+        rule=FLAG,
+        later=True,
+        help="The run is to become a reference model: stop as soon as it learns wrong captions by heart.",
+    )
+    drop_suspects: str | float | None = setting(
+        None,
+        rule=word_or("auto", number("in (0, 1)", lambda value: 0 < value < 1)),
+        metavar="auto|SHARE",
+        later=True,
+        help="Leave out this share of the training pairs: those that fit worst by the reference model. auto: 1.25 "
+        "times the share of held-out pairs that fit worse than random pairs.",
+    )
+    anchor_weights: str | None = setting(
+        None,
+        rule=choice("reference"),
+        later=True,
+        help="reference: training pairs that fit badly by the reference model get a small weight in the loss.",
     )
     # Random numbers, and the content of built-in data.
-    seed: int = setting(0, rule=at_least(0), help="Seed of the initial parameters and of the order of the batches.")
-    data_seed: int = setting(0, rule=at_least(0), help="Seed of built-in data and of the split of a table.")
-    train_size: int = setting(20_000, rule=at_least(2), help="Number of rendered scenes in the training data.")
+    seed: int = setting(0, rule=SEED, help="Seed of the initial parameters and of the order of the batches.")
+    data_seed: int = setting(0, rule=SEED, help="Seed of built-in data and of the split of a table.")
+    train_size: int = setting(20_000, rule=_SCENES, help="Number of rendered scenes in the training data.")
     swapped_fraction: float = setting(
         0.3,
         rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
@@ -72,7 +122,11 @@ class TrainConfig:
     )
     # Optimisation.
     epochs: int = setting(
-        8, rule=at_least(1), presets={"digits": 60, TABLE: 30}, help="Number of passes over the training data."
+        8,
+        rule=at_least(1),
+        presets={"digits": 60},
+        shown="8; digits 60; a table 8 to 60, the more the smaller it is; a third of these with --as-reference",
+        help="Number of passes over the training data.",
     )
     batch_size: int = setting(
         256,
@@ -85,7 +139,19 @@ class TrainConfig:
         rule=_POSITIVE,
         help="Highest learning rate. The rate rises to this value in a linear warm-up, then falls to 0 along a cosine.",
     )
-    warmup_steps: int = setting(50, rule=at_least(0), presets={"digits": 20}, help="Number of steps of the warm-up.")
+    warmup_steps: int | None = setting(
+        None,
+        rule=at_least(0),
+        presets={"digits": 20, "scenes": 50},
+        shown="warmup_share of all steps; digits 20; scenes 50",
+        help="Number of steps of the warm-up.",
+    )
+    warmup_share: float = setting(
+        0.1,
+        rule=number("in [0, 1)", lambda value: 0 <= value < 1),
+        later=True,
+        help="Share of the steps of the run that is warm-up, unless warmup_steps is given.",
+    )
     weight_decay: float = setting(
         0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."
     )
@@ -145,14 +211,21 @@ class TrainConfig:
         "A backend without conv uses mlp.",
     )
     image_size: int = setting(
-        32, rule=at_least(1), presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
+        32, rule=_SIDE, presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
+    )
+    resize: str = setting(
+        "crop",
+        rule=choice(*RESIZE_MODES),
+        later=True,
+        help="How images become square: crop (the central square; what lies outside is lost) or fit (the whole image "
+        "between grey borders).",
     )
     feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
     width: int = setting(
         32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of this number."
     )
     depth: int = setting(
-        2, rule=at_least(1), help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
+        2, rule=_DEPTH, help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
     )
     # Library, dtype and files.
     backend: str = setting(
@@ -173,15 +246,28 @@ class TrainConfig:
             value = getattr(self, option.name)
             if value is not None or option.default is not None:
                 setting_of(option).rule.check(option.name, value)
+        self._check_data()
         self._check_reference()
         self._check_temperature()
 
+    def _check_data(self) -> None:
+        """Raise BadInput if a separate table is given for data that have a validation part of their own."""
+        if self.data in BUILT_IN_DATA and self.validation is not None:
+            raise BadInput(f"validation must be left out for built-in data, got {self.validation!r}")
+
     def _check_reference(self) -> None:
-        """Raise BadInput unless method and reference fit together."""
-        if METHODS[self.method].needs_reference and self.reference is None:
-            raise BadInput(f"reference must be the folder of a reference run for method {self.method}, got none")
-        if not METHODS[self.method].needs_reference and self.reference is not None:
-            raise BadInput(f"reference must be left out for method {self.method}, got {self.reference!r}")
+        """Raise BadInput unless method, reference and the settings that use a reference fit together."""
+        uses = [f"method {self.method}"] if METHODS[self.method].needs_reference else []
+        uses += [name for name in ("drop_suspects", "anchor_weights") if getattr(self, name) is not None]
+        if uses and self.reference is None:
+            raise BadInput(f"reference must be the folder of a reference run for {uses[0]}, got none")
+        if not uses and self.reference is not None:
+            raise BadInput(
+                f"reference must be left out for method {self.method} without drop_suspects and anchor_weights, got "
+                f"{self.reference!r}"
+            )
+        if self.as_reference and self.reference is not None:
+            raise BadInput("as_reference must be off for a run that has a reference itself, got as_reference on")
 
     def _check_temperature(self) -> None:
         """Raise BadInput unless temperature, bounds, radius, scheme and method fit together."""
@@ -223,17 +309,19 @@ class TrainConfig:
         """
         later = {option.name for option in fields(cls) if setting_of(option).later}
         known = {option.name for option in fields(cls)}
-        differences = sorted((known - set(values) - later) | (set(values) - known))
+        unknown = sorted(set(values) - known)
+        differences = sorted((known - set(values) - later) | set(unknown))
         if differences:
-            names = ", ".join(differences)
+            names = f"{', '.join(differences)}{nearest_name(unknown[0], known) if unknown else ''}"
             raise BadInput(f"the settings of a run must be those of this version, got a difference in {names}")
         return cls(**values)
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of a step (counted from 0): linear warm-up, then half a cosine to 0."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        warmup = round(self.warmup_share * total_steps) if self.warmup_steps is None else self.warmup_steps
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, total_steps - warmup)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,46 +52,98 @@ class Encoder:
         The sizes of the encoders.
     tokenizer : WordTokenizer
         The tokenizer with the vocabulary of the text encoder.
+    resize_mode : {"crop", "fit"}
+        How the images of data sets become square; see `resize`.
     """
 
     def __init__(
-        self, backend: Backend, model: Model, parameters: Parameters, spec: ModelSpec, tokenizer: WordTokenizer
+        self,
+        backend: Backend,
+        model: Model,
+        parameters: Parameters,
+        spec: ModelSpec,
+        tokenizer: WordTokenizer,
+        *,
+        resize_mode: str = "crop",
     ) -> None:
         self._backend, self._parameters = backend, parameters
         self._spec, self._tokenizer = spec, tokenizer
+        self.resize_mode = resize_mode
         # The compiled functions take the parameters as an argument, so `use` needs no new compilation.
         self._encode_images = backend.compile(model.encode_images)
         self._encode_texts = backend.compile(model.encode_texts)
 
     @classmethod
-    def load(cls, run: Run, backend: Backend) -> Encoder:
-        """Build the encoder from the checkpoint of a run."""
-        parameters = {name: backend.asarray(array) for name, array in run.load_parameters().items()}
-        return cls(backend, build_model(backend, run.spec), parameters, run.spec, run.tokenizer)
+    def load(cls, run: Run, backend: Backend, *, state: str = "best") -> Encoder:
+        """Build the encoder from a state of a run: "best", "last" or "reference"; see `Run.load_parameters`."""
+        parameters = {name: backend.asarray(array) for name, array in run.load_parameters(state).items()}
+        model = build_model(backend, run.spec)
+        return cls(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.config.resize)
 
     @property
     def image_size(self) -> int:
         """Side of the images that the encoder reads."""
         return self._spec.image_size
 
+    @property
+    def tokenizer(self) -> WordTokenizer:
+        """The tokenizer, which decides which captions the text encoder can distinguish."""
+        return self._tokenizer
+
     def use(self, parameters: Parameters) -> None:
         """Replace the parameters by other parameters of the same encoders."""
         self._parameters = parameters
 
-    def pairs(self, dataset: Dataset, *, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-        """Return image features and text features, both (n, d), of the pairs of a data set, in row order."""
-        spec = self._spec
-        # Each model reads images at its own resolution and texts with its own vocabulary.
-        # Every pair is read once, so no decoded image is kept.
-        source = BatchSource(
-            dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
-        )
+    def pairs(
+        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return image features and text features, both (n, d), of the pairs of a data set, in row order.
+
+        `after_batch` is called after each batch, for a progress bar of ceil(n / batch_size) steps.
+        """
+        source = self._source(dataset)
+        return self.batches(source.in_order(batch_size), after_batch=after_batch)
+
+    def batches(
+        self, stream: Iterable[HostBatch], *, after_batch: Callable[[], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features of the pairs of some batches, which must have this model's image size and tokens."""
         image_features, text_features = [], []
-        for batch in source.in_order(batch_size):
-            images, texts = model_inputs(batch, spec, self._tokenizer)
+        for batch in stream:
+            images, texts = model_inputs(batch, self._spec, self._tokenizer)
             image_features.append(self._run(self._encode_images, images))
             text_features.append(self._run(self._encode_texts, texts))
+            if after_batch is not None:
+                after_batch()
         return np.concatenate(image_features), np.concatenate(text_features)
+
+    def images_of(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 256,
+        after_batch: Callable[[], None] | None = None,
+    ) -> np.ndarray:
+        """Return image features (m, d) of m rows of a data set; `after_batch` is called after each batch."""
+        source = self._source(dataset)
+        features = []
+        for batch in source.in_order(batch_size, rows=rows):
+            features.append(self._run(self._encode_images, normalise(batch.images)))
+            if after_batch is not None:
+                after_batch()
+        return np.concatenate(features)
+
+    def _source(self, dataset: Dataset) -> BatchSource:
+        """Return the pairs of a data set as this model reads them: with its image size and its vocabulary."""
+        return BatchSource(
+            dataset,
+            self._tokenizer,
+            image_size=self._spec.image_size,
+            resize_mode=self.resize_mode,
+            channels=self._spec.channels,
+            cache_bytes=0,  # every pair is read once, so no decoded image is kept
+        )
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of uint8 images (n, s, s, C); s must be `image_size`."""

@@ -46,7 +46,14 @@ def _info_nce(
     image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, _: TrainConfig, xp: Namespace
 ) -> ContrastiveStep:
     """CLIP's loss, InfoNCE: each sample is compared with all samples of the batch, and no inner estimate is used."""
-    plain = info_nce(image_features, text_features, temperature=temperature, xp=xp)
+    plain = info_nce(
+        image_features,
+        text_features,
+        temperature=temperature,
+        anchor_weight=batch.anchor_weight,
+        pair_mask=batch.pair_mask,
+        xp=xp,
+    )
     # The surrogate, the scalar whose gradient is returned, is the loss itself, and the inner estimates do not change.
     return ContrastiveStep(
         loss=plain.loss,
@@ -79,6 +86,8 @@ def _global_contrastive(
         reference_weight=config.reference_weight,
         radius=config.radius,
         eps=config.eps,
+        anchor_weight=batch.anchor_weight,
+        pair_mask=batch.pair_mask,
         xp=xp,
     )
 

@@ -7,15 +7,17 @@ builds an `argparse` parser from the fields. Every usage error is a `BadInput` w
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from drrho_clip.errors import BadInput
+from drrho_clip.safe_text import brief
 
 __all__ = [
     "FLAG",
@@ -26,10 +28,12 @@ __all__ = [
     "as_typed",
     "at_least",
     "choice",
+    "nearest_name",
     "number",
     "parse",
     "setting",
     "setting_of",
+    "word_or",
 ]
 
 
@@ -46,26 +50,45 @@ class Rule(NamedTuple):
         Returns whether a value obeys the rule.
     metavar : str
         The placeholder of the value in the help.
+    most : int, optional
+        The upper bound of an integer; a message names the bound only if a value is above the bound.
     """
 
     words: str
     read: Callable[[str], Any]
     holds: Callable[[Any], bool]
     metavar: str
+    most: int | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise BadInput with `name`, the rule and the value if the value breaks the rule."""
         if not self.holds(value):
-            raise BadInput(f"{name} must be {self.words}, got {value!r}")
+            raise BadInput(f"{name} {self.refusal(value)}")
+
+    def refusal(self, value: Any) -> str:
+        """Return the rule and the value in words that follow the name of the setting."""
+        above = self.most is not None and isinstance(value, int) and value > self.most
+        return f"must be {self.words}{f' and at most {self.most}' if above else ''}, got {brief(value)}"
+
+
+def _is_text(value: Any) -> bool:
+    # No path and no name can hold a zero character; an empty text mostly comes from a shell variable without a value.
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _read_path(word: str) -> Path:
+    if not word:
+        raise ValueError("Path turns an empty word into the current folder")
+    return Path(word)
 
 
 FLAG = Rule("true or false", bool, lambda value: isinstance(value, bool), "")
-PATH = Rule("a path", Path, lambda value: isinstance(value, str | Path), "PATH")
-TEXT = Rule("a text", str, lambda value: isinstance(value, str), "NAME")
+PATH = Rule("a path", _read_path, lambda value: _is_text(str(value)) and isinstance(value, str | Path), "PATH")
+TEXT = Rule("a text that is not empty", str, _is_text, "NAME")
 
 
-def at_least(minimum: int) -> Rule:
-    """Return the rule that a value is an integer of at least `minimum`.
+def at_least(minimum: int, *, most: int = 2**31 - 1) -> Rule:
+    """Return the rule that a value is an integer of at least `minimum` and at most `most`.
 
     Examples
     --------
@@ -77,9 +100,9 @@ def at_least(minimum: int) -> Rule:
 
     def holds(value: Any) -> bool:
         # True and False are integers to Python, but not to a user.
-        return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+        return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= most
 
-    return Rule(f"an integer of at least {minimum}", int, holds, "INT")
+    return Rule(f"an integer of at least {minimum}", int, holds, "INT", most)
 
 
 def number(words: str, holds: Callable[[float], bool]) -> Rule:
@@ -93,8 +116,13 @@ def number(words: str, holds: Callable[[float], bool]) -> Rule:
     """
 
     def is_number_that_holds(value: Any) -> bool:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return is_number and holds(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        # A very large integer of a JSON file has no float.
+        try:
+            return math.isfinite(value) and holds(value)
+        except OverflowError:
+            return False
 
     return Rule(words, float, is_number_that_holds, "NUMBER")
 
@@ -102,6 +130,25 @@ def number(words: str, holds: Callable[[float], bool]) -> Rule:
 def choice(*values: str) -> Rule:
     """Return the rule that a value is one of the given names."""
     return Rule(f"one of {', '.join(values)}", str, lambda value: value in values, f"{{{','.join(values)}}}")
+
+
+def word_or(word: str, rule: Rule) -> Rule:
+    """Return the rule that a value is a certain word or obeys another rule.
+
+    Examples
+    --------
+    >>> rule = word_or("auto", number("> 0", lambda value: value > 0))
+    >>> rule.read("auto"), rule.read("0.5"), rule.holds(-1.0)
+    ('auto', 0.5, False)
+    """
+
+    def read(text: str) -> Any:
+        return text if text == word else rule.read(text)
+
+    def holds(value: Any) -> bool:
+        return value == word if isinstance(value, str) else rule.holds(value)
+
+    return Rule(f"{word} or {rule.words}", read, holds, f"{word}|{rule.metavar}")
 
 
 @dataclass(frozen=True)
@@ -202,10 +249,12 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
         )
         for option in _all_options(command):
             _add_option(subparser, option)
+    words = [_with_dashes(word) for word in arguments]
+    _refuse_unknown(words, commands, prog)
     try:
-        parsed, unknown = parser.parse_known_args([_with_dashes(word) for word in arguments])
+        parsed, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
-        argument = "command" if error.argument_name == choices else error.argument_name
+        argument = error.argument_name
         # A message of argparse ("expected one argument") follows the option's name and a colon. The message of a rule
         # ("must be ...") needs no colon.
         colon = "" if error.message.startswith("must be ") else ":"
@@ -214,6 +263,39 @@ def parse(arguments: Sequence[str], commands: Mapping[str, type], *, prog: str, 
         raise BadInput(f"unrecognized arguments: {' '.join(unknown)} (see {prog} {parsed.command} --help)")
     named = vars(parsed)
     return _build(commands[named.pop("command")], named)
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean X?"`` with the known name X that is most similar, or an empty text if none is similar.
+
+    Examples
+    --------
+    >>> nearest_name("--epoch", ["--epochs", "--out"])
+    '; did you mean --epochs?'
+    """
+    # The dashes are left out, because they would make all options similar to each other.
+    words = {candidate.lstrip("-"): candidate for candidate in known}
+    nearest = difflib.get_close_matches(name.lstrip("-"), words, n=1)
+    return f"; did you mean {words[nearest[0]]}?" if nearest else ""
+
+
+def _refuse_unknown(words: Sequence[str], commands: Mapping[str, type], prog: str) -> None:
+    """Raise BadInput if the command or an option has no known name; the message has the nearest name."""
+    # argparse would first ask for required options, even if the user has only misspelt such an option.
+    if not words or words[0].startswith("-"):
+        return
+    command = commands.get(words[0])
+    if command is None:
+        nearest = nearest_name(words[0], commands)
+        raise BadInput(f"command must be one of {', '.join(commands)}, got {brief(words[0])}{nearest}")
+    known = [*map(_flag, _all_options(command)), "--help"]
+    for word in words[1:]:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            nearest = nearest_name(name, known)
+            raise BadInput(f"unrecognized option {name}{nearest} (see {prog} {words[0]} --help)")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -275,9 +357,9 @@ def _converter(rule: Rule) -> Callable[[str], Any]:
         try:
             value = rule.read(word)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {rule.words}, got {word!r}") from None
+            raise argparse.ArgumentTypeError(rule.refusal(word)) from None
         if not rule.holds(value):
-            raise argparse.ArgumentTypeError(f"must be {rule.words}, got {value!r}")
+            raise argparse.ArgumentTypeError(rule.refusal(value))
         return value
 
     return convert

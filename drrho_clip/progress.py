@@ -7,8 +7,10 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from drrho_clip.safe_text import shown
+from drrho_clip.terminal import console, say
 
 
 class Reporter:
@@ -28,6 +30,8 @@ class Reporter:
         Write nothing.
     seconds_between_lines : float
         Shortest time between two plain lines.
+    brief : bool
+        Leave out the first and the last plain line, so that work that is soon done writes none.
 
     Examples
     --------
@@ -45,10 +49,11 @@ class Reporter:
         stream: TextIO | None = None,
         quiet: bool = False,
         seconds_between_lines: float = 10.0,
+        brief: bool = False,
     ) -> None:
         self._title, self._total, self._done = title, total, done
         self._stream = sys.stderr if stream is None else stream
-        self._quiet, self._pause = quiet, seconds_between_lines
+        self._quiet, self._pause, self._brief = quiet, seconds_between_lines, brief
         self._last = time.monotonic()
         self._note = ""
         self._bar: Progress | None = None
@@ -57,12 +62,13 @@ class Reporter:
         """Start the bar, or write the first line."""
         # A bar moves the cursor, which would fill a log file with control characters.
         if not self._quiet and self._stream.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            more = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Progress(*columns, *more, console=Console(file=self._stream))
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            more = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
+            self._bar = Progress(*columns, *more, console=console(self._stream))
             self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total, completed=self._done, note="")
-        else:
+            # The bar draws its texts itself, so they do not pass `say`.
+            self._task = self._bar.add_task(shown(self._title), total=self._total, completed=self._done, note="")
+        elif not self._brief:
             self._line()
         return self
 
@@ -73,7 +79,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
         # After an error the error message is the last line.
-        elif kind is None:
+        elif kind is None and not self._brief:
             self._line()
 
     def advance(self, note: str | None = None) -> None:
@@ -81,12 +87,12 @@ class Reporter:
         self._done += 1
         self._note = self._note if note is None else note
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, note=self._note)
+            self._bar.update(self._task, completed=self._done, note=shown(self._note))
         # `__exit__` writes the line of the last step.
         elif time.monotonic() - self._last >= self._pause and self._done < self._total:
             self._line()
 
     def _line(self) -> None:
         if not self._quiet:
-            print(f"{self._title}: {self._done}/{self._total} {self._note}".rstrip(), file=self._stream, flush=True)
+            say(f"{self._title}: {self._done}/{self._total} {self._note}".rstrip(), stream=self._stream)
         self._last = time.monotonic()

@@ -1,14 +1,17 @@
 """The folder of a run: the files in it, and how they are written and read.
 
 config.json                       settings, encoders, tokenizer, fingerprint of the data
-checkpoint.safetensors            parameters, optimiser state, inner estimates and progress; replaced atomically
+checkpoint.safetensors            the last state: parameters, optimiser state, inner estimates and progress
+checkpoint-NAME.safetensors       the parameters of a state that was kept, such as the best state
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
+pair_choice.safetensors           training pairs that are used, and their weights, if a reference model has chosen them
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
+training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
 results.json                      the results, written when the training is finished
 
-Inner estimates are running averages, two per sample, that the methods sogclr and drrho need. A resumed run overwrites
-estimator.bin with the inner estimates of the checkpoint.
+Checkpoints are replaced atomically. Inner estimates are running averages, two per sample, that the methods sogclr and
+drrho need. A resumed run overwrites estimator.bin with the inner estimates of the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,26 +20,56 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
+from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, write_atomic
+from drrho_clip.checkpoint_state import check_state
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, WordTokenizer, captions_of
 from drrho_clip.errors import BadInput
+from drrho_clip.json_files import read_json
 from drrho_clip.models import ModelSpec, parameter_shapes
+from drrho_clip.outputs import check_folder, write_json
+from drrho_clip.safe_text import brief
 
 FORMAT = "drrho-run"
 VERSION = 1
+# The names of all files of a run, as patterns of `Path.glob`.
 FILES = (
     "config.json",
     "checkpoint.safetensors",
+    "checkpoint-*.safetensors",
     "reference_features.safetensors",
+    "pair_choice.safetensors",
     "estimator.bin",
+    "training_images.safetensors",
     "metrics.jsonl",
     "results.json",
 )
+
+
+# If a run has not kept the state on the left, the state on the right stands for that state.
+_FALLBACK = {"reference": "best", "best": "last"}
+
+
+class RunProgress(NamedTuple):
+    """How far a run is.
+
+    Attributes
+    ----------
+    done : int
+        Number of steps that the last checkpoint holds.
+    total : int or None
+        Number of steps of the whole run; None for a run that a version before 0.2.0 has started.
+    finished : bool
+        The training is over, after the last step or by an early stop, and results.json has been written.
+    """
+
+    done: int
+    total: int | None
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -68,15 +101,29 @@ class Run:
         """File of parameters, optimiser state, inner estimates and progress."""
         return self.folder / "checkpoint.safetensors"
 
+    def state_file(self, state: str) -> Path:
+        """File of the parameters of a state: "last", or a name that `Trainer.keep_state` was called with."""
+        return self.checkpoint if state == "last" else self.folder / f"checkpoint-{state}.safetensors"
+
     @property
     def reference_features(self) -> Path:
         """File of the reference model's features for every training pair."""
         return self.folder / "reference_features.safetensors"
 
     @property
+    def pair_choice(self) -> Path:
+        """File of the training pairs that are used, and of their weights, if a reference model has chosen them."""
+        return self.folder / "pair_choice.safetensors"
+
+    @property
     def estimator_file(self) -> Path:
         """File of the inner estimates, if the setting `estimator` is "file"."""
         return self.folder / "estimator.bin"
+
+    @property
+    def training_images(self) -> Path:
+        """File of the digests of the images that the run is trained on and validated with; see `held_out`."""
+        return self.folder / "training_images.safetensors"
 
     @property
     def metrics(self) -> Path:
@@ -100,27 +147,64 @@ class Run:
             "tokenizer": self.tokenizer.to_json(),
             "data_fingerprint": self.fingerprint,
         }
-        write_atomic(self.folder / "config.json", (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(self.folder / "config.json", document)
 
-    def load_parameters(self) -> dict[str, np.ndarray]:
-        """Return the parameters of the checkpoint.
+    def progress(self) -> RunProgress:
+        """Return how far the run is, from the last checkpoint.
 
         Raises
         ------
         BadInput
-            If the checkpoint is missing or damaged, or if the parameters do not have the shapes of `spec`.
+            If the checkpoint is missing or damaged.
+        """
+        state = load_state(self.checkpoint, "checkpoint")
+        check_state(state, self.checkpoint)
+        # Before version 0.2.0 a checkpoint did not say whether the training was over.
+        over = state.get("finished", True)
+        return RunProgress(int(state["step"]), state.get("total"), over and self.results.is_file())
+
+    def require_finished(self, option: str) -> None:
+        """Raise BadInput unless the training is over; `option` is the option that permits an unfinished run."""
+        done, total, finished = self.progress()
+        if not finished:
+            steps = f"{done:,} steps" if total is None else f"{done:,} of {total:,} steps"
+            raise BadInput(f"{self.folder} must be a finished run (or say {option}), got a run after {steps}")
+
+    def chosen_state(self, state: str = "best") -> str:
+        """Return the state that stands for `state` in this run: `state` itself if the run has kept that state.
+
+        For "reference" the best state can stand, and for "best" the last state.
+        """
+        while state in _FALLBACK and not self.state_file(state).exists():
+            state = _FALLBACK[state]
+        return state
+
+    def load_parameters(self, state: str = "best") -> dict[str, np.ndarray]:
+        """Return the parameters of a state of the run.
+
+        Parameters
+        ----------
+        state : {"best", "last", "reference"}
+            The state with the best validation R@1, the last state, or the state that serves as a reference. If the run
+            has not kept that state, `chosen_state` says which state is read instead.
+
+        Raises
+        ------
+        BadInput
+            If the file is missing or damaged, or if the parameters do not have the shapes of `spec`.
         """
         # The file also holds the optimiser state and the inner estimates, but evaluation needs only the parameters.
-        arrays, _ = load_arrays(self.checkpoint, "checkpoint")
+        file = self.state_file(self.chosen_state(state))
+        arrays, _ = load_arrays(file, "checkpoint")
         parameters = part(arrays, "parameters")
         shapes = {name: array.shape for name, array in parameters.items()}
         if shapes != parameter_shapes(self.spec):
-            raise BadInput(f"{self.checkpoint} must hold the parameters of its config.json, got other parameters")
+            raise BadInput(f"{file} must hold the parameters of its config.json, got other parameters")
         return parameters
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def drop_log_after(self, step: int) -> None:
@@ -148,12 +232,18 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise BadInput if a folder holds a run or is a file, so that no file is ever overwritten."""
+    """Raise BadInput if a folder holds a run, is a file or cannot be written, so that no file is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
-    present = [name for name in FILES if (folder / name).exists()]
+    present = [path.name for name in FILES for path in sorted(folder.glob(name))]
     if present:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
+    check_folder(folder, "out")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds a run with a checkpoint, from which --resume can continue."""
+    return all((folder / name).is_file() for name in ("config.json", "checkpoint.safetensors"))
 
 
 def remove_torn_files(folder: Path) -> None:
@@ -176,25 +266,43 @@ def open_run(folder: str | Path) -> Run:
     file = folder / "config.json"
     if not file.is_file():
         raise BadInput(f"{folder} must be the folder of a run, got no config.json there")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file} must be JSON, got: {error}") from None
+    # A pipe or a device in place of another file of the run could be read for ever.
+    for path in (path for name in FILES for path in folder.glob(name)):
+        if not path.is_file():
+            raise BadInput(f"{path} must be a plain file, got a folder, a pipe, a device or a broken link")
+    document = read_json(file, "the description of a run")
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
         raise BadInput(f"{file} must describe a drrho run, got another program's file")
     if document.get("version") != VERSION:
         raise BadInput(f"{file} must have version {VERSION}, got {document.get('version')!r}")
     # The classes raise BadInput for bad values, and the exceptions below if an entry is missing or has a wrong type.
     try:
-        return Run(
+        run = Run(
             folder=folder,
             config=TrainConfig.from_json(document["config"]),
             spec=ModelSpec.from_json(document["model"]),
             tokenizer=WordTokenizer.from_json(document["tokenizer"]),
-            fingerprint=str(document["data_fingerprint"]),
+            fingerprint=document["data_fingerprint"],
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise BadInput(f"{file} must describe a drrho run, got a damaged description ({error!r})") from None
+    _check_parts(run, file)
+    return run
+
+
+def _check_parts(run: Run, file: Path) -> None:
+    """Raise BadInput unless the parts of config.json fit together; a part alone may be right in another run."""
+    # The encoders repeat sizes of the settings and of the tokenizer.
+    sizes = ("architecture", "image_size", "feature_dim", "width", "depth")
+    expected = {name: getattr(run.config, name) for name in sizes}
+    expected |= {name: getattr(run.tokenizer, name) for name in ("vocabulary_size", "context_length")}
+    for name, value in expected.items():
+        if getattr(run.spec, name) != value:
+            raise BadInput(f"{file}: {name} of the model must be {brief(value)}, got {brief(getattr(run.spec, name))}")
+    if not isinstance(run.fingerprint, str):
+        raise BadInput(f"{file}: data_fingerprint must be a text, got {brief(run.fingerprint)}")
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -225,13 +333,29 @@ def load_reference_features(path: Path, identity: Mapping[str, str]) -> tuple[np
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl; if a crash cut the last line short, that line is left out."""
+    """Return the records of metrics.jsonl; if a crash cut the last line short, that line is left out.
+
+    Raises
+    ------
+    BadInput
+        If the file is no plain file, or if another line is damaged.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # A pipe could be read for ever.
+    if not path.is_file():
+        raise BadInput(f"{path} must be a log of JSON lines, got no plain file")
+    records: list[dict[str, Any]] = []
+    with naming(path):
+        # The text is split at line feeds only, because JSON texts may hold other separators of lines.
+        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        elif number < len(lines):
+            raise BadInput(f"{path} must have a JSON object with a step on each line, got another line {number}")
     return records

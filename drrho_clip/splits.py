@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
-from drrho_clip.data import DataSplits, digit_splits, digits, pair_splits, scene_splits, scenes
+from drrho_clip.data import (
+    DataSplits,
+    PairsDataset,
+    digit_splits,
+    digits,
+    pair_splits,
+    read_pairs,
+    scene_splits,
+    scenes,
+)
 
 
 def open_splits(config: TrainConfig) -> DataSplits:
-    """Open the training, validation and test data that ``config.data`` names: built-in data, or a CSV or TSV file.
+    """Open the training, validation and test data that the settings name: built-in data, or a table or folder.
 
     Raises
     ------
@@ -19,7 +28,14 @@ def open_splits(config: TrainConfig) -> DataSplits:
         If a library that the data need is not installed.
     """
     if config.data not in BUILT_IN_DATA:
-        return pair_splits(config.data, seed=config.data_seed)
+        return pair_splits(
+            config.data,
+            validation=config.validation,
+            seed=config.data_seed,
+            image_column=config.image_column,
+            caption_column=config.caption_column,
+            label_column=config.label_column,
+        )
     family, _, stream = config.data.partition(":")
     options: dict[str, Any] = {"seed": config.data_seed, "swapped_fraction": config.swapped_fraction}
     # With "scenes:reference" only the training data differ from those of "scenes"; validation and test data are equal.
@@ -28,3 +44,21 @@ def open_splits(config: TrainConfig) -> DataSplits:
         return splits._replace(train=scenes(config.train_size, stream=stream, **options)) if stream else splits
     splits = digit_splits(**options)
     return splits._replace(train=digits(stream, **options)) if stream else splits
+
+
+def open_table(path: str, config: TrainConfig) -> PairsDataset:
+    """Read all pairs of another table than that of a run; the columns have the names that the run's settings give.
+
+    Raises
+    ------
+    BadInput
+        If the file or an image in it cannot be used.
+    MissingExtra
+        If a library that the data need is not installed.
+    """
+    return read_pairs(
+        path,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        label_column=config.label_column,
+    )

@@ -36,6 +36,8 @@ class StepBatch(NamedTuple):
     learning_rate: float | Array
     gamma: float | Array
     temperature: Array | tuple[Array, Array] | None  # () or (b,) each; None: the fixed temperature of the settings
+    anchor_weight: Array | None = None  # (b,): factor of each pair in the loss; None: all factors are 1
+    pair_mask: Array | None = None  # (b, b) bool, False: image i and text j show the same image, so no negative
 
 
 class StepResult(NamedTuple):

@@ -18,23 +18,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drrho_clip.caption_check import print_caption_warnings
 from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
+from drrho_clip.guidance import keep_guidance, open_guidance, print_guidance
+from drrho_clip.held_out import check_held_out, save_known_images
+from drrho_clip.memorisation import serves_better
 from drrho_clip.models import initial_parameters
+from drrho_clip.outputs import check_folder
 from drrho_clip.progress import Reporter
+from drrho_clip.reference import measure_shares
 from drrho_clip.run import (
     Run,
     describe_run,
-    load_reference_features,
     open_run,
     part,
     refuse_existing,
     remove_torn_files,
-    save_reference_features,
 )
 from drrho_clip.splits import open_splits
 from drrho_clip.step import StepBatch, StepState, build_step
@@ -52,9 +56,9 @@ class Outcome(NamedTuple):
     run : Run
         Folder and description.
     encoder : Encoder
-        The trained model.
+        The trained model, with the parameters of the best state; see `Trainer.end_of_epoch`.
     row : dict
-        The row of results.json.
+        The row of results.json, measured with `encoder`.
     """
 
     run: Run
@@ -111,6 +115,7 @@ def train(
     if resume:
         run = open_run(folder)
         require_same(run.config, config)
+        check_folder(folder, "out")
     else:
         refuse_existing(folder)
     if backend is None:
@@ -121,29 +126,43 @@ def train(
     elif run.fingerprint != splits.train.fingerprint():
         raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
 
+    # A resumed run no longer needs the folder of the reference model.
+    reference = None if resume or config.reference is None else open_run(config.reference)
+    check_held_out(splits, reference=reference, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits)) as trainer:
         remove_torn_files(folder)
         if not resume:
             run.write()
+        # A run of an earlier version, or one that was killed just now, gets the file when it is resumed.
+        if not run.training_images.exists():
+            save_known_images(run, splits, reference=reference)
         if resume and run.checkpoint.exists():
             trainer.load()
         else:
             trainer.save()
-        trainer.keep_reference_features()
+        keep_guidance(run, trainer.guidance)
+        if not quiet:
+            print_caption_warnings(run.tokenizer, splits, None if reference is None else reference.tokenizer)
+            print_guidance(trainer.guidance, len(splits.train))
         trainer.fit(quiet=quiet, stop_after=stop_after)
 
+    # The best state is measured, because validation may fall again before the last step.
+    state = run.chosen_state("best")
+    encoder = trainer.encoder_of(state)
     row = {
         "method": config.method,
         "dataset": config.data,
         "seed": config.seed,
-        "metrics": evaluate(trainer.encoder, splits.test),
+        "metrics": evaluate(encoder, splits.test),
+        "state": state,
+        "step": trainer.kept[state]["step"] if state in trainer.kept else trainer.done,
         "samples_seen": trainer.done * config.batch_size,
         "seconds": round(trainer.seconds, 3),
     }
-    if trainer.done == trainer.total_steps:
+    if trainer.finished:
         write_atomic(run.results, (json.dumps([row], indent=1) + "\n").encode())
-    return Outcome(run, trainer.encoder, row)
+    return Outcome(run, encoder, row)
 
 
 class Trainer:
@@ -166,6 +185,8 @@ class Trainer:
         Number of steps that are done, of all steps of the run, and of the steps in an epoch.
     seconds : float
         Time spent in steps since the start of the run, the steps before an interruption included.
+    kept : dict
+        For each state that the run keeps beside the last state, by name: the figures given to `keep_state`, and step.
     source : BatchSource
         The batches of the training data.
     state : StepState
@@ -177,12 +198,23 @@ class Trainer:
     def __init__(self, run: Run, backend: Backend, splits: DataSplits) -> None:
         config = run.config
         self.run, self.backend, self.splits = run, backend, splits
-        self.source = BatchSource(
-            splits.train, run.tokenizer, image_size=run.spec.image_size, channels=run.spec.channels
-        )
-        self.steps_per_epoch = sum(1 for _ in batches(len(self.source), config.batch_size, seed=config.seed, epoch=0))
+        reading: dict[str, Any] = {
+            "image_size": run.spec.image_size,
+            "resize_mode": config.resize,
+            "channels": run.spec.channels,
+        }
+        self.source = BatchSource(splits.train, run.tokenizer, **reading)
+        self.guidance = open_guidance(run, backend, splits)
+        # Rows of the data set that are used; the estimator has a place for every row, used or not.
+        choice = self.guidance.choice
+        self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
+        self._anchor_weight = None if choice is None else choice.anchor_weight
+        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.done, self.seconds = 0, 0.0
+        self.done, self.seconds, self.stopped = 0, 0.0, False
+        self.kept: dict[str, dict[str, Any]] = {}
+        self._unwritten: set[str] = set()  # names of the states that `save` has still to write
+        self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
         model = build_model(backend, run.spec)
         start = initial_parameters(run.spec, seed=config.seed)
@@ -190,8 +222,8 @@ class Trainer:
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = StepState(parameters, optimizer.init(parameters))
         self._step = build_step(backend, model, optimizer, config)
-        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer)
-        self._reference = self._reference_features()
+        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=config.resize)
+        self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
         self.temperature: Temperature = make_temperature(
             config.temperature_scheme,
             config.temperature,
@@ -220,6 +252,19 @@ class Trainer:
         self._encoder.use(self.state.parameters)
         return self._encoder
 
+    @property
+    def finished(self) -> bool:
+        """The training is over."""
+        return self.stopped or self.done == self.total_steps
+
+    def encoder_of(self, state: str) -> Encoder:
+        """Return the model with the parameters of a state: "last", the current parameters, or a kept state."""
+        if state == "last":
+            return self.encoder
+        parameters = self.run.load_parameters(state)
+        self._encoder.use({name: self.backend.asarray(array) for name, array in parameters.items()})
+        return self._encoder
+
     def fit(self, *, quiet: bool = False, stop_after: int | None = None) -> None:
         """Train to the end, or until `stop_after` steps of the run are done; log, validate and save on the way."""
         config = self.run.config
@@ -227,20 +272,58 @@ class Trainer:
         title = f"{config.method} on {config.data}"
         with Reporter(title, self.total_steps, done=self.done, quiet=quiet) as reporter:
             for epoch, batch in itertools.islice(self._remaining_batches(), max(0, stop - self.done)):
-                reporter.advance(self.take_step(batch, epoch=epoch))
-                end_of_epoch = self.done % self.steps_per_epoch == 0
-                if end_of_epoch:
-                    metrics = evaluate(self.encoder, self.splits.validation, zero_shot=False)
-                    self._log(epoch, {f"validation_{name}": value for name, value in metrics.items()})
-                if end_of_epoch or self.done % config.checkpoint_every == 0 or self.done == stop:
+                self._notes["loss"] = self.take_step(batch, epoch=epoch) or self._notes["loss"]
+                epoch_ends = self.done % self.steps_per_epoch == 0
+                if epoch_ends:
+                    self.end_of_epoch(epoch)
+                if epoch_ends or self.done % config.checkpoint_every == 0 or self.done == stop:
                     self.save()
+                reporter.advance(", ".join(filter(None, self._notes.values())))
+                if self.stopped:
+                    break
+
+    def end_of_epoch(self, epoch: int) -> None:
+        """Validate the current state, log the figures, and keep the state if R@1 is the best so far.
+
+        All that happens once per epoch happens here. Of equally good epochs the earliest is kept.
+        """
+        metrics = evaluate(self.encoder, self.splits.validation, zero_shot=False)
+        self._log(epoch, {f"validation_{name}": value for name, value in metrics.items()})
+        r1 = metrics["retrieval_r1"]
+        if "best" not in self.kept or r1 > self.kept["best"]["retrieval_r1"]:
+            self.keep_state("best", {"epoch": epoch, "retrieval_r1": r1})
+        if self.run.config.reference is None:
+            self._judge_as_reference(epoch, r1)
+        best = self.kept["best"]
+        self._notes["validation"] = (
+            f"validation R@1 {r1:.3f} (best {best['retrieval_r1']:.3f}, epoch {best['epoch'] + 1})"
+        )
+
+    def _judge_as_reference(self, epoch: int, r1: float) -> None:
+        """Log the shares of hopeless pairs, keep the state if it is the best reference model, or stop; see references.
+
+        Every run without a reference model may become the reference model of another run.
+        """
+        temperature = self.run.config.temperature
+        shares = measure_shares(
+            self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
+        )
+        figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
+        self._log(epoch, figures)
+        kept = self.kept.get("reference")
+        if serves_better(r1, shares, None if kept is None else kept["retrieval_r1"]):
+            self.keep_state("reference", {"epoch": epoch, "retrieval_r1": r1, **figures})
+        self.stopped = self.run.config.as_reference and shares.past_hope
+        self._notes["hopeless"] = f"hopeless {shares.train:.0%} of training, {shares.validation:.0%} of validation"
 
     def _remaining_batches(self) -> Iterator[tuple[int, HostBatch]]:
         """Yield epoch and batch of every step that is not done yet; the order depends on seed and epoch only."""
         config = self.run.config
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
-        for epoch in range(first_epoch, config.epochs):
-            stream = self.source.epoch(config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch)
+        for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
+            stream = self.source.epoch(
+                config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
+            )
             for batch in stream:
                 yield epoch, batch
             first_batch = 0
@@ -257,8 +340,8 @@ class Trainer:
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
         log_inner_image, log_inner_text = self.estimator.gather(rows)
         reference = None
-        if self._reference is not None:
-            image_features, text_features = self._reference
+        if self.guidance.features is not None:
+            image_features, text_features = self.guidance.features
             reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
         # If the temperature is fixed, the step reads it from the settings, and this variable is None.
         temperature = None
@@ -274,6 +357,8 @@ class Trainer:
             learning_rate=learning_rate,
             gamma=gamma,
             temperature=temperature,
+            anchor_weight=None if self._anchor_weight is None else backend.asarray(self._anchor_weight[rows]),
+            pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
         )
         # 3. Features, loss, gradient and update of the parameters.
         result = self._step(self.state, inputs)
@@ -301,26 +386,26 @@ class Trainer:
         samples_seen = self.done * self.run.config.batch_size
         self.run.log({"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures})
 
-    # The reference model ---------------------------------------------------------------------------------------------
-
-    def _reference_features(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the reference model's features of all training pairs, read from the run's folder or computed now."""
-        config = self.run.config
-        if config.reference is None:
-            return None
-        if self.run.reference_features.exists():
-            return load_reference_features(self.run.reference_features, {"data": self.run.fingerprint})
-        return Encoder.load(open_run(config.reference), self.backend).pairs(self.splits.train)
-
-    def keep_reference_features(self) -> None:
-        """Write the reference features into the run's folder, so that resuming needs no reference model."""
-        if self._reference is not None and not self.run.reference_features.exists():
-            save_reference_features(self.run.reference_features, *self._reference, {"data": self.run.fingerprint})
-
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
+    def keep_state(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Keep the current parameters in checkpoint-NAME.safetensors, in place of an earlier state of that name.
+
+        The next `save` writes the file, so call `keep_state` at a step after which `save` follows: in `end_of_epoch`.
+
+        Parameters
+        ----------
+        name : str
+            Name of the state, such as "best" or "reference".
+        figures : mapping
+            Values that JSON can hold, which explain the choice. `kept` and the file hold them, and the step.
+        """
+        # The figures pass through JSON, so that they equal the figures that a resumed run reads.
+        self.kept[name] = json.loads(json.dumps({**figures, "step": self.done}))
+        self._unwritten.add(name)
+
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, then the states to keep."""
         arrays = {
             f"{group}/{name}": self.backend.to_numpy(array)
             for group, members in self._groups().items()
@@ -328,7 +413,24 @@ class Trainer:
         }
         # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
         arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
-        save_arrays(self.run.checkpoint, "checkpoint", arrays, {"step": self.done, "seconds": self.seconds})
+        progress = {
+            "step": self.done,
+            "seconds": self.seconds,
+            "total": self.total_steps,
+            "finished": self.finished,
+            "stopped": self.stopped,
+            "kept": self.kept,
+        }
+        save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
+        # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
+        self._write_kept(part(arrays, "parameters"))
+
+    def _write_kept(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Write the files of the states that are kept at the current step and not written yet."""
+        for name in sorted(self._unwritten):
+            arrays = {f"parameters/{parameter}": array for parameter, array in parameters.items()}
+            save_arrays(self.run.state_file(name), "checkpoint", arrays, self.kept[name])
+        self._unwritten.clear()
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""
@@ -368,7 +470,22 @@ class Trainer:
         self.estimator.load_state_dict(part(arrays, "estimator"))
         self.state = StepState(loaded["parameters"], loaded["optimizer"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
+        self.stopped = bool(progress.get("stopped", False))
+        self.kept = dict(progress.get("kept", {}))
+        self._unwritten = {name for name, figures in self.kept.items() if not self._holds(name, figures)}
+        for name in self._unwritten:
+            if self.kept[name]["step"] != self.done:
+                raise BadInput(
+                    f"{self.run.state_file(name)} must be the state of step {self.kept[name]['step']}, which "
+                    f"{self.run.checkpoint.name} names, got another file or none"
+                )
+        self._write_kept(part(arrays, "parameters"))
         self.run.drop_log_after(self.done)
+
+    def _holds(self, name: str, figures: Mapping[str, Any]) -> bool:
+        """Return whether the file of a kept state is there and has the figures that the checkpoint remembers."""
+        file = self.run.state_file(name)
+        return file.exists() and load_arrays(file, "checkpoint")[1] == figures
 
 
 def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:

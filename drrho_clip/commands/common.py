@@ -1,17 +1,17 @@
-"""Parts of several commands: the option ``--device``, opening a backend, the table of figures, a file of results."""
+"""Parts of several commands: the option ``--device``, opening a backend, a file of results."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drrho_clip import outputs
 from drrho_clip.errors import BadInput
 from drrho_clip.options import TEXT, setting
 from drrho_core.backend import Backend, get_backend
 
-__all__ = ["build_backend", "device_option", "print_table", "write_json"]
+__all__ = ["build_backend", "check_page", "device_option", "write_json"]
 
 
 def device_option() -> Any:
@@ -32,43 +32,16 @@ def build_backend(name: str, device: str | None, dtype: str) -> Backend:
         raise BadInput(str(error)) from error
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of results.json as a table, with the best figure of every column in bold."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    names = {
-        "retrieval_r1": "R@1",
-        "retrieval_r5": "R@5",
-        "retrieval_r10": "R@10",
-        "zero_shot_accuracy": "zero-shot",
-    }
-    # A data set without classes has no zero-shot accuracy, so the column is left out.
-    columns = [name for name in names if any(name in row["metrics"] for row in rows)]
-    best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
-    timed = any("seconds" in row for row in rows)
-    # The padding is narrow, so that the table fits into eighty columns.
-    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for title in ("method", "data", "seed"):
-        table.add_column(title)
-    for title in [*(names[name] for name in columns), *(["seen", "seconds"] if timed else [])]:
-        table.add_column(title, justify="right")
-    for row in rows:
-        cells = [row["method"], row["dataset"], str(row["seed"])]
-        for name in columns:
-            value = row["metrics"].get(name)
-            bold = len(rows) > 1 and value == best[name]
-            cells.append("" if value is None else f"[bold]{value:.3f}[/bold]" if bold else f"{value:.3f}")
-        if timed:
-            cells += [f"{row['samples_seen']:,}", f"{row['seconds']:.1f}"]
-        table.add_row(*cells)
-    Console().print(table)
-
-
 def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
     """Write results to a JSON file; do nothing if `path` is None."""
     if path is not None:
-        from drrho_clip.checkpoint import write_atomic
+        outputs.write_json(path, content)
 
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+def check_page(name: str, path: Path | None) -> None:
+    """Raise BadInput if a page cannot be written to `path`; the suffix protects other files from a slip of the hand."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadInput(f"{name} must be a file that ends in .html, got {path}")
+    outputs.check_file(path, name)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from drrho_clip.commands.common import build_backend, device_option, print_table
-from drrho_clip.options import FLAG, PATH, TEXT, at_least, setting
+from drrho_clip.commands.common import build_backend, device_option
+from drrho_clip.commands.table import print_table
+from drrho_clip.config import SEED
+from drrho_clip.options import FLAG, PATH, TEXT, setting
+from drrho_clip.terminal import say
 from drrho_core.backend import default_backend
 
 
@@ -35,9 +38,15 @@ class Demo:
         help="Train small models for a few steps. This shows that every part works, but not which method is best.",
     )
     seeds: tuple[int, ...] = setting(
-        (0,), rule=at_least(0), several="+", help="Seeds. The demo compares all methods once per seed."
+        (0,), rule=SEED, several="+", help="Seeds. The demo compares all methods once per seed."
     )
     resume: bool = setting(False, rule=FLAG, help="Continue an interrupted demo.")
+
+    def can_resume(self) -> bool:
+        """Return whether one of the runs of the demo has a checkpoint."""
+        from drrho_clip.run import has_checkpoint
+
+        return any(has_checkpoint(file.parent) for file in self.out.glob("runs/*/*/config.json"))
 
     def run(self) -> int:
         """Train, then print the table."""
@@ -48,5 +57,5 @@ class Demo:
         data = "scenes" if "conv" in backend.architectures else "digits"
         rows = run_demo(self.out, backend=backend, data=data, seeds=self.seeds, quick=self.quick, resume=self.resume)
         print_table(rows)
-        print(f"wrote {self.out / 'results.json'} and {self.out / 'report.html'}")
+        say(f"wrote {self.out / 'results.json'} and {self.out / 'report.html'}")
         return 0

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from drrho_clip.commands.common import build_backend, device_option, print_table, write_json
+from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
-from drrho_clip.options import PATH, TEXT, choice, setting
+from drrho_clip.errors import BadInput
+from drrho_clip.options import FLAG, PATH, TEXT, Rule, choice, setting
+
+if TYPE_CHECKING:
+    from drrho_clip.data import Dataset
+    from drrho_clip.run import Run
+
+
+def _read_gallery(word: str) -> int | str:
+    return word if word == "all" else int(word)
+
+
+def _is_gallery(value: Any) -> bool:
+    is_size = isinstance(value, int) and not isinstance(value, bool) and value >= 2
+    return is_size or value == "all"
+
+
+_GALLERY = Rule("an integer of at least 2 or 'all'", _read_gallery, _is_gallery, "N|all")
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run on held-out pairs: retrieval among 200 pairs, and zero-shot accuracy if the data have classes.
+    """Measure a run on held-out pairs: retrieval in galleries, and zero-shot accuracy if the data have classes.
+
+    With --data FILE, the pairs whose images the run was trained on or validated with are recognised by the content of
+    their image files and left out. The lines below the table say how many pairs and queries the figures come from.
 
     For example:
       drrho evaluate runs/steered
       drrho evaluate runs/steered --split validation --json figures.json
-      drrho evaluate runs/steered --data other.csv
+      drrho evaluate runs/steered --data other.csv --gallery all
     """
 
     folder: Path = setting(rule=PATH, metavar="RUN", positional=True, help="Folder of the run.")
@@ -26,39 +48,69 @@ class Evaluate:
         rule=TEXT,
         metavar="FILE|NAME",
         shown="the run's own",
-        help="Another built-in data set, or another table. All pairs of that table are evaluated.",
+        help="Another built-in data set, or another table. All pairs of that table are evaluated, except those whose "
+        "images the run has seen.",
     )
-    split: str = setting(
-        "test", rule=choice("test", "validation"), help="Part of the data to evaluate; ignored if --data names a table."
+    split: str | None = setting(
+        None,
+        rule=choice("test", "validation"),
+        shown="test",
+        help="Part of the data to evaluate; refused if --data names a table.",
     )
+    gallery: int | str = setting(
+        200, rule=_GALLERY, help="Images among which a caption is searched, or 'all' for a single gallery."
+    )
+    state: str = setting(
+        "best",
+        rule=choice("best", "last", "reference"),
+        help="State of the run: the best by validation, the last, or the state that serves as a reference model.",
+    )
+    allow_unfinished: bool = setting(False, rule=FLAG, help="Evaluate a run whose training has not ended.")
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
     device: str | None = device_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
 
     def run(self) -> int:
         """Evaluate, then print the table."""
-        from drrho_clip.data import read_pairs
         from drrho_clip.encode import Encoder
         from drrho_clip.evaluate import evaluate
+        from drrho_clip.outputs import check_file
         from drrho_clip.run import open_run
-        from drrho_clip.splits import open_splits
 
-        # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         run = open_run(self.folder)
+        check_file(self.json, "json")
+        if not self.allow_unfinished:
+            run.require_finished("--allow-unfinished")
+        # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
-        if self.data is None or self.data in BUILT_IN_DATA:
-            name = self.data or run.config.data
-            splits = open_splits(replace(run.config, data=name))
-            dataset = splits.test if self.split == "test" else splits.validation
-        else:
-            # Only the data of the run itself are split; of another table all pairs are evaluated.
-            name, dataset = self.data, read_pairs(self.data)
+        dataset, about = self._held_out_pairs(run)
+        encoder = Encoder.load(run, backend, state=self.state)
+        size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         row = {
             "method": run.config.method,
-            "dataset": name,
+            "dataset": self.data or run.config.data,
             "seed": run.config.seed,
-            "metrics": evaluate(Encoder.load(run, backend), dataset),
+            "metrics": evaluate(encoder, dataset, gallery_size=size),
+            "state": run.chosen_state(self.state),
+            **about,
         }
-        print_table([row])
+        # The file comes first, so that a closed pipe behind the table does not cost the results.
         write_json(self.json, [row])
+        print_table([row])
         return 0
+
+    def _held_out_pairs(self, run: Run) -> tuple[Dataset, dict[str, int]]:
+        """Open the pairs to measure; of another table, return also how many pairs were left out."""
+        from drrho_clip.held_out import unseen_pairs
+        from drrho_clip.splits import open_splits, open_table
+        from drrho_clip.terminal import say
+
+        if self.data is None or self.data in BUILT_IN_DATA:
+            splits = open_splits(replace(run.config, data=self.data or run.config.data))
+            return (splits.validation if self.split == "validation" else splits.test), {}
+        # Only the data of the run itself are split; of another table all pairs are evaluated.
+        if self.split is not None:
+            raise BadInput(f"split must be left out with --data FILE, which is measured whole, got {self.split}")
+        unseen = unseen_pairs(run, open_table(self.data, run.config))
+        say(unseen.sentence)
+        return unseen.pairs, {"num_left_out": unseen.num_left_out}

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.commands.common import build_backend, device_option, print_table, write_json
+from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, PATH, setting
+from drrho_clip.table_defaults import defaults_for
+from drrho_clip.terminal import say
 from drrho_core.backend import Backend
 
 
@@ -18,7 +21,8 @@ from drrho_core.backend import Backend
 class Train:
     """Train a pair of encoders, one for images and one for texts; the method drrho also reads a reference model.
 
-    The data are a CSV or TSV table with the columns image and caption (paths relative to the table), or built in.
+    The data are a table with a column of image paths (relative to the table) and a column of captions, a folder of
+    images with text files beside them, or built in.
 
     For example:
       drrho train --data pairs.csv --method clip --out runs/reference
@@ -36,15 +40,24 @@ class Train:
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
     settings: Mapping[str, Any] = field(default_factory=dict, metadata={"options": TrainConfig})
 
+    def can_resume(self) -> bool:
+        """Return whether the folder holds a checkpoint."""
+        from drrho_clip.run import has_checkpoint
+
+        return has_checkpoint(self.out)
+
     def run(self) -> int:
         """Train, then print the table."""
+        from drrho_clip.outputs import check_file
         from drrho_clip.train import train
 
+        check_file(self.json, "json")
         config, backend, splits = self._resumed() if self.resume else self._started()
         outcome = train(config, self.out, resume=self.resume, backend=backend, splits=splits)
-        print_table([outcome.row])
+        # The file comes first, so that a closed pipe behind the table does not cost the results.
         write_json(self.json, [outcome.row])
-        print(f"wrote {self.out}")
+        print_table([outcome.row])
+        say(f"wrote {self.out}")
         return 0
 
     def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
@@ -60,29 +73,21 @@ class Train:
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
-        from drrho_clip.data import pair_splits
         from drrho_clip.run import refuse_existing
+        from drrho_clip.splits import open_splits
 
         # All other checks come before the data are read, because reading the data may take long.
         refuse_existing(self.out)
         if "data" not in self.settings:
-            raise BadInput(f"data must be a CSV or TSV file or one of {', '.join(BUILT_IN_DATA)}, got none")
+            raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
         backend = build_backend(config.backend, self.device, config.dtype)
-        # The default architecture depends on the backend, the default batch size on the size of the table.
+        # The default architecture depends on the backend; some defaults depend on the size of the table.
         if "architecture" not in self.settings:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
         if config.data in BUILT_IN_DATA:
             return config, backend, None
-        splits = pair_splits(config.data, seed=config.data_seed)
-        if "batch_size" not in self.settings:
-            config = replace(config, batch_size=_batch_size_for(len(splits.train)))
+        splits = open_splits(config)
+        sized = defaults_for(len(splits.train), as_reference=config.as_reference)
+        config = replace(config, **{name: value for name, value in sized.items() if name not in self.settings})
         return config, backend, splits
-
-
-def _batch_size_for(num_samples: int) -> int:
-    """Return the largest power of two, from 2 to 256, with at least four batches per epoch, or 2 if no power has."""
-    size = 256
-    while size > 2 and size * 4 > num_samples:
-        size //= 2
-    return size

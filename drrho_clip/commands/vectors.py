@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, choice, setting
+from drrho_clip.terminal import say
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Vectors:
 
         import drrho_core
         from drrho_clip.checkpoint import write_atomic
+        from drrho_clip.outputs import check_folder
 
         # The folder must be empty, so that every file in it belongs to the index.
         if self.out.exists() and not self.out.is_dir():
@@ -45,6 +47,7 @@ class Vectors:
         present = sorted(path.name for path in self.out.iterdir()) if self.out.exists() else []
         if present:
             raise BadInput(f"out must be a new or an empty folder, got {self.out} with {', '.join(present[:3])}")
+        check_folder(self.out, "out")
         dtypes = self.dtype or ("float64", "float32")
         content = drrho_reference.vectors.files(library_version=drrho_core.__version__, dtypes=dtypes)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -52,5 +55,5 @@ class Vectors:
             write_atomic(self.out / name, data)
         count = len(json.loads(content[drrho_reference.vectors.INDEX])["cases"])
         size = sum(map(len, content.values())) / 1e6
-        print(f"wrote {count} cases, {len(content)} files, {size:.1f} MB: {self.out}")
+        say(f"wrote {count} cases, {len(content)} files, {size:.1f} MB: {self.out}")
         return 0

@@ -9,6 +9,7 @@ from typing import Any
 from drrho_clip.commands.common import device_option, write_json
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, TEXT, setting
+from drrho_clip.terminal import say
 from drrho_core.backend import backend_names, get_backend
 
 
@@ -37,7 +38,9 @@ class Verify:
         import drrho_reference
 
         import drrho_core
+        from drrho_clip.outputs import check_file
 
+        check_file(self.json, "json")
         reports, passed = {}, True
         for name, (xp, device, device_name) in self._libraries().items():
             report = drrho_reference.conformance.check(drrho_core, xp=xp, device=device)
@@ -45,7 +48,7 @@ class Verify:
             # A library that cannot run all cases, for example because it has no float64, has neither failed nor passed.
             complete = report.complete
             verdict = "passed" if complete else "FAILED" if report.verdict == "failed" else "INCOMPLETE"
-            print(f"{name} on {device_name}: {verdict}\n{report.table()}\n", flush=True)
+            say(f"{name} on {device_name}: {verdict}", *report.table().splitlines(), "")
             passed = passed and complete
         write_json(self.json, reports)
         return 0 if passed else 1

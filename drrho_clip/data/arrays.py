@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data._checks import row_index
-from drrho_clip.data.protocol import Sample, UInt8, ZeroShot
+from drrho_clip.data.content import digests_of_pixels, fingerprint_of, image_numbers
+from drrho_clip.data.preprocess import check_resize_mode
+from drrho_clip.data.protocol import Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput
 
 __all__ = ["ArrayDataset", "swap_captions"]
@@ -102,19 +104,26 @@ class ArrayDataset:
     def fingerprint(self) -> str:
         """Return the SHA-256 of images, captions and their order, in hex; computed once."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(b"drrho arrays 1")
-            digest.update(repr(self.images.shape).encode())
-            digest.update(np.ascontiguousarray(self.images).data)
-            for caption in self.captions:
-                encoded = caption.encode("utf-8", "surrogatepass")
-                # The length before each caption distinguishes "ab", "c" from "a", "bc".
-                digest.update(len(encoded).to_bytes(8, "little"))
-                digest.update(encoded)
-            self._fingerprint = digest.hexdigest()
+            pixels = np.ascontiguousarray(self.images).data
+            head = (b"drrho arrays 1", repr(self.images.shape).encode(), pixels)
+            self._fingerprint = fingerprint_of(head, self.captions)
         return self._fingerprint
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return the classification task of this data set, or None if there is no such task."""
+    def image_digests(self) -> UInt8:
+        """Return the first 16 bytes of the SHA-256 of each image's pixels, shape (n, 16)."""
+        return digests_of_pixels(self.images)
+
+    @cached_property
+    def image_ids(self) -> Int64:
+        """Numbers of the rows' images, shape (n,): rows with equal pixels have equal numbers."""
+        return image_numbers(self.image_digests())
+
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
+        """Return the classification task of this data set, or None if there is no such task.
+
+        The built-in tasks have square images, so `resize_mode` changes nothing.
+        """
+        check_resize_mode(resize_mode)
         return None if self._zero_shot is None else self._zero_shot(image_size)
 
     def subset(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> ArrayDataset:

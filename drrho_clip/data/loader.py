@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
-from drrho_clip.data.preprocess import resize, to_channels
+from drrho_clip.data.order import rows_at
+from drrho_clip.data.preprocess import check_resize_mode, resize, to_channels
 from drrho_clip.data.protocol import Dataset, Int32, Int64, UInt8, captions_of
 from drrho_clip.data.tokenizer import WordTokenizer
 from drrho_clip.errors import BadInput
@@ -21,6 +23,9 @@ __all__ = ["BatchSource", "HostBatch", "batches"]
 # Number of batches that are decoded at the same time: large enough that a slow image delays no batch, and small enough
 # to save memory.
 _AHEAD = 3
+
+# Number of rows whose order is computed at a time, in about half a millisecond.
+_ROWS_AT_ONCE = 8192
 
 
 class HostBatch(NamedTuple):
@@ -32,19 +37,23 @@ class HostBatch(NamedTuple):
         Row ids without repeats.
     images : ndarray of uint8, shape (b, s, s, C)
     tokens : ndarray of int32, shape (b, L)
+    pair_mask : ndarray of bool, shape (b, b), or None
+        False if image i and caption j belong to the same image: the pair is then no negative, because every caption of
+        an image is right. None for all batches of a data set in which no image has several rows.
     """
 
     sample_index: Int64
     images: UInt8
     tokens: Int32
+    pair_mask: npt.NDArray[np.bool_] | None = None
 
 
-def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[Int64]:
+def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[Int64]:
     """Divide all samples into batches, in an order that differs by epoch.
 
-    The order is a permutation drawn from `numpy.random.default_rng([seed, epoch])`, so a resumed run needs only these
-    two numbers to repeat the order. A last batch of fewer than b samples is dropped, so that every batch has the same
-    shape.
+    Batch t holds positions t b .. (t + 1) b - 1 of the permutation that `drrho_clip.data.order` computes from seed and
+    epoch, so a resumed run needs only these two numbers to repeat the order. A last batch of fewer than b samples is
+    dropped, so that every batch has the same shape.
 
     Parameters
     ----------
@@ -54,11 +63,13 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
         Number b of samples in a batch, from 2 to n.
     seed, epoch : int
         At least 0.
+    first_batch : int
+        Number of batches at the start of the epoch that are left out, at least 0.
 
     Returns
     -------
     iterator of ndarray of int64, shape (b,)
-        n // b batches; no sample is in two of them.
+        The n // b batches of the epoch from `first_batch` on; no sample is in two of them.
 
     Raises
     ------
@@ -76,9 +87,18 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> Iter
         raise BadInput(f"batch_size must be at most the number of samples ({num_samples}), got {batch_size}")
     seed = whole_number(seed, "seed", at_least=0)
     epoch = whole_number(epoch, "epoch", at_least=0)
-    order = np.random.default_rng([seed, epoch]).permutation(num_samples).astype(np.int64)
+    first_batch = whole_number(first_batch, "first_batch", at_least=0)
+    return _batches_from(first_batch, num_samples, batch_size, seed, epoch)
+
+
+def _batches_from(first_batch: int, num_samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[Int64]:
     full = num_samples // batch_size
-    return iter(order[: full * batch_size].reshape(full, batch_size))
+    # The rows of several batches are computed at a time: one call for 10,000 rows is much faster than 100 for 100 rows.
+    at_once = max(1, _ROWS_AT_ONCE // batch_size)
+    for start in range(first_batch, full, at_once):
+        stop = min(start + at_once, full)
+        rows = rows_at(start * batch_size, stop * batch_size, num_samples, seed=seed, epoch=epoch)
+        yield from rows.reshape(stop - start, batch_size)
 
 
 class BatchSource:
@@ -94,6 +114,8 @@ class BatchSource:
     tokenizer : WordTokenizer
     image_size : int
         Side s of the square images, at least 1.
+    resize_mode : {"crop", "fit"}
+        How images become square; see `resize`.
     channels : int, optional
         1 or 3; by default the number of channels of the data set's first image.
     cache_bytes : int
@@ -121,6 +143,7 @@ class BatchSource:
         tokenizer: WordTokenizer,
         *,
         image_size: int,
+        resize_mode: str = "crop",
         channels: int | None = None,
         cache_bytes: int = 2 * 2**30,
         num_threads: int = 2,
@@ -130,12 +153,16 @@ class BatchSource:
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.image_size = whole_number(image_size, "image_size", at_least=1)
+        check_resize_mode(resize_mode)
+        self._resize_mode = resize_mode
         cache_bytes = whole_number(cache_bytes, "cache_bytes", at_least=0)
         self._num_threads = whole_number(num_threads, "num_threads", at_least=0)
         self.channels = int(dataset[0].image.shape[2]) if channels is None else channels
         if self.channels not in (1, 3):
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
         self._tokens = tokenizer.encode(captions_of(dataset))
+        image_ids = dataset.image_ids
+        self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
         self._shape = (self.image_size, self.image_size, self.channels)
         # The cache holds all images, if they fit into `cache_bytes`. It is filled while batches are decoded.
         images: UInt8 | None = getattr(dataset, "images", None)
@@ -153,8 +180,12 @@ class BatchSource:
         """Return the number of pairs."""
         return len(self.dataset)
 
-    def epoch(self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[HostBatch]:
+    def epoch(
+        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
+    ) -> Iterator[HostBatch]:
         """Yield the batches of one epoch in the order of `batches`, beginning with number `first_batch`.
+
+        If `rows` is given, only these rows are used, and `batches` orders their positions in `rows`.
 
         Raises
         ------
@@ -162,14 +193,16 @@ class BatchSource:
             The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises an error
             instead of yielding the batch of that image.
         """
-        order = list(batches(len(self), batch_size, seed=seed, epoch=epoch))
-        return self._stream(order[whole_number(first_batch, "first_batch", at_least=0) :])
+        order = batches(
+            len(self) if rows is None else len(rows), batch_size, seed=seed, epoch=epoch, first_batch=first_batch
+        )
+        return self._stream(order if rows is None else (rows[index] for index in order))
 
-    def in_order(self, batch_size: int) -> Iterator[HostBatch]:
-        """Yield every pair once in row order, for evaluation and encoding; the last batch may be short."""
+    def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
+        """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""
         batch_size = whole_number(batch_size, "batch_size", at_least=1)
-        rows = np.arange(len(self), dtype=np.int64)
-        return self._stream([rows[start : start + batch_size] for start in range(0, len(self), batch_size)])
+        rows = np.arange(len(self), dtype=np.int64) if rows is None else rows
+        return self._stream(rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
 
     def gather(self, sample_index: Sequence[int] | Int64) -> HostBatch:
         """Return the batch of the given rows.
@@ -184,7 +217,7 @@ class BatchSource:
             raise BadInput(f"sample_index must hold rows in 0 .. {len(self) - 1}, got {sample_index!r}")
         return self._assemble(index, self._decode(index))
 
-    def _stream(self, order: list[Int64]) -> Iterator[HostBatch]:
+    def _stream(self, order: Iterable[Int64]) -> Iterator[HostBatch]:
         if self._num_threads == 0 or (self._cache is not None and self._cached.all()):
             for index in order:
                 yield self._assemble(index, self._decode(index))
@@ -208,7 +241,11 @@ class BatchSource:
         return self._assemble(index, np.concatenate([part.result() for part in parts]))
 
     def _assemble(self, index: Int64, images: UInt8) -> HostBatch:
-        return HostBatch(index, images, self._tokens[index])
+        pair_mask = None
+        if self._image_ids is not None:
+            image_ids = self._image_ids[index]
+            pair_mask = image_ids[:, None] != image_ids[None, :]
+        return HostBatch(index, images, self._tokens[index], pair_mask)
 
     def _decode(self, index: Int64) -> UInt8:
         """Return the images of the given rows."""
@@ -223,5 +260,5 @@ class BatchSource:
 
     def _decode_one(self, row: int) -> UInt8:
         image = to_channels(self.dataset[row].image, self.channels)
-        resized: UInt8 = resize(image[None], self.image_size)[0]
+        resized: UInt8 = resize(image[None], self.image_size, self._resize_mode)[0]
         return resized

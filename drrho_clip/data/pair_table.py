@@ -1,178 +1,147 @@
-"""Read a table of image paths and captions, and the images that it names."""
+"""Turn the records of a table into rows, one for each pair of image and caption, and check all of them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
+from drrho_clip.data.columns import ColumnNames
+from drrho_clip.data.delimited import trim
+from drrho_clip.data.images import inspect_images
+from drrho_clip.data.tables import Record, Table, open_table
+from drrho_clip.errors import BadInput
+from drrho_clip.safe_text import shown
 
-from drrho_clip.data.protocol import UInt8
-from drrho_clip.errors import BadInput, MissingExtra
+__all__ = ["Row", "read_rows"]
 
-__all__ = ["Row", "decode_image", "one_line", "read_rows"]
-
-_DELIMITERS: Final = (",", "\t", ";")
-_DEFAULT_LABEL: Final = "label"
+# A web address, such as https://example.org/a.png. A drive letter of Windows has one letter before the colon.
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# The list ['a', 'b'] is how Python writes a list of texts; in JSON the list is ["a", "b"].
+_PYTHON_LIST: Final = re.compile(r"\[\s*'.*'\s*\]", re.DOTALL)
 
 
 class Row(NamedTuple):
-    """One pair of a table.
+    """One pair of an image and a caption; a record with several captions gives several rows.
 
-    `number` is the row's number in a spreadsheet, in which the header is row 1. `written` is the image's path as the
-    table writes it, `file` is the path to open, and `size` is the number of bytes of that file.
+    Attributes
+    ----------
+    place : str
+        The place of the record for messages, such as "row 3", where the header of a text table is row 1.
+    written : str
+        The image's path as the table writes it.
+    file : Path
+        The path to open.
+    digest : bytes
+        The identity of the file's content; see content.py.
+    caption, label : str
+        The label is empty if there is none.
     """
 
-    number: int
+    place: str
     written: str
     file: Path
-    size: int
+    digest: bytes
     caption: str
     label: str
 
 
-def read_rows(table: Path, image_column: str, caption_column: str, label_column: str | None) -> list[Row]:
-    """Read and check every row of a table; the arguments and errors are those of `read_pairs`."""
-    text = _read_text(table)
-    records, header = _parse(table, text, (image_column, caption_column))
-    columns = [image_column, caption_column] + ([] if label_column is None else [label_column])
-    for column in columns:
-        if header.count(column) != 1:
-            raise BadInput(f"{table} must have one column named {column!r}, got the columns {', '.join(header)}")
-    if label_column is None and header.count(_DEFAULT_LABEL) == 1:
-        label_column = _DEFAULT_LABEL
-    check_image = _image_checker()
+class _Image(NamedTuple):
+    """The fields of a record that are right; the image has not been opened yet."""
 
-    # All rows are read before an error is raised, so that the message can count the rows that are wrong.
-    rows: list[Row] = []
+    number: int
+    written: str
+    file: Path
+    captions: tuple[str, ...]
+    label: str
+
+
+def read_rows(path: Path, names: ColumnNames) -> list[Row]:
+    """Read and check every row of a table; the errors are those of `read_pairs`."""
+    table = open_table(path, names)
+    # All records are read before an error is raised, so that the message can count the records that are wrong.
+    images: list[_Image] = []
     problems: list[tuple[int, str]] = []
-    for number, fields in records:
-        if len(fields) != len(header):
-            problems.append((number, f"must have {len(header)} fields as the header has, got {len(fields)}"))
-            continue
-        record = dict(zip(header, fields, strict=True))
-        written, caption = record[image_column].strip(), record[caption_column].strip()
-        label = "" if label_column is None else record[label_column].strip()
-        file = table.parent / written
-        if not written:
-            problems.append((number, f"{image_column} must be a path, got an empty field"))
-        elif not caption:
-            problems.append((number, f"{caption_column} must not be empty"))
-        elif not os.path.isfile(file):
-            problems.append((number, f"there is no image file {file}"))
-        elif (reason := check_image(file)) is not None:
-            problems.append((number, f"{file} is not a readable image: {reason}"))
-        else:
-            rows.append(Row(number, written, file, file.stat().st_size, caption, label))
+    for record in table.records:
+        try:
+            images.append(_check(record, table))
+        except BadInput as error:
+            problems.append((record.number, str(error)))
+    inspections = inspect_images(image.file for image in images)
+    rows: list[Row] = []
+    for image in images:
+        digest, flaw = inspections[image.file]
+        if flaw is not None:
+            problems.append((image.number, f"{image.file} is not a readable image: {flaw}"))
+        place = f"{table.unit} {image.number}"
+        rows += [Row(place, image.written, image.file, digest, text, image.label) for text in image.captions]
     if problems:
-        number, reason = problems[0]
-        more = f" (and {len(problems) - 1} more such rows)" if len(problems) > 1 else ""
-        raise BadInput(f"{table}, row {number}: {reason}{more}")
+        number, reason = min(problems)
+        more = f" (and {len(problems) - 1} more such {table.unit}s)" if len(problems) > 1 else ""
+        raise BadInput(shown(f"{path}, {table.unit} {number}: {reason}{more}"))
     if not rows:
-        raise BadInput(f"{table} must have at least one row below its header, got none")
+        raise BadInput(f"{path} must have at least one row below its header, got none")
     return rows
 
 
-def _read_text(table: Path) -> str:
+def _check(record: Record, table: Table) -> _Image:
+    """Return the fields of a record as texts; raise BadInput with the reason if a field is wrong."""
+    if record.flaw is not None:
+        raise BadInput(record.flaw)
+    columns = table.columns
+    if not isinstance(record.image, str):
+        raise BadInput(f"{columns.image} must be a path, got {_kind(record.image)}")
+    written = trim(_text(record.image, columns.image))
+    if not written:
+        raise BadInput(f"{columns.image} must be a path, got an empty field")
+    if _ADDRESS.match(written):
+        raise BadInput(f"{columns.image} must be a path, got the web address {written}: download the images first")
+    captions = _captions(record.captions, columns.caption)
+    # A missing number is nan in tables that pandas writes, and nan differs from itself.
+    label = "" if record.label is None or record.label != record.label else record.label
+    # A label may be a number in JSON and in Parquet; True and False are numbers to Python.
+    if not isinstance(label, str | int | float):
+        raise BadInput(f"{columns.label} must be a text or a number, got {_kind(label)}")
+    file = table.folder / written
+    # Tables that were written on Windows separate folders by backslashes.
+    if "\\" in written and not os.path.isfile(file):
+        file = table.folder / written.replace("\\", "/")
+    if not os.path.isfile(file):
+        raise BadInput(f"there is no image file {table.folder / written}")
+    return _Image(record.number, written, file, captions, trim(_text(str(label), str(columns.label))))
+
+
+def _captions(value: object, column: str) -> tuple[str, ...]:
+    texts: Sequence[object] = value if isinstance(value, list) else [value]
+    if not texts:
+        raise BadInput(f"{column} must hold a caption, got an empty list")
+    captions = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise BadInput(f"{column} must be a text or a list of texts, got {_kind(text)}")
+        caption = trim(_text(text, column))
+        # A caption of control characters and invisible marks only is as empty as a caption of spaces.
+        if all(unicodedata.category(character)[0] in "CZ" for character in caption):
+            raise BadInput(f"{column} must not be empty")
+        if _PYTHON_LIST.fullmatch(caption):
+            raise BadInput(f'{column} must hold a list of captions as JSON, as in ["a", "b"], got {caption[:40]}')
+        captions.append(caption)
+    return tuple(captions)
+
+
+def _text(text: str, column: str) -> str:
+    """Return a text that can be encoded, and raise BadInput for another one."""
+    # JSON can name half of a surrogate pair. Such a text can neither be written to a file nor be printed.
     try:
-        content = table.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {table}: {error.strerror or error}") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(
-            f"{table} must be UTF-8, got byte 0x{content[error.start]:02x} on line {line}: save it as UTF-8"
-        ) from error
-    # A file of white space only is refused here: it has no header, but the code below needs a header.
-    if not text.strip():
-        raise BadInput(f"{table} must have a header and rows, got an empty file")
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise BadInput(f"{column} must be valid Unicode, got half of a surrogate pair (U+{code:04X})") from None
     return text
 
 
-def _parse(table: Path, text: str, columns: tuple[str, str]) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """Return the numbered records below the header, and the header."""
-    headers = {mark: _header(text, mark) for mark in _DELIMITERS}
-    # The right delimiter splits the header into columns among which the named columns are. If no delimiter does so, the
-    # delimiter that gives most columns is the best guess, and the error message that follows lists these columns.
-    delimiter = max(headers, key=lambda mark: (set(columns) <= set(headers[mark]), len(headers[mark])))
-    records = []
-    try:
-        # Blank lines count as rows, as in a spreadsheet, but are skipped.
-        for number, fields in enumerate(_reader(text, delimiter), start=1):
-            if _holds_text(fields):
-                records.append((number, fields))
-    except csv.Error as error:
-        last = records[-1][0] if records else 0
-        raise BadInput(f"{table}, after row {last}: cannot be read as a table: {error}") from error
-    return records[1:], [field.strip() for field in records[0][1]]
-
-
-def _header(text: str, delimiter: str) -> list[str]:
-    """Return the header split at a delimiter, or an empty list if csv cannot split it."""
-    try:
-        first = next((fields for fields in _reader(text, delimiter) if _holds_text(fields)), [])
-    except csv.Error:
-        return []
-    return [field.strip() for field in first]
-
-
-def _holds_text(fields: Sequence[str]) -> bool:
-    return any(field.strip() for field in fields)
-
-
-def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-
-
-def _image_checker() -> Callable[[Path], str | None]:
-    """Return a function that returns the reason why a file is not an image, or None if the file is an image."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise MissingExtra("reading images", "Pillow") from None
-
-    def check(file: Path) -> str | None:
-        try:
-            # Opening reads the header and `verify` looks for broken files; neither decodes the pixels.
-            with Image.open(file) as picture:
-                if picture.mode == "F":
-                    return "its pixels are floating-point numbers of unknown range"
-                picture.verify()
-        except UnidentifiedImageError:
-            return "no image format that Pillow knows"
-        # For damaged files Pillow raises exceptions of almost any class.
-        except Exception as error:
-            return one_line(error)
-        return None
-
-    return check
-
-
-def decode_image(file: Path) -> UInt8:
-    """Return an image file as RGB, shape (H, W, 3), rotated by the EXIF orientation; transparent parts become white."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        raise MissingExtra("reading images", "Pillow") from None
-    with Image.open(file) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):
-            # The upper 8 of the 16 bits per pixel are kept. Pillow's conversion would make all values above 255 white.
-            grey = np.minimum(np.asarray(picture).astype(np.int64) >> 8, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=-1)
-        # Pillow's conversion to RGB drops the transparency and shows colours that are invisible in the picture.
-        if picture.has_transparency_data:
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        return np.array(picture.convert("RGB"), dtype=np.uint8)
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of an error on one line, or the name of its class if it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"

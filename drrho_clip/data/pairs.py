@@ -1,23 +1,28 @@
-"""The user's own pairs: a table (CSV or TSV) of image path and caption.
+"""The user's own pairs: a table of image paths and captions, or a folder of images with captions beside them.
 
-The table is UTF-8 with a header line. All cheap checks run when the table is read, so that a run does not stop hours
-later because a file is missing. Images are decoded when they are used.
+All cheap checks run when the table is read, so that a run does not stop hours later because a file is missing. Images
+are decoded when they are used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from drrho_clip.data._checks import row_index, share, whole_number
-from drrho_clip.data.pair_table import Row, decode_image, one_line, read_rows
+from drrho_clip.data.columns import ColumnNames
+from drrho_clip.data.content import DIGEST_SIZE, fingerprint_of, image_numbers
+from drrho_clip.data.images import decode_image, one_line
+from drrho_clip.data.pair_table import Row, read_rows
 from drrho_clip.data.preprocess import resize
-from drrho_clip.data.protocol import DataSplits, Sample, UInt8, ZeroShot
+from drrho_clip.data.protocol import DataSplits, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
 
 __all__ = ["PairsDataset", "pair_splits", "read_pairs"]
@@ -40,6 +45,8 @@ class PairsDataset:
     labels : tuple of str, length n
         An empty text for each pair without a label.
     files : tuple of pathlib.Path, length n
+    paths : tuple of str, length n
+        The paths of the images as the table writes them.
     """
 
     def __init__(self, name: str, table: Path, rows: Sequence[Row], class_names: tuple[str, ...]) -> None:
@@ -47,6 +54,7 @@ class PairsDataset:
         self.captions = tuple(row.caption for row in rows)
         self.labels = tuple(row.label for row in rows)
         self.files = tuple(row.file for row in rows)
+        self.paths = tuple(row.written for row in rows)
         self._table = table
         self._rows = tuple(rows)
         self._class_names = class_names
@@ -72,22 +80,30 @@ class PairsDataset:
         return Sample(position, self._decode(row), row.caption)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hex, of the rows: image paths as written, file sizes, captions and labels."""
-        digest = hashlib.sha256(b"drrho pairs 1")
-        for row in self._rows:
-            for part in (row.written, str(row.size), row.caption, row.label):
-                # The length before each text distinguishes "ab", "c" from "a", "bc".
-                encoded = part.encode()
-                digest.update(len(encoded).to_bytes(8, "little"))
-                digest.update(encoded)
-        return digest.hexdigest()
+        """Return the SHA-256, in hex, of the rows' content: images, captions and labels, and not their paths."""
+        parts = (part for row in self._rows for part in (row.digest, row.caption, row.label))
+        return fingerprint_of([b"drrho pairs 2"], parts)
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def image_digests(self) -> UInt8:
+        """Return the first 16 bytes of the SHA-256 of each row's image file, shape (n, 16)."""
+        joined = b"".join(row.digest for row in self._rows)
+        return np.frombuffer(joined, dtype=np.uint8).reshape(len(self), DIGEST_SIZE)
+
+    @cached_property
+    def image_ids(self) -> Int64:
+        """Numbers of the rows' images, shape (n,): rows whose image files have equal bytes have equal numbers."""
+        return image_numbers(self.image_digests())
+
+    def subset(self, rows: Sequence[int] | Int64) -> PairsDataset:
+        """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
+        return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self._class_names)
+
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
 
-        The classes are all labels of the table; if the splits have separate tables, all labels of all tables. The
-        images are those of this data set that have a label, cut and resized to squares of side `image_size` (by default
-        224).
+        The classes are all labels of the table; if the splits have separate tables, all labels of all tables. Labels
+        that differ only in capitals and white space are one class, with the spelling that comes first. The images are
+        those of this data set that have a label, as squares of side `image_size` (by default 224); see `resize`.
 
         Raises
         ------
@@ -95,14 +111,14 @@ class PairsDataset:
             A file cannot be decoded.
         """
         size = _ZERO_SHOT_SIZE if image_size is None else whole_number(image_size, "image_size", at_least=1)
-        labelled = [row for row in self._rows if row.label]
+        labelled = [row for row in self._rows if _class_key(row.label)]
         if len(self._class_names) < 2 or not labelled:
             return None
         images = np.empty((len(labelled), size, size, 3), dtype=np.uint8)
         for position, row in enumerate(labelled):
-            images[position] = resize(self._decode(row)[None], size)[0]
-        number = {label: position for position, label in enumerate(self._class_names)}
-        labels = np.array([number[row.label] for row in labelled], dtype=np.int64)
+            images[position] = resize(self._decode(row)[None], size, resize_mode)[0]
+        number = {_class_key(name): position for position, name in enumerate(self._class_names)}
+        labels = np.array([number[_class_key(row.label)] for row in labelled], dtype=np.int64)
         return ZeroShot(self._class_names, tuple(f"a photo of a {name}" for name in self._class_names), images, labels)
 
     def _decode(self, row: Row) -> UInt8:
@@ -113,27 +129,35 @@ class PairsDataset:
         # For damaged files Pillow raises exceptions of almost any class.
         except Exception as error:
             reason = one_line(error)
-            raise BadInput(f"{self._table}, row {row.number}: cannot decode image {row.file}: {reason}") from error
+            raise BadInput(f"{self._table}, {row.place}: cannot decode image {row.file}: {reason}") from error
 
 
 def read_pairs(
     path: str | os.PathLike[str],
     *,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = None,
+    caption_column: str | None = None,
     label_column: str | None = None,
 ) -> PairsDataset:
-    r"""Read a table of image path and caption.
+    r"""Read pairs of images and captions from a table or a folder.
 
-    The fields are separated by commas, tabs or semicolons: by the character that splits the header into the named
-    columns. A byte-order mark and empty lines are skipped.
+    A table is a text file in UTF-8 with a header (CSV, TSV), JSON Lines (the suffix is .jsonl, .ndjson or .json) or
+    Parquet. Commas, tabs or semicolons separate the fields of a text table: the character that splits the header into
+    the columns. Quotation marks either enclose fields, as CSV has them, or are ordinary characters; the reading by
+    which every row has as many fields as the header is taken. A byte-order mark and empty lines are skipped.
+
+    Of a folder all images are read whose file name ends in a usual suffix, also in the folders below. Each line of the
+    text file (.txt) with the same name is a caption. Hidden files are left out.
 
     Parameters
     ----------
     path : path
-        The table: UTF-8 with a header. Image paths in the table are absolute or relative to the folder of the table.
-    image_column, caption_column : str
-        Names in the header.
+        The table or folder. Image paths in a table are absolute or relative to the folder of the table.
+    image_column, caption_column : str, optional
+        Columns of the image's path and of the caption. By default the columns have usual names: "image", or else the
+        only column among image_path, filepath, file_path, file_name, filename and path; "caption", or else the only
+        column among captions, title, text and description. Capitals do not matter in these names. A field of the
+        caption column may hold a list of captions; in a text table the list is written as JSON.
     label_column : str, optional
         Column with the class of each image, for zero-shot classification. By default a column "label" is used if the
         table has it.
@@ -141,16 +165,17 @@ def read_pairs(
     Returns
     -------
     PairsDataset
-        One pair per row, in the table's order.
+        One pair per image and caption, in the table's order. An image with several captions has several pairs.
 
     Raises
     ------
     BadInput
         The table is missing, empty, not UTF-8 or without the columns; or a row has the wrong number of fields, an empty
-        caption, or an image file that is missing or cannot be read. The message names the file, the number of the first
-        bad row (the header is row 1) and the reason, and says how many more rows are bad.
+        caption, a web address in place of a path, or an image file that is missing or cannot be read. The message names
+        the file, the number of the first bad row (the header is row 1) and the reason, and says how many more rows are
+        bad.
     MissingExtra
-        Pillow is not installed.
+        Pillow is not installed, or pyarrow for Parquet.
 
     Examples
     --------
@@ -164,7 +189,7 @@ def read_pairs(
     ((8, 12, 3), 'something red')
     """
     table = Path(path)
-    rows = read_rows(table, image_column, caption_column, label_column)
+    rows = read_rows(table, ColumnNames(image_column, caption_column, label_column))
     return PairsDataset(table.stem, table, rows, _class_names(rows))
 
 
@@ -176,15 +201,16 @@ def pair_splits(
     validation_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
-    image_column: str = "image",
-    caption_column: str = "caption",
+    image_column: str | None = None,
+    caption_column: str | None = None,
     label_column: str | None = None,
 ) -> DataSplits:
     """Read a table and hold out a part of its images for validation and test.
 
-    A hash of the seed and of the image's path, as the table writes it, decides the split of an image. So the split does
-    not change when rows are appended, and all captions of one image are in one split. A held-out split that would get
-    fewer than two images also takes the images with the next hashes.
+    A hash of the seed and of the image's content decides the split of an image. So the split does not change when rows
+    are appended or files are renamed, and all captions of one image are in one split, also if the table names the image
+    by several paths or has several copies of the file. A held-out split that would get fewer than two images also takes
+    the images with the next hashes.
 
     Parameters
     ----------
@@ -220,11 +246,11 @@ def pair_splits(
         raise BadInput(f"validation_share + test_share must stay below 1, got {sum(shares):g}")
 
     def read(table: Path) -> list[Row]:
-        return read_rows(table, image_column, caption_column, label_column)
+        return read_rows(table, ColumnNames(image_column, caption_column, label_column))
 
     table = Path(path)
     rows = read(table)
-    keys = _image_keys(rows)
+    keys = [row.digest.hex() for row in rows]
     # The images are sorted by their hashes: the first share is validation, the next is test, the rest is training.
     places = {key: _place(seed, key) for key in set(keys)}
     ordered = sorted(places, key=lambda key: (places[key], key))
@@ -257,15 +283,6 @@ def pair_splits(
     )
 
 
-def _image_keys(rows: Sequence[Row]) -> list[str]:
-    """Return a name for each row's image: the path that the table writes first for that file."""
-    # The table may write one file as a.png and as ./a.png, but all captions of a file must be in one split.
-    first: dict[str, str] = {}
-    return [
-        first.setdefault(os.path.realpath(row.file), os.path.normpath(row.written).replace(os.sep, "/")) for row in rows
-    ]
-
-
 def _place(seed: int, key: str) -> float:
     """Return an image's place in [0, 1): a hash, divided by the number of possible hashes; equal on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
@@ -274,17 +291,31 @@ def _place(seed: int, key: str) -> float:
 
 
 def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(sorted({row.label for row in rows} - {""}))
+    """Return the first spelling of each class, sorted without regard to capitals."""
+    spellings: dict[str, str] = {}
+    for row in rows:
+        spellings.setdefault(_class_key(row.label), row.label)
+    return tuple(spellings[key] for key in sorted(spellings) if key)
+
+
+def _class_key(label: str) -> str:
+    """Return the text by which labels are compared: without capitals, and with single spaces between words."""
+    # One letter with an accent can be written as one character or as two, and the texts look the same.
+    return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
 
 
 def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
-    # `seen` holds, for each file, the split, the table and the row in which the file came first.
-    seen: dict[str, tuple[int, Path, int]] = {}
+    # `seen` holds, for each image, the split, the table and the place at which the image came first.
+    seen: dict[bytes, tuple[int, Path, str]] = {}
+    shared: dict[bytes, str] = {}
     for split, (table, rows) in enumerate(parts):
         for row in rows:
-            earlier = seen.setdefault(os.path.realpath(row.file), (split, table, row.number))
+            earlier = seen.setdefault(row.digest, (split, table, row.place))
             if earlier[0] != split:
-                raise BadInput(
-                    f"{table}, row {row.number}: image {row.file} is in another split too "
-                    f"({earlier[1]}, row {earlier[2]}); training, validation and test must not share images"
-                )
+                where = f"{table}, {row.place}: image {row.file} is in another split too ({earlier[1]}, {earlier[2]})"
+                shared.setdefault(row.digest, where)
+    if shared:
+        raise BadInput(
+            f"{next(iter(shared.values()))}; training, validation and test must not share images, got "
+            f"{len(shared)} shared images"
+        )

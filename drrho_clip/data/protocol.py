@@ -8,7 +8,18 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of"]
+__all__ = [
+    "DataSplits",
+    "Dataset",
+    "Int32",
+    "Int64",
+    "Sample",
+    "UInt8",
+    "ZeroShot",
+    "captions_of",
+    "first_rows",
+    "image_names",
+]
 
 # Arrays of one dtype and any shape; docstrings name the shape.
 UInt8: TypeAlias = npt.NDArray[np.uint8]
@@ -74,13 +85,29 @@ class Dataset(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hex digest that names the content: equal digests mean equal data."""
+        """Return a hex digest of the content (images, captions and labels in row order, and no paths)."""
         ...
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def image_digests(self) -> UInt8:
+        """Return the first 16 bytes of the SHA-256 of each row's image, shape (n, 16).
+
+        The SHA-256 is that of the bytes of the image file, or of the pixels if the image is not a file.
+        """
+        ...
+
+    @property
+    def image_ids(self) -> Int64:
+        """Numbers of the rows' images, shape (n,): rows with equal numbers show the same image (equal digests).
+
+        Images are numbered from 0 in the order in which they appear first.
+        """
+        ...
+
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         """Return a classification task for images like those of this data set, or None if there is no such task.
 
-        The images are square with side `image_size`; with None the data set chooses the size.
+        The images are square with side `image_size`; with None the data set chooses the size. `resize_mode` says how
+        images that are not square become square; see `resize`.
         """
         ...
 
@@ -116,3 +143,28 @@ def captions_of(dataset: Dataset) -> Sequence[str]:
     if captions is None:
         return tuple(dataset[index].caption for index in range(len(dataset)))
     return captions
+
+
+def image_names(dataset: Dataset) -> Sequence[str]:
+    """Return a name for the image of each row: the path that the table writes, or the row if there is no table.
+
+    Examples
+    --------
+    >>> from drrho_clip.data import scenes
+    >>> list(image_names(scenes(2, seed=0)))
+    ['scenes-train row 0', 'scenes-train row 1']
+    """
+    paths: Sequence[str] | None = getattr(dataset, "paths", None)
+    return [f"{dataset.name} row {row}" for row in range(len(dataset))] if paths is None else paths
+
+
+def first_rows(dataset: Dataset) -> Int64:
+    """Return the first row of each image, in rising order, so that an image with several captions counts once.
+
+    Examples
+    --------
+    >>> from drrho_clip.data import scenes
+    >>> first_rows(scenes(3, seed=0)).tolist()
+    [0, 1, 2]
+    """
+    return np.sort(np.unique(dataset.image_ids, return_index=True)[1]).astype(np.int64)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,35 +11,28 @@ import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import Int32
-from drrho_clip.errors import BadInput, MissingExtra
+from drrho_clip.data.words import VERSION, chains, has_clusters, join, library, normal_form, split, splitter
+from drrho_clip.errors import BadInput
 
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["PADDING", "UNKNOWN", "WordTokenizer"]
+__all__ = ["PADDING", "UNKNOWN", "WordTokenizer", "same_text"]
 
 PADDING: Final = 0
 UNKNOWN: Final = 1
 _FIRST_WORD: Final = 2
 _LONGEST_CONTEXT: Final = 77
 _FORMAT: Final = "drrho-word-tokenizer"
-_VERSION: Final = 1
-
-# `_LETTER` is a letter, or a number that is not a decimal digit (such as a superscript). `_SIGN` is every character
-# that Python does not count as white space. A piece is a word, a run of digits or a single sign.
-_LETTER: Final = r"[\p{L}\p{Nl}\p{No}]"
-_SIGN: Final = r"[^\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
-_PIECES: Final = rf"{_LETTER}+(?:'{_LETTER}+)*|\p{{Nd}}+|{_SIGN}"
-
-_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 class WordTokenizer:
     """Split captions into words and turn the words into numbers, with the library `tokenizers` (extra `train`).
 
     A caption is converted to Unicode form NFKC and to lower case. Then the caption is split into runs of letters (with
-    apostrophes inside), runs of digits, and single other characters; white space is dropped. In a script without spaces
-    between words, whole sentences would count as words, so captions in such a script need another tokenizer.
+    their combining marks and with apostrophes inside), runs of digits, and single other characters; white space is
+    dropped. Scripts without spaces are split further: Chinese and Japanese into characters, Thai, Lao, Khmer and
+    Myanmar into clusters of a letter with its marks. `drrho_clip.data.words` has the rules.
 
     Parameters
     ----------
@@ -50,18 +40,21 @@ class WordTokenizer:
         The known words; the word at position i has the number i + 2. Number 0 is padding, number 1 is any other word.
     context_length : int
         Length L of every row of tokens, at least 1. Longer captions are cut off at the end.
+    version : int
+        The version of the rules by which captions are split: 2, or 1 for the rules of runs of version 0.1.
 
     Attributes
     ----------
     vocabulary : tuple of str
     context_length : int
+    version : int
     vocabulary_size : int
         Number of different tokens, `len(vocabulary) + 2`.
 
     Raises
     ------
     BadInput
-        A word is repeated or not a string, or the context length is below 1.
+        A word is repeated or not a string, the context length is below 1, or the version is unknown.
     MissingExtra
         The library `tokenizers` is not installed.
 
@@ -74,7 +67,10 @@ class WordTokenizer:
     [[2, 1, 3], [1, 0, 0]]
     """
 
-    def __init__(self, vocabulary: Sequence[str], context_length: int) -> None:
+    def __init__(self, vocabulary: Sequence[str], context_length: int, *, version: int = VERSION) -> None:
+        self.version = whole_number(version, "version", at_least=1)
+        if version > VERSION:
+            raise BadInput(f"version must be at most {VERSION}, got {version}")
         self.vocabulary = tuple(vocabulary)
         self.context_length = whole_number(context_length, "context_length", at_least=1)
         if not all(isinstance(word, str) and word for word in self.vocabulary):
@@ -83,15 +79,18 @@ class WordTokenizer:
         if len(numbers) != len(self.vocabulary):
             word, count = Counter(self.vocabulary).most_common(1)[0]
             raise BadInput(f"vocabulary must not repeat a word, got {word!r} {count} times")
-        self._tokenizer = self._build(numbers)
+        # Words of other programs may hold surrogates, which are replaced in captions too.
+        self._numbers = {_without_surrogates(word): number for word, number in numbers.items()}
+        self._longest = max(map(len, self._numbers), default=0)
+        self._tokenizer = self._build()
 
-    def _build(self, numbers: Mapping[str, int]) -> tokenizers.Tokenizer:
+    def _build(self) -> tokenizers.Tokenizer:
         """Return a tokenizer of the library: it splits captions, looks up the words, and cuts or pads the rows."""
-        library = _library()
+        module = library()
         # The library needs a string that stands for all unknown words. The empty string is never in a vocabulary.
-        words = {"": UNKNOWN, **{_SURROGATES.sub("\ufffd", word): number for word, number in numbers.items()}}
-        tokenizer: tokenizers.Tokenizer = library.Tokenizer(library.models.WordLevel(words, unk_token=""))
-        tokenizer.pre_tokenizer = _splitter()
+        model = module.models.WordLevel({"": UNKNOWN, **self._numbers}, unk_token="")
+        tokenizer: tokenizers.Tokenizer = module.Tokenizer(model)
+        tokenizer.pre_tokenizer = splitter(self.version)
         tokenizer.enable_truncation(max_length=self.context_length)
         tokenizer.enable_padding(pad_id=PADDING, pad_token="", length=self.context_length)
         return tokenizer
@@ -126,10 +125,13 @@ class WordTokenizer:
             The captions hold no word.
         """
         max_words = whole_number(max_words, "max_words", at_least=1)
+        splits = [split(caption) for caption in captions]
+        # Clusters that never occur apart become one word: they carry no more information than one token.
+        followers = chains(run for runs in splits for run in runs if len(run) > 1)
         counts: Counter[str] = Counter()
         longest = 0
-        for caption in captions:
-            words = _words(caption)
+        for runs in splits:
+            words = [word for run in runs for word in _chained(run, followers)]
             counts.update(words)
             longest = max(longest, len(words))
         if not counts:
@@ -150,11 +152,30 @@ class WordTokenizer:
             Rows are cut off or padded with 0 at the end. An empty caption becomes one unknown word, so no row
             consists of padding only.
         """
-        encoded = self._tokenizer.encode_batch_fast([_normal_form(caption) for caption in captions])
+        captions = list(captions)
+        forms = [normal_form(caption, self.version) for caption in captions]
+        encoded = self._tokenizer.encode_batch_fast(forms)
         tokens = np.array([row.ids for row in encoded], dtype=np.int32).reshape(len(encoded), self.context_length)
+        for row, form in enumerate(forms):
+            # The library divides runs of clusters, but it does not join the clusters to known words.
+            if has_clusters(form, self.version):
+                numbers = [self._numbers.get(word, UNKNOWN) for word in self.words(captions[row])]
+                numbers = numbers[: self.context_length]
+                tokens[row] = numbers + [PADDING] * (self.context_length - len(numbers))
         # Every word has a number above that of padding, so a row that begins with padding has no word.
         tokens[tokens[:, 0] == PADDING, 0] = UNKNOWN
         return tokens
+
+    def words(self, caption: str) -> list[str]:
+        """Return the words of a caption in the form in which the vocabulary holds words, known or not.
+
+        Examples
+        --------
+        >>> WordTokenizer(["red"], 5).words("A RED zeppelin!")
+        ['a', 'red', 'zeppelin', '!']
+        """
+        runs = split(caption, self.version)
+        return [word for run in runs for word in (run if len(run) == 1 else join(run, self._numbers, self._longest))]
 
     def bag_of_words(self, tokens: Int32) -> npt.NDArray[np.float32]:
         """Return how often each token occurs, for text encoders that ignore the order of words.
@@ -200,7 +221,7 @@ class WordTokenizer:
         """Return the tokenizer as an object for `json.dump`; `from_json` reads it."""
         return {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": self.version,
             "context_length": self.context_length,
             "vocabulary": list(self.vocabulary),
         }
@@ -221,36 +242,53 @@ class WordTokenizer:
         """
         if not isinstance(document, Mapping) or document.get("format") != _FORMAT:
             raise BadInput(f"tokenizer must be a JSON object of format {_FORMAT!r}, got something else")
-        if document.get("version") != _VERSION:
-            raise BadInput(f"tokenizer version must be {_VERSION}, got {document.get('version')!r}")
+        version = document.get("version")
+        if isinstance(version, bool) or not isinstance(version, int) or version not in range(1, VERSION + 1):
+            raise BadInput(f"tokenizer version must be in 1 .. {VERSION}, got {version!r}")
         vocabulary, context_length = document.get("vocabulary"), document.get("context_length")
         if not isinstance(vocabulary, list) or isinstance(context_length, bool) or not isinstance(context_length, int):
             raise BadInput("tokenizer must have a list 'vocabulary' and a whole number 'context_length'")
-        return cls(vocabulary, context_length)
+        return cls(vocabulary, context_length, version=version)
 
 
-def _normal_form(caption: str) -> str:
-    """Return a caption in the form in which words are compared."""
-    # Python's functions are used, because those of `tokenizers` have older Unicode tables and no Greek final sigma.
-    # `tokenizers` cannot read a surrogate without a partner, so each surrogate is replaced.
-    form = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower()
-    return _SURROGATES.sub("\ufffd", form)
+def same_text(tokenizer: WordTokenizer) -> Callable[[str], tuple[str, ...]]:
+    """Return a function that maps captions to keys: captions with equal keys count as one text.
+
+    Parameters
+    ----------
+    tokenizer : WordTokenizer
+        The tokenizer of the model that is measured.
+
+    Returns
+    -------
+    callable
+        ``key(caption) -> tuple of str``, the words of the caption. The model cannot distinguish captions with equal
+        words. All words are compared, also those behind the context length and those that the vocabulary lacks, so
+        that captions with different words never count as equal.
+
+    Examples
+    --------
+    >>> key = same_text(WordTokenizer(["red"], 5))
+    >>> key("A red dog.") == key("a RED dog ."), key("a red dog") == key("a red cat")
+    (True, False)
+    """
+
+    def key(caption: str) -> tuple[str, ...]:
+        return tuple(tokenizer.words(caption))
+
+    return key
 
 
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise MissingExtra("splitting captions into words", "tokenizers") from None
-    return tokenizers
+def _chained(run: list[str], followers: Mapping[str, str]) -> list[str]:
+    """Join the clusters of a run that never occur apart."""
+    words: list[str] = []
+    for position, piece in enumerate(run):
+        if position and followers.get(run[position - 1]) == piece:
+            words[-1] += piece
+        else:
+            words.append(piece)
+    return words
 
 
-@lru_cache
-def _splitter() -> Any:
-    """Return a splitter of the library that yields the matches of `_PIECES` and drops all other characters."""
-    library = _library()
-    return library.pre_tokenizers.Split(library.Regex(_PIECES), behavior="removed", invert=True)
-
-
-def _words(caption: str) -> list[str]:
-    return [word for word, _ in _splitter().pre_tokenize_str(_normal_form(caption))]
+def _without_surrogates(word: str) -> str:
+    return "".join("\ufffd" if "\ud800" <= sign <= "\udfff" else sign for sign in word)

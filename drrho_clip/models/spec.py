@@ -36,9 +36,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drrho_clip.errors import BadInput
+from drrho_clip.safe_text import brief
 from drrho_core.checks import Array
 
 ARCHITECTURES = ("mlp", "conv")
+
+LARGEST_DEPTH = 1000
+"""The largest number of blocks or of hidden layers; more would take longer to build than to train."""
+
+LARGEST_MODEL = 2**31
+"""The largest number of parameters: NumPy draws them in float64, which takes 16 GiB for so many."""
 
 LAYER_NORM_EPSILON = 1e-5
 """Added to the variance in layer normalisation."""
@@ -104,9 +111,17 @@ class ModelSpec:
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise BadInput(f"{name} must be an integer of at least {minimum}, got {value!r}")
+                raise BadInput(f"{name} must be an integer of at least {minimum}, got {brief(value)}")
+            # Sizes of a damaged file, such as a width of 10**12, are refused here and not by the memory.
+            most = LARGEST_DEPTH if name == "depth" else LARGEST_MODEL
+            if value > most:
+                raise BadInput(f"{name} must be at most {most}, got {brief(value)}")
         if self.architecture == "conv" and self.text_width % self.heads:
-            raise BadInput(f"heads must divide 2 * width = {self.text_width}, got {self.heads}")
+            raise BadInput(f"heads must divide 2 * width = {self.text_width}, got {brief(self.heads)}")
+        count = sum(math.prod(shape) for shape in parameter_shapes(self).values())
+        if count > LARGEST_MODEL:
+            sizes = ", ".join(f"{name} {getattr(self, name)}" for name in _MINIMA if name != "heads")
+            raise BadInput(f"a model must have at most {LARGEST_MODEL:,} parameters, got the sizes {sizes}")
 
     @property
     def text_input(self) -> str:
@@ -152,8 +167,9 @@ class ModelSpec:
             If a field is unknown, missing or bad.
         """
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            raise BadInput(f"a model must have the fields {', '.join(sorted(known))}, got {', '.join(sorted(values))}")
+        if not isinstance(values, Mapping) or set(values) != known:
+            names = brief(sorted(values) if isinstance(values, Mapping) else values)
+            raise BadInput(f"a model must have the fields {', '.join(sorted(known))}, got {names}")
         return cls(**values)
 
 

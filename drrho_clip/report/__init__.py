@@ -10,7 +10,9 @@ from drrho_clip.report.canvas import Canvas, Chart, css
 from drrho_clip.report.charts import Line, lines, round_ticks
 from drrho_clip.report.data import GalleryRow, ReportData, RetrievedImage
 from drrho_clip.report.page import bar_chart_svg, render_report, write_report
+from drrho_clip.report.search import write_search_page
 from drrho_clip.report.style import PALETTE, css_class, percent
+from drrho_clip.report.suspects import RankedPair, write_suspects_page
 
 __all__ = [
     "PALETTE",
@@ -18,6 +20,7 @@ __all__ = [
     "Chart",
     "GalleryRow",
     "Line",
+    "RankedPair",
     "ReportData",
     "RetrievedImage",
     "bar_chart_svg",
@@ -28,4 +31,6 @@ __all__ = [
     "render_report",
     "round_ticks",
     "write_report",
+    "write_search_page",
+    "write_suspects_page",
 ]

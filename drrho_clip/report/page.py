@@ -11,30 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drrho_clip.errors import BadInput, MissingExtra
+from drrho_clip.errors import BadInput
 from drrho_clip.report import charts
 from drrho_clip.report.canvas import Chart
 from drrho_clip.report.data import ReportData
-from drrho_clip.report.pictures import data_uri
+from drrho_clip.report.html import figure, render, write_page
 from drrho_clip.report.results import METRICS, MethodResults, by_method, headline, seeds_of
-from drrho_clip.report.style import (
-    UNKNOWN,
-    clean,
-    colours,
-    css_class,
-    figures,
-    label,
-    number,
-    ordered,
-    style_sheet,
-    tenths,
-)
-
-try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-except ImportError as error:
-    raise MissingExtra("the report", "jinja2") from error
+from drrho_clip.report.style import UNKNOWN, css_class, figures, label, number, ordered, tenths
 
 __all__ = ["bar_chart_svg", "render_report", "write_report"]
 
@@ -86,28 +69,12 @@ def write_report(path: str | os.PathLike[str], data: ReportData, /) -> Path:
     ...     "CLIP puts the right partner first" in written.read_text(encoding="utf-8")
     True
     """
-    page = render_report(data)
-    target = Path(path)
-    # Whoever opens `path` meanwhile gets the whole old file or the whole new file.
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(target)
+    return write_page(path, render_report(data))
 
 
 def render_report(data: ReportData, /) -> str:
     """Return the text of the page that `write_report` writes, with the same errors."""
-    environment = Environment(
-        loader=PackageLoader("drrho_clip.report"),
-        autoescape=True,
-        undefined=StrictUndefined,  # a misspelt name in the template is an error, not an empty text
-        finalize=_without_control_characters,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "css_class": css_class, "data_uri": data_uri, "height": _height, "label": label, "ordered": ordered,
-        "width": _width,
-    }  # fmt: skip
-    return environment.get_template("page.html").render(_content(data))
+    return render("page.html", _content(data))
 
 
 def bar_chart_svg(results: Sequence[Mapping[str, Any]], /, *, gallery_size: int = 200) -> str:
@@ -143,18 +110,6 @@ def bar_chart_svg(results: Sequence[Mapping[str, Any]], /, *, gallery_size: int 
     return _bars(methods).as_file(heading="The right partner is found first (R@1)", note=note)
 
 
-def _without_control_characters(value: Any) -> Any:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _height(image: NDArray[np.uint8]) -> int:
-    return int(np.shape(image)[0])
-
-
-def _width(image: NDArray[np.uint8]) -> int:
-    return int(np.shape(image)[1])
-
-
 def _content(data: ReportData) -> dict[str, Any]:
     """Return the values of the template's variables."""
     # `by_method` comes first, because it refuses results that cannot be shown, before anything is drawn.
@@ -162,8 +117,6 @@ def _content(data: ReportData) -> dict[str, Any]:
     seeds = seeds_of(methods)
     return {
         "title": data.title,
-        # The style sheets contain no input, so they need no escaping.
-        "style": Markup(f"{colours()}\n{style_sheet('page')}{style_sheet('chart')}"),
         "dataset": methods[0].dataset,
         "seeds_in_words": f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}",
         "num_seeds": len(seeds),
@@ -175,6 +128,10 @@ def _content(data: ReportData) -> dict[str, Any]:
         "result_figures": _result_figures(data, methods),
         "training_figures": _training_figures(data),
         "gallery": data.gallery,
+        "gallery_names": {
+            method: {"name": label(method), "kind": css_class(method)}
+            for method in ordered(method for row in data.gallery for method in row.retrieved)
+        },
         "weights": _weights(data),
         "facts": data.facts,
         "learning_rates": _learning_rates(data),
@@ -210,7 +167,7 @@ def _bars(methods: Sequence[MethodResults]) -> Chart:
 
 
 def _result_figures(data: ReportData, methods: Sequence[MethodResults]) -> list[dict[str, Any]]:
-    drawn = [_figure(_bars(methods), "R@1 on the held-out pairs")]
+    drawn = [figure(_bars(methods), "R@1 on the held-out pairs")]
     validation = _curves(data, "validation_r1")
     if validation:
         chart = charts.lines(
@@ -221,7 +178,7 @@ def _result_figures(data: ReportData, methods: Sequence[MethodResults]) -> list[
             y_name="R@1 on the validation split",
             share=True,
         )
-        drawn.append(_figure(chart, "R@1 while training"))
+        drawn.append(figure(chart, "R@1 while training"))
     return drawn
 
 
@@ -233,7 +190,7 @@ def _training_figures(data: ReportData) -> list[dict[str, Any]]:
             if any(len(curve.x) > charts.MOST_POINTS for curve in curves):
                 meaning += " The points are means of neighbouring steps."
             chart = charts.panels(curves, key=name, title=f"{heading} against samples seen", x_name="samples seen")
-            drawn.append(_figure(chart, heading, meaning))
+            drawn.append(figure(chart, heading, meaning))
     return drawn
 
 
@@ -273,7 +230,7 @@ def _weights(data: ReportData) -> dict[str, Any] | None:
             title=f"Weights that {label(method)} gives",
             x_name="weight (logarithmic)" if bins.logarithmic else "weight",
         )
-        drawn.append(_figure(chart, label(method)))
+        drawn.append(figure(chart, label(method)))
         rows += [
             {
                 "method": method,
@@ -330,11 +287,6 @@ def _learning_rates(data: ReportData) -> dict[str, Any] | None:
         cells = [{"score": tenths(scores.get(rate, math.nan)), "chosen": rate == chosen} for rate in rates]
         rows.append({"method": method, "cells": cells})
     return {"rates": [number(rate) for rate in rates], "rows": rows}
-
-
-def _figure(chart: Chart, heading: str, meaning: str = "") -> dict[str, Any]:
-    # ElementTree has already escaped the texts of the chart, so jinja2 must not escape them again.
-    return {"heading": heading, "meaning": meaning, "svg": Markup(chart.inline())}
 
 
 def _mean(values: Sequence[float], form: str) -> str:

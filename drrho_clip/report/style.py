@@ -40,12 +40,17 @@ PALETTE = {**_INK["light"], **_LIGHT, **_OTHERS}
 UNKNOWN = "\N{EN DASH}"
 """Written in place of a figure that is not known."""
 
-# Control characters, surrogates and noncharacters, which XML cannot contain.
-_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+# Control characters, surrogates and noncharacters, which XML cannot contain, and the controls of writing direction:
+# an override that is not closed would reverse the text after it, and a closing one would end the page's own isolation.
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def clean(text: object) -> str:
-    """Return a text in which U+FFFD replaces every character that HTML and XML cannot hold; nothing is escaped."""
+    """Return a text in which U+FFFD replaces every character that could break a page; nothing is escaped.
+
+    These characters are control characters except tab and line breaks, surrogates, noncharacters, and the embeddings,
+    overrides and isolates of bidirectional text.
+    """
     return _NOT_TEXT.sub("\ufffd", str(text))
 
 

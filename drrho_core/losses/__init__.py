@@ -6,9 +6,9 @@ the positives, the pairs that belong together, and all other pairs are negatives
 with all texts, or a text that is compared with all images. A loss with image anchors and text anchors averages the two
 directions. Every loss is divided by b. The formulas are those of the published papers.
 
-`sigmoid_loss` and `hinge_margin_loss` are sums over pairs, from which a `pair_mask` removes pairs. `info_nce` and
-`distillation_loss` have no `pair_mask`. Every pair is a class of their softmax and not a term of a sum, and both models
-of the distillation must have the same classes. `contrastive_step` has a softmax over negatives and takes a mask.
+`sigmoid_loss` and `hinge_margin_loss` are sums over pairs, from which a `pair_mask` removes pairs. The softmax of
+`info_nce` has a class for each pair of an anchor, and a mask removes classes; `contrastive_step` has a softmax over
+negatives and takes the same mask. `distillation_loss` has no `pair_mask`.
 
 Only `contrastive_step` subtracts the similarities of reference features. Its loss allows this, because the loss depends
 only on differences between similarities. In contrast, the bias of the sigmoid loss and the margin of the hinge are

@@ -2,9 +2,10 @@
 
     D_ij = (S_ij - S_ii) / tau,   loss = (1/2b) sum_i log sum_j exp(D_ij) + the same over columns
 
-S_ij is the similarity of image i and text j. The sum over j includes the positive j = i, whose term is 1. The loss is
-computed by the two passes of `contrastive_step`. Docs: docs/theory/selection.md, "Losses"; docs/theory/contrastive.md,
-"The exact relation to InfoNCE". Source: CLIP (arXiv 2103.00020).
+S_ij is the similarity of image i and text j. The sum over j includes the positive j = i, whose term is 1, and leaves
+out the pairs that a mask excludes. The loss is computed by the two passes of `contrastive_step`.
+Docs: docs/theory/selection.md, "Losses"; docs/theory/contrastive.md, "The exact relation to InfoNCE".
+Source: CLIP (arXiv 2103.00020).
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
 from drrho_core._validate import POSITIVE
 from drrho_core.contrastive.anchors import normalised
 from drrho_core.contrastive.gradient import gradient
-from drrho_core.contrastive.options import AnchorWeight, check_anchor_weight, check_features, per_anchor
+from drrho_core.contrastive.options import (
+    AnchorWeight,
+    check_anchor_weight,
+    check_features,
+    check_pair_mask,
+    per_anchor,
+)
 from drrho_core.contrastive.passes import find_sweeps
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.extend import Batch
@@ -28,6 +35,7 @@ def info_nce(
     /,
     *,
     temperature: Scalar,
+    pair_mask: Array | None = None,
     anchor_weight: AnchorWeight = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
@@ -42,6 +50,10 @@ def info_nce(
         positive pair.
     temperature : float or array of shape ()
         Temperature tau > 0.
+    pair_mask : array of bool, shape (b, b), optional
+        If entry (i, j) is False, the pair is left out of both denominators: text j is no wrong answer for image i, for
+        example because it is another caption of the same image, and image i is no wrong answer for text j. The diagonal
+        is never left out, whatever the mask holds there.
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
         Factors >= 0 of the cross-entropy of each row and of each column, as in `contrastive_step`.
     tile_size, memory_budget : int, optional
@@ -62,7 +74,9 @@ def info_nce(
     Notes
     -----
     With S = E1 E2^T and the positives on the diagonal, anchor i contributes ``log sum_j exp((S_ij - S_ii) / tau)``. The
-    term j = i of the sum is 1. This is InfoNCE as in CLIP (arXiv 2103.00020). The loss of ``contrastive_step`` with
+    term j = i of the sum is 1. This is InfoNCE as in CLIP (arXiv 2103.00020). A pair that `pair_mask` excludes has no
+    term in these sums. An anchor without negatives contributes 0 to loss and gradients, and the mean still divides by
+    2 b. The loss of ``contrastive_step`` with
     ``gamma=1``, ``eps=1/(b-1)`` and no reference model is exactly ``tau * (info_nce - log(b - 1))``.
 
     Examples
@@ -71,18 +85,23 @@ def info_nce(
     >>> result = info_nce(np.eye(3), np.eye(3), temperature=0.5)
     >>> round(float(result.loss), 6), round(float(np.log(1 + 2 * np.exp(-2))), 6)
     (0.239545, 0.239545)
+    >>> same_image = np.asarray([[True, True, False], [True, True, False], [False, False, True]])
+    >>> result = info_nce(np.eye(3), np.eye(3), temperature=0.5, pair_mask=~same_image)
+    >>> round(float(result.loss), 6)                                 # 1, 1 and 2 wrong answers
+    0.164467
     """
-    call = _validate.arrays(
-        {"image_features": image_features, "text_features": text_features},
-        xp,
-        options={"temperature": temperature, "anchor_weight": anchor_weight},
-    )
+    required = {"image_features": image_features, "text_features": text_features}
+    if pair_mask is not None:
+        required["pair_mask"] = pair_mask
+    call = _validate.arrays(required, xp, options={"temperature": temperature, "anchor_weight": anchor_weight})
     xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    check_pair_mask(call, batch_size)
     temperature = call.option("temperature", temperature, POSITIVE, work)
     factors = check_anchor_weight(call, anchor_weight, batch_size, work)
     temperatures = per_anchor(temperature, image_features, work, xp)
-    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
-    # Pass 1: log sum_{j != i} exp(D_ij) and the weighted mean of D_ij, for all anchors of both directions.
+    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
+    # Pass 1: log sum_{j != i} exp(D_ij) and the weighted mean of D_ij, for all anchors of both directions. An anchor
+    # that the mask leaves without negatives has -inf and 0, so its loss and its weights below are 0.
     sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
     first = sweeps.sum_negatives(batch)
     # For each direction, compute the loss log(1 + sum exp(D_ij)), the sum of the probabilities of the negatives

@@ -102,6 +102,7 @@ def info_nce(
     /,
     *,
     temperature: float,
+    pair_mask: npt.ArrayLike | None = None,
     anchor_weight: npt.ArrayLike | Pair | None = None,
 ) -> PairLoss:
     """Compute InfoNCE, the loss of classifying the right text for each image and the right image for each text.
@@ -112,6 +113,9 @@ def info_nce(
         Features of unit norm; row i of both is pair i.
     temperature : float
         t, above 0.
+    pair_mask : array (b, b) of bool, optional
+        False for a pair that is no candidate: text j for image i, and image i for text j. A pair on the diagonal always
+        is a candidate.
     anchor_weight : array (b,), or a pair of arrays (b,), optional
         At least 0: a factor on the cross-entropy of each image and of each text, 1 by default. A single array holds the
         factors of both sides.
@@ -130,7 +134,8 @@ def info_nce(
     -----
     loss = (1/2b) sum_i [a_i CE(S_i: / t, i) + a'_i CE(S_:i / t, i)] with S_ij = <e1_i, e2_j>. S_i: is row i and S_:i is
     column i. CE is the cross-entropy over all candidates, the positive included; a_i and a'_i are the weights of image
-    i and of text i. Source: CLIP, arXiv 2103.00020.
+    i and of text i. With a mask, CE is taken over the candidates that the mask leaves. If the positive is the only
+    candidate, CE and its gradient are 0. Source: CLIP, arXiv 2103.00020.
 
     Examples
     --------
@@ -142,18 +147,21 @@ def info_nce(
     S = pair_similarities(image_features, text_features)
     t, b = positive("temperature", temperature), S.shape[0]
     factor_image, factor_text = anchor_weights(anchor_weight, b)
+    is_candidate = negative_pairs(pair_mask, b) | np.eye(b, dtype=np.bool_)
     # Row i: the right text for image i. Column i: the right image for text i. Every cross-entropy is divided by 2b.
     losses = []
     logit_gradient = np.zeros((b, b))
     for i in range(b):
-        loss, gradient = cross_entropy(S[i, :] / t, i)
+        texts = [j for j in range(b) if is_candidate[i, j]]
+        loss, gradient = cross_entropy([S[i, j] / t for j in texts], texts.index(i))
         losses.append(factor_image[i] * loss)
-        for j in range(b):
-            logit_gradient[i, j] += factor_image[i] * gradient[j] / (2 * b)
-        loss, gradient = cross_entropy(S[:, i] / t, i)
+        for j, slope in zip(texts, gradient, strict=True):
+            logit_gradient[i, j] += factor_image[i] * slope / (2 * b)
+        images = [j for j in range(b) if is_candidate[j, i]]
+        loss, gradient = cross_entropy([S[j, i] / t for j in images], images.index(i))
         losses.append(factor_text[i] * loss)
-        for j in range(b):
-            logit_gradient[j, i] += factor_text[i] * gradient[j] / (2 * b)
+        for j, slope in zip(images, gradient, strict=True):
+            logit_gradient[j, i] += factor_text[i] * slope / (2 * b)
 
     # dS = d(logits) / t, because the logits are S / t.
     image_gradient, text_gradient = _through_similarities(logit_gradient / t, image_features, text_features)

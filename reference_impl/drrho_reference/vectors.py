@@ -23,7 +23,7 @@ from drrho_reference.questions import answered, checked_dtypes, oracle_of, order
 
 __all__ = ["FORMAT_VERSION", "INDEX", "SCHEMA", "files", "schema"]
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 INDEX, SCHEMA = "vectors.json", "vectors.schema.json"
 RULES = {
     "error": (

@@ -180,7 +180,7 @@ PROBE = """
     sections: [...document.querySelectorAll('section')].map(section => section.id),
     images: [...document.images].map(image => ({
       alt: image.alt, complete: image.complete, pixels: image.naturalWidth * image.naturalHeight, box: box(image),
-      rendering: getComputedStyle(image).imageRendering,
+      rendering: getComputedStyle(image).imageRendering, side: Math.max(image.naturalWidth, image.naturalHeight),
     })),
     charts: [...document.querySelectorAll('svg')].map(chart => ({
       name: chart.querySelector('title').textContent, box: box(chart),
@@ -212,8 +212,11 @@ def _meet(one: list[float], other: list[float]) -> bool:
     return wide > 1 and high > 0.3 * min(one[3] - one[1], other[3] - other[1])
 
 
-def problems(browser: Chromium, path: Path) -> list[str]:
-    """Open a report in a light desktop window and in a dark phone window, and return a list of all faults."""
+def problems(browser: Chromium, path: Path, *, charts: bool = True) -> list[str]:
+    """Open a page in a light desktop window and in a dark phone window, and return a list of all faults.
+
+    A page without a chart is at fault, unless `charts` is False.
+    """
     found = []
     colours = {}
     for name, width, height, dark in (("desktop", 1280, 900, False), ("phone", 390, 844, True)):
@@ -225,13 +228,14 @@ def problems(browser: Chromium, path: Path) -> list[str]:
         colours[name] = (page["background"], page["ink"])
         if page["width"] > page["window"]:
             found.append(f"{name}: the page is {page['width']} wide in a window of {page['window']}")
-        if not page["sections"] or not page["charts"]:
+        if not page["sections"] or (charts and not page["charts"]):
             found.append(f"{name}: no section or no chart")
         for image in page["images"]:
             left, top, right, bottom = image["box"]
             if not image["complete"] or not image["pixels"] or right - left < 8 or bottom - top < 8:
                 found.append(f"{name}: image not drawn: {image}")
-            if not image["alt"] or image["rendering"] != "pixelated":
+            # Small pictures are drawn without smoothing; photos are smoothed.
+            if not image["alt"] or (image["side"] <= 64 and image["rendering"] != "pixelated"):
                 found.append(f"{name}: image without words or smoothed: {image}")
         for chart in page["charts"]:
             title, texts = chart["name"], chart["texts"]
@@ -271,6 +275,17 @@ def chromium() -> Iterator[Chromium]:
 def report_problems(chromium: Chromium) -> Callable[[Path], list[str]]:
     """A function that opens a report in Chromium and returns a list of all faults."""
     return lambda path: problems(chromium, path)
+
+
+@pytest.fixture(scope="session")
+def check_page(chromium: Chromium) -> Callable[[Path], None]:
+    """A function that opens a page, which may have no chart, in Chromium and fails with a list of all faults."""
+
+    def check(path: Path) -> None:
+        found = problems(chromium, path, charts=False)
+        assert not found, "\n".join(found)
+
+    return check
 
 
 @pytest.fixture(scope="session")

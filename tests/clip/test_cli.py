@@ -77,13 +77,19 @@ def test_a_table_of_pairs_leads_from_a_reference_run_to_figures(
     row = json.loads(figures.read_text())[0]
     assert row == json.loads((steered / "results.json").read_text())[0]
     assert row["method"] == "drrho"
-    assert set(row["metrics"]) == {"retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_shot_accuracy"}
+    assert {"retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_shot_accuracy"} <= set(row["metrics"])
+    # Every figure says how many pairs, queries and classes it comes from.
+    assert {"num_pairs", "num_queries", "gallery_size", "retrieval_r1_full", "num_classes"} <= set(row["metrics"])
     again = tmp_path / "again.json"
     assert main(["evaluate", str(steered), "--json", str(again)]) == 0
     assert json.loads(again.read_text())[0]["metrics"] == row["metrics"]
     assert main(["evaluate", str(steered), "--split", "validation", "--backend", "jax"]) == 0
     assert main(["evaluate", str(steered), "--data", str(table)]) == 0
-    assert "R@1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "R@1" in shown
+    # Of the run's own table, only the test pairs are measured.
+    assert " of 120 pairs show images that the run was trained on or validated with; they are left out\n" in shown
+    assert f"R@1, R@5, R@10: {row['metrics']['num_pairs']} pairs" in shown
 
 
 def test_objective_estimate_and_surrogate_are_logged_apart(reference: Path) -> None:
@@ -94,7 +100,10 @@ def test_objective_estimate_and_surrogate_are_logged_apart(reference: Path) -> N
     steps = [record for record in records if "loss" in record]
     assert [record["step"] for record in steps] == [2, 4, 5]  # every second one, and the last
     assert all(record["surrogate"] > record["loss"] for record in steps)  # by the mean of tau g / (eps + u)
-    assert [record for record in records if "validation_retrieval_r1" in record][-1]["step"] == 5
+    last = [record for record in records if "validation_retrieval_r1" in record][-1]
+    assert last["step"] == 5
+    # Validation says how many pairs the figures come from, and measures the gallery of all images too.
+    assert {"validation_retrieval_r1_full", "validation_num_pairs", "validation_num_queries"} <= set(last)
 
 
 def test_help_has_examples_and_every_command() -> None:
@@ -365,23 +374,27 @@ def test_a_folder_with_a_demo_is_refused(tmp_path: Path, capsys: pytest.CaptureF
         (lambda content: safetensors.numpy.save({"w": np.zeros(3)}, {"format": "drrho-checkpoint"}), "version"),
     ],
 )
+@pytest.mark.parametrize("file", ["checkpoint.safetensors", "checkpoint-best.safetensors"])
 def test_a_corrupt_or_foreign_checkpoint_is_refused(
-    damage: object, part: str, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: str, damage: object, part: str, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(damage)
     folder = tmp_path / "run"
     folder.mkdir()
     for path in reference.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint = folder / file
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    (folder / "checkpoint-reference.safetensors").unlink()  # then the best state steers
+    if file == "checkpoint.safetensors":
+        (folder / "checkpoint-best.safetensors").unlink()  # then the last state is evaluated and steers
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for arguments in (["evaluate", str(folder)], ["train", "--resume", "--out", str(folder)]):
         message = fails(capsys, *arguments)
-        assert "checkpoint.safetensors" in message
+        assert file in message
         assert part in message
     steer = ["train", "--data", "digits", "--reference", str(folder), "--out", str(tmp_path / "new"), *TINY]
-    assert "checkpoint.safetensors" in fails(capsys, *steer)
+    assert file in fails(capsys, *steer)
     assert not (tmp_path / "new").exists()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -392,7 +405,8 @@ def test_a_checkpoint_of_another_model_is_refused(
     other = tmp_path / "other"
     wide = ["--backend", "numpy", "--epochs", "1", "--width", "8", "--feature-dim", "8"]
     assert main(["train", "--data", "digits:reference", "--method", "clip", "--out", str(other), *wide]) == 0
-    (other / "checkpoint.safetensors").write_bytes((reference / "checkpoint.safetensors").read_bytes())
+    for file in ("checkpoint.safetensors", "checkpoint-best.safetensors"):
+        (other / file).write_bytes((reference / file).read_bytes())
     assert "got other parameters" in fails(capsys, "evaluate", str(other))
     assert "got other arrays" in fails(capsys, "train", "--resume", "--out", str(other))
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drrho_clip.data import ArrayDataset, WordTokenizer
+from drrho_clip.encode import Encoder, build_model
 from drrho_clip.errors import BadInput
-from drrho_clip.evaluate import nearest, retrieval, zero_shot_accuracy
+from drrho_clip.evaluate import evaluate, nearest, retrieval, zero_shot_accuracy
+from drrho_clip.models import ModelSpec, initial_parameters
+from drrho_clip.similarity import SimilarityTile, similarities
+from drrho_core.backend import get_backend
 
 
 def from_similarity(similarity: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -19,17 +25,10 @@ def from_similarity(similarity: Any) -> tuple[np.ndarray, np.ndarray]:
     return similarity, np.eye(len(similarity))
 
 
-def ranks_by_loops(similarity: np.ndarray, query_captions: list[str], answer_captions: list[str]) -> list[int]:
-    """R@k by definition, with loops over queries and answers."""
-    ranks = []
-    for q, own in enumerate(query_captions):
-        best = max(similarity[q, a] for a, caption in enumerate(answer_captions) if caption == own)
-        rank = 1
-        for a, caption in enumerate(answer_captions):
-            if caption != own and similarity[q, a] >= best:
-                rank += 1
-        ranks.append(rank)
-    return ranks
+def rank_by_loops(scores: Mapping[int, Any], correct: set[int]) -> int:
+    """The rank of one query by its definition: 1 + wrong answers at least as similar as the best correct answer."""
+    best = max(score for answer, score in scores.items() if answer in correct)
+    return 1 + sum(answer not in correct and score >= best for answer, score in scores.items())
 
 
 class TestRetrievalByHand:
@@ -41,8 +40,19 @@ class TestRetrievalByHand:
         assert measured.image_to_text == (1 / 3, 1.0, 1.0)
         assert measured.text_to_image == (2 / 3, 1.0, 1.0)
         assert measured.retrieval_r1 == 0.5
-        assert measured.metrics() == {"retrieval_r1": 0.5, "retrieval_r5": 1.0, "retrieval_r10": 1.0}
-        assert (measured.num_galleries, measured.num_pairs) == (1, 3)
+        # By pair, the means of both directions are 1, 0 and 1/2; the error of their mean is the root of (1/4 / 3).
+        assert measured.metrics() == {
+            "retrieval_r1": 0.5,
+            "retrieval_r5": 1.0,
+            "retrieval_r10": 1.0,
+            "retrieval_r1_full": 0.5,
+            "num_pairs": 3,
+            "num_pairs_full": 3,
+            "num_queries": 6,
+            "gallery_size": 3,
+            "retrieval_r1_standard_error": pytest.approx((1 / 12) ** 0.5),
+        }
+        assert measured.num_galleries == 1
 
     def test_k_counts_the_ranks_1_5_and_10(self) -> None:
         # Twelve pairs, image i has rank i + 1: i wrong texts are above its own.
@@ -82,7 +92,7 @@ class TestRetrievalByHand:
             row = np.random.default_rng(seed).normal(size=(1, d))
             features = np.repeat(row / np.linalg.norm(row), n, axis=0)
             measured = retrieval(features, features.copy(), [str(i) for i in range(n)], gallery_size=n)
-            assert set(measured.metrics().values()) == {0.0}
+            assert {value for name, value in measured.metrics().items() if name.startswith("retrieval")} == {0.0}
 
 
 class TestGalleries:
@@ -117,33 +127,181 @@ class TestGalleries:
         assert np.array_equal(images, texts[::-1])
 
 
+class TestSeveralCaptionsPerImage:
+    IDS = np.repeat(np.arange(40), 5)
+    CAPTIONS: ClassVar = [f"picture {image}, wording {number}" for image in range(40) for number in range(5)]
+
+    def test_a_perfect_model_scores_one_and_an_image_is_one_query(self) -> None:
+        # The five rows of an image hold equal features; they must not compete with each other.
+        images = np.repeat(np.eye(40), 5, axis=0)
+        texts = images + 0.01 * np.random.default_rng(0).normal(size=images.shape)
+        measured = retrieval(images, texts, self.CAPTIONS, image_ids=self.IDS)
+        assert measured.image_to_text.r1 == measured.text_to_image.r1 == measured.retrieval_r1_full == 1.0
+        assert (measured.num_pairs, measured.num_queries, measured.gallery_size) == (200, 240, 40)
+
+    def test_a_collapsed_model_scores_zero(self) -> None:
+        ones = np.ones((200, 4))
+        measured = retrieval(ones, ones, self.CAPTIONS, image_ids=self.IDS)
+        assert (measured.retrieval_r10, measured.retrieval_r1_full) == (0.0, 0.0)
+
+    def test_equal_features_of_different_images_are_never_correct(self) -> None:
+        # Without numbers every row is an image of its own, so copies of one picture compete.
+        images = np.repeat(np.eye(40), 5, axis=0)
+        assert retrieval(images, images, self.CAPTIONS).retrieval_r1 == 0.0
+
+    def test_galleries_hold_whole_images_in_the_order_of_their_first_row(self) -> None:
+        # Images 9, 4, 9, 4, 7: galleries of two images are {9, 4} with four captions, and 7 is left out.
+        ids = [9, 4, 9, 4, 7]
+        images = np.eye(3)[[0, 1, 0, 1, 2]]
+        texts = np.eye(3)[[0, 1, 1, 1, 2]]
+        measured = retrieval(images, texts, list("abcde"), image_ids=ids, gallery_size=2)
+        assert (measured.num_galleries, measured.num_pairs, measured.num_queries) == (1, 4, 6)
+        # Caption c (row 2) belongs to image 9 and is nearest to image 4. Both images find a caption of their own, but
+        # caption c ties with the captions of image 4.
+        assert (measured.image_to_text.r1, measured.text_to_image.r1) == (0.5, 0.75)
+        assert measured.num_pairs_full == 5
+
+    def test_captions_with_equal_keys_count_as_equal(self) -> None:
+        images, texts = np.eye(2), np.eye(2)[::-1]
+        captions = ["A ball.", "a ball"]
+        assert retrieval(images, texts, captions).retrieval_r1 == 0.0
+        assert retrieval(images, texts, captions, same_text=lambda text: text.lower().strip(".")).retrieval_r1 == 1.0
+
+    def test_tiles_of_a_large_gallery_change_no_figure(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        generator = np.random.default_rng(3)
+        images, texts = generator.integers(0, 3, size=(2, 60, 3))
+        captions = [f"caption {number}" for number in generator.integers(0, 30, size=60)]
+        ids = generator.integers(0, 25, size=60)
+        whole = retrieval(images, texts, captions, image_ids=ids, gallery_size=7)
+        monkeypatch.setattr("drrho_clip.retrieval.TILE", 4)
+        assert retrieval(images, texts, captions, image_ids=ids, gallery_size=7) == whole
+
+
+def standard_error_by_loops(image_hits: list[list[bool]], text_hits: list[list[bool]]) -> float:
+    """The error of R@1 from the hits of each image and of the captions of each image, by the formula with loops."""
+    num_images, num_texts = len(image_hits), sum(map(len, text_hits))
+    image_mean = sum(hits[0] for hits in image_hits) / num_images
+    text_mean = sum(map(sum, text_hits)) / num_texts
+    total = 0.0
+    for image, texts in zip(image_hits, text_hits, strict=True):
+        deviation = (image[0] - image_mean) / (2 * num_images)
+        deviation += sum(hit - text_mean for hit in texts) / (2 * num_texts)
+        total += deviation**2
+    return float((num_images / (num_images - 1) * total) ** 0.5)
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(2, 23),
     gallery_size=st.integers(2, 25),
     num_captions=st.integers(1, 23),
+    num_images=st.integers(2, 40),
     levels=st.integers(1, 6),
+    tile=st.sampled_from([1, 3, 256]),
 )
-def test_retrieval_matches_plain_loops(seed: int, n: int, gallery_size: int, num_captions: int, levels: int) -> None:
+def test_retrieval_matches_plain_loops(
+    seed: int, n: int, gallery_size: int, num_captions: int, num_images: int, levels: int, tile: int
+) -> None:
     # Small integers as features: inner products are exact, ties are many.
     generator = np.random.default_rng(seed)
     images, texts = generator.integers(0, levels, size=(2, n, 3))
     captions = [f"caption {number}" for number in generator.integers(0, num_captions, size=n)]
-    measured = retrieval(images, texts, captions, gallery_size=gallery_size)
+    # The first two rows show different images; with 40 numbers most rows show an image of their own.
+    ids = [0, 1, *generator.integers(0, num_images, size=n - 2).tolist()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drrho_clip.retrieval.TILE", tile)
+        measured = retrieval(images, texts, captions, image_ids=ids, gallery_size=gallery_size)
 
-    size = min(gallery_size, n)
-    image_ranks: list[int] = []
-    text_ranks: list[int] = []
-    for start in range(0, n - size + 1, size):
-        part = captions[start : start + size]
-        similarity = images[start : start + size] @ texts[start : start + size].T
-        image_ranks += ranks_by_loops(similarity, part, part)
-        text_ranks += ranks_by_loops(similarity.T, part, part)
-    for recall, ranks in ((measured.image_to_text, image_ranks), (measured.text_to_image, text_ranks)):
+    order = list(dict.fromkeys(ids))
+    size = min(gallery_size, len(order))
+    galleries = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+    figures = []
+    for parts in (galleries, [order]):
+        image_hits: list[list[int]] = []
+        text_hits: list[list[int]] = []
+        for gallery in parts:
+            rows = [row for row in range(n) if ids[row] in gallery]
+            for image in gallery:
+                own_captions = {captions[row] for row in rows if ids[row] == image}
+                own = {row for row in rows if captions[row] in own_captions}
+                feature = images[ids.index(image)]
+                image_hits.append([rank_by_loops({row: feature @ texts[row] for row in rows}, own)])
+                text_ranks = []
+                for row in rows:
+                    if ids[row] != image:
+                        continue
+                    right = {ids[other] for other in rows if captions[other] == captions[row]}
+                    scores = {other: images[ids.index(other)] @ texts[row] for other in gallery}
+                    text_ranks.append(rank_by_loops(scores, right))
+                text_hits.append(text_ranks)
+        figures.append((image_hits, text_hits))
+    (image_ranks, text_ranks_of_images), (full_image_ranks, full_text_ranks) = figures
+    flat = [rank for ranks in text_ranks_of_images for rank in ranks]
+    for recall, ranks in ((measured.image_to_text, [r for (r,) in image_ranks]), (measured.text_to_image, flat)):
         assert recall == tuple(sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10))
-    for k, mean in zip((1, 5, 10), (measured.retrieval_r1, measured.retrieval_r5, measured.retrieval_r10), strict=True):
-        both = sum(rank <= k for rank in image_ranks + text_ranks) / (2 * len(image_ranks))
-        assert mean == pytest.approx(both, abs=1e-15)
+    means = (measured.retrieval_r1, measured.retrieval_r5, measured.retrieval_r10)
+    assert means == tuple((a + b) / 2 for a, b in zip(measured.image_to_text, measured.text_to_image, strict=True))
+    full_texts = [rank for ranks in full_text_ranks for rank in ranks]
+    full = [sum(rank == 1 for rank in r) / len(r) for r in ([r for (r,) in full_image_ranks], full_texts)]
+    assert measured.retrieval_r1_full == sum(full) / 2
+    assert (measured.num_pairs, measured.num_pairs_full) == (len(flat), n)
+    assert measured.num_queries == len(flat) + len(image_ranks)
+    hits = [[[rank == 1 for rank in ranks] for ranks in side] for side in (image_ranks, text_ranks_of_images)]
+    assert measured.retrieval_r1_standard_error == pytest.approx(standard_error_by_loops(*hits), abs=1e-12)
+
+
+class TestEvaluate:
+    """`evaluate` with encoders that were never trained."""
+
+    @staticmethod
+    def measure(captions: list[str]) -> dict[str, float]:
+        tokenizer = WordTokenizer.fit(["a red dog", "a blue cat"])
+        spec = ModelSpec(
+            "mlp",
+            image_size=8,
+            channels=1,
+            vocabulary_size=tokenizer.vocabulary_size,
+            context_length=tokenizer.context_length,
+            width=8,
+        )
+        backend = get_backend("numpy")
+        parameters = {name: backend.asarray(array) for name, array in initial_parameters(spec, seed=0).items()}
+        encoder = Encoder(backend, build_model(backend, spec), parameters, spec, tokenizer)
+        images = np.random.default_rng(0).integers(0, 256, size=(len(captions), 8, 8, 1), dtype=np.uint8)
+        return evaluate(encoder, ArrayDataset("noise", images, captions))
+
+    def test_captions_of_equal_words_count_as_equal(self) -> None:
+        assert self.measure(["a red dog.", "A Red DOG.", "a  red dog ."])["retrieval_r1"] == 1.0
+
+    def test_captions_of_unknown_words_never_count_as_equal(self) -> None:
+        # Both captions have the same tokens, so the text encoder gives them the same features, and the images tie.
+        figures = self.measure(["a zebra", "a yak"])
+        assert figures["retrieval_r1"] == 0.25
+
+    def test_figures_come_with_their_sample_sizes(self) -> None:
+        figures = self.measure([f"a red dog number {row}" for row in range(250)])
+        sizes = {name: figures[name] for name in ("num_pairs", "num_queries", "gallery_size", "num_pairs_full")}
+        assert sizes == {"num_pairs": 200, "num_queries": 400, "gallery_size": 200, "num_pairs_full": 250}
+
+
+class TestSimilarities:
+    @pytest.mark.parametrize("d", [1, 2, 3, 7, 8, 17, 64, 129, 1000])
+    def test_a_few_places_have_the_bits_of_the_whole_matrix(self, d: int) -> None:
+        # `SimilarityTile` computes few places alone and many places as a whole matrix; these must tie with each other.
+        rng = np.random.default_rng(d)
+        for shape in ((1, 1), (3, 5), (1, 40), (40, 1), (60, 70)):
+            queries, answers = (rng.normal(size=(count, d)) for count in shape)
+            whole = similarities(queries, answers)
+            places = rng.integers(0, shape[0], size=3), rng.integers(0, shape[1], size=3)
+            tile = SimilarityTile(queries, answers)
+            assert np.array_equal(tile.at(*places), whole[places])
+            assert tile.at_least(whole).all()
+            assert not tile.at_least(np.nextafter(whole, np.inf)).any()
+
+    def test_a_collapsed_model_with_enormous_features_scores_zero(self) -> None:
+        # The products overflow to infinity, and infinities tie.
+        huge = np.full((30, 4), 1e200)
+        assert retrieval(huge, huge, [str(row) for row in range(30)]).retrieval_r10 == 0.0
 
 
 class TestZeroShot:
@@ -199,6 +357,12 @@ PAIR = np.eye(2)
         (lambda: retrieval(PAIR, PAIR, ["a"]), "captions must have one entry per pair, 2, got 1"),
         (lambda: retrieval(PAIR, PAIR, "ab"), "captions must be a sequence of str, got 'ab'"),
         (lambda: retrieval(PAIR, PAIR, [1, 2]), r"captions must be a sequence of str, got \[1, 2\]"),  # type: ignore[list-item]
+        (lambda: retrieval(PAIR, PAIR, ["a", "b"], image_ids=[0]), r"image_ids must be integers of shape \(2,\), got"),
+        (
+            lambda: retrieval(PAIR, PAIR, ["a", "b"], image_ids=["a", "b"]),
+            r"image_ids must be integers of shape \(2,\)",
+        ),
+        (lambda: retrieval(PAIR, PAIR, ["a", "b"], image_ids=[7, 7]), "image_ids must name at least 2 images, got 7"),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=1), "gallery_size must be an integer .* 2, got 1"),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=2.0), "gallery_size must be .*, got 2.0"),  # type: ignore[arg-type]
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=True), "gallery_size must be .*, got True"),

@@ -21,7 +21,9 @@ def test_masked_losses_are_the_loops(space: Any, name: str) -> None:
     case = CASES[name]
     arrays, scalars = given(space, case, as_arrays=False)
     result = space.run(
-        lambda e1, e2, mask: case.function(e1, e2, pair_mask=mask, **scalars), *arrays, space.asarray(MASK)
+        lambda e1, e2, mask: case.function(e1, e2, pair_mask=mask, **BADLY_MASKED[function]),
+        *arrays,
+        space.asarray(MASK),
     )
     wanted = exact(name, space.dtype_name, masked=True)
     assert wanted["loss"] != exact(name, space.dtype_name)["loss"]
@@ -82,7 +84,14 @@ def test_twins_that_are_masked_are_as_good_as_apart() -> None:
     assert whole == pytest.approx(first + second - rest, rel=1e-14)
 
 
-@pytest.mark.parametrize("function", [dc.sigmoid_loss, dc.hinge_margin_loss])
+BADLY_MASKED: dict[Any, dict[str, Any]] = {
+    dc.sigmoid_loss: {"scale": 1.0, "bias": 0.0},
+    dc.hinge_margin_loss: {"margin": 1.0},
+    dc.info_nce: {"temperature": 1.0},
+}
+
+
+@pytest.mark.parametrize("function", BADLY_MASKED)
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
@@ -93,6 +102,5 @@ def test_twins_that_are_masked_are_as_good_as_apart() -> None:
     ],
 )
 def test_a_bad_mask_is_refused(function: Any, mask: Any, error: Any, message: str) -> None:
-    scalars = {"scale": 1.0, "bias": 0.0} if function is dc.sigmoid_loss else {"margin": 1.0}
     with pytest.raises(error, match=message):
-        function(*draw()[:2], pair_mask=mask, **scalars)
+        function(*draw()[:2], pair_mask=mask, **BADLY_MASKED[function])

@@ -17,10 +17,15 @@ from helpers import problems
 
 
 def run(space: Any, p: Any, **static: Any) -> LossGradients:
-    """The loss in the library, temperature traced where the space is jitted; float64 NumPy arrays come back."""
+    """The loss in the library, temperature and mask traced where the space is jitted; float64 NumPy comes back."""
     image, text = (space.asarray(x) for x in p.arrays[:2])
     t = space.asarray(np.asarray(p.temperature, dtype=space.dtype_name))
-    result = space.run(lambda e1, e2, tau: info_nce(e1, e2, temperature=tau, **static), image, text, t)
+    mask = () if p.pair_mask is None else (space.asarray(p.pair_mask),)
+
+    def loss(e1: Any, e2: Any, tau: Any, *masks: Any) -> LossGradients:
+        return info_nce(e1, e2, temperature=tau, pair_mask=masks[0] if masks else None, **static)
+
+    result = space.run(loss, image, text, t, *mask)
     assert {result.image_gradient.dtype, result.text_gradient.dtype} == {image.dtype}
     return LossGradients(*(space.to_numpy(value).astype(np.float64) for value in result))
 
@@ -47,6 +52,78 @@ def test_info_nce_is_the_oracles(eager_space: Any, seed: int, features: str, t: 
     exact = p.rounded(eager_space)
     expected = oracle_info_nce(*exact.arrays[:2], temperature=exact.temperature)
     check(run(eager_space, p), expected, exact.temperature, eager_space.unit)
+
+
+@given(seed=st.integers(0, 2**32 - 1), mask=st.sampled_from(["random", "alone", "siblings", "nobody"]),
+       t=st.sampled_from([0.001, 0.07, 1.0]), tile_size=st.sampled_from([None, 1, 4]))  # fmt: skip
+@settings(max_examples=15)
+def test_masked_info_nce_is_the_oracles(
+    eager_space: Any, seed: int, mask: str, t: float, tile_size: int | None
+) -> None:
+    # JAX compiles for every shape, so it gets a single shape and no tiles here.
+    b, tile_size = (6, None) if eager_space.name == "jax" else (2 + seed % 7, tile_size)
+    p = problems.draw(seed, b=b, d=3, r=None)
+    p = problems.replace(p, temperature=t, pair_mask=draw_mask(np.random.default_rng(seed), b, mask))
+    exact = p.rounded(eager_space)
+    expected = oracle_info_nce(*exact.arrays[:2], temperature=exact.temperature, pair_mask=p.pair_mask)
+    check(run(eager_space, p, tile_size=tile_size), expected, exact.temperature, eager_space.unit)
+
+
+def draw_mask(rng: np.random.Generator, b: int, kind: str) -> np.ndarray:
+    """A mask of negatives: any, one that leaves anchors alone, one of siblings, or one without any negative."""
+    images = rng.integers(0, max(2, b // 2), size=b)
+    mask: np.ndarray = rng.random((b, b)) < 0.6
+    if kind == "alone":
+        mask[0] = mask[:, b - 1] = False
+    return {"siblings": images[:, None] != images, "nobody": np.zeros((b, b), dtype=bool)}.get(kind, mask)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.2, 5.0])
+def test_masked_info_nce_is_torchs_cross_entropy_without_the_masked_classes(t: float) -> None:
+    import torch
+
+    p = problems.draw(4, b=7, d=4, r=None)
+    image, text = (torch.asarray(x).requires_grad_() for x in p.arrays[:2])
+    tau = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+    mask = torch.asarray(draw_mask(np.random.default_rng(1), 7, "alone"))
+    # A class with the logit -inf has the probability 0.
+    classes = mask | torch.eye(7, dtype=torch.bool)
+    logits, labels = (image @ text.T / tau).masked_fill(~classes, -torch.inf), torch.arange(7)
+    cross_entropy = torch.nn.functional.cross_entropy
+    loss = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    loss.backward()
+    got = info_nce(image.detach(), text.detach(), temperature=t, pair_mask=mask)
+    expected = LossGradients(*(x.detach().numpy() for x in (loss, image.grad, text.grad, tau.grad)))
+    check(LossGradients(*(x.numpy() for x in got)), expected, t, 1e-13)
+
+
+@pytest.mark.parametrize("tiled", [False, True], ids=["whole", "tiled"])
+@pytest.mark.parametrize("t", [1e-4, 0.5])
+def test_anchors_without_negatives_contribute_exactly_0(eager_space: Any, t: float, tiled: bool) -> None:
+    if tiled and eager_space.name == "jax":
+        pytest.skip("compiling for tiles takes JAX long, and another test has masks in JAX's tiles")
+    tile_size = 2 if tiled else None
+    p = problems.draw(8, b=6, d=3, r=None)
+    # Nobody has negatives: loss and gradients are 0, not nan.
+    alone = problems.replace(p, temperature=t, pair_mask=np.zeros((6, 6), dtype=bool))
+    for value in run(eager_space, alone, tile_size=tile_size):
+        assert np.all(value == 0.0)
+    # Pair 2 is no negative of another pair and has none: its gradients are 0, and nobody else's depend on it.
+    mask = np.ones((6, 6), dtype=bool)
+    mask[2] = mask[:, 2] = False
+    apart = problems.replace(p, temperature=t, pair_mask=mask)
+    result = run(eager_space, apart, tile_size=tile_size)
+    assert not np.any(result.image_gradient[2])
+    assert not np.any(result.text_gradient[2])
+    rest = np.arange(6) != 2
+    others = run(eager_space, problems.replace(
+        p, temperature=t, image_features=p.image_features[rest], text_features=p.text_features[rest]
+    ), tile_size=tile_size)  # fmt: skip
+    assert float(result.loss) == pytest.approx(float(others.loss) * 5 / 6, rel=10 * eager_space.unit)
+    scale = np.max(np.abs(others.image_gradient))
+    np.testing.assert_allclose(
+        result.image_gradient[rest], others.image_gradient * 5 / 6, atol=10 * max(1, 0.1 / t) * eager_space.unit * scale
+    )
 
 
 @pytest.mark.parametrize("tile_size", [None, 4])

@@ -113,8 +113,8 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, np.ndarray]]] 
         {"view1_features": X, "view2_features": Y, "log_inner_view1": NEVER, "log_inner_view2": NEVER}
         | REFERENCES | without(OPTIONS, "pair_mask") | WEIGHT | {"temperature": SCALAR}),
     "info_nce": (lambda a: core.info_nce(*list(a.values())[:2], temperature=a["temperature"],
-                                         anchor_weight=a["anchor_weight"]),
-                 FEATURES | WEIGHT | {"temperature": SCALAR}),
+                                         anchor_weight=a["anchor_weight"], pair_mask=a["pair_mask"]),
+                 FEATURES | WEIGHT | {"temperature": SCALAR, "pair_mask": PAIRS}),
     "pair_loss": (lambda a: core.pair_loss(*list(a.values())[:2], temperature=a["temperature"]),
                   FEATURES | {"temperature": SCALAR}),
     "reference_anchor_weight": (

@@ -46,7 +46,7 @@ def test_plain_python_reads_the_vectors_and_agrees(written: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stderr == "third party: []\n"
     lines = run.stdout.splitlines()
-    assert lines[0] == "drrho-core 0.1.0, format 1.1"
+    assert lines[0] == "drrho-core 0.1.0, format 1.2"
     index = json.loads((written / "vectors.json").read_text())
     steps = sum(case["function"] == "contrastive_step" for case in index["cases"])
     penalties = sum(

@@ -75,6 +75,38 @@ def test_info_nce_gradients_agree_with_finite_differences() -> None:
     assert (up - down) / (2 * h) == pytest.approx(result.temperature_gradient, abs=1e-8)
 
 
+def test_masked_info_nce_by_hand() -> None:
+    # With t = 1: S = [[log 1, log 2, log 5], [0, 0, 0], [0, 0, 0]] in its first row, and a mask without (0, 2), (1, 0).
+    images, texts = np.array([[1.0], [0.0], [0.0]]), np.log([[1.0], [2.0], [5.0]])
+    mask = np.array([[False, True, False], [False, True, True], [True, True, False]])
+    result = info_nce(images, texts, temperature=1.0, pair_mask=mask)
+    # Rows: log(1 + 2) - log 1, log 2, log 3. Columns: log 2 (rows 0 and 2), log(2 + 1 + 1) - log 1, log 2.
+    expected = (math.log(3) + math.log(2) + math.log(3) + math.log(2) + math.log(4) + math.log(2)) / 6
+    assert result.loss == pytest.approx(expected, abs=1e-15)
+    # The probabilities minus the labels, of rows and of columns; excluded pairs are 0 in both.
+    rows = np.array([[1 / 3 - 1, 2 / 3, 0], [0, 1 / 2 - 1, 1 / 2], [1 / 3, 1 / 3, 1 / 3 - 1]])
+    columns = np.array([[1 / 2 - 1, 2 / 4, 0], [0, 1 / 4 - 1, 1 / 2], [1 / 2, 1 / 4, 1 / 2 - 1]])
+    dS = (rows + columns) / 6
+    np.testing.assert_allclose(result.image_gradient, dS @ texts, atol=1e-15)
+    np.testing.assert_allclose(result.text_gradient, dS.T @ images, atol=1e-15)
+    assert result.temperature_gradient == pytest.approx(-np.sum(dS * (images @ texts.T)), abs=1e-15)
+
+
+def test_masked_info_nce_of_separate_groups_is_the_mean_of_the_groups() -> None:
+    image, text = features(3, b=6)
+    groups = [[0, 3], [1, 2, 4], [5]]
+    mask = np.zeros((6, 6), dtype=bool)
+    for group in groups:
+        mask[np.ix_(group, group)] = True
+    whole = info_nce(image, text, temperature=0.3, pair_mask=mask)
+    parts = [info_nce(image[group], text[group], temperature=0.3) for group in groups]
+    shares = [len(group) / 6 for group in groups]
+    assert whole.loss == pytest.approx(sum(s * part.loss for s, part in zip(shares, parts, strict=True)), rel=1e-14)
+    for share, group, part in zip(shares, groups, parts, strict=True):
+        np.testing.assert_allclose(whole.image_gradient[group], share * part.image_gradient, atol=1e-15)
+        np.testing.assert_allclose(whole.text_gradient[group], share * part.text_gradient, atol=1e-15)
+
+
 def test_one_pair_is_always_right() -> None:
     result = info_nce([[1.0, 0.0]], [[0.6, 0.8]], temperature=0.1)
     assert (result.loss, result.temperature_gradient) == (0.0, 0.0)
@@ -296,10 +328,17 @@ def test_masked_sigmoid_loss_by_hand() -> None:
     assert result.bias_gradient == pytest.approx(float(np.sum(dz)), abs=1e-15)
 
 
-@pytest.mark.parametrize("loss", [sigmoid_loss, hinge_margin_loss])
+MASKED_LOSSES: dict[Any, dict[str, Any]] = {
+    sigmoid_loss: {"scale": 3.0, "bias": -1.0},
+    hinge_margin_loss: {"margin": 0.3},
+    info_nce: {"temperature": 0.4},
+}
+
+
+@pytest.mark.parametrize("loss", MASKED_LOSSES)
 def test_masked_gradients_agree_with_finite_differences(loss: Any) -> None:
     image, text = features(10)
-    options: dict[str, Any] = {"margin": 0.3} if loss is hinge_margin_loss else {"scale": 3.0, "bias": -1.0}
+    options = dict(MASKED_LOSSES[loss])
     plain = loss(image, text, **options)
     everybody = loss(image, text, **options, pair_mask=~np.eye(5, dtype=bool))
     assert everybody.loss == plain.loss
@@ -319,6 +358,10 @@ def test_nothing_but_positives() -> None:
     assert result.loss == 0.0
     assert not np.any(result.image_gradient)
     assert not np.any(result.text_gradient)
+    alone = info_nce(IMAGES, TEXTS, temperature=0.1, pair_mask=nobody)
+    assert (alone.loss, alone.temperature_gradient) == (0.0, 0.0)
+    assert not np.any(alone.image_gradient)
+    assert not np.any(alone.text_gradient)
     assert sigmoid_loss(np.eye(2), np.eye(2), scale=2.0, bias=-1.0, pair_mask=nobody[:2, :2]).loss == pytest.approx(
         math.log1p(math.exp(-1.0))
     )

@@ -54,6 +54,19 @@ def anchor_weight_of_each_side(rng: np.random.Generator) -> tuple[Any, ...]:
     return draw_batch(rng)[:2], {"temperature": 0.3, "anchor_weight": tuple(rng.gamma(2.0, size=(2, BATCH)))}
 
 
+@problem("info_nce")
+def pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Pairs that a mask leaves out of the denominators; image 1 and text 3 have no negatives and contribute 0."""
+    return draw_batch(rng)[:2], {"temperature": 0.3, "pair_mask": draw_pair_mask(rng)}
+
+
+@problem("info_nce")
+def anchor_weight_and_pair_mask(rng: np.random.Generator) -> tuple[Any, ...]:
+    """A weight for each row and a different weight for each column, and a mask, at temperature 0.05."""
+    weights = tuple(rng.gamma(2.0, size=(2, BATCH)))
+    return draw_batch(rng)[:2], {"temperature": 0.05, "anchor_weight": weights, "pair_mask": draw_pair_mask(rng)}
+
+
 # Pair losses, and the anchor weights that are computed from pair losses.
 @problem("pair_loss")
 def ordinary_pairs(rng: np.random.Generator) -> tuple[Any, ...]:

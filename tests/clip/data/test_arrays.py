@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,8 +106,23 @@ def test_class_of_a_user_can_be_a_data_set() -> None:
         def fingerprint(self) -> str:
             return "00"
 
-        def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+        def image_digests(self) -> np.ndarray:
+            return np.zeros((2, 16), np.uint8)
+
+        @property
+        def image_ids(self) -> np.ndarray:
+            return np.zeros(2, np.int64)
+
+        def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
             return None
 
     own: Dataset = Two()
     assert captions_of(own) == ("caption 0", "caption 1")
+
+
+def test_images_are_numbered_by_their_pixels() -> None:
+    data = ArrayDataset("twice", np.stack([_IMAGES[1], _IMAGES[0], _IMAGES[1]]), ["a", "b", "c"])
+    assert data.image_ids.tolist() == [0, 1, 0]
+    assert data.image_ids.dtype == np.int64
+    assert data.image_digests()[2].tobytes() == hashlib.sha256(_IMAGES[1].tobytes()).digest()[:16]
+    assert ArrayDataset("all", _IMAGES, ["a", "b", "c"]).image_ids.tolist() == [0, 1, 2]

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from drrho_clip.data.arrays import ArrayDataset
 from drrho_clip.data.loader import BatchSource, HostBatch, batches
+from drrho_clip.data.order import rows_at
+from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import Sample, ZeroShot
 from drrho_clip.data.tokenizer import WordTokenizer
 from drrho_clip.errors import BadInput
@@ -48,7 +50,14 @@ class _Decoded:
     def fingerprint(self) -> str:
         return "00"
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def image_digests(self) -> np.ndarray:
+        return np.arange(self._size, dtype=np.uint8)[:, None].repeat(16, axis=1)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        return np.arange(self._size, dtype=np.int64)
+
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         return None
 
 
@@ -56,13 +65,24 @@ def _same(left: list[HostBatch], right: list[HostBatch]) -> None:
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
         for field_one, field_other in zip(one, other, strict=True):
-            np.testing.assert_array_equal(field_one, field_other)
+            assert (field_one is None) == (field_other is None)
+            if field_one is not None:
+                np.testing.assert_array_equal(field_one, field_other)
 
 
 def test_order_of_an_epoch_stays_the_same() -> None:
-    # Written down once from default_rng([3, 2]).permutation(10): resumed runs depend on it.
+    # Written down once from `rows_at`: resumed runs depend on it.
     found = [index.tolist() for index in batches(10, 4, seed=3, epoch=2)]
-    assert found == [[7, 4, 1, 8], [6, 0, 2, 9]]
+    assert found == [[3, 7, 9, 6], [5, 0, 1, 8]]
+
+
+def test_batches_of_a_huge_table_are_parts_of_one_order() -> None:
+    # The rows of several batches are computed at a time, so the batches before and after a border are compared.
+    stream = batches(10**9, 100, seed=3, epoch=2, first_batch=70)
+    for number in range(70, 170):
+        expected = rows_at(100 * number, 100 * (number + 1), 10**9, seed=3, epoch=2)
+        np.testing.assert_array_equal(next(stream), expected)
+    assert list(batches(10, 4, seed=0, epoch=0, first_batch=2)) == []
 
 
 @given(st.data())
@@ -127,17 +147,48 @@ def test_images_are_decoded_once_if_the_cache_holds_all() -> None:
         assert sorted(data.decoded) == sorted(list(range(12)) * times)
 
 
+@pytest.mark.parametrize("mode", ["crop", "fit"])
+def test_images_become_square_as_the_mode_says(mode: str) -> None:
+    data = _Decoded(6)
+    source = BatchSource(data, _TOKENIZER, image_size=8, resize_mode=mode)
+    for batch in (next(source.epoch(6, seed=0, epoch=0)), source.gather([0, 4]), next(source.in_order(3))):
+        expected = resize([data[row].image for row in batch.sample_index.tolist()], 8, mode=mode)
+        np.testing.assert_array_equal(batch.images, expected)
+    with pytest.raises(BadInput, match="mode must be 'crop' or 'fit', got 'whole'"):
+        BatchSource(data, _TOKENIZER, image_size=8, resize_mode="whole")
+
+
 def test_rows_keep_their_own_image_and_caption() -> None:
     data = _Decoded(20)
     source = BatchSource(data, _TOKENIZER, image_size=9, cache_bytes=0)
     for batch in source.epoch(5, seed=4, epoch=1):
-        for row, image, tokens in zip(*batch, strict=True):
+        for row, image, tokens in zip(*batch[:3], strict=True):
             alone = source.gather([row])
             np.testing.assert_array_equal(alone.images[0], image)
             np.testing.assert_array_equal(_TOKENIZER.encode([str(row)])[0], tokens)
     everything = list(source.in_order(6))
     assert [len(batch.sample_index) for batch in everything] == [6, 6, 6, 2]
     assert np.concatenate([batch.sample_index for batch in everything]).tolist() == list(range(20))
+
+
+def test_captions_of_one_image_are_no_negatives_of_each_other() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    shown = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4])
+    data = ArrayDataset("several", images[shown], [str(number) for number in range(9)])
+    source = BatchSource(data, _TOKENIZER, image_size=8)
+    stream = [*source.epoch(4, seed=0, epoch=0), *source.in_order(4), source.gather([8, 0, 7])]
+    assert any(np.unique(shown[batch.sample_index]).size < len(batch.sample_index) for batch in stream)
+    for batch in stream:
+        assert batch.pair_mask is not None
+        assert batch.pair_mask.dtype == np.bool_
+        for i, row in enumerate(batch.sample_index):
+            for j, other in enumerate(batch.sample_index):
+                assert batch.pair_mask[i, j] == (shown[row] != shown[other])
+
+
+def test_images_with_one_row_each_need_no_mask() -> None:
+    source = BatchSource(_Decoded(20), _TOKENIZER, image_size=6)
+    assert {batch.pair_mask for batch in [*source.epoch(4, seed=0, epoch=0), source.gather([1, 2])]} == {None}
 
 
 def test_epoch_resumes_in_the_middle() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +37,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _many(folder: Path, count: int, *, first: int = 0, labels: Sequence[str] = ("",)) -> str:
+def _many(folder: Path, count: int, *, first: int = 0, labels: Sequence[str] = ("",), suffix: str = "png") -> str:
     numbers = range(first, first + count)
     for number in numbers:
-        _image(folder / f"{number}.png", (number % 256, 0, 0), (2, 2))
-    return "".join(f"{number}.png,caption {number},{labels[number % len(labels)]}\n" for number in numbers)
+        _image(folder / f"{number}.{suffix}", (number % 256, 0, 0), (2, 2))
+    return "".join(f"{number}.{suffix},caption {number},{labels[number % len(labels)]}\n" for number in numbers)
 
 
 def test_rows_become_pairs_with_paths_relative_to_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,13 +100,13 @@ _ABSENT = object()
         (b"\xef\xbb\xbf \n\n", "pairs.csv must have a header and rows, got an empty file"),
         (b"image,caption\n", "pairs.csv must have at least one row below its header, got none"),
         (b"image,caption\na.png,caf\xe9\n", "pairs.csv must be UTF-8, got byte 0xe9 on line 2"),
-        ("image,caption\na.png,x\n".encode("utf-16"), "pairs.csv must be UTF-8, got byte 0xff on line 1"),
-        (b"image,text\na.png,x\n", "pairs.csv must have one column named 'caption', got the columns image, text"),
-        (b"image\ttext\na.png\tx\n", "pairs.csv must have one column named 'caption', got the columns image, text"),
-        (b"a.png,one\nsub/b.png,two\n", "must have one column named 'image', got the columns a.png, one"),
+        ("image,caption\na.png,x\n".encode("utf-16"), "pairs.csv must be UTF-8, got UTF-16: save it as UTF-8"),
+        (b"image,words\na.png,x\n", "pairs.csv must have one column named 'caption' .*: got the columns image, words$"),
+        (b"image\twords\na.png\tx\n", "csv must have one column named 'caption' .*: got the columns image, words$"),
+        (b"a.png,one\nsub/b.png,two\n", "must have one column named 'image' .*: got the columns a.png, one$"),
         (
             b"image,caption,caption\na.png,x,y\n",
-            "must have one column named 'caption', got the columns image, caption, ca",
+            "must have one column named 'caption', or .* --caption-column: got the columns image, caption, caption$",
         ),
         (b"image,caption\na.png,x\nnone.png,y\n", "pairs.csv, row 3: there is no image file .*none.png"),
         (b"image,caption\nsub,x\n", "pairs.csv, row 2: there is no image file .*sub"),
@@ -115,11 +116,11 @@ _ABSENT = object()
         (b"image,caption\na.png\n", "pairs.csv, row 2: must have 2 fields as the header has, got 1"),
         (
             b"image,caption\npairs.csv,x\n",
-            "row 2: .*pairs.csv is not a readable image: no image format that Pillow knows",
+            "row 2: .*pairs.csv is not a readable image: no image in one of the formats PNG, ",
         ),
-        (b'image,caption\na.png,"x" y\n', "pairs.csv, after row 1: cannot be read as a table"),
-        (b'image,caption\na.png,"x\n', "pairs.csv, after row 1: cannot be read as a table: unexpected end of data"),
-        (b'"image,caption\na.png,x\n', "pairs.csv, after row 0: cannot be read as a table"),
+        (b'image,caption\na.png,"x" y\na.png,"a, b"\n', "row 2: a field that begins with a quotation mark must end"),
+        (b'image,caption\na.png,one\na.png,"x, y\n', "row 3: a field that begins with .* all lines must have 2 fields"),
+        (b'"image,caption\na.png,x\n', "must have one column named 'image' .*: got the columns \"image, caption$"),
         (b"image,caption\nx.png,x\ny.png,y\na.png,\n", r"row 2: there is no .*x.png \(and 2 more such rows\)$"),
     ],
 )
@@ -131,9 +132,7 @@ def test_each_flaw_of_a_table_has_a_message(folder: Path, content: object, messa
     assert "\n" not in str(caught.value)
 
 
-def test_folder_or_missing_label_column_is_refused(folder: Path) -> None:
-    with pytest.raises(BadInput, match=r"cannot read .*sub"):
-        read_pairs(folder / "sub")
+def test_missing_label_column_is_refused(folder: Path) -> None:
     table = _table(folder / "pairs.csv", "image,caption,label\na.png,one,x\n")
     with pytest.raises(BadInput, match="must have one column named 'class'"):
         read_pairs(table, label_column="class")
@@ -169,60 +168,49 @@ def test_deleted_image_is_named(folder: Path) -> None:
         data[0]
 
 
-def _decoded(folder: Path, name: str) -> np.ndarray:
-    return read_pairs(_table(folder / "one.csv", f"image,caption\n{name},x\n"))[0].image
-
-
-def test_images_of_every_mode_become_rgb(folder: Path) -> None:
-    grey = np.array([[0, 100, 255]], np.uint8)
-    Image.fromarray(grey).save(folder / "grey.png")
-    np.testing.assert_array_equal(_decoded(folder, "grey.png"), np.repeat(grey[..., None], 3, axis=2))
-    Image.fromarray(np.array([[0, 25_600, 65_535]], np.uint16)).save(folder / "deep.png")
-    np.testing.assert_array_equal(_decoded(folder, "deep.png"), np.repeat(grey[..., None], 3, axis=2))
-    Image.fromarray(grey).convert("RGB").convert("P").save(folder / "palette.gif")
-    assert _decoded(folder, "palette.gif").shape == (1, 3, 3)
-    Image.new("CMYK", (2, 2), (0, 0, 0, 0)).save(folder / "print.jpg")
-    assert (_decoded(folder, "print.jpg") == 255).all()
-    Image.new("1", (2, 2), 1).save(folder / "bits.png")
-    assert (_decoded(folder, "bits.png") == 255).all()
-
-
-def test_transparent_pixels_become_white(folder: Path) -> None:
-    pixels = np.array([[[50, 60, 70, 255], [0, 0, 0, 0]]], np.uint8)
-    Image.fromarray(pixels).save(folder / "clear.png")
-    assert _decoded(folder, "clear.png").tolist() == [[[50, 60, 70], [255, 255, 255]]]
-
-
-def test_floating_point_pixels_are_refused(folder: Path) -> None:
-    Image.fromarray(np.zeros((2, 2), np.float32)).save(folder / "float.tiff")
-    with pytest.raises(BadInput, match=r"float.tiff is not a readable image: its pixels are floating-point"):
-        _decoded(folder, "float.tiff")
-
-
-def test_exif_orientation_is_respected(folder: Path) -> None:
-    picture = Image.new("RGB", (16, 8), "black")
-    picture.paste("white", (0, 0, 8, 8))  # white on the left
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter: left becomes top
-    picture.save(folder / "turned.png", exif=exif)
-    image = _decoded(folder, "turned.png")
-    assert image.shape == (16, 8, 3)
-    assert (image[:8] == 255).all()
-    assert (image[8:] == 0).all()
-
-
-def test_fingerprint_depends_on_paths_sizes_captions_and_labels(folder: Path) -> None:
+def test_fingerprint_depends_on_images_captions_labels_and_order(folder: Path) -> None:
     def fingerprint(text: str) -> str:
         return read_pairs(_table(folder / "pairs.csv", text)).fingerprint()
 
-    base = "image,caption,label\na.png,one,x\n"
+    base = "image,caption,label\na.png,one,x\nsub/b.png,two,y\n"
     first = fingerprint(base)
     assert first == fingerprint(base)
     assert first != fingerprint(base.replace("one", "two"))
     assert first != fingerprint(base.replace(",x\n", ",y\n"))
     assert first != fingerprint(base + "sub/b.png,one,x\n")
-    _image(folder / "a.png", size=(600, 500))
-    assert first != fingerprint(base)
+    assert first != fingerprint("image,caption,label\nsub/b.png,two,y\na.png,one,x\n")
+    # A file of equal name and equal size with other bytes is another image.
+    _image(folder / "a.bmp", (0, 0, 0))
+    _image(folder / "other.bmp", (0, 0, 9))
+    pictures = base.replace("a.png", "a.bmp")
+    before, size = fingerprint(pictures), (folder / "a.bmp").stat().st_size
+    (folder / "other.bmp").replace(folder / "a.bmp")
+    assert (folder / "a.bmp").stat().st_size == size
+    assert before != fingerprint(pictures)
+
+
+def test_fingerprint_and_splits_stay_when_a_table_is_moved_and_its_files_are_renamed(tmp_path: Path) -> None:
+    old = _table(tmp_path / "pairs.csv", "image,caption,label\n" + _many(tmp_path, 40))
+    before = pair_splits(old)
+    for number in range(40):
+        (tmp_path / f"{number}.png").rename(_image(tmp_path / "moved" / f"photo {number}.png"))
+    text = old.read_text().replace("\n", "\nphoto ").removesuffix("photo ")
+    old.unlink()
+    after = pair_splits(_table(tmp_path / "moved" / "table.csv", text))
+    for split, moved in zip(before, after, strict=True):
+        assert moved.fingerprint() == split.fingerprint()
+        assert moved.captions == split.captions
+
+
+def test_digests_are_those_of_the_files_and_copies_of_a_file_are_one_image(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
+    data = read_pairs(_table(folder / "pairs.csv", "image,caption\nsub/b.png,one\na.png,two\ncopy.png,three\n"))
+    digests = [
+        hashlib.sha256((folder / name).read_bytes()).digest()[:16] for name in ("sub/b.png", "a.png", "copy.png")
+    ]
+    assert [row.tobytes() for row in data.image_digests()] == digests
+    assert data.image_ids.dtype == np.int64
+    assert data.image_ids.tolist() == [0, 1, 1]
 
 
 def test_labels_give_a_zero_shot_task(folder: Path) -> None:
@@ -241,23 +229,32 @@ def test_labels_give_a_zero_shot_task(folder: Path) -> None:
     assert read_pairs(_table(folder / "pairs.csv", text.replace("label", "kind"))).zero_shot() is None
 
 
+def test_labels_that_differ_in_capitals_and_spaces_are_one_class(folder: Path) -> None:
+    labels = ("Sea lion", "sea  Lion ", "cat", "CAT", "caf\u00e9", "cafe\u0301", " ")
+    text = "image,caption,label\n" + "".join(f"a.png,one,{label}\n" for label in labels)
+    task = read_pairs(_table(folder / "pairs.csv", text)).zero_shot(image_size=2)
+    assert task is not None
+    assert task.class_names == ("caf\u00e9", "cat", "Sea lion")
+    assert task.labels.tolist() == [2, 2, 1, 1, 0, 0]
+
+
 def _files(data: PairsDataset) -> set[str]:
     return {file.name for file in data.files}
 
 
 def test_splits_share_no_image_and_stay_when_rows_are_appended(tmp_path: Path) -> None:
-    text = "image,caption,label\n" + _many(tmp_path, 150, labels=("cat", "dog"))
+    text = "image,caption,label\n" + _many(tmp_path, 150, labels=("cat", "dog"), suffix="ppm")
     table = _table(tmp_path / "pairs.csv", text)
     before = pair_splits(table)
     names = [_files(split) for split in before]
-    assert set.union(*names) == {f"{number}.png" for number in range(150)}
+    assert set.union(*names) == {f"{number}.ppm" for number in range(150)}
     assert sum(map(len, names)) == 150
     for held in names[1:]:
         assert 6 <= len(held) <= 26  # 15 expected, +- 3 standard deviations
-    # Written down once: a changed hash would train a resumed run on held-out images.
-    held_out = [1, 18, 19, 27, 36, 38, 42, 45, 53, 54, 62, 69, 75, 83, 96, 104, 115, 117, 127, 129]
-    assert names[1] == {f"{number}.png" for number in held_out}
-    _table(table, text + _many(tmp_path, 50, first=150, labels=("bird",)))
+    # Written down once, for files without compression: a changed hash would train a resumed run on held-out images.
+    held_out = [18, 19, 21, 28, 35, 42, 59, 80, 117, 128, 129, 144, 146]
+    assert names[1] == {f"{number}.ppm" for number in held_out}
+    _table(table, text + _many(tmp_path, 50, first=150, labels=("bird",), suffix="ppm"))
     after = pair_splits(table)
     for old, new in zip(before, after, strict=True):
         assert _files(old) < _files(new)
@@ -269,13 +266,16 @@ def test_splits_share_no_image_and_stay_when_rows_are_appended(tmp_path: Path) -
     assert task.class_names == ("bird", "cat", "dog")
 
 
-def test_captions_of_one_image_stay_together_however_its_path_is_written(tmp_path: Path) -> None:
+def test_captions_of_one_image_stay_together_under_all_names_of_the_image(tmp_path: Path) -> None:
     _many(tmp_path, 40)
-    rows = [f"{start}{number}.png,caption" for number in range(40) for start in ("", "./", f"{tmp_path}/")]
+    for number in range(40):
+        (tmp_path / f"copy {number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes())
+    starts = ("", "./", f"{tmp_path}/", "copy ")
+    rows = [f"{start}{number}.png,caption" for number in range(40) for start in starts]
     table = _table(tmp_path / "pairs.csv", "image,caption\n" + "\n".join(rows))
     splits = pair_splits(table)
-    assert sum(map(len, splits)) == 120
-    assert sum(len(_files(split)) for split in splits) == 40
+    assert sum(map(len, splits)) == 160
+    assert sum(len({row.tobytes() for row in split.image_digests()}) for split in splits) == 40
 
 
 def test_each_split_of_a_small_table_has_two_images(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """Captions to words, and words to numbers."""
+# ruff: noqa: RUF001 - captions in other scripts have letters that look like Latin ones
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho_clip.data.tokenizer import PADDING, UNKNOWN, WordTokenizer
+from drrho_clip.data.tokenizer import PADDING, UNKNOWN, WordTokenizer, same_text
 from drrho_clip.errors import BadInput, MissingExtra
 
 _CAPTIONS = ["A red circle", "a blue circle!", "the dog's red ball, 12 balls"]
@@ -43,7 +44,8 @@ def test_forms_of_one_character_are_one_word() -> None:
     assert WordTokenizer.fit(["a_b-c"], context_length=9).vocabulary == ("-", "_", "a", "b", "c")
 
 
-# The words of version 0.1, written down from its regular expression: saved runs hold numbers of these words.
+# The words of version 1 of the rules, written down from the regular expression of version 0.1: saved runs hold numbers
+# of these words.
 _WORDS_OF_0_1 = {
     "A red circle, left of 2 blue ones!": ["a", "red", "circle", ",", "left", "of", "2", "blue", "ones", "!"],
     "the dog\u2019s 'own' rock'n'roll": ["the", "dog's", "'", "own", "'", "rock'n'roll"],
@@ -61,11 +63,12 @@ _WORDS_OF_0_1 = {
 
 @pytest.mark.parametrize(("caption", "words"), _WORDS_OF_0_1.items())
 def test_words_are_those_of_saved_runs(caption: str, words: list[str]) -> None:
-    tokenizer = WordTokenizer(sorted(set(words)), len(words) + 1)
+    document = {"format": "drrho-word-tokenizer", "version": 1, "context_length": len(words) + 1}
+    tokenizer = WordTokenizer.from_json(document | {"vocabulary": sorted(set(words))})
     numbers = [tokenizer.vocabulary.index(word) + 2 for word in words]
     assert tokenizer.encode([caption]).tolist() == [[*numbers, PADDING]]
-    fitted = WordTokenizer.fit([caption])
-    assert (set(fitted.vocabulary), fitted.context_length) == (set(words), len(words))
+    assert tokenizer.words(caption) == words
+    assert tokenizer.to_json() == document | {"vocabulary": sorted(set(words))}
 
 
 # Characters that this Python's Unicode tables do not know may be letters to the library, whose tables are newer.
@@ -77,7 +80,7 @@ _KNOWN_TEXT = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=3
 def test_words_are_the_matches_of_the_regular_expression_of_0_1(caption: str) -> None:
     form = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower()
     words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S", form)
-    tokenizer = WordTokenizer(list(dict.fromkeys(words)), 100)
+    tokenizer = WordTokenizer(list(dict.fromkeys(words)), 100, version=1)
     expected = [list(dict.fromkeys(words)).index(word) + 2 for word in words] or [UNKNOWN]
     assert tokenizer.encode([caption])[0].tolist() == expected + [PADDING] * (100 - len(expected))
 
@@ -91,8 +94,128 @@ def test_every_character_is_split_as_in_0_1() -> None:
     ]
     forms = [unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower() for caption in captions]
     counts = [len(re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+|\S", form)) for form in forms]
-    tokens = WordTokenizer([], max(counts) + 1).encode(captions)  # all words are unknown: only their number is seen
+    tokens = WordTokenizer([], max(counts) + 1, version=1).encode(
+        captions
+    )  # all words are unknown: only their number is seen
     np.testing.assert_array_equal((tokens == UNKNOWN).sum(axis=1), counts)
+
+
+# Captions and their words by version 2.
+_WORDS: dict[str, tuple[str, list[str]]] = {
+    "hindi": ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+    "tamil": ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+    "bengali with a joiner": ("ক্\u200dষ মা", ["ক্\u200dষ", "মা"]),
+    "pointed hebrew": ("שָׁלוֹם עוֹלָם", ["שָׁלוֹם", "עוֹלָם"]),
+    "vowelled arabic": ("مُحَمَّد كتاب", ["مُحَمَّد", "كتاب"]),
+    "persian with a non-joiner": ("می\u200cخواهم", ["می\u200cخواهم"]),
+    "joiners alone": ("a \u200c\u200d b", ["a", "b"]),
+    "turkish": ("İstanbul", ["i\u0307stanbul"]),
+    "vietnamese in NFD": (unicodedata.normalize("NFD", "Tiếng Việt"), ["tiếng", "việt"]),
+    "latin marks without a composed form": ("m\u0300ba x\u0323\u0301y", ["m\u0300ba", "x\u0323\u0301y"]),
+    "chinese": ("上红色,下蓝色 3个", ["上", "红", "色", ",", "下", "蓝", "色", "3", "个"]),
+    "japanese": ("これはテーブルか\u3099", ["こ", "れ", "は", "テ", "ー", "ブ", "ル", "が"]),
+    "half-width katakana": ("\uff83\uff70\uff8c\uff9e\uff99", ["テ", "ー", "ブ", "ル"]),
+    "korean in NFD": (unicodedata.normalize("NFD", "사과와 배"), ["사과와", "배"]),
+    "mixed scripts": ("iPhone手机abc", ["iphone", "手", "机", "abc"]),
+    "thai": ("เด็กกินข้าว น้ำ", ["เด็", "ก", "กิ", "น", "ข้า", "ว", "น้\u0e4dา"]),
+    "lao": ("ເດັກກິນ", ["ເດັ", "ກ", "ກິ", "ນ"]),
+    "khmer": ("ខ្មែរ ស្រី", ["ខ្មែ", "រ", "ស្រី"]),
+    "myanmar": ("မြန်မာ မန္တလေး", ["မြန်", "မာ", "မ", "န္တ", "လေး"]),
+    "thai and latin": ("รถbmwสี3", ["ร", "ถ", "bmw", "สี", "3"]),
+    "emoji": ("👍🏽👩\u200d⚕\ufe0f🇩🇪🇫🇷 ❤\ufe0f\u200d🔥", ["👍🏽", "👩\u200d⚕", "🇩🇪", "🇫🇷", "❤\u200d🔥"]),
+    "keycaps": ("1\ufe0f\u20e32\ufe0f\u20e3 #\ufe0f\u20e3", ["1\u20e3", "2\u20e3", "#\u20e3"]),
+    "variation selectors": ("❤ ❤\ufe0f 葛\U000e0100", ["❤", "❤", "葛"]),
+    "control characters": ("a\x00b\x1b[31mred\x9f\ufeffx", ["a", "b", "[", "31", "mred", "x"]),
+    "zero width": ("y\u200bz soft\xadhyphen wo\u2060rd", ["y", "z", "softhyphen", "word"]),
+    "direction of text": ("\u202bשלום\u202c \u200fעולם", ["שלום", "עולם"]),
+    "accents of their own": ("a\u00b4b \xa8", ["a", "\u0301", "b", "\u0308"]),
+    "a surrogate": ("\ud800.", ["\ufffd", "."]),
+}
+
+
+@pytest.mark.parametrize("name", _WORDS)
+def test_words_of_every_script(name: str) -> None:
+    caption, words = _WORDS[name]
+    tokenizer = WordTokenizer(sorted(set(words)), len(words) + 1)
+    assert tokenizer.words(caption) == words
+    numbers = [tokenizer.vocabulary.index(word) + 2 for word in words]
+    assert tokenizer.encode([caption, caption]).tolist() == [[*numbers, PADDING]] * 2
+
+
+@pytest.mark.parametrize("caption", ["हिन्दी", "தமிழ்", "ชายหาดที่", "ខ្មែរ", "שָׁלוֹם", "İstanbul", "👩\u200d👩\u200d👧"])
+def test_single_word_is_one_token(caption: str) -> None:
+    assert len(WordTokenizer.fit([caption]).vocabulary) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "new"),
+    [
+        (["上红色下蓝色", "上绿色下白色"], "上红色下白色"),
+        (["あかいまる", "あおいしかく"], "あおいまる"),
+        (["แมวสีแดง", "หมาสีดำ", "แมวสีดำ", "รถแดง"], "หมาสีแดง"),
+        (["ឆ្មាក្រហម", "ឆ្កែខ្មៅ", "ឆ្មាខ្មៅ"], "ឆ្កែក្រហម"),
+    ],
+    ids=["chinese", "japanese", "thai", "khmer"],
+)
+def test_new_caption_without_spaces_consists_of_known_words(known: list[str], new: str) -> None:
+    tokenizer = WordTokenizer.fit(known)
+    tokens = tokenizer.encode([new])[0]
+    assert UNKNOWN not in tokens
+    assert len(tokens[tokens != PADDING]) > 1
+
+
+_THAI = st.lists(st.sampled_from(["แมว", "สี", "แดง", "ดำ", "หมา", "น้ำ", "รถ", "a", " "]), max_size=6).map("".join)
+
+
+@given(st.lists(_THAI, min_size=1, max_size=8).filter(lambda captions: any(c.strip() for c in captions)))
+def test_every_cluster_of_the_fitted_captions_is_in_a_known_word(captions: list[str]) -> None:
+    tokenizer = WordTokenizer.fit(captions)
+    words = [tokenizer.words(caption) for caption in captions]
+    assert {word for row in words for word in row} == set(tokenizer.vocabulary)
+    assert max(map(len, words)) == tokenizer.context_length
+    for caption, row in zip(captions, words, strict=True):
+        assert "".join(row) == unicodedata.normalize("NFKC", caption).replace(" ", "")
+
+
+def test_clusters_that_never_occur_apart_are_one_word() -> None:
+    # "cat" stands in front of two colours, and the clusters of each word never occur apart.
+    assert set(WordTokenizer.fit(["แมวแดง", "แมวดำ", "รถแดง"]).vocabulary) == {"แมว", "แดง", "ด\u0e4dา", "รถ"}
+
+
+# Letters of European alphabets whose lower case has no combining mark, digits, and signs of ASCII.
+_EUROPEAN = st.text(
+    st.one_of(
+        st.characters(min_codepoint=32, max_codepoint=126),
+        st.characters(min_codepoint=0xC0, max_codepoint=0x52F, categories=["Lu", "Ll"], exclude_characters="\u0130"),
+        st.sampled_from("\u2019«»¿¡€\xa0\t\n"),
+    ),
+    max_size=40,
+)
+
+
+@given(_EUROPEAN)
+@settings(max_examples=300)
+def test_captions_in_european_letters_have_the_words_of_version_1(caption: str) -> None:
+    assert WordTokenizer([], 1).words(caption) == WordTokenizer([], 1, version=1).words(caption)
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=300)
+def test_encoding_looks_up_the_words_of_every_text(caption: str) -> None:
+    for version in (1, 2):
+        words = WordTokenizer([], 1, version=version).words(caption)
+        tokenizer = WordTokenizer(sorted(set(words)), 50, version=version)
+        expected = [tokenizer.vocabulary.index(word) + 2 for word in tokenizer.words(caption)] or [UNKNOWN]
+        assert tokenizer.encode([caption])[0].tolist() == expected + [PADDING] * (50 - len(expected))
+
+
+def test_texts_are_the_same_if_their_words_are() -> None:
+    key = same_text(WordTokenizer(["a", "red"], 2))
+    assert key("A RED dog , sleeping") == key("a red  dog, sleeping")
+    assert key("cafe\u0301") == key("caf\u00e9")
+    # Words that the vocabulary lacks and words behind the context length distinguish captions.
+    assert len({key(caption) for caption in ["a red dog", "a red cat", "a red", "a red cat sits", "red a"]}) == 5
+    assert key("dog") != key("cat")
 
 
 def test_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +278,9 @@ def test_bag_of_words_refuses_other_numbers(tokens: Any) -> None:
         [],
         {},
         {"format": "other", "version": 1, "context_length": 3, "vocabulary": []},
-        {"format": "drrho-word-tokenizer", "version": 2, "context_length": 3, "vocabulary": []},
+        {"format": "drrho-word-tokenizer", "version": 3, "context_length": 3, "vocabulary": []},
+        {"format": "drrho-word-tokenizer", "version": True, "context_length": 3, "vocabulary": []},
+        {"format": "drrho-word-tokenizer", "version": "2", "context_length": 3, "vocabulary": []},
         {"format": "drrho-word-tokenizer", "version": 1, "context_length": True, "vocabulary": []},
         {"format": "drrho-word-tokenizer", "version": 1, "context_length": 0, "vocabulary": []},
         {"format": "drrho-word-tokenizer", "version": 1, "context_length": 3, "vocabulary": "red"},

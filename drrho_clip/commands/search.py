@@ -1,0 +1,96 @@
+"""The command ``drrho search``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drrho_clip.commands.common import build_backend, check_page, device_option, write_json
+from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.options import PATH, TEXT, at_least, setting
+from drrho_clip.outputs import check_file
+from drrho_clip.terminal import say
+
+if TYPE_CHECKING:
+    from drrho_clip.data import Dataset
+    from drrho_clip.search import Answer
+
+
+@dataclass(frozen=True)
+class Search:
+    """Print the images of a data set that fit the given words best, according to the encoders of a run.
+
+    Each line has the place, the score (the cosine of the features of words and image), the path of the image as the
+    table writes it, and the caption. Several queries may be given; quote each of them.
+
+    For example:
+      drrho search runs/steered --data pairs.csv "a brown dog"
+      drrho search runs/steered --data other.csv "a brown dog" "two cups" --top 5 --out found.html
+    """
+
+    folder: Path = setting(rule=PATH, metavar="RUN", positional=True, help="Folder of the run.")
+    words: tuple[str, ...] = setting(
+        rule=TEXT, metavar="WORDS", several="+", positional=True, help="A query; several queries may be given."
+    )
+    data: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="FILE|NAME",
+        shown="the run's own",
+        help="A table whose images are searched, or a built-in data set, of which the test part is searched.",
+    )
+    top: int = setting(10, rule=at_least(1), help="Number of images per query.")
+    out: Path | None = setting(None, rule=PATH, help="A file .html to which a page with the pictures is written.")
+    json: Path | None = setting(None, rule=PATH, help="A file to which the matches are written as well.")
+    backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
+    device: str | None = device_option()
+
+    def run(self) -> int:
+        """Search, then print the matches and write the files."""
+        from drrho_clip.encode import Encoder
+        from drrho_clip.run import open_run
+        from drrho_clip.search import check_queries, search
+
+        check_page("out", self.out)
+        check_file(self.json, "json")
+        # The queries are checked before the images are read, because reading the images may take long.
+        run = open_run(self.folder)
+        check_queries(self.words, run.tokenizer)
+        backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
+        name, dataset = _opened(self.data or run.config.data, run.config)
+        encoder = Encoder.load(run, backend)
+        answers = search(encoder, run.tokenizer, dataset, self.words, top=self.top)
+        # The files come first, so that a closed pipe behind the lines does not cost the results.
+        write_json(self.json, [_as_json(answer) for answer in answers])
+        if self.out is not None:
+            from drrho_clip.report.search import write_search_page
+
+            write_search_page(self.out, answers, dataset, data_name=name, run_name=str(self.folder))
+        for answer in answers:
+            _print(answer)
+        if self.out is not None:
+            say(f"wrote {self.out}")
+        return 0
+
+
+def _opened(name: str, config: TrainConfig) -> tuple[str, Dataset]:
+    """Return name and data: all pairs of a table, or the test part of a built-in data set."""
+    from drrho_clip.splits import open_splits, open_table
+
+    if name in BUILT_IN_DATA:
+        return name, open_splits(replace(config, data=name)).test
+    return name, open_table(name, config)
+
+
+def _print(answer: Answer) -> None:
+    say(answer.query)
+    if answer.unknown_words:
+        say(f"  words that the run does not know: {', '.join(answer.unknown_words)}")
+    width = max(len(match.image) for match in answer.matches)
+    for place, match in enumerate(answer.matches, start=1):
+        say(f"{place:4d}  {match.score:6.3f}  {match.image:<{width}}  {match.caption}")
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    return answer._asdict() | {"matches": [match._asdict() for match in answer.matches]}

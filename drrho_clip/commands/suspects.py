@@ -1,0 +1,75 @@
+"""The command ``drrho suspects``."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.config import BUILT_IN_DATA
+from drrho_clip.options import PATH, TEXT, setting
+from drrho_clip.outputs import check_file
+from drrho_clip.terminal import say
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """List the pairs of a data set whose captions are probably wrong, worst first.
+
+    The run should be a reference model (drrho train --as-reference): a model that has learnt wrong captions by heart
+    does not find them. The table has the columns row, image, caption, score and better_caption. The first pair is row
+    0, the score is the pair loss of the model, and better_caption is empty if no caption of another image fits better.
+
+    For example:
+      drrho suspects runs/reference --data pairs.csv --out suspects.csv
+    """
+
+    folder: Path = setting(rule=PATH, metavar="RUN", positional=True, help="Folder of the run.")
+    out: Path = setting(rule=PATH, help="The CSV file to write.")
+    data: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="FILE|NAME",
+        shown="the run's own training pairs",
+        help="A table, all pairs of which are ranked, or a built-in data set, the training pairs of which are ranked.",
+    )
+    backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
+    device: str | None = device_option()
+    json: Path | None = setting(None, rule=PATH, help="A file to which figures and ranking are written as well.")
+
+    def run(self) -> int:
+        """Rank the pairs and write the table."""
+        from drrho_clip.checkpoint import write_atomic
+        from drrho_clip.encode import Encoder
+        from drrho_clip.progress import Reporter
+        from drrho_clip.reference import recorded_shares
+        from drrho_clip.run import open_run
+        from drrho_clip.splits import open_splits, open_table
+        from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
+
+        check_file(self.out, "out")
+        check_file(self.json, "json")
+        run = open_run(self.folder)
+        backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
+        encoder = Encoder.load(run, backend, state="reference")
+        name = self.data or run.config.data
+        dataset = (
+            open_splits(replace(run.config, data=name)).train if name in BUILT_IN_DATA else open_table(name, run.config)
+        )
+        with Reporter(f"ranking {len(dataset):,} pairs of {name}", math.ceil(len(dataset) / 256)) as reporter:
+            ranked = rank_suspects(encoder, dataset, temperature=run.config.temperature, after_batch=reporter.advance)
+        own_data = name == run.config.data or is_same_file(name, run.config.data)
+        verdict = judge_suspects(ranked, recorded_shares(run), own_data=own_data)
+        write_atomic(self.out, csv_of(ranked).encode("utf-8", "surrogatepass"))
+        figures = {"pairs": verdict.num_pairs, "probably_wrong": verdict.num_suspects, "caveat": verdict.caveat}
+        write_json(self.json, {"data": name, **figures, "suspects": [suspect._asdict() for suspect in ranked]})
+        say(verdict.in_words())
+        say(f"wrote {self.out}")
+        return 0
+
+
+def is_same_file(first: str, second: str) -> bool:
+    """Return whether two paths name one file that exists."""
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)

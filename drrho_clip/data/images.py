@@ -1,0 +1,172 @@
+"""Image files: the check before training, and the decoding to RGB bytes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from drrho_clip.data.content import file_digest
+from drrho_clip.data.protocol import UInt8
+from drrho_clip.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+__all__ = ["FORMATS", "MAX_PIXELS", "Inspection", "decode_image", "inspect_images", "one_line"]
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are opened, by Pillow's names; for some of the other formats Pillow starts another program."""
+
+MAX_PIXELS: Final = 100_000_000
+"""Largest number of pixels of an image; a small file can claim many more pixels than the memory holds."""
+
+_PILLOW_MODULES: Final = re.compile(r"PIL\.")
+
+
+class Inspection(NamedTuple):
+    """The digest of an image file, and the reason why the file cannot be used, or None if the file is an image."""
+
+    digest: bytes
+    flaw: str | None
+
+
+def inspect_images(files: Iterable[Path]) -> Mapping[Path, Inspection]:
+    """Check image files in threads, and compute their digests; each file is read once.
+
+    Raises
+    ------
+    MissingExtra
+        Pillow is not installed.
+    """
+    _prepare_pillow()
+    different = list(dict.fromkeys(files))
+    pool = ThreadPoolExecutor(thread_name_prefix="drrho-inspect")
+    try:
+        return dict(zip(different, pool.map(_inspect, different), strict=True))
+    finally:
+        # After Ctrl-C the files that no thread has opened yet are left out.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def decode_image(file: Path) -> UInt8:
+    """Return an image file as RGB, shape (H, W, 3), rotated by the EXIF orientation; transparent parts become white.
+
+    Raises
+    ------
+    Exception
+        Pillow raises exceptions of almost any class for a damaged file, and `ValueError` is raised for a file that
+        holds no image by the rules of this module.
+    MissingExtra
+        Pillow is not installed.
+    """
+    _prepare_pillow()
+    with _regular_file(file) as content:
+        return _to_rgb(_open(content))
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error on one line, or the name of its class if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _prepare_pillow() -> None:
+    """Raise MissingExtra if Pillow is missing, and keep Pillow's warnings about files from the terminal."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise MissingExtra("reading images", "Pillow") from None
+    # Photographs with damaged EXIF blocks are common and harmless. The filter stays, because the images are decoded in
+    # threads, and a filter that is set for a while in one thread is set in all threads.
+    if not any(entry[0] == "ignore" and entry[3] == _PILLOW_MODULES for entry in warnings.filters):
+        warnings.filterwarnings("ignore", category=Warning, module=_PILLOW_MODULES.pattern)
+    logger = logging.getLogger("PIL")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+
+
+def _inspect(file: Path) -> Inspection:
+    digest = b""
+    try:
+        with _regular_file(file) as content:
+            digest = file_digest(content)
+            picture = _open(content)
+            if picture.mode in ("I", "F"):
+                # The range of the values decides whether the file can be used, so the pixels are read now.
+                _to_rgb(picture)
+            else:
+                # `verify` looks for broken files without decoding the pixels.
+                picture.verify()
+    # For damaged files Pillow raises exceptions of almost any class.
+    except Exception as error:
+        return Inspection(digest, one_line(error))
+    return Inspection(digest, None)
+
+
+def _regular_file(file: Path) -> BufferedReader:
+    # Opening a named pipe would wait for a writer, and a device may never end.
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is not a regular file")
+    return file.open("rb")
+
+
+def _open(content: BufferedReader) -> Picture:
+    """Read the header of an image of a listed format; no pixel is decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    content.seek(0)
+    try:
+        picture = Image.open(content, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        raise ValueError(f"no image in one of the formats {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it must have at most {MAX_PIXELS:,} pixels: {error}") from None
+    width, height = picture.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"it must have 1 to {MAX_PIXELS:,} pixels, got {width} x {height}")
+    return picture
+
+
+def _to_rgb(opened: Picture) -> UInt8:
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(opened)
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        values = np.asarray(picture)
+        grey = _grey_bytes(values, picture.mode)
+        # Pillow's own conversions ignore the value that a PNG of 16 bits declares to be transparent.
+        if isinstance(clear := picture.info.get("transparency"), int):
+            grey[values == clear] = 255
+        return np.repeat(grey[..., None], 3, axis=-1)
+    # Pillow's conversion to RGB drops the transparency and shows colours that are invisible in the picture.
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _grey_bytes(values: np.ndarray, mode: str) -> UInt8:
+    """Return grey values of more than 8 bits as bytes; the range of the values decides about the scale."""
+    low, high = values.min(), values.max()
+    if mode == "F":
+        # nan fails every comparison, so this condition also refuses nan.
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(f"its floating-point pixels must lie in [0, 1], got {low:g} to {high:g}")
+        return np.rint(values * 255.0).astype(np.uint8)
+    # The name of a mode with 16 bits per pixel begins with "I;16". Pillow opens all other integer pictures as mode "I",
+    # which does not say how many of the 32 bits the values use.
+    if mode == "I" and not (low >= 0 and high <= 65_535):
+        raise ValueError(f"its 32-bit pixels must lie in 0 .. 255 or 0 .. 65535, got {low} to {high}")
+    if mode == "I" and high <= 255:
+        return values.astype(np.uint8)
+    return (values.astype(np.int64) >> 8).astype(np.uint8)

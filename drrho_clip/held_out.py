@@ -1,0 +1,136 @@
+"""Checks of held-out pairs: their images can be decoded, and the model has not seen their images in training.
+
+A run records the digests of the images that it was trained on and validated with. A digest is computed from the content
+of the image file, so an image is recognised under any name and in any table. A picture that was saved again, for
+example in another format, has other content and is not recognised.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drrho_clip.checkpoint import load_arrays, save_arrays
+from drrho_clip.data import Dataset, DataSplits, PairsDataset
+from drrho_clip.errors import BadInput
+from drrho_clip.progress import Reporter
+from drrho_clip.run import Run
+from drrho_clip.terminal import say
+
+__all__ = ["Unseen", "check_held_out", "known_images", "save_known_images", "shows_known_image", "unseen_pairs"]
+
+_THREADS = 4
+
+
+def check_held_out(splits: DataSplits, *, reference: Run | None = None, quiet: bool = False) -> None:
+    """Check the validation and test data of a run before the first step.
+
+    Every image is decoded once, so that an unreadable image stops the run here and not after the last epoch. If the
+    reference model was trained on test images, the results of the run will look too good, and a warning says so.
+
+    Parameters
+    ----------
+    splits : DataSplits
+        The data of the run.
+    reference : Run, optional
+        The run of the reference model.
+    quiet : bool
+        Show no progress and no warning.
+
+    Raises
+    ------
+    BadInput
+        If an image cannot be decoded.
+    """
+    # An image with several captions is decoded once: at the first row that shows the image.
+    held_out = [(data, np.unique(data.image_ids, return_index=True)[1]) for data in (splits.validation, splits.test)]
+    total = sum(len(rows) for _, rows in held_out)
+    title = "decoding the held-out images"
+    with Reporter(title, total, quiet=quiet, brief=True) as reporter, ThreadPoolExecutor(_THREADS) as threads:
+        for data, rows in held_out:
+            # The results come in the order of the rows, so the first unreadable image is the one that is reported.
+            for _ in threads.map(functools.partial(_decode, data), rows.tolist()):
+                reporter.advance()
+    known = None if reference is None else known_images(reference)
+    count = 0 if known is None else int(shows_known_image(splits.test, known).sum())
+    if count > 0 and not quiet:
+        pairs = f"{count:,} of {len(splits.test):,} test pairs"
+        say(f"warning: {pairs} show images that the reference model was trained on", stream=sys.stderr)
+
+
+def _decode(data: Dataset, row: int) -> None:
+    # The picture is dropped, so that pictures do not pile up in memory.
+    data[row]
+
+
+def save_known_images(run: Run, splits: DataSplits, *, reference: Run | None = None) -> None:
+    """Write training_images.safetensors: digests of the images that influence the parameters of a run.
+
+    These are the training and the validation images, and those of the reference model, if its run has recorded them.
+    """
+    digests = np.concatenate([splits.train.image_digests(), splits.validation.image_digests()])
+    arrays = {"digests": np.unique(digests, axis=0)}
+    known_to_reference = None if reference is None else known_images(reference)
+    if known_to_reference is not None:
+        arrays["reference_digests"] = known_to_reference
+    save_arrays(run.training_images, "training-images", arrays, {"data": run.fingerprint})
+
+
+def known_images(run: Run) -> NDArray[np.uint8] | None:
+    """Return the digests (k, 16) that `save_known_images` wrote, or None if the run is older than this file.
+
+    Raises
+    ------
+    BadInput
+        If the file is damaged.
+    """
+    if not run.training_images.exists():
+        return None
+    arrays, _ = load_arrays(run.training_images, "training-images")
+    return np.concatenate([arrays[name] for name in sorted(arrays)])
+
+
+def shows_known_image(dataset: Dataset, known: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return, for each pair of a data set, whether the digest of the image is among the digests `known`, (k, 16)."""
+    digests = {digest.tobytes() for digest in known}
+    return np.array([digest.tobytes() in digests for digest in dataset.image_digests()])
+
+
+class Unseen(NamedTuple):
+    """The pairs of a table that the model of a run can be measured on, and a sentence about those left out."""
+
+    pairs: PairsDataset
+    num_left_out: int
+    sentence: str
+
+
+def unseen_pairs(run: Run, table: PairsDataset) -> Unseen:
+    """Leave out the pairs whose images the run was trained on or validated with.
+
+    Raises
+    ------
+    BadInput
+        If fewer than 2 images are left, or if the file of the run is damaged.
+    """
+    known = known_images(run)
+    if known is None:
+        place = f"{run.training_images.name} is missing in {run.folder}"
+        return Unseen(table, 0, f"{place}, so pairs that the run was trained on cannot be recognised")
+    seen = shows_known_image(table, known)
+    count, total = int(seen.sum()), len(table)
+    if count == 0:
+        return Unseen(table, 0, f"none of the {total:,} pairs shows an image that the run was trained on")
+    left = np.flatnonzero(~seen)
+    images = len(np.unique(table.image_ids[left]))
+    if images < 2:
+        raise BadInput(
+            f"data must have at least 2 images that the run was not trained on, got {images} "
+            f"({count:,} of {total:,} pairs show images that the run was trained on or validated with)"
+        )
+    sentence = f"{count:,} of {total:,} pairs show images that the run was trained on or validated with; "
+    return Unseen(table.subset(left), count, sentence + "they are left out")

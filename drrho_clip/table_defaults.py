@@ -1,0 +1,44 @@
+"""Defaults of the settings that depend on the size of a table: batch size and number of epochs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+__all__ = ["defaults_for"]
+
+_LARGEST_BATCH: Final = 256
+# A run sees about this many samples, but it takes at least 8 and at most 60 epochs.
+_SAMPLES: Final = 72_000
+_EPOCHS: Final = (8, 60)
+# A reference model is trained for a third of the epochs: with more it would learn wrong captions by heart.
+_REFERENCE_SHARE: Final = 3
+
+
+def defaults_for(num_pairs: int, *, as_reference: bool = False) -> dict[str, Any]:
+    """Return the defaults for a table of a certain number of training pairs, by the name of the setting.
+
+    Parameters
+    ----------
+    num_pairs : int
+        Number of training pairs, at least 2.
+    as_reference : bool
+        The run is to become a reference model.
+
+    Returns
+    -------
+    dict
+        The batch size is the largest power of two, from 2 to 256, with at least four batches per epoch, or 2 if no
+        power has. The number of epochs falls from 60 to 8 as the table grows; a reference model takes a third.
+
+    Examples
+    --------
+    >>> defaults_for(2400), defaults_for(2400, as_reference=True)
+    ({'batch_size': 256, 'epochs': 30}, {'batch_size': 256, 'epochs': 10})
+    >>> defaults_for(48), defaults_for(1_000_000)
+    ({'batch_size': 8, 'epochs': 60}, {'batch_size': 256, 'epochs': 8})
+    """
+    batch_size = _LARGEST_BATCH
+    while batch_size > 2 and batch_size * 4 > num_pairs:
+        batch_size //= 2
+    epochs = min(max(round(_SAMPLES / num_pairs), _EPOCHS[0]), _EPOCHS[1])
+    return {"batch_size": batch_size, "epochs": -(-epochs // _REFERENCE_SHARE) if as_reference else epochs}
