@@ -24,6 +24,7 @@ from drrho_clip.data.pair_table import Row, read_rows
 from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import DataSplits, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
+from drrho_clip.safe_text import shown
 
 __all__ = ["DEFAULT_PROMPT", "PairsDataset", "label_key", "pair_splits", "read_pairs"]
 
@@ -130,13 +131,14 @@ class PairsDataset:
 
     def _decode(self, row: Row) -> UInt8:
         try:
-            return decode_image(row.file)
+            return decode_image(row.file, row.digest)
         except MissingExtra:
             raise
         # For damaged files Pillow raises exceptions of almost any class.
         except Exception as error:
             reason = one_line(error)
-            raise BadInput(f"{self._table}, {row.place}: cannot decode image {row.file}: {reason}") from error
+            where = f"{self._table}, {row.place}"
+            raise BadInput(shown(f"{where}: cannot decode image {row.file}: {reason}")) from error
 
 
 def read_pairs(
@@ -329,6 +331,6 @@ def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
                 shared.setdefault(row.digest, where)
     if shared:
         raise BadInput(
-            f"{next(iter(shared.values()))}; training, validation and test must not share images, got "
+            f"{shown(next(iter(shared.values())))}; training, validation and test must not share images, got "
             f"{len(shared)} shared images"
         )
