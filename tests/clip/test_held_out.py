@@ -222,8 +222,9 @@ class TestStateOfTheRun:
         config = replace(open_run(place / "run").config, epochs=3)
         total = train(config, tmp_path / "run", splits=splits, quiet=True, stop_after=2).run.progress().total
         line = refused(capsys, "evaluate", str(tmp_path / "run"))
-        expected = f"must be a finished run (or say --allow-unfinished), got a run after 2 of {total} steps"
-        assert line == f"drrho: {tmp_path / 'run'} {expected}"
+        place_and_steps = f"{tmp_path / 'run'}, which is at step 2 of {total}"
+        hint = "finish it with --resume, or say --allow-unfinished"
+        assert line == f"drrho: run must be a finished run, got {place_and_steps}: {hint}"
         row, _ = evaluated(capsys, tmp_path, "--allow-unfinished")
         assert row["state"] == "last"
         train(config, tmp_path / "run", resume=True, splits=splits, quiet=True)
