@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.evaluate import Evaluate
+from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
 from drrho_clip.commands.suspects import Suspects
 from drrho_clip.commands.train import Train
@@ -28,6 +29,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "suspects": Suspects,
     "search": Search,
+    "report": Report,
     "verify": Verify,
     "vectors": Vectors,
     "bench": Bench,

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from drrho_clip.constants import LARGEST_DEPTH, RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
-from drrho_clip.models import LARGEST_DEPTH
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
 from drrho_core.backend import Backend, default_backend
 from drrho_core.state import HOMES
@@ -211,6 +211,13 @@ class TrainConfig:
     )
     image_size: int = setting(
         32, rule=_SIDE, presets={"digits": 8, TABLE: 64}, help="Side of the square images that the encoder reads."
+    )
+    resize: str = setting(
+        "crop",
+        rule=choice(*RESIZE_MODES),
+        later=True,
+        help="How images become square: crop (the central square; what lies outside is lost) or fit (the whole image "
+        "between grey borders).",
     )
     feature_dim: int = setting(64, rule=at_least(1), help="Number of features of an image or a text.")
     width: int = setting(

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from drrho_clip.config import TrainConfig, preferred_architecture, preset
-from drrho_clip.data import ArrayDataset, DataSplits, captions_of
+from drrho_clip.data import ArrayDataset, DataSplits
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
-from drrho_clip.evaluate import nearest
+from drrho_clip.gallery import retrieval_examples
 from drrho_clip.methods import METHODS
 from drrho_clip.outputs import check_folder, write_json
-from drrho_clip.report.data import GalleryRow, ReportData, RetrievedImage
+from drrho_clip.report.data import ReportData
 from drrho_clip.report.page import write_report
 from drrho_clip.run import open_run, read_metrics
 from drrho_clip.splits import open_splits
@@ -213,7 +213,7 @@ def report_data(
         results=rows,
         introduction=f"Four small CLIP models trained on {pairs}, {swapped}.{note}",
         curves=curves,
-        gallery=gallery(splits, outcomes),
+        gallery=retrieval_examples(splits.test, {role: outcome.encoder for role, outcome in outcomes.items()}),
         weights=swapped_caption_weights(splits, outcomes),
         weights_note=(
             "If the caption of an image was swapped away, the loss pushes the image away from its true caption. The "
@@ -239,30 +239,6 @@ def learning_curve(outcome: Outcome) -> list[dict[str, float | None]]:
             "validation_r1": record.get("validation_retrieval_r1"),
         }
         for record in read_metrics(outcome.run.metrics)
-    ]
-
-
-def gallery(
-    splits: DataSplits, outcomes: Mapping[str, Outcome], *, num_queries: int = 6, k: int = 5, size: int = 200
-) -> list[GalleryRow]:
-    """Search the images of the first gallery of the test split for a few captions, with every model."""
-    test = splits.test
-    count = min(size, len(test))
-    captions = list(captions_of(test))[:count]
-    images = [test[row].image for row in range(count)]
-    # The queries are spread evenly over the gallery, so that they show all kinds of captions.
-    queries = [round(step * (count - 1) / max(1, num_queries - 1)) for step in range(num_queries)]
-    retrieved: list[dict[str, list[RetrievedImage]]] = [{} for _ in queries]
-    for role, outcome in outcomes.items():
-        # Every model encodes the gallery at its own resolution.
-        image_features, text_features = outcome.encoder.pairs(test)
-        ranked = nearest(text_features[:count][queries], image_features[:count], k=min(k, count))
-        for position, (query, rows) in enumerate(zip(queries, ranked.tolist(), strict=True)):
-            retrieved[position][role] = [
-                RetrievedImage(images[row], captions[row], captions[row] == captions[query]) for row in rows
-            ]
-    return [
-        GalleryRow(captions[query], by_role, images[query]) for query, by_role in zip(queries, retrieved, strict=True)
     ]
 
 

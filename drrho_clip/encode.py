@@ -52,13 +52,23 @@ class Encoder:
         The sizes of the encoders.
     tokenizer : WordTokenizer
         The tokenizer with the vocabulary of the text encoder.
+    resize_mode : {"crop", "fit"}
+        How the images of data sets become square; see `resize`.
     """
 
     def __init__(
-        self, backend: Backend, model: Model, parameters: Parameters, spec: ModelSpec, tokenizer: WordTokenizer
+        self,
+        backend: Backend,
+        model: Model,
+        parameters: Parameters,
+        spec: ModelSpec,
+        tokenizer: WordTokenizer,
+        *,
+        resize_mode: str = "crop",
     ) -> None:
         self._backend, self._parameters = backend, parameters
         self._spec, self._tokenizer = spec, tokenizer
+        self.resize_mode = resize_mode
         # The compiled functions take the parameters as an argument, so `use` needs no new compilation.
         self._encode_images = backend.compile(model.encode_images)
         self._encode_texts = backend.compile(model.encode_texts)
@@ -67,7 +77,8 @@ class Encoder:
     def load(cls, run: Run, backend: Backend, *, state: str = "best") -> Encoder:
         """Build the encoder from a state of a run: "best", "last" or "reference"; see `Run.load_parameters`."""
         parameters = {name: backend.asarray(array) for name, array in run.load_parameters(state).items()}
-        return cls(backend, build_model(backend, run.spec), parameters, run.spec, run.tokenizer)
+        model = build_model(backend, run.spec)
+        return cls(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.config.resize)
 
     @property
     def image_size(self) -> int:
@@ -90,12 +101,7 @@ class Encoder:
 
         `after_batch` is called after each batch, for a progress bar of ceil(n / batch_size) steps.
         """
-        spec = self._spec
-        # Each model reads images at its own resolution and texts with its own vocabulary.
-        # Every pair is read once, so no decoded image is kept.
-        source = BatchSource(
-            dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
-        )
+        source = self._source(dataset)
         return self.batches(source.in_order(batch_size), after_batch=after_batch)
 
     def batches(
@@ -120,16 +126,24 @@ class Encoder:
         after_batch: Callable[[], None] | None = None,
     ) -> np.ndarray:
         """Return image features (m, d) of m rows of a data set; `after_batch` is called after each batch."""
-        spec = self._spec
-        source = BatchSource(
-            dataset, self._tokenizer, image_size=spec.image_size, channels=spec.channels, cache_bytes=0
-        )
+        source = self._source(dataset)
         features = []
         for batch in source.in_order(batch_size, rows=rows):
             features.append(self._run(self._encode_images, normalise(batch.images)))
             if after_batch is not None:
                 after_batch()
         return np.concatenate(features)
+
+    def _source(self, dataset: Dataset) -> BatchSource:
+        """Return the pairs of a data set as this model reads them: with its image size and its vocabulary."""
+        return BatchSource(
+            dataset,
+            self._tokenizer,
+            image_size=self._spec.image_size,
+            resize_mode=self.resize_mode,
+            channels=self._spec.channels,
+            cache_bytes=0,  # every pair is read once, so no decoded image is kept
+        )
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of uint8 images (n, s, s, C); s must be `image_size`."""

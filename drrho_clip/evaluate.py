@@ -57,7 +57,9 @@ def evaluate(
         same_text=same_text(encoder.tokenizer),
         gallery_size=gallery_size,
     ).metrics()
-    task = dataset.zero_shot(image_size=encoder.image_size) if zero_shot else None
+    task = None
+    if zero_shot:
+        task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
     if task is not None:
         # Zero-shot classification compares images with one prompt per class.
         prompts = encoder.texts(task.prompts)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.checkpoint import naming, temporary_path, write_atomic
+from drrho_clip.disk import naming, temporary_path, write_atomic
 from drrho_clip.errors import BadInput
 
 __all__ = ["check_file", "check_folder", "write_json"]

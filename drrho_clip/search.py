@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drrho_clip.data import Dataset, WordTokenizer, captions_of, image_names
+from drrho_clip.data import Dataset, WordTokenizer, captions_of, first_rows, image_names
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import nearest
@@ -150,11 +150,3 @@ def _words(query: str, tokenizer: WordTokenizer) -> list[str]:
     words = list(dict.fromkeys(tokenizer.words(query)))
     spoken = [word for word in words if any(sign.isalnum() for sign in word)]
     return spoken or words
-
-
-def first_rows(dataset: Dataset) -> np.ndarray:
-    """Return the first row of each image, in rising order, so that an image with several captions counts once."""
-    numbers = getattr(dataset, "image_ids", None)
-    if numbers is None:
-        return np.arange(len(dataset), dtype=np.int64)
-    return np.sort(np.unique(numbers, return_index=True)[1]).astype(np.int64)

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
+from drrho_clip.caption_check import print_caption_warnings
+from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
+from drrho_clip.disk import write_atomic
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
@@ -142,6 +144,7 @@ def train(
             trainer.save()
         keep_guidance(run, trainer.guidance)
         if not quiet:
+            print_caption_warnings(run.tokenizer, splits, None if reference is None else reference.tokenizer)
             print_guidance(trainer.guidance, len(splits.train))
         trainer.fit(quiet=quiet, stop_after=stop_after)
 
@@ -196,9 +199,12 @@ class Trainer:
     def __init__(self, run: Run, backend: Backend, splits: DataSplits) -> None:
         config = run.config
         self.run, self.backend, self.splits = run, backend, splits
-        self.source = BatchSource(
-            splits.train, run.tokenizer, image_size=run.spec.image_size, channels=run.spec.channels
-        )
+        reading: dict[str, Any] = {
+            "image_size": run.spec.image_size,
+            "resize_mode": config.resize,
+            "channels": run.spec.channels,
+        }
+        self.source = BatchSource(splits.train, run.tokenizer, **reading)
         self.guidance = open_guidance(run, backend, splits)
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
@@ -217,10 +223,8 @@ class Trainer:
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = StepState(parameters, optimizer.init(parameters))
         self._step = build_step(backend, model, optimizer, config)
-        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer)
-        self._held_out = BatchSource(
-            splits.validation, run.tokenizer, image_size=run.spec.image_size, channels=run.spec.channels
-        )
+        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=config.resize)
+        self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
         self.temperature: Temperature = make_temperature(
             config.temperature_scheme,
             config.temperature,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.contrastive.measure import compare, run
 from benchmarks.contrastive.page import markdown, pictures
-from drrho_clip.checkpoint import write_atomic
+from drrho_clip.disk import write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.json_files import read_json
 from drrho_clip.outputs import check_folder, write_json

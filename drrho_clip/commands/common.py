@@ -44,6 +44,4 @@ def check_page(name: str, path: Path | None) -> None:
         return
     if path.suffix.lower() not in (".html", ".htm"):
         raise BadInput(f"{name} must be a file that ends in .html, got {path}")
-    if not path.parent.is_dir():
-        raise BadInput(f"{name} must be a file in a folder that exists, got {path}")
     outputs.check_file(path, name)

@@ -41,13 +41,12 @@ class Suspects:
 
     def run(self) -> int:
         """Rank the pairs and write the table."""
-        from drrho_clip.checkpoint import write_atomic
-        from drrho_clip.data import read_pairs
+        from drrho_clip.disk import write_atomic
         from drrho_clip.encode import Encoder
         from drrho_clip.progress import Reporter
         from drrho_clip.reference import recorded_shares
         from drrho_clip.run import open_run
-        from drrho_clip.splits import open_splits
+        from drrho_clip.splits import open_splits, open_table
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
 
         check_file(self.out, "out")
@@ -56,7 +55,9 @@ class Suspects:
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         encoder = Encoder.load(run, backend, state="reference")
         name = self.data or run.config.data
-        dataset = open_splits(replace(run.config, data=name)).train if name in BUILT_IN_DATA else read_pairs(name)
+        dataset = (
+            open_splits(replace(run.config, data=name)).train if name in BUILT_IN_DATA else open_table(name, run.config)
+        )
         with Reporter(f"ranking {len(dataset):,} pairs of {name}", math.ceil(len(dataset) / 256)) as reporter:
             ranked = rank_suspects(encoder, dataset, temperature=run.config.temperature, after_batch=reporter.advance)
         own_data = name == run.config.data or is_same_file(name, run.config.data)

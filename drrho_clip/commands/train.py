@@ -21,7 +21,8 @@ from drrho_core.backend import Backend
 class Train:
     """Train a pair of encoders, one for images and one for texts; the method drrho also reads a reference model.
 
-    The data are a CSV or TSV table with the columns image and caption (paths relative to the table), or built in.
+    The data are a table with a column of image paths (relative to the table) and a column of captions, a folder of
+    images with text files beside them, or built in.
 
     For example:
       drrho train --data pairs.csv --method clip --out runs/reference
@@ -72,13 +73,13 @@ class Train:
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
-        from drrho_clip.data import pair_splits
         from drrho_clip.run import refuse_existing
+        from drrho_clip.splits import open_splits
 
         # All other checks come before the data are read, because reading the data may take long.
         refuse_existing(self.out)
         if "data" not in self.settings:
-            raise BadInput(f"data must be a CSV or TSV file or one of {', '.join(BUILT_IN_DATA)}, got none")
+            raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
         backend = build_backend(config.backend, self.device, config.dtype)
         # The default architecture depends on the backend; some defaults depend on the size of the table.
@@ -86,7 +87,7 @@ class Train:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
         if config.data in BUILT_IN_DATA:
             return config, backend, None
-        splits = pair_splits(config.data, seed=config.data_seed)
+        splits = open_splits(config)
         sized = defaults_for(len(splits.train), as_reference=config.as_reference)
         config = replace(config, **{name: value for name, value in sized.items() if name not in self.settings})
         return config, backend, splits

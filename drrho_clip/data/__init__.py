@@ -12,7 +12,7 @@ from drrho_clip.data.digits import digit_splits, digits
 from drrho_clip.data.loader import BatchSource, HostBatch, batches
 from drrho_clip.data.pairs import PairsDataset, pair_splits, read_pairs
 from drrho_clip.data.preprocess import normalise, resize, to_channels
-from drrho_clip.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of, image_names
+from drrho_clip.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of, first_rows, image_names
 from drrho_clip.data.scenes import scene_splits, scenes
 from drrho_clip.data.tokenizer import WordTokenizer, same_text
 
@@ -30,6 +30,7 @@ __all__ = [
     "captions_of",
     "digit_splits",
     "digits",
+    "first_rows",
     "image_names",
     "normalise",
     "pair_splits",

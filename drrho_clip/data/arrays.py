@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from drrho_clip.data._checks import row_index
 from drrho_clip.data.content import digests_of_pixels, fingerprint_of, image_numbers
+from drrho_clip.data.preprocess import check_resize_mode
 from drrho_clip.data.protocol import Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput
 
@@ -117,8 +118,12 @@ class ArrayDataset:
         """Numbers of the rows' images, shape (n,): rows with equal pixels have equal numbers."""
         return image_numbers(self.image_digests())
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
-        """Return the classification task of this data set, or None if there is no such task."""
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
+        """Return the classification task of this data set, or None if there is no such task.
+
+        The built-in tasks have square images, so `resize_mode` changes nothing.
+        """
+        check_resize_mode(resize_mode)
         return None if self._zero_shot is None else self._zero_shot(image_size)
 
     def subset(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> ArrayDataset:

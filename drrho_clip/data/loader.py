@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.order import rows_at
-from drrho_clip.data.preprocess import resize, to_channels
+from drrho_clip.data.preprocess import check_resize_mode, resize, to_channels
 from drrho_clip.data.protocol import Dataset, Int32, Int64, UInt8, captions_of
 from drrho_clip.data.tokenizer import WordTokenizer
 from drrho_clip.errors import BadInput
@@ -114,6 +114,8 @@ class BatchSource:
     tokenizer : WordTokenizer
     image_size : int
         Side s of the square images, at least 1.
+    resize_mode : {"crop", "fit"}
+        How images become square; see `resize`.
     channels : int, optional
         1 or 3; by default the number of channels of the data set's first image.
     cache_bytes : int
@@ -141,6 +143,7 @@ class BatchSource:
         tokenizer: WordTokenizer,
         *,
         image_size: int,
+        resize_mode: str = "crop",
         channels: int | None = None,
         cache_bytes: int = 2 * 2**30,
         num_threads: int = 2,
@@ -150,6 +153,8 @@ class BatchSource:
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.image_size = whole_number(image_size, "image_size", at_least=1)
+        check_resize_mode(resize_mode)
+        self._resize_mode = resize_mode
         cache_bytes = whole_number(cache_bytes, "cache_bytes", at_least=0)
         self._num_threads = whole_number(num_threads, "num_threads", at_least=0)
         self.channels = int(dataset[0].image.shape[2]) if channels is None else channels
@@ -255,5 +260,5 @@ class BatchSource:
 
     def _decode_one(self, row: int) -> UInt8:
         image = to_channels(self.dataset[row].image, self.channels)
-        resized: UInt8 = resize(image[None], self.image_size)[0]
+        resized: UInt8 = resize(image[None], self.image_size, self._resize_mode)[0]
         return resized

@@ -98,12 +98,12 @@ class PairsDataset:
         """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
         return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self._class_names)
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
 
         The classes are all labels of the table; if the splits have separate tables, all labels of all tables. Labels
         that differ only in capitals and white space are one class, with the spelling that comes first. The images are
-        those of this data set that have a label, cut and resized to squares of side `image_size` (by default 224).
+        those of this data set that have a label, as squares of side `image_size` (by default 224); see `resize`.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class PairsDataset:
             return None
         images = np.empty((len(labelled), size, size, 3), dtype=np.uint8)
         for position, row in enumerate(labelled):
-            images[position] = resize(self._decode(row)[None], size)[0]
+            images[position] = resize(self._decode(row)[None], size, resize_mode)[0]
         number = {_class_key(name): position for position, name in enumerate(self._class_names)}
         labels = np.array([number[_class_key(row.label)] for row in labelled], dtype=np.int64)
         return ZeroShot(self._class_names, tuple(f"a photo of a {name}" for name in self._class_names), images, labels)

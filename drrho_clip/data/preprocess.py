@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from drrho_clip.constants import RESIZE_MODES
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import UInt8
 from drrho_clip.errors import BadInput, MissingExtra
 
-__all__ = ["normalise", "resize", "to_channels"]
+__all__ = ["check_resize_mode", "normalise", "resize", "to_channels"]
+
+# The grey of the borders. `normalise` maps this value to 0.004, nearly the middle of the range of the encoders.
+_GREY: Final = 128
 
 
-def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
-    """Cut images to their central square and bring them to one size.
+def resize(images: UInt8 | Sequence[UInt8], image_size: int, mode: str = "crop") -> UInt8:
+    """Make images square and bring them to one size.
 
     Pillow resamples with its bicubic filter. The filter is wider when an image shrinks, so there is no aliasing.
 
@@ -25,6 +30,10 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
         C is 1 or 3, the same for all; H and W may differ in a sequence.
     image_size : int
         Height and width s of the result, at least 1.
+    mode : {"crop", "fit"}
+        "crop" keeps the central square of an image, whose side is the shorter side of the image; what lies outside is
+        lost. "fit" keeps the whole image: its longer side becomes s, its shorter side keeps the ratio (but is at least
+        1), and borders of equal width in grey (128) fill the square.
 
     Returns
     -------
@@ -34,7 +43,7 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
     Raises
     ------
     BadInput
-        An image is not uint8 of the shape above, or there is no image.
+        An image is not uint8 of the shape above, there is no image, or the mode is unknown.
     MissingExtra
         Pillow is needed and not installed.
 
@@ -43,8 +52,11 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
     >>> import numpy as np
     >>> resize(np.zeros((2, 8, 12, 3), np.uint8), 4).shape
     (2, 4, 4, 3)
+    >>> resize(np.full((1, 2, 4, 1), 9, np.uint8), 4, mode="fit")[0, :, 0, 0].tolist()
+    [128, 9, 9, 128]
     """
     size = whole_number(image_size, "image_size", at_least=1)
+    check_resize_mode(mode)
     if isinstance(images, np.ndarray):
         if images.ndim != 4:
             raise BadInput(f"images must have shape (b, H, W, C), got {images.shape}")
@@ -53,7 +65,7 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int) -> UInt8:
             return images
     if len(images) == 0:
         raise BadInput("images must hold at least one image, got none")
-    return np.stack([_resize_one(image, size) for image in images])
+    return np.stack([_resize_one(image, size, mode) for image in images])
 
 
 def normalise(images: UInt8) -> npt.NDArray[np.float32]:
@@ -114,25 +126,44 @@ def to_channels(images: UInt8, channels: int) -> UInt8:
     return grey.astype(np.uint8)[..., None]
 
 
-def _resize_one(image: UInt8, size: int) -> UInt8:
+def check_resize_mode(mode: str) -> None:
+    """Raise BadInput if there is no such mode of `resize`."""
+    if mode not in RESIZE_MODES:
+        raise BadInput(f"mode must be {' or '.join(map(repr, RESIZE_MODES))}, got {mode!r}")
+
+
+def _resize_one(image: UInt8, size: int, mode: str) -> UInt8:
     if image.ndim != 3:
         raise BadInput(f"an image must have shape (H, W, C), got {image.shape}")
     _check_image(image)
     height, width, channels = image.shape
-    # Cutting out the central square is slicing and needs no Pillow.
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[top : top + side, left : left + side]
-    if side == size:
-        return square
+    if mode == "crop":
+        # Cutting out the central square is slicing and needs no Pillow.
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _resample(image[top : top + side, left : left + side], size, size)
+    # A panorama can be so flat that its shorter side would vanish.
+    longer = max(height, width)
+    rows, columns = (max(1, round(side * size / longer)) for side in (height, width))
+    top, left = (size - rows) // 2, (size - columns) // 2
+    square = np.full((size, size, channels), _GREY, dtype=np.uint8)
+    square[top : top + rows, left : left + columns] = _resample(image, rows, columns)
+    return square
+
+
+def _resample(image: UInt8, rows: int, columns: int) -> UInt8:
+    """Return an image with another number of rows and columns; the image itself if it has them already."""
+    channels = image.shape[2]
+    if image.shape[:2] == (rows, columns):
+        return image
     try:
         from PIL import Image
     except ImportError:
         raise MissingExtra("resizing images", "Pillow") from None
     # Pillow has no images with a channel axis of length 1.
-    picture = Image.fromarray(square[..., 0] if channels == 1 else np.ascontiguousarray(square))
-    resized = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
-    return resized.reshape(size, size, channels)
+    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if channels == 1 else image))
+    resized = np.asarray(picture.resize((columns, rows), Image.Resampling.BICUBIC), dtype=np.uint8)
+    return resized.reshape(rows, columns, channels)
 
 
 def _check_image(images: UInt8) -> None:

@@ -8,7 +8,18 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DataSplits", "Dataset", "Int32", "Int64", "Sample", "UInt8", "ZeroShot", "captions_of", "image_names"]
+__all__ = [
+    "DataSplits",
+    "Dataset",
+    "Int32",
+    "Int64",
+    "Sample",
+    "UInt8",
+    "ZeroShot",
+    "captions_of",
+    "first_rows",
+    "image_names",
+]
 
 # Arrays of one dtype and any shape; docstrings name the shape.
 UInt8: TypeAlias = npt.NDArray[np.uint8]
@@ -92,10 +103,11 @@ class Dataset(Protocol):
         """
         ...
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         """Return a classification task for images like those of this data set, or None if there is no such task.
 
-        The images are square with side `image_size`; with None the data set chooses the size.
+        The images are square with side `image_size`; with None the data set chooses the size. `resize_mode` says how
+        images that are not square become square; see `resize`.
         """
         ...
 
@@ -144,3 +156,15 @@ def image_names(dataset: Dataset) -> Sequence[str]:
     """
     paths: Sequence[str] | None = getattr(dataset, "paths", None)
     return [f"{dataset.name} row {row}" for row in range(len(dataset))] if paths is None else paths
+
+
+def first_rows(dataset: Dataset) -> Int64:
+    """Return the first row of each image, in rising order, so that an image with several captions counts once.
+
+    Examples
+    --------
+    >>> from drrho_clip.data import scenes
+    >>> first_rows(scenes(3, seed=0)).tolist()
+    [0, 1, 2]
+    """
+    return np.sort(np.unique(dataset.image_ids, return_index=True)[1]).astype(np.int64)

@@ -250,6 +250,11 @@ def _parquet_records(path: Path, names: ColumnNames) -> tuple[Columns, list[Reco
             columns = names.choose(header)
             needed = [name for name in columns if name is not None]
             table = file.read(columns=needed)
+            about = file.metadata
+            in_groups = sum(about.row_group(number).num_rows for number in range(about.num_row_groups))
+            # No checksum covers the description of the file, but the description holds the number of rows twice.
+            if not about.num_rows == in_groups == table.num_rows:
+                raise BadInput(f"must have the {about.num_rows} rows of its description, got {table.num_rows} rows")
             values = {name: table.column(name).to_pylist() for name in needed}
     except BadInput:
         raise

@@ -191,7 +191,9 @@ class Canvas:
     ) -> None:
         """Write words with the baseline at (x, y) in units; the words begin there, or end there if `ha` is "right"."""
         weight, gid = ("bold", css("strong")) if strong else ("normal", None)
-        self.figure.text(x / WIDTH, 1 - y / self.height, clean(words), weight=weight, gid=gid, color=color, ha=ha)
+        # Matplotlib would draw a text with a line break as two texts.
+        line = " ".join(clean(words).split())
+        self.figure.text(x / WIDTH, 1 - y / self.height, line, weight=weight, gid=gid, color=color, ha=ha)
 
     def chart(self, key: str, title: str, description: str) -> Chart:
         """Return the drawn chart; the arguments are those of `Chart`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,10 +28,36 @@ _LEADER = {"arrowstyle": "-", "alpha": 0.6, "linewidth": 1, "shrinkA": 0, "shrin
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One method's bar, whose length is the mean of `values`, one value per seed."""
+class _Named:
+    """The name and the colour of a bar or a curve: those of the method, unless `name` and `kind` say otherwise.
+
+    `kind` is a CSS class of `css_class`, which stands for a colour.
+    """
 
     method: str
+    name: str = field(default="", kw_only=True)
+    kind: str = field(default="", kw_only=True)
+
+    @property
+    def label(self) -> str:
+        """The whole name."""
+        return self.name or label(self.method)
+
+    @property
+    def css(self) -> str:
+        """The CSS class of the colour."""
+        return self.kind or css_class(self.method)
+
+    @property
+    def colour(self) -> str:
+        """The colour on a light page."""
+        return PALETTE[self.css]
+
+
+@dataclass(frozen=True)
+class Bar(_Named):
+    """One method's or one run's bar, whose length is the mean of `values`, one value per seed."""
+
     values: Sequence[float]
 
     @property
@@ -41,16 +67,15 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One method's curve: the points (x, y), in the order of rising x."""
+class Line(_Named):
+    """One method's or one run's curve: the points (x, y), in the order of rising x."""
 
-    method: str
     x: Sequence[float]
     y: Sequence[float]
 
 
 def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
-    """Draw one horizontal bar per method, with the mean beside it and, if there are several seeds, a dot per seed."""
+    """Draw one horizontal bar per method or run, with the mean beside it and, for several seeds, a dot per seed."""
     known = [bar for bar in bars if bar.values]
     top, left, right, step, thickness = 4, 130, 392, 58, 30
     bottom = top + step * max(len(known), 1)
@@ -63,14 +88,14 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
         per_unit = high / (right - left)
         # Bar i lies between i and i + 1 on the vertical axis, which points down.
         for row, bar in enumerate(known):
-            middle, colour = row + 0.5, _colour(bar.method)
+            middle, colour = row + 0.5, bar.colour
             length = max(bar.mean, per_unit / 2)
             shape = f"round,pad=0,rounding_size={min(3 * per_unit, length / 2)}"
             corner = (0, middle - thickness / step / 2)
             axes.add_patch(
                 FancyBboxPatch(
                     corner, length, thickness / step, boxstyle=shape, mutation_aspect=1 / step / per_unit,
-                    facecolor=colour, linewidth=0, gid=css("bar", css_class(bar.method)),
+                    facecolor=colour, linewidth=0, gid=css("bar", bar.css),
                 )
             )  # fmt: skip
             end = left + bar.mean / per_unit
@@ -81,10 +106,10 @@ def bars(bars: Sequence[Bar], /, *, key: str, title: str) -> Chart:
                 )  # fmt: skip
                 end = max(end, left + max(bar.values) / per_unit + 4)
             baseline = top + step * middle + 5
-            canvas.text(0, baseline, short_name(bar.method), strong=bar.method == "drrho")
+            canvas.text(0, baseline, short_name(bar.label), strong=bar.method == "drrho")
             canvas.text(end + 8, baseline, percent(bar.mean), strong=True)
         seeds = max((len(bar.values) for bar in known), default=1)
-        description = "; ".join(f"{label(bar.method)} {percent(bar.mean)}" for bar in known)
+        description = "; ".join(f"{bar.label} {percent(bar.mean)}" for bar in known)
         note = f" Means of {seeds} seeds; the dots are the seeds." if seeds > 1 else ""
         return canvas.chart(key, title, f"{description}.{note}")
 
@@ -100,9 +125,12 @@ def lines(
     share: bool = False,
     x_from: float = 0.0,
 ) -> Chart:
-    """Draw the curves of several methods in one chart, with the method's name at the end of each curve."""
+    """Draw the curves of several methods or runs in one chart, with a name at the end of each curve."""
     drawn = [_thinned(line) for line in lines]
-    top, bottom, right, height = 30, 254, 338, 300
+    # The chart is higher if the names at the ends of the curves need more room.
+    top, right = 30, 338
+    bottom = max(254, top + 20 * len(drawn))
+    height = bottom + 46
     heights = _Heights.of(drawn, share=share)
     with Canvas(height) as canvas:
         axes = canvas.axes(heights.room, right, top, bottom, grid="y")
@@ -116,15 +144,15 @@ def lines(
         ends = sorted(drawn, key=lambda line: -line.y[-1])
         heights_of_ends = [height - to_units((line.x[-1], line.y[-1]))[1] for line in ends]
         for line, place in zip(ends, _apart(heights_of_ends, 20, top, bottom), strict=True):
-            colour, end = _colour(line.method), (line.x[-1], line.y[-1])
+            colour, end = line.colour, (line.x[-1], line.y[-1])
             axes.annotate(
                 "", xy=end, xytext=(right + 12, height - place), textcoords="figure pixels", annotation_clip=False,
                 arrowprops={**_LEADER, "color": colour},
             )  # fmt: skip
             axes.scatter(*end, s=81, color=colour, edgecolor=_SURFACE, linewidth=1.5, zorder=4, gid=css("dot"))
-            canvas.text(right + 15, place + 5, short_name(line.method), strong=line.method == "drrho")
+            canvas.text(right + 15, place + 5, short_name(line.label), strong=line.method == "drrho")
         form = percent if share else number
-        description = "; ".join(f"{label(line.method)} from {form(line.y[0])} to {form(line.y[-1])}" for line in drawn)
+        description = "; ".join(f"{line.label} from {form(line.y[0])} to {form(line.y[-1])}" for line in drawn)
         return canvas.chart(key, title, f"{description}.")
 
 
@@ -143,14 +171,12 @@ def panels(lines: Sequence[Line], /, *, key: str, title: str, x_name: str) -> Ch
             _draw(axes, line)
             # A dot in the method's colour and the method's name stand above the panel.
             place = (left + 6, height - top - 11)
-            colour = _colour(line.method)
+            colour = line.colour
             # With transform=None, the place is counted from the lower left corner of the chart.
             axes.scatter(*place, s=100, color=colour, edgecolor=_SURFACE, linewidth=1.5, transform=None, gid=css("dot"))
-            canvas.text(left + 16, top + 16, short_name(line.method), strong=line.method == "drrho")
+            canvas.text(left + 16, top + 16, short_name(line.label), strong=line.method == "drrho")
         canvas.text(WIDTH, height - 4, x_name, color=_SOFT, ha="right")
-        description = "; ".join(
-            f"{label(line.method)} from {number(line.y[0])} to {number(line.y[-1])}" for line in drawn
-        )
+        description = "; ".join(f"{line.label} from {number(line.y[0])} to {number(line.y[-1])}" for line in drawn)
         return canvas.chart(key, title, f"{description}.")
 
 
@@ -275,7 +301,7 @@ def _frame(axes: Axes, lines: Sequence[Line], heights: _Heights, *, most: int = 
 
 
 def _draw(axes: Axes, line: Line) -> None:
-    colour, gid = _colour(line.method), css("line", css_class(line.method))
+    colour, gid = line.colour, css("line", line.css)
     if len(line.x) == 1:  # a line through one point has no length and would not be seen
         axes.scatter(line.x, line.y, s=25, color=colour, linewidth=0, zorder=3, gid=gid)
     else:
@@ -290,7 +316,7 @@ def _thinned(line: Line) -> Line:
         [float(part.mean()) for part in np.array_split(np.asarray(values, dtype=np.float64), MOST_POINTS)]
         for values in (line.x, line.y)
     )
-    return Line(line.method, x, y)
+    return replace(line, x=x, y=y)
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -373,10 +399,10 @@ def _set_share_ticks(axes: Axes, direction: str, ticks: Sequence[float]) -> None
         axes.set_yticks(ticks, names)
 
 
-def short_name(method: str) -> str:
-    """Return a method's name, shortened if a chart has no room for it; the description has the whole name."""
-    name = label(method)
-    return name if len(name) <= 15 else f"{name[:13]}…"
+def short_name(name: str) -> str:
+    """Return a name, shortened if a chart has no room for it; the description has the whole name."""
+    # Names of runs often differ at the end only, so the middle is left out.
+    return name if len(name) <= 15 else f"{name[:6]}…{name[-8:]}"
 
 
 def _colour(method: str) -> str:

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from drrho_clip.checkpoint import write_atomic
+from drrho_clip.disk import naming, write_atomic
 from drrho_clip.errors import MissingExtra
 from drrho_clip.report.canvas import Chart
-from drrho_clip.report.pictures import data_uri
-from drrho_clip.report.style import clean, colours, css_class, label, ordered, style_sheet
+from drrho_clip.report.pictures import thumbnail
+from drrho_clip.report.style import clean, colours, css_class, label, style_sheet
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -45,10 +42,7 @@ def render(template: str, content: Mapping[str, Any], *, sheets: Sequence[str] =
         finalize=_without_control_characters,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "css_class": css_class, "data_uri": data_uri, "height": _height, "label": label, "ordered": ordered,
-        "width": _width,
-    }  # fmt: skip
+    environment.filters |= {"css_class": css_class, "label": label, "thumbnail": thumbnail}
     # The style sheets contain no input, so they need no escaping.
     style = Markup(f"{colours()}\n{''.join(map(style_sheet, sheets))}")
     return environment.get_template(template).render(content, style=style)
@@ -57,6 +51,8 @@ def render(template: str, content: Mapping[str, Any], *, sheets: Sequence[str] =
 def write_page(path: str | os.PathLike[str], page: str) -> Path:
     """Write a page; whoever opens `path` meanwhile gets the whole old file or the whole new file."""
     target = Path(path)
+    with naming(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, page.encode("utf-8"))
     return target
 
@@ -69,11 +65,3 @@ def figure(chart: Chart, heading: str, meaning: str = "") -> dict[str, Any]:
 
 def _without_control_characters(value: Any) -> Any:
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _height(image: NDArray[np.uint8]) -> int:
-    return int(np.shape(image)[0])
-
-
-def _width(image: NDArray[np.uint8]) -> int:
-    return int(np.shape(image)[1])

@@ -128,6 +128,10 @@ def _content(data: ReportData) -> dict[str, Any]:
         "result_figures": _result_figures(data, methods),
         "training_figures": _training_figures(data),
         "gallery": data.gallery,
+        "gallery_names": {
+            method: {"name": label(method), "kind": css_class(method)}
+            for method in ordered(method for row in data.gallery for method in row.retrieved)
+        },
         "weights": _weights(data),
         "facts": data.facts,
         "learning_rates": _learning_rates(data),

@@ -100,7 +100,10 @@ def test_objective_estimate_and_surrogate_are_logged_apart(reference: Path) -> N
     steps = [record for record in records if "loss" in record]
     assert [record["step"] for record in steps] == [2, 4, 5]  # every second one, and the last
     assert all(record["surrogate"] > record["loss"] for record in steps)  # by the mean of tau g / (eps + u)
-    assert [record for record in records if "validation_retrieval_r1" in record][-1]["step"] == 5
+    last = [record for record in records if "validation_retrieval_r1" in record][-1]
+    assert last["step"] == 5
+    # Validation says how many pairs the figures come from, and measures the gallery of all images too.
+    assert {"validation_retrieval_r1_full", "validation_num_pairs", "validation_num_queries"} <= set(last)
 
 
 def test_help_has_examples_and_every_command() -> None:

@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drrho_clip.data import ArrayDataset, WordTokenizer
+from drrho_clip.encode import Encoder, build_model
 from drrho_clip.errors import BadInput
-from drrho_clip.evaluate import nearest, retrieval, zero_shot_accuracy
+from drrho_clip.evaluate import evaluate, nearest, retrieval, zero_shot_accuracy
+from drrho_clip.models import ModelSpec, initial_parameters
 from drrho_clip.similarity import SimilarityTile, similarities
+from drrho_core.backend import get_backend
 
 
 def from_similarity(similarity: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -244,6 +248,40 @@ def test_retrieval_matches_plain_loops(
     assert measured.num_queries == len(flat) + len(image_ranks)
     hits = [[[rank == 1 for rank in ranks] for ranks in side] for side in (image_ranks, text_ranks_of_images)]
     assert measured.retrieval_r1_standard_error == pytest.approx(standard_error_by_loops(*hits), abs=1e-12)
+
+
+class TestEvaluate:
+    """`evaluate` with encoders that were never trained."""
+
+    @staticmethod
+    def measure(captions: list[str]) -> dict[str, float]:
+        tokenizer = WordTokenizer.fit(["a red dog", "a blue cat"])
+        spec = ModelSpec(
+            "mlp",
+            image_size=8,
+            channels=1,
+            vocabulary_size=tokenizer.vocabulary_size,
+            context_length=tokenizer.context_length,
+            width=8,
+        )
+        backend = get_backend("numpy")
+        parameters = {name: backend.asarray(array) for name, array in initial_parameters(spec, seed=0).items()}
+        encoder = Encoder(backend, build_model(backend, spec), parameters, spec, tokenizer)
+        images = np.random.default_rng(0).integers(0, 256, size=(len(captions), 8, 8, 1), dtype=np.uint8)
+        return evaluate(encoder, ArrayDataset("noise", images, captions))
+
+    def test_captions_of_equal_words_count_as_equal(self) -> None:
+        assert self.measure(["a red dog.", "A Red DOG.", "a  red dog ."])["retrieval_r1"] == 1.0
+
+    def test_captions_of_unknown_words_never_count_as_equal(self) -> None:
+        # Both captions have the same tokens, so the text encoder gives them the same features, and the images tie.
+        figures = self.measure(["a zebra", "a yak"])
+        assert figures["retrieval_r1"] == 0.25
+
+    def test_figures_come_with_their_sample_sizes(self) -> None:
+        figures = self.measure([f"a red dog number {row}" for row in range(250)])
+        sizes = {name: figures[name] for name in ("num_pairs", "num_queries", "gallery_size", "num_pairs_full")}
+        assert sizes == {"num_pairs": 200, "num_queries": 400, "gallery_size": 200, "num_pairs_full": 250}
 
 
 class TestSimilarities:

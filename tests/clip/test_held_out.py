@@ -191,6 +191,14 @@ class TestPairsThatTheRunHasSeen:
             assert (line in capsys.readouterr().err) is expected
 
 
+def test_rows_of_one_image_are_one_query(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = [picture for picture in draw(place / "several-drawn", 8, seed=7) for _ in range(3)]
+    table = write_table(place / "several", pictures, [f"d {row}" for row in range(24)])
+    row, shown = evaluated(capsys, place, "--data", str(table))
+    assert "R@1, R@5, R@10: 24 pairs, 32 queries, galleries of 8 images\n" in shown
+    assert (row["metrics"]["num_queries"], row["metrics"]["gallery_size"]) == (32, 8)
+
+
 class TestGallery:
     def test_its_size_is_that_of_the_option(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         table = write_table(place / "large", draw(place / "large-drawn", 11, seed=5), [f"c {row}" for row in range(11)])

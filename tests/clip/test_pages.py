@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,12 @@ from drrho_clip.report.cards import LONGEST_TEXT, MOST_PICTURES, shortened
 from drrho_clip.report.pictures import thumbnail
 from drrho_clip.report.scores import score_histogram
 from drrho_clip.report.style import clean
-from helpers.pages import HOSTILE, PAGES, Pair, Pictures, squares
+from helpers.pages import HOSTILE, PAGES, Pair, Pictures, Reader, squares
 
 
 def page_of(kind: str, *arguments: Any) -> str:
     """Return the text of a page of this kind."""
     return PAGES[kind](*arguments).read_text(encoding="utf-8")
-
-
-class Reader(HTMLParser):
-    """Reads a page as a browser does: the tags with the names of their attributes, and all texts."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.skeleton: list[tuple[str, tuple[str, ...]]] = []
-        self.texts: list[str] = []
-        self.values: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.skeleton.append((tag, tuple(name for name, _ in attrs)))
-        self.values += [value or "" for _, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        self.skeleton.append((f"/{tag}", ()))
-
-    def handle_comment(self, data: str) -> None:
-        self.skeleton.append(("comment", ()))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 @pytest.mark.parametrize("kind", PAGES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -17,24 +16,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.run import Run, open_run
 from drrho_clip.search import search
 from drrho_core.backend import get_backend
-
-COLOURS = {"red": 0, "green": 1, "blue": 2}
-
-
-def write_table(folder: Path, count: int) -> Path:
-    """Write pictures of one colour each, with captions that name the colour, and return the table."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "caption"])
-        for row in range(count):
-            name = list(COLOURS)[row % 3]
-            pixels = rng.integers(0, 60, (12, 10, 3), dtype=np.uint8)
-            pixels[..., COLOURS[name]] += 180
-            Image.fromarray(pixels).save(folder / f"{row}.png")
-            writer.writerow([f"{row}.png", f"a {name} thing, number {row}"])
-    return folder / "pairs.csv"
+from helpers.pages import COLOURS, write_table
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +27,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(table: Path) -> Run:
     out = table.parent.parent / "run"
-    small = ["--backend", "numpy", "--epochs", "12", "--width", "8", "--image-size", "8", "--learning-rate", "5e-3"]
+    small = ["--backend", "numpy", "--epochs", "15", "--width", "8", "--image-size", "8", "--learning-rate", "5e-3"]
     assert main(["train", "--data", str(table), "--method", "clip", "--out", str(out), *small]) == 0
     return open_run(out)
 
@@ -108,10 +90,11 @@ def test_command_prints_and_writes_the_same_matches(
     ("arguments", "message"),
     [
         (["xyzzy !"], "words must have a word that occurs in the training captions of the run, got 'xyzzy !'"),
-        (["a red thing", ""], "words must have a word that occurs in the training captions of the run, got ''"),
+        (["a red thing", ""], "WORDS must be a text that is not empty, got ''"),
         (["red", "--top", "0"], "--top must be an integer of at least 1, got 0"),
         (["red", "--out", "found.csv"], "out must be a file that ends in .html, got found.csv"),
-        (["red", "--out", "nowhere/found.html"], "out must be a file in a folder that exists, got nowhere/found.html"),
+        (["red", "--out", "/dev/null/found.html"], "out must be a file that can be written, got /dev/null/found.html"),
+        (["red", "--json", "."], "json must be a file that can be written, got ., which is a folder"),
         (["red", "--data", "none.csv"], "none.csv"),
         ([], "the following arguments are required: WORDS"),
     ],

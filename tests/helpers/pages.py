@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from drrho_clip.data import Sample, ZeroShot
 from drrho_clip.errors import BadInput
@@ -61,7 +64,7 @@ class Pictures:
     def image_digests(self) -> np.ndarray:
         return np.zeros((len(self), 16), dtype=np.uint8)
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         return None
 
 
@@ -97,3 +100,46 @@ def suspects_page(folder: Path, texts: Sequence[str], pictures: Sequence[np.ndar
 
 
 PAGES: dict[str, Callable[..., Path]] = {"search": search_page, "suspects": suspects_page}
+
+
+COLOURS = {"red": 0, "green": 1, "blue": 2}
+
+
+def write_table(folder: Path, count: int) -> Path:
+    """Write pictures of one colour each, with captions that name the colour, and return the table."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for row in range(count):
+            name = list(COLOURS)[row % 3]
+            pixels = rng.integers(0, 60, (12, 10, 3), dtype=np.uint8)
+            pixels[..., COLOURS[name]] += 180
+            Image.fromarray(pixels).save(folder / f"{row}.png")
+            writer.writerow([f"{row}.png", f"a {('nice', 'plain', 'odd', 'old')[row % 4]} {name} thing"])
+    return folder / "pairs.csv"
+
+
+class Reader(HTMLParser):
+    """Reads a page as a browser does: the tags with the names of their attributes, and all texts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.skeleton: list[tuple[str, tuple[str, ...]]] = []
+        self.texts: list[str] = []
+        self.values: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.skeleton.append((tag, tuple(name for name, _ in attrs)))
+        self.values += [value or "" for _, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.skeleton.append((f"/{tag}", ()))
+
+    def handle_comment(self, data: str) -> None:
+        self.skeleton.append(("comment", ()))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)

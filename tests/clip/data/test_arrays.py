@@ -113,7 +113,7 @@ def test_class_of_a_user_can_be_a_data_set() -> None:
         def image_ids(self) -> np.ndarray:
             return np.zeros(2, np.int64)
 
-        def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+        def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
             return None
 
     own: Dataset = Two()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from drrho_clip.data.arrays import ArrayDataset
 from drrho_clip.data.loader import BatchSource, HostBatch, batches
 from drrho_clip.data.order import rows_at
+from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import Sample, ZeroShot
 from drrho_clip.data.tokenizer import WordTokenizer
 from drrho_clip.errors import BadInput
@@ -56,7 +57,7 @@ class _Decoded:
     def image_ids(self) -> np.ndarray:
         return np.arange(self._size, dtype=np.int64)
 
-    def zero_shot(self, *, image_size: int | None = None) -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         return None
 
 
@@ -144,6 +145,17 @@ def test_images_are_decoded_once_if_the_cache_holds_all() -> None:
         for _ in range(2):
             list(source.in_order(4))
         assert sorted(data.decoded) == sorted(list(range(12)) * times)
+
+
+@pytest.mark.parametrize("mode", ["crop", "fit"])
+def test_images_become_square_as_the_mode_says(mode: str) -> None:
+    data = _Decoded(6)
+    source = BatchSource(data, _TOKENIZER, image_size=8, resize_mode=mode)
+    for batch in (next(source.epoch(6, seed=0, epoch=0)), source.gather([0, 4]), next(source.in_order(3))):
+        expected = resize([data[row].image for row in batch.sample_index.tolist()], 8, mode=mode)
+        np.testing.assert_array_equal(batch.images, expected)
+    with pytest.raises(BadInput, match="mode must be 'crop' or 'fit', got 'whole'"):
+        BatchSource(data, _TOKENIZER, image_size=8, resize_mode="whole")
 
 
 def test_rows_keep_their_own_image_and_caption() -> None:

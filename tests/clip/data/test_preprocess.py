@@ -29,6 +29,42 @@ def test_resize_keeps_the_central_square() -> None:
     assert (resize(image.transpose(1, 0, 2)[None], 20) == 200).all()
 
 
+def test_fit_keeps_the_whole_image_between_grey_borders() -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :20] = 200
+    wide = resize(image[None], 10, mode="fit")[0]
+    assert (wide[:2] == 128).all()
+    assert (wide[7:] == 128).all()  # an odd number of border rows: the larger part is at the end
+    assert (wide[2:7, :3] == 200).all()
+    assert (wide[2:7, 7:] == 0).all()
+    np.testing.assert_array_equal(resize(image.transpose(1, 0, 2)[None], 10, mode="fit")[0], wide.transpose(1, 0, 2))
+    # A square image has no borders, and then both modes are the same.
+    square = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 1), dtype=np.uint8)
+    np.testing.assert_array_equal(resize(square, 5, mode="fit"), resize(square, 5))
+
+
+def test_fit_without_a_change_of_scale_needs_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    wide = np.arange(4 * 8, dtype=np.uint8).reshape(1, 4, 8, 1)
+    np.testing.assert_array_equal(resize(wide, 8, mode="fit")[:, 2:6], wide)
+
+
+@pytest.mark.parametrize("mode", ["crop", "fit"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 2000), (2, 3), (7, 64)])
+def test_images_of_any_shape_become_squares_in_their_own_colour(shape: tuple[int, int], mode: str) -> None:
+    for channels in (1, 3):
+        image = np.full((*shape, channels), 200, np.uint8)
+        square = resize([image], 32, mode=mode)
+        assert square.shape == (1, 32, 32, channels)
+        present = set(np.unique(square).tolist())
+        assert present == ({200} if mode == "crop" or shape[0] == shape[1] else {128, 200})
+
+
+def test_unknown_mode_is_refused() -> None:
+    with pytest.raises(BadInput, match="mode must be 'crop' or 'fit', got 'stretch'"):
+        resize(np.zeros((1, 4, 4, 3), np.uint8), 4, mode="stretch")
+
+
 def test_shrinking_averages_pixels() -> None:
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, ..., None]
     small = resize(board, 16)
