@@ -120,7 +120,8 @@ def _try_to_write(path: Path) -> None:
     """Write and remove the temporary file under which `write_atomic` would write a path."""
     trial = temporary_path(path)
     try:
-        trial.write_bytes(_TRIAL)
+        with trial.open("xb") as file:
+            file.write(_TRIAL)
     finally:
         with contextlib.suppress(OSError):
             trial.unlink()

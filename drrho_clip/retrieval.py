@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drrho_clip.errors import BadInput
-from drrho_clip.similarity import SimilarityTile, checked_features
+from drrho_clip.similarity import SimilarityTile, checked_features, plain_array
 from drrho_core.checks import describe
 
 __all__ = ["Recall", "Retrieval", "retrieval"]
@@ -141,8 +141,8 @@ def retrieval(
     ------
     BadInput
         If the features are not two real matrices of one shape with n >= 2 and finite entries, if `captions` are not n
-        strings, if `image_ids` are not n integers with at least 2 different values, or if `gallery_size` is not an
-        integer of at least 2.
+        strings, if `image_ids` are not n integers with at least 2 different values, if `same_text` is no function that
+        returns hashable keys, or if `gallery_size` is not an integer of at least 2.
 
     Notes
     -----
@@ -218,14 +218,15 @@ def _grouped(
     texts = checked_features("text_features", text_features, minimum=2)
     if images.shape != texts.shape:
         raise BadInput(f"text_features must have the shape of image_features, {images.shape}, got {texts.shape}")
-    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+    is_sequence = isinstance(captions, Sequence | np.ndarray) and not isinstance(captions, str)
+    if not is_sequence or not all(isinstance(caption, str) for caption in captions):
         raise BadInput(f"captions must be a sequence of str, got {describe(captions)}")
     if len(captions) != len(images):
         raise BadInput(f"captions must have one entry per pair, {len(images)}, got {len(captions)}")
-    keys = _numbers([caption if same_text is None else same_text(caption) for caption in captions])
+    keys = _numbers(_keys(captions, same_text))
     if image_ids is None:
         return _Pairs(images, texts, keys, np.arange(len(images) + 1))
-    ids = np.asarray(image_ids)
+    ids = plain_array("image_ids", image_ids)
     if ids.shape != (len(images),) or not np.issubdtype(ids.dtype, np.integer):
         raise BadInput(f"image_ids must be integers of shape ({len(images)},), got {describe(ids)}")
     image_of_row = _numbers(ids.tolist())
@@ -235,6 +236,19 @@ def _grouped(
     if len(start) < 3:
         raise BadInput(f"image_ids must name at least 2 images, got {ids[0]} for every pair")
     return _Pairs(images[rows[start[:-1]]], texts[rows], keys[rows], start)
+
+
+def _keys(captions: Sequence[str], same_text: Callable[[str], Hashable] | None) -> Sequence[Hashable]:
+    """Return the key of each caption."""
+    if same_text is None:
+        return captions
+    if not callable(same_text):
+        raise BadInput(f"same_text must be a function of a caption, got {describe(same_text)}")
+    keys = [same_text(caption) for caption in captions]
+    unhashable = next((key for key in keys if not isinstance(key, Hashable)), None)
+    if unhashable is not None:
+        raise BadInput(f"same_text must return hashable keys, got {describe(unhashable)}")
+    return keys
 
 
 def _numbers(values: Sequence[Hashable]) -> NDArray[np.intp]:

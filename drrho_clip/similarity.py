@@ -6,6 +6,7 @@ The inner product is the cosine for the unit-norm features of this library. All 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +14,23 @@ from numpy.typing import ArrayLike, NDArray
 from drrho_clip.errors import BadInput
 from drrho_core.checks import describe
 
-__all__ = ["SimilarityTile", "checked_features", "nearest", "similarities"]
+__all__ = ["SimilarityTile", "checked_features", "nearest", "plain_array", "similarities"]
+
+
+def plain_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Return values as an array; raise BadInput if they have a mask, or rows of different lengths."""
+    # `asarray` would drop the mask, and the masked numbers would count.
+    if isinstance(values, np.ma.MaskedArray):
+        raise BadInput(f"{name} must be an array without a mask, got a masked array of shape {values.shape}")
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise BadInput(f"{name} must be an array, got rows of different lengths") from None
 
 
 def checked_features(name: str, values: ArrayLike, *, minimum: int) -> NDArray[np.float64]:
     """Check one matrix of features and return it in float64."""
-    array = np.asarray(values)
+    array = plain_array(name, values)
     if array.ndim != 2 or array.shape[0] < minimum or array.shape[1] < 1:
         raise BadInput(f"{name} must have shape (n, d) with n >= {minimum} and d >= 1, got {array.shape}")
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from drrho_clip.errors import BadInput
-from drrho_clip.similarity import checked_features, similarities
+from drrho_clip.similarity import checked_features, plain_array, similarities
 from drrho_core.checks import describe
 
 __all__ = ["zero_shot_accuracy"]
@@ -51,7 +51,7 @@ def zero_shot_accuracy(image_features: ArrayLike, prompt_features: ArrayLike, la
         raise BadInput(
             f"prompt_features must have as many columns as image_features, {images.shape[1]}, got {prompts.shape[1]}"
         )
-    classes = np.asarray(labels)
+    classes = plain_array("labels", labels)
     if classes.shape != (len(images),) or not np.issubdtype(classes.dtype, np.integer):
         raise BadInput(f"labels must be integers of shape ({len(images)},), got {describe(classes)}")
     if classes.min() < 0 or classes.max() >= len(prompts):

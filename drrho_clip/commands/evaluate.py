@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
-from drrho_clip.options import FLAG, PATH, TEXT, Rule, choice, setting
+from drrho_clip.options import PATH, TEXT, Rule, choice, setting
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
@@ -65,8 +65,8 @@ class Evaluate:
         rule=choice("best", "last", "reference"),
         help="State of the run: the best by validation, the last, or the state that serves as a reference model.",
     )
-    allow_unfinished: bool = setting(False, rule=FLAG, help="Evaluate a run whose training has not ended.")
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
+    allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
 
@@ -75,12 +75,10 @@ class Evaluate:
         from drrho_clip.encode import Encoder
         from drrho_clip.evaluate import evaluate
         from drrho_clip.outputs import check_file
-        from drrho_clip.run import open_run
+        from drrho_clip.resume import open_finished_run
 
-        run = open_run(self.folder)
+        run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         check_file(self.json, "json")
-        if not self.allow_unfinished:
-            run.require_finished("--allow-unfinished")
         # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         dataset, about = self._held_out_pairs(run)
@@ -102,11 +100,14 @@ class Evaluate:
     def _held_out_pairs(self, run: Run) -> tuple[Dataset, dict[str, int]]:
         """Open the pairs to measure; of another table, return also how many pairs were left out."""
         from drrho_clip.held_out import unseen_pairs
+        from drrho_clip.run_data import open_run_data
         from drrho_clip.splits import open_splits, open_table
         from drrho_clip.terminal import say
 
         if self.data is None or self.data in BUILT_IN_DATA:
-            splits = open_splits(replace(run.config, data=self.data or run.config.data))
+            # The run's own data must be those of the run's start; other built-in data have a fixed content.
+            is_own = self.data in (None, run.config.data)
+            splits = open_run_data(run) if is_own else open_splits(replace(run.config, data=str(self.data)))
             return (splits.validation if self.split == "validation" else splits.test), {}
         # Only the data of the run itself are split; of another table all pairs are evaluated.
         if self.split is not None:

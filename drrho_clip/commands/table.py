@@ -56,11 +56,18 @@ def sample_sizes(metrics: Mapping[str, Any]) -> list[str]:
     >>> print(*sample_sizes(sizes), sep="\n")
     R@1, R@5, R@10: 400 pairs, 800 queries, galleries of 200 images
     R@1 full: a single gallery of all 450 pairs
+    >>> print(*sample_sizes({"num_pairs": 7, "num_queries": 14, "gallery_size": 7}), sep="\n")
+    R@1, R@5, R@10: 7 pairs, 14 queries, galleries of 7 images
+    in so small a gallery every model has R@10 of 1
     """
     lines = []
     if {"num_pairs", "num_queries", "gallery_size"} <= set(metrics):
         size = f"{metrics['num_pairs']:,} pairs, {metrics['num_queries']:,} queries"
         lines.append(f"R@1, R@5, R@10: {size}, galleries of {metrics['gallery_size']:,} images")
+        # With one caption per image, the worst possible rank is the size of the gallery.
+        certain = [f"R@{k}" for k in (5, 10) if k >= metrics["gallery_size"]]
+        if certain and metrics["num_queries"] == 2 * metrics["num_pairs"]:
+            lines.append(f"in so small a gallery every model has {' and '.join(certain)} of 1")
     if "num_pairs_full" in metrics:
         lines.append(f"R@1 full: a single gallery of all {metrics['num_pairs_full']:,} pairs")
     if {"num_classes", "num_zero_shot_images"} <= set(metrics):

@@ -100,16 +100,33 @@ def _inspect(file: Path) -> Inspection:
         with _regular_file(file) as content:
             digest = file_digest(content)
             picture = _open(content)
-            if picture.mode in ("I", "F"):
-                # The range of the values decides whether the file can be used, so the pixels are read now.
-                _to_rgb(picture)
-            else:
-                # `verify` looks for broken files without decoding the pixels.
+            if _is_checked_without_decoding(picture, content):
                 picture.verify()
+            else:
+                _to_rgb(picture)
     # For damaged files Pillow raises exceptions of almost any class.
     except Exception as error:
         return Inspection(digest, one_line(error))
     return Inspection(digest, None)
+
+
+def _is_checked_without_decoding(picture: Picture, content: BufferedReader) -> bool:
+    """Return whether header and `verify` show that no part of the file is missing and that its values have a range."""
+    # The range of the values of these modes is known only when the pixels are read.
+    if picture.mode in ("I", "F"):
+        return False
+    # A PNG has checksums, which `verify` computes, and Pillow opens a WebP file only if all its bytes are there.
+    if picture.format in ("PNG", "WEBP"):
+        return True
+    if picture.format not in ("JPEG", "MPO"):
+        return False
+    # Most pictures are JPEG files, and decoding all of them would take as long as an epoch. A file that was cut short
+    # lacks the mark of the end. A camera may append data to that mark; then the file is decoded too.
+    position = content.tell()
+    content.seek(-2, os.SEEK_END)
+    is_complete = content.read() == b"\xff\xd9"
+    content.seek(position)
+    return is_complete
 
 
 def _regular_file(file: Path) -> BufferedReader:

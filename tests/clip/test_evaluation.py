@@ -338,6 +338,7 @@ class TestNearest:
 
 NAN = [[1.0, 0.0], [float("nan"), 1.0]]
 PAIR = np.eye(2)
+MASKED = np.ma.masked_array([[0, 1], [2, 3]], mask=[[True, False], [False, True]])
 
 
 @pytest.mark.parametrize(
@@ -363,6 +364,16 @@ PAIR = np.eye(2)
             r"image_ids must be integers of shape \(2,\)",
         ),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], image_ids=[7, 7]), "image_ids must name at least 2 images, got 7"),
+        (lambda: retrieval(PAIR, PAIR, None), "captions must be a sequence of str, got None"),  # type: ignore[arg-type]
+        (lambda: retrieval(PAIR, PAIR, ["a", "b"], same_text="no"), "same_text must be a function .*, got 'no'"),  # type: ignore[arg-type]
+        (
+            lambda: retrieval(PAIR, PAIR, ["a", "b"], same_text=list),
+            r"same_text must return hashable keys, got \['a'\]",
+        ),  # type: ignore[arg-type]
+        (lambda: retrieval(MASKED, PAIR, ["a", "b"]), r"image_features must be an array without a mask, .* \(2, 2\)"),
+        (lambda: retrieval(PAIR, PAIR, ["a", "b"], image_ids=MASKED[0]), "image_ids must be an array without a mask"),
+        (lambda: zero_shot_accuracy(PAIR, PAIR, MASKED[0]), "labels must be an array without a mask"),
+        (lambda: retrieval([[1.0], [1.0, 2.0]], PAIR, ["a", "b"]), "image_features must be an array, got rows of diff"),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=1), "gallery_size must be an integer .* 2, got 1"),
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=2.0), "gallery_size must be .*, got 2.0"),  # type: ignore[arg-type]
         (lambda: retrieval(PAIR, PAIR, ["a", "b"], gallery_size=True), "gallery_size must be .*, got True"),

@@ -147,12 +147,12 @@ def test_damaged_png_is_found_while_reading_the_table(folder: Path) -> None:
         read_pairs(table)
 
 
-def test_truncated_jpeg_is_named_while_decoding(folder: Path) -> None:
+def test_image_that_is_cut_short_after_the_table_was_read_is_named_while_decoding(folder: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "noise.jpg")
+    data = read_pairs(_table(folder / "pairs.csv", "image,caption\na.png,one\nnoise.jpg,two\n"))
     content = (folder / "noise.jpg").read_bytes()
     (folder / "noise.jpg").write_bytes(content[: len(content) // 2])
-    data = read_pairs(_table(folder / "pairs.csv", "image,caption\na.png,one\nnoise.jpg,two\n"))
     assert data[0].caption == "one"
     with pytest.raises(BadInput, match=r"pairs.csv, row 3: cannot decode image .*noise.jpg: .*truncated"):
         data[1]
