@@ -290,8 +290,8 @@ ENGINE = (
     ),
     Mistake(
         "contrastive.step", "wide_contrastive_step",
-        "wide_gradient(pulls.text_pull, c, image_features, __xp, __unit)",
-        "wide_gradient(pulls.text_pull, c, text_features, __xp, __unit)",
+        "wide_gradient(pulls.text_pull, c, features[0], __xp, __unit)",
+        "wide_gradient(pulls.text_pull, c, features[1], __xp, __unit)",
         "a text's positive is the text itself", STEP,
     ),
     Mistake(
