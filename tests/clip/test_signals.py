@@ -17,7 +17,7 @@ import pytest
 from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
 from drrho_clip.guard import guarded
-from drrho_clip.run import read_metrics
+from drrho_clip.run import open_run, read_metrics
 
 TRAIN = ["train", "--data", "digits", "--method", "clip", "--backend", "numpy", "--epochs", "2", "--width", "4"]
 HINT = "; --resume continues from the last checkpoint"
@@ -135,15 +135,16 @@ def test_commands_that_cannot_continue_never_promise_it(
 ) -> None:
     out = tmp_path / "run"
     assert main([*TRAIN[:-4], "--epochs", "1", "--out", str(out)]) == 0
+    word = open_run(out).tokenizer.vocabulary[0]
     capsys.readouterr()
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("drrho_clip.run.open_run", interrupt)
+    monkeypatch.setattr("drrho_clip.run.Run.load_parameters", interrupt)
     monkeypatch.setattr("drrho_reference.conformance.check", interrupt)
     monkeypatch.setattr("drrho_reference.vectors.files", interrupt)
-    words = {"verify": ["--backend", "numpy"], "vectors": ["--out", str(tmp_path / "v")], "search": [str(out), "red"]}
+    words = {"verify": ["--backend", "numpy"], "vectors": ["--out", str(tmp_path / "v")], "search": [str(out), word]}
     assert main([command, *words.get(command, [str(out)])]) == 130
     assert capsys.readouterr().err == "drrho: interrupted\n"
 
