@@ -206,6 +206,7 @@ class TestGallery:
         assert (row["metrics"]["gallery_size"], row["metrics"]["num_pairs"]) == (3, 9)
         assert "9 pairs, 18 queries, galleries of 3 images\n" in shown
         whole, _ = evaluated(capsys, place, "--data", str(table), "--gallery", "all")
+        assert "full: R@1 in a single gallery of all 11 pairs\n" in shown
         assert whole["metrics"]["gallery_size"] == 11
         assert whole["metrics"]["retrieval_r1"] == row["metrics"]["retrieval_r1_full"]
 
