@@ -26,7 +26,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     temporary = temporary_path(path)
     try:
         with naming(path):
-            with temporary.open("wb") as file:
+            # Mode "x" follows no link; a file of an earlier process with the same id is no longer needed.
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
                 file.write(content)
                 # The content must be on the disk before the file gets its final name.
                 file.flush()

@@ -27,11 +27,12 @@ from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.gallery import retrieval_examples
 from drrho_clip.methods import METHODS
+from drrho_clip.outcome import Outcome, load_outcome
 from drrho_clip.report.data import ReportData
 from drrho_clip.report.page import write_report
-from drrho_clip.run import open_run, read_metrics
+from drrho_clip.run import has_checkpoint, open_run, read_metrics
 from drrho_clip.splits import open_splits
-from drrho_clip.train import Outcome, train
+from drrho_clip.train import train
 from drrho_core.backend import Backend, backend_names
 
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
@@ -148,7 +149,7 @@ def run_demo(
             outcomes[role] = train(
                 replace(config, architecture=preferred_architecture(config.architecture, backend)),
                 folder / role,
-                resume=resume and (folder / role / "config.json").exists(),
+                resume=resume and has_checkpoint(folder / role),
                 backend=backend,
                 splits=open_splits(config) if role == "reference" else splits,
                 quiet=quiet,
@@ -298,9 +299,4 @@ def _versions() -> str:
 
 def load_outcomes(folder: Path, backend: Backend) -> dict[str, Outcome]:
     """Open the four finished runs of a seed, to write a new report without training."""
-    outcomes = {}
-    for role in ROLES:
-        run = open_run(folder / role)
-        row = json.loads(run.results.read_text(encoding="utf-8"))[0]
-        outcomes[role] = Outcome(run, Encoder.load(run, backend), row)
-    return outcomes
+    return {role: load_outcome(open_run(folder / role), backend) for role in ROLES}

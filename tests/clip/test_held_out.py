@@ -283,7 +283,7 @@ class TestUnreadableImages:
         table = write_table(tmp_path / "own", files, [f"thing number {row}" for row in range(20)])
         out = tmp_path / "run"
         line = refused(capsys, "train", "--data", str(table), "--method", "clip", "--out", str(out), *SMALL)
-        assert "cannot decode image" in line
+        assert "is not a readable image: image file is truncated" in line
         assert not out.exists()
 
     def test_an_image_with_several_captions_is_decoded_once(self, place: Path, tmp_path: Path) -> None:
