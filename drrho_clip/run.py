@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, write_atomic
+from drrho_clip.checkpoint import load_arrays, load_state, save_arrays
 from drrho_clip.checkpoint_state import check_state
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import Dataset, WordTokenizer, captions_of
+from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, WordTokenizer, captions_of
+from drrho_clip.disk import naming, write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.json_files import read_json
 from drrho_clip.models import ModelSpec, parameter_shapes
@@ -234,8 +235,7 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset, *, tokenizer:
 
     By default the run gets a tokenizer for the captions.
     """
-    # The vocabulary comes from the training captions only; validation and test captions may hold unknown words.
-    tokenizer = WordTokenizer.fit(captions_of(data)) if tokenizer is None else tokenizer
+    tokenizer = _tokenizer_for(data) if tokenizer is None else tokenizer
     spec = ModelSpec(
         config.architecture,
         image_size=config.image_size,
@@ -247,6 +247,18 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset, *, tokenizer:
         depth=config.depth,
     )
     return Run(folder, config, spec, tokenizer, data.fingerprint())
+
+
+def _tokenizer_for(data: Dataset) -> WordTokenizer:
+    """Return a tokenizer with the words of the training captions, which reads all captions and prompts to the end."""
+    # The vocabulary comes from the training captions only; validation and test captions may hold unknown words.
+    tokenizer = WordTokenizer.fit(captions_of(data))
+    # The prompts of the labels may be longer than every caption. Cut off before the label, they would all be equal.
+    prompts = (DEFAULT_PROMPT.replace("{}", name) for name in getattr(data, "class_names", ()))
+    longest = min(max((len(tokenizer.words(prompt)) for prompt in prompts), default=0), LONGEST_CONTEXT)
+    if longest <= tokenizer.context_length:
+        return tokenizer
+    return WordTokenizer(tokenizer.vocabulary, longest)
 
 
 def files_of_run(folder: Path) -> list[Path]:

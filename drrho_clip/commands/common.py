@@ -19,8 +19,8 @@ def device_option() -> Any:
     return setting(
         None,
         rule=TEXT,
-        shown="the library's default device",
-        help="Device, by the name that the array library gives it, such as cuda:0.",
+        shown="a GPU if the array library can use one, otherwise the CPU",
+        help="Device, by the name that the array library gives it, such as cpu or cuda:0.",
     )
 
 

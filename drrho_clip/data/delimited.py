@@ -19,6 +19,8 @@ __all__ = ["LINE_END", "Reading", "parse_delimited", "trim"]
 
 _DELIMITERS: Final = (",", "\t", ";")
 
+_EXCEL_LINE: Final = re.compile(r"\A\"?sep=[,;\t]\"?(?=[\r\n])")
+
 LINE_END: Final = re.compile(r"\r\n|\n|\r")
 """The ends of lines. `str.splitlines` would also split at characters that a caption may hold, such as U+2028."""
 
@@ -80,6 +82,8 @@ def parse_delimited(
     BadInput
         Rows fit neither convention, or both conventions fit with different rows and the images do not decide.
     """
+    # Excel can put the separator on a line of its own. A blank line in its place keeps the numbers of the rows.
+    text = _EXCEL_LINE.sub("", text, count=1)
     # The right separator splits the header into columns among which the required columns are. If no separator does so,
     # the separator that gives most columns is the best guess, and the error message that follows lists these columns.
     headers = {mark: _first(_rows_quoted(text, mark)) for mark in _DELIMITERS}
@@ -94,9 +98,9 @@ def parse_delimited(
         return plain
     if quoted.broken is not None:
         raise BadInput(
-            f"row {quoted.broken}: a field that begins with a quotation mark must end with one, and quotation marks "
-            f"inside such a field must be doubled; or all lines must have {len(plain.header)} fields, and no field is "
-            "quoted then"
+            f"row {quoted.broken}: a field that begins with a quotation mark must end with one and have at most "
+            f"{csv.field_size_limit():,} characters, and quotation marks inside it must be doubled; or all lines must "
+            f"have {len(plain.header)} fields, and no field is quoted then"
         )
     if not plain_fits or not quoted.joined:
         return quoted

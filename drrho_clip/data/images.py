@@ -58,19 +58,23 @@ def inspect_images(files: Iterable[Path]) -> Mapping[Path, Inspection]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def decode_image(file: Path) -> UInt8:
+def decode_image(file: Path, digest: bytes) -> UInt8:
     """Return an image file as RGB, shape (H, W, 3), rotated by the EXIF orientation; transparent parts become white.
+
+    The file must have this digest, so that a run never uses other pictures than those of its fingerprint.
 
     Raises
     ------
     Exception
         Pillow raises exceptions of almost any class for a damaged file, and `ValueError` is raised for a file that
-        holds no image by the rules of this module.
+        has changed or holds no image by the rules of this module.
     MissingExtra
         Pillow is not installed.
     """
     _prepare_pillow()
     with _regular_file(file) as content:
+        if file_digest(content) != digest:
+            raise ValueError("the file has changed since the table was read")
         return _to_rgb(_open(content))
 
 

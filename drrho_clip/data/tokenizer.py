@@ -17,12 +17,13 @@ from drrho_clip.errors import BadInput
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["PADDING", "UNKNOWN", "WordTokenizer", "same_text"]
+__all__ = ["LONGEST_CONTEXT", "PADDING", "UNKNOWN", "WordTokenizer", "same_text"]
 
 PADDING: Final = 0
 UNKNOWN: Final = 1
 _FIRST_WORD: Final = 2
-_LONGEST_CONTEXT: Final = 77
+LONGEST_CONTEXT: Final = 77
+"""Largest number of words of a text that a run reads."""
 _FORMAT: Final = "drrho-word-tokenizer"
 
 
@@ -137,7 +138,7 @@ class WordTokenizer:
         if not counts:
             raise BadInput("captions must hold at least one word, got none")
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls(ordered[:max_words], min(longest, _LONGEST_CONTEXT) if context_length is None else context_length)
+        return cls(ordered[:max_words], min(longest, LONGEST_CONTEXT) if context_length is None else context_length)
 
     def encode(self, captions: Iterable[str]) -> Int32:
         """Return the tokens of captions.
