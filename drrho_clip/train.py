@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 from drrho_clip.caption_check import print_caption_warnings
-from drrho_clip.checkpoint import write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
+from drrho_clip.disk import write_atomic
 from drrho_clip.evaluate import evaluate
 from drrho_clip.guidance import keep_guidance, print_guidance
 from drrho_clip.held_out import check_held_out, save_known_images
