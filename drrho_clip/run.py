@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, write_atomic
+from drrho_clip.checkpoint import load_arrays, load_state, save_arrays
 from drrho_clip.checkpoint_state import check_state
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, WordTokenizer, captions_of
+from drrho_clip.disk import naming, write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.json_files import read_json
 from drrho_clip.models import ModelSpec, parameter_shapes

@@ -50,7 +50,7 @@ class Suspects:
 
     def run(self) -> int:
         """Rank the pairs and write the table."""
-        from drrho_clip.checkpoint import write_atomic
+        from drrho_clip.disk import write_atomic
         from drrho_clip.encode import Encoder
         from drrho_clip.progress import Reporter
         from drrho_clip.reference import recorded_shares

@@ -210,9 +210,7 @@ def _from_json(text: str) -> Any:
 
 def _json_records(text: str, names: ColumnNames) -> tuple[Columns, list[Record]]:
     if trim(text).startswith("["):
-        raise BadInput(
-            "must hold one JSON object on each line, got a list: write every object of the list on its own line"
-        )
+        raise BadInput("must hold one JSON object on each line, got a list: write each object on its own line")
     objects: list[tuple[int, Mapping[str, Any] | str]] = []
     header: dict[str, None] = {}
     # JSON may hold the other characters at which `str.splitlines` splits.
