@@ -126,12 +126,20 @@ class WordTokenizer:
             The captions hold no word.
         """
         max_words = whole_number(max_words, "max_words", at_least=1)
-        splits = [split(caption) for caption in captions]
-        # Clusters that never occur apart become one word: they carry no more information than one token.
-        followers = chains(run for runs in splits for run in runs if len(run) > 1)
         counts: Counter[str] = Counter()
         longest = 0
-        for runs in splits:
+        clustered = []
+        for caption in captions:
+            runs = split(caption)
+            if has_clusters(caption):
+                clustered.append(runs)
+                continue
+            words = [word for run in runs for word in run]
+            counts.update(words)
+            longest = max(longest, len(words))
+        # Clusters that never occur apart become one word: they carry no more information than one token.
+        followers = chains(run for runs in clustered for run in runs)
+        for runs in clustered:
             words = [word for run in runs for word in _chained(run, followers)]
             counts.update(words)
             longest = max(longest, len(words))

@@ -181,6 +181,8 @@ def test_every_cluster_of_the_fitted_captions_is_in_a_known_word(captions: list[
 def test_clusters_that_never_occur_apart_are_one_word() -> None:
     # "cat" stands in front of two colours, and the clusters of each word never occur apart.
     assert set(WordTokenizer.fit(["แมวแดง", "แมวดำ", "รถแดง"]).vocabulary) == {"แมว", "แดง", "ด\u0e4dา", "รถ"}
+    # A cluster that is a whole run elsewhere does occur apart.
+    assert set(WordTokenizer.fit(["แมว", "แม"]).vocabulary) == {"แม", "ว"}
 
 
 # Letters of European alphabets whose lower case has no combining mark, digits, and signs of ASCII.
