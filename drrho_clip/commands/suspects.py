@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, setting
-from drrho_clip.outputs import check_file
 from drrho_clip.terminal import say
 
 if TYPE_CHECKING:
@@ -55,9 +54,9 @@ class Suspects:
         from drrho_clip.splits import open_splits
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
 
-        check_file(self.out, "out")
-        check_file(self.json, "json")
         run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
+        check_new_file("out", self.out, self.data or run.config.data)
+        check_new_file("json", self.json, self.data or run.config.data, self.out)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         encoder = Encoder.load(run, backend, state="reference")
         name = self.data or run.config.data
