@@ -264,7 +264,12 @@ def _tokenizer_for(data: Dataset) -> WordTokenizer:
 def files_of_run(folder: Path) -> list[Path]:
     """Return the files of a run that are in a folder; links are among them, whether they lead to a file or not."""
     entries = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [folder / entry for entry in entries if any(fnmatch.fnmatchcase(entry, name) for name in FILES)]
+    return [folder / entry for entry in entries if is_name_in_run(entry)]
+
+
+def is_name_in_run(name: str) -> bool:
+    """Return whether a file of a run has this name."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in FILES)
 
 
 def refuse_existing(folder: Path) -> None:
