@@ -108,7 +108,7 @@ def test_a_moved_table_is_accepted_and_remembered(project: Path, tmp_path: Path,
         shutil.move(file, tmp_path / "elsewhere" / file.name)
     assert "data must be where" in fails("evaluate", run)
     other = write_project(tmp_path / "other", 1)
-    assert "got other training pairs" in fails("train", "--resume", "--out", run, "--data", str(other))
+    assert "got other content" in fails("train", "--resume", "--out", run, "--data", str(other))
     assert "data must be where" in fails("evaluate", run)
     moved = str(tmp_path / "elsewhere" / "pairs.csv")
     assert main(["train", "--resume", "--out", run, "--data", moved]) == 0
@@ -143,9 +143,9 @@ def test_a_change_in_any_part_of_the_table_is_noticed(
         old = Image.open(project / image)
         Image.fromarray(255 - np.asarray(old)).save(project / image)
     table.write_text("\n".join(lines) + "\n")
-    message = fails("evaluate", str(project / "run"))
-    assert "data must be what" in message
-    with pytest.raises(BadInput, match=r"data must be what .* was trained on, got other .* pairs"):
+    for command in (["evaluate", str(project / "run")], ["train", "--resume", "--out", str(project / "run")]):
+        assert "data must be what" in fails(*command)
+    with pytest.raises(BadInput, match=r"data must be what .* was trained on, got other content under .* pairs"):
         open_run_data(open_run(project / "run"))
 
 
