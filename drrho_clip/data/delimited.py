@@ -11,7 +11,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from drrho_clip.errors import BadInput
 
@@ -114,11 +114,8 @@ def parse_delimited(
     return plain if True in answers else quoted
 
 
-class _Line(NamedTuple):
-    """The number of a row's last line, and the fields of the row; None if the row breaks the convention."""
-
-    last_line: int
-    fields: list[str] | None
+# The number of a row's last line, and the fields of the row; None in place of the fields breaks the convention.
+_Line: TypeAlias = tuple[int, list[str] | None]
 
 
 def _rows_quoted(text: str, delimiter: str) -> Iterator[_Line]:
@@ -127,16 +124,16 @@ def _rows_quoted(text: str, delimiter: str) -> Iterator[_Line]:
         try:
             fields = next(reader, None)
         except csv.Error:
-            yield _Line(reader.line_num, None)
+            yield reader.line_num, None
             return
         if fields is None:
             return
-        yield _Line(reader.line_num, fields)
+        yield reader.line_num, fields
 
 
 def _rows_plain(text: str, delimiter: str) -> Iterator[_Line]:
     for number, line in enumerate(LINE_END.split(text), start=1):
-        yield _Line(number, line.split(delimiter))
+        yield number, line.split(delimiter)
 
 
 def _first(rows: Iterator[_Line]) -> list[str]:
@@ -144,7 +141,7 @@ def _first(rows: Iterator[_Line]) -> list[str]:
     for _, fields in rows:
         if fields is None:
             return []
-        if any(map(trim, fields)):
+        if trim("".join(fields)):
             return [trim(field) for field in fields]
     return []
 
@@ -157,9 +154,10 @@ def _read(rows: Iterator[_Line]) -> Reading:
     for number, (last_line, fields) in enumerate(rows, start=1):
         if fields is None:
             return Reading(_trimmed_header(records), records[1:], frozenset(joined), number)
-        joined.update(range(line + 2, last_line + 1))
+        if last_line > line + 1:
+            joined.update(range(line + 2, last_line + 1))
         line = last_line
-        if any(map(trim, fields)):
+        if trim("".join(fields)):
             records.append((number, fields))
     return Reading(_trimmed_header(records), records[1:], frozenset(joined), None)
 
