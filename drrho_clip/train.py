@@ -99,7 +99,7 @@ def train(
     run = describe_data(run, splits)
     start = None if source is None else parameters_to_start_from(source, run.spec)
     reference = None if config.reference is None else open_run(config.reference)
-    check_held_out(splits, reference=reference, quiet=quiet)
+    check_held_out(splits, reference=reference, init=source, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits, start=start)) as trainer:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def train(
             refuse_existing(folder)
             remove_torn_files(folder)
             run.write()
-            save_known_images(run, splits, reference=reference)
+            save_known_images(run, splits, reference=reference, init=source)
             trainer.save()
             tokenizer = None if reference is None else reference.tokenizer
             if not quiet:
