@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from drrho_clip.data.preprocess import RESIZE_MODES
+from drrho_clip.constants import LARGEST_DEPTH, RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
-from drrho_clip.models import LARGEST_DEPTH
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
 from drrho_core.backend import Backend, default_backend
 from drrho_core.state import HOMES

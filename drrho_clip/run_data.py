@@ -22,6 +22,7 @@ from drrho_clip.splits import open_splits, open_table
 
 __all__ = [
     "PLACES",
+    "data_are_there",
     "describe_data",
     "open_run_data",
     "open_whole_table",
@@ -109,11 +110,25 @@ def open_whole_table(run: Run, table: str | None = None) -> PairsDataset:
 def require_same_data(run: Run, splits: DataSplits, config: TrainConfig | None = None) -> None:
     """Raise BadInput unless opened data have the fingerprints of a run; `config` names the places for the message."""
     place = (run.config if config is None else config).data
-    if splits.train.fingerprint() != run.fingerprint:
-        raise BadInput(f"data must be what {run.folder} was trained on, got other training pairs under {place!r}")
-    for part, fingerprint in run.held_out.items():
+    for part, fingerprint in {"train": run.fingerprint, **run.held_out}.items():
         if getattr(splits, part).fingerprint() != fingerprint:
-            raise BadInput(f"data must be what {run.folder} was trained on, got other {part} pairs under {place!r}")
+            name = "training" if part == "train" else part
+            raise BadInput(
+                f"data must be what {run.folder} was trained on, got other content under {place!r} ({name} pairs)"
+            )
+
+
+def data_are_there(run: Run) -> bool:
+    """Return whether the files that hold the data of a run exist; built-in data always do."""
+    values = {name: value for name, value in tables_of(run.config).items() if value and value not in BUILT_IN_DATA}
+    return all(any(path.exists() for path in _candidates(run, name, value)) for name, value in values.items())
+
+
+def _candidates(run: Run, name: str, typed: str) -> tuple[Path, ...]:
+    """Return the paths at which a file may be: the first that exists is the right one."""
+    recorded = run.places.get(name)
+    # A run of an earlier version has recorded the typed path only.
+    return (Path(typed),) if recorded is None else (Path(recorded["path"]), run.folder / recorded["from_run"])
 
 
 def place_of(run: Run, name: str) -> str:
@@ -128,11 +143,9 @@ def place_of(run: Run, name: str) -> str:
         If the file is not there, or if the current folder has another file under the relative path of the setting.
     """
     typed = str(getattr(run.config, name))
-    recorded = run.places.get(name)
-    # A run of an earlier version has recorded the typed path only.
-    if recorded is None:
+    if name not in run.places:
         return typed
-    candidates = (Path(recorded["path"]), run.folder / recorded["from_run"])
+    candidates = _candidates(run, name, typed)
     place = next((path for path in candidates if path.exists()), None)
     if place is None:
         raise BadInput(

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 from drrho_clip.caption_check import print_caption_warnings
-from drrho_clip.checkpoint import write_atomic
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
+from drrho_clip.disk import write_atomic
 from drrho_clip.evaluate import evaluate
 from drrho_clip.guidance import keep_guidance, print_guidance
 from drrho_clip.held_out import check_held_out, save_known_images
@@ -20,12 +20,14 @@ from drrho_clip.outcome import Outcome, load_outcome
 from drrho_clip.outputs import check_folder
 from drrho_clip.resume import continued, open_finished_run, parameters_to_start_from
 from drrho_clip.run import (
+    Run,
     describe_run,
     open_run,
+    read_metrics,
     refuse_existing,
     remove_torn_files,
 )
-from drrho_clip.run_data import describe_data, open_run_data, require_same_data, tables_of, with_places
+from drrho_clip.run_data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
 from drrho_clip.splits import open_splits
 from drrho_clip.trainer import Trainer
 from drrho_clip.writer import only_writer
@@ -97,7 +99,7 @@ def train(
     run = describe_data(run, splits)
     start = None if source is None else parameters_to_start_from(source, run.spec)
     reference = None if config.reference is None else open_run(config.reference)
-    check_held_out(splits, reference=reference, quiet=quiet)
+    check_held_out(splits, reference=reference, init=source, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits, start=start)) as trainer:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def train(
             refuse_existing(folder)
             remove_torn_files(folder)
             run.write()
-            save_known_images(run, splits, reference=reference)
+            save_known_images(run, splits, reference=reference, init=source)
             trainer.save()
             tokenizer = None if reference is None else reference.tokenizer
             if not quiet:
@@ -129,6 +131,7 @@ def _resume(
     moved = {name: value for name, value in tables_of(config).items() if value != tables_of(run.config)[name]}
     over = run.progress().finished and not extended
     if over and not moved:
+        _check_finished(run, splits)
         return load_outcome(run, backend)
     check_folder(folder, "out")
     with only_writer(folder):
@@ -155,6 +158,16 @@ def _resume(
             if not run.training_images.exists():
                 save_known_images(run, splits)
             return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def _check_finished(run: Run, splits: DataSplits | None) -> None:
+    """Raise BadInput if files or data of a finished run are damaged; data that are no longer there are not needed."""
+    run.load_parameters("last")
+    read_metrics(run.metrics)
+    if splits is not None:
+        require_same_data(run, splits)
+    elif data_are_there(run):
+        open_run_data(run)
 
 
 def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome:

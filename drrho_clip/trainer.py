@@ -153,7 +153,8 @@ class Trainer:
         """Train to the end, or until `stop_after` steps of the run are done; log, validate and save on the way."""
         config = self.run.config
         stop = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
-        title = f"{config.method} on {config.data}"
+        # The GPU is the default, so the bar names the device if it is not the CPU.
+        title = f"{config.method} on {config.data}" + (f", {self.backend.device}" if self.backend.has_gpu else "")
         with Reporter(title, self.total_steps, done=self.done, quiet=quiet) as reporter:
             for epoch, batch in itertools.islice(self._remaining_batches(), max(0, stop - self.done)):
                 self._notes["loss"] = self.take_step(batch, epoch=epoch) or self._notes["loss"]

@@ -50,7 +50,8 @@ def inspect_images(files: Iterable[Path]) -> Mapping[Path, Inspection]:
     """
     _prepare_pillow()
     different = list(dict.fromkeys(files))
-    pool = ThreadPoolExecutor(thread_name_prefix="drrho-inspect")
+    # Few threads, because each of them may hold a decoded image of the largest size.
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="drrho-inspect")
     try:
         return dict(zip(different, pool.map(_inspect, different), strict=True))
     finally:
@@ -58,19 +59,23 @@ def inspect_images(files: Iterable[Path]) -> Mapping[Path, Inspection]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def decode_image(file: Path) -> UInt8:
+def decode_image(file: Path, digest: bytes) -> UInt8:
     """Return an image file as RGB, shape (H, W, 3), rotated by the EXIF orientation; transparent parts become white.
+
+    The file must have this digest, so that a run never uses other pictures than those of its fingerprint.
 
     Raises
     ------
     Exception
         Pillow raises exceptions of almost any class for a damaged file, and `ValueError` is raised for a file that
-        holds no image by the rules of this module.
+        has changed or holds no image by the rules of this module.
     MissingExtra
         Pillow is not installed.
     """
     _prepare_pillow()
     with _regular_file(file) as content:
+        if file_digest(content) != digest:
+            raise ValueError("the file has changed since the table was read")
         return _to_rgb(_open(content))
 
 

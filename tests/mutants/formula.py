@@ -315,6 +315,11 @@ LOSSES = (
         "InfoNCE: the positive is missing in the denominator", "test_loss",
     ),
     Mistake(
+        "losses.info_nce", "info_nce",
+        "Batch(__image, __text, None, 1.0, __t, __u, pair_mask)", "Batch(__image, __text, None, 1.0, __t, __u, None)",
+        "InfoNCE: masked pairs stay in the denominator", "test_loss",
+    ),
+    Mistake(
         "losses.sigmoid", "sigmoid_loss",
         "xp.where(positives, -logits, logits)", "xp.where(positives, logits, -logits)",
         "SigLIP: the labels are exchanged", "test_loss",

@@ -223,10 +223,10 @@ _GOOD = '{"image": "a.png", "caption": "one"}\n'
     ("text", "message"),
     [
         (_GOOD + '{"image": "b.png"', "pairs.jsonl, line 2: must be a JSON object on one line: Expecting"),
-        (_GOOD + "\n[1, 2]\n", "pairs.jsonl, line 3: must be a JSON object on one line: got a list"),
+        (_GOOD + "\n[1, 2]\n", "pairs.jsonl, line 3: must be a JSON object on one line: got a value of type list"),
         (_GOOD + "[" * 100_000, "pairs.jsonl, line 2: must be a JSON object on one line: nested too deeply"),
-        ("[\n" + _GOOD + "]", "pairs.jsonl, line 1: must be a JSON object on one line"),
-        ("[1]\n", "pairs.jsonl, line 1: must be a JSON object on one line: got a list"),
+        ("[\n" + _GOOD + "]", "pairs.jsonl must hold one JSON object on each line, got a list: write each object"),
+        ("1\n", "pairs.jsonl, line 1: must be a JSON object on one line: got a value of type int"),
         (_GOOD + '{"image": "b.png"}', "line 2: must have the field 'caption', got the fields image$"),
         (_GOOD + '{"image": "b.png", "caption": null}', "line 2: caption must be a text .*, got nothing$"),
         (
@@ -265,9 +265,9 @@ def test_parquet_that_is_damaged_or_holds_other_values_is_refused(folder: Path) 
         ({"image": ["a.png", None], "caption": ["x", "y"]}, "row 2: image must be a path, got nothing"),
         (
             {"image": [{"bytes": b"x", "path": "a.png"}], "caption": ["x"]},
-            "image must be a path, got a value of type di",
+            "image must be a path, got data of another kind: save",
         ),
-        ({"image": [b"a.png"], "caption": ["x"]}, "row 1: image must be a path, got a value of type bytes"),
+        ({"image": [b"a.png"], "caption": ["x"]}, "row 1: image must be a path, got data of another kind: save"),
         ({"image": ["a.png"], "words": ["x"]}, "must have one column named 'caption' .*: got the columns image, words"),
     ):
         parquet.write_table(pyarrow.table(columns), table)
@@ -291,7 +291,9 @@ def test_missing_pyarrow_is_named_with_the_extra(folder: Path, monkeypatch: pyte
             "image,caption\na.png,x\n".encode("utf-16"),
             "must be UTF-8, got UTF-16: save it as .* .iconv -f UTF-16 -t UTF-8",
         ),
-        ("image,caption\na.png,x\n".encode("utf-16-be"), "must be UTF-8, got UTF-16: "),
+        ("image,caption\na.png,x\n".encode("utf-16-be"), "must be UTF-8, got UTF-16 on line 1: "),
+        ("image,caption\na.png,x\n".encode("utf-32-le"), "must be UTF-8, got UTF-32 on line 1: "),
+        (b"image,caption\na.png,x\n" + "b.png,y\r\n".encode("utf-16-le"), "must be UTF-8, got UTF-16 on line 3: "),
         ("image,caption\na.png,x\n".encode("utf-32"), "must be UTF-8, got UTF-32: "),
         (b"PK\x03\x04 and so on", "must be a table, got a spreadsheet or a zip archive: export it as CSV"),
         (b"\x1f\x8b\x08 and so on", "must be a table, got a file that gzip has compressed: unpack it"),

@@ -137,6 +137,8 @@ _WORDS: dict[str, tuple[str, list[str]]] = {
 @pytest.mark.parametrize("name", _WORDS)
 def test_words_of_every_script(name: str) -> None:
     caption, words = _WORDS[name]
+    # A tokenizer without a vocabulary joins no clusters.
+    assert WordTokenizer([], 1).words(caption) == words
     tokenizer = WordTokenizer(sorted(set(words)), len(words) + 1)
     assert tokenizer.words(caption) == words
     numbers = [tokenizer.vocabulary.index(word) + 2 for word in words]
@@ -181,6 +183,8 @@ def test_every_cluster_of_the_fitted_captions_is_in_a_known_word(captions: list[
 def test_clusters_that_never_occur_apart_are_one_word() -> None:
     # "cat" stands in front of two colours, and the clusters of each word never occur apart.
     assert set(WordTokenizer.fit(["แมวแดง", "แมวดำ", "รถแดง"]).vocabulary) == {"แมว", "แดง", "ด\u0e4dา", "รถ"}
+    # A cluster that is a whole run elsewhere does occur apart.
+    assert set(WordTokenizer.fit(["แมว", "แม"]).vocabulary) == {"แม", "ว"}
 
 
 # Letters of European alphabets whose lower case has no combining mark, digits, and signs of ASCII.
