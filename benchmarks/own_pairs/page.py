@@ -30,7 +30,7 @@ def _page(figures: Mapping[str, Any]) -> str:
     names = [name for name in _ROWS if any(name in seed["runs"] for seed in seeds)]
     columns = [f"seed {seed['seed']}" for seed in seeds]
     lines = [
-        "# A table of one's own, with wrong captions",
+        "# A table of your own, with wrong captions",
         "",
         "The command `python -m benchmarks.own_pairs --work FOLDER` writes this page; the raw figures are in",
         "[`own_pairs.json`](own_pairs.json).",
