@@ -36,7 +36,7 @@ def _page(figures: Mapping[str, Any]) -> str:
         "[`own_pairs.json`](own_pairs.json).",
         "",
         "The data are 3,000 drawn pictures of 64 x 64 pixels. A picture shows a figure on a coloured ground, and the",
-        'caption names everything that varies: "a small yellow star at the bottom right on white". 30 % of the',
+        'caption names everything that varies: "a small yellow ring at the bottom right on white". 30 % of the',
         "captions are swapped among the pictures. The command runs the lines of the README, then the other rows with",
         "their own defaults. A tenth of the pictures is held out for validation and a tenth for test, with their wrong",
         "captions.",
