@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,58 +13,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from drrho_clip.disk import write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.safe_text import brief
 
 FORMAT_VERSION = 2
 """In files of version 1, which are still read, the checksum covers the arrays but not the state."""
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old content or the new content, never a mixture."""
-    temporary = temporary_path(path)
-    try:
-        with naming(path):
-            with temporary.open("wb") as file:
-                file.write(content)
-                # The content must be on the disk before the file gets its final name.
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        # If the disk has failed, the temporary file may stay; the error of the writing is the one to report.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    # The folder holds the new name, so the folder must be on the disk as well.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def temporary_path(path: Path) -> Path:
-    """Return the name under which `write_atomic` writes a file before the file gets its final name."""
-    # The process id keeps two programs from writing into the same temporary file.
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let every OSError inside the block name the given file, because an error of a full disk names none.
-
-    Examples
-    --------
-    >>> with naming(Path("run/metrics.jsonl")):
-    ...     raise OSError(28, "No space left on device")
-    Traceback (most recent call last):
-        ...
-    OSError: [Errno 28] No space left on device: 'run/metrics.jsonl'
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ _RULES = {
     "total": _STEP,
     "epochs": at_least(1),
     "finished": FLAG,
+    "stopped": FLAG,
 }
 # Version 0.1 wrote only these two.
 _REQUIRED = ("step", "seconds")

@@ -44,17 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         The words after ``drrho``; by default the words with which the process was started.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return guarded(lambda: read_command(words), ends_process=arguments is None)
 
-    def prepare() -> Command:
-        command: Command = parse(
-            sys.argv[1:] if arguments is None else list(arguments),
-            COMMANDS,
-            prog="drrho",
-            description="Steer the training of a model with a reference model.",
-        )
-        return command
 
-    return guarded(prepare, ends_process=arguments is None)
+def read_command(words: Sequence[str]) -> Command:
+    """Return the command that the words after ``drrho`` describe, or raise BadInput."""
+    command: Command = parse(
+        words, COMMANDS, prog="drrho", description="Steer the training of a model with a reference model."
+    )
+    return command
 
 
 if __name__ == "__main__":

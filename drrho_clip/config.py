@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from drrho_clip.data.preprocess import RESIZE_MODES
+from drrho_clip.constants import LARGEST_DEPTH, RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
-from drrho_clip.models import LARGEST_DEPTH
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
 from drrho_core.backend import Backend, default_backend
 from drrho_core.state import HOMES
@@ -111,6 +110,14 @@ class TrainConfig:
         later=True,
         help="reference: training pairs that fit badly by the reference model get a small weight in the loss.",
     )
+    init: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="RUN",
+        later=True,
+        help="Folder of another run whose best parameters this run starts from. The encoders must have the same sizes; "
+        "the tokenizer of that run is used.",
+    )
     # Random numbers, and the content of built-in data.
     seed: int = setting(0, rule=SEED, help="Seed of the initial parameters and of the order of the batches.")
     data_seed: int = setting(0, rule=SEED, help="Seed of built-in data and of the split of a table.")
@@ -151,6 +158,12 @@ class TrainConfig:
         rule=number("in [0, 1)", lambda value: 0 <= value < 1),
         later=True,
         help="Share of the steps of the run that is warm-up, unless warmup_steps is given.",
+    )
+    patience: int = setting(
+        0,
+        rule=at_least(0),
+        later=True,
+        help="Number of epochs without a better validation R@1 after which the training stops; 0: no early stop.",
     )
     weight_decay: float = setting(
         0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -20,18 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.checkpoint import write_atomic
 from drrho_clip.config import TrainConfig, preferred_architecture, preset
 from drrho_clip.data import ArrayDataset, DataSplits
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.gallery import retrieval_examples
 from drrho_clip.methods import METHODS
+from drrho_clip.outcome import Outcome, load_outcome
+from drrho_clip.outputs import check_folder, write_json
 from drrho_clip.report.data import ReportData
 from drrho_clip.report.page import write_report
-from drrho_clip.run import open_run, read_metrics
+from drrho_clip.run import has_checkpoint, open_run, read_metrics
 from drrho_clip.splits import open_splits
-from drrho_clip.train import Outcome, train
+from drrho_clip.train import train
 from drrho_core.backend import Backend, backend_names
 
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
@@ -125,17 +127,21 @@ def run_demo(
     Raises
     ------
     BadInput
-        If the folder holds files of an earlier demo and `resume` is off, or if there is no seed.
+        If the folder cannot be written or holds files of an earlier demo and `resume` is off, or if there is no seed or
+        a seed is repeated.
     """
     out = Path(out)
     if not seeds:
         raise BadInput("seeds must hold at least one seed, got none")
+    if len(set(seeds)) < len(seeds):
+        raise BadInput(f"seeds must not repeat a seed, got {' '.join(map(str, seeds))}")
     if not resume:
         present = [name for name in ("results.json", "report.html", "runs") if (out / name).exists()]
         if present:
             raise BadInput(
                 f"out must be a folder without a demo (or say --resume), got {out} with {', '.join(present)}"
             )
+    check_folder(out, "out")
     rows: list[dict[str, Any]] = []
     pictured: list[tuple[DataSplits, dict[str, Outcome]]] = []
     for seed in seeds:
@@ -148,7 +154,7 @@ def run_demo(
             outcomes[role] = train(
                 replace(config, architecture=preferred_architecture(config.architecture, backend)),
                 folder / role,
-                resume=resume and (folder / role / "config.json").exists(),
+                resume=resume and has_checkpoint(folder / role),
                 backend=backend,
                 splits=open_splits(config) if role == "reference" else splits,
                 quiet=quiet,
@@ -157,10 +163,10 @@ def run_demo(
         # Features and pictures of the first seed are enough for the report.
         if not pictured:
             pictured.append((splits, outcomes))
-    command = f"drrho demo --out {out} --backend {backend.name} --seeds {' '.join(map(str, seeds))}"
+    command = f"drrho demo --out {shlex.quote(str(out))} --backend {backend.name} --seeds {' '.join(map(str, seeds))}"
     report = report_data(rows, *pictured[0], data=data, command=command + (" --quick" if quick else ""), quick=quick)
     write_report(out / "report.html", report)
-    write_atomic(out / "results.json", (json.dumps(rows, indent=1) + "\n").encode())
+    write_json(out / "results.json", rows)
     return rows
 
 
@@ -298,9 +304,4 @@ def _versions() -> str:
 
 def load_outcomes(folder: Path, backend: Backend) -> dict[str, Outcome]:
     """Open the four finished runs of a seed, to write a new report without training."""
-    outcomes = {}
-    for role in ROLES:
-        run = open_run(folder / role)
-        row = json.loads(run.results.read_text(encoding="utf-8"))[0]
-        outcomes[role] = Outcome(run, Encoder.load(run, backend), row)
-    return outcomes
+    return {role: load_outcome(open_run(folder / role), backend) for role in ROLES}

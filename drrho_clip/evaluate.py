@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drrho_clip.data import captions_of, same_text
+from drrho_clip.errors import BadInput
 from drrho_clip.retrieval import Recall, Retrieval, retrieval
 from drrho_clip.similarity import nearest
 from drrho_clip.zero_shot import zero_shot_accuracy
@@ -19,12 +20,18 @@ from drrho_clip.zero_shot import zero_shot_accuracy
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
     from drrho_clip.encode import Encoder
+    from drrho_clip.prompts import Prompts
 
 __all__ = ["Recall", "Retrieval", "evaluate", "nearest", "retrieval", "zero_shot_accuracy"]
 
 
 def evaluate(
-    encoder: Encoder, dataset: Dataset, *, zero_shot: bool = True, gallery_size: int = 200
+    encoder: Encoder,
+    dataset: Dataset,
+    *,
+    zero_shot: bool = True,
+    gallery_size: int = 200,
+    prompts: Prompts | None = None,
 ) -> dict[str, float]:
     """Measure retrieval in galleries and, if the data have classes, zero-shot accuracy.
 
@@ -38,13 +45,24 @@ def evaluate(
         If False, zero-shot accuracy is not measured.
     gallery_size : int, default 200
         Images in a gallery, as in `retrieval`.
+    prompts : Prompts, optional
+        The user's own names and templates; by default the prompts of the data set.
 
     Returns
     -------
     dict
         The figures of `Retrieval.metrics` and, if the data have classes, zero_shot_accuracy in [0, 1] with the number
         of classes, num_classes, and of classified images, num_zero_shot_images.
+
+    Raises
+    ------
+    BadInput
+        If `prompts` do not fit the labels of the data, or the data have no labels.
     """
+    # A table knows the labels before an image is decoded, so a mistake in the prompts is found at once.
+    labels = getattr(dataset, "class_names", None)
+    if prompts is not None and labels:
+        prompts.names_of(labels)
     # An image with several captions is decoded and encoded once. The numbers of the images are 0, 1, ...
     captions, image_ids = captions_of(dataset), dataset.image_ids
     image_features = encoder.images_of(dataset, np.unique(image_ids, return_index=True)[1])
@@ -60,9 +78,12 @@ def evaluate(
     task = None
     if zero_shot:
         task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
+    if task is None and prompts is not None:
+        raise BadInput("classes and templates need data with at least two different labels, got data without")
     if task is not None:
-        # Zero-shot classification compares images with one prompt per class.
-        prompts = encoder.texts(task.prompts)
-        metrics["zero_shot_accuracy"] = zero_shot_accuracy(encoder.images(task.images), prompts, task.labels)
+        # Zero-shot classification compares images with one feature per class.
+        names = task.class_names
+        of_classes = encoder.texts(task.prompts) if prompts is None else prompts.features(encoder, names)
+        metrics["zero_shot_accuracy"] = zero_shot_accuracy(encoder.images(task.images), of_classes, task.labels)
         metrics |= {"num_classes": len(task.prompts), "num_zero_shot_images": len(task.images)}
     return metrics

@@ -17,6 +17,7 @@ from drrho_clip.methods import METHODS
 from drrho_clip.pair_choice import PairChoice, choose_pairs, load_pair_choice, save_pair_choice
 from drrho_clip.reference import Judgement, ask_reference
 from drrho_clip.run import Run, load_reference_features, save_reference_features
+from drrho_clip.run_data import place_of
 from drrho_clip.terminal import say
 from drrho_core.backend import Backend
 
@@ -62,7 +63,7 @@ def open_guidance(run: Run, backend: Backend, splits: DataSplits) -> Guidance:
             load_reference_features(run.reference_features, {"data": run.fingerprint}) if needs_features else None,
             load_pair_choice(run.pair_choice, run.fingerprint) if chooses else None,
         )
-    judgement = ask_reference(config.reference, backend, splits)
+    judgement = ask_reference(place_of(run, "reference"), backend, splits)
     return Guidance(
         (judgement.image_features, judgement.text_features) if needs_features else None,
         choose_pairs(config, judgement),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from drrho_clip.errors import BadInput
 from drrho_clip.safe_text import brief
+from drrho_clip.terminal import say
 
 __all__ = [
     "FLAG",
@@ -300,6 +301,10 @@ def _refuse_unknown(words: Sequence[str], commands: Mapping[str, type], prog: st
 
 class _Parser(argparse.ArgumentParser):
     """argparse's parser, except that an error is raised as BadInput instead of printed with the usage."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse itself would hide that the reader of a pipe has gone or that a disk is full."""
+        say(*self.format_help().splitlines(), stream=file)
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message} (see {self.prog} --help)")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.checkpoint import naming, temporary_path, write_atomic
+from drrho_clip.disk import naming, temporary_path, write_atomic
 from drrho_clip.errors import BadInput
 
 __all__ = ["check_file", "check_folder", "write_json"]
@@ -120,7 +120,8 @@ def _try_to_write(path: Path) -> None:
     """Write and remove the temporary file under which `write_atomic` would write a path."""
     trial = temporary_path(path)
     try:
-        trial.write_bytes(_TRIAL)
+        with trial.open("xb") as file:
+            file.write(_TRIAL)
     finally:
         with contextlib.suppress(OSError):
             trial.unlink()

@@ -52,9 +52,10 @@ class Retrieval(NamedTuple):
     num_pairs_full : int
         Number of all pairs, from which `retrieval_r1_full` is computed.
     retrieval_r1_standard_error : float
-        Standard error of `retrieval_r1` as an estimate for further images of the same kind. It covers the choice of the
-        images, not the choice of the seed. If every query is answered in the same way, the error is 0, and the true
-        share may still differ by about 3 / (number of images).
+        Standard error of `retrieval_r1` as an estimate for further images of the same kind, by the jackknife. An image
+        counts with its captions, both as queries and as answers to other queries, so the error is larger than that of
+        independent queries. It does not cover the choice of the seed. If all queries are answered correctly, the error
+        is 0, and the true share may still be lower by about 3 / (number of images).
     """
 
     retrieval_r1: float
@@ -182,14 +183,14 @@ def retrieval(
     num_images = len(pairs.images)
     size = min(int(gallery_size), num_images)
     num_galleries = num_images // size
-    ranks = [_ranks(pairs.part(first, first + size)) for first in range(0, num_galleries * size, size)]
-    image_ranks, text_ranks = (np.concatenate(parts) for parts in zip(*ranks, strict=True))
+    images, texts = zip(*(_answers(pairs.part(i, i + size)) for i in range(0, num_galleries * size, size)), strict=True)
+    image_ranks, text_ranks = (np.concatenate([answers.ranks for answers in part]) for part in (images, texts))
     image_to_text, text_to_image = _recall(image_ranks), _recall(text_ranks)
     r1, r5, r10 = ((a + b) / 2 for a, b in zip(image_to_text, text_to_image, strict=True))
     # A single gallery without a remainder holds all images.
     r1_full = r1
     if num_images > size:
-        r1_full = sum(_recall(ranks_of_all).r1 for ranks_of_all in _ranks(pairs)) / 2
+        r1_full = sum(_recall(answers.ranks).r1 for answers in _answers(pairs)) / 2
     return Retrieval(
         retrieval_r1=r1,
         retrieval_r5=r5,
@@ -202,7 +203,7 @@ def retrieval(
         gallery_size=size,
         retrieval_r1_full=r1_full,
         num_pairs_full=len(pairs.texts),
-        retrieval_r1_standard_error=_standard_error(image_ranks == 1, text_ranks == 1, pairs.start[: len(image_ranks)]),
+        retrieval_r1_standard_error=_standard_error(images, texts, np.diff(pairs.start[: len(image_ranks) + 1])),
     )
 
 
@@ -257,16 +258,23 @@ def _numbers(values: Sequence[Hashable]) -> NDArray[np.intp]:
     return np.array([number_of[value] for value in values], dtype=np.intp)
 
 
-def _ranks(gallery: _Pairs) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the rank of every image over all captions, and of every caption over all images.
+class _Answers(NamedTuple):
+    """How the queries of one direction are answered.
 
-    A rank is 1 + the number of wrong answers that are at least as similar as the best correct answer, so a tie with a
-    wrong answer raises the rank and lowers the score.
+    `ranks` holds the rank of each query: 1 + the number of wrong answers that are at least as similar as the best
+    correct answer, so a tie with a wrong answer raises the rank and lowers the score. `blockers` holds, for each query,
+    the number of the image to which all these wrong answers belong, or -1 if there is no such single image.
     """
-    best_of_image = np.full(len(gallery.images), -np.inf)
-    best_of_text = np.full(len(gallery.texts), -np.inf)
-    ranks_of_image = np.ones(len(gallery.images), dtype=np.intp)
-    ranks_of_text = np.ones(len(gallery.texts), dtype=np.intp)
+
+    ranks: NDArray[np.intp]
+    blockers: NDArray[np.intp]
+
+
+def _answers(gallery: _Pairs) -> tuple[_Answers, _Answers]:
+    """Answer every image by the captions, and every caption by the images."""
+    num_images, num_texts = len(gallery.images), len(gallery.texts)
+    image_of_text = np.repeat(np.arange(num_images), np.diff(gallery.start))
+    best_of_image, best_of_text = np.full(num_images, -np.inf), np.full(num_texts, -np.inf)
     # The first pass finds the best correct answer of every query.
     for images, texts, correct in _tiles(gallery):
         tile = SimilarityTile(gallery.images[images], gallery.texts[texts])
@@ -275,11 +283,34 @@ def _ranks(gallery: _Pairs) -> tuple[NDArray[Any], NDArray[Any]]:
         np.maximum.at(best_of_image[images], rows, similarity)
         np.maximum.at(best_of_text[texts], columns, similarity)
     # The second pass counts the wrong answers that are at least as similar.
+    of_images, of_texts = _Wrong(num_images), _Wrong(num_texts)
     for images, texts, correct in _tiles(gallery):
         tile = SimilarityTile(gallery.images[images], gallery.texts[texts])
-        ranks_of_image[images] += np.sum(~correct & tile.at_least(best_of_image[images, np.newaxis]), axis=1)
-        ranks_of_text[texts] += np.sum(~correct & tile.at_least(best_of_text[texts]), axis=0)
-    return ranks_of_image, ranks_of_text
+        of_images.add(images, ~correct & tile.at_least(best_of_image[images, np.newaxis]), image_of_text[texts])
+        wrong_images = ~correct & tile.at_least(best_of_text[texts])
+        of_texts.add(texts, wrong_images.T, np.arange(images.start, images.stop))
+    return of_images.answers(), of_texts.answers()
+
+
+class _Wrong:
+    """The wrong answers that come before the best correct answer, collected from tiles for the queries of a gallery."""
+
+    def __init__(self, num_queries: int) -> None:
+        self.count = np.zeros(num_queries, dtype=np.intp)
+        # The smallest and the largest number of an image among the wrong answers; they are equal for a single blocker.
+        self.first = np.full(num_queries, np.iinfo(np.intp).max)
+        self.last = np.full(num_queries, -1)
+
+    def add(self, queries: slice, wrong: NDArray[np.bool_], image: NDArray[np.intp]) -> None:
+        """Add a tile [queries, answers]; `image` is the number of the image of each answer."""
+        self.count[queries] += np.sum(wrong, axis=1)
+        first = np.where(wrong, image, np.iinfo(np.intp).max).min(axis=1)
+        last = np.where(wrong, image, -1).max(axis=1)
+        self.first[queries] = np.minimum(self.first[queries], first)
+        self.last[queries] = np.maximum(self.last[queries], last)
+
+    def answers(self) -> _Answers:
+        return _Answers(1 + self.count, np.where(self.first == self.last, self.first, -1))
 
 
 def _tiles(gallery: _Pairs) -> Iterator[tuple[slice, slice, NDArray[np.bool_]]]:
@@ -304,15 +335,25 @@ def _recall(ranks: NDArray[Any]) -> Recall:
     return Recall(*(float(np.mean(ranks <= k)) for k in (1, 5, 10)))
 
 
-def _standard_error(image_hits: NDArray[np.bool_], text_hits: NDArray[np.bool_], start: NDArray[np.intp]) -> float:
-    """Return the standard error of R@1, in which image and captions form a cluster of queries.
+def _standard_error(images: Sequence[_Answers], texts: Sequence[_Answers], num_captions: NDArray[np.intp]) -> float:
+    """Return the standard error of R@1 by the jackknife: R@1 is computed again without each image.
 
-    The queries of one image are answered well or badly together, so they do not count as independent. The formula is
-    the variance of a sum of M independent clusters, ``M / (M - 1) * sum_i e_i^2``, with the deviation of image i from
-    the mean of both directions, ``e_i = (h_i - mean h) / 2M + sum_{c of i} (h_c - mean h_c) / 2N``, for M images and N
-    captions; h is 1 for a hit and 0 for a miss.
+    With M images, and R@1 without image i called r_i, the squared error is ``(M - 1) / M * sum_i (r_i - mean r)^2``
+    (Efron and Stein, "The jackknife estimate of variance", 1981; the estimate errs on the large side). An image without
+    which a query would be answered correctly is the only blocker of the query.
     """
-    num_images, num_texts = len(image_hits), len(text_hits)
-    deviation = (image_hits - image_hits.mean()) / (2 * num_images)
-    deviation += np.add.reduceat(text_hits - text_hits.mean(), start) / (2 * num_texts)
-    return float(np.sqrt(num_images / (num_images - 1) * np.sum(deviation**2)))
+    total = len(num_captions)
+    queries = np.ones(total, dtype=np.intp)
+    owner = np.repeat(np.arange(total), num_captions)
+    without = np.zeros(total)
+    for galleries, count, image in ((images, queries, np.arange(total)), (texts, num_captions, owner)):
+        hits = np.concatenate([answers.ranks == 1 for answers in galleries])
+        own = np.bincount(image, weights=hits, minlength=total)
+        # Galleries number their images from 0.
+        sizes = [len(answers.ranks) for answers in images]
+        freed = [
+            np.bincount(answers.blockers[answers.blockers >= 0], minlength=size)
+            for answers, size in zip(galleries, sizes, strict=True)
+        ]
+        without += (hits.sum() - own + np.concatenate(freed)) / (len(hits) - count) / 2
+    return float(np.sqrt((total - 1) / total * np.sum((without - without.mean()) ** 2)))

@@ -16,18 +16,22 @@ drrho need. A resumed run overwrites estimator.bin with the inner estimates of t
 
 from __future__ import annotations
 
+import fnmatch
+import itertools
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, load_state, naming, save_arrays, write_atomic
+from drrho_clip.checkpoint import load_arrays, load_state, save_arrays
 from drrho_clip.checkpoint_state import check_state
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import Dataset, WordTokenizer, captions_of
+from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, WordTokenizer, captions_of
+from drrho_clip.disk import naming, write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.json_files import read_json
 from drrho_clip.models import ModelSpec, parameter_shapes
@@ -88,6 +92,13 @@ class Run:
         The words of the training captions.
     fingerprint : str
         Digest of the content of the training data.
+    held_out : mapping
+        Digests of the content of the parts "validation" and "test"; empty for a run of version 0.1.
+    places : mapping
+        For each setting that names a file or folder: "path", which is absolute, and "from_run", which is relative to
+        the run's folder, both at the start of the run; see `drrho_clip.run_data`.
+    earlier_ends : tuple of int
+        If a finished run was continued with more epochs: the numbers of epochs after which it was finished before.
     """
 
     folder: Path
@@ -95,6 +106,9 @@ class Run:
     spec: ModelSpec
     tokenizer: WordTokenizer
     fingerprint: str
+    held_out: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    earlier_ends: tuple[int, ...] = ()
 
     @property
     def checkpoint(self) -> Path:
@@ -136,7 +150,7 @@ class Run:
         return self.folder / "results.json"
 
     def write(self) -> None:
-        """Write config.json; the folder must not hold a run yet."""
+        """Write config.json."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # This file alone is enough to build the model and to find the data.
         document = {
@@ -146,6 +160,9 @@ class Run:
             "model": self.spec.to_json(),
             "tokenizer": self.tokenizer.to_json(),
             "data_fingerprint": self.fingerprint,
+            "held_out_fingerprints": dict(self.held_out),
+            "places": {name: dict(place) for name, place in self.places.items()},
+            "earlier_ends": list(self.earlier_ends),
         }
         write_json(self.folder / "config.json", document)
 
@@ -160,15 +177,8 @@ class Run:
         state = load_state(self.checkpoint, "checkpoint")
         check_state(state, self.checkpoint)
         # Before version 0.2.0 a checkpoint did not say whether the training was over.
-        over = state.get("finished", True)
+        over = state.get("finished", True) and state.get("epochs", self.config.epochs) == self.config.epochs
         return RunProgress(int(state["step"]), state.get("total"), over and self.results.is_file())
-
-    def require_finished(self, option: str) -> None:
-        """Raise BadInput unless the training is over; `option` is the option that permits an unfinished run."""
-        done, total, finished = self.progress()
-        if not finished:
-            steps = f"{done:,} steps" if total is None else f"{done:,} of {total:,} steps"
-            raise BadInput(f"{self.folder} must be a finished run (or say {option}), got a run after {steps}")
 
     def chosen_state(self, state: str = "best") -> str:
         """Return the state that stands for `state` in this run: `state` itself if the run has kept that state.
@@ -202,6 +212,12 @@ class Run:
             raise BadInput(f"{file} must hold the parameters of its config.json, got other parameters")
         return parameters
 
+    def sync_log(self) -> None:
+        """Wait until all lines of metrics.jsonl are on the disk; a checkpoint that is there must not lack its lines."""
+        if self.metrics.exists():
+            with naming(self.metrics), self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
@@ -214,10 +230,12 @@ class Run:
         write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
-    """Return a new run with a tokenizer for the captions and encoder sizes for the images; no file is written."""
-    # The vocabulary comes from the training captions only; validation and test captions may hold unknown words.
-    tokenizer = WordTokenizer.fit(captions_of(data))
+def describe_run(folder: Path, config: TrainConfig, data: Dataset, *, tokenizer: WordTokenizer | None = None) -> Run:
+    """Return a new run with encoder sizes for the images; no file is written.
+
+    By default the run gets a tokenizer for the captions.
+    """
+    tokenizer = _tokenizer_for(data) if tokenizer is None else tokenizer
     spec = ModelSpec(
         config.architecture,
         image_size=config.image_size,
@@ -231,11 +249,29 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset) -> Run:
     return Run(folder, config, spec, tokenizer, data.fingerprint())
 
 
+def _tokenizer_for(data: Dataset) -> WordTokenizer:
+    """Return a tokenizer with the words of the training captions, which reads all captions and prompts to the end."""
+    # The vocabulary comes from the training captions only; validation and test captions may hold unknown words.
+    tokenizer = WordTokenizer.fit(captions_of(data))
+    # The prompts of the labels may be longer than every caption. Cut off before the label, they would all be equal.
+    prompts = (DEFAULT_PROMPT.replace("{}", name) for name in getattr(data, "class_names", ()))
+    longest = min(max((len(tokenizer.words(prompt)) for prompt in prompts), default=0), LONGEST_CONTEXT)
+    if longest <= tokenizer.context_length:
+        return tokenizer
+    return WordTokenizer(tokenizer.vocabulary, longest)
+
+
+def files_of_run(folder: Path) -> list[Path]:
+    """Return the files of a run that are in a folder; links are among them, whether they lead to a file or not."""
+    entries = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / entry for entry in entries if any(fnmatch.fnmatchcase(entry, name) for name in FILES)]
+
+
 def refuse_existing(folder: Path) -> None:
     """Raise BadInput if a folder holds a run, is a file or cannot be written, so that no file is ever overwritten."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
-    present = [path.name for name in FILES for path in sorted(folder.glob(name))]
+    present = [path.name for path in files_of_run(folder)]
     if present:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
     check_folder(folder, "out")
@@ -267,7 +303,7 @@ def open_run(folder: str | Path) -> Run:
     if not file.is_file():
         raise BadInput(f"{folder} must be the folder of a run, got no config.json there")
     # A pipe or a device in place of another file of the run could be read for ever.
-    for path in (path for name in FILES for path in folder.glob(name)):
+    for path in files_of_run(folder):
         if not path.is_file():
             raise BadInput(f"{path} must be a plain file, got a folder, a pipe, a device or a broken link")
     document = read_json(file, "the description of a run")
@@ -283,6 +319,10 @@ def open_run(folder: str | Path) -> Run:
             spec=ModelSpec.from_json(document["model"]),
             tokenizer=WordTokenizer.from_json(document["tokenizer"]),
             fingerprint=document["data_fingerprint"],
+            # Version 0.1 had no such entries.
+            held_out=document.get("held_out_fingerprints", {}),
+            places=document.get("places", {}),
+            earlier_ends=tuple(document.get("earlier_ends", ())),
         )
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
@@ -303,6 +343,13 @@ def _check_parts(run: Run, file: Path) -> None:
             raise BadInput(f"{file}: {name} of the model must be {brief(value)}, got {brief(getattr(run.spec, name))}")
     if not isinstance(run.fingerprint, str):
         raise BadInput(f"{file}: data_fingerprint must be a text, got {brief(run.fingerprint)}")
+    texts = {"held_out_fingerprints": run.held_out, **{f"places of {name}": run.places[name] for name in run.places}}
+    for name, entry in texts.items():
+        if not isinstance(entry, Mapping) or not all(isinstance(value, str) for value in entry.values()):
+            raise BadInput(f"{file}: {name} must be texts, got {brief(entry)}")
+    ends = [0, *run.earlier_ends, run.config.epochs]
+    if not all(isinstance(end, int) for end in ends) or any(a >= b for a, b in itertools.pairwise(ends)):
+        raise BadInput(f"{file}: earlier_ends must be rising numbers below epochs, got {brief(run.earlier_ends)}")
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

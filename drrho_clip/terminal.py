@@ -95,9 +95,21 @@ def _write(text: str, stream: TextIO | None) -> None:
     """Write and flush a text, with replacement signs for characters that the stream's encoding lacks."""
     stream = sys.stdout if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
-    # An error of the disk or the pipe must come now, and not when the interpreter ends.
-    stream.flush()
+    with _naming_stream(stream):
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+        # An error of the disk or the pipe must come now, and not when the interpreter ends.
+        stream.flush()
+
+
+@contextlib.contextmanager
+def _naming_stream(stream: TextIO) -> Iterator[None]:
+    """Let every OSError name the stream, which then leads to nowhere."""
+    try:
+        yield
+    except OSError as error:
+        abandon(stream)
+        name = "standard error" if stream is sys.stderr else "standard output"
+        raise OSError(error.errno, error.strerror, name) from None
 
 
 @contextlib.contextmanager
@@ -124,13 +136,10 @@ def prepared_streams() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Write what standard output still holds; an error names the stream, which then leads to nowhere."""
-    try:
-        if not sys.stdout.closed:
+    """Write what libraries have left in the buffer of standard output."""
+    if not sys.stdout.closed:
+        with _naming_stream(sys.stdout):
             sys.stdout.flush()
-    except OSError as error:
-        abandon(sys.stdout)
-        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def abandon(stream: TextIO) -> None:

@@ -1,69 +1,37 @@
-"""Training: one loop for every backend and method. A run can be stopped and resumed at any step.
+"""Training: a run is started, continued, or only read because it is finished. A run can be stopped at any step.
 
-Read this file from top to bottom: `train` opens the data and the folder, `Trainer.fit` is the loop over batches, and
-`Trainer.take_step` updates the parameters from one batch. The arithmetic of a step is in `drrho_clip.step`.
+`train` opens the data and the folder; `drrho_clip.trainer` has the loop over batches, one for every backend and method.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import json
-import math
-import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from drrho_clip.caption_check import print_caption_warnings
-from drrho_clip.checkpoint import load_arrays, save_arrays, write_atomic
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
-from drrho_clip.encode import Encoder, build_model, model_inputs
-from drrho_clip.errors import BadInput
+from drrho_clip.data import DataSplits
+from drrho_clip.disk import write_atomic
 from drrho_clip.evaluate import evaluate
-from drrho_clip.guidance import keep_guidance, open_guidance, print_guidance
+from drrho_clip.guidance import keep_guidance, print_guidance
 from drrho_clip.held_out import check_held_out, save_known_images
-from drrho_clip.memorisation import serves_better
-from drrho_clip.models import initial_parameters
+from drrho_clip.outcome import Outcome, load_outcome
 from drrho_clip.outputs import check_folder
-from drrho_clip.progress import Reporter
-from drrho_clip.reference import measure_shares
+from drrho_clip.resume import continued, open_finished_run, parameters_to_start_from
 from drrho_clip.run import (
     Run,
     describe_run,
     open_run,
-    part,
+    read_metrics,
     refuse_existing,
     remove_torn_files,
 )
+from drrho_clip.run_data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
 from drrho_clip.splits import open_splits
-from drrho_clip.step import StepBatch, StepState, build_step
-from drrho_core import cosine_gamma
+from drrho_clip.trainer import Trainer
+from drrho_clip.writer import only_writer
 from drrho_core.backend import Backend, get_backend
-from drrho_core.checks import Array
-from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
-
-
-class Outcome(NamedTuple):
-    """The result of a training run.
-
-    Attributes
-    ----------
-    run : Run
-        Folder and description.
-    encoder : Encoder
-        The trained model, with the parameters of the best state; see `Trainer.end_of_epoch`.
-    row : dict
-        The row of results.json, measured with `encoder`.
-    """
-
-    run: Run
-    encoder: Encoder
-    row: dict[str, Any]
 
 
 def train(
@@ -76,6 +44,7 @@ def train(
     splits: DataSplits | None = None,
     quiet: bool = False,
     stop_after: int | None = None,
+    allow_unfinished: bool = False,
 ) -> Outcome:
     """Train a model and evaluate it.
 
@@ -86,7 +55,9 @@ def train(
     out : path
         Folder of the run. A folder that holds a run is refused unless `resume` is True.
     resume : bool
-        Continue the run in `out` from the last checkpoint; the settings of that run must equal `config`.
+        Continue the run in `out` from the last checkpoint. The settings of that run must equal `config`, with two
+        exceptions: a finished run may get more epochs, and a table may have moved. A finished run without more epochs
+        does not change.
     backend : Backend, optional
         The library that runs the training; built from ``config.backend``, ``config.dtype`` and `device` by default.
     device : str, optional
@@ -98,6 +69,8 @@ def train(
     stop_after : int, optional
         Number of steps, counted from the start of the run, after which training stops with a checkpoint. A later call
         with `resume` continues.
+    allow_unfinished : bool
+        Accept a reference run, or a run to start from, that is not finished.
 
     Returns
     -------
@@ -111,42 +84,99 @@ def train(
     MissingExtra
         If a library that the data need is not installed.
     """
-    folder = Path(out)
-    if resume:
-        run = open_run(folder)
-        require_same(run.config, config)
-        check_folder(folder, "out")
-    else:
-        refuse_existing(folder)
     if backend is None:
         backend = get_backend(config.backend, device=device, dtype=config.dtype)
+    folder = Path(out)
+    if resume:
+        return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
+    refuse_existing(folder)
+    for name in ("reference", "init"):
+        if getattr(config, name) is not None:
+            open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
     splits = open_splits(config) if splits is None else splits
-    if not resume:
-        run = describe_run(folder, config, splits.train)
-    elif run.fingerprint != splits.train.fingerprint():
-        raise BadInput(f"data must be what {folder} was trained on, got other content under {config.data!r}")
-
-    # A resumed run no longer needs the folder of the reference model.
-    reference = None if resume or config.reference is None else open_run(config.reference)
+    source = None if config.init is None else open_run(config.init)
+    run = describe_run(folder, config, splits.train, tokenizer=None if source is None else source.tokenizer)
+    run = describe_data(run, splits)
+    start = None if source is None else parameters_to_start_from(source, run.spec)
+    reference = None if config.reference is None else open_run(config.reference)
     check_held_out(splits, reference=reference, quiet=quiet)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
-    with contextlib.closing(Trainer(run, backend, splits)) as trainer:
-        remove_torn_files(folder)
-        if not resume:
+    with contextlib.closing(Trainer(run, backend, splits, start=start)) as trainer:
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_writer(folder):
+            # Another process may have started a run in the meantime.
+            refuse_existing(folder)
+            remove_torn_files(folder)
             run.write()
-        # A run of an earlier version, or one that was killed just now, gets the file when it is resumed.
-        if not run.training_images.exists():
             save_known_images(run, splits, reference=reference)
-        if resume and run.checkpoint.exists():
-            trainer.load()
-        else:
             trainer.save()
-        keep_guidance(run, trainer.guidance)
-        if not quiet:
-            print_caption_warnings(run.tokenizer, splits, None if reference is None else reference.tokenizer)
-            print_guidance(trainer.guidance, len(splits.train))
-        trainer.fit(quiet=quiet, stop_after=stop_after)
+            tokenizer = None if reference is None else reference.tokenizer
+            if not quiet:
+                print_caption_warnings(run.tokenizer, splits, tokenizer)
+            return _finish(trainer, quiet=quiet, stop_after=stop_after)
 
+
+def _resume(
+    folder: Path,
+    config: TrainConfig,
+    backend: Backend,
+    splits: DataSplits | None,
+    *,
+    quiet: bool,
+    stop_after: int | None,
+) -> Outcome:
+    """Continue the run in a folder, or return the results of a finished run."""
+    stored, run = open_run(folder), continued(folder, config)
+    extended = run.earlier_ends != stored.earlier_ends
+    moved = {name: value for name, value in tables_of(config).items() if value != tables_of(run.config)[name]}
+    over = run.progress().finished and not extended
+    if over and not moved:
+        _check_finished(run, splits)
+        return load_outcome(run, backend)
+    check_folder(folder, "out")
+    with only_writer(folder):
+        if splits is None:
+            splits = open_run_data(run, **moved)
+        else:
+            require_same_data(run, splits)
+        run = with_places(run, moved)
+        if over:
+            run.write()
+            return load_outcome(run, backend)
+        # A resumed run no longer needs the folder of the reference model.
+        check_held_out(splits, quiet=quiet)
+        with contextlib.closing(Trainer(run, backend, splits)) as trainer:
+            remove_torn_files(folder)
+            trainer.load()
+            if moved or extended:
+                run.write()
+            if extended:
+                # From here on the run is unfinished again.
+                run.results.unlink(missing_ok=True)
+                trainer.save()
+            # A run of an earlier version, or a run that was killed at the start, gets the file now.
+            if not run.training_images.exists():
+                save_known_images(run, splits)
+            return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def _check_finished(run: Run, splits: DataSplits | None) -> None:
+    """Raise BadInput if files or data of a finished run are damaged; data that are no longer there are not needed."""
+    run.load_parameters("last")
+    read_metrics(run.metrics)
+    if splits is not None:
+        require_same_data(run, splits)
+    elif data_are_there(run):
+        open_run_data(run)
+
+
+def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome:
+    """Train to the end or to `stop_after`, measure the best state, and write the results of a finished run."""
+    run, config = trainer.run, trainer.run.config
+    keep_guidance(run, trainer.guidance)
+    if not quiet:
+        print_guidance(trainer.guidance, len(trainer.splits.train))
+    trainer.fit(quiet=quiet, stop_after=stop_after)
     # The best state is measured, because validation may fall again before the last step.
     state = run.chosen_state("best")
     encoder = trainer.encoder_of(state)
@@ -154,7 +184,7 @@ def train(
         "method": config.method,
         "dataset": config.data,
         "seed": config.seed,
-        "metrics": evaluate(encoder, splits.test),
+        "metrics": evaluate(encoder, trainer.splits.test),
         "state": state,
         "step": trainer.kept[state]["step"] if state in trainer.kept else trainer.done,
         "samples_seen": trainer.done * config.batch_size,
@@ -163,350 +193,3 @@ def train(
     if trainer.finished:
         write_atomic(run.results, (json.dumps([row], indent=1) + "\n").encode())
     return Outcome(run, encoder, row)
-
-
-class Trainer:
-    """A run in memory: model, optimiser, estimator, data and progress. Building a trainer writes no file.
-
-    The estimator holds the inner estimates: running averages, two per sample, that the methods sogclr and drrho need.
-
-    Parameters
-    ----------
-    run : Run
-        The run to train.
-    backend : Backend
-        The library that runs the training.
-    splits : DataSplits
-        The data.
-
-    Attributes
-    ----------
-    done, total_steps, steps_per_epoch : int
-        Number of steps that are done, of all steps of the run, and of the steps in an epoch.
-    seconds : float
-        Time spent in steps since the start of the run, the steps before an interruption included.
-    kept : dict
-        For each state that the run keeps beside the last state, by name: the figures given to `keep_state`, and step.
-    source : BatchSource
-        The batches of the training data.
-    state : StepState
-        Parameters and optimiser state.
-    temperature : Temperature
-        The temperature, fixed or learned.
-    """
-
-    def __init__(self, run: Run, backend: Backend, splits: DataSplits) -> None:
-        config = run.config
-        self.run, self.backend, self.splits = run, backend, splits
-        reading: dict[str, Any] = {
-            "image_size": run.spec.image_size,
-            "resize_mode": config.resize,
-            "channels": run.spec.channels,
-        }
-        self.source = BatchSource(splits.train, run.tokenizer, **reading)
-        self.guidance = open_guidance(run, backend, splits)
-        # Rows of the data set that are used; the estimator has a place for every row, used or not.
-        choice = self.guidance.choice
-        self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
-        self._anchor_weight = None if choice is None else choice.anchor_weight
-        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
-        self.total_steps = self.steps_per_epoch * config.epochs
-        self.done, self.seconds, self.stopped = 0, 0.0, False
-        self.kept: dict[str, dict[str, Any]] = {}
-        self._unwritten: set[str] = set()  # names of the states that `save` has still to write
-        self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
-        # Every backend starts from the same parameters, which NumPy draws.
-        model = build_model(backend, run.spec)
-        start = initial_parameters(run.spec, seed=config.seed)
-        parameters = {name: backend.asarray(array) for name, array in start.items()}
-        optimizer = backend.adamw(weight_decay=config.weight_decay)
-        self.state = StepState(parameters, optimizer.init(parameters))
-        self._step = build_step(backend, model, optimizer, config)
-        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=config.resize)
-        self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
-        self.temperature: Temperature = make_temperature(
-            config.temperature_scheme,
-            config.temperature,
-            num_samples=len(self.source),
-            like=backend.asarray(np.zeros(1)),
-            minimum=config.temperature_min,
-            maximum=config.temperature_max,
-        )
-
-    @functools.cached_property
-    def estimator(self) -> RunEstimator:
-        """The inner estimates; they are made at the first use, because their file needs the folder of the run."""
-        place = self.run.config.estimator
-        # After a crash the file may be some steps ahead of the checkpoint; `load` replaces all estimates in the file.
-        path = self.run.estimator_file if place == "file" else None
-        return make_estimator(place, len(self.source), backend=self.backend, path=path)
-
-    def close(self) -> None:
-        """Close the file of the inner estimates, if there is a file; the trainer can take no step after that."""
-        if "estimator" in vars(self):
-            self.estimator.close()
-
-    @property
-    def encoder(self) -> Encoder:
-        """The model with the current parameters."""
-        self._encoder.use(self.state.parameters)
-        return self._encoder
-
-    @property
-    def finished(self) -> bool:
-        """The training is over."""
-        return self.stopped or self.done == self.total_steps
-
-    def encoder_of(self, state: str) -> Encoder:
-        """Return the model with the parameters of a state: "last", the current parameters, or a kept state."""
-        if state == "last":
-            return self.encoder
-        parameters = self.run.load_parameters(state)
-        self._encoder.use({name: self.backend.asarray(array) for name, array in parameters.items()})
-        return self._encoder
-
-    def fit(self, *, quiet: bool = False, stop_after: int | None = None) -> None:
-        """Train to the end, or until `stop_after` steps of the run are done; log, validate and save on the way."""
-        config = self.run.config
-        stop = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
-        title = f"{config.method} on {config.data}"
-        with Reporter(title, self.total_steps, done=self.done, quiet=quiet) as reporter:
-            for epoch, batch in itertools.islice(self._remaining_batches(), max(0, stop - self.done)):
-                self._notes["loss"] = self.take_step(batch, epoch=epoch) or self._notes["loss"]
-                epoch_ends = self.done % self.steps_per_epoch == 0
-                if epoch_ends:
-                    self.end_of_epoch(epoch)
-                if epoch_ends or self.done % config.checkpoint_every == 0 or self.done == stop:
-                    self.save()
-                reporter.advance(", ".join(filter(None, self._notes.values())))
-                if self.stopped:
-                    break
-
-    def end_of_epoch(self, epoch: int) -> None:
-        """Validate the current state, log the figures, and keep the state if R@1 is the best so far.
-
-        All that happens once per epoch happens here. Of equally good epochs the earliest is kept.
-        """
-        metrics = evaluate(self.encoder, self.splits.validation, zero_shot=False)
-        self._log(epoch, {f"validation_{name}": value for name, value in metrics.items()})
-        r1 = metrics["retrieval_r1"]
-        if "best" not in self.kept or r1 > self.kept["best"]["retrieval_r1"]:
-            self.keep_state("best", {"epoch": epoch, "retrieval_r1": r1})
-        if self.run.config.reference is None:
-            self._judge_as_reference(epoch, r1)
-        best = self.kept["best"]
-        self._notes["validation"] = (
-            f"validation R@1 {r1:.3f} (best {best['retrieval_r1']:.3f}, epoch {best['epoch'] + 1})"
-        )
-
-    def _judge_as_reference(self, epoch: int, r1: float) -> None:
-        """Log the shares of hopeless pairs, keep the state if it is the best reference model, or stop; see references.
-
-        Every run without a reference model may become the reference model of another run.
-        """
-        temperature = self.run.config.temperature
-        shares = measure_shares(
-            self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
-        )
-        figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
-        self._log(epoch, figures)
-        kept = self.kept.get("reference")
-        if serves_better(r1, shares, None if kept is None else kept["retrieval_r1"]):
-            self.keep_state("reference", {"epoch": epoch, "retrieval_r1": r1, **figures})
-        self.stopped = self.run.config.as_reference and shares.past_hope
-        self._notes["hopeless"] = f"hopeless {shares.train:.0%} of training, {shares.validation:.0%} of validation"
-
-    def _remaining_batches(self) -> Iterator[tuple[int, HostBatch]]:
-        """Yield epoch and batch of every step that is not done yet; the order depends on seed and epoch only."""
-        config = self.run.config
-        first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
-        for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
-            stream = self.source.epoch(
-                config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
-            )
-            for batch in stream:
-                yield epoch, batch
-            first_batch = 0
-
-    def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
-        """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None."""
-        config, backend = self.run.config, self.backend
-        began = time.monotonic()
-        # 1. The schedules: learning rate by step; gamma, the weight of the new value in an inner estimate, by epoch.
-        learning_rate = config.learning_rate_at(self.done, self.total_steps)
-        gamma = cosine_gamma(epoch, num_epochs=config.epochs, gamma_min=config.gamma_min)
-        # 2. The batch and the inner estimates of its samples, moved to the device.
-        rows = batch.sample_index
-        images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
-        log_inner_image, log_inner_text = self.estimator.gather(rows)
-        reference = None
-        if self.guidance.features is not None:
-            image_features, text_features = self.guidance.features
-            reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
-        # If the temperature is fixed, the step reads it from the settings, and this variable is None.
-        temperature = None
-        if self.temperature.learned:
-            index = backend.asarray(rows)
-            temperature = self.temperature.for_batch(index)
-        inputs = StepBatch(
-            images=backend.asarray(images),
-            texts=backend.asarray(texts),
-            log_inner_image=log_inner_image,
-            log_inner_text=log_inner_text,
-            reference_features=reference,
-            learning_rate=learning_rate,
-            gamma=gamma,
-            temperature=temperature,
-            anchor_weight=None if self._anchor_weight is None else backend.asarray(self._anchor_weight[rows]),
-            pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
-        )
-        # 3. Features, loss, gradient and update of the parameters.
-        result = self._step(self.state, inputs)
-        # 4. The new state replaces the old state.
-        self.state = result.state
-        self.estimator.scatter(rows, result.log_inner_image, result.log_inner_text)
-        if self.temperature.learned:
-            self.temperature = self.temperature.after_batch(
-                index, result.temperature_gradient, learning_rate=config.temperature_learning_rate
-            )
-        self.done += 1
-        # 5. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
-        note = None
-        if self.done % config.log_every == 0 or self.done == self.total_steps:
-            loss, surrogate = float(result.loss), float(result.surrogate)
-            if not math.isfinite(loss):
-                raise BadInput(f"the loss must stay finite, got {loss} at step {self.done}: lower the learning_rate")
-            figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
-            self._log(epoch, figures | temperature_figures(self.temperature, result.temperature_gradient, backend))
-            note = f"loss {loss:.4f}"
-        self.seconds += time.monotonic() - began
-        return note
-
-    def _log(self, epoch: int, figures: Mapping[str, float]) -> None:
-        samples_seen = self.done * self.run.config.batch_size
-        self.run.log({"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures})
-
-    # Checkpoints -----------------------------------------------------------------------------------------------------
-
-    def keep_state(self, name: str, figures: Mapping[str, Any]) -> None:
-        """Keep the current parameters in checkpoint-NAME.safetensors, in place of an earlier state of that name.
-
-        The next `save` writes the file, so call `keep_state` at a step after which `save` follows: in `end_of_epoch`.
-
-        Parameters
-        ----------
-        name : str
-            Name of the state, such as "best" or "reference".
-        figures : mapping
-            Values that JSON can hold, which explain the choice. `kept` and the file hold them, and the step.
-        """
-        # The figures pass through JSON, so that they equal the figures that a resumed run reads.
-        self.kept[name] = json.loads(json.dumps({**figures, "step": self.done}))
-        self._unwritten.add(name)
-
-    def save(self) -> None:
-        """Write the checkpoint, then the states to keep."""
-        arrays = {
-            f"{group}/{name}": self.backend.to_numpy(array)
-            for group, members in self._groups().items()
-            for name, array in members.items()
-        }
-        # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
-        arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
-        progress = {
-            "step": self.done,
-            "seconds": self.seconds,
-            "total": self.total_steps,
-            "finished": self.finished,
-            "stopped": self.stopped,
-            "kept": self.kept,
-        }
-        save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
-        # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
-        self._write_kept(part(arrays, "parameters"))
-
-    def _write_kept(self, parameters: Mapping[str, np.ndarray]) -> None:
-        """Write the files of the states that are kept at the current step and not written yet."""
-        for name in sorted(self._unwritten):
-            arrays = {f"parameters/{parameter}": array for parameter, array in parameters.items()}
-            save_arrays(self.run.state_file(name), "checkpoint", arrays, self.kept[name])
-        self._unwritten.clear()
-
-    def _groups(self) -> dict[str, Mapping[str, Array]]:
-        """Return the arrays on the device that the next step needs, by group and name."""
-        return {
-            "parameters": self.state.parameters,
-            "optimizer": self.state.optimizer,
-            "temperature": self.temperature.state_dict(),
-        }
-
-    def load(self) -> None:
-        """Restore the state that the checkpoint holds.
-
-        Raises
-        ------
-        BadInput
-            If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
-        """
-        arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
-        groups = self._groups()
-        expected = {
-            f"{group}/{name}": tuple(array.shape)
-            for group, members in (groups | {"estimator": self.estimator.state_dict()}).items()
-            for name, array in members.items()
-        }
-        if {name: array.shape for name, array in arrays.items()} != expected:
-            raise BadInput(f"{self.run.checkpoint} must hold the arrays of this run's model and data, got other arrays")
-        loaded = {
-            group: {name: self.backend.asarray(array) for name, array in part(arrays, group).items()}
-            for group in groups
-        }
-        # After the check of the shapes only the temperature can still be refused. It is loaded first, so that nothing
-        # has changed if that happens.
-        try:
-            self.temperature.load_state_dict(loaded["temperature"])
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
-        self.estimator.load_state_dict(part(arrays, "estimator"))
-        self.state = StepState(loaded["parameters"], loaded["optimizer"])
-        self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
-        self.stopped = bool(progress.get("stopped", False))
-        self.kept = dict(progress.get("kept", {}))
-        self._unwritten = {name for name, figures in self.kept.items() if not self._holds(name, figures)}
-        for name in self._unwritten:
-            if self.kept[name]["step"] != self.done:
-                raise BadInput(
-                    f"{self.run.state_file(name)} must be the state of step {self.kept[name]['step']}, which "
-                    f"{self.run.checkpoint.name} names, got another file or none"
-                )
-        self._write_kept(part(arrays, "parameters"))
-        self.run.drop_log_after(self.done)
-
-    def _holds(self, name: str, figures: Mapping[str, Any]) -> bool:
-        """Return whether the file of a kept state is there and has the figures that the checkpoint remembers."""
-        file = self.run.state_file(name)
-        return file.exists() and load_arrays(file, "checkpoint")[1] == figures
-
-
-def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:
-    """Return the numbers for a line of metrics: a learned temperature, and the gradient that changed its value."""
-    if not temperature.learned:
-        return {}
-    state = temperature.state_dict()
-    values = [np.ravel(backend.to_numpy(array)) for name, array in state.items() if name.startswith("temperature")]
-    table = np.concatenate(values)
-    figures = {"temperature": float(np.mean(table))}
-    # Two tables of n temperatures are too long for a line of metrics; the line has their mean, minimum and maximum.
-    if table.size > 1:
-        figures |= {"smallest_temperature": float(np.min(table)), "largest_temperature": float(np.max(table))}
-    # The sum over the samples of the batch is the gradient that a single temperature for all samples would get.
-    sides = gradient if isinstance(gradient, tuple) else (gradient,)
-    return figures | {"temperature_gradient": float(sum(np.sum(backend.to_numpy(side)) for side in sides))}
-
-
-def require_same(stored: TrainConfig, given: TrainConfig) -> None:
-    """Raise BadInput if a run is to be resumed with settings that differ from those of its start."""
-    given_values = given.to_json()
-    for name, value in stored.to_json().items():
-        if given_values[name] != value:
-            raise BadInput(f"{name} must be that of the run to resume ({value!r}), got {given_values[name]!r}")

@@ -163,7 +163,8 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     name : str
         A name of the entry-point group ``drrho.backends``, such as ``"torch"``.
     device : str, optional
-        The device in the library's own words, such as ``"cuda:0"``. If left out, it is the library's default.
+        The device in the library's own words, such as ``"cuda:0"``. If left out, the backend chooses: a GPU if the
+        library can use one, otherwise the CPU.
     dtype : str
         ``"float32"`` or ``"float64"``.
 

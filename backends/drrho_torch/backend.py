@@ -22,13 +22,24 @@ from drrho_torch.estimator import HostEstimator
 from drrho_torch.models import ConvModel
 
 
+def default_device() -> str:
+    """Return the device that a backend uses when the user names none.
+
+    This is the device of `torch.set_default_device`, if the user has set a device other than the CPU. Otherwise it is
+    the GPU if torch can use one through CUDA or ROCm, and the CPU if not. An Apple GPU (MPS) is used only if the user
+    names it, because it has no float64.
+    """
+    device = torch.get_default_device()
+    return "cuda" if device.type == "cpu" and torch.cuda.is_available() else str(device)
+
+
 class TorchBackend:
     """PyTorch on one device; see `drrho_core.backend.Backend`.
 
     Parameters
     ----------
     device : str, optional
-        A name such as ``"cpu"`` or ``"cuda:0"``. Default: torch's default device.
+        A name such as ``"cpu"`` or ``"cuda:0"``. Default: see `default_device`.
     dtype : {"float32", "float64"}
         The dtype that floating arrays are converted to.
 
@@ -54,9 +65,10 @@ class TorchBackend:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self._dtype: torch.dtype = getattr(torch, dtype)
+        device = default_device() if device is None else device
         try:
             # torch refuses to make this tensor if the device is missing or lacks the dtype. The device of the tensor
-            # has a full name, such as ``"cuda:0"``, even if `device` is None or ``"cuda"``.
+            # has a full name, such as ``"cuda:0"``, even if `device` is ``"cuda"``.
             self._device = torch.empty(0, device=device, dtype=self._dtype).device
         except (RuntimeError, AssertionError, TypeError) as error:  # a malformed name, a missing device or dtype
             reason = str(error).partition("\n")[0]

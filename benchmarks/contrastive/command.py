@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contrastive.measure import compare, run
 from benchmarks.contrastive.page import markdown, pictures
-from drrho_clip.checkpoint import write_atomic
+from drrho_clip.disk import write_atomic
 from drrho_clip.errors import BadInput
+from drrho_clip.json_files import read_json
+from drrho_clip.outputs import check_folder, write_json
+from drrho_clip.terminal import say
 from drrho_core.backend import get_backend
 
 
@@ -57,9 +59,12 @@ def measure_and_write(
     before = None
     if check is not None:
         try:
-            before = json.loads(check.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"check must be the figures of an earlier measurement, got {check}") from error
+            before = read_json(check, "the figures of an earlier measurement")
+            compare(before, before)
+        except (BadInput, AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+            raise BadInput(f"check must be the figures of an earlier measurement, got {check} ({error})") from None
+    if out is not None:
+        check_folder(out, "out")
     # All names are checked here, because a wrong name should not raise an error after minutes of measuring.
     for name in backends:
         try:
@@ -75,17 +80,16 @@ def measure_and_write(
         memory_sizes=[size for size in memory_sizes if size],
         rounds=rounds,
         threads=threads,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "contrastive.json", (json.dumps(figures, indent=1) + "\n").encode())
+        write_json(out / "contrastive.json", figures)
         for name, text in pictures(figures).items():
             write_atomic(out / name, text.encode())
         write_atomic(out / "README.md", markdown(figures, command).encode())
-        print(f"written: {out}")
+        say(f"written: {out}")
     if before is None:
         return 0
     fallen = compare(figures, before)
-    print("\n".join(fallen) if fallen else "no ratio has fallen by more than 15 %")
+    say(*(fallen or ["no ratio has fallen by more than 15 %"]))
     return 1 if fallen else 0

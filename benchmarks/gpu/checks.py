@@ -25,7 +25,7 @@ class Tests:
         "tests marked gpu": ["-m", "gpu", "tests/core", "tests/backends"],
     }  # fmt: skip
     DRY_CHOICE: ClassVar = {
-        "tests of the kernels": ["tests/backends/test_fused_cupy.py", "tests/core/test_fused.py"],
+        "tests of the kernels": ["tests/core/test_fused.py"],
         "tests marked gpu": ["-m", "gpu", "tests/backends/test_fused_cupy.py", "tests/backends/test_estimators.py"],
     }
 

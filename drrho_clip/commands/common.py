@@ -8,10 +8,10 @@ from typing import Any
 
 from drrho_clip import outputs
 from drrho_clip.errors import BadInput
-from drrho_clip.options import TEXT, setting
+from drrho_clip.options import FLAG, TEXT, setting
 from drrho_core.backend import Backend, get_backend
 
-__all__ = ["build_backend", "check_page", "device_option", "write_json"]
+__all__ = ["allow_unfinished_option", "build_backend", "check_page", "device_option", "write_json"]
 
 
 def device_option() -> Any:
@@ -19,9 +19,14 @@ def device_option() -> Any:
     return setting(
         None,
         rule=TEXT,
-        shown="the library's default device",
-        help="Device, by the name that the array library gives it, such as cuda:0.",
+        shown="a GPU if the array library can use one, otherwise the CPU",
+        help="Device, by the name that the array library gives it, such as cpu or cuda:0.",
     )
+
+
+def allow_unfinished_option(subject: str) -> Any:
+    """Return the field of the option ``--allow-unfinished``; `subject` names the run in the help."""
+    return setting(False, rule=FLAG, help=f"{subject} need not be finished.")
 
 
 def build_backend(name: str, device: str | None, dtype: str) -> Backend:

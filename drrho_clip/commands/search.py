@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drrho_clip.commands.common import build_backend, check_page, device_option, write_json
-from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_page, device_option, write_json
+from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, at_least, setting
 from drrho_clip.outputs import check_file
 from drrho_clip.terminal import say
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
+    from drrho_clip.run import Run
     from drrho_clip.search import Answer
 
 
@@ -44,21 +45,22 @@ class Search:
     out: Path | None = setting(None, rule=PATH, help="A file .html to which a page with the pictures is written.")
     json: Path | None = setting(None, rule=PATH, help="A file to which the matches are written as well.")
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
+    allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
 
     def run(self) -> int:
         """Search, then print the matches and write the files."""
         from drrho_clip.encode import Encoder
-        from drrho_clip.run import open_run
+        from drrho_clip.resume import open_finished_run
         from drrho_clip.search import check_queries, search
 
         check_page("out", self.out)
         check_file(self.json, "json")
         # The queries are checked before the images are read, because reading the images may take long.
-        run = open_run(self.folder)
+        run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         check_queries(self.words, run.tokenizer)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
-        name, dataset = _opened(self.data or run.config.data, run.config)
+        name, dataset = _opened(self.data, run)
         encoder = Encoder.load(run, backend)
         answers = search(encoder, run.tokenizer, dataset, self.words, top=self.top)
         # The files come first, so that a closed pipe behind the lines does not cost the results.
@@ -74,13 +76,15 @@ class Search:
         return 0
 
 
-def _opened(name: str, config: TrainConfig) -> tuple[str, Dataset]:
+def _opened(data: str | None, run: Run) -> tuple[str, Dataset]:
     """Return name and data: all pairs of a table, or the test part of a built-in data set."""
-    from drrho_clip.splits import open_splits, open_table
+    from drrho_clip.run_data import open_whole_table
+    from drrho_clip.splits import open_splits
 
+    name = data or run.config.data
     if name in BUILT_IN_DATA:
-        return name, open_splits(replace(config, data=name)).test
-    return name, open_table(name, config)
+        return name, open_splits(replace(run.config, data=name)).test
+    return name, open_whole_table(run, data)
 
 
 def _print(answer: Answer) -> None:

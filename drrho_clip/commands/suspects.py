@@ -6,12 +6,16 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, setting
 from drrho_clip.outputs import check_file
 from drrho_clip.terminal import say
+
+if TYPE_CHECKING:
+    from drrho_clip.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -36,31 +40,34 @@ class Suspects:
         help="A table, all pairs of which are ranked, or a built-in data set, the training pairs of which are ranked.",
     )
     backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
+    allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which figures and ranking are written as well.")
 
     def run(self) -> int:
         """Rank the pairs and write the table."""
-        from drrho_clip.checkpoint import write_atomic
+        from drrho_clip.disk import write_atomic
         from drrho_clip.encode import Encoder
         from drrho_clip.progress import Reporter
         from drrho_clip.reference import recorded_shares
-        from drrho_clip.run import open_run
-        from drrho_clip.splits import open_splits, open_table
+        from drrho_clip.resume import open_finished_run
+        from drrho_clip.run_data import open_whole_table
+        from drrho_clip.splits import open_splits
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
 
         check_file(self.out, "out")
         check_file(self.json, "json")
-        run = open_run(self.folder)
+        run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         encoder = Encoder.load(run, backend, state="reference")
         name = self.data or run.config.data
-        dataset = (
-            open_splits(replace(run.config, data=name)).train if name in BUILT_IN_DATA else open_table(name, run.config)
-        )
+        if name in BUILT_IN_DATA:
+            dataset: Dataset = open_splits(replace(run.config, data=name)).train
+        else:
+            dataset = open_whole_table(run, self.data)
         with Reporter(f"ranking {len(dataset):,} pairs of {name}", math.ceil(len(dataset) / 256)) as reporter:
             ranked = rank_suspects(encoder, dataset, temperature=run.config.temperature, after_batch=reporter.advance)
-        own_data = name == run.config.data or is_same_file(name, run.config.data)
+        own_data = self.data is None or name == run.config.data or is_same_file(name, run.config.data)
         verdict = judge_suspects(ranked, recorded_shares(run), own_data=own_data)
         write_atomic(self.out, csv_of(ranked).encode("utf-8", "surrogatepass"))
         figures = {"pairs": verdict.num_pairs, "probably_wrong": verdict.num_suspects, "caveat": verdict.caveat}

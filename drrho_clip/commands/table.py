@@ -13,7 +13,7 @@ _TITLES = {
     "retrieval_r1": "R@1",
     "retrieval_r5": "R@5",
     "retrieval_r10": "R@10",
-    "retrieval_r1_full": "R@1 full",
+    "retrieval_r1_full": "full",
     "zero_shot_accuracy": "zero-shot",
 }
 
@@ -22,9 +22,12 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of results.json as a table, with the best figure of every column in bold, and the sample sizes."""
     # A data set without classes has no zero-shot accuracy, so the column is left out.
     columns = [name for name in _TITLES if any(name in row["metrics"] for row in rows)]
+    # If a single gallery holds all pairs, its R@1 is in the first column already.
+    if all(_has_one_gallery(row["metrics"]) for row in rows):
+        columns = [name for name in columns if name != "retrieval_r1_full"]
     best = {name: max(row["metrics"].get(name, 0.0) for row in rows) for name in columns}
     timed = any("seconds" in row for row in rows)
-    titles = ["method", "data", "seed", *(_TITLES[name] for name in columns), *(["seen", "seconds"] if timed else [])]
+    titles = ["method", "data", "seed", *(_TITLES[name] for name in columns), *(["seen", "secs"] if timed else [])]
     table = []
     for row in rows:
         cells = [str(row[name]) for name in ("method", "dataset", "seed")]
@@ -42,6 +45,12 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         say(f"standard error of R@1: {rows[0]['metrics']['retrieval_r1_standard_error']:.3f}")
 
 
+def _has_one_gallery(metrics: Mapping[str, Any]) -> bool:
+    # The queries of a gallery are its images and its pairs.
+    num_images = metrics.get("num_queries", 0) - metrics.get("num_pairs", 0)
+    return metrics.get("num_pairs") == metrics.get("num_pairs_full") and metrics.get("gallery_size") == num_images
+
+
 def sample_sizes(metrics: Mapping[str, Any]) -> list[str]:
     r"""Return a line for each kind of figure that says how many pairs, queries and classes the figures come from.
 
@@ -55,8 +64,8 @@ def sample_sizes(metrics: Mapping[str, Any]) -> list[str]:
     >>> sizes = {"num_pairs": 400, "num_queries": 800, "gallery_size": 200, "num_pairs_full": 450}
     >>> print(*sample_sizes(sizes), sep="\n")
     R@1, R@5, R@10: 400 pairs, 800 queries, galleries of 200 images
-    R@1 full: a single gallery of all 450 pairs
-    >>> print(*sample_sizes({"num_pairs": 7, "num_queries": 14, "gallery_size": 7}), sep="\n")
+    full: R@1 in a single gallery of all 450 pairs
+    >>> print(*sample_sizes({"num_pairs": 7, "num_queries": 14, "gallery_size": 7, "num_pairs_full": 7}), sep="\n")
     R@1, R@5, R@10: 7 pairs, 14 queries, galleries of 7 images
     in so small a gallery every model has R@10 of 1
     """
@@ -68,8 +77,8 @@ def sample_sizes(metrics: Mapping[str, Any]) -> list[str]:
         certain = [f"R@{k}" for k in (5, 10) if k >= metrics["gallery_size"]]
         if certain and metrics["num_queries"] == 2 * metrics["num_pairs"]:
             lines.append(f"in so small a gallery every model has {' and '.join(certain)} of 1")
-    if "num_pairs_full" in metrics:
-        lines.append(f"R@1 full: a single gallery of all {metrics['num_pairs_full']:,} pairs")
+    if "num_pairs_full" in metrics and not _has_one_gallery(metrics):
+        lines.append(f"full: R@1 in a single gallery of all {metrics['num_pairs_full']:,} pairs")
     if {"num_classes", "num_zero_shot_images"} <= set(metrics):
         lines.append(f"zero-shot: {metrics['num_zero_shot_images']:,} images, {metrics['num_classes']:,} classes")
     return lines

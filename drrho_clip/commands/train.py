@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.commands.common import build_backend, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
@@ -28,14 +28,17 @@ class Train:
       drrho train --data pairs.csv --method clip --out runs/reference
       drrho train --data pairs.csv --method drrho --reference runs/reference --out runs/steered
       drrho train --resume --out runs/steered
+      drrho train --resume --out runs/steered --epochs 60
     """
 
     out: Path = setting(rule=PATH, help="Folder of the run; a folder that holds a run is refused without --resume.")
     resume: bool = setting(
         False,
         rule=FLAG,
-        help="Continue from the last checkpoint in --out; settings named again must have the values of the run.",
+        help="Continue from the last checkpoint in --out; settings named again must have the values of the run. A "
+        "finished run continues if --epochs is larger.",
     )
+    allow_unfinished: bool = allow_unfinished_option("A run after --reference or --init")
     device: str | None = device_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
     settings: Mapping[str, Any] = field(default_factory=dict, metadata={"options": TrainConfig})
@@ -49,27 +52,30 @@ class Train:
     def run(self) -> int:
         """Train, then print the table."""
         from drrho_clip.outputs import check_file
+        from drrho_clip.resume import is_over
         from drrho_clip.train import train
 
         check_file(self.json, "json")
         config, backend, splits = self._resumed() if self.resume else self._started()
-        outcome = train(config, self.out, resume=self.resume, backend=backend, splits=splits)
+        over = self.resume and is_over(self.out, config)
+        allowed = self.allow_unfinished
+        outcome = train(config, self.out, resume=self.resume, backend=backend, splits=splits, allow_unfinished=allowed)
         # The file comes first, so that a closed pipe behind the table does not cost the results.
         write_json(self.json, [outcome.row])
         print_table([outcome.row])
-        say(f"wrote {self.out}")
+        say(f"{self.out} is finished; --epochs with a larger number continues" if over else f"wrote {self.out}")
         return 0
 
     def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and None (no opened data) of a run to resume, and check the user's options."""
+        from drrho_clip.resume import require_same
         from drrho_clip.run import open_run
 
-        # An option that the user repeats with another value would be ignored silently, so it is refused.
+        # An option that the user repeats with another value would be ignored silently, so it is refused. `train`
+        # decides about the number of epochs, which may grow once the run is finished.
         config = open_run(self.out).config
-        for name, value in self.settings.items():
-            if getattr(config, name) != value:
-                raise BadInput(f"{name} must be that of the run to resume ({getattr(config, name)!r}), got {value!r}")
-        return config, build_backend(config.backend, self.device, config.dtype), None
+        require_same(config, {name: value for name, value in self.settings.items() if name != "epochs"})
+        return replace(config, **self.settings), build_backend(config.backend, self.device, config.dtype), None
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""

@@ -38,7 +38,7 @@ class Vectors:
         import drrho_reference
 
         import drrho_core
-        from drrho_clip.checkpoint import write_atomic
+        from drrho_clip.disk import write_atomic
         from drrho_clip.outputs import check_folder
 
         # The folder must be empty, so that every file in it belongs to the index.

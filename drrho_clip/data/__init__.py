@@ -10,13 +10,15 @@ from __future__ import annotations
 from drrho_clip.data.arrays import ArrayDataset, swap_captions
 from drrho_clip.data.digits import digit_splits, digits
 from drrho_clip.data.loader import BatchSource, HostBatch, batches
-from drrho_clip.data.pairs import PairsDataset, pair_splits, read_pairs
+from drrho_clip.data.pairs import DEFAULT_PROMPT, PairsDataset, label_key, pair_splits, read_pairs
 from drrho_clip.data.preprocess import normalise, resize, to_channels
 from drrho_clip.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of, first_rows, image_names
 from drrho_clip.data.scenes import scene_splits, scenes
-from drrho_clip.data.tokenizer import WordTokenizer, same_text
+from drrho_clip.data.tokenizer import LONGEST_CONTEXT, WordTokenizer, same_text
 
 __all__ = [
+    "DEFAULT_PROMPT",
+    "LONGEST_CONTEXT",
     "ArrayDataset",
     "BatchSource",
     "DataSplits",
@@ -32,6 +34,7 @@ __all__ = [
     "digits",
     "first_rows",
     "image_names",
+    "label_key",
     "normalise",
     "pair_splits",
     "read_pairs",

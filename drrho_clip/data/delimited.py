@@ -11,13 +11,15 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from drrho_clip.errors import BadInput
 
 __all__ = ["LINE_END", "Reading", "parse_delimited", "trim"]
 
 _DELIMITERS: Final = (",", "\t", ";")
+
+_EXCEL_LINE: Final = re.compile(r"\A\"?sep=[,;\t]\"?(?=[\r\n])")
 
 LINE_END: Final = re.compile(r"\r\n|\n|\r")
 """The ends of lines. `str.splitlines` would also split at characters that a caption may hold, such as U+2028."""
@@ -80,6 +82,8 @@ def parse_delimited(
     BadInput
         Rows fit neither convention, or both conventions fit with different rows and the images do not decide.
     """
+    # Excel can put the separator on a line of its own. A blank line in its place keeps the numbers of the rows.
+    text = _EXCEL_LINE.sub("", text, count=1)
     # The right separator splits the header into columns among which the required columns are. If no separator does so,
     # the separator that gives most columns is the best guess, and the error message that follows lists these columns.
     headers = {mark: _first(_rows_quoted(text, mark)) for mark in _DELIMITERS}
@@ -94,9 +98,9 @@ def parse_delimited(
         return plain
     if quoted.broken is not None:
         raise BadInput(
-            f"row {quoted.broken}: a field that begins with a quotation mark must end with one, and quotation marks "
-            f"inside such a field must be doubled; or all lines must have {len(plain.header)} fields, and no field is "
-            "quoted then"
+            f"row {quoted.broken}: a field that begins with a quotation mark must end with one and have at most "
+            f"{csv.field_size_limit():,} characters, and quotation marks inside it must be doubled; or all lines must "
+            f"have {len(plain.header)} fields, and no field is quoted then"
         )
     if not plain_fits or not quoted.joined:
         return quoted
@@ -110,11 +114,8 @@ def parse_delimited(
     return plain if True in answers else quoted
 
 
-class _Line(NamedTuple):
-    """The number of a row's last line, and the fields of the row; None if the row breaks the convention."""
-
-    last_line: int
-    fields: list[str] | None
+# The number of a row's last line, and the fields of the row; None in place of the fields breaks the convention.
+_Line: TypeAlias = tuple[int, list[str] | None]
 
 
 def _rows_quoted(text: str, delimiter: str) -> Iterator[_Line]:
@@ -123,16 +124,16 @@ def _rows_quoted(text: str, delimiter: str) -> Iterator[_Line]:
         try:
             fields = next(reader, None)
         except csv.Error:
-            yield _Line(reader.line_num, None)
+            yield reader.line_num, None
             return
         if fields is None:
             return
-        yield _Line(reader.line_num, fields)
+        yield reader.line_num, fields
 
 
 def _rows_plain(text: str, delimiter: str) -> Iterator[_Line]:
     for number, line in enumerate(LINE_END.split(text), start=1):
-        yield _Line(number, line.split(delimiter))
+        yield number, line.split(delimiter)
 
 
 def _first(rows: Iterator[_Line]) -> list[str]:
@@ -140,7 +141,7 @@ def _first(rows: Iterator[_Line]) -> list[str]:
     for _, fields in rows:
         if fields is None:
             return []
-        if any(map(trim, fields)):
+        if trim("".join(fields)):
             return [trim(field) for field in fields]
     return []
 
@@ -153,9 +154,10 @@ def _read(rows: Iterator[_Line]) -> Reading:
     for number, (last_line, fields) in enumerate(rows, start=1):
         if fields is None:
             return Reading(_trimmed_header(records), records[1:], frozenset(joined), number)
-        joined.update(range(line + 2, last_line + 1))
+        if last_line > line + 1:
+            joined.update(range(line + 2, last_line + 1))
         line = last_line
-        if any(map(trim, fields)):
+        if trim("".join(fields)):
             records.append((number, fields))
     return Reading(_trimmed_header(records), records[1:], frozenset(joined), None)
 

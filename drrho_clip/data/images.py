@@ -58,19 +58,23 @@ def inspect_images(files: Iterable[Path]) -> Mapping[Path, Inspection]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def decode_image(file: Path) -> UInt8:
+def decode_image(file: Path, digest: bytes) -> UInt8:
     """Return an image file as RGB, shape (H, W, 3), rotated by the EXIF orientation; transparent parts become white.
+
+    The file must have this digest, so that a run never uses other pictures than those of its fingerprint.
 
     Raises
     ------
     Exception
         Pillow raises exceptions of almost any class for a damaged file, and `ValueError` is raised for a file that
-        holds no image by the rules of this module.
+        has changed or holds no image by the rules of this module.
     MissingExtra
         Pillow is not installed.
     """
     _prepare_pillow()
     with _regular_file(file) as content:
+        if file_digest(content) != digest:
+            raise ValueError("the file has changed since the table was read")
         return _to_rgb(_open(content))
 
 
@@ -100,16 +104,33 @@ def _inspect(file: Path) -> Inspection:
         with _regular_file(file) as content:
             digest = file_digest(content)
             picture = _open(content)
-            if picture.mode in ("I", "F"):
-                # The range of the values decides whether the file can be used, so the pixels are read now.
-                _to_rgb(picture)
-            else:
-                # `verify` looks for broken files without decoding the pixels.
+            if _is_checked_without_decoding(picture, content):
                 picture.verify()
+            else:
+                _to_rgb(picture)
     # For damaged files Pillow raises exceptions of almost any class.
     except Exception as error:
         return Inspection(digest, one_line(error))
     return Inspection(digest, None)
+
+
+def _is_checked_without_decoding(picture: Picture, content: BufferedReader) -> bool:
+    """Return whether header and `verify` show that no part of the file is missing and that its values have a range."""
+    # The range of the values of these modes is known only when the pixels are read.
+    if picture.mode in ("I", "F"):
+        return False
+    # A PNG has checksums, which `verify` computes, and Pillow opens a WebP file only if all its bytes are there.
+    if picture.format in ("PNG", "WEBP"):
+        return True
+    if picture.format not in ("JPEG", "MPO"):
+        return False
+    # Most pictures are JPEG files, and decoding all of them would take as long as an epoch. A file that was cut short
+    # lacks the mark of the end. A camera may append data to that mark; then the file is decoded too.
+    position = content.tell()
+    content.seek(-2, os.SEEK_END)
+    is_complete = content.read() == b"\xff\xd9"
+    content.seek(position)
+    return is_complete
 
 
 def _regular_file(file: Path) -> BufferedReader:

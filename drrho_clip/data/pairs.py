@@ -24,8 +24,12 @@ from drrho_clip.data.pair_table import Row, read_rows
 from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import DataSplits, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
+from drrho_clip.safe_text import shown
 
-__all__ = ["PairsDataset", "pair_splits", "read_pairs"]
+__all__ = ["DEFAULT_PROMPT", "PairsDataset", "label_key", "pair_splits", "read_pairs"]
+
+DEFAULT_PROMPT: Final = "a photo of a {}"
+"""The text that stands for a class in zero-shot classification; ``{}`` is the place of the label."""
 
 _ZERO_SHOT_SIZE: Final = 224
 # Least number of images in each split. In a gallery of one image every answer would be right.
@@ -47,6 +51,8 @@ class PairsDataset:
     files : tuple of pathlib.Path, length n
     paths : tuple of str, length n
         The paths of the images as the table writes them.
+    class_names : tuple of str
+        The different labels of the table; if the splits have separate tables, of all tables.
     """
 
     def __init__(self, name: str, table: Path, rows: Sequence[Row], class_names: tuple[str, ...]) -> None:
@@ -57,7 +63,7 @@ class PairsDataset:
         self.paths = tuple(row.written for row in rows)
         self._table = table
         self._rows = tuple(rows)
-        self._class_names = class_names
+        self.class_names = class_names
 
     def __repr__(self) -> str:
         """Return name, size and table."""
@@ -96,7 +102,7 @@ class PairsDataset:
 
     def subset(self, rows: Sequence[int] | Int64) -> PairsDataset:
         """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
-        return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self._class_names)
+        return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self.class_names)
 
     def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
@@ -111,25 +117,28 @@ class PairsDataset:
             A file cannot be decoded.
         """
         size = _ZERO_SHOT_SIZE if image_size is None else whole_number(image_size, "image_size", at_least=1)
-        labelled = [row for row in self._rows if _class_key(row.label)]
-        if len(self._class_names) < 2 or not labelled:
+        labelled = [row for row in self._rows if label_key(row.label)]
+        if len(self.class_names) < 2 or not labelled:
             return None
         images = np.empty((len(labelled), size, size, 3), dtype=np.uint8)
         for position, row in enumerate(labelled):
             images[position] = resize(self._decode(row)[None], size, resize_mode)[0]
-        number = {_class_key(name): position for position, name in enumerate(self._class_names)}
-        labels = np.array([number[_class_key(row.label)] for row in labelled], dtype=np.int64)
-        return ZeroShot(self._class_names, tuple(f"a photo of a {name}" for name in self._class_names), images, labels)
+        number = {label_key(name): position for position, name in enumerate(self.class_names)}
+        labels = np.array([number[label_key(row.label)] for row in labelled], dtype=np.int64)
+        return ZeroShot(
+            self.class_names, tuple(DEFAULT_PROMPT.replace("{}", name) for name in self.class_names), images, labels
+        )
 
     def _decode(self, row: Row) -> UInt8:
         try:
-            return decode_image(row.file)
+            return decode_image(row.file, row.digest)
         except MissingExtra:
             raise
         # For damaged files Pillow raises exceptions of almost any class.
         except Exception as error:
             reason = one_line(error)
-            raise BadInput(f"{self._table}, {row.place}: cannot decode image {row.file}: {reason}") from error
+            where = f"{self._table}, {row.place}"
+            raise BadInput(shown(f"{where}: cannot decode image {row.file}: {reason}")) from error
 
 
 def read_pairs(
@@ -294,12 +303,18 @@ def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the first spelling of each class, sorted without regard to capitals."""
     spellings: dict[str, str] = {}
     for row in rows:
-        spellings.setdefault(_class_key(row.label), row.label)
+        spellings.setdefault(label_key(row.label), row.label)
     return tuple(spellings[key] for key in sorted(spellings) if key)
 
 
-def _class_key(label: str) -> str:
-    """Return the text by which labels are compared: without capitals, and with single spaces between words."""
+def label_key(label: str) -> str:
+    """Return the text by which labels are compared: without capitals, and with single spaces between words.
+
+    Examples
+    --------
+    >>> label_key(" Red  Car") == label_key("red car")
+    True
+    """
     # One letter with an accent can be written as one character or as two, and the texts look the same.
     return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
 
@@ -316,6 +331,6 @@ def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
                 shared.setdefault(row.digest, where)
     if shared:
         raise BadInput(
-            f"{next(iter(shared.values()))}; training, validation and test must not share images, got "
+            f"{shown(next(iter(shared.values())))}; training, validation and test must not share images, got "
             f"{len(shared)} shared images"
         )

@@ -8,14 +8,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from drrho_clip.constants import RESIZE_MODES
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import UInt8
 from drrho_clip.errors import BadInput, MissingExtra
 
-__all__ = ["RESIZE_MODES", "check_resize_mode", "normalise", "resize", "to_channels"]
-
-RESIZE_MODES: Final = ("crop", "fit")
-"""The ways to make an image square: its central square, or the whole image between grey borders."""
+__all__ = ["check_resize_mode", "normalise", "resize", "to_channels"]
 
 # The grey of the borders. `normalise` maps this value to 0.004, nearly the middle of the range of the encoders.
 _GREY: Final = 128

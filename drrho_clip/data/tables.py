@@ -144,11 +144,15 @@ def _decode(content: bytes) -> str:
         if content.startswith(start):
             raise BadInput(f"must be a table, got {kind}")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
-    # Text in UTF-16 without a mark has a zero byte for every character of the header.
-    if encoding is None and content[:64].count(0) >= len(content[:64]) // 3 > 0:
-        encoding = "UTF-16"
     if encoding is not None:
         raise BadInput(f"must be UTF-8, got {encoding}: save it as UTF-8 (iconv -f {encoding} -t UTF-8)")
+    # Without a mark, text in UTF-16 has a zero byte for each letter, digit and separator. A program can also append
+    # lines in UTF-16 to a table in UTF-8.
+    for number, row in enumerate(content.split(b"\n") if b"\x00" in content else (), start=1):
+        zeros = row.count(0)
+        if 3 * zeros >= len(row) > 2:
+            encoding = "UTF-32" if 3 * zeros >= 2 * len(row) else "UTF-16"
+            raise BadInput(f"must be UTF-8, got {encoding} on line {number}: save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -205,6 +209,8 @@ def _from_json(text: str) -> Any:
 
 
 def _json_records(text: str, names: ColumnNames) -> tuple[Columns, list[Record]]:
+    if trim(text).startswith("["):
+        raise BadInput("must hold one JSON object on each line, got a list: write each object on its own line")
     objects: list[tuple[int, Mapping[str, Any] | str]] = []
     header: dict[str, None] = {}
     # JSON may hold the other characters at which `str.splitlines` splits.
@@ -221,7 +227,7 @@ def _json_records(text: str, names: ColumnNames) -> tuple[Columns, list[Record]]
             if isinstance(value, Mapping):
                 header |= dict.fromkeys(value)
             else:
-                value = f"got a {type(value).__name__}"
+                value = f"got a value of type {type(value).__name__}"
         objects.append((number, value))
     if not header:
         raise BadInput(f"line {objects[0][0]}: must be a JSON object on one line: {objects[0][1]}")

@@ -17,12 +17,13 @@ from drrho_clip.errors import BadInput
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["PADDING", "UNKNOWN", "WordTokenizer", "same_text"]
+__all__ = ["LONGEST_CONTEXT", "PADDING", "UNKNOWN", "WordTokenizer", "same_text"]
 
 PADDING: Final = 0
 UNKNOWN: Final = 1
 _FIRST_WORD: Final = 2
-_LONGEST_CONTEXT: Final = 77
+LONGEST_CONTEXT: Final = 77
+"""Largest number of words of a text that a run reads."""
 _FORMAT: Final = "drrho-word-tokenizer"
 
 
@@ -125,19 +126,27 @@ class WordTokenizer:
             The captions hold no word.
         """
         max_words = whole_number(max_words, "max_words", at_least=1)
-        splits = [split(caption) for caption in captions]
-        # Clusters that never occur apart become one word: they carry no more information than one token.
-        followers = chains(run for runs in splits for run in runs if len(run) > 1)
         counts: Counter[str] = Counter()
         longest = 0
-        for runs in splits:
+        clustered = []
+        for caption in captions:
+            runs = split(caption)
+            if has_clusters(caption):
+                clustered.append(runs)
+                continue
+            words = [word for run in runs for word in run]
+            counts.update(words)
+            longest = max(longest, len(words))
+        # Clusters that never occur apart become one word: they carry no more information than one token.
+        followers = chains(run for runs in clustered for run in runs)
+        for runs in clustered:
             words = [word for run in runs for word in _chained(run, followers)]
             counts.update(words)
             longest = max(longest, len(words))
         if not counts:
             raise BadInput("captions must hold at least one word, got none")
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls(ordered[:max_words], min(longest, _LONGEST_CONTEXT) if context_length is None else context_length)
+        return cls(ordered[:max_words], min(longest, LONGEST_CONTEXT) if context_length is None else context_length)
 
     def encode(self, captions: Iterable[str]) -> Int32:
         """Return the tokens of captions.

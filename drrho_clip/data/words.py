@@ -103,6 +103,9 @@ def normal_form(caption: str, version: int = VERSION) -> str:
     # Python's functions are used, because those of `tokenizers` have older Unicode tables and no Greek final sigma.
     # `tokenizers` cannot read a surrogate without a partner, so each surrogate is replaced.
     form = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").lower()
+    if version > 1:
+        # Some letters have a composed form in lower case only, such as j with caron.
+        form = unicodedata.normalize("NFKC", form)
     return _SURROGATES.sub("\ufffd", form)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from drrho_clip.models.mlp import MLPModel, perceptron, unit_norm
 from drrho_clip.models.spec import (
     ARCHITECTURES,
-    LARGEST_DEPTH,
     LAYER_NORM_EPSILON,
     NORM_EPSILON,
     ModelSpec,
@@ -17,7 +16,6 @@ from drrho_clip.models.spec import (
 # The convolutions and the transformer are written per library, in the backends; `spec` holds the formulas.
 __all__ = [
     "ARCHITECTURES",
-    "LARGEST_DEPTH",
     "LAYER_NORM_EPSILON",
     "NORM_EPSILON",
     "MLPModel",

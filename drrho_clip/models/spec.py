@@ -35,17 +35,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drrho_clip.constants import LARGEST_DEPTH, LARGEST_MODEL
 from drrho_clip.errors import BadInput
 from drrho_clip.safe_text import brief
 from drrho_core.checks import Array
 
 ARCHITECTURES = ("mlp", "conv")
-
-LARGEST_DEPTH = 1000
-"""The largest number of blocks or of hidden layers; more would take longer to build than to train."""
-
-LARGEST_MODEL = 2**31
-"""The largest number of parameters: NumPy draws them in float64, which takes 16 GiB for so many."""
 
 LAYER_NORM_EPSILON = 1e-5
 """Added to the variance in layer normalisation."""

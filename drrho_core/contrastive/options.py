@@ -65,17 +65,22 @@ class StepOptions(NamedTuple):
 
 
 def check_step(
-    required: dict[str, Array], sides: tuple[str, str], xp: Namespace | None, arguments: StepArguments
+    features: tuple[Array, Array],
+    states: tuple[Array, Array],
+    sides: tuple[str, str],
+    xp: Namespace | None,
+    arguments: StepArguments,
 ) -> tuple[Namespace, StepOptions]:
-    """Check all arguments of a step and return the namespace and the options; `required` holds features and state."""
+    """Check all arguments of a step and return the namespace and the options."""
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
-    # Options may be numbers or arrays. Options that are arrays are checked together with the features. Four arguments
-    # are left out: references and mask are checked as required arrays, `tile_size` and `memory_budget` are no arrays.
-    not_numbers = dict.fromkeys(("reference_features", "pair_mask", "tile_size", "memory_budget"))
-    arrays = {**required, **reference_pair(references, sides)}
+    arrays = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
+    arrays |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
+    arrays |= reference_pair(references, sides)
     if pair_mask is not None:
         arrays["pair_mask"] = pair_mask
-    call = _validate.arrays(arrays, xp, options={**arguments, **not_numbers})
+    # These options may be numbers or arrays. Options that are arrays are checked together with the features.
+    options = {name: arguments.get(name) for name in (*OPTION_RULES, "anchor_weight")}
+    call = _validate.arrays(arrays, xp, options=options)
     batch_size = check_features(call, sides)
     # The batch's rows of the state: -inf is legal and means that a sample was never visited.
     for side in sides:
@@ -83,19 +88,13 @@ def check_step(
 
     # Matrix products are computed in the features' dtype (half types: in float32), and numbers per anchor in this dtype
     # or in the state's, whichever is wider.
-    xp, features = call.xp, required[f"{sides[0]}_features"]
-    work = work_dtype(features, references, xp)
-    states = required[f"log_inner_{sides[0]}"], required[f"log_inner_{sides[1]}"]
+    xp, work = call.xp, work_dtype(features[0], references, call.xp)
     wide = xp.result_type(work, states[0].dtype, states[1].dtype)
     rules = OPTION_RULES
     temperature = call.option(
         "temperature", arguments["temperature"], rules["temperature"], work, per_anchor=batch_size, sides=sides
     )
     gamma = call.option("gamma", arguments.get("gamma", 1.0), rules["gamma"], wide, per_anchor=batch_size, sides=sides)
-    anchor_weight = arguments.get("anchor_weight")
-    anchor_weights: tuple[Scalar, Scalar] = (1.0, 1.0)
-    if anchor_weight is not None:
-        anchor_weights = check_anchor_weight(call, anchor_weight, batch_size, wide)
     reference_weight = call.option(
         "reference_weight", arguments.get("reference_weight", 1.0), rules["reference_weight"], work
     )
@@ -106,9 +105,9 @@ def check_step(
         batch_size=batch_size,
         work=work,
         temperature=temperature,
-        temperatures=per_anchor(temperature, features, wide, xp),
+        temperatures=per_anchor(temperature, features[0], wide, xp),
         gammas=gamma if isinstance(gamma, tuple) else (gamma, gamma),
-        anchor_weights=anchor_weights,
+        anchor_weights=check_anchor_weight(call, arguments.get("anchor_weight"), batch_size, wide),
         reference_weight=reference_weight,
         radius=radius,
         eps=eps,

@@ -76,12 +76,8 @@ class PlainSweeps:
             xp=self._xp,
         )
         sums = sum_negatives(tiles)
-        rates = tiles.scaling.rates
-        log_sum_image, mean_image = log_sum_and_mean(sums[0], rates[0], xp=self._xp)
-        log_sum_text, mean_text = log_sum_and_mean(sums[1], rates[1], xp=self._xp)
-        return FirstSweep(
-            log_sum_image, log_sum_text, mean_image, mean_text, sums[0].count, sums[1].count, saved=(tiles, sums)
-        )
+        log_sums, means = log_sums_and_means(sums, tiles.scaling.rates, xp=self._xp)
+        return FirstSweep(*log_sums, *means, sums[0].count, sums[1].count, saved=(tiles, sums))
 
     def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
         """Pass 2: return the weighted sums of features."""
@@ -177,6 +173,14 @@ def log_sum_and_mean(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> tuple[
     return above + log(sums.total, xp=xp), above + sums.mean
 
 
+def log_sums_and_means(
+    sums: tuple[AnchorSums, AnchorSums], rates: tuple[Scalar, Scalar], *, xp: Namespace
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Return both directions' `log_sum_and_mean`: the two logarithms, then the two means."""
+    image, text = (log_sum_and_mean(side, rate, xp=xp) for side, rate in zip(sums, rates, strict=True))
+    return (image[0], text[0]), (image[1], text[1])
+
+
 def pull_back(
     tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]
 ) -> tuple[Array, Array]:
@@ -215,7 +219,7 @@ class _Weights:
     def __init__(self, tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]) -> None:
         xp = tiles.xp
         self._tiles = tiles
-        self._peaks, self._factors, self._limits = [], [], []
+        self._directions = []
         for side, weight_sum in zip(sums, weight_sums, strict=True):
             has_negatives = side.total > 0  # an anchor without negatives has no peak and no weights
             total = xp.where(has_negatives, side.total, xp.ones_like(side.total))
@@ -223,25 +227,24 @@ class _Weights:
             # Exponentials relative to the anchor's peak, times the factor, are weights with the sum `weight_sum`.
             factor = xp.where(has_negatives, weight_sum / total, xp.zeros_like(weight_sum))
             limit = peak if tiles.shared is None else xp.log(total) + (tiles.shared.cold + 1.0)
-            peaks, factors, limits = tiles.cut(peak, factor, limit)
-            self._peaks.append(peaks)
-            self._factors.append(factors)
-            self._limits.append(limits)
+            self._directions.append(tiles.cut(peak, factor, limit))
 
     def of_cold_tile(self, side: int, tile: Tile) -> Array:
         """Return the weights w (side 0) or w' (side 1) of a cold tile."""
         tiles, block = self._tiles, tile.block(side)
-        x = tiles.exponent(side, tile, self._peaks[side][block])
+        peaks, factors, _ = self._directions[side]
+        x = tiles.exponent(side, tile, peaks[block])
         # The mask is applied before the exponential, because an entry that is no negative may be huge.
         w = tiles.exp(tiles.only_negatives(x, tile), True)
-        w *= along(1 - side, self._factors[side][block])
+        w *= along(1 - side, factors[block])
         return w
 
     def shared_factor(self, side: int, block: Any, top: Array) -> Array:
         """Return one direction's factors, which turn a tile's exponentials relative to `top` into weights."""
         tiles, xp = self._tiles, self._tiles.xp
-        gap = saturated(top - self._peaks[side][block], tiles.rates[0], xp=xp)
+        peaks, factors, limits = self._directions[side]
+        gap = saturated(top - peaks[block], tiles.rates[0], xp=xp)
         # For an anchor with negatives in this tile exp(gap) is at most its total times exp(cold). A larger gap belongs
         # to an anchor without negatives in this tile: all its exponentials are 0 here, so its factor may be 0.
-        near = gap < self._limits[side][block]
-        return self._factors[side][block] * xp.where(near, xp.exp(xp.where(near, gap, xp.zeros_like(gap))), 0.0)
+        near = gap < limits[block]
+        return factors[block] * xp.where(near, xp.exp(xp.where(near, gap, xp.zeros_like(gap))), 0.0)

@@ -130,6 +130,13 @@ def _rates(temperature: PerAnchor, reach: float | None, largest: float, smallest
     return (1.0 / kept[0], 1.0 / kept[1]), (floors[0], floors[1])
 
 
+def times_rate(x: Array, rate: Scalar) -> Array:
+    """Return exponents, which are `x` times a rate; `x` is overwritten if the library can."""
+    if not (isinstance(rate, float) and rate == 1.0):
+        x *= rate
+    return x
+
+
 def saturated(x: Array, rate: Scalar, /, *, xp: Namespace) -> Array:
     """Return ``x * rate``, limited to a quarter of the dtype's largest number so that nothing overflows."""
     if isinstance(rate, float) and rate == 1.0:

@@ -81,10 +81,6 @@ class SharedExponentials:
 
 def _exponents(tiles: Tiles, tile: Tile, top: Array) -> Array:
     """Return ``(Z - top) r`` of a tile, finite even for pairs that are no negatives; the tile is overwritten."""
-    x, floor, rate = tile.z, tiles.floors[0], tiles.rates[0]
+    x = tile.z
     x -= top
-    if floor is not None:
-        x = tiles.xp.clip(x, min=floor)
-    if not (isinstance(rate, float) and rate == 1.0):
-        x *= rate
-    return tiles.finite_exponents(x, tile)
+    return tiles.finite_exponents(tiles.scaled(0, tile, x), tile)

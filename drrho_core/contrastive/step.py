@@ -20,8 +20,9 @@ from typing import NamedTuple, Unpack
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, namespace_of
 from drrho_core.contrastive.anchors import evaluate, update
 from drrho_core.contrastive.gradient import wide_gradient
-from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step
+from drrho_core.contrastive.options import SIDES, AnchorWeight, StepArguments, check_step, per_anchor
 from drrho_core.contrastive.passes import find_sweeps
+from drrho_core.contrastive.tiles import cast
 from drrho_core.extend import Batch
 
 
@@ -167,31 +168,16 @@ def wide_contrastive_step(
     The wrappers for autograd call this function. They multiply the gradients by the incoming gradient, which may be a
     loss scale, before the product is rounded to a half type.
     """
-    required = {
-        "image_features": image_features,
-        "text_features": text_features,
-        "log_inner_image": log_inner_image,
-        "log_inner_text": log_inner_text,
-    }
-    xp, options = check_step(required, ("image", "text"), xp, arguments)
+    features, states = (image_features, text_features), (log_inner_image, log_inner_text)
+    xp, options = check_step(features, states, SIDES, xp, arguments)
     references = arguments.get("reference_features")
     if references is not None and references[0].dtype != image_features.dtype:
         # Kernels support only one dtype for all features.
-        image_features, text_features, *cast_references = (
-            xp.astype(x, options.work, copy=False) for x in (image_features, text_features, *references)
-        )
-        references = cast_references[0], cast_references[1]
+        features, references = cast(features, options.work, xp), cast(references, options.work, xp)
 
     # The batch defines Z = E1 E2^T - lambda R1 R2^T. Each of the two passes reads Z once, tile by tile.
-    batch = Batch(
-        image_features,
-        text_features,
-        references,
-        options.reference_weight,
-        xp.astype(options.temperatures[0], options.work, copy=False),
-        xp.astype(options.temperatures[1], options.work, copy=False),
-        arguments.get("pair_mask"),
-    )
+    weight, temperatures = options.reference_weight, per_anchor(options.temperature, features[0], options.work, xp)
+    batch = Batch(*features, references, weight, *temperatures, arguments.get("pair_mask"))
     sweeps = find_sweeps(batch, options.temperature, arguments.get("tile_size"), arguments.get("memory_budget"), xp)
 
     # Pass 1: the sum of exp(D) over each anchor's negatives, which gives g, and the weighted mean of D, which the
@@ -211,8 +197,8 @@ def wide_contrastive_step(
     return ContrastiveStep(
         loss=step.loss,
         surrogate=step.surrogate,
-        image_gradient=wide_gradient(pulls.image_pull, c, text_features, xp, step.unit),
-        text_gradient=wide_gradient(pulls.text_pull, c, image_features, xp, step.unit),
+        image_gradient=wide_gradient(pulls.image_pull, c, features[1], xp, step.unit),
+        text_gradient=wide_gradient(pulls.text_pull, c, features[0], xp, step.unit),
         temperature_gradient=step.temperature_gradient,
         log_inner_image=image.log_inner,
         log_inner_text=text.log_inner,

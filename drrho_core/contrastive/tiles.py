@@ -23,18 +23,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from drrho_core import _validate, extend
-from drrho_core._array_api import (
-    Array,
-    Namespace,
-    PerAnchor,
-    Scalar,
-    all_visible,
-    device_of,
-    library,
-    wide_dtype,
-)
+from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, all_visible, device_of, library, wide_dtype
 from drrho_core._routines import tile_routines
-from drrho_core.contrastive.scaling import Scaling, find_scaling
+from drrho_core.contrastive.scaling import Scaling, find_scaling, times_rate
 from drrho_core.contrastive.shared import FLOOR, SharedExponentials
 
 DEFAULT_TILE = 1024
@@ -109,20 +100,13 @@ def split(
     often each tile is read. `share` allows one exponential for both directions. For `margin` see `find_scaling`.
     """
     dtype = work_dtype(image_features, reference_features, xp)
-    images, texts = xp.astype(image_features, dtype, copy=False), xp.astype(text_features, dtype, copy=False)
-    references = None
-    if reference_features is not None:
-        image, text = reference_features
-        references = (xp.astype(image, dtype, copy=False), xp.astype(text, dtype, copy=False))
-    if not isinstance(temperature, float):
-        temperature = cast(temperature, dtype, xp)
+    images, texts = cast((image_features, text_features), dtype, xp)
+    references, temperature = cast(reference_features, dtype, xp), cast(temperature, dtype, xp)
 
     # If all inputs can be read, all results computed from them can be read, too. Then tiles may share exponentials.
-    inputs = [images, texts, *(references or ())]
-    for value in (reference_weight, margin, *(temperature if isinstance(temperature, tuple) else (temperature,))):
-        if value is not None and not isinstance(value, float):
-            inputs.append(value)
-    visible = all_visible(inputs, xp)
+    temperatures = temperature if isinstance(temperature, tuple) else (temperature,)
+    inputs = (images, texts, *(references or ()), reference_weight, margin, *temperatures)
+    visible = all_visible((x for x in inputs if x is not None and not isinstance(x, float)), xp)
 
     # The side of the tiles follows from the batch and the memory budget.
     batch_size = int(images.shape[0])
@@ -154,10 +138,10 @@ def work_dtype(features: Array, reference_features: tuple[Array, Array] | None, 
 
 
 def cast(value: Any, dtype: Any, xp: Namespace) -> Any:
-    """Cast an array, or each array of a pair, to a dtype; a number is returned as it is."""
-    if isinstance(value, tuple):
-        return tuple(cast(member, dtype, xp) for member in value)
-    return value if isinstance(value, float) else xp.astype(value, dtype)
+    """Cast an array, or each array of a pair, to a dtype; a number or None is returned as it is."""
+    if isinstance(value, (tuple, list)):
+        return tuple(xp.astype(member, dtype, copy=False) for member in value)
+    return value if value is None or isinstance(value, float) else xp.astype(value, dtype, copy=False)
 
 
 class Tiles:
@@ -272,8 +256,6 @@ class Tiles:
                 to_rows[i] = rows if to_rows[i] is None else merge(0, i, to_rows[i], rows)
                 if not (self.symmetric and i == j):
                     to_columns[j] = columns if to_columns[j] is None else merge(1, j, to_columns[j], columns)
-        if self.num_blocks == 1:
-            return to_rows[0], to_columns[0]
         rows = self._joined(to_rows)
         return rows, rows if self.symmetric else self._joined(to_columns)
 
@@ -362,9 +344,11 @@ class Tiles:
 
     def exponent(self, side: int, tile: Tile, threshold: Array) -> Array:
         """Return ``(Z - threshold_i) r_i`` of a tile, given one threshold per anchor of one direction."""
-        xp, axis, block = self.xp, 1 - side, tile.block(side)
-        x = tile.z - along(axis, threshold)
-        floor = self.floors[side]
+        return self.scaled(side, tile, tile.z - along(1 - side, threshold))
+
+    def scaled(self, side: int, tile: Tile, x: Array) -> Array:
+        """Return differences of a tile's Z times the rates of one direction's anchors; `x` may be overwritten."""
+        xp, axis, block, floor = self.xp, 1 - side, tile.block(side), self.floors[side]
         if floor is not None:  # the difference times the rate could overflow
             if tile.counts is not None:  # an entry that is no negative may be far above the threshold
                 x = xp.where(tile.counts, x, xp.zeros_like(x))
@@ -378,8 +362,10 @@ class Tiles:
         # Without a floor the exponent of such a pair is -inf already, and `clip` takes half the time of `where`.
         return self.xp.clip(x, min=FLOOR) if self.floors[0] is None else self.xp.where(tile.counts, x, FLOOR)
 
-    def _joined(self, blocks: list[Any]) -> Values:
+    def _joined(self, blocks: list[Values]) -> Values:
         """Concatenate the results of all blocks."""
+        if self.num_blocks == 1:
+            return blocks[0]
         parts = zip(*blocks, strict=True)
         return tuple(None if part[0] is None else self.xp.concat(list(part), axis=0) for part in parts)
 
@@ -398,14 +384,6 @@ def along(axis: int, x: Array) -> Array:
     return x[:, None] if axis == 1 else x[None, :]
 
 
-def times_rate(x: Array, rate: Scalar) -> Array:
-    """Return exponents, which are `x` times a rate; `x` is overwritten if the library can."""
-    if isinstance(rate, float) and rate == 1.0:
-        return x
-    x *= rate
-    return x
-
-
 def _times(x: Array, factor: Scalar) -> Array:
     """Return ``x * factor``, and `x` itself if the factor is 1."""
-    return x if (isinstance(factor, float) and factor == 1.0) else x * factor
+    return x if isinstance(factor, float) and factor == 1.0 else x * factor

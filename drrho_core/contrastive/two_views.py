@@ -21,7 +21,7 @@ from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
 from drrho_core.contrastive.anchors import evaluate, update
 from drrho_core.contrastive.gradient import gradient
 from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step
-from drrho_core.contrastive.passes import log_sum_and_mean, merge, pull_back, sum_negatives
+from drrho_core.contrastive.passes import log_sums_and_means, merge, pull_back, sum_negatives
 from drrho_core.contrastive.tiles import Tiles, split
 
 
@@ -121,18 +121,13 @@ def unimodal_contrastive_step(
     >>> round(float(step.loss), 4)
     -0.0152
     """
-    required = {
-        "view1_features": view1_features,
-        "view2_features": view2_features,
-        "log_inner_view1": log_inner_view1,
-        "log_inner_view2": log_inner_view2,
-    }
+    views, states = (view1_features, view2_features), (log_inner_view1, log_inner_view2)
     arguments: StepArguments = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "anchor_weight": anchor_weight,
     }  # fmt: skip
-    xp, options = check_step(required, ("view1", "view2"), xp, arguments)
-    views, temperature = (view1_features, view2_features), options.temperature
+    xp, options = check_step(views, states, ("view1", "view2"), xp, arguments)
+    temperature = options.temperature
 
     def matrix(first: int, second: int) -> Tiles:
         return split(
@@ -156,14 +151,13 @@ def unimodal_contrastive_step(
     rates = across.scaling.rates
     across_sums, within_sums = sum_negatives(across), [sum_negatives(tiles)[0] for tiles in within]
     sums = [merge(across_sums[view], within_sums[view], rates[view], xp=xp) for view in (0, 1)]
-    log_sums, means = zip(*(log_sum_and_mean(sums[view], rates[view], xp=xp) for view in (0, 1)), strict=True)
+    log_sums, means = log_sums_and_means((sums[0], sums[1]), rates, xp=xp)
 
     # Update u, the moving average of each anchor's g.
-    states = (log_inner_view1, log_inner_view2)
     anchors = [
         update(log_sums[view], sums[view].count, states[view], options.gammas[view], options.eps, xp) for view in (0, 1)
     ]
-    step = evaluate(options, (anchors[0], anchors[1]), means=(means[0], means[1]), xp=xp)
+    step = evaluate(options, (anchors[0], anchors[1]), means=means, xp=xp)
 
     # Pass 2, over all three matrices: V12 Z2 and V12^T Z1, then V11 Z1 and V22 Z2.
     pulls = pull_back(across, (sums[0], sums[1]), step.weight_sums)

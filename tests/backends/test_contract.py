@@ -97,6 +97,8 @@ class Problem:
         """Return the backend's model, parameters, images and texts; skip if the backend lacks the architecture."""
         if self.spec.architecture not in backend.architectures:
             pytest.skip(f"the {backend.name} backend has no {self.spec.architecture} encoders")
+        if (backend.name, backend.dtype, self.spec.architecture) == ("jax", "float32", "conv"):
+            pytest.skip("test_jax_backend.py compares results, gradients and dtypes of this model with torch")
         parameters = {name: backend.asarray(values) for name, values in self.parameters.items()}
         return backend.model(self.spec), parameters, backend.asarray(self.images), backend.asarray(self.texts)
 

@@ -97,7 +97,7 @@ def test_a_long_run_equals_inner_estimator_bit_for_bit(kind: Kind) -> None:
     for step in range(60):
         if step == 30:
             ours, plain = ours.grow(64), plain.grow(64)
-        index = rng.permutation(plain.num_samples)[: rng.integers(0, 12)]
+        index = rng.permutation(plain.num_samples)[: rng.choice([0, 1, 7, 11])]  # JAX compiles for each length
         image, text = rng.normal(size=(2, len(index))).astype(kind.dtype)
         text[: len(odd)] = rng.permutation(odd)[: len(text)]
         ours = ours.scatter(kind.index(index), kind.rows(image), kind.rows(text))

@@ -180,7 +180,8 @@ def test_a_second_derivative_is_refused(what: str, order: str) -> None:
         return contrastive_loss(problem.state, images, problem.texts, problem.index, temperature=0.3)[0]
 
     differentiate = SECOND_DERIVATIVES[order](function)
-    for transform in (lambda f: f, jax.jit):
+    # Eager JAX traces a derivative as jit does, but compiles each operation before the refusal. One order is enough.
+    for transform in (lambda f: f, jax.jit) if order == "grad of grad" else (jax.jit,):
         with pytest.raises(NotImplementedError, match=r"^the contrastive loss and .* must be differentiated once only"):
             transform(differentiate)(problem.images)
 

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from drrho_torch import TorchBackend  # noqa: E402
+from drrho_torch.backend import default_device  # noqa: E402
 from drrho_torch.models import ConvModel  # noqa: E402
 
 from drrho_clip.models import ModelSpec, initial_parameters  # noqa: E402
@@ -125,8 +126,31 @@ def test_a_device_that_torch_lacks_is_one_line(device: object) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_default_device_is_torchs() -> None:
-    assert TorchBackend().device == str(torch.get_default_device())
+@pytest.mark.parametrize(
+    ("gpu", "set_by_user", "expected"),
+    [(False, "cpu", "cpu"), (True, "cpu", "cuda"), (True, "meta", "meta"), (False, "meta", "meta")],
+)
+def test_the_default_device_is_the_gpu_unless_the_user_has_set_another(
+    gpu: bool, set_by_user: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    # An Apple GPU is never chosen silently.
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with torch.device(set_by_user):
+        assert default_device() == expected
+        if expected != "cuda":
+            backend = TorchBackend()
+            assert (backend.device, backend.has_gpu) == (expected, False)
+
+
+def test_a_gpu_that_does_not_work_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU that works")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"^device must be 'cpu' or another that torch has, got 'cuda': ") as error:
+        TorchBackend()
+    assert "\n" not in str(error.value)
+    assert TorchBackend("cpu").device == "cpu"
 
 
 def test_the_pair_learns_to_match() -> None:

@@ -40,7 +40,7 @@ class TestRetrievalByHand:
         assert measured.image_to_text == (1 / 3, 1.0, 1.0)
         assert measured.text_to_image == (2 / 3, 1.0, 1.0)
         assert measured.retrieval_r1 == 0.5
-        # By pair, the means of both directions are 1, 0 and 1/2; the error of their mean is the root of (1/4 / 3).
+        # Without pair 0, 1 or 2, R@1 is 1/4, 1 or 1/2. The squared error is 2/3 of (1/3)^2 + (5/12)^2 + (1/12)^2.
         assert measured.metrics() == {
             "retrieval_r1": 0.5,
             "retrieval_r5": 1.0,
@@ -50,7 +50,7 @@ class TestRetrievalByHand:
             "num_pairs_full": 3,
             "num_queries": 6,
             "gallery_size": 3,
-            "retrieval_r1_standard_error": pytest.approx((1 / 12) ** 0.5),
+            "retrieval_r1_standard_error": pytest.approx((7 / 36) ** 0.5),
         }
         assert measured.num_galleries == 1
 
@@ -177,17 +177,29 @@ class TestSeveralCaptionsPerImage:
         assert retrieval(images, texts, captions, image_ids=ids, gallery_size=7) == whole
 
 
-def standard_error_by_loops(image_hits: list[list[bool]], text_hits: list[list[bool]]) -> float:
-    """The error of R@1 from the hits of each image and of the captions of each image, by the formula with loops."""
-    num_images, num_texts = len(image_hits), sum(map(len, text_hits))
-    image_mean = sum(hits[0] for hits in image_hits) / num_images
-    text_mean = sum(map(sum, text_hits)) / num_texts
-    total = 0.0
-    for image, texts in zip(image_hits, text_hits, strict=True):
-        deviation = (image[0] - image_mean) / (2 * num_images)
-        deviation += sum(hit - text_mean for hit in texts) / (2 * num_texts)
-        total += deviation**2
-    return float((num_images / (num_images - 1) * total) ** 0.5)
+def ranks_by_loops(
+    galleries: list[list[int]], ids: list[int], captions: list[str], images: np.ndarray, texts: np.ndarray
+) -> tuple[list[int], list[int]]:
+    """The ranks of all images and of all captions in galleries, which are lists of numbers of images."""
+    image_ranks, text_ranks = [], []
+    for gallery in galleries:
+        rows = [row for row in range(len(ids)) if ids[row] in gallery]
+        for image in gallery:
+            feature = images[ids.index(image)]
+            own_captions = {captions[row] for row in rows if ids[row] == image}
+            own = {row for row in rows if captions[row] in own_captions}
+            image_ranks.append(rank_by_loops({row: feature @ texts[row] for row in rows}, own))
+            for row in rows:
+                if ids[row] != image:
+                    continue
+                right = {ids[other] for other in rows if captions[other] == captions[row]}
+                scores = {other: images[ids.index(other)] @ texts[row] for other in gallery}
+                text_ranks.append(rank_by_loops(scores, right))
+    return image_ranks, text_ranks
+
+
+def r1_of(ranks_of_directions: tuple[list[int], list[int]]) -> float:
+    return sum(sum(rank == 1 for rank in ranks) / len(ranks) for ranks in ranks_of_directions) / 2
 
 
 @given(
@@ -215,39 +227,58 @@ def test_retrieval_matches_plain_loops(
     order = list(dict.fromkeys(ids))
     size = min(gallery_size, len(order))
     galleries = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-    figures = []
-    for parts in (galleries, [order]):
-        image_hits: list[list[int]] = []
-        text_hits: list[list[int]] = []
-        for gallery in parts:
-            rows = [row for row in range(n) if ids[row] in gallery]
-            for image in gallery:
-                own_captions = {captions[row] for row in rows if ids[row] == image}
-                own = {row for row in rows if captions[row] in own_captions}
-                feature = images[ids.index(image)]
-                image_hits.append([rank_by_loops({row: feature @ texts[row] for row in rows}, own)])
-                text_ranks = []
-                for row in rows:
-                    if ids[row] != image:
-                        continue
-                    right = {ids[other] for other in rows if captions[other] == captions[row]}
-                    scores = {other: images[ids.index(other)] @ texts[row] for other in gallery}
-                    text_ranks.append(rank_by_loops(scores, right))
-                text_hits.append(text_ranks)
-        figures.append((image_hits, text_hits))
-    (image_ranks, text_ranks_of_images), (full_image_ranks, full_text_ranks) = figures
-    flat = [rank for ranks in text_ranks_of_images for rank in ranks]
-    for recall, ranks in ((measured.image_to_text, [r for (r,) in image_ranks]), (measured.text_to_image, flat)):
+    image_ranks, text_ranks = ranks_by_loops(galleries, ids, captions, images, texts)
+    for recall, ranks in ((measured.image_to_text, image_ranks), (measured.text_to_image, text_ranks)):
         assert recall == tuple(sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10))
     means = (measured.retrieval_r1, measured.retrieval_r5, measured.retrieval_r10)
     assert means == tuple((a + b) / 2 for a, b in zip(measured.image_to_text, measured.text_to_image, strict=True))
-    full_texts = [rank for ranks in full_text_ranks for rank in ranks]
-    full = [sum(rank == 1 for rank in r) / len(r) for r in ([r for (r,) in full_image_ranks], full_texts)]
-    assert measured.retrieval_r1_full == sum(full) / 2
-    assert (measured.num_pairs, measured.num_pairs_full) == (len(flat), n)
-    assert measured.num_queries == len(flat) + len(image_ranks)
-    hits = [[[rank == 1 for rank in ranks] for ranks in side] for side in (image_ranks, text_ranks_of_images)]
-    assert measured.retrieval_r1_standard_error == pytest.approx(standard_error_by_loops(*hits), abs=1e-12)
+    assert measured.retrieval_r1_full == r1_of(ranks_by_loops([order], ids, captions, images, texts))
+    assert (measured.num_pairs, measured.num_pairs_full) == (len(text_ranks), n)
+    assert measured.num_queries == len(text_ranks) + len(image_ranks)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(2, 16),
+    gallery_size=st.integers(2, 12),
+    num_images=st.integers(2, 30),
+    tile=st.sampled_from([2, 256]),
+)
+def test_standard_error_is_that_of_leaving_out_each_image(
+    seed: int, n: int, gallery_size: int, num_images: int, tile: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    images, texts = generator.integers(0, 4, size=(2, n, 3))
+    captions = [f"caption {row}" for row in range(n)]
+    ids = [0, 1, *generator.integers(0, num_images, size=n - 2).tolist()]
+    order = list(dict.fromkeys(ids))
+    size = min(gallery_size, len(order))
+    galleries = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+    used = [image for gallery in galleries for image in gallery]
+    without = [
+        r1_of(ranks_by_loops([[i for i in part if i != left_out] for part in galleries], ids, captions, images, texts))
+        for left_out in used
+    ]
+    error = ((len(used) - 1) / len(used) * sum((r1 - sum(without) / len(used)) ** 2 for r1 in without)) ** 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drrho_clip.retrieval.TILE", tile)
+        measured = retrieval(images, texts, captions, image_ids=ids, gallery_size=gallery_size)
+    assert measured.retrieval_r1_standard_error == pytest.approx(error, abs=1e-12)
+
+
+def test_standard_error_is_the_spread_over_other_images() -> None:
+    # 60 images with two captions each, drawn 200 times: the spread of R@1 is what the error estimates.
+    generator = np.random.default_rng(0)
+    figures = []
+    for _ in range(200):
+        images = np.repeat(generator.normal(size=(60, 8)), 2, axis=0)
+        texts = images + generator.normal(size=images.shape)
+        names = [str(row) for row in range(120)]
+        figures.append(retrieval(images, texts, names, image_ids=np.arange(120) // 2, gallery_size=30))
+    spread = np.std([figure.retrieval_r1 for figure in figures])
+    error = np.mean([figure.retrieval_r1_standard_error for figure in figures])
+    # The jackknife errs on the large side. An error that counts images only as queries would be too small.
+    assert spread < error < 1.5 * spread
 
 
 class TestEvaluate:

@@ -206,6 +206,7 @@ class TestGallery:
         assert (row["metrics"]["gallery_size"], row["metrics"]["num_pairs"]) == (3, 9)
         assert "9 pairs, 18 queries, galleries of 3 images\n" in shown
         whole, _ = evaluated(capsys, place, "--data", str(table), "--gallery", "all")
+        assert "full: R@1 in a single gallery of all 11 pairs\n" in shown
         assert whole["metrics"]["gallery_size"] == 11
         assert whole["metrics"]["retrieval_r1"] == row["metrics"]["retrieval_r1_full"]
 
@@ -222,8 +223,8 @@ class TestStateOfTheRun:
         config = replace(open_run(place / "run").config, epochs=3)
         total = train(config, tmp_path / "run", splits=splits, quiet=True, stop_after=2).run.progress().total
         line = refused(capsys, "evaluate", str(tmp_path / "run"))
-        expected = f"must be a finished run (or say --allow-unfinished), got a run after 2 of {total} steps"
-        assert line == f"drrho: {tmp_path / 'run'} {expected}"
+        expected = f"drrho: run must be a finished run, got {tmp_path / 'run'}, which is at step 2 of {total}: "
+        assert line == expected + "finish it with --resume, or say --allow-unfinished"
         row, _ = evaluated(capsys, tmp_path, "--allow-unfinished")
         assert row["state"] == "last"
         train(config, tmp_path / "run", resume=True, splits=splits, quiet=True)
@@ -282,7 +283,7 @@ class TestUnreadableImages:
         table = write_table(tmp_path / "own", files, [f"thing number {row}" for row in range(20)])
         out = tmp_path / "run"
         line = refused(capsys, "train", "--data", str(table), "--method", "clip", "--out", str(out), *SMALL)
-        assert "cannot decode image" in line
+        assert "is not a readable image: image file is truncated" in line
         assert not out.exists()
 
     def test_an_image_with_several_captions_is_decoded_once(self, place: Path, tmp_path: Path) -> None:

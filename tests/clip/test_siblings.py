@@ -15,7 +15,8 @@ from drrho_clip.data import DataSplits
 from drrho_clip.data.arrays import ArrayDataset
 from drrho_clip.encode import Encoder
 from drrho_clip.run import describe_run, open_run
-from drrho_clip.train import Trainer, train
+from drrho_clip.train import train
+from drrho_clip.trainer import Trainer
 from drrho_core.backend import get_backend
 
 CAPTIONS = 3

@@ -14,9 +14,11 @@ from drrho_clip.checkpoint import load_arrays
 from drrho_clip.config import TrainConfig
 from drrho_clip.encode import Encoder
 from drrho_clip.evaluate import evaluate
+from drrho_clip.outcome import Outcome
 from drrho_clip.run import RunProgress, open_run
 from drrho_clip.splits import open_splits
-from drrho_clip.train import Outcome, Trainer, train
+from drrho_clip.train import train
+from drrho_clip.trainer import Trainer
 from drrho_core.backend import get_backend
 
 CONFIG = TrainConfig(
@@ -49,7 +51,7 @@ def validated(curve: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
         return measured if zero_shot else measured | {"retrieval_r1": next(values)}
 
     values = itertools.cycle(curve)  # a second run of a test sees the same curve
-    monkeypatch.setattr("drrho_clip.train.evaluate", figures)
+    monkeypatch.setattr("drrho_clip.trainer.evaluate", figures)
 
 
 @pytest.fixture

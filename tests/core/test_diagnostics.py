@@ -17,13 +17,6 @@ from drrho_core import (
     worst_case,
 )
 
-
-def skip_eager_jax_in_float32(space: Any) -> None:
-    """JAX compiles every operation that is not jitted: one dtype of it is enough."""
-    if space.name == "jax" and space.jit is None and space.dtype_name == "float32":
-        pytest.skip("JAX without jit is met in float64")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Variance
 # ---------------------------------------------------------------------------------------------------------------------
@@ -35,7 +28,6 @@ def draw(seed: int = 0, shape: tuple[int, ...] = (5, 7)) -> tuple[np.ndarray, np
 
 
 def test_variances_of_a_matrix_with_a_mask(space: Any) -> None:
-    skip_eager_jax_in_float32(space)
     loss, reference, where = draw()
     where[2] = False  # an anchor without any pair
     got = space.run(
@@ -84,7 +76,6 @@ def test_bad_losses_have_no_variance(arrays: Any, options: Any, error: Any, mess
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_effective_sample_size(space: Any, axis: int) -> None:
-    skip_eager_jax_in_float32(space)
     p = np.abs(draw(2, (4, 5))[0])
     p = space.rounded(p / p.sum(axis=axis, keepdims=True))
     got = space.to_numpy(space.run(effective_sample_size, space.asarray(p), axis=axis))
@@ -120,7 +111,6 @@ def test_bad_weights_get_one_clear_error(weights: Any, axis: int, error: Any, me
 
 
 def test_the_bound(space: Any) -> None:
-    skip_eager_jax_in_float32(space)
     risk, variance = np.array([[0.8, 0.3], [0.4, 0.9]]), np.array([[0.0, 0.08], [0.02, 0.0]])
     here = [space.asarray(x) for x in (risk, variance, np.asarray(0.25, dtype=space.dtype_name))]
     got = space.run(
@@ -183,7 +173,6 @@ def test_the_prediction_is_the_first_order() -> None:
 
 
 def test_the_rest_that_fills_no_batch_is_left_out(space: Any) -> None:
-    skip_eager_jax_in_float32(space)
     losses = space.rounded(draw(4, (3, 7, 2))[0])
     got = space.run(log_mean_exp_bias, space.asarray(losses), batch_size=3, axis=1, temperature=0.5)
     wanted = log_mean_exp_bias(np.moveaxis(losses, 1, 2)[..., :6], batch_size=3, temperature=0.5)

@@ -24,7 +24,7 @@ import drrho_core as core
 mpf = mpmath.mpf
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
-ROUNDS = {"numpy": 40, "torch": 40, "jax": 12, "jax-jit": 3}  # every jitted round is compiled
+ROUNDS = {"numpy": 40, "torch": 40, "jax": 6, "jax-jit": 3}  # JAX compiles every jitted round and every operation
 
 
 def limits(dtype: str) -> tuple[float, float, float]:

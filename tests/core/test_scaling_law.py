@@ -11,13 +11,6 @@ import scipy.optimize
 
 from drrho_core import fit_scaling_law
 
-
-def skip_eager_jax_in_float32(space: Any) -> None:
-    """JAX compiles every operation that is not jitted: one dtype of it is enough."""
-    if space.name == "jax" and space.jit is None and space.dtype_name == "float32":
-        pytest.skip("JAX without jit is met in float64")
-
-
 COMPUTE = np.geomspace(2e8, 6e10, 9)
 
 
@@ -43,7 +36,6 @@ def test_published_laws_are_recovered_from_noise(prefactor: float, exponent: flo
 
 
 def test_a_line_equals_polyfit(eager_space: Any) -> None:
-    skip_eager_jax_in_float32(eager_space)
     error = noisy(5.77, 0.116, 3, 0.05)
     compute, error = eager_space.rounded(COMPUTE), eager_space.rounded(error)
     law = fit_scaling_law(eager_space.asarray(compute), eager_space.asarray(error), num_resamples=50, seed=4)

@@ -15,7 +15,6 @@ from scipy.optimize import minimize_scalar
 
 from drrho_core import (
     GlobalTemperature,
-    GlobalTemperatureState,
     KLBall,
     PerSampleTemperature,
     TemperatureRows,
@@ -26,11 +25,10 @@ from drrho_core import (
     update_temperature_rows,
     worst_case,
 )
-from drrho_core.state.temperatures import SCHEMES, make_temperature
 from helpers import problems
+from helpers.temperatures import made, tables
 
 NEVER = -np.inf
-ROWS = ("temperature_image", "temperature_text", "momentum_image", "momentum_text")
 _JITTED: dict[Any, Any] = {}
 
 
@@ -43,11 +41,6 @@ def jitted(space: Any, key: Any, function: Callable[..., Any]) -> Callable[..., 
 
 def numbers(space: Any, state: Any) -> list[np.ndarray]:
     return [np.asarray(space.to_numpy(array)).astype(np.float64) for array in state]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The gradient with respect to the temperature
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 2**32 - 1), radius=st.sampled_from([0.0, 0.7, 3.0]), masked=st.booleans())
@@ -119,11 +112,6 @@ def test_slope_is_radius_minus_divergence_of_the_weights(seed: int, radius: floa
     weights = np.exp(Z[0, 1:] / p.temperature[0][0])
     weights /= weights.sum()
     assert slopes[0] == pytest.approx(radius - np.sum(weights * np.log(4 * weights)), abs=1e-12)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One temperature
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def adam(gradients: list[float], rate: float, low: float, high: float, slow_below: float | None) -> list[list[float]]:
@@ -210,11 +198,6 @@ def test_global_temperature_learns_from_the_gradient_of_info_nce() -> None:
     assert float(moved.temperature) == pytest.approx(0.07 - 0.01 * np.sign(float(plain.temperature_gradient)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One per sample
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=5)
 def test_rows_follow_the_momentum_formula(space: Any, seed: int) -> None:
@@ -278,17 +261,6 @@ def test_update_of_a_row_does_not_depend_on_the_batch_size() -> None:
         np.testing.assert_allclose(getattr(two, name), np.tile(moved, 2), rtol=1e-12)
 
 
-def made(space: Any, n: int = 7, **options: Any) -> PerSampleTemperature:
-    """Return temperatures whose rows all differ, after a batch of three samples."""
-    learned = PerSampleTemperature(n, 0.07, like=space.asarray(np.zeros(1)), **options)
-    gradient = space.asarray(np.array([0.1, -0.2, 0.3])), space.asarray(np.array([-0.4, 0.5, -0.6]))
-    return learned.update(space.asarray(np.array([5, 0, 2])), gradient, learning_rate=0.01)
-
-
-def tables(space: Any, learned: PerSampleTemperature) -> dict[str, list[float]]:
-    return {name: space.to_numpy(getattr(learned, name)).tolist() for name in ROWS}
-
-
 def test_only_the_rows_of_the_batch_change(eager_space: Any) -> None:
     learned = made(eager_space, beta=0.5)
     start = float(eager_space.rounded(0.07))
@@ -336,314 +308,3 @@ def test_grow_keeps_rows_and_appends_rows_with_the_first_value(eager_space: Any)
     assert grown.grow(9).num_samples == 9
     with pytest.raises(ValueError, match="num_samples must be at least 9, got 8"):
         grown.grow(8)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Compiled
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_updates_compile_into_one_graph() -> None:
-    import array_api_compat.torch as xp
-    import torch
-
-    torch.compiler.reset()
-
-    def both(state: Any, rows: Any, gradient: Any, slope: Any, rate: Any) -> Any:
-        return (
-            update_global_temperature(state, gradient, learning_rate=rate, slow_below=0.5, xp=xp),
-            update_temperature_rows(rows, slope, learning_rate=rate, xp=xp),
-        )
-
-    state = GlobalTemperature(0.07, like=torch.zeros(1)).state
-    rows = TemperatureRows(torch.full((3,), 0.07), torch.zeros(3))
-    arguments = state, rows, torch.tensor(0.5), torch.tensor([1.0, -2.0, 0.3]), torch.tensor(0.01)
-    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(*arguments)
-    for got, expected in zip(compiled, both(*arguments), strict=True):
-        for one, other in zip(got, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
-    torch.compiler.reset()
-
-
-def test_a_whole_step_compiles_under_jax_jit() -> None:
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    p = problems.draw(2, gamma="one", radius=0.5)
-    arrays = [jax.numpy.asarray(array) for array in p.arrays]
-
-    def train(state: GlobalTemperatureState, arrays: Any) -> GlobalTemperatureState:
-        step = contrastive_step(*arrays, temperature=state.temperature, radius=0.5)
-        return update_global_temperature(state, step.temperature_gradient, learning_rate=0.01)
-
-    state = GlobalTemperature(0.07, like=arrays[0]).state
-    with jax.transfer_guard("disallow"):
-        moved = jax.jit(train)(state, arrays)
-    assert float(moved.temperature) == pytest.approx(float(train(state, arrays).temperature), rel=1e-12)
-    assert float(moved.temperature) != 0.07
-
-
-def test_a_bad_gradient_becomes_nan_under_tracing() -> None:
-    import jax
-
-    state = GlobalTemperature(0.07, like=jax.numpy.zeros(1)).state
-    step = jax.jit(lambda state, g: update_global_temperature(state, g, learning_rate=0.1))
-    assert np.isnan(float(step(state, jax.numpy.asarray(np.nan)).temperature))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One interface
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_training_loop_treats_all_temperatures_alike(eager_space: Any, scheme: str) -> None:
-    like = eager_space.asarray(np.zeros(1))
-    options: dict[str, Any] = {"num_samples": 5, "like": like, "minimum": 0.05, "maximum": 0.4}
-    index = eager_space.asarray(np.array([4, 0, 2]))
-    slopes = eager_space.asarray(np.array([0.3, -0.1, 0.2])), eager_space.asarray(np.array([-0.2, 0.1, 0.4]))
-    gradient: Any = {"fixed": None, "global": eager_space.asarray(np.asarray(0.7)), "per_sample": slopes}[scheme]
-    learned = make_temperature(scheme, 0.2, **options)
-    moved = learned.after_batch(index, gradient, learning_rate=0.01)
-    plain: Any = {
-        "fixed": lambda: 0.2,
-        "global": lambda: (
-            GlobalTemperature(0.2, like=like, minimum=0.05, maximum=0.4)
-            .update(gradient, learning_rate=0.01)
-            .temperature
-        ),
-        "per_sample": lambda: (
-            PerSampleTemperature(5, 0.2, like=like, minimum=0.05, maximum=0.4)
-            .update(index, gradient, learning_rate=0.01)
-            .gather(index)
-        ),
-    }[scheme]()
-    got = moved.for_batch(index)
-    pairs = zip(got, plain, strict=True) if scheme == "per_sample" else [(got, plain)]
-    for one, other in pairs:
-        if scheme == "fixed":
-            assert one == other == 0.2
-        else:
-            assert eager_space.to_numpy(one).tolist() == eager_space.to_numpy(other).tolist()
-    assert moved.learned == (scheme != "fixed")
-    again = make_temperature(scheme, 0.3, **options)
-    again.load_state_dict(moved.state_dict())
-    assert list(again.state_dict()) == list(moved.state_dict())
-    if scheme != "fixed":
-        for name, array in moved.state_dict().items():
-            assert eager_space.to_numpy(again.state_dict()[name]).tolist() == eager_space.to_numpy(array).tolist()
-
-
-def test_bad_schemes_and_states_of_a_fixed_temperature_are_refused() -> None:
-    options: dict[str, Any] = {"num_samples": 5, "like": np.zeros(1)}
-    with pytest.raises(ValueError, match="scheme must be one of fixed, global, per_sample, got 'warm'"):
-        make_temperature("warm", 0.2, **options)
-    with pytest.raises(ValueError, match=r"temperature must be > 0, got 0\.0"):
-        make_temperature("fixed", 0.0, **options)
-    with pytest.raises(ValueError, match=r"state must be empty for a fixed temperature, got \['version'\]"):
-        make_temperature("fixed", 0.2, **options).load_state_dict({"version": np.asarray(1)})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# State
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def learned_ones(space: Any) -> list[tuple[Any, Any]]:
-    """Return a learned temperature of both classes, each with a fresh object of the class."""
-    like = space.asarray(np.zeros(1))
-    return [
-        (GlobalTemperature(0.07, like=like).update(0.5, learning_rate=0.01), GlobalTemperature(0.5, like=like)),
-        (made(space), PerSampleTemperature(7, 0.5, like=like)),
-    ]
-
-
-def test_state_survives_a_round_trip(eager_space: Any) -> None:
-    for learned, fresh in learned_ones(eager_space):
-        saved = learned.state_dict()
-        names = {"version", *(GlobalTemperatureState._fields if "step" in saved else ROWS)}
-        assert set(saved) == names
-        assert int(saved["version"]) == 1
-        fresh.load_state_dict(saved)
-        again = fresh.state_dict()
-        for name in names:
-            assert eager_space.to_numpy(again[name]).tolist() == eager_space.to_numpy(saved[name]).tolist()
-            assert again[name].dtype == saved[name].dtype
-
-
-def test_a_saved_state_is_a_copy(eager_space: Any) -> None:
-    index, ones = eager_space.asarray(np.array([5, 0])), eager_space.asarray(np.ones(2))
-    learned = made(eager_space)
-    saved = learned.state_dict()
-    before = {name: eager_space.to_numpy(array).tolist() for name, array in saved.items()}
-    learned = learned.update(index, (ones, ones), learning_rate=0.01)
-    assert {name: eager_space.to_numpy(array).tolist() for name, array in saved.items()} == before
-    learned.load_state_dict(saved)
-    learned.update(index, (ones, ones), learning_rate=0.01)
-    assert {name: eager_space.to_numpy(array).tolist() for name, array in saved.items()} == before
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda s: [], TypeError, "state must be a mapping, got list"),
-        (lambda s: {name: s[name] for name in ROWS}, ValueError, "state must hold version, temperature_image, .* got"),
-        (lambda s: s | {"step": s["version"]}, ValueError, "state must hold version, .* and nothing else"),
-        (lambda s: s | {"version": np.asarray(2)}, ValueError, "version must be 1, got 2"),
-        (lambda s: s | {"momentum_text": np.zeros(6)}, ValueError, r"momentum_text must have shape .* got \(6,\)"),
-        (lambda s: s | {"momentum_text": np.zeros(7, "f4")}, TypeError, "momentum_text must have dtype float64, got"),
-        (lambda s: s | {"temperature_image": np.zeros(7)}, ValueError, "temperature_image must be finite and > 0, got"),
-        (lambda s: s | {"momentum_image": np.full(7, np.nan)}, ValueError, "momentum_image must be finite, got nan"),
-        (lambda s: s | {"momentum_image": [0.0] * 7}, TypeError, "momentum_image must be an array, got list"),
-    ],
-)
-def test_a_foreign_state_changes_nothing(change: Any, error: Any, message: str) -> None:
-    learned = PerSampleTemperature(7, 0.07, like=np.zeros(1))
-    learned.update(np.arange(3), (np.ones(3), np.ones(3)), learning_rate=0.01)
-    before = {name: getattr(learned, name).tolist() for name in ROWS}
-    with pytest.raises(error, match=message):
-        learned.load_state_dict(change(learned.state_dict()))
-    assert {name: getattr(learned, name).tolist() for name in ROWS} == before
-    single = GlobalTemperature(0.07, like=np.zeros(1))
-    with pytest.raises((ValueError, TypeError), match="second_moment must be >= 0, got -1"):
-        single.load_state_dict(single.state_dict() | {"second_moment": np.asarray(-1.0)})
-    assert float(single.state.second_moment) == 0.0
-
-
-def test_the_state_is_float32_or_wider(eager_space: Any) -> None:
-    xp = eager_space.xp
-    for kind in (lambda **o: GlobalTemperature(0.1, **o), lambda **o: PerSampleTemperature(2, 0.1, **o)):
-        like = eager_space.asarray(np.zeros(1))
-        assert str(like.dtype) in repr(kind(like=like))
-        assert "float64" in repr(kind(like=like, dtype=xp.float64))
-        assert "float32" in repr(kind(like=eager_space.asarray(np.zeros(1, dtype=np.int64))))
-        with pytest.raises(TypeError, match="dtype must be float32 or wider, got"):
-            kind(like=like, dtype=xp.int32)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Bad input
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-BOUNDS: list[tuple[dict[str, Any], Any, str]] = [
-    ({"temperature": 0.0}, ValueError, r"temperature must be in \[minimum, maximum\] = \[0\.01, 1\.0\], got 0\.0"),
-    ({"temperature": 1.5}, ValueError, r"temperature must be in .* got 1\.5"),
-    ({"temperature": np.nan}, ValueError, "temperature must be finite, got nan"),
-    ({"temperature": "warm"}, TypeError, "temperature must be a real number, got 'warm'"),
-    ({"minimum": 0.0}, ValueError, r"minimum must be > 0, got 0\.0"),
-    ({"maximum": 0.001}, ValueError, r"maximum must be at least minimum \(0\.01\), got 0\.001"),
-    ({"maximum": np.inf}, ValueError, "maximum must be finite, got inf"),
-    ({"like": 0.0}, TypeError, "like must be an array, got float"),
-]
-
-
-@pytest.mark.parametrize(("options", "error", "message"), BOUNDS)
-def test_both_classes_refuse_arguments_outside_their_domain(options: dict[str, Any], error: Any, message: str) -> None:
-    given = {"temperature": 0.07, "like": np.zeros(1)} | options
-    with pytest.raises(error, match=message):
-        GlobalTemperature(**given)
-    with pytest.raises(error, match=message):
-        PerSampleTemperature(5, **given)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: GlobalTemperature(0.1, like=np.zeros(1), slow_below=0.0), r"slow_below must be > 0, got 0\.0"),
-        (lambda: GlobalTemperature(0.1, like=np.zeros(1), beta1=1.0), r"beta1 must be in \[0, 1\), got 1\.0"),
-        (lambda: GlobalTemperature(0.1, like=np.zeros(1), beta2=-0.1), r"beta2 must be in \[0, 1\), got -0\.1"),
-        (lambda: PerSampleTemperature(0, 0.1, like=np.zeros(1)), "num_samples must be at least 1, got 0"),
-        (lambda: PerSampleTemperature(3, 0.1, like=np.zeros(1), beta=0.0), r"beta must be in \(0, 1\], got 0\.0"),
-    ],
-)
-def test_each_class_refuses_its_own_bad_arguments(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("gradient", "rate", "error", "message"),
-    [
-        (np.nan, 0.1, ValueError, "gradient must be finite, got nan"),
-        (np.asarray(np.inf), 0.1, ValueError, "gradient must be finite, got inf"),
-        (np.zeros(1), 0.1, ValueError, "gradient must be a scalar, got ndarray"),
-        ((np.zeros(2), np.zeros(2)), 0.1, TypeError, "gradient must be a real number, got"),
-        (1.0, -0.1, ValueError, r"learning_rate must be >= 0, got -0\.1"),
-        (1.0, np.nan, ValueError, "learning_rate must be finite, got nan"),
-    ],
-)
-def test_a_bad_step_of_a_global_temperature_is_refused(gradient: Any, rate: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        GlobalTemperature(0.1, like=np.zeros(1)).update(gradient, learning_rate=rate)
-
-
-def test_a_bad_step_changes_nothing(eager_space: Any) -> None:
-    learned = made(eager_space)
-    before = tables(eager_space, learned)
-    index = eager_space.asarray(np.array([1, 4]))
-    one, two = (eager_space.asarray(np.ones(size)) for size in (1, 2))
-    bad: list[tuple[Any, Any, float, Any, str]] = [
-        (index, (two, one), 0.1, ValueError, r"gradient\[1\] must have shape \(batch_size,\) = \(2,\), got \(1,\)"),
-        (index, two, 0.1, TypeError, r"gradient must be a pair \(image, text\) of arrays, got"),
-        (index, (two, [1.0, 1.0]), 0.1, TypeError, r"gradient\[1\] must be an array, got list"),
-        (index, (index, two), 0.1, TypeError, r"gradient\[0\] must have a real floating dtype"),
-        (index, (two, two), -0.1, ValueError, r"learning_rate must be >= 0, got -0\.1"),
-        (two, (two, two), 0.1, TypeError, "sample_index must have an integer dtype"),
-    ]
-    if "device1" not in str(device_of(two)):  # values are looked at on the host
-        nan = eager_space.asarray(np.array([0.0, np.nan]))
-        twice, outside = (eager_space.asarray(np.array(values)) for values in ([3, 3], [0, 7]))
-        bad += [
-            (index, (two, nan), 0.1, ValueError, r"gradient\[1\] must be finite, got nan at position 1"),
-            (twice, (two, two), 0.1, ValueError, "sample_index must not repeat an index within a batch, got 3 twice"),
-            (
-                outside,
-                (two, two),
-                0.1,
-                ValueError,
-                r"sample_index must hold row ids from 0 to 6 \(see docs/large-data\.md, .*\), got 7",
-            ),
-        ]
-    for at, gradient, rate, error, message in bad:
-        with pytest.raises(error, match=message):
-            learned.update(at, gradient, learning_rate=rate)
-    assert tables(eager_space, learned) == before
-
-
-def test_autograd_and_foreign_libraries_are_refused() -> None:
-    import torch
-
-    learned = PerSampleTemperature(4, 0.1, like=torch.zeros(1))
-    index, fine = torch.arange(2), torch.zeros(2)
-    with pytest.raises(ValueError, match=r"gradient\[1\] must not require gradients"):
-        learned.update(index, (fine, torch.zeros(2, requires_grad=True)), learning_rate=0.1)
-    with pytest.raises(TypeError, match=r"gradient\[0\] must come from the library of the state \(torch\)"):
-        learned.update(index, (np.zeros(2), fine), learning_rate=0.1)
-    with pytest.raises(TypeError, match="gradient must come from the library"):
-        GlobalTemperature(0.1, like=torch.zeros(1)).update(np.asarray(0.5), learning_rate=0.1)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"rows": (np.zeros(3), np.zeros(2))}, ValueError, r"rows\.momentum must have shape .* = \(3,\), got \(2,\)"),
-        ({"rows": (np.zeros((3, 1)), np.zeros(3))}, ValueError, r"rows\.temperature must have 1 axes"),
-        ({"rows": (np.zeros(3, "f2"), np.zeros(3, "f2"))}, TypeError, "temperature must be float32 or wider"),
-        ({"slope": np.zeros(2)}, ValueError, r"slope must have shape .* = \(3,\), got \(2,\)"),
-        ({"slope": np.array([0, np.inf, 0])}, ValueError, "slope must be finite, got inf at position 1"),
-        ({"slope": np.zeros(3, "i8")}, TypeError, "slope must have a real floating dtype, got int64"),
-        ({"beta": 1.5}, ValueError, r"beta must be in \(0, 1\], got 1\.5"),
-        ({"minimum": -1.0}, ValueError, r"minimum must be > 0, got -1\.0"),
-    ],
-)  # fmt: skip
-def test_bad_rows_are_refused(options: dict[str, Any], error: Any, message: str) -> None:
-    given: dict[str, Any] = {"rows": (np.ones(3), np.zeros(3)), "slope": np.zeros(3), "learning_rate": 0.1} | options
-    with pytest.raises(error, match=message):
-        update_temperature_rows(TemperatureRows(*given.pop("rows")), given.pop("slope"), **given)
-
-
-def test_a_bad_state_of_a_global_temperature_is_refused() -> None:
-    state = GlobalTemperature(0.1, like=np.zeros(1)).state
-    with pytest.raises(ValueError, match=r"state\.first_moment must have shape \(\) = \(\), got \(2,\)"):
-        update_global_temperature(state._replace(first_moment=np.zeros(2)), 1.0, learning_rate=0.1)

@@ -17,7 +17,10 @@ NAMED_TUPLE = {"_replace", "_fields", "_asdict", "_make", "_field_defaults"}
 # Private modules that are the subject of a test file. Their functions have no underscore: other modules of the core use
 # them. `_routines` chooses among the routines that a backend registers with `drrho_core.extend`.
 ALLOWED = {
-    "core/test_arrays_and_checks.py": {"_array_api", "_validate"},
+    "core/test_arrays.py": {"_array_api"},
+    "core/test_checks_of_arrays.py": {"_array_api", "_validate"},
+    "core/test_checks_of_numbers.py": {"_array_api", "_validate"},
+    "helpers/checks.py": {"_validate"},
     "core/test_ambiguity_compiled.py": {"_array_api", "_routines"},
     "core/test_fused.py": {"_routines"},
     "backends/test_fused_jax.py": {"_routines"},

@@ -290,8 +290,8 @@ ENGINE = (
     ),
     Mistake(
         "contrastive.step", "wide_contrastive_step",
-        "wide_gradient(pulls.text_pull, c, image_features, __xp, __unit)",
-        "wide_gradient(pulls.text_pull, c, text_features, __xp, __unit)",
+        "wide_gradient(pulls.text_pull, c, features[0], __xp, __unit)",
+        "wide_gradient(pulls.text_pull, c, features[1], __xp, __unit)",
         "a text's positive is the text itself", STEP,
     ),
     Mistake(
@@ -313,6 +313,11 @@ LOSSES = (
         "losses.info_nce", "info_nce",
         "log_add_constant(log_sum, 1.0, xp=xp)", "log_sum",
         "InfoNCE: the positive is missing in the denominator", "test_loss",
+    ),
+    Mistake(
+        "losses.info_nce", "info_nce",
+        "Batch(__image, __text, None, 1.0, __t, __u, pair_mask)", "Batch(__image, __text, None, 1.0, __t, __u, None)",
+        "InfoNCE: masked pairs stay in the denominator", "test_loss",
     ),
     Mistake(
         "losses.sigmoid", "sigmoid_loss",

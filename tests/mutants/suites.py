@@ -20,6 +20,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "test_exponentials.py",
         "test_anchor_weight.py",
         "test_unimodal.py",
+        "test_unimodal_*.py",
         "test_contrastive_errors.py",
         "test_fused.py",
         "test_contrastive_*.py",

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_clip.data.tokenizer import PADDING, UNKNOWN, WordTokenizer, same_text
+from drrho_clip.data.words import normal_form
 from drrho_clip.errors import BadInput, MissingExtra
 
 _CAPTIONS = ["A red circle", "a blue circle!", "the dog's red ball, 12 balls"]
@@ -180,6 +181,8 @@ def test_every_cluster_of_the_fitted_captions_is_in_a_known_word(captions: list[
 def test_clusters_that_never_occur_apart_are_one_word() -> None:
     # "cat" stands in front of two colours, and the clusters of each word never occur apart.
     assert set(WordTokenizer.fit(["แมวแดง", "แมวดำ", "รถแดง"]).vocabulary) == {"แมว", "แดง", "ด\u0e4dา", "รถ"}
+    # A cluster that is a whole run elsewhere does occur apart.
+    assert set(WordTokenizer.fit(["แมว", "แม"]).vocabulary) == {"แม", "ว"}
 
 
 # Letters of European alphabets whose lower case has no combining mark, digits, and signs of ASCII.
@@ -207,6 +210,39 @@ def test_encoding_looks_up_the_words_of_every_text(caption: str) -> None:
         tokenizer = WordTokenizer(sorted(set(words)), 50, version=version)
         expected = [tokenizer.vocabulary.index(word) + 2 for word in tokenizer.words(caption)] or [UNKNOWN]
         assert tokenizer.encode([caption])[0].tolist() == expected + [PADDING] * (50 - len(expected))
+
+
+# Letters, marks and signs of many blocks, so that one text mixes scripts, joiners, emoji and controls.
+_MIXED = st.text(
+    st.one_of(
+        *(
+            st.characters(min_codepoint=first, max_codepoint=last)
+            for first, last in [(0, 0x24F), (0x300, 0x6FF), (0x900, 0x109F), (0x1780, 0x17FF), (0x2000, 0x206F)]
+        ),
+        st.characters(min_codepoint=0x3000, max_codepoint=0x30FF),
+        st.characters(min_codepoint=0x1F1E6, max_codepoint=0x1F6FF),
+        st.sampled_from(" '\u200c\u200d\ufe0f\u6c34\u0e01\u0e40\u0e32"),
+        st.characters(),
+    ),
+    max_size=30,
+)
+
+
+@given(_MIXED)
+@settings(max_examples=500)
+def test_no_character_is_lost_or_moved_and_words_are_split_no_further(caption: str) -> None:
+    tokenizer = WordTokenizer([], 1)
+    words = tokenizer.words(caption)
+    assert all(words)
+    # Only white space and joiners that stand alone are left out of the normal form.
+    joiners = {ord("\u200c"): None, ord("\u200d"): None}
+    form = "".join(normal_form(caption).translate(joiners).split())
+    assert "".join(words).translate(joiners) == form
+    assert tokenizer.words(" ".join(words)) == words
+
+
+def test_letter_with_a_composed_lower_case_only_is_one_word() -> None:
+    assert WordTokenizer.fit(["J\u030c", "\u01f0", "j\u030c"]).vocabulary == ("\u01f0",)
 
 
 def test_texts_are_the_same_if_their_words_are() -> None:

@@ -1,0 +1,13 @@
+"""Constants that the settings share with the encoders and the images."""
+
+# The command line needs these constants for the help, so this file imports nothing.
+from __future__ import annotations
+
+LARGEST_DEPTH = 1000
+"""The largest number of blocks or of hidden layers; more would take longer to build than to train."""
+
+LARGEST_MODEL = 2**31
+"""The largest number of parameters: NumPy draws them in float64, which takes 16 GiB for so many."""
+
+RESIZE_MODES = ("crop", "fit")
+"""The ways to make an image square: its central square, or the whole image between grey borders."""

@@ -1,0 +1,403 @@
+"""The loop over batches: `Trainer` holds a run in memory, takes its steps and writes its checkpoints.
+
+`Trainer.fit` is the loop over batches, `Trainer.take_step` updates the parameters from one batch, and
+`Trainer.end_of_epoch` validates and chooses the states to keep. The arithmetic of a step is in `drrho_clip.step`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from drrho_clip.checkpoint import load_arrays, save_arrays
+from drrho_clip.checkpoint_state import check_state
+from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
+from drrho_clip.divergence import Watch, all_finite
+from drrho_clip.encode import Encoder, build_model, model_inputs
+from drrho_clip.errors import BadInput
+from drrho_clip.evaluate import evaluate
+from drrho_clip.guidance import open_guidance
+from drrho_clip.kept_states import KeptStates
+from drrho_clip.memorisation import serves_better
+from drrho_clip.models import initial_parameters
+from drrho_clip.progress import Reporter
+from drrho_clip.reference import measure_shares
+from drrho_clip.run import Run, part
+from drrho_clip.step import StepBatch, StepResult, StepState, build_step
+from drrho_clip.temperature_figures import temperature_figures
+from drrho_core import cosine_gamma
+from drrho_core.backend import Backend
+from drrho_core.checks import Array
+from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
+
+
+class Trainer:
+    """A run in memory: model, optimiser, estimator, data and progress. Building a trainer writes no file.
+
+    The estimator holds the inner estimates: running averages, two per sample, that the methods sogclr and drrho need.
+
+    Parameters
+    ----------
+    run : Run
+        The run to train.
+    backend : Backend
+        The library that runs the training.
+    splits : DataSplits
+        The data.
+    start : mapping, optional
+        The parameters before the first step; by default random numbers, which the setting `seed` determines.
+
+    Attributes
+    ----------
+    done, total_steps, steps_per_epoch : int
+        Number of steps that are done, of all steps of the run, and of the steps in an epoch.
+    seconds : float
+        Time spent in steps since the start of the run, the steps before an interruption included.
+    source : BatchSource
+        The batches of the training data.
+    state : StepState
+        Parameters and optimiser state.
+    temperature : Temperature
+        The temperature, fixed or learned.
+    """
+
+    def __init__(
+        self, run: Run, backend: Backend, splits: DataSplits, *, start: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        config = run.config
+        self.run, self.backend, self.splits = run, backend, splits
+        reading: dict[str, Any] = {
+            "image_size": run.spec.image_size,
+            "resize_mode": config.resize,
+            "channels": run.spec.channels,
+        }
+        self.source = BatchSource(splits.train, run.tokenizer, **reading)
+        self.guidance = open_guidance(run, backend, splits)
+        # Rows of the data set that are used; the estimator has a place for every row, used or not.
+        choice = self.guidance.choice
+        self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
+        self._anchor_weight = None if choice is None else choice.anchor_weight
+        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.done, self.seconds, self.stopped = 0, 0.0, False
+        self._saved = 0  # the step of the last checkpoint
+        self._losses = Watch(backend.xp)
+        self._kept = KeptStates(run)
+        self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
+        # Every backend starts from the same parameters, which NumPy draws.
+        model = build_model(backend, run.spec)
+        start = initial_parameters(run.spec, seed=config.seed) if start is None else start
+        parameters = {name: backend.asarray(array) for name, array in start.items()}
+        optimizer = backend.adamw(weight_decay=config.weight_decay)
+        self.state = StepState(parameters, optimizer.init(parameters))
+        self._step = build_step(backend, model, optimizer, config)
+        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=config.resize)
+        self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
+        self.temperature: Temperature = make_temperature(
+            config.temperature_scheme,
+            config.temperature,
+            num_samples=len(self.source),
+            like=backend.asarray(np.zeros(1)),
+            minimum=config.temperature_min,
+            maximum=config.temperature_max,
+        )
+
+    @functools.cached_property
+    def estimator(self) -> RunEstimator:
+        """The inner estimates; they are made at the first use, because their file needs the folder of the run."""
+        place = self.run.config.estimator
+        # After a crash the file may be some steps ahead of the checkpoint; `load` replaces all estimates in the file.
+        path = self.run.estimator_file if place == "file" else None
+        return make_estimator(place, len(self.source), backend=self.backend, path=path)
+
+    def close(self) -> None:
+        """Close the file of the inner estimates, if there is a file; the trainer can take no step after that."""
+        if "estimator" in vars(self):
+            self.estimator.close()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model with the current parameters."""
+        self._encoder.use(self.state.parameters)
+        return self._encoder
+
+    @property
+    def finished(self) -> bool:
+        """The training is over."""
+        return self.stopped or self.done == self.total_steps
+
+    @property
+    def first_epoch(self) -> int:
+        """Number of epochs after which the run was finished before it got more epochs; 0 for most runs."""
+        return self.run.earlier_ends[-1] if self.run.earlier_ends else 0
+
+    @property
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """For each state that the run keeps beside the last state, by name: the figures of `keep_state`, and step."""
+        return self._kept.figures
+
+    def encoder_of(self, state: str) -> Encoder:
+        """Return the model with the parameters of a state: "last", the current parameters, or a kept state."""
+        if state == "last":
+            return self.encoder
+        parameters = self.run.load_parameters(state)
+        self._encoder.use({name: self.backend.asarray(array) for name, array in parameters.items()})
+        return self._encoder
+
+    def fit(self, *, quiet: bool = False, stop_after: int | None = None) -> None:
+        """Train to the end, or until `stop_after` steps of the run are done; log, validate and save on the way."""
+        config = self.run.config
+        stop = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
+        # The GPU is the default, so the bar names the device if it is not the CPU.
+        title = f"{config.method} on {config.data}" + (f", {self.backend.device}" if self.backend.has_gpu else "")
+        with Reporter(title, self.total_steps, done=self.done, quiet=quiet) as reporter:
+            for epoch, batch in itertools.islice(self._remaining_batches(), max(0, stop - self.done)):
+                self._notes["loss"] = self.take_step(batch, epoch=epoch) or self._notes["loss"]
+                epoch_ends = self.done % self.steps_per_epoch == 0
+                if epoch_ends or self.done % config.checkpoint_every == 0 or self.done == stop:
+                    # A state from which no step can be taken never replaces a good state.
+                    self._require_good_state(batch)
+                    if epoch_ends:
+                        self.end_of_epoch(epoch)
+                    self.save()
+                reporter.advance(", ".join(filter(None, self._notes.values())))
+                if self.stopped:
+                    break
+
+    def end_of_epoch(self, epoch: int) -> None:
+        """Validate the current state, log the figures, and keep the state if R@1 is the best so far.
+
+        All that happens once per epoch happens here. Of equally good epochs the earliest is kept.
+        """
+        metrics = evaluate(self.encoder, self.splits.validation, zero_shot=False)
+        self._log(epoch, {f"validation_{name}": value for name, value in metrics.items()})
+        r1 = metrics["retrieval_r1"]
+        if "best" not in self.kept or r1 > self.kept["best"]["retrieval_r1"]:
+            self.keep_state("best", {"epoch": epoch, "retrieval_r1": r1})
+        if self.run.config.reference is None:
+            self._judge_as_reference(epoch, r1)
+        best = self.kept["best"]
+        # After a continuation with more epochs the patience begins anew.
+        waited = epoch - max(best["epoch"], self.first_epoch - 1)
+        self.stopped = self.stopped or 0 < self.run.config.patience <= waited
+        self._notes["validation"] = (
+            f"validation R@1 {r1:.3f} (best {best['retrieval_r1']:.3f}, epoch {best['epoch'] + 1})"
+        )
+
+    def _judge_as_reference(self, epoch: int, r1: float) -> None:
+        """Log the shares of hopeless pairs, keep the state if it is the best reference model, or stop; see references.
+
+        Every run without a reference model may become the reference model of another run.
+        """
+        temperature = self.run.config.temperature
+        shares = measure_shares(
+            self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
+        )
+        figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
+        self._log(epoch, figures)
+        kept = self.kept.get("reference")
+        if serves_better(r1, shares, None if kept is None else kept["retrieval_r1"]):
+            self.keep_state("reference", {"epoch": epoch, "retrieval_r1": r1, **figures})
+        self.stopped = self.run.config.as_reference and shares.past_hope
+        self._notes["hopeless"] = f"hopeless {shares.train:.0%} of training, {shares.validation:.0%} of validation"
+
+    def _remaining_batches(self) -> Iterator[tuple[int, HostBatch]]:
+        """Yield epoch and batch of every step that is not done yet; the order depends on seed and epoch only."""
+        config = self.run.config
+        first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
+        for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
+            stream = self.source.epoch(
+                config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
+            )
+            for batch in stream:
+                yield epoch, batch
+            first_batch = 0
+
+    def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
+        """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None.
+
+        Raises
+        ------
+        BadInput
+            If the run has diverged.
+        """
+        config, backend = self.run.config, self.backend
+        began = time.monotonic()
+        # 1. The schedules: learning rate by step; gamma, the weight of the new value in an inner estimate, by epoch.
+        # Epochs that were added to a finished run have a warm-up and a cosine of their own. Gamma stays at the end of
+        # its cosine, because a larger gamma would forget the estimates.
+        before = self.first_epoch * self.steps_per_epoch
+        learning_rate = config.learning_rate_at(self.done - before, self.total_steps - before)
+        gamma = cosine_gamma(epoch, num_epochs=config.epochs, gamma_min=config.gamma_min)
+        gamma = config.gamma_min if self.first_epoch else gamma
+        # 2. The batch and the inner estimates of its samples, moved to the device.
+        rows = batch.sample_index
+        images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
+        log_inner_image, log_inner_text = self.estimator.gather(rows)
+        reference = None
+        if self.guidance.features is not None:
+            image_features, text_features = self.guidance.features
+            reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
+        # If the temperature is fixed, the step reads it from the settings, and this variable is None.
+        temperature = None
+        if self.temperature.learned:
+            index = backend.asarray(rows)
+            temperature = self.temperature.for_batch(index)
+        inputs = StepBatch(
+            images=backend.asarray(images),
+            texts=backend.asarray(texts),
+            log_inner_image=log_inner_image,
+            log_inner_text=log_inner_text,
+            reference_features=reference,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            temperature=temperature,
+            anchor_weight=None if self._anchor_weight is None else backend.asarray(self._anchor_weight[rows]),
+            pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
+        )
+        # 3. Features, loss, gradient and update of the parameters.
+        result = self._stepped(batch, inputs)
+        self._losses.add(result.loss)
+        # 4. The new state replaces the old state.
+        self.state = result.state
+        self.estimator.scatter(rows, result.log_inner_image, result.log_inner_text)
+        if self.temperature.learned:
+            self.temperature = self.temperature.after_batch(
+                index, result.temperature_gradient, learning_rate=config.temperature_learning_rate
+            )
+        self.done += 1
+        # 5. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
+        note = None
+        if self.done % config.log_every == 0 or self.done == self.total_steps:
+            loss, surrogate = float(result.loss), float(result.surrogate)
+            if not self._losses.all_finite():
+                raise self._diverged(self.done)
+            figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
+            self._log(epoch, figures | temperature_figures(self.temperature, result.temperature_gradient, backend))
+            note = f"loss {loss:.4f}"
+        self.seconds += time.monotonic() - began
+        return note
+
+    def _stepped(self, batch: HostBatch, inputs: StepBatch) -> StepResult:
+        """Return the result of the step, or raise BadInput if the run has diverged."""
+        try:
+            # A diverging run ends with one message, so the warnings of NumPy would only be noise.
+            with np.errstate(all="ignore"):
+                return self._step(self.state, inputs)
+        # The core refuses features that are not finite, unless the step is compiled.
+        except ValueError:
+            if self._features_are_finite(batch):
+                raise
+            raise self._diverged(self.done + 1) from None
+
+    def _features_are_finite(self, batch: HostBatch) -> bool:
+        with np.errstate(all="ignore"):
+            return all_finite(self.encoder.batches([batch]))
+
+    def _require_good_state(self, batch: HostBatch) -> None:
+        """Raise BadInput unless all losses were finite and the new parameters give finite features of a batch."""
+        if not (self._losses.all_finite() and self._features_are_finite(batch)):
+            raise self._diverged(self.done)
+
+    def _diverged(self, step: int) -> BadInput:
+        return BadInput(
+            f"the loss must stay finite, got a number that is not, at step {step} or shortly before: lower the "
+            f"learning_rate; {self.run.checkpoint} has the last good state, that of step {self._saved}"
+        )
+
+    def _log(self, epoch: int, figures: Mapping[str, float]) -> None:
+        samples_seen = self.done * self.run.config.batch_size
+        self.run.log({"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures})
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def keep_state(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Keep the current parameters in checkpoint-NAME.safetensors, in place of an earlier state of that name.
+
+        The next `save` writes the file, so call `keep_state` at a step after which `save` follows: in `end_of_epoch`.
+
+        Parameters
+        ----------
+        name : str
+            Name of the state, such as "best" or "reference".
+        figures : mapping
+            Values that JSON can hold, which explain the choice. `kept` and the file hold them, and the step.
+        """
+        self._kept.add(name, figures, self.done)
+
+    def save(self) -> None:
+        """Write the checkpoint, then the states to keep."""
+        arrays = {
+            f"{group}/{name}": self.backend.to_numpy(array)
+            for group, members in self._groups().items()
+            for name, array in members.items()
+        }
+        # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
+        if not all_finite(arrays.values()):
+            raise self._diverged(self.done)
+        arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
+        progress = {
+            "step": self.done,
+            "seconds": self.seconds,
+            "total": self.total_steps,
+            "epochs": self.run.config.epochs,
+            "finished": self.finished,
+            "stopped": self.stopped,
+            "kept": self.kept,
+        }
+        self.run.sync_log()
+        save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
+        self._saved = self.done
+        # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
+        self._kept.write(part(arrays, "parameters"))
+
+    def _groups(self) -> dict[str, Mapping[str, Array]]:
+        """Return the arrays on the device that the next step needs, by group and name."""
+        return {
+            "parameters": self.state.parameters,
+            "optimizer": self.state.optimizer,
+            "temperature": self.temperature.state_dict(),
+        }
+
+    def load(self) -> None:
+        """Restore the state that the checkpoint holds.
+
+        Raises
+        ------
+        BadInput
+            If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
+        """
+        arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
+        check_state(progress, self.run.checkpoint)
+        groups = self._groups()
+        expected = {
+            f"{group}/{name}": tuple(array.shape)
+            for group, members in (groups | {"estimator": self.estimator.state_dict()}).items()
+            for name, array in members.items()
+        }
+        if {name: array.shape for name, array in arrays.items()} != expected:
+            raise BadInput(f"{self.run.checkpoint} must hold the arrays of this run's model and data, got other arrays")
+        loaded = {
+            group: {name: self.backend.asarray(array) for name, array in part(arrays, group).items()}
+            for group in groups
+        }
+        # After the check of the shapes only the temperature can still be refused. It is loaded first, so that nothing
+        # has changed if that happens.
+        try:
+            self.temperature.load_state_dict(loaded["temperature"])
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
+        self.estimator.load_state_dict(part(arrays, "estimator"))
+        self.state = StepState(loaded["parameters"], loaded["optimizer"])
+        self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
+        self._saved = self.done
+        # A run that was stopped goes on if it has got more epochs since.
+        same_end = progress.get("epochs", self.run.config.epochs) == self.run.config.epochs
+        self.stopped = same_end and bool(progress.get("stopped", False))
+        self._kept.restore(progress.get("kept", {}), part(arrays, "parameters"), self.done)
+        self.run.drop_log_after(self.done)
