@@ -11,23 +11,24 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from drrho_clip.checkpoint import write_atomic
-from drrho_clip.config import TrainConfig
+import numpy as np
+
 from drrho_clip.data import DataSplits
+from drrho_clip.disk import write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.guidance import open_guidance
-from drrho_clip.run import Run, describe_run
+from drrho_clip.run import Run
 from drrho_clip.terminal import say
-from drrho_clip.train import Trainer
+from drrho_clip.trainer import Trainer
 from drrho_core.backend import Backend
 
-__all__ = ["LEARNING_RATES", "Trial", "best_trial", "save_trials", "try_learning_rates"]
+__all__ = ["LEARNING_RATES", "Trial", "best_trial", "print_trials", "save_trials", "try_learning_rates"]
 
 LEARNING_RATES: Final = (3e-4, 1e-3, 3e-3)
 _PART: Final = 15
@@ -42,18 +43,25 @@ class Trial(NamedTuple):
 
 
 def try_learning_rates(
-    config: TrainConfig, backend: Backend, splits: DataSplits, *, rates: Sequence[float] = LEARNING_RATES
+    run: Run,
+    backend: Backend,
+    splits: DataSplits,
+    *,
+    start: Mapping[str, np.ndarray] | None = None,
+    rates: Sequence[float] = LEARNING_RATES,
 ) -> list[Trial]:
-    """Try learning rates, the lowest first.
+    """Try learning rates, the lowest first; the trials run in a temporary folder.
 
     Parameters
     ----------
-    config : TrainConfig
-        The settings of the run; the setting `learning_rate` is ignored.
+    run : Run
+        The run that needs a learning rate; its setting `learning_rate` is ignored.
     backend : Backend
         The library that runs the training.
     splits : DataSplits
         The data.
+    start : mapping, optional
+        The parameters from which the run starts; see `Trainer`.
     rates : sequence of float
         The learning rates, each > 0.
 
@@ -71,13 +79,13 @@ def try_learning_rates(
     with tempfile.TemporaryDirectory(prefix="drrho-trials-") as folder:
         guidance = None
         for number, rate in enumerate(sorted(rates)):
-            settings = replace(config, learning_rate=rate, epochs=max(1, config.epochs // _PART), as_reference=False)
-            run = describe_run(Path(folder) / str(number), settings, splits.train)
-            run.write()
+            settings = replace(run.config, learning_rate=rate, epochs=max(1, run.config.epochs // _PART), patience=0)
+            trial = replace(run, folder=Path(folder) / str(number), config=replace(settings, as_reference=False))
+            trial.folder.mkdir()
             # Every trial uses the same pairs, so the reference model is asked only once.
-            guidance = open_guidance(run, backend, splits) if guidance is None else guidance
-            with contextlib.closing(Trainer(run, backend, splits, guidance=guidance)) as trainer:
-                steps = max(1, trainer.steps_per_epoch * config.epochs // _PART)
+            guidance = open_guidance(trial, backend, splits) if guidance is None else guidance
+            with contextlib.closing(Trainer(trial, backend, splits, start=start, guidance=guidance)) as trainer:
+                steps = max(1, trainer.steps_per_epoch * run.config.epochs // _PART)
                 try:
                     trainer.fit(quiet=True, stop_after=steps)
                 except BadInput as error:

@@ -73,7 +73,7 @@ def _page(figures: Mapping[str, Any]) -> str:
         "| | " + " | ".join(columns) + " |",
         "|" + "---|" * (len(seeds) + 1),
         *(
-            f"| {title} | " + " | ".join(str(seed["suspects"][key]) for seed in seeds) + " |"
+            f"| {title} | " + " | ".join(str(seed["suspects"].get(key, "")) for seed in seeds) + " |"
             for title, key in (
                 ("wrong captions", "wrong"),
                 ("the command's estimate", "probably_wrong"),
