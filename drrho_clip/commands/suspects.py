@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
 from drrho_clip.config import BUILT_IN_DATA
+from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, TEXT, setting
 from drrho_clip.outputs import check_file
 from drrho_clip.terminal import say
@@ -31,7 +32,10 @@ class Suspects:
     """
 
     folder: Path = setting(rule=PATH, metavar="RUN", positional=True, help="Folder of the run.")
-    out: Path = setting(rule=PATH, help="The CSV file to write.")
+    out: Path = setting(
+        rule=PATH,
+        help="The CSV file to write; a page with the pictures of the worst pairs, FILE.html, is written beside it.",
+    )
     data: str | None = setting(
         None,
         rule=TEXT,
@@ -50,12 +54,18 @@ class Suspects:
         from drrho_clip.encode import Encoder
         from drrho_clip.progress import Reporter
         from drrho_clip.reference import recorded_shares
+        from drrho_clip.report.suspects import write_suspects_page
         from drrho_clip.resume import open_finished_run
         from drrho_clip.run_data import open_whole_table
         from drrho_clip.splits import open_splits
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
 
+        # The page stands beside the table and has the same name.
+        page = self.out.with_suffix(".html")
+        if page == self.out:
+            raise BadInput(f"out must be a CSV file, got {self.out}: the page of the suspects gets this name")
         check_file(self.out, "out")
+        check_file(page, "out")
         check_file(self.json, "json")
         run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
@@ -70,10 +80,20 @@ class Suspects:
         own_data = self.data is None or name == run.config.data or is_same_file(name, run.config.data)
         verdict = judge_suspects(ranked, recorded_shares(run), own_data=own_data)
         write_atomic(self.out, csv_of(ranked).encode("utf-8", "surrogatepass"))
+        write_suspects_page(
+            page,
+            ranked,
+            dataset,
+            num_wrong=verdict.num_suspects,
+            data_name=name,
+            run_name=str(self.folder),
+            table_name=self.out.name,
+            caveat=verdict.caveat,
+        )
         figures = {"pairs": verdict.num_pairs, "probably_wrong": verdict.num_suspects, "caveat": verdict.caveat}
         write_json(self.json, {"data": name, **figures, "suspects": [suspect._asdict() for suspect in ranked]})
         say(verdict.in_words())
-        say(f"wrote {self.out}")
+        say(f"wrote {self.out} and {page}")
         return 0
 
 

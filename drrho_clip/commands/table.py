@@ -42,7 +42,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     # Rows of the same data have the same sample sizes, so a line is printed once.
     say(*dict.fromkeys(line for row in rows for line in sample_sizes(row["metrics"])))
     if len(rows) == 1 and "retrieval_r1_standard_error" in rows[0]["metrics"]:
-        say(f"standard error of R@1: {rows[0]['metrics']['retrieval_r1_standard_error']:.3f}")
+        error = rows[0]["metrics"]["retrieval_r1_standard_error"]
+        # The jackknife says nothing if no query depends on any image.
+        known = f"{error:.3f}" if error > 0 else "not known, because all queries are answered in the same way"
+        say(f"standard error of R@1: {known}")
 
 
 def _has_one_gallery(metrics: Mapping[str, Any]) -> bool:

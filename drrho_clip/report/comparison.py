@@ -74,7 +74,7 @@ def write_comparison(
         "shared": shared,
         "command": command,
     }
-    return write_page(path, render("comparison.html", content, sheets=("page", "chart", "runs")))
+    return write_page(path, render("comparison.html", content, sheets=("page", "chart", "notes", "runs")))
 
 
 def notes_of(groups: Sequence[HeldOut]) -> list[str]:

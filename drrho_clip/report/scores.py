@@ -19,7 +19,7 @@ _BINS = 44
 
 
 def score_histogram(
-    scores: NDArray[np.float64], /, *, threshold: float | None, key: str, title: str, x_name: str
+    scores: NDArray[np.float64], /, *, doubtful: NDArray[np.bool_] | None, key: str, title: str, x_name: str
 ) -> Chart:
     """Draw how many captions have which score, and the threshold from which a caption is probably wrong.
 
@@ -27,18 +27,21 @@ def score_histogram(
     ----------
     scores : float array (n,)
         Finite scores, n >= 1; the larger, the worse the caption fits.
-    threshold : float or None
-        The least score of a probably wrong caption; None if there is no such rule.
+    doubtful : bool array (n,) or None
+        The captions that are probably wrong; none of them has a lower score than another caption. None if no rule says
+        which captions are wrong.
     key, title : str
         As in `Chart`.
     x_name : str
         The name of the horizontal axis.
     """
     top, bottom, left, right, height = 62, 254, 56, 466, 300
+    threshold = float(scores[doubtful].min()) if doubtful is not None and doubtful.any() else None
+    names = ("all captions", "") if doubtful is None else ("all others", "probably wrong")
+    doubtful = np.zeros(scores.size, dtype=np.bool_) if doubtful is None else doubtful
     edges = _edges(scores, threshold)
     low, high = float(edges[0]), float(edges[-1])
     inside = np.clip(scores, low, high)
-    doubtful = np.zeros(scores.size, dtype=np.bool_) if threshold is None else scores >= threshold
     counts = [np.histogram(inside[part], edges)[0] for part in (~doubtful, doubtful)]
     highest = 1.08 * max(1, *(int(count.max()) for count in counts))
     with Canvas(height) as canvas:
@@ -49,7 +52,6 @@ def score_histogram(
         axes.set_yticks(heights, tick_names(heights))
         canvas.text(0, 14, "captions", color=_SOFT)
         canvas.text(right, bottom + 40, x_name, color=_SOFT, ha="right")
-        names = ("all others", "probably wrong") if threshold is not None else ("all captions", "")
         keys = []
         styles = ((_INK, 0.16, 0.75, 1.5, ("first",)), (_DOUBT, 0.38, 1.0, 2.0, ("second", "drrho")))
         for name, count, (colour, fill, line, width, kind) in zip(names, counts, styles, strict=True):

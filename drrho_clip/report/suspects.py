@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,10 +52,11 @@ def write_suspects_page(
     ranked: Sequence[RankedPair],
     dataset: Dataset,
     *,
-    threshold: float | None,
+    num_wrong: int | None,
     data_name: str,
     run_name: str,
     table_name: str,
+    caveat: str | None = None,
 ) -> Path:
     """Write the ranked pairs of a data set as one HTML file: a histogram of the scores, and the worst pairs.
 
@@ -68,10 +68,12 @@ def write_suspects_page(
         All pairs, the worst first; at least one.
     dataset : Dataset
         The data of which the pictures are shown.
-    threshold : float or None
-        The least score of a caption that is probably wrong; None if no rule says which captions are wrong.
+    num_wrong : int or None
+        Number of pairs, from the worst on, whose captions are probably wrong; None if no rule says which are wrong.
     data_name, run_name, table_name : str
         The names, on the page, of the data, of the run and of the table that has all ranked pairs.
+    caveat : str, optional
+        Why the ranking or the number may be wrong.
 
     Returns
     -------
@@ -88,10 +90,9 @@ def write_suspects_page(
     scores = np.array([pair.score for pair in ranked], dtype=np.float64)
     if not np.isfinite(scores).all():
         raise BadInput(f"scores must be finite, got {scores[~np.isfinite(scores)][0]}")
-    limit = math.inf if threshold is None else threshold
-    wrong = int((scores >= limit).sum())
+    doubtful = None if num_wrong is None else np.arange(len(ranked)) < num_wrong
     chart = score_histogram(
-        scores, threshold=threshold, key="scores", title="Scores of the captions", x_name="score (larger fits worse)"
+        scores, doubtful=doubtful, key="scores", title="Scores of the captions", x_name="score (larger fits worse)"
     )
     cards = [
         picture_card(
@@ -100,9 +101,9 @@ def write_suspects_page(
             place=place,
             value=pair.score,
             caption=pair.caption,
-            name=pair.image,
+            name=pair.image or f"row {pair.row}",
             better_caption=pair.better_caption,
-            doubtful=pair.score >= limit,
+            doubtful=place <= (num_wrong or 0),
         )
         for place, pair in enumerate(ranked[:MOST_PICTURES], start=1)
     ]
@@ -110,11 +111,12 @@ def write_suspects_page(
         "title": "Captions that are probably wrong",
         "eyebrow": f"{shortened(data_name)} · {shortened(run_name)}",
         "number": f"{len(ranked):,}",
-        "wrong": None if threshold is None else f"{wrong:,}",
-        "threshold": None if threshold is None else score(threshold),
+        "wrong": None if num_wrong is None else f"{num_wrong:,}",
+        "threshold": score(ranked[num_wrong - 1].score) if num_wrong else None,
+        "caveat": caveat,
         "histogram": [figure(chart, "The scores of all captions")],
         "cards": cards,
         "all_shown": len(cards) == len(ranked),
         "table": shortened(table_name),
     }
-    return write_page(path, render("suspects.html", content, sheets=("page", "chart", "cards")))
+    return write_page(path, render("suspects.html", content, sheets=("page", "chart", "notes", "cards")))

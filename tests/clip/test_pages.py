@@ -113,35 +113,34 @@ def test_noise_makes_the_largest_thumbnail_and_a_page_of_them_stays_small() -> N
 
 
 @pytest.mark.parametrize(
-    ("scores", "threshold", "wrong"),
+    ("scores", "wrong"),
     [
-        ([-1.0, 0.0, 0.5, 2.0], 0.0, 3),
-        ([-1.0, -0.5], 0.0, 0),
-        ([1.0, 2.0], 0.0, 2),
-        ([0.0], 0.0, 1),
-        ([3.0, 3.0, 3.0], None, None),
-        ([1e9, -1e9, 0.1, 0.2, 0.3], 0.25, 2),
-        ([1e-12, 2e-12], 0.0, 2),
+        ([2.0, 0.5, 0.0, -1.0], 3),
+        ([-0.5, -1.0], 0),
+        ([2.0, 1.0], 2),
+        ([0.0], 1),
+        ([3.0, 3.0, 3.0], 2),
+        ([3.0, 3.0, 3.0], None),
+        ([1e9, 0.3, 0.2, 0.1, -1e9], 2),
+        ([2e-12, 1e-12], 2),
     ],
 )
-def test_histogram_counts_every_score_on_the_right_side_of_the_threshold(
-    scores: list[float], threshold: float | None, wrong: int | None
-) -> None:
-    chart = score_histogram(np.array(scores), threshold=threshold, key="k", title="t", x_name="x")
+def test_histogram_counts_every_score_on_the_right_side(scores: list[float], wrong: int | None) -> None:
+    doubtful = None if wrong is None else np.arange(len(scores)) < wrong
+    chart = score_histogram(np.array(scores), doubtful=doubtful, key="k", title="t", x_name="x")
     words = [mark.text for mark in chart.marks if mark.tag == "text"]
     if wrong is None:
         assert f"all captions: {len(scores)}" in words
     else:
         assert f"probably wrong: {wrong}" in words
         assert f"all others: {len(scores) - wrong}" in words
-        assert f"{wrong} have at least" in chart.description
+        assert (f"{wrong} have at least" in chart.description) is (wrong > 0)
     kinds = {kind for mark in chart.marks for kind in mark.get("class", "").split()}
-    assert ("second" in kinds) is bool(wrong)
+    assert ("second" in kinds) is ("threshold" in kinds) is bool(wrong)
 
 
 def test_page_of_suspects_names_how_many_are_probably_wrong_and_marks_them(tmp_path: Path) -> None:
     page = page_of("suspects", tmp_path, [f"caption {number}" for number in range(10)])
-    # The scores fall from 3 to -6; four of them are at least 0.
     assert '<strong class="drrho">4</strong> of 10 captions are probably wrong' in page
     assert page.count('<li class="card doubtful">') == 4
     assert "All 10 pairs are shown" in page
@@ -153,7 +152,7 @@ def test_suspects_without_finite_scores_are_refused_and_no_file_is_written(score
     data = Pictures(squares(1), ["a"])
     with pytest.raises(BadInput, match=r"must be finite|at least one pair"):
         write_suspects_page(
-            tmp_path / "p.html", ranked, data, threshold=None, data_name="d", run_name="r", table_name="t"
+            tmp_path / "p.html", ranked, data, num_wrong=None, data_name="d", run_name="r", table_name="t"
         )
     assert list(tmp_path.iterdir()) == []
 

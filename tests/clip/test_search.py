@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.run import Run, open_run
 from drrho_clip.search import search
+from drrho_clip.train import train
 from drrho_core.backend import get_backend
 from helpers.pages import COLOURS, write_table
 
@@ -152,3 +156,53 @@ def test_a_built_in_data_set_has_rows_in_place_of_paths(tmp_path: Path, capsys: 
 def test_top_below_one_is_refused(run: Run, encoder: Encoder, table: Path) -> None:
     with pytest.raises(BadInput, match="top must be an integer of at least 1, got 0"):
         search(encoder, run.tokenizer, read_pairs(table), ["red"], top=0, quiet=True)
+
+
+def test_an_image_with_several_captions_is_found_once(run: Run, encoder: Encoder, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "data", 6)
+    lines = table.read_text(encoding="utf-8").splitlines()
+    # Each image gets a second caption, and the first image a copy under another name with a third caption.
+    (table.parent / "copy.png").write_bytes((table.parent / "0.png").read_bytes())
+    more = [line.replace("thing", "object") for line in lines[1:]] + ["copy.png,a red copy"]
+    table.write_text("\n".join([*lines, *more]) + "\n", encoding="utf-8")
+    (answer,) = search(encoder, run.tokenizer, read_pairs(table), ["a red thing"], top=100, quiet=True)
+    assert sorted(match.row for match in answer.matches) == list(range(6))
+
+
+def test_the_page_of_suspects_stands_beside_the_table(
+    run: Run, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "worst.csv"
+    assert main(["suspects", str(run.folder), "--data", str(table), "--out", str(out)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["worst.csv", "worst.html"]
+    with out.open(newline="", encoding="utf-8") as file:
+        ranked = list(csv.DictReader(file))
+    page = out.with_suffix(".html").read_text(encoding="utf-8")
+    assert re.findall('<p class="path"><bdi>(.*?)</bdi>', page) == [pair["image"] for pair in ranked]
+    assert re.findall('<p dir="auto">(.*?)</p>', page) == [pair["caption"] for pair in ranked]
+    number = re.search("(?s)<strong class=.drrho.>(.*?)</strong> of 60 captions", page)
+    assert number is not None
+    assert page.count('<li class="card doubtful">') == int(number[1])
+    told = capsys.readouterr().out
+    assert f"{number[1]} of 60 captions are probably wrong" in told
+    if "caveat: " in told:
+        assert '<ul class="notes">' in page
+
+
+def test_the_page_of_suspects_never_takes_the_place_of_the_table(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["suspects", str(run.folder), "--out", str(tmp_path / "worst.html")]) == 2
+    assert "out must be a CSV file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_not_finished_is_refused_unless_asked_for(
+    run: Run, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(replace(run.config, seed=5), tmp_path / "half", quiet=True, stop_after=3)
+    capsys.readouterr()
+    assert main(["search", str(tmp_path / "half"), "red"]) == 2
+    assert "--allow-unfinished" in capsys.readouterr().err
+    assert main(["search", str(tmp_path / "half"), "red", "--allow-unfinished"]) == 0

@@ -96,7 +96,7 @@ def suspects_page(folder: Path, texts: Sequence[str], pictures: Sequence[np.ndar
     data = Pictures(squares(len(texts)) if pictures is None else pictures, texts)
     ranked = [Pair(row, text, text, 3.0 - row, text) for row, text in enumerate(texts)]
     names = {"data_name": texts[0], "run_name": texts[1], "table_name": texts[2]}
-    return write_suspects_page(folder / "p.html", ranked, data, threshold=0.0, **names)
+    return write_suspects_page(folder / "p.html", ranked, data, num_wrong=min(4, len(texts)), caveat=texts[0], **names)
 
 
 PAGES: dict[str, Callable[..., Path]] = {"search": search_page, "suspects": suspects_page}
