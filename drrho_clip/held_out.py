@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.data import Dataset, DataSplits, PairsDataset
+from drrho_clip.data.content import DIGEST_SIZE
 from drrho_clip.errors import BadInput
 from drrho_clip.progress import Reporter
 from drrho_clip.run import Run
@@ -27,18 +28,21 @@ __all__ = ["Unseen", "check_held_out", "known_images", "save_known_images", "sho
 _THREADS = 4
 
 
-def check_held_out(splits: DataSplits, *, reference: Run | None = None, quiet: bool = False) -> None:
+def check_held_out(
+    splits: DataSplits, *, reference: Run | None = None, init: Run | None = None, quiet: bool = False
+) -> None:
     """Check the validation and test data of a run before the first step.
 
     Every image is decoded once, so that an unreadable image stops the run here and not after the last epoch. If the
-    reference model was trained on test images, the results of the run will look too good, and a warning says so.
+    reference model, or the run from which this run starts, was trained on test images, the results of the run will look
+    too good, and a warning says so.
 
     Parameters
     ----------
     splits : DataSplits
         The data of the run.
-    reference : Run, optional
-        The run of the reference model.
+    reference, init : Run, optional
+        The run of the reference model, and the run from which this run starts.
     quiet : bool
         Show no progress and no warning.
 
@@ -56,11 +60,12 @@ def check_held_out(splits: DataSplits, *, reference: Run | None = None, quiet: b
             # The results come in the order of the rows, so the first unreadable image is the one that is reported.
             for _ in threads.map(functools.partial(_decode, data), rows.tolist()):
                 reporter.advance()
-    known = None if reference is None else known_images(reference)
-    count = 0 if known is None else int(shows_known_image(splits.test, known).sum())
-    if count > 0 and not quiet:
-        pairs = f"{count:,} of {len(splits.test):,} test pairs"
-        say(f"warning: {pairs} show images that the reference model was trained on", stream=sys.stderr)
+    for other, words in ((reference, "the reference model"), (init, "the run to start from")):
+        known = None if other is None else known_images(other)
+        count = 0 if known is None else int(shows_known_image(splits.test, known).sum())
+        if count > 0 and not quiet:
+            pairs = f"{count:,} of {len(splits.test):,} test pairs"
+            say(f"warning: {pairs} show images that {words} was trained on", stream=sys.stderr)
 
 
 def _decode(data: Dataset, row: int) -> None:
@@ -68,16 +73,18 @@ def _decode(data: Dataset, row: int) -> None:
     data[row]
 
 
-def save_known_images(run: Run, splits: DataSplits, *, reference: Run | None = None) -> None:
+def save_known_images(run: Run, splits: DataSplits, *, reference: Run | None = None, init: Run | None = None) -> None:
     """Write training_images.safetensors: digests of the images that influence the parameters of a run.
 
-    These are the training and the validation images, and those of the reference model, if its run has recorded them.
+    These are the training and the validation images, and those of the reference model and of the run `init` from which
+    the run starts, if these have recorded them.
     """
     digests = np.concatenate([splits.train.image_digests(), splits.validation.image_digests()])
     arrays = {"digests": np.unique(digests, axis=0)}
-    known_to_reference = None if reference is None else known_images(reference)
-    if known_to_reference is not None:
-        arrays["reference_digests"] = known_to_reference
+    for other, name in ((reference, "reference_digests"), (init, "init_digests")):
+        known = None if other is None else known_images(other)
+        if known is not None:
+            arrays[name] = known
     save_arrays(run.training_images, "training-images", arrays, {"data": run.fingerprint})
 
 
@@ -92,6 +99,8 @@ def known_images(run: Run) -> NDArray[np.uint8] | None:
     if not run.training_images.exists():
         return None
     arrays, _ = load_arrays(run.training_images, "training-images")
+    if not arrays or any(array.dtype != np.uint8 or array.shape[1:] != (DIGEST_SIZE,) for array in arrays.values()):
+        raise BadInput(f"{run.training_images} must hold digests of {DIGEST_SIZE} bytes, got other arrays")
     return np.concatenate([arrays[name] for name in sorted(arrays)])
 
 

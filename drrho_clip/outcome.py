@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
+from drrho_clip.options import TEXT, number
 from drrho_clip.run import Run
+from drrho_clip.safe_text import brief
 from drrho_core.backend import Backend
+
+_FIGURE = number(">= 0", lambda value: value >= 0)
 
 
 class Outcome(NamedTuple):
@@ -40,6 +47,22 @@ def load_outcome(run: Run, backend: Backend) -> Outcome:
     try:
         rows = json.loads(run.results.read_text(encoding="utf-8"))
         row = dict(rows[0])
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise BadInput(f"{run.results} must be the results of a run, got: {error}") from None
+    _check_row(row, run.results)
     return Outcome(run, Encoder.load(run, backend), row)
+
+
+def _check_row(row: Mapping[str, Any], file: Path) -> None:
+    """Raise BadInput unless the entries that the commands print have the right types."""
+    for name in ("method", "dataset"):
+        TEXT.check(f"{file}: {name}", row.get(name))
+    for name in ("samples_seen", "seconds"):
+        _FIGURE.check(f"{file}: {name}", row.get(name))
+    metrics = row.get("metrics")
+    if not isinstance(metrics, Mapping):
+        raise BadInput(f"{file}: metrics must be a JSON object, got {brief(metrics)}")
+    for name, value in metrics.items():
+        # A figure may be nan, for example the spread of a single value.
+        if not isinstance(value, float) or not math.isnan(value):
+            _FIGURE.check(f"{file}: {name}", value)

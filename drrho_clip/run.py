@@ -24,7 +24,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -266,7 +266,12 @@ def _tokenizer_for(data: Dataset) -> WordTokenizer:
 def files_of_run(folder: Path) -> list[Path]:
     """Return the files of a run that are in a folder; links are among them, whether they lead to a file or not."""
     entries = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [folder / entry for entry in entries if any(fnmatch.fnmatchcase(entry, name) for name in FILES)]
+    return [folder / entry for entry in entries if is_name_in_run(entry)]
+
+
+def is_name_in_run(name: str) -> bool:
+    """Return whether a file of a run has this name."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in FILES)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -345,13 +350,21 @@ def _check_parts(run: Run, file: Path) -> None:
             raise BadInput(f"{file}: {name} of the model must be {brief(value)}, got {brief(getattr(run.spec, name))}")
     if not isinstance(run.fingerprint, str):
         raise BadInput(f"{file}: data_fingerprint must be a text, got {brief(run.fingerprint)}")
-    texts = {"held_out_fingerprints": run.held_out, **{f"places of {name}": run.places[name] for name in run.places}}
-    for name, entry in texts.items():
-        if not isinstance(entry, Mapping) or not all(isinstance(value, str) for value in entry.values()):
-            raise BadInput(f"{file}: {name} must be texts, got {brief(entry)}")
+    held_out, places = run.held_out, run.places
+    if not _are_texts(held_out) or not held_out.keys() <= {"validation", "test"}:
+        raise BadInput(f"{file}: held_out_fingerprints must be texts for validation and test, got {brief(held_out)}")
+    for name, place in places.items() if isinstance(places, Mapping) else [("data", places)]:
+        if not _are_texts(place) or place.keys() != {"path", "from_run"}:
+            raise BadInput(f"{file}: the place of {brief(name)} must have path and from_run, got {brief(place)}")
     ends = [0, *run.earlier_ends, run.config.epochs]
-    if not all(isinstance(end, int) for end in ends) or any(a >= b for a, b in itertools.pairwise(ends)):
+    if not all(isinstance(end, int) and not isinstance(end, bool) for end in ends) or any(
+        a >= b for a, b in itertools.pairwise(ends)
+    ):
         raise BadInput(f"{file}: earlier_ends must be rising numbers below epochs, got {brief(run.earlier_ends)}")
+
+
+def _are_texts(entry: object) -> TypeGuard[Mapping[str, str]]:
+    return isinstance(entry, Mapping) and all(isinstance(value, str) for value in entry.values())
 
 
 def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

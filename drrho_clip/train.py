@@ -101,7 +101,7 @@ def train(
     run = describe_data(run, splits)
     start = None if source is None else parameters_to_start_from(source, run.spec)
     reference = None if config.reference is None else open_run(config.reference)
-    check_held_out(splits, reference=reference, quiet=quiet)
+    check_held_out(splits, reference=reference, init=source, quiet=quiet)
     trials = []
     if config.learning_rate == AUTO:
         trials = try_learning_rates(run, backend, splits, start=start)
@@ -116,7 +116,7 @@ def train(
             refuse_existing(folder)
             remove_torn_files(folder)
             run.write()
-            save_known_images(run, splits, reference=reference)
+            save_known_images(run, splits, reference=reference, init=source)
             if trials:
                 save_trials(run, trials)
             trainer.save()

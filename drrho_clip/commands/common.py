@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, TEXT, setting
 from drrho_core.backend import Backend, get_backend
 
-__all__ = ["allow_unfinished_option", "build_backend", "check_page", "device_option", "write_json"]
+__all__ = ["allow_unfinished_option", "build_backend", "check_new_file", "check_page", "device_option", "write_json"]
 
 
 def device_option() -> Any:
@@ -41,6 +42,36 @@ def write_json(path: Path | None, content: Sequence[Mapping[str, Any]] | Mapping
     """Write results to a JSON file; do nothing if `path` is None."""
     if path is not None:
         outputs.write_json(path, content)
+
+
+def check_new_file(name: str, path: Path | None, *others: str | Path | None, run: Path | None = None) -> None:
+    """Raise BadInput if a file of results cannot be written, or would replace a file that the command needs.
+
+    Parameters
+    ----------
+    name : str
+        The option, for the message.
+    path : Path or None
+        The file; None is accepted.
+    *others : str, Path or None
+        Files that the command reads, or other files that it writes.
+    run : Path, optional
+        Folder of a run: the names of the files of a run are refused there, and in every other folder of a run.
+    """
+    outputs.check_file(path, name)
+    if path is None:
+        return
+    # A slip such as `--data pairs.csv --out pairs.csv` would cost the table.
+    for other in others:
+        if other is not None and os.path.realpath(other) == os.path.realpath(path):
+            raise BadInput(
+                f"{name} must be a file of its own, got {path}, which the command also uses for another purpose"
+            )
+    from drrho_clip.run import is_name_in_run
+
+    in_run = run is not None and os.path.realpath(run) == os.path.realpath(path.parent)
+    if is_name_in_run(path.name) and (in_run or (path.parent / "config.json").exists()):
+        raise BadInput(f"{name} must be a file of its own, got {path}, which is a file of a run")
 
 
 def check_page(name: str, path: Path | None) -> None:

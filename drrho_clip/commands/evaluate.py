@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
@@ -90,11 +90,10 @@ class Evaluate:
         """Evaluate, then print the table."""
         from drrho_clip.encode import Encoder
         from drrho_clip.evaluate import evaluate
-        from drrho_clip.outputs import check_file
         from drrho_clip.resume import open_finished_run
 
         run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
-        check_file(self.json, "json")
+        check_new_file("json", self.json, self.data or run.config.data)
         prompts = self._prompts()
         # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)

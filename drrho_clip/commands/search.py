@@ -6,10 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_page, device_option, write_json
+from drrho_clip.commands.common import (
+    allow_unfinished_option,
+    build_backend,
+    check_new_file,
+    check_page,
+    device_option,
+    write_json,
+)
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, at_least, setting
-from drrho_clip.outputs import check_file
 from drrho_clip.terminal import say
 
 if TYPE_CHECKING:
@@ -55,7 +61,7 @@ class Search:
         from drrho_clip.search import check_queries, search
 
         check_page("out", self.out)
-        check_file(self.json, "json")
+        check_new_file("json", self.json, self.data, self.out)
         # The queries are checked before the images are read, because reading the images may take long.
         run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         check_queries(self.words, run.tokenizer)

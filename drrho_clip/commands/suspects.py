@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, TEXT, setting
-from drrho_clip.outputs import check_file
 from drrho_clip.terminal import say
 
 if TYPE_CHECKING:
@@ -64,13 +63,13 @@ class Suspects:
         page = self.out.with_suffix(".html")
         if page == self.out:
             raise BadInput(f"out must be a CSV file, got {self.out}: the page of the suspects gets this name")
-        check_file(self.out, "out")
-        check_file(page, "out")
-        check_file(self.json, "json")
         run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
+        name = self.data or run.config.data
+        check_new_file("out", self.out, name)
+        check_new_file("out", page, name)
+        check_new_file("json", self.json, name, self.out, page)
         backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
         encoder = Encoder.load(run, backend, state="reference")
-        name = self.data or run.config.data
         if name in BUILT_IN_DATA:
             dataset: Dataset = open_splits(replace(run.config, data=name)).train
         else:

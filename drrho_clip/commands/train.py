@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
@@ -51,11 +51,11 @@ class Train:
 
     def run(self) -> int:
         """Train, then print the table."""
-        from drrho_clip.outputs import check_file
         from drrho_clip.resume import is_over
         from drrho_clip.train import train
 
-        check_file(self.json, "json")
+        inputs = [self.settings.get(name) for name in ("data", "validation")]
+        check_new_file("json", self.json, *inputs, run=self.out)
         config, backend, splits = self._resumed() if self.resume else self._started()
         over = self.resume and is_over(self.out, config)
         allowed = self.allow_unfinished

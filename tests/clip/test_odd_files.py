@@ -216,6 +216,23 @@ def test_every_odd_value_in_the_state_of_a_checkpoint_is_refused_or_harmless(
             run.progress()
 
 
+# --- results ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["method", "dataset", "seed", "metrics", "samples_seen", "seconds", "state", "step"])
+def test_every_odd_value_in_the_results_of_a_run_is_refused_or_harmless(
+    name: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((copied / "results.json").read_text())
+    for value in [*ODD, {"retrieval_r1": "0.5"}, {"retrieval_r1": None}]:
+        (copied / "results.json").write_text(json.dumps([rows[0] | {name: value}]))
+        ends_well(capsys, "train", "--resume", "--out", str(copied))
+    for content in (DEEP, "{}", "[]", "[[]]", "3", "", "[{}]", "\xff"):
+        (copied / "results.json").write_text(content)
+        assert not ends_well(capsys, "train", "--resume", "--out", str(copied))
+        assert not ends_well(capsys, "report", str(copied), "--out", str(copied.parent / "page.html"))
+
+
 # --- the log ------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from drrho_clip.cli import main
 from drrho_clip.errors import BadInput
 from drrho_clip.run import open_run
 from drrho_clip.run_data import open_run_data, place_of
+from drrho_clip.train import train
 
 TRAIN = "train --method clip --backend numpy --architecture mlp --epochs 1 --image-size 8 --width 4 --feature-dim 4"
 
@@ -156,3 +158,65 @@ def test_built_in_data_cannot_be_exchanged(trained: Path, tmp_path: Path, fails:
     for other in ("scenes", str(trained / "pairs.csv")):
         message = fails("train", "--resume", "--out", out, "--data", other)
         assert message.startswith("drrho: data must be that of the run to resume ('digits')")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("held_out_fingerprints", []),
+        ("held_out_fingerprints", {"test": 3}),
+        ("held_out_fingerprints", {"train": "0" * 64}),
+        ("places", []),
+        ("places", {"data": "pairs.csv"}),
+        ("places", {"data": {"path": "pairs.csv"}}),
+        ("places", {"data": {"path": 3, "from_run": "../pairs.csv"}}),
+        ("earlier_ends", 3),
+        ("earlier_ends", ["1"]),
+        ("earlier_ends", [True]),
+        ("earlier_ends", [0]),
+        ("earlier_ends", [1]),
+        ("earlier_ends", {"1": 2}),
+        ("earlier_ends", None),
+    ],
+)
+def test_a_damaged_record_of_data_or_epochs_is_refused(
+    entry: str, value: object, trained: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    document = json.loads((run / "config.json").read_text())
+    assert entry in document
+    (run / "config.json").write_text(json.dumps(document | {entry: value}))
+    assert str(run / "config.json") in fails("evaluate", str(run))
+
+
+def test_reference_and_table_are_found_from_every_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A steered run is stopped before the reference features are written, and is resumed in another folder."""
+    folder = Path(shutil.copytree(trained, tmp_path / "project"))
+    monkeypatch.chdir(folder)
+    config = replace(open_run("run").config, method="drrho", reference="run")
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("drrho_clip.train.keep_guidance", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, "steered", quiet=True)
+    # Relative paths of the settings now lead to nothing, and the folder of the run is given in another way.
+    monkeypatch.chdir(tmp_path)
+    assert train(config, "project/steered", resume=True, quiet=True).run.progress().finished
+
+
+def test_search_and_suspects_read_the_table_of_the_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    write_project(tmp_path / "other", 1)
+    run = str(trained / "run")
+    commands = [["search", run, "thing"], ["suspects", run, "--out", str(tmp_path / "suspects.csv")]]
+    for command in commands:
+        monkeypatch.chdir(tmp_path / "other")
+        assert "data must name one file" in fails(*command)
+        monkeypatch.chdir(tmp_path)
+        assert main(command) == 0

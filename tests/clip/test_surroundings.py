@@ -103,6 +103,27 @@ def test_a_check_leaves_neither_folders_nor_files_behind(tmp_path: Path) -> None
     assert (tmp_path / "old.json").read_text() == "old"
 
 
+def test_results_never_replace_a_table_or_a_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*TRAIN, "--out", str(run)]) == 0
+    (tmp_path / "pairs.csv").write_text("image,caption\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "pairs.csv")
+    before = {path: path.read_bytes() for path in [*run.iterdir(), tmp_path / "pairs.csv"]}
+    new = ["--method", "clip", "--out", str(tmp_path / "new"), "--backend", "numpy"]
+    for table, target in (("pairs.csv", "pairs.csv"), ("pairs.csv", "link.csv"), ("link.csv", "x/../pairs.csv")):
+        data, figures = ["--data", str(tmp_path / table)], ["--json", str(tmp_path / target)]
+        for command in (["train", *new], ["evaluate", str(run)], ["search", str(run), "one"]):
+            assert "json must be a file of its own, got" in fails(capsys, *command, *data, *figures)
+        suspects = ["suspects", str(run), *data, "--out", str(tmp_path / target)]
+        assert "out must be a file of its own, got" in fails(capsys, *suspects)
+    for name in ("config.json", "checkpoint.safetensors", "checkpoint-best.safetensors", "results.json"):
+        message = fails(capsys, "evaluate", str(run), "--json", str(run / name))
+        assert message.endswith("which is a file of a run")
+        target = str(tmp_path / "new" / name)
+        assert fails(capsys, "train", "--data", "digits", *new, "--json", target).endswith("which is a file of a run")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # --- the guard ----------------------------------------------------------------------------------------------------
 
 
