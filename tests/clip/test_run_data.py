@@ -173,6 +173,8 @@ def test_built_in_data_cannot_be_exchanged(trained: Path, tmp_path: Path, fails:
     for other in ("scenes", str(trained / "pairs.csv")):
         message = fails("train", "--resume", "--out", out, "--data", other)
         assert message.startswith("drrho: data must be that of the run to resume ('digits')")
+        with pytest.raises(BadInput, match=r"data must be that of the run to resume \('digits'\)"):
+            open_run_data(open_run(out), data=other)
 
 
 @pytest.mark.parametrize(
