@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.data import Dataset, DataSplits, PairsDataset
+from drrho_clip.data.content import DIGEST_SIZE
 from drrho_clip.errors import BadInput
 from drrho_clip.progress import Reporter
 from drrho_clip.run import Run
@@ -98,6 +99,8 @@ def known_images(run: Run) -> NDArray[np.uint8] | None:
     if not run.training_images.exists():
         return None
     arrays, _ = load_arrays(run.training_images, "training-images")
+    if not arrays or any(array.dtype != np.uint8 or array.shape[1:] != (DIGEST_SIZE,) for array in arrays.values()):
+        raise BadInput(f"{run.training_images} must hold digests of {DIGEST_SIZE} bytes, got other arrays")
     return np.concatenate([arrays[name] for name in sorted(arrays)])
 
 

@@ -50,7 +50,8 @@ def inspect_images(files: Iterable[Path]) -> Mapping[Path, Inspection]:
     """
     _prepare_pillow()
     different = list(dict.fromkeys(files))
-    pool = ThreadPoolExecutor(thread_name_prefix="drrho-inspect")
+    # Few threads, because each of them may hold a decoded image of the largest size.
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="drrho-inspect")
     try:
         return dict(zip(different, pool.map(_inspect, different), strict=True))
     finally:

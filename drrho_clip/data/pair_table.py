@@ -144,4 +144,7 @@ def _text(text: str, column: str) -> str:
 
 
 def _kind(value: object) -> str:
+    # Parquet files of data set libraries often hold the bytes of the images.
+    if isinstance(value, bytes | dict):
+        return "data of another kind: save the images as files and their paths in the table"
     return "nothing" if value is None else f"a value of type {type(value).__name__}"

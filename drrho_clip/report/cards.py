@@ -12,7 +12,7 @@ from drrho_clip.report.style import UNKNOWN
 __all__ = ["LONGEST_TEXT", "MOST_PICTURES", "Card", "picture_card", "score", "shortened"]
 
 MOST_PICTURES = 300
-"""Largest number of pictures on a page. A thumbnail has about 10 kB, so the page stays below about 5 MB."""
+"""Largest number of pictures on a page. A thumbnail of a photo has about 10 kB and one of noise 35 kB."""
 
 LONGEST_TEXT = 280
 """Longest caption or path on a card, in characters."""

@@ -149,6 +149,19 @@ class TestPairsThatTheRunHasSeen:
         line = refused(capsys, "evaluate", str(tmp_path / "run"), "--data", str(place / "own" / "table.csv"))
         assert "training_images.safetensors must be an undamaged drrho training-images" in line
 
+    @pytest.mark.parametrize(
+        "arrays",
+        [{}, {"digests": np.zeros((3, 8), np.uint8)}, {"digests": np.zeros(16, np.uint8)}, {"digests": np.eye(16)}],
+        ids=["none", "short", "one-dimensional", "floats"],
+    )
+    def test_a_file_of_other_arrays_is_refused(
+        self, arrays: dict[str, np.ndarray], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(place / "run", tmp_path / "run")
+        save_arrays(tmp_path / "run" / "training_images.safetensors", "training-images", arrays, {})
+        line = refused(capsys, "evaluate", str(tmp_path / "run"), "--data", str(place / "own" / "table.csv"))
+        assert line.endswith("training_images.safetensors must hold digests of 16 bytes, got other arrays")
+
     def test_the_file_holds_training_and_validation_images_and_no_test_image(
         self, run: Run, splits: DataSplits
     ) -> None:

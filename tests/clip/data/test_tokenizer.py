@@ -137,6 +137,8 @@ _WORDS: dict[str, tuple[str, list[str]]] = {
 @pytest.mark.parametrize("name", _WORDS)
 def test_words_of_every_script(name: str) -> None:
     caption, words = _WORDS[name]
+    # A tokenizer without a vocabulary joins no clusters.
+    assert WordTokenizer([], 1).words(caption) == words
     tokenizer = WordTokenizer(sorted(set(words)), len(words) + 1)
     assert tokenizer.words(caption) == words
     numbers = [tokenizer.vocabulary.index(word) + 2 for word in words]
