@@ -344,7 +344,7 @@ def preset(data: str) -> dict[str, Any]:
     Examples
     --------
     >>> preset("digits:reference")["epochs"], preset("scenes"), preset("pairs.csv")["image_size"]
-    (60, {}, 64)
+    (60, {'warmup_steps': 50}, 64)
     """
     # "digits:reference" has the presets of "digits".
     kind = data.partition(":")[0] if data in BUILT_IN_DATA else TABLE

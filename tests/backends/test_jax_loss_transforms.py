@@ -141,7 +141,7 @@ def test_the_forward_jacobian_is_the_gradient() -> None:
         return contrastive_loss(problem.state, images, problem.texts, problem.index, temperature=temperature)[0]
 
     arguments = (problem.images, jnp.asarray(0.3))
-    forward, reverse = (d(function, argnums=(0, 1))(*arguments) for d in (jax.jacfwd, jax.grad))
+    forward, reverse = (jax.jit(d(function, argnums=(0, 1)))(*arguments) for d in (jax.jacfwd, jax.grad))
     np.testing.assert_allclose(forward[0], reverse[0], rtol=1e-13, atol=1e-16)
     assert float(forward[1]) == pytest.approx(float(reverse[1]), rel=1e-13)
 

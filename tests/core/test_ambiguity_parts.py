@@ -10,7 +10,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 import pytest
 
-from drrho_core import ChiSquarePenalty, CressieReadBall, KLBall, worst_case
+from drrho_core import ChiSquarePenalty, CressieReadBall, CVaR, KLBall, worst_case
 from drrho_core.ambiguity import balls, checks, rounding, search, searched, slices
 
 FLOAT32 = np.finfo(np.float32)
@@ -44,6 +44,25 @@ def test_losses_are_checked_only_if_they_count(bad: float) -> None:
     for where in (None, np.asarray([False, True, True])):
         with pytest.raises(ValueError, match="losses must be finite and at most"):
             checks.check_values(call, "losses", losses, -1, where)
+
+
+def test_masked_slices_of_three_axes_are_problems_of_their_own() -> None:
+    generator = np.random.default_rng(4)
+    losses, where = generator.normal(size=(2, 3, 7)), generator.random((2, 3, 7)) < 0.7
+    where[..., 0] = True
+    for ambiguity_set in (CVaR(0.4), ChiSquarePenalty(0.5), CressieReadBall(1.5, 0.3)):
+        together = worst_case(losses, ambiguity_set, where=where)
+        for place in np.ndindex(2, 3):
+            alone = worst_case(losses[place], ambiguity_set, where=where[place])
+            assert float(together.risk[place]) == pytest.approx(float(alone.risk), rel=1e-13)
+            np.testing.assert_allclose(together.weights[place], alone.weights, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dual_variables_of_cvar_have_shape_and_dtype_of_the_risk(dtype: str) -> None:
+    worst = worst_case(np.arange(6, dtype=dtype).reshape(2, 3), CVaR(0.5))
+    assert [(dual.shape, dual.dtype) for dual in worst.dual] == [(worst.risk.shape, worst.risk.dtype)] * 2
+    assert worst.risk.dtype == dtype
 
 
 # ---------------------------------------------------------------------------------------------------------------------

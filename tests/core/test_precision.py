@@ -119,7 +119,8 @@ class JaxJitted(Jax):
         return _JITTED.setdefault(objective, self.jax.jit(super().function(objective)))
 
 
-FRAMEWORKS = {"numpy": Torch, "torch": Torch, "jax": Jax, "jax-jit": JaxJitted}
+# Autograd of JAX is jitted for our eager gradients, too, because eager JAX compiles each of its operations.
+FRAMEWORKS = {"numpy": Torch, "torch": Torch, "jax": JaxJitted, "jax-jit": JaxJitted}
 _JITTED: dict[Any, Any] = {}
 
 
@@ -377,6 +378,7 @@ def test_the_weights_of_an_anchor_sum_to_at_most_one_over_gamma(dtype: str, per_
 
 SIZES = [1e-38, 1e-30, 1e-19, 1e-3, 1.0, 1e3, 1e18, 1e20, 1e30, 3e37]
 TEMPERATURES = [1e-37, 1e-30, 1e-10, 1e-2, 1.0, 1e10, 1e30, 2e37]
+FEW_SIZES, FEW_TEMPERATURES = [1e-38, 1.0, 1e20, 3e37], [1e-37, 1e-2, 1e10, 2e37]  # for eager JAX, which is slow
 
 
 def everything(size: float, other_size: float, t: float, library: str) -> dict[str, Callable[[], Any]]:
@@ -401,9 +403,10 @@ def everything(size: float, other_size: float, t: float, library: str) -> dict[s
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
 def test_nothing_is_nan_whatever_the_size_of_features_and_temperatures(library: str) -> None:
     bad = []
-    for size in SIZES:
+    sizes, temperatures = (FEW_SIZES, FEW_TEMPERATURES) if library == "jax" else (SIZES, TEMPERATURES)
+    for size in sizes:
         for other_size in (1.0, size):
-            for t in TEMPERATURES:
+            for t in temperatures:
                 for name, call in everything(size, other_size, t, library).items():
                     with np.errstate(all="ignore"):
                         result = call()
