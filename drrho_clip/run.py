@@ -284,11 +284,6 @@ def refuse_existing(folder: Path) -> None:
     check_folder(folder, "out")
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Return whether a folder holds a run with a checkpoint, from which --resume can continue."""
-    return all((folder / name).is_file() for name in ("config.json", "checkpoint.safetensors"))
-
-
 def remove_torn_files(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote; files with final names are complete."""
     # `write_atomic` gives temporary files such names.

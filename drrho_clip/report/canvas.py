@@ -192,7 +192,7 @@ class Canvas:
         """Write words with the baseline at (x, y) in units; the words begin there, or end there if `ha` is "right"."""
         weight, gid = ("bold", css("strong")) if strong else ("normal", None)
         # Matplotlib would draw a text with a line break as two texts.
-        line = " ".join(clean(words).split())
+        line = re.sub("[\t\r\n]+", " ", clean(words))
         self.figure.text(x / WIDTH, 1 - y / self.height, line, weight=weight, gid=gid, color=color, ha=ha)
 
     def chart(self, key: str, title: str, description: str) -> Chart:

@@ -282,6 +282,8 @@ class _Heights:
         least = max(abs(low), abs(high)) / 100 or 1.0
         if high - low < least:
             low, high = (low + high - least) / 2, (low + high + least) / 2
+        if share:
+            low, high = max(low, 0.0), min(high, 1.0)
         ticks = round_ticks(low, high, most=most)
         return cls(low, high, ticks, [f"{100 * tick:.3g} %" for tick in ticks] if share else tick_names(ticks))
 

@@ -124,6 +124,14 @@ def words(chart: Chart) -> dict[str, ElementTree.Element]:
 
 
 class TestCharts:
+    @pytest.mark.parametrize("value", [0.0, 1e-9, 0.5, 1.0])
+    def test_an_axis_of_shares_stays_between_0_and_1(self, value: float) -> None:
+        line = charts.Line("clip", [1.0, 2.0], [value, value])
+        chart = charts.lines([line], key="k", title="t", x_name="x", y_name="y", share=True)
+        shares = [float(text.removesuffix(" %")) for text in words(chart) if text.endswith(" %")]
+        assert shares
+        assert all(0 <= share <= 100 for share in shares)
+
     @given(
         low=st.floats(-1e6, 1e6),
         width=st.floats(1e-6, 1e6),
