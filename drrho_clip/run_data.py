@@ -113,8 +113,10 @@ def require_same_data(run: Run, splits: DataSplits, config: TrainConfig | None =
     for part, fingerprint in {"train": run.fingerprint, **run.held_out}.items():
         if getattr(splits, part).fingerprint() != fingerprint:
             name = "training" if part == "train" else part
+            # Version 0.1 recorded paths and sizes of files, and divided the images in another way.
+            hint = "" if run.held_out else ", or a run of version 0.1, which has to be trained again"
             raise BadInput(
-                f"data must be what {run.folder} was trained on, got other content under {place!r} ({name} pairs)"
+                f"data must be what {run.folder} was trained on, got other content under {place!r} ({name} pairs){hint}"
             )
 
 

@@ -151,6 +151,21 @@ def test_a_change_in_any_part_of_the_table_is_noticed(
         open_run_data(open_run(project / "run"))
 
 
+def test_a_table_run_of_version_01_has_to_be_trained_again(trained: Path, tmp_path: Path) -> None:
+    """Such a run has recorded the fingerprint of the training pairs only, by another rule."""
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    document = json.loads((run / "config.json").read_text())
+    for name in ("held_out_fingerprints", "places", "earlier_ends"):
+        del document[name]
+    document["config"]["data"] = str(trained / "pairs.csv")
+    (run / "config.json").write_text(json.dumps(document))
+    # With the right fingerprint the run is like any other.
+    assert open_run_data(open_run(run)).train.fingerprint() == document["data_fingerprint"]
+    (run / "config.json").write_text(json.dumps(document | {"data_fingerprint": "0" * 64}))
+    with pytest.raises(BadInput, match=r"or a run of version 0\.1, which has to be trained again$"):
+        open_run_data(open_run(run))
+
+
 def test_built_in_data_cannot_be_exchanged(trained: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     out = str(tmp_path / "run")
     small = "--method clip --backend numpy --epochs 1 --width 4 --feature-dim 4"
@@ -158,6 +173,8 @@ def test_built_in_data_cannot_be_exchanged(trained: Path, tmp_path: Path, fails:
     for other in ("scenes", str(trained / "pairs.csv")):
         message = fails("train", "--resume", "--out", out, "--data", other)
         assert message.startswith("drrho: data must be that of the run to resume ('digits')")
+        with pytest.raises(BadInput, match=r"data must be that of the run to resume \('digits'\)"):
+            open_run_data(open_run(out), data=other)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
+from drrho_clip.disk import temporary_path, write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.run import open_run, read_metrics
 from drrho_clip.train import train
@@ -152,6 +153,16 @@ def test_nothing_is_written_through_a_link(
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / name).symlink_to(outside)
         assert "without a run" in fails(*NEW, "--out", str(tmp_path / "new"))
+
+
+def test_a_temporary_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("old")
+    temporary_path(tmp_path / "new").symlink_to(outside)
+    write_atomic(tmp_path / "new", b"content")
+    assert outside.read_text() == "old"
+    assert (tmp_path / "new").read_bytes() == b"content"
+    assert not (tmp_path / "new").is_symlink()
 
 
 # The log --------------------------------------------------------------------------------------------------------------
