@@ -160,7 +160,7 @@ def test_help_loads_no_framework() -> None:
         ),
         (
             ["train", "--out", "x", "--data", "digits", "--method", "clip", "--learning-rate", "nan"],
-            ["--learning-rate must be > 0, got nan"],
+            ["--learning-rate must be auto or > 0, got nan"],
         ),
         (["train", "--out", "x", "--data", "digits", "--method", "clip", "--backend", "tf"], ["backend", "'tf'"]),
         (
