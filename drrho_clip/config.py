@@ -30,6 +30,9 @@ SEED = at_least(0, most=2**63 - 1)
 
 # Larger values would exhaust the memory long before the first step.
 _SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(1, most=LARGEST_DEPTH)
+AUTO = "auto"
+"""The value of a setting whose number the run chooses itself."""
+
 _POSITIVE = number("> 0", lambda value: value > 0)
 _NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
 
@@ -98,7 +101,7 @@ class TrainConfig:
     )
     drop_suspects: str | float | None = setting(
         None,
-        rule=word_or("auto", number("in (0, 1)", lambda value: 0 < value < 1)),
+        rule=word_or(AUTO, number("in (0, 1)", lambda value: 0 < value < 1)),
         metavar="auto|SHARE",
         later=True,
         help="Leave out this share of the training pairs: those that fit worst by the reference model. auto: 1.25 "
@@ -141,10 +144,12 @@ class TrainConfig:
         presets={"digits": 128},
         help="Pairs per step. A last batch of fewer pairs is dropped. For a small table the default is smaller.",
     )
-    learning_rate: float = setting(
+    learning_rate: float | str = setting(
         1e-3,
-        rule=_POSITIVE,
-        help="Highest learning rate. The rate rises to this value in a linear warm-up, then falls to 0 along a cosine.",
+        rule=word_or(AUTO, _POSITIVE),
+        metavar="auto|NUMBER",
+        help="Highest learning rate. The rate rises to this value in a linear warm-up, then falls to 0 along a cosine. "
+        "auto: take the best of three rates in short trials, by R@1 on the held-out pairs.",
     )
     warmup_steps: int | None = setting(
         None,
@@ -331,11 +336,12 @@ class TrainConfig:
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of a step (counted from 0): linear warm-up, then half a cosine to 0."""
+        rate = float(self.learning_rate)
         warmup = round(self.warmup_share * total_steps) if self.warmup_steps is None else self.warmup_steps
         if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
+            return rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, total_steps - warmup)
-        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def preset(data: str) -> dict[str, Any]:

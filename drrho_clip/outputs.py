@@ -13,7 +13,7 @@ from typing import Any
 from drrho_clip.disk import naming, temporary_path, write_atomic
 from drrho_clip.errors import BadInput
 
-__all__ = ["check_file", "check_folder", "write_json"]
+__all__ = ["check_file", "check_folder", "has_checkpoint", "write_json"]
 
 # More than a file system keeps inside an inode, so a full disk refuses the trial file.
 _TRIAL = bytes(1 << 13)
@@ -89,6 +89,11 @@ def write_json(path: Path, content: Sequence[Any] | Mapping[str, Any], *, indent
         path.parent.mkdir(parents=True, exist_ok=True)
     # Paths may hold lone surrogates, which UTF-8 lacks. The error handler writes them as JSON does, such as \\udc80.
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds a run with a checkpoint, from which --resume can continue."""
+    return all((folder / name).is_file() for name in ("config.json", "checkpoint.safetensors"))
 
 
 @contextlib.contextmanager

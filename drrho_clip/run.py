@@ -5,6 +5,7 @@ checkpoint.safetensors            the last state: parameters, optimiser state, i
 checkpoint-NAME.safetensors       the parameters of a state that was kept, such as the best state
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
 pair_choice.safetensors           training pairs that are used, and their weights, if a reference model has chosen them
+learning_rates.json               the trials of learning rates, if the setting `learning_rate` was "auto"
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
 training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
@@ -47,6 +48,7 @@ FILES = (
     "checkpoint-*.safetensors",
     "reference_features.safetensors",
     "pair_choice.safetensors",
+    "learning_rates.json",
     "estimator.bin",
     "training_images.safetensors",
     "metrics.jsonl",
@@ -280,11 +282,6 @@ def refuse_existing(folder: Path) -> None:
     if present:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
     check_folder(folder, "out")
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Return whether a folder holds a run with a checkpoint, from which --resume can continue."""
-    return all((folder / name).is_file() for name in ("config.json", "checkpoint.safetensors"))
 
 
 def remove_torn_files(folder: Path) -> None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from drrho_clip.caption_check import print_caption_warnings
-from drrho_clip.config import TrainConfig
+from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.disk import write_atomic
 from drrho_clip.evaluate import evaluate
 from drrho_clip.guidance import keep_guidance, print_guidance
 from drrho_clip.held_out import check_held_out, save_known_images
+from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
 from drrho_clip.outcome import Outcome, load_outcome
 from drrho_clip.outputs import check_folder
 from drrho_clip.resume import continued, open_finished_run, parameters_to_start_from
@@ -100,6 +102,12 @@ def train(
     start = None if source is None else parameters_to_start_from(source, run.spec)
     reference = None if config.reference is None else open_run(config.reference)
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
+    trials = []
+    if config.learning_rate == AUTO:
+        trials = try_learning_rates(run, backend, splits, start=start)
+        run = replace(run, config=replace(config, learning_rate=best_trial(trials).learning_rate))
+        if not quiet:
+            print_trials(trials)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     with contextlib.closing(Trainer(run, backend, splits, start=start)) as trainer:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +117,8 @@ def train(
             remove_torn_files(folder)
             run.write()
             save_known_images(run, splits, reference=reference, init=source)
+            if trials:
+                save_trials(run, trials)
             trainer.save()
             tokenizer = None if reference is None else reference.tokenizer
             if not quiet:
@@ -187,6 +197,7 @@ def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome
         "metrics": evaluate(encoder, trainer.splits.test),
         "state": state,
         "step": trainer.kept[state]["step"] if state in trainer.kept else trainer.done,
+        "num_training_pairs": trainer.num_pairs,
         "samples_seen": trainer.done * config.batch_size,
         "seconds": round(trainer.seconds, 3),
     }

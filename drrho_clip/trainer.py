@@ -21,7 +21,7 @@ from drrho_clip.divergence import Watch, all_finite
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
-from drrho_clip.guidance import open_guidance
+from drrho_clip.guidance import Guidance, open_guidance
 from drrho_clip.kept_states import KeptStates
 from drrho_clip.memorisation import serves_better
 from drrho_clip.models import initial_parameters
@@ -67,7 +67,13 @@ class Trainer:
     """
 
     def __init__(
-        self, run: Run, backend: Backend, splits: DataSplits, *, start: Mapping[str, np.ndarray] | None = None
+        self,
+        run: Run,
+        backend: Backend,
+        splits: DataSplits,
+        *,
+        start: Mapping[str, np.ndarray] | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         config = run.config
         self.run, self.backend, self.splits = run, backend, splits
@@ -77,7 +83,7 @@ class Trainer:
             "channels": run.spec.channels,
         }
         self.source = BatchSource(splits.train, run.tokenizer, **reading)
-        self.guidance = open_guidance(run, backend, splits)
+        self.guidance = open_guidance(run, backend, splits) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
@@ -119,6 +125,11 @@ class Trainer:
         """Close the file of the inner estimates, if there is a file; the trainer can take no step after that."""
         if "estimator" in vars(self):
             self.estimator.close()
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of training pairs that the run uses."""
+        return len(self._rows)
 
     @property
     def encoder(self) -> Encoder:

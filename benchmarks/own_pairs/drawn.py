@@ -1,6 +1,6 @@
 """Write drawn pictures with captions as a user has them: PNG files, a table of pairs for training, and one for testing.
 
-A picture shows a figure on a coloured ground, and the caption names everything that varies: "a small yellow star at the
+A picture shows a figure on a coloured ground, and the caption names everything that varies: "a small yellow ring at the
 bottom right on white". A share of the captions of pairs.csv is swapped among the pictures; test.csv has the right
 captions.
 """
@@ -28,14 +28,19 @@ COLOURS: Final = {
     "white": (245, 245, 245),
     "black": (20, 20, 20),
 }
-# Number of corners, or of points if the number is negative; a circle is drawn as a polygon with many corners.
-FIGURES: Final = {
-    "circle": 48,
-    "triangle": 3,
-    "square": 4,
-    "pentagon": 5,
-    "star": -5,
-    "cross": -4,
+# Corners of the figures within the unit disc, in order; a ring also has a hole.
+_ROUND: Final = tuple((math.cos(2 * math.pi * k / 48), math.sin(2 * math.pi * k / 48)) for k in range(48))
+_ARM: Final = 0.3
+FIGURES: Final[dict[str, tuple[tuple[float, float], ...]]] = {
+    "circle": _ROUND,
+    "ring": _ROUND,
+    "square": ((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)),
+    "triangle": ((0.0, -1.0), (0.95, 0.8), (-0.95, 0.8)),
+    "bar": ((-1.0, -0.35), (1.0, -0.35), (1.0, 0.35), (-1.0, 0.35)),
+    "cross": (
+        *((-_ARM, -1.0), (_ARM, -1.0), (_ARM, -_ARM), (1.0, -_ARM), (1.0, _ARM), (_ARM, _ARM)),
+        *((_ARM, 1.0), (-_ARM, 1.0), (-_ARM, _ARM), (-1.0, _ARM), (-1.0, -_ARM), (-_ARM, -_ARM)),
+    ),
 }
 PLACES: Final = {
     "at the top left": (0.28, 0.28),
@@ -44,7 +49,7 @@ PLACES: Final = {
     "at the bottom left": (0.28, 0.72),
     "at the bottom right": (0.72, 0.72),
 }
-SIZES: Final = {"small": 0.13, "large": 0.24}
+SIZES: Final = {"small": 0.15, "large": 0.27}
 # The pictures are drawn larger and then reduced, so that edges are smooth.
 _OVERSAMPLING: Final = 4
 
@@ -103,28 +108,25 @@ def _draw(side: int, rng: np.random.Generator) -> tuple[Image.Image, str]:
     ground, colour = (colours[number] for number in rng.choice(len(colours), 2, replace=False))
     figure, place, size = (names[rng.integers(len(names))] for names in (figures, places, sizes))
     large = side * _OVERSAMPLING
-    image = Image.new("RGB", (large, large), _varied(COLOURS[ground], rng))
-    x, y = (large * (part + rng.uniform(-0.04, 0.04)) for part in PLACES[place])
-    radius = large * SIZES[size] * rng.uniform(0.92, 1.08)
-    corners = _corners(FIGURES[figure], turn=rng.uniform(-0.15, 0.15))
-    ImageDraw.Draw(image).polygon([(x + radius * a, y + radius * b) for a, b in corners], _varied(COLOURS[colour], rng))
+    colour_of_ground = _varied(COLOURS[ground], rng)
+    image = Image.new("RGB", (large, large), colour_of_ground)
+    x, y = (large * (part + rng.uniform(-0.03, 0.03)) for part in PLACES[place])
+    radius, turn = large * SIZES[size] * rng.uniform(0.94, 1.06), rng.uniform(-0.1, 0.1)
+    cosine, sine = radius * math.cos(turn), radius * math.sin(turn)
+    corners = [(x + cosine * a - sine * b, y + sine * a + cosine * b) for a, b in FIGURES[figure]]
+    pen = ImageDraw.Draw(image)
+    pen.polygon(corners, _varied(COLOURS[colour], rng))
+    if figure == "ring":
+        hole = 0.55 * radius
+        pen.ellipse((x - hole, y - hole, x + hole, y + hole), colour_of_ground)
     pixels = np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float64)
-    noisy = np.clip(pixels + rng.normal(0.0, 8.0, pixels.shape), 0, 255).astype(np.uint8)
+    noisy = np.clip(pixels + rng.normal(0.0, 6.0, pixels.shape), 0, 255).astype(np.uint8)
     return Image.fromarray(noisy), f"a {size} {colour} {figure} {place} on {ground}"
 
 
 def _varied(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
     red, green, blue = (int(np.clip(value + rng.integers(-15, 16), 0, 255)) for value in colour)
     return red, green, blue
-
-
-def _corners(kind: int, turn: float) -> list[tuple[float, float]]:
-    """Return the corners of a regular polygon of `kind` corners, or of a star with ``-kind`` points."""
-    count = kind if kind > 0 else -2 * kind
-    # Every second corner of a star is nearer to the centre.
-    radii = [1.0 if kind > 0 or corner % 2 == 0 else 0.4 for corner in range(count)]
-    angles = [turn - math.pi / 2 + 2 * math.pi * corner / count for corner in range(count)]
-    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles, strict=True)]
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -43,10 +43,15 @@ def recipe() -> list[str]:
     return block[1].replace("\\\n", " ").strip().splitlines()
 
 
-def measure(work: Path, seeds: Sequence[int], *, at_once: int) -> dict[str, Any]:
-    """Run everything for every seed that is not finished yet, and return all figures."""
-    with ThreadPoolExecutor(at_once) as pool:
-        measured = list(pool.map(lambda seed: _measure_seed(work / f"seed{seed}", seed), seeds))
+def measure(work: Path, seeds: Sequence[int], *, at_once: int, only_report: bool = False) -> dict[str, Any]:
+    """Run everything for every seed that is not finished yet, and return all figures.
+
+    With `only_report` nothing is trained: the figures are those of the runs that are finished.
+    """
+    if not only_report:
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda seed: _train_seed(work / f"seed{seed}", seed), seeds))
+    measured = [_measure_seed(work / f"seed{seed}", seed) for seed in seeds]
     return {
         "recipe": recipe(),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, one thread per run",
@@ -54,13 +59,16 @@ def measure(work: Path, seeds: Sequence[int], *, at_once: int) -> dict[str, Any]
     }
 
 
-def _measure_seed(folder: Path, seed: int) -> dict[str, Any]:
+def _train_seed(folder: Path, seed: int) -> None:
     if not (folder / "truth.csv").exists():
         write_drawn_pictures(folder, seed=seed)
     for line in (*recipe(), *_COMPARED):
         _run(line, folder)
+
+
+def _measure_seed(folder: Path, seed: int) -> dict[str, Any]:
     runs = {}
-    for run in sorted((folder / "runs").iterdir()):
+    for run in sorted(results.parent for results in folder.glob("runs/*/results.json")):
         figures = folder / f"{run.name}.json"
         if not figures.exists():
             _drrho(["evaluate", f"runs/{run.name}", "--data", "test.csv", "--json", figures.name], folder)
@@ -73,10 +81,10 @@ def _measure_seed(folder: Path, seed: int) -> dict[str, Any]:
             "step": row.get("step"),
             "state": row.get("state"),
         }
-    if not (folder / "suspects.json").exists():
+    if "reference" in runs and not (folder / "suspects.json").exists():
         line = ["suspects", "runs/reference", "--data", "pairs.csv", "--out", "suspects.csv", "--json", "suspects.json"]
         _drrho(line, folder)
-    return {"seed": seed, "runs": runs, "suspects": _suspects(folder)}
+    return {"seed": seed, "runs": runs, "suspects": _suspects(folder) if "reference" in runs else {}}
 
 
 def _run(line: str, folder: Path) -> None:

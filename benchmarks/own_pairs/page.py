@@ -30,13 +30,13 @@ def _page(figures: Mapping[str, Any]) -> str:
     names = [name for name in _ROWS if any(name in seed["runs"] for seed in seeds)]
     columns = [f"seed {seed['seed']}" for seed in seeds]
     lines = [
-        "# A table of one's own, with wrong captions",
+        "# A table of your own, with wrong captions",
         "",
         "The command `python -m benchmarks.own_pairs --work FOLDER` writes this page; the raw figures are in",
         "[`own_pairs.json`](own_pairs.json).",
         "",
         "The data are 3,000 drawn pictures of 64 x 64 pixels. A picture shows a figure on a coloured ground, and the",
-        'caption names everything that varies: "a small yellow star at the bottom right on white". 30 % of the',
+        'caption names everything that varies: "a small yellow ring at the bottom right on white". 30 % of the',
         "captions are swapped among the pictures. The command runs the lines of the README, then the other rows with",
         "their own defaults. A tenth of the pictures is held out for validation and a tenth for test, with their wrong",
         "captions.",
@@ -73,7 +73,7 @@ def _page(figures: Mapping[str, Any]) -> str:
         "| | " + " | ".join(columns) + " |",
         "|" + "---|" * (len(seeds) + 1),
         *(
-            f"| {title} | " + " | ".join(str(seed["suspects"][key]) for seed in seeds) + " |"
+            f"| {title} | " + " | ".join(str(seed["suspects"].get(key, "")) for seed in seeds) + " |"
             for title, key in (
                 ("wrong captions", "wrong"),
                 ("the command's estimate", "probably_wrong"),

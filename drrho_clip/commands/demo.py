@@ -9,6 +9,7 @@ from drrho_clip.commands.common import build_backend, device_option
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import SEED
 from drrho_clip.options import FLAG, PATH, TEXT, setting
+from drrho_clip.outputs import has_checkpoint
 from drrho_clip.terminal import say
 from drrho_core.backend import default_backend
 
@@ -44,8 +45,6 @@ class Demo:
 
     def can_resume(self) -> bool:
         """Return whether one of the runs of the demo has a checkpoint."""
-        from drrho_clip.run import has_checkpoint
-
         return any(has_checkpoint(file.parent) for file in self.out.glob("runs/*/*/config.json"))
 
     def run(self) -> int:

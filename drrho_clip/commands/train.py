@@ -12,6 +12,7 @@ from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, PATH, setting
+from drrho_clip.outputs import has_checkpoint
 from drrho_clip.table_defaults import defaults_for
 from drrho_clip.terminal import say
 from drrho_core.backend import Backend
@@ -45,8 +46,6 @@ class Train:
 
     def can_resume(self) -> bool:
         """Return whether the folder holds a checkpoint."""
-        from drrho_clip.run import has_checkpoint
-
         return has_checkpoint(self.out)
 
     def run(self) -> int:
