@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.data import Dataset
 from drrho_clip.errors import BadInput
 from drrho_clip.report.style import LABELS, css_class
 from drrho_clip.run import Run, open_run, read_metrics
+from drrho_clip.run_data import open_run_data
 from drrho_clip.splits import open_splits
 
 __all__ = ["HeldOut", "ShownRun", "differing_settings", "grouped", "open_runs", "read_result"]
@@ -145,29 +146,33 @@ def read_result(path: Path) -> tuple[dict[str, float], float, float]:
 def grouped(runs: Sequence[ShownRun]) -> list[HeldOut]:
     """Divide runs into groups that were measured on the same held-out pairs, whatever their training pairs were.
 
-    Held-out pairs that cannot be opened count as equal if the runs name the same data with the same fingerprint.
+    A run records the fingerprint of the test pairs. Runs of earlier versions have no record: their pairs are opened,
+    and if that fails, pairs count as equal if the runs name the same data with the same fingerprint.
     """
-    opened: dict[str, tuple[Dataset | None, str]] = {}
     groups: dict[str, list[ShownRun]] = {}
     pairs_of_group: dict[str, tuple[Dataset | None, str]] = {}
     for shown in runs:
+        recorded = shown.run.held_out.get("test")
+        if recorded in groups:
+            groups[recorded].append(shown)
+            continue
+        dataset, reason = _held_out(shown.run)
         config = shown.run.config
-        if config.data in BUILT_IN_DATA:
-            config = TrainConfig.from_json(config.to_json() | {"train_size": _FEW_SCENES})
-        # Runs with the same data and the same seed of the data hold out the same pairs; they are opened once.
-        place = f"{config.data}\0{config.data_seed}\0{shown.run.fingerprint}"
-        if place not in opened:
-            opened[place] = _held_out(config)
-        dataset, reason = opened[place]
-        key = place if dataset is None else dataset.fingerprint()
+        opened = (
+            f"{config.data} {config.data_seed} {shown.run.fingerprint}" if dataset is None else dataset.fingerprint()
+        )
+        key = opened if recorded is None else recorded
         groups.setdefault(key, []).append(shown)
         pairs_of_group.setdefault(key, (dataset, reason))
     return [HeldOut(members[0].run.config.data, *pairs_of_group[key], members) for key, members in groups.items()]
 
 
-def _held_out(config: TrainConfig) -> tuple[Dataset | None, str]:
+def _held_out(run: Run) -> tuple[Dataset | None, str]:
+    """Return the test pairs of a run, or None and the reason why they cannot be opened."""
     try:
-        return open_splits(config).test, ""
+        if run.config.data in BUILT_IN_DATA:
+            return open_splits(replace(run.config, train_size=_FEW_SCENES)).test, ""
+        return open_run_data(run).test, ""
     except BadInput as error:
         return None, str(error)
 

@@ -118,15 +118,27 @@ def test_a_reference_on_disjoint_training_data_is_compared_by_the_same_held_out_
 def test_without_the_data_the_figures_stay_and_the_page_says_why_there_are_no_pictures(
     home: Path, tmp_path: Path
 ) -> None:
-    for name in ("a", "b"):
-        shutil.copytree(home / name, tmp_path / name)
-        document = json.loads((tmp_path / name / "config.json").read_text())
-        document["config"]["data"] = str(tmp_path / "gone.csv")
-        (tmp_path / name / "config.json").write_text(json.dumps(document))
+    table = write_table(tmp_path / "data", 40)
+    config = replace(open_run(home / "a").config, data=str(table))
+    for seed, name in enumerate(("a", "b")):
+        train(replace(config, seed=seed), tmp_path / name, quiet=True)
+    shutil.rmtree(tmp_path / "data")
     page = report(tmp_path, "a", "b", out=tmp_path / "r.html")
-    assert "The retrievals are left out, because the data cannot be opened: " in page
-    assert "right partner first in <strong" in page  # both name the same data with the same fingerprint
+    assert "The retrievals are left out, because the data cannot be opened: data must be where " in page
+    assert "right partner first in <strong" in page  # the runs have recorded the same held-out pairs
     assert "What each run finds" not in page
+
+
+def test_a_table_with_other_content_under_the_same_name_is_not_taken_for_the_data(home: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "data", 40)
+    config = replace(open_run(home / "a").config, data=str(table))
+    train(config, tmp_path / "a", quiet=True)
+    content = table.read_text(encoding="utf-8")
+    table.write_text(content.replace("red", "green"), encoding="utf-8")
+    train(config, tmp_path / "b", quiet=True)
+    first, second = grouped(open_runs([tmp_path / "a", tmp_path / "b"]))
+    assert (first.dataset is None, second.dataset is None) == (True, False)
+    assert "other content" in first.reason
 
 
 def test_galleries_of_different_sizes_are_named_and_no_figure_is_the_best(home: Path, tmp_path: Path) -> None:
