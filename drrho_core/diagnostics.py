@@ -114,7 +114,7 @@ def excess_variance(
     size = power_of_two(xp.max(xp.abs(x)), xp)
     x = counted * (x / size)
     # `unit` is the unit of the deviations. If this unit is too large for the dtype, the dtype's largest number is used
-    # instead. This changes no result: the squares of all deviations except 0 overflow with either number.
+    # and not infinity, because infinity times a deviation of 0 would be nan.
     unit = xp.clip(size / scale, max=float(xp.finfo(x.dtype).max))
     # N_i, N and the mean excess loss of each anchor.
     numbers = xp.sum(counted, axis=1)
