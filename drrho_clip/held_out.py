@@ -76,8 +76,8 @@ def _decode(data: Dataset, row: int) -> None:
 def save_known_images(run: Run, splits: DataSplits, *, reference: Run | None = None, init: Run | None = None) -> None:
     """Write training_images.safetensors: digests of the images that influence the parameters of a run.
 
-    These are the training and the validation images, and those of the reference model and of the run `init` from which
-    the run starts, if these have recorded them.
+    These are the training and the validation images of the run. If the reference model's run or the run `init`, from
+    which the run starts, has such a file, its digests are included.
     """
     digests = np.concatenate([splits.train.image_digests(), splits.validation.image_digests()])
     arrays = {"digests": np.unique(digests, axis=0)}

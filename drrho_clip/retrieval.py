@@ -54,8 +54,8 @@ class Retrieval(NamedTuple):
     retrieval_r1_standard_error : float
         Standard error of `retrieval_r1` as an estimate for further images of the same kind, by the jackknife. An image
         counts with its captions, both as queries and as answers to other queries, so the error is larger than that of
-        independent queries. It does not cover the choice of the seed. If all queries are answered correctly, the error
-        is 0, and the true share may still be lower by about 3 / (number of images).
+        independent queries. It does not cover the seed of the training. If all queries are answered correctly, the
+        error is 0, and the true share may still be lower by about 3 / (number of images).
     """
 
     retrieval_r1: float

@@ -134,9 +134,9 @@ def namespace_of(arrays: Mapping[str, Array], xp: Namespace | None = None) -> Na
     Raises
     ------
     TypeError
-        If an argument is no plain array (but masked, sparse, of dtype object or a matrix), if the arrays come from
-        different libraries, if a library follows a version of the standard older than `OLDEST`, or if `xp` is not the
-        namespace of the arrays.
+        If an argument is no array or not a plain one (masked, sparse, of dtype object, or a matrix), if the arrays come
+        from different libraries, if a library follows a version of the standard older than `OLDEST`, or if `xp` is not
+        the namespace of the arrays.
     """
     return xp if xp is not None and is_compiling(xp) else common_namespace(arrays, xp)
 

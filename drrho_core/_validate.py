@@ -285,7 +285,7 @@ def _real(name: str, value: object) -> float:
 
 
 def fits(name: str, value: float, rule: Rule, dtype: Any, xp: Namespace) -> None:
-    """Check that a dtype can hold a number and, if the rule of the number excludes 0, that it can hold its inverse."""
+    """Check that a dtype can hold a number and, if the rule excludes 0, the inverse of this number, too."""
     fit = _fitting(rule, dtype, xp)
     if not fit.holds(value):
         raise ValueError(f"{name} must {fit.words}, got {value}")
@@ -427,8 +427,8 @@ def visible_values(name: str, array: Array, rule: Rule, xp: Namespace) -> None:
         high < rule.high or (rule.includes_high and high == rule.high)
     ):
         return
-    # Find the first entry that breaks the rule. A comparison in a half type rounds the bounds; if no entry breaks the
-    # rule then, no error is raised.
+    # Find the first entry that breaks the rule. In a half type the comparison rounds the bounds, and may then find no
+    # such entry. In this case no error is raised.
     flat = xp.reshape(array, (-1,))
     if xp.isdtype(array.dtype, "integral"):
         # The standard does not define comparisons of integer arrays with floats, so Python compares.

@@ -445,7 +445,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=sorted(LEARNERS), default="torch")
     parser.add_argument("--ball", choices=list(BALLS), default="chi-square", help="ambiguity set of DRO and DRRho")
     parser.add_argument("--noise", type=float, default=0.4, help="share of wrong training labels, 0 to 0.8")
-    parser.add_argument("--clean", type=int, default=100, help="the reference model's images, 20 to 500")
+    parser.add_argument(
+        "--clean", type=int, default=100, help="number of clean images for the reference model, 20 to 500"
+    )
     parser.add_argument("--seeds", type=int, help="number of repetitions, 2 to 50 (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/digits_label_noise"), help="folder for the files")
     parser.add_argument("--quick", action="store_true", help="two seeds, few trials, few epochs")

@@ -28,7 +28,7 @@ METHODS = ("all tokens", "high loss", "high excess")
 
 
 class Model:
-    """A model whose logits of the next word are a row for the previous word plus a row for the word before that."""
+    """A model with two tables; the logits of the next word are the sum of two rows, chosen by the two words before."""
 
     def __init__(self) -> None:
         self.tables = np.zeros((2, WORDS, WORDS))

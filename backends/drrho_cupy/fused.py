@@ -64,9 +64,9 @@ struct Sums {
     float peak, total, moment;
 };
 
-// Merge the sums of two sets of pairs. Relative to the new peak a total is f total and a moment is
-// f (moment + total (old - new)), in which f = exp((old - new) / t). If the old peak is NEVER, f is 0. The difference
-// old - new is bounded, because 0 times infinity would be nan.
+// Merge the sums of two sets of pairs. With f = exp((old peak - new peak) / t), a total becomes f * total, and a moment
+// becomes f * (moment + total * (old peak - new peak)). If only the old peak is NEVER, f is 0. The difference of the
+// peaks is bounded, because 0 times infinity would be nan.
 __device__ inline Sums merged(Sums a, Sums c, float scale) {
     Sums s;
     s.peak = fmaxf(a.peak, c.peak);
@@ -101,8 +101,8 @@ extern "C" __global__ void sums(
         bool inside = place < (along_rows ? rows : columns);
         float scale = 0.0f, peak = NEVER, total = 0.0f, moment = 0.0f;
         if (inside) scale = along_rows ? scale_image[first_row + place] : scale_text[first_column + place];
-        // PARTS threads share an anchor and take turns of eight entries each, so that no two threads of a warp read the
-        // same bank of shared memory.
+        // PARTS threads share an anchor: groups of eight entries go to the threads in rotation, so that no two threads
+        // of a warp read the same bank of shared memory at once.
         for (int m = 0; m < SIDE / PARTS; ++m) {
             int k = m / 8 * 8 * PARTS + part * 8 + m % 8;
             peak = fmaxf(peak, along_rows ? tile[anchor][k] : tile[k][anchor]);

@@ -105,9 +105,9 @@ def _merge(state: jax.Array, parts: list[jax.Array], scale: jax.Array) -> jax.Ar
     peak = jnp.max(peaks, axis=0)
     down = peaks - peak
     f = jnp.exp2(down * scale)
-    # Relative to the new peak a total is f total and a moment is f (moment + total (old - new)), in which
-    # f = exp((old - new) / t). If the old peak is NEVER, f is 0. The difference old - new is bounded, because 0 times
-    # infinity would be nan.
+    # With f = exp((old peak - new peak) / t), a total becomes f * total, and a moment becomes
+    # f * (moment + total * (old peak - new peak)). If only the old peak is NEVER, f is 0. The difference of the peaks
+    # is bounded, because 0 times infinity would be nan.
     moment = jnp.sum(f * (moments + totals * jnp.maximum(down, -1e30)), axis=0)
     return jnp.stack([peak, jnp.sum(f * totals, axis=0), moment])
 

@@ -2,9 +2,10 @@
 
 Z is the b x b matrix of similarities, E1 E2^T - lambda R1 R2^T, with the features E1 and E2 of images and texts, the
 reference features R1 and R2 and the reference weight lambda. A block is a range of anchors (images or texts); a tile is
-the part of Z that belongs to a block of images and a block of texts. The compiler unrolls a Python loop over tiles:
-1,024 tiles would take minutes to compile, and all tiles would be in memory at once. In this file all blocks have the
-same size, the last block is padded, and a stack (an array with one axis more) holds all blocks. One loop visits the
+the part of Z that belongs to a block of images and a block of texts. If images are compared with images, or texts with
+texts, Z is symmetric, and only the tiles on and above its diagonal are visited. The compiler unrolls a Python loop over
+tiles: 1,024 tiles would take minutes to compile, and all tiles would be in memory at once. In this file all blocks have
+the same size, the last block is padded, and a stack (an array with one axis more) holds all blocks. One loop visits the
 tiles on the diagonal of Z, a second loop all other tiles.
 """
 
@@ -175,7 +176,8 @@ class RolledTiles(Tiles):
         shapes = (rows, () if symmetric else columns)
         stacks = jax.tree.map(lambda x: jnp.zeros((number, *x.shape), dtype=x.dtype), shapes)
         table = jnp.zeros((number, number, self.side, self.side), dtype=self.dtype) if keeps else None
-        # The first loop sets the results of each block; the second loop merges those of all other tiles into them.
+        # The first loop sets the results of each block from the tile on the diagonal; the second loop merges the
+        # results of all other tiles into them.
         carry = jax.lax.fori_loop(0, number, on_diagonal, (*stacks, table))
         blocks = range(number)
         places = jnp.asarray(

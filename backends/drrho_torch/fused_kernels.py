@@ -220,9 +220,9 @@ def merge_kernel(
         part_total = tl.load(at + plane, mask=exists, other=0.0)
         part_moment = tl.load(at + 2 * plane, mask=exists, other=0.0)
         new = tl.maximum(peak, tl.max(part_peak, axis=0))
-        # Relative to the new peak the total is f total and the moment is f (moment + total (old - new)), in which
-        # f = exp((old - new) / t). If the old peak is NEVER, f is 0. The difference old - new is bounded, because 0
-        # times infinity would be nan.
+        # With f = exp((old peak - new peak) / t), the total becomes f * total, and the moment becomes
+        # f * (moment + total * (old peak - new peak)). If only the old peak is NEVER, f is 0. The difference of the
+        # peaks is bounded, because 0 times infinity would be nan.
         down = peak - new
         f = tl.exp2(down * c)
         moment = f * (moment + total * tl.maximum(down, -1e30))

@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     masked: Blocks  # replaces `sums` and `weights` if there is a pair mask, because a mask needs registers
     panel: int  # rows of z that one launch of the first sweep computes
     rows: int  # largest number of rows of the buffer for V
-    columns: int  # largest number of columns of the buffer for V; chosen so that V^T E1 occupies the whole GPU once
+    columns: int  # largest number of columns of the buffer for V; docs/fused.md explains the choice for Hopper
     buffer: torch.dtype  # dtype of the buffer for V
     descriptors: bool  # True: load and store through the GPU's copy engine
     shared: bool  # True: the second sweep computes one exponential per pair instead of two, if the batch allows it

@@ -10,7 +10,7 @@ from torch import Tensor
 def sort(values: Tensor) -> Tensor:
     """Sort along the last axis; on the CPU NumPy sorts ten million numbers in 1/17 of the time that torch takes.
 
-    NumPy's sort is vectorised. torch's sort also sorts the positions of the values, and uses one thread for each row.
+    NumPy's sort is vectorised. torch's sort also sorts the positions of the values, and sorts a row on a single thread.
     """
     # torch.compile cannot trace NumPy's sort, and a tensor on a GPU would have to be copied to the host.
     if torch.compiler.is_compiling() or values.device.type != "cpu":

@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.contrastive.candidates import CANDIDATES, DTYPES, RATIOS
 
-# The plots of shares of the product rate: for each file the heading and the ratio that is drawn.
+# The plots that compare the step's rate of matrix products with the library's own rate: for each file, the heading and
+# the ratio that is drawn.
 _SHARES = {
     "share.svg": ("One pass: share of the library's product rate", "share"),
     "two-passes.svg": ("Two passes: share of the library's product rate", "two-pass share"),
@@ -63,7 +64,11 @@ def markdown(figures: Mapping[str, Any], command: str) -> str:
         memory = [row for row in figures["memory"] if row["backend"] == backend]
         if memory:
             names = list(dict.fromkeys(row["candidate"] for row in memory))
-            lines += ["Extra memory, MB:", "", "| b | " + " | ".join(names) + " | 2 b^2 numbers |"]
+            lines += [
+                "Extra memory, MB; the last column is the memory of two b x b matrices:",
+                "",
+                "| b | " + " | ".join(names) + " | 2 b^2 numbers |",
+            ]
             lines.append("|" + "---|" * (2 + len(names)))
             for size in dict.fromkeys(row["batch_size"] for row in memory):
                 here = {row["candidate"]: row for row in memory if row["batch_size"] == size}

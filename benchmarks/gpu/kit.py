@@ -129,7 +129,7 @@ class Kit:
                 size = np.maximum(1.0, np.abs(right))
                 if kind == "gradient":
                     size = largest / (2 * b) * max(float(np.max(np.abs(x))) for x in exact[:2])
-                worst[kind] = max(worst[kind], float(np.max(np.abs(got - right) / size)))  # may lose a nan
+                worst[kind] = max(worst[kind], float(np.max(np.abs(got - right) / size)))  # max may drop a nan
                 if not np.all(np.isfinite(got)):
                     reasons.append(f"{field} is not finite")
                 if not np.array_equal(got, self.library.numpy(getattr(second, field)), equal_nan=True):
@@ -148,7 +148,7 @@ FIELDS = {"image_gradient": "gradient", "text_gradient": "gradient", "log_inner_
 
 
 def largest_sum_of_weights(features: Sequence[np.ndarray]) -> float:
-    """Return the largest sum over a row or a column of the weights V, without memory (gamma = 1).
+    """Return the largest sum over a row or a column of the weights V for gamma = 1, so without stored estimates.
 
     This sum times the largest feature entry, divided by 2b, is the size of the entries of the feature gradients.
     """

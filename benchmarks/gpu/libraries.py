@@ -136,7 +136,8 @@ class Torch:
         positive, total = z.diagonal(), z.new_zeros(())
         is_positive = torch.eye(len(images), dtype=torch.bool, device=images.device)
         for pairs, axis in ((z - positive[:, None], 1), (z - positive[None, :], 0)):
-            # log g of the batch without the positive, then log u' = log((1 - gamma) u + gamma g) as a constant.
+            # u is the stored estimate of an anchor, g that of this batch, over all pairs but the positive. `own` is
+            # log g, `new` is log u' with u' = (1 - gamma) u + gamma g, a constant for autograd.
             logits = (pairs / TEMPERATURE).masked_fill(is_positive, -torch.inf)
             own = torch.logsumexp(logits, dim=axis) - math.log(len(images) - 1)
             new = torch.logaddexp(state + math.log1p(-GAMMA), own.detach() + math.log(GAMMA))
@@ -223,7 +224,8 @@ class Jax:
             positive, total = jnp.diagonal(z), jnp.zeros(())
             is_positive = jnp.eye(len(images), dtype=bool)
             for pairs, axis in ((z - positive[:, None], 1), (z - positive[None, :], 0)):
-                # log g of the batch without the positive, then log u' = log((1 - gamma) u + gamma g) as a constant.
+                # u is the stored estimate of an anchor, g that of this batch, over all pairs but the positive. `own` is
+                # log g, `new` is log u' with u' = (1 - gamma) u + gamma g, a constant for autograd.
                 logits = jnp.where(is_positive, -jnp.inf, pairs / TEMPERATURE)
                 own = jax.nn.logsumexp(logits, axis=axis) - math.log(len(images) - 1)
                 new = jnp.logaddexp(state + math.log1p(-GAMMA), jax.lax.stop_gradient(own) + math.log(GAMMA))

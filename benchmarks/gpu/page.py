@@ -86,8 +86,8 @@ def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
         "The command writes this page; the raw figures are in [gpu.json](gpu.json). If a measurement failed or ran",
         "out of memory or time, its row gives the reason. *Fused* means that the GPU kernels were used, *plain* that",
         "the core ran without kernels. The case *half types* compares a step on bfloat16 or float16 features with",
-        "NumPy in float64. All other cases of correctness compare our functions with the oracle, the slow NumPy",
-        "program.",
+        "NumPy in float64; *off by* gives the largest errors, relative to the size of the results. All other cases of",
+        "correctness compare our functions with the oracle, the slow NumPy program.",
         "",
     ]
     lines += _section("Correctness", _of(rows, "kit"), ("library", "case", "result"), _simple)

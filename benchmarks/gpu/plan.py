@@ -32,7 +32,8 @@ class Section:
     name: str
     part: str
     cases: tuple[Case, ...]
-    # Time of the section, as a share of the time of all sections. Time that earlier sections did not use is added.
+    # Planned time. The time limit is divided among the groups of sections in proportion to the longest section of each
+    # group. Time that earlier groups did not use is added.
     seconds: float
     # A case that takes longer is ended, and the next case gets a fresh process.
     case_seconds: float

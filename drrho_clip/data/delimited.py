@@ -28,7 +28,8 @@ LINE_END: Final = re.compile(r"\r\n|\n|\r")
 class Reading(NamedTuple):
     """The rows of a table under one of the two conventions.
 
-    `records` holds the number of each row that is not blank, in which the header is row 1, and the fields of that row.
+    `records` holds the number and the fields of each row after the header that is not blank; numbers count from 1 and
+    include the header and blank rows.
     `joined` holds the numbers of the lines that continue a row of an earlier line. `broken` is the number of the first
     row that does not follow the convention, or None.
     """
@@ -100,7 +101,7 @@ def parse_delimited(
         raise BadInput(
             f"row {quoted.broken}: a field that begins with a quotation mark must end with one and have at most "
             f"{csv.field_size_limit():,} characters, and quotation marks inside it must be doubled; or all lines must "
-            f"have {len(plain.header)} fields, and no field is quoted then"
+            f"have {len(plain.header)} fields, and quotation marks are then read as ordinary characters"
         )
     if not plain_fits or not quoted.joined:
         return quoted
@@ -114,7 +115,7 @@ def parse_delimited(
     return plain if True in answers else quoted
 
 
-# The number of a row's last line, and the fields of the row; None in place of the fields breaks the convention.
+# The number of a row's last line, and the fields of the row; None if the row breaks the convention.
 _Line: TypeAlias = tuple[int, list[str] | None]
 
 

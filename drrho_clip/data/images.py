@@ -116,7 +116,7 @@ def _inspect(file: Path) -> Inspection:
 
 
 def _is_checked_without_decoding(picture: Picture, content: BufferedReader) -> bool:
-    """Return whether header and `verify` show that no part of the file is missing and that its values have a range."""
+    """Return whether header and `verify` show that the file is complete and that the range of its values is known."""
     # The range of the values of these modes is known only when the pixels are read.
     if picture.mode in ("I", "F"):
         return False

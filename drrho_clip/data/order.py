@@ -1,8 +1,9 @@
 """The order of samples in an epoch: a permutation of the rows that is computed, not drawn and stored.
 
-Global batch t of epoch e holds positions t B .. (t + 1) B - 1 of a permutation of the n rows. Any part of the
-permutation can be computed alone, so the whole state of the order is three integers: seed, epoch and position. The
-order depends neither on the number of processes that share a batch nor on the number of threads that decode images.
+A global batch holds the B samples of one step on all processes together. Global batch t of epoch e holds positions
+t B .. (t + 1) B - 1 of a permutation of the n rows. Any part of the permutation can be computed alone, so the
+whole state of the order is three integers: seed, epoch and position. The order depends neither on the number of
+processes that share a batch nor on the number of threads that decode images.
 
 The permutation is a Feistel network with 4 rounds on a grid of a x b cells, with cycle walking. Each line below is
 exact integer arithmetic, so another language can repeat it:
@@ -18,8 +19,8 @@ exact integer arithmetic, so another language can repeat it:
               return L b + R
     row(p)  = walk(p), or walk(walk(p)), ..., until the number is below n
 
-Each round can be undone, so `walk` is a bijection of the a b cells. Its cycles pass through the cells >= n, which are
-no rows; row(p) skips these cells, so it is a bijection of 0 .. n - 1. There are fewer than sqrt(n) such cells, so a
+Each round can be undone, so `walk` is a bijection of the grid's cells. Its cycles pass through the cells >= n, which
+are no rows; row(p) skips these cells, so it is a bijection of 0 .. n - 1. There are fewer than sqrt(n) such cells, so a
 second walk is rare. Every order has about the same chance if n is 50 or more; with fewer rows the chances of the
 orders differ visibly, because 4 rounds on a few cells cannot reach every order equally often.
 """

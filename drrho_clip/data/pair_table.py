@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """The fields of a record that are right; the image has not been opened yet."""
+    """The fields of a record, which have been checked; the image has not been opened yet."""
 
     number: int
     written: str

@@ -52,7 +52,7 @@ _SIGN: Final = r"[^\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x
 _VERSION_1: Final = rf"{_LETTER}+(?:'{_LETTER}+)*|\p{{Nd}}+|{_SIGN}"
 
 _IN_BLOCKS: Final = "".join("-".join(rf"\x{{{end}}}" for end in block.split("-")) for block in _BLOCKS)
-# A long-vowel mark (U+30FC) belongs to both kinds of Kana and to no script.
+# The long-vowel mark (U+30FC) is used in both kinds of Kana, so Unicode assigns it to neither of these scripts.
 _SINGLE: Final = r"[\p{Han}\p{Hiragana}\p{Katakana}\x{30fc}]"
 _SPACED: Final = rf"(?:(?!{_SINGLE}|[{_IN_BLOCKS}]){_LETTER})"
 _RUN: Final = rf"{_SPACED}(?:[\x{{200c}}\x{{200d}}]*(?:{_SPACED}|\p{{M}}))*"

@@ -404,7 +404,7 @@ def _set_share_ticks(axes: Axes, direction: str, ticks: Sequence[float]) -> None
 def short_name(name: str) -> str:
     """Return a name, shortened if a chart has no room for it; the description has the whole name."""
     # Names of runs often differ at the end only, so the middle is left out.
-    return name if len(name) <= 15 else f"{name[:6]}…{name[-8:]}"
+    return name if len(name) <= 15 else f"{name[:5]}…{name[-7:]}"
 
 
 def _colour(method: str) -> str:

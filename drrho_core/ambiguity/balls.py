@@ -110,7 +110,7 @@ def normalise(
     the weights depend on the last digits of the surplus. Therefore both logarithms are taken relative to uniform
     weights on the m losses with a large exponent: the terms are ``-log(sum exp(e) / m)`` and
     ``-log((1 + growth) m / n)``. The caller has to subtract the mean exponent of these m losses from all exponents.
-    Then every term is about as large as the divergence.
+    Then a tiny surplus is a sum of tiny terms, and no digits are lost.
 
     Parameters
     ----------

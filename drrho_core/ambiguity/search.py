@@ -114,9 +114,9 @@ def find_root(
     Newton's method works on ``log(divergence) - log(largest divergence - divergence)``, which is nearly linear in the
     position at both ends of the bracket. Here the largest divergence is that of the whole bracket, the divergence at
     `low`. In three cases the bracket is halved instead: if the Newton step leaves the bracket, if the step is not
-    shorter than half of the previous step, or if the divergence at its start is nearly 0 or nearly the largest. A
-    Newton step is always taken if both the step and the relative surplus are below the square root of the rounding
-    error.
+    shorter than half of the previous step, or if the divergence at the start of the step is nearly 0 or nearly the
+    largest. A Newton step is always taken if both the step and the relative surplus are below the square root of the
+    rounding error.
     """
     small = math.sqrt(float(xp.finfo(low.dtype).eps))
     target = math.log1p(growth)

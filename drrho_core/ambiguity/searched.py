@@ -64,8 +64,8 @@ def solve_kl_ball(slices: Slices, ball: Ball, xp: Namespace) -> Solution:
 
     def surplus(s: Array) -> tuple[Array, Array]:
         """Return the divergence minus the radius, and its derivative with respect to log s, times -1."""
-        # The centre is the mean of the large exponents. Exponents minus the centre are about as large as the
-        # divergence.
+        # The centre is the mean of the large exponents, see `large_exponent`. It is subtracted so that the terms of the
+        # surplus keep their digits if the surplus is tiny, see `normalise`.
         rows: list[tuple[Array, ...]] = []
         for part in parts:
             exponent, large = exponents(part, s)
@@ -114,8 +114,10 @@ def solve_cressie_read_ball(slices: Slices, order: float, ball: Ball, xp: Namesp
 
     The weights are ``p = relu(c + z)^b / sum relu(c + z)^b`` with b = 1 / (order - 1), and c such that the divergence
     of p equals the largest divergence in the ball. Call ``relu(c + z)`` the length of a loss. The largest loss has the
-    length c, so ``y = relu(c + z) / c`` is the relative length. With ``m = sum p y`` the Renyi divergence is
-    ``b log m - log mean(y^b)``, and its derivative with respect to c is ``-b (b + 1) sum p (y / m - 1)^2 / (c y)``.
+    length c, so ``y = relu(c + z) / c`` is the relative length. Instead of the divergence of the ball, the search uses
+    the Renyi divergence of the same order; both rise and fall together (see `balls`). With ``m = sum p y`` the Renyi
+    divergence of p is ``b log m - log mean(y^b)``, and its derivative with respect to c is
+    ``-b (b + 1) sum p (y / m - 1)^2 / (c y)``.
 
     A loss is active if its weight is positive. The unknown is log d, where d is the length of the lowest active loss.
     If b is small, the power d^b matters, however close to 0 d itself may be. Then log d may lie anywhere between -1 and
@@ -155,7 +157,7 @@ def solve_cressie_read_ball(slices: Slices, order: float, ball: Ball, xp: Namesp
         d = xp.clip(xp.exp(log_d), min=tiny)
         active, height, depth, large = lengths(part, lowest, d)
         length = height + d
-        # y / y' - 1 comes from a difference of depths y - 1. If y is near y', log1p of it keeps all digits.
+        # y / y' - 1 comes from a difference of depths y - 1. If y is near y', log1p of this number has all digits.
         relative = (depth - middle_depth) * ((1 + d) / middle)
         log_y = xp.where(height > 0, xp.log(length), log_d) - xp.log(middle)
         log_y = xp.where(xp.abs(relative) < 0.5, xp.log1p(xp.clip(relative, min=-0.5, max=0.5)), log_y)

@@ -130,7 +130,8 @@ def solve_capped_kl_penalty(slices: Slices, temperature: float, alpha: float, xp
     """
     x, size = slices.losses, slices.size
     t, unit = in_units(temperature, x, xp)
-    # A piece of the sorted losses is skipped if all its exponentials are below 1e-43, because the sum is at least 1.
+    # A piece of the sorted losses is skipped if all its exponentials are below 1e-43. The sum of k p is at least 1, and
+    # such small terms do not change this sum.
     far = min(100 * t * unit, float(xp.finfo(x.dtype).max) / 4)
     bottom = xp.min(x, axis=-1, keepdims=True)
 

@@ -15,9 +15,9 @@ the features of both sides, and V holds the weights of all pairs:
 
     w_ij = weight_i e_ij / total_i,   w'_ij = weight'_j e'_ij / total'_j,   V = w + w'
 
-So each exponential is divided by a sum that contains the same exponential, and rounding errors cancel. The other way is
-w_ij = exp(D_ij - threshold_i) with a threshold of size 1/t. The rounding of this threshold would change the weights by
-1 % for 1/t = 1e5 in float32.
+So each exponential is divided by a sum that contains the same exponential, and rounding errors cancel. The weights
+could also be computed as w_ij = exp(D_ij - threshold_i). But the threshold has the size 1/t, and rounding it would
+change the weights by 1 % for 1/t = 1e5 in float32.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def find_scaling(
         margin = float(margin) if visible else margin
         room = (reach + margin) * bigger(1.0, bigger(sizes[0], sizes[1])) * float(images.shape[0])
 
-    # Both sides are divided by units that make Z and the margin about 1 in size; without overflow the units are 1.
+    # Both sides are divided by units that make Z and the margin about 1 in size. If nothing can overflow, the units
+    # are 1.
     if visible:
         fits = room <= largest / 8.0
         units = [1.0, 1.0] if fits else _units(sizes, margin, largest, smallest, xp, bigger)

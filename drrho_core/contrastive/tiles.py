@@ -155,7 +155,7 @@ class Tiles:
     images, texts : array, shape (b, d)
         The learner's features.
     references : pair of arrays, shape (b, r), or None
-        The reference model's features, multiplied by ``-reference_weight`` on the image side.
+        The reference model's features. This class multiplies those of the images by ``-reference_weight``.
     reference_weight : float or array of shape ()
         lambda.
     scaling : Scaling

@@ -107,7 +107,7 @@ def distillation_loss(
     p, q = _softmax(learner, xp), _softmax(reference, xp)
 
     # Pass 2: the slopes p - q of both directions, and the sums of q x and (p - q) x with x = (S_ij - peak_i) / tau. The
-    # peak of an anchor is the largest similarity of its negatives.
+    # peak of an anchor is a similarity near the largest of its negatives.
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
         tile = learner.tile(i, j, diagonal)
         reference_tile = tile._replace(z=reference.z(i, j))
@@ -156,7 +156,7 @@ class _Softmax(NamedTuple):
     weight: Array  # sum of the probabilities of the negatives
     log_factor: Array  # log of the factor that turns exp((Z_ij - peak_i) / t) into a probability
     above: Array  # D of the peak
-    peaks: Any  # the largest Z of each anchor's negatives
+    peaks: Any  # for each anchor a value near the largest Z of its negatives
     factors: Any  # exp(log_factor)
 
 

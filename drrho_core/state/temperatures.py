@@ -1,8 +1,9 @@
 """Temperatures of a training run behind one interface: fixed, learned for all anchors, or learned per sample.
 
-`Temperature` is the interface. A training loop calls `for_batch` before a step, and `after_batch` after the step, which
-returns the gradient of the temperature. So the loop is the same for all three kinds of temperature. `make_temperature`
-builds a temperature by the name of its kind. The formulas of the updates are in `drrho_core.state.temperature_updates`.
+`Temperature` is the interface. A training loop calls `for_batch` before a step. The step returns the gradient of the
+temperature, and the loop passes this gradient to `after_batch`. So the loop is the same for all three kinds of
+temperature. `make_temperature` builds a temperature by the name of its kind. The formulas of the updates are in
+`drrho_core.state.temperature_updates`.
 """
 
 from __future__ import annotations

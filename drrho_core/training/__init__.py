@@ -22,7 +22,7 @@ RENAMED = {
     "architecture": "models.spec",
     "towers": "models.mlp",
 }
-"""Old and new names of modules of the first level; all other modules have kept their names or have been removed."""
+"""Old and new names of modules directly in the package; all other modules have kept their names or were removed."""
 
 
 class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -47,7 +47,8 @@ class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.import_module(spec.loader_state)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.own_spec  # importing under the old name replaced the spec, which has the new name
+        # The import under the old name has replaced the module's spec. Restore the former spec, which has the new name.
+        module.__spec__ = self.own_spec
 
 
 warnings.warn("drrho_core.training has moved to drrho_clip; the old name goes in 0.3", FutureWarning, stacklevel=2)

@@ -15,8 +15,9 @@ For a penalty, s is the strength and the radius is 0. phi* is the convex conjuga
 (t y - phi(t)). Losses may be negative, because excess losses may be. Source: DRRho risk minimization, arXiv 2505.06699,
 for the risk over excess losses; Duchi and Namkoong 2019 for the chi-square ball.
 
-Every solver below takes a plain list of floats. Weights are computed from differences of losses, mostly from the
-largest loss. These differences are exact if the losses lie close together, the case in which accuracy matters most.
+Every solver below takes a plain list of floats. Weights are computed from differences between losses, in most cases
+between a loss and the largest loss. These differences are exact if the losses lie close together, the case in which
+accuracy matters most.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def worst_case(
 
     Notes
     -----
-    The weights are the gradient of the risk in the losses (Danskin's theorem). If weights other than the returned
-    weights attain the risk, too, the returned weights are equal for equal losses. Source: DRRho, arXiv 2505.06699.
+    The weights are the gradient of the risk in the losses (Danskin's theorem). If several choices of weights attain the
+    risk, the function returns the choice in which equal losses have equal weights. Source: DRRho, arXiv 2505.06699.
 
     Examples
     --------

@@ -102,7 +102,7 @@ def check(
 
 
 def _members(implementation: Any) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]:
-    """Return two mappings from names: to the implementation's functions, and to its classes of ambiguity sets."""
+    """Return the implementation's functions and its classes of ambiguity sets, two mappings whose keys are names."""
 
     def look_up(name: str) -> Any:
         if isinstance(implementation, Mapping):

@@ -224,7 +224,7 @@ def select_jest(
     if not isinstance(top_k, bool):
         raise TypeError(f"top_k must be True or False, got {top_k!r}")
     if top_k != (gumbel is None):
-        raise ValueError(f"gumbel must be given for drawing and only then, got {gumbel!r} with top_k={top_k}")
+        raise ValueError(f"gumbel must be given if and only if top_k is False, got {gumbel!r} with top_k={top_k}")
     noise = np.zeros((num_chunks, n)) if gumbel is None else real_array("gumbel", gumbel, (num_chunks, n))
 
     chosen: list[int] = []

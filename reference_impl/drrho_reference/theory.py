@@ -261,9 +261,10 @@ def log_mean_exp_bias(
     -----
     measured: the mean over the batches B of tau log mean_{i in B} exp(x_i / tau), minus the same expression for all m
     samples in the batches. predicted: -(tau / 2) (m / E - 1) (m / b - 1) / (m - 1) with E = 1 / sum p_i^2 and
-    p = softmax(x / tau). The prediction is half of the second derivative of tau log at the mean, times the variance of
-    a mean of b samples drawn without replacement. The bias is the reason why a mini-batch loss needs large batches:
-    SogCLR, arXiv 2202.12387. :func:`expected_log_mean_exp_bias` averages over all possible batches.
+    p = softmax(x / tau). The prediction is half of the second derivative of tau log(u) at the mean u of all
+    exponentials, times the variance of the mean of b exponentials drawn without replacement. The bias is the reason why
+    a mini-batch loss needs large batches: SogCLR, arXiv 2202.12387. :func:`expected_log_mean_exp_bias` averages over
+    all possible batches.
 
     Examples
     --------

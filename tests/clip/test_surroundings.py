@@ -87,6 +87,35 @@ def test_a_folder_a_pipe_a_socket_and_a_device_are_no_json_file(make: Callable[[
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_missing_permission_is_found_before_the_work(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("the administrator may write everywhere")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    protected = tmp_path / "protected.json"
+    protected.touch(mode=0o444)
+    with pytest.raises(BadInput, match=r"out must be a folder that can be written, got .*: Permission denied"):
+        check_folder(tmp_path / "locked" / "run", "out")
+    with pytest.raises(BadInput, match=r"which is read-only"):
+        check_file(protected, "json")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_every_refusal_of_the_disk_is_found_by_the_trial(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The administrator gets none of these errors by permissions, so the call of the system is replaced."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(BadInput, match=f"{os.strerror(code)}$"):
+        check_folder(tmp_path / "run", "out")
+    with pytest.raises(BadInput, match=f"{os.strerror(code)}$"):
+        check_file(tmp_path / "new" / "figures.json", "json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_folder_of_the_json_file_is_made(tmp_path: Path) -> None:
     figures = tmp_path / "new" / "folder" / "figures.json"
     assert main([*TRAIN, "--out", str(tmp_path / "run"), "--json", str(figures)]) == 0

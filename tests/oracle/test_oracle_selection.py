@@ -157,8 +157,8 @@ def test_scale_100_is_no_problem_and_where_it_ends_it_says_so() -> None:
         ({"k": True}, TypeError, "k must be an integer, got True"),
         ({"num_chunks": 3}, ValueError, r"num_chunks must lie in \[1, 2\], got 3"),
         ({"top_k": 1}, TypeError, "top_k must be True or False, got 1"),
-        ({"top_k": False}, ValueError, "gumbel must be given for drawing and only then, got None with top_k=False"),
-        ({"gumbel": np.zeros((2, 3))}, ValueError, "gumbel must be given for drawing and only then"),
+        ({"top_k": False}, ValueError, "gumbel must be given if and only if top_k is False, got None with top_k=False"),
+        ({"gumbel": np.zeros((2, 3))}, ValueError, "gumbel must be given if and only if top_k is False"),
         ({"top_k": False, "gumbel": np.zeros(3)}, ValueError, r"gumbel must have the shape \(2, 3\), got \(3,\)"),
     ],
 )

@@ -9,7 +9,7 @@
 - ``large_logits.py`` and ``weight_sums.py``: problems with temperatures down to 1e-10; ``softmax.py`` computes the
   answers.
 - ``scales.py``: the sizes that errors are divided by, and the largest quotients that pass.
-- ``calls.py``: calls of functions that need more than one call, and the fields that are compared.
+- ``calls.py``: the calls of each function that is tested by several calls, and the fields that are compared.
 
 ``questions.py`` rounds a problem to a dtype and computes the right answer; ``conformance.py`` gives the problems to an
 implementation.

@@ -1,4 +1,4 @@
-"""Calls of functions that need more than one call, and the fields of an answer that are compared."""
+"""The calls of each function that is tested by several calls, and the fields of an answer that are compared."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def add_terms(weighted_sum: Any, *terms: Any) -> dict[str, Any]:
 # Functions of the API that need several calls, or whose fields get other names. The value makes the calls and returns
 # the fields.
 STORIES: dict[str, Callable[..., Any]] = {"InnerEstimator": use_estimator, "weighted_sum": add_terms}
-# The fields that are compared, for functions with fields that are not: the bootstrap's intervals are random.
+# The compared fields of each function that also has fields that are not compared: the bootstrap's intervals are random.
 COMPARED = {"fit_scaling_law": ("prefactor", "exponent", "floor", "residual", "fitted")}
 
 

@@ -115,7 +115,8 @@ def near_tie(temperature: float) -> float:
     """Return the distance of neighbours: about one temperature, if float32 can represent such a difference.
 
     The logits of such neighbours differ by about 1, so that the neighbours share an anchor's weight, and rounding moves
-    weight between them. Below t = 1e-6 no implementation can resolve near ties, so the distance is 0.
+    weight between them. Below t = 1e-6 no implementation can resolve near ties. Below this limit and above t = 1e-2
+    the distance is 0, so that ``exact_rows`` draws no neighbours.
     """
     return temperature if 1e-6 <= temperature <= 1e-2 else 0.0
 

@@ -6,9 +6,10 @@ temperature t, so a float32 gradient at 1/t = 1e6 has an error of some percent i
 bound is computed from the error of an ordinary softmax, in log-sum-exp form, on the same inputs in the same dtype
 (:func:`gradients` with ``exact=False``). The bound is twice this error plus 1e-6 (float32) or 1e-12 (float64) of the
 largest entry. The error of a softmax depends on the order in which products are summed, so the largest error of 32
-orders is used. In float64 the products of these inputs are exact, so the softmax lacks the rounding errors of products.
-An allowance for them, epsilon times the largest logit, is added to the bound in float64. An implementation exceeds the
-bound if another step of its computation loses digits in proportion to 1/t.
+orders is used. In float64 the products of these inputs are exact, so the softmax lacks an error that it has on other
+inputs, the rounding of products. Therefore epsilon times the largest logit, an allowance for this error, is added to
+the bound in float64. An implementation exceeds the bound if another step of its computation loses digits in proportion
+to 1/t.
 
 The exact answers are computed in float64. Entries of features are multiples of a power of two, so that the similarities
 z are exact in float64. Then a softmax of (z - max z) / t has an error of some ulp for any t.
@@ -248,7 +249,8 @@ def _with_gradients(
         for side in range(2):
             errors[seed, side] = np.max(np.abs(compared[side].astype(np.float64) - exact[side][:, order]))
     bounds, surplus = dict.fromkeys(expected, UNIT[dtype]), SURPLUS[dtype]
-    # In float64 the products of these inputs are exact, so an allowance for the rounding of products is added.
+    # In float64 the products of these inputs are exact, so an allowance for the rounding of products is added, as the
+    # docstring of this module explains.
     if dtype == "float64":
         batch = SimilarityTables(function, arguments, np.float64)
         surplus += float(np.finfo(dtype).eps) * batch.size / min(float(np.min(t)) for t in batch.temperatures)
