@@ -113,8 +113,8 @@ def excess_variance(
     # multiplied by the square of this power at the end.
     size = power_of_two(xp.max(xp.abs(x)), xp)
     x = counted * (x / size)
-    # `unit` is the unit of the deviations. If this unit is too large for the dtype, the square of every deviation
-    # except 0 is too large as well.
+    # `unit` is the unit of the deviations. If this unit is too large for the dtype, the dtype's largest number is used
+    # and not infinity, because infinity times a deviation of 0 would be nan.
     unit = xp.clip(size / scale, max=float(xp.finfo(x.dtype).max))
     # N_i, N and the mean excess loss of each anchor.
     numbers = xp.sum(counted, axis=1)

@@ -80,7 +80,7 @@ def cut(slices: Slices, xp: Namespace) -> list[Slices]:
 
     A pass over a long axis mostly waits for memory, because it reads many numbers and allocates an array for the
     results. The numbers of one piece stay in the caches instead. Traced arrays are not cut, because a compiler fuses
-    the passes itself. Arrays on an accelerator are not cut either, because the accelerator has memory to spare.
+    the passes itself. Arrays on an accelerator are not cut either, because `piece_length` suits the caches of a CPU.
     """
     if not values_visible(slices.losses, xp):
         return [slices]

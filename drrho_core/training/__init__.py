@@ -22,7 +22,7 @@ RENAMED = {
     "architecture": "models.spec",
     "towers": "models.mlp",
 }
-"""Old and new names of modules of the first level; all other modules have kept their names or have been removed."""
+"""Old and new names of modules directly in the package; all other modules have kept their names or were removed."""
 
 
 class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -48,5 +48,5 @@ def _read(entry: dict[str, Any]) -> Problem:
     return Problem(entry["function"], entry["name"], entry["sentence"], _always(arguments), rows, stored)
 
 
-# Read once, when the kit is imported.
+# The file is read once, when the kit is imported.
 PROBLEMS = [_read(entry) for entry in json.loads(FILE.read_text(encoding="utf-8"))]
