@@ -14,13 +14,16 @@ _EPOCHS: Final = (8, 60)
 _REFERENCE_SHARE: Final = 3
 
 
-def defaults_for(num_pairs: int, *, as_reference: bool = False) -> dict[str, Any]:
+def defaults_for(num_pairs: int, *, used_share: float = 1.0, as_reference: bool = False) -> dict[str, Any]:
     """Return the defaults for a table of a certain number of training pairs, by the name of the setting.
 
     Parameters
     ----------
     num_pairs : int
         Number of training pairs, at least 2.
+    used_share : float
+        Share in [0, 1] of the training pairs that the run does not leave out. With fewer pairs a run takes more epochs,
+        so that it sees as many samples as a run that leaves out none.
     as_reference : bool
         The run is to become a reference model.
 
@@ -34,11 +37,13 @@ def defaults_for(num_pairs: int, *, as_reference: bool = False) -> dict[str, Any
     --------
     >>> defaults_for(2400), defaults_for(2400, as_reference=True)
     ({'batch_size': 256, 'epochs': 30}, {'batch_size': 256, 'epochs': 10})
+    >>> defaults_for(2400, used_share=0.6)["epochs"]
+    50
     >>> defaults_for(48), defaults_for(1_000_000)
     ({'batch_size': 8, 'epochs': 60}, {'batch_size': 256, 'epochs': 8})
     """
     batch_size = _LARGEST_BATCH
     while batch_size > 2 and batch_size * 4 > num_pairs:
         batch_size //= 2
-    epochs = min(max(round(_SAMPLES / num_pairs), _EPOCHS[0]), _EPOCHS[1])
+    epochs = min(max(round(_SAMPLES / max(1.0, used_share * num_pairs)), _EPOCHS[0]), _EPOCHS[1])
     return {"batch_size": batch_size, "epochs": -(-epochs // _REFERENCE_SHARE) if as_reference else epochs}

@@ -13,11 +13,11 @@ the features of images and texts. The program runs these parts, the most importa
 5. each sweep alone at 16,384 pairs with other tiles;
 6. both sweeps with the fastest constants at 16,384, 32,768 and 65,536 pairs.
 
-If a part fails, its row gives the reason and the other parts continue. If no time is left for a part, it is skipped.
-The file is written again after each row. A share is the rate of the products of two passes (6 of b x b x width with a
-reference model, 4 without), divided by the rate of part 1. The program changes no constant: copy the fastest constants
-into `PLANS` of `drrho_torch/fused_plans.py` by hand. `--dry-run` runs all parts in miniature on a CPU; it needs
-``TRITON_INTERPRET=1``, and its times mean nothing.
+Each measurement becomes a row of the file, which is written again after each row. If a part fails, its row gives the
+reason and the other parts continue. If no time is left for a part, it is skipped. A share is the rate of the products
+of two passes (6 of b x b x width with a reference model, 4 without), divided by the rate of part 1. The program changes
+no constant: copy the fastest constants into `PLANS` of `drrho_torch/fused_plans.py` by hand. `--dry-run` runs all parts
+in miniature on a CPU; it needs ``TRITON_INTERPRET=1``, and its times mean nothing.
 """
 
 from __future__ import annotations

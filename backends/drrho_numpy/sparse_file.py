@@ -154,4 +154,6 @@ def lock(file: BinaryIO, path: Path) -> None:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"{path} must be open in one estimator at a time, got one that is open already") from error
+            raise ValueError(
+                f"{path} must be open in one estimator at a time, got a file that is open already"
+            ) from error

@@ -62,7 +62,7 @@ def has_candidate(backend: str, candidate: str) -> bool:
 
 
 def reason_to_skip(candidate: str, batch_size: int) -> str | None:
-    """Return why a candidate is left out (it would take more than half of the free memory), or None."""
+    """Return why a candidate is left out (two passes, or more than half of the free memory), or None."""
     needed = _MATRICES_IN_MEMORY.get(candidate, 0) * 4 * batch_size**2
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     # If the logits exceed the memory budget (1 GiB), `contrastive_step` makes two passes. The time of two passes must

@@ -101,8 +101,8 @@ class Kit:
         name = HALF[self.library.name]
         unit = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[name]
         # V is the matrix of weights. Rounding V adds an error of 1 unit (2 in an interpreter, which truncates).
-        # Rounding the gradient adds 2 units, because the gradient may be twice as large. Tensor cores add with a few
-        # bits less than float32, so on a GPU the bound of sums is wider.
+        # Rounding the gradient adds 2 units, because an entry may be twice the size by which errors are divided. Tensor
+        # cores add with a few bits less than float32, so on a GPU the bound of sums is wider.
         logarithm = 5e-6 if self.dry_run else 2e-5
         bounds = {"gradient": 4 * unit, "state": logarithm, "loss": logarithm}
         worst, reasons = dict.fromkeys(bounds, 0.0), []

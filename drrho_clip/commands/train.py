@@ -93,6 +93,22 @@ class Train:
         if config.data in BUILT_IN_DATA:
             return config, backend, None
         splits = open_splits(config)
-        sized = defaults_for(len(splits.train), as_reference=config.as_reference)
+        used_share = 1.0 - _share_left_out(config)
+        sized = defaults_for(len(splits.train), used_share=used_share, as_reference=config.as_reference)
         config = replace(config, **{name: value for name, value in sized.items() if name not in self.settings})
         return config, backend, splits
+
+
+def _share_left_out(config: TrainConfig) -> float:
+    """Return the share of the training pairs that the run will leave out, as far as it is known before training."""
+    from drrho_clip.memorisation import suspect_share
+    from drrho_clip.reference import recorded_shares
+    from drrho_clip.run import open_run
+
+    if config.drop_suspects is None or config.reference is None:
+        return 0.0
+    if not isinstance(config.drop_suspects, str):
+        return config.drop_suspects
+    # The run measures the shares again, on its own pairs; for a default the shares of the reference run are enough.
+    shares = recorded_shares(open_run(config.reference))
+    return 0.0 if shares is None else suspect_share(shares)

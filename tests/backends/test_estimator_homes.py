@@ -119,7 +119,7 @@ def test_a_file_is_free_after_close(tmp_path: Path) -> None:
     first = make_estimator("file", N, backend=backend, path=path)
     train(first, backend)
     state = first.state_dict()
-    with pytest.raises(ValueError, match="must be open in one estimator at a time, got one that is open already"):
+    with pytest.raises(ValueError, match="must be open in one estimator at a time, got a file that is open already"):
         make_estimator("file", N, backend=backend, path=path)
     first.close()
     again = make_estimator("file", N, backend=backend, path=path)

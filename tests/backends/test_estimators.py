@@ -319,7 +319,7 @@ def test_a_file_is_open_in_one_estimator_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "estimator"
     with (
         MemoryMappedEstimator(path, 3) as made,
-        pytest.raises(ValueError, match="must be open in one estimator at a time, got one that is open already"),
+        pytest.raises(ValueError, match="must be open in one estimator at a time, got a file that is open already"),
     ):
         MemoryMappedEstimator(path)
     made.close()

@@ -13,6 +13,7 @@ import pytest
 
 from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
+from drrho_clip.errors import BadInput
 from drrho_clip.pair_choice import load_pair_choice
 from drrho_clip.run import open_run, read_metrics
 from helpers.small_pairs import write_two_colours
@@ -182,6 +183,23 @@ def test_auto_leaves_out_a_quarter_more_than_the_hopeless_held_out_pairs(
     left_out = size - len(load_pair_choice(run.pair_choice, run.fingerprint).rows)
     assert left_out == round(1.25 * state["hopeless_validation"] * size)
     assert f"left out: {left_out} of {size} training pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["auto", "0.25"])
+def test_a_run_that_leaves_out_pairs_gets_the_epochs_of_the_pairs_that_remain(
+    share: str, table: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def stop(num_pairs: int, *, used_share: float, as_reference: bool) -> dict[str, object]:
+        asked.append(used_share)
+        raise BadInput("enough is known")
+
+    monkeypatch.setattr("drrho_clip.commands.train.defaults_for", stop)
+    arguments = ["--data", str(table), "--method", "clip", "--reference", str(reference), "--drop-suspects", share]
+    assert main(["train", *arguments, "--out", str(tmp_path / "out")]) == 2
+    _, state = load_arrays(reference / "checkpoint-reference.safetensors", "checkpoint")
+    assert asked == [pytest.approx(1.0 - (1.25 * state["hopeless_validation"] if share == "auto" else 0.25), abs=1e-5)]
 
 
 def test_too_large_a_share_is_refused(
