@@ -56,7 +56,7 @@ def _signals_as_exceptions(report: Callable[[KeyboardInterrupt], int] | None) ->
 
     An exception inside an import may get lost in the library that is being imported, or may abort the process, and an
     import may take seconds. An import leaves nothing to clean up, so there the process ends at once with the code that
-    `report` returns; None stands for a process that goes on after the command, which always gets the exception.
+    `report` returns. If the process goes on after the command, `report` is None, and the exception is always raised.
     """
     # Only the main thread may set handlers; a program that calls `main` in another thread keeps its own.
     if threading.current_thread() is not threading.main_thread():

@@ -44,12 +44,14 @@ class Guidance(NamedTuple):
 
 
 def open_guidance(run: Run, backend: Backend, splits: DataSplits) -> Guidance:
-    """Read from the folder of the run what it takes from a reference model, or compute that; no file is written.
+    """Return what a run takes from a reference model: read from the folder of the run if it is there, else computed.
+
+    No file is written.
 
     Raises
     ------
     BadInput
-        If the reference run or a file cannot be used, or if the reference model must not choose pairs.
+        If the reference run or a file cannot be used, or if `choose_pairs` refuses the reference model.
     """
     config = run.config
     if config.reference is None:

@@ -1,8 +1,8 @@
 """Try a few learning rates in short runs, and take the rate with the best R@1 on the held-out (validation) pairs.
 
-A trial is the beginning of a run of its own: its schedule has a fifteenth of the epochs, and it ends after a fifteenth
-of the steps. So the three trials take about a fifth of the time of the run. The same settings always give the same
-trials, so the choice can be repeated.
+A trial is a short run: the schedule of the trial has a fifteenth of the epochs of the run (at least one epoch), and the
+trial ends after a fifteenth of the steps of the run. So the three trials take about a fifth of the time of the run. The
+same settings always give the same trials, so the choice can be repeated.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def try_learning_rates(
     Raises
     ------
     BadInput
-        If no trial can be run; the message is that of the last trial.
+        If a trial fails and no other trial has an R@10 above 0; the message is that of the last failure.
     """
     trials: list[Trial] = []
     failure: BadInput | None = None

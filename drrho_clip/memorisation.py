@@ -37,7 +37,7 @@ _MEMORISED: Final = 0.5
 # Below a quarter the ratio has never risen again, so further training of a reference model is of no use.
 _PAST_HOPE: Final = 0.25
 LEAST_NOISE: Final = 0.05
-"""Least share of hopeless held-out pairs at which the rule applies; clean held-out pairs say nothing about noise."""
+"""Least share of hopeless held-out pairs at which the rule applies: clean held-out pairs would mislead the rule."""
 # Leaving out too little costs more than leaving out too much, and a model misses a part of the wrong captions.
 _SUSPECTS_PER_HOPELESS: Final = 1.25
 # More pairs would make the shares more exact than the rule needs.
@@ -223,7 +223,8 @@ def shares_of(train: tuple[Floats, Floats], validation: tuple[Floats, Floats], *
 def suspect_share(shares: Shares) -> float:
     """Return the share of pairs that are probably wrong: 1.25 times the share of hopeless held-out pairs.
 
-    Too few pairs left out cost more than too many, and a model does not find every wrong caption hopeless.
+    Leaving out too few pairs costs more than leaving out too many, and a model does not find every wrong caption
+    hopeless.
 
     Examples
     --------

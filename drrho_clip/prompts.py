@@ -130,8 +130,8 @@ def read_classes(path: Path) -> tuple[ClassName, ...]:
     Raises
     ------
     BadInput
-        If the file cannot be read, has fewer than two classes, or has a line without a label or a name or with a label
-        or a name that an earlier line has.
+        If the file cannot be read or has fewer than two classes, or if a line lacks a label or a name, or repeats the
+        label or the name of an earlier line.
 
     Examples
     --------
@@ -171,7 +171,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     Raises
     ------
     BadInput
-        If the file cannot be read or has no template, or a template lacks ``{}`` or stands in an earlier line.
+        If the file cannot be read or has no template, or if a template lacks ``{}`` or repeats an earlier line.
 
     Examples
     --------

@@ -68,7 +68,7 @@ class Judgement(NamedTuple):
         return line if trouble is None else f"{line}; warning: {trouble}"
 
     def refuse_unless_useful(self, setting: str) -> None:
-        """Raise BadInput if pairs must not be judged by this model, which `setting` asks for."""
+        """Raise BadInput if this model is of little use as a judge of pairs; `setting` is what needs a judge."""
         trouble = self._trouble()
         if trouble is not None:
             raise BadInput(
@@ -146,7 +146,7 @@ def measure_shares(
     encoder : Encoder
         The model.
     train, validation : BatchSource
-        Training pairs and held-out pairs, with the model's image size and tokens; decoded images may be kept there.
+        Training pairs and held-out pairs, with the model's image size and tokens; a source may keep decoded images.
     temperature : float
         Temperature > 0 of the pair loss.
     used_rows : ndarray of int64, optional

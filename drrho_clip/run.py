@@ -138,7 +138,7 @@ class Run:
 
     @property
     def training_images(self) -> Path:
-        """File of the digests of the images that the run is trained on and validated with; see `held_out`."""
+        """File of the digests of the training and validation images of the run; see `drrho_clip.held_out`."""
         return self.folder / "training_images.safetensors"
 
     @property
@@ -215,7 +215,7 @@ class Run:
         return parameters
 
     def sync_log(self) -> None:
-        """Wait until all lines of metrics.jsonl are on the disk; a checkpoint that is there must not lack its lines."""
+        """Wait until metrics.jsonl is on the disk, so that no checkpoint is there before the lines of its steps."""
         if self.metrics.exists():
             with naming(self.metrics), self.metrics.open("rb") as file:
                 os.fsync(file.fileno())
@@ -286,7 +286,7 @@ def refuse_existing(folder: Path) -> None:
 
 def remove_torn_files(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote; files with final names are complete."""
-    # `write_atomic` gives temporary files such names.
+    # `write_atomic` writes a file NAME as .NAME.PROCESS.tmp before it renames the file.
     for name in FILES:
         for torn in folder.glob(f".{name}.*.tmp"):
             torn.unlink()
@@ -335,7 +335,7 @@ def open_run(folder: str | Path) -> Run:
 
 
 def _check_parts(run: Run, file: Path) -> None:
-    """Raise BadInput unless the parts of config.json fit together; a part alone may be right in another run."""
+    """Raise BadInput unless the parts of config.json fit together; each may be valid but belong to another run."""
     # The encoders repeat sizes of the settings and of the tokenizer.
     sizes = ("architecture", "image_size", "feature_dim", "width", "depth")
     expected = {name: getattr(run.config, name) for name in sizes}
@@ -414,5 +414,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
         elif number < len(lines):
-            raise BadInput(f"{path} must have a JSON object with a step on each line, got another line {number}")
+            raise BadInput(
+                f"{path} must have a JSON object with a step on each line, got something else on line {number}"
+            )
     return records

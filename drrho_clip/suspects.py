@@ -56,7 +56,8 @@ class Verdict(NamedTuple):
     num_pairs, num_suspects : int
         Number of ranked pairs, and of those that are probably wrong.
     shares : Shares or None
-        The shares of hopeless pairs at the end of the epoch from which the model comes; None if they are not recorded.
+        The shares of hopeless pairs (score above 0) at the end of the epoch from which the model comes, see `Shares`;
+        None if the run has not recorded them.
     caveat : str or None
         Why the ranking or the number may be wrong.
     """
@@ -87,8 +88,8 @@ def judge_suspects(suspects: Sequence[Suspect], shares: Shares | None, *, own_da
     Returns
     -------
     Verdict
-        The number is 1.25 times the share of hopeless held-out pairs. If the model has not seen the pairs, all of them
-        are held-out pairs.
+        `num_suspects` is the number of pairs times 1.25 times the share of hopeless held-out pairs. If the model has
+        not seen the pairs, all of them are held-out pairs.
 
     Examples
     --------
@@ -103,7 +104,9 @@ def judge_suspects(suspects: Sequence[Suspect], shares: Shares | None, *, own_da
     caveat = None
     if own_data:
         if shares is None:
-            caveat = "the run has no record of hopeless held-out pairs, so it is not known whether it has memorised"
+            caveat = (
+                "the run has no record of hopeless held-out pairs, so the model may have learnt wrong captions by heart"
+            )
         elif shares.memorised:
             caveat = f"the model has learnt wrong captions by heart: {shares.in_words()}"
         held_out = shares or held_out

@@ -30,8 +30,9 @@ def defaults_for(num_pairs: int, *, used_share: float = 1.0, as_reference: bool 
     Returns
     -------
     dict
-        The batch size is the largest power of two, from 2 to 256, with at least four batches per epoch, or 2 if no
-        power has. The number of epochs falls from 60 to 8 as the table grows; a reference model takes a third.
+        The batch size is the largest power of two, from 2 to 256, with at least four batches per epoch; 2 if the
+        table is too small for that. The number of epochs falls from 60 to 8 as the table grows; a reference model
+        takes a third.
 
     Examples
     --------

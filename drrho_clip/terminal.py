@@ -103,7 +103,7 @@ def _write(text: str, stream: TextIO | None) -> None:
 
 @contextlib.contextmanager
 def _naming_stream(stream: TextIO) -> Iterator[None]:
-    """Let every OSError name the stream, which then leads to nowhere."""
+    """Let every OSError name the stream, and abandon the stream after an error."""
     try:
         yield
     except OSError as error:

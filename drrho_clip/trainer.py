@@ -144,12 +144,12 @@ class Trainer:
 
     @property
     def first_epoch(self) -> int:
-        """Number of epochs after which the run was finished before it got more epochs; 0 for most runs."""
+        """Number of epochs after which the run was last finished, if it has got more epochs since; else 0."""
         return self.run.earlier_ends[-1] if self.run.earlier_ends else 0
 
     @property
     def kept(self) -> dict[str, dict[str, Any]]:
-        """For each state that the run keeps beside the last state, by name: the figures of `keep_state`, and step."""
+        """For each kept state except the last state, by name: the figures given to `keep_state`, and the step."""
         return self._kept.figures
 
     def encoder_of(self, state: str) -> Encoder:
@@ -164,7 +164,7 @@ class Trainer:
         """Train to the end, or until `stop_after` steps of the run are done; log, validate and save on the way."""
         config = self.run.config
         stop = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
-        # The GPU is the default, so the bar names the device if it is not the CPU.
+        # A run uses a GPU even if the user has named no device, so the bar names the GPU.
         title = f"{config.method} on {config.data}" + (f", {self.backend.device}" if self.backend.has_gpu else "")
         with Reporter(title, self.total_steps, done=self.done, quiet=quiet) as reporter:
             for epoch, batch in itertools.islice(self._remaining_batches(), max(0, stop - self.done)):
@@ -201,9 +201,10 @@ class Trainer:
         )
 
     def _judge_as_reference(self, epoch: int, r1: float) -> None:
-        """Log the shares of hopeless pairs, keep the state if it is the best reference model, or stop; see references.
+        """Log the shares of hopeless pairs, keep the state if it is the best reference model so far, or stop.
 
-        Every run without a reference model may become the reference model of another run.
+        Every run without a reference model may become the reference model of another run. A run with the setting
+        `as_reference` stops if more training cannot give a better reference model; see `drrho_clip.memorisation`.
         """
         temperature = self.run.config.temperature
         shares = measure_shares(

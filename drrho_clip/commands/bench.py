@@ -16,10 +16,10 @@ class Bench:
     """Compare the time and memory of the contrastive step (loss and gradient of one batch) with three alternatives.
 
     The alternatives are the library's own automatic differentiation of the same loss, CLIP's loss, and matrix products
-    alone. Every figure is the ratio of two candidates, for example of two times. One process measures the candidates in
-    turns, so that a slow change of the machine's speed cancels in the ratio. With --out the command writes the figures,
-    a page and plots. The default sizes take some minutes per library. The benchmark is in the repository but not in the
-    installed package, so run the command in a clone of the repository.
+    alone. Every figure is the ratio of the times or the memory of two candidates. One process measures the candidates
+    in turns, so that a slow change of the machine's speed cancels in the ratio. With --out the command writes the
+    figures, a page and plots. The default sizes take some minutes per library. The benchmark is in the repository but
+    not in the installed package, so run the command in a clone of the repository.
 
     For example:
       drrho bench --backend numpy --sizes 1024 4096 --memory-sizes 4096

@@ -56,7 +56,8 @@ def check_new_file(name: str, path: Path | None, *others: str | Path | None, run
     *others : str, Path or None
         Files that the command reads, or other files that it writes.
     run : Path, optional
-        Folder of a run: the names of the files of a run are refused there, and in every other folder of a run.
+        Folder of the run that the command writes. The names of the files of a run are refused there, even if the folder
+        is still missing, and in every folder that holds a run.
     """
     outputs.check_file(path, name)
     if path is None:

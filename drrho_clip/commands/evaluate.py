@@ -60,7 +60,7 @@ class Evaluate:
         help="Part of the data to evaluate; refused if --data names a table.",
     )
     gallery: int | str = setting(
-        200, rule=_GALLERY, help="Images among which a caption is searched, or 'all' for a single gallery."
+        200, rule=_GALLERY, help="Number of images in a gallery, or 'all' for a single gallery of all images."
     )
     classes: Path | None = setting(
         None,

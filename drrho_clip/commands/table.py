@@ -43,7 +43,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     say(*dict.fromkeys(line for row in rows for line in sample_sizes(row["metrics"])))
     if len(rows) == 1 and "retrieval_r1_standard_error" in rows[0]["metrics"]:
         error = rows[0]["metrics"]["retrieval_r1_standard_error"]
-        # The jackknife says nothing if no query depends on any image.
+        # The estimate is 0 if R@1 stays the same without any single image, and then says nothing about the error.
         known = f"{error:.3f}" if error > 0 else "not known, because all queries are answered in the same way"
         say(f"standard error of R@1: {known}")
 

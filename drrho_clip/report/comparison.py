@@ -37,11 +37,11 @@ def write_comparison(
     path : path
         The file to write; its folder must exist. The file appears whole or not at all.
     groups : sequence of HeldOut
-        The runs; each group was measured on other held-out pairs. Figures of different groups are never compared.
+        The runs; each group was measured on held-out pairs of its own. Figures of different groups are never compared.
     galleries : sequence of sequences of GalleryRow
         The examples of retrieval of each group, by the names of the runs; a group may have none.
     notes : sequence of str
-        Sentences about what the reader must know, such as `notes_of`.
+        Sentences about what the reader must know, such as those that `notes_of` returns.
     command : str
         The command line that reproduces the page.
 

@@ -1,4 +1,4 @@
-"""Runs as the report of several runs shows them: names, figures, curves, settings, and what their figures came from."""
+"""Runs as the report of several runs shows them: names, figures, curves, settings, and the held-out pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drrho_clip.splits import open_splits
 
 __all__ = ["HeldOut", "ShownRun", "differing_settings", "grouped", "open_runs", "read_result"]
 
-# Colours of runs whose methods are equal; no colour means a method then.
+# The colours if several runs have the same method; a colour then says nothing about the method.
 _KINDS = ("sogclr", "drrho", "other-1", "clip", "other-0", "reference", "other-2", "other-3")
 
 # Rendering the training scenes takes long, and the held-out scenes do not depend on their number.

@@ -119,5 +119,5 @@ def colours() -> str:
 
 
 def style_sheet(name: str) -> str:
-    """Return the style sheet "chart" or "page"."""
+    """Return a style sheet of the folder templates, such as "chart" for chart.css."""
     return (resources.files("drrho_clip.report") / "templates" / f"{name}.css").read_text(encoding="utf-8")

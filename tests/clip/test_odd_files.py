@@ -246,5 +246,5 @@ def test_a_damaged_line_inside_the_log_is_refused_and_a_torn_last_line_is_left_o
     file.write_text("\n".join([*lines, line]))
     assert len(read_metrics(file)) == len(lines)
     file.write_text("\n".join([lines[0], line, *lines[1:]]) + "\n")
-    with pytest.raises(BadInput, match="got another line 2"):
+    with pytest.raises(BadInput, match="got something else on line 2"):
         read_metrics(file)
