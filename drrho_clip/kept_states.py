@@ -28,7 +28,7 @@ class KeptStates:
     Attributes
     ----------
     figures : dict
-        For each state, by name: the figures given to `add`, and step.
+        For each state, by name: the figures given to `add`, and the step.
     """
 
     def __init__(self, run: Run) -> None:

@@ -51,6 +51,8 @@ class Trainer:
         The data.
     start : mapping, optional
         The parameters before the first step; by default random numbers, which the setting `seed` determines.
+    guidance : Guidance, optional
+        What the run takes from a reference model; by default the result of `open_guidance`.
 
     Attributes
     ----------
