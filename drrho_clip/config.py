@@ -148,7 +148,7 @@ class TrainConfig:
         1e-3,
         rule=word_or(AUTO, _POSITIVE),
         metavar="auto|NUMBER",
-        presets={TABLE: 3e-3},
+        shown="0.001; a table 0.003, without --as-reference",
         help="Highest learning rate. The rate rises to this value in a linear warm-up, then falls to 0 along a cosine. "
         "auto: take the best of three rates in short trials, by R@1 on the held-out pairs.",
     )
