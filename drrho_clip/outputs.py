@@ -46,7 +46,7 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def check_file(path: Path | None, name: str) -> None:
-    """Raise BadInput unless a file can be written at a path; a missing folder can be made; nothing stays behind.
+    """Raise BadInput unless a file, and a missing folder for it, can be made at a path; nothing stays behind.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def check_file(path: Path | None, name: str) -> None:
             if not stat.S_ISREG(mode):
                 kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
                 raise BadInput(f"{name} must be a file that can be written, got {path}, which is {kind}")
-            # The new file takes the place of the old one, which a user has protected for a reason.
+            # A new file could replace a read-only file, but the user has protected that file for a reason.
             if not os.access(path, os.W_OK):
                 raise BadInput(f"{name} must be a file that can be written, got {path}, which is read-only")
         with _made(path.parent):

@@ -8,8 +8,9 @@ The kernels are in `drrho_jax.fused_kernels`, with the formula of z and the shap
 rectangle of z after the other and merges the results into sums per anchor. Pass 2 computes V = w + w' for a rectangle,
 and XLA's own product multiplies V with the features. No b x b matrix is ever in memory.
 
-Both sweeps compute the same bits of z and the same exponentials, so the weights of an anchor have the right sum for
-every temperature t. No program (an instance of a kernel) adds to the results of another program, so the kernels give
+Pass 2 divides the exponentials of an anchor by a sum that contains the exponentials of pass 1. Both passes compute the
+same bits of z and the same exponentials, so the sum of an anchor's weights is right even if the temperature t is tiny.
+No program (an instance of a kernel) adds to the results of another program, so the kernels give
 the same bits for the same inputs.
 """
 
@@ -39,7 +40,7 @@ PLANS = {
     "float16": Plan(16384, 5632, 256, 128, 64, 8, 3, jnp.float16, DEFAULT),
     "float32": Plan(4096, 4096, 64, 64, 32, 4, 2, jnp.float32, HIGHEST),
 }
-"""Plans by dtype, measured on an H100 and not tuned. Float32 is never rounded to TensorFloat-32."""
+"""Plans by dtype. They were timed on an H100, but nobody has searched for the fastest numbers. Float32 is never rounded to TensorFloat-32."""
 
 MASKED = 128
 """Largest number of rows and of columns of a tile if there is a pair mask, because a mask needs registers."""
@@ -106,8 +107,9 @@ def _merge(state: jax.Array, parts: list[jax.Array], scale: jax.Array) -> jax.Ar
     down = peaks - peak
     f = jnp.exp2(down * scale)
     # With f = exp((old peak - new peak) / t), a total becomes f * total, and a moment becomes
-    # f * (moment + total * (old peak - new peak)). If only the old peak is NEVER, f is 0. The difference of the peaks
-    # is bounded, because 0 times infinity would be nan.
+    # f * (moment + total * (old peak - new peak)). If only the old peak is NEVER (-3e38), f is 0. The
+    # difference of the peaks is bounded, because its product with a total could otherwise overflow to infinity, and 0
+    # times infinity is nan.
     moment = jnp.sum(f * (moments + totals * jnp.maximum(down, -1e30)), axis=0)
     return jnp.stack([peak, jnp.sum(f * totals, axis=0), moment])
 

@@ -1,4 +1,4 @@
-"""Products in full float32 of float32 tiles, the squares into which the matrix of all pairs of a batch is cut.
+"""The matrix product behind a float32 tile, in full float32. Tiles divide the matrix of all pairs of a batch.
 
 By default an accelerator rounds the factors of a float32 product, on a GPU to TensorFloat-32. Similarities would then
 have errors of 1e-3. If the user has set ``jax_default_matmul_precision``, that setting applies instead.

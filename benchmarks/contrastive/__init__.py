@@ -1,1 +1,1 @@
-"""``drrho bench``: the contrastive step against other programs for the same loss, as ratios within one process."""
+"""``drrho bench`` compares the contrastive step with other implementations: ratios of times measured in one process."""

@@ -152,9 +152,9 @@ def read_pairs(
 
     A table is a text file in UTF-8 with a header (CSV, TSV), JSON Lines (the suffix is .jsonl, .ndjson or .json) or
     Parquet. Commas, tabs or semicolons separate the fields of a text table; the separator of a table is the one that
-    splits the header into the columns. Quotation marks either enclose fields, as in CSV, or are ordinary characters;
-    the reading by which every row has as many fields as the header is taken. A byte-order mark and empty lines are
-    skipped.
+    splits the header into the columns. Quotation marks either enclose fields, as in CSV, or are ordinary characters:
+    `read_pairs` chooses the reading that gives every row as many fields as the header has. A byte-order mark and empty
+    lines are skipped.
 
     Of a folder all images are read whose file name ends in a usual suffix, also in the folders below. Each line of the
     text file (.txt) with the same name is a caption. Hidden files are left out.

@@ -57,7 +57,7 @@ class TemperatureRows(NamedTuple):
     Attributes
     ----------
     temperature : array
-        tau of every anchor.
+        The temperature t_i of every anchor.
     momentum : array
         Moving average of the slope s_i, which starts at 0.
     """

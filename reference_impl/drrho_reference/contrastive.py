@@ -125,8 +125,8 @@ def contrastive_step(
 
     Examples
     --------
-    There are two pairs, so each anchor has one negative. Image 0 fits text 1 as well as its own text (D = 0). Image 1
-    fits text 0 worse than its own text (D = -2).
+    There are two pairs, so each anchor has one negative. Each image fits both texts equally well (D = 0). Text 0 fits
+    image 1 worse than its own image (D = -2), and text 1 fits image 0 better than its own image (D = 2).
 
     >>> never = [-float("inf")] * 2
     >>> step = contrastive_step([[1, 0], [0, 1]], [[1, 0], [1, 0]], never, never, temperature=0.5)
