@@ -40,7 +40,10 @@ PLANS = {
     "float16": Plan(16384, 5632, 256, 128, 64, 8, 3, jnp.float16, DEFAULT),
     "float32": Plan(4096, 4096, 64, 64, 32, 4, 2, jnp.float32, HIGHEST),
 }
-"""Plans by dtype. They were timed on an H100, but nobody has searched for the fastest numbers. Float32 is never rounded to TensorFloat-32."""
+"""Plans by dtype. They were timed on an H100, but nobody has searched for the fastest numbers.
+
+Float32 is never rounded to TensorFloat-32.
+"""
 
 MASKED = 128
 """Largest number of rows and of columns of a tile if there is a pair mask, because a mask needs registers."""
