@@ -1,7 +1,8 @@
-"""Hypothesis' profiles, and the fixtures of array libraries: ``helpers.spaces`` describes them."""
+"""Hypothesis' profiles, the handler of Ctrl-C, and the fixtures of array libraries: ``helpers.spaces`` describes them."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,11 @@ settings.register_profile(
     "mutants", settings.get_profile("drrho"), max_examples=10, database=None, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile("drrho")
+
+# A shell that starts a program in the background lets it ignore Ctrl-C, and every process that the tests start would
+# inherit that. Tests of Ctrl-C need the usual handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", params=parameters(list(SPACES)))
