@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -112,7 +113,10 @@ def _made(folder: Path) -> Iterator[None]:
         for part in (*reversed(folder.parents), folder):
             # `new/..` exists as soon as `new` does, so each part is looked at when its parent exists.
             if not part.is_dir():
-                part.mkdir()
+                try:
+                    part.mkdir()
+                except FileExistsError:
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(part)) from None
                 made.append(part)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Hypothesis' profiles, the handler of Ctrl-C, and the fixtures of array libraries: ``helpers.spaces`` describes them."""
+"""Hypothesis' profiles, the handler of Ctrl-C, and the fixtures of array libraries (see ``helpers.spaces``)."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_a_key_per_micro_batch_draws_the_same_noise_twice() -> None:
         return encode(parameters, {**micro_batch, "images": micro_batch["images"] * keep})
 
     def by_hand(parameters: Any) -> Any:
-        parts = [jax.tree.map(lambda x, i=i: x[i : i + 3], inputs) for i in (0, 3, 6)]
+        parts = [jax.tree.map(lambda x, i=i: x[i : i + 3], inputs) for i in range(0, B, 3)]
         sides = zip(*(noisy(parameters, part) for part in parts), strict=True)
         return loss(*(jnp.concatenate(side) for side in sides), parameters)
 
