@@ -310,8 +310,8 @@ class ContrastiveLoss(nn.Module):
                 loss = Step.apply(settings, *arguments)[0]  # type: ignore[no-untyped-call]
                 return loss
             # torch.compile traces the core as plain operations, which the compiler can fuse. A small Function then
-            # connects the loss with its gradients. An estimator object works on the host and cannot be traced, so the
-            # graph breaks around its calls.
+            # connects the loss with its gradients. torch.compile cannot trace an estimator object, wherever
+            # the object keeps its arrays, so the graph breaks around its calls.
             with torch.no_grad():
                 compute = evaluate if self._table is None else evaluate_eagerly
                 value, *gradients = compute(settings, *arguments)

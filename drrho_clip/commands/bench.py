@@ -60,7 +60,8 @@ class Bench:
     check: Path | None = setting(
         None,
         rule=PATH,
-        help="The contrastive.json of an earlier measurement; the exit code is 1 if a ratio falls by more than 15 %.",
+        help="The contrastive.json of an earlier measurement; the exit code is 1 if a ratio falls by more than 15 %, "
+        "that is, if the step has become slower compared with an alternative.",
     )
 
     def run(self) -> int:

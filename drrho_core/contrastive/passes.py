@@ -110,14 +110,15 @@ def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
 
         shared = None if tiles.shared is None else tiles.shared.first(tiles, negatives, peaks)
         if shared is not None:
-            # There is one exponential e = exp((Z - m) r) per pair. Both e and e times its exponent x are summed over
-            # rows and over columns; the product overwrites x.
+            # There is one exponential e = exp((Z - top) r) per pair; `top` is the tile's largest entry. Both e and e times
+            # the exponent x are summed over rows and over columns; the product overwrites x.
             (top, e), x = shared
             x *= e
             row, column = xp.zeros_like(peaks[0]) + top, xp.zeros_like(peaks[1]) + top
             return summed(row, e, x, 1, counts[0], positive), summed(column, e, x, 0, counts[1], positive)
 
-        # The tile is cold (see `shared`): each direction has its own exponentials, relative to its anchors' peaks.
+        # The tile is cold: exponentials relative to the largest entry would underflow for an anchor (see the module
+        # `shared`). So each direction has its own exponentials, relative to its anchors' peaks.
         tiles.keep(tile)
         results = []
         for side, peak in enumerate(peaks):
@@ -244,7 +245,8 @@ class _Weights:
         tiles, xp = self._tiles, self._tiles.xp
         peaks, factors, limits = self._directions[side]
         gap = saturated(top - peaks[block], tiles.rates[0], xp=xp)
-        # For an anchor with negatives in this tile exp(gap) is at most its total times exp(cold). A larger gap belongs
-        # to an anchor without negatives in this tile: all its exponentials are 0 here, so its factor may be 0.
+        # `cold` bounds the gap between `top` and the peak that an anchor has in this tile. So for an anchor with
+        # negatives in this tile exp(gap) is at most the anchor's total times exp(cold). A larger gap belongs to an
+        # anchor without negatives in this tile: all its exponentials are 0 here, so its factor may be 0.
         near = gap < limits[block]
         return factors[block] * xp.where(near, xp.exp(xp.where(near, gap, xp.zeros_like(gap))), 0.0)

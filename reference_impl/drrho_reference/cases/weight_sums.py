@@ -1,5 +1,7 @@
 """Problems that compute the sum of an anchor's weights w_ij from a step in which no other anchor counts.
 
+The weight of negative j of anchor i is ``w_ij = exp(D_ij) / (eps + u_i) / (number of negatives)``.
+
 ``anchor_weight`` is 1 for this anchor and 0 for all others, so the gradient contains the weights w_ij of this anchor
 only. For an image anchor i,
 
@@ -68,7 +70,8 @@ def _twice(value: Any) -> tuple[Any, Any]:
 
 def _limits(function: str, arguments: Arguments, dtype: str) -> Answer:
     """Return 1/gamma as the largest sum that is allowed, with a term for the rounding of surrogate and loss."""
-    # The new estimate is u >= gamma g, so the sum of the weights is g / (eps + u) <= 1 / gamma.
+    # The sum of the weights is g / (eps + u), with g, the mean of exp(D) over the anchor's negatives in the batch,
+    # and the new inner estimate u. Since u is at least gamma g, the sum is at most 1 / gamma.
     options = {name: value for name, value in arguments.options.items() if name != "anchor_weight"}
     given = Arguments(arguments.positional, options, {})
     size, b = SimilarityTables(function, given, np.float64).size, len(arguments.positional[0])
