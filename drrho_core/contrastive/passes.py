@@ -110,8 +110,8 @@ def sum_negatives(tiles: Tiles) -> tuple[AnchorSums, AnchorSums]:
 
         shared = None if tiles.shared is None else tiles.shared.first(tiles, negatives, peaks)
         if shared is not None:
-            # There is one exponential e = exp((Z - top) r) per pair; `top` is the tile's largest entry. Both e and e times
-            # the exponent x are summed over rows and over columns; the product overwrites x.
+            # There is one exponential e = exp((Z - top) r) per pair; `top` is the tile's largest entry. Both e and e
+            # times the exponent x are summed over rows and over columns; the product overwrites x.
             (top, e), x = shared
             x *= e
             row, column = xp.zeros_like(peaks[0]) + top, xp.zeros_like(peaks[1]) + top
