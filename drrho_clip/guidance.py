@@ -1,4 +1,4 @@
-"""What a run takes from a reference model: features for the method drrho, and a choice of the training pairs.
+"""The results of a reference model that a run uses: features for the method drrho, and a choice of the training pairs.
 
 Both are computed once before training and written into the folder of the run. A resumed run reads them from there, so
 it needs no reference model and continues bit for bit.
@@ -25,7 +25,7 @@ __all__ = ["Guidance", "keep_guidance", "open_guidance", "print_guidance"]
 
 
 class Guidance(NamedTuple):
-    """What a run takes from a reference model.
+    """The results of a reference model that a run uses.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Guidance(NamedTuple):
     choice : PairChoice or None
         The training pairs that the run uses; None: all pairs, with equal weights.
     judgement : Judgement or None
-        What the reference model says about the pairs; None if the run has no reference model, or if features and choice
+        The reference model's judgement of the pairs; None if the run has no reference model, or if features and choice
         were read from the folder of the run.
     """
 

@@ -29,7 +29,7 @@ _BATCH: Final = 256
 
 
 class Judgement(NamedTuple):
-    """What a reference model says about the pairs of a run; n is the number of training pairs.
+    """The judgement of a reference model on the pairs of a run; n is the number of training pairs.
 
     Attributes
     ----------

@@ -52,7 +52,7 @@ class Trainer:
     start : mapping, optional
         The parameters before the first step; by default random numbers, which the setting `seed` determines.
     guidance : Guidance, optional
-        What the run takes from a reference model; by default the result of `open_guidance`.
+        The results of a reference model that the run uses; by default the result of `open_guidance`.
 
     Attributes
     ----------

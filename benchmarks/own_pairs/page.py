@@ -18,7 +18,7 @@ _ROWS: Final = {
 }
 
 
-# What the recipe should reach: title, run, run that is subtracted (None: nothing is subtracted), least value.
+# The goals of the recipe: title, run, the run whose R@1 is subtracted (None: no run), and the least value.
 _GOALS: Final = (
     ("steered above its reference", "steered", "reference", 0.10),
     ("steered above sogclr", "steered", "sogclr", 0.08),

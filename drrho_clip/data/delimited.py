@@ -41,7 +41,7 @@ class Reading(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether all rows follow the convention and have as many fields as the header."""
+        """True if all rows follow the convention and have as many fields as the header."""
         return self.broken is None and all(len(fields) == len(self.header) for _, fields in self.records)
 
 

@@ -156,8 +156,8 @@ def read_pairs(
     `read_pairs` chooses the reading that gives every row as many fields as the header has. A byte-order mark and empty
     lines are skipped.
 
-    Of a folder all images are read whose file name ends in a usual suffix, also in the folders below. Each line of the
-    text file (.txt) with the same name is a caption. Hidden files are left out.
+    In a folder, and in the folders below it, every image is read whose file name ends in a usual suffix. Each line of
+    the text file (.txt) with the same name is a caption. Hidden files are left out.
 
     Parameters
     ----------

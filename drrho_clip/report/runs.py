@@ -41,7 +41,7 @@ class ShownRun:
     metrics : mapping of str to float
         The figures of results.json; empty for an unfinished run.
     samples_seen, seconds : float
-        Of results.json; nan for an unfinished run.
+        The numbers of results.json; nan for an unfinished run.
     status : str
         "finished", or how far the run is.
     records : sequence of mappings

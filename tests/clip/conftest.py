@@ -360,3 +360,18 @@ def sample_report() -> ReportData:
         facts=[("Same for all methods", "initial parameters, order, samples seen, temperature, optimiser")],
         command="drrho demo --out demo",
     )
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a command, expects exit code 2 and one line on standard error, and returns it."""
+    from drrho_clip.cli import main
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(list(arguments)) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    return run

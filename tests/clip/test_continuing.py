@@ -73,18 +73,6 @@ def finished(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "finished"))
 
 
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def run(*arguments: str) -> str:
-        capsys.readouterr()
-        assert main(list(arguments)) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
-
-    return run
-
-
 def _content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

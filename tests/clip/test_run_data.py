@@ -51,18 +51,6 @@ def project(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "project", symlinks=True))
 
 
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def run(*arguments: str) -> str:
-        capsys.readouterr()
-        assert main(list(arguments)) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
-
-    return run
-
-
 def _recorded_at(project: Path) -> None:
     """Let the run in a copied project record the places of the copy."""
     file = project / "run" / "config.json"

@@ -137,13 +137,13 @@ def test_damaged_image_is_decoded_or_refused(tmp_path: Path, kind: str) -> None:
         (tmp_path / "x.png").write_bytes(content)
         outcomes.append(_outcome(decode))
     assert len(outcomes) == _TRUNCATED + _FLIPPED
-    # Of a file of one byte no picture can be made.
+    # A file of one byte holds no picture.
     assert outcomes[0] is not None
 
 
 @pytest.mark.parametrize("kind", _PICTURES)
 def test_file_that_was_cut_short_is_found_before_training(tmp_path: Path, kind: str) -> None:
-    """What is accepted when the table is read can be decoded later, whatever part of the file is missing."""
+    """A file that is accepted when the table is read can be decoded later, whatever part of it is missing."""
     (tmp_path / "pairs.csv").write_text("image,caption\nx.png,one\n")
     refused = 0
     for content in _changes(_PICTURES[kind], 0, truncated=20, flipped=0):
