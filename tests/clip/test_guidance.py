@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
 from drrho_clip.errors import BadInput
-from drrho_clip.pair_choice import load_pair_choice
+from drrho_clip.files.checkpoint import load_arrays
+from drrho_clip.reference.pair_choice import load_pair_choice
 from drrho_clip.run import open_run, read_metrics
 from helpers.small_pairs import write_two_colours
 
@@ -62,7 +62,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def swapped_rows(table: Path, run: Path) -> npt.NDArray[np.bool_]:
     """Return which training rows of a run have swapped captions."""
-    from drrho_clip.splits import open_splits
+    from drrho_clip.data.splits import open_splits
 
     truth = np.load(table.parent / "truth.npy")
     files = open_splits(open_run(run).config).train.files  # type: ignore[attr-defined]
