@@ -1,7 +1,7 @@
 """Rank the pairs of a data set by how badly image and caption fit together: wrong captions come first.
 
 The *pair loss* (`drrho_core.pair_loss`) of a model is the score. The model must not have learnt the captions by heart,
-which `drrho_clip.memorisation` checks.
+which `drrho_clip.reference.memorisation` checks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from drrho_clip.data import Dataset, captions_of
 from drrho_clip.encode import Encoder
-from drrho_clip.memorisation import PairFeatures, Shares, groups, hopeless_share, pair_losses, suspect_share
+from drrho_clip.reference.memorisation import PairFeatures, Shares, groups, hopeless_share, pair_losses, suspect_share
 
 __all__ = ["Suspect", "Verdict", "csv_of", "judge_suspects", "rank_suspects"]
 
@@ -130,7 +130,7 @@ def rank_suspects(
     dataset : Dataset
         At least two pairs.
     temperature : float
-        Temperature > 0 of the pair loss; take that of the model's training, see `drrho_clip.temperature_figures`.
+        Temperature > 0 of the pair loss; take that of the model's training, see `drrho_clip.run.temperature_figures`.
     after_batch : callable, optional
         Called after every 256 pairs that are encoded.
 
@@ -141,8 +141,8 @@ def rank_suspects(
 
     Notes
     -----
-    A pair is compared with at most 16,384 pairs, see `drrho_clip.memorisation.pair_losses`, so that the time grows in
-    proportion to the number of pairs and the memory does not grow with it.
+    A pair is compared with at most 16,384 pairs, see `drrho_clip.reference.memorisation.pair_losses`, so that the
+    time grows in proportion to the number of pairs and the memory does not grow with it.
     """
     captions = captions_of(dataset)
     image_features, text_features = encoder.pairs(dataset, after_batch=after_batch)

@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
-from drrho_clip.checkpoint_state import check_state
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
-from drrho_clip.divergence import Watch, all_finite
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
-from drrho_clip.guidance import Guidance, open_guidance
-from drrho_clip.kept_states import KeptStates
-from drrho_clip.memorisation import serves_better
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.models import initial_parameters
-from drrho_clip.progress import Reporter
 from drrho_clip.reference import measure_shares
+from drrho_clip.reference.guidance import Guidance, open_guidance
+from drrho_clip.reference.memorisation import serves_better
 from drrho_clip.run import Run, part
+from drrho_clip.run.checkpoint_state import check_state
+from drrho_clip.run.divergence import Watch, all_finite
+from drrho_clip.run.kept_states import KeptStates
+from drrho_clip.run.temperature_figures import mean_temperature, temperature_figures
 from drrho_clip.step import StepBatch, StepResult, StepState, build_step
-from drrho_clip.temperature_figures import mean_temperature, temperature_figures
+from drrho_clip.terminal.progress import Reporter
 from drrho_core import cosine_gamma
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
@@ -206,7 +206,8 @@ class Trainer:
         """Log the shares of hopeless pairs, keep the state if it is the best reference model so far, or stop.
 
         Every run without a reference model may become the reference model of another run. A run with the setting
-        `as_reference` stops if more training cannot give a better reference model; see `drrho_clip.memorisation`.
+        `as_reference` stops if more training cannot give a better reference model; see the module
+        `drrho_clip.reference.memorisation`.
         """
         learned = mean_temperature(self.temperature, self.backend)
         temperature = self.run.config.temperature if learned is None else learned

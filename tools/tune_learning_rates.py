@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from drrho_clip.data.splits import open_splits
 from drrho_clip.demo import LEARNING_RATES, ROLES, demo_configs, learning_rate_record
-from drrho_clip.disk import write_atomic
+from drrho_clip.files.disk import write_atomic
 from drrho_clip.run import read_metrics
-from drrho_clip.splits import open_splits
 from drrho_clip.train import train
 from drrho_core.backend import default_backend, get_backend
 

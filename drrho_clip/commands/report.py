@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from drrho_clip.commands.common import build_backend, check_page, device_option
 from drrho_clip.options import PATH, TEXT, as_typed, setting
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 
 if TYPE_CHECKING:
     from drrho_clip.report.data import GalleryRow
@@ -51,7 +51,7 @@ class Report:
     def _gallery(self, group: HeldOut) -> list[GalleryRow]:
         """Return the examples of retrieval of all runs of a group that have a checkpoint."""
         from drrho_clip.encode import Encoder
-        from drrho_clip.gallery import retrieval_examples
+        from drrho_clip.report.gallery import retrieval_examples
 
         if group.dataset is None:
             return []

@@ -12,7 +12,7 @@ from drrho_clip.commands.common import allow_unfinished_option, build_backend, c
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, TEXT, setting
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
@@ -49,16 +49,16 @@ class Suspects:
 
     def run(self) -> int:
         """Rank the pairs and write the table."""
-        from drrho_clip.disk import write_atomic
+        from drrho_clip.data.splits import open_splits
         from drrho_clip.encode import Encoder
-        from drrho_clip.progress import Reporter
+        from drrho_clip.files.disk import write_atomic
         from drrho_clip.reference import recorded_shares
         from drrho_clip.report.suspects import write_suspects_page
-        from drrho_clip.resume import open_finished_run
-        from drrho_clip.run_data import open_whole_table
-        from drrho_clip.splits import open_splits
+        from drrho_clip.run.data import open_whole_table
+        from drrho_clip.run.resume import open_finished_run
+        from drrho_clip.run.temperature_figures import temperature_of
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
-        from drrho_clip.temperature_figures import temperature_of
+        from drrho_clip.terminal.progress import Reporter
 
         # The page stands beside the table and has the same name.
         page = self.out.with_suffix(".html")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from drrho_clip.terminal import Bold, print_cells, say
+from drrho_clip.terminal.printing import Bold, print_cells, say
 
 __all__ = ["print_table", "sample_sizes"]
 

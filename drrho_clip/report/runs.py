@@ -11,11 +11,11 @@ from typing import Any
 
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.data import Dataset
+from drrho_clip.data.splits import open_splits
 from drrho_clip.errors import BadInput
 from drrho_clip.report.style import LABELS, css_class
 from drrho_clip.run import Run, open_run, read_metrics
-from drrho_clip.run_data import open_run_data
-from drrho_clip.splits import open_splits
+from drrho_clip.run.data import open_run_data
 
 __all__ = ["HeldOut", "ShownRun", "differing_settings", "grouped", "open_runs", "read_result"]
 

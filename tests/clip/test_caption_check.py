@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.caption_check import caption_warnings
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits, WordTokenizer
 from drrho_clip.data.arrays import ArrayDataset
+from drrho_clip.data.caption_check import caption_warnings
 from drrho_clip.train import train
 
 

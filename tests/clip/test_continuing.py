@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.run import Run, open_run, read_metrics
 from drrho_clip.train import train
 

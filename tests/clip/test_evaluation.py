@@ -14,8 +14,8 @@ from drrho_clip.data import ArrayDataset, WordTokenizer
 from drrho_clip.encode import Encoder, build_model
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate, nearest, retrieval, zero_shot_accuracy
+from drrho_clip.measure.similarity import SimilarityTile, similarities
 from drrho_clip.models import ModelSpec, initial_parameters
-from drrho_clip.similarity import SimilarityTile, similarities
 from drrho_core.backend import get_backend
 
 
@@ -173,7 +173,7 @@ class TestSeveralCaptionsPerImage:
         captions = [f"caption {number}" for number in generator.integers(0, 30, size=60)]
         ids = generator.integers(0, 25, size=60)
         whole = retrieval(images, texts, captions, image_ids=ids, gallery_size=7)
-        monkeypatch.setattr("drrho_clip.retrieval.TILE", 4)
+        monkeypatch.setattr("drrho_clip.measure.retrieval.TILE", 4)
         assert retrieval(images, texts, captions, image_ids=ids, gallery_size=7) == whole
 
 
@@ -221,7 +221,7 @@ def test_retrieval_matches_plain_loops(
     # The first two rows show different images; with 40 numbers most rows show an image of their own.
     ids = [0, 1, *generator.integers(0, num_images, size=n - 2).tolist()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drrho_clip.retrieval.TILE", tile)
+        patch.setattr("drrho_clip.measure.retrieval.TILE", tile)
         measured = retrieval(images, texts, captions, image_ids=ids, gallery_size=gallery_size)
 
     order = list(dict.fromkeys(ids))
@@ -261,7 +261,7 @@ def test_standard_error_is_that_of_leaving_out_each_image(
     ]
     error = ((len(used) - 1) / len(used) * sum((r1 - sum(without) / len(used)) ** 2 for r1 in without)) ** 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drrho_clip.retrieval.TILE", tile)
+        patch.setattr("drrho_clip.measure.retrieval.TILE", tile)
         measured = retrieval(images, texts, captions, image_ids=ids, gallery_size=gallery_size)
     assert measured.retrieval_r1_standard_error == pytest.approx(error, abs=1e-12)
 

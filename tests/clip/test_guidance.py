@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
+from drrho_clip.data.splits import open_splits
 from drrho_clip.errors import BadInput
-from drrho_clip.memorisation import PairFeatures, pair_losses
-from drrho_clip.pair_choice import load_pair_choice
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.reference import ask_reference
+from drrho_clip.reference.memorisation import PairFeatures, pair_losses
+from drrho_clip.reference.pair_choice import load_pair_choice
 from drrho_clip.run import open_run, read_metrics
-from drrho_clip.splits import open_splits
-from drrho_clip.temperature_figures import temperature_of
+from drrho_clip.run.temperature_figures import temperature_of
 from drrho_core.backend import get_backend
 from helpers.small_pairs import write_two_colours
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, DataSplits, Sample, pair_splits, read_pairs
 from drrho_clip.errors import BadInput
-from drrho_clip.held_out import check_held_out, known_images, shows_known_image
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
+from drrho_clip.measure.held_out import check_held_out, known_images, shows_known_image
 from drrho_clip.run import Run, open_run
 from drrho_clip.train import train
 

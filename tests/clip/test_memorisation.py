@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from drrho_clip.memorisation import (
+from drrho_clip.reference.memorisation import (
     PairFeatures,
     Shares,
     groups,

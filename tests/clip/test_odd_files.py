@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
-from drrho_clip.json_files import parse_json, read_json
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
+from drrho_clip.files.json_files import parse_json, read_json
 from drrho_clip.models import ModelSpec
 from drrho_clip.run import open_run, read_metrics
 from drrho_clip.train import train

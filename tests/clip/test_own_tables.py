@@ -10,8 +10,8 @@ from PIL import Image
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import PairsDataset
+from drrho_clip.data.splits import open_splits
 from drrho_clip.errors import BadInput
-from drrho_clip.splits import open_splits
 
 _SMALL = [
     "--method",

@@ -15,7 +15,7 @@ from drrho_clip.data import WordTokenizer, read_pairs
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
-from drrho_clip.prompts import ClassName, Prompts, indistinguishable, read_classes, read_templates
+from drrho_clip.measure.prompts import ClassName, Prompts, indistinguishable, read_classes, read_templates
 from drrho_clip.run import Run, open_run
 from drrho_core.backend import get_backend
 from helpers.pages import COLOURS, write_table

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.cli import main
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
 
 # A training run that kills itself with SIGKILL at a chosen moment: no exit handler, no flush, as power loss would.
 DRIVER = """

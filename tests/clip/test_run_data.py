@@ -15,7 +15,7 @@ from PIL import Image
 from drrho_clip.cli import main
 from drrho_clip.errors import BadInput
 from drrho_clip.run import open_run
-from drrho_clip.run_data import open_run_data, place_of
+from drrho_clip.run.data import open_run_data, place_of
 from drrho_clip.train import train
 
 TRAIN = "train --method clip --backend numpy --architecture mlp --epochs 1 --image-size 8 --width 4 --feature-dim 4"

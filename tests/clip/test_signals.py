@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
-from drrho_clip.guard import guarded
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.run import open_run, read_metrics
+from drrho_clip.terminal.guard import guarded
 
 TRAIN = ["train", "--data", "digits", "--method", "clip", "--backend", "numpy", "--epochs", "2", "--width", "4"]
 HINT = "; --resume continues from the last checkpoint"
@@ -84,7 +84,7 @@ def test_a_signal_inside_an_import_ends_the_process_at_once(number: int, tmp_pat
     )
     code = (
         "import sys\nfrom pathlib import Path\nfrom drrho_clip.commands.train import Train\n"
-        "from drrho_clip.guard import guarded\n"
+        "from drrho_clip.terminal.guard import guarded\n"
         # The import of NumPy may be what the signal has interrupted, so the message must not need NumPy.
         "sys.modules['numpy'] = None\n"
         "class Greedy(Train):\n    def run(self):\n        import greedy\n        print('went on')\n        return 0\n"

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.config import TrainConfig
+from drrho_clip.data.splits import open_splits
 from drrho_clip.encode import Encoder
 from drrho_clip.evaluate import evaluate
-from drrho_clip.outcome import Outcome
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.run import RunProgress, open_run
-from drrho_clip.splits import open_splits
+from drrho_clip.run.outcome import Outcome
 from drrho_clip.train import train
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import get_backend

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from drrho_clip import terminal
 from drrho_clip.cli import main
 from drrho_clip.errors import BadInput
-from drrho_clip.guard import guarded, reason
-from drrho_clip.outputs import check_file, check_folder
+from drrho_clip.files.outputs import check_file, check_folder
+from drrho_clip.terminal import printing
+from drrho_clip.terminal.guard import guarded, reason
 
 TRAIN = ["train", "--data", "digits", "--method", "clip", "--backend", "numpy", "--epochs", "1", "--width", "4"]
 
@@ -201,6 +201,6 @@ def test_a_text_that_the_output_cannot_encode_is_printed_with_a_replacement_sign
     for encoding, sign in (("ascii", b"donn?es"), ("cp1252", b"donn\xe9es"), ("utf-8", b"donn\xc3\xa9es")):
         raw = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
-        terminal.say("donn\u00e9es")
-        terminal.print_cells(["data"], [["donn\u00e9es"]], left=1)
+        printing.say("donn\u00e9es")
+        printing.print_cells(["data"], [["donn\u00e9es"]], left=1)
         assert raw.getvalue().count(sign) == 2

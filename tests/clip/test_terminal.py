@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drrho_clip import terminal
+import drrho_clip
 from drrho_clip.cli import COMMANDS, main
-from drrho_clip.progress import Reporter
-from drrho_clip.safe_text import brief, shown
+from drrho_clip.terminal import printing
+from drrho_clip.terminal.progress import Reporter
+from drrho_clip.terminal.safe_text import brief, shown
 
-PACKAGE = Path(terminal.__file__).parent
+PACKAGE = Path(drrho_clip.__file__).parent
 ODD_NAMES = {
     "brackets": "[bold]a[/bold][/]",
     "emoji code": ":smile: :warning:",
@@ -94,7 +95,7 @@ def test_only_one_module_prints() -> None:
     prints = {"print", "Console"}
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
-        if file.name == "terminal.py":
+        if file.name == "printing.py":
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             called = node.func if isinstance(node, ast.Call) else None
@@ -131,8 +132,8 @@ def test_tables_and_lines_show_names_as_they_are(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    terminal.say(name)
-    terminal.print_cells(["method", name], [[name, terminal.Bold(name)]], left=1)
+    printing.say(name)
+    printing.print_cells(["method", name], [[name, printing.Bold(name)]], left=1)
     captured = capsys.readouterr().out
     assert captured.count(shown(name)) == 4
     assert not is_raw(captured)

@@ -19,11 +19,11 @@ import pytest
 
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
-from drrho_clip.disk import temporary_path, write_atomic
 from drrho_clip.errors import BadInput
+from drrho_clip.files.disk import temporary_path, write_atomic
 from drrho_clip.run import open_run, read_metrics
+from drrho_clip.run.writer import LOCK, only_writer
 from drrho_clip.train import train
-from drrho_clip.writer import LOCK, only_writer
 from drrho_core.backend import backend_names
 
 CONFIG = TrainConfig(
@@ -93,7 +93,7 @@ def test_a_run_that_another_process_has_started_in_the_meantime_is_not_overwritt
 
 
 def test_the_lock_of_a_killed_process_is_free(stopped: Path) -> None:
-    holder = "import sys, time\nfrom pathlib import Path\nfrom drrho_clip.writer import only_writer\n"
+    holder = "import sys, time\nfrom pathlib import Path\nfrom drrho_clip.run.writer import only_writer\n"
     holder += "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     process = subprocess.Popen(
         [sys.executable, "-c", holder, str(stopped)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -9,8 +9,8 @@ from typing import TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from drrho_clip.safe_text import shown
-from drrho_clip.terminal import console, say
+from drrho_clip.terminal.printing import console, say
+from drrho_clip.terminal.safe_text import shown
 
 
 class Reporter:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drrho_clip.errors import BadInput
-from drrho_clip.run import files_of_run
-from drrho_clip.terminal import complain
+from drrho_clip.run.folder import files_of_run
+from drrho_clip.terminal.printing import complain
 
 # The module is missing on Windows.
 if sys.platform != "win32":

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.errors import BadInput
-from drrho_clip.run import Run
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
+from drrho_clip.run.folder import Run
 
 
 class KeptStates:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.disk import naming, temporary_path, write_atomic
 from drrho_clip.errors import BadInput
+from drrho_clip.files.disk import naming, temporary_path, write_atomic
 
 __all__ = ["check_file", "check_folder", "has_checkpoint", "write_json"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, at_least, number
-from drrho_clip.safe_text import brief
+from drrho_clip.terminal.safe_text import brief
 
 __all__ = ["TEMPERATURE", "check_state"]
 

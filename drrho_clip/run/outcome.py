@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.options import TEXT, number
-from drrho_clip.run import Run
-from drrho_clip.safe_text import brief
+from drrho_clip.run.folder import Run
+from drrho_clip.terminal.safe_text import brief
 from drrho_core.backend import Backend
 
 _FIGURE = number(">= 0", lambda value: value >= 0)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from drrho_clip.errors import BadInput
-from drrho_clip.similarity import checked_features, plain_array, similarities
+from drrho_clip.measure.similarity import checked_features, plain_array, similarities
 from drrho_core.checks import describe
 
 __all__ = ["zero_shot_accuracy"]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from drrho_clip.safe_text import shown
+from drrho_clip.terminal.safe_text import shown
 
 if TYPE_CHECKING:
     from rich.console import Console

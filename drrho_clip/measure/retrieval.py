@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drrho_clip.errors import BadInput
-from drrho_clip.similarity import SimilarityTile, checked_features, plain_array
+from drrho_clip.measure.similarity import SimilarityTile, checked_features, plain_array
 from drrho_core.checks import describe
 
 __all__ = ["Recall", "Retrieval", "retrieval"]

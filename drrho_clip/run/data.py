@@ -16,9 +16,9 @@ from typing import Any
 
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.data import DataSplits, PairsDataset
+from drrho_clip.data.splits import open_splits, open_table
 from drrho_clip.errors import BadInput
-from drrho_clip.run import Run
-from drrho_clip.splits import open_splits, open_table
+from drrho_clip.run.folder import Run
 
 __all__ = [
     "PLACES",

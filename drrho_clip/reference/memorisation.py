@@ -167,7 +167,7 @@ def pair_losses(pairs: PairFeatures, *, temperature: float) -> Floats:
     pairs : PairFeatures
         Features of n >= 2 pairs.
     temperature : float
-        Temperature > 0; take that with which the model was trained, see `drrho_clip.temperature_figures`.
+        Temperature > 0; take that with which the model was trained, see `drrho_clip.run.temperature_figures`.
 
     Returns
     -------

@@ -13,9 +13,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from drrho_clip.disk import write_atomic
 from drrho_clip.errors import BadInput
-from drrho_clip.safe_text import brief
+from drrho_clip.files.disk import write_atomic
+from drrho_clip.terminal.safe_text import brief
 
 FORMAT_VERSION = 2
 """In files of version 1, which are still read, the checksum covers the arrays but not the state."""

@@ -28,16 +28,16 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, load_state, save_arrays
-from drrho_clip.checkpoint_state import check_state
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, WordTokenizer, captions_of
-from drrho_clip.disk import naming, write_atomic
 from drrho_clip.errors import BadInput
-from drrho_clip.json_files import read_json
+from drrho_clip.files.checkpoint import load_arrays, load_state, save_arrays
+from drrho_clip.files.disk import naming, write_atomic
+from drrho_clip.files.json_files import read_json
+from drrho_clip.files.outputs import check_folder, write_json
 from drrho_clip.models import ModelSpec, parameter_shapes
-from drrho_clip.outputs import check_folder, write_json
-from drrho_clip.safe_text import brief
+from drrho_clip.run.checkpoint_state import check_state
+from drrho_clip.terminal.safe_text import brief
 
 FORMAT = "drrho-run"
 VERSION = 1
@@ -98,7 +98,7 @@ class Run:
         Digests of the content of the parts "validation" and "test"; empty for a run of version 0.1.
     places : mapping
         For each setting that names a file or folder: "path", which is absolute, and "from_run", which is relative to
-        the run's folder, both at the start of the run; see `drrho_clip.run_data`.
+        the run's folder, both at the start of the run; see `drrho_clip.run.data`.
     earlier_ends : tuple of int
         If a finished run was continued with more epochs: the numbers of epochs after which it was finished before.
     """
@@ -138,7 +138,7 @@ class Run:
 
     @property
     def training_images(self) -> Path:
-        """File of the digests of the training and validation images of the run; see `drrho_clip.held_out`."""
+        """File of the digests of the training and validation images of the run; see `drrho_clip.measure.held_out`."""
         return self.folder / "training_images.safetensors"
 
     @property

@@ -1,6 +1,6 @@
 """A reference model and what it says about the pairs of another run: features, pair losses, and whether to trust it.
 
-The *pair loss* of a pair says how badly image and caption fit together for the model. `drrho_clip.memorisation` has the
+The *pair loss* of a pair says how badly image and caption fit together for the model. The module `memorisation` has the
 rule that tells whether a model has learnt wrong captions by heart.
 """
 
@@ -11,14 +11,14 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drrho_clip.checkpoint import load_state
 from drrho_clip.data import BatchSource, DataSplits, captions_of
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
-from drrho_clip.memorisation import PairFeatures, Shares, pair_losses, rows_for_shares, shares_of
-from drrho_clip.retrieval import retrieval
+from drrho_clip.files.checkpoint import load_state
+from drrho_clip.measure.retrieval import retrieval
+from drrho_clip.reference.memorisation import PairFeatures, Shares, pair_losses, rows_for_shares, shares_of
 from drrho_clip.run import Run, open_run, read_metrics
-from drrho_clip.temperature_figures import temperature_of
+from drrho_clip.run.temperature_figures import temperature_of
 from drrho_core.backend import Backend
 
 __all__ = ["Judgement", "ask_reference", "measure_shares", "recorded_shares"]

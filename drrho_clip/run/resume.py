@@ -12,7 +12,7 @@ import numpy as np
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.errors import BadInput
 from drrho_clip.models import ModelSpec
-from drrho_clip.run import Run, open_run
+from drrho_clip.run.folder import Run, open_run
 
 __all__ = ["continued", "is_over", "open_finished_run", "parameters_to_start_from", "require_same"]
 
@@ -54,7 +54,7 @@ def is_over(folder: Path, config: TrainConfig) -> bool:
 def require_same(stored: TrainConfig, given: Mapping[str, Any]) -> None:
     """Raise BadInput if a run is to be resumed with settings that differ from those of its start.
 
-    The path of a table may differ, because a table may move; `drrho_clip.run_data` compares the content.
+    The path of a table may differ, because a table may move; `drrho_clip.run.data` compares the content.
     """
     for name, value in given.items():
         expected = getattr(stored, name)

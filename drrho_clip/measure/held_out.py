@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.data import Dataset, DataSplits, PairsDataset
 from drrho_clip.data.content import DIGEST_SIZE
 from drrho_clip.errors import BadInput
-from drrho_clip.progress import Reporter
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.run import Run
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
+from drrho_clip.terminal.progress import Reporter
 
 __all__ = ["Unseen", "check_held_out", "known_images", "save_known_images", "shows_known_image", "unseen_pairs"]
 

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Protocol, runtime_checkable
 
 from drrho_clip.errors import BadInput, MissingExtra
-from drrho_clip.terminal import abandon, complain, flush, prepared_streams
+from drrho_clip.terminal.printing import abandon, complain, flush, prepared_streams
 
 __all__ = ["Command", "Continued", "guarded", "reason"]
 

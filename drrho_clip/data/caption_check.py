@@ -13,7 +13,7 @@ import numpy as np
 
 from drrho_clip.data import DataSplits, WordTokenizer, captions_of
 from drrho_clip.data.tokenizer import PADDING, UNKNOWN
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 
 __all__ = ["caption_warnings", "print_caption_warnings"]
 

@@ -1,10 +1,10 @@
 """The learned temperature of a run: its numbers for metrics.jsonl, and the temperature of a state's pair losses.
 
-The pair loss of `drrho_clip.memorisation` divides by a temperature, which should be that with which the model was
-trained: training spreads the similarities until they suit this temperature, and the numbers of the rule there were
-measured in this way. So the temperature is `temperature` of config.json if it is fixed, and the learned value at the
-step of the state otherwise. Of temperatures per sample the mean is used. All pairs need the same temperature, because
-their losses are compared with each other, and a held-out pair has no temperature of its own.
+The pair loss of `drrho_clip.reference.memorisation` divides by a temperature, which should be that with which the
+model was trained: training spreads the similarities until they suit this temperature, and the numbers of the rule there
+were measured in this way. So the temperature is `temperature` of config.json if it is fixed, and the learned value at
+the step of the state otherwise. Of temperatures per sample the mean is used. All pairs need the same temperature,
+because their losses are compared with each other, and a held-out pair has no temperature of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_state
-from drrho_clip.checkpoint_state import TEMPERATURE
+from drrho_clip.files.checkpoint import load_state
 from drrho_clip.run import Run
+from drrho_clip.run.checkpoint_state import TEMPERATURE
 from drrho_core.backend import Backend
 from drrho_core.state import Temperature
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
-from drrho_clip.memorisation import suspect_share
-from drrho_clip.reference import Judgement
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
+from drrho_clip.reference.judgement import Judgement
+from drrho_clip.reference.memorisation import suspect_share
 from drrho_core import reference_anchor_weight
 
 __all__ = ["PairChoice", "choose_pairs", "keep_best_rows", "load_pair_choice", "save_pair_choice"]

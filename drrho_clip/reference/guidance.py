@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from drrho_clip.data import DataSplits
 from drrho_clip.methods import METHODS
-from drrho_clip.pair_choice import PairChoice, choose_pairs, load_pair_choice, save_pair_choice
-from drrho_clip.reference import Judgement, ask_reference
+from drrho_clip.reference.judgement import Judgement, ask_reference
+from drrho_clip.reference.pair_choice import PairChoice, choose_pairs, load_pair_choice, save_pair_choice
 from drrho_clip.run import Run, load_reference_features, save_reference_features
-from drrho_clip.run_data import place_of
-from drrho_clip.terminal import say
+from drrho_clip.run.data import place_of
+from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
 __all__ = ["Guidance", "keep_guidance", "open_guidance", "print_guidance"]
