@@ -175,7 +175,7 @@ def _column(folder: Path, name: str, about: Mapping[str, Any]) -> npt.NDArray[An
         # An empty file cannot be mapped, and a small one need not be.
         mapped = path.stat().st_size > _SMALL
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise BadInput(f"{folder} must be a whole index, got no column {path.name}: {error}") from None
     if array.dtype.str != about["dtype"] or list(array.shape) != about["shape"]:
         raise BadInput(f"{folder} must be a whole index, got a column {path.name} of another size")

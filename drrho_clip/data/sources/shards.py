@@ -241,9 +241,9 @@ def _listed(files: Mapping[str, Member]) -> str:
 
 def _name(path: str) -> str:
     """Return a short name: that of the file or folder, without ranges and suffix."""
-    return _RANGE.sub("", _ARCHIVE.sub("", os.path.basename(os.path.normpath(path)))).strip("-_.") or "shards"
+    return _RANGE.sub("", _ARCHIVE.sub("", os.path.basename(os.path.normpath(path)))).strip("-_.* ") or "shards"
 
 
 def _interleave(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:
-    for one, two in itertools.zip_longest(first, second, fillvalue=""):
-        yield from (one, two)
+    for text, number in itertools.zip_longest(first, second, fillvalue=""):
+        yield from (text, number)

@@ -93,10 +93,10 @@ def _members(path: Path, file: BinaryIO, length: int) -> Iterator[Member]:
 
 def _checksum(header: bytes) -> int | None:
     """Return the checksum of a header, or None if the sum of the bytes differs from it."""
-    told = _octal(header[148:156])
+    recorded = _octal(header[148:156])
     # The low half of Adler-32 is 1 plus the sum of the bytes modulo 65,521, and is computed much faster than by `sum`.
     total = (zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF) - 1
-    return told if told is not None and told % _ADLER == total % _ADLER else None
+    return recorded if recorded is not None and recorded % _ADLER == total % _ADLER else None
 
 
 def _octal(field: bytes) -> int | None:
