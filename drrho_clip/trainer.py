@@ -27,7 +27,7 @@ from drrho_clip.run import Run, part
 from drrho_clip.run.checkpoint_state import check_state
 from drrho_clip.run.divergence import Watch, all_finite
 from drrho_clip.run.kept_states import KeptStates
-from drrho_clip.run.temperature_figures import temperature_figures
+from drrho_clip.run.temperature_figures import mean_temperature, temperature_figures
 from drrho_clip.step import StepBatch, StepResult, StepState, build_step
 from drrho_clip.terminal.progress import Reporter
 from drrho_core import cosine_gamma
@@ -209,7 +209,8 @@ class Trainer:
         `as_reference` stops if more training cannot give a better reference model; see the module
         `drrho_clip.reference.memorisation`.
         """
-        temperature = self.run.config.temperature
+        learned = mean_temperature(self.temperature, self.backend)
+        temperature = self.run.config.temperature if learned is None else learned
         shares = measure_shares(
             self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
         )
@@ -341,9 +342,10 @@ class Trainer:
         name : str
             Name of the state, such as "best" or "reference".
         figures : mapping
-            Values that JSON can hold, which explain the choice. `kept` and the file hold them, and the step.
+            Values that JSON can hold, which explain the choice. `kept` and the file hold them, the step, and a learned
+            temperature.
         """
-        self._kept.add(name, figures, self.done)
+        self._kept.add(name, {**figures, **self._learned()}, self.done)
 
     def save(self) -> None:
         """Write the checkpoint, then the states to keep."""
@@ -364,12 +366,18 @@ class Trainer:
             "finished": self.finished,
             "stopped": self.stopped,
             "kept": self.kept,
+            **self._learned(),
         }
         self.run.sync_log()
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
         self._saved = self.done
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         self._kept.write(part(arrays, "parameters"))
+
+    def _learned(self) -> dict[str, float]:
+        """Return the learned temperature, which `temperature_of` reads, or nothing if the temperature is fixed."""
+        temperature = mean_temperature(self.temperature, self.backend)
+        return {} if temperature is None else {"temperature": temperature}
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""

@@ -56,6 +56,7 @@ class Suspects:
         from drrho_clip.report.suspects import write_suspects_page
         from drrho_clip.run.data import open_whole_table
         from drrho_clip.run.resume import open_finished_run
+        from drrho_clip.run.temperature_figures import temperature_of
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
         from drrho_clip.terminal.progress import Reporter
 
@@ -75,7 +76,8 @@ class Suspects:
         else:
             dataset = open_whole_table(run, self.data)
         with Reporter(f"ranking {len(dataset):,} pairs of {name}", math.ceil(len(dataset) / 256)) as reporter:
-            ranked = rank_suspects(encoder, dataset, temperature=run.config.temperature, after_batch=reporter.advance)
+            temperature = temperature_of(run, "reference")
+            ranked = rank_suspects(encoder, dataset, temperature=temperature, after_batch=reporter.advance)
         own_data = self.data is None or name == run.config.data or is_same_file(name, run.config.data)
         verdict = judge_suspects(ranked, recorded_shares(run), own_data=own_data)
         write_atomic(self.out, csv_of(ranked).encode("utf-8", "surrogatepass"))

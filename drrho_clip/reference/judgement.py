@@ -16,8 +16,9 @@ from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_state
 from drrho_clip.measure.retrieval import retrieval
-from drrho_clip.reference.memorisation import Shares, pair_losses, rows_for_shares, shares_of
+from drrho_clip.reference.memorisation import PairFeatures, Shares, pair_losses, rows_for_shares, shares_of
 from drrho_clip.run import Run, open_run, read_metrics
+from drrho_clip.run.temperature_figures import temperature_of
 from drrho_core.backend import Backend
 
 __all__ = ["Judgement", "ask_reference", "measure_shares", "recorded_shares"]
@@ -111,21 +112,20 @@ def ask_reference(folder: str, backend: Backend, splits: DataSplits) -> Judgemen
     """
     run = open_run(folder)
     encoder = Encoder.load(run, backend, state="reference")
-    train, validation = encoder.pairs(splits.train), encoder.pairs(splits.validation)
-    temperature = run.config.temperature
-    chosen = rows_for_shares(len(splits.train), len(splits.validation))
-    train_part, validation_part = (
-        (images[rows], texts[rows]) for (images, texts), rows in zip((train, validation), chosen, strict=True)
+    train, validation = (
+        PairFeatures(*encoder.pairs(data), data.image_ids) for data in (splits.train, splits.validation)
     )
+    temperature = temperature_of(run, "reference")
+    train_rows, validation_rows = rows_for_shares(len(splits.train), len(splits.validation))
     measured = retrieval(
-        *validation, captions_of(splits.validation), image_ids=getattr(splits.validation, "image_ids", None)
+        validation.image, validation.text, captions_of(splits.validation), image_ids=validation.image_ids
     )
     return Judgement(
         folder=folder,
-        image_features=train[0],
-        text_features=train[1],
-        losses=pair_losses(*train, temperature=temperature),
-        shares=shares_of(train_part, validation_part, temperature=temperature),
+        image_features=train.image,
+        text_features=train.text,
+        losses=pair_losses(train, temperature=temperature),
+        shares=shares_of(train.part(train_rows), validation.part(validation_rows), temperature=temperature),
         validation_r1=measured.retrieval_r1,
         chance=1.0 / measured.gallery_size,
     )
@@ -148,7 +148,7 @@ def measure_shares(
     train, validation : BatchSource
         Training pairs and held-out pairs, with the model's image size and tokens; a source may keep decoded images.
     temperature : float
-        Temperature > 0 of the pair loss.
+        Temperature > 0 of the pair loss: that with which the model is trained.
     used_rows : ndarray of int64, optional
         The training rows from which the training pairs are drawn; by default all rows.
     """
@@ -157,7 +157,8 @@ def measure_shares(
     parts = []
     for source, rows in ((train, used[positions]), (validation, held_out)):
         starts = range(0, len(rows), _BATCH)
-        parts.append(encoder.batches(source.gather(rows[start : start + _BATCH]) for start in starts))
+        features = encoder.batches(source.gather(rows[start : start + _BATCH]) for start in starts)
+        parts.append(PairFeatures(*features, source.dataset.image_ids[rows]))
     return shares_of(parts[0], parts[1], temperature=temperature)
 
 

@@ -20,6 +20,7 @@ from drrho_core import pair_loss
 
 __all__ = [
     "LEAST_NOISE",
+    "PairFeatures",
     "Shares",
     "groups",
     "hopeless_share",
@@ -44,6 +45,26 @@ _SUSPECTS_PER_HOPELESS: Final = 1.25
 _MOST_PAIRS: Final = 2000
 # Pairs that are compared with each other; 16,384 keep the time per pair constant and the similarities within memory.
 _GROUP: Final = 16_384
+
+
+class PairFeatures(NamedTuple):
+    """Features that one model computed for m pairs, and which pairs show the same image.
+
+    Attributes
+    ----------
+    image, text : ndarray, shape (m, d)
+        Unit norm.
+    image_ids : ndarray of integers, shape (m,), or None
+        Pairs with equal numbers show the same image; None: all images differ.
+    """
+
+    image: Floats
+    text: Floats
+    image_ids: npt.NDArray[np.integer[Any]] | None = None
+
+    def part(self, rows: npt.NDArray[np.int64]) -> PairFeatures:
+        """Return the features of the given rows."""
+        return PairFeatures(self.image[rows], self.text[rows], None if self.image_ids is None else self.image_ids[rows])
 
 
 class Shares(NamedTuple):
@@ -134,34 +155,40 @@ def hopeless_share(pair_losses: Floats) -> float:
     return float(np.mean(pair_losses > 0))
 
 
-def pair_losses(image_features: Floats, text_features: Floats, *, temperature: float) -> Floats:
+def pair_losses(pairs: PairFeatures, *, temperature: float) -> Floats:
     """Return the pair loss of every pair of a data set, in bounded memory.
 
     A pair is compared with at most 16,384 pairs. More pairs are divided into groups of about equal size, at random but
-    always in the same way; a pair is then compared with the pairs of its group.
+    always in the same way; a pair is then compared with the pairs of its group. A pair is not compared with other
+    captions of its image, as in training: those captions are right as well.
 
     Parameters
     ----------
-    image_features, text_features : ndarray, shape (n, d)
-        Features of one model with unit norm, n >= 2.
+    pairs : PairFeatures
+        Features of n >= 2 pairs.
     temperature : float
-        Temperature > 0.
+        Temperature > 0; take that with which the model was trained, see `drrho_clip.run.temperature_figures`.
 
     Returns
     -------
     ndarray, shape (n,)
-        Dimensionless; above 0 for hopeless pairs.
+        Dimensionless; above 0 for hopeless pairs, and 0 for a pair that is compared with no other pair.
 
     Examples
     --------
     >>> import numpy as np
     >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and the third text are swapped
-    >>> np.round(pair_losses(images, texts, temperature=0.5), 1).tolist()
+    >>> np.round(pair_losses(PairFeatures(images, texts), temperature=0.5), 1).tolist()
     [-2.0, 1.4, 1.4]
     """
-    losses = np.empty(len(image_features), dtype=image_features.dtype)
-    for rows in groups(len(image_features)):
-        losses[rows] = pair_loss(image_features[rows], text_features[rows], temperature=temperature)
+    losses = np.empty(len(pairs.image), dtype=pairs.image.dtype)
+    for rows in groups(len(losses)):
+        group = pairs.part(rows)
+        ids, mask = group.image_ids, None
+        # Most tables have one caption per image and need no mask, which would take 256 MiB for the largest group.
+        if ids is not None and len(np.unique(ids)) < len(ids):
+            mask = ids[:, None] != ids[None, :]
+        losses[rows] = pair_loss(group.image, group.text, temperature=temperature, pair_mask=mask)
     return losses
 
 
@@ -203,21 +230,21 @@ def rows_for_shares(num_train: int, num_validation: int) -> tuple[npt.NDArray[np
     return train, validation
 
 
-def shares_of(train: tuple[Floats, Floats], validation: tuple[Floats, Floats], *, temperature: float) -> Shares:
-    """Return the shares of hopeless pairs from image features and text features of both parts.
+def shares_of(train: PairFeatures, validation: PairFeatures, *, temperature: float) -> Shares:
+    """Return the shares of hopeless pairs of both parts.
 
     Parameters
     ----------
-    train, validation : pair of ndarray, shape (m, d)
-        Image features and text features of the rows that `rows_for_shares` chose.
+    train, validation : PairFeatures
+        Features of the rows that `rows_for_shares` chose.
     temperature : float
-        Temperature > 0.
+        Temperature > 0, as in `pair_losses`.
 
     Returns
     -------
     Shares
     """
-    return Shares(*(hopeless_share(pair_losses(*part, temperature=temperature)) for part in (train, validation)))
+    return Shares(*(hopeless_share(pair_losses(part, temperature=temperature)) for part in (train, validation)))
 
 
 def suspect_share(shares: Shares) -> float:

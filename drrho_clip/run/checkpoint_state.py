@@ -10,9 +10,11 @@ from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, at_least, number
 from drrho_clip.terminal.safe_text import brief
 
-__all__ = ["check_state"]
+__all__ = ["TEMPERATURE", "check_state"]
 
 _STEP = at_least(0, most=2**63 - 1)
+TEMPERATURE = number("> 0", lambda value: value > 0)
+"""Rule of the learned temperature that the file of a state has beside the parameters."""
 _RULES = {
     "step": _STEP,
     "seconds": number(">= 0", lambda value: value >= 0),
@@ -20,6 +22,7 @@ _RULES = {
     "epochs": at_least(1),
     "finished": FLAG,
     "stopped": FLAG,
+    "temperature": TEMPERATURE,
 }
 # Version 0.1 wrote only these two.
 _REQUIRED = ("step", "seconds")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from drrho_clip.reference.memorisation import (
+    PairFeatures,
     Shares,
     groups,
     hopeless_share,
@@ -87,9 +88,31 @@ def test_swapped_captions_are_hopeless_and_the_others_are_not() -> None:
     images = np.eye(20)
     texts = images.copy()
     texts[[3, 7, 11]] = images[[7, 11, 3]]
-    losses = pair_losses(images, texts, temperature=0.1)
+    losses = pair_losses(PairFeatures(images, texts), temperature=0.1)
     assert np.flatnonzero(losses > 0).tolist() == [3, 7, 11]
-    assert shares_of((images, images), (images, texts), temperature=0.1) == Shares(0.0, 0.15)
+    right, wrong = PairFeatures(images, images), PairFeatures(images, texts)
+    assert shares_of(right, wrong, temperature=0.1) == Shares(0.0, 0.15)
+
+
+def test_another_caption_of_the_image_does_not_make_a_pair_hopeless() -> None:
+    # Four images with four captions each; the fourth caption of each image is right but vague.
+    images = np.repeat(np.eye(5)[:4], 4, axis=0)
+    texts = images.copy()
+    texts[3::4] = 0.6 * images[3::4] + 0.8 * np.eye(5)[4]
+    image_ids = np.repeat(np.arange(4), 4)
+    with_siblings = pair_losses(PairFeatures(images, texts), temperature=0.1)
+    assert np.flatnonzero(with_siblings > 0).tolist() == [3, 7, 11, 15]
+    pairs = PairFeatures(images, texts, image_ids)
+    losses = pair_losses(pairs, temperature=0.1)
+    # A vague caption is 0.6 better than the captions of another image, a precise one 1.0 better than most of them.
+    assert losses[3::4] == pytest.approx(-6.0)
+    assert losses[0::4] == pytest.approx(-10.0)
+    assert shares_of(pairs, pairs, temperature=0.1) == Shares(0.0, 0.0)
+
+
+def test_pairs_of_a_single_image_are_not_hopeless() -> None:
+    losses = pair_losses(PairFeatures(np.eye(3), np.eye(3)[[1, 2, 0]], np.zeros(3, dtype=np.int64)), temperature=0.1)
+    assert losses.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_large_tables_are_compared_in_groups_that_hold_every_row_once() -> None:
@@ -105,6 +128,6 @@ def test_the_losses_of_groups_are_about_those_of_all_pairs() -> None:
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     wrong = rng.random(17_000) < 0.2
     texts = np.where(wrong[:, None], np.roll(images, 1, axis=0), images)
-    losses = pair_losses(images, texts, temperature=0.2)
+    losses = pair_losses(PairFeatures(images, texts), temperature=0.2)
     assert losses[~wrong].max() < 0.0
     assert np.mean(losses[wrong] > 0) > 0.5

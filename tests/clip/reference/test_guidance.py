@@ -12,10 +12,15 @@ import numpy.typing as npt
 import pytest
 
 from drrho_clip.cli import main
+from drrho_clip.data.splits import open_splits
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays
+from drrho_clip.reference import ask_reference
+from drrho_clip.reference.memorisation import PairFeatures, pair_losses
 from drrho_clip.reference.pair_choice import load_pair_choice
 from drrho_clip.run import open_run, read_metrics
+from drrho_clip.run.temperature_figures import temperature_of
+from drrho_core.backend import get_backend
 from helpers.small_pairs import write_two_colours
 
 SIZES = ["--backend", "numpy", "--image-size", "8", "--width", "32", "--feature-dim", "16", "--batch-size", "32"]
@@ -62,8 +67,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def swapped_rows(table: Path, run: Path) -> npt.NDArray[np.bool_]:
     """Return which training rows of a run have swapped captions."""
-    from drrho_clip.data.splits import open_splits
-
     truth = np.load(table.parent / "truth.npy")
     files = open_splits(open_run(run).config).train.files  # type: ignore[attr-defined]
     return np.asarray([truth[int(file.stem)] for file in files])
@@ -335,4 +338,31 @@ def test_suspects_of_a_clean_table_carry_a_caveat(
     capsys.readouterr()
     clean = str(tmp_path / "clean" / "pairs.csv")
     assert main(["suspects", str(reference), "--data", clean, "--out", str(tmp_path / "suspects.csv")]) == 0
-    assert "so either few captions are wrong" in capsys.readouterr().out
+    assert "of the pairs hopeless, so probably few captions are wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [("global", ("--method", "clip")), ("per_sample", ("--method", "sogclr", "--radius", "1"))],
+)
+def test_pair_losses_use_the_learned_temperature_of_the_state(
+    table: Path, scheme: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "learned"
+    learned = ("--temperature-scheme", scheme, "--temperature-learning-rate", "0.01", "--log-every", "1")
+    train(table, out, *options, *learned, "--epochs", "3")
+    run = open_run(out)
+    logged = {record["step"]: record["temperature"] for record in read_metrics(run.metrics) if "temperature" in record}
+    assert len(set(logged.values())) > 3
+    for state in ("best", "last", "reference"):
+        _, saved = load_arrays(run.state_file(run.chosen_state(state)), "checkpoint")
+        assert temperature_of(run, state) == logged[saved["step"]] != run.config.temperature
+    # A reference model's judgement of other pairs uses this temperature.
+    judgement = ask_reference(str(out), get_backend("numpy", dtype="float32"), open_splits(run.config))
+    pairs = PairFeatures(judgement.image_features, judgement.text_features)
+    expected = pair_losses(pairs, temperature=temperature_of(run, "reference"))
+    assert judgement.losses.tolist() == expected.tolist()
+
+
+def test_a_fixed_temperature_is_that_of_the_pair_losses(reference: Path) -> None:
+    assert temperature_of(open_run(reference), "reference") == open_run(reference).config.temperature
