@@ -17,9 +17,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from drrho_clip.data.splits import open_splits
 from drrho_clip.demo import demo_configs
 from drrho_clip.run import describe_run
-from drrho_clip.splits import open_splits
 from drrho_clip.train import train
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import get_backend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from drrho_clip.guard import Command, guarded
+from drrho_clip.terminal.guard import Command, guarded
 
 
 def start() -> int:

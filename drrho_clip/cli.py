@@ -1,8 +1,10 @@
 """The command ``drrho``: its table of commands, its entry point, and its errors.
 
-The exit code is 0 after success, 1 if a check failed, and 2 after bad usage, bad input or an error of the surroundings.
-In the last case one line on standard error explains the error; `drrho_clip.guard` has the other codes. Progress goes to
-standard error, tables go to standard output. Each command is a dataclass in the package `drrho_clip.commands`.
+The exit code is 0 after success, 1 if a check failed, and 2 after bad usage, bad input or an error of the surroundings
+(disks, permissions, memory). With code 2, one line on standard error explains the error; `drrho_clip.terminal.guard`
+has the other codes.
+Progress goes to standard error, tables go to standard output. Each command is a dataclass in the package
+`drrho_clip.commands`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from drrho_clip.commands.suspects import Suspects
 from drrho_clip.commands.train import Train
 from drrho_clip.commands.vectors import Vectors
 from drrho_clip.commands.verify import Verify
-from drrho_clip.guard import Command, guarded
 from drrho_clip.options import parse
+from drrho_clip.terminal.guard import Command, guarded
 
 # The help lists the commands in this order.
 COMMANDS: dict[str, type] = {

@@ -23,16 +23,16 @@ import numpy as np
 
 from drrho_clip.config import TrainConfig, preferred_architecture, preset
 from drrho_clip.data import ArrayDataset, DataSplits
+from drrho_clip.data.splits import open_splits
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
-from drrho_clip.gallery import retrieval_examples
+from drrho_clip.files.outputs import check_folder, has_checkpoint, write_json
 from drrho_clip.methods import METHODS
-from drrho_clip.outcome import Outcome, load_outcome
-from drrho_clip.outputs import check_folder, has_checkpoint, write_json
 from drrho_clip.report.data import ReportData
+from drrho_clip.report.gallery import retrieval_examples
 from drrho_clip.report.page import write_report
 from drrho_clip.run import open_run, read_metrics
-from drrho_clip.splits import open_splits
+from drrho_clip.run.outcome import Outcome, load_outcome
 from drrho_clip.train import train
 from drrho_core.backend import Backend, backend_names
 

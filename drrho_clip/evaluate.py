@@ -13,14 +13,14 @@ import numpy as np
 
 from drrho_clip.data import captions_of, same_text
 from drrho_clip.errors import BadInput
-from drrho_clip.retrieval import Recall, Retrieval, retrieval
-from drrho_clip.similarity import nearest
-from drrho_clip.zero_shot import zero_shot_accuracy
+from drrho_clip.measure.retrieval import Recall, Retrieval, retrieval
+from drrho_clip.measure.similarity import nearest
+from drrho_clip.measure.zero_shot import zero_shot_accuracy
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
     from drrho_clip.encode import Encoder
-    from drrho_clip.prompts import Prompts
+    from drrho_clip.measure.prompts import Prompts
 
 __all__ = ["Recall", "Retrieval", "evaluate", "nearest", "retrieval", "zero_shot_accuracy"]
 

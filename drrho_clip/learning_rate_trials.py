@@ -19,12 +19,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from drrho_clip.data import DataSplits
-from drrho_clip.disk import write_atomic
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
-from drrho_clip.guidance import open_guidance
+from drrho_clip.files.disk import write_atomic
+from drrho_clip.reference.guidance import open_guidance
 from drrho_clip.run import Run
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import Backend
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from drrho_clip.errors import BadInput
-from drrho_clip.safe_text import brief
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
+from drrho_clip.terminal.safe_text import brief
 
 __all__ = [
     "FLAG",

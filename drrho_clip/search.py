@@ -12,7 +12,7 @@ from drrho_clip.data import Dataset, WordTokenizer, captions_of, first_rows, ima
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import nearest
-from drrho_clip.progress import Reporter
+from drrho_clip.terminal.progress import Reporter
 
 __all__ = ["Answer", "Match", "check_queries", "search", "unknown_words"]
 

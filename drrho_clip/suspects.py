@@ -1,7 +1,7 @@
 """Rank the pairs of a data set by how badly image and caption fit together: wrong captions come first.
 
 The *pair loss* (`drrho_core.pair_loss`) of a model is the score. The model must not have learnt the captions by heart,
-which `drrho_clip.memorisation` checks.
+which `drrho_clip.reference.memorisation` checks.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data import Dataset, captions_of
 from drrho_clip.encode import Encoder
-from drrho_clip.memorisation import Shares, groups, hopeless_share, pair_losses, suspect_share
+from drrho_clip.reference.memorisation import PairFeatures, Shares, groups, hopeless_share, pair_losses, suspect_share
 
 __all__ = ["Suspect", "Verdict", "csv_of", "judge_suspects", "rank_suspects"]
 
@@ -111,9 +111,12 @@ def judge_suspects(suspects: Sequence[Suspect], shares: Shares | None, *, own_da
             caveat = f"the model has learnt wrong captions by heart: {shares.in_words()}"
         held_out = shares or held_out
     if caveat is None and not held_out.applies:
+        share = f"the model finds only {held_out.validation:.1%} of the"
         caveat = (
-            f"the model finds only {held_out.validation:.1%} of the held-out pairs hopeless, so either few captions "
-            f"are wrong, or the held-out captions are cleaner than these"
+            f"{share} held-out pairs hopeless, so either few captions are wrong, or the held-out captions are cleaner "
+            "than the ranked captions"
+            if own_data and shares is not None
+            else f"{share} pairs hopeless, so probably few captions are wrong"
         )
     return Verdict(len(suspects), round(suspect_share(held_out) * len(suspects)), shares, caveat)
 
@@ -130,7 +133,7 @@ def rank_suspects(
     dataset : Dataset
         At least two pairs.
     temperature : float
-        Temperature > 0 of the pair loss; take that of the model's training.
+        Temperature > 0 of the pair loss; take that of the model's training, see `drrho_clip.run.temperature_figures`.
     after_batch : callable, optional
         Called after every 256 pairs that are encoded.
 
@@ -141,13 +144,14 @@ def rank_suspects(
 
     Notes
     -----
-    A pair is compared with at most 16,384 pairs, see `drrho_clip.memorisation.pair_losses`, so that the time grows in
-    proportion to the number of pairs and the memory does not grow with it.
+    A pair is compared with at most 16,384 pairs, see `drrho_clip.reference.memorisation.pair_losses`, so that the
+    time grows in proportion to the number of pairs and the memory does not grow with it.
     """
     captions = captions_of(dataset)
     image_features, text_features = encoder.pairs(dataset, after_batch=after_batch)
-    losses = pair_losses(image_features, text_features, temperature=temperature)
-    better = _better_captions(image_features, text_features, captions, _image_numbers(dataset))
+    image_ids = dataset.image_ids
+    losses = pair_losses(PairFeatures(image_features, text_features, image_ids), temperature=temperature)
+    better = _better_captions(image_features, text_features, captions, image_ids)
     paths: Sequence[str] = getattr(dataset, "paths", ("",) * len(captions))
     return [
         Suspect(row, paths[row], captions[row], float(losses[row]), "" if best < 0 else captions[best])
@@ -171,17 +175,11 @@ def csv_of(suspects: Sequence[Suspect]) -> str:
     return text.getvalue()
 
 
-def _image_numbers(dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Return a number per row; rows with equal numbers show the same image."""
-    numbers: Any = getattr(dataset, "image_ids", None)
-    return np.arange(len(dataset), dtype=np.int64) if numbers is None else np.asarray(numbers)
-
-
 def _better_captions(
     image_features: npt.NDArray[np.floating],
     text_features: npt.NDArray[np.floating],
     captions: Sequence[str],
-    image_numbers: npt.NDArray[np.int64],
+    image_ids: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
     """Return, for each row, the row of the caption that fits the image best, or -1 if its own caption does."""
     # Equal captions get equal numbers, because an equal caption is not a better caption.
@@ -194,7 +192,7 @@ def _better_captions(
             similarity = image_features[rows] @ text_features[group].T
             own = np.einsum("id,id->i", image_features[rows], text_features[rows])
             # A caption of the same image cannot be better than another caption of that image.
-            same = (texts[rows, None] == texts[group]) | (image_numbers[rows, None] == image_numbers[group])
+            same = (texts[rows, None] == texts[group]) | (image_ids[rows, None] == image_ids[group])
             similarity[same] = -np.inf
             best = np.argmax(similarity, axis=1)
             fits_better = similarity[np.arange(len(rows)), best] > own

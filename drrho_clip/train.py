@@ -10,17 +10,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from drrho_clip.caption_check import print_caption_warnings
 from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
-from drrho_clip.disk import write_atomic
+from drrho_clip.data.caption_check import print_caption_warnings
+from drrho_clip.data.splits import open_splits
 from drrho_clip.evaluate import evaluate
-from drrho_clip.guidance import keep_guidance, print_guidance
-from drrho_clip.held_out import check_held_out, save_known_images
+from drrho_clip.files.disk import write_atomic
+from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
-from drrho_clip.outcome import Outcome, load_outcome
-from drrho_clip.outputs import check_folder
-from drrho_clip.resume import continued, open_finished_run, parameters_to_start_from
+from drrho_clip.measure.held_out import check_held_out, save_known_images
+from drrho_clip.reference.guidance import keep_guidance, print_guidance
 from drrho_clip.run import (
     Run,
     describe_run,
@@ -29,10 +28,11 @@ from drrho_clip.run import (
     refuse_existing,
     remove_torn_files,
 )
-from drrho_clip.run_data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
-from drrho_clip.splits import open_splits
+from drrho_clip.run.data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
+from drrho_clip.run.outcome import Outcome, load_outcome
+from drrho_clip.run.resume import continued, open_finished_run, parameters_to_start_from
+from drrho_clip.run.writer import only_writer
 from drrho_clip.trainer import Trainer
-from drrho_clip.writer import only_writer
 from drrho_core.backend import Backend, get_backend
 
 

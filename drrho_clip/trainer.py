@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.checkpoint import load_arrays, save_arrays
-from drrho_clip.checkpoint_state import check_state
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
-from drrho_clip.divergence import Watch, all_finite
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
-from drrho_clip.guidance import Guidance, open_guidance
-from drrho_clip.kept_states import KeptStates
-from drrho_clip.memorisation import serves_better
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.models import initial_parameters
-from drrho_clip.progress import Reporter
 from drrho_clip.reference import measure_shares
+from drrho_clip.reference.guidance import Guidance, open_guidance
+from drrho_clip.reference.memorisation import serves_better
 from drrho_clip.run import Run, part
+from drrho_clip.run.checkpoint_state import check_state
+from drrho_clip.run.divergence import Watch, all_finite
+from drrho_clip.run.kept_states import KeptStates
+from drrho_clip.run.temperature_figures import mean_temperature, temperature_figures
 from drrho_clip.step import StepBatch, StepResult, StepState, build_step
-from drrho_clip.temperature_figures import temperature_figures
+from drrho_clip.terminal.progress import Reporter
 from drrho_core import cosine_gamma
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
@@ -206,9 +206,11 @@ class Trainer:
         """Log the shares of hopeless pairs, keep the state if it is the best reference model so far, or stop.
 
         Every run without a reference model may become the reference model of another run. A run with the setting
-        `as_reference` stops if more training cannot give a better reference model; see `drrho_clip.memorisation`.
+        `as_reference` stops if more training cannot give a better reference model; see the module
+        `drrho_clip.reference.memorisation`.
         """
-        temperature = self.run.config.temperature
+        learned = mean_temperature(self.temperature, self.backend)
+        temperature = self.run.config.temperature if learned is None else learned
         shares = measure_shares(
             self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
         )
@@ -340,9 +342,10 @@ class Trainer:
         name : str
             Name of the state, such as "best" or "reference".
         figures : mapping
-            Values that JSON can hold, which explain the choice. `kept` and the file hold them, and the step.
+            Values that JSON can hold, which explain the choice. `kept` and the file hold them, the step, and a learned
+            temperature.
         """
-        self._kept.add(name, figures, self.done)
+        self._kept.add(name, {**figures, **self._learned()}, self.done)
 
     def save(self) -> None:
         """Write the checkpoint, then the states to keep."""
@@ -363,12 +366,18 @@ class Trainer:
             "finished": self.finished,
             "stopped": self.stopped,
             "kept": self.kept,
+            **self._learned(),
         }
         self.run.sync_log()
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
         self._saved = self.done
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         self._kept.write(part(arrays, "parameters"))
+
+    def _learned(self) -> dict[str, float]:
+        """Return the learned temperature, which `temperature_of` reads, or nothing if the temperature is fixed."""
+        temperature = mean_temperature(self.temperature, self.backend)
+        return {} if temperature is None else {"temperature": temperature}
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""

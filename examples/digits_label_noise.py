@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.datasets import load_digits
 
-from drrho_clip.progress import Reporter
 from drrho_clip.report import PALETTE, Canvas, css, percent, round_ticks
+from drrho_clip.terminal.progress import Reporter
 from drrho_core import (
     ChiSquareBall,
     CVaR,

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from drrho_clip.data.splits import open_splits
 from drrho_clip.demo import LEARNING_RATES, ROLES, demo_configs, learning_rate_record
-from drrho_clip.disk import write_atomic
+from drrho_clip.files.disk import write_atomic
 from drrho_clip.run import read_metrics
-from drrho_clip.splits import open_splits
 from drrho_clip.train import train
 from drrho_core.backend import default_backend, get_backend
 
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     record = learning_rate_record()
     record["validation_r1"][options.data] = tune(options.data, options.backend, options.out)
-    # The command is stored in a file of the harness, which names no array library without need: the command names a
-    # backend only if it is not the default.
+    # The files of the harness avoid naming array libraries, and the command is stored in such a file. So the command
+    # names a backend only if it is not the default.
     backend = "" if options.backend == default_backend() else f" --backend {options.backend}"
     record.setdefault("chosen_with", {})[options.data] = {
         "command": f"python tools/tune_learning_rates.py --data {options.data}{backend} --out DIR",

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from benchmarks.contrastive.measure import compare, run
 from benchmarks.contrastive.page import markdown, pictures
-from drrho_clip.disk import write_atomic
 from drrho_clip.errors import BadInput
-from drrho_clip.json_files import read_json
-from drrho_clip.outputs import check_folder, write_json
-from drrho_clip.terminal import say
+from drrho_clip.files.disk import write_atomic
+from drrho_clip.files.json_files import read_json
+from drrho_clip.files.outputs import check_folder, write_json
+from drrho_clip.terminal.printing import say
 from drrho_core.backend import get_backend
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drrho_clip import outputs
 from drrho_clip.errors import BadInput
+from drrho_clip.files import outputs
 from drrho_clip.options import FLAG, TEXT, setting
 from drrho_core.backend import Backend, get_backend
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from drrho_clip.commands.common import build_backend, device_option
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import SEED
+from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, TEXT, setting
-from drrho_clip.outputs import has_checkpoint
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 from drrho_core.backend import default_backend
 
 

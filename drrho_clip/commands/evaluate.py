@@ -14,7 +14,7 @@ from drrho_clip.options import PATH, TEXT, Rule, choice, setting
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
-    from drrho_clip.prompts import Prompts
+    from drrho_clip.measure.prompts import Prompts
     from drrho_clip.run import Run
 
 
@@ -90,7 +90,7 @@ class Evaluate:
         """Evaluate, then print the table."""
         from drrho_clip.encode import Encoder
         from drrho_clip.evaluate import evaluate
-        from drrho_clip.resume import open_finished_run
+        from drrho_clip.run.resume import open_finished_run
 
         run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
         check_new_file("json", self.json, self.data or run.config.data)
@@ -117,7 +117,7 @@ class Evaluate:
     def _prompts(self) -> Prompts | None:
         """Read the user's own classes and templates, or return None if the user names neither."""
         from drrho_clip.data import DEFAULT_PROMPT
-        from drrho_clip.prompts import Prompts, read_classes, read_templates
+        from drrho_clip.measure.prompts import Prompts, read_classes, read_templates
 
         if self.classes is None and self.templates is None:
             return None
@@ -127,8 +127,8 @@ class Evaluate:
 
     def _say_which_classes_are_equal(self, run: Run, dataset: Dataset, prompts: Prompts | None) -> None:
         """Print the names of the classes whose prompts the run cannot distinguish: they tie, which counts as wrong."""
-        from drrho_clip.prompts import Prompts, indistinguishable
-        from drrho_clip.terminal import say
+        from drrho_clip.measure.prompts import Prompts, indistinguishable
+        from drrho_clip.terminal.printing import say
 
         labels = getattr(dataset, "class_names", ())
         if len(labels) < 2:
@@ -145,10 +145,10 @@ class Evaluate:
 
     def _held_out_pairs(self, run: Run) -> tuple[Dataset, dict[str, int]]:
         """Open the pairs to measure; of another table, return also how many pairs were left out."""
-        from drrho_clip.held_out import unseen_pairs
-        from drrho_clip.run_data import open_run_data
-        from drrho_clip.splits import open_splits, open_table
-        from drrho_clip.terminal import say
+        from drrho_clip.data.splits import open_splits, open_table
+        from drrho_clip.measure.held_out import unseen_pairs
+        from drrho_clip.run.data import open_run_data
+        from drrho_clip.terminal.printing import say
 
         if self.data is None or self.data in BUILT_IN_DATA:
             # The run's own data must be those of the run's start; other built-in data have a fixed content.
@@ -158,6 +158,6 @@ class Evaluate:
         # Only the data of the run itself are split; of another table all pairs are evaluated.
         if self.split is not None:
             raise BadInput(f"split must be left out with --data FILE, which is measured whole, got {self.split}")
-        unseen = unseen_pairs(run, open_table(self.data, run.config))
+        unseen = unseen_pairs(open_table(self.data, run.config), run)
         say(unseen.sentence)
         return unseen.pairs, {"num_left_out": unseen.num_left_out}

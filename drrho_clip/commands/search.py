@@ -16,7 +16,7 @@ from drrho_clip.commands.common import (
 )
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.options import PATH, TEXT, at_least, setting
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
@@ -57,7 +57,7 @@ class Search:
     def run(self) -> int:
         """Search, then print the matches and write the files."""
         from drrho_clip.encode import Encoder
-        from drrho_clip.resume import open_finished_run
+        from drrho_clip.run.resume import open_finished_run
         from drrho_clip.search import check_queries, search
 
         check_page("out", self.out)
@@ -84,8 +84,8 @@ class Search:
 
 def _opened(data: str | None, run: Run) -> tuple[str, Dataset]:
     """Return name and data: all pairs of a table, or the test part of a built-in data set."""
-    from drrho_clip.run_data import open_whole_table
-    from drrho_clip.splits import open_splits
+    from drrho_clip.data.splits import open_splits
+    from drrho_clip.run.data import open_whole_table
 
     name = data or run.config.data
     if name in BUILT_IN_DATA:

@@ -12,7 +12,7 @@ from drrho_clip.commands.common import allow_unfinished_option, build_backend, c
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, TEXT, setting
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
@@ -49,15 +49,16 @@ class Suspects:
 
     def run(self) -> int:
         """Rank the pairs and write the table."""
-        from drrho_clip.disk import write_atomic
+        from drrho_clip.data.splits import open_splits
         from drrho_clip.encode import Encoder
-        from drrho_clip.progress import Reporter
+        from drrho_clip.files.disk import write_atomic
         from drrho_clip.reference import recorded_shares
         from drrho_clip.report.suspects import write_suspects_page
-        from drrho_clip.resume import open_finished_run
-        from drrho_clip.run_data import open_whole_table
-        from drrho_clip.splits import open_splits
+        from drrho_clip.run.data import open_whole_table
+        from drrho_clip.run.resume import open_finished_run
+        from drrho_clip.run.temperature_figures import temperature_of
         from drrho_clip.suspects import csv_of, judge_suspects, rank_suspects
+        from drrho_clip.terminal.progress import Reporter
 
         # The page stands beside the table and has the same name.
         page = self.out.with_suffix(".html")
@@ -75,7 +76,8 @@ class Suspects:
         else:
             dataset = open_whole_table(run, self.data)
         with Reporter(f"ranking {len(dataset):,} pairs of {name}", math.ceil(len(dataset) / 256)) as reporter:
-            ranked = rank_suspects(encoder, dataset, temperature=run.config.temperature, after_batch=reporter.advance)
+            temperature = temperature_of(run, "reference")
+            ranked = rank_suspects(encoder, dataset, temperature=temperature, after_batch=reporter.advance)
         own_data = self.data is None or name == run.config.data or is_same_file(name, run.config.data)
         verdict = judge_suspects(ranked, recorded_shares(run), own_data=own_data)
         write_atomic(self.out, csv_of(ranked).encode("utf-8", "surrogatepass"))

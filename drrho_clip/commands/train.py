@@ -11,10 +11,10 @@ from drrho_clip.commands.common import allow_unfinished_option, build_backend, c
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
 from drrho_clip.errors import BadInput
+from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, setting
-from drrho_clip.outputs import has_checkpoint
 from drrho_clip.table_defaults import defaults_for
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
 
@@ -50,7 +50,7 @@ class Train:
 
     def run(self) -> int:
         """Train, then print the table."""
-        from drrho_clip.resume import is_over
+        from drrho_clip.run.resume import is_over
         from drrho_clip.train import train
 
         inputs = [self.settings.get(name) for name in ("data", "validation")]
@@ -67,8 +67,8 @@ class Train:
 
     def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and None (no opened data) of a run to resume, and check the user's options."""
-        from drrho_clip.resume import require_same
         from drrho_clip.run import open_run
+        from drrho_clip.run.resume import require_same
 
         # An option that the user repeats with another value would be ignored silently, so it is refused. `train`
         # decides about the number of epochs, which may grow once the run is finished.
@@ -78,8 +78,8 @@ class Train:
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
+        from drrho_clip.data.splits import open_splits
         from drrho_clip.run import refuse_existing
-        from drrho_clip.splits import open_splits
 
         # All other checks come before the data are read, because reading the data may take long.
         refuse_existing(self.out)
@@ -101,8 +101,8 @@ class Train:
 
 def _share_left_out(config: TrainConfig) -> float:
     """Return the share of the training pairs that the run will leave out, as far as it is known before training."""
-    from drrho_clip.memorisation import suspect_share
     from drrho_clip.reference import recorded_shares
+    from drrho_clip.reference.memorisation import suspect_share
     from drrho_clip.run import open_run
 
     if config.drop_suspects is None or config.reference is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, choice, setting
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Vectors:
         import drrho_reference
 
         import drrho_core
-        from drrho_clip.disk import write_atomic
-        from drrho_clip.outputs import check_folder
+        from drrho_clip.files.disk import write_atomic
+        from drrho_clip.files.outputs import check_folder
 
         # The folder must be empty, so that every file in it belongs to the index.
         if self.out.exists() and not self.out.is_dir():

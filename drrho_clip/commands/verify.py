@@ -9,7 +9,7 @@ from typing import Any
 from drrho_clip.commands.common import device_option, write_json
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, TEXT, setting
-from drrho_clip.terminal import say
+from drrho_clip.terminal.printing import say
 from drrho_core.backend import backend_names, get_backend
 
 
@@ -38,7 +38,7 @@ class Verify:
         import drrho_reference
 
         import drrho_core
-        from drrho_clip.outputs import check_file
+        from drrho_clip.files.outputs import check_file
 
         check_file(self.json, "json")
         reports, passed = {}, True

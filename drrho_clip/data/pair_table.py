@@ -14,7 +14,7 @@ from drrho_clip.data.delimited import trim
 from drrho_clip.data.images import inspect_images
 from drrho_clip.data.tables import Record, Table, open_table
 from drrho_clip.errors import BadInput
-from drrho_clip.safe_text import shown
+from drrho_clip.terminal.safe_text import shown
 
 __all__ = ["Row", "read_rows"]
 

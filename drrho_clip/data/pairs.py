@@ -24,7 +24,7 @@ from drrho_clip.data.pair_table import Row, read_rows
 from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import DataSplits, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
-from drrho_clip.safe_text import shown
+from drrho_clip.terminal.safe_text import shown
 
 __all__ = ["DEFAULT_PROMPT", "PairsDataset", "label_key", "pair_splits", "read_pairs"]
 

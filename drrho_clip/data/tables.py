@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from drrho_clip.data.columns import ColumnNames, Columns
 from drrho_clip.data.delimited import LINE_END, parse_delimited, trim
 from drrho_clip.errors import BadInput, MissingExtra
-from drrho_clip.safe_text import shown
+from drrho_clip.terminal.safe_text import shown
 
 __all__ = ["IMAGE_SUFFIXES", "Record", "Table", "open_table"]
 

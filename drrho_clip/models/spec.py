@@ -37,7 +37,7 @@ import numpy as np
 
 from drrho_clip.constants import LARGEST_DEPTH, LARGEST_MODEL
 from drrho_clip.errors import BadInput
-from drrho_clip.safe_text import brief
+from drrho_clip.terminal.safe_text import brief
 from drrho_core.checks import Array
 
 ARCHITECTURES = ("mlp", "conv")

@@ -81,7 +81,7 @@ class ReportData:
     chosen_learning_rates : mapping of method to learning rate
         The learning rates that were used; by default, for each method, the rate with the best R@1 in `learning_rates`.
     gallery_size : int, default 200
-        Held-out pairs in a gallery of `drrho_clip.retrieval.retrieval`, for the text of the page.
+        Held-out pairs in a gallery of `drrho_clip.measure.retrieval.retrieval`, for the text of the page.
     facts : sequence of (name, text)
         Conditions that make the comparison fair and the page reproducible, such as initialisation, order, samples seen,
         temperature, optimiser, data of the reference model, versions, seed, machine.

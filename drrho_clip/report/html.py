@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.disk import naming, write_atomic
 from drrho_clip.errors import MissingExtra
+from drrho_clip.files.disk import naming, write_atomic
 from drrho_clip.report.canvas import Chart
 from drrho_clip.report.pictures import thumbnail
 from drrho_clip.report.style import clean, colours, css_class, label, style_sheet

@@ -16,7 +16,7 @@ import math
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
 from drrho_core._validate import FINITE, POSITIVE
-from drrho_core.contrastive.options import check_features, per_anchor
+from drrho_core.contrastive.options import check_features, check_pair_mask, per_anchor
 from drrho_core.contrastive.passes import find_sweeps
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.extend import Batch
@@ -28,6 +28,7 @@ def pair_loss(
     /,
     *,
     temperature: Scalar,
+    pair_mask: Array | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
     xp: Namespace | None = None,
@@ -42,6 +43,9 @@ def pair_loss(
         Features that one model computed, unit norm (not enforced), b >= 2. Row i of both arrays is one pair.
     temperature : float or array of shape ()
         Temperature tau > 0.
+    pair_mask : array of bool, shape (b, b), optional
+        If entry (i, j) is False, text j is left out of the mean of image i, and image i is left out of the mean of text
+        j, for example because text j is another caption of image i. The diagonal is always left out.
     tile_size, memory_budget : int, optional
         As in `contrastive_step`. They affect speed and memory only, not the result.
     xp : namespace, optional
@@ -61,7 +65,8 @@ def pair_loss(
     -----
     With the similarities S the loss is half of ``log mean_{j != i} exp((S_ij - S_ii) / tau)`` over row i, plus half of
     the same over column i. Each of these two means is the inner estimate of SogCLR (arXiv 2202.12387) that this batch
-    alone gives.
+    alone gives. A mean is over the pairs that `pair_mask` leaves. If the mask leaves none, the half of that row or
+    column is 0, because nothing says whether the pair fits worse than a random pair.
 
     Examples
     --------
@@ -69,17 +74,34 @@ def pair_loss(
     >>> images, texts = np.eye(3), np.eye(3)[[0, 2, 1]]            # the second and the third text are swapped
     >>> np.round(pair_loss(images, texts, temperature=0.5), 4).tolist()
     [-2.0, 1.4338, 1.4338]
+
+    If images 1 and 2 are the same image, both captions are right for both rows:
+
+    >>> images, texts = np.eye(3)[[0, 1, 1]], np.eye(3)
+    >>> same_image = np.asarray([[True, False, False], [False, True, True], [False, True, True]])
+    >>> np.round(pair_loss(images, texts, temperature=0.5, pair_mask=~same_image), 4).tolist()
+    [-2.0, -2.0, 0.0]
     """
-    features = {"image_features": image_features, "text_features": text_features}
-    call = _validate.arrays(features, xp, options={"temperature": temperature})
+    arrays = {"image_features": image_features, "text_features": text_features}
+    if pair_mask is not None:
+        arrays["pair_mask"] = pair_mask
+    call = _validate.arrays(arrays, xp, options={"temperature": temperature})
     xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
+    check_pair_mask(call, batch_size)
     temperature = call.option("temperature", temperature, POSITIVE, work)
     temperatures = per_anchor(temperature, image_features, work, xp)
-    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], None)
-    # The first of the two passes over all pairs (see `passes`) is enough. The logarithm of the mean over the b - 1
-    # negatives is the log-sum-exp minus log(b - 1).
+    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
+    # The first of the two passes over all pairs (see `passes`) is enough. The logarithm of the mean over the negatives
+    # is the log-sum-exp minus the logarithm of the number of negatives, which is b - 1 without a mask.
     first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
-    return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
+    if pair_mask is None:
+        return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
+    halves = []
+    for log_sum, count in ((first.log_sum_image, first.count_image), (first.log_sum_text, first.count_text)):
+        has_negatives = count > 0
+        log_count = xp.log(xp.where(has_negatives, count, xp.ones_like(count)))
+        halves.append(0.5 * xp.where(has_negatives, log_sum - log_count, xp.zeros_like(log_sum)))
+    return halves[0] + halves[1]
 
 
 def reference_anchor_weight(

@@ -21,6 +21,8 @@ RENAMED = {
     "evaluation": "evaluate",
     "architecture": "models.spec",
     "towers": "models.mlp",
+    "checkpoint": "files.checkpoint",
+    "progress": "terminal.progress",
 }
 """Old and new names of modules directly in the package; all other modules have kept their names or were removed."""
 

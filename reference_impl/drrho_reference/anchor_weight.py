@@ -20,12 +20,19 @@ import numpy.typing as npt
 
 from drrho_reference._checks import FloatArray, number, positive, real_array
 from drrho_reference.anchor import inner_estimate, pair_similarities
-from drrho_reference.contrastive import batch_size
+from drrho_reference.contrastive import batch_size, negative_pairs
 
 __all__ = ["pair_loss", "reference_anchor_weight"]
 
 
-def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *, temperature: float) -> FloatArray:
+def pair_loss(
+    image_features: npt.ArrayLike,
+    text_features: npt.ArrayLike,
+    /,
+    *,
+    temperature: float,
+    pair_mask: npt.ArrayLike | None = None,
+) -> FloatArray:
     """Measure how badly each pair fits, compared with the other pairs of the batch.
 
     Parameters
@@ -34,6 +41,8 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
         Features of unit norm, b >= 2; row i of both is pair i.
     temperature : float
         t, above 0.
+    pair_mask : array (b, b) of bool, optional
+        False for a pair that is left out of both means: text j for image i, and image i for text j.
 
     Returns
     -------
@@ -51,7 +60,8 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
     -----
     l_i = 1/2 log mean_{j != i} exp((s_ij - s_ii) / t) + 1/2 log mean_{j != i} exp((s_ji - s_ii) / t),
     s_ij = <e1_i, e2_j>, the product of the features of image i and of text j. The two terms of l_i are 1/2 log g_i and
-    1/2 log h_i; ``contrastive.py`` defines g_i for image i and h_i for text i. Source: FastCLIP, arXiv 2407.01445.
+    1/2 log h_i; ``contrastive.py`` defines g_i for image i and h_i for text i. With a mask each mean is over the pairs
+    that the mask leaves, and the term of a mean without pairs is 0. Source: FastCLIP, arXiv 2407.01445.
 
     Examples
     --------
@@ -63,12 +73,16 @@ def pair_loss(image_features: npt.ArrayLike, text_features: npt.ArrayLike, /, *,
     """
     S = pair_similarities(image_features, text_features)
     b, t = batch_size(S), positive("temperature", temperature)
-    losses = np.empty(b)
+    is_negative = negative_pairs(pair_mask, b)
+    losses = np.zeros(b)
     for i in range(b):
-        # The mean of log g of the image anchor and of the text anchor.
-        others = [j for j in range(b) if j != i]
-        of_image, of_text = inner_estimate(S[i, :], i, others, t), inner_estimate(S[:, i], i, others, t)
-        losses[i] = (math.log(of_image) + math.log(of_text)) / 2.0
+        # The mean of log g of the image anchor and of the text anchor; an anchor without negatives counts as 0.
+        texts = [j for j in range(b) if is_negative[i, j]]
+        if texts:
+            losses[i] += math.log(inner_estimate(S[i, :], i, texts, t)) / 2.0
+        images = [j for j in range(b) if is_negative[j, i]]
+        if images:
+            losses[i] += math.log(inner_estimate(S[:, i], i, images, t)) / 2.0
     return losses
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_core.backend import get_backend
 
 TINY = ["--backend", "numpy", "--epochs", "1", "--width", "4", "--feature-dim", "8"]

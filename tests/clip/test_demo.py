@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from drrho_clip.cli import main
+from drrho_clip.data.splits import open_splits
 from drrho_clip.demo import (
     LEARNING_RATES,
     ROLES,
@@ -22,7 +23,6 @@ from drrho_clip.demo import (
     load_outcomes,
     swapped_caption_weights,
 )
-from drrho_clip.splits import open_splits
 from drrho_core.backend import get_backend
 
 

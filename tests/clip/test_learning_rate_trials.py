@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
 from drrho_clip.errors import BadInput
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.learning_rate_trials import LEARNING_RATES, Trial, best_trial
 from drrho_clip.run import open_run
 from drrho_clip.trainer import Trainer

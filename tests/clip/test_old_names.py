@@ -14,6 +14,8 @@ OLD_AND_NEW = {
     "evaluation": "evaluate",
     "architecture": "models.spec",
     "towers": "models.mlp",
+    "checkpoint": "files.checkpoint",
+    "progress": "terminal.progress",
     "config": "config",
     "data.pairs": "data.pairs",
     "report.page": "report.page",

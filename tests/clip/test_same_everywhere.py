@@ -13,8 +13,8 @@ from drrho_numpy import NumpyBackend
 
 from drrho_clip.config import TrainConfig, preset
 from drrho_clip.data import DataSplits
+from drrho_clip.data.splits import open_splits
 from drrho_clip.run import describe_run
-from drrho_clip.splits import open_splits
 from drrho_clip.train import train
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import get_backend

@@ -202,6 +202,26 @@ def test_the_pair_loss_is_the_same_in_tiles(tile_size: int) -> None:
     assert np.allclose(pair_loss(images, texts, temperature=0.05, tile_size=tile_size), whole, rtol=1e-13)
 
 
+@pytest.mark.parametrize("tile_size", [None, 4])
+def test_the_pair_loss_leaves_out_what_a_mask_excludes(space: Any, tile_size: int | None) -> None:
+    # Image 1 and text 3 have no negatives at all; their halves are 0.
+    images, texts, *_ = features(21)
+    mask = np.random.default_rng(22).uniform(size=(B, B)) < 0.7
+    mask[1, :] = mask[:, 3] = False
+    given = (space.asarray(images), space.asarray(texts))
+    actual = space.to_numpy(pair_loss(*given, temperature=0.2, pair_mask=space.asarray(mask), tile_size=tile_size))
+    rounded = space.rounded(images), space.rounded(texts)
+    expected = oracle.pair_loss(*rounded, temperature=0.2, pair_mask=mask)
+    assert np.allclose(actual, expected, rtol=0.0, atol=10.0 * space.unit)
+    assert not np.allclose(actual, oracle.pair_loss(*rounded, temperature=0.2), atol=0.01)
+
+
+def test_the_mask_of_a_pair_loss_must_have_one_entry_per_pair() -> None:
+    images, texts, *_ = features(23)
+    with pytest.raises(ValueError, match=r"^pair_mask must have shape \(batch_size, batch_size\) = \(6, 6\), got"):
+        pair_loss(images, texts, temperature=0.2, pair_mask=np.ones((B, B + 1), dtype=bool))
+
+
 def test_a_wrong_pair_has_a_pair_loss_above_zero() -> None:
     images = np.eye(8)
     texts = np.eye(8)[[1, 0, 2, 3, 4, 5, 6, 7]]

@@ -115,8 +115,9 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, np.ndarray]]] 
     "info_nce": (lambda a: core.info_nce(*list(a.values())[:2], temperature=a["temperature"],
                                          anchor_weight=a["anchor_weight"], pair_mask=a["pair_mask"]),
                  FEATURES | WEIGHT | {"temperature": SCALAR, "pair_mask": PAIRS}),
-    "pair_loss": (lambda a: core.pair_loss(*list(a.values())[:2], temperature=a["temperature"]),
-                  FEATURES | {"temperature": SCALAR}),
+    "pair_loss": (
+        lambda a: core.pair_loss(*list(a.values())[:2], temperature=a["temperature"], pair_mask=a["pair_mask"]),
+        FEATURES | {"temperature": SCALAR, "pair_mask": PAIRS}),
     "reference_anchor_weight": (
         lambda a: core.reference_anchor_weight(a["pair_loss"], temperature=a["temperature"], threshold=a["threshold"]),
         {"pair_loss": LOSS, "temperature": SCALAR, "threshold": SCALAR}),

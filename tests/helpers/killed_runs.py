@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.checkpoint import load_arrays
 from drrho_clip.cli import main
-from drrho_clip.kept_states import KeptStates
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.run import Run
+from drrho_clip.run.kept_states import KeptStates
 from drrho_clip.trainer import Trainer
 
 SMALL = "--data digits --backend numpy --epochs 3 --width 4 --feature-dim 8 --checkpoint-every 3 --log-every 1"

@@ -268,6 +268,16 @@ def test_pair_loss_is_the_mean_of_both_new_states() -> None:
     np.testing.assert_array_equal(pair_loss(image, text, temperature=0.3), both)
 
 
+def test_pair_loss_with_a_mask_by_hand() -> None:
+    # The table is that of `test_pair_loss_by_hand`. The mask leaves row 1 and column 2 without negatives, so half of
+    # the losses of pairs 1 and 2 is 0.
+    texts = np.log([[1.0, 2.0, 3.0], [4.0, 2.0, 8.0], [5.0, 1.0, 4.0]]).T
+    mask = np.array([[True, True, False], [False, True, False], [True, True, True]])
+    losses = pair_loss(np.eye(3), texts, temperature=1.0, pair_mask=mask)
+    # g_0 = 2/1 and h_0 = 5/1; h_1 = (2+1)/2/2; g_2 = (5+1)/2/4.
+    np.testing.assert_allclose(losses, np.log([2 * 5, 3 / 4, 3 / 4]) / 2, atol=1e-15)
+
+
 def test_pair_loss_refuses_bad_input() -> None:
     image, text, *_ = batch(13)
     with pytest.raises(ValueError, match=r"temperature must be positive, got 0\.0"):

@@ -80,6 +80,12 @@ def cold_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
     return draw_batch(rng)[:2], {"temperature": 0.05}
 
 
+@problem("pair_loss")
+def masked_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
+    """Pairs that a mask leaves out of the means; image 1 and text 3 have no negatives, so their halves are 0."""
+    return draw_batch(rng)[:2], {"temperature": 0.3, "pair_mask": draw_pair_mask(rng)}
+
+
 @problem("reference_anchor_weight")
 def default_sigmoid(rng: np.random.Generator) -> tuple[Any, ...]:
     """Pair losses around the threshold; the mean of the weights is 1."""

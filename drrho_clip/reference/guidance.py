@@ -1,0 +1,91 @@
+"""The results of a reference model that a run uses: features for the method drrho, and a choice of the training pairs.
+
+Both are computed once before training and written into the folder of the run. A resumed run reads them from there, so
+it needs no reference model and continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_clip.data import DataSplits
+from drrho_clip.methods import METHODS
+from drrho_clip.reference.judgement import Judgement, ask_reference
+from drrho_clip.reference.pair_choice import PairChoice, choose_pairs, load_pair_choice, save_pair_choice
+from drrho_clip.run import Run, load_reference_features, save_reference_features
+from drrho_clip.run.data import place_of
+from drrho_clip.terminal.printing import say
+from drrho_core.backend import Backend
+
+__all__ = ["Guidance", "keep_guidance", "open_guidance", "print_guidance"]
+
+
+class Guidance(NamedTuple):
+    """The results of a reference model that a run uses.
+
+    Attributes
+    ----------
+    features : pair of ndarray, or None
+        Image features and text features of all training pairs, for a method that needs them.
+    choice : PairChoice or None
+        The training pairs that the run uses; None: all pairs, with equal weights.
+    judgement : Judgement or None
+        The reference model's judgement of the pairs; None if the run has no reference model, or if features and choice
+        were read from the folder of the run.
+    """
+
+    features: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]] | None = None
+    choice: PairChoice | None = None
+    judgement: Judgement | None = None
+
+
+def open_guidance(run: Run, backend: Backend, splits: DataSplits) -> Guidance:
+    """Return what a run takes from a reference model: read from the folder of the run if it is there, else computed.
+
+    No file is written.
+
+    Raises
+    ------
+    BadInput
+        If the reference run or a file cannot be used, or if `choose_pairs` refuses the reference model.
+    """
+    config = run.config
+    if config.reference is None:
+        return Guidance()
+    needs_features = METHODS[config.method].needs_reference
+    chooses = config.drop_suspects is not None or config.anchor_weights is not None
+    features_are_there = run.reference_features.exists() or not needs_features
+    choice_is_there = run.pair_choice.exists() or not chooses
+    if features_are_there and choice_is_there:
+        return Guidance(
+            load_reference_features(run.reference_features, {"data": run.fingerprint}) if needs_features else None,
+            load_pair_choice(run.pair_choice, run.fingerprint) if chooses else None,
+        )
+    judgement = ask_reference(place_of(run, "reference"), backend, splits)
+    return Guidance(
+        (judgement.image_features, judgement.text_features) if needs_features else None,
+        choose_pairs(config, judgement),
+        judgement,
+    )
+
+
+def keep_guidance(run: Run, guidance: Guidance) -> None:
+    """Write features and choice into the folder of the run, unless they are there."""
+    if guidance.features is not None and not run.reference_features.exists():
+        save_reference_features(run.reference_features, *guidance.features, {"data": run.fingerprint})
+    if guidance.choice is not None and not run.pair_choice.exists():
+        save_pair_choice(run.pair_choice, guidance.choice, run.fingerprint)
+
+
+def print_guidance(guidance: Guidance, num_pairs: int) -> None:
+    """Print what the reference model says about `num_pairs` training pairs, and how many of them are left out."""
+    # Progress and remarks go to standard error, so that results on standard output stay clean.
+    if guidance.judgement is not None:
+        say(guidance.judgement.summary(), stream=sys.stderr)
+    if guidance.choice is not None and len(guidance.choice.rows) < num_pairs:
+        dropped = num_pairs - len(guidance.choice.rows)
+        say(f"left out: {dropped:,} of {num_pairs:,} training pairs", stream=sys.stderr)

@@ -1,0 +1,177 @@
+"""A reference model and what it says about the pairs of another run: features, pair losses, and whether to trust it.
+
+The *pair loss* of a pair says how badly image and caption fit together for the model. The module `memorisation` has the
+rule that tells whether a model has learnt wrong captions by heart.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_clip.data import BatchSource, DataSplits, captions_of
+from drrho_clip.encode import Encoder
+from drrho_clip.errors import BadInput
+from drrho_clip.files.checkpoint import load_state
+from drrho_clip.measure.retrieval import retrieval
+from drrho_clip.reference.memorisation import PairFeatures, Shares, pair_losses, rows_for_shares, shares_of
+from drrho_clip.run import Run, open_run, read_metrics
+from drrho_clip.run.temperature_figures import temperature_of
+from drrho_core.backend import Backend
+
+__all__ = ["Judgement", "ask_reference", "measure_shares", "recorded_shares"]
+
+# A model is near chance if R@1 on held-out pairs is below this multiple of the R@1 of random answers.
+_NEAR_CHANCE: Final = 3.0
+# Pairs that are encoded at a time.
+_BATCH: Final = 256
+
+
+class Judgement(NamedTuple):
+    """The judgement of a reference model on the pairs of a run; n is the number of training pairs.
+
+    Attributes
+    ----------
+    folder : str
+        The folder of the reference model's run, for messages.
+    image_features, text_features : ndarray, shape (n, d)
+        Features of the training pairs.
+    losses : ndarray, shape (n,)
+        Pair losses of the training pairs.
+    shares : Shares
+        The shares of hopeless pairs among training pairs and held-out pairs.
+    validation_r1 : float
+        R@1 on the held-out (validation) pairs.
+    chance : float
+        R@1 of random answers on these pairs.
+    """
+
+    folder: str
+    image_features: npt.NDArray[np.floating]
+    text_features: npt.NDArray[np.floating]
+    losses: npt.NDArray[np.floating]
+    shares: Shares
+    validation_r1: float
+    chance: float
+
+    @property
+    def too_little_trained(self) -> bool:
+        """Return True if the model answers little better than at random."""
+        # In a very small gallery three times chance may be out of reach.
+        return self.validation_r1 < min(_NEAR_CHANCE * self.chance, 0.5 * (1.0 + self.chance))
+
+    def summary(self) -> str:
+        """Return one line: both shares, and a warning if the model is of little use as a reference."""
+        line = f"reference {self.folder}: {self.shares.in_words()}"
+        trouble = self._trouble()
+        return line if trouble is None else f"{line}; warning: {trouble}"
+
+    def refuse_unless_useful(self, setting: str) -> None:
+        """Raise BadInput if this model is of little use as a judge of pairs; `setting` is what needs a judge."""
+        trouble = self._trouble()
+        if trouble is not None:
+            raise BadInput(
+                f"{setting} must be used with a reference model that has neither memorised its pairs nor learnt too "
+                f"little, got {self.folder}: {self.shares.in_words()}, so {trouble}"
+            )
+
+    def _trouble(self) -> str | None:
+        """Return why the model is of little use as a reference, or None."""
+        if self.shares.memorised:
+            return "it has learnt wrong captions by heart; train it for fewer epochs, or with --as-reference"
+        if self.too_little_trained:
+            return (
+                f"it is too little trained: R@1 is {self.validation_r1:.3f} on the held-out pairs, and random answers "
+                f"would reach {self.chance:.3f}"
+            )
+        return None
+
+
+def ask_reference(folder: str, backend: Backend, splits: DataSplits) -> Judgement:
+    """Encode training pairs and held-out pairs with a reference model, and compute what it says about them.
+
+    Parameters
+    ----------
+    folder : str
+        The folder of the reference model's run.
+    backend : Backend
+        The library that runs the model.
+    splits : DataSplits
+        The data of the run that the reference model is to help.
+
+    Returns
+    -------
+    Judgement
+
+    Raises
+    ------
+    BadInput
+        If the folder holds no run, or if a file in it or an image cannot be used.
+    """
+    run = open_run(folder)
+    encoder = Encoder.load(run, backend, state="reference")
+    train, validation = (
+        PairFeatures(*encoder.pairs(data), data.image_ids) for data in (splits.train, splits.validation)
+    )
+    temperature = temperature_of(run, "reference")
+    train_rows, validation_rows = rows_for_shares(len(splits.train), len(splits.validation))
+    measured = retrieval(
+        validation.image, validation.text, captions_of(splits.validation), image_ids=validation.image_ids
+    )
+    return Judgement(
+        folder=folder,
+        image_features=train.image,
+        text_features=train.text,
+        losses=pair_losses(train, temperature=temperature),
+        shares=shares_of(train.part(train_rows), validation.part(validation_rows), temperature=temperature),
+        validation_r1=measured.retrieval_r1,
+        chance=1.0 / measured.gallery_size,
+    )
+
+
+def measure_shares(
+    encoder: Encoder,
+    train: BatchSource,
+    validation: BatchSource,
+    *,
+    temperature: float,
+    used_rows: npt.NDArray[np.int64] | None = None,
+) -> Shares:
+    """Return the shares of hopeless pairs of a model that is being trained.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The model.
+    train, validation : BatchSource
+        Training pairs and held-out pairs, with the model's image size and tokens; a source may keep decoded images.
+    temperature : float
+        Temperature > 0 of the pair loss: that with which the model is trained.
+    used_rows : ndarray of int64, optional
+        The training rows from which the training pairs are drawn; by default all rows.
+    """
+    used = np.arange(len(train), dtype=np.int64) if used_rows is None else used_rows
+    positions, held_out = rows_for_shares(len(used), len(validation))
+    parts = []
+    for source, rows in ((train, used[positions]), (validation, held_out)):
+        starts = range(0, len(rows), _BATCH)
+        features = encoder.batches(source.gather(rows[start : start + _BATCH]) for start in starts)
+        parts.append(PairFeatures(*features, source.dataset.image_ids[rows]))
+    return shares_of(parts[0], parts[1], temperature=temperature)
+
+
+def recorded_shares(run: Run, *, state: str = "reference") -> Shares | None:
+    """Return the shares of hopeless pairs that a run has logged for a state, or None if there are none.
+
+    Raises
+    ------
+    BadInput
+        If the checkpoint of the state is missing or damaged.
+    """
+    step = load_state(run.state_file(run.chosen_state(state)), "checkpoint")["step"]
+    for record in read_metrics(run.metrics):
+        if record.get("step") == step and "hopeless_train" in record:
+            return Shares(record["hopeless_train"], record["hopeless_validation"])
+    return None

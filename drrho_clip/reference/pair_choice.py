@@ -1,0 +1,115 @@
+"""Which training pairs a run uses, and with which weight, if a reference model has judged the pairs.
+
+The setting `drop_suspects` leaves out the pairs with the largest pair losses of the reference model, and the setting
+`anchor_weights` gives small weights to such pairs. The choice is written into the folder of the run, so that a resumed
+run uses the same pairs and needs no reference model. The rows of the data set keep their numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_clip.config import TrainConfig
+from drrho_clip.errors import BadInput
+from drrho_clip.files.checkpoint import load_arrays, save_arrays
+from drrho_clip.reference.judgement import Judgement
+from drrho_clip.reference.memorisation import suspect_share
+from drrho_core import reference_anchor_weight
+
+__all__ = ["PairChoice", "choose_pairs", "keep_best_rows", "load_pair_choice", "save_pair_choice"]
+
+_KIND = "pair-choice"
+
+
+class PairChoice(NamedTuple):
+    """The training pairs of a run, out of n pairs.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (m,)
+        The rows that are used, in rising order.
+    anchor_weight : ndarray, shape (n,), or None
+        Factor of each pair in the loss, with mean 1 over `rows` and 0 elsewhere; None: all factors are 1.
+    """
+
+    rows: npt.NDArray[np.int64]
+    anchor_weight: npt.NDArray[np.floating] | None
+
+
+def keep_best_rows(losses: npt.NDArray[np.floating], share: float) -> npt.NDArray[np.int64]:
+    """Return the rows that remain if the given share of rows with the largest losses is left out.
+
+    Parameters
+    ----------
+    losses : ndarray, shape (n,)
+        Pair losses.
+    share : float
+        In [0, 1].
+
+    Returns
+    -------
+    ndarray of int64, shape (n - round(share * n),)
+        Rows in rising order. Of rows with equal losses the later rows are left out first.
+
+    Examples
+    --------
+    >>> keep_best_rows(np.asarray([-3.0, 2.0, -1.0, 0.5]), 0.5).tolist()
+    [0, 2]
+    """
+    kept = len(losses) - round(share * len(losses))
+    return np.sort(np.argsort(losses, kind="stable")[:kept]).astype(np.int64)
+
+
+def choose_pairs(config: TrainConfig, judgement: Judgement) -> PairChoice | None:
+    """Return the pairs that the settings `drop_suspects` and `anchor_weights` select, or None if neither is set.
+
+    Raises
+    ------
+    BadInput
+        If the reference model has memorised its pairs or is too little trained, or if too few pairs remain.
+    """
+    dropped, weights = config.drop_suspects, config.anchor_weights
+    if dropped is None and weights is None:
+        return None
+    judgement.refuse_unless_useful("anchor_weights" if dropped is None else "drop_suspects")
+    losses = judgement.losses
+    rows = np.arange(len(losses), dtype=np.int64)
+    if dropped is not None:
+        rows = keep_best_rows(losses, suspect_share(judgement.shares) if isinstance(dropped, str) else dropped)
+        if len(rows) < config.batch_size:
+            raise BadInput(
+                f"drop_suspects must leave at least batch_size ({config.batch_size}) of {len(losses)} pairs, got "
+                f"{dropped!r}, which leaves {len(rows)}"
+            )
+    if weights is None:
+        return PairChoice(rows, None)
+    # The weights of the pairs that are used must have mean 1, so that the learning rate keeps its meaning.
+    factors = np.zeros_like(losses)
+    factors[rows] = reference_anchor_weight(losses[rows])
+    return PairChoice(rows, factors)
+
+
+def save_pair_choice(path: Path, choice: PairChoice, fingerprint: str) -> None:
+    """Write a choice, with the fingerprint of the training data that it belongs to."""
+    arrays: dict[str, np.ndarray] = {"rows": choice.rows}
+    if choice.anchor_weight is not None:
+        arrays["anchor_weight"] = choice.anchor_weight
+    save_arrays(path, _KIND, arrays, {"data": fingerprint, "used": len(choice.rows)})
+
+
+def load_pair_choice(path: Path, fingerprint: str) -> PairChoice:
+    """Read the file that `save_pair_choice` wrote.
+
+    Raises
+    ------
+    BadInput
+        If the file is damaged or belongs to other data.
+    """
+    arrays, state = load_arrays(path, _KIND)
+    if state.get("data") != fingerprint:
+        raise BadInput(f"{path} must be made from this run's data ({fingerprint}), got {state.get('data')}")
+    return PairChoice(arrays["rows"], arrays.get("anchor_weight"))

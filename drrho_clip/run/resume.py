@@ -1,0 +1,109 @@
+"""Which run may be continued, with which settings, and which run may serve another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.errors import BadInput
+from drrho_clip.models import ModelSpec
+from drrho_clip.run.folder import Run, open_run
+
+__all__ = ["continued", "is_over", "open_finished_run", "parameters_to_start_from", "require_same"]
+
+
+def continued(folder: Path, config: TrainConfig) -> Run:
+    """Return the run in a folder as it is to be continued with the given settings; no file is written.
+
+    A finished run may get more epochs. Then the result has the new number of epochs, and `Run.earlier_ends` has one
+    more entry.
+
+    Raises
+    ------
+    BadInput
+        If the folder holds no run or no checkpoint, or if a setting differs from that of the run.
+    """
+    run = open_run(folder)
+    # A start from step 0 would silently throw away the work whose checkpoint has been lost.
+    if not run.checkpoint.is_file():
+        raise BadInput(
+            f"{folder} must hold {run.checkpoint.name}, from which --resume continues, got no such file; to start "
+            "again, remove the folder"
+        )
+    progress = run.progress()
+    may_differ = {"epochs"} if progress.finished and config.epochs > run.config.epochs else set()
+    require_same(run.config, {name: value for name, value in config.to_json().items() if name not in may_differ})
+    if not may_differ:
+        return run
+    # All epochs of a finished run have the same number of steps, also if the run was stopped early.
+    total = progress.done if progress.total is None else progress.total
+    epochs_done = progress.done * run.config.epochs // total
+    return replace(run, config=replace(run.config, epochs=config.epochs), earlier_ends=(*run.earlier_ends, epochs_done))
+
+
+def is_over(folder: Path, config: TrainConfig) -> bool:
+    """Return whether the run in a folder is finished and the settings ask for no more epochs."""
+    return continued(folder, config).progress().finished
+
+
+def require_same(stored: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Raise BadInput if a run is to be resumed with settings that differ from those of its start.
+
+    The path of a table may differ, because a table may move; `drrho_clip.run.data` compares the content.
+    """
+    for name, value in given.items():
+        expected = getattr(stored, name)
+        is_path = name in ("data", "validation") and not {expected, value} & {None, *BUILT_IN_DATA}
+        if value != expected and not is_path:
+            raise BadInput(f"{name} must be that of the run to resume ({expected!r}), got {value!r}")
+
+
+def open_finished_run(folder: str | Path, name: str, *, allow_unfinished: bool = False) -> Run:
+    """Open a run whose parameters are to be used.
+
+    Parameters
+    ----------
+    folder : path
+        The folder of the run.
+    name : str
+        The argument, for the message.
+    allow_unfinished : bool
+        Accept a run whose training is not over.
+
+    Raises
+    ------
+    BadInput
+        If the folder holds no run, or if the run is unfinished and `allow_unfinished` is False.
+    """
+    run = open_run(folder)
+    progress = run.progress()
+    if not (progress.finished or allow_unfinished):
+        total = "" if progress.total is None else f" of {progress.total}"
+        raise BadInput(
+            f"{name} must be a finished run, got {folder}, which is at step {progress.done}{total}: finish it with "
+            "--resume, or say --allow-unfinished"
+        )
+    return run
+
+
+def parameters_to_start_from(source: Run, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """Return the best parameters of another run, for a run with the encoder sizes `spec`.
+
+    Raises
+    ------
+    BadInput
+        If the encoders of the two runs differ, or if the checkpoint of the other run is missing or damaged.
+    """
+    sizes = source.spec.to_json()
+    for name, size in spec.to_json().items():
+        if sizes.get(name) != size:
+            raise BadInput(
+                f"init must be a run with the same encoders, got {source.folder}, whose {name} is {sizes.get(name)!r} "
+                f"instead of {size!r}"
+            )
+    return source.load_parameters("best")

@@ -1,0 +1,64 @@
+"""The learned temperature of a run: its numbers for metrics.jsonl, and the temperature of a state's pair losses.
+
+The pair loss of `drrho_clip.reference.memorisation` divides by a temperature, which should be that with which the
+model was trained: training spreads the similarities until they suit this temperature, and the numbers of the rule there
+were measured in this way. So the temperature is `temperature` of config.json if it is fixed, and the learned value at
+the step of the state otherwise. Of temperatures per sample the mean is used. All pairs need the same temperature,
+because their losses are compared with each other, and a held-out pair has no temperature of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from drrho_clip.files.checkpoint import load_state
+from drrho_clip.run import Run
+from drrho_clip.run.checkpoint_state import TEMPERATURE
+from drrho_core.backend import Backend
+from drrho_core.state import Temperature
+
+__all__ = ["mean_temperature", "temperature_figures", "temperature_of"]
+
+
+def mean_temperature(temperature: Temperature, backend: Backend) -> float | None:
+    """Return a learned temperature, or the mean of learned temperatures per sample; None if it is fixed."""
+    return float(np.mean(_values(temperature, backend))) if temperature.learned else None
+
+
+def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:
+    """Return the numbers for a line of metrics: a learned temperature, and the gradient that changed its value."""
+    if not temperature.learned:
+        return {}
+    table = _values(temperature, backend)
+    figures = {"temperature": float(np.mean(table))}
+    # Two tables of n temperatures are too long for a line of metrics; the line has their mean, minimum and maximum.
+    if table.size > 1:
+        figures |= {"smallest_temperature": float(np.min(table)), "largest_temperature": float(np.max(table))}
+    # The sum over the samples of the batch is the gradient that a single temperature for all samples would get.
+    sides = gradient if isinstance(gradient, tuple) else (gradient,)
+    return figures | {"temperature_gradient": float(sum(np.sum(backend.to_numpy(side)) for side in sides))}
+
+
+def temperature_of(run: Run, state: str) -> float:
+    """Return the temperature for the pair losses of a state of a run: "best", "last" or "reference".
+
+    Raises
+    ------
+    BadInput
+        If the file of the state is missing or damaged.
+    """
+    file = run.state_file(run.chosen_state(state))
+    # A run of version 0.1 did not write a learned temperature beside the parameters; its start value is used.
+    temperature = load_state(file, "checkpoint").get("temperature", run.config.temperature)
+    TEMPERATURE.check(f"{file}: temperature", temperature)
+    return float(temperature)
+
+
+def _values(temperature: Temperature, backend: Backend) -> np.ndarray:
+    """Return the learned temperatures as one array: a single number, or those of all samples and both directions."""
+    state = temperature.state_dict()
+    return np.concatenate(
+        [np.ravel(backend.to_numpy(array)) for name, array in state.items() if name.startswith("temperature")]
+    )

@@ -1,0 +1,1 @@
+"""The terminal: lines and tables, text made safe for a line, progress, and how a command ends."""
