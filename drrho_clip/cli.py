@@ -1,7 +1,8 @@
 """The command ``drrho``: its table of commands, its entry point, and its errors.
 
-The exit code is 0 after success, 1 if a check failed, and 2 after bad usage, bad input or an error of the surroundings.
-In the last case one line on standard error explains the error; `drrho_clip.terminal.guard` has the other codes.
+The exit code is 0 after success, 1 if a check failed, and 2 after bad usage, bad input or an error of the surroundings
+(disks, permissions, memory). With code 2, one line on standard error explains the error; `drrho_clip.terminal.guard`
+has the other codes.
 Progress goes to standard error, tables go to standard output. Each command is a dataclass in the package
 `drrho_clip.commands`.
 """
