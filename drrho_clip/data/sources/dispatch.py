@@ -89,11 +89,7 @@ def read_together(paths: Sequence[str], names: ColumnNames) -> PairSource:
             problem = "other data" if Path(path).exists() else "no such file"
             raise BadInput(shown(f"data must be tar shards if several paths are given, got {problem}: {path}"))
         shards += listed
-    return read_shards(
-        shards,
-        names,
-        path=f"{shards[0]}, {shards[-1].name}" if len(shards) < 3 else f"{shards[0]} ... {shards[-1].name}",
-    )
+    return read_shards(shards, names, path=f"{shards[0]} to {shards[-1].name}")
 
 
 def exists(path: str | os.PathLike[str]) -> bool:

@@ -241,7 +241,8 @@ def _listed(files: Mapping[str, Member]) -> str:
 
 def _name(path: str) -> str:
     """Return a short name: that of the file or folder, without ranges and suffix."""
-    return _RANGE.sub("", _ARCHIVE.sub("", os.path.basename(os.path.normpath(path)))).strip("-_.* ") or "shards"
+    file = os.path.basename(os.path.normpath(path.split(" to ")[0]))
+    return _RANGE.sub("", _ARCHIVE.sub("", file)).strip("-_.") or "shards"
 
 
 def _interleave(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:

@@ -23,6 +23,8 @@ _BLOCK: Final = tarfile.BLOCKSIZE
 _PLAIN: Final = frozenset(b"0\0")
 # The modulus of the checksum Adler-32.
 _ADLER: Final = 65_521
+# The beginnings of compressed files, in which no member can be read at its place.
+_COMPRESSED: Final = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
 # Keywords of an extended header that change where the content of the next member is or what it is called.
 _KEYWORDS: Final = (b"path=", b"size=", b"GNU.sparse", b"charset=")
 
@@ -59,12 +61,16 @@ def _members(path: Path, file: BinaryIO, length: int) -> Iterator[Member]:
         header = file.read(_BLOCK)
         if header and not any(header):
             return
+        compression = next((name for start, name in _COMPRESSED if header.startswith(start)), None)
+        if position == 0 and compression is not None:
+            raise BadInput(f"{path} must be an uncompressed tar archive, got one that {compression} has compressed")
         if len(header) < _BLOCK:
             # Every writer of archives puts blocks of zeros behind the last member.
             end = "at the end" if position else "in an empty file"
             raise BadInput(f"{path} must be a whole tar archive, got no block of zeros {end}: the file is cut short")
         if _checksum(header) is None:
-            raise BadInput(f"{path} must be an uncompressed tar archive, got {_kind(header, position)}")
+            place = f"a damaged header at byte {position:,}" if position else "a file of another kind"
+            raise BadInput(f"{path} must be a tar archive, got {place}")
         kind = header[156]
         size = _octal(header[124:136])
         start = position + _BLOCK
@@ -126,12 +132,3 @@ def _other_member(path: Path, file: BinaryIO, position: int) -> tuple[str, int, 
             f"{path} must be a whole tar archive, got a damaged header at byte {position:,}: {error}"
         ) from None
     return info.name, info.offset_data, info.size if info.isreg() else 0, archive.offset, info.isreg()
-
-
-def _kind(header: bytes, position: int) -> str:
-    if position:
-        return f"a damaged header at byte {position:,}"
-    for start, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")):
-        if header.startswith(start):
-            return f"a file that {name} has compressed: unpack it"
-    return "a file of another kind"
