@@ -12,7 +12,16 @@ from drrho_clip.data.digits import digit_splits, digits
 from drrho_clip.data.loader import BatchSource, HostBatch, batches
 from drrho_clip.data.pairs import DEFAULT_PROMPT, PairsDataset, label_key, pair_splits, read_pairs
 from drrho_clip.data.preprocess import normalise, resize, to_channels
-from drrho_clip.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of, first_rows, image_names
+from drrho_clip.data.protocol import (
+    Dataset,
+    DataSplits,
+    Sample,
+    Tokenizer,
+    ZeroShot,
+    captions_of,
+    first_rows,
+    image_names,
+)
 from drrho_clip.data.scenes import scene_splits, scenes
 from drrho_clip.data.tokenizer import LONGEST_CONTEXT, WordTokenizer, same_text
 
@@ -26,6 +35,7 @@ __all__ = [
     "HostBatch",
     "PairsDataset",
     "Sample",
+    "Tokenizer",
     "WordTokenizer",
     "ZeroShot",
     "batches",

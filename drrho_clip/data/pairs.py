@@ -22,7 +22,7 @@ from drrho_clip.data.content import DIGEST_SIZE, fingerprint_of, image_numbers
 from drrho_clip.data.images import decode_image, one_line
 from drrho_clip.data.pair_table import Row, read_rows
 from drrho_clip.data.preprocess import resize
-from drrho_clip.data.protocol import DataSplits, Int64, Sample, UInt8, ZeroShot
+from drrho_clip.data.protocol import DataSplits, ImageReading, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.terminal.safe_text import shown
 
@@ -104,7 +104,7 @@ class PairsDataset:
         """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
         return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self.class_names)
 
-    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: ImageReading | str = "crop") -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
 
         The classes are all labels of the table; if the splits have separate tables, all labels of all tables. Labels
