@@ -1,7 +1,8 @@
 """The command ``drrho``: its table of commands, its entry point, and its errors.
 
-The exit code is 0 after success, 1 if a check failed, and 2 after bad usage, bad input or an error of the surroundings.
-In the last case one line on standard error explains the error; `drrho_clip.terminal.guard` has the other codes.
+The exit code is 0 after success, 1 if a check failed, and 2 after bad usage, bad input or an error of the surroundings
+(disks, permissions, memory). With code 2, one line on standard error explains the error; `drrho_clip.terminal.guard`
+has the other codes.
 Progress goes to standard error, tables go to standard output. Each command is a dataclass in the package
 `drrho_clip.commands`.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.evaluate import Evaluate
+from drrho_clip.commands.export import Export
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
 from drrho_clip.commands.suspects import Suspects
@@ -31,6 +33,7 @@ COMMANDS: dict[str, type] = {
     "suspects": Suspects,
     "search": Search,
     "report": Report,
+    "export": Export,
     "verify": Verify,
     "vectors": Vectors,
     "bench": Bench,

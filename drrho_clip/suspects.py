@@ -111,9 +111,12 @@ def judge_suspects(suspects: Sequence[Suspect], shares: Shares | None, *, own_da
             caveat = f"the model has learnt wrong captions by heart: {shares.in_words()}"
         held_out = shares or held_out
     if caveat is None and not held_out.applies:
+        share = f"the model finds only {held_out.validation:.1%} of the"
         caveat = (
-            f"the model finds only {held_out.validation:.1%} of the held-out pairs hopeless, so either few captions "
-            f"are wrong, or the held-out captions are cleaner than these"
+            f"{share} held-out pairs hopeless, so either few captions are wrong, or the held-out captions are cleaner "
+            "than the ranked captions"
+            if own_data and shares is not None
+            else f"{share} pairs hopeless, so probably few captions are wrong"
         )
     return Verdict(len(suspects), round(suspect_share(held_out) * len(suspects)), shares, caveat)
 

@@ -5,7 +5,7 @@ the sentences half of the words are replaced by random words, as by typing error
 trained on a quarter as many sentences, all clean. The learner trains on the noisy corpus in three ways:
 
     all tokens    the usual mean of the token losses
-    high loss     the 60 % of each batch's tokens with the largest loss: mostly the noise
+    high loss     the 60 % of each batch's tokens with the largest loss: more noise than in the whole batch
     high excess   the 60 % with the largest excess loss (loss minus reference loss): tokens that can still be learned
 
 Tokens that the learner already predicts well have a small excess loss. Random tokens have a small excess loss too,

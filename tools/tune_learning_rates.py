@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     record = learning_rate_record()
     record["validation_r1"][options.data] = tune(options.data, options.backend, options.out)
-    # The command is stored in a file of the harness, which names no array library without need: the command names a
-    # backend only if it is not the default.
+    # The files of the harness avoid naming array libraries, and the command is stored in such a file. So the command
+    # names a backend only if it is not the default.
     backend = "" if options.backend == default_backend() else f" --backend {options.backend}"
     record.setdefault("chosen_with", {})[options.data] = {
         "command": f"python tools/tune_learning_rates.py --data {options.data}{backend} --out DIR",

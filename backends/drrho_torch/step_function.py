@@ -150,7 +150,8 @@ class Step(torch.autograd.Function):
         """Compute one call.
 
         The arguments are images, texts, index, both estimates, mask, both references, both weights and both
-        temperatures. The second entry of the last three is None if the value is no pair.
+        temperatures. References, weights and temperatures take two positions each; the second position is None if the
+        value is no pair.
         """
         return evaluate(settings, *arguments)
 

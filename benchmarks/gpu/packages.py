@@ -44,8 +44,8 @@ NEEDS = (
     Need("hypothesis", "hypothesis", "the tests", ("sortedcontainers",)),
     Need("array_api_strict", "array-api-strict", "the tests"),
     Need("mpmath", "mpmath", "the tests"),
-    Need("siglip_kernel", "siglip-kernel==0.1.2", "the row of this package"),
-    Need("memeff", "memeff==0.3.1", "the row of this package"),
+    Need("siglip_kernel", "siglip-kernel==0.1.2", "the comparison with siglip-kernel"),
+    Need("memeff", "memeff==0.3.1", "the comparison with memeff"),
 )
 
 

@@ -1,1 +1,4 @@
-"""Drawn pictures as a user's own table, with swapped captions whose truth is known: does the README's recipe work?"""
+"""Does the README's recipe for a user's own table work?
+
+The table holds drawn pictures, and the benchmark knows which captions are swapped.
+"""

@@ -43,13 +43,14 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     say(*dict.fromkeys(line for row in rows for line in sample_sizes(row["metrics"])))
     if len(rows) == 1 and "retrieval_r1_standard_error" in rows[0]["metrics"]:
         error = rows[0]["metrics"]["retrieval_r1_standard_error"]
-        # The estimate is 0 if R@1 stays the same without any single image, and then says nothing about the error.
-        known = f"{error:.3f}" if error > 0 else "not known, because all queries are answered in the same way"
+        # The jackknife leaves out one image at a time. If R@1 is the same each time, the estimate is 0 and says nothing
+        # about the error.
+        known = f"{error:.3f}" if error > 0 else "not known, because R@1 is the same whichever image is left out"
         say(f"standard error of R@1: {known}")
 
 
 def _has_one_gallery(metrics: Mapping[str, Any]) -> bool:
-    # The queries of a gallery are its images and its pairs.
+    # The queries are all images and all captions. Each pair has one caption, so the difference counts the images.
     num_images = metrics.get("num_queries", 0) - metrics.get("num_pairs", 0)
     return metrics.get("num_pairs") == metrics.get("num_pairs_full") and metrics.get("gallery_size") == num_images
 

@@ -46,8 +46,8 @@ def check_model(config: TrainConfig, backend: Backend) -> None:
     spec = open_hf_directory(_folder(config.model)).spec
     if spec.architecture not in backend.architectures:
         raise BadInput(
-            f"model {config.model} needs a backend with the architecture {spec.architecture}, got {backend.name}, which "
-            f"has {', '.join(backend.architectures)}"
+            f"model {config.model} needs a backend with the architecture {spec.architecture}, got {backend.name}, "
+            f"which has {', '.join(backend.architectures)}"
         )
 
 

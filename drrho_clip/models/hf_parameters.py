@@ -111,7 +111,7 @@ def _blocks(
     first: tuple[float, float],
     second: tuple[float, float],
 ) -> dict[str, Start]:
-    """Return the parameters of all blocks; `first` and `second` are the deviations of kernel and bias of fc1 and fc2."""
+    """Return the parameters of all blocks; `first` and `second` have the deviations of kernel and bias of fc1, fc2."""
     width, starts = tower.width, {}
     for block in range(tower.depth):
         name = f"{model}.encoder.layers.{block}"

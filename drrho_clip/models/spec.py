@@ -290,8 +290,9 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
     -------
     dict of str to ndarray
         float64 arrays by name. Kernels that a ReLU follows have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
-        all others 1 / inputs; `hf_parameters` has other rules for Hugging Face models. In the transformer, the last kernel of each attention and of each feed-forward is divided
-        by sqrt(2 depth), so that the variance of the sum over all blocks does not grow with the depth.
+        all others 1 / inputs. In the transformer, the last kernel of each attention and of each feed-forward is divided
+        by sqrt(2 depth), so that the variance of the sum over all blocks does not grow with the depth. Hugging Face
+        models have the rules of `hf_parameters`.
 
     Raises
     ------

@@ -108,9 +108,9 @@ def normalise(
     its bound. The solvers compute the surplus as a mean of the exponents e plus the two terms. The surplus is tiny if
     the weights are nearly uniform, or if a few losses lie close together and far above all other losses. In both cases
     the weights depend on the last digits of the surplus. Therefore both logarithms are taken relative to uniform
-    weights on the m losses with a large exponent: the terms are ``-log(sum exp(e) / m)`` and
-    ``-log((1 + growth) m / n)``. The caller has to subtract the mean exponent of these m losses from all exponents.
-    Then a tiny surplus is a sum of tiny terms, and no digits are lost.
+    weights on the m losses whose exponent is large (see `large_exponent`): the terms are ``-log(sum exp(e) / m)`` and
+    ``-log((1 + growth) m / n)``. The caller has subtracted the mean exponent of these m losses from all exponents, and
+    e denotes the result. Then a tiny surplus is a sum of tiny terms, and no digits are lost.
 
     Parameters
     ----------

@@ -125,7 +125,8 @@ class GlobalTemperature:
 
     Notes
     -----
-    See `update_global_temperature`. A fixed temperature needs no class: pass the number to `contrastive_step`.
+    See `update_global_temperature`. If the temperature is fixed, your own loop can pass the number to
+    `contrastive_step`; `FixedTemperature` is for loops that use the interface `Temperature`.
 
     Examples
     --------

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.hf_directories import SIDE, config_file, image_processor_file, tokenizer_files
 
-from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
+from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor, read_model_config
 from drrho_clip.errors import BadInput
+from helpers.hf_directories import SIDE, config_file, image_processor_file, tokenizer_files
 
 CAPTIONS = [
     "a red circle",
@@ -100,7 +100,7 @@ def test_an_image_processor_that_cannot_be_followed_is_refused(
 
 def test_a_damaged_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="must be the directory of a Hugging Face model"):
-        HuggingFaceTokenizer.read(tmp_path / "missing") if (tmp_path / "missing").exists() else _read_config(tmp_path)
+        read_model_config(tmp_path / "missing")
     config_file(tmp_path, "clip")
     with pytest.raises(BadInput, match=r"must hold tokenizer\.json"):
         HuggingFaceTokenizer.read(tmp_path)
@@ -110,9 +110,3 @@ def test_a_damaged_directory_is_refused(tmp_path: Path) -> None:
     config_file(tmp_path, "bert")
     with pytest.raises(BadInput, match="model_type must be clip or siglip, got 'bert'"):
         HuggingFaceTokenizer.read(tmp_path)
-
-
-def _read_config(folder: Path) -> None:
-    from drrho_clip.data.hf_preprocessing import read_model_config
-
-    read_model_config(folder / "missing")
