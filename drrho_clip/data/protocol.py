@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from drrho_clip.errors import BadInput
+
 __all__ = [
     "DataSplits",
     "Dataset",
@@ -17,6 +19,7 @@ __all__ = [
     "Sample",
     "Tokenizer",
     "UInt8",
+    "UnreadableImage",
     "ZeroShot",
     "captions_of",
     "first_rows",
@@ -69,6 +72,10 @@ class ImageReading(Protocol):
     def normalise(self, images: UInt8, /) -> npt.NDArray[np.float32]:
         """Return bytes as the numbers that the model reads."""
         ...
+
+
+class UnreadableImage(BadInput):
+    """The image of a pair cannot be decoded; training may take another pair in its place."""
 
 
 class Sample(NamedTuple):
