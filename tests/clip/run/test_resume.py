@@ -16,6 +16,7 @@ import pytest
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
+from drrho_clip.options import setting_of
 
 # A training run that kills itself with SIGKILL at a chosen moment: no exit handler, no flush, as power loss would.
 DRIVER = """
