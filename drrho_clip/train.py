@@ -92,9 +92,7 @@ def train(
     if resume:
         return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
     refuse_existing(folder)
-    for name in ("reference", "init"):
-        if getattr(config, name) is not None:
-            open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
+    check_other_runs(config, allow_unfinished=allow_unfinished)
     splits = open_splits(config) if splits is None else splits
     source = None if config.init is None else open_run(config.init)
     run = describe_run(folder, config, splits.train, tokenizer=None if source is None else source.tokenizer)
@@ -124,6 +122,13 @@ def train(
             if not quiet:
                 print_caption_warnings(run.tokenizer, splits, tokenizer)
             return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def check_other_runs(config: TrainConfig, *, allow_unfinished: bool = False) -> None:
+    """Raise BadInput unless the runs that the settings name, if any, can be opened and are finished or allowed."""
+    for name in ("reference", "init"):
+        if getattr(config, name) is not None:
+            open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
 
 
 def _resume(
