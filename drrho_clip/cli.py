@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.evaluate import Evaluate
+from drrho_clip.commands.export import Export
+from drrho_clip.commands.index import Index
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
 from drrho_clip.commands.suspects import Suspects
@@ -27,11 +29,13 @@ from drrho_clip.terminal.guard import Command, guarded
 # The help lists the commands in this order.
 COMMANDS: dict[str, type] = {
     "demo": Demo,
+    "index": Index,
     "train": Train,
     "evaluate": Evaluate,
     "suspects": Suspects,
     "search": Search,
     "report": Report,
+    "export": Export,
     "verify": Verify,
     "vectors": Vectors,
     "bench": Bench,

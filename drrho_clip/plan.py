@@ -10,9 +10,9 @@ from drrho_clip.data import DataSplits, batches
 from drrho_clip.memory import MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec
-from drrho_clip.run import describe_run, open_run
-from drrho_clip.run.resume import parameters_to_start_from
+from drrho_clip.run import open_run
 from drrho_clip.terminal.printing import print_cells, say
+from drrho_clip.train import described
 
 __all__ = ["Plan", "plan_run", "print_plan"]
 
@@ -64,14 +64,10 @@ def plan_run(config: TrainConfig, splits: DataSplits, *, share_left_out: float =
     Raises
     ------
     BadInput
-        If the batch is larger than the data, or if the run of `reference` or `init` does not fit.
+        If the batch is larger than the data, or if the model of `model`, `init` or `reference` does not fit.
     """
-    source = None if config.init is None else open_run(config.init)
-    tokenizer = None if source is None else source.tokenizer
-    # A description of a run is not written before `Run.write`, so the folder's name does not matter here.
-    spec = describe_run(Path(), config, splits.train, tokenizer=tokenizer).spec
-    if source is not None:
-        parameters_to_start_from(source, spec)
+    # A description of a run is not written before `Run.write`, so the name of the folder does not matter here.
+    spec = described(Path(), config, splits).run.spec
     features = None
     if METHODS[config.method].needs_reference and config.reference is not None:
         features = open_run(config.reference).spec.feature_dim

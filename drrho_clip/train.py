@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.caption_check import print_caption_warnings
 from drrho_clip.data.splits import open_splits
 from drrho_clip.evaluate import evaluate
+from drrho_clip.exchange.chosen_model import check_model, choose_model
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
@@ -93,11 +98,9 @@ def train(
         return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
     refuse_existing(folder)
     check_other_runs(config, allow_unfinished=allow_unfinished)
+    check_model(config, backend)
     splits = open_splits(config) if splits is None else splits
-    source = None if config.init is None else open_run(config.init)
-    run = describe_run(folder, config, splits.train, tokenizer=None if source is None else source.tokenizer)
-    run = describe_data(run, splits)
-    start = None if source is None else parameters_to_start_from(source, run.spec)
+    run, source, start = described(folder, config, splits)
     reference = None if config.reference is None else open_run(config.reference)
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
     trials = []
@@ -129,6 +132,36 @@ def check_other_runs(config: TrainConfig, *, allow_unfinished: bool = False) -> 
     for name in ("reference", "init"):
         if getattr(config, name) is not None:
             open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
+
+
+class Described(NamedTuple):
+    """A new run that is not written yet, the run of the setting `init`, and the parameters to start from, if any."""
+
+    run: Run
+    source: Run | None
+    start: Mapping[str, np.ndarray] | None
+
+
+def described(folder: Path, config: TrainConfig, splits: DataSplits) -> Described:
+    """Describe a new run with settings and data: encoders, tokenizer and parameters; no file is written.
+
+    Raises
+    ------
+    BadInput
+        If the model of the settings `model` or `init` cannot be used.
+    """
+    source = None if config.init is None else open_run(config.init)
+    chosen = choose_model(config)
+    start = None if chosen is None else chosen.start
+    given: dict[str, Any] = {} if chosen is None else {"tokenizer": chosen.tokenizer, "spec": chosen.spec}
+    if source is not None:
+        # A run that starts from a Hugging Face model of another run has the encoders of that run.
+        given = {"tokenizer": source.tokenizer, "spec": source.spec if source.spec.hf_config else None}
+    run = describe_run(folder, config, splits.train, **given)
+    run = describe_data(run, splits)
+    if source is not None:
+        start = parameters_to_start_from(source, run.spec)
+    return Described(run, source, start)
 
 
 def _resume(

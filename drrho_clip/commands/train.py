@@ -19,6 +19,9 @@ from drrho_clip.table_defaults import defaults_for
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
+# The settings of the encoders that a model of the setting `model` has itself.
+_SIZES = ("architecture", "image_size", "resize", "feature_dim", "width", "depth")
+
 
 @dataclass(frozen=True)
 class Train:
@@ -63,8 +66,12 @@ class Train:
     @functools.cached_property
     def named(self) -> Mapping[str, Any]:
         """The settings that the user has named, in the file or on the command line."""
+        settings = {} if self.config is None else read_settings(self.config)
+        # The config.json of a run with a model also has sizes, which that run has ignored.
+        if settings.get("model") is not None and self.config is not None and self.config.suffix == ".json":
+            settings = {name: value for name, value in settings.items() if name not in _SIZES}
         # The command line comes first, so that a file can serve several runs that differ in a few settings.
-        return {**({} if self.config is None else read_settings(self.config)), **self.settings}
+        return {**settings, **self.settings}
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
@@ -116,6 +123,7 @@ class Train:
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
         from drrho_clip.data.splits import open_splits
+        from drrho_clip.exchange.chosen_model import check_model
         from drrho_clip.run import refuse_existing
 
         # All other checks come before the data are read, because reading the data may take long.
@@ -124,6 +132,12 @@ class Train:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))
         backend = build_backend(config.backend, self.device, config.dtype)
+        check_model(config, backend)
+        if config.model is not None:
+            # The model has sizes of its own, so another size would be ignored silently.
+            for name in _SIZES:
+                if name in self.named:
+                    raise BadInput(f"{name} must be left out with model, which has it, got {self.named[name]!r}")
         # The default architecture depends on the backend; some defaults depend on the size of the table.
         if "architecture" not in self.named:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
