@@ -31,6 +31,9 @@ SEED = at_least(0, most=2**63 - 1)
 
 # Larger values would exhaust the memory long before the first step.
 _SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(1, most=LARGEST_DEPTH)
+FULL = "float32"
+"""The precision of a run whose encoders compute in the dtype of the run."""
+
 AUTO = "auto"
 """The value of a setting whose number the run chooses itself."""
 
@@ -207,6 +210,28 @@ class TrainConfig:
     weight_decay: float = setting(
         0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."
     )
+    clip_norm: float = setting(
+        0.0, rule=_NOT_NEGATIVE, later=True, help="Largest norm of the gradient of all parameters; 0: no clipping."
+    )
+    ema: float = setting(
+        0.0,
+        rule=number("in [0, 1)", lambda value: 0 <= value < 1),
+        later=True,
+        help="Weight of the old value in a moving average of the parameters, such as 0.999. The average is evaluated "
+        "and exported; 0: no average.",
+    )
+    micro_batch: int = setting(
+        0,
+        rule=at_least(0),
+        later=True,
+        help="Samples whose activations are in memory at a time; the results are those of the whole batch. 0: all.",
+    )
+    precision: str = setting(
+        FULL,
+        rule=choice(FULL, "bf16", "fp16"),
+        later=True,
+        help="Number type in which the encoders compute; parameters, optimiser and loss stay in float32.",
+    )
     # Temperature.
     temperature: float = setting(
         None,
@@ -290,6 +315,14 @@ class TrainConfig:
         later=True,
         help="Logarithm of the step size alpha of scent: the larger, the closer gamma is to 1.",
     )
+    super_batch: int = setting(
+        None,
+        rule=at_least(1, most=1000),
+        later=True,
+        shown=defaults_in_words("super_batch"),
+        help="Batches from which rho, jest and jest-topk choose one batch.",
+    )
+    jest_chunks: int = setting(16, rule=at_least(1), later=True, help="Parts in which jest and jest-topk choose.")
     bias: float = setting(-10.0, rule=_FINITE, later=True, help="Start value of the learned bias of siglip.")
     distillation_weight: float = setting(
         1.0, rule=_NOT_NEGATIVE, later=True, help="Weight of the distillation loss in the methods distill:METHOD."
@@ -360,6 +393,7 @@ class TrainConfig:
         self._check_reference()
         self._check_model()
         self._check_temperature()
+        self._check_step()
 
     def _check_data(self) -> None:
         """Raise BadInput if a separate table is given for data that have a validation part of their own."""
@@ -411,6 +445,15 @@ class TrainConfig:
                 f"radius must be > 0 if {self.method} learns the temperature, because at 0 the temperature only rises, "
                 f"got {self.radius}"
             )
+
+    def _check_step(self) -> None:
+        """Raise BadInput unless selection and precision fit the method and the dtype."""
+        selects = METHODS[self.method].select is not None
+        if selects != (self.super_batch > 1):
+            rule = "at least 2" if selects else "1"
+            raise BadInput(f"super_batch must be {rule} for method {self.method}, got {self.super_batch}")
+        if self.precision != FULL and self.dtype != FULL:
+            raise BadInput(f"precision must be {FULL} if dtype is {self.dtype}, got {self.precision!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as a dictionary of numbers, strings and None."""

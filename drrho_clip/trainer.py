@@ -20,7 +20,9 @@ from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
+from drrho_clip.micro_batches import MicroBatches
 from drrho_clip.models import initial_parameters
+from drrho_clip.precision import in_precision
 from drrho_clip.reference import measure_shares
 from drrho_clip.reference.guidance import Guidance, open_guidance
 from drrho_clip.reference.memorisation import serves_better
@@ -29,8 +31,10 @@ from drrho_clip.run.checkpoint_state import check_state
 from drrho_clip.run.divergence import Watch, all_finite
 from drrho_clip.run.kept_states import KeptStates
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
-from drrho_clip.step import StepBatch, StepResult, StepState, build_step, initial_scalars, with_scalars
+from drrho_clip.selection import gumbel_noise
+from drrho_clip.step import StepBatch, StepResult, build_step
 from drrho_clip.terminal.progress import Reporter
+from drrho_clip.update import StepState, initial_state
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
@@ -92,7 +96,8 @@ class Trainer:
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
         self._anchor_weight = None if choice is None else choice.anchor_weight
-        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
+        self._drawn = config.batch_size * config.super_batch  # pairs of which a step chooses its batch
+        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), self._drawn, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
         self._saved = 0  # the step of the last checkpoint
@@ -102,12 +107,14 @@ class Trainer:
         # Every backend starts from the same parameters, which NumPy draws.
         model = build_model(backend, run.spec)
         start = initial_parameters(run.spec, seed=config.seed) if start is None else start
-        parameters = {name: backend.asarray(array) for name, array in start.items()}
         optimizer = backend.adamw(weight_decay=config.weight_decay)
-        scalars = {name: backend.asarray(np.asarray(value)) for name, value in initial_scalars(config).items()}
-        self.state = StepState(parameters, optimizer.init(with_scalars(parameters, scalars)), scalars)
-        self._step = build_step(backend, model, optimizer, config)
-        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.image_reading)
+        self.state = initial_state(backend, optimizer, config, start)
+        model = in_precision(backend, model, config.precision)
+        in_parts = MicroBatches(model, config.micro_batch, backend.xp) if config.micro_batch else model
+        self._step = build_step(backend, in_parts, optimizer, config)
+        self._encoder = Encoder(
+            backend, model, self.state.evaluated, run.spec, run.tokenizer, resize_mode=run.image_reading
+        )
         self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
         # A temperature that the optimiser learns is a scalar of the loss, and this object is not used.
         self.temperature: Temperature = make_temperature(
@@ -141,7 +148,7 @@ class Trainer:
     @property
     def encoder(self) -> Encoder:
         """The model with the current parameters."""
-        self._encoder.use(self.state.parameters)
+        self._encoder.use(self.state.evaluated)
         return self._encoder
 
     @property
@@ -233,7 +240,7 @@ class Trainer:
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
         for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
             stream = self.source.epoch(
-                config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
+                self._drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
             )
             for batch in stream:
                 yield epoch, batch
@@ -279,6 +286,7 @@ class Trainer:
             temperature=temperature,
             anchor_weight=None if self._anchor_weight is None else backend.asarray(self._anchor_weight[rows]),
             pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
+            gumbel=backend.asarray(gumbel_noise(config, self.done)) if METHODS[config.method].draws_noise else None,
         )
         # 3. Features, loss, gradient and update of the parameters.
         result = self._stepped(batch, inputs)
@@ -387,10 +395,14 @@ class Trainer:
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""
         return {
-            "parameters": self.state.parameters,
+            "parameters": self.state.evaluated,
             "optimizer": self.state.optimizer,
             "temperature": self.temperature.state_dict(),
             "scalars": self.state.scalars,
+            "loss_scale": self.state.loss_scale,
+            # Every reader of a run takes `parameters`. With a moving average these are the average, and the parameters
+            # that the optimiser updates have a group of their own.
+            "trained": self.state.parameters if self.state.average else {},
         }
 
     def load(self) -> None:
@@ -422,7 +434,9 @@ class Trainer:
         except (TypeError, ValueError) as error:
             raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
         self.estimator.load_state_dict(part(arrays, "estimator"))
-        self.state = StepState(loaded["parameters"], loaded["optimizer"], loaded["scalars"])
+        average = loaded["parameters"] if loaded["trained"] else {}
+        parameters = loaded["trained"] or loaded["parameters"]
+        self.state = StepState(parameters, loaded["optimizer"], loaded["scalars"], average, loaded["loss_scale"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
         self._saved = self.done
         # A run that was stopped goes on if it has got more epochs since.
