@@ -1,0 +1,11 @@
+"""Models that turn images and captions into features: runs, models of other programs, and caches of features."""
+
+from __future__ import annotations
+
+from drrho_clip.encoders.cached import CachedEncoder
+from drrho_clip.encoders.fixed import FixedFeatures
+from drrho_clip.encoders.foreign import ForeignEncoder
+from drrho_clip.encoders.opening import check_model, is_run, open_model
+from drrho_clip.encoders.protocol import PairEncoder
+
+__all__ = ["CachedEncoder", "FixedFeatures", "ForeignEncoder", "PairEncoder", "check_model", "is_run", "open_model"]
