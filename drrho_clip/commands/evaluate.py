@@ -158,6 +158,6 @@ class Evaluate:
         # Only the data of the run itself are split; of another table all pairs are evaluated.
         if self.split is not None:
             raise BadInput(f"split must be left out with --data FILE, which is measured whole, got {self.split}")
-        unseen = unseen_pairs(run, open_table(self.data, run.config))
+        unseen = unseen_pairs(open_table(self.data, run.config), run)
         say(unseen.sentence)
         return unseen.pairs, {"num_left_out": unseen.num_left_out}

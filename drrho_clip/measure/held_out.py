@@ -118,28 +118,37 @@ class Unseen(NamedTuple):
     sentence: str
 
 
-def unseen_pairs(run: Run, table: PairsDataset) -> Unseen:
-    """Leave out the pairs whose images the run was trained on or validated with.
+def unseen_pairs(table: PairsDataset, *runs: Run) -> Unseen:
+    """Leave out the pairs whose images one of the runs was trained on or validated with.
 
     Raises
     ------
     BadInput
-        If fewer than 2 images are left, or if the file of the run is damaged.
+        If fewer than 2 images are left, or if a file of a run is damaged.
     """
-    known = known_images(run)
-    if known is None:
-        place = f"{run.training_images.name} is missing in {run.folder}"
-        return Unseen(table, 0, f"{place}, so pairs that the run was trained on cannot be recognised")
-    seen = shows_known_image(table, known)
+    known = {run.folder: known_images(run) for run in runs}
+    missing = [str(folder) for folder, digests in known.items() if digests is None]
+    sentences = []
+    if missing:
+        file = runs[0].training_images.name
+        sentences.append(f"{file} is missing in {', '.join(missing)}, so training pairs cannot be recognised there")
+    digests = [array for array in known.values() if array is not None]
+    if not digests:
+        return Unseen(table, 0, sentences[0])
+    seen = shows_known_image(table, np.concatenate(digests))
     count, total = int(seen.sum()), len(table)
+    subject = "the run was" if len(runs) == 1 else "the runs were"
     if count == 0:
-        return Unseen(table, 0, f"none of the {total:,} pairs shows an image that the run was trained on")
+        sentences.append(f"none of the {total:,} pairs shows an image that {subject} trained on")
+        return Unseen(table, 0, "; ".join(sentences))
     left = np.flatnonzero(~seen)
     images = len(np.unique(table.image_ids[left]))
     if images < 2:
         raise BadInput(
-            f"data must have at least 2 images that the run was not trained on, got {images} "
-            f"({count:,} of {total:,} pairs show images that the run was trained on or validated with)"
+            f"data must have at least 2 images that {subject} not trained on, got {images} "
+            f"({count:,} of {total:,} pairs show images that {subject} trained on or validated with)"
         )
-    sentence = f"{count:,} of {total:,} pairs show images that the run was trained on or validated with; "
-    return Unseen(table.subset(left), count, sentence + "they are left out")
+    sentences.append(
+        f"{count:,} of {total:,} pairs show images that {subject} trained on or validated with; they are left out"
+    )
+    return Unseen(table.subset(left), count, "; ".join(sentences))

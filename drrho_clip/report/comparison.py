@@ -140,15 +140,16 @@ def _group(group: HeldOut, gallery: Sequence[GalleryRow], number: int, count: in
     several = sum(shown.finished for shown in group.runs) > 1
     rows = []
     for shown in group.runs:
-        cells = [
+        cells: list[dict[str, Any]] = [
             {
                 "text": tenths(shown.metrics.get(name, math.nan)),
+                "error": _error(shown) if name == "retrieval_r1" else "",
                 "best": several and comparable and round(shown.metrics.get(name, math.nan), 3) == best[name],
             }
             for name in columns
         ]
-        cells += [{"text": _whole(shown.metrics.get(name)), "best": False} for name in counts]
-        cells += [{"text": _whole(value), "best": False} for value in (shown.samples_seen, shown.seconds)]
+        cells += [{"text": _whole(shown.metrics.get(name)), "error": "", "best": False} for name in counts]
+        cells += [{"text": _whole(value), "error": "", "best": False} for value in (shown.samples_seen, shown.seconds)]
         note = label(shown.run.config.method) + ("" if shown.finished else f" · {shown.status}")
         rows.append({"name": shown.name, "kind": shown.kind, "note": note, "cells": cells})
     names = {shown.name: {"name": shown.name, "kind": shown.kind} for shown in group.runs}
@@ -163,6 +164,13 @@ def _group(group: HeldOut, gallery: Sequence[GalleryRow], number: int, count: in
         "gallery": list(gallery),
         "gallery_names": names,
     }
+
+
+def _error(shown: ShownRun) -> str:
+    """Return the standard error of R@1 in per cent, or an empty text if it is not known."""
+    error = shown.metrics.get("retrieval_r1_standard_error", math.nan)
+    # The estimate is 0 if R@1 stays the same without any single image, and then says nothing about the error.
+    return tenths(error) if error > 0 else ""
 
 
 def _figures(group: HeldOut, number: int) -> list[dict[str, Any]]:

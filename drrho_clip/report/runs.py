@@ -39,7 +39,7 @@ class ShownRun:
     run : Run
         Folder and settings.
     metrics : mapping of str to float
-        The figures of results.json; empty for an unfinished run.
+        The figures of results.json, or those that were measured on other data; empty for an unfinished run.
     samples_seen, seconds : float
         The numbers of results.json; nan for an unfinished run.
     status : str
@@ -133,11 +133,11 @@ def read_result(path: Path) -> tuple[dict[str, float], float, float]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         row = rows[0]
-        metrics = {str(name): _number(value) for name, value in row["metrics"].items()}
+        metrics = {str(name): value for name, value in row["metrics"].items()}
         samples_seen, seconds = float(row["samples_seen"]), float(row["seconds"])
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} must be the results of a run, got a damaged file ({type(error).__name__})") from None
-    metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    metrics = {name: value for name, value in metrics.items() if not math.isnan(_number(value))}
     if len(rows) != 1 or not metrics:
         raise BadInput(f"{path} must be the results of a run, got {len(rows)} rows and {len(metrics)} figures")
     return metrics, samples_seen, seconds

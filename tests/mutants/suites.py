@@ -36,7 +36,7 @@ A test that fails kills a mutant and ends its run, so files that kill many mutan
 """
 
 LATER: dict[str, tuple[str, ...]] = {
-    "contrastive": ("test_facts.py", "test_extreme_values.py", "test_precision.py"),
+    "contrastive": ("test_facts.py", "test_extreme_values.py", "test_precision.py", "test_float32_range.py"),
     "ambiguity": ("test_extreme_values.py", "test_ambiguity_proof.py"),
 }
 """Files that run only against mutants that survive the first pass, because these tests take longer than all others."""

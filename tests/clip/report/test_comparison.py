@@ -13,9 +13,14 @@ import pytest
 
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
+from drrho_clip.data import read_pairs
+from drrho_clip.encode import Encoder
+from drrho_clip.evaluate import evaluate
+from drrho_clip.measure.held_out import unseen_pairs
 from drrho_clip.report.runs import grouped, open_runs
 from drrho_clip.run import open_run
 from drrho_clip.train import train
+from drrho_core.backend import get_backend
 from helpers.pages import HOSTILE, Reader, write_table
 
 RUNS = ("a", "b", "stopped", "elsewhere")
@@ -48,15 +53,88 @@ def test_figures_are_those_of_the_results(home: Path, tmp_path: Path) -> None:
     rows = dict(re.findall("<bdi>([ab])</bdi><small>.*?</small></th>(.*?)</tr>", page))
     for name, row in rows.items():
         metrics = json.loads((home / name / "results.json").read_text())[0]["metrics"]
-        cells = re.findall("<td>(?:<strong>)?(.*?)(?:</strong>)?</td>", row)
-        shares = ("retrieval_r1", "retrieval_r5", "retrieval_r10")
-        assert cells[:3] == [f"{100 * metrics[share]:.1f}" for share in shares]
+        cells = re.findall("<td>(?:<strong>)?(.*?)(?:</strong>)?(?: <small>.*?</small>)?</td>", row)
+        shares = ("retrieval_r1", "retrieval_r5", "retrieval_r10", "retrieval_r1_full")
+        assert cells[:4] == [f"{100 * metrics[share]:.1f}" for share in shares]
+        error = metrics["retrieval_r1_standard_error"]
+        assert re.findall("<small>± (.*?)</small>", row) == ([f"{100 * error:.1f}"] if error > 0 else [])
         assert f"{metrics['num_pairs']:,}" in cells
         assert f"{metrics['gallery_size']:,}" in cells
     assert set(rows) == {"a", "b"}
     r1 = {name: json.loads((home / name / "results.json").read_text())[0]["metrics"]["retrieval_r1"] for name in "ab"}
     leaders = [name for name in "ab" if r1[name] == max(r1.values())]
     assert f"{' and '.join(leaders)} put{'s' if len(leaders) == 1 else ''} the right partner first in" in page
+
+
+def test_the_standard_error_and_the_full_gallery_are_explained(home: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(home / name, tmp_path / name)
+        rows = json.loads((tmp_path / name / "results.json").read_text())
+        # An error of 0 is not known; see `Retrieval`.
+        rows[0]["metrics"]["retrieval_r1_standard_error"] = 0.0374 if name == "a" else 0.0
+        (tmp_path / name / "results.json").write_text(json.dumps(rows))
+    page = report(tmp_path, "a", "b", out=tmp_path / "r.html")
+    assert re.findall("<small>± (.*?)</small>", page) == ["3.7"]
+    assert "The number after ± is the standard error of R@1" in page
+    assert "“R@1, all pairs” searches among all held-out images at once" in page
+
+
+def test_json_has_the_figures_of_every_run(home: Path, tmp_path: Path) -> None:
+    folders = [str(home / name) for name in ("a", "stopped", "b")]
+    assert main(["report", *folders, "--out", str(tmp_path / "r.html"), "--json", str(tmp_path / "r.json")]) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert [row["run"] for row in rows] == folders
+    for row in rows:
+        results = Path(row["run"]) / "results.json"
+        expected = json.loads(results.read_text())[0] if results.exists() else {"metrics": {}}
+        assert row["metrics"] == expected["metrics"]
+    assert [row["status"].split(",")[0] for row in rows] == ["finished", "unfinished", "finished"]
+    # A row has the entries of `drrho evaluate --json`, and two more.
+    assert main(["evaluate", folders[0], "--json", str(tmp_path / "e.json")]) == 0
+    (evaluated,) = json.loads((tmp_path / "e.json").read_text())
+    assert rows[0] == evaluated | {"run": folders[0], "status": "finished"}
+
+
+def test_another_table_is_measured_on_pairs_that_no_run_has_seen(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The first 40 pictures are those of the runs a and b, the first 30 those of the run elsewhere.
+    table = write_table(tmp_path / "more", 60)
+    folders = [str(home / name) for name in ("a", "stopped", "elsewhere")]
+    command = ["report", *folders, "--data", str(table), "--json", str(tmp_path / "r.json")]
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "r.html")]) == 0
+    out = capsys.readouterr().out
+    left_out = re.search(r"(\d+) of 60 pairs show images that the runs were trained on or validated with", out)
+    assert left_out is not None
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert [row["metrics"].get("num_pairs_full") for row in rows] == [
+        60 - int(left_out[1]),
+        None,
+        60 - int(left_out[1]),
+    ]
+    assert 20 <= 60 - int(left_out[1]) < 40
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert left_out[0] in page
+    assert "right partner first in <strong" in page  # the runs have other test pairs of their own, but not here
+    assert f"--data {table}" in page
+    assert page.count("What each run finds") == 1
+    # The figures are those of the table without these pairs.
+    unseen = unseen_pairs(read_pairs(table), *(open_run(folder) for folder in folders)).pairs
+    encoder = Encoder.load(open_run(folders[0]), get_backend("numpy", dtype="float32"))
+    assert rows[0]["metrics"] == evaluate(encoder, unseen)
+
+
+def test_built_in_data_are_measured_on_their_test_pairs(home: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data="digits:reference", method="clip", backend="numpy", architecture="mlp", epochs=1, width=4, feature_dim=8
+    )
+    train(config, tmp_path / "run", quiet=True)
+    command = ["--data", "digits", "--json", str(tmp_path / "r.json"), "--out", str(tmp_path / "r.html")]
+    assert main(["report", str(tmp_path / "run"), *command]) == 0
+    (row,) = json.loads((tmp_path / "r.json").read_text())
+    own = json.loads((tmp_path / "run" / "results.json").read_text())[0]
+    assert (row["dataset"], row["metrics"]) == ("digits", own["metrics"])
 
 
 def test_settings_that_differ_are_listed_and_no_others(home: Path, tmp_path: Path) -> None:
@@ -192,6 +270,13 @@ def test_damaged_results_are_one_line_and_nothing_is_written(
         (["a", "--out", "results.json"], "out must be a file that ends in .html, got results.json"),
         (["a"], "--out"),
         (["--out", "r.html"], "RUN"),
+        (["a", "--out", "r.html", "--json", "r.html"], "json must be a file of its own, got r.html"),
+        (["a", "--out", "r.html", "--json", "a"], "json must be a file that can be written, got a, which is a folder"),
+        (["a", "--out", "r.html", "--data", "nowhere.csv"], "nowhere.csv"),
+        (
+            ["a", "--out", "r.html", "--json", "data/pairs.csv", "--data", "data/pairs.csv"],
+            "json must be a file of its own",
+        ),
     ],
 )
 def test_bad_usage_is_one_line(
