@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
+from drrho_clip.commands.encode import Encode
 from drrho_clip.commands.evaluate import Evaluate
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
@@ -28,6 +29,7 @@ from drrho_clip.terminal.guard import Command, guarded
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "train": Train,
+    "encode": Encode,
     "evaluate": Evaluate,
     "suspects": Suspects,
     "search": Search,

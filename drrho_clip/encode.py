@@ -13,6 +13,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import digest
 from drrho_clip.models import ModelSpec
 from drrho_clip.run import Run
+from drrho_clip.run.temperature_figures import temperature_of
 from drrho_core.backend import Backend, Model, Parameters
 
 
@@ -97,7 +98,7 @@ class Encoder:
             run.tokenizer,
             resize_mode=run.config.resize,
             name=str(run.folder),
-            temperature=run.config.temperature,
+            temperature=temperature_of(run, state),
         )
 
     @property

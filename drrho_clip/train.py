@@ -14,6 +14,7 @@ from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.caption_check import print_caption_warnings
 from drrho_clip.data.splits import open_splits
+from drrho_clip.encoders import check_model, is_run
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
@@ -92,15 +93,18 @@ def train(
     if resume:
         return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
     refuse_existing(folder)
-    for name in ("reference", "init"):
-        if getattr(config, name) is not None:
-            open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
+    if config.reference is not None:
+        check_model(config.reference, "reference")
+    reference_run = config.reference if config.reference is not None and is_run(config.reference) else None
+    for name, place in (("reference", reference_run), ("init", config.init)):
+        if place is not None:
+            open_finished_run(place, name, allow_unfinished=allow_unfinished)
     splits = open_splits(config) if splits is None else splits
     source = None if config.init is None else open_run(config.init)
     run = describe_run(folder, config, splits.train, tokenizer=None if source is None else source.tokenizer)
     run = describe_data(run, splits)
     start = None if source is None else parameters_to_start_from(source, run.spec)
-    reference = None if config.reference is None else open_run(config.reference)
+    reference = None if reference_run is None else open_run(reference_run)
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
     trials = []
     if config.learning_rate == AUTO:

@@ -43,7 +43,7 @@ def text_ids(captions: Iterable[str]) -> UInt8:
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, DIGEST_SIZE)
 
 
-def find_ids(wanted: UInt8, known: UInt8) -> Int64:
+def find_ids(ids: UInt8, known: UInt8) -> Int64:
     """Return, for each of m ids, the first position in `known`, shape (n, w), that has this id; -1 if there is none.
 
     Examples
@@ -51,12 +51,12 @@ def find_ids(wanted: UInt8, known: UInt8) -> Int64:
     >>> find_ids(np.array([[7, 7], [1, 2]], np.uint8), np.array([[1, 2], [7, 7], [1, 2]], np.uint8)).tolist()
     [1, 0]
     """
-    if wanted.shape[1:] != known.shape[1:]:
-        raise BadInput(f"ids must have {known.shape[1]} bytes, got {wanted.shape[1]}")
+    if ids.shape[1:] != known.shape[1:]:
+        raise BadInput(f"ids must have {known.shape[1]} bytes, got {ids.shape[1]}")
     # NumPy sorts and compares the bytes of an id as one value.
     kind = np.dtype((np.void, known.shape[1]))
     table = np.ascontiguousarray(known).view(kind).ravel()
-    keys = np.ascontiguousarray(wanted).view(kind).ravel()
+    keys = np.ascontiguousarray(ids).view(kind).ravel()
     # The sort is stable, so the first of equal ids stays the first.
     order = np.argsort(table, kind="stable")
     places = np.minimum(np.searchsorted(table, keys, sorter=order), max(len(table) - 1, 0))

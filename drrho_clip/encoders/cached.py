@@ -13,6 +13,7 @@ from drrho_clip.data.pair_ids import find_ids, text_ids
 from drrho_clip.encoders.protocol import Floats, joined
 from drrho_clip.errors import BadInput
 from drrho_clip.features.reading import ReferenceFeatures
+from drrho_clip.features.rows import CacheRows
 from drrho_clip.terminal.safe_text import brief
 
 __all__ = ["CachedEncoder"]
@@ -58,6 +59,10 @@ class CachedEncoder:
     def identity(self) -> dict[str, Any]:
         """Return the identity of the encoded model."""
         return dict(self._features.manifest.model)
+
+    def rows_of(self, dataset: Dataset) -> CacheRows:
+        """Return the features of all pairs, which stay on the disk until they are read."""
+        return CacheRows(self._features, self._features.rows_of(dataset))
 
     def batches_of(
         self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,6 +123,10 @@ class Manifest:
         for checksums in self.checksums:
             if set(checksums) != {"image", "text", "ids"}:
                 raise BadInput(f"a block must have the checksums of image, text and ids, got {brief(checksums)}")
+
+    def like(self, model: Mapping[str, Any], data: Mapping[str, Any]) -> Manifest:
+        """Return a manifest with the same sizes for another model and other data."""
+        return replace(self, model=dict(model), data=dict(data))
 
     def difference(self, other: Manifest) -> str | None:
         """Return what differs between two encodings, in words, or None if they are the same encoding.

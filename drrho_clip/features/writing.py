@@ -38,8 +38,7 @@ def encode_pairs(
     data_name: str | None = None,
     dtype: str = "float32",
     batch_size: int = 256,
-    on_start: Callable[[int], None] | None = None,
-    after_block: Callable[[int], None] | None = None,
+    after_rows: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Encode all pairs of a data set, and write the features into a cache.
 
@@ -58,10 +57,8 @@ def encode_pairs(
         The dtype of the files. Features of float16 need half the space and are normalised again when they are read.
     batch_size : int
         Pairs that are encoded at a time, at least 1.
-    on_start : callable, optional
-        Called once with the number of rows that are there already.
-    after_block : callable, optional
-        Called after each block with the number of rows that are there.
+    after_rows : callable, optional
+        Called at the start and after each batch with the number of rows that are encoded.
 
     Returns
     -------
@@ -91,7 +88,7 @@ def encode_pairs(
         stored = _stored(folder, manifest)
         if stored is not None and stored.finished:
             return stored
-        return _write(stored or manifest, encoder, dataset, folder, batch_size, on_start, after_block)
+        return _write(stored or manifest, encoder, dataset, folder, batch_size, after_rows)
 
 
 def _stored(folder: Path, manifest: Manifest) -> Manifest | None:
@@ -118,8 +115,7 @@ def _write(
     dataset: Dataset,
     folder: Path,
     batch_size: int,
-    on_start: Callable[[int], None] | None,
-    after_block: Callable[[int], None] | None,
+    after_rows: Callable[[int], None] | None,
 ) -> Manifest:
     """Write the missing blocks, then the final manifest."""
     for name in FILES:
@@ -130,8 +126,8 @@ def _write(
     done = _finished_blocks(folder, manifest)
     blocks = manifest.blocks()
     first_row = blocks[len(done)][0] if len(done) < len(blocks) else manifest.num_pairs
-    if on_start is not None:
-        on_start(first_row)
+    if after_rows is not None:
+        after_rows(first_row)
     with contextlib.ExitStack() as stack:
         widths = {**dict(zip(SIDES, manifest.feature_dims, strict=True)), "ids": ids.shape[1]}
         files = {
@@ -141,7 +137,7 @@ def _write(
             for name, width in widths.items()
         }
         log = stack.enter_context((folder / "progress.jsonl").open("ab"))
-        rows = _by_block(encoder, dataset, manifest, first_row, batch_size)
+        rows = _by_block(encoder, dataset, manifest, first_row, batch_size, after_rows)
         for (start, stop), (image, text) in zip(blocks[len(done) :], rows, strict=True):
             columns = {"image": image, "text": text, "ids": ids[start:stop]}
             checksums = {name: _append(files[name], folder / f"{name}.npy", columns[name]) for name in files}
@@ -151,8 +147,6 @@ def _write(
                 log.flush()
                 os.fsync(log.fileno())
             done.append(checksums)
-            if after_block is not None:
-                after_block(stop)
     finished = replace(manifest, checksums=tuple(done), finished=True)
     finished.write(folder)
     (folder / "progress.jsonl").unlink(missing_ok=True)
@@ -214,7 +208,12 @@ def _append(file: BinaryIO, path: Path, rows: npt.NDArray[np.generic]) -> str:
 
 
 def _by_block(
-    encoder: PairEncoder, dataset: Dataset, manifest: Manifest, first_row: int, batch_size: int
+    encoder: PairEncoder,
+    dataset: Dataset,
+    manifest: Manifest,
+    first_row: int,
+    batch_size: int,
+    after_rows: Callable[[int], None] | None,
 ) -> Iterator[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]:
     """Yield the features of the blocks from `first_row` on, in the dtype of the cache."""
     if first_row == manifest.num_pairs:
@@ -224,6 +223,8 @@ def _by_block(
     for batch in encoder.batches_of(dataset, first_row=first_row, batch_size=min(batch_size, manifest.block_rows)):
         parts.append(batch)
         stop += len(batch[0])
+        if after_rows is not None:
+            after_rows(stop)
         while stop - start >= manifest.block_rows or (stop == manifest.num_pairs and stop > start):
             image, text = (np.concatenate(side) for side in zip(*parts, strict=True))
             end = min(manifest.block_rows, len(image))
