@@ -16,6 +16,7 @@ from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.encode import Encode
 from drrho_clip.commands.evaluate import Evaluate
+from drrho_clip.commands.index import Index
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
 from drrho_clip.commands.suspects import Suspects
@@ -28,6 +29,7 @@ from drrho_clip.terminal.guard import Command, guarded
 # The help lists the commands in this order.
 COMMANDS: dict[str, type] = {
     "demo": Demo,
+    "index": Index,
     "train": Train,
     "encode": Encode,
     "evaluate": Evaluate,

@@ -58,7 +58,9 @@ class TrainConfig:
         metavar="FILE|NAME",
         shown="none; required without --resume",
         help="A table of images and captions (CSV, TSV, JSON Lines or Parquet), a folder of images with text files "
-        "beside them, or a built-in data set: " + ", ".join(BUILT_IN_DATA) + ".",
+        "beside them, tar shards such as 'shards-{000..099}.tar', an index (drrho index), or a built-in data set: "
+        + ", ".join(BUILT_IN_DATA)
+        + ".",
     )
     validation: str | None = setting(
         None,

@@ -126,4 +126,4 @@ def print_trials(trials: Sequence[Trial]) -> None:
 def save_trials(run: Run, trials: Sequence[Trial]) -> None:
     """Write learning_rates.json into the folder of the run that uses the best rate."""
     rows = [trial._asdict() for trial in trials]
-    write_atomic(run.folder / "learning_rates.json", (json.dumps(rows, indent=1) + "\n").encode())
+    write_atomic(run.trials, (json.dumps(rows, indent=1) + "\n").encode())

@@ -12,10 +12,19 @@ from drrho_torch.backend import TorchBackend
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.loss import ContrastiveLoss
 from drrho_torch.micro_batching import micro_batches
+from drrho_torch.open_clip import OpenClipLoss
 from drrho_torch.products import onednn_products
 from drrho_torch.risk import drrho_risk
 
-__all__ = ["ContrastiveLoss", "HostEstimator", "TorchBackend", "drrho_risk", "micro_batches", "onednn_products"]
+__all__ = [
+    "ContrastiveLoss",
+    "HostEstimator",
+    "OpenClipLoss",
+    "TorchBackend",
+    "drrho_risk",
+    "micro_batches",
+    "onednn_products",
+]
 
 
 def _triton() -> Sweeps | str:

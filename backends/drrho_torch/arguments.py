@@ -28,20 +28,20 @@ def check_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch tensor (torch.as_tensor), got {full}")
 
 
-def check_world_size() -> None:
-    """Check that there is no other process, because the loss would lack the negatives of other processes.
+def check_world_size(*, gathered: bool) -> None:
+    """Check that no negatives are missing: there is no other process, or the caller has gathered all batches.
 
     Raises
     ------
     RuntimeError
-        If torch.distributed has more than one process.
+        If torch.distributed has more than one process and the batches are not gathered.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if not gathered and torch.distributed.is_available() and torch.distributed.is_initialized():
         world_size = torch.distributed.get_world_size()
         if world_size > 1:
             raise RuntimeError(
-                "world size must be 1, because ContrastiveLoss does not gather the batches of other processes yet, "
-                f"got {world_size}"
+                "world size must be 1, because ContrastiveLoss does not gather the batches of other processes yet "
+                f"(gather them and pass gathered=True, or use drrho_torch.OpenClipLoss), got {world_size}"
             )
 
 

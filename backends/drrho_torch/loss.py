@@ -84,8 +84,8 @@ class ContrastiveLoss(nn.Module):
     The state changes once per call in ``train()`` with gradients enabled. Activation checkpointing runs a part of the
     forward pass twice; keep this module outside of that part. A second training call with the same rows updates the
     estimates of these rows again, so a loop that accumulates gradients must call the loss once per batch, see
-    `drrho_torch.micro_batches`. In eager mode a call with the rows of the previous call warns once if no parameter has
-    changed in between and gamma is below 1.
+    `drrho_torch.micro_batches`, or pass ``update=False`` to all calls but one. In eager mode a call with the rows of
+    the previous call warns once if no parameter has changed in between and gamma is below 1.
 
     In ``eval()`` the loss depends on the batch only: gamma is 1 and every sample counts as never visited. The state is
     neither read nor written, so `sample_index` may number samples that are not in the table, such as those of a
@@ -93,7 +93,8 @@ class ContrastiveLoss(nn.Module):
 
     `torch.func.grad`, `vjp` and `jacrev` update the state as eager calls do. Under `torch.func.vmap` the module has to
     be in ``eval()``, or its buffers have to be mapped (`torch.func.functional_call` with one state per batch). Batches
-    of several processes are not gathered yet: a world size above 1 is an error.
+    of several processes are not gathered yet, so a world size above 1 is an error unless the caller has gathered the
+    batches and says `gathered=True`.
 
     Examples
     --------
@@ -218,6 +219,8 @@ class ContrastiveLoss(nn.Module):
         pair_mask: Tensor | None = None,
         anchor_weight: Tensor | tuple[Tensor, Tensor] | None = None,
         temperature: float | Tensor | tuple[Tensor, Tensor] | None = None,
+        gathered: bool = False,
+        update: bool = True,
     ) -> Tensor:
         """Return the loss of a batch, differentiable in features and temperature, and update the estimates.
 
@@ -238,6 +241,14 @@ class ContrastiveLoss(nn.Module):
             Replaces the module's temperature in this call, > 0. A pair holds one temperature per image anchor and one
             per text anchor, such as the rows of `sample_index` in learned tables. The gradient of a tensor includes
             the factor 1/(2b) of the mean over the 2b anchors.
+        gathered : bool, default: False
+            True says that all arguments already hold the batches of all processes, in the same order on every process.
+            Then every process computes the same loss and keeps the same estimates. Needed if the world size is above
+            1. The gradient of a process's rows is the gradient of the loss of the whole batch; a wrapper that averages
+            gradients over W processes divides the gradient by W.
+        update : bool, default: True
+            False: the call computes loss and gradients from the updated estimates but does not store the estimates. A
+            loop that calls the loss several times for the same batch stores them in one of the calls only.
 
         Returns
         -------
@@ -251,15 +262,15 @@ class ContrastiveLoss(nn.Module):
             If an argument breaks these rules. Values are checked on the host only and not under ``torch.compile``. If
             an index that was not checked is out of range, loss and gradients are nan and no estimate changes.
         RuntimeError
-            If the world size is above 1; under `torch.func.vmap`, if the state has to change and is not mapped; in
-            ``backward()``, if the loss is differentiated twice.
+            If the world size is above 1 and the batch is not `gathered`; under `torch.func.vmap`, if the state has to
+            change and is not mapped; in ``backward()``, if the loss is differentiated twice.
 
         Warns
         -----
         UserWarning
             Once, if a training call repeats the rows of the previous training call, see the notes of the class.
         """
-        check_world_size()
+        check_world_size(gathered=gathered)
         check_tensor("image_features", image_features)
         check_tensor("text_features", text_features)
         check_tensor("sample_index", sample_index)
@@ -280,7 +291,7 @@ class ContrastiveLoss(nn.Module):
         training_gamma = self._gamma_tensor if traced else self._gamma
         settings = StepSettings(
             training=self.training,
-            update=self.training and torch.is_grad_enabled(),
+            update=update and self.training and torch.is_grad_enabled(),
             gamma=training_gamma if self.training else 1.0,
             eps=traced_number(self.eps, image_features),
             reference_weight=traced_number(self.reference_weight, image_features),

@@ -69,13 +69,14 @@ class Train:
     def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and None (no opened data) of a run to resume, and check the user's options."""
         from drrho_clip.run import open_run
-        from drrho_clip.run.resume import require_same
+        from drrho_clip.run.resume import in_numbers, require_same
 
         # An option that the user repeats with another value would be ignored silently, so it is refused. `train`
         # decides about the number of epochs, which may grow once the run is finished.
-        config = open_run(self.out).config
-        require_same(config, {name: value for name, value in self.settings.items() if name != "epochs"})
-        return replace(config, **self.settings), build_backend(config.backend, self.device, config.dtype), None
+        run = open_run(self.out)
+        config, settings = run.config, in_numbers(run, self.settings)
+        require_same(config, {name: value for name, value in settings.items() if name != "epochs"})
+        return replace(config, **settings), build_backend(config.backend, self.device, config.dtype), None
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""

@@ -1,19 +1,33 @@
 """Data sets, preprocessing, tokens and batches.
 
-Three families of data sets follow one protocol: rendered scenes, scikit-learn's digits, and a table of the user's own
-images and captions. Rendering scenes needs NumPy only. The library `tokenizers` splits captions,
-scikit-learn has the digits, and Pillow reads image files; the extra `train` installs these three.
+Three families of data sets follow one protocol: rendered scenes, scikit-learn's digits, and the user's own images and
+captions (a table, a folder, tar shards, or an index of these). Rendering scenes
+needs NumPy only. The library `tokenizers` splits captions, scikit-learn has the digits, and Pillow reads image files;
+the extra `train` installs these three.
 """
 
 from __future__ import annotations
 
 from drrho_clip.data.arrays import ArrayDataset, swap_captions
 from drrho_clip.data.digits import digit_splits, digits
+from drrho_clip.data.division import pair_splits
+from drrho_clip.data.index import open_index
+from drrho_clip.data.labels import label_key
 from drrho_clip.data.loader import BatchSource, HostBatch, batches
-from drrho_clip.data.pairs import DEFAULT_PROMPT, PairsDataset, label_key, pair_splits, read_pairs
+from drrho_clip.data.pairs import DEFAULT_PROMPT, PairsDataset, read_pairs
 from drrho_clip.data.preprocess import normalise, resize, to_channels
-from drrho_clip.data.protocol import Dataset, DataSplits, Sample, ZeroShot, captions_of, first_rows, image_names
+from drrho_clip.data.protocol import (
+    Dataset,
+    DataSplits,
+    Sample,
+    UnreadableImage,
+    ZeroShot,
+    captions_of,
+    first_rows,
+    image_names,
+)
 from drrho_clip.data.scenes import scene_splits, scenes
+from drrho_clip.data.sources import open_data
 from drrho_clip.data.tokenizer import LONGEST_CONTEXT, WordTokenizer, same_text
 
 __all__ = [
@@ -26,6 +40,7 @@ __all__ = [
     "HostBatch",
     "PairsDataset",
     "Sample",
+    "UnreadableImage",
     "WordTokenizer",
     "ZeroShot",
     "batches",
@@ -36,6 +51,8 @@ __all__ = [
     "image_names",
     "label_key",
     "normalise",
+    "open_data",
+    "open_index",
     "pair_splits",
     "read_pairs",
     "resize",

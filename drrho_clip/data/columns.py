@@ -59,6 +59,10 @@ class ColumnNames(NamedTuple):
             label = _choose(header, self.label_column, _LABEL_NAMES, "label_column")
         return Columns(image, caption, label)
 
+    def caption_in(self, header: Sequence[str]) -> str:
+        """Return the column of captions; the errors are those of `choose`."""
+        return _choose(header, self.caption_column, CAPTION_NAMES, "caption_column")
+
 
 def _usual(header: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the columns with usual names: only those with the first name, if there are any."""

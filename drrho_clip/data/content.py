@@ -15,7 +15,7 @@ import numpy as np
 
 from drrho_clip.data.protocol import Int64, UInt8
 
-__all__ = ["DIGEST_SIZE", "digests_of_pixels", "file_digest", "fingerprint_of", "image_numbers"]
+__all__ = ["DIGEST_SIZE", "bytes_digest", "digests_of_pixels", "file_digest", "fingerprint_of", "image_numbers"]
 
 DIGEST_SIZE: Final = 16
 """Number of bytes of a digest. With 16 bytes two images of a billion collide with a probability below 1e-20."""
@@ -24,6 +24,11 @@ DIGEST_SIZE: Final = 16
 def file_digest(file: BufferedReader) -> bytes:
     """Return the digest of an open file, from the current position to the end; the file is read in small parts."""
     return hashlib.file_digest(file, "sha256").digest()[:DIGEST_SIZE]
+
+
+def bytes_digest(content: bytes) -> bytes:
+    """Return the digest of a file whose content is in memory."""
+    return hashlib.sha256(content).digest()[:DIGEST_SIZE]
 
 
 def digests_of_pixels(images: UInt8) -> UInt8:
@@ -65,11 +70,17 @@ def image_numbers(digests: UInt8) -> Int64:
     >>> image_numbers(np.array([[7] * 16, [5] * 16, [7] * 16], np.uint8)).tolist()
     [0, 1, 0]
     """
-    joined = np.ascontiguousarray(digests).tobytes()
-    numbers: dict[bytes, int] = {}
-    rows = (joined[start : start + DIGEST_SIZE] for start in range(0, len(joined), DIGEST_SIZE))
-    # A new image gets the number of images before it, because the default is computed before the insertion.
-    return np.fromiter((numbers.setdefault(row, len(numbers)) for row in rows), dtype=np.int64, count=len(digests))
+    # Two numbers of 64 bits per digest are sorted much faster than 16 bytes, and need less memory than a dictionary.
+    halves = np.ascontiguousarray(digests).view(np.uint64).reshape(len(digests), 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    is_new = np.ones(len(digests), dtype=np.bool_)
+    is_new[1:] = np.any(halves[order[1:]] != halves[order[:-1]], axis=1)
+    group = np.empty(len(digests), dtype=np.int64)
+    group[order] = np.cumsum(is_new) - 1
+    # `lexsort` is stable, so the first row of each group in `order` is the row in which the image appears first.
+    number = np.empty(int(is_new.sum()), dtype=np.int64)
+    number[np.argsort(order[is_new])] = np.arange(len(number))
+    return number[group]
 
 
 def fingerprint_of(head: Iterable[bytes | memoryview], parts: Iterable[str | bytes]) -> str:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from drrho_clip.data.content import file_digest
+from drrho_clip.data.content import bytes_digest, file_digest
 from drrho_clip.data.protocol import UInt8
 from drrho_clip.errors import MissingExtra
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Inspection", "decode_image", "inspect_images", "one_line"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "Changed",
+    "Inspection",
+    "decode_bytes",
+    "decode_image",
+    "inspect_bytes",
+    "inspect_images",
+    "one_line",
+]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are opened, by Pillow's names; for some of the other formats Pillow starts another program."""
@@ -30,7 +43,12 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"
 MAX_PIXELS: Final = 100_000_000
 """Largest number of pixels of an image; a small file can claim many more pixels than the memory holds."""
 
+_END_OF_JPEG: Final = b"\xff\xd9"
 _PILLOW_MODULES: Final = re.compile(r"PIL\.")
+
+
+class Changed(ValueError):
+    """An image is no longer the image of the fingerprint; another image must not take its place silently."""
 
 
 class Inspection(NamedTuple):
@@ -75,8 +93,29 @@ def decode_image(file: Path, digest: bytes) -> UInt8:
     _prepare_pillow()
     with _regular_file(file) as content:
         if file_digest(content) != digest:
-            raise ValueError("the file has changed since the table was read")
+            raise Changed("the file has changed since the table was read")
         return _to_rgb(_open(content))
+
+
+def decode_bytes(content: bytes, digest: bytes) -> UInt8:
+    """Return the image of a file whose content is in memory; rules and errors are those of `decode_image`."""
+    _prepare_pillow()
+    if bytes_digest(content) != digest:
+        raise Changed("the image has changed since the data were read")
+    return _to_rgb(_open(io.BytesIO(content)))
+
+
+def inspect_bytes(content: bytes) -> Inspection:
+    """Return digest and flaw of an image whose file content is in memory.
+
+    A complete PNG or JPEG is recognised by marks and checksums in a few microseconds, without Pillow. So a JPEG that is
+    damaged in the middle is found only when the image is decoded.
+    """
+    digest = bytes_digest(content)
+    if _is_complete_png(content) or (content[:3] == b"\xff\xd8\xff" and content[-2:] == _END_OF_JPEG):
+        return Inspection(digest, None)
+    _prepare_pillow()
+    return Inspection(digest, _flaw(io.BytesIO(content)))
 
 
 def one_line(error: Exception) -> str:
@@ -100,22 +139,48 @@ def _prepare_pillow() -> None:
 
 
 def _inspect(file: Path) -> Inspection:
-    digest = b""
     try:
         with _regular_file(file) as content:
-            digest = file_digest(content)
-            picture = _open(content)
-            if _is_checked_without_decoding(picture, content):
-                picture.verify()
-            else:
-                _to_rgb(picture)
+            return Inspection(file_digest(content), _flaw(content))
+    except (OSError, ValueError) as error:
+        return Inspection(b"", one_line(error))
+
+
+def _flaw(content: BinaryIO) -> str | None:
+    """Return the reason why an open file is no image that can be used, or None if the file is such an image."""
+    try:
+        picture = _open(content)
+        if _is_checked_without_decoding(picture, content):
+            picture.verify()
+        else:
+            _to_rgb(picture)
     # For damaged files Pillow raises exceptions of almost any class.
     except Exception as error:
-        return Inspection(digest, one_line(error))
-    return Inspection(digest, None)
+        return one_line(error)
+    return None
 
 
-def _is_checked_without_decoding(picture: Picture, content: BufferedReader) -> bool:
+def _is_complete_png(content: bytes) -> bool:
+    """Return whether all chunks of a PNG have the right checksums, up to the chunk that ends the file."""
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR" or len(content) < 45:
+        return False
+    width, height, depth, colours = struct.unpack_from(">IIBB", content, 16)
+    # The range of the values of a grey PNG of 16 bits is known only when the pixels are read.
+    if not 0 < width * height <= MAX_PIXELS or (depth == 16 and colours == 0):
+        return False
+    position = 8
+    while position + 12 <= len(content):
+        (size,) = struct.unpack_from(">I", content, position)
+        stop = position + 8 + size
+        if content[stop : stop + 4] != zlib.crc32(content[position + 4 : stop]).to_bytes(4, "big"):
+            return False
+        if content[position + 4 : position + 8] == b"IEND":
+            return True
+        position = stop + 4
+    return False
+
+
+def _is_checked_without_decoding(picture: Picture, content: BinaryIO) -> bool:
     """Return whether header and `verify` show that the file is complete and that the range of its values is known."""
     # The range of the values of these modes is known only when the pixels are read.
     if picture.mode in ("I", "F"):
@@ -129,7 +194,7 @@ def _is_checked_without_decoding(picture: Picture, content: BufferedReader) -> b
     # lacks the mark of the end. A camera may append data to that mark; then the file is decoded too.
     position = content.tell()
     content.seek(-2, os.SEEK_END)
-    is_complete = content.read() == b"\xff\xd9"
+    is_complete = content.read() == _END_OF_JPEG
     content.seek(position)
     return is_complete
 
@@ -141,7 +206,7 @@ def _regular_file(file: Path) -> BufferedReader:
     return file.open("rb")
 
 
-def _open(content: BufferedReader) -> Picture:
+def _open(content: BinaryIO) -> Picture:
     """Read the header of an image of a listed format; no pixel is decoded."""
     from PIL import Image, UnidentifiedImageError
 

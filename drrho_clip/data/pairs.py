@@ -1,108 +1,167 @@
-"""The user's own pairs: a table of image paths and captions, or a folder of images with captions beside them.
+"""The user's own pairs as a data set, and the reader of tables and folders.
 
-All cheap checks run when the table is read, so that a run does not stop hours later because a file is missing. Images
+All cheap checks run when the data are read, so that a run does not stop hours later because a file is missing. Images
 are decoded when they are used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from drrho_clip.data._checks import row_index, share, whole_number
+from drrho_clip.data._checks import row_index, whole_number
 from drrho_clip.data.columns import ColumnNames
-from drrho_clip.data.content import DIGEST_SIZE, fingerprint_of, image_numbers
-from drrho_clip.data.images import decode_image, one_line
-from drrho_clip.data.pair_table import Row, read_rows
+from drrho_clip.data.content import fingerprint_of, image_numbers
+from drrho_clip.data.images import Changed, one_line
+from drrho_clip.data.labels import label_key
+from drrho_clip.data.pair_source import ChosenTexts, PairSource, TextColumn, require_readable
+from drrho_clip.data.pair_table import read_table
 from drrho_clip.data.preprocess import resize
-from drrho_clip.data.protocol import DataSplits, Int64, Sample, UInt8, ZeroShot
+from drrho_clip.data.protocol import Int64, Sample, UInt8, UnreadableImage, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.terminal.safe_text import shown
 
-__all__ = ["DEFAULT_PROMPT", "PairsDataset", "label_key", "pair_splits", "read_pairs"]
+__all__ = ["DEFAULT_PROMPT", "PairsDataset", "read_pairs"]
 
 DEFAULT_PROMPT: Final = "a photo of a {}"
 """The text that stands for a class in zero-shot classification; ``{}`` is the place of the label."""
 
 _ZERO_SHOT_SIZE: Final = 224
-# Least number of images in each split. In a gallery of one image every answer would be right.
-_LEAST_IMAGES: Final = 2
 
 
 class PairsDataset:
-    """Pairs of a table; an image is decoded when it is used.
+    """Pairs of a source; an image is decoded when it is used.
 
-    `read_pairs` and `pair_splits` make these data sets. An image keeps its size and is returned as RGB, rotated as its
-    EXIF orientation says. Transparent parts become white, and of an animation the first picture is used.
+    `open_data`, `read_pairs` and `pair_splits` make these data sets. An image of a file keeps its size and is returned
+    as RGB, rotated as its EXIF orientation says. Transparent parts become white, and of an animation the first picture
+    is used.
+
+    Parameters
+    ----------
+    source : PairSource
+        The pairs and their images.
+    name : str, optional
+        A short name; by default that of the source.
+    rows : ndarray of int64, shape (n,), optional
+        The pairs of the source that belong to the data set, in order; by default all pairs.
+    class_names : tuple of str, optional
+        The classes; by default the different labels of the source.
+    captions : sequence of str, length n, optional
+        Captions in place of those of the source.
 
     Attributes
     ----------
     name : str
-    captions : tuple of str, length n
-    labels : tuple of str, length n
-        An empty text for each pair without a label.
-    files : tuple of pathlib.Path, length n
-    paths : tuple of str, length n
-        The paths of the images as the table writes them.
+    source : PairSource
+    captions : sequence of str, length n
+        A tuple, or a sequence that reads the captions from an index when they are used.
     class_names : tuple of str
         The different labels of the table; if the splits have separate tables, of all tables.
     """
 
-    def __init__(self, name: str, table: Path, rows: Sequence[Row], class_names: tuple[str, ...]) -> None:
-        self.name = name
-        self.captions = tuple(row.caption for row in rows)
-        self.labels = tuple(row.label for row in rows)
-        self.files = tuple(row.file for row in rows)
-        self.paths = tuple(row.written for row in rows)
-        self._table = table
-        self._rows = tuple(rows)
-        self.class_names = class_names
+    def __init__(
+        self,
+        source: PairSource,
+        *,
+        name: str | None = None,
+        rows: Int64 | None = None,
+        class_names: tuple[str, ...] | None = None,
+        captions: Sequence[str] | None = None,
+    ) -> None:
+        self.name = source.name if name is None else name
+        self.source = source
+        self.class_names = source.class_names if class_names is None else class_names
+        self._rows = rows
+        self._records = source.record_of if rows is None else source.record_of[rows]
+        if captions is not None:
+            self.captions: Sequence[str] = captions
+        else:
+            self.captions = source.captions if rows is None else _chosen(source.captions, rows)
 
     def __repr__(self) -> str:
-        """Return name, size and table."""
-        return f"<{self.name}: {len(self)} pairs of {self._table}>"
+        """Return name, size and source."""
+        return f"<{self.name}: {len(self)} pairs of {self.source.path}>"
 
     def __len__(self) -> int:
         """Return the number of pairs."""
-        return len(self._rows)
+        return len(self._records)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return the pair with this row id, 0 .. n - 1 in the table's order; its image is decoded now.
+        """Return the pair with this row id, 0 .. n - 1 in the order of the source; its image is decoded now.
 
         Raises
         ------
+        UnreadableImage
+            The image cannot be decoded.
         BadInput
-            The file cannot be decoded.
+            The image is no longer that of the fingerprint.
         """
         position = row_index(index, len(self))
-        row = self._rows[position]
-        return Sample(position, self._decode(row), row.caption)
+        return Sample(position, self._decode(int(self._records[position])), self.captions[position])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the pairs; an empty text for each pair without a label."""
+        return tuple(self.source.labels[record] for record in self._records.tolist())
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The names of the pairs' images as the source writes them: the paths of a table."""
+        return _chosen(self.source.image_names, self._records)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The places of the pairs' images: the path of the file, or shard and member."""
+        return tuple(Path(self.source.store.image(record)) for record in self._records.tolist())
+
+    def place(self, row: int) -> str:
+        """Return the place of a pair in the source, for messages: "pairs.csv, row 3"."""
+        return self.source.store.place(int(self._records[row]))
 
     def fingerprint(self) -> str:
         """Return the SHA-256, in hex, of the rows' content: images, captions and labels, and not their paths."""
-        parts = (part for row in self._rows for part in (row.digest, row.caption, row.label))
-        return fingerprint_of([b"drrho pairs 2"], parts)
+        if self._rows is None and self.captions is self.source.captions and self.source.fingerprint is not None:
+            return self.source.fingerprint
+        return fingerprint_of([b"drrho pairs 2"], self._content())
+
+    def _content(self) -> Iterator[str | bytes]:
+        digests, labels = self.source.digests, self.source.labels
+        for record, caption in zip(self._records.tolist(), self.captions, strict=True):
+            yield from (digests[record].tobytes(), caption, labels[record])
 
     def image_digests(self) -> UInt8:
         """Return the first 16 bytes of the SHA-256 of each row's image file, shape (n, 16)."""
-        joined = b"".join(row.digest for row in self._rows)
-        return np.frombuffer(joined, dtype=np.uint8).reshape(len(self), DIGEST_SIZE)
+        digests: UInt8 = self.source.digests[self._records]
+        return digests
 
     @cached_property
     def image_ids(self) -> Int64:
         """Numbers of the rows' images, shape (n,): rows whose image files have equal bytes have equal numbers."""
+        if self._rows is None and self.source.image_ids is not None:
+            return self.source.image_ids
         return image_numbers(self.image_digests())
 
     def subset(self, rows: Sequence[int] | Int64) -> PairsDataset:
         """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
-        return PairsDataset(self.name, self._table, [self._rows[row] for row in rows], self.class_names)
+        chosen = np.asarray(rows, dtype=np.int64)
+        return PairsDataset(
+            self.source,
+            name=self.name,
+            rows=chosen if self._rows is None else self._rows[chosen],
+            class_names=self.class_names,
+            captions=_chosen(self.captions, chosen),
+        )
+
+    def with_captions(self, captions: Sequence[str]) -> PairsDataset:
+        """Return the same pairs with other captions, one for each row."""
+        return PairsDataset(
+            self.source, name=self.name, rows=self._rows, class_names=self.class_names, captions=captions
+        )
 
     def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
@@ -114,31 +173,40 @@ class PairsDataset:
         Raises
         ------
         BadInput
-            A file cannot be decoded.
+            An image cannot be decoded.
         """
         size = _ZERO_SHOT_SIZE if image_size is None else whole_number(image_size, "image_size", at_least=1)
-        labelled = [row for row in self._rows if label_key(row.label)]
+        labelled = [record for record in self._records.tolist() if label_key(self.source.labels[record])]
         if len(self.class_names) < 2 or not labelled:
             return None
-        images = np.empty((len(labelled), size, size, 3), dtype=np.uint8)
-        for position, row in enumerate(labelled):
-            images[position] = resize(self._decode(row)[None], size, resize_mode)[0]
+        first = resize(self._decode(labelled[0])[None], size, resize_mode)
+        images = np.empty((len(labelled), *first.shape[1:]), dtype=np.uint8)
+        for position, record in enumerate(labelled):
+            images[position] = resize(self._decode(record)[None], size, resize_mode)[0]
         number = {label_key(name): position for position, name in enumerate(self.class_names)}
-        labels = np.array([number[label_key(row.label)] for row in labelled], dtype=np.int64)
+        labels = np.array([number[label_key(self.source.labels[record])] for record in labelled], dtype=np.int64)
         return ZeroShot(
             self.class_names, tuple(DEFAULT_PROMPT.replace("{}", name) for name in self.class_names), images, labels
         )
 
-    def _decode(self, row: Row) -> UInt8:
+    def _decode(self, record: int) -> UInt8:
+        store = self.source.store
         try:
-            return decode_image(row.file, row.digest)
+            return store.load(record, self.source.digests[record].tobytes())
         except MissingExtra:
             raise
         # For damaged files Pillow raises exceptions of almost any class.
         except Exception as error:
-            reason = one_line(error)
-            where = f"{self._table}, {row.place}"
-            raise BadInput(shown(f"{where}: cannot decode image {row.file}: {reason}")) from error
+            message = f"{store.place(record)}: cannot decode image {store.image(record)}: {one_line(error)}"
+            # Another image in place of that of the fingerprint is no damage, and no other pair may replace it.
+            raise (BadInput if isinstance(error, Changed) else UnreadableImage)(shown(message)) from error
+
+
+def _chosen(texts: Sequence[str], rows: Int64) -> Sequence[str]:
+    """Return some texts: a tuple, or a column that reads them when they are used if `texts` is such a column."""
+    if isinstance(texts, TextColumn | ChosenTexts):
+        return ChosenTexts(texts, rows)
+    return tuple(texts[row] for row in rows.tolist())
 
 
 def read_pairs(
@@ -198,140 +266,6 @@ def read_pairs(
     >>> data[0].image.shape, data[0].caption
     ((8, 12, 3), 'something red')
     """
-    table = Path(path)
-    rows = read_rows(table, ColumnNames(image_column, caption_column, label_column))
-    return PairsDataset(table.stem, table, rows, _class_names(rows))
-
-
-def pair_splits(
-    path: str | os.PathLike[str],
-    *,
-    validation: str | os.PathLike[str] | None = None,
-    test: str | os.PathLike[str] | None = None,
-    validation_share: float = 0.1,
-    test_share: float = 0.1,
-    seed: int = 0,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    label_column: str | None = None,
-) -> DataSplits:
-    """Read a table and hold out a part of its images for validation and test.
-
-    A hash of the seed and of the image's content decides the split of an image. So the split does not change when rows
-    are appended or files are renamed, and all captions of one image are in one split, also if the table names the image
-    by several paths or has several copies of the file. A held-out split that would get fewer than two images also takes
-    the images with the next hashes.
-
-    Parameters
-    ----------
-    path : path
-        The table, as `read_pairs` takes it.
-    validation, test : path, optional
-        Separate tables for these splits, with the same columns. No images of `path` are held out for such a split.
-    validation_share, test_share : float
-        Expected share of the images that are held out, in [0, 1]. The sum of the two shares must be below 1.
-    seed : int
-        At least 0; another seed holds out other images.
-    image_column, caption_column, label_column
-        As in `read_pairs`.
-
-    Returns
-    -------
-    DataSplits
-        No image is in two splits.
-
-    Raises
-    ------
-    BadInput
-        For the reasons of `read_pairs`, or because there are too few images or two tables share an image.
-    MissingExtra
-        Pillow is not installed.
-    """
-    whole_number(seed, "seed", at_least=0)
-    shares = (
-        0.0 if validation is not None else share(validation_share, "validation_share"),
-        0.0 if test is not None else share(test_share, "test_share"),
-    )
-    if sum(shares) >= 1.0:
-        raise BadInput(f"validation_share + test_share must stay below 1, got {sum(shares):g}")
-
-    def read(table: Path) -> list[Row]:
-        return read_rows(table, ColumnNames(image_column, caption_column, label_column))
-
-    table = Path(path)
-    rows = read(table)
-    keys = [row.digest.hex() for row in rows]
-    # The images are sorted by their hashes: the first share is validation, the next is test, the rest is training.
-    places = {key: _place(seed, key) for key in set(keys)}
-    ordered = sorted(places, key=lambda key: (places[key], key))
-    held: list[list[str]] = []
-    start, limit = 0, 0.0
-    for given, part in ((validation, shares[0]), (test, shares[1])):
-        limit += part
-        count = sum(place < limit for place in places.values()) - start
-        stop = start if given is not None else start + max(count, _LEAST_IMAGES)
-        held.append(ordered[start:stop])
-        start = stop
-    if len(ordered) - start < _LEAST_IMAGES:
-        raise BadInput(
-            f"{table} must have images for every split, got {len(ordered)} different ones, "
-            f"of which {start} would be held out: lower the shares, or name tables for validation and test"
-        )
-
-    def select(chosen: Sequence[str]) -> list[Row]:
-        kept = set(chosen)
-        return [row for row, key in zip(rows, keys, strict=True) if key in kept]
-
-    parts = [(table, select(ordered[start:]))]
-    for given, chosen in zip((validation, test), held, strict=True):
-        parts.append((table, select(chosen)) if given is None else (Path(given), read(Path(given))))
-    _check_disjoint(parts)
-    class_names = _class_names([row for _, part in parts for row in part])
-    names = (table.stem, f"{table.stem}-validation", f"{table.stem}-test")
-    return DataSplits(
-        *(PairsDataset(name, source, part, class_names) for name, (source, part) in zip(names, parts, strict=True))
-    )
-
-
-def _place(seed: int, key: str) -> float:
-    """Return an image's place in [0, 1): a hash, divided by the number of possible hashes; equal on every machine."""
-    digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
-    # 53 bits of the hash are used, because a float64 holds 53 bits exactly.
-    return (int.from_bytes(digest, "little") >> 11) / 2.0**53
-
-
-def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the first spelling of each class, sorted without regard to capitals."""
-    spellings: dict[str, str] = {}
-    for row in rows:
-        spellings.setdefault(label_key(row.label), row.label)
-    return tuple(spellings[key] for key in sorted(spellings) if key)
-
-
-def label_key(label: str) -> str:
-    """Return the text by which labels are compared: without capitals, and with single spaces between words.
-
-    Examples
-    --------
-    >>> label_key(" Red  Car") == label_key("red car")
-    True
-    """
-    # One letter with an accent can be written as one character or as two, and the texts look the same.
-    return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
-
-
-def _check_disjoint(parts: Sequence[tuple[Path, Sequence[Row]]]) -> None:
-    # `seen` holds, for each image, the split, the table and the place at which the image came first.
-    seen: dict[bytes, tuple[int, Path, str]] = {}
-    shared: dict[bytes, str] = {}
-    for split, (table, rows) in enumerate(parts):
-        for row in rows:
-            earlier = seen.setdefault(row.digest, (split, table, row.place))
-            if earlier[0] != split:
-                where = f"{table}, {row.place}: image {row.file} is in another split too ({earlier[1]}, {earlier[2]})"
-                shared.setdefault(row.digest, where)
-    if shared:
-        raise BadInput(
-            f"{shown(next(iter(shared.values())))}; training, validation and test must not share images, got "
-            f"{len(shared)} shared images"
-        )
+    source = read_table(Path(path), ColumnNames(image_column, caption_column, label_column))
+    require_readable(source, 0.0)
+    return PairsDataset(source)

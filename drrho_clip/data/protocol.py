@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from drrho_clip.errors import BadInput
+
 __all__ = [
     "DataSplits",
     "Dataset",
@@ -15,6 +17,7 @@ __all__ = [
     "Int64",
     "Sample",
     "UInt8",
+    "UnreadableImage",
     "ZeroShot",
     "captions_of",
     "first_rows",
@@ -25,6 +28,10 @@ __all__ = [
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
+
+
+class UnreadableImage(BadInput):
+    """The image of a pair cannot be decoded; training may take another pair in its place."""
 
 
 class Sample(NamedTuple):

@@ -11,8 +11,8 @@ from drrho_clip.data import (
     PairsDataset,
     digit_splits,
     digits,
+    open_data,
     pair_splits,
-    read_pairs,
     scene_splits,
     scenes,
 )
@@ -20,7 +20,7 @@ from drrho_clip.data.joined import JoinedDataset
 
 
 def open_splits(config: TrainConfig) -> DataSplits:
-    """Open the training, validation and test data that the settings name: built-in data, or a table or folder.
+    """Open the training, validation and test data that the settings name: built-in data, or data of any other kind.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def open_all_pairs(config: TrainConfig) -> Dataset:
 
 
 def open_table(path: str, config: TrainConfig) -> PairsDataset:
-    """Read all pairs of another table than that of a run; the columns have the names that the run's settings give.
+    """Open all pairs of other data than those of a run; the columns have the names that the run's settings give.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def open_table(path: str, config: TrainConfig) -> PairsDataset:
     MissingExtra
         If a library that the data need is not installed.
     """
-    return read_pairs(
+    return open_data(
         path,
         image_column=config.image_column,
         caption_column=config.caption_column,

@@ -16,6 +16,7 @@ from typing import Any
 
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.data import DataSplits, PairsDataset
+from drrho_clip.data.sources import exists
 from drrho_clip.data.splits import open_splits, open_table
 from drrho_clip.encoders.naming import path_in
 from drrho_clip.errors import BadInput
@@ -124,7 +125,7 @@ def require_same_data(run: Run, splits: DataSplits, config: TrainConfig | None =
 def data_are_there(run: Run) -> bool:
     """Return whether the files that hold the data of a run exist; built-in data always do."""
     values = {name: value for name, value in tables_of(run.config).items() if value and value not in BUILT_IN_DATA}
-    return all(any(path.exists() for path in _candidates(run, name, value)) for name, value in values.items())
+    return all(any(exists(path) for path in _candidates(run, name, value)) for name, value in values.items())
 
 
 def _candidates(run: Run, name: str, typed: str) -> tuple[Path, ...]:
@@ -150,7 +151,7 @@ def place_of(run: Run, name: str) -> str:
         return typed
     prefix, path = path_in(typed)
     candidates = _candidates(run, name, typed)
-    place = next((path for path in candidates if path.exists()), None)
+    place = next((path for path in candidates if exists(path)), None)
     if place is None:
         raise BadInput(
             f"{name} must be where {run.folder} has recorded it, got no {candidates[0]}; for a table that has moved, "
@@ -158,7 +159,7 @@ def place_of(run: Run, name: str) -> str:
         )
     here = Path(path or typed)
     # The user may mean the file in the current folder, so figures of the other file would be misunderstood.
-    if not here.is_absolute() and here.exists() and not _same_content(here, place):
+    if not here.is_absolute() and exists(here) and not _same_content(here, place):
         raise BadInput(
             f"{name} must name one file, got {typed!r} of {run.folder}, which is {place}, while the current folder has "
             f"another {typed!r}"
@@ -167,7 +168,7 @@ def place_of(run: Run, name: str) -> str:
 
 
 def _same_content(here: Path, there: Path) -> bool:
-    if here.samefile(there):
+    if os.path.abspath(here) == os.path.abspath(there) or (here.exists() and here.samefile(there)):
         return True
     return here.is_file() and there.is_file() and filecmp.cmp(here, there, shallow=False)
 

@@ -149,6 +149,11 @@ class Run:
         return self.folder / "training_images.safetensors"
 
     @property
+    def trials(self) -> Path:
+        """File of the trials that chose the learning rate, if the setting `learning_rate` was "auto"."""
+        return self.folder / "learning_rates.json"
+
+    @property
     def metrics(self) -> Path:
         """File of the log, one JSON object per line."""
         return self.folder / "metrics.jsonl"

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.config import AUTO, BUILT_IN_DATA, TrainConfig
 from drrho_clip.errors import BadInput
 from drrho_clip.models import ModelSpec
 from drrho_clip.run.folder import Run, open_run
 
-__all__ = ["continued", "is_over", "open_finished_run", "parameters_to_start_from", "require_same"]
+__all__ = ["continued", "in_numbers", "is_over", "open_finished_run", "parameters_to_start_from", "require_same"]
 
 
 def continued(folder: Path, config: TrainConfig) -> Run:
@@ -37,13 +37,24 @@ def continued(folder: Path, config: TrainConfig) -> Run:
         )
     progress = run.progress()
     may_differ = {"epochs"} if progress.finished and config.epochs > run.config.epochs else set()
-    require_same(run.config, {name: value for name, value in config.to_json().items() if name not in may_differ})
+    settings = in_numbers(run, config.to_json())
+    require_same(run.config, {name: value for name, value in settings.items() if name not in may_differ})
     if not may_differ:
         return run
     # All epochs of a finished run have the same number of steps, also if the run was stopped early.
     total = progress.done if progress.total is None else progress.total
     epochs_done = progress.done * run.config.epochs // total
     return replace(run, config=replace(run.config, epochs=config.epochs), earlier_ends=(*run.earlier_ends, epochs_done))
+
+
+def in_numbers(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for resuming a run: the learning rate "auto" becomes the rate that the trials have chosen.
+
+    The same command line with ``--resume`` can then continue the run. A run without trials was started with a number,
+    so "auto" stays in the result and `require_same` refuses it.
+    """
+    is_chosen = settings.get("learning_rate") == AUTO and run.trials.is_file()
+    return {**settings, "learning_rate": run.config.learning_rate} if is_chosen else dict(settings)
 
 
 def is_over(folder: Path, config: TrainConfig) -> bool:

@@ -39,6 +39,17 @@ def test_state_survives_a_checkpoint_bit_by_bit(dtype: Any) -> None:
     assert bits(other) == bits(module)
 
 
+def test_calls_without_update_see_the_new_estimates_and_store_nothing() -> None:
+    problem, module = trained()
+    before = bits(module)
+    sides = problem.images, problem.texts, problem.index
+    results = [module(*sides, update=False) for _ in range(2)]
+    assert bits(module) == before
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], module(*sides))
+    assert bits(module) != before
+
+
 def test_copies_are_independent() -> None:
     problem, module = trained()
     other = copy.deepcopy(module)

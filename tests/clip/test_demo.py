@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +28,15 @@ from drrho_core.backend import get_backend
 
 def _quick(out: Path, backend: str, *more: str) -> None:
     command = [sys.executable, "-m", "drrho_clip.cli", "demo", "--quick", "--out", str(out)]
-    done = subprocess.run([*command, "--backend", backend, *more], capture_output=True, text=True, check=False)
+    # The runs of a demo compile the same programs: with a cache, JAX compiles each of them once.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(out.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    environment = os.environ | cache
+    done = subprocess.run(
+        [*command, "--backend", backend, *more], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "drrho" in done.stdout
     assert "\x1b" not in done.stderr  # plain lines where there is no terminal

@@ -94,3 +94,23 @@ def test_if_no_trial_can_be_run_its_error_is_shown(
     assert train(table, tmp_path / "out", "--epochs", "15", "--learning-rate", "auto") == 2
     assert "the loss must stay finite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_command_line_resumes_the_run_with_the_chosen_rate(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ("--epochs", "2", "--learning-rate", "auto")
+    assert train(table, out, *options) == 0
+    chosen = open_run(out).config.learning_rate
+    # Neither a finished run nor a run with more epochs makes trials again.
+    monkeypatch.setattr("drrho_clip.train.try_learning_rates", None)
+    assert train(table, out, *options, "--resume") == 0
+    assert train(table, out, "--epochs", "3", "--learning-rate", "auto", "--resume") == 0
+    assert (open_run(out).config.learning_rate, open_run(out).config.epochs) == (chosen, 3)
+    # A run that was started with a number has no trials, so the word is another setting.
+    (out / "learning_rates.json").unlink()
+    capsys.readouterr()
+    assert train(table, out, *options, "--resume") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"drrho: learning_rate must be that of the run to resume ({chosen}), got 'auto'"

@@ -458,3 +458,13 @@ def test_the_wide_step_has_the_defaults_of_the_step() -> None:
         ContrastiveStep._fields, given, contrastive_step(*arrays, temperature=0.3, **references), strict=True
     ):
         np.testing.assert_array_equal(value, expected, err_msg=name)
+
+
+def test_features_without_columns_are_all_equal(space: Any) -> None:
+    # All similarities are 0, so every negative fits as well as its positive: log u = 0 and loss 0.
+    empty, unseen = space.asarray(np.zeros((3, 0))), space.asarray(np.full(3, -np.inf))
+    for references in (None, (empty, empty)):
+        step = contrastive_step(empty, empty, unseen, unseen, temperature=0.1, reference_features=references)
+        assert float(step.loss) == 0.0
+        assert space.to_numpy(step.log_inner_image).tolist() == [0.0, 0.0, 0.0]
+        assert tuple(step.text_gradient.shape) == (3, 0)

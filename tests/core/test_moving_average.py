@@ -309,3 +309,15 @@ def test_autograd_and_another_library_or_device_are_refused() -> None:
     here, there = xp.ones(2), xp.asarray(0.0, device=xp.Device("device1"))
     with pytest.raises(ValueError, match="gamma must be on the device of loss"):
         moving_average_kl(here, here, 0.0, temperature=1.0, gamma=there)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_state_near_the_largest_number_is_refused_or_gives_finite_results(dtype: str) -> None:
+    loss, reference = np.asarray([1.0, 2.0], dtype=dtype), np.zeros(2, dtype=dtype)
+    largest = np.finfo(dtype).max
+    for state in (largest, -largest):
+        with pytest.raises(ValueError, match=r"^log_inner must be finite and at most .* in size, or -inf before"):
+            moving_average_kl(loss, reference, np.asarray(state), temperature=1.0, gamma=0.5)
+    for state in (largest / 2, -largest / 2):
+        got = moving_average_kl(loss, reference, np.asarray(state), temperature=1.0, gamma=0.5)
+        assert all(np.all(np.isfinite(np.asarray(field))) for field in got)

@@ -3,7 +3,8 @@
 A moment is the time right before or right after an event: a file gets its final name, a file is sent to the disk, a
 line of the log is written (by half, if the kill comes first), a step is taken, an epoch is validated, a state is
 chosen. The moments of a whole run are numbered, and the kills are spread evenly over the numbers. Every run is a child
-of this process, which has imported the libraries already, so that a run takes about a second.
+of this process. This process trains a short run first: the command imports many libraries only when it needs them, and
+a child would have to import them again.
 
 Run as a script: python tests/helpers/killed_runs.py FOLDER MOMENTS
 """
@@ -152,8 +153,18 @@ def finish(out: Path, arguments: Sequence[str], *, fatal: int | None = None) -> 
         raise SystemExit(f"{' '.join(command)}: ended with status {status}, expected {expected}")
 
 
+def import_all(out: Path) -> None:
+    """Import in this process all that the children need, with a run of one epoch."""
+    options = SMALL.replace("--epochs 3", "--epochs 1")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        code = main(["train", *options.split(), "--method", "clip", "--out", str(out)])
+    if code != 0:
+        raise SystemExit("the first run, for the imports, failed")
+
+
 def attack(folder: Path, moments: int) -> list[str]:
     """Kill and resume runs at a number of moments, and return a line for each run that differs."""
+    import_all(folder / "imports")
     failures: list[str] = []
     shares = [moments // len(RUNS) + (place < moments % len(RUNS)) for place in range(len(RUNS))]
     for (name, options), share in zip(RUNS.items(), shares, strict=True):

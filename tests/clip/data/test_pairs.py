@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drrho_clip.data.division import pair_splits
 from drrho_clip.data.loader import BatchSource
-from drrho_clip.data.pairs import PairsDataset, pair_splits, read_pairs
+from drrho_clip.data.pairs import PairsDataset, read_pairs
 from drrho_clip.data.protocol import captions_of
 from drrho_clip.data.tokenizer import WordTokenizer
 from drrho_clip.errors import BadInput, MissingExtra

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +89,36 @@ def test_a_folder_a_pipe_a_socket_and_a_device_are_no_json_file(make: Callable[[
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_missing_permission_is_found_before_the_work(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("the administrator may write everywhere")
-    (tmp_path / "locked").mkdir(mode=0o555)
-    protected = tmp_path / "protected.json"
-    protected.touch(mode=0o444)
-    with pytest.raises(BadInput, match=r"out must be a folder that can be written, got .*: Permission denied"):
-        check_folder(tmp_path / "locked" / "run", "out")
-    with pytest.raises(BadInput, match=r"which is read-only"):
-        check_file(protected, "json")
+@contextlib.contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    """Give up the rights of the administrator, who may write everywhere, for a while; others keep their rights."""
+    if os.geteuid() != 0 or not hasattr(os, "setresuid"):
+        yield
+        return
+    try:
+        # The check of a file asks for the rights of the real user, and the system for those of the effective user.
+        os.setresuid(65_534, 65_534, 0)
+    except OSError as error:
+        pytest.skip(f"the administrator may write everywhere, and there is no other user here: {error}")
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_a_missing_permission_is_found_before_the_work() -> None:
+    # An ordinary user may not enter pytest's own folder if the administrator runs the tests.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "locked").mkdir(mode=0o555)
+        protected = folder / "protected.json"
+        protected.touch(mode=0o444)
+        with as_ordinary_user():
+            with pytest.raises(BadInput, match=r"out must be a folder that can be written, got .*: Permission denied"):
+                check_folder(folder / "locked" / "run", "out")
+            with pytest.raises(BadInput, match=r"which is read-only"):
+                check_file(protected, "json")
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO])

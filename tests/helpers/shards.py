@@ -1,0 +1,51 @@
+"""Tar shards for tests, as programs for webdataset write them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "grey": (120, 120, 120)}
+
+
+def image_bytes(colour: Sequence[int], size: tuple[int, int] = (8, 6), kind: str = "PNG") -> bytes:
+    """Return the content of an image file in one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, tuple(colour)).save(stream, kind)
+    return stream.getvalue()
+
+
+def write_shard(path: Path, files: Iterable[tuple[str, bytes]], *, format: int = tarfile.PAX_FORMAT) -> Path:
+    """Write a tar archive of the given names and contents."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            # webdataset writes the time to a fraction of a second, which needs an extended header.
+            member.size, member.mtime = len(content), 1.5
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def sample(key: str, colour: Sequence[int], caption: str = "a thing", kind: str = "PNG") -> list[tuple[str, bytes]]:
+    """Return the two files of a sample."""
+    return [(f"{key}.{kind.lower()}", image_bytes(colour, kind=kind)), (f"{key}.txt", caption.encode())]
+
+
+def write_shards(folder: Path, num_pairs: int, num_shards: int = 4, *, kind: str = "PNG") -> str:
+    """Write pairs of different images into shards, and return the range that names the shards."""
+    names = list(COLOURS)
+    rng = np.random.default_rng(0)
+    for number, rows in enumerate(np.array_split(np.arange(num_pairs), num_shards)):
+        files: list[tuple[str, bytes]] = []
+        for row in rows.tolist():
+            name = names[row % len(names)]
+            colour = [int(value) for value in np.clip(np.array(COLOURS[name]) + rng.integers(-20, 20, 3), 0, 255)]
+            files += sample(f"{row:06d}", [*colour[:2], row % 256], f"a {name} picture, number {row}", kind)
+        write_shard(folder / f"shards-{number:03d}.tar", files)
+    return str(folder / f"shards-{{000..{num_shards - 1:03d}}}.tar")
