@@ -16,6 +16,7 @@ from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.encode import Encode
 from drrho_clip.commands.evaluate import Evaluate
+from drrho_clip.commands.export import Export
 from drrho_clip.commands.index import Index
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
@@ -36,6 +37,7 @@ COMMANDS: dict[str, type] = {
     "suspects": Suspects,
     "search": Search,
     "report": Report,
+    "export": Export,
     "verify": Verify,
     "vectors": Vectors,
     "bench": Bench,

@@ -62,13 +62,13 @@ class Encode:
     def run(self) -> int:
         """Encode the pairs, then print what the cache holds."""
         from drrho_clip.data.splits import open_all_pairs
-        from drrho_clip.encoders import check_model, is_run, open_model
+        from drrho_clip.encoders import check_model_name, is_run, open_model
         from drrho_clip.features import encode_pairs
         from drrho_clip.files.outputs import check_folder
         from drrho_clip.run.resume import open_finished_run
         from drrho_clip.terminal.progress import Reporter
 
-        check_model(self.model, "model")
+        check_model_name(self.model, "model")
         check_folder(self.out, "out")
         run = None
         if is_run(self.model):

@@ -9,7 +9,7 @@ import numpy as np
 
 from drrho_clip.data._checks import row_index
 from drrho_clip.data.content import fingerprint_of, image_numbers
-from drrho_clip.data.protocol import Dataset, Int64, Sample, UInt8, ZeroShot, captions_of
+from drrho_clip.data.protocol import Dataset, ImageReading, Int64, Sample, UInt8, ZeroShot, captions_of
 
 __all__ = ["JoinedDataset"]
 
@@ -66,6 +66,6 @@ class JoinedDataset:
         """Numbers of the rows' images, shape (n,)."""
         return image_numbers(self.image_digests())
 
-    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: ImageReading | str = "crop") -> ZeroShot | None:
         """Return the classification task of the last part."""
         return self._parts[-1].zero_shot(image_size=image_size, resize_mode=resize_mode)

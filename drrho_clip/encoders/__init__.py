@@ -5,7 +5,7 @@ from __future__ import annotations
 from drrho_clip.encoders.cached import CachedEncoder
 from drrho_clip.encoders.fixed import FixedFeatures
 from drrho_clip.encoders.foreign import ForeignEncoder
-from drrho_clip.encoders.naming import cache_folder, check_model, is_run
+from drrho_clip.encoders.naming import cache_folder, check_model_name, is_run
 from drrho_clip.encoders.opening import open_model
 from drrho_clip.encoders.protocol import PairEncoder
 
@@ -15,7 +15,7 @@ __all__ = [
     "ForeignEncoder",
     "PairEncoder",
     "cache_folder",
-    "check_model",
+    "check_model_name",
     "is_run",
     "open_model",
 ]

@@ -69,7 +69,7 @@ class FixedFeatures:
         """Return name, temperature and the SHA-256 of the features."""
         weights = digest({"image": self._image, "text": self._text})
         values: dict[str, Any] = {"weights": weights, "preprocessing": None, "tokenizer": None}
-        return identity_of(name=self.name, kind="array", temperature=self.temperature, **values)
+        return identity_of(name=self.name, temperature=self.temperature, **values)
 
     def batches_of(
         self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import Dataset, captions_of
+from drrho_clip.data import Dataset, Tokenizer, captions_of
 from drrho_clip.data.protocol import UInt8
-from drrho_clip.encoders.protocol import Floats, TextReader, identity_of, joined
+from drrho_clip.encoders.protocol import Floats, identity_of, joined
 
 __all__ = ["ForeignEncoder"]
 
@@ -25,15 +25,15 @@ class ForeignEncoder:
 
     Parameters
     ----------
-    name, kind : str
-        The model as the user names it, such as "hf:DIR", and its kind, such as "hf".
+    name : str
+        The model as the user names it, such as "open_clip:NAME".
     encode_images : callable
         Maps the stacked results of `read_image`, (b, ...), to features (b, d); norms are free.
     encode_texts : callable
         Maps tokens (b, L) to features (b, e); norms are free.
     read_image : callable
         Maps a decoded image, uint8 of shape (H, W, C), to the array that the model reads. It is called in threads.
-    tokenizer : TextReader
+    tokenizer : Tokenizer
         The tokenizer.
     image_size : int
         Side of the images that the model reads, in pixels.
@@ -48,11 +48,10 @@ class ForeignEncoder:
     """
 
     name: str
-    kind: str
     encode_images: Callable[[np.ndarray], np.ndarray]
     encode_texts: Callable[[np.ndarray], np.ndarray]
     read_image: Callable[[UInt8], np.ndarray]
-    tokenizer: TextReader
+    tokenizer: Tokenizer
     image_size: int
     feature_dims: tuple[int, int]
     temperature: float
@@ -66,7 +65,6 @@ class ForeignEncoder:
         """Return the identity of the model."""
         return identity_of(
             name=self.name,
-            kind=self.kind,
             temperature=self.temperature,
             weights=self.weights,
             preprocessing=self.preprocessing["image"],

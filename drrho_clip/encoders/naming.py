@@ -10,7 +10,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.features.manifest import is_cache
 from drrho_clip.terminal.safe_text import brief
 
-__all__ = ["KINDS", "cache_folder", "check_model", "is_run", "kind_of", "path_in"]
+__all__ = ["KINDS", "cache_folder", "check_model_name", "is_run", "kind_of", "path_in"]
 
 _FEATURES: Final = "features"
 KINDS: Final = ("hf", "open_clip", _FEATURES)
@@ -56,12 +56,12 @@ def path_in(model: str) -> tuple[str, str | None]:
     return f"{kind}:", None if kind == "open_clip" else model.partition(":")[2]
 
 
-def check_model(model: str, name: str) -> None:
+def check_model_name(model: str, name: str) -> None:
     """Raise BadInput unless a word can name a model; `name` is the argument, for the message.
 
     Examples
     --------
-    >>> check_model("hg:clip", "reference")  # doctest: +NORMALIZE_WHITESPACE
+    >>> check_model_name("hg:clip", "reference")  # doctest: +NORMALIZE_WHITESPACE
     Traceback (most recent call last):
         ...
     drrho_clip.errors.BadInput: reference must be the folder of a run or of a cache, hf:DIR, open_clip:NAME or

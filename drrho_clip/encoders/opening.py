@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from drrho_clip.encoders.cached import CachedEncoder
-from drrho_clip.encoders.naming import cache_folder, check_model, kind_of
+from drrho_clip.encoders.naming import cache_folder, check_model_name, kind_of
 from drrho_clip.encoders.protocol import PairEncoder
 from drrho_clip.errors import BadInput
 from drrho_clip.features.reading import ReferenceFeatures
@@ -50,20 +50,24 @@ def open_model(
     MissingExtra
         If a library is not installed.
     """
-    check_model(model, name)
+    check_model_name(model, name)
+    # The module of runs imports this package.
+    from drrho_clip.encode import Encoder
+    from drrho_clip.run import open_run
+
     folder = cache_folder(model)
     if folder is not None:
         return CachedEncoder(ReferenceFeatures(folder))
     kind = kind_of(model)
     if kind is None:
-        from drrho_clip.encode import Encoder
-        from drrho_clip.run import open_run
-
         return Encoder.load(open_run(model) if run is None else run, backend, state=state)
+    place = model.partition(":")[2]
     for candidate in _backends(backend):
+        if kind == "hf" and "hf" in candidate.architectures:
+            return Encoder.load_hf(place, candidate)
         opener = _openers(candidate).get(kind)
         if opener is not None:
-            return opener(model.partition(":")[2])
+            return opener(place)
     raise BadInput(f"{name} must be a model that an installed backend can open, got {model!r}, which none can")
 
 

@@ -10,26 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from drrho_clip.data import Dataset
-from drrho_clip.data.protocol import Int32
+from drrho_clip.data import Dataset, Tokenizer
+from drrho_clip.data.protocol import ImageReading
 
-__all__ = ["PairEncoder", "TextReader", "identity_of", "joined"]
+__all__ = ["PairEncoder", "identity_of", "joined"]
 
 Floats = npt.NDArray[np.floating[Any]]
-
-
-class TextReader(Protocol):
-    """The part of a tokenizer that measures and searches need."""
-
-    context_length: int
-
-    def encode(self, captions: Sequence[str]) -> Int32:
-        """Return the tokens of captions, shape (b, L)."""
-        ...
-
-    def words(self, caption: str) -> list[str]:
-        """Return the words or tokens of a caption; captions with equal words are one text for the model."""
-        ...
 
 
 class PairEncoder(Protocol):
@@ -46,8 +32,8 @@ class PairEncoder(Protocol):
         ...
 
     @property
-    def resize_mode(self) -> str:
-        """How images become square; see `drrho_clip.data.resize`."""
+    def resize_mode(self) -> ImageReading | str:
+        """How images become square, and perhaps numbers; see `drrho_clip.data.resize`."""
         ...
 
     @property
@@ -61,7 +47,7 @@ class PairEncoder(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> TextReader:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer, which decides which captions the model can distinguish."""
         ...
 
@@ -107,14 +93,14 @@ class PairEncoder(Protocol):
 
 
 def identity_of(
-    *, name: str, kind: str, temperature: float, weights: str, preprocessing: object, tokenizer: object
+    *, name: str, temperature: float, weights: str, preprocessing: object, tokenizer: object
 ) -> dict[str, Any]:
     """Return the identity of a model, which the manifest of a cache records.
 
     Parameters
     ----------
-    name, kind : str
-        The model as the user names it, and its kind; for the reader, because a folder may move.
+    name : str
+        The model as the user names it, for the reader; a folder may move, so the name does not count.
     temperature : float
         Temperature of the model.
     weights : str
@@ -124,15 +110,15 @@ def identity_of(
 
     Examples
     --------
-    >>> made = identity_of(name="a", kind="run", temperature=0.1, weights="0", preprocessing=[8], tokenizer={})
+    >>> made = identity_of(name="a", temperature=0.1, weights="0", preprocessing=[8], tokenizer={})
     >>> sorted(made)
-    ['kind', 'name', 'preprocessing', 'temperature', 'tokenizer', 'weights']
+    ['name', 'preprocessing', 'temperature', 'tokenizer', 'weights']
     """
     hashes = {
         part: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
         for part, value in (("preprocessing", preprocessing), ("tokenizer", tokenizer))
     }
-    return {"name": name, "kind": kind, "temperature": float(temperature), "weights": weights, **hashes}
+    return {"name": name, "temperature": float(temperature), "weights": weights, **hashes}
 
 
 def joined(

@@ -41,7 +41,7 @@ class Manifest:
     Attributes
     ----------
     model : mapping
-        The identity of the model: "name", "kind", "temperature", and the SHA-256 of "weights", "preprocessing" and
+        The identity of the model: "name", "temperature", and the SHA-256 of "weights", "preprocessing" and
         "tokenizer".
     data : mapping
         "name" and "fingerprint" of the encoded data.
