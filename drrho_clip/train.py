@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
@@ -95,26 +98,11 @@ def train(
     if resume:
         return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
     refuse_existing(folder)
-    if config.reference is not None:
-        check_model_name(config.reference, "reference")
-    reference_run = config.reference if config.reference is not None and is_run(config.reference) else None
-    for name, place in (("reference", reference_run), ("init", config.init)):
-        if place is not None:
-            open_finished_run(place, name, allow_unfinished=allow_unfinished)
+    check_other_runs(config, allow_unfinished=allow_unfinished)
     check_model(config, backend)
     splits = open_splits(config) if splits is None else splits
-    source = None if config.init is None else open_run(config.init)
-    chosen = choose_model(config)
-    start = None if chosen is None else chosen.start
-    given: dict[str, Any] = {} if chosen is None else {"tokenizer": chosen.tokenizer, "spec": chosen.spec}
-    if source is not None:
-        # A run that starts from a Hugging Face model of another run has the encoders of that run.
-        given = {"tokenizer": source.tokenizer, "spec": source.spec if source.spec.hf_config else None}
-    run = describe_run(folder, config, splits.train, **given)
-    run = describe_data(run, splits)
-    if source is not None:
-        start = parameters_to_start_from(source, run.spec)
-    reference = None if reference_run is None else open_run(reference_run)
+    run, source, start = described(folder, config, splits)
+    reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
     trials = []
     if config.learning_rate == AUTO:
@@ -138,6 +126,47 @@ def train(
             if not quiet:
                 print_caption_warnings(run.tokenizer, splits, tokenizer)
             return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def check_other_runs(config: TrainConfig, *, allow_unfinished: bool = False) -> None:
+    """Raise BadInput unless the runs that the settings name, if any, can be opened and are finished or allowed."""
+    if config.reference is not None:
+        check_model_name(config.reference, "reference")
+    # The reference model may be another model than a run; then the first use of the model checks the model.
+    reference = config.reference if config.reference is not None and is_run(config.reference) else None
+    for name, folder in (("reference", reference), ("init", config.init)):
+        if folder is not None:
+            open_finished_run(folder, name, allow_unfinished=allow_unfinished)
+
+
+class Described(NamedTuple):
+    """A new run that is not written yet, the run of the setting `init`, and the parameters to start from, if any."""
+
+    run: Run
+    source: Run | None
+    start: Mapping[str, np.ndarray] | None
+
+
+def described(folder: Path, config: TrainConfig, splits: DataSplits) -> Described:
+    """Describe a new run with settings and data: encoders, tokenizer and parameters; no file is written.
+
+    Raises
+    ------
+    BadInput
+        If the model of the settings `model` or `init` cannot be used.
+    """
+    source = None if config.init is None else open_run(config.init)
+    chosen = choose_model(config)
+    start = None if chosen is None else chosen.start
+    given: dict[str, Any] = {} if chosen is None else {"tokenizer": chosen.tokenizer, "spec": chosen.spec}
+    if source is not None:
+        # A run that starts from a Hugging Face model of another run has the encoders of that run.
+        given = {"tokenizer": source.tokenizer, "spec": source.spec if source.spec.hf_config else None}
+    run = describe_run(folder, config, splits.train, **given)
+    run = describe_data(run, splits)
+    if source is not None:
+        start = parameters_to_start_from(source, run.spec)
+    return Described(run, source, start)
 
 
 def _resume(

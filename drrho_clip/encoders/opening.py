@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from drrho_clip.encoders.cached import CachedEncoder
-from drrho_clip.encoders.naming import cache_folder, check_model_name, kind_of
+from drrho_clip.encoders.naming import cache_folder, check_model_name, is_run, kind_of
 from drrho_clip.encoders.protocol import PairEncoder
 from drrho_clip.errors import BadInput
 from drrho_clip.features.reading import ReferenceFeatures
@@ -16,7 +16,7 @@ from drrho_core.backend import Backend, backend_names, get_backend
 if TYPE_CHECKING:
     from drrho_clip.run import Run
 
-__all__ = ["open_model"]
+__all__ = ["feature_dim_in_memory", "open_model"]
 
 
 def open_model(
@@ -69,6 +69,19 @@ def open_model(
         if opener is not None:
             return opener(place)
     raise BadInput(f"{name} must be a model that an installed backend can open, got {model!r}, which none can")
+
+
+def feature_dim_in_memory(model: str) -> int | None:
+    """Return how many numbers per image and caption of a reference model a run keeps in memory; no model is built.
+
+    None: the features stay in a cache on the disk, or only the library of the model knows the size.
+    """
+    from drrho_clip.exchange.hf_directory import open_hf_directory
+    from drrho_clip.run import open_run
+
+    if is_run(model):
+        return open_run(model).spec.feature_dim
+    return open_hf_directory(model.partition(":")[2]).spec.feature_dim if kind_of(model) == "hf" else None
 
 
 def _openers(backend: Backend) -> dict[str, Callable[[str], PairEncoder]]:
