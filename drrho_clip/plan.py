@@ -7,6 +7,7 @@ from pathlib import Path
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits, batches
+from drrho_clip.encoders import feature_dim_in_memory
 from drrho_clip.memory import MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec

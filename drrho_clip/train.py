@@ -25,6 +25,7 @@ from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
 from drrho_clip.measure.held_out import check_held_out, save_known_images
+from drrho_clip.methods import METHODS
 from drrho_clip.reference.guidance import keep_guidance, print_guidance
 from drrho_clip.run import (
     Run,
@@ -37,6 +38,7 @@ from drrho_clip.run import (
 from drrho_clip.run.data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
 from drrho_clip.run.outcome import Outcome, load_outcome
 from drrho_clip.run.resume import continued, open_finished_run, parameters_to_start_from
+from drrho_clip.run.temperature_figures import temperature_of
 from drrho_clip.run.writer import only_writer
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import Backend, get_backend
@@ -104,10 +106,14 @@ def train(
     run, source, start = described(folder, config, splits)
     reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
+    if reference is not None and METHODS[config.method].needs_reference_temperature:
+        # The settings of the run hold the number, so that a resumed run does not need the reference model.
+        temperature = config.reference_temperature or temperature_of(reference, "reference")
+        run = replace(run, config=replace(config, reference_temperature=temperature))
     trials = []
     if config.learning_rate == AUTO:
         trials = try_learning_rates(run, backend, splits, start=start)
-        run = replace(run, config=replace(config, learning_rate=best_trial(trials).learning_rate))
+        run = replace(run, config=replace(run.config, learning_rate=best_trial(trials).learning_rate))
         if not quiet:
             print_trials(trials)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
