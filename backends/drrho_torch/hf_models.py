@@ -6,6 +6,7 @@ gives them the parameters of each call. Shapes: batch b, image side s, C channel
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def _empty_model(spec: ModelSpec) -> nn.Module:
     build_config, build_model = kinds[spec.hf_sizes.kind]
     # `transformers` warns about token numbers that only matter for generating text.
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(transformers.logging.ERROR)
+    transformers.logging.set_verbosity(logging.ERROR)
     try:
         config = build_config.from_dict(dict(spec.hf_config or {}))
         # The eager attention of `transformers` computes its softmax in float32, also in a float64 run.
