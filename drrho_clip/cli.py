@@ -14,7 +14,9 @@ from collections.abc import Sequence
 
 from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
+from drrho_clip.commands.encode import Encode
 from drrho_clip.commands.evaluate import Evaluate
+from drrho_clip.commands.export import Export
 from drrho_clip.commands.index import Index
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
@@ -30,10 +32,12 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "index": Index,
     "train": Train,
+    "encode": Encode,
     "evaluate": Evaluate,
     "suspects": Suspects,
     "search": Search,
     "report": Report,
+    "export": Export,
     "verify": Verify,
     "vectors": Vectors,
     "bench": Bench,
