@@ -113,9 +113,10 @@ class TrainConfig:
     reference: str | None = setting(
         None,
         rule=TEXT,
-        metavar="RUN",
-        help="Folder of the reference model's run: required for drrho and for distillation. Other methods use a "
-        "reference model only for the settings drop_suspects and anchor_weights.",
+        metavar="MODEL|CACHE",
+        help="The reference model: the folder of a run, a cache of drrho encode, hf:DIR (a CLIP or SigLIP directory of "
+        "Hugging Face) or open_clip:NAME. It is required for drrho and for distillation. Other methods use it "
+        "only for the settings drop_suspects and anchor_weights.",
     )
     as_reference: bool = setting(
         False,

@@ -18,6 +18,7 @@ from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.caption_check import print_caption_warnings
 from drrho_clip.data.splits import open_splits
+from drrho_clip.encoders import check_model_name, is_run
 from drrho_clip.evaluate import evaluate
 from drrho_clip.exchange.chosen_model import check_model, choose_model
 from drrho_clip.files.disk import write_atomic
@@ -103,7 +104,7 @@ def train(
     check_model(config, backend)
     splits = open_splits(config) if splits is None else splits
     run, source, start = described(folder, config, splits)
-    reference = None if config.reference is None else open_run(config.reference)
+    reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
     if reference is not None and METHODS[config.method].needs_reference_temperature:
         # The settings of the run hold the number, so that a resumed run does not need the reference model.
@@ -135,9 +136,13 @@ def train(
 
 def check_other_runs(config: TrainConfig, *, allow_unfinished: bool = False) -> None:
     """Raise BadInput unless the runs that the settings name, if any, can be opened and are finished or allowed."""
-    for name in ("reference", "init"):
-        if getattr(config, name) is not None:
-            open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
+    if config.reference is not None:
+        check_model_name(config.reference, "reference")
+    # The reference model may be another model than a run; then the first use of the model checks the model.
+    reference = config.reference if config.reference is not None and is_run(config.reference) else None
+    for name, folder in (("reference", reference), ("init", config.init)):
+        if folder is not None:
+            open_finished_run(folder, name, allow_unfinished=allow_unfinished)
 
 
 class Described(NamedTuple):

@@ -268,8 +268,8 @@ class Trainer:
         log_inner_image, log_inner_text = self.estimator.gather(rows)
         reference = None
         if self.guidance.features is not None:
-            image_features, text_features = self.guidance.features
-            reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
+            image_features, text_features = self.guidance.features[rows]
+            reference = backend.asarray(image_features), backend.asarray(text_features)
         # If the temperature is fixed, the step reads it from the settings, and this variable is None.
         temperature = None
         if self.temperature.learned:
