@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from drrho_clip.constants import LARGEST_DEPTH, RESIZE_MODES
+from drrho_clip.constants import FULL, LARGEST_DEPTH, RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
+from drrho_clip.setting_rules import check_together
 from drrho_core import cosine_gamma
 from drrho_core.backend import Backend, default_backend
 from drrho_core.state import HOMES
@@ -31,9 +32,6 @@ SEED = at_least(0, most=2**63 - 1)
 
 # Larger values would exhaust the memory long before the first step.
 _SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(1, most=LARGEST_DEPTH)
-FULL = "float32"
-"""The precision of a run whose encoders compute in the dtype of the run."""
-
 AUTO = "auto"
 """The value of a setting whose number the run chooses itself."""
 
@@ -391,70 +389,12 @@ class TrainConfig:
             if value is not None or option.default is not None:
                 setting_of(option).rule.check(option.name, value)
         self._check_data()
-        self._check_reference()
-        self._check_model()
-        self._check_temperature()
-        self._check_step()
+        check_together(self)
 
     def _check_data(self) -> None:
         """Raise BadInput if a separate table is given for data that have a validation part of their own."""
         if self.data in BUILT_IN_DATA and self.validation is not None:
             raise BadInput(f"validation must be left out for built-in data, got {self.validation!r}")
-
-    def _check_reference(self) -> None:
-        """Raise BadInput unless method, reference and the settings that use a reference fit together."""
-        uses = [f"method {self.method}"] if METHODS[self.method].needs_reference else []
-        uses += [name for name in ("drop_suspects", "anchor_weights") if getattr(self, name) is not None]
-        if uses and self.reference is None:
-            raise BadInput(f"reference must be the folder of a reference run for {uses[0]}, got none")
-        if not uses and self.reference is not None:
-            raise BadInput(
-                f"reference must be left out for method {self.method} without drop_suspects and anchor_weights, got "
-                f"{self.reference!r}"
-            )
-        if self.as_reference and self.reference is not None:
-            raise BadInput("as_reference must be off for a run that has a reference itself, got as_reference on")
-
-    def _check_model(self) -> None:
-        """Raise BadInput unless the settings that name the start of the training fit together."""
-        if self.model is not None and self.init is not None:
-            raise BadInput(f"init must be left out with model, got {self.init!r}")
-        if self.from_scratch and self.model is None:
-            raise BadInput("from_scratch must be off without model, got from_scratch on")
-
-    def _check_temperature(self) -> None:
-        """Raise BadInput unless temperature, bounds, radius, scheme and method fit together."""
-        scheme, low, high = self.temperature_scheme, self.temperature_min, self.temperature_max
-        method = METHODS[self.method]
-        if high < low:
-            raise BadInput(f"temperature_max must be at least temperature_min ({low}), got {high}")
-        if scheme == "per_sample" and not (method.keeps_estimates and method.has_radius):
-            raise BadInput(
-                f"temperature_scheme must be fixed, global or {LOG_SCALE} for method {self.method}, got 'per_sample'"
-            )
-        # A learned temperature is the dual variable of a worst case over a set of size `radius`; see docs/theory.
-        if scheme == "fixed":
-            if self.radius != 0:
-                raise BadInput(f"radius must be 0 if the temperature is fixed, got {self.radius}")
-            return
-        if not low <= self.temperature <= high:
-            raise BadInput(f"temperature must be in [{low}, {high}] if it is learned, got {self.temperature}")
-        if not method.has_radius and self.radius != 0:
-            raise BadInput(f"radius must be 0 for method {self.method}, whose loss has no radius, got {self.radius}")
-        if method.has_radius and self.radius == 0:
-            raise BadInput(
-                f"radius must be > 0 if {self.method} learns the temperature, because at 0 the temperature only rises, "
-                f"got {self.radius}"
-            )
-
-    def _check_step(self) -> None:
-        """Raise BadInput unless selection and precision fit the method and the dtype."""
-        selects = METHODS[self.method].select is not None
-        if selects != (self.super_batch > 1):
-            rule = "at least 2" if selects else "1"
-            raise BadInput(f"super_batch must be {rule} for method {self.method}, got {self.super_batch}")
-        if self.precision != FULL and self.dtype != FULL:
-            raise BadInput(f"precision must be {FULL} if dtype is {self.dtype}, got {self.precision!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as a dictionary of numbers, strings and None."""

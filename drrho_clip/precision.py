@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drrho_clip.config import FULL
+from drrho_clip.constants import FULL
 from drrho_clip.errors import BadInput
 from drrho_clip.models import unit_norm
 from drrho_core.backend import Backend, Model, Parameters, Pullback
