@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from drrho_clip.constants import FULL, LARGEST_DEPTH, RESIZE_MODES
+from drrho_clip.data.augment import AUGMENTATIONS
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
@@ -208,6 +209,19 @@ class TrainConfig:
     )
     weight_decay: float = setting(
         0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."
+    )
+    augment: str | None = setting(
+        None,
+        rule=choice(*AUGMENTATIONS),
+        later=True,
+        shown="no augmentation",
+        help="crop: each epoch shows a random part of each training image; crop-flip: half of the parts are mirrored.",
+    )
+    augment_area: float = setting(
+        0.5,
+        rule=number("in (0, 1]", lambda value: 0 < value <= 1),
+        later=True,
+        help="Smallest share of an image that a random part may have.",
     )
     clip_norm: float = setting(
         0.0, rule=_NOT_NEGATIVE, later=True, help="Largest norm of the gradient of all parameters; 0: no clipping."

@@ -10,14 +10,17 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
+from drrho_clip.data.augment import augmented
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
+from drrho_clip.failure import failure_arrays, save_failure
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
 from drrho_clip.micro_batches import MicroBatches
@@ -256,14 +259,42 @@ class Trainer:
         """
         config, backend = self.run.config, self.backend
         began = time.monotonic()
-        # 1. The schedules of the learning rate and of gamma, the weight of the new value in an inner estimate.
+        # 1. The schedules, and the batch with the inner estimates of its samples, on the device.
+        inputs = self._inputs(batch, epoch)
+        # 2. Features, loss, gradient and update of the parameters.
+        result = self._stepped(batch, inputs)
+        self._losses.add(result.loss)
+        # 3. The new state replaces the old state.
+        self._accept(batch.sample_index, result)
+        # 4. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
+        note = None
+        if self.done % config.log_every == 0 or self.done == self.total_steps:
+            loss, surrogate = float(result.loss), float(result.surrogate)
+            if not self._losses.all_finite():
+                raise self._diverged(self.done)
+            figures = {"loss": loss, "surrogate": surrogate, "learning_rate": inputs.learning_rate}
+            figures |= {"gamma": inputs.gamma}
+            figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
+            self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
+            note = f"loss {loss:.4f}"
+        self.seconds += time.monotonic() - began
+        return note
+
+    def _inputs(self, batch: HostBatch, epoch: int) -> StepBatch:
+        """Return all that the next step reads besides the state, on the device."""
+        config, backend = self.run.config, self.backend
+        # The schedules of the learning rate and of gamma, the weight of the new value in an inner estimate.
         # Epochs that were added to a finished run have a warm-up and a cosine of their own. Gamma stays at the end of
         # its cosine, because a larger gamma would forget the estimates.
         before = self.first_epoch * self.steps_per_epoch
         learning_rate = config.learning_rate_at(self.done - before, self.total_steps - before)
         gamma = config.gamma_min if self.first_epoch else config.gamma_at(self.done, self.steps_per_epoch)
-        # 2. The batch and the inner estimates of its samples, moved to the device.
         rows = batch.sample_index
+        if config.augment is not None:
+            # The random numbers depend on seed, epoch and row only, so they are the same after an interruption.
+            area, flip = config.augment_area, config.augment == "crop-flip"
+            images = augmented(batch.images, rows, seed=config.seed, epoch=epoch, smallest_area=area, flip=flip)
+            batch = batch._replace(images=images)
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer, self.run.image_reading)
         log_inner_image, log_inner_text = self.estimator.gather(rows)
         reference = None
@@ -271,11 +302,8 @@ class Trainer:
             image_features, text_features = self.guidance.features[rows]
             reference = backend.asarray(image_features), backend.asarray(text_features)
         # If the temperature is fixed, the step reads it from the settings, and this variable is None.
-        temperature = None
-        if self.temperature.learned:
-            index = backend.asarray(rows)
-            temperature = self.temperature.for_batch(index)
-        inputs = StepBatch(
+        temperature = self.temperature.for_batch(backend.asarray(rows)) if self.temperature.learned else None
+        return StepBatch(
             images=backend.asarray(images),
             texts=backend.asarray(texts),
             log_inner_image=log_inner_image,
@@ -288,29 +316,18 @@ class Trainer:
             pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
             gumbel=backend.asarray(gumbel_noise(config, self.done)) if METHODS[config.method].draws_noise else None,
         )
-        # 3. Features, loss, gradient and update of the parameters.
-        result = self._stepped(batch, inputs)
-        self._losses.add(result.loss)
-        # 4. The new state replaces the old state.
+
+    def _accept(self, rows: np.ndarray, result: StepResult) -> None:
+        """Replace the state by that after a step on some rows of the data set."""
         self.state = result.state
         self.estimator.scatter(rows, result.log_inner_image, result.log_inner_text)
         if self.temperature.learned:
             self.temperature = self.temperature.after_batch(
-                index, result.temperature_gradient, learning_rate=config.temperature_learning_rate
+                self.backend.asarray(rows),
+                result.temperature_gradient,
+                learning_rate=self.run.config.temperature_learning_rate,
             )
         self.done += 1
-        # 5. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
-        note = None
-        if self.done % config.log_every == 0 or self.done == self.total_steps:
-            loss, surrogate = float(result.loss), float(result.surrogate)
-            if not self._losses.all_finite():
-                raise self._diverged(self.done)
-            figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
-            figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
-            self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
-            note = f"loss {loss:.4f}"
-        self.seconds += time.monotonic() - began
-        return note
 
     def _stepped(self, batch: HostBatch, inputs: StepBatch) -> StepResult:
         """Return the result of the step, or raise BadInput if the run has diverged."""
@@ -334,10 +351,36 @@ class Trainer:
             raise self._diverged(self.done)
 
     def _diverged(self, step: int) -> BadInput:
+        saved = self._saved
+        file = self._record_failure(step)
+        dump = "" if file is None else f"; {file} has what the first bad step read: drrho replay {self.run.folder}"
         return BadInput(
             f"the loss must stay finite, got a number that is not, at step {step} or shortly before: lower the "
-            f"learning_rate; {self.run.checkpoint} has the last good state, that of step {self._saved}"
+            f"learning_rate; {self.run.checkpoint} has the last good state, that of step {saved}{dump}"
         )
+
+    def _record_failure(self, last: int) -> Path | None:
+        """Take the steps since the last checkpoint again, and write what the first bad step reads; see `failure`."""
+        # A trial of a learning rate has no folder.
+        if not self.run.checkpoint.is_file():
+            return None
+        self._restore()
+        for epoch, batch in self._remaining_batches():
+            if self.done > last:
+                break
+            inputs = self._inputs(batch, epoch)
+            arrays = failure_arrays(self.backend, self.state, inputs)
+            try:
+                with np.errstate(all="ignore"):
+                    result = self._step(self.state, inputs)
+                is_bad = not np.isfinite(float(result.loss))
+            except ValueError:
+                is_bad = True
+            if is_bad:
+                rows = batch.sample_index
+                return save_failure(self.run, arrays, inputs, rows, step=self.done + 1, epoch=epoch)
+            self._accept(batch.sample_index, result)
+        return None
 
     def _log(self, epoch: int, figures: Mapping[str, float]) -> None:
         samples_seen = self.done * self.run.config.batch_size
@@ -406,13 +449,17 @@ class Trainer:
         }
 
     def load(self) -> None:
-        """Restore the state that the checkpoint holds.
+        """Restore the state that the checkpoint holds, and drop the lines of metrics after it.
 
         Raises
         ------
         BadInput
             If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
         """
+        self._restore()
+        self.run.drop_log_after(self.done)
+
+    def _restore(self) -> None:
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
         check_state(progress, self.run.checkpoint)
         groups = self._groups()
@@ -443,4 +490,3 @@ class Trainer:
         same_end = progress.get("epochs", self.run.config.epochs) == self.run.config.epochs
         self.stopped = same_end and bool(progress.get("stopped", False))
         self._kept.restore(progress.get("kept", {}), part(arrays, "parameters"), self.done)
-        self.run.drop_log_after(self.done)

@@ -29,7 +29,7 @@ B = 8
 SIZES: dict[str, Any] = {"image_size": 8, "channels": 3, "vocabulary_size": 9, "context_length": 5, "feature_dim": 6}
 MLP = ModelSpec("mlp", **SIZES, width=4, depth=1)
 CONV = ModelSpec("conv", **SIZES, width=8, depth=1, heads=2)
-BACKENDS = [("numpy", MLP), ("torch", MLP), ("torch", CONV), ("jax", CONV)]
+BACKENDS = [("numpy", MLP), ("torch", MLP), ("torch", CONV), ("jax", MLP)]
 
 
 def _config(**changed: Any) -> TrainConfig:
@@ -113,7 +113,7 @@ def test_the_average_of_the_parameters_follows_them(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "spec", "precision"),
-    [("torch", CONV, "bf16"), ("torch", CONV, "fp16"), ("jax", CONV, "bf16"), ("jax", MLP, "bf16")],
+    [("torch", CONV, "bf16"), ("torch", CONV, "fp16"), ("jax", MLP, "bf16")],
 )
 def test_half_types_round_the_encoders_and_nothing_else(name: str, spec: ModelSpec, precision: str) -> None:
     config = _config(dtype="float32")
@@ -264,7 +264,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("torch", "jest", {"precision": "bf16", "super_batch": 2}),
         ("torch", "distill:siglip", {"precision": "fp16"}),
         ("jax", "distill:fastclip-v0", {"precision": "bf16"}),
-        ("numpy", "rho", {"super_batch": 2}),
+        ("numpy", "rho", {"super_batch": 2, "augment": "crop-flip"}),
         ("numpy", "fastclip-v3", {"gamma_schedule": "step"}),
         ("numpy", "scent", {}),
     ],
