@@ -76,7 +76,7 @@ def evaluate(
         gallery_size=gallery_size,
     ).metrics()
     task = None
-    if zero_shot:
+    if zero_shot and encoder.reads_new_pairs:
         task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
     if task is None and prompts is not None:
         raise BadInput("classes and templates need data with at least two different labels, got data without")

@@ -382,6 +382,19 @@ class HuggingFaceTokenizer:
             return None
         return self._tokenizer.id_to_token(number)
 
+    def number_of(self, token: str) -> int:
+        """Return the number of a token.
+
+        Raises
+        ------
+        BadInput
+            If there is no such token.
+        """
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise BadInput(f"token must be a token of the tokenizer, got {brief(token)}")
+        return number
+
     def knows(self, word: str) -> bool:
         """Return whether a word, as `words` returns it, is another token than the token for unknown words."""
         return word != getattr(self._tokenizer.model, "unk_token", None)
