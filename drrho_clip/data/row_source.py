@@ -61,6 +61,7 @@ class RowSource:
         self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
     ) -> Iterator[HostBatch]:
         """Yield the batches of one epoch in the order of `BatchSource.epoch`."""
+        # No thread reads in advance: the rows are mapped into memory, and the system keeps those that were read.
         count = len(self) if rows is None else len(rows)
         order = batches(count, batch_size, seed=seed, epoch=epoch, first_batch=first_batch)
         return (self.gather(index if rows is None else rows[index]) for index in order)
@@ -74,6 +75,7 @@ class RowSource:
     def gather(self, sample_index: Sequence[int] | Int64) -> HostBatch:
         """Return the batch of the given rows of the data set."""
         index = np.asarray(sample_index, dtype=np.int64)
+        # The rows of the cache may stand in another order than the pairs.
         places = self._rows[index]
         pair_mask = None
         if self._image_ids is not None:

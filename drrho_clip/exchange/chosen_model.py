@@ -48,6 +48,7 @@ def check_model(config: TrainConfig, backend: Backend) -> None:
     if model is None:
         return
     if model.startswith(_DIRECTORY):
+        # The files beside the weights are small, so they are read twice: here, and after the data.
         open_hf_directory(model.removeprefix(_DIRECTORY))
     elif model.startswith(_FEATURES):
         if config.from_scratch:
@@ -81,9 +82,11 @@ def choose_model(config: TrainConfig, data: Dataset) -> ChosenModel | None:
     if model is None:
         return None
     if model.startswith(_FEATURES):
+        # The checksums of the cache are compared once, at the start of the run.
         features = ReferenceFeatures(model.removeprefix(_FEATURES), verify=True)
         return ChosenModel(heads_on(config, features), None, None)
     if not model.startswith(_DIRECTORY):
+        # The vocabulary comes from the training captions only; other captions may have other words.
         return ChosenModel(*new_model(sizes_by_name(model), captions_of(data)), None)
     folder = Path(model.removeprefix(_DIRECTORY))
     directory = open_hf_directory(folder)

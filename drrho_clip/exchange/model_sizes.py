@@ -98,9 +98,9 @@ def new_model(config: Mapping[str, Any], captions: Iterable[str]) -> tuple[Model
 
     Examples
     --------
-    >>> spec, tokenizer = new_model(SIZES["tiny"], ["a red circle", "a blue circle"])
-    >>> spec.vocabulary_size == tokenizer.vocabulary_size, tokenizer.words("A red circle")
-    (True, ['Ġa', 'Ġred', 'Ġcircle'])
+    >>> spec, tokenizer = new_model(SIZES["tiny"], ["a red circle", "a red square"])
+    >>> spec.vocabulary_size == tokenizer.vocabulary_size, tokenizer.words("A RED")
+    (True, ['Ġa', 'Ġred'])
     """
     sizes = pair_sizes(config)
     tokenizer = train_tokenizer(captions, sizes.vocabulary_size, sizes.context_length)
@@ -111,6 +111,7 @@ def new_model(config: Mapping[str, Any], captions: Iterable[str]) -> tuple[Model
         "eos_token_id": end,
         "pad_token_id": end,
     }
+    # Images are read as by the published models of this kind.
     side = sizes.image_size
     processor = ImageProcessor(side, shortest_edge=side, crops=True)
     if sizes.kind == "siglip":
@@ -146,7 +147,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int, context_lengt
     if context_length < 3:
         raise BadInput(f"max_position_embeddings must be at least 3 for start, word and end, got {context_length}")
     module = library()
-    # The number 2 has a meaning of its own as the number of the end token, see `PairSizes.end_token`.
+    # The end token gets the number 1; the number 2 would mean an old file, see `PairSizes.end_token`.
     tokenizer = module.Tokenizer(module.models.BPE())
     tokenizer.normalizer = module.normalizers.Sequence([module.normalizers.NFC(), module.normalizers.Lowercase()])
     tokenizer.pre_tokenizer = module.pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -159,6 +160,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int, context_lengt
         initial_alphabet=module.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    # Captions of other programs may hold halves of surrogate pairs, which the library refuses.
     valid = (caption.encode("utf-8", "replace").decode() for caption in captions)
     tokenizer.train_from_iterator(valid, trainer)
     tokenizer.post_processor = module.processors.TemplateProcessing(

@@ -33,6 +33,7 @@ class StoredInputs:
     """
 
     def __init__(self, features: ReferenceFeatures, model: Mapping[str, Any]) -> None:
+        # The data may differ, because every pair is looked up by its content.
         manifest = features.manifest
         difference = manifest.difference(manifest.like(model, manifest.data))
         if difference is not None:

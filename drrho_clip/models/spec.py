@@ -316,6 +316,7 @@ def _check_stored(stored: Mapping[str, Any]) -> None:
         raise BadInput(f"stored_features: model must be an object, got {brief(stored['model'])}")
 
 
+# The sizes of stored features are not among the sizes above, because heads see neither pixels nor tokens.
 def _check_rows(name: str, rows: Array, size: int) -> None:
     if rows.ndim != 2 or rows.shape[1] != size:
         raise ValueError(f"{name} must have shape (b, {size}), got {tuple(rows.shape)}")
