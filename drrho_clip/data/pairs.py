@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from drrho_clip.data.columns import ColumnNames
 from drrho_clip.data.content import fingerprint_of, image_numbers
 from drrho_clip.data.images import Changed, one_line
 from drrho_clip.data.labels import label_key
-from drrho_clip.data.pair_source import ChosenTexts, PairSource, TextColumn, require_readable
+from drrho_clip.data.pair_source import ChosenTexts, ImageStore, PairSource, TextColumn, require_readable
 from drrho_clip.data.pair_table import read_table
 from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import Int64, Sample, UInt8, UnreadableImage, ZeroShot
@@ -119,6 +119,10 @@ class PairsDataset:
         """The places of the pairs' images: the path of the file, or shard and member."""
         return tuple(Path(self.source.store.image(record)) for record in self._records.tolist())
 
+    def images_only(self) -> Pictures:
+        """Return the part of this data set that reads images, which is small enough for other processes."""
+        return Pictures(self.source.store, self._records, self.source.digests[self._records])
+
     def place(self, row: int) -> str:
         """Return the place of a pair in the source, for messages: "pairs.csv, row 3"."""
         return self.source.store.place(int(self._records[row]))
@@ -190,16 +194,40 @@ class PairsDataset:
         )
 
     def _decode(self, record: int) -> UInt8:
-        store = self.source.store
-        try:
-            return store.load(record, self.source.digests[record].tobytes())
-        except MissingExtra:
-            raise
-        # For damaged files Pillow raises exceptions of almost any class.
-        except Exception as error:
-            message = f"{store.place(record)}: cannot decode image {store.image(record)}: {one_line(error)}"
-            # Another image in place of that of the fingerprint is no damage, and no other pair may replace it.
-            raise (BadInput if isinstance(error, Changed) else UnreadableImage)(shown(message)) from error
+        return _decoded(self.source.store, record, self.source.digests[record].tobytes())
+
+
+class Pictures(NamedTuple):
+    """The images of a data set without the captions.
+
+    Attributes
+    ----------
+    store : ImageStore
+    records : ndarray of int64, shape (n,)
+        The record of each row.
+    digests : ndarray of uint8, shape (n, 16)
+    """
+
+    store: ImageStore
+    records: Int64
+    digests: UInt8
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return the image of a row as a sample without a caption."""
+        image = _decoded(self.store, int(self.records[index]), self.digests[index].tobytes())
+        return Sample(index, image, "")
+
+
+def _decoded(store: ImageStore, record: int, digest: bytes) -> UInt8:
+    try:
+        return store.load(record, digest)
+    except MissingExtra:
+        raise
+    # For damaged files Pillow raises exceptions of almost any class.
+    except Exception as error:
+        message = f"{store.place(record)}: cannot decode image {store.image(record)}: {one_line(error)}"
+        # Another image in place of that of the fingerprint is no damage, and no other pair may replace it.
+        raise (BadInput if isinstance(error, Changed) else UnreadableImage)(shown(message)) from error
 
 
 def _chosen(texts: Sequence[str], rows: Int64) -> Sequence[str]:
