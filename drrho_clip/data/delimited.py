@@ -76,12 +76,14 @@ def parse_delimited(
     Reading
         If exactly one convention gives every row as many fields as the header has, the reading by that convention. If
         both conventions do so, the quoted reading, unless each of the lines that it joins to an earlier line names an
-        image: these lines are rows, and their quotation marks are ordinary characters.
+        image: these lines are rows, and their quotation marks are ordinary characters. If neither convention does so,
+        the quoted reading, whose rows then have other numbers of fields than the header.
 
     Raises
     ------
     BadInput
-        Rows fit neither convention, or both conventions fit with different rows and the images do not decide.
+        The quotation marks break the quoted convention and the other convention does not fit either; or both
+        conventions fit with different rows and the images do not decide.
     """
     # Excel can put the separator on a line of its own. A blank line in its place keeps the numbers of the rows.
     text = _EXCEL_LINE.sub("", text, count=1)
