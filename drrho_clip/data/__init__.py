@@ -23,6 +23,7 @@ from drrho_clip.data.protocol import (
     UnreadableImage,
     ZeroShot,
     captions_of,
+    channels_of,
     first_rows,
     image_names,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "ZeroShot",
     "batches",
     "captions_of",
+    "channels_of",
     "digit_splits",
     "digits",
     "first_rows",

@@ -99,7 +99,7 @@ def pair_splits(
     titles = (source.name, f"{source.name}-validation", f"{source.name}-test")
     return DataSplits(
         *(
-            PairsDataset(part, name=title, rows=rows, class_names=class_names)
+            PairsDataset(part, name=title, rows=rows, class_names=class_names, max_unreadable=max_unreadable)
             for title, (part, rows) in zip(titles, parts, strict=True)
         )
     )

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from drrho_clip.constants import ORDERS
 from drrho_clip.data._checks import share, whole_number
-from drrho_clip.data.order import ORDERS, EpochOrder
+from drrho_clip.data.order import EpochOrder
 from drrho_clip.data.preprocess import check_resize_mode
-from drrho_clip.data.protocol import Dataset, Int32, Int64, UInt8, UnreadableImage, captions_of
+from drrho_clip.data.protocol import Dataset, Int32, Int64, UInt8, UnreadableImage, captions_of, channels_of
 from drrho_clip.data.reading import ImageReader, Images, Readable, images_of_epoch
 from drrho_clip.data.tokenizer import WordTokenizer
 from drrho_clip.errors import BadInput
@@ -128,10 +129,10 @@ class BatchSource:
         Processes that decode the batches of `epoch`, by the library grain; with 0 the threads decode.
     order : {"full", "blocks"}
         The order of the samples in an epoch; see `batches`.
-    max_unreadable : float
+    max_unreadable : float, optional
         The largest share of the pairs, in [0, 1], whose images may turn out to be unreadable. `epoch` replaces such a
         pair by the next pair of the order, `in_order` and `gather` give a black image. With 0 every unreadable image is
-        an error.
+        an error. By default the attribute of this name of the data set, or 0.
 
     Attributes
     ----------
@@ -164,7 +165,7 @@ class BatchSource:
         num_threads: int = 2,
         num_workers: int = 0,
         order: str = "full",
-        max_unreadable: float = 0.0,
+        max_unreadable: float | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise BadInput("dataset must hold at least one pair, got none")
@@ -177,9 +178,10 @@ class BatchSource:
         self._num_threads = whole_number(num_threads, "num_threads", at_least=0)
         self._num_workers = whole_number(num_workers, "num_workers", at_least=0)
         self._order = order
-        self._most_unreadable = share(max_unreadable, "max_unreadable") * len(dataset)
+        limit = getattr(dataset, "max_unreadable", 0.0) if max_unreadable is None else max_unreadable
+        self._most_unreadable = share(limit, "max_unreadable") * len(dataset)
         self.unreadable: dict[int, str] = {}
-        self.channels = int(dataset[0].image.shape[2]) if channels is None else channels
+        self.channels = channels_of(dataset) if channels is None else channels
         if self.channels not in (1, 3):
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
         self._tokens = tokenizer.encode(captions_of(dataset))
@@ -264,12 +266,11 @@ class BatchSource:
         following = order.after(number)
         for position in np.flatnonzero(bad).tolist():
             while index[position] in self.unreadable:
-                # The order is used up only if hardly any pair is readable, and then the limit stops the run before.
+                # The order is used up only if hardly any pair is readable.
                 row = next(following, None)
                 if row is None:
-                    raise BadInput(
-                        f"data must have {order.batch_size} readable pairs, got {self.unreadable[int(index[position])]}"
-                    )
+                    reason = self.unreadable[int(index[position])]
+                    raise BadInput(f"data must have {order.batch_size} readable pairs, got fewer: {reason}")
                 if row not in self.unreadable:
                     image = self._decode(np.array([row], dtype=np.int64))
                     index[position], images[position] = row, image[0]

@@ -43,14 +43,12 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from drrho_clip.constants import ORDERS
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import Int64
 from drrho_clip.errors import BadInput
 
-__all__ = ["BLOCK_ROWS", "LARGEST", "ORDERS", "WINDOW_BLOCKS", "EpochOrder", "rows_at"]
-
-ORDERS: Final = ("full", "blocks")
-"""The names of the orders: all rows mixed, or blocks of rows mixed within a window."""
+__all__ = ["BLOCK_ROWS", "LARGEST", "WINDOW_BLOCKS", "EpochOrder", "rows_at"]
 
 BLOCK_ROWS: Final = 1024
 """Number of rows in a block of the order "blocks"."""
@@ -139,10 +137,8 @@ def rows_at(
         return np.zeros(0, dtype=np.int64)
     if order == "full":
         return _permuted(start, stop, size, f"drrho order 1 {seed} {epoch}")
-    rows_in_block = whole_number(block_rows, "block_rows", at_least=1)
-    return _in_blocks(
-        start, stop, size, rows_in_block, whole_number(window_blocks, "window_blocks", at_least=1), seed, epoch
-    )
+    sizes = whole_number(block_rows, "block_rows", at_least=1), whole_number(window_blocks, "window_blocks", at_least=1)
+    return _in_blocks(start, stop, size, *sizes, seed, epoch)
 
 
 class EpochOrder(NamedTuple):

@@ -53,6 +53,8 @@ class PairsDataset:
         The classes; by default the different labels of the source.
     captions : sequence of str, length n, optional
         Captions in place of those of the source.
+    max_unreadable : float
+        The largest share of the pairs, in [0, 1], whose images may turn out to be unreadable later.
 
     Attributes
     ----------
@@ -72,9 +74,11 @@ class PairsDataset:
         rows: Int64 | None = None,
         class_names: tuple[str, ...] | None = None,
         captions: Sequence[str] | None = None,
+        max_unreadable: float = 0.0,
     ) -> None:
         self.name = source.name if name is None else name
         self.source = source
+        self.max_unreadable = max_unreadable
         self.class_names = source.class_names if class_names is None else class_names
         self._rows = rows
         self._records = source.record_of if rows is None else source.record_of[rows]
@@ -159,12 +163,18 @@ class PairsDataset:
             rows=chosen if self._rows is None else self._rows[chosen],
             class_names=self.class_names,
             captions=_chosen(self.captions, chosen),
+            max_unreadable=self.max_unreadable,
         )
 
     def with_captions(self, captions: Sequence[str]) -> PairsDataset:
         """Return the same pairs with other captions, one for each row."""
         return PairsDataset(
-            self.source, name=self.name, rows=self._rows, class_names=self.class_names, captions=captions
+            self.source,
+            name=self.name,
+            rows=self._rows,
+            class_names=self.class_names,
+            captions=captions,
+            max_unreadable=self.max_unreadable,
         )
 
     def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
@@ -183,14 +193,22 @@ class PairsDataset:
         labelled = [record for record in self._records.tolist() if label_key(self.source.labels[record])]
         if len(self.class_names) < 2 or not labelled:
             return None
-        first = resize(self._decode(labelled[0])[None], size, resize_mode)
-        images = np.empty((len(labelled), *first.shape[1:]), dtype=np.uint8)
-        for position, record in enumerate(labelled):
-            images[position] = resize(self._decode(record)[None], size, resize_mode)[0]
         number = {label_key(name): position for position, name in enumerate(self.class_names)}
-        labels = np.array([number[label_key(self.source.labels[record])] for record in labelled], dtype=np.int64)
+        images, labels, num_unreadable = [], [], 0
+        for record in labelled:
+            try:
+                images.append(resize(self._decode(record)[None], size, resize_mode)[0])
+            except UnreadableImage:
+                num_unreadable += 1
+                if num_unreadable > self.max_unreadable * len(self):
+                    raise
+            else:
+                labels.append(number[label_key(self.source.labels[record])])
         return ZeroShot(
-            self.class_names, tuple(DEFAULT_PROMPT.replace("{}", name) for name in self.class_names), images, labels
+            self.class_names,
+            tuple(DEFAULT_PROMPT.replace("{}", name) for name in self.class_names),
+            np.stack(images),
+            np.array(labels, dtype=np.int64),
         )
 
     def _decode(self, record: int) -> UInt8:

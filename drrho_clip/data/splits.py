@@ -35,6 +35,7 @@ def open_splits(config: TrainConfig) -> DataSplits:
             image_column=config.image_column,
             caption_column=config.caption_column,
             label_column=config.label_column,
+            max_unreadable=config.max_unreadable,
         )
     family, _, stream = config.data.partition(":")
     options: dict[str, Any] = {"seed": config.data_seed, "swapped_fraction": config.swapped_fraction}
@@ -61,4 +62,5 @@ def open_table(path: str, config: TrainConfig) -> PairsDataset:
         image_column=config.image_column,
         caption_column=config.caption_column,
         label_column=config.label_column,
+        max_unreadable=config.max_unreadable,
     )

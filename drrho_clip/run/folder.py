@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, WordTokenizer, captions_of
+from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, WordTokenizer, captions_of, channels_of
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, load_state, save_arrays
 from drrho_clip.files.disk import naming, write_atomic
@@ -246,7 +246,7 @@ def describe_run(folder: Path, config: TrainConfig, data: Dataset, *, tokenizer:
     spec = ModelSpec(
         config.architecture,
         image_size=config.image_size,
-        channels=int(data[0].image.shape[2]),
+        channels=channels_of(data),
         vocabulary_size=tokenizer.vocabulary_size,
         context_length=tokenizer.context_length,
         feature_dim=config.feature_dim,

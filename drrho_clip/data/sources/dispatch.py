@@ -59,7 +59,7 @@ def open_data(
     """
     source = read_source(path, ColumnNames(image_column, caption_column, label_column))
     require_readable(source, max_unreadable)
-    return PairsDataset(source)
+    return PairsDataset(source, max_unreadable=max_unreadable)
 
 
 def read_source(path: str | os.PathLike[str], names: ColumnNames) -> PairSource:
