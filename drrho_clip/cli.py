@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
 from drrho_clip.commands.evaluate import Evaluate
+from drrho_clip.commands.export import Export
 from drrho_clip.commands.index import Index
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type] = {
     "suspects": Suspects,
     "search": Search,
     "report": Report,
+    "export": Export,
     "verify": Verify,
     "vectors": Vectors,
     "bench": Bench,

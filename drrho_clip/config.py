@@ -143,6 +143,18 @@ class TrainConfig:
         help="Folder of another run whose best parameters this run starts from. The encoders must have the same sizes; "
         "the tokenizer of that run is used.",
     )
+    model: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="MODEL",
+        later=True,
+        shown="the encoders of the settings architecture, width and depth",
+        help="hf:DIR, the directory of a CLIP or SigLIP of the Hugging Face hub: gives encoders, tokenizer, image "
+        "sizes and the weights to start from.",
+    )
+    from_scratch: bool = setting(
+        False, rule=FLAG, later=True, help="Start from random numbers instead of the weights of the model."
+    )
     # Random numbers, and the content of built-in data.
     seed: int = setting(0, rule=SEED, help="Seed of the initial parameters and of the order of the batches.")
     data_seed: int = setting(0, rule=SEED, help="Seed of built-in data and of the split of a table.")
@@ -289,6 +301,7 @@ class TrainConfig:
                 setting_of(option).rule.check(option.name, value)
         self._check_data()
         self._check_reference()
+        self._check_model()
         self._check_temperature()
 
     def _check_data(self) -> None:
@@ -309,6 +322,13 @@ class TrainConfig:
             )
         if self.as_reference and self.reference is not None:
             raise BadInput("as_reference must be off for a run that has a reference itself, got as_reference on")
+
+    def _check_model(self) -> None:
+        """Raise BadInput unless the settings that name the start of the training fit together."""
+        if self.model is not None and self.init is not None:
+            raise BadInput(f"init must be left out with model, got {self.init!r}")
+        if self.from_scratch and self.model is None:
+            raise BadInput("from_scratch must be off without model, got from_scratch on")
 
     def _check_temperature(self) -> None:
         """Raise BadInput unless temperature, bounds, radius, scheme and method fit together."""

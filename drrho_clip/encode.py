@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import BatchSource, Dataset, HostBatch, WordTokenizer, normalise, to_channels
+from drrho_clip.data import BatchSource, Dataset, HostBatch, Tokenizer, WordTokenizer, normalise, to_channels
+from drrho_clip.data.protocol import ImageReading
 from drrho_clip.errors import BadInput
 from drrho_clip.models import ModelSpec
 from drrho_clip.run import Run
@@ -28,13 +29,24 @@ def build_model(backend: Backend, spec: ModelSpec) -> Model:
         raise BadInput(str(error)) from error
 
 
-def model_inputs(batch: HostBatch, spec: ModelSpec, tokenizer: WordTokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inputs of the encoders: images in [-1, 1], and tokens or bags of words."""
-    return normalise(batch.images), _text_inputs(batch.tokens, spec, tokenizer)
+def model_inputs(
+    batch: HostBatch, spec: ModelSpec, tokenizer: Tokenizer, reading: ImageReading | str = "crop"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inputs of the encoders: images as numbers, and tokens or bags of words."""
+    return image_numbers(batch.images, reading), _text_inputs(batch.tokens, spec, tokenizer)
 
 
-def _text_inputs(tokens: np.ndarray, spec: ModelSpec, tokenizer: WordTokenizer) -> np.ndarray:
-    return tokenizer.bag_of_words(tokens) if spec.text_input == "bag_of_words" else tokens
+def image_numbers(images: np.ndarray, reading: ImageReading | str) -> np.ndarray:
+    """Return bytes as the numbers that an encoder reads: in [-1, 1], or as the model's own settings say."""
+    return normalise(images) if isinstance(reading, str) else reading.normalise(images)
+
+
+def _text_inputs(tokens: np.ndarray, spec: ModelSpec, tokenizer: Tokenizer) -> np.ndarray:
+    if spec.text_input != "bag_of_words":
+        return tokens
+    # The perceptrons of a run always have the tokenizer of whole words.
+    assert isinstance(tokenizer, WordTokenizer)
+    return tokenizer.bag_of_words(tokens)
 
 
 class Encoder:
@@ -50,10 +62,10 @@ class Encoder:
         The parameters, on the backend.
     spec : ModelSpec
         The sizes of the encoders.
-    tokenizer : WordTokenizer
+    tokenizer : Tokenizer
         The tokenizer with the vocabulary of the text encoder.
-    resize_mode : {"crop", "fit"}
-        How the images of data sets become square; see `resize`.
+    resize_mode : {"crop", "fit"} or ImageReading
+        How the images of data sets become square, and perhaps numbers; see `resize`.
     """
 
     def __init__(
@@ -62,9 +74,9 @@ class Encoder:
         model: Model,
         parameters: Parameters,
         spec: ModelSpec,
-        tokenizer: WordTokenizer,
+        tokenizer: Tokenizer,
         *,
-        resize_mode: str = "crop",
+        resize_mode: ImageReading | str = "crop",
     ) -> None:
         self._backend, self._parameters = backend, parameters
         self._spec, self._tokenizer = spec, tokenizer
@@ -78,7 +90,7 @@ class Encoder:
         """Build the encoder from a state of a run: "best", "last" or "reference"; see `Run.load_parameters`."""
         parameters = {name: backend.asarray(array) for name, array in run.load_parameters(state).items()}
         model = build_model(backend, run.spec)
-        return cls(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.config.resize)
+        return cls(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.image_reading)
 
     @property
     def image_size(self) -> int:
@@ -86,7 +98,7 @@ class Encoder:
         return self._spec.image_size
 
     @property
-    def tokenizer(self) -> WordTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer, which decides which captions the text encoder can distinguish."""
         return self._tokenizer
 
@@ -110,7 +122,7 @@ class Encoder:
         """Return the features of the pairs of some batches, which must have this model's image size and tokens."""
         image_features, text_features = [], []
         for batch in stream:
-            images, texts = model_inputs(batch, self._spec, self._tokenizer)
+            images, texts = model_inputs(batch, self._spec, self._tokenizer, self.resize_mode)
             image_features.append(self._run(self._encode_images, images))
             text_features.append(self._run(self._encode_texts, texts))
             if after_batch is not None:
@@ -129,7 +141,7 @@ class Encoder:
         source = self._source(dataset)
         features = []
         for batch in source.in_order(batch_size, rows=rows):
-            features.append(self._run(self._encode_images, normalise(batch.images)))
+            features.append(self._run(self._encode_images, image_numbers(batch.images, self.resize_mode)))
             if after_batch is not None:
                 after_batch()
         return np.concatenate(features)
@@ -148,8 +160,9 @@ class Encoder:
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of uint8 images (n, s, s, C); s must be `image_size`."""
         images = to_channels(images, self._spec.channels)
-        parts = [normalise(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        return np.concatenate([self._run(self._encode_images, part) for part in parts])
+        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        numbers = (image_numbers(part, self.resize_mode) for part in parts)
+        return np.concatenate([self._run(self._encode_images, part) for part in numbers])
 
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of captions."""

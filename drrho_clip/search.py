@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drrho_clip.data import Dataset, WordTokenizer, captions_of, first_rows, image_names
+from drrho_clip.data import Dataset, Tokenizer, captions_of, first_rows, image_names
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import nearest
@@ -60,7 +60,7 @@ class Answer(NamedTuple):
 
 def search(
     encoder: Encoder,
-    tokenizer: WordTokenizer,
+    tokenizer: Tokenizer,
     dataset: Dataset,
     queries: Sequence[str],
     *,
@@ -73,7 +73,7 @@ def search(
     ----------
     encoder : Encoder
         The encoders of a run.
-    tokenizer : WordTokenizer
+    tokenizer : Tokenizer
         The tokenizer of the same run.
     dataset : Dataset
         The images to search. An image with several captions counts once.
@@ -114,7 +114,7 @@ def search(
     return answers
 
 
-def check_queries(queries: Sequence[str], tokenizer: WordTokenizer) -> list[tuple[str, ...]]:
+def check_queries(queries: Sequence[str], tokenizer: Tokenizer) -> list[tuple[str, ...]]:
     """Return the unknown words of each query.
 
     Raises
@@ -133,19 +133,19 @@ def check_queries(queries: Sequence[str], tokenizer: WordTokenizer) -> list[tupl
     return unknown
 
 
-def unknown_words(query: str, tokenizer: WordTokenizer) -> tuple[str, ...]:
+def unknown_words(query: str, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Return the words of a query that are not in the vocabulary, each once; punctuation is left out.
 
     Examples
     --------
+    >>> from drrho_clip.data import WordTokenizer
     >>> unknown_words("A red zeppelin!", WordTokenizer(["a", "red"], 5))
     ('zeppelin',)
     """
-    known = set(tokenizer.vocabulary)
-    return tuple(word for word in _words(query, tokenizer) if word not in known)
+    return tuple(word for word in _words(query, tokenizer) if not tokenizer.knows(word))
 
 
-def _words(query: str, tokenizer: WordTokenizer) -> list[str]:
+def _words(query: str, tokenizer: Tokenizer) -> list[str]:
     """Return the different words of a query, without punctuation unless the query is made of signs only."""
     words = list(dict.fromkeys(tokenizer.words(query)))
     spoken = [word for word in words if any(sign.isalnum() for sign in word)]

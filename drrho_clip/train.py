@@ -9,12 +9,14 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.caption_check import print_caption_warnings
 from drrho_clip.data.splits import open_splits
 from drrho_clip.evaluate import evaluate
+from drrho_clip.exchange.chosen_model import check_model, choose_model
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
@@ -95,11 +97,19 @@ def train(
     for name in ("reference", "init"):
         if getattr(config, name) is not None:
             open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
+    check_model(config, backend)
     splits = open_splits(config) if splits is None else splits
     source = None if config.init is None else open_run(config.init)
-    run = describe_run(folder, config, splits.train, tokenizer=None if source is None else source.tokenizer)
+    chosen = choose_model(config)
+    start = None if chosen is None else chosen.start
+    given: dict[str, Any] = {} if chosen is None else {"tokenizer": chosen.tokenizer, "spec": chosen.spec}
+    if source is not None:
+        # A run that starts from a Hugging Face model of another run has the encoders of that run.
+        given = {"tokenizer": source.tokenizer, "spec": source.spec if source.spec.hf_config else None}
+    run = describe_run(folder, config, splits.train, **given)
     run = describe_data(run, splits)
-    start = None if source is None else parameters_to_start_from(source, run.spec)
+    if source is not None:
+        start = parameters_to_start_from(source, run.spec)
     reference = None if config.reference is None else open_run(config.reference)
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
     trials = []

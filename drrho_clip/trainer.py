@@ -83,7 +83,7 @@ class Trainer:
         self.run, self.backend, self.splits = run, backend, splits
         reading: dict[str, Any] = {
             "image_size": run.spec.image_size,
-            "resize_mode": config.resize,
+            "resize_mode": run.image_reading,
             "channels": run.spec.channels,
         }
         self.source = BatchSource(
@@ -109,7 +109,7 @@ class Trainer:
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = StepState(parameters, optimizer.init(parameters))
         self._step = build_step(backend, model, optimizer, config)
-        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=config.resize)
+        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.image_reading)
         self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
         self.temperature: Temperature = make_temperature(
             config.temperature_scheme,
@@ -268,7 +268,7 @@ class Trainer:
         gamma = config.gamma_min if self.first_epoch else gamma
         # 2. The batch and the inner estimates of its samples, moved to the device.
         rows = batch.sample_index
-        images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer)
+        images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer, self.run.image_reading)
         log_inner_image, log_inner_text = self.estimator.gather(rows)
         reference = None
         if self.guidance.features is not None:

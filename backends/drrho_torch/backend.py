@@ -19,6 +19,7 @@ from drrho_core import InnerEstimator
 from drrho_core.backend import Function, Home, Model, Parameters
 from drrho_core.checks import Namespace
 from drrho_torch.estimator import HostEstimator
+from drrho_torch.hf_models import HuggingFaceModel
 from drrho_torch.models import ConvModel
 
 
@@ -57,7 +58,7 @@ class TorchBackend:
 
     name = "torch"
     homes = ("device", "host")
-    architectures: tuple[str, ...] = ("conv", "mlp")
+    architectures: tuple[str, ...] = ("conv", "mlp", "hf")
     preference = 2
     xp: Namespace = array_api_compat.torch
 
@@ -89,7 +90,9 @@ class TorchBackend:
         return array.detach().cpu().numpy().copy()
 
     def model(self, spec: ModelSpec, /) -> Model:
-        """Build the encoders of a `ModelSpec`: MLP towers, or a convolution tower and a transformer."""
+        """Build the encoders of a `ModelSpec`: MLP towers, a convolution tower and a transformer, or CLIP or SigLIP."""
+        if spec.architecture == "hf":
+            return HuggingFaceModel(spec)
         return MLPModel(spec, self.xp) if spec.architecture == "mlp" else ConvModel(spec)
 
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:

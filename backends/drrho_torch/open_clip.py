@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from drrho_core import checks, cosine_gamma, recommended_gamma_min
-from drrho_torch.arguments import check_tensor, is_pair
+from drrho_torch.arguments import check_tensor
 from drrho_torch.loss import ContrastiveLoss
+from drrho_torch.whole_batch import check_loss, check_reference, check_scale, gathered, reference_rows
 
 
 class OpenClipLoss(nn.Module):
@@ -78,14 +79,10 @@ class OpenClipLoss(nn.Module):
         gamma_min: float | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(contrastive_loss, ContrastiveLoss):
-            raise TypeError(f"contrastive_loss must be a ContrastiveLoss, got {type(contrastive_loss).__name__}")
-        if reference is not None and not is_pair(reference) and not hasattr(reference, "__getitem__"):
-            raise TypeError(f"reference must be a pair of arrays or have rows, got {type(reference).__name__}")
         if gamma_min is not None and num_epochs is None:
             raise ValueError("gamma_min must come with num_epochs, the number of epochs of the schedule")
-        self.contrastive_loss = contrastive_loss
-        self.reference = reference
+        self.contrastive_loss = check_loss(contrastive_loss)
+        self.reference = check_reference(reference)
         self.num_epochs = None if num_epochs is None else checks.integer("num_epochs", num_epochs, minimum=1)
         if self.num_epochs is not None and gamma_min is None:
             gamma_min = recommended_gamma_min(self.num_epochs)
@@ -161,13 +158,9 @@ class OpenClipLoss(nn.Module):
         if logit_bias is not None:
             raise ValueError("logit_bias must be None, because a bias has no effect on the contrastive loss")
         check_tensor("image_features", image_features)
-        check_tensor("logit_scale", logit_scale)
         training = self.contrastive_loss.training
-        if logit_scale.requires_grad and training and self.contrastive_loss.radius == 0.0:
-            raise ValueError(
-                "radius of the ContrastiveLoss must be > 0 if logit_scale is learned, because the temperature would "
-                "rise without end, got 0 (freeze logit_scale, or see docs/theory/temperature.md)"
-            )
+        # The scale that is not learned in eval() needs no radius.
+        check_scale(self.contrastive_loss, logit_scale if training else logit_scale.detach())
         rows = image_features.shape[0]
         sample_index = self._rows(rows) if training else torch.arange(rows)
         # With accumulated gradients, each announced batch gets one call on the features of all of them.
@@ -176,12 +169,12 @@ class OpenClipLoss(nn.Module):
         # Every call would add the whole gradient of the scale, which does not depend on the call. The factor 0 keeps
         # the scale in the graph, because DistributedDataParallel expects a gradient for every parameter.
         scale = logit_scale if is_last else logit_scale.detach() + 0.0 * logit_scale
-        index, images, texts = (_gathered(x) for x in (sample_index, image_features, text_features))
+        index, images, texts = (gathered(x) for x in (sample_index, image_features, text_features))
         loss = self.contrastive_loss(
             images,
             texts,
             index,
-            reference_features=self._references(index, images.device),
+            reference_features=reference_rows(self.reference if training else None, index, images.device),
             temperature=1.0 / scale.reshape(()),
             gathered=True,
             update=is_last,
@@ -199,41 +192,3 @@ class OpenClipLoss(nn.Module):
                 f"loader, got {announced} rows in {len(self._announced)} calls since the last loss"
             )
         return torch.cat(self._announced)
-
-    def _references(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Return the reference features of the batch on the device of the features."""
-        if self.reference is None or not self.contrastive_loss.training:
-            return None
-        rows = index.cpu().numpy()
-        images, texts = [side[rows] for side in self.reference] if is_pair(self.reference) else self.reference[rows]
-        return torch.as_tensor(images, device=device), torch.as_tensor(texts, device=device)
-
-
-class _Gathered(torch.autograd.Function):
-    """The rows of all processes; the gradient of the own rows is multiplied by the number of processes."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        """Gather the rows in the order of the ranks."""
-        world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        ctx.place = slice(rank * rows.shape[0], (rank + 1) * rows.shape[0])
-        ctx.world_size = world_size
-        parts = [torch.empty_like(rows) for _ in range(world_size)]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *incoming: Tensor) -> Tensor:
-        """Return the gradient of the own rows. Every process has computed it, so nothing has to be exchanged."""
-        own: Tensor = ctx.world_size * incoming[0][ctx.place]
-        return own
-
-
-def _gathered(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, (W b, ...), or the given rows if there is one process."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return rows
-    if torch.distributed.get_world_size() == 1:
-        return rows
-    gathered: Tensor = _Gathered.apply(rows)  # type: ignore[no-untyped-call]
-    return gathered

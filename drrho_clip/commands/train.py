@@ -17,6 +17,9 @@ from drrho_clip.table_defaults import defaults_for
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
+# The settings of the encoders that a model of the setting `model` has itself.
+_SIZES = ("architecture", "image_size", "resize", "feature_dim", "width", "depth")
+
 
 @dataclass(frozen=True)
 class Train:
@@ -80,6 +83,7 @@ class Train:
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
         from drrho_clip.data.splits import open_splits
+        from drrho_clip.exchange.chosen_model import check_model
         from drrho_clip.run import refuse_existing
 
         # All other checks come before the data are read, because reading the data may take long.
@@ -88,6 +92,12 @@ class Train:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
         backend = build_backend(config.backend, self.device, config.dtype)
+        check_model(config, backend)
+        if config.model is not None:
+            # The model has sizes of its own, so another size would be ignored silently.
+            for name in _SIZES:
+                if name in self.settings:
+                    raise BadInput(f"{name} must be left out with model, which has it, got {self.settings[name]!r}")
         # The default architecture depends on the backend; some defaults depend on the size of the table.
         if "architecture" not in self.settings:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from drrho_clip.data._checks import row_index
 from drrho_clip.data.content import digests_of_pixels, fingerprint_of, image_numbers
 from drrho_clip.data.preprocess import check_resize_mode
-from drrho_clip.data.protocol import Int64, Sample, UInt8, ZeroShot
+from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput
 
 __all__ = ["ArrayDataset", "swap_captions"]
@@ -118,7 +118,7 @@ class ArrayDataset:
         """Numbers of the rows' images, shape (n,): rows with equal pixels have equal numbers."""
         return image_numbers(self.image_digests())
 
-    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: ImageReading | str = "crop") -> ZeroShot | None:
         """Return the classification task of this data set, or None if there is no such task.
 
         The built-in tasks have square images, so `resize_mode` changes nothing.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from drrho_clip.data import DataSplits, WordTokenizer, captions_of
+from drrho_clip.data import DataSplits, Tokenizer, WordTokenizer, captions_of
 from drrho_clip.data.tokenizer import PADDING, UNKNOWN
 from drrho_clip.terminal.printing import say
 
@@ -19,13 +19,13 @@ __all__ = ["caption_warnings", "print_caption_warnings"]
 
 
 def caption_warnings(
-    tokenizer: WordTokenizer, captions: Mapping[str, Sequence[str]], *, owner: str = "the run"
+    tokenizer: Tokenizer, captions: Mapping[str, Sequence[str]], *, owner: str = "the run"
 ) -> list[str]:
     r"""Return at most one line about unknown words and at most one line about captions that are too long.
 
     Parameters
     ----------
-    tokenizer : WordTokenizer
+    tokenizer : Tokenizer
         The tokenizer of the model.
     captions : mapping of str to sequence of str
         Captions by the name of their part, such as "validation".
@@ -45,6 +45,8 @@ def caption_warnings(
     warning: 1 of 3 test captions have more than 3 words (at most 6): the run does not read the words after number 3
     """
     unknown, cut, longest = [], [], 0
+    if not isinstance(tokenizer, WordTokenizer):
+        return []
     length = tokenizer.context_length
     for part, texts in captions.items():
         tokens = tokenizer.encode(texts)
@@ -72,12 +74,12 @@ def caption_warnings(
     return lines
 
 
-def print_caption_warnings(tokenizer: WordTokenizer, splits: DataSplits, reference: WordTokenizer | None) -> None:
+def print_caption_warnings(tokenizer: Tokenizer, splits: DataSplits, reference: Tokenizer | None) -> None:
     """Print the warnings about the captions of a run on standard error, before training.
 
     Parameters
     ----------
-    tokenizer : WordTokenizer
+    tokenizer : Tokenizer
         The tokenizer of the run.
     splits : DataSplits
         The data of the run.

@@ -167,6 +167,39 @@ class ImageProcessor:
             std=_channels(values.get("image_std", defaults.std)),
         )
 
+    def to_preprocessor_config(self, kind: str) -> dict[str, Any]:
+        """Return the content of a preprocessor_config.json, which `read` and `transformers` read.
+
+        Parameters
+        ----------
+        kind : {"clip", "siglip"}
+            The kind of the model.
+
+        Examples
+        --------
+        >>> ImageProcessor(8, height=8, width=8).to_preprocessor_config("siglip")["size"]
+        {'height': 8, 'width': 8}
+        """
+        names = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+        resizes = self.shortest_edge is not None or self.height > 0
+        size = {"height": self.height, "width": self.width}
+        if self.shortest_edge is not None:
+            size = {"shortest_edge": self.shortest_edge}
+        return {
+            "image_processor_type": names[kind],
+            "do_convert_rgb": True,
+            "do_resize": resizes,
+            "do_center_crop": self.crops,
+            "do_rescale": True,
+            "do_normalize": True,
+            **({"size": size} if resizes else {}),
+            **({"crop_size": {"height": self.image_size, "width": self.image_size}} if self.crops else {}),
+            "resample": self.resample,
+            "rescale_factor": self.scale,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
     def square(self, image: UInt8) -> UInt8:
         """Return an image as the square that the model reads, before normalising.
 
@@ -248,6 +281,8 @@ class HuggingFaceTokenizer:
     context_length : int
     vocabulary_size : int
         Number of different tokens.
+    text, padding : str
+        The arguments.
 
     Raises
     ------
@@ -260,7 +295,7 @@ class HuggingFaceTokenizer:
     def __init__(self, text: str, context_length: int, *, padding: str) -> None:
         self.context_length = whole_number(context_length, "context_length", at_least=1)
         self.padding = padding
-        self._text = text
+        self.text = text
         try:
             self._tokenizer: tokenizers.Tokenizer = library().Tokenizer.from_str(text)
         # The library raises a bare Exception.
@@ -341,14 +376,29 @@ class HuggingFaceTokenizer:
         """Return all tokens of a caption as text, without special tokens; captions with equal tokens are one text."""
         return list(self._whole.encode(_valid(caption), add_special_tokens=False).tokens)
 
+    def token_of(self, number: object) -> str | None:
+        """Return the token with a number, or None if there is no such token."""
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            return None
+        return self._tokenizer.id_to_token(number)
+
+    def knows(self, word: str) -> bool:
+        """Return whether a word, as `words` returns it, is another token than the token for unknown words."""
+        return word != getattr(self._tokenizer.model, "unk_token", None)
+
     def to_json(self) -> dict[str, Any]:
         """Return the tokenizer as an object for `json.dump`; `from_json` reads it."""
         return {
             "format": _FORMAT,
             "context_length": self.context_length,
             "padding": self.padding,
-            "tokenizer": json.loads(self._text),
+            "tokenizer": json.loads(self.text),
         }
+
+    @staticmethod
+    def wrote(document: object) -> bool:
+        """Return whether an object is a result of `to_json`."""
+        return isinstance(document, Mapping) and document.get("format") == _FORMAT
 
     @classmethod
     def from_json(cls, document: object) -> HuggingFaceTokenizer:

@@ -15,9 +15,18 @@ from drrho_clip.constants import ORDERS
 from drrho_clip.data._checks import share, whole_number
 from drrho_clip.data.order import EpochOrder
 from drrho_clip.data.preprocess import check_resize_mode
-from drrho_clip.data.protocol import Dataset, Int32, Int64, UInt8, UnreadableImage, captions_of, channels_of
+from drrho_clip.data.protocol import (
+    Dataset,
+    ImageReading,
+    Int32,
+    Int64,
+    Tokenizer,
+    UInt8,
+    UnreadableImage,
+    captions_of,
+    channels_of,
+)
 from drrho_clip.data.reading import ImageReader, Images, Readable, images_of_epoch
-from drrho_clip.data.tokenizer import WordTokenizer
 from drrho_clip.errors import BadInput
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
@@ -114,10 +123,10 @@ class BatchSource:
     Parameters
     ----------
     dataset : Dataset
-    tokenizer : WordTokenizer
+    tokenizer : Tokenizer
     image_size : int
         Side s of the square images, at least 1.
-    resize_mode : {"crop", "fit"}
+    resize_mode : {"crop", "fit"} or ImageReading
         How images become square; see `resize`.
     channels : int, optional
         1 or 3; by default the number of channels of the data set's first image.
@@ -156,10 +165,10 @@ class BatchSource:
     def __init__(
         self,
         dataset: Dataset,
-        tokenizer: WordTokenizer,
+        tokenizer: Tokenizer,
         *,
         image_size: int,
-        resize_mode: str = "crop",
+        resize_mode: ImageReading | str = "crop",
         channels: int | None = None,
         cache_bytes: int = 2 * 2**30,
         num_threads: int = 2,
@@ -194,7 +203,8 @@ class BatchSource:
         # The cache holds all images, if they fit into `cache_bytes`. It is filled while batches are decoded.
         images: UInt8 | None = getattr(dataset, "images", None)
         whole = (len(dataset), *self._shape)
-        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == whole:
+        as_they_are = isinstance(resize_mode, str)
+        if as_they_are and isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == whole:
             # If all images of the data set are in memory in the right size, they serve as the cache.
             self._cache: UInt8 | None = images
             self._cached = np.ones(len(dataset), dtype=np.bool_)

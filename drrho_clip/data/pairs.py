@@ -22,7 +22,7 @@ from drrho_clip.data.labels import label_key
 from drrho_clip.data.pair_source import ChosenTexts, ImageStore, PairSource, TextColumn, require_readable
 from drrho_clip.data.pair_table import read_table
 from drrho_clip.data.preprocess import resize
-from drrho_clip.data.protocol import Int64, Sample, UInt8, UnreadableImage, ZeroShot
+from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, UnreadableImage, ZeroShot
 from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.terminal.safe_text import shown
 
@@ -177,7 +177,7 @@ class PairsDataset:
             max_unreadable=self.max_unreadable,
         )
 
-    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: ImageReading | str = "crop") -> ZeroShot | None:
         """Return the classification task whose classes are the labels, or None if there are fewer than two labels.
 
         The classes are all labels of the table; if the splits have separate tables, all labels of all tables. Labels

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from drrho_clip.constants import RESIZE_MODES
 from drrho_clip.data._checks import whole_number
-from drrho_clip.data.protocol import UInt8
+from drrho_clip.data.protocol import ImageReading, UInt8
 from drrho_clip.errors import BadInput, MissingExtra
 
 __all__ = ["check_resize_mode", "normalise", "resize", "to_channels"]
@@ -19,7 +19,7 @@ __all__ = ["check_resize_mode", "normalise", "resize", "to_channels"]
 _GREY: Final = 128
 
 
-def resize(images: UInt8 | Sequence[UInt8], image_size: int, mode: str = "crop") -> UInt8:
+def resize(images: UInt8 | Sequence[UInt8], image_size: int, mode: ImageReading | str = "crop") -> UInt8:
     """Make images square and bring them to one size.
 
     Pillow resamples with its bicubic filter. The filter is wider when an image shrinks, so there is no aliasing.
@@ -30,7 +30,7 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int, mode: str = "crop")
         C is 1 or 3, the same for all; H and W may differ in a sequence.
     image_size : int
         Height and width s of the result, at least 1.
-    mode : {"crop", "fit"}
+    mode : {"crop", "fit"} or ImageReading
         "crop" keeps the central square of an image, whose side is the shorter side of the image; what lies outside is
         lost. "fit" keeps the whole image: its longer side becomes s, its shorter side keeps the ratio (but is at least
         1), and borders of equal width in grey (128) fill the square.
@@ -61,7 +61,7 @@ def resize(images: UInt8 | Sequence[UInt8], image_size: int, mode: str = "crop")
         if images.ndim != 4:
             raise BadInput(f"images must have shape (b, H, W, C), got {images.shape}")
         _check_image(images)
-        if images.shape[1:3] == (size, size):
+        if isinstance(mode, str) and images.shape[1:3] == (size, size):
             return images
     if len(images) == 0:
         raise BadInput("images must hold at least one image, got none")
@@ -126,17 +126,22 @@ def to_channels(images: UInt8, channels: int) -> UInt8:
     return grey.astype(np.uint8)[..., None]
 
 
-def check_resize_mode(mode: str) -> None:
+def check_resize_mode(mode: ImageReading | str) -> None:
     """Raise BadInput if there is no such mode of `resize`."""
-    if mode not in RESIZE_MODES:
+    if isinstance(mode, str) and mode not in RESIZE_MODES:
         raise BadInput(f"mode must be {' or '.join(map(repr, RESIZE_MODES))}, got {mode!r}")
 
 
-def _resize_one(image: UInt8, size: int, mode: str) -> UInt8:
+def _resize_one(image: UInt8, size: int, mode: ImageReading | str) -> UInt8:
     if image.ndim != 3:
         raise BadInput(f"an image must have shape (H, W, C), got {image.shape}")
     _check_image(image)
     height, width, channels = image.shape
+    if not isinstance(mode, str):
+        square = mode.square(image)
+        if square.shape[:2] != (size, size):
+            raise BadInput(f"mode must give squares of the size {size}, got {square.shape[:2]}")
+        return square
     if mode == "crop":
         # Cutting out the central square is slicing and needs no Pillow.
         side = min(height, width)
@@ -146,9 +151,9 @@ def _resize_one(image: UInt8, size: int, mode: str) -> UInt8:
     longer = max(height, width)
     rows, columns = (max(1, round(side * size / longer)) for side in (height, width))
     top, left = (size - rows) // 2, (size - columns) // 2
-    square = np.full((size, size, channels), _GREY, dtype=np.uint8)
-    square[top : top + rows, left : left + columns] = _resample(image, rows, columns)
-    return square
+    filled = np.full((size, size, channels), _GREY, dtype=np.uint8)
+    filled[top : top + rows, left : left + columns] = _resample(image, rows, columns)
+    return filled
 
 
 def _resample(image: UInt8, rows: int, columns: int) -> UInt8:

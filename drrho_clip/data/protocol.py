@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ from drrho_clip.errors import BadInput
 __all__ = [
     "DataSplits",
     "Dataset",
+    "ImageReading",
     "Int32",
     "Int64",
     "Sample",
+    "Tokenizer",
     "UInt8",
     "UnreadableImage",
     "ZeroShot",
@@ -29,6 +31,48 @@ __all__ = [
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
+
+
+class Tokenizer(Protocol):
+    """Captions as numbers."""
+
+    @property
+    def context_length(self) -> int:
+        """Length L of every row of tokens."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of different tokens."""
+        ...
+
+    def encode(self, captions: Iterable[str], /) -> Int32:
+        """Return the tokens (b, L) of b captions."""
+        ...
+
+    def words(self, caption: str, /) -> list[str]:
+        """Return the words or parts of words of a whole caption, as the tokenizer distinguishes them."""
+        ...
+
+    def knows(self, word: str, /) -> bool:
+        """Return whether a word, as `words` returns it, has a token of its own."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tokenizer as an object for `json.dump`."""
+        ...
+
+
+class ImageReading(Protocol):
+    """The way in which a model reads images, if it has settings of its own; `ImageProcessor` is such a way."""
+
+    def square(self, image: UInt8, /) -> UInt8:
+        """Return an image (H, W, C) as the square (s, s, C) that the model reads."""
+        ...
+
+    def normalise(self, images: UInt8, /) -> npt.NDArray[np.float32]:
+        """Return bytes as the numbers that the model reads."""
+        ...
 
 
 class UnreadableImage(BadInput):
@@ -111,7 +155,7 @@ class Dataset(Protocol):
         """
         ...
 
-    def zero_shot(self, *, image_size: int | None = None, resize_mode: str = "crop") -> ZeroShot | None:
+    def zero_shot(self, *, image_size: int | None = None, resize_mode: ImageReading | str = "crop") -> ZeroShot | None:
         """Return a classification task for images like those of this data set, or None if there is no such task.
 
         The images are square with side `image_size`; with None the data set chooses the size. `resize_mode` says how

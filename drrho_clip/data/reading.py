@@ -9,7 +9,7 @@ import numpy as np
 
 from drrho_clip.data.order import EpochOrder
 from drrho_clip.data.preprocess import resize, to_channels
-from drrho_clip.data.protocol import Int64, Sample, UInt8, UnreadableImage
+from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, UnreadableImage
 from drrho_clip.errors import MissingExtra
 
 __all__ = ["ImageReader", "Images", "Readable", "images_of_epoch"]
@@ -49,14 +49,14 @@ class ImageReader(NamedTuple):
         The data set, or the part of the data set that reads images.
     image_size, channels : int
         Side s and number C of channels.
-    resize_mode : str
+    resize_mode : str or ImageReading
         See `resize`.
     """
 
     samples: Readable
     image_size: int
     channels: int
-    resize_mode: str
+    resize_mode: ImageReading | str
 
     def read(self, rows: Int64) -> Images:
         """Return the images of some rows."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
-from drrho_clip.data.protocol import Int32
+from drrho_clip.data.protocol import Int32, Tokenizer
 from drrho_clip.data.words import VERSION, chains, has_clusters, join, library, normal_form, split, splitter
 from drrho_clip.errors import BadInput
 
@@ -186,6 +186,16 @@ class WordTokenizer:
         runs = split(caption, self.version)
         return [word for run in runs for word in (run if len(run) == 1 else join(run, self._numbers, self._longest))]
 
+    def knows(self, word: str) -> bool:
+        """Return whether a word is in the vocabulary.
+
+        Examples
+        --------
+        >>> WordTokenizer(["red"], 5).knows("zeppelin")
+        False
+        """
+        return word in self._numbers
+
     def bag_of_words(self, tokens: Int32) -> npt.NDArray[np.float32]:
         """Return how often each token occurs, for text encoders that ignore the order of words.
 
@@ -260,12 +270,12 @@ class WordTokenizer:
         return cls(vocabulary, context_length, version=version)
 
 
-def same_text(tokenizer: WordTokenizer) -> Callable[[str], tuple[str, ...]]:
+def same_text(tokenizer: Tokenizer) -> Callable[[str], tuple[str, ...]]:
     """Return a function that maps captions to keys: captions with equal keys count as one text.
 
     Parameters
     ----------
-    tokenizer : WordTokenizer
+    tokenizer : Tokenizer
         The tokenizer of the model that is measured.
 
     Returns

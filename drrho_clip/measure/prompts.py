@@ -15,7 +15,7 @@ from drrho_clip.data import DEFAULT_PROMPT, label_key
 from drrho_clip.errors import BadInput
 
 if TYPE_CHECKING:
-    from drrho_clip.data import WordTokenizer
+    from drrho_clip.data import Tokenizer
     from drrho_clip.encode import Encoder
 
 __all__ = ["ClassName", "Prompts", "indistinguishable", "read_classes", "read_templates"]
@@ -194,7 +194,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     return tuple(lines_of_templates)
 
 
-def indistinguishable(texts: Sequence[Sequence[str]], tokenizer: WordTokenizer) -> list[list[int]]:
+def indistinguishable(texts: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:
     """Return groups of classes whose prompts have equal tokens, so that the encoder gives them equal features.
 
     Such classes always tie, and ties count as wrong. The usual cause is a name whose words the run does not know.
@@ -203,7 +203,7 @@ def indistinguishable(texts: Sequence[Sequence[str]], tokenizer: WordTokenizer) 
     ----------
     texts : sequence of sequences of str
         The prompts of each class.
-    tokenizer : WordTokenizer
+    tokenizer : Tokenizer
         The tokenizer of the run.
 
     Returns

@@ -24,23 +24,29 @@ With w = ``2 * width`` the text tower has three steps:
 the projection the features are divided by ``sqrt(sum of squares + NORM_EPSILON)``.
 
 Kernels of products are (in, out), to be used as ``x @ kernel``; kernels of convolutions are OIHW, (out, in, 3, 3).
+
+``"hf"``: CLIP or SigLIP with the config.json of a Hugging Face model and the parameters of `hf_parameters`, which have
+kernels (out, in). A text is a row of L tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from drrho_clip.constants import LARGEST_DEPTH, LARGEST_MODEL
 from drrho_clip.errors import BadInput
+from drrho_clip.models.hf_config import PairSizes, pair_sizes
+from drrho_clip.models.hf_parameters import pair_starts
+from drrho_clip.models.starts import Start
 from drrho_clip.terminal.safe_text import brief
 from drrho_core.checks import Array
 
-ARCHITECTURES = ("mlp", "conv")
+ARCHITECTURES = ("mlp", "conv", "hf")
 
 LAYER_NORM_EPSILON = 1e-5
 """Added to the variance in layer normalisation."""
@@ -55,8 +61,9 @@ class ModelSpec:
 
     Parameters
     ----------
-    architecture : {"mlp", "conv"}
-        Two multilayer perceptrons, or a convolution tower for images and a transformer for texts.
+    architecture : {"mlp", "conv", "hf"}
+        Two multilayer perceptrons; a convolution tower for images and a transformer for texts; or a model of the
+        Hugging Face hub, for which `of_hugging_face` builds the spec.
     image_size : int
         Side s of the square images.
     channels : int
@@ -73,6 +80,12 @@ class ModelSpec:
         Hidden layers of an MLP tower, or blocks of the transformer.
     heads : int
         Attention heads of the transformer; the number must divide ``2 * width``. An MLP tower has no heads.
+    hf_config : mapping, optional
+        Content of config.json; for the architecture ``"hf"`` only. Width, depth and heads are then those of the image
+        encoder.
+    image_processor : mapping, optional
+        The way in which the model reads images, as `drrho_clip.data.ImageProcessor.to_json` returns it; for the
+        architecture ``"hf"`` only.
 
     Raises
     ------
@@ -97,6 +110,9 @@ class ModelSpec:
     width: int = 32
     depth: int = 2
     heads: int = 4
+    # A dictionary has no hash, and the other fields tell most specs apart.
+    hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
+    image_processor: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -111,12 +127,55 @@ class ModelSpec:
             most = LARGEST_DEPTH if name == "depth" else LARGEST_MODEL
             if value > most:
                 raise BadInput(f"{name} must be at most {most}, got {brief(value)}")
+        if (self.architecture == "hf") != (self.hf_config is not None):
+            raise BadInput(f"hf_config must be given for the architecture 'hf' only, got {brief(self.hf_config)}")
+        if self.hf_config is not None:
+            for name, value in _sizes_of(pair_sizes(self.hf_config)).items():
+                if getattr(self, name) != value:
+                    raise BadInput(f"{name} must be that of hf_config ({value}), got {brief(getattr(self, name))}")
         if self.architecture == "conv" and self.text_width % self.heads:
             raise BadInput(f"heads must divide 2 * width = {self.text_width}, got {brief(self.heads)}")
         count = sum(math.prod(shape) for shape in parameter_shapes(self).values())
         if count > LARGEST_MODEL:
             sizes = ", ".join(f"{name} {getattr(self, name)}" for name in _MINIMA if name != "heads")
             raise BadInput(f"a model must have at most {LARGEST_MODEL:,} parameters, got the sizes {sizes}")
+
+    @classmethod
+    def of_hugging_face(cls, config: Mapping[str, Any], image_processor: Mapping[str, Any] | None = None) -> ModelSpec:
+        """Return the spec of a Hugging Face model.
+
+        Parameters
+        ----------
+        config : mapping
+            The content of config.json.
+        image_processor : mapping, optional
+            The way in which the model reads images.
+
+        Raises
+        ------
+        BadInput
+            If the model is neither CLIP nor SigLIP, or if a size is out of its range.
+
+        Examples
+        --------
+        >>> spec = ModelSpec.of_hugging_face({"model_type": "siglip", "vision_config": {"image_size": 64}})
+        >>> spec.architecture, spec.image_size, spec.feature_dim
+        ('hf', 64, 768)
+        """
+        return cls("hf", **_sizes_of(pair_sizes(config)), hf_config=dict(config), image_processor=image_processor)
+
+    @property
+    def hf_sizes(self) -> PairSizes:
+        """Sizes of both encoders of a Hugging Face model.
+
+        Raises
+        ------
+        ValueError
+            If the architecture is another.
+        """
+        if self.hf_config is None:
+            raise ValueError(f"architecture must be 'hf', got {self.architecture!r}")
+        return pair_sizes(self.hf_config)
 
     @property
     def text_input(self) -> str:
@@ -162,11 +221,14 @@ class ModelSpec:
             If a field is unknown, missing or bad.
         """
         known = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != known:
+        # Descriptions by earlier versions lack the fields of Hugging Face models.
+        if not isinstance(values, Mapping) or set(values) | _LATER != known:
             names = brief(sorted(values) if isinstance(values, Mapping) else values)
-            raise BadInput(f"a model must have the fields {', '.join(sorted(known))}, got {names}")
+            raise BadInput(f"a model must have the fields {', '.join(sorted(known - _LATER))}, got {names}")
         return cls(**values)
 
+
+_LATER = {"hf_config", "image_processor"}
 
 _MINIMA = {
     "image_size": 1,
@@ -180,12 +242,18 @@ _MINIMA = {
 }
 
 
-class _Start(NamedTuple):
-    """Shape of a parameter, and mean and standard deviation of the normal distribution of the initial values."""
-
-    shape: tuple[int, ...]
-    deviation: float = 0.0
-    mean: float = 0.0
+def _sizes_of(sizes: PairSizes) -> dict[str, int]:
+    """Return the sizes of a Hugging Face model as fields of a spec."""
+    return {
+        "image_size": sizes.image_size,
+        "channels": sizes.channels,
+        "vocabulary_size": sizes.vocabulary_size,
+        "context_length": sizes.context_length,
+        "feature_dim": sizes.feature_dim,
+        "width": sizes.image.width,
+        "depth": sizes.image.depth,
+        "heads": sizes.image.heads,
+    }
 
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -223,7 +291,8 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
     dict of str to ndarray
         float64 arrays by name. Kernels that a ReLU follows have variance 2 / inputs (He et al. 2015, arXiv 1502.01852),
         all others 1 / inputs. In the transformer, the last kernel of each attention and of each feed-forward is divided
-        by sqrt(2 depth), so that the variance of the sum over all blocks does not grow with the depth.
+        by sqrt(2 depth), so that the variance of the sum over all blocks does not grow with the depth. Hugging Face
+        models have the rules of `hf_parameters`.
 
     Raises
     ------
@@ -248,8 +317,10 @@ def initial_parameters(spec: ModelSpec, *, seed: int) -> dict[str, np.ndarray]:
     return parameters
 
 
-def _starts(spec: ModelSpec) -> dict[str, _Start]:
+def _starts(spec: ModelSpec) -> dict[str, Start]:
     # The order of this dictionary is the order of the random draws: a new parameter must go to the end.
+    if spec.hf_config is not None:
+        return pair_starts(spec.hf_sizes)
     if spec.architecture == "mlp":
         return {
             **_mlp_tower("image", spec.image_size**2 * spec.channels, spec),
@@ -258,7 +329,7 @@ def _starts(spec: ModelSpec) -> dict[str, _Start]:
     return {**_convolution_tower(spec), **_transformer_tower(spec)}
 
 
-def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
+def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, Start]:
     starts = {}
     # A ReLU halves the mean square of the activations; the gain of sqrt(2) compensates for that.
     for layer in range(spec.depth):
@@ -267,25 +338,25 @@ def _mlp_tower(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
     return {**starts, **_projection(side, inputs, spec)}
 
 
-def _convolution_tower(spec: ModelSpec) -> dict[str, _Start]:
+def _convolution_tower(spec: ModelSpec) -> dict[str, Start]:
     starts = {}
     inputs, side = spec.channels, spec.image_size
     # Each convolution halves the side of the image, rounded up, and a 3 x 3 kernel has 9 * inputs weights per output.
     for layer, outputs in enumerate((spec.width, 2 * spec.width, 4 * spec.width)):
-        starts[f"image/conv{layer}/kernel"] = _Start((outputs, inputs, 3, 3), math.sqrt(2.0 / (9 * inputs)))
-        starts[f"image/conv{layer}/bias"] = _Start((outputs,))
+        starts[f"image/conv{layer}/kernel"] = Start((outputs, inputs, 3, 3), math.sqrt(2.0 / (9 * inputs)))
+        starts[f"image/conv{layer}/bias"] = Start((outputs,))
         inputs, side = outputs, (side + 1) // 2
     return {**starts, **_projection("image", side**2 * inputs, spec)}
 
 
-def _transformer_tower(spec: ModelSpec) -> dict[str, _Start]:
+def _transformer_tower(spec: ModelSpec) -> dict[str, Start]:
     width = spec.text_width
     # The outputs of 2 * depth branches (attention or feed-forward) are added to x. This factor divides the variance of
     # each output by 2 * depth.
     at_end = 1.0 / math.sqrt(2 * spec.depth)
     starts = {
-        "text/tokens": _Start((spec.vocabulary_size, width), 0.5),
-        "text/positions": _Start((spec.context_length, width), 0.25),
+        "text/tokens": Start((spec.vocabulary_size, width), 0.5),
+        "text/positions": Start((spec.context_length, width), 0.25),
     }
     for block in range(spec.depth):
         name = f"text/block{block}"
@@ -298,21 +369,21 @@ def _transformer_tower(spec: ModelSpec) -> dict[str, _Start]:
     return {**starts, **_norm("text/norm", width), **_projection("text", width, spec)}
 
 
-def _linear(name: str, inputs: int, outputs: int, *, gain: float = 1.0) -> dict[str, _Start]:
+def _linear(name: str, inputs: int, outputs: int, *, gain: float = 1.0) -> dict[str, Start]:
     return {
-        f"{name}/kernel": _Start((inputs, outputs), gain / math.sqrt(inputs)),
-        f"{name}/bias": _Start((outputs,)),
+        f"{name}/kernel": Start((inputs, outputs), gain / math.sqrt(inputs)),
+        f"{name}/bias": Start((outputs,)),
     }
 
 
-def _norm(name: str, width: int) -> dict[str, _Start]:
-    return {f"{name}/scale": _Start((width,), mean=1.0), f"{name}/bias": _Start((width,))}
+def _norm(name: str, width: int) -> dict[str, Start]:
+    return {f"{name}/scale": Start((width,), mean=1.0), f"{name}/bias": Start((width,))}
 
 
-def _projection(side: str, inputs: int, spec: ModelSpec) -> dict[str, _Start]:
+def _projection(side: str, inputs: int, spec: ModelSpec) -> dict[str, Start]:
     # All other biases start at 0. If this bias were 0 as well, an input of zeros would get a feature of zeros,
     # which has no direction.
     return {
-        f"{side}/projection/kernel": _Start((inputs, spec.feature_dim), 1.0 / math.sqrt(inputs)),
-        f"{side}/projection/bias": _Start((spec.feature_dim,), 0.01),
+        f"{side}/projection/kernel": Start((inputs, spec.feature_dim), 1.0 / math.sqrt(inputs)),
+        f"{side}/projection/bias": Start((spec.feature_dim,), 0.01),
     }

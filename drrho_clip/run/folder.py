@@ -18,6 +18,7 @@ drrho need. A resumed run overwrites estimator.bin with the inner estimates of t
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import json
 import os
@@ -29,7 +30,17 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, WordTokenizer, captions_of, channels_of
+from drrho_clip.data import (
+    DEFAULT_PROMPT,
+    LONGEST_CONTEXT,
+    Dataset,
+    Tokenizer,
+    WordTokenizer,
+    captions_of,
+    channels_of,
+)
+from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
+from drrho_clip.data.protocol import ImageReading
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, load_state, save_arrays
 from drrho_clip.files.disk import naming, write_atomic
@@ -90,8 +101,8 @@ class Run:
         The settings.
     spec : ModelSpec
         The sizes of the encoders.
-    tokenizer : WordTokenizer
-        The words of the training captions.
+    tokenizer : Tokenizer
+        The words of the training captions, or the tokenizer of the model from which the run has started.
     fingerprint : str
         Digest of the content of the training data.
     held_out : mapping
@@ -106,7 +117,7 @@ class Run:
     folder: Path
     config: TrainConfig
     spec: ModelSpec
-    tokenizer: WordTokenizer
+    tokenizer: Tokenizer
     fingerprint: str
     held_out: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -120,6 +131,12 @@ class Run:
     def state_file(self, state: str) -> Path:
         """File of the parameters of a state: "last", or a name that `Trainer.keep_state` was called with."""
         return self.checkpoint if state == "last" else self.folder / f"checkpoint-{state}.safetensors"
+
+    @functools.cached_property
+    def image_reading(self) -> ImageReading | str:
+        """The way in which the encoders read images: that of their own settings, or a mode of `resize`."""
+        settings = self.spec.image_processor
+        return self.config.resize if settings is None else ImageProcessor.from_json(settings)
 
     @property
     def reference_features(self) -> Path:
@@ -237,13 +254,20 @@ class Run:
         write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def describe_run(folder: Path, config: TrainConfig, data: Dataset, *, tokenizer: WordTokenizer | None = None) -> Run:
-    """Return a new run with encoder sizes for the images; no file is written.
+def describe_run(
+    folder: Path,
+    config: TrainConfig,
+    data: Dataset,
+    *,
+    tokenizer: Tokenizer | None = None,
+    spec: ModelSpec | None = None,
+) -> Run:
+    """Return a new run; no file is written.
 
-    By default the run gets a tokenizer for the captions.
+    By default the run gets a tokenizer for the captions, and encoder sizes for the images.
     """
     tokenizer = _tokenizer_for(data) if tokenizer is None else tokenizer
-    spec = ModelSpec(
+    spec = spec or ModelSpec(
         config.architecture,
         image_size=config.image_size,
         channels=channels_of(data),
@@ -324,7 +348,7 @@ def open_run(folder: str | Path) -> Run:
             folder=folder,
             config=TrainConfig.from_json(document["config"]),
             spec=ModelSpec.from_json(document["model"]),
-            tokenizer=WordTokenizer.from_json(document["tokenizer"]),
+            tokenizer=_tokenizer_of(document["tokenizer"]),
             fingerprint=document["data_fingerprint"],
             # Version 0.1 had no such entries.
             held_out=document.get("held_out_fingerprints", {}),
@@ -339,12 +363,22 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
+def _tokenizer_of(document: object) -> Tokenizer:
+    """Return the tokenizer that config.json holds: that of a Hugging Face model, or one of whole words."""
+    if HuggingFaceTokenizer.wrote(document):
+        return HuggingFaceTokenizer.from_json(document)
+    return WordTokenizer.from_json(document)
+
+
 def _check_parts(run: Run, file: Path) -> None:
     """Raise BadInput unless the parts of config.json fit together; each may be valid but belong to another run."""
     # The encoders repeat sizes of the settings and of the tokenizer.
     sizes = ("architecture", "image_size", "feature_dim", "width", "depth")
-    expected = {name: getattr(run.config, name) for name in sizes}
-    expected |= {name: getattr(run.tokenizer, name) for name in ("vocabulary_size", "context_length")}
+    expected: dict[str, Any] = {"context_length": run.tokenizer.context_length}
+    # A Hugging Face model has sizes of its own, and its vocabulary may have more tokens than its tokenizer.
+    if run.spec.hf_config is None:
+        expected |= {name: getattr(run.config, name) for name in sizes}
+        expected["vocabulary_size"] = run.tokenizer.vocabulary_size
     for name, value in expected.items():
         if getattr(run.spec, name) != value:
             raise BadInput(f"{file}: {name} of the model must be {brief(value)}, got {brief(getattr(run.spec, name))}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.models import LAYER_NORM_EPSILON, ModelSpec, initial_parameters
+from drrho_clip.models import ARCHITECTURES, LAYER_NORM_EPSILON, ModelSpec, initial_parameters
 from drrho_core.backend import Backend, Parameters, get_backend
 
 
@@ -174,7 +174,7 @@ def test_a_bad_device_or_dtype_is_refused(name: str) -> None:
 
 
 def test_architectures_lists_the_models_that_a_backend_builds(backend: Backend) -> None:
-    assert {"mlp"} <= set(backend.architectures) <= set(SPECS)
+    assert {"mlp"} <= set(backend.architectures) <= set(ARCHITECTURES)
     for name, spec in SPECS.items():
         if name in backend.architectures:
             backend.model(spec)

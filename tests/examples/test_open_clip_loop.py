@@ -17,36 +17,36 @@ from helpers.examples import EXAMPLES, changed_lines, load
 
 torch = pytest.importorskip("torch")
 
-SHAPES = ("loop_3", "loop_4")
+SHAPES = ("open_clip_3", "open_clip_4")
 PAIRS = 64
 
 
 def arguments(folder: Path, *extra: object) -> list[str]:
-    paths = ["--train-data", folder / "pairs.pt", "--checkpoint", folder / "checkpoint.pt"]
+    paths = ["--train-data", folder / "pairs.npz", "--checkpoint", folder / "checkpoint.pt"]
     return [str(word) for word in (*paths, *extra)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fewer_than_ten_lines_change_and_the_page_tells_their_number(shape: str) -> None:
-    number = changed_lines(f"open_clip/{shape}_before.py", f"open_clip/{shape}.py")
+    number = changed_lines(f"loops/{shape}_before.py", f"loops/{shape}.py")
     assert number < 10
     page = (EXAMPLES.parent / "docs" / "your-loop.md").read_text(encoding="utf-8")
-    assert f"[`{shape}.py`](../examples/open_clip/{shape}.py) differs in {number} lines" in page
+    assert f"[`{shape}.py`](../examples/loops/{shape}.py) differs in {number} lines" in page
 
 
 @pytest.mark.parametrize(
     ("shape", "extra"),
     [
-        ("loop_3", ()),
-        ("loop_3", ("--accum-freq", 2, "--batch-size", 32, "--precision", "amp_bf16")),
-        ("loop_4", ("--precision", "amp", "--grad-clip-norm", 1.0)),
-        ("loop_4", ("--accum-freq", 2, "--batch-size", 32)),
+        ("open_clip_3", ()),
+        ("open_clip_3", ("--accum-freq", 2, "--batch-size", 32, "--precision", "amp_bf16")),
+        ("open_clip_4", ("--precision", "amp", "--grad-clip-norm", 1.0)),
+        ("open_clip_4", ("--accum-freq", 2, "--batch-size", 32)),
     ],
 )
 def test_training_lowers_the_loss_by_a_quarter(
     shape: str, extra: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    history = load(f"open_clip/{shape}.py", monkeypatch)["main"](arguments(tmp_path, *extra))
+    history = load(f"loops/{shape}.py", monkeypatch)["main"](arguments(tmp_path, *extra))
     assert np.mean(history[-8:]) < 0.75 * history[0]
     state = torch.load(tmp_path / "checkpoint.pt")["loss"]
     # Eight epochs have met all 512 pairs.
@@ -56,14 +56,14 @@ def test_training_lowers_the_loss_by_a_quarter(
 def rows_after_one_step(loop: dict[str, Any], folder: Path, accum_freq: int) -> tuple[Any, Any, float]:
     """Take a step on all pairs, from known estimates, at learning rate 0; return model, loss and gamma."""
     kit = loop["open_clip"]
-    kit.write_pairs(folder / "pairs.pt", PAIRS)
+    loop["write_pairs"](folder / "pairs.npz", PAIRS)
     words = ("--opt", "sgd", "--lr", 0, "--accum-freq", accum_freq, "--batch-size", PAIRS // accum_freq)
     args = kit.parse_args(arguments(folder, *words))
     torch.manual_seed(0)
     model, optimizer, scaler, scheduler = kit.create_parts(args, kit.CLIP(output_dict="train_step" in loop))
     dataset = loop["PairDataset"](args.train_data)
     contrastive_loss = loop["ContrastiveLoss"](PAIRS, temperature=0.07, radius=2.0)
-    loss = loop["OpenClipLoss"](contrastive_loss, reference=torch.load(f"{args.train_data}.reference"), num_epochs=10)
+    loss = loop["OpenClipLoss"](contrastive_loss, reference=tuple(np.load(f"{args.train_data}.npy")), num_epochs=10)
     contrastive_loss.log_inner_image.copy_(torch.linspace(-3.0, 1.0, PAIRS))
     contrastive_loss.log_inner_text.copy_(torch.linspace(0.0, -4.0, PAIRS))
     rest = (kit.DataInfo(dataset, args), 5, optimizer, scaler, scheduler, args)
@@ -79,11 +79,11 @@ def rows_after_one_step(loop: dict[str, Any], folder: Path, accum_freq: int) -> 
 def test_gradient_and_estimates_of_a_batch_are_those_of_contrastive_step(
     shape: str, accum_freq: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = load(f"open_clip/{shape}.py", monkeypatch)
+    loop = load(f"loops/{shape}.py", monkeypatch)
     model, loss, gamma = rows_after_one_step(loop, tmp_path, accum_freq)
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    columns = torch.load(tmp_path / "pairs.pt")
-    output = model(columns["images"], columns["captions"])
+    columns = np.load(tmp_path / "pairs.npz")
+    output = model(*(torch.from_numpy(columns[name]) for name in ("images", "captions")))
     images, texts, scale = output.values() if isinstance(output, dict) else output
     step = contrastive_step(
         *(side.detach().double().numpy() for side in (images, texts)),
@@ -91,7 +91,7 @@ def test_gradient_and_estimates_of_a_batch_are_those_of_contrastive_step(
         temperature=1 / scale.item(),
         gamma=gamma,
         radius=2.0,
-        reference_features=tuple(side.double().numpy() for side in torch.load(tmp_path / "pairs.pt.reference")),
+        reference_features=tuple(np.load(tmp_path / "pairs.npz.npy").astype(float)),
     )
     model.zero_grad()
     upstream = [torch.from_numpy(x).float() for x in (step.image_gradient, step.text_gradient)]
@@ -111,7 +111,7 @@ def test_gradient_and_estimates_of_a_batch_are_those_of_contrastive_step(
 def test_a_resumed_run_continues_from_the_saved_estimates(
     shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main = load(f"open_clip/{shape}.py", monkeypatch)["main"]
+    main = load(f"loops/{shape}.py", monkeypatch)["main"]
     main(arguments(tmp_path, "--epochs", 1))
     checkpoint = torch.load(tmp_path / "checkpoint.pt")
     for name, table in checkpoint["loss"].items():
@@ -127,9 +127,9 @@ def test_a_resumed_run_continues_from_the_saved_estimates(
 # One start of two processes serves both shapes.
 RUN_BOTH = """
 import runpy, sys, torch
-for shape in ("loop_3", "loop_4"):
+for shape in ("open_clip_3", "open_clip_4"):
     folder = f"{sys.argv[1]}/{shape}"
-    words = ["--train-data", f"{folder}/pairs.pt", "--checkpoint", f"{folder}/two.pt", "--dist-url", f"file://{folder}/store"]
+    words = ["--train-data", f"{folder}/pairs.npz", "--checkpoint", f"{folder}/two.pt", "--dist-url", f"file://{folder}/store"]
     runpy.run_path(f"{sys.argv[2]}/{shape}.py")["main"](words + sys.argv[3:])
     torch.distributed.destroy_process_group()
 """
@@ -139,12 +139,12 @@ for shape in ("loop_3", "loop_4"):
 def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     common = [str(word) for word in ("--epochs", 3, "--opt", "sgd", "--lr", 1.0)]
     for shape in SHAPES:
-        loop = load(f"open_clip/{shape}.py", monkeypatch)
+        loop = load(f"loops/{shape}.py", monkeypatch)
         (tmp_path / shape).mkdir()
-        loop["open_clip"].write_pairs(tmp_path / shape / "pairs.pt", PAIRS)
+        loop["write_pairs"](tmp_path / shape / "pairs.npz", PAIRS)
         loop["main"](arguments(tmp_path / shape, *common, "--batch-size", PAIRS))
     rest = [*common, "--batch-size", str(PAIRS // 4), "--accum-freq", "2"]
-    folder = EXAMPLES / "open_clip"
+    folder = EXAMPLES / "loops"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     ranks = [
         subprocess.Popen(

@@ -1,12 +1,13 @@
-"""A training loop in the shape of open_clip 3.3 (src/open_clip_train/train.py and main.py), with DRRho's loss in it."""
+"""A training loop in the shape of open_clip 3.3 (src/open_clip_train/train.py and main.py), before the change."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import stand_in as open_clip
+import numpy as np
+import open_clip_stand_in as open_clip
 import torch
-from drrho_torch import ContrastiveLoss, OpenClipLoss
+from pairs import write_pairs
 from torch.utils.data import Dataset
 
 
@@ -14,14 +15,14 @@ class PairDataset(Dataset):
     """Images and captions."""
 
     def __init__(self, path):
-        self.columns = torch.load(path)
+        self.columns = dict(np.load(path))
 
     def __len__(self):
         return len(self.columns["images"])
 
     def __getitem__(self, idx):
         images, texts = self.columns["images"][idx], self.columns["captions"][idx]
-        return images, texts, idx
+        return images, texts
 
 
 def postprocess_clip_output(model_out):
@@ -34,7 +35,6 @@ def train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, args
     autocast = open_clip.get_autocast(args.precision)
     model.train()
     data.set_epoch(epoch)
-    loss.set_epoch(epoch)
     dataloader = data.dataloader
     num_batches_per_epoch = len(dataloader) // args.accum_freq
     history = []
@@ -44,8 +44,7 @@ def train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, args
 
     for i, batch in enumerate(dataloader):
         scheduler(num_batches_per_epoch * epoch + i // args.accum_freq)
-        images, texts, sample_index = batch
-        loss.announce(sample_index)
+        images, texts = batch
         images = images.to(args.device)
         texts = texts.to(args.device)
         optimizer.zero_grad()
@@ -89,20 +88,18 @@ def main(arguments=None):
     """Train and save; return the loss of each step."""
     args = open_clip.parse_args(arguments)
     if not Path(args.train_data).exists():
-        open_clip.write_pairs(args.train_data)
+        write_pairs(args.train_data)
     torch.manual_seed(args.seed)
     model, optimizer, scaler, scheduler = open_clip.create_parts(args, open_clip.CLIP())
     dataset = PairDataset(args.train_data)
     data = open_clip.DataInfo(dataset, args)
-    contrastive_loss = ContrastiveLoss(len(dataset), temperature=0.07, radius=2.0)
-    loss = OpenClipLoss(contrastive_loss, reference=torch.load(f"{args.train_data}.reference"), num_epochs=args.epochs)
+    loss = open_clip.ClipLoss()
     start_epoch = 0
     if args.resume:
         checkpoint = torch.load(args.checkpoint)
         start_epoch = checkpoint["epoch"]
         open_clip.unwrap_model(model).load_state_dict(checkpoint["state_dict"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        loss.load_state_dict(checkpoint["loss"])
     history = []
     for epoch in range(start_epoch, args.epochs):
         history += train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, args)
@@ -112,7 +109,6 @@ def main(arguments=None):
                 "epoch": epoch + 1,
                 "state_dict": open_clip.unwrap_model(model).state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "loss": loss.state_dict(),
             }
             torch.save(checkpoint_dict, args.checkpoint)
     return history

@@ -1,12 +1,15 @@
-"""A training loop in the shape of open_clip 4 (src/open_clip_train/train.py and main.py), before the change."""
+"""A training loop in the shape of open_clip 4 (src/open_clip_train/train.py and main.py), with DRRho's loss in it."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
 
-import stand_in as open_clip
+import numpy as np
+import open_clip_stand_in as open_clip
 import torch
+from drrho_torch import ContrastiveLoss, OpenClipLoss
+from pairs import write_pairs
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
@@ -15,7 +18,7 @@ class PairDataset(Dataset):
     """Images and captions."""
 
     def __init__(self, path):
-        self.columns = torch.load(path)
+        self.columns = dict(np.load(path))
 
     def __len__(self):
         return len(self.columns["images"])
@@ -24,6 +27,7 @@ class PairDataset(Dataset):
         return {
             "image": self.columns["images"][idx],
             "text": self.columns["captions"][idx],
+            "sample_index": idx,
         }
 
 
@@ -72,6 +76,7 @@ def train_one_epoch(task, data, epoch, optimizer, scaler, scheduler, args):
     autocast = open_clip.get_autocast(args.precision)
     task.train()
     data.set_epoch(epoch)
+    task.loss.set_epoch(epoch)
     dataloader = data.dataloader
     num_batches_per_epoch = len(dataloader) // args.accum_freq
     accum_state = [], {}
@@ -79,6 +84,7 @@ def train_one_epoch(task, data, epoch, optimizer, scaler, scheduler, args):
     for i, batch in enumerate(dataloader):
         scheduler(num_batches_per_epoch * epoch + i // args.accum_freq)
         batch = task.prepare_batch(batch, args.device)
+        task.loss.announce(batch.pop("sample_index"))
         result = train_step(task, batch, accum_state, optimizer, scaler, autocast, args)
         if result is not None:
             losses, _ = result
@@ -90,18 +96,21 @@ def main(arguments=None):
     """Train and save; return the loss of each step."""
     args = open_clip.parse_args(arguments)
     if not Path(args.train_data).exists():
-        open_clip.write_pairs(args.train_data)
+        write_pairs(args.train_data)
     torch.manual_seed(args.seed)
     model, optimizer, scaler, scheduler = open_clip.create_parts(args, open_clip.CLIP(output_dict=True))
     dataset = PairDataset(args.train_data)
     data = open_clip.DataInfo(dataset, args)
-    task = open_clip.CLIPTask(model)
+    contrastive_loss = ContrastiveLoss(len(dataset), temperature=0.07, radius=2.0)
+    loss = OpenClipLoss(contrastive_loss, reference=tuple(np.load(args.train_data + ".npy")), num_epochs=args.epochs)
+    task = open_clip.CLIPTask(model, loss=loss)
     start_epoch = 0
     if args.resume:
         checkpoint = torch.load(args.checkpoint)
         start_epoch = checkpoint["epoch"]
         open_clip.unwrap_model(model).load_state_dict(checkpoint["state_dict"])
         optimizer.load_state_dict(checkpoint["optimizer"])
+        loss.load_state_dict(checkpoint["loss"])
     history = []
     for epoch in range(start_epoch, args.epochs):
         history += train_one_epoch(task, data, epoch, optimizer, scaler, scheduler, args)
@@ -111,6 +120,7 @@ def main(arguments=None):
                 "epoch": epoch + 1,
                 "state_dict": open_clip.unwrap_model(model).state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "loss": loss.state_dict(),
             }
             torch.save(checkpoint_dict, args.checkpoint)
     return history

@@ -1,8 +1,7 @@
 """What open_clip gives its training loops, small enough to train on a CPU in seconds: model, loss, task, pairs.
 
 The names and call signatures are those of open_clip (src/open_clip/loss.py, src/open_clip/task, src/open_clip_train),
-so the loops of this folder read like open_clip's. The pairs are random: an image shows eight hidden numbers through a
-random matrix, and the caption has one token per hidden number.
+so the loops of this folder read like open_clip's.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import argparse
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from pairs import SIDE, VOCABULARY
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-HIDDEN, LEVELS, SIDE, WIDTH = 8, 16, 6, 32
+WIDTH = 32
 
 
 class CLIP(nn.Module):
@@ -30,7 +29,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.output_dict = output_dict
         self.visual = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
-        self.tokens = nn.Embedding(HIDDEN * LEVELS, WIDTH)
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
         self.text = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))  # log(1 / 0.07)
 
@@ -153,7 +152,7 @@ def create_parts(args: argparse.Namespace, model: nn.Module) -> tuple[Any, torch
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of a run; rank and world size are those that torchrun sets."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--train-data", default="pairs.pt")
+    parser.add_argument("--train-data", default="pairs.npz")
     parser.add_argument("--checkpoint", default="checkpoint.pt")
     parser.add_argument("--resume", action="store_true")
     for name, value in (("--epochs", 8), ("--batch-size", 64), ("--accum-freq", 1), ("--warmup", 4), ("--seed", 0)):
@@ -167,15 +166,3 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     args.rank, args.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     args.device = "cpu"
     return args
-
-
-def write_pairs(path: Path | str, num_pairs: int = 512, seed: int = 0) -> None:
-    """Write pairs, and beside them the features of a reference model that sees the hidden numbers through noise."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.rand(num_pairs, HIDDEN, generator=generator)
-    noise = torch.randn(2, num_pairs, HIDDEN, generator=generator)
-    pixels = (hidden - 0.5) @ torch.randn(HIDDEN, 3 * SIDE * SIDE, generator=generator)
-    captions = (hidden * LEVELS).long() + LEVELS * torch.arange(HIDDEN)
-    torch.save({"images": pixels.reshape(-1, 3, SIDE, SIDE), "captions": captions}, path)
-    reference = [normalize(hidden - 0.5 + 0.2 * side, dim=-1) for side in noise]
-    torch.save(tuple(reference), f"{path}.reference")

@@ -1,0 +1,181 @@
+"""The contrastive loss for the Trainer of transformers, which needs the extra ``hf``.
+
+`transformers.Trainer` takes a function for the loss, ``compute_loss_func(outputs, labels)``, and callbacks. The label
+of a pair is the row of the pair in the data set, so the loss finds the estimates of the pair. `TrainerSteering` is
+both, function and callback. No part of it belongs to the model, so the exported model contains no estimates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from drrho_core import checks, cosine_gamma, recommended_gamma_min
+from drrho_torch.arguments import check_tensor
+from drrho_torch.loss import ContrastiveLoss
+from drrho_torch.whole_batch import check_loss, check_reference, check_scale, gathered, reference_rows
+
+ESTIMATES = "estimates.safetensors"
+
+
+class TrainerSteering(TrainerCallback):
+    """The loss of a CLIP or SigLIP model in a `transformers.Trainer`, with the schedule of gamma and the checkpoints.
+
+    Pass the object twice: ``Trainer(..., compute_loss_func=steering, callbacks=[steering])``. Each entry of the data
+    set has the key ``labels``, an integer: the row of the pair. `TrainingArguments` need ``label_names=["labels"]``
+    for a loss in evaluations.
+
+    Parameters
+    ----------
+    contrastive_loss : ContrastiveLoss
+        The loss. The Trainer's run moves it to the device of the training.
+    logit_scale : Parameter of shape (), optional
+        Logarithm of 1 / temperature, ``model.logit_scale`` of transformers' models. It replaces the temperature of the
+        loss, and is learned if it requires a gradient; then the loss needs a radius above 0. None: the temperature is
+        that of the loss.
+    reference : object or pair of arrays of shape (n, r), optional
+        Features of the frozen reference model, as in `drrho_torch.OpenClipLoss`.
+    gamma_min : float, optional
+        The last gamma of FastCLIP's schedule, in (0, 1]; by default `drrho_core.recommended_gamma_min` for the number
+        of epochs of the run. 1 turns the moving averages off.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument breaks these rules.
+
+    Notes
+    -----
+    Every checkpoint folder of the Trainer gets the file ``estimates.safetensors``. A run that resumes reads it from
+    ``output_dir/checkpoint-<step>``. For a checkpoint elsewhere, call `load` before ``train``.
+
+    With ``gradient_accumulation_steps`` = A the optimiser averages the gradients of A batches, and the samples of a
+    batch are compared with each other only. `drrho_torch.micro_batches`, in a loop of your own, compares the samples of
+    all A batches. In a run of several processes the samples of all processes are compared with each other.
+    """
+
+    def __init__(
+        self,
+        contrastive_loss: ContrastiveLoss,
+        *,
+        logit_scale: Tensor | None = None,
+        reference: Any = None,
+        gamma_min: float | None = None,
+    ) -> None:
+        self.contrastive_loss = check_loss(contrastive_loss)
+        self.reference = check_reference(reference)
+        self.gamma_min = None if gamma_min is None else checks.number("gamma_min", gamma_min, checks.UNIT_INTERVAL)
+        self.logit_scale = logit_scale
+        if logit_scale is not None:
+            check_scale(contrastive_loss, logit_scale)
+        # A checkpoint file holds tensors; an estimator that keeps its numbers in a file of its own has none.
+        if not all(isinstance(value, Tensor) for value in contrastive_loss.state_dict().values()):
+            raise TypeError("contrastive_loss must keep its estimates in tensors, got one with another estimator")
+        self._is_loaded = False
+
+    def __call__(
+        self, outputs: Mapping[str, Tensor], labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Return the loss of a batch; the Trainer calls this method.
+
+        Parameters
+        ----------
+        outputs : mapping
+            The model's outputs with ``image_embeds`` and ``text_embeds``, (b, d) each, of unit norm.
+        labels : tensor of integers, shape (b,)
+            Rows of the pairs.
+        num_items_in_batch : int or tensor, optional
+            Number of pairs of the optimiser's step, over all accumulated batches and, as the Trainer counts them, all
+            processes.
+
+        Returns
+        -------
+        tensor, shape ()
+            The loss. With accumulated gradients it is divided by the number of accumulated batches. Without gradients
+            (an evaluation) it is the loss of the batch alone, without a reference, and no estimate changes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the labels are missing, or if `ContrastiveLoss.forward` refuses them.
+        """
+        if labels is None:
+            raise ValueError("labels must hold the row of every pair, got None: add 'labels' to the data set's entries")
+        check_tensor("labels", labels)
+        training = torch.is_grad_enabled()
+        self.contrastive_loss.train(training)
+        rows = labels.shape[0]
+        index, images, texts = (gathered(x) for x in (labels, outputs["image_embeds"], outputs["text_embeds"]))
+        loss: Tensor = self.contrastive_loss(
+            images,
+            texts,
+            index,
+            reference_features=reference_rows(self.reference if training else None, index, images.device),
+            temperature=None if self.logit_scale is None else torch.exp(-self.logit_scale),
+            gathered=True,
+        )
+        # The Trainer adds up what this method returns for the batches of a step.
+        return loss if num_items_in_batch is None else loss * rows / num_items_in_batch
+
+    def load(self, checkpoint: str | os.PathLike[str], /) -> None:
+        """Read the estimates of a checkpoint folder.
+
+        Parameters
+        ----------
+        checkpoint : path
+            A folder that the Trainer has written with this callback.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder has no estimates.
+        ValueError
+            If the estimates belong to a data set of another size.
+        """
+        path = Path(checkpoint) / ESTIMATES
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"checkpoint must be a folder with {ESTIMATES}, got {checkpoint} (a checkpoint elsewhere: call "
+                "load(folder) before train; a run without estimates: start a new one)"
+            )
+        self.contrastive_loss.load_state_dict(load_file(path))
+        self._is_loaded = True
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move the loss to the device of the training, and read the estimates if the run resumes."""
+        del control
+        self.contrastive_loss.to(args.device)
+        if state.global_step > 0 and not self._is_loaded:
+            self.load(_folder(args, state))
+        self._is_loaded = False
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set gamma for the epoch."""
+        del args, control
+        epochs = max(1, state.num_train_epochs)
+        gamma_min = recommended_gamma_min(epochs) if self.gamma_min is None else self.gamma_min
+        self.contrastive_loss.gamma = cosine_gamma(int(state.epoch or 0), num_epochs=epochs, gamma_min=gamma_min)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write the estimates into the checkpoint folder; the file appears only when it is complete."""
+        del control
+        if not state.is_world_process_zero:
+            return
+        path = _folder(args, state) / ESTIMATES
+        partial = path.with_suffix(".partial")
+        tensors = {name: value.detach().cpu() for name, value in self.contrastive_loss.state_dict().items()}
+        save_file(tensors, partial)
+        partial.replace(path)
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return the folder of the checkpoint of the present step."""
+    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

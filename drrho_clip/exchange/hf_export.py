@@ -1,0 +1,107 @@
+"""A run as a Hugging Face directory: `transformers` reads from it a model with the features of the run."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
+from drrho_clip.errors import BadInput
+from drrho_clip.exchange.hf_directory import WEIGHTS
+from drrho_clip.files.disk import write_atomic
+from drrho_clip.files.outputs import check_folder, write_json
+from drrho_clip.run import Run
+from drrho_clip.run.temperature_figures import temperature_of
+
+__all__ = ["check_export", "export_to_hugging_face"]
+
+_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+
+
+def check_export(run: Run, folder: Path) -> None:
+    """Raise BadInput unless a run can be exported into a folder, which must be new or empty."""
+    if run.spec.hf_config is None:
+        raise BadInput(
+            f"run must have the encoders of a Hugging Face model (drrho train --model), got {run.folder} with the "
+            f"architecture {run.spec.architecture}"
+        )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"out must be a new or empty folder, got {folder} with {min(os.listdir(folder))}")
+    check_folder(folder, "out")
+
+
+def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> None:
+    """Write configuration, weights, tokenizer and image processor of a run, all of them or none.
+
+    Parameters
+    ----------
+    run : Run
+        A run with the architecture ``"hf"``.
+    folder : Path
+        A new or empty folder.
+    state : {"best", "last", "reference"}
+        The state whose parameters are written. The scale of the logits is the reciprocal of the temperature.
+
+    Raises
+    ------
+    BadInput
+        If the run has another architecture, if the folder holds a file, or if the checkpoint is missing or damaged.
+    """
+    check_export(run, folder)
+    assert isinstance(run.tokenizer, HuggingFaceTokenizer)
+    kind, text = run.spec.hf_sizes.kind, run.tokenizer.text
+    weights = run.load_parameters(state) | _constants(kind, temperature_of(run, state))
+    config = {**(run.spec.hf_config or {}), "architectures": [_CLASSES[kind]], "dtype": run.config.dtype}
+    processor = ImageProcessor.from_json(run.spec.image_processor or {})
+    # All files are written into a folder beside the final place, which gets its name at the end.
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write_json(temporary / "config.json", config, indent=2)
+        write_json(temporary / "preprocessor_config.json", processor.to_preprocessor_config(kind), indent=2)
+        write_json(temporary / "tokenizer_config.json", _tokenizer_config(run, run.tokenizer), indent=2)
+        write_atomic(temporary / "tokenizer.json", text.encode())
+        # `transformers` refuses files without this entry.
+        write_atomic(temporary / WEIGHTS, safetensors.numpy.save(_in_order(weights), metadata={"format": "pt"}))
+        # An empty folder would stand in the way.
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _constants(kind: str, temperature: float) -> dict[str, np.ndarray]:
+    """Return the numbers that `transformers` needs for logits: SigLIP has a bias, which the training does not have."""
+    scale = np.float32(math.log(1.0 / temperature))
+    if kind == "clip":
+        return {"logit_scale": np.asarray(scale)}
+    return {"logit_scale": np.asarray([scale]), "logit_bias": np.zeros(1, np.float32)}
+
+
+def _in_order(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # safetensors copies the memory of an array unchanged, so every array must be in C order.
+    return {name: np.array(array, order="C", copy=None) for name, array in weights.items()}
+
+
+def _tokenizer_config(run: Run, tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
+    """Return the content of tokenizer_config.json, with the class that reads tokenizer.json as it is."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": tokenizer.context_length,
+        "pad_token": tokenizer.padding,
+        "padding_side": "right",
+    }
+    numbers = (run.spec.hf_config or {}).get("text_config") or {}
+    for name in ("bos_token", "eos_token"):
+        if (token := tokenizer.token_of(numbers.get(f"{name}_id"))) is not None:
+            config[name] = token
+    return config

@@ -1,0 +1,113 @@
+"""Runs that start from the directory of a Hugging Face model, and their export to such a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drrho_clip.cli import main
+from drrho_clip.config import TrainConfig
+from drrho_clip.data import read_pairs
+from drrho_clip.encode import Encoder
+from drrho_clip.files.checkpoint import load_arrays
+from drrho_clip.run import open_run
+from drrho_clip.train import train
+from drrho_core.backend import get_backend
+from helpers.hf_models import write_hf_directory
+from helpers.small_pairs import write_two_colours
+
+KINDS = ("clip", "siglip")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    write_two_colours(folder, 60, swapped_fraction=0.0)
+    return folder / "pairs.csv"
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("directories")
+    for kind in KINDS:
+        write_hf_directory(folder / kind, kind)
+    return {kind: folder / kind for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, table: Path, directories: dict[str, Path]) -> dict[str, Path]:
+    """Finished runs, one for each kind."""
+    folder = tmp_path_factory.mktemp("runs")
+    for kind in KINDS:
+        assert main(["train", *_words(table, directories[kind]), "--out", str(folder / kind)]) == 0
+    return {kind: folder / kind for kind in KINDS}
+
+
+def _settings(table: Path, directory: Path) -> dict[str, Any]:
+    return {
+        "data": str(table),
+        "model": f"hf:{directory}",
+        "method": "sogclr",
+        "backend": "torch",
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+    }
+
+
+def _words(table: Path, directory: Path, *more: str) -> list[str]:
+    settings = _settings(table, directory)
+    return [*(f"--{name.replace('_', '-')}={value}" for name, value in settings.items()), "--device=cpu", *more]
+
+
+def _transformers_features(directory: Path, kind: str, files: list[Path], captions: list[str]) -> tuple[Any, Any]:
+    """Return the unit features that `transformers` alone computes from a directory."""
+    import torch
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, SiglipImageProcessorPil, SiglipModel
+
+    build_model: Any = {"clip": CLIPModel, "siglip": SiglipModel}[kind]
+    build_processor: Any = {"clip": CLIPImageProcessorPil, "siglip": SiglipImageProcessorPil}[kind]
+    model = build_model.from_pretrained(directory).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    pixels = build_processor.from_pretrained(directory)([Image.open(file) for file in files], return_tensors="pt")
+    length = model.config.text_config.max_position_embeddings
+    tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    with torch.no_grad():
+        image = model.get_image_features(**pixels).pooler_output
+        text = model.get_text_features(input_ids=tokens["input_ids"]).pooler_output
+    return tuple((rows / rows.norm(dim=1, keepdim=True)).numpy() for rows in (image, text))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exported_run_has_the_same_features_in_transformers(
+    kind: str, runs: dict[str, Path], directories: dict[str, Path], table: Path, tmp_path: Path
+) -> None:
+    assert main(["export", str(runs[kind]), "--to", "hf", "--out", str(tmp_path / "model")]) == 0
+    data = read_pairs(table)
+    ours = Encoder.load(open_run(runs[kind]), get_backend("torch", device="cpu")).pairs(data)
+    files = [table.parent / f"{row}.png" for row in range(len(data))]
+    theirs = _transformers_features(tmp_path / "model", kind, files, list(data.captions))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+    # The training has changed the weights, so equal features are no accident of the start.
+    start = _transformers_features(directories[kind], kind, files, list(data.captions))
+    assert np.abs(start[0] - theirs[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_run_of_a_directory_continues_bit_for_bit(
+    kind: str, runs: dict[str, Path], directories: dict[str, Path], table: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(**_settings(table, directories[kind]))
+    train(config, tmp_path / "run", stop_after=4, quiet=True)
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
+    whole, parts = (
+        load_arrays(folder / "checkpoint.safetensors", "checkpoint") for folder in (runs[kind], tmp_path / "run")
+    )
+    assert whole[0].keys() == parts[0].keys()
+    for name, array in whole[0].items():
+        np.testing.assert_array_equal(array, parts[0][name], err_msg=name)
