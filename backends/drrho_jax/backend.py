@@ -17,6 +17,7 @@ from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core.backend import Function, Home, Model, Parameters
 from drrho_jax.estimator import DonatingEstimator
+from drrho_jax.hf_models import HuggingFaceModel
 from drrho_jax.models import ConvModel
 
 
@@ -45,7 +46,7 @@ class JaxBackend:
 
     name = "jax"
     homes = ("device",)
-    architectures: tuple[str, ...] = ("conv", "mlp")
+    architectures: tuple[str, ...] = ("conv", "mlp", "hf")
     preference = 0
     xp = jnp
 
@@ -74,7 +75,9 @@ class JaxBackend:
         return np.array(array)
 
     def model(self, spec: ModelSpec, /) -> Model:
-        """Build the encoders of a `ModelSpec`: MLP towers, or a convolution tower and a transformer."""
+        """Build the encoders of a `ModelSpec`: MLP towers, a convolution tower and a transformer, or CLIP or SigLIP."""
+        if spec.architecture == "hf":
+            return HuggingFaceModel(spec)
         if spec.architecture == "mlp":
             return MLPModel(spec, jnp)
         return ConvModel(spec)

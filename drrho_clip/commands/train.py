@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
+from drrho_clip.config_file import read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, setting
@@ -31,8 +33,10 @@ class Train:
     For example:
       drrho train --data pairs.csv --method clip --out runs/reference
       drrho train --data pairs.csv --method drrho --reference runs/reference --out runs/steered
+      drrho train --data pairs.csv --method drrho --reference hf:clip --out runs/steered
       drrho train --resume --out runs/steered
       drrho train --resume --out runs/steered --epochs 60
+      drrho train --config run.yaml --out runs/steered --dry-run
     """
 
     out: Path = setting(rule=PATH, help="Folder of the run; a folder that holds a run is refused without --resume.")
@@ -41,6 +45,15 @@ class Train:
         rule=FLAG,
         help="Continue from the last checkpoint in --out; settings named again must have the values of the run. A "
         "finished run continues if --epochs is larger.",
+    )
+    config: Path | None = setting(
+        None,
+        rule=PATH,
+        metavar="FILE",
+        help="A YAML file with settings, or the config.json of a run; the options of the command line come first.",
+    )
+    dry_run: bool = setting(
+        False, rule=FLAG, help="Print pairs, steps, parameters and memory of the run; train nothing and write nothing."
     )
     allow_unfinished: bool = allow_unfinished_option("A run after --reference or --init")
     device: str | None = device_option()
@@ -51,12 +64,24 @@ class Train:
         """Return whether the folder holds a checkpoint."""
         return has_checkpoint(self.out)
 
+    @functools.cached_property
+    def named(self) -> Mapping[str, Any]:
+        """The settings that the user has named, in the file or on the command line."""
+        settings = {} if self.config is None else read_settings(self.config)
+        # The config.json of a run with a model also has sizes, which that run has ignored.
+        if settings.get("model") is not None and self.config is not None and self.config.suffix == ".json":
+            settings = {name: value for name, value in settings.items() if name not in _SIZES}
+        # The command line comes first, so that a file can serve several runs that differ in a few settings.
+        return {**settings, **self.settings}
+
     def run(self) -> int:
-        """Train, then print the table."""
+        """Train, then print the table; or print the plan of a dry run."""
         from drrho_clip.run.resume import is_over
         from drrho_clip.train import train
 
-        inputs = [self.settings.get(name) for name in ("data", "validation")]
+        if self.dry_run:
+            return self._planned()
+        inputs = [self.config, *map(self.named.get, ("data", "validation"))]
         check_new_file("json", self.json, *inputs, run=self.out)
         config, backend, splits = self._resumed() if self.resume else self._started()
         over = self.resume and is_over(self.out, config)
@@ -68,6 +93,22 @@ class Train:
         say(f"{self.out} is finished; --epochs with a larger number continues" if over else f"wrote {self.out}")
         return 0
 
+    def _planned(self) -> int:
+        """Print what the run would do."""
+        from drrho_clip.data.splits import open_splits
+        from drrho_clip.plan import plan_run, print_plan
+        from drrho_clip.train import check_other_runs
+
+        for name in ("resume", "json"):
+            if getattr(self, name):
+                raise BadInput(f"{name} must be left out with dry_run, got {getattr(self, name)}")
+        config, backend, splits = self._started()
+        check_other_runs(config, allow_unfinished=self.allow_unfinished)
+        splits = open_splits(config) if splits is None else splits
+        plan = plan_run(config, splits, share_left_out=_share_left_out(config))
+        print_plan(plan, device=backend.device)
+        return 0
+
     def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
         """Return settings, backend and None (no opened data) of a run to resume, and check the user's options."""
         from drrho_clip.run import open_run
@@ -76,7 +117,7 @@ class Train:
         # An option that the user repeats with another value would be ignored silently, so it is refused. `train`
         # decides about the number of epochs, which may grow once the run is finished.
         run = open_run(self.out)
-        config, settings = run.config, in_numbers(run, self.settings)
+        config, settings = run.config, in_numbers(run, self.named)
         require_same(config, {name: value for name, value in settings.items() if name != "epochs"})
         return replace(config, **settings), build_backend(config.backend, self.device, config.dtype), None
 
@@ -88,30 +129,31 @@ class Train:
 
         # All other checks come before the data are read, because reading the data may take long.
         refuse_existing(self.out)
-        if "data" not in self.settings:
+        if "data" not in self.named:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
-        config = TrainConfig(**(preset(self.settings["data"]) | dict(self.settings)))
+        config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))
         backend = build_backend(config.backend, self.device, config.dtype)
         check_model(config, backend)
         if config.model is not None:
             # The model has sizes of its own, so another size would be ignored silently.
             for name in _SIZES:
-                if name in self.settings:
-                    raise BadInput(f"{name} must be left out with model, which has it, got {self.settings[name]!r}")
+                if name in self.named:
+                    raise BadInput(f"{name} must be left out with model, which has it, got {self.named[name]!r}")
         # The default architecture depends on the backend; some defaults depend on the size of the table.
-        if "architecture" not in self.settings:
+        if "architecture" not in self.named:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
         if config.data in BUILT_IN_DATA:
             return config, backend, None
         splits = open_splits(config)
         used_share = 1.0 - _share_left_out(config)
         sized = defaults_for(len(splits.train), used_share=used_share, as_reference=config.as_reference)
-        config = replace(config, **{name: value for name, value in sized.items() if name not in self.settings})
+        config = replace(config, **{name: value for name, value in sized.items() if name not in self.named})
         return config, backend, splits
 
 
 def _share_left_out(config: TrainConfig) -> float:
     """Return the share of the training pairs that the run will leave out, as far as it is known before training."""
+    from drrho_clip.encoders import is_run
     from drrho_clip.reference import recorded_shares
     from drrho_clip.reference.memorisation import suspect_share
     from drrho_clip.run import open_run
@@ -120,6 +162,9 @@ def _share_left_out(config: TrainConfig) -> float:
         return 0.0
     if not isinstance(config.drop_suspects, str):
         return config.drop_suspects
+    # Only a run has recorded shares.
+    if not is_run(config.reference):
+        return 0.0
     # The run measures the shares again, on its own pairs; for a default the shares of the reference run are enough.
     shares = recorded_shares(open_run(config.reference))
     return 0.0 if shares is None else suspect_share(shares)
