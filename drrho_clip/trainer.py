@@ -29,14 +29,9 @@ from drrho_clip.run import Run, part
 from drrho_clip.run.checkpoint_state import check_state
 from drrho_clip.run.divergence import Watch, all_finite
 from drrho_clip.run.kept_states import KeptStates
-<<<<<<< HEAD
-from drrho_clip.run.temperature_figures import mean_temperature, temperature_figures
-from drrho_clip.step import StepBatch, StepResult, StepState, build_step
-from drrho_clip.terminal.printing import say
-=======
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
 from drrho_clip.step import StepBatch, StepResult, StepState, build_step, initial_scalars, with_scalars
->>>>>>> main
+from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
