@@ -198,6 +198,7 @@ class BatchSource:
         self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
         self._shape = (self.image_size, self.image_size, self.channels)
         images_only = getattr(dataset, "images_only", None)
+        # Other processes get a copy, so the reader holds no captions.
         samples: Readable = dataset if images_only is None else images_only()
         self._reader = ImageReader(samples, self.image_size, self.channels, resize_mode)
         # The cache holds all images, if they fit into `cache_bytes`. It is filled while batches are decoded.
@@ -261,6 +262,7 @@ class BatchSource:
         else:
             stream = self._images(order.batches(first_batch))
         for number, (index, images) in enumerate(stream, start=first_batch):
+            # Threads may have met unreadable images of later batches already; only those of this batch count.
             bad = np.array([row in self.unreadable for row in index.tolist()])
             yield self._replaced(order, number, index, images, bad) if bad.any() else self._assemble(index, images)
 
@@ -272,6 +274,7 @@ class BatchSource:
         The choice depends only on the order and on the files, so a resumed run and any number of processes make the
         same choice. A pair that is taken comes a second time in the epoch, mostly in the next batch.
         """
+        # The arrays may belong to the order or to the cache.
         index, images = index.copy(), images.copy()
         following = order.after(number)
         for position in np.flatnonzero(bad).tolist():
@@ -291,6 +294,7 @@ class BatchSource:
         parts = images_of_epoch(self._reader, order, first_batch, self._num_workers)
         for index, part in zip(order.batches(first_batch), parts, strict=True):
             self._note(index, part)
+            # The next epoch needs no processes if all images fit into the cache.
             if self._cache is not None:
                 self._cache[index], self._cached[index] = part.images, True
             yield index, part.images

@@ -133,6 +133,7 @@ class PairsDataset:
 
     def fingerprint(self) -> str:
         """Return the SHA-256, in hex, of the rows' content: images, captions and labels, and not their paths."""
+        # An index holds the fingerprint of all pairs, so opening it reads no caption.
         if self._rows is None and self.captions is self.source.captions and self.source.fingerprint is not None:
             return self.source.fingerprint
         return fingerprint_of([b"drrho pairs 2"], self._content())
@@ -194,6 +195,7 @@ class PairsDataset:
         if len(self.class_names) < 2 or not labelled:
             return None
         number = {label_key(name): position for position, name in enumerate(self.class_names)}
+        # A few unreadable images are left out of the task, up to the limit of the data set.
         images, labels, num_unreadable = [], [], 0
         for record in labelled:
             try:

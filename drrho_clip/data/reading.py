@@ -62,6 +62,7 @@ class ImageReader(NamedTuple):
         """Return the images of some rows."""
         images = np.zeros((len(rows), self.image_size, self.image_size, self.channels), dtype=np.uint8)
         failed, reasons = [], []
+        # A damaged image must not cost the other images of the batch.
         for position, row in enumerate(rows.tolist()):
             try:
                 image = to_channels(self.samples[row].image, self.channels)
