@@ -37,6 +37,13 @@ class RowSource:
         The pairs.
     features : PairRows
         The features, which must have all pairs of the data set.
+    order : {"full", "blocks"}
+        The order of the samples in an epoch; see `batches`.
+
+    Attributes
+    ----------
+    unreadable : dict of int to str
+        Empty.
 
     Raises
     ------
@@ -44,11 +51,13 @@ class RowSource:
         The data set is empty, or a pair has no features.
     """
 
-    def __init__(self, dataset: Dataset, features: PairRows) -> None:
+    def __init__(self, dataset: Dataset, features: PairRows, *, order: str = "full") -> None:
         if len(dataset) == 0:
             raise BadInput("dataset must hold at least one pair, got none")
         self.dataset = dataset
-        self._features = features
+        self._features, self._order = features, order
+        # No image is decoded, so none can be unreadable.
+        self.unreadable: dict[int, str] = {}
         self._rows = features.rows_of(dataset)
         image_ids = dataset.image_ids
         self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
@@ -63,7 +72,7 @@ class RowSource:
         """Yield the batches of one epoch in the order of `BatchSource.epoch`."""
         # No thread reads in advance: the rows are mapped into memory, and the system keeps those that were read.
         count = len(self) if rows is None else len(rows)
-        order = batches(count, batch_size, seed=seed, epoch=epoch, first_batch=first_batch)
+        order = batches(count, batch_size, seed=seed, epoch=epoch, first_batch=first_batch, order=self._order)
         return (self.gather(index if rows is None else rows[index]) for index in order)
 
     def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:

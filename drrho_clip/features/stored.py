@@ -40,9 +40,9 @@ class StoredInputs:
             raise BadInput(f"model must be the cache of the features that the heads read, got {difference}")
         self._features = features
 
-    def source(self, dataset: Dataset) -> RowSource:
+    def source(self, dataset: Dataset, *, order: str = "full") -> RowSource:
         """Return the batches of a data set; raise BadInput if the cache lacks a pair."""
-        return RowSource(dataset, self._features)
+        return RowSource(dataset, self._features, order=order)
 
     def texts(self, captions: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the stored features of captions; raise BadInput if the cache lacks a caption."""
