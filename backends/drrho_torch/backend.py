@@ -63,7 +63,7 @@ class TorchBackend:
 
     name = "torch"
     homes = ("device", "host")
-    architectures: tuple[str, ...] = ("conv", "mlp", "hf")
+    architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
     preference = 2
     xp: Namespace = array_api_compat.torch
 
@@ -106,7 +106,7 @@ class TorchBackend:
         """Build the encoders of a `ModelSpec`: MLP towers, a convolution tower and a transformer, or CLIP or SigLIP."""
         if spec.architecture == "hf":
             return HuggingFaceModel(spec)
-        return MLPModel(spec, self.xp) if spec.architecture == "mlp" else ConvModel(spec)
+        return MLPModel(spec, self.xp) if spec.architecture in ("mlp", "heads") else ConvModel(spec)
 
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""
