@@ -136,6 +136,7 @@ class Encoder:
         logit_scale = read_constant(folder, "logit_scale")
         if logit_scale is None:
             raise BadInput(f"{folder} must hold the weight logit_scale, which gives the temperature, got none")
+        # The directory says how the model reads images, so the setting `resize` of a run plays no part.
         reading = ImageProcessor.read(folder)
         return cls(
             backend,

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch
 import numpy as np
@@ -21,6 +23,9 @@ from drrho_core.checks import Namespace
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.hf_models import HuggingFaceModel
 from drrho_torch.models import ConvModel
+
+if TYPE_CHECKING:
+    from drrho_clip.encoders import PairEncoder
 
 
 def default_device() -> str:
@@ -77,6 +82,14 @@ class TorchBackend:
         self.device = str(self._device)
         self.has_gpu = self._device.type not in ("cpu", "meta")
         self.dtype = dtype
+
+    @property
+    def foreign_models(self) -> Mapping[str, Callable[[str], PairEncoder]]:
+        """Openers of models of other programs, by kind; see `drrho_clip.encoders.open_model`."""
+        # Losses need no models of other programs, so the module is imported only here.
+        from drrho_torch.open_clip_encoder import open_open_clip
+
+        return {"open_clip": functools.partial(open_open_clip, device=self._device)}
 
     def asarray(self, array: Any, /) -> Tensor:
         """Copy a host array to the device: floating arrays get the backend's dtype, all others keep their dtype."""
