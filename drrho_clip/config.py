@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from drrho_clip.constants import FULL, LARGEST_DEPTH, RESIZE_MODES
+from drrho_clip.constants import FULL, LARGEST_DEPTH, ORDERS, RESIZE_MODES
 from drrho_clip.data.augment import AUGMENTATIONS
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
@@ -32,7 +32,7 @@ SEED = at_least(0, most=2**63 - 1)
 """The rule of a seed: the libraries store seeds in 64 bits, of which one is the sign."""
 
 # Larger values would exhaust the memory long before the first step.
-_SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(1, most=LARGEST_DEPTH)
+_SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(0, most=LARGEST_DEPTH)
 AUTO = "auto"
 """The value of a setting whose number the run chooses itself."""
 
@@ -104,6 +104,26 @@ class TrainConfig:
     label_column: str | None = setting(
         None, rule=TEXT, later=True, shown='"label" if there is one', help="Column of a table that holds the classes."
     )
+    max_unreadable: float = setting(
+        0.001,
+        rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
+        later=True,
+        help="Largest share of the images of --data that may be unreadable. Another pair takes the place of a training "
+        "pair whose image turns out to be unreadable; with more unreadable images the run stops.",
+    )
+    order: str = setting(
+        "full",
+        rule=choice(*ORDERS),
+        later=True,
+        help="Order of the samples in an epoch: full (all are mixed) or blocks (blocks of samples that are stored side "
+        "by side are mixed within a window, for slow disks).",
+    )
+    workers: int = setting(
+        0,
+        rule=at_least(0, most=1024),
+        later=True,
+        help="Number of processes that read images; 0: threads of the run. The batches do not depend on this number.",
+    )
     method: str = setting(
         "drrho",
         rule=_METHOD,
@@ -152,7 +172,9 @@ class TrainConfig:
         later=True,
         shown="the encoders of the settings architecture, width and depth",
         help="hf:DIR, the directory of a CLIP or SigLIP of the Hugging Face hub: gives encoders, tokenizer, image "
-        "sizes and the weights to start from.",
+        "sizes and the weights to start from. tiny, small, ViT-S-16, ViT-B-32, ViT-B-16, or a CLIPConfig in a file "
+        "that ends in .json: a new CLIP of that size, with a tokenizer that is trained on the captions. "
+        "features:CACHE: perceptrons over features that drrho encode has stored; with --depth 0 they are linear.",
     )
     from_scratch: bool = setting(
         False, rule=FLAG, later=True, help="Start from random numbers instead of the weights of the model."
@@ -376,7 +398,10 @@ class TrainConfig:
         32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of this number."
     )
     depth: int = setting(
-        2, rule=_DEPTH, help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
+        2,
+        rule=_DEPTH,
+        help="Number of blocks of the text transformer, or of hidden layers of a perceptron; 0 only for heads over "
+        "stored features.",
     )
     # Library, dtype and files.
     backend: str = setting(

@@ -14,3 +14,6 @@ RESIZE_MODES = ("crop", "fit")
 
 FULL = "float32"
 """The value of the setting `precision` with which the encoders compute in the dtype of the run."""
+
+ORDERS = ("full", "blocks")
+"""The orders of the samples in an epoch: all samples mixed, or blocks of samples mixed within a window."""

@@ -39,6 +39,11 @@ def _check_model(config: TrainConfig) -> None:
     """Raise BadInput unless the settings that name the start of the training fit together."""
     if config.model is not None and config.init is not None:
         raise BadInput(f"init must be left out with model, got {config.init!r}")
+    heads = config.model is not None and config.model.startswith("features:")
+    if config.depth == 0 and not heads:
+        raise BadInput("depth must be an integer of at least 1 without model features:CACHE, got 0")
+    if config.augment is not None and heads:
+        raise BadInput(f"augment must be left out with model features:CACHE, got {config.augment!r}")
     if config.from_scratch and config.model is None:
         raise BadInput("from_scratch must be off without model, got from_scratch on")
 

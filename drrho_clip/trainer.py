@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
+from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch, batches
 from drrho_clip.data.augment import augmented
+from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.failure import failure_arrays, save_failure
+from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
 from drrho_clip.micro_batches import MicroBatches
@@ -36,6 +39,7 @@ from drrho_clip.run.kept_states import KeptStates
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
 from drrho_clip.selection import gumbel_noise
 from drrho_clip.step import StepBatch, StepResult, build_step
+from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
 from drrho_clip.update import StepState, initial_state
 from drrho_core.backend import Backend
@@ -93,7 +97,14 @@ class Trainer:
             "resize_mode": run.image_reading,
             "channels": run.spec.channels,
         }
-        self.source = BatchSource(splits.train, run.tokenizer, **reading)
+
+        def source(dataset: Dataset, num_workers: int = 0) -> BatchSource | RowSource:
+            inputs = run.image_reading
+            if isinstance(inputs, StoredInputs):
+                return inputs.source(dataset, order=config.order)
+            return BatchSource(dataset, run.tokenizer, num_workers=num_workers, order=config.order, **reading)
+
+        self.source = source(splits.train, config.workers)
         self.guidance = open_guidance(run, backend, splits) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
@@ -103,6 +114,7 @@ class Trainer:
         self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), self._drawn, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
+        self._num_unreadable = 0  # unreadable images that are in the log
         self._saved = 0  # the step of the last checkpoint
         self._losses = Watch(backend.xp)
         self._kept = KeptStates(run)
@@ -118,7 +130,7 @@ class Trainer:
         self._encoder = Encoder(
             backend, model, self.state.evaluated, run.spec, run.tokenizer, resize_mode=run.image_reading
         )
-        self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
+        self._held_out = source(splits.validation)
         # A temperature that the optimiser learns is a scalar of the loss, and this object is not used.
         self.temperature: Temperature = make_temperature(
             "fixed" if config.temperature_scheme == LOG_SCALE else config.temperature_scheme,
@@ -246,8 +258,18 @@ class Trainer:
                 self._drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
             )
             for batch in stream:
+                self._log_unreadable(epoch)
                 yield epoch, batch
             first_batch = 0
+
+    def _log_unreadable(self, epoch: int) -> None:
+        """Write each unreadable image that was met since the last call to the log and to standard error."""
+        # Threads may add entries meanwhile, so the number is read once.
+        met = list(self.source.unreadable.values())
+        for reason in met[self._num_unreadable :]:
+            self._log(epoch, {"unreadable": reason})
+            say(f"warning: {reason}; another pair takes the place", stream=sys.stderr)
+        self._num_unreadable = len(met)
 
     def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
         """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None.
@@ -382,7 +404,7 @@ class Trainer:
             self._accept(batch.sample_index, result)
         return None
 
-    def _log(self, epoch: int, figures: Mapping[str, float]) -> None:
+    def _log(self, epoch: int, figures: Mapping[str, float | str]) -> None:
         samples_seen = self.done * self.run.config.batch_size
         self.run.log({"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures})
 
