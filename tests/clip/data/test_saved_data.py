@@ -160,8 +160,8 @@ def test_idx_files_become_pairs_with_captions_of_the_classes(tmp_path: Path, com
 
 def test_a_share_of_the_training_captions_of_idx_files_can_be_swapped(tmp_path: Path) -> None:
     folder = str(_idx_folder(tmp_path / "f", compressed=True))
-    clean = open_splits(TrainConfig(data=folder, method="clip", swapped_fraction=0.0))
-    noisy = open_splits(TrainConfig(data=folder, method="clip", swapped_fraction=0.3))
+    clean = open_splits(TrainConfig(data=folder, method="clip", backend="numpy", swapped_fraction=0.0))
+    noisy = open_splits(TrainConfig(data=folder, method="clip", backend="numpy", swapped_fraction=0.3))
     changed = sum(one != other for one, other in zip(clean.train.captions, noisy.train.captions, strict=True))
     assert changed == round(0.3 * len(clean.train))
     assert list(clean.test.captions) == list(noisy.test.captions)
