@@ -46,7 +46,7 @@ class JaxBackend:
 
     name = "jax"
     homes = ("device",)
-    architectures: tuple[str, ...] = ("conv", "mlp", "hf")
+    architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
     preference = 0
     xp = jnp
 
@@ -78,7 +78,7 @@ class JaxBackend:
         """Build the encoders of a `ModelSpec`: MLP towers, a convolution tower and a transformer, or CLIP or SigLIP."""
         if spec.architecture == "hf":
             return HuggingFaceModel(spec)
-        if spec.architecture == "mlp":
+        if spec.architecture in ("mlp", "heads"):
             return MLPModel(spec, jnp)
         return ConvModel(spec)
 
