@@ -27,12 +27,12 @@ class Replay:
         from drrho_clip.run import open_run
 
         config = open_run(self.run_folder).config
-        found = replay(self.run_folder, build_backend(config.backend, self.device, config.dtype))
-        say(f"step {found.step}: loss {found.loss}")
+        replayed = replay(self.run_folder, build_backend(config.backend, self.device, config.dtype))
+        say(f"step {replayed.step}: loss {replayed.loss}")
         for what, bad in (
-            ("parameters", found.bad_parameters),
-            ("rows with an image", found.bad_images),
-            ("rows with a caption", found.bad_texts),
+            ("parameters", replayed.bad_parameters),
+            ("rows with an image", replayed.bad_images),
+            ("rows with a caption", replayed.bad_texts),
         ):
             if bad:
                 shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
