@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from drrho_clip.commands.bench import Bench
 from drrho_clip.commands.demo import Demo
+from drrho_clip.commands.encode import Encode
 from drrho_clip.commands.evaluate import Evaluate
 from drrho_clip.commands.export import Export
 from drrho_clip.commands.index import Index
@@ -31,6 +32,7 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "index": Index,
     "train": Train,
+    "encode": Encode,
     "evaluate": Evaluate,
     "suspects": Suspects,
     "search": Search,

@@ -13,8 +13,9 @@ from typing import Any
 
 from drrho_clip.constants import LARGEST_DEPTH, RESIZE_MODES
 from drrho_clip.errors import BadInput
-from drrho_clip.methods import METHODS
+from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
+from drrho_core import cosine_gamma
 from drrho_core.backend import Backend, default_backend
 from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
@@ -35,6 +36,24 @@ AUTO = "auto"
 
 _POSITIVE = number("> 0", lambda value: value > 0)
 _NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
+_FINITE = number("a finite number", lambda _: True)
+_METHOD = choice(*METHODS)._replace(words=f"one of {', '.join(BASIC)}, or {DISTILL} and one of these", metavar="METHOD")
+
+
+def defaults_in_words(name: str) -> str:
+    """Return the default of a setting that a method may change, with the defaults of these methods.
+
+    Examples
+    --------
+    >>> defaults_in_words("gamma_min")
+    '0.5; 0.2 for fastclip-v0, fastclip-v1, fastclip-v2, fastclip-v3'
+    """
+    methods: dict[Any, list[str]] = {}
+    for method, described in METHODS.items():
+        if name in described.defaults and method in BASIC:
+            methods.setdefault(described.defaults[name], []).append(method)
+    changes = [f"{value} for {', '.join(names)}" for value, names in methods.items()]
+    return "; ".join([str(DEFAULTS[name]), *changes])
 
 
 @dataclass(frozen=True)
@@ -85,14 +104,15 @@ class TrainConfig:
     )
     method: str = setting(
         "drrho",
-        rule=choice(*METHODS),
-        help="Objective: " + "; ".join(f"{name}, {method.summary}" for name, method in METHODS.items()) + ".",
+        rule=_METHOD,
+        help=f"Objective: {methods_in_words()}.",
     )
     reference: str | None = setting(
         None,
         rule=TEXT,
-        metavar="RUN",
-        help="Folder of the reference model's run: required for the method drrho. Other methods use a reference model "
+        metavar="MODEL|CACHE",
+        help="The reference model: the folder of a run, a cache of drrho encode, hf:DIR (a CLIP or SigLIP directory of "
+        "Hugging Face) or open_clip:NAME. It is required for drrho and for distillation. Other methods use it "
         "only for the settings drop_suspects and anchor_weights.",
     )
     as_reference: bool = setting(
@@ -190,37 +210,73 @@ class TrainConfig:
     )
     # Temperature.
     temperature: float = setting(
-        0.07, rule=_POSITIVE, help="Temperature tau; if the temperature is learned, this is the value at the start."
+        None,
+        rule=_POSITIVE,
+        shown=defaults_in_words("temperature"),
+        help="Temperature tau; if the temperature is learned, this is the value at the start.",
     )
     temperature_scheme: str = setting(
-        "fixed",
-        rule=choice(*SCHEMES),
+        None,
+        rule=choice(*SCHEMES, LOG_SCALE),
         later=True,
-        help="fixed: the temperature is not learned; global: one learned temperature; per_sample: one learned "
-        "temperature per sample and direction (not for clip).",
+        shown=defaults_in_words("temperature_scheme"),
+        help="fixed: the temperature is not learned; global: one temperature, learned by an optimiser of its own; "
+        "per_sample: one learned temperature per sample and direction (not for clip); log_scale: the logarithm of 1 / "
+        "temperature is learned together with the parameters, as in CLIP.",
     )
     temperature_learning_rate: float = setting(
-        1e-4,
+        None,
         rule=_NOT_NEGATIVE,
         later=True,
+        shown=defaults_in_words("temperature_learning_rate"),
         help="Learning rate of the learned temperature; per_sample needs a rate about 10 times as high.",
     )
-    temperature_min: float = setting(0.01, rule=_POSITIVE, later=True, help="Lower bound of a learned temperature.")
+    temperature_min: float = setting(
+        None,
+        rule=_POSITIVE,
+        later=True,
+        shown=defaults_in_words("temperature_min"),
+        help="Lower bound of a learned temperature.",
+    )
+    temperature_slow_below: float | None = setting(
+        None,
+        rule=_POSITIVE,
+        later=True,
+        shown=defaults_in_words("temperature_slow_below"),
+        help="While a global temperature is at or below this number, a third of its learning rate is used.",
+    )
     temperature_max: float = setting(1.0, rule=_POSITIVE, later=True, help="Upper bound of a learned temperature.")
     radius: float = setting(
-        0.0,
+        None,
         rule=_NOT_NEGATIVE,
         later=True,
+        shown=defaults_in_words("radius"),
         help="Size of the ambiguity set, the set of distributions over which the worst case is taken. If sogclr or "
         "drrho learns the temperature, the radius must be above 0 and should be below the logarithm of the batch size. "
         "Otherwise the radius must be 0.",
     )
     # Inner estimates and reference model, for sogclr and drrho.
     gamma_min: float = setting(
-        0.5,
+        None,
         rule=number("> 0 and at most 1", lambda value: 0 < value <= 1),
+        shown=defaults_in_words("gamma_min"),
         help="Last value of gamma, the weight of the new value in an inner estimate (a running average). Gamma falls "
         "from 1 along a cosine. If gamma is 1, an estimate forgets all earlier values.",
+    )
+    gamma_schedule: str = setting(
+        None,
+        rule=choice("epoch", "step", "constant"),
+        later=True,
+        shown=defaults_in_words("gamma_schedule"),
+        help="epoch: gamma falls along the cosine after each epoch; step: after each step; constant: gamma is always "
+        "gamma_min.",
+    )
+    gamma_share: float = setting(
+        None,
+        rule=number("in (0, 1]", lambda value: 0 < value <= 1),
+        later=True,
+        shown=defaults_in_words("gamma_share"),
+        help="Share of the epochs after which gamma has reached gamma_min.",
     )
     estimator: str = setting(
         "device",
@@ -228,6 +284,23 @@ class TrainConfig:
         later=True,
         help="Place of the inner estimates: device (the memory of the library's device), host (the memory of the "
         "computer) or file (a file in the folder of the run). The results do not depend on the place.",
+    )
+    log_alpha: float = setting(
+        10.0,
+        rule=_FINITE,
+        later=True,
+        help="Logarithm of the step size alpha of scent: the larger, the closer gamma is to 1.",
+    )
+    bias: float = setting(-10.0, rule=_FINITE, later=True, help="Start value of the learned bias of siglip.")
+    distillation_weight: float = setting(
+        1.0, rule=_NOT_NEGATIVE, later=True, help="Weight of the distillation loss in the methods distill:METHOD."
+    )
+    reference_temperature: float | None = setting(
+        None,
+        rule=_POSITIVE,
+        later=True,
+        shown="the temperature of the reference model",
+        help="Temperature of the reference model's softmax in the methods distill:METHOD.",
     )
     reference_weight: float = setting(
         1.0, rule=_NOT_NEGATIVE, help="Weight lambda of the reference model in drrho: 0 ignores the model, 1 is DRRho."
@@ -274,6 +347,11 @@ class TrainConfig:
     log_every: int = setting(10, rule=at_least(1), help="Steps between two lines of metrics.jsonl.")
 
     def __post_init__(self) -> None:
+        # Settings that the user has not named get the defaults of the method; a wrong method is refused below.
+        changed = METHODS[self.method].defaults if self.method in METHODS else {}
+        for name, value in (DEFAULTS | dict(changed)).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         # The rule of each field is checked first, then the rules that hold for several fields together.
         for option in fields(self):
             value = getattr(self, option.name)
@@ -313,11 +391,13 @@ class TrainConfig:
     def _check_temperature(self) -> None:
         """Raise BadInput unless temperature, bounds, radius, scheme and method fit together."""
         scheme, low, high = self.temperature_scheme, self.temperature_min, self.temperature_max
-        keeps_estimates = METHODS[self.method].keeps_estimates
+        method = METHODS[self.method]
         if high < low:
             raise BadInput(f"temperature_max must be at least temperature_min ({low}), got {high}")
-        if scheme == "per_sample" and not keeps_estimates:
-            raise BadInput(f"temperature_scheme must be fixed or global for method {self.method}, got 'per_sample'")
+        if scheme == "per_sample" and not (method.keeps_estimates and method.has_radius):
+            raise BadInput(
+                f"temperature_scheme must be fixed, global or {LOG_SCALE} for method {self.method}, got 'per_sample'"
+            )
         # A learned temperature is the dual variable of a worst case over a set of size `radius`; see docs/theory.
         if scheme == "fixed":
             if self.radius != 0:
@@ -325,9 +405,9 @@ class TrainConfig:
             return
         if not low <= self.temperature <= high:
             raise BadInput(f"temperature must be in [{low}, {high}] if it is learned, got {self.temperature}")
-        if not keeps_estimates and self.radius != 0:
+        if not method.has_radius and self.radius != 0:
             raise BadInput(f"radius must be 0 for method {self.method}, whose loss has no radius, got {self.radius}")
-        if keeps_estimates and self.radius == 0:
+        if method.has_radius and self.radius == 0:
             raise BadInput(
                 f"radius must be > 0 if {self.method} learns the temperature, because at 0 the temperature only rises, "
                 f"got {self.radius}"
@@ -365,6 +445,13 @@ class TrainConfig:
             return rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, total_steps - warmup)
         return rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    def gamma_at(self, step: int, steps_per_epoch: int) -> float:
+        """Return gamma, the weight of the new value in an inner estimate, at a step (counted from 0)."""
+        if self.gamma_schedule == "constant":
+            return self.gamma_min
+        epoch = step // steps_per_epoch if self.gamma_schedule == "epoch" else step / steps_per_epoch
+        return cosine_gamma(epoch, num_epochs=self.epochs * self.gamma_share, gamma_min=self.gamma_min)
 
 
 def preset(data: str) -> dict[str, Any]:

@@ -39,7 +39,10 @@ from drrho_core.backend import Backend, backend_names
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 """The candidates for the learning rate of every run."""
 
-ROLES = ("reference", *METHODS)
+COMPARED = ("clip", "sogclr", "drrho")
+"""The methods that the demo compares."""
+
+ROLES = ("reference", *COMPARED)
 
 
 def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path) -> dict[str, TrainConfig]:
@@ -72,7 +75,7 @@ def demo_configs(data: str, backend: str, *, seed: int, quick: bool, runs: Path)
         base, reference = replace(base, **small), replace(reference, **small)
     rates = chosen_learning_rates(data)
     configs = {"reference": replace(reference, learning_rate=rates["reference"])}
-    for method in METHODS:
+    for method in COMPARED:
         folder = str(runs / "reference") if METHODS[method].needs_reference else None
         configs[method] = replace(base, method=method, reference=folder, learning_rate=rates[method])
     return configs

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drrho_clip.data import BatchSource, Dataset, HostBatch, Tokenizer, WordTokenizer, normalise, to_channels
+from drrho_clip.data.hf_preprocessing import ImageProcessor
 from drrho_clip.data.protocol import ImageReading
+from drrho_clip.encoders.protocol import identity_of, joined
 from drrho_clip.errors import BadInput
+from drrho_clip.exchange.hf_directory import open_hf_directory, read_constant, read_weights
+from drrho_clip.files.checkpoint import digest
 from drrho_clip.models import ModelSpec
 from drrho_clip.run import Run
+from drrho_clip.run.temperature_figures import temperature_of
 from drrho_core.backend import Backend, Model, Parameters
 
 
@@ -66,7 +73,13 @@ class Encoder:
         The tokenizer with the vocabulary of the text encoder.
     resize_mode : {"crop", "fit"} or ImageReading
         How the images of data sets become square, and perhaps numbers; see `resize`.
+    name : str
+        Name of the model, for messages: the folder of the run.
+    temperature : float
+        Temperature with which the encoders were trained.
     """
+
+    reads_new_pairs = True
 
     def __init__(
         self,
@@ -77,9 +90,12 @@ class Encoder:
         tokenizer: Tokenizer,
         *,
         resize_mode: ImageReading | str = "crop",
+        name: str = "model",
+        temperature: float = 0.07,
     ) -> None:
         self._backend, self._parameters = backend, parameters
         self._spec, self._tokenizer = spec, tokenizer
+        self.name, self.temperature = name, temperature
         self.resize_mode = resize_mode
         # The compiled functions take the parameters as an argument, so `use` needs no new compilation.
         self._encode_images = backend.compile(model.encode_images)
@@ -90,12 +106,55 @@ class Encoder:
         """Build the encoder from a state of a run: "best", "last" or "reference"; see `Run.load_parameters`."""
         parameters = {name: backend.asarray(array) for name, array in run.load_parameters(state).items()}
         model = build_model(backend, run.spec)
-        return cls(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.image_reading)
+        return cls(
+            backend,
+            model,
+            parameters,
+            run.spec,
+            run.tokenizer,
+            resize_mode=run.image_reading,
+            name=str(run.folder),
+            temperature=temperature_of(run, state),
+        )
+
+    @classmethod
+    def load_hf(cls, folder: str | Path, backend: Backend) -> Encoder:
+        """Build the encoder from a CLIP or SigLIP directory of Hugging Face; it has the rows of `transformers`.
+
+        Raises
+        ------
+        BadInput
+            If the directory cannot be used, or the backend does not have this architecture.
+        """
+        directory = open_hf_directory(folder)
+        spec, tokenizer = directory.spec, directory.tokenizer
+        model = build_model(backend, spec)
+        parameters = {name: backend.asarray(array) for name, array in read_weights(folder, spec).items()}
+        # The model multiplies cosines by exp(logit_scale), which is one divided by the temperature.
+        logit_scale = read_constant(folder, "logit_scale")
+        if logit_scale is None:
+            raise BadInput(f"{folder} must hold the weight logit_scale, which gives the temperature, got none")
+        reading = ImageProcessor.read(folder)
+        return cls(
+            backend,
+            model,
+            parameters,
+            spec,
+            tokenizer,
+            resize_mode=reading,
+            name=f"hf:{folder}",
+            temperature=math.exp(-logit_scale),
+        )
 
     @property
     def image_size(self) -> int:
         """Side of the images that the encoder reads."""
         return self._spec.image_size
+
+    @property
+    def feature_dims(self) -> tuple[int, int]:
+        """Sizes of the features of an image and of a caption."""
+        return self._spec.feature_dim, self._spec.feature_dim
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -106,6 +165,22 @@ class Encoder:
         """Replace the parameters by other parameters of the same encoders."""
         self._parameters = parameters
 
+    def identity(self) -> dict[str, Any]:
+        """Return the identity of the model; see `drrho_clip.encoders.protocol.identity_of`."""
+        # A model without settings of its own reads images in [-1, 1].
+        preprocessing = self._spec.image_processor or {
+            "resize": str(self.resize_mode),
+            "size": self.image_size,
+            "channels": self._spec.channels,
+        }
+        return identity_of(
+            name=self.name,
+            temperature=self.temperature,
+            weights=digest({name: self._backend.to_numpy(array) for name, array in self._parameters.items()}),
+            preprocessing=preprocessing,
+            tokenizer=self._tokenizer.to_json(),
+        )
+
     def pairs(
         self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -113,21 +188,24 @@ class Encoder:
 
         `after_batch` is called after each batch, for a progress bar of ceil(n / batch_size) steps.
         """
-        source = self._source(dataset)
-        return self.batches(source.in_order(batch_size), after_batch=after_batch)
+        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
+
+    def batches_of(
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield image features and text features of the pairs from `first_row` on, in row order."""
+        rows = np.arange(first_row, len(dataset), dtype=np.int64)
+        yield from map(self._features, self._source(dataset).in_order(batch_size, rows=rows))
 
     def batches(
         self, stream: Iterable[HostBatch], *, after_batch: Callable[[], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the features of the pairs of some batches, which must have this model's image size and tokens."""
-        image_features, text_features = [], []
-        for batch in stream:
-            images, texts = model_inputs(batch, self._spec, self._tokenizer, self.resize_mode)
-            image_features.append(self._run(self._encode_images, images))
-            text_features.append(self._run(self._encode_texts, texts))
-            if after_batch is not None:
-                after_batch()
-        return np.concatenate(image_features), np.concatenate(text_features)
+        return joined(map(self._features, stream), after_batch=after_batch)
+
+    def _features(self, batch: HostBatch) -> tuple[np.ndarray, np.ndarray]:
+        images, texts = model_inputs(batch, self._spec, self._tokenizer, self.resize_mode)
+        return self._run(self._encode_images, images), self._run(self._encode_texts, texts)
 
     def images_of(
         self,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits, batches
+from drrho_clip.encoders import feature_dim_in_memory
 from drrho_clip.memory import MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec
-from drrho_clip.run import open_run
 from drrho_clip.terminal.printing import print_cells, say
 from drrho_clip.train import described
 
@@ -70,7 +70,7 @@ def plan_run(config: TrainConfig, splits: DataSplits, *, share_left_out: float =
     spec = described(Path(), config, splits).run.spec
     features = None
     if METHODS[config.method].needs_reference and config.reference is not None:
-        features = open_run(config.reference).spec.feature_dim
+        features = feature_dim_in_memory(config.reference)
     num_pairs = round((1.0 - share_left_out) * len(splits.train))
     steps = sum(1 for _ in batches(num_pairs, config.batch_size, seed=config.seed, epoch=0))
     memory = memory_of_run(config, spec, len(splits.train), reference_features=features)

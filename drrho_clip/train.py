@@ -18,12 +18,14 @@ from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.caption_check import print_caption_warnings
 from drrho_clip.data.splits import open_splits
+from drrho_clip.encoders import check_model_name, is_run
 from drrho_clip.evaluate import evaluate
 from drrho_clip.exchange.chosen_model import check_model, choose_model
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
 from drrho_clip.measure.held_out import check_held_out, save_known_images
+from drrho_clip.methods import METHODS
 from drrho_clip.reference.guidance import keep_guidance, print_guidance
 from drrho_clip.run import (
     Run,
@@ -36,6 +38,7 @@ from drrho_clip.run import (
 from drrho_clip.run.data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
 from drrho_clip.run.outcome import Outcome, load_outcome
 from drrho_clip.run.resume import continued, open_finished_run, parameters_to_start_from
+from drrho_clip.run.temperature_figures import temperature_of
 from drrho_clip.run.writer import only_writer
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import Backend, get_backend
@@ -101,12 +104,16 @@ def train(
     check_model(config, backend)
     splits = open_splits(config) if splits is None else splits
     run, source, start = described(folder, config, splits)
-    reference = None if config.reference is None else open_run(config.reference)
+    reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
+    if reference is not None and METHODS[config.method].needs_reference_temperature:
+        # The settings of the run hold the number, so that a resumed run does not need the reference model.
+        temperature = config.reference_temperature or temperature_of(reference, "reference")
+        run = replace(run, config=replace(config, reference_temperature=temperature))
     trials = []
     if config.learning_rate == AUTO:
         trials = try_learning_rates(run, backend, splits, start=start)
-        run = replace(run, config=replace(config, learning_rate=best_trial(trials).learning_rate))
+        run = replace(run, config=replace(run.config, learning_rate=best_trial(trials).learning_rate))
         if not quiet:
             print_trials(trials)
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
@@ -129,9 +136,13 @@ def train(
 
 def check_other_runs(config: TrainConfig, *, allow_unfinished: bool = False) -> None:
     """Raise BadInput unless the runs that the settings name, if any, can be opened and are finished or allowed."""
-    for name in ("reference", "init"):
-        if getattr(config, name) is not None:
-            open_finished_run(getattr(config, name), name, allow_unfinished=allow_unfinished)
+    if config.reference is not None:
+        check_model_name(config.reference, "reference")
+    # The reference model may be another model than a run; then the first use of the model checks the model.
+    reference = config.reference if config.reference is not None and is_run(config.reference) else None
+    for name, folder in (("reference", reference), ("init", config.init)):
+        if folder is not None:
+            open_finished_run(folder, name, allow_unfinished=allow_unfinished)
 
 
 class Described(NamedTuple):

@@ -19,6 +19,7 @@ from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
+from drrho_clip.methods import LOG_SCALE, METHODS
 from drrho_clip.models import initial_parameters
 from drrho_clip.reference import measure_shares
 from drrho_clip.reference.guidance import Guidance, open_guidance
@@ -27,10 +28,9 @@ from drrho_clip.run import Run, part
 from drrho_clip.run.checkpoint_state import check_state
 from drrho_clip.run.divergence import Watch, all_finite
 from drrho_clip.run.kept_states import KeptStates
-from drrho_clip.run.temperature_figures import mean_temperature, temperature_figures
-from drrho_clip.step import StepBatch, StepResult, StepState, build_step
+from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
+from drrho_clip.step import StepBatch, StepResult, StepState, build_step, initial_scalars, with_scalars
 from drrho_clip.terminal.progress import Reporter
-from drrho_core import cosine_gamma
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
@@ -78,6 +78,8 @@ class Trainer:
         guidance: Guidance | None = None,
     ) -> None:
         config = run.config
+        if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
+            raise BadInput(f"reference_temperature must be given for method {config.method}, got none")
         self.run, self.backend, self.splits = run, backend, splits
         reading: dict[str, Any] = {
             "image_size": run.spec.image_size,
@@ -102,17 +104,20 @@ class Trainer:
         start = initial_parameters(run.spec, seed=config.seed) if start is None else start
         parameters = {name: backend.asarray(array) for name, array in start.items()}
         optimizer = backend.adamw(weight_decay=config.weight_decay)
-        self.state = StepState(parameters, optimizer.init(parameters))
+        scalars = {name: backend.asarray(np.asarray(value)) for name, value in initial_scalars(config).items()}
+        self.state = StepState(parameters, optimizer.init(with_scalars(parameters, scalars)), scalars)
         self._step = build_step(backend, model, optimizer, config)
         self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.image_reading)
         self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
+        # A temperature that the optimiser learns is a scalar of the loss, and this object is not used.
         self.temperature: Temperature = make_temperature(
-            config.temperature_scheme,
+            "fixed" if config.temperature_scheme == LOG_SCALE else config.temperature_scheme,
             config.temperature,
             num_samples=len(self.source),
             like=backend.asarray(np.zeros(1)),
             minimum=config.temperature_min,
             maximum=config.temperature_max,
+            slow_below=config.temperature_slow_below,
         )
 
     @functools.cached_property
@@ -209,7 +214,7 @@ class Trainer:
         `as_reference` stops if more training cannot give a better reference model; see the module
         `drrho_clip.reference.memorisation`.
         """
-        learned = mean_temperature(self.temperature, self.backend)
+        learned = mean_temperature(self.temperature, self.state.scalars, self.backend)
         temperature = self.run.config.temperature if learned is None else learned
         shares = measure_shares(
             self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
@@ -244,21 +249,20 @@ class Trainer:
         """
         config, backend = self.run.config, self.backend
         began = time.monotonic()
-        # 1. The schedules: learning rate by step; gamma, the weight of the new value in an inner estimate, by epoch.
+        # 1. The schedules of the learning rate and of gamma, the weight of the new value in an inner estimate.
         # Epochs that were added to a finished run have a warm-up and a cosine of their own. Gamma stays at the end of
         # its cosine, because a larger gamma would forget the estimates.
         before = self.first_epoch * self.steps_per_epoch
         learning_rate = config.learning_rate_at(self.done - before, self.total_steps - before)
-        gamma = cosine_gamma(epoch, num_epochs=config.epochs, gamma_min=config.gamma_min)
-        gamma = config.gamma_min if self.first_epoch else gamma
+        gamma = config.gamma_min if self.first_epoch else config.gamma_at(self.done, self.steps_per_epoch)
         # 2. The batch and the inner estimates of its samples, moved to the device.
         rows = batch.sample_index
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer, self.run.image_reading)
         log_inner_image, log_inner_text = self.estimator.gather(rows)
         reference = None
         if self.guidance.features is not None:
-            image_features, text_features = self.guidance.features
-            reference = backend.asarray(image_features[rows]), backend.asarray(text_features[rows])
+            image_features, text_features = self.guidance.features[rows]
+            reference = backend.asarray(image_features), backend.asarray(text_features)
         # If the temperature is fixed, the step reads it from the settings, and this variable is None.
         temperature = None
         if self.temperature.learned:
@@ -294,7 +298,8 @@ class Trainer:
             if not self._losses.all_finite():
                 raise self._diverged(self.done)
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
-            self._log(epoch, figures | temperature_figures(self.temperature, result.temperature_gradient, backend))
+            figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
+            self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
             note = f"loss {loss:.4f}"
         self.seconds += time.monotonic() - began
         return note
@@ -376,7 +381,7 @@ class Trainer:
 
     def _learned(self) -> dict[str, float]:
         """Return the learned temperature, which `temperature_of` reads, or nothing if the temperature is fixed."""
-        temperature = mean_temperature(self.temperature, self.backend)
+        temperature = mean_temperature(self.temperature, self.state.scalars, self.backend)
         return {} if temperature is None else {"temperature": temperature}
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
@@ -385,6 +390,7 @@ class Trainer:
             "parameters": self.state.parameters,
             "optimizer": self.state.optimizer,
             "temperature": self.temperature.state_dict(),
+            "scalars": self.state.scalars,
         }
 
     def load(self) -> None:
@@ -416,7 +422,7 @@ class Trainer:
         except (TypeError, ValueError) as error:
             raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
         self.estimator.load_state_dict(part(arrays, "estimator"))
-        self.state = StepState(loaded["parameters"], loaded["optimizer"])
+        self.state = StepState(loaded["parameters"], loaded["optimizer"], loaded["scalars"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
         self._saved = self.done
         # A run that was stopped goes on if it has got more epochs since.

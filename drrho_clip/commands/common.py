@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
+from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
 from drrho_clip.files import outputs
 from drrho_clip.options import FLAG, TEXT, setting
 from drrho_core.backend import Backend, get_backend
 
-__all__ = ["allow_unfinished_option", "build_backend", "check_new_file", "check_page", "device_option", "write_json"]
+__all__ = [
+    "allow_unfinished_option",
+    "build_backend",
+    "check_new_file",
+    "check_page",
+    "device_option",
+    "train_setting",
+    "write_json",
+]
 
 
 def device_option() -> Any:
@@ -28,6 +38,12 @@ def device_option() -> Any:
 def allow_unfinished_option(subject: str) -> Any:
     """Return the field of the option ``--allow-unfinished``; `subject` names the run in the help."""
     return setting(False, rule=FLAG, help=f"{subject} need not be finished.")
+
+
+def train_setting(name: str) -> Any:
+    """Return a field like that of a setting of training, with the same default, rule and help."""
+    (option,) = (option for option in fields(TrainConfig) if option.name == name)
+    return field(default=option.default, metadata=option.metadata)
 
 
 def build_backend(name: str, device: str | None, dtype: str) -> Backend:

@@ -33,6 +33,7 @@ class Train:
     For example:
       drrho train --data pairs.csv --method clip --out runs/reference
       drrho train --data pairs.csv --method drrho --reference runs/reference --out runs/steered
+      drrho train --data pairs.csv --method drrho --reference hf:clip --out runs/steered
       drrho train --resume --out runs/steered
       drrho train --resume --out runs/steered --epochs 60
       drrho train --config run.yaml --out runs/steered --dry-run
@@ -152,6 +153,7 @@ class Train:
 
 def _share_left_out(config: TrainConfig) -> float:
     """Return the share of the training pairs that the run will leave out, as far as it is known before training."""
+    from drrho_clip.encoders import is_run
     from drrho_clip.reference import recorded_shares
     from drrho_clip.reference.memorisation import suspect_share
     from drrho_clip.run import open_run
@@ -160,6 +162,9 @@ def _share_left_out(config: TrainConfig) -> float:
         return 0.0
     if not isinstance(config.drop_suspects, str):
         return config.drop_suspects
+    # Only a run has recorded shares.
+    if not is_run(config.reference):
+        return 0.0
     # The run measures the shares again, on its own pairs; for a default the shares of the reference run are enough.
     shares = recorded_shares(open_run(config.reference))
     return 0.0 if shares is None else suspect_share(shares)

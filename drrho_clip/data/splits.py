@@ -6,6 +6,7 @@ from typing import Any
 
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.data import (
+    Dataset,
     DataSplits,
     PairsDataset,
     digit_splits,
@@ -15,6 +16,7 @@ from drrho_clip.data import (
     scene_splits,
     scenes,
 )
+from drrho_clip.data.joined import JoinedDataset
 
 
 def open_splits(config: TrainConfig) -> DataSplits:
@@ -44,6 +46,21 @@ def open_splits(config: TrainConfig) -> DataSplits:
         return splits._replace(train=scenes(config.train_size, stream=stream, **options)) if stream else splits
     splits = digit_splits(**options)
     return splits._replace(train=digits(stream, **options)) if stream else splits
+
+
+def open_all_pairs(config: TrainConfig) -> Dataset:
+    """Open all pairs of the data that the settings name; of built-in data training, validation and test pairs in a row.
+
+    Raises
+    ------
+    BadInput
+        If the file or an image in it cannot be used.
+    MissingExtra
+        If a library that the data need is not installed.
+    """
+    if config.data in BUILT_IN_DATA:
+        return JoinedDataset(config.data, open_splits(config))
+    return open_table(config.data, config)
 
 
 def open_table(path: str, config: TrainConfig) -> PairsDataset:

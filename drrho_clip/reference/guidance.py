@@ -1,7 +1,8 @@
 """The results of a reference model that a run uses: features for the method drrho, and a choice of the training pairs.
 
 Both are computed once before training and written into the folder of the run. A resumed run reads them from there, so
-it needs no reference model and continues bit for bit.
+it needs no reference model and continues bit for bit. The features of a cache stay in the cache: the run records which
+cache it is, and a resumed run opens that cache again.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from drrho_clip.data import DataSplits
+from drrho_clip.encoders import cache_folder
+from drrho_clip.errors import BadInput
+from drrho_clip.features.reading import ReferenceFeatures
+from drrho_clip.features.rows import ArrayRows, CacheRows, FeatureRows
+from drrho_clip.files.json_files import read_json
+from drrho_clip.files.outputs import write_json
 from drrho_clip.methods import METHODS
 from drrho_clip.reference.judgement import Judgement, ask_reference
 from drrho_clip.reference.pair_choice import PairChoice, choose_pairs, load_pair_choice, save_pair_choice
@@ -29,7 +33,7 @@ class Guidance(NamedTuple):
 
     Attributes
     ----------
-    features : pair of ndarray, or None
+    features : FeatureRows, or None
         Image features and text features of all training pairs, for a method that needs them.
     choice : PairChoice or None
         The training pairs that the run uses; None: all pairs, with equal weights.
@@ -38,7 +42,7 @@ class Guidance(NamedTuple):
         were read from the folder of the run.
     """
 
-    features: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]] | None = None
+    features: FeatureRows | None = None
     choice: PairChoice | None = None
     judgement: Judgement | None = None
 
@@ -51,34 +55,54 @@ def open_guidance(run: Run, backend: Backend, splits: DataSplits) -> Guidance:
     Raises
     ------
     BadInput
-        If the reference run or a file cannot be used, or if `choose_pairs` refuses the reference model.
+        If the reference model or a file cannot be used, or if `choose_pairs` refuses the reference model.
     """
     config = run.config
     if config.reference is None:
         return Guidance()
     needs_features = METHODS[config.method].needs_reference
     chooses = config.drop_suspects is not None or config.anchor_weights is not None
-    features_are_there = run.reference_features.exists() or not needs_features
+    features_are_there = run.reference_features.exists() or run.reference_cache.exists() or not needs_features
     choice_is_there = run.pair_choice.exists() or not chooses
     if features_are_there and choice_is_there:
         return Guidance(
-            load_reference_features(run.reference_features, {"data": run.fingerprint}) if needs_features else None,
+            _kept_features(run, splits) if needs_features else None,
             load_pair_choice(run.pair_choice, run.fingerprint) if chooses else None,
         )
-    judgement = ask_reference(place_of(run, "reference"), backend, splits)
-    return Guidance(
-        (judgement.image_features, judgement.text_features) if needs_features else None,
-        choose_pairs(config, judgement),
-        judgement,
-    )
+    judgement = ask_reference(place_of(run, "reference"), backend, splits, needs_losses=chooses)
+    return Guidance(judgement.features if needs_features else None, choose_pairs(config, judgement), judgement)
 
 
 def keep_guidance(run: Run, guidance: Guidance) -> None:
     """Write features and choice into the folder of the run, unless they are there."""
-    if guidance.features is not None and not run.reference_features.exists():
-        save_reference_features(run.reference_features, *guidance.features, {"data": run.fingerprint})
+    features = guidance.features
+    if isinstance(features, CacheRows) and not run.reference_cache.exists():
+        manifest = features.features.manifest
+        write_json(run.reference_cache, {"model": dict(manifest.model), "data": dict(manifest.data)})
+    if isinstance(features, ArrayRows) and not run.reference_features.exists():
+        save_reference_features(run.reference_features, features.image, features.text, {"data": run.fingerprint})
     if guidance.choice is not None and not run.pair_choice.exists():
         save_pair_choice(run.pair_choice, guidance.choice, run.fingerprint)
+
+
+def _kept_features(run: Run, splits: DataSplits) -> FeatureRows:
+    """Return the features that the run has used so far; raise BadInput if the cache is no longer the same."""
+    if not run.reference_cache.exists():
+        return ArrayRows(*load_reference_features(run.reference_features, {"data": run.fingerprint}))
+    place = place_of(run, "reference")
+    folder = cache_folder(place)
+    if folder is None:
+        raise BadInput(f"reference must be the cache with which {run.folder} was started, got {place}, which is none")
+    features = ReferenceFeatures(folder)
+    recorded = read_json(run.reference_cache, "the description of a cache")
+    try:
+        difference = features.manifest.difference(features.manifest.like(recorded["model"], recorded["data"]))
+    except (KeyError, TypeError, AttributeError):
+        raise BadInput(f"{run.reference_cache} must describe a cache, got a damaged description") from None
+    if difference is not None:
+        started = f"the cache with which {run.folder} was started"
+        raise BadInput(f"reference must be {started}, got {folder} with {difference}")
+    return CacheRows(features, features.rows_of(splits.train))
 
 
 def print_guidance(guidance: Guidance, num_pairs: int) -> None:

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from drrho_clip.data import BatchSource, DataSplits, captions_of
 from drrho_clip.encode import Encoder
+from drrho_clip.encoders import CachedEncoder, open_model
 from drrho_clip.errors import BadInput
+from drrho_clip.features.rows import ArrayRows, FeatureRows
 from drrho_clip.files.checkpoint import load_state
 from drrho_clip.measure.retrieval import retrieval
 from drrho_clip.reference.memorisation import PairFeatures, Shares, pair_losses, rows_for_shares, shares_of
-from drrho_clip.run import Run, open_run, read_metrics
-from drrho_clip.run.temperature_figures import temperature_of
+from drrho_clip.run import Run, read_metrics
 from drrho_core.backend import Backend
 
 __all__ = ["Judgement", "ask_reference", "measure_shares", "recorded_shares"]
@@ -34,12 +35,12 @@ class Judgement(NamedTuple):
 
     Attributes
     ----------
-    folder : str
-        The folder of the reference model's run, for messages.
-    image_features, text_features : ndarray, shape (n, d)
-        Features of the training pairs.
-    losses : ndarray, shape (n,)
-        Pair losses of the training pairs.
+    model : str
+        The reference model as the user names it, for messages.
+    features : FeatureRows
+        Image features and text features of the training pairs.
+    losses : ndarray, shape (n,), or None
+        Pair losses of the training pairs; None if they were not asked for.
     shares : Shares
         The shares of hopeless pairs among training pairs and held-out pairs.
     validation_r1 : float
@@ -48,10 +49,9 @@ class Judgement(NamedTuple):
         R@1 of random answers on these pairs.
     """
 
-    folder: str
-    image_features: npt.NDArray[np.floating]
-    text_features: npt.NDArray[np.floating]
-    losses: npt.NDArray[np.floating]
+    model: str
+    features: FeatureRows
+    losses: npt.NDArray[np.floating] | None
     shares: Shares
     validation_r1: float
     chance: float
@@ -64,7 +64,7 @@ class Judgement(NamedTuple):
 
     def summary(self) -> str:
         """Return one line: both shares, and a warning if the model is of little use as a reference."""
-        line = f"reference {self.folder}: {self.shares.in_words()}"
+        line = f"reference {self.model}: {self.shares.in_words()}"
         trouble = self._trouble()
         return line if trouble is None else f"{line}; warning: {trouble}"
 
@@ -74,7 +74,7 @@ class Judgement(NamedTuple):
         if trouble is not None:
             raise BadInput(
                 f"{setting} must be used with a reference model that has neither memorised its pairs nor learnt too "
-                f"little, got {self.folder}: {self.shares.in_words()}, so {trouble}"
+                f"little, got {self.model}: {self.shares.in_words()}, so {trouble}"
             )
 
     def _trouble(self) -> str | None:
@@ -89,17 +89,21 @@ class Judgement(NamedTuple):
         return None
 
 
-def ask_reference(folder: str, backend: Backend, splits: DataSplits) -> Judgement:
+def ask_reference(model: str, backend: Backend, splits: DataSplits, *, needs_losses: bool = True) -> Judgement:
     """Encode training pairs and held-out pairs with a reference model, and compute what it says about them.
+
+    The model is no longer in memory afterwards. The features of a cache stay on the disk.
 
     Parameters
     ----------
-    folder : str
-        The folder of the reference model's run.
+    model : str
+        The reference model: the folder of a run, or another word that `drrho_clip.encoders.open_model` takes.
     backend : Backend
         The library that runs the model.
     splits : DataSplits
         The data of the run that the reference model is to help.
+    needs_losses : bool
+        Compute the pair losses of all training pairs.
 
     Returns
     -------
@@ -108,24 +112,31 @@ def ask_reference(folder: str, backend: Backend, splits: DataSplits) -> Judgemen
     Raises
     ------
     BadInput
-        If the folder holds no run, or if a file in it or an image cannot be used.
+        If the model or an image cannot be used, or if a cache lacks a pair.
     """
-    run = open_run(folder)
-    encoder = Encoder.load(run, backend, state="reference")
-    train, validation = (
-        PairFeatures(*encoder.pairs(data), data.image_ids) for data in (splits.train, splits.validation)
+    encoder = open_model(model, backend=backend, name="reference", state="reference")
+    features: FeatureRows
+    features = (
+        encoder.rows_of(splits.train) if isinstance(encoder, CachedEncoder) else ArrayRows(*encoder.pairs(splits.train))
     )
-    temperature = temperature_of(run, "reference")
+    validation = PairFeatures(*encoder.pairs(splits.validation), splits.validation.image_ids)
     train_rows, validation_rows = rows_for_shares(len(splits.train), len(splits.validation))
     measured = retrieval(
         validation.image, validation.text, captions_of(splits.validation), image_ids=validation.image_ids
     )
+
+    def training_pairs(rows: npt.NDArray[np.int64]) -> PairFeatures:
+        return PairFeatures(*features[rows], splits.train.image_ids[rows])
+
+    losses = None
+    if needs_losses:
+        every_row = np.arange(len(splits.train), dtype=np.int64)
+        losses = pair_losses(training_pairs(every_row), temperature=encoder.temperature)
     return Judgement(
-        folder=folder,
-        image_features=train.image,
-        text_features=train.text,
-        losses=pair_losses(train, temperature=temperature),
-        shares=shares_of(train.part(train_rows), validation.part(validation_rows), temperature=temperature),
+        model=model,
+        features=features,
+        losses=losses,
+        shares=shares_of(training_pairs(train_rows), validation.part(validation_rows), temperature=encoder.temperature),
         validation_r1=measured.retrieval_r1,
         chance=1.0 / measured.gallery_size,
     )

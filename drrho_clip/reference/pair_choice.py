@@ -77,6 +77,8 @@ def choose_pairs(config: TrainConfig, judgement: Judgement) -> PairChoice | None
         return None
     judgement.refuse_unless_useful("anchor_weights" if dropped is None else "drop_suspects")
     losses = judgement.losses
+    if losses is None:
+        raise BadInput("judgement must have the pair losses of the training pairs, got a judgement without")
     rows = np.arange(len(losses), dtype=np.int64)
     if dropped is not None:
         rows = keep_best_rows(losses, suspect_share(judgement.shares) if isinstance(dropped, str) else dropped)

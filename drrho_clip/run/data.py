@@ -18,6 +18,7 @@ from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.data import DataSplits, PairsDataset
 from drrho_clip.data.sources import exists
 from drrho_clip.data.splits import open_splits, open_table
+from drrho_clip.encoders.naming import path_in
 from drrho_clip.errors import BadInput
 from drrho_clip.run.folder import Run
 
@@ -148,6 +149,7 @@ def place_of(run: Run, name: str) -> str:
     typed = str(getattr(run.config, name))
     if name not in run.places:
         return typed
+    prefix, path = path_in(typed)
     candidates = _candidates(run, name, typed)
     place = next((path for path in candidates if exists(path)), None)
     if place is None:
@@ -155,14 +157,14 @@ def place_of(run: Run, name: str) -> str:
             f"{name} must be where {run.folder} has recorded it, got no {candidates[0]}; for a table that has moved, "
             f"say: drrho train --resume --data FILE --out {run.folder}"
         )
-    here = Path(typed)
+    here = Path(path or typed)
     # The user may mean the file in the current folder, so figures of the other file would be misunderstood.
     if not here.is_absolute() and exists(here) and not _same_content(here, place):
         raise BadInput(
             f"{name} must name one file, got {typed!r} of {run.folder}, which is {place}, while the current folder has "
             f"another {typed!r}"
         )
-    return os.path.normpath(place)
+    return prefix + os.path.normpath(place)
 
 
 def _same_content(here: Path, there: Path) -> bool:
@@ -173,6 +175,8 @@ def _same_content(here: Path, there: Path) -> bool:
 
 def _places(folder: Path, values: Mapping[str, str | None]) -> dict[str, Mapping[str, str]]:
     """Return, for each name of a file or folder, the absolute path and the path relative to the run's folder."""
-    paths = {name: os.path.abspath(value) for name, value in values.items() if value and value not in BUILT_IN_DATA}
+    typed = {name: path_in(value)[1] for name, value in values.items() if value and value not in BUILT_IN_DATA}
+    # The name of a model that is no path means the same in every folder.
+    paths = {name: os.path.abspath(path) for name, path in typed.items() if path is not None}
     start = os.path.abspath(folder)
     return {name: {"path": path, "from_run": os.path.relpath(path, start)} for name, path in paths.items()}

@@ -4,6 +4,7 @@ config.json                       settings, encoders, tokenizer, fingerprint of 
 checkpoint.safetensors            the last state: parameters, optimiser state, inner estimates and progress
 checkpoint-NAME.safetensors       the parameters of a state that was kept, such as the best state
 reference_features.safetensors    features of the reference model for every training pair (method drrho only)
+reference_cache.json              the cache of features that stands for that file, if the reference model is a cache
 pair_choice.safetensors           training pairs that are used, and their weights, if a reference model has chosen them
 learning_rates.json               the trials of learning rates, if the setting `learning_rate` was "auto"
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
@@ -50,6 +51,7 @@ FILES = (
     "checkpoint.safetensors",
     "checkpoint-*.safetensors",
     "reference_features.safetensors",
+    "reference_cache.json",
     "pair_choice.safetensors",
     "learning_rates.json",
     "estimator.bin",
@@ -134,6 +136,11 @@ class Run:
     def reference_features(self) -> Path:
         """File of the reference model's features for every training pair."""
         return self.folder / "reference_features.safetensors"
+
+    @property
+    def reference_cache(self) -> Path:
+        """File that says which cache of features the run uses, if its reference model is a cache."""
+        return self.folder / "reference_cache.json"
 
     @property
     def pair_choice(self) -> Path:

@@ -70,7 +70,9 @@ def require_same(stored: TrainConfig, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         expected = getattr(stored, name)
         is_path = name in ("data", "validation") and not {expected, value} & {None, *BUILT_IN_DATA}
-        if value != expected and not is_path:
+        # A run whose user has not given this number holds that of the reference model.
+        is_measured = name == "reference_temperature" and value is None
+        if value != expected and not (is_path or is_measured):
             raise BadInput(f"{name} must be that of the run to resume ({expected!r}), got {value!r}")
 
 

@@ -9,22 +9,38 @@ because their losses are compared with each other, and a held-out pair has no te
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from drrho_clip.files.checkpoint import load_state
+from drrho_clip.methods import LOG_SCALE
 from drrho_clip.run import Run
 from drrho_clip.run.checkpoint_state import TEMPERATURE
-from drrho_core.backend import Backend
+from drrho_core.backend import Backend, Parameters
 from drrho_core.state import Temperature
 
-__all__ = ["mean_temperature", "temperature_figures", "temperature_of"]
+__all__ = ["mean_temperature", "scalar_figures", "temperature_figures", "temperature_of"]
 
 
-def mean_temperature(temperature: Temperature, backend: Backend) -> float | None:
-    """Return a learned temperature, or the mean of learned temperatures per sample; None if it is fixed."""
+def mean_temperature(temperature: Temperature, scalars: Parameters, backend: Backend) -> float | None:
+    """Return a learned temperature, or the mean of learned temperatures per sample; None if it is fixed.
+
+    `scalars` are the scalars of the loss that the optimiser learns; one may be the logarithm of 1 / temperature.
+    """
+    if LOG_SCALE in scalars:
+        return scalar_figures(scalars, backend)["temperature"]
     return float(np.mean(_values(temperature, backend))) if temperature.learned else None
+
+
+def scalar_figures(scalars: Parameters, backend: Backend) -> dict[str, float]:
+    """Return the numbers for a line of metrics: the scalars of the loss, with the temperature in place of its log."""
+    figures = {name: float(backend.to_numpy(scalar)) for name, scalar in scalars.items()}
+    return {
+        "temperature" if name == LOG_SCALE else name: math.exp(-value) if name == LOG_SCALE else value
+        for name, value in figures.items()
+    }
 
 
 def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:

@@ -84,7 +84,11 @@ class Reporter:
 
     def advance(self, note: str | None = None) -> None:
         """Count one step; `note` replaces the text at the end of the line."""
-        self._done += 1
+        self.move_to(self._done + 1, note)
+
+    def move_to(self, done: int, note: str | None = None) -> None:
+        """Set the number of steps that are done; `note` replaces the text at the end of the line."""
+        self._done = done
         self._note = self._note if note is None else note
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=shown(self._note))

@@ -251,7 +251,15 @@ class GlobalTemperature:
 
 
 def make_temperature(
-    scheme: str, temperature: float, /, *, num_samples: int, like: Array, minimum: float = 0.01, maximum: float = 1.0
+    scheme: str,
+    temperature: float,
+    /,
+    *,
+    num_samples: int,
+    like: Array,
+    minimum: float = 0.01,
+    maximum: float = 1.0,
+    slow_below: float | None = None,
 ) -> Temperature:
     """Build the temperature of a training run by the name of its scheme.
 
@@ -263,6 +271,8 @@ def make_temperature(
         The first value.
     num_samples, like, minimum, maximum
         As in `PerSampleTemperature`; a fixed temperature needs none of them.
+    slow_below : float, optional
+        As in `GlobalTemperature`; the other schemes ignore this number.
 
     Raises
     ------
@@ -279,7 +289,7 @@ def make_temperature(
     if scheme == "fixed":
         return FixedTemperature(temperature)
     if scheme == "global":
-        return GlobalTemperature(temperature, like=like, minimum=minimum, maximum=maximum)
+        return GlobalTemperature(temperature, like=like, minimum=minimum, maximum=maximum, slow_below=slow_below)
     if scheme == "per_sample":
         return PerSampleTemperature(num_samples, temperature, like=like, minimum=minimum, maximum=maximum)
     raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")

@@ -206,8 +206,8 @@ def test_bad_usage_gives_one_line_and_writes_nothing(
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("sogclr", "--temperature-scheme warm", "--temperature-scheme must be one of fixed, global, per_sample, got"),
-        ("clip", "--temperature-scheme per_sample", "temperature_scheme must be fixed or global for method clip, got"),
+        ("sogclr", "--temperature-scheme warm", "--temperature-scheme must be one of fixed, global, per_sample, log_s"),
+        ("clip", "--temperature-scheme per_sample", "temperature_scheme must be fixed, global or log_scale for"),
         ("clip", "--temperature-scheme global --radius 1", "radius must be 0 for method clip, whose loss has no"),
         ("sogclr", "--radius 1", "radius must be 0 if the temperature is fixed, got 1.0"),
         (

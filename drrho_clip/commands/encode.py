@@ -1,0 +1,96 @@
+"""The command ``drrho encode``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, train_setting
+from drrho_clip.config import TrainConfig
+from drrho_clip.options import PATH, TEXT, at_least, choice, setting
+from drrho_clip.terminal.printing import say
+from drrho_core.backend import default_backend
+
+# Settings of training that decide which pairs the data are.
+_DATA = ("image_column", "caption_column", "label_column", "data_seed", "train_size", "swapped_fraction")
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encode all pairs of a data set with a model, and write the features into a cache.
+
+    The cache serves as --reference of drrho train, so that a large reference model runs only once. A killed encoding
+    continues with the same command. The cache records the content of model, preprocessing, tokenizer and data, and is
+    refused if they differ. Training may use any part of the encoded pairs: a pair is recognised by its content.
+
+    For example:
+      drrho encode --model hf:clip --data pairs.csv --out caches/clip
+      drrho encode --model runs/reference --data pairs.csv --out caches/reference --dtype float16
+      drrho train --data pairs.csv --method drrho --reference caches/clip --out runs/steered
+    """
+
+    model: str = setting(
+        rule=TEXT,
+        metavar="MODEL",
+        help="The model: the folder of a run, hf:DIR (a CLIP or SigLIP directory of Hugging Face), open_clip:NAME, "
+        "open_clip:NAME/PRETRAINED or features:CACHE.",
+    )
+    data: str = setting(rule=TEXT, metavar="DATA", help="The data, as drrho train takes them; all pairs are encoded.")
+    out: Path = setting(rule=PATH, metavar="CACHE", help="Folder of the cache.")
+    dtype: str = setting(
+        "float32",
+        rule=choice("float32", "float16"),
+        help="Dtype of the files; float16 needs half the space and rounds the features.",
+    )
+    batch_size: int = setting(256, rule=at_least(1), help="Pairs that are encoded at a time.")
+    state: str = setting(
+        "reference", rule=choice("best", "last", "reference"), help="State of a run, if the model is a run."
+    )
+    image_column: str | None = train_setting("image_column")
+    caption_column: str | None = train_setting("caption_column")
+    label_column: str | None = train_setting("label_column")
+    data_seed: int = train_setting("data_seed")
+    train_size: int = train_setting("train_size")
+    swapped_fraction: float = train_setting("swapped_fraction")
+    backend: str | None = setting(
+        None, rule=TEXT, shown="the run's own, else the preferred library", help="Array library."
+    )
+    allow_unfinished: bool = allow_unfinished_option("A run after --model")
+    device: str | None = device_option()
+
+    def run(self) -> int:
+        """Encode the pairs, then print what the cache holds."""
+        from drrho_clip.data.splits import open_all_pairs
+        from drrho_clip.encoders import check_model_name, is_run, open_model
+        from drrho_clip.features import encode_pairs
+        from drrho_clip.files.outputs import check_folder
+        from drrho_clip.run.resume import open_finished_run
+        from drrho_clip.terminal.progress import Reporter
+
+        check_model_name(self.model, "model")
+        check_folder(self.out, "out")
+        run = None
+        if is_run(self.model):
+            run = open_finished_run(self.model, "model", allow_unfinished=self.allow_unfinished)
+        own = (default_backend(), "float32") if run is None else (run.config.backend, run.config.dtype)
+        backend = build_backend(self.backend or own[0], self.device, own[1])
+        encoder = open_model(self.model, backend=backend, state=self.state, run=run)
+        of_data: dict[str, Any] = {name: getattr(self, name) for name in _DATA}
+        dataset = open_all_pairs(TrainConfig(self.data, method="clip", backend=backend.name, **of_data))
+        with Reporter(f"encoding {len(dataset):,} pairs of {self.data}", len(dataset)) as reporter:
+            manifest = encode_pairs(
+                encoder,
+                dataset,
+                self.out,
+                data_name=self.data,
+                dtype=self.dtype,
+                batch_size=self.batch_size,
+                after_rows=reporter.move_to,
+            )
+        width, text_width = manifest.feature_dims
+        say(
+            f"{self.out} holds features of {manifest.num_pairs:,} pairs ({width} numbers per image, {text_width} per "
+            f"caption, {manifest.dtype}) by {manifest.model['name']}"
+        )
+        return 0

@@ -1,0 +1,108 @@
+"""Features that another program has computed, as a model: for caches of features from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from drrho_clip.data import Dataset, WordTokenizer
+from drrho_clip.encoders.protocol import Floats, identity_of, joined
+from drrho_clip.errors import BadInput
+from drrho_clip.files.checkpoint import digest
+
+__all__ = ["FixedFeatures"]
+
+
+class FixedFeatures:
+    """A model that returns given features, in the order of the rows of one data set.
+
+    `drrho_clip.features.encode_pairs` writes them into a cache, which ``drrho train --reference CACHE`` reads.
+
+    Parameters
+    ----------
+    name : str
+        A name for the manifest of the cache.
+    image, text : ndarray, shapes (n, d) and (n, e)
+        Features of the n pairs; the rows are divided by their norms.
+    temperature : float
+        Temperature of the model, > 0.
+
+    Raises
+    ------
+    BadInput
+        If the features are not two matrices with as many rows, or the temperature is not above 0.
+
+    Examples
+    --------
+    >>> FixedFeatures("example", np.ones((3, 4)), np.ones((3, 4))).feature_dims
+    (4, 4)
+    """
+
+    image_size = 224
+    resize_mode = "crop"
+    reads_new_pairs = False
+
+    def __init__(self, name: str, image: Floats, text: Floats, *, temperature: float = 0.07) -> None:
+        if image.ndim != 2 or text.ndim != 2 or len(image) != len(text):
+            raise BadInput(f"image and text must be matrices with as many rows, got {image.shape} and {text.shape}")
+        if not 0 < temperature < float("inf"):
+            raise BadInput(f"temperature must be > 0, got {temperature}")
+        self.name, self.temperature = name, temperature
+        self._image, self._text = (
+            side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), np.finfo(side.dtype).tiny)
+            for side in (image, text)
+        )
+
+    @property
+    def tokenizer(self) -> WordTokenizer:
+        """A tokenizer without words, because the features are those of whole captions."""
+        return WordTokenizer([], 1)
+
+    @property
+    def feature_dims(self) -> tuple[int, int]:
+        """Sizes of the features of an image and of a caption."""
+        return self._image.shape[1], self._text.shape[1]
+
+    def identity(self) -> dict[str, Any]:
+        """Return name, temperature and the SHA-256 of the features."""
+        weights = digest({"image": self._image, "text": self._text})
+        values: dict[str, Any] = {"weights": weights, "preprocessing": None, "tokenizer": None}
+        return identity_of(name=self.name, temperature=self.temperature, **values)
+
+    def batches_of(
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
+    ) -> Iterator[tuple[Floats, Floats]]:
+        """Yield the features from `first_row` on; the data set must have one pair per row of features."""
+        if len(dataset) != len(self._image):
+            raise BadInput(f"features must have one row per pair ({len(dataset)}), got {len(self._image)}")
+        for start in range(first_row, len(dataset), batch_size):
+            yield self._image[start : start + batch_size], self._text[start : start + batch_size]
+
+    def pairs(
+        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Return the features of all pairs."""
+        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
+
+    def images_of(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 256,
+        after_batch: Callable[[], None] | None = None,
+    ) -> Floats:
+        """Return the image features of some rows."""
+        features, _ = self.pairs(dataset, batch_size=batch_size, after_batch=after_batch)
+        chosen: Floats = features[rows]
+        return chosen
+
+    def images(self, images: np.ndarray, *, batch_size: int = 256) -> NoReturn:  # noqa: ARG002 (contract)
+        """Raise BadInput: only the given pairs have features."""
+        raise BadInput(f"{self.name} must encode the pairs of its data only, got {len(images)} other images")
+
+    def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> NoReturn:  # noqa: ARG002 (contract)
+        """Raise BadInput: only the given pairs have features."""
+        raise BadInput(f"{self.name} must encode the pairs of its data only, got {len(captions)} other texts")
