@@ -34,7 +34,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run", backend=backend, quiet=True)
     peak = status("VmHWM")
-    plan = plan_run(config, open_splits(config))
+    plan = plan_run(config, backend, open_splits(config))
     return {"before": before, "peak": peak, "plan": {part.name: part.num_bytes for part in plan.memory}}
 
 
@@ -73,7 +73,6 @@ def main() -> None:
                 peak, announced = measured["peak"] - measured["before"], sum(measured["plan"].values())
                 figures = f"measured {peak / 1e6:6.0f} MB, announced {announced / 1e6:6.0f} MB"
                 print(f"{backend:6} {architecture:5} {batch_size:5} {figures}, {announced / peak - 1:+.0%}", flush=True)
-                print(json.dumps({k:round(v/1e6,1) for k,v in measured["plan"].items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,14 @@ class TrainConfig:
         help="Folder of another run whose best parameters this run starts from. The encoders must have the same sizes; "
         "the tokenizer of that run is used.",
     )
+    init_estimates: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="FILE",
+        later=True,
+        help="File of another program, LibAUC or the released code of DRRho-CLIP, whose inner estimates this run "
+        "starts from. The file has one row per training pair, or one row per pair of the whole data.",
+    )
     model: str | None = setting(
         None,
         rule=TEXT,
@@ -344,7 +352,26 @@ class TrainConfig:
     checkpoint_every: int = setting(
         200, rule=at_least(1), help="Steps between two checkpoints; a checkpoint is also written after each epoch."
     )
+    keep_last: int = setting(
+        1,
+        rule=at_least(1),
+        later=True,
+        help="Number of the last checkpoints that stay: the last, and before it checkpoint-stepN.safetensors.",
+    )
     log_every: int = setting(10, rule=at_least(1), help="Steps between two lines of metrics.jsonl.")
+    tensorboard: bool = setting(
+        False,
+        rule=FLAG,
+        later=True,
+        help="Write the lines of metrics.jsonl for TensorBoard as well, in OUT/tensorboard.",
+    )
+    wandb: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="PROJECT",
+        later=True,
+        help="Project of Weights & Biases that gets the lines of metrics.jsonl as well, if wandb is installed.",
+    )
 
     def __post_init__(self) -> None:
         # Settings that the user has not named get the defaults of the method; a wrong method is refused below.
@@ -377,6 +404,11 @@ class TrainConfig:
             raise BadInput(
                 f"reference must be left out for method {self.method} without drop_suspects and anchor_weights, got "
                 f"{self.reference!r}"
+            )
+        if self.init_estimates is not None and not METHODS[self.method].keeps_estimates:
+            raise BadInput(
+                f"init_estimates must be left out for method {self.method}, which keeps no estimates, got "
+                f"{self.init_estimates!r}"
             )
         if self.as_reference and self.reference is not None:
             raise BadInput("as_reference must be off for a run that has a reference itself, got as_reference on")

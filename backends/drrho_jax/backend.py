@@ -15,7 +15,7 @@ import optax
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_core.backend import Function, Home, Model, Parameters
+from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.models import ConvModel
 
@@ -47,6 +47,7 @@ class JaxBackend:
     homes = ("device",)
     architectures: tuple[str, ...] = ("conv", "mlp")
     preference = 0
+    working_memory = WorkingMemory(216e6, per_array=7.5e6, activation_factor=1.9)  # measured with benchmarks/memory.py
     xp = jnp
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:

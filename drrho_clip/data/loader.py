@@ -99,6 +99,9 @@ def _batches_from(first_batch: int, num_samples: int, batch_size: int, seed: int
         rows = rows_at(start * batch_size, stop * batch_size, num_samples, seed=seed, epoch=epoch)
         yield from rows.reshape(stop - start, batch_size)
 
+CACHE_BYTES = 2 * 2**30
+"""Memory limit for decoded images, unless the caller of `BatchSource` names another."""
+
 
 class BatchSource:
     """Batches of a data set, with images of one size and captions as tokens.
@@ -144,7 +147,7 @@ class BatchSource:
         image_size: int,
         resize_mode: ImageReading | str = "crop",
         channels: int | None = None,
-        cache_bytes: int = 2 * 2**30,
+        cache_bytes: int = CACHE_BYTES,
         num_threads: int = 2,
     ) -> None:
         if len(dataset) == 0:
