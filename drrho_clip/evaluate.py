@@ -19,14 +19,14 @@ from drrho_clip.measure.zero_shot import zero_shot_accuracy
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
-    from drrho_clip.encode import Encoder
+    from drrho_clip.encoders import PairEncoder
     from drrho_clip.measure.prompts import Prompts
 
 __all__ = ["Recall", "Retrieval", "evaluate", "nearest", "retrieval", "zero_shot_accuracy"]
 
 
 def evaluate(
-    encoder: Encoder,
+    encoder: PairEncoder,
     dataset: Dataset,
     *,
     zero_shot: bool = True,
@@ -37,8 +37,8 @@ def evaluate(
 
     Parameters
     ----------
-    encoder : Encoder
-        The trained encoders.
+    encoder : PairEncoder
+        The model. A cache of features has no zero-shot accuracy, because it cannot encode prompts.
     dataset : Dataset
         The held-out pairs.
     zero_shot : bool, default True
@@ -76,7 +76,7 @@ def evaluate(
         gallery_size=gallery_size,
     ).metrics()
     task = None
-    if zero_shot:
+    if zero_shot and encoder.reads_new_pairs:
         task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
     if task is None and prompts is not None:
         raise BadInput("classes and templates need data with at least two different labels, got data without")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from drrho_clip.data import Dataset, Tokenizer, captions_of, first_rows, image_names
-from drrho_clip.encode import Encoder
+from drrho_clip.encoders import PairEncoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import nearest
 from drrho_clip.terminal.progress import Reporter
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 
 def search(
-    encoder: Encoder,
+    encoder: PairEncoder,
     tokenizer: Tokenizer,
     dataset: Dataset,
     queries: Sequence[str],
@@ -71,8 +71,8 @@ def search(
 
     Parameters
     ----------
-    encoder : Encoder
-        The encoders of a run.
+    encoder : PairEncoder
+        The model.
     tokenizer : Tokenizer
         The tokenizer of the same run.
     dataset : Dataset

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data import Dataset, captions_of
-from drrho_clip.encode import Encoder
+from drrho_clip.encoders import PairEncoder
 from drrho_clip.reference.memorisation import PairFeatures, Shares, groups, hopeless_share, pair_losses, suspect_share
 
 __all__ = ["Suspect", "Verdict", "csv_of", "judge_suspects", "rank_suspects"]
@@ -122,13 +122,13 @@ def judge_suspects(suspects: Sequence[Suspect], shares: Shares | None, *, own_da
 
 
 def rank_suspects(
-    encoder: Encoder, dataset: Dataset, *, temperature: float = 0.07, after_batch: Callable[[], None] | None = None
+    encoder: PairEncoder, dataset: Dataset, *, temperature: float = 0.07, after_batch: Callable[[], None] | None = None
 ) -> list[Suspect]:
     """Score all pairs of a data set, the worst pair first.
 
     Parameters
     ----------
-    encoder : Encoder
+    encoder : PairEncoder
         A model that has not learnt the captions by heart.
     dataset : Dataset
         At least two pairs.

@@ -17,6 +17,7 @@ from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_jax.estimator import DonatingEstimator
+from drrho_jax.hf_models import HuggingFaceModel
 from drrho_jax.models import ConvModel
 
 
@@ -45,7 +46,7 @@ class JaxBackend:
 
     name = "jax"
     homes = ("device",)
-    architectures: tuple[str, ...] = ("conv", "mlp")
+    architectures: tuple[str, ...] = ("conv", "mlp", "hf")
     preference = 0
     working_memory = WorkingMemory(216e6, per_array=7.5e6, activation_factor=1.9)  # measured with benchmarks/memory.py
     xp = jnp
@@ -75,7 +76,9 @@ class JaxBackend:
         return np.array(array)
 
     def model(self, spec: ModelSpec, /) -> Model:
-        """Build the encoders of a `ModelSpec`: MLP towers, or a convolution tower and a transformer."""
+        """Build the encoders of a `ModelSpec`: MLP towers, a convolution tower and a transformer, or CLIP or SigLIP."""
+        if spec.architecture == "hf":
+            return HuggingFaceModel(spec)
         if spec.architecture == "mlp":
             return MLPModel(spec, jnp)
         return ConvModel(spec)

@@ -15,6 +15,7 @@ from drrho_torch.micro_batching import micro_batches
 from drrho_torch.open_clip import OpenClipLoss
 from drrho_torch.products import onednn_products
 from drrho_torch.risk import drrho_risk
+from drrho_torch.token_risk import token_losses, token_risk
 
 __all__ = [
     "ContrastiveLoss",
@@ -24,6 +25,8 @@ __all__ = [
     "drrho_risk",
     "micro_batches",
     "onednn_products",
+    "token_losses",
+    "token_risk",
 ]
 
 

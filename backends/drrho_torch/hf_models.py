@@ -6,6 +6,7 @@ gives them the parameters of each call. Shapes: batch b, image side s, C channel
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -111,6 +112,9 @@ def _empty_model(spec: ModelSpec) -> nn.Module:
         "siglip": (transformers.SiglipConfig, transformers.SiglipModel),
     }
     build_config, build_model = kinds[spec.hf_sizes.kind]
+    # `transformers` warns about token numbers that only matter for generating text.
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
     try:
         config = build_config.from_dict(dict(spec.hf_config or {}))
         # The eager attention of `transformers` computes its softmax in float32, also in a float64 run.
@@ -121,4 +125,6 @@ def _empty_model(spec: ModelSpec) -> nn.Module:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"hf_config must be a configuration that transformers accepts, got: {reason}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     return model.eval()

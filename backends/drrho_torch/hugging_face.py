@@ -1,8 +1,10 @@
-"""The contrastive loss for the Trainer of transformers, which needs the extra ``hf``.
+"""DRRho's losses for the Trainer of transformers, which needs the extra ``hf``.
 
 `transformers.Trainer` takes a function for the loss, ``compute_loss_func(outputs, labels)``, and callbacks. The label
 of a pair is the row of the pair in the data set, so the loss finds the estimates of the pair. `TrainerSteering` is
 both, function and callback. No part of it belongs to the model, so the exported model contains no estimates.
+
+`TokenRiskTrainer` trains causal language models with the DRRho risk over tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from drrho_core import checks, cosine_gamma, recommended_gamma_min
+from drrho_core.ambiguity import AmbiguitySet
 from drrho_torch.arguments import check_tensor
 from drrho_torch.loss import ContrastiveLoss
+from drrho_torch.token_risk import IGNORED, token_risk
 from drrho_torch.whole_batch import check_loss, check_reference, check_scale, gathered, reference_rows
 
 ESTIMATES = "estimates.safetensors"
@@ -179,3 +183,82 @@ class TrainerSteering(TrainerCallback):
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     """Return the folder of the checkpoint of the present step."""
     return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+class TokenRiskTrainer(Trainer):
+    """A `transformers.Trainer` for causal language models that minimises the DRRho risk over the tokens of a batch.
+
+    Make it as a `Trainer`, then call `steer`. Evaluations return the usual mean of the token losses.
+    """
+
+    _reference_model: PreTrainedModel | None = None
+
+    def steer(
+        self, reference_model: PreTrainedModel, ambiguity_set: AmbiguitySet, /, *, reference_weight: float = 1.0
+    ) -> None:
+        """Train on the risk of the excess loss from now on.
+
+        Parameters
+        ----------
+        reference_model : PreTrainedModel
+            The frozen reference model: a causal language model with the learner's tokenizer. It is moved to the device
+            of the training and put into ``eval()``.
+        ambiguity_set : AmbiguitySet
+            The weights of the tokens, as in `drrho_torch.token_risk`.
+        reference_weight : float, default: 1.0
+            lambda >= 0, as in `drrho_torch.token_risk`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument breaks these rules.
+        """
+        if not isinstance(reference_model, PreTrainedModel):
+            raise TypeError(f"reference_model must be a model of transformers, got {type(reference_model).__name__}")
+        if not isinstance(ambiguity_set, AmbiguitySet):
+            raise TypeError(f"ambiguity_set must be an AmbiguitySet, such as CVaR(0.6), got {ambiguity_set!r}")
+        self._reference_weight = checks.number("reference_weight", reference_weight, checks.NOT_NEGATIVE)
+        self._ambiguity_set = ambiguity_set
+        self._reference_model = reference_model.to(self.args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the risk of a batch; the Trainer calls this method.
+
+        Parameters
+        ----------
+        model : Module
+            The learner.
+        inputs : dict
+            Arguments of the model, with ``labels``.
+        return_outputs : bool
+            True returns the model's outputs as well.
+        num_items_in_batch : int or tensor, optional
+            Number of tokens of the optimiser's step. A batch of n tokens contributes n times its risk, divided by this
+            number.
+
+        Returns
+        -------
+        tensor of shape (), or a pair of tensor and outputs
+        """
+        if self._reference_model is None or not torch.is_grad_enabled():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        arguments = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**arguments)
+        with torch.no_grad():
+            reference = self._reference_model(**arguments)
+        loss = token_risk(
+            outputs.logits, reference.logits, labels, self._ambiguity_set, reference_weight=self._reference_weight
+        )
+        if num_items_in_batch is not None:
+            loss = loss * (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
+            # The number then includes the tokens of all processes, and the processes' gradients are averaged.
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, train_setting
+from drrho_clip.commands.model import backend_option
 from drrho_clip.config import TrainConfig
 from drrho_clip.options import PATH, TEXT, at_least, choice, setting
 from drrho_clip.terminal.printing import say
@@ -53,9 +55,7 @@ class Encode:
     data_seed: int = train_setting("data_seed")
     train_size: int = train_setting("train_size")
     swapped_fraction: float = train_setting("swapped_fraction")
-    backend: str | None = setting(
-        None, rule=TEXT, shown="the run's own, else the preferred library", help="Array library."
-    )
+    backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("A run after --model")
     device: str | None = device_option()
 
@@ -78,7 +78,16 @@ class Encode:
         encoder = open_model(self.model, backend=backend, state=self.state, run=run)
         of_data: dict[str, Any] = {name: getattr(self, name) for name in _DATA}
         dataset = open_all_pairs(TrainConfig(self.data, method="clip", backend=backend.name, **of_data))
-        with Reporter(f"encoding {len(dataset):,} pairs of {self.data}", len(dataset)) as reporter:
+        title, reporters = f"encoding {len(dataset):,} pairs of {self.data}", list[Reporter]()
+
+        def show(done: int) -> None:
+            # The bar begins when the folder has been checked, at the rows that an earlier process has encoded.
+            if reporters:
+                reporters[0].move_to(done)
+            else:
+                reporters.append(stack.enter_context(Reporter(title, len(dataset), done=done)))
+
+        with contextlib.ExitStack() as stack:
             manifest = encode_pairs(
                 encoder,
                 dataset,
@@ -86,7 +95,7 @@ class Encode:
                 data_name=self.data,
                 dtype=self.dtype,
                 batch_size=self.batch_size,
-                after_rows=reporter.move_to,
+                after_rows=show,
             )
         width, text_width = manifest.feature_dims
         say(

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
+from drrho_clip.commands.common import allow_unfinished_option, check_new_file, device_option, write_json
+from drrho_clip.commands.model import MODEL_HELP, CommandModel, backend_option, find_model
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
 from drrho_clip.options import PATH, TEXT, Rule, choice, setting
 
 if TYPE_CHECKING:
-    from drrho_clip.data import Dataset
+    from drrho_clip.data import Dataset, Tokenizer
     from drrho_clip.measure.prompts import Prompts
-    from drrho_clip.run import Run
 
 
 def _read_gallery(word: str) -> int | str:
@@ -32,7 +32,7 @@ _GALLERY = Rule("an integer of at least 2 or 'all'", _read_gallery, _is_gallery,
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run on held-out pairs: retrieval in galleries, and zero-shot accuracy if the data have classes.
+    """Measure a run or another model on held-out pairs: retrieval, and zero-shot accuracy if the data have classes.
 
     With --data FILE, the pairs whose images the run was trained on or validated with are recognised by the content of
     their image files and left out. The lines below the table say how many pairs and queries the figures come from.
@@ -41,10 +41,11 @@ class Evaluate:
       drrho evaluate runs/steered
       drrho evaluate runs/steered --split validation --json figures.json
       drrho evaluate runs/steered --data other.csv --gallery all
+      drrho evaluate hf:clip --data other.csv
       drrho evaluate runs/steered --data other.csv --classes classes.txt --templates templates.txt
     """
 
-    folder: Path = setting(rule=PATH, metavar="RUN", positional=True, help="Folder of the run.")
+    model: str = setting(rule=TEXT, metavar="RUN|MODEL", positional=True, help=MODEL_HELP)
     data: str | None = setting(
         None,
         rule=TEXT,
@@ -81,37 +82,37 @@ class Evaluate:
         rule=choice("best", "last", "reference"),
         help="State of the run: the best by validation, the last, or the state that serves as a reference model.",
     )
-    backend: str | None = setting(None, rule=TEXT, shown="the run's own", help="Array library.")
+    backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
 
     def run(self) -> int:
         """Evaluate, then print the table."""
-        from drrho_clip.encode import Encoder
         from drrho_clip.evaluate import evaluate
-        from drrho_clip.run.resume import open_finished_run
 
-        run = open_finished_run(self.folder, "run", allow_unfinished=self.allow_unfinished)
-        check_new_file("json", self.json, self.data or run.config.data)
+        model = find_model(
+            self.model, self.data, backend=self.backend, device=self.device, allow_unfinished=self.allow_unfinished
+        )
+        run = model.run
+        check_new_file("json", self.json, self.data or model.config.data)
         prompts = self._prompts()
-        # Another backend may evaluate the run, because every backend reads the checkpoints of all others.
-        backend = build_backend(self.backend or run.config.backend, self.device, run.config.dtype)
-        dataset, about = self._held_out_pairs(run)
-        encoder = Encoder.load(run, backend, state=self.state)
+        dataset, about = self._held_out_pairs(model)
+        encoder = model.encoder(state=self.state)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         row = {
-            "method": run.config.method,
-            "dataset": self.data or run.config.data,
-            "seed": run.config.seed,
+            "method": self.model if run is None else run.config.method,
+            "dataset": self.data or model.config.data,
+            "seed": "" if run is None else run.config.seed,
             "metrics": evaluate(encoder, dataset, gallery_size=size, prompts=prompts),
-            "state": run.chosen_state(self.state),
+            "state": "" if run is None else run.chosen_state(self.state),
             **about,
         }
         # The file comes first, so that a closed pipe behind the table does not cost the results.
         write_json(self.json, [row])
         print_table([row])
-        self._say_which_classes_are_equal(run, dataset, prompts)
+        if encoder.reads_new_pairs:
+            self._say_which_classes_are_equal(encoder.tokenizer, dataset, prompts)
         return 0
 
     def _prompts(self) -> Prompts | None:
@@ -125,8 +126,8 @@ class Evaluate:
         templates = (DEFAULT_PROMPT,) if self.templates is None else read_templates(self.templates)
         return Prompts(templates, classes, str(self.classes))
 
-    def _say_which_classes_are_equal(self, run: Run, dataset: Dataset, prompts: Prompts | None) -> None:
-        """Print the names of the classes whose prompts the run cannot distinguish: they tie, which counts as wrong."""
+    def _say_which_classes_are_equal(self, tokenizer: Tokenizer, dataset: Dataset, prompts: Prompts | None) -> None:
+        """Print the names of the classes that the model cannot tell apart by their prompts: ties count as wrong."""
         from drrho_clip.measure.prompts import Prompts, indistinguishable
         from drrho_clip.terminal.printing import say
 
@@ -134,30 +135,35 @@ class Evaluate:
         if len(labels) < 2:
             return
         prompts = prompts or Prompts()
-        names, length = prompts.names_of(labels), run.tokenizer.context_length
-        for group in indistinguishable(prompts.texts_of(labels), run.tokenizer):
+        names, length = prompts.names_of(labels), tokenizer.context_length
+        for group in indistinguishable(prompts.texts_of(labels), tokenizer):
             listed = ", ".join(names[position] for position in group[:10])
             more = f" and {len(group) - 10} more" if len(group) > 10 else ""
             say(
-                f"the run cannot tell the prompts of these classes apart, because it reads {length} words of a text "
+                f"the model cannot tell the prompts of these classes apart, because it reads {length} words of a text "
                 f"and takes all unknown words as the same word: {listed}{more}"
             )
 
-    def _held_out_pairs(self, run: Run) -> tuple[Dataset, dict[str, int]]:
+    def _held_out_pairs(self, model: CommandModel) -> tuple[Dataset, dict[str, int]]:
         """Open the pairs to measure; of another table, return also how many pairs were left out."""
         from drrho_clip.data.splits import open_splits, open_table
         from drrho_clip.measure.held_out import unseen_pairs
         from drrho_clip.run.data import open_run_data
         from drrho_clip.terminal.printing import say
 
+        run, config = model.run, model.config
         if self.data is None or self.data in BUILT_IN_DATA:
             # The run's own data must be those of the run's start; other built-in data have a fixed content.
-            is_own = self.data in (None, run.config.data)
-            splits = open_run_data(run) if is_own else open_splits(replace(run.config, data=str(self.data)))
+            own = run if self.data in (None, config.data) else None
+            splits = open_splits(replace(config, data=str(self.data))) if own is None else open_run_data(own)
             return (splits.validation if self.split == "validation" else splits.test), {}
         # Only the data of the run itself are split; of another table all pairs are evaluated.
         if self.split is not None:
             raise BadInput(f"split must be left out with --data FILE, which is measured whole, got {self.split}")
-        unseen = unseen_pairs(open_table(self.data, run.config), run)
+        table = open_table(self.data, config)
+        if run is None:
+            say(f"no pair is left out, because the training images of {self.model} are not known")
+            return table, {}
+        unseen = unseen_pairs(table, run)
         say(unseen.sentence)
         return unseen.pairs, {"num_left_out": unseen.num_left_out}

@@ -312,6 +312,7 @@ class HuggingFaceTokenizer:
         self._whole: tokenizers.Tokenizer = library().Tokenizer.from_str(text)
         self._whole.no_padding()
         self._whole.no_truncation()
+        self._unknown: str | None = getattr(self._whole.model, "unk_token", None)
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> HuggingFaceTokenizer:
@@ -373,8 +374,20 @@ class HuggingFaceTokenizer:
         return np.array(rows, dtype=np.int32).reshape(len(rows), self.context_length)
 
     def words(self, caption: str) -> list[str]:
-        """Return all tokens of a caption as text, without special tokens; captions with equal tokens are one text."""
-        return list(self._whole.encode(_valid(caption), add_special_tokens=False).tokens)
+        """Return all tokens of a caption as text, without special tokens; captions with equal tokens are one text.
+
+        A part of the caption that has no token stands for itself, so that captions with different parts stay different.
+        """
+        text = _valid(caption)
+        encoding = self._whole.encode(text, add_special_tokens=False)
+        parts = zip(encoding.tokens, encoding.offsets, strict=True)
+        return [self._normal(text[slice(*place)]) if token == self._unknown else token for token, place in parts]
+
+    def _normal(self, text: str) -> str:
+        """Return a text in the form that the tokenizer reads, such as lower case."""
+        normalizer = self._whole.normalizer
+        form: str = text if normalizer is None else normalizer.normalize_str(text)
+        return form
 
     def token_of(self, number: object) -> str | None:
         """Return the token with a number, or None if there is no such token."""
@@ -383,8 +396,8 @@ class HuggingFaceTokenizer:
         return self._tokenizer.id_to_token(number)
 
     def knows(self, word: str) -> bool:
-        """Return whether a word, as `words` returns it, is another token than the token for unknown words."""
-        return word != getattr(self._tokenizer.model, "unk_token", None)
+        """Return whether a word, as `words` returns it, has a token of its own."""
+        return word != self._unknown and self._tokenizer.token_to_id(word) is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return the tokenizer as an object for `json.dump`; `from_json` reads it."""

@@ -16,7 +16,7 @@ from drrho_clip.errors import BadInput
 
 if TYPE_CHECKING:
     from drrho_clip.data import Tokenizer
-    from drrho_clip.encode import Encoder
+    from drrho_clip.encoders import PairEncoder
 
 __all__ = ["ClassName", "Prompts", "indistinguishable", "read_classes", "read_templates"]
 
@@ -90,7 +90,7 @@ class Prompts:
         """Return the prompts of each label: one text per template."""
         return [[template.replace(_PLACE, name) for template in self.templates] for name in self.names_of(labels)]
 
-    def features(self, encoder: Encoder, labels: Sequence[str]) -> NDArray[np.float64]:
+    def features(self, encoder: PairEncoder, labels: Sequence[str]) -> NDArray[np.float64]:
         """Return one feature per class, shape (k, d), of norm 1: the normalised mean over the templates.
 
         Source: prompt ensembling in feature space, Radford et al., "Learning transferable visual models from natural
@@ -98,8 +98,8 @@ class Prompts:
 
         Parameters
         ----------
-        encoder : Encoder
-            The encoders of a run.
+        encoder : PairEncoder
+            The model.
         labels : sequence of str, length k
             The labels of the data.
 

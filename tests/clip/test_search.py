@@ -79,7 +79,7 @@ def test_command_prints_and_writes_the_same_matches(
     answers = json.loads(figures.read_text())
     assert [answer["query"] for answer in answers] == queries
     assert [answer["unknown_words"] for answer in answers] == [[], ["zeppelin", "and", "huge"]]
-    assert "words that the run does not know: zeppelin, and, huge" in captured.out
+    assert "words that the model does not know: zeppelin, and, huge" in captured.out
     text = page.read_text(encoding="utf-8")
     for answer in answers:
         assert len(answer["matches"]) == 3

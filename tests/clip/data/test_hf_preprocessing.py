@@ -62,6 +62,18 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
     # Words behind the context length count too, so that different captions are never one text.
     assert ours.words("a Red circle") == ours.words("a  red circle") != ours.words("a red square")
     assert len(ours.words("red " * 40)) == 40
+    # Unknown words have no token, but captions with different unknown words are different texts.
+    assert ours.words("red ZEPPELIN") == ours.words("red zeppelin") != ours.words("red balloon")
+    assert ours.knows(ours.words("red")[0])
+
+
+def test_a_part_without_a_token_is_unknown(tmp_path: Path) -> None:
+    config_file(tmp_path, "siglip")
+    tokenizer_files(tmp_path, "siglip")
+    tokenizer = HuggingFaceTokenizer.read(tmp_path)
+    words = tokenizer.words("red zeppelin")
+    assert words == ["red", "zeppelin"]
+    assert [tokenizer.knows(word) for word in words] == [True, False]
 
 
 def test_one_file_of_image_processor_and_tokenizer_is_read(tmp_path: Path) -> None:
