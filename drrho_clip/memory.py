@@ -6,17 +6,18 @@ bytes per number, a numbers per pair (`activations_per_pair`), r features of the
     images              n_all s s C                 all images in memory, as bytes; 0 if they stay on the disk
     parameters          P w
     optimiser           2 P w                       both moments of AdamW
-    checkpoint          6 P w                       a copy of the two parts above, and the content of the file
     gradients           P w
-    activations         f b a w                     f is a property of the array library
-    batch               6 b b w                     similarities, weights and differences of all pairs of a batch
+    update              u P w                       new parameters and moments beside the old ones; temporary arrays
+    activations         f b a w
+    batch               2 f b b w                   similarities and weights of all pairs of a batch
+    checkpoint          6 P w                       a copy of parameters and moments, and the content of the file
     inner estimates     2 n w
     reference features  2 n r w
     library             fixed + A per_array         memory that the library takes at the first step
 
-A checkpoint is written between steps, so the larger of "checkpoint" and the sum of "gradients", "activations" and
-"batch" counts. The properties of the libraries (f, fixed, per_array) were measured on the CPU with
-`benchmarks/memory.py`.
+The parts are added, although a checkpoint is written between two steps: the allocator of the process keeps the memory
+of a step. The properties of the libraries (u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on
+the CPU with `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
@@ -74,18 +75,16 @@ def memory_of_run(
     item = 8 if config.dtype == "float64" else 4
     parameters = item * parameter_count(spec)
     batch_size = config.batch_size
-    step = {
-        "gradients": parameters,
-        "activations": round(library.activation_factor * item * batch_size * activations_per_pair(spec)),
-        "batch": 6 * item * batch_size**2,
-    }
-    # A state of three numbers per parameter is copied once, and serialised once.
-    checkpoint = {"checkpoint": 2 * 3 * parameters}
     parts = {
         "images": num_images * spec.image_size**2 * spec.channels,
         "parameters": parameters,
         "optimiser": 2 * parameters,
-        **max(step, checkpoint, key=lambda peak: sum(peak.values())),
+        "gradients": parameters,
+        "update": round(library.update_factor * parameters),
+        "activations": round(library.activation_factor * item * batch_size * activations_per_pair(spec)),
+        "batch": round(library.activation_factor * item * 2 * batch_size**2),
+        # A state of three numbers per parameter is copied once, and serialised once.
+        "checkpoint": 2 * 3 * parameters,
         "inner estimates": 2 * item * num_pairs if METHODS[config.method].keeps_estimates else 0,
         "reference features": 2 * item * num_pairs * (reference_features or 0),
         "library": round(library.fixed + library.per_array * len(parameter_shapes(spec))),

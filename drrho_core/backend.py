@@ -76,11 +76,14 @@ class WorkingMemory(NamedTuple):
         Bytes per array of parameters, such as those of a compiled program.
     activation_factor : float
         Memory of activations and temporary arrays, as a multiple of the numbers that a backward pass needs.
+    update_factor : float
+        Memory of an update by the optimiser, as a multiple of the parameters.
     """
 
-    fixed: float = 47e6
+    fixed: float = 22e6
     per_array: float = 0.0
     activation_factor: float = 1.0
+    update_factor: float = 5.0
 
 
 class Backend(Protocol):

@@ -99,6 +99,7 @@ def _batches_from(first_batch: int, num_samples: int, batch_size: int, seed: int
         rows = rows_at(start * batch_size, stop * batch_size, num_samples, seed=seed, epoch=epoch)
         yield from rows.reshape(stop - start, batch_size)
 
+
 CACHE_BYTES = 2 * 2**30
 """Memory limit for decoded images, unless the caller of `BatchSource` names another."""
 
