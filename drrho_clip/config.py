@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from drrho_clip.constants import LARGEST_DEPTH, RESIZE_MODES
+from drrho_clip.constants import LARGEST_DEPTH, ORDERS, RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
@@ -101,6 +101,26 @@ class TrainConfig:
     )
     label_column: str | None = setting(
         None, rule=TEXT, later=True, shown='"label" if there is one', help="Column of a table that holds the classes."
+    )
+    max_unreadable: float = setting(
+        0.001,
+        rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
+        later=True,
+        help="Largest share of the images of --data that may be unreadable. Another pair takes the place of a training "
+        "pair whose image turns out to be unreadable; with more unreadable images the run stops.",
+    )
+    order: str = setting(
+        "full",
+        rule=choice(*ORDERS),
+        later=True,
+        help="Order of the samples in an epoch: full (all are mixed) or blocks (blocks of samples that are stored side "
+        "by side are mixed within a window, for slow disks).",
+    )
+    workers: int = setting(
+        0,
+        rule=at_least(0, most=1024),
+        later=True,
+        help="Number of processes that read images; 0: threads of the run. The batches do not depend on this number.",
     )
     method: str = setting(
         "drrho",

@@ -11,3 +11,6 @@ LARGEST_MODEL = 2**31
 
 RESIZE_MODES = ("crop", "fit")
 """The ways to make an image square: its central square, or the whole image between grey borders."""
+
+ORDERS = ("full", "blocks")
+"""The orders of the samples in an epoch: all samples mixed, or blocks of samples mixed within a window."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ from drrho_clip.run.last_checkpoints import keep_last
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
 from drrho_clip.run.watchers import Watcher, open_watchers, require_watchers
 from drrho_clip.step import StepBatch, StepResult, StepState, build_step, initial_scalars, with_scalars
+from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
@@ -89,7 +91,9 @@ class Trainer:
             "resize_mode": run.image_reading,
             "channels": run.spec.channels,
         }
-        self.source = BatchSource(splits.train, run.tokenizer, **reading)
+        self.source = BatchSource(
+            splits.train, run.tokenizer, num_workers=config.workers, order=config.order, **reading
+        )
         self.guidance = open_guidance(run, backend, splits) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
@@ -98,6 +102,7 @@ class Trainer:
         self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
+        self._num_unreadable = 0  # unreadable images that are in the log
         self._saved = 0  # the step of the last checkpoint
         self._losses = Watch(backend.xp)
         self._kept = KeptStates(run)
@@ -246,8 +251,18 @@ class Trainer:
                 config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
             )
             for batch in stream:
+                self._log_unreadable(epoch)
                 yield epoch, batch
             first_batch = 0
+
+    def _log_unreadable(self, epoch: int) -> None:
+        """Write each unreadable image that was met since the last call to the log and to standard error."""
+        # Threads may add entries meanwhile, so the number is read once.
+        met = list(self.source.unreadable.values())
+        for reason in met[self._num_unreadable :]:
+            self._log(epoch, {"unreadable": reason})
+            say(f"warning: {reason}; another pair takes the place", stream=sys.stderr)
+        self._num_unreadable = len(met)
 
     def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
         """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None.
@@ -341,7 +356,7 @@ class Trainer:
             f"learning_rate; {self.run.checkpoint} has the last good state, that of step {self._saved}"
         )
 
-    def _log(self, epoch: int, figures: Mapping[str, float]) -> None:
+    def _log(self, epoch: int, figures: Mapping[str, float | str]) -> None:
         samples_seen = self.done * self.run.config.batch_size
         record = {"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures}
         self.run.log(record)

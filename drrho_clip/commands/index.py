@@ -52,6 +52,7 @@ class Index:
         from drrho_clip.data.pair_source import require_readable
         from drrho_clip.data.sources import read_source, read_together
 
+        # Reading may take minutes, so everything that can be refused is refused before.
         require_new(self.out)
         check_new_file("json", self.json, *self.data)
         names = ColumnNames(self.image_column, self.caption_column, self.label_column)
@@ -80,6 +81,7 @@ def lines_of(counts: Mapping[str, Any], num_classes: int = 0) -> list[str]:
     """
     per_image = {int(captions): images for captions, images in counts["captions_per_image"].items()}
     fewest, most = min(per_image, default=0), max(per_image, default=0)
+    # With many different numbers of captions the ends of the range say enough.
     spread = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     if 1 < len(per_image) <= 5:
         (first, images), *others = sorted(per_image.items())

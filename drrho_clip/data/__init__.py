@@ -24,6 +24,7 @@ from drrho_clip.data.protocol import (
     UnreadableImage,
     ZeroShot,
     captions_of,
+    channels_of,
     first_rows,
     image_names,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "ZeroShot",
     "batches",
     "captions_of",
+    "channels_of",
     "digit_splits",
     "digits",
     "first_rows",

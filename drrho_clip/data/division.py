@@ -87,6 +87,7 @@ def pair_splits(
         require_readable(source, max_unreadable)
         return source
 
+    # All sources are read before anything is divided, so that every flaw is reported first.
     source = read(path)
     others = [None if given is None else read(given) for given in (validation, test)]
     chosen = _divide(source, seed, shares, [other is not None for other in others])
@@ -94,12 +95,13 @@ def pair_splits(
     for other, rows in zip(others, chosen[1:], strict=True):
         parts.append((source, rows) if other is None else (other, np.arange(len(other), dtype=np.int64)))
     _check_disjoint(parts)
+    # The splits of one source share the classes, also if a split lacks a class.
     different = {id(part): part for part, _ in parts}.values()
     class_names = class_names_of(part.class_names for part in different)
     titles = (source.name, f"{source.name}-validation", f"{source.name}-test")
     return DataSplits(
         *(
-            PairsDataset(part, name=title, rows=rows, class_names=class_names)
+            PairsDataset(part, name=title, rows=rows, class_names=class_names, max_unreadable=max_unreadable)
             for title, (part, rows) in zip(titles, parts, strict=True)
         )
     )
@@ -118,6 +120,7 @@ def _divide(source: PairSource, seed: int, shares: Sequence[float], separate: Se
     # The images are sorted by their hashes: the first share is validation, the next is test, the rest is training.
     keys = [digest.tobytes().hex() for digest in digests[first]]
     places = np.array([_place(seed, key) for key in keys])
+    # Only images without a part of their own are divided.
     undivided = np.flatnonzero(part_of == 0)
     order = undivided[np.lexsort((np.array(keys)[undivided], places[undivided]))]
     start, limit = 0, 0.0
@@ -158,6 +161,7 @@ def _check_disjoint(parts: Sequence[tuple[PairSource, Int64]]) -> None:
     shared = np.flatnonzero(split != split[first])
     if not shared.size:
         return
+    # A position in `digests` belongs to one part and to one row of the part.
     starts = np.cumsum([0, *(len(rows) for _, rows in parts)])
 
     def store_and_record(position: int) -> tuple[ImageStore, int]:

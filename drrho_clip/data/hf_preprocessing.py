@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -255,12 +255,21 @@ class ImageProcessor:
     def from_json(cls, values: Mapping[str, Any]) -> ImageProcessor:
         """Build the processor from the result of `to_json`.
 
+        Raises
+        ------
+        BadInput
+            If a field is unknown, missing or bad.
+
         Examples
         --------
         >>> processor = ImageProcessor(8, height=8, width=8)
         >>> ImageProcessor.from_json(json.loads(json.dumps(processor.to_json()))) == processor
         True
         """
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != known:
+            got = brief(sorted(map(str, values)) if isinstance(values, Mapping) else values)
+            raise BadInput(f"an image processor must have the fields {', '.join(sorted(known))}, got {got}")
         return cls(**{**values, "mean": _channels(values["mean"]), "std": _channels(values["std"])})
 
 

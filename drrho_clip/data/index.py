@@ -51,6 +51,7 @@ def write_index(source: PairSource, folder: Path) -> dict[str, Any]:
     """
     require_new(folder)
     image_ids = image_numbers(source.digests[source.record_of])
+    # The store adds columns of its own: where each image is.
     values, places = source.store.describe()
     columns: dict[str, npt.NDArray[Any]] = {
         "record_of": source.record_of,
@@ -75,6 +76,7 @@ def write_index(source: PairSource, folder: Path) -> dict[str, Any]:
         "unreadable": source.unreadable,
         "columns": {name: {"dtype": array.dtype.str, "shape": array.shape} for name, array in columns.items()},
     }
+    # A crash leaves a hidden folder, never half of an index under the name.
     temporary = temporary_path(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -84,6 +86,7 @@ def write_index(source: PairSource, folder: Path) -> dict[str, Any]:
                 with (temporary / f"{name}.npy").open("xb") as file:
                     np.save(file, array, allow_pickle=False)
                     file.flush()
+                    # The columns must be on the disk before the folder gets the final name.
                     os.fsync(file.fileno())
             write_json(temporary / _DESCRIPTION, described)
             os.replace(temporary, folder)
@@ -106,6 +109,7 @@ def count(source: PairSource, image_ids: Int64) -> dict[str, Any]:
     # Eight bytes of a hash stand for a caption; 10^6 pairs collide with a probability of about 10^-8.
     hashes = np.fromiter((_hash(caption) for caption in source.captions), dtype=np.uint64, count=len(source))
     pairs = np.stack([image_ids.astype(np.uint64), hashes], axis=1)
+    # Equal pairs stand side by side in sorted order.
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return {
         "pairs": len(source),
@@ -177,6 +181,7 @@ def _column(folder: Path, name: str, about: Mapping[str, Any]) -> npt.NDArray[An
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         raise BadInput(f"{folder} must be a whole index, got no column {path.name}: {error}") from None
+    # The contents are not compared: that would read all columns, and every image has a digest anyway.
     if array.dtype.str != about["dtype"] or list(array.shape) != about["shape"]:
         raise BadInput(f"{folder} must be a whole index, got a column {path.name} of another size")
     return array
@@ -184,6 +189,7 @@ def _column(folder: Path, name: str, about: Mapping[str, Any]) -> npt.NDArray[An
 
 def _recorded(file: Path, folder: Path) -> dict[str, Any]:
     """Return how an index records a file or folder of the source: where it is, and how large a file is."""
+    # The size of a folder says nothing about the files in it.
     path = os.path.abspath(file)
     size = os.stat(path).st_size if os.path.isfile(path) else None
     return {"path": path, "from_index": os.path.relpath(path, os.path.abspath(folder)), "size": size}
@@ -191,6 +197,7 @@ def _recorded(file: Path, folder: Path) -> dict[str, Any]:
 
 def _found(folder: Path, recorded: Mapping[str, Any]) -> Path:
     """Return where a recorded file is now: at its old place, or at the same place relative to the index."""
+    # An index and the data may move together, for example to another disk.
     candidates = (Path(recorded["path"]), Path(os.path.normpath(folder / recorded["from_index"])))
     path = next((path for path in candidates if path.exists()), None)
     if path is None:

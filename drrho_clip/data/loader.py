@@ -11,10 +11,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drrho_clip.data._checks import whole_number
-from drrho_clip.data.order import rows_at
-from drrho_clip.data.preprocess import check_resize_mode, resize, to_channels
-from drrho_clip.data.protocol import Dataset, ImageReading, Int32, Int64, Tokenizer, UInt8, captions_of
+from drrho_clip.constants import ORDERS
+from drrho_clip.data._checks import share, whole_number
+from drrho_clip.data.order import EpochOrder
+from drrho_clip.data.preprocess import check_resize_mode
+from drrho_clip.data.protocol import (
+    Dataset,
+    ImageReading,
+    Int32,
+    Int64,
+    Tokenizer,
+    UInt8,
+    UnreadableImage,
+    captions_of,
+    channels_of,
+)
+from drrho_clip.data.reading import ImageReader, Images, Readable, images_of_epoch
 from drrho_clip.errors import BadInput
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
@@ -22,9 +34,6 @@ __all__ = ["BatchSource", "HostBatch", "batches"]
 # Number of batches that are decoded at the same time: large enough that a slow image delays no batch, and small enough
 # to save memory.
 _AHEAD = 3
-
-# Number of rows whose order is computed at a time, in about half a millisecond.
-_ROWS_AT_ONCE = 8192
 
 
 class HostBatch(NamedTuple):
@@ -47,7 +56,9 @@ class HostBatch(NamedTuple):
     pair_mask: npt.NDArray[np.bool_] | None = None
 
 
-def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[Int64]:
+def batches(
+    num_samples: int, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, order: str = "full"
+) -> Iterator[Int64]:
     """Divide all samples into batches, in an order that differs by epoch.
 
     Batch t holds positions t b .. (t + 1) b - 1 of the permutation that `drrho_clip.data.order` computes from seed and
@@ -64,6 +75,8 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int, first_b
         At least 0.
     first_batch : int
         Number of batches at the start of the epoch that are left out, at least 0.
+    order : {"full", "blocks"}
+        All samples are mixed, or blocks of samples within a window, which is faster on slow disks; see `rows_at`.
 
     Returns
     -------
@@ -80,24 +93,24 @@ def batches(num_samples: int, batch_size: int, *, seed: int, epoch: int, first_b
     >>> [len(index) for index in batches(10, 4, seed=0, epoch=0)]
     [4, 4]
     """
+    return _epoch_order(num_samples, batch_size, seed, epoch, order).batches(
+        whole_number(first_batch, "first_batch", at_least=0)
+    )
+
+
+def _epoch_order(
+    num_samples: int, batch_size: int, seed: int, epoch: int, order: str, rows: Int64 | None = None
+) -> EpochOrder:
+    """Return the order of an epoch; raise the errors of `batches`."""
     num_samples = whole_number(num_samples, "num_samples", at_least=0)
     batch_size = whole_number(batch_size, "batch_size", at_least=2)
     if batch_size > num_samples:
         raise BadInput(f"batch_size must be at most the number of samples ({num_samples}), got {batch_size}")
     seed = whole_number(seed, "seed", at_least=0)
     epoch = whole_number(epoch, "epoch", at_least=0)
-    first_batch = whole_number(first_batch, "first_batch", at_least=0)
-    return _batches_from(first_batch, num_samples, batch_size, seed, epoch)
-
-
-def _batches_from(first_batch: int, num_samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[Int64]:
-    full = num_samples // batch_size
-    # The rows of several batches are computed at a time: one call for 10,000 rows is much faster than 100 for 100 rows.
-    at_once = max(1, _ROWS_AT_ONCE // batch_size)
-    for start in range(first_batch, full, at_once):
-        stop = min(start + at_once, full)
-        rows = rows_at(start * batch_size, stop * batch_size, num_samples, seed=seed, epoch=epoch)
-        yield from rows.reshape(stop - start, batch_size)
+    if order not in ORDERS:
+        raise BadInput(f"order must be {' or '.join(map(repr, ORDERS))}, got {order!r}")
+    return EpochOrder(num_samples, batch_size, seed, epoch, order, rows)
 
 
 CACHE_BYTES = 2 * 2**30
@@ -107,9 +120,9 @@ CACHE_BYTES = 2 * 2**30
 class BatchSource:
     """Batches of a data set, with images of one size and captions as tokens.
 
-    Captions are encoded once, when the source is built. Threads decode the images a few batches in advance. Decoded
-    images stay in memory if all of them fit into `cache_bytes`. The content of the batches depends neither on
-    `num_threads` nor on `cache_bytes`.
+    Captions are encoded once, when the source is built. Threads or other processes decode the images a few batches in
+    advance. Decoded images stay in memory if all of them fit into `cache_bytes`. The content of the batches depends on
+    none of `num_threads`, `num_workers` and `cache_bytes`.
 
     Parameters
     ----------
@@ -125,6 +138,19 @@ class BatchSource:
         Memory limit for decoded images, 2 GiB by default; with 0 no image is kept.
     num_threads : int
         Threads that decode; with 0 the calling thread decodes.
+    num_workers : int
+        Processes that decode the batches of `epoch`, by the library grain; with 0 the threads decode.
+    order : {"full", "blocks"}
+        The order of the samples in an epoch; see `batches`.
+    max_unreadable : float, optional
+        The largest share of the pairs, in [0, 1], whose images may turn out to be unreadable. `epoch` replaces such a
+        pair by the next pair of the order, `in_order` and `gather` give a black image. With 0 every unreadable image is
+        an error. By default the attribute of this name of the data set, or 0.
+
+    Attributes
+    ----------
+    unreadable : dict of int to str
+        The unreadable rows that were met so far, with the reason.
 
     Raises
     ------
@@ -150,6 +176,9 @@ class BatchSource:
         channels: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         num_threads: int = 2,
+        num_workers: int = 0,
+        order: str = "full",
+        max_unreadable: float | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise BadInput("dataset must hold at least one pair, got none")
@@ -160,13 +189,22 @@ class BatchSource:
         self._resize_mode = resize_mode
         cache_bytes = whole_number(cache_bytes, "cache_bytes", at_least=0)
         self._num_threads = whole_number(num_threads, "num_threads", at_least=0)
-        self.channels = int(dataset[0].image.shape[2]) if channels is None else channels
+        self._num_workers = whole_number(num_workers, "num_workers", at_least=0)
+        self._order = order
+        limit = getattr(dataset, "max_unreadable", 0.0) if max_unreadable is None else max_unreadable
+        self._most_unreadable = share(limit, "max_unreadable") * len(dataset)
+        self.unreadable: dict[int, str] = {}
+        self.channels = channels_of(dataset) if channels is None else channels
         if self.channels not in (1, 3):
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
         self._tokens = tokenizer.encode(captions_of(dataset))
         image_ids = dataset.image_ids
         self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
         self._shape = (self.image_size, self.image_size, self.channels)
+        images_only = getattr(dataset, "images_only", None)
+        # Other processes get a copy, so the reader holds no captions.
+        samples: Readable = dataset if images_only is None else images_only()
+        self._reader = ImageReader(samples, self.image_size, self.channels, resize_mode)
         # The cache holds all images, if they fit into `cache_bytes`. It is filled while batches are decoded.
         images: UInt8 | None = getattr(dataset, "images", None)
         whole = (len(dataset), *self._shape)
@@ -197,10 +235,9 @@ class BatchSource:
             The call itself raises the errors of `batches`. If an image cannot be decoded, the iterator raises an error
             instead of yielding the batch of that image.
         """
-        order = batches(
-            len(self) if rows is None else len(rows), batch_size, seed=seed, epoch=epoch, first_batch=first_batch
-        )
-        return self._stream(order if rows is None else (rows[index] for index in order))
+        num_samples = len(self) if rows is None else len(rows)
+        order = _epoch_order(num_samples, batch_size, seed, epoch, self._order, rows)
+        return self._epoch(order, whole_number(first_batch, "first_batch", at_least=0))
 
     def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
         """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""
@@ -221,10 +258,61 @@ class BatchSource:
             raise BadInput(f"sample_index must hold rows in 0 .. {len(self) - 1}, got {sample_index!r}")
         return self._assemble(index, self._decode(index))
 
+    def _epoch(self, order: EpochOrder, first_batch: int) -> Iterator[HostBatch]:
+        """Yield the batches of an epoch, in which readable pairs take the place of unreadable ones."""
+        # If most images are in memory already, starting processes would take longer than decoding the others.
+        if self._num_workers and np.mean(self._cached) < 0.5:
+            stream = self._from_workers(order, first_batch)
+        else:
+            stream = self._images(order.batches(first_batch))
+        for number, (index, images) in enumerate(stream, start=first_batch):
+            # Threads may have met unreadable images of later batches already; only those of this batch count.
+            bad = np.array([row in self.unreadable for row in index.tolist()])
+            yield self._replaced(order, number, index, images, bad) if bad.any() else self._assemble(index, images)
+
+    def _replaced(
+        self, order: EpochOrder, number: int, index: Int64, images: UInt8, bad: npt.NDArray[np.bool_]
+    ) -> HostBatch:
+        """Return a batch whose unreadable pairs are replaced by the pairs that follow the batch in the order.
+
+        The choice depends only on the order and on the files, so a resumed run and any number of processes make the
+        same choice. A pair that is taken comes a second time in the epoch, mostly in the next batch.
+        """
+        # The arrays may belong to the order or to the cache.
+        index, images = index.copy(), images.copy()
+        following = order.after(number)
+        for position in np.flatnonzero(bad).tolist():
+            while index[position] in self.unreadable:
+                # The order is used up only if hardly any pair is readable.
+                row = next(following, None)
+                if row is None:
+                    reason = self.unreadable[int(index[position])]
+                    raise BadInput(f"data must have {order.batch_size} readable pairs, got fewer: {reason}")
+                if row not in self.unreadable:
+                    image = self._decode(np.array([row], dtype=np.int64))
+                    index[position], images[position] = row, image[0]
+        return self._assemble(index, images)
+
+    def _from_workers(self, order: EpochOrder, first_batch: int) -> Iterator[tuple[Int64, UInt8]]:
+        """Yield rows and images of the batches, which other processes read, and fill the cache with the images."""
+        parts = images_of_epoch(self._reader, order, first_batch, self._num_workers)
+        for index, part in zip(order.batches(first_batch), parts, strict=True):
+            self._note(index, part)
+            # The next epoch needs no processes if all images fit into the cache.
+            if self._cache is not None:
+                self._cache[index], self._cached[index] = part.images, True
+            yield index, part.images
+
     def _stream(self, order: Iterable[Int64]) -> Iterator[HostBatch]:
+        """Yield the batches of the given rows as they are."""
+        for index, images in self._images(order):
+            yield self._assemble(index, images)
+
+    def _images(self, order: Iterable[Int64]) -> Iterator[tuple[Int64, UInt8]]:
+        """Yield rows and images, which threads read in advance."""
         if self._num_threads == 0 or (self._cache is not None and self._cached.all()):
             for index in order:
-                yield self._assemble(index, self._decode(index))
+                yield index, self._decode(index)
             return
         # Each batch is divided among the threads. At most `_AHEAD` batches are decoded at the same time.
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="drrho-decode")
@@ -234,15 +322,12 @@ class BatchSource:
                 parts = np.array_split(index, min(self._num_threads, index.size))
                 waiting.append((index, [pool.submit(self._decode, part) for part in parts]))
                 if len(waiting) >= _AHEAD:
-                    yield self._collect(*waiting.popleft())
+                    yield _collected(*waiting.popleft())
             while waiting:
-                yield self._collect(*waiting.popleft())
+                yield _collected(*waiting.popleft())
         finally:
             # The threads also end if the caller stops early or if an image cannot be decoded.
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _collect(self, index: Int64, parts: list[Future[UInt8]]) -> HostBatch:
-        return self._assemble(index, np.concatenate([part.result() for part in parts]))
 
     def _assemble(self, index: Int64, images: UInt8) -> HostBatch:
         pair_mask = None
@@ -252,17 +337,34 @@ class BatchSource:
         return HostBatch(index, images, self._tokens[index], pair_mask)
 
     def _decode(self, index: Int64) -> UInt8:
-        """Return the images of the given rows."""
+        """Return the images of the given rows, black if unreadable."""
         if self._cache is None:
-            return np.stack([self._decode_one(row) for row in index.tolist()])
+            part = self._reader.read(index)
+            self._note(index, part)
+            return part.images
         # No lock is needed: if two threads decode one image, they write the same bytes.
-        for row in index[~self._cached[index]].tolist():
-            self._cache[row] = self._decode_one(row)
-            self._cached[row] = True
+        missing = index[~self._cached[index]]
+        if missing.size:
+            part = self._reader.read(missing)
+            self._note(missing, part)
+            self._cache[missing], self._cached[missing] = part.images, True
         images: UInt8 = self._cache[index]
         return images
 
-    def _decode_one(self, row: int) -> UInt8:
-        image = to_channels(self.dataset[row].image, self.channels)
-        resized: UInt8 = resize(image[None], self.image_size, self._resize_mode)[0]
-        return resized
+    def _note(self, index: Int64, part: Images) -> None:
+        """Remember the unreadable rows of a part; raise UnreadableImage if there are too many of them."""
+        for position, reason in zip(part.failed.tolist(), part.reasons, strict=True):
+            self.unreadable.setdefault(int(index[position]), reason)
+            if len(self.unreadable) > self._most_unreadable:
+                raise UnreadableImage(self._too_many(reason))
+
+    def _too_many(self, reason: str) -> str:
+        if not self._most_unreadable:
+            return reason
+        others = len(self.unreadable) - 1
+        limit = f"at most {self._most_unreadable / len(self):.2%} of {len(self):,} pairs may have unreadable images"
+        return f"{reason} (and {others} more such images before); {limit}"
+
+
+def _collected(index: Int64, parts: list[Future[UInt8]]) -> tuple[Int64, UInt8]:
+    return index, np.concatenate([part.result() for part in parts])

@@ -62,6 +62,7 @@ class TextColumn(Sequence[str]):
     @classmethod
     def of(cls, texts: Sequence[str]) -> TextColumn:
         """Return a column in memory."""
+        # A caption from JSON may hold half of a surrogate pair, which strict UTF-8 cannot encode.
         parts = [text.encode("utf-8", "surrogatepass") for text in texts]
         ends = np.cumsum(np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)))
         return cls(np.frombuffer(b"".join(parts), dtype=np.uint8), ends.astype(np.int64))
@@ -207,6 +208,7 @@ class PairSource:
 
 def require_readable(source: PairSource, max_unreadable: float) -> None:
     """Raise BadInput if a larger share of the images than `max_unreadable` cannot be read."""
+    # The records that were left out count as well.
     count, total = len(source.unreadable), len(source.digests) + len(source.unreadable)
     if count > max_unreadable * total:
         more = f" (and {count - 1} more such images)" if count > 1 else ""
@@ -234,6 +236,7 @@ class SourceBuilder:
 
     def add(self, image_name: str, captions: Sequence[str], label: str, digest: bytes) -> None:
         """Add a record; the images of the store must come in the same order."""
+        # Every caption is a pair with the image of this record.
         self._record_of += [len(self._names)] * len(captions)
         self._captions += captions
         self._names.append(image_name)

@@ -112,6 +112,7 @@ def read_table(path: Path, names: ColumnNames) -> PairSource:
         raise BadInput(shown(f"{path}, {table.unit} {number}: {reason}{more}"))
     if not images:
         raise BadInput(f"{path} must have at least one row below its header, got none")
+    # The fields are right; now the images are looked at.
     inspections = inspect_images(image.file for image in images)
     builder, unreadable, numbers = SourceBuilder(), [], []
     for image in images:

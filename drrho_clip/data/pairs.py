@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from drrho_clip.data.columns import ColumnNames
 from drrho_clip.data.content import fingerprint_of, image_numbers
 from drrho_clip.data.images import Changed, one_line
 from drrho_clip.data.labels import label_key
-from drrho_clip.data.pair_source import ChosenTexts, PairSource, TextColumn, require_readable
+from drrho_clip.data.pair_source import ChosenTexts, ImageStore, PairSource, TextColumn, require_readable
 from drrho_clip.data.pair_table import read_table
 from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, UnreadableImage, ZeroShot
@@ -53,6 +53,8 @@ class PairsDataset:
         The classes; by default the different labels of the source.
     captions : sequence of str, length n, optional
         Captions in place of those of the source.
+    max_unreadable : float
+        The largest share of the pairs, in [0, 1], whose images may turn out to be unreadable later.
 
     Attributes
     ----------
@@ -72,9 +74,11 @@ class PairsDataset:
         rows: Int64 | None = None,
         class_names: tuple[str, ...] | None = None,
         captions: Sequence[str] | None = None,
+        max_unreadable: float = 0.0,
     ) -> None:
         self.name = source.name if name is None else name
         self.source = source
+        self.max_unreadable = max_unreadable
         self.class_names = source.class_names if class_names is None else class_names
         self._rows = rows
         self._records = source.record_of if rows is None else source.record_of[rows]
@@ -119,12 +123,17 @@ class PairsDataset:
         """The places of the pairs' images: the path of the file, or shard and member."""
         return tuple(Path(self.source.store.image(record)) for record in self._records.tolist())
 
+    def images_only(self) -> Pictures:
+        """Return the part of this data set that reads images, which is small enough for other processes."""
+        return Pictures(self.source.store, self._records, self.source.digests[self._records])
+
     def place(self, row: int) -> str:
         """Return the place of a pair in the source, for messages: "pairs.csv, row 3"."""
         return self.source.store.place(int(self._records[row]))
 
     def fingerprint(self) -> str:
         """Return the SHA-256, in hex, of the rows' content: images, captions and labels, and not their paths."""
+        # An index holds the fingerprint of all pairs, so opening it reads no caption.
         if self._rows is None and self.captions is self.source.captions and self.source.fingerprint is not None:
             return self.source.fingerprint
         return fingerprint_of([b"drrho pairs 2"], self._content())
@@ -166,12 +175,18 @@ class PairsDataset:
             rows=chosen if self._rows is None else self._rows[chosen],
             class_names=self.class_names,
             captions=_chosen(self.captions, chosen),
+            max_unreadable=self.max_unreadable,
         )
 
     def with_captions(self, captions: Sequence[str]) -> PairsDataset:
         """Return the same pairs with other captions, one for each row."""
         return PairsDataset(
-            self.source, name=self.name, rows=self._rows, class_names=self.class_names, captions=captions
+            self.source,
+            name=self.name,
+            rows=self._rows,
+            class_names=self.class_names,
+            captions=captions,
+            max_unreadable=self.max_unreadable,
         )
 
     def zero_shot(self, *, image_size: int | None = None, resize_mode: ImageReading | str = "crop") -> ZeroShot | None:
@@ -190,27 +205,60 @@ class PairsDataset:
         labelled = [record for record in self._records.tolist() if label_key(self.source.labels[record])]
         if len(self.class_names) < 2 or not labelled:
             return None
-        first = resize(self._decode(labelled[0])[None], size, resize_mode)
-        images = np.empty((len(labelled), *first.shape[1:]), dtype=np.uint8)
-        for position, record in enumerate(labelled):
-            images[position] = resize(self._decode(record)[None], size, resize_mode)[0]
         number = {label_key(name): position for position, name in enumerate(self.class_names)}
-        labels = np.array([number[label_key(self.source.labels[record])] for record in labelled], dtype=np.int64)
+        # A few unreadable images are left out of the task, up to the limit of the data set.
+        images, labels, num_unreadable = [], [], 0
+        for record in labelled:
+            try:
+                images.append(resize(self._decode(record)[None], size, resize_mode)[0])
+            except UnreadableImage:
+                num_unreadable += 1
+                if num_unreadable > self.max_unreadable * len(self):
+                    raise
+            else:
+                labels.append(number[label_key(self.source.labels[record])])
         return ZeroShot(
-            self.class_names, tuple(DEFAULT_PROMPT.replace("{}", name) for name in self.class_names), images, labels
+            self.class_names,
+            tuple(DEFAULT_PROMPT.replace("{}", name) for name in self.class_names),
+            np.stack(images),
+            np.array(labels, dtype=np.int64),
         )
 
     def _decode(self, record: int) -> UInt8:
-        store = self.source.store
-        try:
-            return store.load(record, self.source.digests[record].tobytes())
-        except MissingExtra:
-            raise
-        # For damaged files Pillow raises exceptions of almost any class.
-        except Exception as error:
-            message = f"{store.place(record)}: cannot decode image {store.image(record)}: {one_line(error)}"
-            # Another image in place of that of the fingerprint is no damage, and no other pair may replace it.
-            raise (BadInput if isinstance(error, Changed) else UnreadableImage)(shown(message)) from error
+        return _decoded(self.source.store, record, self.source.digests[record].tobytes())
+
+
+class Pictures(NamedTuple):
+    """The images of a data set without the captions.
+
+    Attributes
+    ----------
+    store : ImageStore
+    records : ndarray of int64, shape (n,)
+        The record of each row.
+    digests : ndarray of uint8, shape (n, 16)
+    """
+
+    store: ImageStore
+    records: Int64
+    digests: UInt8
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return the image of a row as a sample without a caption."""
+        image = _decoded(self.store, int(self.records[index]), self.digests[index].tobytes())
+        return Sample(index, image, "")
+
+
+def _decoded(store: ImageStore, record: int, digest: bytes) -> UInt8:
+    try:
+        return store.load(record, digest)
+    except MissingExtra:
+        raise
+    # For damaged files Pillow raises exceptions of almost any class.
+    except Exception as error:
+        message = f"{store.place(record)}: cannot decode image {store.image(record)}: {one_line(error)}"
+        # Another image in place of that of the fingerprint is no damage, and no other pair may replace it.
+        raise (BadInput if isinstance(error, Changed) else UnreadableImage)(shown(message)) from error
 
 
 def _chosen(texts: Sequence[str], rows: Int64) -> Sequence[str]:

@@ -22,6 +22,7 @@ __all__ = [
     "UnreadableImage",
     "ZeroShot",
     "captions_of",
+    "channels_of",
     "first_rows",
     "image_names",
 ]
@@ -207,6 +208,23 @@ def image_names(dataset: Dataset) -> Sequence[str]:
     """
     paths: Sequence[str] | None = getattr(dataset, "paths", None)
     return [f"{dataset.name} row {row}" for row in range(len(dataset))] if paths is None else paths
+
+
+def channels_of(dataset: Dataset) -> int:
+    """Return the number of channels of the images, 1 or 3, by the first image that can be read.
+
+    Raises
+    ------
+    UnreadableImage
+        No image can be read.
+    """
+    flaw: UnreadableImage | None = None
+    for row in range(len(dataset)):
+        try:
+            return int(dataset[row].image.shape[2])
+        except UnreadableImage as error:
+            flaw = flaw or error
+    raise flaw or BadInput("dataset must hold at least one pair, got none")
 
 
 def first_rows(dataset: Dataset) -> Int64:

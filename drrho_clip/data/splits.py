@@ -37,6 +37,7 @@ def open_splits(config: TrainConfig) -> DataSplits:
             image_column=config.image_column,
             caption_column=config.caption_column,
             label_column=config.label_column,
+            max_unreadable=config.max_unreadable,
         )
     family, _, stream = config.data.partition(":")
     options: dict[str, Any] = {"seed": config.data_seed, "swapped_fraction": config.swapped_fraction}
@@ -78,4 +79,5 @@ def open_table(path: str, config: TrainConfig) -> PairsDataset:
         image_column=config.image_column,
         caption_column=config.caption_column,
         label_column=config.label_column,
+        max_unreadable=config.max_unreadable,
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drrho_clip.data import Dataset, DataSplits, PairsDataset
+from drrho_clip.data import Dataset, DataSplits, PairsDataset, UnreadableImage
 from drrho_clip.data.content import DIGEST_SIZE
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
@@ -33,7 +34,8 @@ def check_held_out(
 ) -> None:
     """Check the validation and test data of a run before the first step.
 
-    Every image is decoded once, so that an unreadable image stops the run here and not after the last epoch. If the
+    Every image is decoded once, so that an unreadable image stops the run here and not after the last epoch. Data of
+    which a share may be unreadable have that many unreadable images at most, which count as black images. If the
     reference model, or the run from which this run starts, was trained on test images, the results of the run will look
     too good, and a warning says so.
 
@@ -49,7 +51,7 @@ def check_held_out(
     Raises
     ------
     BadInput
-        If an image cannot be decoded.
+        If an image cannot be decoded, or too many images of data of which a share may be unreadable.
     """
     # An image with several captions is decoded once: at the first row that shows the image.
     held_out = [(data, np.unique(data.image_ids, return_index=True)[1]) for data in (splits.validation, splits.test)]
@@ -57,9 +59,15 @@ def check_held_out(
     title = "decoding the held-out images"
     with Reporter(title, total, quiet=quiet, brief=True) as reporter, ThreadPoolExecutor(_THREADS) as threads:
         for data, rows in held_out:
+            unreadable: list[UnreadableImage] = []
             # The results come in the order of the rows, so the first unreadable image is the one that is reported.
-            for _ in threads.map(functools.partial(_decode, data), rows.tolist()):
+            for flaw in threads.map(functools.partial(_flaw, data), rows.tolist()):
                 reporter.advance()
+                unreadable += [] if flaw is None else [flaw]
+            if len(unreadable) > getattr(data, "max_unreadable", 0.0) * len(data):
+                raise _counted(unreadable)
+            if not quiet:
+                say(*(f"warning: {flaw}; it counts as a black image" for flaw in unreadable), stream=sys.stderr)
     for other, words in ((reference, "the reference model"), (init, "the run to start from")):
         known = None if other is None else known_images(other)
         count = 0 if known is None else int(shows_known_image(splits.test, known).sum())
@@ -68,9 +76,18 @@ def check_held_out(
             say(f"warning: {pairs} show images that {words} was trained on", stream=sys.stderr)
 
 
-def _decode(data: Dataset, row: int) -> None:
-    # The picture is dropped, so that pictures do not pile up in memory.
-    data[row]
+def _flaw(data: Dataset, row: int) -> UnreadableImage | None:
+    """Return the error of an unreadable image; the picture is dropped, so that pictures do not pile up in memory."""
+    try:
+        data[row]
+    except UnreadableImage as error:
+        return error
+    return None
+
+
+def _counted(unreadable: Sequence[UnreadableImage]) -> BadInput:
+    more = f" (and {len(unreadable) - 1} more such held-out images)" if len(unreadable) > 1 else ""
+    return BadInput(f"{unreadable[0]}{more}")
 
 
 def save_known_images(run: Run, splits: DataSplits, *, reference: Run | None = None, init: Run | None = None) -> None:

@@ -31,7 +31,15 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import DEFAULT_PROMPT, LONGEST_CONTEXT, Dataset, Tokenizer, WordTokenizer, captions_of
+from drrho_clip.data import (
+    DEFAULT_PROMPT,
+    LONGEST_CONTEXT,
+    Dataset,
+    Tokenizer,
+    WordTokenizer,
+    captions_of,
+    channels_of,
+)
 from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
 from drrho_clip.data.protocol import ImageReading
 from drrho_clip.errors import BadInput
@@ -269,7 +277,7 @@ def describe_run(
     spec = spec or ModelSpec(
         config.architecture,
         image_size=config.image_size,
-        channels=int(data[0].image.shape[2]),
+        channels=channels_of(data),
         vocabulary_size=tokenizer.vocabulary_size,
         context_length=tokenizer.context_length,
         feature_dim=config.feature_dim,

@@ -59,13 +59,14 @@ def open_data(
     """
     source = read_source(path, ColumnNames(image_column, caption_column, label_column))
     require_readable(source, max_unreadable)
-    return PairsDataset(source)
+    return PairsDataset(source, max_unreadable=max_unreadable)
 
 
 def read_source(path: str | os.PathLike[str], names: ColumnNames) -> PairSource:
     """Read the columns of data of any kind; the errors are those of `open_data`, and unreadable images are listed."""
     text = os.fspath(path)
     place = Path(text)
+    # An index is a folder as well, so it is looked for first.
     if is_index(place):
         return read_index(place)
     shards = shards_in(text)
@@ -82,6 +83,7 @@ def read_together(paths: Sequence[str], names: ColumnNames) -> PairSource:
     BadInput
         A path is other data, or for the reasons of `open_data`.
     """
+    # The shell expands a range that is not quoted, so the command gets a path per shard.
     shards: list[Path] = []
     for path in paths:
         listed = shards_in(path)

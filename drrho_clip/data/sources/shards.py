@@ -55,6 +55,7 @@ class ShardStore:
 
     def load(self, record: int, digest: bytes) -> UInt8:
         """Read an image at its place; see `decode_bytes`."""
+        # A read at a place does not move a position, so threads may share the store.
         number, offset, size = self._places[record].tolist()
         # The file is opened for each image, so that a thousand shards need no thousand open files.
         with self.shards[number].open("rb", buffering=0) as file:
@@ -124,6 +125,7 @@ def shards_in(text: str) -> list[Path]:
         return [path / name for name in names]
     if _ARCHIVE.search(text) is None or not (path.exists() or _RANGE.search(text)):
         return []
+    # A file whose name looks like a range is that file.
     shards = [path] if path.exists() else expand_braces(text)
     missing = [shard for shard in shards if not shard.exists()]
     if missing:
@@ -141,6 +143,7 @@ def read_shards(shards: Sequence[Path], names: ColumnNames, *, path: str) -> Pai
         A shard is damaged, or a sample lacks its image or its caption. Unreadable images are listed in the result.
     """
     builder, places, unreadable = SourceBuilder(), [], []
+    # Flaws of samples are collected, so that the message can count them.
     problems: list[str] = []
     with Reporter(f"reading {path}", len(shards), brief=True) as reporter:
         for number, shard in enumerate(shards):
@@ -199,6 +202,7 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
 
 def _checked(files: Mapping[str, Member], names: ColumnNames) -> tuple[Member, tuple[str, ...], str]:
     """Return image, captions and label of a sample."""
+    # The suffix "0.png" is that of an image too.
     images = [suffix for suffix in files if "." + suffix.rsplit(".", 1)[-1] in IMAGE_SUFFIXES]
     if len(images) != 1:
         raise BadInput(f"must have one image (.jpg, .png or another usual suffix), got the files {_listed(files)}")
@@ -206,6 +210,7 @@ def _checked(files: Mapping[str, Member], names: ColumnNames) -> tuple[Member, t
     if "json" in files:
         fields = _fields(files["json"])
     label = checked_label(fields.get(names.label_column or "label"), names.label_column or "label")
+    # The file of the class comes before the field.
     if "cls" in files:
         label = checked_label(_text(files["cls"]), "cls")
     if "txt" in files and names.caption_column is None:

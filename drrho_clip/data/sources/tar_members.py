@@ -80,8 +80,10 @@ def _members(path: Path, file: BinaryIO, length: int) -> Iterator[Member]:
             if not any(keyword in body for keyword in _KEYWORDS):
                 position = start + len(body)
                 continue
+        # A size of more than 8 GiB is not octal, and `tarfile` reads that header.
         if kind in _PLAIN and size is not None:
             name, after = _name(header), start + -(-size // _BLOCK) * _BLOCK
+            # Old archives mark folders by the name only.
             is_file = not name.endswith("/")
         else:
             name, start, size, after, is_file = _other_member(path, file, position)
@@ -93,6 +95,7 @@ def _members(path: Path, file: BinaryIO, length: int) -> Iterator[Member]:
             )
         if is_file:
             yield Member(name, start, file.read(size))
+        # The content is padded with zeros to whole blocks.
         file.seek(after)
         position = after
 
@@ -124,6 +127,7 @@ def _other_member(path: Path, file: BinaryIO, position: int) -> tuple[str, int, 
     """Let `tarfile` read the header at a position: name, start, size and end, and whether the member is a file."""
     file.seek(position)
     try:
+        # `TarFile` reads the first header, so the position is set again.
         archive = tarfile.TarFile(fileobj=file)
         file.seek(position)
         info = tarfile.TarInfo.fromtarfile(archive)

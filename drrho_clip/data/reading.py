@@ -1,0 +1,117 @@
+"""Read the images of rows as arrays of one size, in this process or in other processes; failures are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from drrho_clip.data.order import EpochOrder
+from drrho_clip.data.preprocess import resize, to_channels
+from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, UnreadableImage
+from drrho_clip.errors import MissingExtra
+
+__all__ = ["ImageReader", "Images", "Readable", "images_of_epoch"]
+
+
+class Readable(Protocol):
+    """A data set, or the part of a data set that reads images."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return the pair with this row id."""
+        ...
+
+
+class Images(NamedTuple):
+    """Images of some rows.
+
+    Attributes
+    ----------
+    images : ndarray of uint8, shape (b, s, s, C)
+        A row whose image cannot be read has zeros.
+    failed : ndarray of int64, shape (k,)
+        The positions, in 0 .. b - 1, of the images that cannot be read.
+    reasons : tuple of str, length k
+    """
+
+    images: UInt8
+    failed: Int64
+    reasons: tuple[str, ...]
+
+
+class ImageReader(NamedTuple):
+    """Reads images and brings them to one size; other processes get a copy.
+
+    Attributes
+    ----------
+    samples : Readable
+        The data set, or the part of the data set that reads images.
+    image_size, channels : int
+        Side s and number C of channels.
+    resize_mode : str or ImageReading
+        See `resize`.
+    """
+
+    samples: Readable
+    image_size: int
+    channels: int
+    resize_mode: ImageReading | str
+
+    def read(self, rows: Int64) -> Images:
+        """Return the images of some rows."""
+        images = np.zeros((len(rows), self.image_size, self.image_size, self.channels), dtype=np.uint8)
+        failed, reasons = [], []
+        # A damaged image must not cost the other images of the batch.
+        for position, row in enumerate(rows.tolist()):
+            try:
+                image = to_channels(self.samples[row].image, self.channels)
+                images[position] = resize(image[None], self.image_size, self.resize_mode)[0]
+            except UnreadableImage as error:
+                failed.append(position)
+                reasons.append(str(error))
+        return Images(images, np.array(failed, dtype=np.int64), tuple(reasons))
+
+
+class _Batches:
+    """The images of the batches of an epoch, as a source with random access, which the library grain distributes."""
+
+    def __init__(self, reader: ImageReader, order: EpochOrder, first_batch: int) -> None:
+        self._reader, self._order, self._first_batch = reader, order, first_batch
+
+    def __len__(self) -> int:
+        return self._order.num_batches - self._first_batch
+
+    def __getitem__(self, index: int) -> tuple[UInt8, Int64, tuple[str, ...]]:
+        return tuple(self._reader.read(self._order.batch(self._first_batch + index)))  # type: ignore[return-value]
+
+
+def images_of_epoch(reader: ImageReader, order: EpochOrder, first_batch: int, num_workers: int) -> Iterator[Images]:
+    """Yield the images of the batches of an epoch, which other processes read.
+
+    Process w of k reads batches w, w + k, ...; the batches come in their order, whatever the number of processes. The
+    library grain only executes: its own shuffling and sharding are not used.
+
+    Raises
+    ------
+    MissingExtra
+        grain is not installed.
+    """
+    try:
+        import grain
+        from absl import flags
+    except ImportError:
+        raise MissingExtra("reading images in other processes", "grain") from None
+    # The processes of grain refuse to start before the options of its command-line library are parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["drrho"], known_only=True)
+    source = grain.MapDataset.source(_Batches(reader, order, first_batch))
+    # One thread per process, because the processes share the processors already.
+    stream = source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    batches = iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)))
+    try:
+        for images, failed, reasons in batches:
+            yield Images(images, failed, reasons)
+    finally:
+        # The processes end, also if the caller stops early.
+        batches.close()
