@@ -63,8 +63,8 @@ def _first_with(content: Any, names: frozenset[str]) -> dict[str, torch.Tensor]:
     """Return the tensors under the names, from the first mapping that has one of them; outer mappings come first."""
     if not isinstance(content, Mapping):
         return {}
-    found = {name: content[name] for name in sorted(names) if isinstance(content.get(name), torch.Tensor)}
-    if found:
-        return found
+    named = {name: content[name] for name in sorted(names) if isinstance(content.get(name), torch.Tensor)}
+    if named:
+        return named
     inner = (_first_with(value, names) for value in content.values())
     return next((tables for tables in inner if tables), {})
