@@ -30,7 +30,7 @@ SEED = at_least(0, most=2**63 - 1)
 """The rule of a seed: the libraries store seeds in 64 bits, of which one is the sign."""
 
 # Larger values would exhaust the memory long before the first step.
-_SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(1, most=LARGEST_DEPTH)
+_SCENES, _SIDE, _DEPTH = at_least(2, most=10_000_000), at_least(1, most=4096), at_least(0, most=LARGEST_DEPTH)
 AUTO = "auto"
 """The value of a setting whose number the run chooses itself."""
 
@@ -178,7 +178,9 @@ class TrainConfig:
         later=True,
         shown="the encoders of the settings architecture, width and depth",
         help="hf:DIR, the directory of a CLIP or SigLIP of the Hugging Face hub: gives encoders, tokenizer, image "
-        "sizes and the weights to start from.",
+        "sizes and the weights to start from. tiny, small, ViT-S-16, ViT-B-32, ViT-B-16, or a CLIPConfig in a file "
+        "that ends in .json: a new CLIP of that size, with a tokenizer that is trained on the captions. "
+        "features:CACHE: perceptrons over features that drrho encode has stored; with --depth 0 they are linear.",
     )
     from_scratch: bool = setting(
         False, rule=FLAG, later=True, help="Start from random numbers instead of the weights of the model."
@@ -359,7 +361,10 @@ class TrainConfig:
         32, rule=at_least(1), help="Scale of the encoders: the sizes of all hidden layers are multiples of this number."
     )
     depth: int = setting(
-        2, rule=_DEPTH, help="Number of blocks of the text transformer, or of hidden layers of a perceptron."
+        2,
+        rule=_DEPTH,
+        help="Number of blocks of the text transformer, or of hidden layers of a perceptron; 0 only for heads over "
+        "stored features.",
     )
     # Library, dtype and files.
     backend: str = setting(
@@ -437,6 +442,9 @@ class TrainConfig:
         """Raise BadInput unless the settings that name the start of the training fit together."""
         if self.model is not None and self.init is not None:
             raise BadInput(f"init must be left out with model, got {self.init!r}")
+        heads = self.model is not None and self.model.startswith("features:")
+        if self.depth == 0 and not heads:
+            raise BadInput("depth must be an integer of at least 1 without model features:CACHE, got 0")
         if self.from_scratch and self.model is None:
             raise BadInput("from_scratch must be off without model, got from_scratch on")
 

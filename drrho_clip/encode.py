@@ -12,9 +12,11 @@ import numpy as np
 from drrho_clip.data import BatchSource, Dataset, HostBatch, Tokenizer, WordTokenizer, normalise, to_channels
 from drrho_clip.data.hf_preprocessing import ImageProcessor
 from drrho_clip.data.protocol import ImageReading
+from drrho_clip.data.row_source import RowSource
 from drrho_clip.encoders.protocol import identity_of, joined
 from drrho_clip.errors import BadInput
 from drrho_clip.exchange.hf_directory import open_hf_directory, read_constant, read_weights
+from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import digest
 from drrho_clip.models import ModelSpec
 from drrho_clip.run import Run
@@ -79,8 +81,6 @@ class Encoder:
         Temperature with which the encoders were trained.
     """
 
-    reads_new_pairs = True
-
     def __init__(
         self,
         backend: Backend,
@@ -97,6 +97,8 @@ class Encoder:
         self._spec, self._tokenizer = spec, tokenizer
         self.name, self.temperature = name, temperature
         self.resize_mode = resize_mode
+        # Heads over stored features cannot encode a pair that is not in the cache.
+        self.reads_new_pairs = not isinstance(resize_mode, StoredInputs)
         # The compiled functions take the parameters as an argument, so `use` needs no new compilation.
         self._encode_images = backend.compile(model.encode_images)
         self._encode_texts = backend.compile(model.encode_texts)
@@ -134,6 +136,7 @@ class Encoder:
         logit_scale = read_constant(folder, "logit_scale")
         if logit_scale is None:
             raise BadInput(f"{folder} must hold the weight logit_scale, which gives the temperature, got none")
+        # The directory says how the model reads images, so the setting `resize` of a run plays no part.
         reading = ImageProcessor.read(folder)
         return cls(
             backend,
@@ -167,12 +170,16 @@ class Encoder:
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the model; see `drrho_clip.encoders.protocol.identity_of`."""
-        # A model without settings of its own reads images in [-1, 1].
-        preprocessing = self._spec.image_processor or {
-            "resize": str(self.resize_mode),
-            "size": self.image_size,
-            "channels": self._spec.channels,
-        }
+        # A model without settings of its own reads images in [-1, 1]; heads read the features of another model.
+        preprocessing = (
+            self._spec.image_processor
+            or self._spec.stored_features
+            or {
+                "resize": str(self.resize_mode),
+                "size": self.image_size,
+                "channels": self._spec.channels,
+            }
+        )
         return identity_of(
             name=self.name,
             temperature=self.temperature,
@@ -224,8 +231,10 @@ class Encoder:
                 after_batch()
         return np.concatenate(features)
 
-    def _source(self, dataset: Dataset) -> BatchSource:
+    def _source(self, dataset: Dataset) -> BatchSource | RowSource:
         """Return the pairs of a data set as this model reads them: with its image size and its vocabulary."""
+        if isinstance(self.resize_mode, StoredInputs):
+            return self.resize_mode.source(dataset)
         return BatchSource(
             dataset,
             self._tokenizer,
@@ -237,6 +246,8 @@ class Encoder:
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of uint8 images (n, s, s, C); s must be `image_size`."""
+        if isinstance(self.resize_mode, StoredInputs):
+            self.resize_mode.square(images)
         images = to_channels(images, self._spec.channels)
         parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
         numbers = (image_numbers(part, self.resize_mode) for part in parts)
@@ -244,7 +255,10 @@ class Encoder:
 
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of captions."""
-        inputs = _text_inputs(self._tokenizer.encode(captions), self._spec, self._tokenizer)
+        if isinstance(self.resize_mode, StoredInputs):
+            inputs = self.resize_mode.texts(captions)
+        else:
+            inputs = _text_inputs(self._tokenizer.encode(captions), self._spec, self._tokenizer)
         parts = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
         return np.concatenate([self._run(self._encode_texts, part) for part in parts])
 

@@ -168,7 +168,7 @@ def described(folder: Path, config: TrainConfig, splits: DataSplits) -> Describe
         If the model of the settings `model` or `init` cannot be used.
     """
     source = None if config.init is None else open_run(config.init)
-    chosen = choose_model(config)
+    chosen = choose_model(config, splits.train)
     start = None if chosen is None else chosen.start
     given: dict[str, Any] = {} if chosen is None else {"tokenizer": chosen.tokenizer, "spec": chosen.spec}
     if source is not None:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import BatchSource, DataSplits, HostBatch, batches
+from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch, batches
+from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
+from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
 from drrho_clip.models import initial_parameters
@@ -91,9 +93,14 @@ class Trainer:
             "resize_mode": run.image_reading,
             "channels": run.spec.channels,
         }
-        self.source = BatchSource(
-            splits.train, run.tokenizer, num_workers=config.workers, order=config.order, **reading
-        )
+
+        def source(dataset: Dataset, num_workers: int = 0) -> BatchSource | RowSource:
+            inputs = run.image_reading
+            if isinstance(inputs, StoredInputs):
+                return inputs.source(dataset, order=config.order)
+            return BatchSource(dataset, run.tokenizer, num_workers=num_workers, order=config.order, **reading)
+
+        self.source = source(splits.train, config.workers)
         self.guidance = open_guidance(run, backend, splits) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
@@ -116,7 +123,7 @@ class Trainer:
         self.state = StepState(parameters, optimizer.init(with_scalars(parameters, scalars)), scalars)
         self._step = build_step(backend, model, optimizer, config)
         self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.image_reading)
-        self._held_out = BatchSource(splits.validation, run.tokenizer, **reading)
+        self._held_out = source(splits.validation)
         # A temperature that the optimiser learns is a scalar of the loss, and this object is not used.
         self.temperature: Temperature = make_temperature(
             "fixed" if config.temperature_scheme == LOG_SCALE else config.temperature_scheme,

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from drrho_core._array_api import Array, Namespace
+from drrho_core.lending import BackendWithEncoders
 
 Parameters: TypeAlias = Mapping[str, Array]
 """Parameters, gradients or optimiser state: a flat mapping from names to arrays, as a checkpoint stores it."""
@@ -182,7 +183,9 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     Parameters
     ----------
     name : str
-        A name of the entry-point group ``drrho.backends``, such as ``"torch"``.
+        A name of the entry-point group ``drrho.backends``, such as ``"torch"``; or two names, such as
+        ``"cupy+torch"``: the first backend computes the loss and the updates, the second lends the encoders that the
+        first lacks (see `drrho_core.lending`).
     device : str, optional
         The device in the library's own words, such as ``"cuda:0"``. If left out, the backend chooses: a GPU if the
         library can use one, otherwise the CPU.
@@ -201,6 +204,10 @@ def get_backend(name: str, *, device: str | None = None, dtype: str = "float32")
     >>> get_backend("numpy", dtype="float64").dtype
     'float64'
     """
+    own, plus, lender = name.partition("+")
+    if plus:
+        first = get_backend(own, device=device, dtype=dtype)
+        return BackendWithEncoders(first, get_backend(lender, device=first.device, dtype=dtype))
     # Entry points are read from installed metadata; no library is imported before `load`.
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:

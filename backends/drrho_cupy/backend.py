@@ -44,7 +44,7 @@ class CupyBackend:
 
     name = "cupy"
     homes = ("device",)
-    architectures: tuple[str, ...] = ("mlp",)
+    architectures: tuple[str, ...] = ("mlp", "heads")
     preference = 0
     has_gpu = True
 

@@ -46,7 +46,7 @@ class JaxBackend:
 
     name = "jax"
     homes = ("device",)
-    architectures: tuple[str, ...] = ("conv", "mlp", "hf")
+    architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
     preference = 0
     # Measured with benchmarks/memory.py.
     working_memory = WorkingMemory(210e6, per_array=6.7e6, activation_factor=1.9, update_factor=3.0)
@@ -80,7 +80,7 @@ class JaxBackend:
         """Build the encoders of a `ModelSpec`: MLP towers, a convolution tower and a transformer, or CLIP or SigLIP."""
         if spec.architecture == "hf":
             return HuggingFaceModel(spec)
-        if spec.architecture == "mlp":
+        if spec.architecture in ("mlp", "heads"):
             return MLPModel(spec, jnp)
         return ConvModel(spec)
 

@@ -45,7 +45,7 @@ class NumpyBackend:
     """
 
     name = "numpy"
-    architectures: tuple[str, ...] = ("mlp",)
+    architectures: tuple[str, ...] = ("mlp", "heads")
     preference = 1  # NumPy is always installed and needs no compiler
     has_gpu = False
 

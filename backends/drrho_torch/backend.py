@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch
 import numpy as np
@@ -22,6 +24,9 @@ from drrho_torch.estimate_files import read_tables
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.hf_models import HuggingFaceModel
 from drrho_torch.models import ConvModel
+
+if TYPE_CHECKING:
+    from drrho_clip.encoders import PairEncoder
 
 
 def default_device() -> str:
@@ -59,7 +64,7 @@ class TorchBackend:
 
     name = "torch"
     homes = ("device", "host")
-    architectures: tuple[str, ...] = ("conv", "mlp", "hf")
+    architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
     preference = 2
     # Measured with benchmarks/memory.py.
     working_memory = WorkingMemory(30e6, per_array=0.7e6, update_factor=0.0)
@@ -82,6 +87,14 @@ class TorchBackend:
         self.has_gpu = self._device.type not in ("cpu", "meta")
         self.dtype = dtype
 
+    @property
+    def foreign_models(self) -> Mapping[str, Callable[[str], PairEncoder]]:
+        """Openers of models of other programs, by kind; see `drrho_clip.encoders.open_model`."""
+        # Losses need no models of other programs, so the module is imported only here.
+        from drrho_torch.open_clip_encoder import open_open_clip
+
+        return {"open_clip": functools.partial(open_open_clip, device=self._device)}
+
     def asarray(self, array: Any, /) -> Tensor:
         """Copy a host array to the device: floating arrays get the backend's dtype, all others keep their dtype."""
         # torch refuses negative strides, which a flipped view has; an array in C order has none.
@@ -97,7 +110,7 @@ class TorchBackend:
         """Build the encoders of a `ModelSpec`: MLP towers, a convolution tower and a transformer, or CLIP or SigLIP."""
         if spec.architecture == "hf":
             return HuggingFaceModel(spec)
-        return MLPModel(spec, self.xp) if spec.architecture == "mlp" else ConvModel(spec)
+        return MLPModel(spec, self.xp) if spec.architecture in ("mlp", "heads") else ConvModel(spec)
 
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""

@@ -73,6 +73,7 @@ def find_model(
     from drrho_clip.encoders import check_model_name, is_run
     from drrho_clip.run.resume import open_finished_run
 
+    # Only a run brings settings and data with it.
     check_model_name(word, "model")
     if is_run(word):
         run = open_finished_run(word, "run", allow_unfinished=allow_unfinished)

@@ -19,8 +19,13 @@ from drrho_clip.table_defaults import defaults_for
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
-# The settings of the encoders that a model of the setting `model` has itself.
-_SIZES = ("architecture", "image_size", "resize", "feature_dim", "width", "depth")
+_SIZES_OF_IMAGES = ("architecture", "image_size", "resize")
+_SIZES_OF_TOWERS = ("feature_dim", "width", "depth")
+
+
+def _sizes_of(model: str) -> tuple[str, ...]:
+    """Return the settings of the encoders that a model of the setting `model` has itself."""
+    return _SIZES_OF_IMAGES + (() if model.startswith("features:") else _SIZES_OF_TOWERS)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Train:
         settings = {} if self.config is None else read_settings(self.config)
         # The config.json of a run with a model also has sizes, which that run has ignored.
         if settings.get("model") is not None and self.config is not None and self.config.suffix == ".json":
-            settings = {name: value for name, value in settings.items() if name not in _SIZES}
+            own = _sizes_of(settings["model"])
+            settings = {name: value for name, value in settings.items() if name not in own}
         # The command line comes first, so that a file can serve several runs that differ in a few settings.
         published = {} if self.preset is None else read_preset(self.preset)
         return {**published, **settings, **self.settings}
@@ -142,7 +148,7 @@ class Train:
         check_model(config, backend)
         if config.model is not None:
             # The model has sizes of its own, so another size would be ignored silently.
-            for name in _SIZES:
+            for name in _sizes_of(config.model):
                 if name in self.named:
                     raise BadInput(f"{name} must be left out with model, which has it, got {self.named[name]!r}")
         # The default architecture depends on the backend; some defaults depend on the size of the table.

@@ -167,39 +167,6 @@ class ImageProcessor:
             std=_channels(values.get("image_std", defaults.std)),
         )
 
-    def to_preprocessor_config(self, kind: str) -> dict[str, Any]:
-        """Return the content of a preprocessor_config.json, which `read` and `transformers` read.
-
-        Parameters
-        ----------
-        kind : {"clip", "siglip"}
-            The kind of the model.
-
-        Examples
-        --------
-        >>> ImageProcessor(8, height=8, width=8).to_preprocessor_config("siglip")["size"]
-        {'height': 8, 'width': 8}
-        """
-        names = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
-        resizes = self.shortest_edge is not None or self.height > 0
-        size = {"height": self.height, "width": self.width}
-        if self.shortest_edge is not None:
-            size = {"shortest_edge": self.shortest_edge}
-        return {
-            "image_processor_type": names[kind],
-            "do_convert_rgb": True,
-            "do_resize": resizes,
-            "do_center_crop": self.crops,
-            "do_rescale": True,
-            "do_normalize": True,
-            **({"size": size} if resizes else {}),
-            **({"crop_size": {"height": self.image_size, "width": self.image_size}} if self.crops else {}),
-            "resample": self.resample,
-            "rescale_factor": self.scale,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-        }
-
     def square(self, image: UInt8) -> UInt8:
         """Return an image as the square that the model reads, before normalising.
 
@@ -403,6 +370,19 @@ class HuggingFaceTokenizer:
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             return None
         return self._tokenizer.id_to_token(number)
+
+    def number_of(self, token: str) -> int:
+        """Return the number of a token.
+
+        Raises
+        ------
+        BadInput
+            If there is no such token.
+        """
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise BadInput(f"token must be a token of the tokenizer, got {brief(token)}")
+        return number
 
     def knows(self, word: str) -> bool:
         """Return whether a word, as `words` returns it, has a token of its own."""

@@ -44,6 +44,7 @@ class JoinedDataset:
     def __getitem__(self, index: int, /) -> Sample:
         """Return the pair with this row id."""
         row = row_index(index, len(self))
+        # The first part whose end lies behind the row holds the row.
         part = int(np.searchsorted(self._ends, row, side="right"))
         start = int(self._ends[part - 1]) if part else 0
         return self._parts[part][row - start]._replace(sample_index=row)

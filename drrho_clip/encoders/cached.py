@@ -87,6 +87,7 @@ class CachedEncoder:
         after_batch: Callable[[], None] | None = None,
     ) -> Floats:
         """Return image features of some rows; raise BadInput if the cache lacks an image."""
+        # The captions do not matter here, so the first row with the same image serves.
         places = find_ids(dataset.image_digests()[rows], self._features.ids[:, :DIGEST_SIZE])
         if (places < 0).any():
             raise BadInput(
@@ -106,6 +107,7 @@ class CachedEncoder:
 
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> Floats:  # noqa: ARG002 (contract)
         """Return text features of captions; raise BadInput if the cache lacks a caption."""
+        # Equal captions have equal features, whatever their images are.
         places = find_ids(text_ids(captions), self._features.ids[:, DIGEST_SIZE:])
         missing = np.flatnonzero(places < 0)
         if len(missing):

@@ -50,6 +50,7 @@ class FixedFeatures:
         if not 0 < temperature < float("inf"):
             raise BadInput(f"temperature must be > 0, got {temperature}")
         self.name, self.temperature = name, temperature
+        # A row of zeros stays a row of zeros.
         self._image, self._text = (
             side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), np.finfo(side.dtype).tiny)
             for side in (image, text)
@@ -75,6 +76,7 @@ class FixedFeatures:
         self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
     ) -> Iterator[tuple[Floats, Floats]]:
         """Yield the features from `first_row` on; the data set must have one pair per row of features."""
+        # Features that are shifted by a row would go unnoticed, so at least the numbers of rows must agree.
         if len(dataset) != len(self._image):
             raise BadInput(f"features must have one row per pair ({len(dataset)}), got {len(self._image)}")
         for start in range(first_row, len(dataset), batch_size):

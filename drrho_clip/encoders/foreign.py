@@ -75,6 +75,7 @@ class ForeignEncoder:
         self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
     ) -> Iterator[tuple[Floats, Floats]]:
         """Yield image features and text features of the pairs from `first_row` on, in row order."""
+        # Captions are encoded batch by batch, because a data set on disk need not hold all of them in memory.
         captions = captions_of(dataset)
         rows = range(first_row, len(dataset))
         starts = range(first_row, len(dataset), batch_size)

@@ -55,6 +55,7 @@ def open_model(
     from drrho_clip.encode import Encoder
     from drrho_clip.run import open_run
 
+    # A cache is recognised by its manifest, with or without the word "features:".
     folder = cache_folder(model)
     if folder is not None:
         return CachedEncoder(ReferenceFeatures(folder))
@@ -62,6 +63,7 @@ def open_model(
     if kind is None:
         return Encoder.load(open_run(model) if run is None else run, backend, state=state)
     place = model.partition(":")[2]
+    # Reference features are NumPy arrays, so the run may use another backend than its reference model.
     for candidate in _backends(backend):
         if kind == "hf" and "hf" in candidate.architectures:
             return Encoder.load_hf(place, candidate)

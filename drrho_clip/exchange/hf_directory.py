@@ -23,6 +23,7 @@ WEIGHTS = "model.safetensors"
 # The training has a temperature of its own, and the positions 0, 1, ... are no weights.
 _CONSTANTS = ("logit_scale", "logit_bias", "position_ids")
 
+# safetensors writes numbers with the lowest byte first, on every machine.
 _DTYPES: dict[str, Any] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
@@ -54,6 +55,7 @@ def open_hf_directory(folder: str | Path) -> HuggingFaceDirectory:
     MissingExtra
         If the library `tokenizers` is not installed.
     """
+    # Every file has a message of its own; the cheap files come first, and nothing else is read here.
     folder = Path(folder)
     config = read_model_config(folder)
     processor = ImageProcessor.read(folder)
@@ -118,6 +120,7 @@ def read_weights(folder: str | Path, spec: ModelSpec) -> dict[str, np.ndarray]:
             if not np.isfinite(array).all():
                 raise BadInput(f"{file}: {name} must be finite, got numbers that are not")
             weights[name] = array
+    # A random number in place of a missing weight would be a fault that no message names.
     missing = [name for name in shapes if name not in weights]
     if missing:
         raise BadInput(

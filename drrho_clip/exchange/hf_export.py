@@ -22,6 +22,8 @@ from drrho_clip.run.temperature_figures import temperature_of
 
 __all__ = ["check_export", "export_to_hugging_face"]
 
+# The classes of `transformers`, by the kind of the model.
+_PROCESSORS = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 
 
@@ -66,7 +68,7 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
     try:
         temporary.mkdir(parents=True)
         write_json(temporary / "config.json", config, indent=2)
-        write_json(temporary / "preprocessor_config.json", processor.to_preprocessor_config(kind), indent=2)
+        write_json(temporary / "preprocessor_config.json", _processor_config(processor, kind), indent=2)
         write_json(temporary / "tokenizer_config.json", _tokenizer_config(run, run.tokenizer), indent=2)
         write_atomic(temporary / "tokenizer.json", text.encode())
         # `transformers` refuses files without this entry.
@@ -81,10 +83,35 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
 
 def _constants(kind: str, temperature: float) -> dict[str, np.ndarray]:
     """Return the numbers that `transformers` needs for logits: SigLIP has a bias, which the training does not have."""
+    # The logits of `transformers` are cosines multiplied by exp(logit_scale).
     scale = np.float32(math.log(1.0 / temperature))
     if kind == "clip":
         return {"logit_scale": np.asarray(scale)}
     return {"logit_scale": np.asarray([scale]), "logit_bias": np.zeros(1, np.float32)}
+
+
+def _processor_config(processor: ImageProcessor, kind: str) -> dict[str, Any]:
+    """Return the content of preprocessor_config.json."""
+    resizes = processor.shortest_edge is not None or processor.height > 0
+    size = {"height": processor.height, "width": processor.width}
+    if processor.shortest_edge is not None:
+        size = {"shortest_edge": processor.shortest_edge}
+    crop = {"height": processor.image_size, "width": processor.image_size}
+    # `transformers` would use its default for a size that is missing, so only unused sizes are left out.
+    return {
+        "image_processor_type": _PROCESSORS[kind],
+        "do_convert_rgb": True,
+        "do_resize": resizes,
+        "do_center_crop": processor.crops,
+        "do_rescale": True,
+        "do_normalize": True,
+        **({"size": size} if resizes else {}),
+        **({"crop_size": crop} if processor.crops else {}),
+        "resample": processor.resample,
+        "rescale_factor": processor.scale,
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
+    }
 
 
 def _in_order(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -101,6 +128,7 @@ def _tokenizer_config(run: Run, tokenizer: HuggingFaceTokenizer) -> dict[str, An
         "padding_side": "right",
     }
     numbers = (run.spec.hf_config or {}).get("text_config") or {}
+    # Programs that generate text ask for these tokens; the numbers of the tokens are in the text configuration.
     for name in ("bos_token", "eos_token"):
         if (token := tokenizer.token_of(numbers.get(f"{name}_id"))) is not None:
             config[name] = token

@@ -75,6 +75,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
+        # Tuples become lists in JSON; `read` turns them back.
         content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
         write_json(folder / "manifest.json", content | {"feature_dims": list(self.feature_dims)})
 
@@ -94,6 +95,7 @@ class Manifest:
         version = document.pop("version", None)
         if version != _VERSION:
             raise BadInput(f"{file} must have version {_VERSION}, got {brief(version)}")
+        # A key that is missing or unknown, or a value of a wrong type, raises one of the exceptions below.
         try:
             dims = tuple(document.pop("feature_dims"))
             manifest = cls(feature_dims=dims, checksums=tuple(document.pop("checksums")), **document)
@@ -115,6 +117,7 @@ class Manifest:
             raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {brief(self.dtype)}")
         if not isinstance(self.model, Mapping) or not isinstance(self.data, Mapping):
             raise BadInput("model and data must be objects, got something else")
+        # The temperature is the only entry of the identity with which something is computed.
         temperature = self.model.get("temperature")
         if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
             raise BadInput(f"the temperature of the model must be a number > 0, got {brief(temperature)}")
@@ -133,6 +136,7 @@ class Manifest:
 
         The names of model and data do not count, because folders may move.
         """
+        # The most telling difference comes first, because only one of them is named.
         for part, words in (("weights", "model"), ("preprocessing", "preprocessing"), ("tokenizer", "tokenizer")):
             if self.model.get(part) != other.model.get(part):
                 return f"another {words}: {self.model.get('name')} in place of {other.model.get('name')}"

@@ -110,6 +110,7 @@ class ReferenceFeatures:
         TypeError
             If the rows are not whole numbers.
         """
+        # Negative numbers would silently mean rows from the end.
         rows = np.asarray(sample_index)
         if rows.dtype.kind not in "iu" and rows.size:
             raise TypeError(f"sample_index must hold whole numbers, got {rows.dtype}")
@@ -142,6 +143,7 @@ class ReferenceFeatures:
         BadInput
             If the cache lacks a pair of the data set.
         """
+        # Both parts of a pair must agree: a caption that was corrected since is another pair.
         rows = find_ids(pair_ids(dataset), self.ids)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
@@ -171,6 +173,7 @@ class ReferenceFeatures:
         return array
 
     def _verify(self) -> None:
+        # Block by block, so that the memory holds one block at a time.
         columns = {**self._sides, "ids": self.ids}
         for (start, stop), checksums in zip(self.manifest.blocks(), self.manifest.checksums, strict=True):
             for name, column in columns.items():

@@ -75,6 +75,7 @@ def encode_pairs(
     if dtype not in DTYPES:
         raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {brief(dtype)}")
     folder = Path(folder)
+    # The content decides about equality; the names are for the reader of a message.
     data = {"name": data_name or dataset.name, "fingerprint": dataset.fingerprint()}
     manifest = Manifest(encoder.identity(), data, len(dataset), encoder.feature_dims, dtype=dtype)
     manifest.require_sound()
@@ -123,6 +124,7 @@ def _write(
             raise BadInput(f"{folder / name} must be a plain file, got a link to {os.readlink(folder / name)}")
     manifest.write(folder)
     ids = pair_ids(dataset)
+    # What was encoded before a crash counts only as far as progress.jsonl lists it.
     done = _finished_blocks(folder, manifest)
     blocks = manifest.blocks()
     first_row = blocks[len(done)][0] if len(done) < len(blocks) else manifest.num_pairs
@@ -147,6 +149,7 @@ def _write(
                 log.flush()
                 os.fsync(log.fileno())
             done.append(checksums)
+    # From here on the manifest alone describes the cache; a crash before the last line leaves a file that is not read.
     finished = replace(manifest, checksums=tuple(done), finished=True)
     finished.write(folder)
     (folder / "progress.jsonl").unlink(missing_ok=True)
@@ -180,6 +183,7 @@ def _column(path: Path, manifest: Manifest, width: int, first_row: int, dtype: s
     header = io.BytesIO()
     shape = (manifest.num_pairs, width)
     np.lib.format.write_array_header_1_0(header, {"descr": kind.str, "fortran_order": False, "shape": shape})
+    # The header has the same length for every number of rows, so the place of a row is known.
     start = header.getvalue()
     length = len(start) + first_row * width * kind.itemsize
     with naming(path), path.open("ab") as created:
@@ -218,6 +222,7 @@ def _by_block(
     """Yield the features of the blocks from `first_row` on, in the dtype of the cache."""
     if first_row == manifest.num_pairs:
         return
+    # Batches and blocks need not end at the same row, so `parts` holds the rows that belong to the next block.
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     start = stop = first_row
     for batch in encoder.batches_of(dataset, first_row=first_row, batch_size=min(batch_size, manifest.block_rows)):

@@ -86,6 +86,7 @@ class PairSizes(NamedTuple):
         return self.image_size // self.patch_size
 
 
+# The defaults of the configurations in transformers 5; they have been the same since SigLIP was added.
 _CLIP_TEXT = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -163,6 +164,7 @@ def pair_sizes(config: Mapping[str, Any]) -> PairSizes:
             )
         if image["vision_use_head"] is not True:
             raise BadInput(f"vision_config: vision_use_head must be true, got {brief(image['vision_use_head'])}")
+    # The names in a message are those of config.json, so that the user finds the entry.
     numbers = {name: _size(text[name], f"text_config: {name}") for name in ("vocab_size", "max_position_embeddings")}
     numbers |= {
         name: _size(image[name], f"vision_config: {name}") for name in ("num_channels", "image_size", "patch_size")
@@ -174,6 +176,7 @@ def pair_sizes(config: Mapping[str, Any]) -> PairSizes:
             f"vision_config: patch_size must be at most image_size ({numbers['image_size']}), got "
             f"{numbers['patch_size']}"
         )
+    # SigLIP reads the last position of a text, so no token has a meaning of its own.
     end = text["eos_token_id"]
     if kind == "clip" and (isinstance(end, bool) or not isinstance(end, int)):
         raise BadInput(f"text_config: eos_token_id must be a whole number, got {brief(end)}")
@@ -204,6 +207,7 @@ def _part(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> 
 
 
 def _tower(values: Mapping[str, Any], name: str) -> TowerSizes:
+    # Each head reads an equal part of the numbers of a token.
     width, heads = (_size(values[key], f"{name}: {key}") for key in ("hidden_size", "num_attention_heads"))
     if width % heads:
         raise BadInput(f"{name}: num_attention_heads must divide hidden_size ({width}), got {heads}")
@@ -224,6 +228,7 @@ def _tower(values: Mapping[str, Any], name: str) -> TowerSizes:
 
 
 def _size(value: Any, name: str, *, most: int = LARGEST_MODEL) -> int:
+    # Sizes of a damaged file, such as a width of 10**12, are refused here and not by the memory.
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise BadInput(f"{name} must be a whole number from 1 to {most}, got {brief(value)}")
     return value

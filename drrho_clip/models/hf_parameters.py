@@ -32,6 +32,7 @@ def pair_starts(sizes: PairSizes) -> dict[str, Start]:
 
 
 def _clip(sizes: PairSizes) -> dict[str, Start]:
+    # The order is that of the random draws: a new parameter must go to the end.
     text, image, factor = sizes.text, sizes.image, sizes.factor
     patch = (image.width, sizes.channels, sizes.patch_size, sizes.patch_size)
     vision = "vision_model.embeddings"
@@ -65,6 +66,7 @@ def _siglip(sizes: PairSizes) -> dict[str, Start]:
     text, image = sizes.text, sizes.image
     patch = (image.width, sizes.channels, sizes.patch_size, sizes.patch_size)
     vision, head = "vision_model.embeddings", "vision_model.head"
+    # Rows of both tables have a norm of about 1.
     in_embedding = 1.0 / math.sqrt(text.width)
     return {
         "text_model.embeddings.token_embedding.weight": Start((sizes.vocabulary_size, text.width), in_embedding),
@@ -80,6 +82,7 @@ def _siglip(sizes: PairSizes) -> dict[str, Start]:
         **_norm("vision_model.post_layernorm", image.width),
         # The head is an attention of one learned query, the probe, over all patches.
         f"{head}.probe": Start((1, 1, image.width), 1.0 / math.sqrt(image.width)),
+        # A single kernel holds those of queries, keys and values, one below the other.
         f"{head}.attention.in_proj_weight": Start((3 * image.width, image.width), math.sqrt(0.5 / image.width)),
         f"{head}.attention.in_proj_bias": Start((3 * image.width,)),
         f"{head}.attention.out_proj.weight": Start((image.width, image.width), 1.0 / math.sqrt(image.width)),
@@ -90,6 +93,7 @@ def _siglip(sizes: PairSizes) -> dict[str, Start]:
 
 
 def _siglip_blocks(model: str, tower: TowerSizes) -> dict[str, Start]:
+    # Unlike CLIP's, these spreads do not depend on the depth of the tower.
     kernel = _glorot(tower.width, tower.width)
     deviations = dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), kernel)
     feed_forward = _glorot(tower.width, tower.hidden), 1e-6
@@ -112,6 +116,7 @@ def _blocks(
     second: tuple[float, float],
 ) -> dict[str, Start]:
     """Return the parameters of all blocks; `first` and `second` have the deviations of kernel and bias of fc1, fc2."""
+    # Both encoders of both kinds of model have the same blocks.
     width, starts = tower.width, {}
     for block in range(tower.depth):
         name = f"{model}.encoder.layers.{block}"

@@ -115,19 +115,19 @@ _Tower: TypeAlias = tuple[Array, Callable[[Array], dict[str, Array]], Callable[[
 
 
 class MLPModel:
-    """The ``"mlp"`` architecture on any Array API namespace; see `drrho_core.backend.Model`.
+    """The architectures ``"mlp"`` and ``"heads"`` on any Array API namespace; see `drrho_core.backend.Model`.
 
     Parameters
     ----------
     spec : ModelSpec
-        The encoders, with architecture ``"mlp"``.
+        The encoders, with architecture ``"mlp"`` or ``"heads"``.
     xp : namespace
         The namespace of all arrays.
 
     Raises
     ------
     ValueError
-        If the architecture is not ``"mlp"``. The methods raise this error if images or texts do not have the shapes
+        If the architecture is another. The methods raise this error if images or texts do not have the shapes
         that the spec demands.
 
     Examples
@@ -146,8 +146,8 @@ class MLPModel:
     """
 
     def __init__(self, spec: ModelSpec, xp: Namespace) -> None:
-        if spec.architecture != "mlp":
-            raise ValueError(f"architecture must be 'mlp' for MLPModel, got {spec.architecture!r}")
+        if spec.architecture not in ("mlp", "heads"):
+            raise ValueError(f"architecture must be 'mlp' or 'heads' for MLPModel, got {spec.architecture!r}")
         self.spec = spec
         self.xp = xp
         self._names = list(parameter_shapes(spec))
@@ -170,11 +170,11 @@ class MLPModel:
         return image_features, text_features, pullback
 
     def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
-        """Return features (b, d) of images (b, s, s, C)."""
+        """Return features (b, d) of images (b, s, s, C) or of stored features (b, D)."""
         return self._images(parameters, images)[0]
 
     def encode_texts(self, parameters: Parameters, texts: Array, /) -> Array:
-        """Return features (b, d) of bags of words (b, V)."""
+        """Return features (b, d) of bags of words (b, V) or of stored features (b, E)."""
         return self._texts(parameters, texts)[0]
 
     def _images(self, parameters: Parameters, images: Array) -> _Tower:

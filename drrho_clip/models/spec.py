@@ -25,6 +25,9 @@ the projection the features are divided by ``sqrt(sum of squares + NORM_EPSILON)
 
 Kernels of products are (in, out), to be used as ``x @ kernel``; kernels of convolutions are OIHW, (out, in, 3, 3).
 
+``"heads"``: multilayer perceptrons like those of ``"mlp"`` over features that another model has computed: (b, D) of
+the images and (b, E) of the texts. With `depth` 0 a head is a projection.
+
 ``"hf"``: CLIP or SigLIP with the config.json of a Hugging Face model and the parameters of `hf_parameters`, which have
 kernels (out, in). A text is a row of L tokens.
 """
@@ -46,7 +49,7 @@ from drrho_clip.models.starts import Start
 from drrho_clip.terminal.safe_text import brief
 from drrho_core.checks import Array
 
-ARCHITECTURES = ("mlp", "conv", "hf")
+ARCHITECTURES = ("mlp", "conv", "hf", "heads")
 
 LAYER_NORM_EPSILON = 1e-5
 """Added to the variance in layer normalisation."""
@@ -61,9 +64,9 @@ class ModelSpec:
 
     Parameters
     ----------
-    architecture : {"mlp", "conv", "hf"}
-        Two multilayer perceptrons; a convolution tower for images and a transformer for texts; or a model of the
-        Hugging Face hub, for which `of_hugging_face` builds the spec.
+    architecture : {"mlp", "conv", "hf", "heads"}
+        Two multilayer perceptrons; a convolution tower for images and a transformer for texts; a model of the Hugging
+        Face hub, for which `of_hugging_face` builds the spec; or heads, for which `of_heads` builds the spec.
     image_size : int
         Side s of the square images.
     channels : int
@@ -83,6 +86,9 @@ class ModelSpec:
     hf_config : mapping, optional
         Content of config.json; for the architecture ``"hf"`` only. Width, depth and heads are then those of the image
         encoder.
+    stored_features : mapping, optional
+        For the architecture ``"heads"`` only: the sizes D ("image") and E ("text") of the features that the heads read,
+        and the identity of the model that has computed these features ("model").
     image_processor : mapping, optional
         The way in which the model reads images, as `drrho_clip.data.ImageProcessor.to_json` returns it; for the
         architecture ``"hf"`` only.
@@ -113,6 +119,7 @@ class ModelSpec:
     # A dictionary has no hash, and the other fields tell most specs apart.
     hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
     image_processor: Mapping[str, Any] | None = field(default=None, hash=False)
+    stored_features: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -121,6 +128,7 @@ class ModelSpec:
         # Python counts True as an integer, but True is not a size.
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
+            minimum = 0 if name == "depth" and self.architecture == "heads" else minimum
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise BadInput(f"{name} must be an integer of at least {minimum}, got {brief(value)}")
             # Sizes of a damaged file, such as a width of 10**12, are refused here and not by the memory.
@@ -129,6 +137,12 @@ class ModelSpec:
                 raise BadInput(f"{name} must be at most {most}, got {brief(value)}")
         if (self.architecture == "hf") != (self.hf_config is not None):
             raise BadInput(f"hf_config must be given for the architecture 'hf' only, got {brief(self.hf_config)}")
+        if (self.architecture == "heads") != (self.stored_features is not None):
+            raise BadInput(
+                f"stored_features must be given for the architecture 'heads' only, got {brief(self.stored_features)}"
+            )
+        if self.stored_features is not None:
+            _check_stored(self.stored_features)
         if self.hf_config is not None:
             for name, value in _sizes_of(pair_sizes(self.hf_config)).items():
                 if getattr(self, name) != value:
@@ -164,6 +178,31 @@ class ModelSpec:
         """
         return cls("hf", **_sizes_of(pair_sizes(config)), hf_config=dict(config), image_processor=image_processor)
 
+    @classmethod
+    def of_heads(
+        cls, image: int, text: int, *, model: Mapping[str, Any], feature_dim: int = 64, width: int = 32, depth: int = 2
+    ) -> ModelSpec:
+        """Return the spec of heads over the features of another model.
+
+        Parameters
+        ----------
+        image, text : int
+            Sizes D and E of the features of images and texts.
+        model : mapping
+            Identity of the model that has computed the features.
+        feature_dim, width, depth : int
+            Sizes of the heads.
+
+        Examples
+        --------
+        >>> spec = ModelSpec.of_heads(512, 384, model={"name": "clip"}, depth=0)
+        >>> parameter_shapes(spec)["text/projection/kernel"]
+        (384, 64)
+        """
+        stored = {"image": image, "text": text, "model": dict(model)}
+        # Heads see neither pixels nor tokens, so the sizes of both are the smallest.
+        return cls("heads", 1, 1, 2, 1, feature_dim, width, depth, stored_features=stored)
+
     @property
     def hf_sizes(self) -> PairSizes:
         """Sizes of both encoders of a Hugging Face model.
@@ -179,8 +218,11 @@ class ModelSpec:
 
     @property
     def text_input(self) -> str:
-        """Kind of input of the text tower: ``"bag_of_words"``, floats (b, V), or ``"tokens"``, int32 (b, L)."""
-        return "bag_of_words" if self.architecture == "mlp" else "tokens"
+        """Kind of input of the text tower.
+
+        ``"bag_of_words"``, floats (b, V); ``"tokens"``, int32 (b, L); or ``"features"``, floats (b, E).
+        """
+        return {"mlp": "bag_of_words", "heads": "features"}.get(self.architecture, "tokens")
 
     @property
     def hidden(self) -> int:
@@ -193,13 +235,19 @@ class ModelSpec:
         return 2 * self.width
 
     def check_images(self, images: Array, /) -> None:
-        """Raise ValueError unless images have shape (b, s, s, C)."""
+        """Raise ValueError unless images have shape (b, s, s, C) or, if they are features, (b, D)."""
+        if self.stored_features is not None:
+            _check_rows("images", images, self.stored_features["image"])
+            return
         expected = (self.image_size, self.image_size, self.channels)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"images must have shape (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
 
     def check_texts(self, texts: Array, /) -> None:
-        """Raise ValueError unless texts have shape (b, V) or, if they are tokens, (b, at most L)."""
+        """Raise ValueError unless texts have shape (b, V), (b, E) or, if they are tokens, (b, at most L)."""
+        if self.stored_features is not None:
+            _check_rows("texts", texts, self.stored_features["text"])
+            return
         # A bag of words has a column per word; a batch of tokens may be cut to the longest text in it.
         bag = self.text_input == "bag_of_words"
         expected = self.vocabulary_size if bag else self.context_length
@@ -228,7 +276,7 @@ class ModelSpec:
         return cls(**values)
 
 
-_LATER = {"hf_config", "image_processor"}
+_LATER = {"hf_config", "image_processor", "stored_features"}
 
 _MINIMA = {
     "image_size": 1,
@@ -242,7 +290,7 @@ _MINIMA = {
 }
 
 
-def _sizes_of(sizes: PairSizes) -> dict[str, int]:
+def _sizes_of(sizes: PairSizes) -> dict[str, Any]:
     """Return the sizes of a Hugging Face model as fields of a spec."""
     return {
         "image_size": sizes.image_size,
@@ -254,6 +302,24 @@ def _sizes_of(sizes: PairSizes) -> dict[str, int]:
         "depth": sizes.image.depth,
         "heads": sizes.image.heads,
     }
+
+
+def _check_stored(stored: Mapping[str, Any]) -> None:
+    """Raise BadInput unless the description of stored features has two sizes and a model."""
+    if not isinstance(stored, Mapping) or set(stored) != {"image", "text", "model"}:
+        raise BadInput(f"stored_features must have image, text and model, got {brief(stored)}")
+    for name in ("image", "text"):
+        size = stored[name]
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_MODEL:
+            raise BadInput(f"stored_features: {name} must be an integer of at least 1, got {brief(size)}")
+    if not isinstance(stored["model"], Mapping):
+        raise BadInput(f"stored_features: model must be an object, got {brief(stored['model'])}")
+
+
+# The sizes of stored features are not among the sizes above, because heads see neither pixels nor tokens.
+def _check_rows(name: str, rows: Array, size: int) -> None:
+    if rows.ndim != 2 or rows.shape[1] != size:
+        raise ValueError(f"{name} must have shape (b, {size}), got {tuple(rows.shape)}")
 
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -321,6 +387,10 @@ def _starts(spec: ModelSpec) -> dict[str, Start]:
     # The order of this dictionary is the order of the random draws: a new parameter must go to the end.
     if spec.hf_config is not None:
         return pair_starts(spec.hf_sizes)
+    if spec.stored_features is not None:
+        sides = ("image", "text")
+        heads = (_mlp_tower(side, spec.stored_features[side], spec) for side in sides)
+        return {name: start for head in heads for name, start in head.items()}
     if spec.architecture == "mlp":
         return {
             **_mlp_tower("image", spec.image_size**2 * spec.channels, spec),

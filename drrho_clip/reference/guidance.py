@@ -93,6 +93,7 @@ def _kept_features(run: Run, splits: DataSplits) -> FeatureRows:
     folder = cache_folder(place)
     if folder is None:
         raise BadInput(f"reference must be the cache with which {run.folder} was started, got {place}, which is none")
+    # A cache of another model in the same folder would change the loss in the middle of the run.
     features = ReferenceFeatures(folder)
     recorded = read_json(run.reference_cache, "the description of a cache")
     try:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data import BatchSource, DataSplits, captions_of
+from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder
 from drrho_clip.encoders import CachedEncoder, open_model
 from drrho_clip.errors import BadInput
@@ -144,8 +145,8 @@ def ask_reference(model: str, backend: Backend, splits: DataSplits, *, needs_los
 
 def measure_shares(
     encoder: Encoder,
-    train: BatchSource,
-    validation: BatchSource,
+    train: BatchSource | RowSource,
+    validation: BatchSource | RowSource,
     *,
     temperature: float,
     used_rows: npt.NDArray[np.int64] | None = None,

@@ -34,7 +34,7 @@ __all__ = [
     "with_places",
 ]
 
-PLACES = ("data", "validation", "reference", "init")
+PLACES = ("data", "validation", "reference", "init", "model")
 """The settings that name files or folders. A run records where these were, because the meaning of a relative path
 depends on the folder in which the command was started."""
 

@@ -43,6 +43,8 @@ from drrho_clip.data import (
 from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
 from drrho_clip.data.protocol import ImageReading
 from drrho_clip.errors import BadInput
+from drrho_clip.features.reading import ReferenceFeatures
+from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, load_state, save_arrays
 from drrho_clip.files.disk import naming, write_atomic
 from drrho_clip.files.json_files import read_json
@@ -137,6 +139,13 @@ class Run:
     @functools.cached_property
     def image_reading(self) -> ImageReading | str:
         """The way in which the encoders read images: that of their own settings, or a mode of `resize`."""
+        stored = self.spec.stored_features
+        if stored is not None:
+            # The module of the places imports this module.
+            from drrho_clip.run.data import place_of
+
+            cache = place_of(self, "model").partition(":")[2]
+            return StoredInputs(ReferenceFeatures(cache, verify=False), stored["model"])
         settings = self.spec.image_processor
         return self.config.resize if settings is None else ImageProcessor.from_json(settings)
 
@@ -383,7 +392,9 @@ def _check_parts(run: Run, file: Path) -> None:
     sizes = ("architecture", "image_size", "feature_dim", "width", "depth")
     expected: dict[str, Any] = {"context_length": run.tokenizer.context_length}
     # A Hugging Face model has sizes of its own, and its vocabulary may have more tokens than its tokenizer.
-    if run.spec.hf_config is None:
+    if run.spec.stored_features is not None:
+        expected = {name: getattr(run.config, name) for name in ("feature_dim", "width", "depth")}
+    elif run.spec.hf_config is None:
         expected |= {name: getattr(run.config, name) for name in sizes}
         expected["vocabulary_size"] = run.tokenizer.vocabulary_size
     for name, value in expected.items():

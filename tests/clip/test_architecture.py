@@ -54,7 +54,7 @@ def test_kernels_start_at_the_size_that_keeps_activations_alive() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "vit"}, "architecture must be one of 'mlp', 'conv', 'hf', got 'vit'"),
+        ({"architecture": "vit"}, "architecture must be one of 'mlp', 'conv', 'hf', 'heads', got 'vit'"),
         ({"width": 0}, "width must be an integer of at least 1, got 0"),
         ({"feature_dim": 2.0}, r"feature_dim must be an integer of at least 1, got 2\.0"),
         ({"depth": True}, "depth must be an integer of at least 1, got True"),

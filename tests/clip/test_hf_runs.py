@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,31 @@ def test_interrupted_run_of_a_directory_continues_bit_for_bit(
     assert whole[0].keys() == parts[0].keys()
     for name, array in whole[0].items():
         np.testing.assert_array_equal(array, parts[0][name], err_msg=name)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_new_model_by_size_is_trained_with_a_tokenizer_of_the_captions(
+    backend: str, table: Path, tmp_path: Path
+) -> None:
+    """A configuration in a file is a size as well; the exported directory gives the same features in transformers."""
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = {
+        "text_config": tower | {"max_position_embeddings": 8, "vocab_size": 300},
+        "vision_config": tower | {"image_size": 8, "patch_size": 4},
+        "projection_dim": 8,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ["--data", str(table), "--model", str(tmp_path / "config.json"), "--backend", backend, "--device", "cpu"]
+    words += ["--method", "clip", "--epochs", "1", "--batch-size", "16", "--out", str(tmp_path / "run")]
+    assert main(["train", *words]) == 0
+    run = open_run(tmp_path / "run")
+    assert run.tokenizer.vocabulary_size == run.spec.vocabulary_size <= 300
+    # The words of the captions have become tokens.
+    assert run.tokenizer.words("red beside green") == ["Ġred", "Ġbeside", "Ġgreen"]
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "model")]) == 0
+    data = read_pairs(table)
+    ours = Encoder.load(run, get_backend(backend, device="cpu")).pairs(data)
+    files = [table.parent / f"{row}.png" for row in range(len(data))]
+    theirs = _transformers_features(tmp_path / "model", "clip", files, list(data.captions))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6 if backend == "torch" else 1e-5)

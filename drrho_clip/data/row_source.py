@@ -1,0 +1,94 @@
+"""Batches of stored features: heads over features read rows of two tables in place of pixels and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_clip.data._checks import whole_number
+from drrho_clip.data.loader import HostBatch, batches
+from drrho_clip.data.protocol import Dataset, Int64
+from drrho_clip.errors import BadInput
+
+__all__ = ["PairRows", "RowSource"]
+
+
+class PairRows(Protocol):
+    """Stored features of pairs; `drrho_clip.ReferenceFeatures` is such a store."""
+
+    def rows_of(self, dataset: Dataset, /) -> Int64:
+        """Return the row of each pair of a data set; raise BadInput if a pair is missing."""
+        ...
+
+    def rows_of_side(self, side: str, rows: Int64, /) -> npt.NDArray[np.float32]:
+        """Return the features (b, D) of one side, "image" or "text"."""
+        ...
+
+
+class RowSource:
+    """Batches of a data set whose images and tokens are rows of stored features; see `BatchSource`.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The pairs.
+    features : PairRows
+        The features, which must have all pairs of the data set.
+    order : {"full", "blocks"}
+        The order of the samples in an epoch; see `batches`.
+
+    Attributes
+    ----------
+    unreadable : dict of int to str
+        Empty.
+
+    Raises
+    ------
+    BadInput
+        The data set is empty, or a pair has no features.
+    """
+
+    def __init__(self, dataset: Dataset, features: PairRows, *, order: str = "full") -> None:
+        if len(dataset) == 0:
+            raise BadInput("dataset must hold at least one pair, got none")
+        self.dataset = dataset
+        self._features, self._order = features, order
+        # No image is decoded, so none can be unreadable.
+        self.unreadable: dict[int, str] = {}
+        self._rows = features.rows_of(dataset)
+        image_ids = dataset.image_ids
+        self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.dataset)
+
+    def epoch(
+        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
+    ) -> Iterator[HostBatch]:
+        """Yield the batches of one epoch in the order of `BatchSource.epoch`."""
+        # No thread reads in advance: the rows are mapped into memory, and the system keeps those that were read.
+        count = len(self) if rows is None else len(rows)
+        order = batches(count, batch_size, seed=seed, epoch=epoch, first_batch=first_batch, order=self._order)
+        return (self.gather(index if rows is None else rows[index]) for index in order)
+
+    def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
+        """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""
+        batch_size = whole_number(batch_size, "batch_size", at_least=1)
+        rows = np.arange(len(self), dtype=np.int64) if rows is None else rows
+        return (self.gather(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+
+    def gather(self, sample_index: Sequence[int] | Int64) -> HostBatch:
+        """Return the batch of the given rows of the data set."""
+        index = np.asarray(sample_index, dtype=np.int64)
+        # The rows of the cache may stand in another order than the pairs.
+        places = self._rows[index]
+        pair_mask = None
+        if self._image_ids is not None:
+            pair_mask = self._image_ids[index][:, None] != self._image_ids[index][None, :]
+        images: Any = self._features.rows_of_side("image", places)
+        texts: Any = self._features.rows_of_side("text", places)
+        return HostBatch(index, images, texts, pair_mask)
