@@ -16,7 +16,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
 from drrho_core import cosine_gamma
-from drrho_core.backend import Backend, default_backend
+from drrho_core.backend import default_backend
 from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
 
@@ -512,22 +512,3 @@ class TrainConfig:
             return self.gamma_min
         epoch = step // steps_per_epoch if self.gamma_schedule == "epoch" else step / steps_per_epoch
         return cosine_gamma(epoch, num_epochs=self.epochs * self.gamma_share, gamma_min=self.gamma_min)
-
-
-def preset(data: str) -> dict[str, Any]:
-    """Return the defaults that this kind of data changes, by the name of the setting.
-
-    Examples
-    --------
-    >>> preset("digits:reference")["epochs"], preset("scenes"), preset("pairs.csv")["image_size"]
-    (60, {'warmup_steps': 50}, 64)
-    """
-    # "digits:reference" has the presets of "digits".
-    kind = data.partition(":")[0] if data in BUILT_IN_DATA else TABLE
-    presets = {option.name: setting_of(option).presets or {} for option in fields(TrainConfig)}
-    return {name: by_kind[kind] for name, by_kind in presets.items() if kind in by_kind}
-
-
-def preferred_architecture(architecture: str, backend: Backend) -> str:
-    """Return the architecture if the backend has it, else the backend's preferred architecture."""
-    return architecture if architecture in backend.architectures else backend.architectures[0]

@@ -10,12 +10,12 @@ from typing import Any
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.commands.table import print_table
-from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
+from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, choice, setting
-from drrho_clip.table_defaults import defaults_for
+from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
