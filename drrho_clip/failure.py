@@ -18,11 +18,11 @@ from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.precision import in_precision
 from drrho_clip.run import Run, open_run, part
-from drrho_clip.step import StepBatch, build_step
+from drrho_clip.step import Step, StepBatch, StepResult, build_step
 from drrho_clip.update import StepState, initial_state
 from drrho_core.backend import Backend
 
-__all__ = ["Replay", "failure_arrays", "failure_file", "replay", "save_failure"]
+__all__ = ["Replay", "failure_arrays", "failure_file", "good_result", "replay", "save_failure"]
 
 _NUMBERS = ("learning_rate", "gamma")
 
@@ -35,7 +35,7 @@ class Replay(NamedTuple):
     step : int
         Number of the bad step, counted from 1.
     loss : float
-        The loss of the step; nan if features that are not finite left no loss.
+        The loss of the step; nan if it is not finite.
     bad_images, bad_texts : list of int
         Rows of the data set whose features are not finite.
     bad_parameters : list of str
@@ -70,6 +70,17 @@ def failure_arrays(backend: Backend, state: StepState, batch: StepBatch) -> dict
         if value is not None and name not in _NUMBERS:
             arrays |= {f"batch/{name}/{side}": backend.to_numpy(array) for side, array in enumerate(sides)}
     return arrays
+
+
+def good_result(step: Step, state: StepState, batch: StepBatch) -> StepResult | None:
+    """Take a step, and return the result, or None if the loss is not finite."""
+    try:
+        with np.errstate(all="ignore"):
+            result = step(state, batch)
+    # The core refuses features that are not finite, unless the step is compiled.
+    except ValueError:
+        return None
+    return result if np.isfinite(float(result.loss)) else None
 
 
 def save_failure(
@@ -118,11 +129,8 @@ def replay(folder: str | Path, backend: Backend) -> Replay:
             model.encode_texts(state.parameters, batch.texts),
         )
         bad = [rows[~np.isfinite(backend.to_numpy(side)).all(axis=1)].tolist() for side in features]
-        try:
-            loss = float(build_step(backend, model, optimizer, config)(state, batch).loss)
-        # The core refuses features that are not finite, unless the step is compiled.
-        except ValueError:
-            loss = float("nan")
+    result = good_result(build_step(backend, model, optimizer, config), state, batch)
+    loss = float("nan") if result is None else float(result.loss)
     names = [name for name, array in part(arrays, "parameters").items() if not np.isfinite(array).all()]
     return Replay(int(numbers["step"]), loss, bad[0], bad[1], names)
 

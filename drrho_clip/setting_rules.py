@@ -31,6 +31,11 @@ def _check_reference(config: TrainConfig) -> None:
             f"reference must be left out for method {config.method} without drop_suspects and anchor_weights, got "
             f"{config.reference!r}"
         )
+    if config.init_estimates is not None and not METHODS[config.method].keeps_estimates:
+        raise BadInput(
+            f"init_estimates must be left out for method {config.method}, which keeps no estimates, got "
+            f"{config.init_estimates!r}"
+        )
     if config.as_reference and config.reference is not None:
         raise BadInput("as_reference must be off for a run that has a reference itself, got as_reference on")
 

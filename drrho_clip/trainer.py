@@ -22,7 +22,7 @@ from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
-from drrho_clip.failure import failure_arrays, save_failure
+from drrho_clip.failure import failure_arrays, good_result, save_failure
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
@@ -36,7 +36,9 @@ from drrho_clip.run import Run, part
 from drrho_clip.run.checkpoint_state import check_state
 from drrho_clip.run.divergence import Watch, all_finite
 from drrho_clip.run.kept_states import KeptStates
+from drrho_clip.run.last_checkpoints import keep_last
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
+from drrho_clip.run.watchers import Watcher, open_watchers, require_watchers
 from drrho_clip.selection import gumbel_noise
 from drrho_clip.step import StepBatch, StepResult, build_step
 from drrho_clip.terminal.printing import say
@@ -92,6 +94,7 @@ class Trainer:
         if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
             raise BadInput(f"reference_temperature must be given for method {config.method}, got none")
         self.run, self.backend, self.splits = run, backend, splits
+        require_watchers(run)
         reading: dict[str, Any] = {
             "image_size": run.spec.image_size,
             "resize_mode": run.image_reading,
@@ -150,10 +153,17 @@ class Trainer:
         path = self.run.estimator_file if place == "file" else None
         return make_estimator(place, len(self.source), backend=self.backend, path=path)
 
+    @functools.cached_property
+    def _watchers(self) -> list[Watcher]:
+        # They write files, so they are opened at the first line, when the folder of the run is there.
+        return open_watchers(self.run, step=self.done)
+
     def close(self) -> None:
-        """Close the file of the inner estimates, if there is a file; the trainer can take no step after that."""
+        """Close the file of the inner estimates and the watchers, if any; the trainer can take no step after that."""
         if "estimator" in vars(self):
             self.estimator.close()
+        for watcher in self._watchers if "_watchers" in vars(self) else ():
+            watcher.close()
 
     @property
     def num_pairs(self) -> int:
@@ -383,30 +393,25 @@ class Trainer:
 
     def _record_failure(self, last: int) -> Path | None:
         """Take the steps since the last checkpoint again, and write what the first bad step reads; see `failure`."""
-        # A trial of a learning rate has no folder.
         if not self.run.checkpoint.is_file():
             return None
         self._restore()
-        for epoch, batch in self._remaining_batches():
-            if self.done > last:
-                break
+        for epoch, batch in itertools.islice(self._remaining_batches(), last + 1 - self.done):
             inputs = self._inputs(batch, epoch)
             arrays = failure_arrays(self.backend, self.state, inputs)
-            try:
-                with np.errstate(all="ignore"):
-                    result = self._step(self.state, inputs)
-                is_bad = not np.isfinite(float(result.loss))
-            except ValueError:
-                is_bad = True
-            if is_bad:
-                rows = batch.sample_index
+            result = good_result(self._step, self.state, inputs)
+            rows = batch.sample_index
+            if result is None:
                 return save_failure(self.run, arrays, inputs, rows, step=self.done + 1, epoch=epoch)
-            self._accept(batch.sample_index, result)
+            self._accept(rows, result)
         return None
 
     def _log(self, epoch: int, figures: Mapping[str, float | str]) -> None:
         samples_seen = self.done * self.run.config.batch_size
-        self.run.log({"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures})
+        record = {"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures}
+        self.run.log(record)
+        for watcher in self._watchers:
+            watcher.log(record)
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -448,6 +453,7 @@ class Trainer:
         }
         self.run.sync_log()
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
+        keep_last(self.run, self.done)
         self._saved = self.done
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         self._kept.write(part(arrays, "parameters"))
