@@ -27,9 +27,10 @@ _PROCESSORS = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 
 
-def check_export(run: Run, folder: Path) -> None:
-    """Raise BadInput unless a run can be exported into a folder, which must be new or empty."""
-    if run.spec.hf_config is None:
+def check_export(run: Run, folder: Path) -> HuggingFaceTokenizer:
+    """Return the tokenizer of a run; raise BadInput unless the run can be exported into a folder, new or empty."""
+    tokenizer = run.tokenizer
+    if run.spec.hf_config is None or not isinstance(tokenizer, HuggingFaceTokenizer):
         raise BadInput(
             f"run must have the encoders of a Hugging Face model (drrho train --model), got {run.folder} with the "
             f"architecture {run.spec.architecture}"
@@ -37,6 +38,7 @@ def check_export(run: Run, folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"out must be a new or empty folder, got {folder} with {min(os.listdir(folder))}")
     check_folder(folder, "out")
+    return tokenizer
 
 
 def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> None:
@@ -56,9 +58,8 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
     BadInput
         If the run has another architecture, if the folder holds a file, or if the checkpoint is missing or damaged.
     """
-    check_export(run, folder)
-    assert isinstance(run.tokenizer, HuggingFaceTokenizer)
-    kind, text = run.spec.hf_sizes.kind, run.tokenizer.text
+    tokenizer = check_export(run, folder)
+    kind, text = run.spec.hf_sizes.kind, tokenizer.text
     weights = run.load_parameters(state) | _constants(kind, temperature_of(run, state))
     config = {**(run.spec.hf_config or {}), "architectures": [_CLASSES[kind]], "dtype": run.config.dtype}
     processor = ImageProcessor.from_json(run.spec.image_processor or {})
@@ -69,7 +70,7 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
         temporary.mkdir(parents=True)
         write_json(temporary / "config.json", config, indent=2)
         write_json(temporary / "preprocessor_config.json", _processor_config(processor, kind), indent=2)
-        write_json(temporary / "tokenizer_config.json", _tokenizer_config(run, run.tokenizer), indent=2)
+        write_json(temporary / "tokenizer_config.json", _tokenizer_config(run, tokenizer), indent=2)
         write_atomic(temporary / "tokenizer.json", text.encode())
         # `transformers` refuses files without this entry.
         write_atomic(temporary / WEIGHTS, safetensors.numpy.save(_in_order(weights), metadata={"format": "pt"}))
