@@ -99,12 +99,12 @@ class ContrastiveLoss(nn.Module):
     Examples
     --------
     >>> images, texts = torch.eye(3).requires_grad_(), torch.eye(3)[[0, 2, 1]]  # two captions are swapped
-    >>> loss_function = ContrastiveLoss(10, temperature=0.5, gamma=0.9)
-    >>> loss = loss_function(images, texts, torch.tensor([4, 0, 7]))
+    >>> contrastive_loss = ContrastiveLoss(10, temperature=0.5, gamma=0.9)
+    >>> loss = contrastive_loss(images, texts, torch.tensor([4, 0, 7]))
     >>> loss.backward()
     >>> round(loss.item(), 4), images.grad.shape
     (0.1446, torch.Size([3, 3]))
-    >>> round(loss_function.log_inner_image[4].item(), 4)
+    >>> round(contrastive_loss.log_inner_image[4].item(), 4)
     -2.0
     """
 
@@ -183,8 +183,8 @@ class ContrastiveLoss(nn.Module):
 
         Examples
         --------
-        >>> loss_function = ContrastiveLoss(3, temperature=0.5).grow(5)
-        >>> loss_function.num_samples, loss_function.log_inner_text.tolist()
+        >>> contrastive_loss = ContrastiveLoss(3, temperature=0.5).grow(5)
+        >>> contrastive_loss.num_samples, contrastive_loss.log_inner_text.tolist()
         (5, [-inf, -inf, -inf, -inf, -inf])
         """
         num_samples = checks.integer("num_samples", num_samples, minimum=self.num_samples)

@@ -80,12 +80,12 @@ def micro_batches(
     >>> from drrho_torch import ContrastiveLoss
     >>> _ = torch.manual_seed(0)
     >>> image_encoder, text_encoder = torch.nn.Linear(6, 3), torch.nn.Linear(5, 3)
-    >>> loss_function = ContrastiveLoss(10, temperature=0.5, gamma=0.9)
+    >>> contrastive_loss = ContrastiveLoss(10, temperature=0.5, gamma=0.9)
     >>> sample_index = torch.tensor([4, 0, 7, 2])
     >>> value = micro_batches(
     ...     lambda images, texts: (image_encoder(images), text_encoder(texts)),
     ...     (torch.randn(4, 6), torch.randn(4, 5)),
-    ...     lambda image, text: loss_function(image, text, sample_index),
+    ...     lambda image, text: contrastive_loss(image, text, sample_index),
     ...     size=3,
     ... )
     >>> value.shape, image_encoder.weight.grad.shape

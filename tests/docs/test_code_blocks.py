@@ -61,10 +61,21 @@ def test_the_torch_loop_of_the_readme_learns_and_remembers() -> None:
 
     torch.manual_seed(0)
     names = _readme("In your own PyTorch loop")
-    state = names["loss_function"].state_dict()["log_inner_image"]
+    state = names["contrastive_loss"].state_dict()["log_inner_image"]
     assert torch.isfinite(state).all()  # ten epochs of 192 out of 200 have met every sample
     assert np.isfinite(names["loss"].item())
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in names["image_encoder"].parameters())
+
+
+def test_the_wrapped_data_set_of_the_readme_adds_the_row_to_tuples_and_dicts() -> None:
+    import torch
+
+    names = _readme("In your own PyTorch loop")
+    rows = [{"image": torch.zeros(2), "text": torch.ones(3)} for _ in range(4)]
+    batch = next(iter(torch.utils.data.DataLoader(names["Indexed"](rows), batch_size=3)))
+    assert batch["sample_index"].tolist() == [0, 1, 2]
+    assert batch["text"].shape == (3, 3)
+    assert [len(entry) for entry in (names["Indexed"]([("image", "text")])[0], rows[0])] == [3, 2]
 
 
 def test_the_jax_loop_of_the_readme_learns_and_remembers() -> None:
