@@ -77,7 +77,8 @@ class TrainConfig:
         metavar="FILE|NAME",
         shown="none; required without --resume",
         help="A table of images and captions (CSV, TSV, JSON Lines or Parquet), a folder of images with text files "
-        "beside them, tar shards such as 'shards-{000..099}.tar', an index (drrho index), or a built-in data set: "
+        "beside them, tar shards such as 'shards-{000..099}.tar', a data set that the library datasets saved on "
+        "disk, a folder with the IDX files of Fashion-MNIST, an index (drrho index), or a built-in data set: "
         + ", ".join(BUILT_IN_DATA)
         + ".",
     )
@@ -184,7 +185,8 @@ class TrainConfig:
     swapped_fraction: float = setting(
         0.3,
         rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
-        help="Share of the training captions of built-in data that are swapped with each other.",
+        presets={TABLE: 0.0},
+        help="Share of the training captions of built-in data and of IDX files that are swapped with each other.",
     )
     # Optimisation.
     epochs: int = setting(

@@ -115,8 +115,14 @@ def _divide(source: PairSource, seed: int, shares: Sequence[float], separate: Se
     num_images = len(first)
     # The part of each image, if the source has parts of its own. An image that is in several parts is held out.
     part_of = np.zeros(num_images, dtype=np.int64)
-    if source.parts is not None:
-        np.maximum.at(part_of, numbers, source.parts[source.record_of].astype(np.int64))
+    own = (
+        np.zeros(len(source), dtype=np.int64)
+        if source.parts is None
+        else source.parts[source.record_of].astype(np.int64)
+    )
+    np.maximum.at(part_of, numbers, own)
+    # So a training pair is left out if its image is held out too.
+    is_used = own == part_of[numbers]
     # The images are sorted by their hashes: the first share is validation, the next is test, the rest is training.
     keys = [digest.tobytes().hex() for digest in digests[first]]
     places = np.array([_place(seed, key) for key in keys])
@@ -139,7 +145,7 @@ def _divide(source: PairSource, seed: int, shares: Sequence[float], separate: Se
             f"of which {num_images - len(order) + start} would be held out: lower the shares, or name tables for "
             "validation and test"
         )
-    return [np.flatnonzero(part_of[numbers] == number).astype(np.int64) for number in range(3)]
+    return [np.flatnonzero(is_used & (part_of[numbers] == number)).astype(np.int64) for number in range(3)]
 
 
 def _place(seed: int, key: str) -> float:

@@ -22,6 +22,8 @@ from drrho_clip.data.pair_source import ImageStore, PairSource, TextColumn, Unre
 from drrho_clip.data.pair_table import FileStore
 from drrho_clip.data.pairs import PairsDataset
 from drrho_clip.data.protocol import Int64
+from drrho_clip.data.sources.hub import HubStore
+from drrho_clip.data.sources.idx import IdxStore
 from drrho_clip.data.sources.shards import ShardStore
 from drrho_clip.errors import BadInput
 from drrho_clip.files.disk import naming, temporary_path
@@ -216,4 +218,9 @@ def _open_store(described: Mapping[str, Any], files: list[Path], columns: Mappin
         return ShardStore(files, columns["store_places"], names)
     if described["kind"] == FileStore.kind:
         return FileStore(Path(described["path"]), files[0], described["store"]["unit"], columns["store_numbers"], names)
+    if described["kind"] == HubStore.kind:
+        about = described["store"]
+        return HubStore(files[0], about["column"], about["parts"], columns["store_places"])
+    if described["kind"] == IdxStore.kind:
+        return IdxStore(files[0].parent, columns["store_places"])
     raise BadInput(f"{described['kind']!r} must be a kind of data that this version knows")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.data import (
@@ -15,8 +17,13 @@ from drrho_clip.data import (
     pair_splits,
     scene_splits,
     scenes,
+    swap_captions,
 )
 from drrho_clip.data.joined import JoinedDataset
+from drrho_clip.data.sources.idx import IdxStore
+
+# The stream of random numbers that draws the swapped captions.
+_SWAPS: Final = 12
 
 
 def open_splits(config: TrainConfig) -> DataSplits:
@@ -30,7 +37,7 @@ def open_splits(config: TrainConfig) -> DataSplits:
         If a library that the data need is not installed.
     """
     if config.data not in BUILT_IN_DATA:
-        return pair_splits(
+        splits = pair_splits(
             config.data,
             validation=config.validation,
             seed=config.data_seed,
@@ -39,6 +46,7 @@ def open_splits(config: TrainConfig) -> DataSplits:
             label_column=config.label_column,
             max_unreadable=config.max_unreadable,
         )
+        return _with_swapped_captions(splits, config)
     family, _, stream = config.data.partition(":")
     options: dict[str, Any] = {"seed": config.data_seed, "swapped_fraction": config.swapped_fraction}
     # With "scenes:reference" only the training data differ from those of "scenes"; validation and test data are equal.
@@ -62,6 +70,16 @@ def open_all_pairs(config: TrainConfig) -> Dataset:
     if config.data in BUILT_IN_DATA:
         return JoinedDataset(config.data, open_splits(config))
     return open_table(config.data, config)
+
+
+def _with_swapped_captions(splits: DataSplits, config: TrainConfig) -> DataSplits:
+    """Swap training captions of IDX files, which are made from the classes; other captions are those of the user."""
+    train = splits.train
+    if not isinstance(train, PairsDataset) or train.source.store.kind != IdxStore.kind or not config.swapped_fraction:
+        return splits
+    rng = np.random.default_rng([config.data_seed, _SWAPS])
+    captions, _ = swap_captions(train.captions, config.swapped_fraction, rng)
+    return splits._replace(train=train.with_captions(captions))
 
 
 def open_table(path: str, config: TrainConfig) -> PairsDataset:

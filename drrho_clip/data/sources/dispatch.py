@@ -12,6 +12,8 @@ from drrho_clip.data.index import is_index, read_index
 from drrho_clip.data.pair_source import MAX_UNREADABLE, PairSource, require_readable
 from drrho_clip.data.pair_table import read_table
 from drrho_clip.data.pairs import PairsDataset
+from drrho_clip.data.sources.hub import is_hub_data, read_hub_data
+from drrho_clip.data.sources.idx import is_idx_folder, read_idx
 from drrho_clip.data.sources.shards import expand_braces, read_shards, shards_in
 from drrho_clip.errors import BadInput
 from drrho_clip.terminal.safe_text import shown
@@ -20,7 +22,8 @@ __all__ = ["KINDS", "exists", "open_data", "read_source", "read_together"]
 
 KINDS: Final = (
     "a table of images and captions (CSV, TSV, JSON Lines or Parquet), a folder of images with text files beside them, "
-    "tar shards such as 'shards-{000..099}.tar', or an index"
+    "tar shards such as 'shards-{000..099}.tar', a saved data set of the library datasets, a folder of IDX files, or "
+    "an index"
 )
 """The kinds of data, in words, for help texts."""
 
@@ -39,9 +42,11 @@ def open_data(
     ----------
     path : path
         A table or a folder of images with captions, as `read_pairs` takes them; tar shards in the format of webdataset:
-        one file, a folder of such files, or a range such as ``shards-{000..099}.tar``; or an index (`drrho index`).
+        one file, a folder of such files, or a range such as ``shards-{000..099}.tar``; a data set that the library
+        `datasets` saved on disk; a folder with the IDX files of Fashion-MNIST; or an index (`drrho index`).
     image_column, caption_column, label_column : str, optional
-        Columns of a table, as in `read_pairs`. In shards the last two name fields of the .json files.
+        Columns of a table or of a saved data set, as in `read_pairs`. In shards the last two name fields of the .json
+        files.
     max_unreadable : float
         The largest share of the images, in [0, 1], that may be unreadable; these images are left out.
 
@@ -69,6 +74,10 @@ def read_source(path: str | os.PathLike[str], names: ColumnNames) -> PairSource:
     # An index is a folder as well, so it is looked for first.
     if is_index(place):
         return read_index(place)
+    if is_hub_data(place):
+        return read_hub_data(place, names)
+    if is_idx_folder(place):
+        return read_idx(place)
     shards = shards_in(text)
     if shards:
         return read_shards(shards, names, path=text)
