@@ -16,7 +16,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
 from drrho_core import cosine_gamma
-from drrho_core.backend import Backend, default_backend
+from drrho_core.backend import default_backend
 from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
 
@@ -163,6 +163,14 @@ class TrainConfig:
         later=True,
         help="Folder of another run whose best parameters this run starts from. The encoders must have the same sizes; "
         "the tokenizer of that run is used.",
+    )
+    init_estimates: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="FILE",
+        later=True,
+        help="File of another program, LibAUC or the released code of DRRho-CLIP, whose inner estimates this run "
+        "starts from. The file has one row per training pair, or one row per pair of the whole data.",
     )
     model: str | None = setting(
         None,
@@ -371,7 +379,26 @@ class TrainConfig:
     checkpoint_every: int = setting(
         200, rule=at_least(1), help="Steps between two checkpoints; a checkpoint is also written after each epoch."
     )
+    keep_last: int = setting(
+        1,
+        rule=at_least(1),
+        later=True,
+        help="Number of the last checkpoints that stay: the last, and before it checkpoint-stepN.safetensors.",
+    )
     log_every: int = setting(10, rule=at_least(1), help="Steps between two lines of metrics.jsonl.")
+    tensorboard: bool = setting(
+        False,
+        rule=FLAG,
+        later=True,
+        help="Write the lines of metrics.jsonl for TensorBoard as well, in OUT/tensorboard.",
+    )
+    wandb: str | None = setting(
+        None,
+        rule=TEXT,
+        metavar="PROJECT",
+        later=True,
+        help="Project of Weights & Biases that gets the lines of metrics.jsonl as well, if wandb is installed.",
+    )
 
     def __post_init__(self) -> None:
         # Settings that the user has not named get the defaults of the method; a wrong method is refused below.
@@ -404,6 +431,11 @@ class TrainConfig:
             raise BadInput(
                 f"reference must be left out for method {self.method} without drop_suspects and anchor_weights, got "
                 f"{self.reference!r}"
+            )
+        if self.init_estimates is not None and not METHODS[self.method].keeps_estimates:
+            raise BadInput(
+                f"init_estimates must be left out for method {self.method}, which keeps no estimates, got "
+                f"{self.init_estimates!r}"
             )
         if self.as_reference and self.reference is not None:
             raise BadInput("as_reference must be off for a run that has a reference itself, got as_reference on")
@@ -482,22 +514,3 @@ class TrainConfig:
             return self.gamma_min
         epoch = step // steps_per_epoch if self.gamma_schedule == "epoch" else step / steps_per_epoch
         return cosine_gamma(epoch, num_epochs=self.epochs * self.gamma_share, gamma_min=self.gamma_min)
-
-
-def preset(data: str) -> dict[str, Any]:
-    """Return the defaults that this kind of data changes, by the name of the setting.
-
-    Examples
-    --------
-    >>> preset("digits:reference")["epochs"], preset("scenes"), preset("pairs.csv")["image_size"]
-    (60, {'warmup_steps': 50}, 64)
-    """
-    # "digits:reference" has the presets of "digits".
-    kind = data.partition(":")[0] if data in BUILT_IN_DATA else TABLE
-    presets = {option.name: setting_of(option).presets or {} for option in fields(TrainConfig)}
-    return {name: by_kind[kind] for name, by_kind in presets.items() if kind in by_kind}
-
-
-def preferred_architecture(architecture: str, backend: Backend) -> str:
-    """Return the architecture if the backend has it, else the backend's preferred architecture."""
-    return architecture if architecture in backend.architectures else backend.architectures[0]

@@ -17,7 +17,10 @@ from drrho_clip.files.json_files import read_json
 from drrho_clip.options import FLAG, Setting, nearest_name, setting_of
 from drrho_clip.terminal.safe_text import brief
 
-__all__ = ["read_settings"]
+__all__ = ["PRESETS", "read_preset", "read_settings"]
+
+PRESETS = ("CC3M", "CC12M", "DFN-192M")
+"""Names of the presets: the settings of published runs, in the folder ``presets`` with the sources."""
 
 _LARGEST = 2**20
 _FLAGS = {"true": True, "false": False}
@@ -71,6 +74,22 @@ def read_settings(path: Path) -> dict[str, Any]:
         if value is not None:
             settings[name] = _checked(f"{path}: {name}", value, described[name])
     return settings
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return the settings of a preset, one of `PRESETS`.
+
+    Raises
+    ------
+    MissingExtra
+        If PyYAML is not installed.
+
+    Examples
+    --------
+    >>> read_preset("DFN-192M")["batch_size"]
+    5120
+    """
+    return read_settings(Path(__file__).parent / "presets" / f"{name}.yaml")
 
 
 def _kind(value: Any) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.config import TrainConfig, preferred_architecture, preset
+from drrho_clip.config import TrainConfig
 from drrho_clip.data import ArrayDataset, DataSplits
 from drrho_clip.data.splits import open_splits
 from drrho_clip.encode import Encoder
@@ -33,6 +33,7 @@ from drrho_clip.report.gallery import retrieval_examples
 from drrho_clip.report.page import write_report
 from drrho_clip.run import open_run, read_metrics
 from drrho_clip.run.outcome import Outcome, load_outcome
+from drrho_clip.table_defaults import preferred_architecture, preset
 from drrho_clip.train import train
 from drrho_core.backend import Backend, backend_names
 

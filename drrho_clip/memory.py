@@ -1,6 +1,23 @@
 """How much memory a training run needs, from the settings and the sizes alone.
 
-Shapes: n training pairs, b pairs per batch, P parameters, d features, r features of the reference model.
+The parts, in bytes, with n_all pairs in all splits, n training pairs, b pairs per batch, P parameters in A arrays, w
+bytes per number, a numbers per pair (`activations_per_pair`), r features of the reference model:
+
+    images              n_all s s C                 all images in memory, as bytes; 0 if they stay on the disk
+    parameters          P w
+    optimiser           2 P w                       both moments of AdamW
+    gradients           P w
+    update              u P w                       new parameters and moments beside the old ones; temporary arrays
+    activations         f b a w
+    batch               2 f b b w                   similarities and weights of all pairs of a batch
+    checkpoint          6 P w                       a copy of parameters and moments, and the content of the file
+    inner estimates     2 n w
+    reference features  2 n r w
+    library             fixed + A per_array         memory that the library takes at the first step
+
+The parts are added, although a checkpoint is written between two steps: the allocator of the process keeps the memory
+of a step. The properties of the libraries (u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on
+the CPU with `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +28,7 @@ from typing import NamedTuple
 from drrho_clip.config import TrainConfig
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec, parameter_shapes
+from drrho_core.backend import Backend, WorkingMemory
 
 __all__ = ["MemoryPart", "activations_per_pair", "memory_of_run", "parameter_count"]
 
@@ -23,9 +41,15 @@ class MemoryPart(NamedTuple):
 
 
 def memory_of_run(
-    config: TrainConfig, spec: ModelSpec, num_pairs: int, *, reference_features: int | None = None
+    config: TrainConfig,
+    spec: ModelSpec,
+    backend: Backend,
+    *,
+    num_pairs: int,
+    num_images: int,
+    reference_features: int | None = None,
 ) -> list[MemoryPart]:
-    """Return the parts of the memory that a run needs beyond the imported libraries.
+    """Return the parts of the memory that a run needs at the peak, beyond the imported libraries.
 
     Parameters
     ----------
@@ -33,27 +57,37 @@ def memory_of_run(
         The settings.
     spec : ModelSpec
         The sizes of the encoders.
+    backend : Backend
+        The array library.
     num_pairs : int
         Number n of training pairs.
+    num_images : int
+        Number of images that the run keeps in memory.
     reference_features : int, optional
         Number r of features of the reference model, if the method uses the features.
 
     Returns
     -------
     list of MemoryPart
-        Parts of at least one byte.
+        Parts of at least one byte, whose sum is the peak.
     """
+    library = getattr(backend, "working_memory", WorkingMemory())
     item = 8 if config.dtype == "float64" else 4
     parameters = item * parameter_count(spec)
-    pixels = spec.image_size**2 * spec.channels
+    batch_size = config.batch_size
     parts = {
+        "images": num_images * spec.image_size**2 * spec.channels,
         "parameters": parameters,
-        "gradients": parameters,
         "optimiser": 2 * parameters,
-        "activations": item * config.batch_size * activations_per_pair(spec),
-        "cached images": num_pairs * pixels,
+        "gradients": parameters,
+        "update": round(library.update_factor * parameters),
+        "activations": round(library.activation_factor * item * batch_size * activations_per_pair(spec)),
+        "batch": round(library.activation_factor * item * 2 * batch_size**2),
+        # A state of three numbers per parameter is copied once, and serialised once.
+        "checkpoint": 2 * 3 * parameters,
         "inner estimates": 2 * item * num_pairs if METHODS[config.method].keeps_estimates else 0,
         "reference features": 2 * item * num_pairs * (reference_features or 0),
+        "library": round(library.fixed + library.per_array * len(parameter_shapes(spec))),
     }
     return [MemoryPart(name, size) for name, size in parts.items() if size > 0]
 
@@ -64,16 +98,40 @@ def parameter_count(spec: ModelSpec) -> int:
 
 
 def activations_per_pair(spec: ModelSpec) -> int:
-    """Return how many numbers the encoders keep of one pair for the gradient."""
-    pixels = spec.image_size**2 * spec.channels
+    """Return how many numbers a step keeps of one pair, in both encoders, at the start of the backward pass.
+
+    Examples
+    --------
+    >>> spec = ModelSpec("mlp", image_size=8, channels=1, vocabulary_size=20, context_length=6, width=16, depth=1)
+    >>> activations_per_pair(spec)
+    660
+    """
+    # The batch is there twice: as NumPy made it, and as an array of the library.
+    inputs = 2 * spec.image_size**2 * spec.channels
     features = 4 * spec.feature_dim
     if spec.architecture == "mlp":
-        return pixels + spec.vocabulary_size + 2 * spec.depth * 2 * spec.hidden + features
-    side, count = spec.image_size, pixels
+        # Each layer of each tower keeps its output; the gradient of the output is as large.
+        return inputs + spec.vocabulary_size + 2 * spec.depth * 2 * spec.hidden + features
+    if spec.architecture == "hf":
+        sizes = spec.hf_sizes
+        towers = ((sizes.grid**2 + 1, sizes.image), (sizes.context_length, sizes.text))
+        blocks = sum(_transformer(tokens, tower.width, tower.depth, tower.heads) for tokens, tower in towers)
+        return inputs + blocks + features
+    side, count = spec.image_size, 0
     for channels in (spec.width, 2 * spec.width, 4 * spec.width):
         side = (side + 1) // 2
         count += 2 * side * side * channels
-    # Each block keeps two normed inputs, queries, keys, values, the attention's output and twice the hidden units.
-    per_token = 12 * spec.text_width
-    scores = 2 * spec.heads * spec.context_length
-    return count + spec.depth * spec.context_length * (per_token + scores) + features
+    text = _transformer(spec.context_length, spec.text_width, spec.depth, spec.heads)
+    return inputs + count + text + features
+
+
+def _transformer(tokens: int, width: int, depth: int, heads: int) -> int:
+    """Return the numbers that the blocks of a transformer keep of a row of tokens.
+
+    A block keeps about 17 numbers per token and unit of width: two inputs and two outputs of norms, queries, keys and
+    values twice, the output of the attention twice, and the hidden units before and after the activation; and two
+    numbers per head and pair of tokens: the scores and their softmax. Source of the count: Korthikanti et al.,
+    "Reducing activation recomputation in large transformer models" (2022, arXiv 2205.05198), equation 1, which has 34
+    bytes at 2 bytes per number.
+    """
+    return depth * tokens * (17 * width + 2 * heads * tokens)

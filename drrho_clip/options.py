@@ -172,7 +172,7 @@ class Setting:
     positional : bool
         The value is given without the option's name.
     presets : mapping
-        The defaults for certain kinds of data, such as digits, if they differ; see `drrho_clip.config.preset`.
+        The defaults for certain kinds of data, such as digits, if they differ; see `drrho_clip.table_defaults.preset`.
     later : bool
         True for a setting that did not exist in version 0.1.0: a run of that version or earlier gets the default.
     """

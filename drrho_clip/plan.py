@@ -7,12 +7,14 @@ from pathlib import Path
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits, batches
+from drrho_clip.data.loader import CACHE_BYTES
 from drrho_clip.encoders import feature_dim_in_memory
 from drrho_clip.memory import MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec
 from drrho_clip.terminal.printing import print_cells, say
 from drrho_clip.train import described
+from drrho_core.backend import Backend
 
 __all__ = ["Plan", "plan_run", "print_plan"]
 
@@ -49,13 +51,15 @@ class Plan:
         return self.steps_per_epoch * self.config.epochs
 
 
-def plan_run(config: TrainConfig, splits: DataSplits, *, share_left_out: float = 0.0) -> Plan:
+def plan_run(config: TrainConfig, backend: Backend, splits: DataSplits, *, share_left_out: float = 0.0) -> Plan:
     """Return what a run with these settings and data would do.
 
     Parameters
     ----------
     config : TrainConfig
         The settings.
+    backend : Backend
+        The array library.
     splits : DataSplits
         The opened data.
     share_left_out : float
@@ -73,7 +77,14 @@ def plan_run(config: TrainConfig, splits: DataSplits, *, share_left_out: float =
         features = feature_dim_in_memory(config.reference)
     num_pairs = round((1.0 - share_left_out) * len(splits.train))
     steps = sum(1 for _ in batches(num_pairs, config.batch_size, seed=config.seed, epoch=0))
-    memory = memory_of_run(config, spec, len(splits.train), reference_features=features)
+    # Data in memory are there whole; the images of a table are kept while they are decoded, if they fit.
+    in_memory = [part for part in splits if hasattr(part, "images")]
+    num_images = sum(map(len, in_memory))
+    if not in_memory and len(splits.train) * spec.image_size**2 * spec.channels <= CACHE_BYTES:
+        num_images = len(splits.train)
+    memory = memory_of_run(
+        config, spec, backend, num_pairs=len(splits.train), num_images=num_images, reference_features=features
+    )
     return Plan(config, spec, num_pairs, len(splits.validation), len(splits.test), steps, tuple(memory))
 
 

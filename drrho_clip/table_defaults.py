@@ -1,10 +1,15 @@
-"""Defaults of a run on a table: batch size and epochs by the size, the learning rate by the purpose."""
+"""Defaults that depend on the data or the library: by the kind of data, by the size of a table, by the backend."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Final
 
-__all__ = ["defaults_for"]
+from drrho_clip.config import BUILT_IN_DATA, TABLE, TrainConfig
+from drrho_clip.options import setting_of
+from drrho_core.backend import Backend
+
+__all__ = ["defaults_for", "preferred_architecture", "preset"]
 
 _LARGEST_BATCH: Final = 256
 # A run sees about this many samples, but it takes at least 8 and at most 60 epochs.
@@ -57,3 +62,22 @@ def defaults_for(num_pairs: int, *, used_share: float = 1.0, as_reference: bool 
         "epochs": -(-epochs // _REFERENCE_SHARE) if as_reference else epochs,
         "learning_rate": _REFERENCE_LEARNING_RATE if as_reference else _LEARNING_RATE,
     }
+
+
+def preset(data: str) -> dict[str, Any]:
+    """Return the defaults that this kind of data changes, by the name of the setting.
+
+    Examples
+    --------
+    >>> preset("digits:reference")["epochs"], preset("scenes"), preset("pairs.csv")["image_size"]
+    (60, {'warmup_steps': 50}, 64)
+    """
+    # "digits:reference" has the presets of "digits".
+    kind = data.partition(":")[0] if data in BUILT_IN_DATA else TABLE
+    presets = {option.name: setting_of(option).presets or {} for option in fields(TrainConfig)}
+    return {name: by_kind[kind] for name, by_kind in presets.items() if kind in by_kind}
+
+
+def preferred_architecture(architecture: str, backend: Backend) -> str:
+    """Return the architecture if the backend has it, else the backend's preferred architecture."""
+    return architecture if architecture in backend.architectures else backend.architectures[0]

@@ -21,6 +21,7 @@ from drrho_clip.data.splits import open_splits
 from drrho_clip.encoders import check_model_name, is_run
 from drrho_clip.evaluate import evaluate
 from drrho_clip.exchange.chosen_model import check_model, choose_model
+from drrho_clip.exchange.estimates import read_estimates
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
@@ -110,6 +111,9 @@ def train(
         # The settings of the run hold the number, so that a resumed run does not need the reference model.
         temperature = config.reference_temperature or temperature_of(reference, "reference")
         run = replace(run, config=replace(config, reference_temperature=temperature))
+    estimates = None
+    if config.init_estimates is not None:
+        estimates = read_estimates(config.init_estimates, splits.train, config, backend)
     trials = []
     if config.learning_rate == AUTO:
         trials = try_learning_rates(run, backend, splits, start=start)
@@ -127,6 +131,8 @@ def train(
             save_known_images(run, splits, reference=reference, init=source)
             if trials:
                 save_trials(run, trials)
+            if estimates is not None:
+                trainer.estimator.load_state_dict(estimates)
             trainer.save()
             tokenizer = None if reference is None else reference.tokenizer
             if not quiet:

@@ -31,7 +31,9 @@ from drrho_clip.run import Run, part
 from drrho_clip.run.checkpoint_state import check_state
 from drrho_clip.run.divergence import Watch, all_finite
 from drrho_clip.run.kept_states import KeptStates
+from drrho_clip.run.last_checkpoints import keep_last
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
+from drrho_clip.run.watchers import Watcher, open_watchers, require_watchers
 from drrho_clip.step import StepBatch, StepResult, StepState, build_step, initial_scalars, with_scalars
 from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
@@ -85,6 +87,7 @@ class Trainer:
         if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
             raise BadInput(f"reference_temperature must be given for method {config.method}, got none")
         self.run, self.backend, self.splits = run, backend, splits
+        require_watchers(run)
         reading: dict[str, Any] = {
             "image_size": run.spec.image_size,
             "resize_mode": run.image_reading,
@@ -140,10 +143,17 @@ class Trainer:
         path = self.run.estimator_file if place == "file" else None
         return make_estimator(place, len(self.source), backend=self.backend, path=path)
 
+    @functools.cached_property
+    def _watchers(self) -> list[Watcher]:
+        # They write files, so they are opened at the first line, when the folder of the run is there.
+        return open_watchers(self.run, step=self.done)
+
     def close(self) -> None:
-        """Close the file of the inner estimates, if there is a file; the trainer can take no step after that."""
+        """Close the file of the inner estimates and the watchers, if any; the trainer can take no step after that."""
         if "estimator" in vars(self):
             self.estimator.close()
+        for watcher in self._watchers if "_watchers" in vars(self) else ():
+            watcher.close()
 
     @property
     def num_pairs(self) -> int:
@@ -355,7 +365,10 @@ class Trainer:
 
     def _log(self, epoch: int, figures: Mapping[str, float | str]) -> None:
         samples_seen = self.done * self.run.config.batch_size
-        self.run.log({"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures})
+        record = {"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures}
+        self.run.log(record)
+        for watcher in self._watchers:
+            watcher.log(record)
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -397,6 +410,7 @@ class Trainer:
         }
         self.run.sync_log()
         save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
+        keep_last(self.run, self.done)
         self._saved = self.done
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         self._kept.write(part(arrays, "parameters"))

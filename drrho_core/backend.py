@@ -66,6 +66,27 @@ class Home(NamedTuple):
     from_numpy: Callable[[Any], Array]
 
 
+class WorkingMemory(NamedTuple):
+    """What an array library adds to the memory of a training run on the CPU, beyond the arrays of the run.
+
+    Attributes
+    ----------
+    fixed : float
+        Bytes that the library takes at the first step, for threads, kernels and buffers.
+    per_array : float
+        Bytes per array of parameters, such as those of a compiled program.
+    activation_factor : float
+        Memory of activations and temporary arrays, as a multiple of the numbers that a backward pass needs.
+    update_factor : float
+        Memory of an update by the optimiser, as a multiple of the parameters.
+    """
+
+    fixed: float = 22e6
+    per_array: float = 0.0
+    activation_factor: float = 1.0
+    update_factor: float = 5.0
+
+
 class Backend(Protocol):
     """One array library on one device, in one floating dtype (``float32`` or ``float64``).
 

@@ -15,7 +15,7 @@ import optax
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_core.backend import Function, Home, Model, Parameters
+from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.hf_models import HuggingFaceModel
 from drrho_jax.models import ConvModel
@@ -48,6 +48,8 @@ class JaxBackend:
     homes = ("device",)
     architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
     preference = 0
+    # Measured with benchmarks/memory.py.
+    working_memory = WorkingMemory(210e6, per_array=6.7e6, activation_factor=1.9, update_factor=3.0)
     xp = jnp
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:

@@ -18,8 +18,9 @@ from torch.optim.adamw import adamw
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core import InnerEstimator
-from drrho_core.backend import Function, Home, Model, Parameters
+from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_core.checks import Namespace
+from drrho_torch.estimate_files import read_tables
 from drrho_torch.estimator import HostEstimator
 from drrho_torch.hf_models import HuggingFaceModel
 from drrho_torch.models import ConvModel
@@ -65,6 +66,9 @@ class TorchBackend:
     homes = ("device", "host")
     architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
     preference = 2
+    # Measured with benchmarks/memory.py.
+    working_memory = WorkingMemory(30e6, per_array=0.7e6, update_factor=0.0)
+    read_tables = staticmethod(read_tables)
     xp: Namespace = array_api_compat.torch
 
     def __init__(self, device: str | None = None, dtype: str = "float32") -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import ArrayDataset, DataSplits, digit_splits, digits, scenes
+from drrho_clip.data import ArrayDataset, DataSplits, digit_splits, digits, exchange_captions, scenes
 from drrho_clip.reference.memorisation import PairFeatures, pair_losses
 from drrho_clip.run import describe_run
 from drrho_clip.trainer import Trainer
@@ -84,18 +84,9 @@ def area_under_the_curve(losses: np.ndarray, wrong: np.ndarray) -> float:
 
 
 def noisy(data: ArrayDataset, fraction: float, seed: int) -> ArrayDataset:
-    """Exchange the captions of a random part of a data set at random; a pair with the same text as before stays right.
-
-    `drrho_clip.data.swap_captions` would give all wrong captions of a class to one other class if there are few texts.
-    """
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(data))[: round(fraction * len(data))]
-    captions = np.asarray(data.own_captions, dtype=object)
-    captions[chosen] = captions[rng.permutation(chosen)]
-    is_swapped = captions != np.asarray(data.own_captions, dtype=object)
-    return ArrayDataset(
-        data.name, data.images, captions.tolist(), own_captions=data.own_captions, is_swapped=is_swapped
-    )
+    """Exchange a share of the captions of a data set at random."""
+    captions, is_swapped = exchange_captions(data.own_captions, fraction, np.random.default_rng(seed))
+    return ArrayDataset(data.name, data.images, captions, own_captions=data.own_captions, is_swapped=is_swapped)
 
 
 def problems(seed: int, fashion_mnist: Path | None) -> list[Problem]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.commands.table import print_table
-from drrho_clip.config import BUILT_IN_DATA, TrainConfig, preferred_architecture, preset
-from drrho_clip.config_file import read_settings
+from drrho_clip.config import BUILT_IN_DATA, TrainConfig
+from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
-from drrho_clip.options import FLAG, PATH, setting
-from drrho_clip.table_defaults import defaults_for
+from drrho_clip.options import FLAG, PATH, choice, setting
+from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
@@ -57,6 +57,11 @@ class Train:
         metavar="FILE",
         help="A YAML file with settings, or the config.json of a run; the options of the command line come first.",
     )
+    preset: str | None = setting(
+        None,
+        rule=choice(*PRESETS),
+        help="Settings of a published run on this data set; --config and the options of the command line come first.",
+    )
     dry_run: bool = setting(
         False, rule=FLAG, help="Print pairs, steps, parameters and memory of the run; train nothing and write nothing."
     )
@@ -78,7 +83,8 @@ class Train:
             own = _sizes_of(settings["model"])
             settings = {name: value for name, value in settings.items() if name not in own}
         # The command line comes first, so that a file can serve several runs that differ in a few settings.
-        return {**settings, **self.settings}
+        published = {} if self.preset is None else read_preset(self.preset)
+        return {**published, **settings, **self.settings}
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
@@ -111,7 +117,7 @@ class Train:
         config, backend, splits = self._started()
         check_other_runs(config, allow_unfinished=self.allow_unfinished)
         splits = open_splits(config) if splits is None else splits
-        plan = plan_run(config, splits, share_left_out=_share_left_out(config))
+        plan = plan_run(config, backend, splits, share_left_out=_share_left_out(config))
         print_plan(plan, device=backend.device)
         return 0
 

@@ -8,7 +8,7 @@ the extra `train` installs these three.
 
 from __future__ import annotations
 
-from drrho_clip.data.arrays import ArrayDataset, swap_captions
+from drrho_clip.data.arrays import ArrayDataset, exchange_captions, swap_captions
 from drrho_clip.data.digits import digit_splits, digits
 from drrho_clip.data.division import pair_splits
 from drrho_clip.data.index import open_index
@@ -51,6 +51,7 @@ __all__ = [
     "channels_of",
     "digit_splits",
     "digits",
+    "exchange_captions",
     "first_rows",
     "image_names",
     "label_key",

@@ -15,9 +15,12 @@ from drrho_clip.data.preprocess import check_resize_mode
 from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, ZeroShot
 from drrho_clip.errors import BadInput
 
-__all__ = ["ArrayDataset", "swap_captions"]
+__all__ = ["ArrayDataset", "exchange_captions", "swap_captions"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+
+# Attempts to give a sample another text; each succeeds with a chance of more than a half if no text is frequent.
+_ROUNDS = 20
 
 
 class ArrayDataset:
@@ -196,6 +199,53 @@ def swap_captions(
     for position, row in enumerate(chosen):
         mixed[row] = captions[chosen[(position + longest) % count]]
     is_swapped[chosen] = True
+    return tuple(mixed), is_swapped
+
+
+def exchange_captions(
+    captions: Sequence[str], fraction: float, rng: np.random.Generator
+) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
+    """Exchange the captions of randomly chosen samples at random, also if few texts are different.
+
+    `swap_captions` gives all chosen samples with one text the captions of the same few other texts. If the captions
+    name one of ten classes, a model would learn two captions per class. Here the new text of a sample does not depend
+    on its old text, except that the two differ.
+
+    Parameters
+    ----------
+    captions : sequence of str, length n
+    fraction : float
+        Share of the samples that are chosen, in [0, 1].
+    rng : numpy.random.Generator
+        The generator that draws the samples and their captions.
+
+    Returns
+    -------
+    captions : tuple of str, length n
+    is_swapped : ndarray of bool, shape (n,)
+        True for each sample whose text has changed. That is each chosen sample, unless too many of them share one text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> swapped, mask = exchange_captions(["cat", "dog", "cow"] * 100, 0.5, np.random.default_rng(0))
+    >>> int(mask.sum()), len({text for text, old in zip(swapped, ["cat", "dog", "cow"] * 100) if old == "cat"})
+    (150, 3)
+    """
+    _, old = np.unique(np.asarray(captions, dtype=object).astype(str), return_inverse=True)
+    chosen = rng.permutation(len(captions))[: round(fraction * len(captions))]
+    new = rng.permutation(chosen)  # the sample from which each chosen sample takes the caption
+    for _ in range(_ROUNDS):
+        # Exchange the captions of those that kept their text with those of random partners, if both change then.
+        for place in np.flatnonzero(old[chosen] == old[new]).tolist():
+            partner = int(rng.integers(len(chosen)))
+            if old[new[partner]] != old[chosen[place]] and old[new[place]] != old[chosen[partner]]:
+                new[[place, partner]] = new[[partner, place]]
+    mixed = list(captions)
+    for row, source in zip(chosen.tolist(), new.tolist(), strict=True):
+        mixed[row] = captions[source]
+    is_swapped = np.zeros(len(captions), dtype=np.bool_)
+    is_swapped[chosen] = old[chosen] != old[new]
     return tuple(mixed), is_swapped
 
 

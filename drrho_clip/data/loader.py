@@ -113,6 +113,10 @@ def _epoch_order(
     return EpochOrder(num_samples, batch_size, seed, epoch, order, rows)
 
 
+CACHE_BYTES = 2 * 2**30
+"""Memory limit for decoded images, unless the caller of `BatchSource` names another."""
+
+
 class BatchSource:
     """Batches of a data set, with images of one size and captions as tokens.
 
@@ -170,7 +174,7 @@ class BatchSource:
         image_size: int,
         resize_mode: ImageReading | str = "crop",
         channels: int | None = None,
-        cache_bytes: int = 2 * 2**30,
+        cache_bytes: int = CACHE_BYTES,
         num_threads: int = 2,
         num_workers: int = 0,
         order: str = "full",

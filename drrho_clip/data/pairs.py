@@ -155,6 +155,17 @@ class PairsDataset:
             return self.source.image_ids
         return image_numbers(self.image_digests())
 
+    @property
+    def source_rows(self) -> Int64:
+        """Rows of these pairs in the whole table or source, shape (n,)."""
+        whole = np.arange(self.num_source_rows, dtype=np.int64)
+        return whole if self._rows is None else self._rows
+
+    @property
+    def num_source_rows(self) -> int:
+        """Number of pairs of the whole table or source."""
+        return len(self.source.record_of)
+
     def subset(self, rows: Sequence[int] | Int64) -> PairsDataset:
         """Return the pairs of some rows as a new data set, numbered in the order of `rows`; the classes stay."""
         chosen = np.asarray(rows, dtype=np.int64)

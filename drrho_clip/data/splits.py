@@ -13,11 +13,11 @@ from drrho_clip.data import (
     PairsDataset,
     digit_splits,
     digits,
+    exchange_captions,
     open_data,
     pair_splits,
     scene_splits,
     scenes,
-    swap_captions,
 )
 from drrho_clip.data.joined import JoinedDataset
 from drrho_clip.data.sources.idx import IdxStore
@@ -78,7 +78,7 @@ def _with_swapped_captions(splits: DataSplits, config: TrainConfig) -> DataSplit
     if not isinstance(train, PairsDataset) or train.source.store.kind != IdxStore.kind or not config.swapped_fraction:
         return splits
     rng = np.random.default_rng([config.data_seed, _SWAPS])
-    captions, _ = swap_captions(train.captions, config.swapped_fraction, rng)
+    captions, _ = exchange_captions(train.captions, config.swapped_fraction, rng)
     return splits._replace(train=train.with_captions(captions))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import drrho_clip
 from drrho_clip.cli import main
-from drrho_clip.config_file import read_settings
+from drrho_clip.config import TrainConfig
+from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.run import open_run
 
@@ -103,8 +105,38 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: py
     row = json.loads((tmp_path / "row.json").read_text())[0]
     assert f"steps: {row['samples_seen'] // 128} in 2 epochs" in planned
     assert f"pairs: {row['num_training_pairs']:,} for training" in planned
-    for part in ("parameters", "gradients", "optimiser", "activations", "cached images"):
+    for part in ("images", "parameters", "optimiser", "checkpoint", "library"):
         assert part in planned
     for option in (["--resume"], ["--json", str(tmp_path / "plan.json")]):
         assert main([*words, "--dry-run", *option]) == 2
         assert "must be left out with dry_run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_valid_settings_and_names_the_source(name: str) -> None:
+    settings = read_preset(name)
+    config = TrainConfig(data="pairs.csv", reference="run" if settings["method"] == "drrho" else None, **settings)
+    source = (Path(drrho_clip.__file__).parent / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "Source: " in source
+    assert "arXiv" in source
+    # The options of the authors' script stand in the file, so that the numbers can be compared with the settings.
+    words = source.replace("#", " ").split()
+    for option, value in (
+        ("--epochs", config.epochs),
+        ("--warmup", config.warmup_steps),
+        ("--wd", config.weight_decay),
+        ("--lr", config.learning_rate),
+        ("--gamma", config.gamma_min),
+    ):
+        assert float(words[words.index(option) + 1].rstrip(".")) == value, option
+    position = words.index("GPUs")
+    assert config.batch_size == int(words[position - 1]) * int(words[position + 2])
+
+
+def test_file_and_command_line_come_before_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, SMALL.replace("method: clip\n", "epochs: 9\n").replace("epochs: 1\n", ""))
+    words = ["train", "--preset", "CC3M", "--config", str(file), "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main([*words, "--batch-size", "16"]) == 0
+    planned = capsys.readouterr().out
+    assert planned.startswith("fastclip-v3 on digits")
+    assert "in 9 epochs of 43, with 16 pairs each" in planned

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from drrho_numpy import NumpyBackend
 
-from drrho_clip.config import TrainConfig, preset
+from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.splits import open_splits
 from drrho_clip.run import describe_run
+from drrho_clip.table_defaults import preset
 from drrho_clip.train import train
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import get_backend

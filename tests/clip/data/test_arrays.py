@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drrho_clip.data.arrays import ArrayDataset, swap_captions
+from drrho_clip.data.arrays import ArrayDataset, exchange_captions, swap_captions
 from drrho_clip.data.protocol import Dataset, Sample, ZeroShot, captions_of
 from drrho_clip.errors import BadInput
 
@@ -126,3 +127,24 @@ def test_images_are_numbered_by_their_pixels() -> None:
     assert data.image_ids.dtype == np.int64
     assert data.image_digests()[2].tobytes() == hashlib.sha256(_IMAGES[1].tobytes()).digest()[:16]
     assert ArrayDataset("all", _IMAGES, ["a", "b", "c"]).image_ids.tolist() == [0, 1, 2]
+
+
+def test_exchanged_captions_of_a_class_are_spread_over_all_other_classes() -> None:
+    names = [f"class {number}" for number in range(10)]
+    captions = [names[row % 10] for row in range(2000)]
+    exchanged, is_swapped = exchange_captions(captions, 0.5, np.random.default_rng(0))
+    assert is_swapped.sum() == 1000
+    assert [old != new for old, new in zip(captions, exchanged, strict=True)] == is_swapped.tolist()
+    # The exchange keeps how often each text occurs.
+    assert Counter(exchanged) == Counter(captions)
+    for name in names:
+        wrong = Counter(new for old, new in zip(captions, exchanged, strict=True) if old == name and new != name)
+        assert len(wrong) == 9
+        assert max(wrong.values()) < 0.3 * sum(wrong.values())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_exchanged_captions_at_the_ends_of_the_share(fraction: float) -> None:
+    exchanged, is_swapped = exchange_captions(["a", "b", "a", "b"], fraction, np.random.default_rng(1))
+    assert exchanged == (("a", "b", "a", "b") if fraction == 0.0 else ("b", "a", "b", "a"))
+    assert is_swapped.all() == bool(fraction)

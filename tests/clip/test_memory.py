@@ -1,0 +1,72 @@
+"""The memory that a dry run announces is close to what runs take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drrho_clip.config import TrainConfig
+from drrho_clip.memory import memory_of_run, parameter_count
+from drrho_clip.models import ModelSpec
+from drrho_core.backend import get_backend
+
+# Peak of a run less the memory after the imports, in MB: benchmarks/memory.py, scenes of 4,096 pairs, width 64.
+MEASURED = {
+    ("torch", "conv", 256): 239,
+    ("torch", "conv", 1024): 614,
+    ("torch", "mlp", 256): 108,
+    ("torch", "mlp", 1024): 120,
+    ("jax", "conv", 256): 763,
+    ("jax", "conv", 1024): 1501,
+    ("jax", "mlp", 256): 359,
+    ("jax", "mlp", 1024): 466,
+    ("numpy", "mlp", 256): 100,
+    ("numpy", "mlp", 1024): 127,
+}
+
+
+def announced(backend: str, architecture: str, batch_size: int) -> float:
+    """Megabytes that a dry run announces for the runs of `MEASURED`."""
+    spec = ModelSpec(architecture, 32, 3, vocabulary_size=35, context_length=13, width=64)
+    config = TrainConfig(data="scenes", method="sogclr", batch_size=batch_size, backend=backend)
+    parts = memory_of_run(config, spec, get_backend(backend), num_pairs=4096, num_images=6096)
+    return sum(part.num_bytes for part in parts) / 1e6
+
+
+@pytest.mark.parametrize("run", MEASURED, ids=str)
+def test_the_announced_memory_is_within_a_fifth_of_the_measured_memory(run: tuple[str, str, int]) -> None:
+    assert announced(*run) == pytest.approx(MEASURED[run], rel=0.2)
+
+
+def test_a_run_of_this_machine_takes_the_announced_memory() -> None:
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+    settings = {
+        "data": "scenes",
+        "method": "sogclr",
+        "train_size": 2048,
+        "epochs": 1,
+        "batch_size": 512,
+        "backend": "numpy",
+        "architecture": "mlp",
+        "width": 256,
+    }
+    words = [sys.executable, str(benchmark), "--run", json.dumps(settings)]
+    run = subprocess.run(words, check=True, capture_output=True, text=True)
+    measured = json.loads(run.stdout)
+    assert sum(measured["plan"].values()) == pytest.approx(measured["peak"] - measured["before"], rel=0.2)
+
+
+def test_the_parts_grow_with_the_sizes_that_they_name() -> None:
+    spec = ModelSpec("conv", 32, 3, vocabulary_size=35, context_length=13, width=64)
+    config = TrainConfig(data="scenes", method="sogclr", batch_size=1024, backend="torch", dtype="float64")
+    parts = dict(
+        memory_of_run(config, spec, get_backend("torch"), num_pairs=1000, num_images=10, reference_features=512)
+    )
+    assert parts["images"] == 10 * 32 * 32 * 3
+    assert parts["parameters"] == parts["gradients"] == parts["optimiser"] / 2 == 8 * parameter_count(spec)
+    assert parts["inner estimates"] == 2 * 8 * 1000
+    assert parts["reference features"] == 2 * 8 * 1000 * 512
