@@ -51,11 +51,10 @@ def image_numbers(images: np.ndarray, reading: ImageReading | str) -> np.ndarray
 
 
 def _text_inputs(tokens: np.ndarray, spec: ModelSpec, tokenizer: Tokenizer) -> np.ndarray:
-    if spec.text_input != "bag_of_words":
-        return tokens
     # The perceptrons of a run always have the tokenizer of whole words.
-    assert isinstance(tokenizer, WordTokenizer)
-    return tokenizer.bag_of_words(tokens)
+    if spec.text_input == "bag_of_words" and isinstance(tokenizer, WordTokenizer):
+        return tokenizer.bag_of_words(tokens)
+    return tokens
 
 
 class Encoder:

@@ -15,9 +15,10 @@ import safetensors.numpy
 from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
 from drrho_clip.errors import BadInput
 from drrho_clip.exchange.hf_directory import WEIGHTS
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder, write_json
-from drrho_clip.run import Run
+from drrho_clip.run import Run, part
 from drrho_clip.run.temperature_figures import temperature_of
 
 __all__ = ["check_export", "export_to_hugging_face"]
@@ -27,9 +28,10 @@ _PROCESSORS = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 
 
-def check_export(run: Run, folder: Path) -> None:
-    """Raise BadInput unless a run can be exported into a folder, which must be new or empty."""
-    if run.spec.hf_config is None:
+def check_export(run: Run, folder: Path) -> HuggingFaceTokenizer:
+    """Return the tokenizer of a run; raise BadInput unless the run can be exported into a folder, new or empty."""
+    tokenizer = run.tokenizer
+    if run.spec.hf_config is None or not isinstance(tokenizer, HuggingFaceTokenizer):
         raise BadInput(
             f"run must have the encoders of a Hugging Face model (drrho train --model), got {run.folder} with the "
             f"architecture {run.spec.architecture}"
@@ -37,6 +39,7 @@ def check_export(run: Run, folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"out must be a new or empty folder, got {folder} with {min(os.listdir(folder))}")
     check_folder(folder, "out")
+    return tokenizer
 
 
 def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> None:
@@ -56,10 +59,9 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
     BadInput
         If the run has another architecture, if the folder holds a file, or if the checkpoint is missing or damaged.
     """
-    check_export(run, folder)
-    assert isinstance(run.tokenizer, HuggingFaceTokenizer)
-    kind, text = run.spec.hf_sizes.kind, run.tokenizer.text
-    weights = run.load_parameters(state) | _constants(kind, temperature_of(run, state))
+    tokenizer = check_export(run, folder)
+    kind, text = run.spec.hf_sizes.kind, tokenizer.text
+    weights = run.load_parameters(state) | _constants(run, temperature_of(run, state))
     config = {**(run.spec.hf_config or {}), "architectures": [_CLASSES[kind]], "dtype": run.config.dtype}
     processor = ImageProcessor.from_json(run.spec.image_processor or {})
     # All files are written into a folder beside the final place, which gets its name at the end.
@@ -69,7 +71,7 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
         temporary.mkdir(parents=True)
         write_json(temporary / "config.json", config, indent=2)
         write_json(temporary / "preprocessor_config.json", _processor_config(processor, kind), indent=2)
-        write_json(temporary / "tokenizer_config.json", _tokenizer_config(run, run.tokenizer), indent=2)
+        write_json(temporary / "tokenizer_config.json", _tokenizer_config(run, tokenizer), indent=2)
         write_atomic(temporary / "tokenizer.json", text.encode())
         # `transformers` refuses files without this entry.
         write_atomic(temporary / WEIGHTS, safetensors.numpy.save(_in_order(weights), metadata={"format": "pt"}))
@@ -81,13 +83,15 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _constants(kind: str, temperature: float) -> dict[str, np.ndarray]:
-    """Return the numbers that `transformers` needs for logits: SigLIP has a bias, which the training does not have."""
+def _constants(run: Run, temperature: float) -> dict[str, np.ndarray]:
+    """Return the numbers that `transformers` needs for logits: a scale, and for SigLIP a bias."""
     # The logits of `transformers` are cosines multiplied by exp(logit_scale).
     scale = np.float32(math.log(1.0 / temperature))
-    if kind == "clip":
+    if run.spec.hf_sizes.kind == "clip":
         return {"logit_scale": np.asarray(scale)}
-    return {"logit_scale": np.asarray([scale]), "logit_bias": np.zeros(1, np.float32)}
+    # Only the method siglip learns a bias. The states that are kept beside the last state do not have it.
+    bias = part(load_arrays(run.checkpoint, "checkpoint")[0], "scalars").get("bias", np.zeros(()))
+    return {"logit_scale": np.asarray([scale]), "logit_bias": np.asarray(bias, np.float32).reshape(1)}
 
 
 def _processor_config(processor: ImageProcessor, kind: str) -> dict[str, Any]:

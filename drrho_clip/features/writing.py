@@ -19,8 +19,8 @@ from drrho_clip.errors import BadInput
 from drrho_clip.features.manifest import DTYPES, FILES, SIDES, Manifest, block_checksum, is_cache
 from drrho_clip.files.disk import naming
 from drrho_clip.files.json_files import parse_json
+from drrho_clip.files.lock import LOCK, only_process
 from drrho_clip.files.outputs import check_folder
-from drrho_clip.run.writer import LOCK, only_writer
 from drrho_clip.terminal.safe_text import brief
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def encode_pairs(
         return stored
     check_folder(folder, "out")
     folder.mkdir(parents=True, exist_ok=True)
-    with only_writer(folder):
+    with only_process(folder):
         # Another process may have finished the same cache in the meantime.
         stored = _stored(folder, manifest)
         if stored is not None and stored.finished:

@@ -94,6 +94,10 @@ def test_exported_run_has_the_same_features_in_transformers(
     theirs = _transformers_features(tmp_path / "model", kind, files, list(data.captions))
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
+    # A second export would overwrite the first.
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert main(["export", str(runs[kind]), "--out", str(tmp_path / "model")]) == 2
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
     # The training has changed the weights, so equal features are no accident of the start.
     start = _transformers_features(directories[kind], kind, files, list(data.captions))
     assert np.abs(start[0] - theirs[0]).max() > 1e-3
