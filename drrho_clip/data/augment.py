@@ -20,7 +20,7 @@ AUGMENTATIONS = ("crop", "crop-flip")
 
 # Distinguishes the numbers of the augmentation from other random numbers of the same seed.
 _STREAM = 0x41554753
-# Ratio of the sides of a part, as in torchvision's RandomResizedCrop.
+# Smallest and largest ratio of width to height of a part, the usual ones of a random resized crop.
 _RATIOS = (3 / 4, 4 / 3)
 _TRIES = 10
 
