@@ -18,6 +18,7 @@ from drrho_clip.commands.encode import Encode
 from drrho_clip.commands.evaluate import Evaluate
 from drrho_clip.commands.export import Export
 from drrho_clip.commands.index import Index
+from drrho_clip.commands.replay import Replay
 from drrho_clip.commands.report import Report
 from drrho_clip.commands.search import Search
 from drrho_clip.commands.suspects import Suspects
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type] = {
     "search": Search,
     "report": Report,
     "export": Export,
+    "replay": Replay,
     "verify": Verify,
     "vectors": Vectors,
     "bench": Bench,

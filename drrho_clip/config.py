@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from drrho_clip.constants import LARGEST_DEPTH, ORDERS, RESIZE_MODES
+from drrho_clip.constants import FULL, LARGEST_DEPTH, ORDERS, RESIZE_MODES
+from drrho_clip.data.augment import AUGMENTATIONS
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
+from drrho_clip.setting_rules import check_together
 from drrho_core import cosine_gamma
 from drrho_core.backend import default_backend
 from drrho_core.state import HOMES
@@ -240,6 +242,41 @@ class TrainConfig:
     weight_decay: float = setting(
         0.1, rule=_NOT_NEGATIVE, help="Weight decay of AdamW, for parameters with two or more axes."
     )
+    augment: str | None = setting(
+        None,
+        rule=choice(*AUGMENTATIONS),
+        later=True,
+        shown="no augmentation",
+        help="crop: each epoch shows a random part of each training image; crop-flip: half of the parts are mirrored.",
+    )
+    augment_area: float = setting(
+        0.5,
+        rule=number("in (0, 1]", lambda value: 0 < value <= 1),
+        later=True,
+        help="Smallest share of an image that a random part may have.",
+    )
+    clip_norm: float = setting(
+        0.0, rule=_NOT_NEGATIVE, later=True, help="Largest norm of the gradient of all parameters; 0: no clipping."
+    )
+    ema: float = setting(
+        0.0,
+        rule=number("in [0, 1)", lambda value: 0 <= value < 1),
+        later=True,
+        help="Weight of the old value in a moving average of the parameters, such as 0.999. The average is evaluated "
+        "and exported; 0: no average.",
+    )
+    micro_batch: int = setting(
+        0,
+        rule=at_least(0),
+        later=True,
+        help="Samples whose activations are in memory at a time; the results are those of the whole batch. 0: all.",
+    )
+    precision: str = setting(
+        FULL,
+        rule=choice(FULL, "bf16", "fp16"),
+        later=True,
+        help="Number type in which the encoders compute; parameters, optimiser and loss stay in float32.",
+    )
     # Temperature.
     temperature: float = setting(
         None,
@@ -323,6 +360,14 @@ class TrainConfig:
         later=True,
         help="Logarithm of the step size alpha of scent: the larger, the closer gamma is to 1.",
     )
+    super_batch: int = setting(
+        None,
+        rule=at_least(1, most=1000),
+        later=True,
+        shown=defaults_in_words("super_batch"),
+        help="Batches from which rho, jest and jest-topk choose one batch.",
+    )
+    jest_chunks: int = setting(16, rule=at_least(1), later=True, help="Parts in which jest and jest-topk choose.")
     bias: float = setting(-10.0, rule=_FINITE, later=True, help="Start value of the learned bias of siglip.")
     distillation_weight: float = setting(
         1.0, rule=_NOT_NEGATIVE, later=True, help="Weight of the distillation loss in the methods distill:METHOD."
@@ -412,68 +457,12 @@ class TrainConfig:
             if value is not None or option.default is not None:
                 setting_of(option).rule.check(option.name, value)
         self._check_data()
-        self._check_reference()
-        self._check_model()
-        self._check_temperature()
+        check_together(self)
 
     def _check_data(self) -> None:
         """Raise BadInput if a separate table is given for data that have a validation part of their own."""
         if self.data in BUILT_IN_DATA and self.validation is not None:
             raise BadInput(f"validation must be left out for built-in data, got {self.validation!r}")
-
-    def _check_reference(self) -> None:
-        """Raise BadInput unless method, reference and the settings that use a reference fit together."""
-        uses = [f"method {self.method}"] if METHODS[self.method].needs_reference else []
-        uses += [name for name in ("drop_suspects", "anchor_weights") if getattr(self, name) is not None]
-        if uses and self.reference is None:
-            raise BadInput(f"reference must be the folder of a reference run for {uses[0]}, got none")
-        if not uses and self.reference is not None:
-            raise BadInput(
-                f"reference must be left out for method {self.method} without drop_suspects and anchor_weights, got "
-                f"{self.reference!r}"
-            )
-        if self.init_estimates is not None and not METHODS[self.method].keeps_estimates:
-            raise BadInput(
-                f"init_estimates must be left out for method {self.method}, which keeps no estimates, got "
-                f"{self.init_estimates!r}"
-            )
-        if self.as_reference and self.reference is not None:
-            raise BadInput("as_reference must be off for a run that has a reference itself, got as_reference on")
-
-    def _check_model(self) -> None:
-        """Raise BadInput unless the settings that name the start of the training fit together."""
-        if self.model is not None and self.init is not None:
-            raise BadInput(f"init must be left out with model, got {self.init!r}")
-        heads = self.model is not None and self.model.startswith("features:")
-        if self.depth == 0 and not heads:
-            raise BadInput("depth must be an integer of at least 1 without model features:CACHE, got 0")
-        if self.from_scratch and self.model is None:
-            raise BadInput("from_scratch must be off without model, got from_scratch on")
-
-    def _check_temperature(self) -> None:
-        """Raise BadInput unless temperature, bounds, radius, scheme and method fit together."""
-        scheme, low, high = self.temperature_scheme, self.temperature_min, self.temperature_max
-        method = METHODS[self.method]
-        if high < low:
-            raise BadInput(f"temperature_max must be at least temperature_min ({low}), got {high}")
-        if scheme == "per_sample" and not (method.keeps_estimates and method.has_radius):
-            raise BadInput(
-                f"temperature_scheme must be fixed, global or {LOG_SCALE} for method {self.method}, got 'per_sample'"
-            )
-        # A learned temperature is the dual variable of a worst case over a set of size `radius`; see docs/theory.
-        if scheme == "fixed":
-            if self.radius != 0:
-                raise BadInput(f"radius must be 0 if the temperature is fixed, got {self.radius}")
-            return
-        if not low <= self.temperature <= high:
-            raise BadInput(f"temperature must be in [{low}, {high}] if it is learned, got {self.temperature}")
-        if not method.has_radius and self.radius != 0:
-            raise BadInput(f"radius must be 0 for method {self.method}, whose loss has no radius, got {self.radius}")
-        if method.has_radius and self.radius == 0:
-            raise BadInput(
-                f"radius must be > 0 if {self.method} learns the temperature, because at 0 the temperature only rises, "
-                f"got {self.radius}"
-            )
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as a dictionary of numbers, strings and None."""

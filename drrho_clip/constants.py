@@ -12,5 +12,8 @@ LARGEST_MODEL = 2**31
 RESIZE_MODES = ("crop", "fit")
 """The ways to make an image square: its central square, or the whole image between grey borders."""
 
+FULL = "float32"
+"""The value of the setting `precision` with which the encoders compute in the dtype of the run."""
+
 ORDERS = ("full", "blocks")
 """The orders of the samples in an epoch: all samples mixed, or blocks of samples mixed within a window."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from drrho_clip.selection import select_joint, select_rho
 from drrho_core import (
     ContrastiveStep,
     contrastive_step,
@@ -63,6 +64,10 @@ Objective: TypeAlias = "Callable[[Array, Array, StepBatch, Any, TrainConfig, Nam
 """``objective(image_features, text_features, batch, temperature, config, xp)``."""
 
 
+Select: TypeAlias = "Callable[[Array, Array, StepBatch, TrainConfig, Namespace], Array]"
+"""``select(learner_logits, reference_logits, super_batch, config, xp)`` returns the positions of the chosen pairs."""
+
+
 class Method(NamedTuple):
     """A training method, as the training loop uses it.
 
@@ -83,6 +88,10 @@ class Method(NamedTuple):
         temperature is learned.
     has_bias : bool
         The optimiser also learns the bias of the sigmoid loss.
+    select : callable, optional
+        See `Select`; the method trains on a part of each super-batch. Such a method keeps no estimates.
+    draws_noise : bool
+        The selection is random.
     defaults : mapping
         The defaults that the method changes, by the name of the setting; see `DEFAULTS`.
     """
@@ -94,6 +103,8 @@ class Method(NamedTuple):
     keeps_estimates: bool = True
     has_radius: bool = True
     has_bias: bool = False
+    select: Select | None = None
+    draws_noise: bool = False
     defaults: Mapping[str, Any] = {}
 
 
@@ -242,6 +253,7 @@ DEFAULTS: dict[str, Any] = {
     "gamma_min": 0.5,
     "gamma_schedule": "epoch",
     "gamma_share": 1.0,
+    "super_batch": 1,
 }
 """The defaults that a method may change, with the values for all other methods."""
 
@@ -293,6 +305,25 @@ METHODS: dict[str, Method] = {
     ),
     "scent": Method(
         "global contrastive loss with a gamma per sample", partial(_global_contrastive, gamma_of=_gamma_per_sample)
+    ),
+}
+
+# RHO-LOSS (arXiv 2206.07137) keeps a tenth of each super-batch, JEST (arXiv 2406.17711) a fifth.
+_SELECTS = METHODS["clip"]._replace(needs_reference=True, needs_reference_temperature=True)
+METHODS |= {
+    "rho": _SELECTS._replace(
+        summary="InfoNCE of the pairs with the largest excess loss", select=select_rho, defaults={"super_batch": 10}
+    ),
+    "jest": _SELECTS._replace(
+        summary="InfoNCE of a part of a super-batch that is drawn jointly",
+        select=select_joint,
+        draws_noise=True,
+        defaults={"super_batch": 5},
+    ),
+    "jest-topk": _SELECTS._replace(
+        summary="like jest, but with the best pairs instead of random pairs",
+        select=select_joint,
+        defaults={"super_batch": 5},
     ),
 }
 

@@ -9,26 +9,15 @@ side s, C channels, vocabulary V, L tokens per text, r features per image or tex
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.methods import LOG_SCALE, METHODS, ObjectiveResult
-from drrho_core.backend import Backend, Model, Optimizer, Parameters
-from drrho_core.checks import Array
-
-
-class StepState(NamedTuple):
-    """The arrays that every step replaces: the parameters, the state of the optimiser and the scalars of the loss.
-
-    The *scalars* are the parameters of the loss that the optimiser learns together with the parameters: `log_scale`,
-    the logarithm of 1 / temperature, and `bias`, the bias of the sigmoid loss. Most methods have none.
-    """
-
-    parameters: Parameters
-    optimizer: Parameters
-    scalars: Parameters
+from drrho_clip.selection import part_of
+from drrho_clip.update import StepState, build_update
+from drrho_core.backend import Backend, Model, Optimizer
+from drrho_core.checks import Array, Namespace
 
 
 class StepBatch(NamedTuple):
@@ -45,6 +34,7 @@ class StepBatch(NamedTuple):
     anchor_weight: Array | None = None  # (b,): factor of each pair in the loss; None: all factors are 1
     pair_mask: Array | None = None  # (b, b) bool, False: image i and text j show the same image, so no negative
     bias: Array | None = None  # (): the learned bias, which the step itself puts here
+    gumbel: Array | None = None  # (chunks, b): the noise with which JEST chooses pairs
 
 
 class StepResult(NamedTuple):
@@ -63,9 +53,6 @@ class StepResult(NamedTuple):
 
 Step = Callable[[StepState, StepBatch], StepResult]
 
-SCALARS = "scalars/"
-"""The prefix of a scalar of the loss in the optimiser's mapping of parameters."""
-
 
 def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: TrainConfig) -> Step:
     """Return the step of a method, compiled if the backend can compile.
@@ -75,45 +62,38 @@ def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: Tra
     backend, model, optimizer
         The library, the encoders and the optimiser.
     config : TrainConfig
-        The step reads the settings of the method and of the temperature.
+        The step reads the settings of the method, of the temperature and of the update.
 
     Returns
     -------
     callable
         ``step(state, batch) -> StepResult``, a pure function of arrays.
     """
-    objective = METHODS[config.method].objective
-
-    def updated(
-        state: StepState, gradients: dict[str, Array], result: ObjectiveResult, temperature: Any, rate: float | Array
-    ) -> StepState:
-        """Return the state after one update of parameters and scalars by the same optimiser."""
-        for name in state.scalars:
-            gradients[SCALARS + name] = backend.xp.asarray(_scalar_gradient(name, result, temperature))
-        everything = with_scalars(state.parameters, state.scalars)
-        new, optimizer_state = optimizer.update(everything, gradients, state.optimizer, rate)
-        scalars = {name: new[SCALARS + name] for name in state.scalars}
-        if LOG_SCALE in scalars:
-            # As in CLIP, the bounds of the temperature hold after every update.
-            low, high = -math.log(config.temperature_max), -math.log(config.temperature_min)
-            scalars[LOG_SCALE] = backend.xp.asarray(backend.xp.clip(scalars[LOG_SCALE], low, high))
-        return StepState({name: new[name] for name in state.parameters}, optimizer_state, scalars)
+    method, xp = METHODS[config.method], backend.xp
+    update = build_update(backend, optimizer, config)
 
     def step(state: StepState, batch: StepBatch) -> StepResult:
-        # 1. Forward: unit-norm features of both encoders, and the pullback.
+        temperature = _temperature(state, batch, config, xp)
+        whole = batch._replace(bias=state.scalars.get("bias"))
+        # 1. A method that selects gets a super-batch and keeps the pairs that are worth learning.
+        batch = whole
+        if method.select is not None:
+            learner, reference = _logits(model, state, whole, temperature, config)
+            batch = part_of(whole, method.select(learner, reference, whole, config, xp), xp)
+        # 2. Forward: unit-norm features of both encoders, and the pullback.
         image_features, text_features, pullback = model.encode(state.parameters, batch.images, batch.texts)
-        # 2. Loss of the batch, and its gradient with respect to the features.
-        temperature = _temperature(state, batch, config, backend.xp)
-        batch = batch._replace(bias=state.scalars.get("bias"))
-        result = objective(image_features, text_features, batch, temperature, config, backend.xp)
-        # 3. Backward: from the features to the parameters.
-        gradients = dict(pullback(result.image_gradient, result.text_gradient))
-        # 4. Update of the parameters.
-        new_state = updated(state, gradients, result, temperature, batch.learning_rate)
+        # 3. Loss of the batch, and its gradient with respect to the features.
+        result = method.objective(image_features, text_features, batch, temperature, config, xp)
+        # 4. Backward: from the features to the parameters.
+        scale = state.loss_scale.get("scale", 1.0)
+        gradients = pullback(scale * result.image_gradient, scale * result.text_gradient)
+        # 5. Update of the parameters.
+        scalar_gradients = {name: xp.asarray(_scalar_gradient(name, result, temperature)) for name in state.scalars}
         return StepResult(
-            state=new_state,
-            log_inner_image=result.log_inner_image,
-            log_inner_text=result.log_inner_text,
+            state=update(state, gradients, scalar_gradients, batch.learning_rate),
+            # A method that selects keeps no inner estimates.
+            log_inner_image=result.log_inner_image if method.select is None else whole.log_inner_image,
+            log_inner_text=result.log_inner_text if method.select is None else whole.log_inner_text,
             loss=result.loss,
             surrogate=result.surrogate,
             temperature_gradient=None if batch.temperature is None else result.temperature_gradient,
@@ -122,30 +102,23 @@ def build_step(backend: Backend, model: Model, optimizer: Optimizer, config: Tra
     return backend.compile(step)
 
 
-def initial_scalars(config: TrainConfig) -> dict[str, float]:
-    """Return the scalars of the loss that the optimiser of a run learns, with their values before the first step.
-
-    Examples
-    --------
-    >>> initial_scalars(TrainConfig(data="digits", method="clip", backend="numpy"))
-    {}
-    >>> list(initial_scalars(TrainConfig(data="digits", method="siglip", backend="numpy")))
-    ['log_scale', 'bias']
-    """
-    scalars = {LOG_SCALE: -math.log(config.temperature)} if config.temperature_scheme == LOG_SCALE else {}
-    return scalars | ({"bias": config.bias} if METHODS[config.method].has_bias else {})
-
-
-def with_scalars(parameters: Parameters, scalars: Parameters) -> dict[str, Array]:
-    """Return all that the optimiser updates: the parameters of the encoders and the scalars of the loss, by name."""
-    return {**parameters, **{SCALARS + name: scalar for name, scalar in scalars.items()}}
-
-
-def _temperature(state: StepState, batch: StepBatch, config: TrainConfig, xp: Any) -> Any:
+def _temperature(state: StepState, batch: StepBatch, config: TrainConfig, xp: Namespace) -> Any:
     """Return the temperature of a step: learned by the optimiser, learned in another way, or fixed."""
     if LOG_SCALE in state.scalars:
         return xp.asarray(xp.exp(-state.scalars[LOG_SCALE]))
     return config.temperature if batch.temperature is None else batch.temperature
+
+
+def _logits(
+    model: Model, state: StepState, batch: StepBatch, temperature: Any, config: TrainConfig
+) -> tuple[Array, Array]:
+    """Return the logits of the learner and of the reference model on a super-batch; nothing keeps a gradient."""
+    image_features = model.encode_images(state.parameters, batch.images)
+    text_features = model.encode_texts(state.parameters, batch.texts)
+    assert batch.reference_features is not None
+    reference_image, reference_text = batch.reference_features
+    learner = image_features @ text_features.T / temperature
+    return learner, reference_image @ reference_text.T / config.reference_temperature
 
 
 def _scalar_gradient(name: str, result: ObjectiveResult, temperature: Any) -> Array:

@@ -18,7 +18,7 @@ from drrho_clip.config import AUTO, TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.caption_check import print_caption_warnings
 from drrho_clip.data.splits import open_splits
-from drrho_clip.encoders import check_model_name, is_run
+from drrho_clip.encoders import check_model_name, is_run, open_model
 from drrho_clip.evaluate import evaluate
 from drrho_clip.exchange.chosen_model import check_model, choose_model
 from drrho_clip.exchange.estimates import read_estimates
@@ -39,7 +39,6 @@ from drrho_clip.run import (
 from drrho_clip.run.data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
 from drrho_clip.run.outcome import Outcome, load_outcome
 from drrho_clip.run.resume import continued, open_finished_run, parameters_to_start_from
-from drrho_clip.run.temperature_figures import temperature_of
 from drrho_clip.run.writer import only_writer
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import Backend, get_backend
@@ -107,10 +106,11 @@ def train(
     run, source, start = described(folder, config, splits)
     reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None
     check_held_out(splits, reference=reference, init=source, quiet=quiet)
-    if reference is not None and METHODS[config.method].needs_reference_temperature:
+    if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
         # The settings of the run hold the number, so that a resumed run does not need the reference model.
-        temperature = config.reference_temperature or temperature_of(reference, "reference")
-        run = replace(run, config=replace(config, reference_temperature=temperature))
+        assert config.reference is not None
+        model = open_model(config.reference, backend=backend, name="reference", state="reference")
+        run = replace(run, config=replace(run.config, reference_temperature=model.temperature))
     estimates = None
     if config.init_estimates is not None:
         estimates = read_estimates(config.init_estimates, splits.train, config, backend)

@@ -11,19 +11,24 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch, batches
+from drrho_clip.data.augment import augmented
 from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model, model_inputs
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
+from drrho_clip.failure import failure_arrays, good_result, save_failure
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
+from drrho_clip.micro_batches import MicroBatches
 from drrho_clip.models import initial_parameters
+from drrho_clip.precision import in_precision
 from drrho_clip.reference import measure_shares
 from drrho_clip.reference.guidance import Guidance, open_guidance
 from drrho_clip.reference.memorisation import serves_better
@@ -34,9 +39,11 @@ from drrho_clip.run.kept_states import KeptStates
 from drrho_clip.run.last_checkpoints import keep_last
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
 from drrho_clip.run.watchers import Watcher, open_watchers, require_watchers
-from drrho_clip.step import StepBatch, StepResult, StepState, build_step, initial_scalars, with_scalars
+from drrho_clip.selection import gumbel_noise
+from drrho_clip.step import StepBatch, StepResult, build_step
 from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
+from drrho_clip.update import StepState, initial_state
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
@@ -106,7 +113,8 @@ class Trainer:
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
         self._anchor_weight = None if choice is None else choice.anchor_weight
-        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), config.batch_size, seed=config.seed, epoch=0))
+        self._drawn = config.batch_size * config.super_batch  # pairs of which a step chooses its batch
+        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), self._drawn, seed=config.seed, epoch=0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
         self._num_unreadable = 0  # unreadable images that are in the log
@@ -117,12 +125,14 @@ class Trainer:
         # Every backend starts from the same parameters, which NumPy draws.
         model = build_model(backend, run.spec)
         start = initial_parameters(run.spec, seed=config.seed) if start is None else start
-        parameters = {name: backend.asarray(array) for name, array in start.items()}
         optimizer = backend.adamw(weight_decay=config.weight_decay)
-        scalars = {name: backend.asarray(np.asarray(value)) for name, value in initial_scalars(config).items()}
-        self.state = StepState(parameters, optimizer.init(with_scalars(parameters, scalars)), scalars)
-        self._step = build_step(backend, model, optimizer, config)
-        self._encoder = Encoder(backend, model, parameters, run.spec, run.tokenizer, resize_mode=run.image_reading)
+        self.state = initial_state(backend, optimizer, config, start)
+        model = in_precision(backend, model, config.precision)
+        in_parts = MicroBatches(model, config.micro_batch, backend.xp) if config.micro_batch else model
+        self._step = build_step(backend, in_parts, optimizer, config)
+        self._encoder = Encoder(
+            backend, model, self.state.evaluated, run.spec, run.tokenizer, resize_mode=run.image_reading
+        )
         self._held_out = source(splits.validation)
         # A temperature that the optimiser learns is a scalar of the loss, and this object is not used.
         self.temperature: Temperature = make_temperature(
@@ -163,7 +173,7 @@ class Trainer:
     @property
     def encoder(self) -> Encoder:
         """The model with the current parameters."""
-        self._encoder.use(self.state.parameters)
+        self._encoder.use(self.state.evaluated)
         return self._encoder
 
     @property
@@ -255,7 +265,7 @@ class Trainer:
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
         for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
             stream = self.source.epoch(
-                config.batch_size, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
+                self._drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
             )
             for batch in stream:
                 self._log_unreadable(epoch)
@@ -281,14 +291,42 @@ class Trainer:
         """
         config, backend = self.run.config, self.backend
         began = time.monotonic()
-        # 1. The schedules of the learning rate and of gamma, the weight of the new value in an inner estimate.
+        # 1. The schedules, and the batch with the inner estimates of its samples, on the device.
+        inputs = self._inputs(batch, epoch)
+        # 2. Features, loss, gradient and update of the parameters.
+        result = self._stepped(batch, inputs)
+        self._losses.add(result.loss)
+        # 3. The new state replaces the old state.
+        self._accept(batch.sample_index, result)
+        # 4. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
+        note = None
+        if self.done % config.log_every == 0 or self.done == self.total_steps:
+            loss, surrogate = float(result.loss), float(result.surrogate)
+            if not self._losses.all_finite():
+                raise self._diverged(self.done)
+            figures = {"loss": loss, "surrogate": surrogate, "learning_rate": inputs.learning_rate}
+            figures |= {"gamma": inputs.gamma}
+            figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
+            self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
+            note = f"loss {loss:.4f}"
+        self.seconds += time.monotonic() - began
+        return note
+
+    def _inputs(self, batch: HostBatch, epoch: int) -> StepBatch:
+        """Return all that the next step reads besides the state, on the device."""
+        config, backend = self.run.config, self.backend
+        # The schedules of the learning rate and of gamma, the weight of the new value in an inner estimate.
         # Epochs that were added to a finished run have a warm-up and a cosine of their own. Gamma stays at the end of
         # its cosine, because a larger gamma would forget the estimates.
         before = self.first_epoch * self.steps_per_epoch
         learning_rate = config.learning_rate_at(self.done - before, self.total_steps - before)
         gamma = config.gamma_min if self.first_epoch else config.gamma_at(self.done, self.steps_per_epoch)
-        # 2. The batch and the inner estimates of its samples, moved to the device.
         rows = batch.sample_index
+        if config.augment is not None:
+            # The random numbers depend on seed, epoch and row only, so they are the same after an interruption.
+            area, flip = config.augment_area, config.augment == "crop-flip"
+            images = augmented(batch.images, rows, seed=config.seed, epoch=epoch, smallest_area=area, flip=flip)
+            batch = batch._replace(images=images)
         images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer, self.run.image_reading)
         log_inner_image, log_inner_text = self.estimator.gather(rows)
         reference = None
@@ -296,11 +334,8 @@ class Trainer:
             image_features, text_features = self.guidance.features[rows]
             reference = backend.asarray(image_features), backend.asarray(text_features)
         # If the temperature is fixed, the step reads it from the settings, and this variable is None.
-        temperature = None
-        if self.temperature.learned:
-            index = backend.asarray(rows)
-            temperature = self.temperature.for_batch(index)
-        inputs = StepBatch(
+        temperature = self.temperature.for_batch(backend.asarray(rows)) if self.temperature.learned else None
+        return StepBatch(
             images=backend.asarray(images),
             texts=backend.asarray(texts),
             log_inner_image=log_inner_image,
@@ -311,30 +346,20 @@ class Trainer:
             temperature=temperature,
             anchor_weight=None if self._anchor_weight is None else backend.asarray(self._anchor_weight[rows]),
             pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
+            gumbel=backend.asarray(gumbel_noise(config, self.done)) if METHODS[config.method].draws_noise else None,
         )
-        # 3. Features, loss, gradient and update of the parameters.
-        result = self._stepped(batch, inputs)
-        self._losses.add(result.loss)
-        # 4. The new state replaces the old state.
+
+    def _accept(self, rows: np.ndarray, result: StepResult) -> None:
+        """Replace the state by that after a step on some rows of the data set."""
         self.state = result.state
         self.estimator.scatter(rows, result.log_inner_image, result.log_inner_text)
         if self.temperature.learned:
             self.temperature = self.temperature.after_batch(
-                index, result.temperature_gradient, learning_rate=config.temperature_learning_rate
+                self.backend.asarray(rows),
+                result.temperature_gradient,
+                learning_rate=self.run.config.temperature_learning_rate,
             )
         self.done += 1
-        # 5. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
-        note = None
-        if self.done % config.log_every == 0 or self.done == self.total_steps:
-            loss, surrogate = float(result.loss), float(result.surrogate)
-            if not self._losses.all_finite():
-                raise self._diverged(self.done)
-            figures = {"loss": loss, "surrogate": surrogate, "learning_rate": learning_rate, "gamma": gamma}
-            figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
-            self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
-            note = f"loss {loss:.4f}"
-        self.seconds += time.monotonic() - began
-        return note
 
     def _stepped(self, batch: HostBatch, inputs: StepBatch) -> StepResult:
         """Return the result of the step, or raise BadInput if the run has diverged."""
@@ -358,10 +383,28 @@ class Trainer:
             raise self._diverged(self.done)
 
     def _diverged(self, step: int) -> BadInput:
+        saved = self._saved
+        file = self._record_failure(step)
+        dump = "" if file is None else f"; {file} has what the first bad step read: drrho replay {self.run.folder}"
         return BadInput(
             f"the loss must stay finite, got a number that is not, at step {step} or shortly before: lower the "
-            f"learning_rate; {self.run.checkpoint} has the last good state, that of step {self._saved}"
+            f"learning_rate; {self.run.checkpoint} has the last good state, that of step {saved}{dump}"
         )
+
+    def _record_failure(self, last: int) -> Path | None:
+        """Take the steps since the last checkpoint again, and write what the first bad step reads; see `failure`."""
+        if not self.run.checkpoint.is_file():
+            return None
+        self._restore()
+        for epoch, batch in itertools.islice(self._remaining_batches(), last + 1 - self.done):
+            inputs = self._inputs(batch, epoch)
+            arrays = failure_arrays(self.backend, self.state, inputs)
+            result = good_result(self._step, self.state, inputs)
+            rows = batch.sample_index
+            if result is None:
+                return save_failure(self.run, arrays, inputs, rows, step=self.done + 1, epoch=epoch)
+            self._accept(rows, result)
+        return None
 
     def _log(self, epoch: int, figures: Mapping[str, float | str]) -> None:
         samples_seen = self.done * self.run.config.batch_size
@@ -423,20 +466,28 @@ class Trainer:
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""
         return {
-            "parameters": self.state.parameters,
+            "parameters": self.state.evaluated,
             "optimizer": self.state.optimizer,
             "temperature": self.temperature.state_dict(),
             "scalars": self.state.scalars,
+            "loss_scale": self.state.loss_scale,
+            # Every reader of a run takes `parameters`. With a moving average these are the average, and the parameters
+            # that the optimiser updates have a group of their own.
+            "trained": self.state.parameters if self.state.average else {},
         }
 
     def load(self) -> None:
-        """Restore the state that the checkpoint holds.
+        """Restore the state that the checkpoint holds, and drop the lines of metrics after it.
 
         Raises
         ------
         BadInput
             If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
         """
+        self._restore()
+        self.run.drop_log_after(self.done)
+
+    def _restore(self) -> None:
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
         check_state(progress, self.run.checkpoint)
         groups = self._groups()
@@ -458,11 +509,12 @@ class Trainer:
         except (TypeError, ValueError) as error:
             raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
         self.estimator.load_state_dict(part(arrays, "estimator"))
-        self.state = StepState(loaded["parameters"], loaded["optimizer"], loaded["scalars"])
+        average = loaded["parameters"] if loaded["trained"] else {}
+        parameters = loaded["trained"] or loaded["parameters"]
+        self.state = StepState(parameters, loaded["optimizer"], loaded["scalars"], average, loaded["loss_scale"])
         self.done, self.seconds = int(progress["step"]), float(progress["seconds"])
         self._saved = self.done
         # A run that was stopped goes on if it has got more epochs since.
         same_end = progress.get("epochs", self.run.config.epochs) == self.run.config.epochs
         self.stopped = same_end and bool(progress.get("stopped", False))
         self._kept.restore(progress.get("kept", {}), part(arrays, "parameters"), self.done)
-        self.run.drop_log_after(self.done)

@@ -17,6 +17,7 @@ from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
 from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_jax.estimator import DonatingEstimator
+from drrho_jax.half import Bfloat16Model
 from drrho_jax.hf_models import HuggingFaceModel
 from drrho_jax.models import ConvModel
 
@@ -47,6 +48,7 @@ class JaxBackend:
     name = "jax"
     homes = ("device",)
     architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
+    precisions: tuple[str, ...] = ("bf16",)
     preference = 0
     # Measured with benchmarks/memory.py.
     working_memory = WorkingMemory(210e6, per_array=6.7e6, activation_factor=1.9, update_factor=3.0)
@@ -83,6 +85,10 @@ class JaxBackend:
         if spec.architecture in ("mlp", "heads"):
             return MLPModel(spec, jnp)
         return ConvModel(spec)
+
+    def half_model(self, model: Model, precision: str, /) -> Model:  # noqa: ARG002 (there is one half type)
+        """Return encoders that compute in bfloat16."""
+        return Bfloat16Model(model)
 
     def adamw(
         self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8

@@ -22,6 +22,7 @@ from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_core.checks import Namespace
 from drrho_torch.estimate_files import read_tables
 from drrho_torch.estimator import HostEstimator
+from drrho_torch.half import HALF_TYPES, AutocastModel
 from drrho_torch.hf_models import HuggingFaceModel
 from drrho_torch.models import ConvModel
 
@@ -65,6 +66,7 @@ class TorchBackend:
     name = "torch"
     homes = ("device", "host")
     architectures: tuple[str, ...] = ("conv", "mlp", "hf", "heads")
+    precisions: tuple[str, ...] = tuple(HALF_TYPES)
     preference = 2
     # Measured with benchmarks/memory.py.
     working_memory = WorkingMemory(30e6, per_array=0.7e6, update_factor=0.0)
@@ -111,6 +113,10 @@ class TorchBackend:
         if spec.architecture == "hf":
             return HuggingFaceModel(spec)
         return MLPModel(spec, self.xp) if spec.architecture in ("mlp", "heads") else ConvModel(spec)
+
+    def half_model(self, model: Model, precision: str, /) -> Model:
+        """Return encoders that compute in a half type, one of `precisions`, by torch's autocast."""
+        return AutocastModel(model, HALF_TYPES[precision], self._device.type)
 
     def adamw(self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8) -> AdamW:
         """Build AdamW (decoupled weight decay, on parameters with two or more axes only)."""

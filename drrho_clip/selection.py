@@ -1,0 +1,84 @@
+"""Selection of a batch from a super-batch by the learner and a reference model: RHO-LOSS and JEST.
+
+A super-batch has n = super_batch * batch_size pairs. The encoders read it once without a gradient. The k = batch_size
+pairs that are chosen then pass the encoders again, now with a gradient, so a step costs one more forward pass of the
+super-batch. Logits are similarities divided by the temperature of their model, (n, n), with images as rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from drrho_core import select_jest, select_top_excess
+from drrho_core.checks import Array, Namespace
+
+if TYPE_CHECKING:
+    from drrho_clip.config import TrainConfig
+    from drrho_clip.step import StepBatch
+
+# Distinguishes the noise of the selection from other random numbers of the same seed.
+_STREAM = 0x4A455354
+
+
+def select_rho(learner: Array, reference: Array, batch: StepBatch, config: TrainConfig, xp: Namespace) -> Array:
+    """Return the indices of the pairs with the largest excess loss: the InfoNCE of the pair minus the reference's."""
+    losses = [_pair_losses(logits, batch.pair_mask, xp) for logits in (learner, reference)]
+    return select_top_excess(losses[0], losses[1], k=config.batch_size, xp=xp)
+
+
+def select_joint(learner: Array, reference: Array, batch: StepBatch, config: TrainConfig, xp: Namespace) -> Array:
+    """Return the indices of a batch that JEST draws chunk by chunk; without noise in the batch: of JEST's top k."""
+    return select_jest(
+        learner,
+        reference,
+        k=config.batch_size,
+        num_chunks=min(config.jest_chunks, config.batch_size),
+        top_k=batch.gumbel is None,
+        gumbel=batch.gumbel,
+        xp=xp,
+    )
+
+
+def gumbel_noise(config: TrainConfig, step: int) -> npt.NDArray[np.float64]:
+    """Return the noise of a step of JEST, (chunks, n), which depends on seed and step only."""
+    shape = min(config.jest_chunks, config.batch_size), config.batch_size * config.super_batch
+    return np.random.default_rng([config.seed, _STREAM, step]).gumbel(size=shape)
+
+
+def part_of(batch: StepBatch, index: Array, xp: Namespace) -> StepBatch:
+    """Return the batch of the chosen pairs; `index` has their positions in the super-batch."""
+
+    def take(array: Any) -> Any:
+        if isinstance(array, tuple):
+            return tuple(take(member) for member in array)
+        return None if array is None else xp.take(array, index, axis=0)
+
+    mask = batch.pair_mask
+    return batch._replace(
+        images=take(batch.images),
+        texts=take(batch.texts),
+        log_inner_image=take(batch.log_inner_image),
+        log_inner_text=take(batch.log_inner_text),
+        reference_features=take(batch.reference_features),
+        anchor_weight=take(batch.anchor_weight),
+        pair_mask=None if mask is None else xp.take(take(mask), index, axis=1),
+    )
+
+
+def _pair_losses(logits: Array, pair_mask: Array | None, xp: Namespace) -> Array:
+    """Return the InfoNCE loss of each pair, (n,): the mean of its cross-entropies over its row and over its column."""
+    n = logits.shape[0]
+    own = xp.reshape(logits, (-1,))[:: n + 1]
+    # A caption of the same image is no wrong answer, so it is left out of the sums.
+    if pair_mask is not None:
+        index = xp.arange(n)
+        counted = pair_mask | (xp.expand_dims(index, axis=1) == xp.expand_dims(index, axis=0))
+        logits = xp.where(counted, logits, xp.full_like(logits, -xp.inf))
+    sums = []
+    for axis in (0, 1):
+        peak = xp.max(logits, axis=axis, keepdims=True)
+        sums.append(xp.log(xp.sum(xp.exp(logits - peak), axis=axis)) + xp.squeeze(peak, axis=axis))
+    return 0.5 * (sums[0] + sums[1]) - own

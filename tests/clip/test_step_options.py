@@ -1,0 +1,292 @@
+"""Options of a step: micro-batches, clipping, moving average, half types and selection from a super-batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import drrho_reference as oracle
+import numpy as np
+import pytest
+
+from drrho_clip.config import TrainConfig
+from drrho_clip.encode import build_model
+from drrho_clip.errors import BadInput
+from drrho_clip.files.checkpoint import load_arrays
+from drrho_clip.methods import METHODS
+from drrho_clip.micro_batches import MicroBatches
+from drrho_clip.models import ModelSpec, initial_parameters
+from drrho_clip.precision import in_precision
+from drrho_clip.selection import gumbel_noise, part_of
+from drrho_clip.step import StepBatch, build_step
+from drrho_clip.train import train
+from drrho_clip.update import initial_state
+from drrho_core.backend import get_backend
+from helpers.features import unit_rows
+
+B = 8
+SIZES: dict[str, Any] = {"image_size": 8, "channels": 3, "vocabulary_size": 9, "context_length": 5, "feature_dim": 6}
+MLP = ModelSpec("mlp", **SIZES, width=4, depth=1)
+CONV = ModelSpec("conv", **SIZES, width=8, depth=1, heads=2)
+BACKENDS = [("numpy", MLP), ("torch", MLP), ("torch", CONV), ("jax", MLP)]
+
+
+def _config(**changed: Any) -> TrainConfig:
+    config = TrainConfig(
+        data="digits", method="drrho", reference="runs/r", backend="numpy", batch_size=B, dtype="float64",
+        temperature=0.2, learning_rate=0.01, reference_temperature=0.3,
+    )  # fmt: skip
+    return replace(config, **changed)
+
+
+def _batch(backend: Any, spec: ModelSpec, size: int = B, seed: int = 0) -> StepBatch:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 9, (size, 5)).astype(np.int32)
+    texts = rng.random((size, 9)) if spec.architecture == "mlp" else tokens
+    estimates = rng.normal(size=(2, size))
+    return StepBatch(
+        images=backend.asarray(rng.normal(size=(size, 8, 8, 3))),
+        texts=backend.asarray(texts),
+        log_inner_image=backend.asarray(estimates[0]),
+        log_inner_text=backend.asarray(estimates[1]),
+        reference_features=(backend.asarray(unit_rows(rng, size, 4)), backend.asarray(unit_rows(rng, size, 4))),
+        learning_rate=0.01,
+        gamma=0.7,
+        temperature=None,
+    )
+
+
+def _stepped(name: str, spec: ModelSpec, config: TrainConfig, *, steps: int = 1, size: int = B) -> tuple[Any, Any, Any]:
+    """Return the state before and after some steps on equal batches, and the last result; arrays are NumPy's."""
+    backend = get_backend(name, dtype=config.dtype)
+    model = in_precision(backend, build_model(backend, spec), config.precision)
+    if config.micro_batch:
+        model = MicroBatches(model, config.micro_batch, backend.xp)
+    optimizer = backend.adamw(weight_decay=0.1)
+    state = initial_state(backend, optimizer, config, initial_parameters(spec, seed=1))
+    step = build_step(backend, model, optimizer, config)
+    before = {key: backend.to_numpy(value) for key, value in state.parameters.items()}
+    for seed in range(steps):
+        result = step(state, _batch(backend, spec, size, seed))
+        state = result.state
+    groups = {
+        group: {key: backend.to_numpy(value) for key, value in members.items()}
+        for group, members in state._asdict().items()
+    }
+    return before, groups, result
+
+
+@pytest.mark.parametrize(("name", "spec"), BACKENDS)
+def test_micro_batches_equal_the_whole_batch(name: str, spec: ModelSpec) -> None:
+    """Also if the last micro-batch is short, and with a reference model."""
+    _, whole, expected = _stepped(name, spec, _config())
+    for size in (3, 4):
+        _, parts, found = _stepped(name, spec, _config(micro_batch=size))
+        assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-12)
+        for key, moment in whole["optimizer"].items():
+            scale = np.max(np.abs(moment))
+            np.testing.assert_allclose(parts["optimizer"][key], moment, rtol=0, atol=1e-9 * scale, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+def test_a_clipped_gradient_has_the_given_norm_and_keeps_its_direction(name: str) -> None:
+    _, free, _ = _stepped(name, MLP, _config())
+    gradient = {key: value * 10 for key, value in free["optimizer"].items() if key.startswith("first_moment")}
+    norm = np.sqrt(sum(np.sum(value**2) for value in gradient.values()))
+    for limit, factor in ((norm / 4, 0.25), (norm * 2, 1.0)):
+        _, clipped, _ = _stepped(name, MLP, _config(clip_norm=float(limit)))
+        for key, value in gradient.items():
+            np.testing.assert_allclose(clipped["optimizer"][key] * 10, factor * value, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+def test_the_average_of_the_parameters_follows_them(name: str) -> None:
+    before, first, _ = _stepped(name, MLP, _config(ema=0.9))
+    _, second, _ = _stepped(name, MLP, _config(ema=0.9), steps=2)
+    _, plain, _ = _stepped(name, MLP, _config(), steps=2)
+    for key, value in before.items():
+        np.testing.assert_array_equal(second["parameters"][key], plain["parameters"][key])
+        average = 0.9 * (0.9 * value + 0.1 * first["parameters"][key]) + 0.1 * second["parameters"][key]
+        np.testing.assert_allclose(second["average"][key], average, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "precision"),
+    [("torch", CONV, "bf16"), ("torch", CONV, "fp16"), ("jax", MLP, "bf16")],
+)
+def test_half_types_round_the_encoders_and_nothing_else(name: str, spec: ModelSpec, precision: str) -> None:
+    config = _config(dtype="float32")
+    _, full, expected = _stepped(name, spec, config)
+    _, half, found = _stepped(name, spec, replace(config, precision=precision))
+    assert float(found.loss) != float(expected.loss)
+    assert float(found.loss) == pytest.approx(float(expected.loss), abs=0.02)
+    for group in ("parameters", "optimizer"):
+        assert all(value.dtype in (np.float32, np.int32) for value in half[group].values())
+    moments = [np.concatenate([np.ravel(value) for key, value in sorted(groups["optimizer"].items())
+                               if key.startswith("first")]) for groups in (full, half)]  # fmt: skip
+    cosine = moments[0] @ moments[1] / np.linalg.norm(moments[0]) / np.linalg.norm(moments[1])
+    assert 0.98 < cosine < 1 - 1e-9
+    backend = get_backend(name)
+    model = in_precision(backend, build_model(backend, spec), precision)
+    parameters = {key: backend.asarray(value) for key, value in initial_parameters(spec, seed=1).items()}
+    features = backend.to_numpy(model.encode_images(parameters, _batch(backend, spec).images))
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, atol=1e-6)
+
+
+def test_an_overflow_in_fp16_leaves_the_update_out_and_halves_the_scale() -> None:
+    config = _config(dtype="float32", precision="fp16")
+    backend = get_backend("torch")
+    model = in_precision(backend, build_model(backend, CONV), "fp16")
+    optimizer = backend.adamw(weight_decay=0.1)
+    state = initial_state(backend, optimizer, config, initial_parameters(CONV, seed=1))
+    # The gradient of the features times 2^30 is beyond the range of fp16.
+    state = state._replace(loss_scale=state.loss_scale | {"scale": backend.asarray(np.asarray(2.0**30))})
+    step = build_step(backend, model, optimizer, config)
+    before = {key: backend.to_numpy(value) for key, value in (dict(state.parameters) | dict(state.optimizer)).items()}
+    result = step(state, _batch(backend, CONV))
+    assert float(result.state.loss_scale["scale"]) == 2.0**29
+    after = dict(result.state.parameters) | dict(result.state.optimizer)
+    for key, value in before.items():
+        np.testing.assert_array_equal(backend.to_numpy(after[key]), value)
+    # The loss scale does not change the result while nothing overflows.
+    results = []
+    for scale in (2.0**8, 2.0**12):
+        state = initial_state(backend, optimizer, config, initial_parameters(CONV, seed=1))
+        state = state._replace(loss_scale=state.loss_scale | {"scale": backend.asarray(np.asarray(scale))})
+        results.append(step(state, _batch(backend, CONV)).state)
+    assert float(results[0].optimizer["step"]) == 1
+    for key in results[0].parameters:
+        one, other = (backend.to_numpy(state.optimizer[f"first_moment/{key}"]) for state in results)
+        np.testing.assert_allclose(one, other, rtol=0.05, atol=2e-3 * np.abs(one).max())
+
+
+def test_a_library_without_the_precision_says_so() -> None:
+    backend = get_backend("numpy")
+    with pytest.raises(BadInput, match="precision must be one of float32 for the backend numpy, got 'bf16'"):
+        in_precision(backend, build_model(backend, MLP), "bf16")
+    with pytest.raises(BadInput, match="precision must be float32 if dtype is float64, got 'bf16'"):
+        _config(precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("method", ["rho", "jest", "jest-topk"])
+def test_a_step_trains_on_the_pairs_that_the_oracle_selects(method: str, name: str) -> None:
+    config = _config(method=method, batch_size=4, super_batch=3, jest_chunks=2)
+    backend = get_backend(name, dtype="float64")
+    model, optimizer = build_model(backend, MLP), backend.adamw(weight_decay=0.1)
+    state = initial_state(backend, optimizer, config, initial_parameters(MLP, seed=1))
+    # Pair 1 shows the same image as pair 0.
+    mask = np.ones((12, 12), dtype=bool)
+    mask[:2, :2] = False
+    batch = _batch(backend, MLP, 12)._replace(pair_mask=backend.asarray(mask))
+    noise = gumbel_noise(config, 7)
+    assert noise.shape == (2, 12)
+    if method == "jest":
+        batch = batch._replace(gumbel=backend.asarray(noise))
+    images, texts = (
+        backend.to_numpy(features)
+        for features in (
+            model.encode_images(state.parameters, batch.images),
+            model.encode_texts(state.parameters, batch.texts),
+        )
+    )
+    assert batch.reference_features is not None
+    reference = [backend.to_numpy(side) for side in batch.reference_features]
+    learner_logits, reference_logits = images @ texts.T / 0.2, reference[0] @ reference[1].T / 0.3
+    if method == "rho":
+        index = oracle.select_top_excess(_pair_losses(learner_logits, mask), _pair_losses(reference_logits, mask), k=4)
+    else:
+        index = oracle.select_jest(
+            learner_logits, reference_logits, k=4, num_chunks=2, top_k=method == "jest-topk",
+            gumbel=noise if method == "jest" else None,
+        )  # fmt: skip
+    index = np.asarray(index)
+    result = build_step(backend, model, optimizer, config)(state, batch)
+    expected = oracle.info_nce(images[index], texts[index], temperature=0.2, pair_mask=mask[np.ix_(index, index)])
+    assert float(result.loss) == pytest.approx(expected.loss, rel=1e-10)
+    assert result.log_inner_image.shape == (12,)
+
+
+def _pair_losses(logits: np.ndarray, mask: np.ndarray) -> list[float]:
+    """Return the mean of the cross-entropies of each pair, entry by entry."""
+    losses = []
+    for i in range(len(logits)):
+        row = [logits[i, j] for j in range(len(logits)) if mask[i, j] or i == j]
+        column = [logits[j, i] for j in range(len(logits)) if mask[j, i] or i == j]
+        losses.append(0.5 * sum(np.log(np.sum(np.exp(side))) for side in (row, column)) - logits[i, i])
+    return losses
+
+
+def test_a_part_of_a_batch_takes_all_that_belongs_to_its_pairs() -> None:
+    backend = get_backend("numpy", dtype="float64")
+    batch = _batch(backend, MLP)._replace(anchor_weight=np.arange(8.0), pair_mask=np.arange(64).reshape(8, 8) % 3 == 0)
+    index = np.asarray([5, 0, 2])
+    part = part_of(batch, index, np)
+    np.testing.assert_array_equal(part.images, batch.images[index])
+    np.testing.assert_array_equal(part.anchor_weight, [5.0, 0.0, 2.0])
+    np.testing.assert_array_equal(part.pair_mask, batch.pair_mask[np.ix_(index, index)])
+    assert batch.reference_features is not None
+    assert part.reference_features is not None
+    np.testing.assert_array_equal(part.reference_features[1], batch.reference_features[1][index])
+
+
+def test_noise_depends_on_the_step_and_the_seed_only() -> None:
+    config = _config(method="jest", super_batch=2)
+    np.testing.assert_array_equal(gumbel_noise(config, 3), gumbel_noise(config, 3))
+    assert not np.array_equal(gumbel_noise(config, 3), gumbel_noise(config, 4))
+    assert not np.array_equal(gumbel_noise(config, 3), gumbel_noise(replace(config, seed=1), 3))
+
+
+@pytest.mark.parametrize("method", ["clip", "drrho"])
+def test_a_super_batch_belongs_to_methods_that_select(method: str) -> None:
+    with pytest.raises(BadInput, match=f"super_batch must be 1 for method {method}, got 2"):
+        _config(method=method, super_batch=2, reference="runs/r" if method == "drrho" else None)
+    with pytest.raises(BadInput, match="super_batch must be at least 2 for method jest, got 1"):
+        _config(method="jest", super_batch=1)
+    assert METHODS["jest"].defaults["super_batch"] == 5
+
+
+SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 64, "width": 4, "feature_dim": 8, "depth": 1, "warmup_steps": 1,
+                         "image_size": 8, "architecture": "mlp", "checkpoint_every": 100, "log_every": 1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("step") / "reference"
+    train(TrainConfig(data="digits:reference", method="clip", backend="numpy", **SMALL), folder, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("backend", "method", "options"),
+    [
+        ("torch", "jest", {"precision": "bf16", "super_batch": 2}),
+        ("torch", "distill:siglip", {"precision": "fp16"}),
+        ("jax", "siglip", {"precision": "bf16"}),
+        ("numpy", "rho", {"super_batch": 2, "augment": "crop-flip"}),
+        ("numpy", "fastclip-v3", {"gamma_schedule": "step"}),
+        ("numpy", "scent", {}),
+    ],
+)
+def test_a_run_resumes_bit_by_bit_in_the_middle_of_an_epoch(
+    backend: str, method: str, options: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
+    """With clipping, a moving average and micro-batches; the loss scale of fp16 is part of the checkpoint."""
+    # JAX would compile every micro-batch, which takes long; the test of micro-batches compiles a single step.
+    needs = METHODS[method].needs_reference
+    config = TrainConfig(
+        data="digits", method=method, backend=backend, reference=str(reference) if needs else None,
+        clip_norm=0.5, ema=0.9, micro_batch=0 if backend == "jax" else 24, **SMALL, **options,
+    )  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    row = train(config, whole, quiet=True).row
+    for stop in (3, 7):
+        train(config, parts, quiet=True, resume=stop > 3, stop_after=stop)
+    assert train(config, parts, quiet=True, resume=True).row["metrics"] == row["metrics"]
+    expected, found = (load_arrays(run / "checkpoint.safetensors", "checkpoint")[0] for run in (whole, parts))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert array.tobytes() == found[name].tobytes(), name
+    assert any(name.startswith("trained/") for name in expected)
+    assert ("loss_scale/scale" in expected) == (config.precision == "fp16")
