@@ -109,6 +109,10 @@ def activations_per_pair(spec: ModelSpec) -> int:
     # The batch is there twice: as NumPy made it, and as an array of the library.
     inputs = 2 * spec.image_size**2 * spec.channels
     features = 4 * spec.feature_dim
+    if spec.stored_features is not None:
+        # Heads read rows of stored features, which are there twice like other inputs.
+        rows = 2 * (spec.stored_features["image"] + spec.stored_features["text"])
+        return int(rows) + 2 * spec.depth * 2 * spec.hidden + features
     if spec.architecture == "mlp":
         # Each layer of each tower keeps its output; the gradient of the output is as large.
         return inputs + spec.vocabulary_size + 2 * spec.depth * 2 * spec.hidden + features

@@ -110,6 +110,11 @@ class Backend(Protocol):
     homes : tuple of str
         The homes of inner estimators that this backend itself provides: ``"device"``, ``"host"`` or ``"file"`` (see
         `drrho_core.state.make_estimator`).
+
+    Notes
+    -----
+    A backend may have one more attribute, `foreign_models`: for each kind of model of another program a function that
+    takes the name of a model and returns a `drrho_clip.encoders.PairEncoder`.
     """
 
     name: str

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from drrho_clip.data import DataSplits, Tokenizer, WordTokenizer, captions_of
+from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer
 from drrho_clip.data.tokenizer import PADDING, UNKNOWN
 from drrho_clip.terminal.printing import say
 
@@ -45,6 +46,8 @@ def caption_warnings(
     warning: 1 of 3 test captions have more than 3 words (at most 6): the run does not read the words after number 3
     """
     unknown, cut, longest = [], [], 0
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return _cut_captions(tokenizer, captions, owner)
     if not isinstance(tokenizer, WordTokenizer):
         return []
     length = tokenizer.context_length
@@ -74,6 +77,24 @@ def caption_warnings(
     return lines
 
 
+def _cut_captions(tokenizer: HuggingFaceTokenizer, captions: Mapping[str, Sequence[str]], owner: str) -> list[str]:
+    """Return the line about captions that are too long for a tokenizer of parts of words, which knows every text."""
+    cut = []
+    for part, texts in captions.items():
+        tokens = tokenizer.encode(texts)
+        # A row whose last but one place holds padding has room left; all other captions are counted in full.
+        full = np.flatnonzero(tokens[:, -2:][:, 0] != tokenizer.number_of(tokenizer.padding))
+        num_cut = sum(tokenizer.cut_off(texts[row]) for row in full.tolist())
+        if num_cut:
+            cut.append(f"{num_cut:,} of {len(texts):,} {part} captions")
+    if not cut:
+        return []
+    return [
+        f"warning: {' and '.join(cut)} have more tokens than fit into {tokenizer.context_length} places: {owner} does "
+        "not read their ends"
+    ]
+
+
 def print_caption_warnings(tokenizer: Tokenizer, splits: DataSplits, reference: Tokenizer | None) -> None:
     """Print the warnings about the captions of a run on standard error, before training.
 
@@ -83,7 +104,7 @@ def print_caption_warnings(tokenizer: Tokenizer, splits: DataSplits, reference: 
         The tokenizer of the run.
     splits : DataSplits
         The data of the run.
-    reference : WordTokenizer or None
+    reference : Tokenizer or None
         The tokenizer of the reference model, which reads the training captions only.
     """
     captions = {part: captions_of(dataset) for part, dataset in zip(splits._fields, splits, strict=True)}

@@ -371,6 +371,11 @@ class HuggingFaceTokenizer:
             return None
         return self._tokenizer.id_to_token(number)
 
+    def cut_off(self, caption: str) -> bool:
+        """Return whether a caption has more tokens than a row holds beside the special tokens."""
+        room = self.context_length - self._tokenizer.num_special_tokens_to_add(False)
+        return len(self.words(caption)) > room
+
     def number_of(self, token: str) -> int:
         """Return the number of a token.
 

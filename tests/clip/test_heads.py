@@ -17,6 +17,8 @@ from drrho_clip.encoders import FixedFeatures
 from drrho_clip.errors import BadInput
 from drrho_clip.features import encode_pairs
 from drrho_clip.files.checkpoint import load_arrays
+from drrho_clip.memory import activations_per_pair
+from drrho_clip.models import ModelSpec
 from drrho_clip.run import open_run
 from drrho_clip.train import train
 from drrho_core.backend import get_backend
@@ -139,3 +141,12 @@ def test_heads_encode_no_new_image_and_no_new_text(table: Path, cache: Path, tmp
 def test_depth_zero_is_for_heads_only() -> None:
     with pytest.raises(BadInput, match=r"^depth must be an integer of at least 1 without model features:CACHE, got 0$"):
         TrainConfig(data="digits", method="clip", backend="numpy", depth=0)
+
+
+def test_plan_of_heads_counts_the_stored_features(table: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = ModelSpec.of_heads(20, 12, model={}, feature_dim=8, width=4, depth=1)
+    # Both inputs twice, both hidden layers of 16 units twice, and features and their gradients of both sides.
+    assert activations_per_pair(spec) == 2 * 32 + 2 * 2 * 16 + 4 * 8
+    words = ["--data", str(table), "--model", f"features:{cache}", "--method", "sogclr", "--backend", "numpy"]
+    assert main(["train", *words, "--dry-run", "--out", "nowhere"]) == 0
+    assert "heads" in capsys.readouterr().out

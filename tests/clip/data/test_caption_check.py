@@ -12,6 +12,7 @@ from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits, WordTokenizer
 from drrho_clip.data.arrays import ArrayDataset
 from drrho_clip.data.caption_check import caption_warnings
+from drrho_clip.exchange.model_sizes import train_tokenizer
 from drrho_clip.train import train
 
 
@@ -77,3 +78,14 @@ def test_reference_model_that_cannot_read_the_captions_is_named(
     assert [line for line in lines if "are unknown" in line] == [
         f"warning: more than half of the words are unknown {expected}"
     ]
+
+
+def test_captions_that_are_too_long_for_parts_of_words_are_counted() -> None:
+    tokenizer = train_tokenizer(["a red dog"] * 3, 300, 5)
+    # Start, three words and end fill the row; a fourth word does not fit.
+    parts = {"training": ["a red dog", "a dog", "a red dog dog"], "test": ["red red red red red"], "none": ["dog"]}
+    assert caption_warnings(tokenizer, parts) == [
+        "warning: 1 of 3 training captions and 1 of 1 test captions have more tokens than fit into 5 places: the run "
+        "does not read their ends"
+    ]
+    assert caption_warnings(tokenizer, {"training": ["a red dog", "dog"]}) == []
