@@ -293,12 +293,10 @@ class Trainer:
         began = time.monotonic()
         # 1. The schedules, and the batch with the inner estimates of its samples, on the device.
         inputs = self._inputs(batch, epoch)
-        # 2. Features, loss, gradient and update of the parameters.
+        # 2. Features, loss, gradient and update of the parameters; the new state replaces the old state.
         result = self._stepped(batch, inputs)
         self._losses.add(result.loss)
-        # 3. The new state replaces the old state.
-        self._accept(batch.sample_index, result)
-        # 4. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
+        # 3. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
         note = None
         if self.done % config.log_every == 0 or self.done == self.total_steps:
             loss, surrogate = float(result.loss), float(result.surrogate)
@@ -366,8 +364,10 @@ class Trainer:
         try:
             # A diverging run ends with one message, so the warnings of NumPy would only be noise.
             with np.errstate(all="ignore"):
-                return self._step(self.state, inputs)
-        # The core refuses features that are not finite, unless the step is compiled.
+                result = self._step(self.state, inputs)
+            self._accept(batch.sample_index, result)
+            return result
+        # The core refuses features that are not finite; after a compiled step it refuses the new estimates.
         except ValueError:
             if self._features_are_finite(batch):
                 raise
