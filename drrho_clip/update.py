@@ -88,17 +88,21 @@ def build_update(
             loss_scale = _next_loss_scale(state.loss_scale, overflow, xp)
             if overflow:
                 return state._replace(loss_scale=loss_scale)
-        gradients = _with_scalars(gradients, scalar_gradients)
+        # The optimiser sees the scalars of the loss as further parameters, which do not decay, as they have no axes.
+        everything = state.parameters
+        if state.scalars:
+            gradients = _with_scalars(gradients, scalar_gradients)
+            everything = _with_scalars(everything, state.scalars)
         if config.clip_norm > 0:
             gradients = clipped(gradients, config.clip_norm, xp)
-        # The optimiser sees the scalars of the loss as further parameters, which do not decay, as they have no axes.
-        everything = _with_scalars(state.parameters, state.scalars)
         new, optimizer_state = optimizer.update(everything, gradients, state.optimizer, learning_rate)
         parameters = {name: new[name] for name in state.parameters}
         average = {
             name: config.ema * average + (1 - config.ema) * parameters[name] for name, average in state.average.items()
         }
-        scalars = _within_bounds({name: new[_SCALARS + name] for name in state.scalars}, config, xp)
+        scalars = {name: new[_SCALARS + name] for name in state.scalars}
+        if scalars:
+            scalars = _within_bounds(scalars, config, xp)
         return StepState(parameters, optimizer_state, scalars, average, loss_scale)
 
     return update

@@ -15,7 +15,8 @@ import numpy as np
 import drrho_core
 from drrho_clip.config import TrainConfig
 from drrho_clip.models import ModelSpec, initial_parameters
-from drrho_clip.step import StepBatch, StepState, build_step
+from drrho_clip.step import StepBatch, build_step
+from drrho_clip.update import initial_state
 from drrho_core import contrastive_step, cosine_gamma
 from drrho_core.backend import get_backend
 from drrho_core.state import make_estimator
@@ -84,8 +85,7 @@ def test_a_training_step_makes_at_most_200_calls() -> None:
     config = TrainConfig(data="digits", method="drrho", backend="numpy", reference="reference", batch_size=B)
     spec = ModelSpec("mlp", image_size=8, channels=1, vocabulary_size=20, context_length=6, feature_dim=D)
     optimizer = backend.adamw(weight_decay=config.weight_decay)
-    parameters = {name: backend.asarray(array) for name, array in initial_parameters(spec, seed=0).items()}
-    state = StepState(parameters, optimizer.init(parameters))
+    state = initial_state(backend, optimizer, config, initial_parameters(spec, seed=0))
     step = build_step(backend, backend.model(spec), optimizer, config)
     estimator = make_estimator("device", N, backend=backend)
     images, texts, sample_index = rng.random((B, 8, 8, 1)), rng.random((B, 20)), rng.permutation(N)[:B]
