@@ -64,7 +64,7 @@ def check_held_out(
             for flaw in threads.map(functools.partial(_flaw, data), rows.tolist()):
                 reporter.advance()
                 unreadable += [] if flaw is None else [flaw]
-            if len(unreadable) > getattr(data, "max_unreadable", 0.0) * len(data):
+            if unreadable and len(unreadable) > getattr(data, "max_unreadable", 0.0) * len(data):
                 raise _counted(unreadable)
             if not quiet:
                 say(*(f"warning: {flaw}; it counts as a black image" for flaw in unreadable), stream=sys.stderr)
