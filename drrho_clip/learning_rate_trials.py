@@ -80,7 +80,9 @@ def try_learning_rates(
         guidance = None
         for number, rate in enumerate(sorted(rates)):
             settings = replace(run.config, learning_rate=rate, epochs=max(1, run.config.epochs // _PART), patience=0)
-            trial = replace(run, folder=Path(folder) / str(number), config=replace(settings, as_reference=False))
+            # After the few steps of a trial, a moving average would still be close to the start.
+            settings = replace(settings, as_reference=False, ema=0.0)
+            trial = replace(run, folder=Path(folder) / str(number), config=settings)
             trial.folder.mkdir()
             # Every trial uses the same pairs, so the reference model is asked only once.
             guidance = open_guidance(trial, backend, splits) if guidance is None else guidance

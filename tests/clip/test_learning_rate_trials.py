@@ -67,6 +67,15 @@ def test_the_trials_take_at_most_a_fifth_of_the_steps(
     assert 0 < len(steps) - in_run <= 0.2 * in_run
 
 
+def test_a_moving_average_does_not_change_the_trials(table: Path, tmp_path: Path) -> None:
+    for name, options in (("plain", []), ("average", ["--ema", "0.999"])):
+        assert train(table, tmp_path / name, "--epochs", "8", "--learning-rate", "auto", *options) == 0
+    plain, average = (
+        json.loads((tmp_path / name / "learning_rates.json").read_text()) for name in ("plain", "average")
+    )
+    assert average == plain
+
+
 def test_a_rate_whose_loss_does_not_stay_finite_loses(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
