@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_core import select_jest, select_top_excess
-from drrho_core.checks import Array, Namespace
+from drrho_core.checks import Array, Namespace, device_of
 
 if TYPE_CHECKING:
     from drrho_clip.config import TrainConfig
@@ -74,7 +74,7 @@ def _pair_losses(logits: Array, pair_mask: Array | None, xp: Namespace) -> Array
     own = xp.reshape(logits, (-1,))[:: n + 1]
     # A caption of the same image is no wrong answer, so it is left out of the sums.
     if pair_mask is not None:
-        index = xp.arange(n)
+        index = xp.arange(n, device=device_of(logits))
         counted = pair_mask | (xp.expand_dims(index, axis=1) == xp.expand_dims(index, axis=0))
         logits = xp.where(counted, logits, xp.full_like(logits, -xp.inf))
     sums = []

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import array_api_strict as strict
 import drrho_reference as oracle
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from drrho_clip.methods import METHODS
 from drrho_clip.micro_batches import MicroBatches
 from drrho_clip.models import ModelSpec, initial_parameters
 from drrho_clip.precision import in_precision
-from drrho_clip.selection import gumbel_noise, part_of
+from drrho_clip.selection import gumbel_noise, part_of, select_rho
 from drrho_clip.step import StepBatch, build_step
 from drrho_clip.train import train
 from drrho_clip.update import initial_state
@@ -206,6 +207,17 @@ def test_a_step_trains_on_the_pairs_that_the_oracle_selects(method: str, name: s
     expected = oracle.info_nce(images[index], texts[index], temperature=0.2, pair_mask=mask[np.ix_(index, index)])
     assert float(result.loss) == pytest.approx(expected.loss, rel=1e-10)
     assert result.log_inner_image.shape == (12,)
+
+
+def test_rho_selects_on_the_device_of_the_logits() -> None:
+    device = strict.Device("device1")
+    logits = np.random.default_rng(0).normal(size=(2, 6, 6))
+    mask = np.ones((6, 6), dtype=bool)
+    mask[:2, :2] = False
+    learner, reference, pair_mask = (strict.asarray(array, device=device) for array in (*logits, mask))
+    batch = _batch(get_backend("numpy", dtype="float64"), MLP, 6)._replace(pair_mask=pair_mask)
+    index = select_rho(learner, reference, batch, _config(method="rho", batch_size=2, super_batch=3), strict)
+    assert index.device == device
 
 
 def _pair_losses(logits: np.ndarray, mask: np.ndarray) -> list[float]:
