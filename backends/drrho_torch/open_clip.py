@@ -169,6 +169,8 @@ class OpenClipLoss(nn.Module):
         # Every call would add the whole gradient of the scale, which does not depend on the call. The factor 0 keeps
         # the scale in the graph, because DistributedDataParallel expects a gradient for every parameter.
         scale = logit_scale if is_last else logit_scale.detach() + 0.0 * logit_scale
+        # Loaders name rows on the CPU, but processes with GPUs can exchange only tensors on GPUs.
+        sample_index = sample_index.to(image_features.device)
         index, images, texts = (gathered(x) for x in (sample_index, image_features, text_features))
         loss = self.contrastive_loss(
             images,

@@ -95,6 +95,24 @@ def test_an_epoch_sets_gamma_and_forgets_batches_without_a_loss() -> None:
     assert constant.contrastive_loss.gamma == 0.6
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_processes_exchange_rows_on_the_device_of_the_features(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL exchanges tensors on GPUs only; a loader names its rows on the CPU. The device "meta" stands for a GPU."""
+
+    class Stop(Exception):
+        pass
+
+    def exchange(tensor: Any) -> Any:
+        assert tensor.device.type == "meta"
+        raise Stop
+
+    monkeypatch.setattr("drrho_torch.open_clip.gathered", exchange)
+    loss = loss_module().train(training)
+    loss.announce(ROWS)
+    with pytest.raises(Stop):
+        loss(*(side.to("meta") for side in features()), SCALE)
+
+
 def test_in_eval_a_call_needs_no_rows_and_changes_nothing() -> None:
     loss = loss_module(reference=features(N, R)).eval()
     before = tables(loss)
