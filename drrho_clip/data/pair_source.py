@@ -205,9 +205,17 @@ class PairSource:
         """Return the number of pairs."""
         return len(self.record_of)
 
+    @property
+    def is_from_index(self) -> bool:
+        """Whether the columns come from an index, which alone holds a fingerprint."""
+        return self.fingerprint is not None
+
 
 def require_readable(source: PairSource, max_unreadable: float) -> None:
-    """Raise BadInput if a larger share of the images than `max_unreadable` cannot be read."""
+    """Raise BadInput if a larger share of the images than `max_unreadable` cannot be read; an index has no limit."""
+    # An index was made with a limit of its own, and its unreadable images are left out already.
+    if source.is_from_index:
+        return
     # The records that were left out count as well.
     count, total = len(source.unreadable), len(source.digests) + len(source.unreadable)
     if count > max_unreadable * total:
