@@ -14,7 +14,15 @@ from drrho_clip.errors import BadInput
 from drrho_clip.models import ModelSpec
 from drrho_clip.run.folder import Run, open_run
 
-__all__ = ["MAY_DIFFER", "continued", "in_numbers", "is_over", "open_finished_run", "parameters_to_start_from", "require_same"]
+__all__ = [
+    "MAY_DIFFER",
+    "continued",
+    "in_numbers",
+    "is_over",
+    "open_finished_run",
+    "parameters_to_start_from",
+    "require_same",
+]
 
 MAY_DIFFER: Final = ("max_unreadable", "workers", "tensorboard", "wandb", "keep_last")
 """Settings that may differ when a run is resumed, because they change neither the batches nor the results."""

@@ -146,7 +146,8 @@ def test_a_run_that_unreadable_images_have_stopped_continues_with_a_larger_limit
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = tmp_path / "s.tar"
-    row = next(row for row in range(40) if f"thing {row}" in pair_splits(_shard(shard, 40, {row})).train.captions)
+    # The first shard whose damaged image is a training image stays.
+    assert any(f"thing {row}" in pair_splits(_shard(shard, 40, {row})).train.captions for row in range(40))
     words = ["--data", str(shard), "--backend", "numpy", "--method", "clip", "--epochs", "2", "--width", "8"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert main(["train", *words, "--out", str(run)]) == 2
