@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from PIL import Image
 
 from drrho_clip.data.protocol import Int64, UInt8
+from drrho_clip.errors import MissingExtra
 
 __all__ = ["AUGMENTATIONS", "augmented"]
 
@@ -64,6 +64,10 @@ def augmented(
 
 def _part(image: UInt8, rng: np.random.Generator, smallest_area: float, flip: bool) -> UInt8:
     """Return a random part of one image (s, s, C), resized to (s, s, C)."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtra("augmenting images", "Pillow") from None
     size = image.shape[0]
     left, top, width, height = _box(size, rng, smallest_area)
     # Pillow has no images with an axis of one channel.

@@ -185,7 +185,7 @@ def test_help_loads_no_framework() -> None:
         ),
         (["train", "--out", "x", "--data", "scenes:test", "--method", "clip"], ["scenes:test"]),
         (["train", "--out", "x", "--resume"], ["x", "config.json"]),
-        (["evaluate", "nowhere"], ["nowhere", "config.json"]),
+        (["evaluate", "nowhere"], ["model must be the folder of a run", "nowhere", "does not exist"]),
         (["demo", "--out", "x", "--backend", "tf"], ["backend", "'tf'"]),
     ],
 )
