@@ -185,6 +185,8 @@ class PairSource:
         Images that were left out, because they cannot be read.
     image_ids, fingerprint : optional
         Those of a data set with all pairs, if an index holds them.
+    text_files : tuple of Path
+        Files of captions or labels, beside those of the images; an index records the content of these files.
     """
 
     name: str
@@ -200,6 +202,7 @@ class PairSource:
     unreadable: tuple[Unreadable, ...] = ()
     image_ids: Int64 | None = None
     fingerprint: str | None = None
+    text_files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -259,6 +262,7 @@ class SourceBuilder:
         *,
         parts: UInt8 | None = None,
         unreadable: Sequence[Unreadable] = (),
+        text_files: Sequence[Path] = (),
     ) -> PairSource:
         """Return the source."""
         digests = np.frombuffer(b"".join(self._digests), dtype=np.uint8).reshape(len(self), DIGEST_SIZE)
@@ -274,4 +278,5 @@ class SourceBuilder:
             class_names=class_names_of([self._labels]),
             parts=parts,
             unreadable=tuple(unreadable),
+            text_files=tuple(text_files),
         )

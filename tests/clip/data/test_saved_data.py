@@ -159,6 +159,12 @@ def test_idx_files_become_pairs_with_captions_of_the_classes(tmp_path: Path, com
     index = open_data(tmp_path / "index")
     assert index.fingerprint() == data.fingerprint()
     assert np.array_equal(index[70].image, data[70].image)
+    labels = folder / f"t10k-labels-idx1-ubyte{'.gz' if compressed else ''}"
+    content = labels.read_bytes()
+    labels.write_bytes(gzip.compress(_idx(np.arange(1, 21) % 10)) if compressed else _idx(np.arange(1, 21) % 10))
+    with pytest.raises(BadInput, match=r"got .* in .*t10k-labels-idx1-ubyte.*: index the data again"):
+        open_data(tmp_path / "index")
+    labels.write_bytes(content)
     (folder / "classes.txt").write_text("".join(f"number {digit}\n" for digit in range(10)))
     assert open_data(folder).labels[3] == "number 3"
 
