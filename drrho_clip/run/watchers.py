@@ -7,6 +7,7 @@ writes with the package `tensorboard` alone.
 from __future__ import annotations
 
 import importlib
+import numbers
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from drrho_clip.run.folder import Run
 
 __all__ = ["EventFiles", "Project", "Watcher", "open_watchers", "require_watchers"]
 
-# Entries of a line of metrics.jsonl that say where the run is; all others are figures.
+# Entries of a line of metrics.jsonl that say where the run is; all other numbers are figures.
 _PLACE = ("step",)
 
 
@@ -81,9 +82,7 @@ class EventFiles:
         """Write the figures of a line."""
         event, summary = self._protocol
         values = [
-            summary.Summary.Value(tag=name, simple_value=float(value))
-            for name, value in record.items()
-            if name not in _PLACE
+            summary.Summary.Value(tag=name, simple_value=float(value)) for name, value in _figures(record).items()
         ]
         content = summary.Summary(value=values)
         self._writer.add_event(event.Event(wall_time=time.time(), step=record["step"], summary=content))
@@ -118,11 +117,16 @@ class Project:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Send the figures of a line."""
-        self._run.log({name: value for name, value in record.items() if name not in _PLACE}, step=record["step"])
+        self._run.log(_figures(record), step=record["step"])
 
     def close(self) -> None:
         """Send what is still in memory."""
         self._run.finish()
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a line; a line may also hold text, such as the name of an unreadable image."""
+    return {name: value for name, value in record.items() if name not in _PLACE and isinstance(value, numbers.Real)}
 
 
 def _tensorboard() -> tuple[Any, tuple[Any, Any]]:

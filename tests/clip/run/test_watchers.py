@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.run import open_run, read_metrics
+from drrho_clip.run.watchers import open_watchers
 from drrho_clip.train import train
 
 SMALL: dict[str, Any] = {
@@ -73,6 +75,22 @@ def test_a_project_of_weights_and_biases_gets_the_lines_of_the_log(
     assert last == "finish"
     records = read_metrics(tmp_path / "mine" / "metrics.jsonl")
     assert lines == [(line.pop("step"), line) for line in records]
+
+
+def test_lines_with_text_leave_only_their_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The trainer writes such a line for an image that turns out to be unreadable.
+    line = {"step": 3, "epoch": 0, "unreadable": "pairs.csv, line 4: cannot decode image a.png"}
+    sent: list[Any] = []
+    session = SimpleNamespace(log=lambda figures, step: sent.append((step, figures)), finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: session))
+    train(TrainConfig(**SMALL, epochs=1), tmp_path, quiet=True)
+    run = open_run(tmp_path)
+    run = replace(run, config=replace(run.config, tensorboard=True, wandb="pairs"))
+    for watcher in open_watchers(run, step=0):
+        watcher.log(line)
+        watcher.close()
+    assert [(event.step, value.tag) for event in events(tmp_path) for value in event.summary.value] == [(3, "epoch")]
+    assert sent == [(3, {"epoch": 0})]
 
 
 @pytest.mark.parametrize(("option", "module"), [("--tensorboard", "tensorboard"), ("--wandb", "wandb")])
