@@ -62,6 +62,15 @@ def test_a_saved_data_set_and_the_index_of_it_give_the_same_pairs(tmp_path: Path
     index = open_data(tmp_path / "index")
     assert index.fingerprint() == data.fingerprint()
     assert np.array_equal(index[7].image, data[7].image)
+    # A caption that is edited in the saved data is another content, although the images stay.
+    edited = _rows(0, 20)
+    edited["caption"][3] = "caption 8"
+    shutil.move(tmp_path / "set", tmp_path / "kept")
+    _saved(tmp_path / "set", edited)
+    with pytest.raises(BadInput, match=r"got other content in .*state.json: index the data again"):
+        open_data(tmp_path / "index")
+    shutil.rmtree(tmp_path / "set")
+    shutil.move(tmp_path / "kept", tmp_path / "set")
     # Other processes get a copy that opens the data themselves.
     copy = pickle.loads(pickle.dumps(data.images_only()))
     assert np.array_equal(copy[7].image, data[7].image)
