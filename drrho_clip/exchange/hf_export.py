@@ -26,6 +26,8 @@ __all__ = ["check_export", "export_to_hugging_face"]
 # The classes of `transformers`, by the kind of the model.
 _PROCESSORS = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+# SigLIP was trained without a mask of the padding, so a tokenizer that returns a mask would change the features.
+_INPUTS = {"clip": ("input_ids", "attention_mask"), "siglip": ("input_ids",)}
 
 
 def check_export(run: Run, folder: Path) -> HuggingFaceTokenizer:
@@ -130,6 +132,7 @@ def _tokenizer_config(run: Run, tokenizer: HuggingFaceTokenizer) -> dict[str, An
         "model_max_length": tokenizer.context_length,
         "pad_token": tokenizer.padding,
         "padding_side": "right",
+        "model_input_names": list(_INPUTS[run.spec.hf_sizes.kind]),
     }
     numbers = (run.spec.hf_config or {}).get("text_config") or {}
     # Programs that generate text ask for these tokens; the numbers of the tokens are in the text configuration.

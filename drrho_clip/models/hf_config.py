@@ -169,8 +169,9 @@ def pair_sizes(config: Mapping[str, Any]) -> PairSizes:
     numbers |= {
         name: _size(image[name], f"vision_config: {name}") for name in ("num_channels", "image_size", "patch_size")
     }
-    if numbers["num_channels"] not in (1, 3):
-        raise BadInput(f"vision_config: num_channels must be 1 or 3, got {numbers['num_channels']}")
+    # Image processors give RGB, also for a grey image.
+    if numbers["num_channels"] != 3:
+        raise BadInput(f"vision_config: num_channels must be 3, got {numbers['num_channels']}")
     if numbers["patch_size"] > numbers["image_size"]:
         raise BadInput(
             f"vision_config: patch_size must be at most image_size ({numbers['image_size']}), got "

@@ -62,6 +62,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         _change_json("config.json", lambda c: c["vision_config"].update(num_attention_heads=3)),
         "vision_config: num_attention_heads must divide hidden_size",
     ),
+    "grey images": (
+        _change_json("config.json", lambda c: c["vision_config"].update(num_channels=1)),
+        "vision_config: num_channels must be 3, got 1",
+    ),
     "another image size": (
         _change_json("config.json", lambda c: c["vision_config"].update(image_size=24)),
         "the image processor must give images of the size 24 of config.json, got 16",

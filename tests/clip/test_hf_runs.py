@@ -82,7 +82,8 @@ def _transformers_features(directory: Path, kind: str, files: list[Path], captio
     tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     with torch.no_grad():
         image = model.get_image_features(**pixels).pooler_output
-        text = model.get_text_features(input_ids=tokens["input_ids"]).pooler_output
+        # Programs pass on all that the tokenizer returns, so its other outputs must not change the features.
+        text = model.get_text_features(**tokens).pooler_output
     return tuple((rows / rows.norm(dim=1, keepdim=True)).numpy() for rows in (image, text))
 
 

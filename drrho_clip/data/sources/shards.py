@@ -117,12 +117,15 @@ def shards_in(text: str) -> list[Path]:
     Raises
     ------
     BadInput
-        A shard of a range is missing.
+        A shard of a range is missing, or a folder of shards also holds images or compressed archives.
     """
     path = Path(text)
     if path.is_dir():
-        names = sorted(name for name in os.listdir(path) if name.lower().endswith(".tar") and not name.startswith("."))
-        return [path / name for name in names]
+        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        archives = [name for name in names if name.lower().endswith(".tar")]
+        if archives:
+            _refuse_other_pairs(path, archives[0], names)
+        return [path / name for name in archives]
     if _ARCHIVE.search(text) is None or not (path.exists() or _RANGE.search(text)):
         return []
     # A file whose name looks like a range is that file.
@@ -132,6 +135,20 @@ def shards_in(text: str) -> list[Path]:
         more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         raise BadInput(shown(f"{text} must have all shards of the range, got no {missing[0]}{more}"))
     return shards
+
+
+def _refuse_other_pairs(folder: Path, shard: str, names: Sequence[str]) -> None:
+    """Raise BadInput if a folder of shards also holds compressed archives or images, which would be left out."""
+    for name in names:
+        if _ARCHIVE.search(name) and not name.lower().endswith(".tar"):
+            raise BadInput(shown(f"{folder} must hold uncompressed tar shards only, got {shard} and {name}"))
+    # A folder of images may have folders in it.
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                image = os.path.relpath(os.path.join(place, name), folder)
+                raise BadInput(shown(f"{folder} must hold tar shards or images, got both: {shard} and {image}"))
 
 
 def read_shards(shards: Sequence[Path], names: ColumnNames, *, path: str) -> PairSource:

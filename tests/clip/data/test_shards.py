@@ -197,6 +197,27 @@ def test_a_missing_shard_of_a_range_is_named(tmp_path: Path) -> None:
         read_together([str(tmp_path / "shards-000.tar"), str(tmp_path / "x.tar")], ColumnNames())
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("b.PNG", r"must hold tar shards or images, got both: shards-000.tar and b.PNG$"),
+        ("cats/b.jpg", r"must hold tar shards or images, got both: shards-000.tar and cats/b.jpg$"),
+        ("b.tar.gz", r"must hold uncompressed tar shards only, got shards-000.tar and b.tar.gz$"),
+        ("b.tgz", r"must hold uncompressed tar shards only, got shards-000.tar and b.tgz$"),
+    ],
+)
+def test_a_folder_of_shards_has_no_other_pairs_beside_them(tmp_path: Path, other: str, message: str) -> None:
+    write_shards(tmp_path, 8, 2)
+    # Notes and lists of sizes are no pairs.
+    for name in ("README.md", "sizes.json", ".hidden.png"):
+        (tmp_path / name).touch()
+    assert len(open_data(tmp_path)) == 8
+    (tmp_path / "cats").mkdir()
+    (tmp_path / other).write_bytes(image_bytes((1, 2, 3)))
+    with pytest.raises(BadInput, match=message):
+        open_data(tmp_path)
+
+
 def test_one_unreadable_image_of_a_thousand_is_left_out_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
