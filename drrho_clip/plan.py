@@ -1,4 +1,4 @@
-"""What a training run would do: pairs, steps, parameters and memory, without a step and without a file."""
+"""The plan of a training run: pairs, steps, parameters and memory. A plan takes no step and writes no file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Plan", "plan_run", "print_plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do.
+    """The plan of a run.
 
     Attributes
     ----------

@@ -67,7 +67,7 @@ class Home(NamedTuple):
 
 
 class WorkingMemory(NamedTuple):
-    """What an array library adds to the memory of a training run on the CPU, beyond the arrays of the run.
+    """Memory that an array library adds to a training run on the CPU, beyond the arrays of the run.
 
     Attributes
     ----------

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from drrho_clip.models import NORM_EPSILON, ModelSpec
 from drrho_clip.models.hf_config import TowerSizes
 from drrho_core.backend import Parameters, Pullback
+from drrho_jax.pullback import with_pullback
 
 Array = jax.Array
 
@@ -74,23 +75,8 @@ class HuggingFaceModel:
         self._of_images, self._of_texts = (_ACTIVATIONS[name] for name in names)
 
     def encode(self, parameters: Parameters, images: Array, texts: Array, /) -> tuple[Array, Array, Pullback]:
-        """Return image features (b, d), text features (b, d) and the pullback of this call.
-
-        The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
-        """
-
-        def forward(parameters: Parameters) -> tuple[Array, Array]:
-            return self.encode_images(parameters, images), self.encode_texts(parameters, texts)
-
-        # `vjp` keeps the activations of this call for the pullback.
-        (image_features, text_features), transposed = jax.vjp(forward, dict(parameters))
-
-        def pullback(image_gradient: Array, text_gradient: Array) -> Parameters:
-            (gradients,) = transposed((image_gradient, text_gradient))
-            # JAX returns dictionaries with sorted names; the caller's order is restored.
-            return {name: gradients[name] for name in parameters}
-
-        return image_features, text_features, pullback
+        """Return image features (b, d), text features (b, d) and the pullback of this call."""
+        return with_pullback(lambda own: (self.encode_images(own, images), self.encode_texts(own, texts)), parameters)
 
     def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
         """Return image features (b, d) of images (b, s, s, C)."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from drrho_clip.models import LAYER_NORM_EPSILON, NORM_EPSILON, ModelSpec
 from drrho_core.backend import Parameters, Pullback
+from drrho_jax.pullback import with_pullback
 
 Array = jax.Array
 
@@ -49,23 +50,8 @@ class ConvModel:
         self.spec = spec
 
     def encode(self, parameters: Parameters, images: Array, texts: Array, /) -> tuple[Array, Array, Pullback]:
-        """Return image features (b, d), text features (b, d) and the pullback of this call.
-
-        The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
-        """
-
-        def forward(parameters: Parameters) -> tuple[Array, Array]:
-            return self.encode_images(parameters, images), self.encode_texts(parameters, texts)
-
-        # `vjp` keeps the activations of this call for the pullback.
-        (image_features, text_features), transposed = jax.vjp(forward, dict(parameters))
-
-        def pullback(image_gradient: Array, text_gradient: Array) -> Parameters:
-            (gradients,) = transposed((image_gradient, text_gradient))
-            # JAX returns dictionaries with sorted names; the caller's order is restored.
-            return {name: gradients[name] for name in parameters}
-
-        return image_features, text_features, pullback
+        """Return image features (b, d), text features (b, d) and the pullback of this call."""
+        return with_pullback(lambda own: (self.encode_images(own, images), self.encode_texts(own, texts)), parameters)
 
     def encode_images(self, parameters: Parameters, images: Array, /) -> Array:
         """Return image features (b, d) of images (b, s, s, C)."""

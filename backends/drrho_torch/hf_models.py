@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from drrho_clip.errors import MissingExtra
 from drrho_clip.models import NORM_EPSILON, ModelSpec, parameter_shapes
 from drrho_core.backend import Parameters, Pullback
+from drrho_torch.pullback import with_pullback
 
 
 class HuggingFaceModel:
@@ -44,20 +45,9 @@ class HuggingFaceModel:
         self._names = list(parameter_shapes(spec))
 
     def encode(self, parameters: Parameters, images: Tensor, texts: Tensor, /) -> tuple[Tensor, Tensor, Pullback]:
-        """Return image features, text features, both (b, d), and the pullback of this call, to be called once.
-
-        The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
-        """
-        # The leaves share memory with the parameters, but each call has a graph of its own.
-        with torch.enable_grad():
-            leaves = {name: parameters[name].detach().requires_grad_() for name in self._names}
-            features = self._images(leaves, images), self._texts(leaves, texts)
-
-        def pullback(image_gradient: Tensor, text_gradient: Tensor) -> Parameters:
-            gradients = torch.autograd.grad(features, list(leaves.values()), (image_gradient, text_gradient))
-            return dict(zip(leaves, gradients, strict=True))
-
-        return features[0].detach(), features[1].detach(), pullback
+        """Return image features, text features, both (b, d), and the pullback of this call, to be called once."""
+        own = {name: parameters[name] for name in self._names}
+        return with_pullback(lambda leaves: (self._images(leaves, images), self._texts(leaves, texts)), own)
 
     def encode_images(self, parameters: Parameters, images: Tensor, /) -> Tensor:
         """Return features (b, d) of images (b, s, s, C)."""

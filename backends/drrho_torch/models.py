@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drrho_clip.models import LAYER_NORM_EPSILON, NORM_EPSILON, ModelSpec, parameter_shapes
 from drrho_core.backend import Parameters, Pullback
+from drrho_torch.pullback import with_pullback
 
 
 class ConvModel:
@@ -48,21 +49,9 @@ class ConvModel:
         self._names = list(parameter_shapes(spec))
 
     def encode(self, parameters: Parameters, images: Tensor, texts: Tensor, /) -> tuple[Tensor, Tensor, Pullback]:
-        """Return image features, text features, both (b, d), and the pullback of this call, to be called once.
-
-        The pullback maps the gradients of both features, (b, d) each, to the gradients of all parameters.
-        """
-        # Autograd computes the gradients with respect to the leaves. The leaves share memory with the parameters, but
-        # are new tensors in each call, so that each call has a separate graph.
-        with torch.enable_grad():
-            leaves = {name: parameters[name].detach().requires_grad_() for name in self._names}
-            features = self._images(leaves, images), self._texts(leaves, texts)
-
-        def pullback(image_gradient: Tensor, text_gradient: Tensor) -> Parameters:
-            gradients = torch.autograd.grad(features, list(leaves.values()), (image_gradient, text_gradient))
-            return dict(zip(leaves, gradients, strict=True))
-
-        return features[0].detach(), features[1].detach(), pullback
+        """Return image features, text features, both (b, d), and the pullback of this call, to be called once."""
+        own = {name: parameters[name] for name in self._names}
+        return with_pullback(lambda leaves: (self._images(leaves, images), self._texts(leaves, texts)), own)
 
     def encode_images(self, parameters: Parameters, images: Tensor, /) -> Tensor:
         """Return features (b, d) of images (b, s, s, C)."""

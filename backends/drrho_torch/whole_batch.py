@@ -1,4 +1,4 @@
-"""What the loss needs beside the features of one process: all rows, reference features, a temperature that can learn.
+"""Inputs of the loss beside the features of one process: the rows of all processes, reference features, temperature.
 
 `drrho_torch.open_clip` and `drrho_torch.hugging_face` adapt `ContrastiveLoss` to the training loops of other programs
 with these functions. b is the number of pairs of one process, W the number of processes.

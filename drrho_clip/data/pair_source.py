@@ -47,7 +47,7 @@ class TextColumn(Sequence[str]):
     content : ndarray of uint8, shape (c,)
         The texts in UTF-8, without separators.
     ends : ndarray of int64, shape (n,)
-        Where each text ends in `content`.
+        Position in `content` at which each text ends.
 
     Examples
     --------
@@ -210,7 +210,7 @@ class PairSource:
 
     @property
     def is_from_index(self) -> bool:
-        """Whether the columns come from an index, which alone holds a fingerprint."""
+        """Return True if the columns come from an index; other sources hold no fingerprint."""
         return self.fingerprint is not None
 
 

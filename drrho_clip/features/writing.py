@@ -124,7 +124,7 @@ def _write(
             raise BadInput(f"{folder / name} must be a plain file, got a link to {os.readlink(folder / name)}")
     manifest.write(folder)
     ids = pair_ids(dataset)
-    # What was encoded before a crash counts only as far as progress.jsonl lists it.
+    # After a crash only the blocks that progress.jsonl lists count as encoded.
     done = _finished_blocks(folder, manifest)
     blocks = manifest.blocks()
     first_row = blocks[len(done)][0] if len(done) < len(blocks) else manifest.num_pairs

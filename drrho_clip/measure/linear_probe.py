@@ -74,7 +74,7 @@ def linear_probe(
     def fitted(strength: float, rows: np.ndarray, classes: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=strength, max_iter=2000).fit(rows, classes)
 
-    # Of equally good values the strongest regularisation is taken.
+    # If several values are equally good, `argmax` takes the first: the strongest regularisation.
     scores = [float(fitted(strength, fit_x, fit_y).score(held_x, held_y)) for strength in STRENGTHS]
     strength = STRENGTHS[int(np.argmax(scores))]
     return LinearProbe(float(fitted(strength, x, y).score(test, answers)), strength)

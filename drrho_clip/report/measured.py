@@ -20,8 +20,8 @@ def measured_on(
 ) -> tuple[list[HeldOut], list[str]]:
     """Measure all finished runs on the same pairs of a table, or on the test pairs of built-in data.
 
-    Of a table, the pairs are left out whose images one of the runs was trained on or validated with, so that the
-    figures of all runs come from the same pairs.
+    If one of the runs was trained on or validated with an image of the table, the pairs of that image are left out for
+    all runs. So the figures of all runs come from the same pairs.
 
     Parameters
     ----------

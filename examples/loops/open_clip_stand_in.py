@@ -1,4 +1,4 @@
-"""What open_clip gives its training loops, small enough to train on a CPU in seconds: model, loss, task, pairs.
+"""A stand-in for open_clip: model, loss, task and pairs for the training loops, small enough for seconds on a CPU.
 
 The names and call signatures are those of open_clip (src/open_clip/loss.py, src/open_clip/task, src/open_clip_train),
 so the loops of this folder read like open_clip's.

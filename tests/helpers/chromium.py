@@ -160,7 +160,7 @@ class Chromium:
         self._profile.cleanup()
 
 
-# What a reader would see, asked of the page itself.
+# This script asks the page for everything that a reader would see.
 PROBE = """
 (async () => {
   await Promise.all([...document.images].map(image => image.decode().catch(() => null)));

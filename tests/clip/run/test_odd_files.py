@@ -95,17 +95,16 @@ def test_every_odd_value_in_a_description_is_refused_or_harmless(place: tuple[st
             assert open_run(copied).load_parameters()
 
 
-@pytest.mark.parametrize("place", list(places()), ids=".".join)
+@pytest.mark.parametrize("place", [place for place in places() if place[-1] != "0"], ids=".".join)
 def test_an_evaluation_ends_well_whatever_the_description_says(
     place: tuple[str, ...], copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = copied / "config.json"
     document = json.loads(file.read_text())
     for value in (None, 10**12, "a\0b", [[1]]):
-        if place[-1] != "0":
-            file.write_text(json.dumps(with_value(document, place, value)))
-            ends_well(capsys, "evaluate", str(copied))
-            ends_well(capsys, "train", "--resume", "--out", str(copied))
+        file.write_text(json.dumps(with_value(document, place, value)))
+        ends_well(capsys, "evaluate", str(copied))
+        ends_well(capsys, "train", "--resume", "--out", str(copied))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What shows a run while it trains, and the last checkpoints: figures in event files and projects, older states."""
+"""Figures of a run in TensorBoard and Weights & Biases while the run trains, and the last checkpoints."""
 
 from __future__ import annotations
 
