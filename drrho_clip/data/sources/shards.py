@@ -122,10 +122,10 @@ def shards_in(text: str) -> list[Path]:
     path = Path(text)
     if path.is_dir():
         names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-        shards = [name for name in names if name.lower().endswith(".tar")]
-        if shards:
-            _refuse_other_pairs(path, shards[0], names)
-        return [path / name for name in shards]
+        archives = [name for name in names if name.lower().endswith(".tar")]
+        if archives:
+            _refuse_other_pairs(path, archives[0], names)
+        return [path / name for name in archives]
     if _ARCHIVE.search(text) is None or not (path.exists() or _RANGE.search(text)):
         return []
     # A file whose name looks like a range is that file.
