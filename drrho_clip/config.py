@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from drrho_clip.constants import FULL, LARGEST_DEPTH, ORDERS, RESIZE_MODES
-from drrho_clip.data.augment import AUGMENTATIONS
+from drrho_clip.constants import AUGMENTATIONS, FULL, LARGEST_DEPTH, ORDERS, RESIZE_MODES
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or

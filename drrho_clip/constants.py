@@ -17,3 +17,6 @@ FULL = "float32"
 
 ORDERS = ("full", "blocks")
 """The orders of the samples in an epoch: all samples mixed, or blocks of samples mixed within a window."""
+
+AUGMENTATIONS = ("crop", "crop-flip")
+"""The values of the setting `augment`: a random part of the image, or this part, mirrored half of the time."""

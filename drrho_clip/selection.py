@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from drrho_core import select_jest, select_top_excess
 from drrho_core.checks import Array, Namespace
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from drrho_clip.config import TrainConfig
     from drrho_clip.step import StepBatch
 
@@ -45,6 +45,9 @@ def select_joint(learner: Array, reference: Array, batch: StepBatch, config: Tra
 def gumbel_noise(config: TrainConfig, step: int) -> npt.NDArray[np.float64]:
     """Return the noise of a step of JEST, (chunks, n), which depends on seed and step only."""
     shape = min(config.jest_chunks, config.batch_size), config.batch_size * config.super_batch
+    # Imported here, because the help of the command line reads the table of methods, and NumPy loads slowly.
+    import numpy as np
+
     return np.random.default_rng([config.seed, _STREAM, step]).gumbel(size=shape)
 
 

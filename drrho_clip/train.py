@@ -65,9 +65,10 @@ def train(
     out : path
         Folder of the run. A folder that holds a run is refused unless `resume` is True.
     resume : bool
-        Continue the run in `out` from the last checkpoint. The settings of that run must equal `config`, with two
-        exceptions: a finished run may get more epochs, and a table may have moved. A finished run without more epochs
-        does not change.
+        Continue the run in `out` from the last checkpoint. The settings of that run must equal `config`, with three
+        exceptions: a finished run may get more epochs, a table may have moved, and the settings of
+        `drrho_clip.run.resume.MAY_DIFFER`, such as the number of workers, may have other values. A finished run without
+        more epochs does not change.
     backend : Backend, optional
         The library that runs the training; built from ``config.backend``, ``config.dtype`` and `device` by default.
     device : str, optional
@@ -213,7 +214,7 @@ def _resume(
         with contextlib.closing(Trainer(run, backend, splits)) as trainer:
             remove_torn_files(folder)
             trainer.load()
-            if moved or extended:
+            if moved or run.config != stored.config:
                 run.write()
             if extended:
                 # From here on the run is unfinished again.

@@ -10,7 +10,8 @@ from typing import Any
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, train_setting
 from drrho_clip.commands.model import backend_option
 from drrho_clip.config import TrainConfig
-from drrho_clip.options import PATH, TEXT, at_least, choice, setting
+from drrho_clip.options import PATH, TEXT, at_least, choice, number, setting
+from drrho_clip.table_defaults import preset
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import default_backend
 
@@ -54,7 +55,12 @@ class Encode:
     label_column: str | None = train_setting("label_column")
     data_seed: int = train_setting("data_seed")
     train_size: int = train_setting("train_size")
-    swapped_fraction: float = train_setting("swapped_fraction")
+    swapped_fraction: float | None = setting(
+        None,
+        rule=number("in [0, 1]", lambda value: 0 <= value <= 1),
+        shown="that of drrho train",
+        help="Share of the training captions of built-in data and of IDX files that are swapped with each other.",
+    )
     backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("A run after --model")
     device: str | None = device_option()
@@ -77,6 +83,10 @@ class Encode:
         backend = build_backend(self.backend or own[0], self.device, own[1])
         encoder = open_model(self.model, backend=backend, state=self.state, run=run)
         of_data: dict[str, Any] = {name: getattr(self, name) for name in _DATA}
+        if self.swapped_fraction is None:
+            # The default depends on the kind of data, as in training.
+            del of_data["swapped_fraction"]
+            of_data |= {name: value for name, value in preset(self.data).items() if name == "swapped_fraction"}
         dataset = open_all_pairs(TrainConfig(self.data, method="clip", backend=backend.name, **of_data))
         title, reporters = f"encoding {len(dataset):,} pairs of {self.data}", list[Reporter]()
 

@@ -48,8 +48,9 @@ class Train:
     resume: bool = setting(
         False,
         rule=FLAG,
-        help="Continue from the last checkpoint in --out; settings named again must have the values of the run. A "
-        "finished run continues if --epochs is larger.",
+        help="Continue from the last checkpoint in --out; settings named again must have the values of the run, "
+        "except those that do not change the results, such as --workers and --max-unreadable. A finished run continues "
+        "if --epochs is larger.",
     )
     config: Path | None = setting(
         None,

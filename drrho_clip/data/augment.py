@@ -13,10 +13,7 @@ import numpy as np
 from drrho_clip.data.protocol import Int64, UInt8
 from drrho_clip.errors import MissingExtra
 
-__all__ = ["AUGMENTATIONS", "augmented"]
-
-AUGMENTATIONS = ("crop", "crop-flip")
-"""The values of the setting `augment`: a random part of the image, or this part, mirrored half of the time."""
+__all__ = ["augmented"]
 
 # Distinguishes the numbers of the augmentation from other random numbers of the same seed.
 _STREAM = 0x41554753

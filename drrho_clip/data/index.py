@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from drrho_clip.data.content import image_numbers
+from drrho_clip.data.content import file_digest, image_numbers
 from drrho_clip.data.pair_source import ImageStore, PairSource, TextColumn, Unreadable
 from drrho_clip.data.pair_table import FileStore
 from drrho_clip.data.pairs import PairsDataset
@@ -72,6 +72,7 @@ def write_index(source: PairSource, folder: Path) -> dict[str, Any]:
         "path": source.path,
         "store": values,
         "files": [_recorded(file, folder) for file in source.store.files()],
+        "text_files": [_recorded(file, folder) | {"digest": _digest(file)} for file in source.text_files],
         "fingerprint": PairsDataset(source).fingerprint(),
         "class_names": source.class_names,
         "counts": count(source, image_ids),
@@ -153,6 +154,9 @@ def read_index(folder: Path) -> PairSource:
     try:
         columns = {name: _column(folder, name, about) for name, about in described["columns"].items()}
         files = [_found(folder, recorded) for recorded in described["files"]]
+        # Earlier versions recorded no such files.
+        for recorded in described.get("text_files", ()):
+            _require_same_text(folder, recorded)
         store = _open_store(described, files, columns)
         texts = {name: TextColumn(columns[f"{name}_bytes"], columns[f"{name}_ends"]) for name in _TEXTS}
         return PairSource(
@@ -166,7 +170,9 @@ def read_index(folder: Path) -> PairSource:
             unreadable=tuple(Unreadable(*entry) for entry in described["unreadable"]),
             image_ids=columns["image_ids"],
             fingerprint=described["fingerprint"],
-            **texts,
+            captions=texts["captions"],
+            image_names=texts["image_names"],
+            labels=texts["labels"],
         )
     except BadInput:
         raise
@@ -197,10 +203,14 @@ def _recorded(file: Path, folder: Path) -> dict[str, Any]:
     return {"path": path, "from_index": os.path.relpath(path, os.path.abspath(folder)), "size": size}
 
 
+def _places(folder: Path, recorded: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Return where a recorded file may be: an index and the data may move together, for example to another disk."""
+    return Path(recorded["path"]), Path(os.path.normpath(folder / recorded["from_index"]))
+
+
 def _found(folder: Path, recorded: Mapping[str, Any]) -> Path:
     """Return where a recorded file is now: at its old place, or at the same place relative to the index."""
-    # An index and the data may move together, for example to another disk.
-    candidates = (Path(recorded["path"]), Path(os.path.normpath(folder / recorded["from_index"])))
+    candidates = _places(folder, recorded)
     path = next((path for path in candidates if path.exists()), None)
     if path is None:
         raise BadInput(f"{folder} must have its data where they were, got no {candidates[0]}")
@@ -210,6 +220,22 @@ def _found(folder: Path, recorded: Mapping[str, Any]) -> Path:
             f"{recorded['size']:,} bytes in {path}: index the data again"
         )
     return path
+
+
+def _digest(file: Path) -> str:
+    with naming(file), file.open("rb") as stream:
+        return file_digest(stream).hex()
+
+
+def _require_same_text(folder: Path, recorded: Mapping[str, Any]) -> None:
+    """Raise BadInput if a file of captions or labels has changed; the index does not need a file that is gone."""
+    if not any(path.exists() for path in _places(folder, recorded)):
+        return
+    path = _found(folder, recorded)
+    if _digest(path) != recorded["digest"]:
+        raise BadInput(
+            f"{folder} must describe the data as they are, got other content in {path}: index the data again"
+        )
 
 
 def _open_store(described: Mapping[str, Any], files: list[Path], columns: Mapping[str, npt.NDArray[Any]]) -> ImageStore:

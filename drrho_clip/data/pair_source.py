@@ -185,6 +185,8 @@ class PairSource:
         Images that were left out, because they cannot be read.
     image_ids, fingerprint : optional
         Those of a data set with all pairs, if an index holds them.
+    text_files : tuple of Path
+        Files of captions or labels, beside those of the images; an index records the content of these files.
     """
 
     name: str
@@ -200,14 +202,23 @@ class PairSource:
     unreadable: tuple[Unreadable, ...] = ()
     image_ids: Int64 | None = None
     fingerprint: str | None = None
+    text_files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.record_of)
 
+    @property
+    def is_from_index(self) -> bool:
+        """Whether the columns come from an index, which alone holds a fingerprint."""
+        return self.fingerprint is not None
+
 
 def require_readable(source: PairSource, max_unreadable: float) -> None:
-    """Raise BadInput if a larger share of the images than `max_unreadable` cannot be read."""
+    """Raise BadInput if a larger share of the images than `max_unreadable` cannot be read; an index has no limit."""
+    # An index was made with a limit of its own, and its unreadable images are left out already.
+    if source.is_from_index:
+        return
     # The records that were left out count as well.
     count, total = len(source.unreadable), len(source.digests) + len(source.unreadable)
     if count > max_unreadable * total:
@@ -251,6 +262,7 @@ class SourceBuilder:
         *,
         parts: UInt8 | None = None,
         unreadable: Sequence[Unreadable] = (),
+        text_files: Sequence[Path] = (),
     ) -> PairSource:
         """Return the source."""
         digests = np.frombuffer(b"".join(self._digests), dtype=np.uint8).reshape(len(self), DIGEST_SIZE)
@@ -266,4 +278,5 @@ class SourceBuilder:
             class_names=class_names_of([self._labels]),
             parts=parts,
             unreadable=tuple(unreadable),
+            text_files=tuple(text_files),
         )

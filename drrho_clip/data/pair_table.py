@@ -124,7 +124,9 @@ def read_table(path: Path, names: ColumnNames) -> PairSource:
             unreadable.append(Unreadable(f"{path}, {table.unit} {image.number}", str(image.file), flaw))
     written = builder.image_names()
     store = FileStore(path, table.folder, table.unit, np.array(numbers, dtype=np.int64), written)
-    return builder.build(path.stem, str(path), store, unreadable=unreadable)
+    # The captions of a folder stand in as many files as there are images.
+    text_files = () if path.is_dir() else (path,)
+    return builder.build(path.stem, str(path), store, unreadable=unreadable, text_files=text_files)
 
 
 def _file_of(folder: Path, written: str) -> Path:

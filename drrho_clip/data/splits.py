@@ -69,13 +69,29 @@ def open_all_pairs(config: TrainConfig) -> Dataset:
     """
     if config.data in BUILT_IN_DATA:
         return JoinedDataset(config.data, open_splits(config))
-    return open_table(config.data, config)
+    pairs = open_table(config.data, config)
+    return with_captions_of(open_splits(config), pairs) if swaps_captions(pairs, config) else pairs
+
+
+def swaps_captions(pairs: PairsDataset, config: TrainConfig) -> bool:
+    """Return whether a run swaps training captions: those of IDX files, which are made from the classes."""
+    return pairs.source.store.kind == IdxStore.kind and config.swapped_fraction > 0
+
+
+def with_captions_of(splits: DataSplits, pairs: PairsDataset) -> PairsDataset:
+    """Return all pairs of a source with the captions that its training pairs have in `splits`."""
+    train = splits.train
+    assert isinstance(train, PairsDataset)
+    captions = list(pairs.captions)
+    for row, caption in zip(train.source_rows.tolist(), train.captions, strict=True):
+        captions[row] = caption
+    return pairs.with_captions(captions)
 
 
 def _with_swapped_captions(splits: DataSplits, config: TrainConfig) -> DataSplits:
-    """Swap training captions of IDX files, which are made from the classes; other captions are those of the user."""
+    """Swap training captions of IDX files; other captions are those of the user."""
     train = splits.train
-    if not isinstance(train, PairsDataset) or train.source.store.kind != IdxStore.kind or not config.swapped_fraction:
+    if not isinstance(train, PairsDataset) or not swaps_captions(train, config):
         return splits
     rng = np.random.default_rng([config.data_seed, _SWAPS])
     captions, _ = exchange_captions(train.captions, config.swapped_fraction, rng)

@@ -13,6 +13,7 @@ soon as its line is in progress.jsonl.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -130,6 +131,11 @@ class Manifest:
     def like(self, model: Mapping[str, Any], data: Mapping[str, Any]) -> Manifest:
         """Return a manifest with the same sizes for another model and other data."""
         return replace(self, model=dict(model), data=dict(data))
+
+    def content_digest(self) -> str:
+        """Return a SHA-256, in hex, of dtype, sizes and checksums: caches with equal files have equal digests."""
+        described = [self.dtype, self.num_pairs, self.block_rows, *(sorted(block.items()) for block in self.checksums)]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     def difference(self, other: Manifest) -> str | None:
         """Return what differs between two encodings, in words, or None if they are the same encoding.

@@ -8,6 +8,7 @@ cache it is, and a resumed run opens that cache again.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import NamedTuple
 
 from drrho_clip.data import DataSplits
@@ -78,7 +79,8 @@ def keep_guidance(run: Run, guidance: Guidance) -> None:
     features = guidance.features
     if isinstance(features, CacheRows) and not run.reference_cache.exists():
         manifest = features.features.manifest
-        write_json(run.reference_cache, {"model": dict(manifest.model), "data": dict(manifest.data)})
+        described = {"dtype": manifest.dtype, "content": manifest.content_digest()}
+        write_json(run.reference_cache, {"model": dict(manifest.model), "data": dict(manifest.data), **described})
     if isinstance(features, ArrayRows) and not run.reference_features.exists():
         save_reference_features(run.reference_features, features.image, features.text, {"data": run.fingerprint})
     if guidance.choice is not None and not run.pair_choice.exists():
@@ -95,9 +97,15 @@ def _kept_features(run: Run, splits: DataSplits) -> FeatureRows:
         raise BadInput(f"reference must be the cache with which {run.folder} was started, got {place}, which is none")
     # A cache of another model in the same folder would change the loss in the middle of the run.
     features = ReferenceFeatures(folder)
+    manifest = features.manifest
     recorded = read_json(run.reference_cache, "the description of a cache")
     try:
-        difference = features.manifest.difference(features.manifest.like(recorded["model"], recorded["data"]))
+        # Earlier versions recorded neither the dtype nor the content.
+        like = replace(manifest.like(recorded["model"], recorded["data"]), dtype=recorded.get("dtype", manifest.dtype))
+        difference = manifest.difference(like)
+        # The same model gives slightly other features on another device, and the run would not continue bit for bit.
+        if difference is None and recorded.get("content", manifest.content_digest()) != manifest.content_digest():
+            difference = f"other features: {manifest.model.get('name')} has encoded the data again"
     except (KeyError, TypeError, AttributeError):
         raise BadInput(f"{run.reference_cache} must describe a cache, got a damaged description") from None
     if difference is not None:

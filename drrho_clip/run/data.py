@@ -17,7 +17,7 @@ from typing import Any
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.data import DataSplits, PairsDataset
 from drrho_clip.data.sources import exists
-from drrho_clip.data.splits import open_splits, open_table
+from drrho_clip.data.splits import open_splits, open_table, swaps_captions, with_captions_of
 from drrho_clip.encoders.naming import path_in
 from drrho_clip.errors import BadInput
 from drrho_clip.run.folder import Run
@@ -96,6 +96,8 @@ def open_run_data(run: Run, data: str | None = None, validation: str | None = No
 def open_whole_table(run: Run, table: str | None = None) -> PairsDataset:
     """Read all pairs of a table, by default of the table of a run, whose content is checked as in `open_run_data`.
 
+    The captions of the run's own table are those that the run was trained on, also if some of these were swapped.
+
     Raises
     ------
     BadInput
@@ -104,9 +106,16 @@ def open_whole_table(run: Run, table: str | None = None) -> PairsDataset:
         If a library that the data need is not installed.
     """
     if table is None:
-        open_run_data(run)
-        table = place_of(run, "data")
-    return open_table(table, run.config)
+        splits = open_run_data(run)
+        pairs = open_table(place_of(run, "data"), run.config)
+        return with_captions_of(splits, pairs) if swaps_captions(pairs, run.config) else pairs
+    pairs = open_table(table, run.config)
+    if not swaps_captions(pairs, run.config):
+        return pairs
+    # The named table may be that of the run, at the same place or at another.
+    validation = None if run.config.validation is None else place_of(run, "validation")
+    splits = open_splits(replace(run.config, data=table, validation=validation))
+    return with_captions_of(splits, pairs) if splits.train.fingerprint() == run.fingerprint else pairs
 
 
 def require_same_data(run: Run, splits: DataSplits, config: TrainConfig | None = None) -> None:

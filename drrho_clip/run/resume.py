@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,14 +14,25 @@ from drrho_clip.errors import BadInput
 from drrho_clip.models import ModelSpec
 from drrho_clip.run.folder import Run, open_run
 
-__all__ = ["continued", "in_numbers", "is_over", "open_finished_run", "parameters_to_start_from", "require_same"]
+__all__ = [
+    "MAY_DIFFER",
+    "continued",
+    "in_numbers",
+    "is_over",
+    "open_finished_run",
+    "parameters_to_start_from",
+    "require_same",
+]
+
+MAY_DIFFER: Final = ("max_unreadable", "workers", "tensorboard", "wandb", "keep_last")
+"""Settings that may differ when a run is resumed, because they change neither the batches nor the results."""
 
 
 def continued(folder: Path, config: TrainConfig) -> Run:
     """Return the run in a folder as it is to be continued with the given settings; no file is written.
 
     A finished run may get more epochs. Then the result has the new number of epochs, and `Run.earlier_ends` has one
-    more entry.
+    more entry. The settings of `MAY_DIFFER` have the given values in the result.
 
     Raises
     ------
@@ -39,6 +50,7 @@ def continued(folder: Path, config: TrainConfig) -> Run:
     may_differ = {"epochs"} if progress.finished and config.epochs > run.config.epochs else set()
     settings = in_numbers(run, config.to_json())
     require_same(run.config, {name: value for name, value in settings.items() if name not in may_differ})
+    run = replace(run, config=replace(run.config, **{name: getattr(config, name) for name in MAY_DIFFER}))
     if not may_differ:
         return run
     # All epochs of a finished run have the same number of steps, also if the run was stopped early.
@@ -65,9 +77,12 @@ def is_over(folder: Path, config: TrainConfig) -> bool:
 def require_same(stored: TrainConfig, given: Mapping[str, Any]) -> None:
     """Raise BadInput if a run is to be resumed with settings that differ from those of its start.
 
-    The path of a table may differ, because a table may move; `drrho_clip.run.data` compares the content.
+    The path of a table may differ, because a table may move; `drrho_clip.run.data` compares the content. The settings
+    of `MAY_DIFFER` may differ as well.
     """
     for name, value in given.items():
+        if name in MAY_DIFFER:
+            continue
         expected = getattr(stored, name)
         is_path = name in ("data", "validation") and not {expected, value} & {None, *BUILT_IN_DATA}
         # A run whose user has not given this number holds that of the reference model.

@@ -125,7 +125,7 @@ def test_a_tower_alone_returns_the_features_of_the_pair() -> None:
 
 def test_bad_input_is_refused() -> None:
     p = problem()
-    with pytest.raises(ValueError, match=r"^architecture must be 'mlp' for MLPModel, got 'conv'$"):
+    with pytest.raises(ValueError, match=r"^architecture must be 'mlp' or 'heads' for MLPModel, got 'conv'$"):
         MLPModel(ModelSpec("conv", image_size=4, channels=2, vocabulary_size=9, context_length=5), np)
     model = MLPModel(SPEC, np)
     with pytest.raises(ValueError, match=r"^images must have shape \(b, 4, 4, 2\), got \(7, 4, 2, 4\)$"):

@@ -91,7 +91,9 @@ def test_gradient_and_estimates_of_a_batch_are_those_of_contrastive_step(
         reference_features=tuple(side.astype(float) for side in batch["reference"]),
     )
     slopes = (step.image_gradient, step.text_gradient, step.temperature_gradient)
-    (expected,) = pull_back(tuple(np.asarray(slope, np.float32) for slope in slopes))
+    # Another test of the process may have switched on float64, the dtype of the temperature then.
+    dtypes = (side.dtype for side in (image, text, jax.numpy.asarray(tau)))
+    (expected,) = pull_back(tuple(np.asarray(slope, dtype) for slope, dtype in zip(slopes, dtypes, strict=True)))
     assert float(loss) == pytest.approx(float(step.loss), abs=1e-5)
     np.testing.assert_allclose(state.log_inner_text[rows], step.log_inner_text, atol=1e-5)
     for got, slope in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):

@@ -135,7 +135,9 @@ def read_hub_data(folder: Path, names: ColumnNames) -> PairSource:
         raise BadInput(f"{folder} must have at least one row, got none")
     store = HubStore(folder, columns.image, tuple(opened), np.array(places, dtype=np.int64).reshape(-1, 2))
     own_parts = np.array(parts, dtype=np.uint8) if any(parts) else None
-    return builder.build(folder.name, str(folder), store, parts=own_parts, unreadable=unreadable)
+    # Whatever changes a saved data set also changes the number in state.json by which the library knows the content.
+    states = sorted(folder.rglob("state.json"))
+    return builder.build(folder.name, str(folder), store, parts=own_parts, unreadable=unreadable, text_files=states)
 
 
 def _opened(folder: Path) -> dict[str, Any]:

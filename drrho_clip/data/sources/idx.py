@@ -35,6 +35,7 @@ TEMPLATES: Final = ("a photo of a {}", "a picture of a {}", "a small grey {}", "
 """The templates of the captions; the content of an image chooses the template."""
 
 _PARTS: Final = (("train", 0), ("t10k", 2))
+_CLASSES: Final = "classes.txt"
 _LARGEST: Final = 4 * 2**30
 
 
@@ -99,10 +100,12 @@ def read_idx(folder: Path) -> PairSource:
     """
     names = _class_names(folder)
     builder, places, parts = SourceBuilder(), [], []
+    text_files = [path for path in [folder / _CLASSES] if path.exists()]
     for number, (part, place) in enumerate(_present(folder)):
         images = _read_images(_file(folder, f"{part}-images-idx3-ubyte"))
         file = _file(folder, f"{part}-labels-idx1-ubyte")
         labels = _read(file, 1)
+        text_files.append(file)
         if len(labels) != len(images):
             raise BadInput(shown(f"{file} must have a label for each of the {len(images)} images, got {len(labels)}"))
         if labels.size and labels.max() >= len(names):
@@ -117,7 +120,7 @@ def read_idx(folder: Path) -> PairSource:
             parts.append(place)
     store = IdxStore(folder, np.array(places, dtype=np.int64).reshape(-1, 2))
     own_parts = np.array(parts, dtype=np.uint8) if any(parts) else None
-    return builder.build(folder.name, str(folder), store, parts=own_parts)
+    return builder.build(folder.name, str(folder), store, parts=own_parts, text_files=text_files)
 
 
 def _present(folder: Path) -> list[tuple[str, int]]:
@@ -133,7 +136,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    path = folder / "classes.txt"
+    path = folder / _CLASSES
     if not path.exists():
         return FASHION_CLASSES
     try:

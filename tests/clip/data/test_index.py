@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from drrho_clip.cli import main
-from drrho_clip.data import open_data, open_index
+from drrho_clip.data import open_data, open_index, pair_splits
 from drrho_clip.errors import BadInput
 from helpers.shards import image_bytes, sample, write_shard, write_shards
 
@@ -94,6 +94,42 @@ def test_a_shard_that_has_changed_under_an_index_is_named(tmp_path: Path) -> Non
     shard.unlink()
     with pytest.raises(BadInput, match=r"index must have its data where they were, got no .*shards-002.tar$"):
         open_index(index)
+
+
+def test_an_index_notices_captions_that_were_edited(tmp_path: Path) -> None:
+    for row in range(4):
+        (tmp_path / f"{row}.png").write_bytes(image_bytes((row, 0, 0)))
+    table, index = tmp_path / "pairs.csv", tmp_path / "index"
+    table.write_text("image,caption\n" + "".join(f"{row}.png,caption {row}\n" for row in range(4)))
+    _indexed(table, index)
+    before = table.read_text()
+    for edited in (before.replace("caption 2", "caption 7"), before.replace("caption 2", "a caption")):
+        table.write_text(edited)
+        with pytest.raises(
+            BadInput, match=r"index must describe the data as they are, got .* in .*pairs.csv: index the"
+        ):
+            open_index(index)
+    table.write_text(before)
+    assert open_index(index)[2].caption == "caption 2"
+    # The index holds the captions, so the table itself is not needed; an earlier version has not recorded the table.
+    table.unlink()
+    assert open_index(index)[2].caption == "caption 2"
+    table.write_text(edited)
+    described = json.loads((index / "index.json").read_text())
+    del described["text_files"]
+    (index / "index.json").write_text(json.dumps(described))
+    assert len(open_index(index)) == 4
+
+
+def test_an_index_with_more_unreadable_images_than_usual_is_opened_without_a_limit(tmp_path: Path) -> None:
+    files = [file for row in range(8) for file in sample(f"{row}", (row, 0, 0), f"caption {row}")]
+    files[2] = (files[2][0], b"no image")
+    shard, index = write_shard(tmp_path / "s.tar", files), tmp_path / "index"
+    assert main(["index", str(shard), "--out", str(index)]) == 2
+    assert main(["index", str(shard), "--out", str(index), "--max-unreadable", "0.2"]) == 0
+    # The unreadable image is left out of the index already, so no command needs the limit again.
+    assert list(open_data(index).captions) == [f"caption {row}" for row in range(8) if row != 1]
+    assert sum(map(len, pair_splits(index, seed=0))) == 7
 
 
 def test_a_damaged_index_is_refused_in_one_line(tmp_path: Path) -> None:

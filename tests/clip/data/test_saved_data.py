@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import pytest
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import open_data, pair_splits
+from drrho_clip.data.pair_ids import pair_ids
 from drrho_clip.data.sources.idx import FASHION_CLASSES, TEMPLATES
 from drrho_clip.data.splits import open_splits
 from drrho_clip.errors import BadInput
+from drrho_clip.features.reading import ReferenceFeatures
+from drrho_clip.run import open_run
 from helpers.shards import image_bytes
 
 datasets = pytest.importorskip("datasets")
@@ -57,6 +62,15 @@ def test_a_saved_data_set_and_the_index_of_it_give_the_same_pairs(tmp_path: Path
     index = open_data(tmp_path / "index")
     assert index.fingerprint() == data.fingerprint()
     assert np.array_equal(index[7].image, data[7].image)
+    # A caption that is edited in the saved data is another content, although the images stay.
+    edited = _rows(0, 20)
+    edited["caption"][3] = "caption 8"
+    shutil.move(tmp_path / "set", tmp_path / "kept")
+    _saved(tmp_path / "set", edited)
+    with pytest.raises(BadInput, match=r"got other content in .*state.json: index the data again"):
+        open_data(tmp_path / "index")
+    shutil.rmtree(tmp_path / "set")
+    shutil.move(tmp_path / "kept", tmp_path / "set")
     # Other processes get a copy that opens the data themselves.
     copy = pickle.loads(pickle.dumps(data.images_only()))
     assert np.array_equal(copy[7].image, data[7].image)
@@ -154,6 +168,12 @@ def test_idx_files_become_pairs_with_captions_of_the_classes(tmp_path: Path, com
     index = open_data(tmp_path / "index")
     assert index.fingerprint() == data.fingerprint()
     assert np.array_equal(index[70].image, data[70].image)
+    labels = folder / f"t10k-labels-idx1-ubyte{'.gz' if compressed else ''}"
+    content = labels.read_bytes()
+    labels.write_bytes(gzip.compress(_idx(np.arange(1, 21) % 10)) if compressed else _idx(np.arange(1, 21) % 10))
+    with pytest.raises(BadInput, match=r"got .* in .*t10k-labels-idx1-ubyte.*: index the data again"):
+        open_data(tmp_path / "index")
+    labels.write_bytes(content)
     (folder / "classes.txt").write_text("".join(f"number {digit}\n" for digit in range(10)))
     assert open_data(folder).labels[3] == "number 3"
 
@@ -169,6 +189,34 @@ def test_a_share_of_the_training_captions_of_idx_files_can_be_swapped(tmp_path: 
     words = ["train", "--data", folder, "--backend", "numpy", "--method", "clip", "--epochs", "1", "--width", "8"]
     assert main([*words, "--image-size", "8", "--out", str(tmp_path / "run")]) == 0
     assert '"swapped_fraction": 0.0' in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_swapped_captions_of_idx_files_are_those_that_the_commands_rank_and_encode(tmp_path: Path) -> None:
+    folder = str(_idx_folder(tmp_path / "f", compressed=True))
+    run, moved = str(tmp_path / "run"), str(tmp_path / "moved")
+    words = ["train", "--data", folder, "--backend", "numpy", "--method", "clip", "--epochs", "1", "--width", "8"]
+    assert main([*words, "--image-size", "8", "--swapped-fraction", "0.3", "--out", run]) == 0
+    original, train = open_data(folder), open_splits(open_run(run).config).train
+    captions = list(original.captions)
+    for row, caption in zip(train.source_rows, train.captions, strict=True):  # type: ignore[attr-defined]
+        captions[row] = caption
+    assert captions != list(original.captions)
+    # The run's own data are recognised at another place, too; the changed captions of other data stay.
+    shutil.copytree(folder, moved)
+    other = str(_idx_folder(tmp_path / "other", compressed=True, num_train=50))
+    for data, expected in (([], captions), (["--data", moved], captions), (["--data", other], None)):
+        table = tmp_path / "suspects.csv"
+        assert main(["suspects", run, "--out", str(table), *data]) == 0
+        with table.open(newline="") as file:
+            ranked = {int(line["row"]): line["caption"] for line in csv.DictReader(file)}
+        assert [ranked[row] for row in range(len(ranked))] == list(expected or open_data(other).captions)
+    # By default the captions of a cache are the original captions, like those of a run.
+    for options, expected in (([], list(original.captions)), (["--swapped-fraction", "0.3"], captions)):
+        out = tmp_path / f"cache{len(options)}"
+        assert main(["encode", "--model", run, "--data", folder, "--out", str(out), *options]) == 0
+        assert np.array_equal(ReferenceFeatures(out).ids, pair_ids(original.with_captions(expected)))
+    steered = ["--method", "drrho", "--reference", str(out), "--swapped-fraction", "0.3", "--image-size", "8"]
+    assert main([*words, *steered, "--out", str(tmp_path / "steered")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from drrho_clip.cli import main
 from drrho_clip.data import BatchSource, DataSplits, HostBatch, UnreadableImage, WordTokenizer, open_data, pair_splits
 from drrho_clip.data.order import rows_at
 from drrho_clip.errors import BadInput
+from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.measure.held_out import check_held_out
 from helpers.shards import image_bytes, sample, write_shard
 
@@ -139,6 +140,27 @@ def test_a_run_names_and_replaces_unreadable_training_images(
     assert places == [f"{shard}, sample {row:04d}"]
     assert main(["evaluate", str(run)]) == 0
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_a_run_that_unreadable_images_have_stopped_continues_with_a_larger_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = tmp_path / "s.tar"
+    # The first shard whose damaged image is a training image stays.
+    assert any(f"thing {row}" in pair_splits(_shard(shard, 40, {row})).train.captions for row in range(40))
+    words = ["--data", str(shard), "--backend", "numpy", "--method", "clip", "--epochs", "2", "--width", "8"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert main(["train", *words, "--out", str(run)]) == 2
+    assert main(["train", *words, "--out", str(whole), "--max-unreadable", "0.1"]) == 0
+    resume = ["train", "--resume", "--out", str(run), "--max-unreadable", "0.1", "--workers", "1"]
+    # A setting that changes the result is still refused.
+    assert main([*resume, "--batch-size", "3"]) == 2
+    assert "batch_size must be that of the run" in capsys.readouterr().err.splitlines()[-1]
+    assert main(resume) == 0
+    recorded = json.loads((run / "config.json").read_text())["config"]
+    assert (recorded["max_unreadable"], recorded["workers"]) == (0.1, 1)
+    first, second = (load_arrays(out / "checkpoint.safetensors", "checkpoint")[0] for out in (run, whole))
+    assert all(np.array_equal(array, second[name]) for name, array in first.items())
 
 
 def test_order_in_blocks_reads_rows_that_are_stored_side_by_side(tmp_path: Path) -> None:

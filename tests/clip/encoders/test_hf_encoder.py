@@ -86,7 +86,9 @@ def test_rows_are_those_of_transformers(directory: tuple[Path, Any], table: Path
 def test_a_backend_without_such_models_gets_them_from_another(directory: tuple[Path, Any], table: Path) -> None:
     data = read_pairs(table)
     rows = [open_model(f"hf:{directory[0]}", backend=get_backend(name)).pairs(data) for name in ("numpy", "torch")]
-    np.testing.assert_array_equal(rows[0], rows[1])
+    # The other library may be JAX, which has the same models.
+    for mine, other in zip(*rows, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
 def test_a_model_guides_a_run_and_leaves_the_memory(

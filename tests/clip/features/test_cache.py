@@ -222,6 +222,34 @@ def test_a_resumed_run_opens_the_same_cache_and_refuses_another(
     assert "reference must be where" in fails(*resume)
 
 
+def test_a_resumed_run_refuses_a_cache_that_was_encoded_again_in_another_way(
+    table: Path, reference: Path, own_cache: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    from drrho_clip.config import TrainConfig
+    from drrho_clip.train import train
+
+    settings = {"method": "drrho", "reference": str(own_cache), "epochs": 2}
+    config, out = TrainConfig.from_json(open_run(reference).config.to_json() | settings), tmp_path / "run"
+    train(config, out, quiet=True, stop_after=4)
+    original = ReferenceFeatures(own_cache)
+    images, texts = original[np.arange(len(original))]
+    resume = ["train", "--resume", "--out", str(out)]
+    for dtype, change, words in [
+        ("float16", 0.0, "another dtype: float16 in place of float32"),
+        ("float32", 1e-3, f"other features: {reference} has encoded the data again"),
+    ]:
+        shutil.rmtree(own_cache)
+        model = FixedFeatures("again", images + np.float32(change), texts)
+        encode_pairs(model, read_pairs(table), own_cache, dtype=dtype)
+        # The same model with the same weights has written both caches.
+        _change(own_cache, model=dict(original.manifest.model))
+        assert words in fails(*resume)
+    # A run of an earlier version has recorded model and data only.
+    recorded = json.loads((out / "reference_cache.json").read_text())
+    (out / "reference_cache.json").write_text(json.dumps({name: recorded[name] for name in ("model", "data")}))
+    assert main(resume) == 0
+
+
 def test_a_cache_of_other_data_is_refused(cache: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     write_two_colours(tmp_path / "other", 60, swapped_fraction=0.0, seed=5)
     other, out = str(tmp_path / "other" / "pairs.csv"), tmp_path / "run"
