@@ -183,9 +183,23 @@ class Encoder:
             name=self.name,
             temperature=self.temperature,
             weights=digest({name: self._backend.to_numpy(array) for name, array in self._parameters.items()}),
+            configuration=self._configuration(),
             preprocessing=preprocessing,
             tokenizer=self._tokenizer.to_json(),
         )
+
+    def _configuration(self) -> dict[str, Any]:
+        """Return what the shapes of the parameters do not tell, such as activations and attention heads."""
+        about: dict[str, Any] = {"architecture": self._spec.architecture, "heads": self._spec.heads}
+        if self._spec.hf_config is not None:
+            sizes = self._spec.hf_sizes
+            # Initial values play no part in a trained model.
+            about["sizes"] = {
+                **sizes._replace(factor=1.0)._asdict(),
+                "image": sizes.image._replace(spread=1.0)._asdict(),
+                "text": sizes.text._replace(spread=1.0)._asdict(),
+            }
+        return about
 
     def pairs(
         self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None

@@ -126,8 +126,21 @@ def open_open_clip(place: str, *, device: torch.device) -> ForeignEncoder:
         feature_dims=widths,
         temperature=math.exp(-float(model.logit_scale.detach())),
         weights=digest({key: _host(value) for key, value in model.state_dict().items()}),
+        configuration=_configuration(model),
         preprocessing={"image": hashlib.sha256(probe.tobytes()).hexdigest(), "text": tokenizer.to_json()},
     )
+
+
+def _configuration(model: Any) -> list[Any]:
+    """Return class and settings of each module, such as activations, attention heads and the eps of normalisations."""
+    return [
+        [name, type(module).__name__, {key: value for key, value in vars(module).items() if _is_setting(key, value)}]
+        for name, module in model.named_modules()
+    ]
+
+
+def _is_setting(key: str, value: object) -> bool:
+    return not key.startswith("_") and key != "training" and isinstance(value, bool | int | float | str)
 
 
 def _parts(library: Any, place: str) -> tuple[str, str]:

@@ -69,7 +69,7 @@ class FixedFeatures:
     def identity(self) -> dict[str, Any]:
         """Return name, temperature and the SHA-256 of the features."""
         weights = digest({"image": self._image, "text": self._text})
-        values: dict[str, Any] = {"weights": weights, "preprocessing": None, "tokenizer": None}
+        values: dict[str, Any] = {"weights": weights, "configuration": None, "preprocessing": None, "tokenizer": None}
         return identity_of(name=self.name, temperature=self.temperature, **values)
 
     def batches_of(

@@ -45,6 +45,8 @@ class ForeignEncoder:
         SHA-256 of the parameters, in hex.
     preprocessing : mapping
         Description of `read_image` and of the tokenizer ("image" and "text"), which JSON can hold.
+    configuration : object
+        Description of the parts of the model that are no parameters, such as activations, which JSON can hold.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ForeignEncoder:
     temperature: float
     weights: str
     preprocessing: Mapping[str, Any]
+    configuration: object = None
 
     reads_new_pairs = True
     resize_mode = "crop"
@@ -67,6 +70,7 @@ class ForeignEncoder:
             name=self.name,
             temperature=self.temperature,
             weights=self.weights,
+            configuration=self.configuration,
             preprocessing=self.preprocessing["image"],
             tokenizer=self.preprocessing["text"],
         )

@@ -93,7 +93,7 @@ class PairEncoder(Protocol):
 
 
 def identity_of(
-    *, name: str, temperature: float, weights: str, preprocessing: object, tokenizer: object
+    *, name: str, temperature: float, weights: str, configuration: object, preprocessing: object, tokenizer: object
 ) -> dict[str, Any]:
     """Return the identity of a model, which the manifest of a cache records.
 
@@ -105,18 +105,22 @@ def identity_of(
         Temperature of the model.
     weights : str
         SHA-256 of the parameters, in hex.
-    preprocessing, tokenizer : object
+    configuration, preprocessing, tokenizer : object
         Descriptions that JSON can hold; their SHA-256 becomes a part of the identity.
 
     Examples
     --------
-    >>> made = identity_of(name="a", temperature=0.1, weights="0", preprocessing=[8], tokenizer={})
+    >>> made = identity_of(name="a", temperature=0.1, weights="0", configuration={}, preprocessing=[8], tokenizer={})
     >>> sorted(made)
-    ['name', 'preprocessing', 'temperature', 'tokenizer', 'weights']
+    ['configuration', 'name', 'preprocessing', 'temperature', 'tokenizer', 'weights']
     """
     hashes = {
         part: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        for part, value in (("preprocessing", preprocessing), ("tokenizer", tokenizer))
+        for part, value in (
+            ("configuration", configuration),
+            ("preprocessing", preprocessing),
+            ("tokenizer", tokenizer),
+        )
     }
     return {"name": name, "temperature": float(temperature), "weights": weights, **hashes}
 

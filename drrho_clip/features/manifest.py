@@ -42,8 +42,8 @@ class Manifest:
     Attributes
     ----------
     model : mapping
-        The identity of the model: "name", "temperature", and the SHA-256 of "weights", "preprocessing" and
-        "tokenizer".
+        The identity of the model: "name", "temperature", and the SHA-256 of "weights", "configuration",
+        "preprocessing" and "tokenizer".
     data : mapping
         "name" and "fingerprint" of the encoded data.
     num_pairs : int
@@ -143,9 +143,15 @@ class Manifest:
         The names of model and data do not count, because folders may move.
         """
         # The most telling difference comes first, because only one of them is named.
-        for part, words in (("weights", "model"), ("preprocessing", "preprocessing"), ("tokenizer", "tokenizer")):
+        for part in ("weights", "configuration", "preprocessing", "tokenizer"):
+            # Caches of older versions have no entry for the configuration.
+            if part == "configuration" and not (part in self.model and part in other.model):
+                continue
             if self.model.get(part) != other.model.get(part):
+                words = "model" if part == "weights" else part
                 return f"another {words}: {self.model.get('name')} in place of {other.model.get('name')}"
+        if self.model.get("temperature") != other.model.get("temperature"):
+            return f"another temperature: {self.model.get('temperature')} in place of {other.model.get('temperature')}"
         if self.data.get("fingerprint") != other.data.get("fingerprint"):
             return f"other data: {self.data.get('name')} with other content than {other.data.get('name')}"
         if self.dtype != other.dtype:

@@ -171,6 +171,39 @@ def test_a_changed_model_does_not_continue_a_cache(table: Path, tmp_path: Path, 
     assert "with another model: hf:" in fails(*encode)
 
 
+@pytest.mark.parametrize(
+    ("part", "entry", "value"),
+    [
+        ("text_config", "hidden_act", "gelu"),
+        ("vision_config", "layer_norm_eps", 1e-3),
+        ("vision_config", "num_attention_heads", 4),
+        ("text_config", "eos_token_id", 2),
+        (None, "logit_scale", 3.0),
+    ],
+)
+def test_equal_weights_with_another_configuration_or_temperature_are_another_model(
+    table: Path, tmp_path: Path, fails: Callable[..., str], part: str | None, entry: str, value: Any
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    write_hf_directory(folder)
+    encode = ["encode", "--model", f"hf:{folder}", "--data", str(table), "--out", str(cache)]
+    assert main(encode) == 0
+    # The standard deviation of initial values has no effect on a trained model.
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["initializer_range"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(encode) == 0
+    if part is None:
+        save_file(load_file(folder / "model.safetensors") | {entry: np.array(value, np.float32)}, folder / "w")
+        (folder / "w").replace(folder / "model.safetensors")
+    else:
+        config[part][entry] = value
+        (folder / "config.json").write_text(json.dumps(config))
+    assert f"with another {'temperature: ' if part is None else 'configuration: hf:'}" in fails(*encode)
+
+
 @pytest.mark.parametrize("command", ["evaluate", "suspects", "search"])
 def test_a_model_without_data_of_its_own_needs_data(tmp_path: Path, fails: Callable[..., str], command: str) -> None:
     more = {"evaluate": [], "suspects": ["--out", str(tmp_path / "a.csv")], "search": ["red"]}[command]

@@ -125,6 +125,22 @@ def test_other_weights_are_another_model(
     assert words in fails("encode", "--model", "open_clip:ViT-B-32/other", *options)
 
 
+def test_equal_weights_with_another_activation_are_another_model(
+    library: dict[str, int], table: Path, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = ["encode", "--model", "open_clip:RN50", "--data", str(table), "--out", str(tmp_path / "cache")]
+    assert main(encode) == 0
+    create = sys.modules["open_clip"].create_model_and_transforms
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        model, *rest = create(*arguments, **options)
+        model.activation = torch.nn.GELU()
+        return model, *rest
+
+    monkeypatch.setattr(sys.modules["open_clip"], "create_model_and_transforms", changed)
+    assert "with another configuration: open_clip:RN50" in fails(*encode)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
