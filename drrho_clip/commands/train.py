@@ -89,7 +89,7 @@ class Train:
         published = {} if self.preset is None else read_preset(self.preset)
         named = {**settings, **self.settings}
         # Another method than that of the published run need not use all settings of that run.
-        method = METHODS.get(named.get("method", published.get("method")))
+        method = METHODS.get(str(named.get("method", published.get("method"))))
         ignored = frozenset() if method is None else OPTIONAL - method.settings
         return {**{name: value for name, value in published.items() if name not in ignored}, **named}
 
