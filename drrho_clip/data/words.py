@@ -240,6 +240,6 @@ def encoded_in_parts(
     """
     waiting = iter(captions)
     parts = [np.zeros((0, context_length), dtype=np.int32)]
-    while some := list(islice(waiting, _AT_ONCE)):
-        parts.append(encode(some))
+    while part := list(islice(waiting, _AT_ONCE)):
+        parts.append(encode(part))
     return np.concatenate(parts)
