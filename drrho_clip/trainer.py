@@ -434,9 +434,10 @@ class Trainer:
         self._kept.write(part(arrays, "parameters"))
 
     def _learned(self) -> dict[str, float]:
-        """Return the learned temperature, which `temperature_of` reads, or nothing if the temperature is fixed."""
+        """Return the learned temperature and the learned bias, if any; `temperature_of` reads the temperature."""
         temperature = mean_temperature(self.temperature, self.state.scalars, self.backend)
-        return {} if temperature is None else {"temperature": temperature}
+        learned = {} if temperature is None else {"temperature": temperature}
+        return scalar_figures(self.state.scalars, self.backend) | learned
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""
