@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.exchange.hf_directory import read_constant
@@ -50,5 +51,7 @@ def with_start_values(config: TrainConfig) -> TrainConfig:
         # CLIP's learned temperature is at its bound, 0.01, up to rounding.
         temperature = min(max(temperature, config.temperature_min), config.temperature_max)
     values = {"temperature": temperature, "bias": bias if METHODS[config.method].has_bias else None}
-    taken = {name: value for name, value in values.items() if value is not None and name in config.left_out}
+    taken: dict[str, Any] = {
+        name: value for name, value in values.items() if value is not None and name in config.left_out
+    }
     return replace(config, **taken) if taken else config
