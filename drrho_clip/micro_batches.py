@@ -11,8 +11,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from drrho_core.backend import Model, Parameters, Pullback
+from drrho_clip.config import TrainConfig
+from drrho_clip.precision import in_precision
+from drrho_core.backend import Backend, Model, Parameters, Pullback
 from drrho_core.checks import Array, Namespace
+
+
+def model_of_step(backend: Backend, model: Model, config: TrainConfig) -> Model:
+    """Return the encoders as all steps of a run use them: in the precision and the micro-batches of the settings.
+
+    Raises
+    ------
+    BadInput
+        If the backend does not have this precision.
+    """
+    model = in_precision(backend, model, config.precision)
+    return MicroBatches(model, config.micro_batch, backend.xp) if config.micro_batch else model
 
 
 class MicroBatches:

@@ -97,9 +97,7 @@ def build_update(
             gradients = clipped(gradients, config.clip_norm, xp)
         new, optimizer_state = optimizer.update(everything, gradients, state.optimizer, learning_rate)
         parameters = {name: new[name] for name in state.parameters}
-        average = {
-            name: config.ema * average + (1 - config.ema) * parameters[name] for name, average in state.average.items()
-        }
+        average = _next_average(state.average, parameters, optimizer_state["step"], config.ema, xp)
         scalars = {name: new[_SCALARS + name] for name in state.scalars}
         if scalars:
             scalars = _within_bounds(scalars, config, xp)
@@ -120,6 +118,20 @@ def clipped(gradients: Parameters, largest_norm: float, xp: Namespace) -> dict[s
     norm = xp.sqrt(sum(xp.sum(gradient * gradient) for gradient in gradients.values()))
     factor = largest_norm / xp.clip(norm, min=largest_norm)
     return {name: xp.asarray(factor * gradient) for name, gradient in gradients.items()}
+
+
+def _next_average(average: Parameters, parameters: Parameters, step: Array, ema: float, xp: Namespace) -> Parameters:
+    """Return the moving average of the parameters after an update, the optimiser's update number `step` (from 1).
+
+    The weight of the old value rises to `ema` in a warm-up, because the average would otherwise stay close to the
+    random start for about ``1 / (1 - ema)`` updates.
+    """
+    updated: dict[str, Array] = {}
+    for name, old in average.items():
+        k = xp.astype(step, old.dtype)
+        weight = xp.clip((1 + k) / (10 + k), max=ema)
+        updated[name] = xp.asarray(weight * old + (1 - weight) * parameters[name])
+    return updated
 
 
 def _with_scalars(parameters: Parameters, scalars: Parameters) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import array_api_strict as strict
 import drrho_reference as oracle
 import numpy as np
 import pytest
+from drrho_numpy import NumpyBackend
 
 from drrho_clip.config import TrainConfig
+from drrho_clip.data.splits import open_splits
 from drrho_clip.encode import build_model
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays
@@ -21,7 +24,8 @@ from drrho_clip.models import ModelSpec, initial_parameters
 from drrho_clip.precision import in_precision
 from drrho_clip.selection import gumbel_noise, part_of, select_rho
 from drrho_clip.step import StepBatch, build_step
-from drrho_clip.train import train
+from drrho_clip.train import described, train
+from drrho_clip.trainer import Trainer
 from drrho_clip.update import initial_state
 from drrho_core.backend import get_backend
 from helpers.features import unit_rows
@@ -102,13 +106,18 @@ def test_a_clipped_gradient_has_the_given_norm_and_keeps_its_direction(name: str
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
-def test_the_average_of_the_parameters_follows_them(name: str) -> None:
-    before, first, _ = _stepped(name, MLP, _config(ema=0.9))
-    _, second, _ = _stepped(name, MLP, _config(ema=0.9), steps=2)
+@pytest.mark.parametrize(("ema", "weights"), [(0.9, (2 / 11, 3 / 12)), (0.999, (2 / 11, 3 / 12)), (0.2, (2 / 11, 0.2))])
+def test_the_average_of_the_parameters_follows_them_from_the_first_step(
+    name: str, ema: float, weights: tuple[float, float]
+) -> None:
+    """The weight of the old value is (1 + k) / (10 + k) at update k, until that is more than the setting."""
+    before, first, _ = _stepped(name, MLP, _config(ema=ema))
+    _, second, _ = _stepped(name, MLP, _config(ema=ema), steps=2)
     _, plain, _ = _stepped(name, MLP, _config(), steps=2)
     for key, value in before.items():
         np.testing.assert_array_equal(second["parameters"][key], plain["parameters"][key])
-        average = 0.9 * (0.9 * value + 0.1 * first["parameters"][key]) + 0.1 * second["parameters"][key]
+        average = weights[0] * value + (1 - weights[0]) * first["parameters"][key]
+        average = weights[1] * average + (1 - weights[1]) * second["parameters"][key]
         np.testing.assert_allclose(second["average"][key], average, rtol=1e-12, atol=1e-15)
 
 
@@ -302,3 +311,48 @@ def test_a_run_resumes_bit_by_bit_in_the_middle_of_an_epoch(
         assert array.tobytes() == found[name].tobytes(), name
     assert any(name.startswith("trained/") for name in expected)
     assert ("loss_scale/scale" in expected) == (config.precision == "fp16")
+
+
+class _CountingBackend(NumpyBackend):
+    """NumPy, whose encoders note how many samples they get at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def model(self, spec: ModelSpec, /) -> Any:
+        model, rows = super().model(spec), self.rows
+
+        class Counting:
+            def encode(self, parameters: Any, images: Any, texts: Any) -> Any:
+                rows.append(len(images))
+                return model.encode(parameters, images, texts)
+
+            def encode_images(self, parameters: Any, images: Any) -> Any:
+                rows.append(len(images))
+                return model.encode_images(parameters, images)
+
+            def encode_texts(self, parameters: Any, texts: Any) -> Any:
+                rows.append(len(texts))
+                return model.encode_texts(parameters, texts)
+
+        return Counting()
+
+
+def test_no_part_of_a_run_encodes_more_than_a_micro_batch(tmp_path: Path) -> None:
+    """Steps, the check before a checkpoint, validation and the evaluation at the end."""
+    backend = _CountingBackend()
+    config = TrainConfig(data="digits", method="clip", backend="numpy", micro_batch=24, **{**SMALL, "epochs": 1})
+    train(config, tmp_path / "run", backend=backend, quiet=True)
+    assert max(backend.rows) == 24
+
+
+def test_a_run_with_a_moving_average_stops_once_the_parameters_are_too_large(tmp_path: Path) -> None:
+    """The average, which is evaluated, may still be finite then."""
+    config = TrainConfig(data="digits", method="clip", backend="numpy", ema=0.9, **SMALL)
+    backend, splits = get_backend("numpy"), open_splits(config)
+    with contextlib.closing(Trainer(described(tmp_path, config, splits).run, backend, splits)) as trainer:
+        huge = {name: np.full_like(value, 1e38) for name, value in trainer.state.parameters.items()}
+        trainer.state = trainer.state._replace(parameters=huge)
+        with pytest.raises(BadInput, match="the loss must stay finite"):
+            trainer.fit(quiet=True, stop_after=1)
