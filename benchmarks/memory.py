@@ -11,6 +11,7 @@ of the parameters, micro-batches, half types, and reference features in memory o
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -47,7 +48,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "torch/hf/bf16": _HF | {"batch_size": 512, "precision": "bf16"},
     "torch/mlp/256": {"batch_size": 256},
     "torch/mlp/1024": {},
-    "torch/mlp/ema": {"ema": 0.99, "width": 1024, "batch_size": 256},
+    "torch/mlp/ema": {"ema": 0.99, "width": 512, "batch_size": 256},
     "jax/conv/256": {"batch_size": 256},
     "jax/conv/1024": {},
     "jax/conv/jest": _JEST,
@@ -87,6 +88,9 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
 
     config = TrainConfig(**settings)
     backend = get_backend(config.backend, dtype=config.dtype)
+    if "model" in settings:
+        # The library of these encoders is imported when the first of them is built.
+        importlib.import_module("transformers.models.clip.modeling_clip")
     before = status("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run", backend=backend, quiet=True)

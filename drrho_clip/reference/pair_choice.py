@@ -84,9 +84,9 @@ def choose_pairs(config: TrainConfig, judgement: Judgement) -> PairChoice | None
     if dropped is not None:
         rows = keep_best_rows(losses, suspect_share(judgement.shares) if isinstance(dropped, str) else dropped)
         if len(rows) < pairs_per_step(config):
-            factors = "batch_size" if config.super_batch == 1 else "batch_size times super_batch"
+            limit = "batch_size" if config.super_batch == 1 else "batch_size times super_batch"
             raise BadInput(
-                f"drop_suspects must leave at least {factors} ({pairs_per_step(config)}) of {len(losses)} pairs, got "
+                f"drop_suspects must leave at least {limit} ({pairs_per_step(config)}) of {len(losses)} pairs, got "
                 f"{dropped!r}, which leaves {len(rows)}"
             )
     if weights is None:
