@@ -11,7 +11,8 @@ features of the reference model:
     update              u P w                       new parameters and moments beside the old ones; temporary arrays
     activations         f w (b i + m h a)           m pairs per micro-batch, m = b without; h = 0.55 for half types
     super-batch         f w (c i + m h g), as far as it is above the activations; see below
-    batch               2 f b b w                   similarities and weights of all pairs of a batch
+    batch               2 f b b w                   similarities and weights of all pairs of a batch; with
+                                                micro-batches only what exceeds their activations
     moving average      4 P w                       the average before and after a step, and the copy in a checkpoint
     checkpoint          6 P w                       a copy of parameters and moments, and the content of the file
     inner estimates     2 n w
@@ -91,6 +92,10 @@ def memory_of_run(
     half = 1.0 if config.precision == FULL else _HALF
     together = min(config.micro_batch or batch_size, batch_size)
     step, selection = batch_size * kept + together * half * layers, 0.0
+    # Micro-batches keep nothing of the layers while the loss is computed.
+    matrices = 2.0 * batch_size**2
+    if config.micro_batch:
+        matrices = max(0.0, matrices - together * half * layers)
     if config.super_batch > 1:
         drawn = pairs_per_step(config)
         step += drawn * kept
@@ -105,7 +110,7 @@ def memory_of_run(
         "update": round(library.update_factor * parameters),
         "activations": round(scale * step),
         "super-batch": round(scale * max(0.0, selection - step)),
-        "batch": round(library.activation_factor * item * 2 * batch_size**2),
+        "batch": round(scale * matrices),
         "moving average": 4 * parameters if config.ema > 0 else 0,
         # A state of three numbers per parameter is copied once, and serialised once.
         "checkpoint": 2 * 3 * parameters,

@@ -40,6 +40,7 @@ from drrho_clip.run.data import data_are_there, describe_data, open_run_data, re
 from drrho_clip.run.outcome import Outcome, load_outcome
 from drrho_clip.run.resume import continued, open_finished_run, parameters_to_start_from
 from drrho_clip.run.writer import only_writer
+from drrho_clip.setting_rules import check_used
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import Backend, get_backend
 
@@ -101,6 +102,7 @@ def train(
     if resume:
         return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
     refuse_existing(folder)
+    check_used(config)
     check_other_runs(config, allow_unfinished=allow_unfinished)
     check_model(config, backend)
     splits = open_splits(config) if splits is None else splits

@@ -14,7 +14,9 @@ from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
+from drrho_clip.methods import METHODS, OPTIONAL
 from drrho_clip.options import FLAG, PATH, choice, setting
+from drrho_clip.setting_rules import check_used
 from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
@@ -85,7 +87,11 @@ class Train:
             settings = {name: value for name, value in settings.items() if name not in own}
         # The command line comes first, so that a file can serve several runs that differ in a few settings.
         published = {} if self.preset is None else read_preset(self.preset)
-        return {**published, **settings, **self.settings}
+        named = {**settings, **self.settings}
+        # Another method than that of the published run need not use all settings of that run.
+        method = METHODS.get(str(named.get("method", published.get("method"))))
+        ignored = frozenset() if method is None else OPTIONAL - method.settings
+        return {**{name: value for name, value in published.items() if name not in ignored}, **named}
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
@@ -145,6 +151,7 @@ class Train:
         if "data" not in self.named:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))
+        check_used(config)
         backend = build_backend(config.backend, self.device, config.dtype)
         check_model(config, backend)
         if config.model is not None:

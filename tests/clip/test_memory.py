@@ -81,6 +81,7 @@ MEASURED_SETTINGS = {
     "rho": (554, {"method": "rho", "reference": "RUN", "batch_size": 256, "super_batch": 8}),
     "moving average": (866, {"ema": 0.99, "width": 256, "batch_size": 128}),
     "wide": (640, {"width": 256, "batch_size": 128}),
+    "micro-batches": (213, {"micro_batch": 128, "batch_size": 2048}),
     "bf16": (349, {"precision": "bf16"}),
     "fp16": (436, {"precision": "fp16"}),
 }
