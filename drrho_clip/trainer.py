@@ -42,7 +42,7 @@ from drrho_clip.step import StepBatch, StepResult, build_step
 from drrho_clip.step_inputs import StepInputs, schedules_at
 from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
-from drrho_clip.update import StepState, initial_state
+from drrho_clip.update import StepState, check_overflows, initial_state
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
@@ -291,6 +291,8 @@ class Trainer:
         # 2. Features, loss, gradient and update of the parameters; the new state replaces the old state.
         result = self._stepped(batch, inputs)
         self._losses.add(result.loss)
+        if (warning := check_overflows(self.state.loss_scale, backend)) is not None:
+            say(f"warning: {warning}", stream=sys.stderr)
         # 3. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
         note = None
         if self.done % config.log_every == 0 or self.done == self.total_steps:
@@ -300,6 +302,8 @@ class Trainer:
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": inputs.learning_rate}
             figures |= {"gamma": inputs.gamma}
             figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
+            if self.state.loss_scale:
+                figures["loss_scale"] = float(self.state.loss_scale["scale"])
             self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
             note = f"loss {loss:.4f}"
         self.seconds += time.monotonic() - began
@@ -431,9 +435,10 @@ class Trainer:
         self._kept.write(part(arrays, "parameters"))
 
     def _learned(self) -> dict[str, float]:
-        """Return the learned temperature, which `temperature_of` reads, or nothing if the temperature is fixed."""
+        """Return the learned temperature and the learned bias, if any; `temperature_of` reads the temperature."""
         temperature = mean_temperature(self.temperature, self.state.scalars, self.backend)
-        return {} if temperature is None else {"temperature": temperature}
+        learned = {} if temperature is None else {"temperature": temperature}
+        return scalar_figures(self.state.scalars, self.backend) | learned
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""

@@ -144,6 +144,7 @@ class Train:
         """Return settings, backend and data (None: not opened) of a new run; defaults depend on data and backend."""
         from drrho_clip.data.splits import open_splits
         from drrho_clip.exchange.chosen_model import check_model
+        from drrho_clip.exchange.start_values import with_start_values
         from drrho_clip.run import refuse_existing
 
         # All other checks come before the data are read, because reading the data may take long.
@@ -154,6 +155,7 @@ class Train:
         check_used(config)
         backend = build_backend(config.backend, self.device, config.dtype)
         check_model(config, backend)
+        config = with_start_values(config)
         if config.model is not None:
             # The model has sizes of its own, so another size would be ignored silently.
             for name in _sizes_of(config.model):
