@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch, batches
+from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch
 from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model
+from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.failure import failure_arrays, good_result, save_failure
@@ -111,8 +112,7 @@ class Trainer:
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
         self._step_inputs = StepInputs(run, backend, self.guidance)
-        self._drawn = config.batch_size * config.super_batch  # pairs of which a step chooses its batch
-        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), self._drawn, seed=config.seed, epoch=0))
+        self.steps_per_epoch = steps_per_epoch(config, len(self._rows))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
         self._num_unreadable = 0  # unreadable images that are in the log
@@ -260,9 +260,8 @@ class Trainer:
         config = self.run.config
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
         for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
-            stream = self.source.epoch(
-                self._drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
-            )
+            drawn = pairs_per_step(config)
+            stream = self.source.epoch(drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows)
             for batch in stream:
                 self._log_unreadable(epoch)
                 yield epoch, batch
@@ -346,14 +345,16 @@ class Trainer:
             raise self._diverged(self.done + 1) from None
 
     def _features_are_finite(self, batch: HostBatch) -> bool:
+        # No more pairs than a step keeps activations of, so that the check needs no more memory than the step.
+        size = self.run.config.micro_batch or self.run.config.batch_size
         # A moving average stays finite for many steps after the parameters, with which the next step is taken, have
         # grown too large.
         self._encoder.use(self.state.parameters)
         with np.errstate(all="ignore"):
-            return all_finite(self._encoder.batches([batch]))
+            return all_finite(self._encoder.batches(batch.parts(size)))
 
     def _require_good_state(self, batch: HostBatch) -> None:
-        """Raise BadInput unless all losses were finite and the new parameters give finite features of a batch."""
+        """Raise BadInput unless losses and features of a batch are finite."""
         if not (self._losses.all_finite() and self._features_are_finite(batch)):
             raise self._diverged(self.done)
 
