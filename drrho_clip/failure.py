@@ -16,7 +16,7 @@ import numpy as np
 from drrho_clip.encode import build_model
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
-from drrho_clip.precision import in_precision
+from drrho_clip.micro_batches import model_of_step
 from drrho_clip.run import Run, open_run, part
 from drrho_clip.step import Step, StepBatch, StepResult, build_step
 from drrho_clip.update import StepState, initial_state
@@ -114,7 +114,7 @@ def replay(folder: str | Path, backend: Backend) -> Replay:
         raise BadInput(f"{folder} must hold {file.name}, which a loss that is not finite leaves, got no such file")
     arrays, numbers = load_arrays(file, "failure")
     config = run.config
-    model = in_precision(backend, build_model(backend, run.spec), config.precision)
+    model = model_of_step(backend, build_model(backend, run.spec), config)
     optimizer = backend.adamw(weight_decay=config.weight_decay)
     state = initial_state(backend, optimizer, config, part(arrays, "parameters"))
     state = state._replace(

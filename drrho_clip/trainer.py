@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch, batches
-from drrho_clip.data.augment import augmented
+from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch
 from drrho_clip.data.row_source import RowSource
-from drrho_clip.encode import Encoder, build_model, model_inputs
+from drrho_clip.encode import Encoder, build_model
+from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.failure import failure_arrays, good_result, save_failure
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
-from drrho_clip.micro_batches import MicroBatches
+from drrho_clip.micro_batches import model_of_step
 from drrho_clip.models import initial_parameters
-from drrho_clip.precision import in_precision
 from drrho_clip.reference import measure_shares
 from drrho_clip.reference.guidance import Guidance, open_guidance
 from drrho_clip.reference.memorisation import serves_better
@@ -39,11 +38,11 @@ from drrho_clip.run.kept_states import KeptStates
 from drrho_clip.run.last_checkpoints import keep_last
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
 from drrho_clip.run.watchers import Watcher, open_watchers, require_watchers
-from drrho_clip.selection import gumbel_noise
 from drrho_clip.step import StepBatch, StepResult, build_step
+from drrho_clip.step_inputs import StepInputs, schedules_at
 from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
-from drrho_clip.update import StepState, initial_state
+from drrho_clip.update import StepState, check_overflows, initial_state
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
@@ -112,9 +111,8 @@ class Trainer:
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
-        self._anchor_weight = None if choice is None else choice.anchor_weight
-        self._drawn = config.batch_size * config.super_batch  # pairs of which a step chooses its batch
-        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), self._drawn, seed=config.seed, epoch=0))
+        self._step_inputs = StepInputs(run, backend, self.guidance)
+        self.steps_per_epoch = steps_per_epoch(config, len(self._rows))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
         self._num_unreadable = 0  # unreadable images that are in the log
@@ -123,13 +121,11 @@ class Trainer:
         self._kept = KeptStates(run)
         self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
-        model = build_model(backend, run.spec)
+        model = model_of_step(backend, build_model(backend, run.spec), config)
         start = initial_parameters(run.spec, seed=config.seed) if start is None else start
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = initial_state(backend, optimizer, config, start)
-        model = in_precision(backend, model, config.precision)
-        in_parts = MicroBatches(model, config.micro_batch, backend.xp) if config.micro_batch else model
-        self._step = build_step(backend, in_parts, optimizer, config)
+        self._step = build_step(backend, model, optimizer, config)
         self._encoder = Encoder(
             backend, model, self.state.evaluated, run.spec, run.tokenizer, resize_mode=run.image_reading
         )
@@ -264,9 +260,8 @@ class Trainer:
         config = self.run.config
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
         for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
-            stream = self.source.epoch(
-                self._drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
-            )
+            drawn = pairs_per_step(config)
+            stream = self.source.epoch(drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows)
             for batch in stream:
                 self._log_unreadable(epoch)
                 yield epoch, batch
@@ -296,6 +291,8 @@ class Trainer:
         # 2. Features, loss, gradient and update of the parameters; the new state replaces the old state.
         result = self._stepped(batch, inputs)
         self._losses.add(result.loss)
+        if (warning := check_overflows(self.state.loss_scale, backend)) is not None:
+            say(f"warning: {warning}", stream=sys.stderr)
         # 3. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
         note = None
         if self.done % config.log_every == 0 or self.done == self.total_steps:
@@ -305,6 +302,8 @@ class Trainer:
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": inputs.learning_rate}
             figures |= {"gamma": inputs.gamma}
             figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
+            if self.state.loss_scale:
+                figures["loss_scale"] = float(self.state.loss_scale["scale"])
             self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
             note = f"loss {loss:.4f}"
         self.seconds += time.monotonic() - began
@@ -312,39 +311,11 @@ class Trainer:
 
     def _inputs(self, batch: HostBatch, epoch: int) -> StepBatch:
         """Return all that the next step reads besides the state, on the device."""
-        config, backend = self.run.config, self.backend
-        # The schedules of the learning rate and of gamma, the weight of the new value in an inner estimate.
-        # Epochs that were added to a finished run have a warm-up and a cosine of their own. Gamma stays at the end of
-        # its cosine, because a larger gamma would forget the estimates.
-        before = self.first_epoch * self.steps_per_epoch
-        learning_rate = config.learning_rate_at(self.done - before, self.total_steps - before)
-        gamma = config.gamma_min if self.first_epoch else config.gamma_at(self.done, self.steps_per_epoch)
-        rows = batch.sample_index
-        if config.augment is not None:
-            # The random numbers depend on seed, epoch and row only, so they are the same after an interruption.
-            area, flip = config.augment_area, config.augment == "crop-flip"
-            images = augmented(batch.images, rows, seed=config.seed, epoch=epoch, smallest_area=area, flip=flip)
-            batch = batch._replace(images=images)
-        images, texts = model_inputs(batch, self.run.spec, self.run.tokenizer, self.run.image_reading)
-        log_inner_image, log_inner_text = self.estimator.gather(rows)
-        reference = None
-        if self.guidance.features is not None:
-            image_features, text_features = self.guidance.features[rows]
-            reference = backend.asarray(image_features), backend.asarray(text_features)
-        # If the temperature is fixed, the step reads it from the settings, and this variable is None.
-        temperature = self.temperature.for_batch(backend.asarray(rows)) if self.temperature.learned else None
-        return StepBatch(
-            images=backend.asarray(images),
-            texts=backend.asarray(texts),
-            log_inner_image=log_inner_image,
-            log_inner_text=log_inner_text,
-            reference_features=reference,
-            learning_rate=learning_rate,
-            gamma=gamma,
-            temperature=temperature,
-            anchor_weight=None if self._anchor_weight is None else backend.asarray(self._anchor_weight[rows]),
-            pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
-            gumbel=backend.asarray(gumbel_noise(config, self.done)) if METHODS[config.method].draws_noise else None,
+        schedules = schedules_at(
+            self.run.config, self.done, steps_per_epoch=self.steps_per_epoch, first_epoch=self.first_epoch
+        )
+        return self._step_inputs.of(
+            batch, schedules, step=self.done, epoch=epoch, estimator=self.estimator, temperature=self.temperature
         )
 
     def _accept(self, rows: np.ndarray, result: StepResult) -> None:
@@ -374,11 +345,16 @@ class Trainer:
             raise self._diverged(self.done + 1) from None
 
     def _features_are_finite(self, batch: HostBatch) -> bool:
+        # No more pairs than a step keeps activations of, so that the check needs no more memory than the step.
+        size = self.run.config.micro_batch or self.run.config.batch_size
+        # A moving average stays finite for many steps after the parameters, with which the next step is taken, have
+        # grown too large.
+        self._encoder.use(self.state.parameters)
         with np.errstate(all="ignore"):
-            return all_finite(self.encoder.batches([batch]))
+            return all_finite(self._encoder.batches(batch.parts(size)))
 
     def _require_good_state(self, batch: HostBatch) -> None:
-        """Raise BadInput unless all losses were finite and the new parameters give finite features of a batch."""
+        """Raise BadInput unless losses and features of a batch are finite."""
         if not (self._losses.all_finite() and self._features_are_finite(batch)):
             raise self._diverged(self.done)
 
@@ -459,9 +435,10 @@ class Trainer:
         self._kept.write(part(arrays, "parameters"))
 
     def _learned(self) -> dict[str, float]:
-        """Return the learned temperature, which `temperature_of` reads, or nothing if the temperature is fixed."""
+        """Return the learned temperature and the learned bias, if any; `temperature_of` reads the temperature."""
         temperature = mean_temperature(self.temperature, self.state.scalars, self.backend)
-        return {} if temperature is None else {"temperature": temperature}
+        learned = {} if temperature is None else {"temperature": temperature}
+        return scalar_figures(self.state.scalars, self.backend) | learned
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""
