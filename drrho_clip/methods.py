@@ -257,6 +257,7 @@ DEFAULTS: dict[str, Any] = {
     "gamma_schedule": "epoch",
     "gamma_share": 1.0,
     "super_batch": 1,
+    "bias": -10.0,
 }
 """The defaults that a method may change, with the values for all other methods."""
 

@@ -22,6 +22,7 @@ from drrho_clip.encoders import check_model_name, is_run, open_model
 from drrho_clip.evaluate import evaluate
 from drrho_clip.exchange.chosen_model import check_model, choose_model
 from drrho_clip.exchange.estimates import read_estimates
+from drrho_clip.exchange.start_values import with_start_values
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
@@ -105,6 +106,7 @@ def train(
     check_used(config)
     check_other_runs(config, allow_unfinished=allow_unfinished)
     check_model(config, backend)
+    config = with_start_values(config)
     splits = open_splits(config) if splits is None else splits
     run, source, start = described(folder, config, splits)
     reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None

@@ -55,6 +55,13 @@ class HostBatch(NamedTuple):
     tokens: Int32
     pair_mask: npt.NDArray[np.bool_] | None = None
 
+    def parts(self, size: int) -> Iterator[HostBatch]:
+        """Yield the batch in parts of `size` pairs, at least 1; the last part may have fewer."""
+        for start in range(0, len(self.sample_index), size):
+            rows = slice(start, start + size)
+            mask = None if self.pair_mask is None else self.pair_mask[rows, rows]
+            yield HostBatch(self.sample_index[rows], self.images[rows], self.tokens[rows], mask)
+
 
 def batches(
     num_samples: int, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, order: str = "full"

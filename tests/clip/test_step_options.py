@@ -22,6 +22,7 @@ from drrho_clip.methods import METHODS
 from drrho_clip.micro_batches import MicroBatches
 from drrho_clip.models import ModelSpec, initial_parameters
 from drrho_clip.precision import in_precision
+from drrho_clip.run import read_metrics
 from drrho_clip.selection import gumbel_noise, part_of, select_rho
 from drrho_clip.step import StepBatch, build_step
 from drrho_clip.train import described, train
@@ -368,3 +369,33 @@ def test_a_run_with_a_moving_average_stops_once_the_parameters_are_too_large(tmp
         trainer.state = trainer.state._replace(parameters=huge)
         with pytest.raises(BadInput, match="the loss must stay finite"):
             trainer.fit(quiet=True, stop_after=1)
+
+
+class _OverflowingBackend(NumpyBackend):
+    """NumPy, whose encoders stand for encoders in fp16 with good features and an infinite gradient."""
+
+    precisions = ("fp16",)
+
+    def half_model(self, model: Any, precision: str) -> Any:
+        class Overflowing:
+            encode_images, encode_texts = model.encode_images, model.encode_texts
+
+            def encode(self, parameters: Any, images: Any, texts: Any) -> Any:
+                image, text, _ = model.encode(parameters, images, texts)
+                return image, text, lambda *_: {name: np.full_like(x, np.inf) for name, x in parameters.items()}
+
+        assert precision == "fp16"
+        return Overflowing()
+
+
+def test_a_run_that_always_overflows_in_fp16_warns_and_then_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**SMALL, "epochs": 5}
+    config = TrainConfig(data="digits", method="clip", backend="numpy", precision="fp16", **options)
+    with pytest.raises(BadInput, match=r"precision must be bf16 or float32 .* overflowed in fp16 at the last 40 steps"):
+        train(config, tmp_path / "run", backend=_OverflowingBackend(), quiet=True)
+    assert capsys.readouterr().err.count("the last 20 steps, which changed no parameter; the run stops after 40") == 1
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    scales = [record["loss_scale"] for record in records if "loss_scale" in record]
+    assert scales == [max(2.0**15 / 2**step, 1.0) for step in range(39)]

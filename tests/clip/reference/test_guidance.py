@@ -198,7 +198,7 @@ def test_a_run_that_leaves_out_pairs_gets_the_epochs_of_the_pairs_that_remain(
 ) -> None:
     asked: list[float] = []
 
-    def stop(num_pairs: int, *, used_share: float, as_reference: bool) -> dict[str, object]:
+    def stop(num_pairs: int, *, used_share: float, as_reference: bool, super_batch: int) -> dict[str, object]:
         asked.append(used_share)
         raise BadInput("enough is known")
 
