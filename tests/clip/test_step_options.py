@@ -19,7 +19,7 @@ from drrho_clip.encode import build_model
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.methods import METHODS
-from drrho_clip.micro_batches import MicroBatches
+from drrho_clip.micro_batches import model_of_step
 from drrho_clip.models import ModelSpec, initial_parameters
 from drrho_clip.precision import in_precision
 from drrho_clip.run import read_metrics
@@ -66,9 +66,7 @@ def _batch(backend: Any, spec: ModelSpec, size: int = B, seed: int = 0) -> StepB
 def _stepped(name: str, spec: ModelSpec, config: TrainConfig, *, steps: int = 1, size: int = B) -> tuple[Any, Any, Any]:
     """Return the state before and after some steps on equal batches, and the last result; arrays are NumPy's."""
     backend = get_backend(name, dtype=config.dtype)
-    model = in_precision(backend, build_model(backend, spec), config.precision)
-    if config.micro_batch:
-        model = MicroBatches(model, config.micro_batch, backend.xp)
+    model = model_of_step(backend, build_model(backend, spec), config)
     optimizer = backend.adamw(weight_decay=0.1)
     state = initial_state(backend, optimizer, config, initial_parameters(spec, seed=1))
     step = build_step(backend, model, optimizer, config)
@@ -93,6 +91,21 @@ def test_micro_batches_equal_the_whole_batch(name: str, spec: ModelSpec) -> None
         for key, moment in whole["optimizer"].items():
             scale = np.max(np.abs(moment))
             np.testing.assert_allclose(parts["optimizer"][key], moment, rtol=0, atol=1e-9 * scale, err_msg=key)
+
+
+def test_micro_batches_in_jax_take_a_part_of_the_memory() -> None:
+    """A compiler that merges both forward passes of a micro-batch would keep the activations of the whole batch."""
+    backend = get_backend("jax", dtype="float32")
+    spec = replace(MLP, width=64, depth=4)
+    memory = []
+    for size in (0, 128):
+        config = _config(dtype="float32", micro_batch=size, batch_size=1024, method="clip", reference=None)
+        model, optimizer = model_of_step(backend, build_model(backend, spec), config), backend.adamw(weight_decay=0.1)
+        state = initial_state(backend, optimizer, config, initial_parameters(spec, seed=1))
+        batch = _batch(backend, spec, 1024)._replace(reference_features=None)
+        step: Any = build_step(backend, model, optimizer, config)
+        memory.append(step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes)
+    assert memory[1] < 0.4 * memory[0], memory
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])

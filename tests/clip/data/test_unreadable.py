@@ -11,9 +11,20 @@ import numpy as np
 import pytest
 
 from drrho_clip.cli import main
-from drrho_clip.data import BatchSource, DataSplits, HostBatch, UnreadableImage, WordTokenizer, open_data, pair_splits
+from drrho_clip.data import (
+    BatchSource,
+    DataSplits,
+    HostBatch,
+    UnreadableImage,
+    WordTokenizer,
+    open_data,
+    pair_splits,
+    readable_rows,
+)
 from drrho_clip.data.order import rows_at
+from drrho_clip.encoders import ForeignEncoder
 from drrho_clip.errors import BadInput
+from drrho_clip.evaluate import evaluate
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.measure.held_out import check_held_out
 from helpers.shards import image_bytes, sample, write_shard
@@ -218,3 +229,27 @@ def test_every_command_names_unreadable_images_and_leaves_them_out(
     assert (row["metrics"]["num_pairs"], row["metrics"]["num_unreadable"]) == (10, 2)
     ranked = sorted(int(line.split(",")[0]) for line in table.read_text().splitlines()[1:])
     assert ranked == [row for row in range(12) if row not in (3, 8)]
+
+
+def test_a_model_of_another_program_reads_on_behind_an_unreadable_image(tmp_path: Path) -> None:
+    encoder = ForeignEncoder(
+        name="other",
+        encode_images=lambda images: images.reshape(len(images), -1)[:, :3].astype(np.float32) + 1,
+        encode_texts=lambda tokens: np.ones((len(tokens), 3), dtype=np.float32),
+        read_image=lambda image: image[:4, :4],
+        tokenizer=_TOKENIZER,
+        image_size=4,
+        feature_dims=(3, 3),
+        temperature=0.1,
+        weights="",
+        preprocessing={"image": {}, "text": {}},
+    )
+    data = open_data(_shard(tmp_path / "s.tar", 12, {3, 8}), max_unreadable=0.2)
+    images, _ = encoder.pairs(data, batch_size=5)
+    assert images.shape == (12, 3)
+    assert sorted(data.unreadable) == [3, 8]
+    assert readable_rows(data).tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    figures = evaluate(encoder, data)
+    assert (figures["num_pairs"], figures["num_unreadable"]) == (10, 2)
+    with pytest.raises(UnreadableImage, match=r"cannot decode .*\(and 1 more such images before\); at most 10.00%"):
+        encoder.pairs(open_data(tmp_path / "s.tar", max_unreadable=0.1))
