@@ -21,6 +21,7 @@ from helpers.examples import load
 
 pytest.importorskip("torch")
 
+DOCS = Path(__file__).parents[2] / "docs" / "examples"
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
  xmlns:cc="http://web.resource.org/cc/" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata><rdf:RDF><cc:Work>
  <dc:creator><cc:Agent><dc:title>A. Painter</dc:title></cc:Agent></dc:creator><dc:title>{title}</dc:title>
@@ -195,6 +196,11 @@ def test_difference_is_real_only_if_the_interval_excludes_zero(example: Any) -> 
     assert steady.half == pytest.approx(4.3027 * 0.01 / np.sqrt(3), rel=1e-4)
     unsteady = page.difference({0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.3, 1: 0.6, 2: 0.7}, ("drrho", "clip"))
     assert not unsteady.is_real
+
+
+def test_published_page_derives_from_the_published_figures(example: Any) -> None:
+    results = json.loads((DOCS / "real_pictures.json").read_text(encoding="utf-8"))
+    assert (DOCS / "real_pictures.md").read_text(encoding="utf-8") == example.page(results)
 
 
 def test_network_has_the_names_and_sizes_of_the_packaged_weights(example: Any) -> None:
