@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from drrho_clip.constants import AUGMENTATIONS, FULL, LARGEST_DEPTH, ORDERS, RESIZE_MODES
 from drrho_clip.errors import BadInput
@@ -280,7 +280,7 @@ class TrainConfig:
     temperature: float = setting(
         None,
         rule=_POSITIVE,
-        shown=defaults_in_words("temperature"),
+        shown=f"{defaults_in_words('temperature')}; that of a pretrained model",
         help="Temperature tau; if the temperature is learned, this is the value at the start.",
     )
     temperature_scheme: str = setting(
@@ -367,7 +367,13 @@ class TrainConfig:
         help="Batches from which rho, jest and jest-topk choose one batch.",
     )
     jest_chunks: int = setting(16, rule=at_least(1), later=True, help="Parts in which jest and jest-topk choose.")
-    bias: float = setting(-10.0, rule=_FINITE, later=True, help="Start value of the learned bias of siglip.")
+    bias: float = setting(
+        None,
+        rule=_FINITE,
+        later=True,
+        shown=f"{defaults_in_words('bias')}; that of a pretrained model",
+        help="Start value of the learned bias of siglip.",
+    )
     distillation_weight: float = setting(
         1.0, rule=_NOT_NEGATIVE, later=True, help="Weight of the distillation loss in the methods distill:METHOD."
     )
@@ -444,12 +450,15 @@ class TrainConfig:
         help="Project of Weights & Biases that gets the lines of metrics.jsonl as well, if wandb is installed.",
     )
 
+    left_out: ClassVar[frozenset[str]] = frozenset()
+    """The settings, of those whose default depends on the method, that were left out when the object was built."""
+
     def __post_init__(self) -> None:
         # Settings that the user has not named get the defaults of the method; a wrong method is refused below.
         changed = METHODS[self.method].defaults if self.method in METHODS else {}
-        for name, value in (DEFAULTS | dict(changed)).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        object.__setattr__(self, "left_out", frozenset(name for name in DEFAULTS if getattr(self, name) is None))
+        for name in self.left_out:
+            object.__setattr__(self, name, (DEFAULTS | dict(changed))[name])
         # The rule of each field is checked first, then the rules that hold for several fields together.
         for option in fields(self):
             value = getattr(self, option.name)

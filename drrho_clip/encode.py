@@ -268,12 +268,14 @@ class Encoder:
 
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of captions."""
+        parts = (captions[start : start + batch_size] for start in range(0, len(captions), batch_size))
+        return np.concatenate([self._run(self._encode_texts, self._inputs_of(part)) for part in parts])
+
+    def _inputs_of(self, captions: Sequence[str]) -> np.ndarray:
+        """Return what the text encoder reads; of many captions this takes much memory, so it is made for a batch."""
         if isinstance(self.resize_mode, StoredInputs):
-            inputs = self.resize_mode.texts(captions)
-        else:
-            inputs = _text_inputs(self._tokenizer.encode(captions), self._spec, self._tokenizer)
-        parts = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
-        return np.concatenate([self._run(self._encode_texts, part) for part in parts])
+            return self.resize_mode.texts(captions)
+        return _text_inputs(self._tokenizer.encode(captions), self._spec, self._tokenizer)
 
     def _run(self, encode: Any, inputs: np.ndarray) -> np.ndarray:
         features: np.ndarray = self._backend.to_numpy(encode(self._parameters, self._backend.asarray(inputs)))

@@ -7,11 +7,12 @@ features are equal) scores zero instead of one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from drrho_clip.data import captions_of, same_text
+from drrho_clip.data import DEFAULT_PROMPT, PairsDataset, captions_of, readable_rows, same_text
 from drrho_clip.errors import BadInput
 from drrho_clip.measure.retrieval import Recall, Retrieval, retrieval
 from drrho_clip.measure.similarity import nearest
@@ -52,12 +53,14 @@ def evaluate(
     -------
     dict
         The figures of `Retrieval.metrics` and, if the data have classes, zero_shot_accuracy in [0, 1] with the number
-        of classes, num_classes, and of classified images, num_zero_shot_images.
+        of classes, num_classes, and of classified images, num_zero_shot_images. If images could not be read,
+        num_unreadable is their number; their pairs count in no figure.
 
     Raises
     ------
     BadInput
-        If `prompts` do not fit the labels of the data, or the data have no labels.
+        If `prompts` do not fit the labels of the data, or the data have no labels, or if fewer than two images can be
+        read.
     """
     # A table knows the labels before an image is decoded, so a mistake in the prompts is found at once.
     labels = getattr(dataset, "class_names", None)
@@ -66,24 +69,55 @@ def evaluate(
     # An image with several captions is decoded and encoded once. The numbers of the images are 0, 1, ...
     captions, image_ids = captions_of(dataset), dataset.image_ids
     image_features = encoder.images_of(dataset, np.unique(image_ids, return_index=True)[1])
+    rows = readable_rows(dataset)
+    if len(np.unique(image_ids[rows])) < 2:
+        raise BadInput(f"data must have at least 2 images that can be read, got {len(np.unique(image_ids[rows]))}")
+    text_features = encoder.texts(captions)
     # Retrieval compares the pairs of the data set with each other.
     metrics = retrieval(
-        image_features[image_ids],
-        encoder.texts(captions),
-        captions,
-        image_ids=image_ids,
+        image_features[image_ids[rows]],
+        text_features[rows],
+        captions if len(rows) == len(captions) else [captions[row] for row in rows.tolist()],
+        image_ids=image_ids[rows],
         same_text=same_text(encoder.tokenizer),
         gallery_size=gallery_size,
     ).metrics()
-    task = None
-    if zero_shot and encoder.reads_new_pairs:
-        task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
-    if task is None and prompts is not None:
+    if len(rows) < len(captions):
+        metrics["num_unreadable"] = len(np.unique(image_ids)) - len(np.unique(image_ids[rows]))
+    images = _classified(encoder, dataset, image_features, rows) if zero_shot and encoder.reads_new_pairs else None
+    if images is None and prompts is not None:
         raise BadInput("classes and templates need data with at least two different labels, got data without")
-    if task is not None:
+    if images is not None:
         # Zero-shot classification compares images with one feature per class.
-        names = task.class_names
-        of_classes = encoder.texts(task.prompts) if prompts is None else prompts.features(encoder, names)
-        metrics["zero_shot_accuracy"] = zero_shot_accuracy(encoder.images(task.images), of_classes, task.labels)
-        metrics |= {"num_classes": len(task.prompts), "num_zero_shot_images": len(task.images)}
+        of_classes = encoder.texts(images.prompts) if prompts is None else prompts.features(encoder, images.class_names)
+        metrics["zero_shot_accuracy"] = zero_shot_accuracy(images.features, of_classes, images.labels)
+        metrics |= {"num_classes": len(images.class_names), "num_zero_shot_images": len(images.labels)}
     return metrics
+
+
+class _Classified(NamedTuple):
+    """Features (m, d) and classes (m,) of the images of a zero-shot task, with the default prompts."""
+
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    features: npt.NDArray[np.floating]
+    labels: npt.NDArray[np.int64]
+
+
+def _classified(
+    encoder: PairEncoder, dataset: Dataset, image_features: npt.NDArray[np.floating], rows: npt.NDArray[np.int64]
+) -> _Classified | None:
+    """Return the images to classify, or None if the data have no classes."""
+    if not isinstance(dataset, PairsDataset):
+        task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
+        return task and _Classified(task.class_names, task.prompts, encoder.images(task.images), task.labels)
+    labelled = dataset.labelled_images()
+    if labelled is None:
+        return None
+    # The images are those of retrieval, so no image is decoded or encoded a second time.
+    readable = np.isin(labelled.rows, rows)
+    if not readable.any():
+        return None
+    features = image_features[dataset.image_ids[labelled.rows[readable]]]
+    prompts = tuple(DEFAULT_PROMPT.replace("{}", name) for name in labelled.class_names)
+    return _Classified(labelled.class_names, prompts, features, labelled.labels[readable])

@@ -1,19 +1,26 @@
 """How much memory a training run needs, from the settings and the sizes alone.
 
 The parts, in bytes, with n_all pairs in all splits, n training pairs, b pairs per batch, P parameters in A arrays, w
-bytes per number, a numbers per pair (`activations_per_pair`), r features of the reference model:
+bytes per number, i + a numbers per pair (`activations_per_pair`: i for input and features, a for the layers), r
+features of the reference model:
 
     images              n_all s s C                 all images in memory, as bytes; 0 if they stay on the disk
     parameters          P w
     optimiser           2 P w                       both moments of AdamW
     gradients           P w
     update              u P w                       new parameters and moments beside the old ones; temporary arrays
-    activations         f b a w
-    batch               2 f b b w                   similarities and weights of all pairs of a batch
+    activations         f w (b i + m h a)           m pairs per micro-batch, m = b without; h = 0.55 for half types
+    super-batch         f w (c i + m h g), as far as it is above the activations; see below
+    batch               2 f b b w                   similarities and weights of all pairs of a batch; with
+                                                micro-batches only what exceeds their activations
+    moving average      4 P w                       the average before and after a step, and the copy in a checkpoint
     checkpoint          6 P w                       a copy of parameters and moments, and the content of the file
     inner estimates     2 n w
     reference features  2 n r w
     library             fixed + A per_array         memory that the library takes at the first step
+
+A method that selects first encodes a super-batch of c pairs without a gradient, which takes g numbers per pair for the
+widest layer. The super-batch stays in memory during the step of the chosen pairs.
 
 The parts are added, although a checkpoint is written between two steps: the allocator of the process keeps the memory
 of a step. The properties of the libraries (u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on
@@ -26,11 +33,16 @@ import math
 from typing import NamedTuple
 
 from drrho_clip.config import TrainConfig
+from drrho_clip.constants import FULL
+from drrho_clip.epoch_length import pairs_per_step
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec, parameter_shapes
 from drrho_core.backend import Backend, WorkingMemory
 
 __all__ = ["MemoryPart", "activations_per_pair", "memory_of_run", "parameter_count"]
+
+# Measured: a layer in a half type needs a little more than half of the memory, because the weights are there twice.
+_HALF = 0.55
 
 
 class MemoryPart(NamedTuple):
@@ -75,14 +87,31 @@ def memory_of_run(
     item = 8 if config.dtype == "float64" else 4
     parameters = item * parameter_count(spec)
     batch_size = config.batch_size
+    scale = library.activation_factor * item
+    kept, layers = _kept_per_pair(spec), activations_per_pair(spec) - _kept_per_pair(spec)
+    half = 1.0 if config.precision == FULL else _HALF
+    together = min(config.micro_batch or batch_size, batch_size)
+    step, selection = batch_size * kept + together * half * layers, 0.0
+    # Micro-batches keep nothing of the layers while the loss is computed.
+    matrices = 2.0 * batch_size**2
+    if config.micro_batch:
+        matrices = max(0.0, matrices - together * half * layers)
+    if config.super_batch > 1:
+        drawn = pairs_per_step(config)
+        step += drawn * kept
+        # The super-batch passes the encoders at once, unless there are micro-batches.
+        at_once = min(config.micro_batch or drawn, drawn)
+        selection = max(drawn * kept + at_once * half * _widest_layer(spec), drawn * kept + 4.0 * drawn**2)
     parts = {
         "images": num_images * spec.image_size**2 * spec.channels,
         "parameters": parameters,
         "optimiser": 2 * parameters,
         "gradients": parameters,
         "update": round(library.update_factor * parameters),
-        "activations": round(library.activation_factor * item * batch_size * activations_per_pair(spec)),
-        "batch": round(library.activation_factor * item * 2 * batch_size**2),
+        "activations": round(scale * step),
+        "super-batch": round(scale * max(0.0, selection - step)),
+        "batch": round(scale * matrices),
+        "moving average": 4 * parameters if config.ema > 0 else 0,
         # A state of three numbers per parameter is copied once, and serialised once.
         "checkpoint": 2 * 3 * parameters,
         "inner estimates": 2 * item * num_pairs if METHODS[config.method].keeps_estimates else 0,
@@ -106,9 +135,7 @@ def activations_per_pair(spec: ModelSpec) -> int:
     >>> activations_per_pair(spec)
     660
     """
-    # The batch is there twice: as NumPy made it, and as an array of the library.
-    inputs = 2 * spec.image_size**2 * spec.channels
-    features = 4 * spec.feature_dim
+    inputs, features = _inputs_per_pair(spec), 4 * spec.feature_dim
     if spec.stored_features is not None:
         # Heads read rows of stored features, which are there twice like other inputs.
         rows = 2 * (spec.stored_features["image"] + spec.stored_features["text"])
@@ -127,6 +154,31 @@ def activations_per_pair(spec: ModelSpec) -> int:
         count += 2 * side * side * channels
     text = _transformer(spec.context_length, spec.text_width, spec.depth, spec.heads)
     return inputs + count + text + features
+
+
+def _inputs_per_pair(spec: ModelSpec) -> int:
+    # The batch is there twice: as NumPy made it, and as an array of the library.
+    return 2 * spec.image_size**2 * spec.channels
+
+
+def _kept_per_pair(spec: ModelSpec) -> int:
+    """Return how many numbers of a pair are in memory whatever the size of the micro-batches: input and features."""
+    return _inputs_per_pair(spec) * (spec.stored_features is None) + 4 * spec.feature_dim
+
+
+def _widest_layer(spec: ModelSpec) -> int:
+    """Return how many numbers the encoders need at a time for a pair whose gradient is not asked for."""
+    if spec.architecture == "conv":
+        # The first stage is the widest: its input, its output and a temporary array.
+        side = (spec.image_size + 1) // 2
+        return 3 * side * side * spec.width
+    if spec.architecture == "hf":
+        sizes = spec.hf_sizes
+        return max(
+            _transformer(sizes.grid**2 + 1, sizes.image.width, 1, sizes.image.heads),
+            _transformer(sizes.context_length, sizes.text.width, 1, sizes.text.heads),
+        )
+    return 3 * spec.hidden
 
 
 def _transformer(tokens: int, width: int, depth: int, heads: int) -> int:

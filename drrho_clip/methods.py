@@ -94,6 +94,8 @@ class Method(NamedTuple):
         The selection is random.
     defaults : mapping
         The defaults that the method changes, by the name of the setting; see `DEFAULTS`.
+    settings : frozenset of str
+        The settings of `OPTIONAL` that the method uses. A new run with another value of one of the rest is refused.
     """
 
     summary: str
@@ -106,6 +108,7 @@ class Method(NamedTuple):
     select: Select | None = None
     draws_noise: bool = False
     defaults: Mapping[str, Any] = {}
+    settings: frozenset[str] = frozenset()
 
 
 def _without_estimates(plain: Any, batch: StepBatch, temperature_gradient: Any, bias_gradient: Any) -> ObjectiveResult:
@@ -254,19 +257,35 @@ DEFAULTS: dict[str, Any] = {
     "gamma_schedule": "epoch",
     "gamma_share": 1.0,
     "super_batch": 1,
+    "bias": -10.0,
 }
 """The defaults that a method may change, with the values for all other methods."""
+
+_GAMMA = frozenset({"gamma_min", "gamma_schedule", "gamma_share"})
+_GLOBAL = _GAMMA | {"anchor_weights", "eps"}
+_DISTILLS = frozenset({"distillation_weight", "reference_temperature"})
+_SELECTION = frozenset({"super_batch", "jest_chunks", "reference_temperature"})
+
+OPTIONAL = _GLOBAL | _DISTILLS | _SELECTION | {"reference_weight", "log_alpha", "bias"}
+"""The settings that belong to some methods only, beyond those with a rule of their own in `setting_rules`."""
 
 _FASTCLIP: dict[str, Any] = {"gamma_min": 0.2, "gamma_share": 0.5}
 
 # The help lists the methods in this order.
 METHODS: dict[str, Method] = {
-    "clip": Method("InfoNCE of the batch", _info_nce, keeps_estimates=False, has_radius=False),
-    "sogclr": Method("global contrastive loss", _global_contrastive),
+    "clip": Method(
+        "InfoNCE of the batch",
+        _info_nce,
+        keeps_estimates=False,
+        has_radius=False,
+        settings=frozenset({"anchor_weights"}),
+    ),
+    "sogclr": Method("global contrastive loss", _global_contrastive, settings=_GLOBAL),
     "drrho": Method(
         "global contrastive loss steered by a reference model",
         partial(_global_contrastive, steered=True),
         needs_reference=True,
+        settings=_GLOBAL | {"reference_weight"},
     ),
     "siglip": Method(
         "sigmoid loss of the batch, with a learned temperature and a learned bias",
@@ -276,6 +295,7 @@ METHODS: dict[str, Method] = {
         has_bias=True,
         # SigLIP starts with a scale of 10 and has no bound on the scale.
         defaults={"temperature": 0.1, "temperature_scheme": LOG_SCALE, "temperature_min": 1e-4},
+        settings=frozenset({"bias"}),
     ),
     # The four versions of FastCLIP (arXiv 2407.01445), with the numbers of the authors' runs on CC3M.
     "fastclip-v0": Method(
@@ -283,14 +303,18 @@ METHODS: dict[str, Method] = {
         partial(_global_contrastive, scaled=False),
         has_radius=False,
         defaults=_FASTCLIP | {"temperature_scheme": LOG_SCALE},
+        settings=_GLOBAL,
     ),
-    "fastclip-v1": Method("global contrastive loss with a fixed temperature", _global_contrastive, defaults=_FASTCLIP),
+    "fastclip-v1": Method(
+        "global contrastive loss with a fixed temperature", _global_contrastive, defaults=_FASTCLIP, settings=_GLOBAL
+    ),
     "fastclip-v2": Method(
         "robust global contrastive loss with one learned temperature per sample (RGCL)",
         _global_contrastive,
         # The rate is ours: the authors divide their step by a moving average of squares, iSogCLR's step does not.
         defaults=_FASTCLIP
         | {"temperature_scheme": "per_sample", "temperature": 0.03, "radius": 7.0, "temperature_learning_rate": 1e-3},
+        settings=_GLOBAL,
     ),
     "fastclip-v3": Method(
         "robust global contrastive loss with one learned temperature (RGCL-g)",
@@ -302,17 +326,25 @@ METHODS: dict[str, Method] = {
             "temperature_learning_rate": 2e-4,
             "temperature_slow_below": 0.03,
         },
+        settings=_GLOBAL,
     ),
     "scent": Method(
-        "global contrastive loss with a gamma per sample", partial(_global_contrastive, gamma_of=_gamma_per_sample)
+        "global contrastive loss with a gamma per sample",
+        partial(_global_contrastive, gamma_of=_gamma_per_sample),
+        settings=(_GLOBAL - _GAMMA) | {"log_alpha"},
     ),
 }
 
 # RHO-LOSS (arXiv 2206.07137) keeps a tenth of each super-batch, JEST (arXiv 2406.17711) a fifth.
-_SELECTS = METHODS["clip"]._replace(needs_reference=True, needs_reference_temperature=True)
+_SELECTS = METHODS["clip"]._replace(
+    needs_reference=True, needs_reference_temperature=True, settings=METHODS["clip"].settings | _SELECTION
+)
 METHODS |= {
     "rho": _SELECTS._replace(
-        summary="InfoNCE of the pairs with the largest excess loss", select=select_rho, defaults={"super_batch": 10}
+        summary="InfoNCE of the pairs with the largest excess loss",
+        select=select_rho,
+        defaults={"super_batch": 10},
+        settings=_SELECTS.settings - {"jest_chunks"},
     ),
     "jest": _SELECTS._replace(
         summary="InfoNCE of a part of a super-batch that is drawn jointly",
@@ -333,6 +365,8 @@ METHODS |= {
         objective=partial(_distilled, objective=method.objective),
         needs_reference=True,
         needs_reference_temperature=True,
+        # The distillation loss has no weights of anchors, so a weight would count in a part of the loss only.
+        settings=(method.settings | _DISTILLS) - {"anchor_weights"},
     )
     for name, method in METHODS.items()
 }

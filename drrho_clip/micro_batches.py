@@ -20,13 +20,21 @@ from drrho_core.checks import Array, Namespace
 def model_of_step(backend: Backend, model: Model, config: TrainConfig) -> Model:
     """Return the encoders as all steps of a run use them: in the precision and the micro-batches of the settings.
 
+    A backend that compiles steps may have a method `model_in_parts(model, size)` in place of `MicroBatches`, because a
+    compiler may merge the two forward passes of a micro-batch.
+
     Raises
     ------
     BadInput
         If the backend does not have this precision.
     """
     model = in_precision(backend, model, config.precision)
-    return MicroBatches(model, config.micro_batch, backend.xp) if config.micro_batch else model
+    if not config.micro_batch:
+        return model
+    in_parts: Any = getattr(backend, "model_in_parts", None)
+    if in_parts is not None:
+        return in_parts(model, config.micro_batch)  # type: ignore[no-any-return]
+    return MicroBatches(model, config.micro_batch, backend.xp)
 
 
 class MicroBatches:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import DataSplits, batches
+from drrho_clip.data import DataSplits
 from drrho_clip.data.loader import CACHE_BYTES
 from drrho_clip.encoders import feature_dim_in_memory
+from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
 from drrho_clip.memory import MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec
@@ -76,7 +77,7 @@ def plan_run(config: TrainConfig, backend: Backend, splits: DataSplits, *, share
     if METHODS[config.method].needs_reference and config.reference is not None:
         features = feature_dim_in_memory(config.reference)
     num_pairs = round((1.0 - share_left_out) * len(splits.train))
-    steps = sum(1 for _ in batches(num_pairs, config.batch_size, seed=config.seed, epoch=0))
+    steps = steps_per_epoch(config, num_pairs)
     # Data in memory are there whole; the images of a table are kept while they are decoded, if they fit.
     in_memory = [part for part in splits if hasattr(part, "images")]
     num_images = sum(map(len, in_memory))
@@ -91,12 +92,13 @@ def plan_run(config: TrainConfig, backend: Backend, splits: DataSplits, *, share
 def print_plan(plan: Plan, *, device: str) -> None:
     """Print a plan on standard output."""
     config, spec = plan.config, plan.spec
+    chosen = f", chosen from {pairs_per_step(config):,}" if config.super_batch > 1 else ""
     held_out = f"{plan.num_validation:,} for validation, {plan.num_test:,} for the test"
     say(
         f"{config.method} on {config.data}, {config.backend}, {device}, {config.dtype}",
         f"pairs: {plan.num_pairs:,} for training, {held_out}",
         f"steps: {plan.num_steps:,} in {config.epochs:,} epochs of {plan.steps_per_epoch:,}, with "
-        f"{config.batch_size:,} pairs each",
+        f"{config.batch_size:,} pairs each{chosen}",
         f"parameters: {parameter_count(spec):,} ({spec.architecture}, images of {spec.image_size} x {spec.image_size}, "
         f"{spec.vocabulary_size:,} words, texts of {spec.context_length} words)",
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drrho_clip.data import Dataset, Tokenizer, captions_of, first_rows, image_names
+from drrho_clip.data import Dataset, Tokenizer, captions_of, first_rows, image_names, readable_rows
 from drrho_clip.encoders import PairEncoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import nearest
@@ -101,6 +101,11 @@ def search(
     rows = first_rows(dataset)
     with Reporter("encoding the images", math.ceil(len(rows) / _BATCH_SIZE), quiet=quiet) as reporter:
         images = encoder.images_of(dataset, rows, batch_size=_BATCH_SIZE, after_batch=reporter.advance)
+    # An unreadable image fits no query.
+    readable = np.isin(rows, readable_rows(dataset))
+    if not readable.any():
+        raise BadInput("data must have an image that can be read, got none")
+    rows, images = rows[readable], images[readable]
     texts = encoder.texts(queries)
     ranked = nearest(texts, images, k=min(top, len(rows)))
     answers = []

@@ -32,8 +32,8 @@ def select_rho(learner: Array, reference: Array, batch: StepBatch, config: Train
 def select_joint(learner: Array, reference: Array, batch: StepBatch, config: TrainConfig, xp: Namespace) -> Array:
     """Return the indices of a batch that JEST draws chunk by chunk; without noise in the batch: of JEST's top k."""
     return select_jest(
-        learner,
-        reference,
+        _without_siblings(learner, batch.pair_mask, xp),
+        _without_siblings(reference, batch.pair_mask, xp),
         k=config.batch_size,
         num_chunks=min(config.jest_chunks, config.batch_size),
         top_k=batch.gumbel is None,
@@ -73,15 +73,24 @@ def part_of(batch: StepBatch, index: Array, xp: Namespace) -> StepBatch:
 
 def _pair_losses(logits: Array, pair_mask: Array | None, xp: Namespace) -> Array:
     """Return the InfoNCE loss of each pair, (n,): the mean of its cross-entropies over its row and over its column."""
-    n = logits.shape[0]
-    own = xp.reshape(logits, (-1,))[:: n + 1]
-    # A caption of the same image is no wrong answer, so it is left out of the sums.
-    if pair_mask is not None:
-        index = xp.arange(n, device=device_of(logits))
-        counted = pair_mask | (xp.expand_dims(index, axis=1) == xp.expand_dims(index, axis=0))
-        logits = xp.where(counted, logits, xp.full_like(logits, -xp.inf))
+    own = xp.reshape(logits, (-1,))[:: logits.shape[0] + 1]
+    logits = _without_siblings(logits, pair_mask, xp)
     sums = []
     for axis in (0, 1):
         peak = xp.max(logits, axis=axis, keepdims=True)
         sums.append(xp.log(xp.sum(xp.exp(logits - peak), axis=axis)) + xp.squeeze(peak, axis=axis))
     return 0.5 * (sums[0] + sums[1]) - own
+
+
+def _without_siblings(logits: Array, pair_mask: Array | None, xp: Namespace) -> Array:
+    """Return logits in which a caption of the same image, other than the pair's own caption, has no weight.
+
+    Such a caption is no wrong answer. Its logit becomes so small that its exponential is 0 beside any other logit. The
+    logit stays finite, so that two models that both lack the caption differ by 0.
+    """
+    if pair_mask is None:
+        return logits
+    index = xp.arange(logits.shape[0], device=device_of(logits))
+    counted = pair_mask | (xp.expand_dims(index, axis=1) == xp.expand_dims(index, axis=0))
+    # Half of the range leaves room for differences.
+    return xp.where(counted, logits, xp.full_like(logits, 0.5 * float(xp.finfo(logits.dtype).min)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from drrho_clip.constants import FULL
 from drrho_clip.errors import BadInput
-from drrho_clip.methods import LOG_SCALE, METHODS
+from drrho_clip.methods import DEFAULTS, LOG_SCALE, METHODS, OPTIONAL
 
 if TYPE_CHECKING:
     from drrho_clip.config import TrainConfig
@@ -18,6 +19,19 @@ def check_together(config: TrainConfig) -> None:
     _check_model(config)
     _check_temperature(config)
     _check_step(config)
+
+
+def check_used(config: TrainConfig) -> None:
+    """Raise BadInput if a setting that the method ignores has another value than its default.
+
+    Only a new run is checked in this way: a run of an earlier version may have such a value, and can still be read.
+    """
+    method = METHODS[config.method]
+    defaults = {option.name: option.default for option in fields(config)} | DEFAULTS | dict(method.defaults)
+    for name in sorted(OPTIONAL - method.settings):
+        value = getattr(config, name)
+        if value != defaults[name]:
+            raise BadInput(f"{name} must be left out for method {config.method}, which does not use it, got {value!r}")
 
 
 def _check_reference(config: TrainConfig) -> None:

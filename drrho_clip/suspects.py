@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drrho_clip.data import Dataset, captions_of
+from drrho_clip.data import Dataset, captions_of, readable_rows
 from drrho_clip.encoders import PairEncoder
+from drrho_clip.errors import BadInput
 from drrho_clip.reference.memorisation import PairFeatures, Shares, groups, hopeless_share, pair_losses, suspect_share
 
 __all__ = ["Suspect", "Verdict", "csv_of", "judge_suspects", "rank_suspects"]
@@ -140,22 +141,33 @@ def rank_suspects(
     Returns
     -------
     list of Suspect
-        One entry per pair, by falling score; pairs with equal scores keep their order.
+        One entry per pair whose image can be read, by falling score; pairs with equal scores keep their order.
 
     Notes
     -----
     A pair is compared with at most 16,384 pairs, see `drrho_clip.reference.memorisation.pair_losses`, so that the
     time grows in proportion to the number of pairs and the memory does not grow with it.
     """
-    captions = captions_of(dataset)
+    captions: Sequence[str] = captions_of(dataset)
     image_features, text_features = encoder.pairs(dataset, after_batch=after_batch)
-    image_ids = dataset.image_ids
+    # A pair with an unreadable image has no score, and the caption is no better caption of another image.
+    rows = readable_rows(dataset)
+    if len(rows) < 2:
+        raise BadInput(f"data must have at least 2 pairs whose images can be read, got {len(rows)}")
+    image_features, text_features, image_ids = image_features[rows], text_features[rows], dataset.image_ids[rows]
+    captions = [captions[row] for row in rows.tolist()]
     losses = pair_losses(PairFeatures(image_features, text_features, image_ids), temperature=temperature)
     better = _better_captions(image_features, text_features, captions, image_ids)
-    paths: Sequence[str] = getattr(dataset, "paths", ("",) * len(captions))
+    paths: Sequence[str] = getattr(dataset, "paths", ("",) * len(dataset))
     return [
-        Suspect(row, paths[row], captions[row], float(losses[row]), "" if best < 0 else captions[best])
-        for row, best in ((int(row), int(better[row])) for row in np.argsort(-losses, kind="stable"))
+        Suspect(
+            int(rows[place]),
+            paths[rows[place]],
+            captions[place],
+            float(losses[place]),
+            "" if better[place] < 0 else captions[better[place]],
+        )
+        for place in np.argsort(-losses, kind="stable").tolist()
     ]
 
 

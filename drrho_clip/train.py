@@ -22,6 +22,7 @@ from drrho_clip.encoders import check_model_name, is_run, open_model
 from drrho_clip.evaluate import evaluate
 from drrho_clip.exchange.chosen_model import check_model, choose_model
 from drrho_clip.exchange.estimates import read_estimates
+from drrho_clip.exchange.start_values import with_start_values
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
@@ -40,6 +41,7 @@ from drrho_clip.run.data import data_are_there, describe_data, open_run_data, re
 from drrho_clip.run.outcome import Outcome, load_outcome
 from drrho_clip.run.resume import continued, open_finished_run, parameters_to_start_from
 from drrho_clip.run.writer import only_writer
+from drrho_clip.setting_rules import check_used
 from drrho_clip.trainer import Trainer
 from drrho_core.backend import Backend, get_backend
 
@@ -101,8 +103,10 @@ def train(
     if resume:
         return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
     refuse_existing(folder)
+    check_used(config)
     check_other_runs(config, allow_unfinished=allow_unfinished)
     check_model(config, backend)
+    config = with_start_values(config)
     splits = open_splits(config) if splits is None else splits
     run, source, start = described(folder, config, splits)
     reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None

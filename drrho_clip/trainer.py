@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch, batches
+from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch
 from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model
+from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.failure import failure_arrays, good_result, save_failure
@@ -41,7 +42,7 @@ from drrho_clip.step import StepBatch, StepResult, build_step
 from drrho_clip.step_inputs import StepInputs, schedules_at
 from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
-from drrho_clip.update import StepState, initial_state
+from drrho_clip.update import StepState, check_overflows, initial_state
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
 from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
@@ -111,8 +112,7 @@ class Trainer:
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
         self._step_inputs = StepInputs(run, backend, self.guidance)
-        self._drawn = config.batch_size * config.super_batch  # pairs of which a step chooses its batch
-        self.steps_per_epoch = sum(1 for _ in batches(len(self._rows), self._drawn, seed=config.seed, epoch=0))
+        self.steps_per_epoch = steps_per_epoch(config, len(self._rows))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.done, self.seconds, self.stopped = 0, 0.0, False
         self._num_unreadable = 0  # unreadable images that are in the log
@@ -260,9 +260,8 @@ class Trainer:
         config = self.run.config
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
         for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
-            stream = self.source.epoch(
-                self._drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows
-            )
+            drawn = pairs_per_step(config)
+            stream = self.source.epoch(drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows)
             for batch in stream:
                 self._log_unreadable(epoch)
                 yield epoch, batch
@@ -292,6 +291,8 @@ class Trainer:
         # 2. Features, loss, gradient and update of the parameters; the new state replaces the old state.
         result = self._stepped(batch, inputs)
         self._losses.add(result.loss)
+        if (warning := check_overflows(self.state.loss_scale, backend)) is not None:
+            say(f"warning: {warning}", stream=sys.stderr)
         # 3. A line of metrics. Reading the loss waits for the device, so the loss is not read at every step.
         note = None
         if self.done % config.log_every == 0 or self.done == self.total_steps:
@@ -301,6 +302,8 @@ class Trainer:
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": inputs.learning_rate}
             figures |= {"gamma": inputs.gamma}
             figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
+            if self.state.loss_scale:
+                figures["loss_scale"] = float(self.state.loss_scale["scale"])
             self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
             note = f"loss {loss:.4f}"
         self.seconds += time.monotonic() - began
@@ -342,14 +345,16 @@ class Trainer:
             raise self._diverged(self.done + 1) from None
 
     def _features_are_finite(self, batch: HostBatch) -> bool:
+        # No more pairs than a step keeps activations of, so that the check needs no more memory than the step.
+        size = self.run.config.micro_batch or self.run.config.batch_size
         # A moving average stays finite for many steps after the parameters, with which the next step is taken, have
         # grown too large.
         self._encoder.use(self.state.parameters)
         with np.errstate(all="ignore"):
-            return all_finite(self._encoder.batches([batch]))
+            return all_finite(self._encoder.batches(batch.parts(size)))
 
     def _require_good_state(self, batch: HostBatch) -> None:
-        """Raise BadInput unless all losses were finite and the new parameters give finite features of a batch."""
+        """Raise BadInput unless losses and features of a batch are finite."""
         if not (self._losses.all_finite() and self._features_are_finite(batch)):
             raise self._diverged(self.done)
 
@@ -430,9 +435,10 @@ class Trainer:
         self._kept.write(part(arrays, "parameters"))
 
     def _learned(self) -> dict[str, float]:
-        """Return the learned temperature, which `temperature_of` reads, or nothing if the temperature is fixed."""
+        """Return the learned temperature and the learned bias, if any; `temperature_of` reads the temperature."""
         temperature = mean_temperature(self.temperature, self.state.scalars, self.backend)
-        return {} if temperature is None else {"temperature": temperature}
+        learned = {} if temperature is None else {"temperature": temperature}
+        return scalar_figures(self.state.scalars, self.backend) | learned
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
         """Return the arrays on the device that the next step needs, by group and name."""

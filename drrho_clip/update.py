@@ -16,11 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drrho_clip.config import TrainConfig
+from drrho_clip.constants import FULL
+from drrho_clip.errors import BadInput
 from drrho_clip.methods import LOG_SCALE, METHODS
 from drrho_core.backend import Backend, Optimizer, Parameters
 from drrho_core.checks import Array, Namespace
 
 _FIRST_LOSS_SCALE = 2.0**16
+_SMALLEST_LOSS_SCALE = 1.0
+# Overflows in a row, with the smallest loss scale, after which a run stops.
+_OVERFLOWS = 40
+# Overflows in a row, with the smallest loss scale, after which a run warns: 16 of them halve the first scale to 1.
+_WARN_AT = 20
 # Number of updates in a row without overflow after which the scale is doubled.
 _PATIENCE = 2000
 _SCALARS = "scalars/"
@@ -106,6 +113,34 @@ def build_update(
     return update
 
 
+def check_overflows(loss_scale: Parameters, backend: Backend) -> str | None:
+    """Return a warning if the update was left out at half as many steps in a row as stop a run, else None.
+
+    Raises
+    ------
+    BadInput
+        If the update was left out at many steps in a row, with the smallest loss scale at the end.
+
+    Examples
+    --------
+    >>> from drrho_core.backend import get_backend
+    >>> loss_scale = {"scale": np.asarray(2.0), "updates": np.asarray(-15.0)}
+    >>> check_overflows(loss_scale, get_backend("numpy"))
+    """
+    if not loss_scale:
+        return None
+    scale, updates = (float(backend.to_numpy(loss_scale[name])) for name in ("scale", "updates"))
+    if updates >= 0 or scale > _SMALLEST_LOSS_SCALE:
+        return None
+    skipped = f"the gradient overflowed in fp16 at the last {-updates:.0f} steps, which changed no parameter"
+    if updates <= -_OVERFLOWS:
+        raise BadInput(
+            f"precision must be bf16 or {FULL} for this run, got 'fp16': {skipped}, even with the smallest loss scale "
+            f"{scale:g}; a lower learning_rate or a higher temperature may help as well"
+        )
+    return f"{skipped}; the run stops after {_OVERFLOWS} such steps in a row" if updates == -_WARN_AT else None
+
+
 def clipped(gradients: Parameters, largest_norm: float, xp: Namespace) -> dict[str, Array]:
     """Return the gradients, divided by a common factor if the norm of all of them together exceeds `largest_norm`.
 
@@ -148,10 +183,15 @@ def _within_bounds(scalars: dict[str, Array], config: TrainConfig, xp: Namespace
 
 
 def _next_loss_scale(loss_scale: Parameters, overflow: bool, xp: Namespace) -> dict[str, Array]:
-    """Return the loss scale after an update: halved by an overflow, doubled after many updates without overflow."""
-    scale, updates = loss_scale["scale"], loss_scale["updates"] + 1
+    """Return the loss scale after an update: halved by an overflow, doubled after many updates without overflow.
+
+    `updates` is the number of updates in a row without overflow, or minus the number of overflows in a row.
+    """
+    scale, updates = loss_scale["scale"], loss_scale["updates"]
     if overflow:
-        return {"scale": scale / 2, "updates": updates * 0}
+        smaller = xp.clip(scale / 2, min=_SMALLEST_LOSS_SCALE)
+        return {"scale": xp.asarray(smaller), "updates": xp.asarray(xp.clip(updates, max=0.0) - 1)}
+    updates = xp.clip(updates, min=0.0) + 1
     doubles = updates >= _PATIENCE
     return {"scale": xp.where(doubles, 2 * scale, scale), "updates": xp.where(doubles, updates * 0, updates)}
 

@@ -20,6 +20,7 @@ from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.half import Bfloat16Model
 from drrho_jax.hf_models import HuggingFaceModel
 from drrho_jax.models import ConvModel
+from drrho_jax.parts import ModelInParts
 
 
 class JaxBackend:
@@ -89,6 +90,10 @@ class JaxBackend:
     def half_model(self, model: Model, precision: str, /) -> Model:  # noqa: ARG002 (there is one half type)
         """Return encoders that compute in bfloat16."""
         return Bfloat16Model(model)
+
+    def model_in_parts(self, model: Model, size: int, /) -> Model:
+        """Return encoders that take a batch in parts of `size` samples."""
+        return ModelInParts(model, size)
 
     def adamw(
         self, *, weight_decay: float, beta1: float = 0.9, beta2: float = 0.98, epsilon: float = 1e-8

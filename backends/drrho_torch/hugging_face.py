@@ -10,7 +10,7 @@ both, function and callback. No part of it belongs to the model, so the exported
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.training_args import ParallelMode
 
 from drrho_core import checks, cosine_gamma, recommended_gamma_min
 from drrho_core.ambiguity import AmbiguitySet
-from drrho_torch.arguments import check_tensor
 from drrho_torch.loss import ContrastiveLoss
 from drrho_torch.token_risk import IGNORED, token_risk
-from drrho_torch.whole_batch import check_loss, check_reference, check_scale, gathered, reference_rows
+from drrho_torch.whole_batch import check_loss, check_reference, check_rows, check_scale, gathered, reference_rows
 
 ESTIMATES = "estimates.safetensors"
+# A pair without other pairs has no negatives, so the loss is not defined.
+LONE_PAIR = (
+    "every batch of the training must have at least 2 pairs (dataloader_drop_last=True in TrainingArguments leaves out "
+    "a short last batch; per_device_train_batch_size must be at least 2)"
+)
 
 
 class TrainerSteering(TrainerCallback):
@@ -75,7 +80,7 @@ class TrainerSteering(TrainerCallback):
         gamma_min: float | None = None,
     ) -> None:
         self.contrastive_loss = check_loss(contrastive_loss)
-        self.reference = check_reference(reference)
+        self.reference = check_reference(reference, self.contrastive_loss.num_samples)
         self.gamma_min = None if gamma_min is None else checks.number("gamma_min", gamma_min, checks.UNIT_INTERVAL)
         self.logit_scale = logit_scale
         if logit_scale is not None:
@@ -84,6 +89,7 @@ class TrainerSteering(TrainerCallback):
         if not all(isinstance(value, Tensor) for value in contrastive_loss.state_dict().values()):
             raise TypeError("contrastive_loss must keep its estimates in tensors, got one with another estimator")
         self._is_loaded = False
+        self._is_callback = False
 
     def __call__(
         self, outputs: Mapping[str, Tensor], labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -104,25 +110,42 @@ class TrainerSteering(TrainerCallback):
         -------
         tensor, shape ()
             The loss. With accumulated gradients it is divided by the number of accumulated batches. Without gradients
-            (an evaluation) it is the loss of the batch alone, without a reference, and no estimate changes.
+            (an evaluation) it is the loss of the batch alone, without a reference, and no estimate changes. A batch of
+            one pair has no negatives: in an evaluation its loss is 0, as that of CLIP is.
 
         Raises
         ------
         TypeError, ValueError
-            If the labels are missing, or if `ContrastiveLoss.forward` refuses them.
+            If the labels are missing, if `ContrastiveLoss.forward` refuses them, if a batch of the training has one
+            pair, or if the Trainer trains without this object among the callbacks.
         """
         if labels is None:
-            raise ValueError("labels must hold the row of every pair, got None: add 'labels' to the data set's entries")
-        check_tensor("labels", labels)
+            raise ValueError(
+                "labels must hold the row of every pair, got None: add 'labels' to the data set's entries (of the "
+                "evaluation, too), return them from your own collate function, and pass label_names=['labels'] to "
+                "TrainingArguments, because the Trainer removes columns that it does not know"
+            )
+        check_rows("labels", labels)
         training = torch.is_grad_enabled()
+        if training and not self._is_callback:
+            raise ValueError(
+                "callbacks of the Trainer must contain the object that is compute_loss_func, callbacks=[steering], "
+                "got none: gamma would not change, and checkpoints would have no estimates"
+            )
         self.contrastive_loss.train(training)
         rows = labels.shape[0]
         index, images, texts = (gathered(x) for x in (labels, outputs["image_embeds"], outputs["text_embeds"]))
+        if index.shape[0] == 1 and not training:
+            return images.new_zeros(())
+        if index.shape[0] == 1:
+            raise ValueError(f"{LONE_PAIR}, got a batch of 1")
         loss: Tensor = self.contrastive_loss(
             images,
             texts,
             index,
-            reference_features=reference_rows(self.reference if training else None, index, images.device),
+            reference_features=reference_rows(
+                self.reference if training else None, index, images.device, self.contrastive_loss.num_samples
+            ),
             temperature=None if self.logit_scale is None else torch.exp(-self.logit_scale),
             gathered=True,
         )
@@ -153,9 +176,49 @@ class TrainerSteering(TrainerCallback):
         self.contrastive_loss.load_state_dict(load_file(path))
         self._is_loaded = True
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the loss to the device of the training, and read the estimates if the run resumes."""
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note that the Trainer calls this object, and refuse ways to use several devices that are not tested.
+
+        Raises
+        ------
+        ValueError
+            If the Trainer uses FSDP or DeepSpeed, or several GPUs in one process.
+        """
+        del state, control
+        self._is_callback = True
+        # Both may replace parameters, so that the object `logit_scale` is no longer the one that is trained.
+        is_deepspeed = args.deepspeed_plugin is not None
+        if args.fsdp or is_deepspeed or args.parallel_mode is ParallelMode.NOT_DISTRIBUTED:
+            raise ValueError(
+                "several devices must be used by DistributedDataParallel (torchrun), because the loss needs the "
+                f"batches of all devices and the parameters as they are, got fsdp={args.fsdp!r}, "
+                f"DeepSpeed {is_deepspeed}, {args.n_gpu} GPUs in one process"
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Move the loss to the device of the training, and read the estimates if the run resumes.
+
+        Raises
+        ------
+        ValueError
+            If `logit_scale` is no parameter of the Trainer's model, or if the last batch of an epoch has one pair.
+        """
         del control
+        self._is_callback = True
+        model, loader = parts.get("model"), parts.get("train_dataloader")
+        learned = self.logit_scale is not None and self.logit_scale.requires_grad
+        if model is not None and learned and not any(p is self.logit_scale for p in model.parameters()):
+            raise ValueError(
+                "logit_scale must be a parameter of the model that the Trainer trains, such as model.logit_scale, got "
+                "a tensor of another model (model_init and wrappers make new parameters)"
+            )
+        # Several processes fill up the last batch with pairs of the first.
+        dataset = getattr(loader, "dataset", None)
+        pairs = len(dataset) if isinstance(dataset, Sized) else 0
+        if args.world_size == 1 and not args.dataloader_drop_last and pairs % args.train_batch_size == 1:
+            raise ValueError(f"{LONE_PAIR}, got {pairs} pairs in batches of {args.train_batch_size}")
         self.contrastive_loss.to(args.device)
         if state.global_step > 0 and not self._is_loaded:
             self.load(_folder(args, state))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from drrho_core import checks, cosine_gamma, recommended_gamma_min
 from drrho_torch.arguments import check_tensor
 from drrho_torch.loss import ContrastiveLoss
-from drrho_torch.whole_batch import check_loss, check_reference, check_scale, gathered, reference_rows
+from drrho_torch.whole_batch import check_loss, check_reference, check_rows, check_scale, gathered, reference_rows
 
 
 class OpenClipLoss(nn.Module):
@@ -82,13 +82,15 @@ class OpenClipLoss(nn.Module):
         if gamma_min is not None and num_epochs is None:
             raise ValueError("gamma_min must come with num_epochs, the number of epochs of the schedule")
         self.contrastive_loss = check_loss(contrastive_loss)
-        self.reference = check_reference(reference)
+        self.reference = check_reference(reference, self.contrastive_loss.num_samples)
         self.num_epochs = None if num_epochs is None else checks.integer("num_epochs", num_epochs, minimum=1)
         if self.num_epochs is not None and gamma_min is None:
             gamma_min = recommended_gamma_min(self.num_epochs)
         self.gamma_min = None if gamma_min is None else checks.number("gamma_min", gamma_min, checks.UNIT_INTERVAL)
         self._announced: list[Tensor] = []
         self._calls = 0
+        # Without a schedule, gamma is that of the loss, and `set_epoch` need not be called.
+        self._has_gamma = self.num_epochs is None
 
     def set_epoch(self, epoch: int, /) -> None:
         """Start an epoch: set gamma, if the schedule is known, and forget batches whose loss was never computed.
@@ -106,6 +108,7 @@ class OpenClipLoss(nn.Module):
         epoch = checks.integer("epoch", epoch, minimum=0)
         if self.num_epochs is not None and self.gamma_min is not None:
             self.contrastive_loss.gamma = cosine_gamma(epoch, num_epochs=self.num_epochs, gamma_min=self.gamma_min)
+        self._has_gamma = True
         self._announced, self._calls = [], 0
 
     def announce(self, sample_index: Tensor, /) -> None:
@@ -119,10 +122,9 @@ class OpenClipLoss(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If `sample_index` is no tensor with one axis.
+            If `sample_index` is no tensor of integers with one axis.
         """
-        check_tensor("sample_index", sample_index)
-        checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
+        check_rows("sample_index", sample_index)
         self._announced.append(sample_index)
 
     def forward(
@@ -153,12 +155,18 @@ class OpenClipLoss(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            If an argument breaks these rules, or if the announced rows do not fit the features.
+            If an argument breaks these rules, if the announced rows do not fit the features, or if `num_epochs` is
+            given and `set_epoch` was never called.
         """
         if logit_bias is not None:
             raise ValueError("logit_bias must be None, because a bias has no effect on the contrastive loss")
         check_tensor("image_features", image_features)
         training = self.contrastive_loss.training
+        if training and not self._has_gamma:
+            raise ValueError(
+                "set_epoch must be called at the start of every epoch, because num_epochs is given and the epoch sets "
+                "gamma, got no call"
+            )
         # The scale that is not learned in eval() needs no radius.
         check_scale(self.contrastive_loss, logit_scale if training else logit_scale.detach())
         rows = image_features.shape[0]
@@ -176,7 +184,9 @@ class OpenClipLoss(nn.Module):
             images,
             texts,
             index,
-            reference_features=reference_rows(self.reference if training else None, index, images.device),
+            reference_features=reference_rows(
+                self.reference if training else None, index, images.device, self.contrastive_loss.num_samples
+            ),
             temperature=1.0 / scale.reshape(()),
             gathered=True,
             update=is_last,

@@ -6,6 +6,9 @@ with these functions. b is the number of pairs of one process, W the number of p
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -29,16 +32,40 @@ def check_loss(contrastive_loss: Any) -> ContrastiveLoss:
     return contrastive_loss
 
 
-def check_reference(reference: Any) -> Any:
+def check_reference(reference: Any, num_samples: int) -> Any:
     """Return reference features after checking that they are None, a pair of arrays, or an object with rows.
+
+    Parameters
+    ----------
+    reference : object
+        The features. Each array of a pair has shape (num_samples, r).
+    num_samples : int
+        Size of the data set, as the loss knows it.
 
     Raises
     ------
-    TypeError
-        If they are anything else.
+    TypeError, ValueError
+        If they are anything else, or if a pair holds the features of another number of samples.
+
+    Warns
+    -----
+    UserWarning
+        If the first features of a pair do not have unit norm.
     """
+    if is_pair(reference):
+        for name, side in zip(("image", "text"), reference, strict=True):
+            shape: tuple[int, ...] = getattr(side, "shape", ())
+            # Rows of another data set would otherwise be taken in silence, or fail at the first high row.
+            if len(shape) != 2 or shape[0] != num_samples:
+                raise ValueError(
+                    f"reference must hold one row of {name} features per sample of the ContrastiveLoss, shape "
+                    f"(num_samples, r) with num_samples = {num_samples}, got {checks.describe(side)}"
+                )
+            _warn_of_norms(name, torch.as_tensor(side[:64]))
+        return reference
     has_rows = hasattr(reference, "__getitem__") and not checks.is_array(reference)
-    if reference is not None and not is_pair(reference) and (isinstance(reference, (tuple, list)) or not has_rows):
+    # A path or a mapping has rows for Python, but not those of pairs.
+    if isinstance(reference, (tuple, list, str, bytes, PurePath, Mapping)) or not (reference is None or has_rows):
         raise TypeError(
             "reference must be a pair of arrays (image, text), or an object whose reference[sample_index] is such a "
             f"pair, got {checks.describe(reference)}"
@@ -46,11 +73,41 @@ def check_reference(reference: Any) -> Any:
     return reference
 
 
-def reference_rows(reference: Any, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Return the reference features of the pairs in `index` (b,) on a device, (b, r) each; None without a reference."""
-    if reference is None:
-        return None
+def _warn_of_norms(name: str, features: Tensor) -> None:
+    """Warn if features (b, r) do not have unit norm, as those that a model returns before they are normalised."""
+    norms = torch.linalg.vector_norm(features.float(), dim=1)
+    if bool(((norms - 1.0).abs() > 0.02).any()):
+        warnings.warn(
+            f"the {name} features of reference should have norm 1, got norms from {float(norms.min()):.3g} to "
+            f"{float(norms.max()):.3g}: divide every row by its norm",
+            stacklevel=4,
+        )
+
+
+def check_rows(name: str, index: Tensor) -> None:
+    """Check that rows of pairs are a tensor of integers with one axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of these rules is broken.
+    """
+    check_tensor(name, index)
+    checks.ndim(name, index, 1, "(batch_size,)")
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {index.dtype}")
+
+
+def reference_rows(
+    reference: Any, index: Tensor, device: torch.device, num_samples: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return the reference features of the pairs in `index` (b,) on a device, (b, r) each; None without a reference.
+
+    An index outside of [0, num_samples) has no features: the answer is then None, and the loss refuses the index.
+    """
     rows = index.cpu().numpy()
+    if reference is None or (rows.size and not 0 <= rows.min() <= rows.max() < num_samples):
+        return None
     images, texts = [side[rows] for side in reference] if is_pair(reference) else reference[rows]
     return torch.as_tensor(images, device=device), torch.as_tensor(texts, device=device)
 

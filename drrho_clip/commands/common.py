@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
 from drrho_clip.files import outputs
-from drrho_clip.options import FLAG, TEXT, setting
+from drrho_clip.options import FLAG, TEXT, setting, setting_of
+from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend, get_backend
+
+if TYPE_CHECKING:
+    from drrho_clip.data import Dataset
 
 __all__ = [
     "allow_unfinished_option",
@@ -20,9 +25,15 @@ __all__ = [
     "check_new_file",
     "check_page",
     "device_option",
+    "max_unreadable_option",
+    "say_unreadable",
     "train_setting",
     "write_json",
 ]
+
+
+# Number of unreadable images that are named.
+_NAMED = 10
 
 
 def device_option() -> Any:
@@ -38,6 +49,26 @@ def device_option() -> Any:
 def allow_unfinished_option(subject: str) -> Any:
     """Return the field of the option ``--allow-unfinished``; `subject` names the run in the help."""
     return setting(False, rule=FLAG, help=f"{subject} need not be finished.")
+
+
+def max_unreadable_option() -> Any:
+    """Return the field of the option ``--max-unreadable`` of the commands that do not train."""
+    option = train_setting("max_unreadable")
+    return setting(
+        None,
+        rule=setting_of(option).rule,
+        shown=f"that of the run, else {option.default}",
+        help="Largest share of the images that may be unreadable. These images are named and left out.",
+    )
+
+
+def say_unreadable(dataset: Dataset, outcome: str = "left out") -> None:
+    """Print to standard error how many images could not be read, and name the first ten."""
+    reasons: Mapping[int, str] = getattr(dataset, "unreadable", {})
+    if reasons:
+        pairs = f"{len(reasons):,} of {len(dataset):,} pairs"
+        lines = [f"warning: {reasons[row]}" for row in sorted(reasons)[:_NAMED]]
+        say(*lines, f"warning: the images of {pairs} cannot be read; they are {outcome}", stream=sys.stderr)
 
 
 def train_setting(name: str) -> Any:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drrho_clip.commands.common import allow_unfinished_option, build_backend, device_option, train_setting
+from drrho_clip.commands.common import (
+    allow_unfinished_option,
+    build_backend,
+    device_option,
+    say_unreadable,
+    train_setting,
+)
 from drrho_clip.commands.model import backend_option
 from drrho_clip.config import TrainConfig
 from drrho_clip.options import PATH, TEXT, at_least, choice, number, setting
@@ -16,7 +22,15 @@ from drrho_clip.terminal.printing import say
 from drrho_core.backend import default_backend
 
 # Settings of training that decide which pairs the data are.
-_DATA = ("image_column", "caption_column", "label_column", "data_seed", "train_size", "swapped_fraction")
+_DATA = (
+    "image_column",
+    "caption_column",
+    "label_column",
+    "data_seed",
+    "train_size",
+    "swapped_fraction",
+    "max_unreadable",
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,7 @@ class Encode:
         shown="that of drrho train",
         help="Share of the training captions of built-in data and of IDX files that are swapped with each other.",
     )
+    max_unreadable: float = train_setting("max_unreadable")
     backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("A run after --model")
     device: str | None = device_option()
@@ -107,6 +122,7 @@ class Encode:
                 batch_size=self.batch_size,
                 after_rows=show,
             )
+        say_unreadable(dataset, "encoded as black images")
         width, text_width = manifest.feature_dims
         say(
             f"{self.out} holds features of {manifest.num_pairs:,} pairs ({width} numbers per image, {text_width} per "

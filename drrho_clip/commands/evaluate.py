@@ -6,12 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drrho_clip.commands.common import allow_unfinished_option, check_new_file, device_option, write_json
+from drrho_clip.commands.common import (
+    allow_unfinished_option,
+    check_new_file,
+    device_option,
+    max_unreadable_option,
+    say_unreadable,
+    write_json,
+)
 from drrho_clip.commands.model import MODEL_HELP, CommandModel, backend_option, find_model
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
-from drrho_clip.options import PATH, TEXT, Rule, choice, setting
+from drrho_clip.options import FLAG, PATH, TEXT, Rule, choice, setting
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset, Tokenizer
@@ -41,7 +48,7 @@ class Evaluate:
       drrho evaluate runs/steered
       drrho evaluate runs/steered --split validation --json figures.json
       drrho evaluate runs/steered --data other.csv --gallery all
-      drrho evaluate hf:clip --data other.csv
+      drrho evaluate hf:clip --data other.csv --probe
       drrho evaluate runs/steered --data other.csv --classes classes.txt --templates templates.txt
     """
 
@@ -77,11 +84,18 @@ class Evaluate:
         help="A text file with one template per line, in which {} stands for the name of a class. The feature of a "
         "class is the normalised mean over the templates.",
     )
+    probe: bool = setting(
+        False,
+        rule=FLAG,
+        help="Measure a linear probe too: the accuracy of a linear classifier on the image features. The training "
+        "images of the run train it; of another table, the table's own training part, or four fifths of each class.",
+    )
     state: str = setting(
         "best",
         rule=choice("best", "last", "reference"),
         help="State of the run: the best by validation, the last, or the state that serves as a reference model.",
     )
+    max_unreadable: float | None = max_unreadable_option()
     backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
@@ -92,19 +106,32 @@ class Evaluate:
         from drrho_clip.evaluate import evaluate
 
         model = find_model(
-            self.model, self.data, backend=self.backend, device=self.device, allow_unfinished=self.allow_unfinished
+            self.model,
+            self.data,
+            backend=self.backend,
+            device=self.device,
+            allow_unfinished=self.allow_unfinished,
+            max_unreadable=self.max_unreadable,
         )
         run = model.run
         check_new_file("json", self.json, self.data or model.config.data)
         prompts = self._prompts()
-        dataset, about = self._held_out_pairs(model)
+        dataset, about, training = self._held_out_pairs(model)
         encoder = model.encoder(state=self.state)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
+        metrics = evaluate(encoder, dataset, gallery_size=size, prompts=prompts)
+        if self.probe:
+            from drrho_clip.measure.probing import probe_figures
+
+            metrics |= probe_figures(encoder, dataset, training)
+        say_unreadable(dataset)
+        if training is not None:
+            say_unreadable(training)
         row = {
             "method": self.model if run is None else run.config.method,
             "dataset": self.data or model.config.data,
             "seed": "" if run is None else run.config.seed,
-            "metrics": evaluate(encoder, dataset, gallery_size=size, prompts=prompts),
+            "metrics": metrics,
             "state": "" if run is None else run.chosen_state(self.state),
             **about,
         }
@@ -144,8 +171,9 @@ class Evaluate:
                 f"and takes all unknown words as the same word: {listed}{more}"
             )
 
-    def _held_out_pairs(self, model: CommandModel) -> tuple[Dataset, dict[str, int]]:
-        """Open the pairs to measure; of another table, return also how many pairs were left out."""
+    def _held_out_pairs(self, model: CommandModel) -> tuple[Dataset, dict[str, int], Dataset | None]:
+        """Return the pairs to measure, how many pairs of a table were left out, and the pairs that train the probe."""
+        from drrho_clip.data import PairsDataset
         from drrho_clip.data.splits import open_splits, open_table
         from drrho_clip.measure.held_out import unseen_pairs
         from drrho_clip.run.data import open_run_data
@@ -156,14 +184,16 @@ class Evaluate:
             # The run's own data must be those of the run's start; other built-in data have a fixed content.
             own = run if self.data in (None, config.data) else None
             splits = open_splits(replace(config, data=str(self.data))) if own is None else open_run_data(own)
-            return (splits.validation if self.split == "validation" else splits.test), {}
+            # Built-in data have no labels of single pairs, so the probe divides their classification task.
+            training = splits.train if isinstance(splits.train, PairsDataset) else None
+            return (splits.validation if self.split == "validation" else splits.test), {}, training
         # Only the data of the run itself are split; of another table all pairs are evaluated.
         if self.split is not None:
             raise BadInput(f"split must be left out with --data FILE, which is measured whole, got {self.split}")
         table = open_table(self.data, config)
         if run is None:
             say(f"no pair is left out, because the training images of {self.model} are not known")
-            return table, {}
+            return table, {}, None
         unseen = unseen_pairs(table, run)
         say(unseen.sentence)
-        return unseen.pairs, {"num_left_out": unseen.num_left_out}
+        return unseen.pairs, {"num_left_out": unseen.num_left_out}, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,13 @@ class CommandModel:
 
 
 def find_model(
-    word: str, data: str | None, *, backend: str | None, device: str | None, allow_unfinished: bool = False
+    word: str,
+    data: str | None,
+    *,
+    backend: str | None,
+    device: str | None,
+    allow_unfinished: bool = False,
+    max_unreadable: float | None = None,
 ) -> CommandModel:
     """Return the model that the user names.
 
@@ -77,8 +83,13 @@ def find_model(
     check_model_name(word, "model")
     if is_run(word):
         run = open_finished_run(word, "run", allow_unfinished=allow_unfinished)
+        if max_unreadable is not None:
+            # The limit does not change the content of the data.
+            run = replace(run, config=replace(run.config, max_unreadable=max_unreadable))
         return CommandModel(word, run, run.config, backend, device)
     if data is None:
         raise BadInput(f"data must be named for a model that is no run, got none beside {word}")
     config = TrainConfig(data, method="clip", backend=backend or default_backend())
+    if max_unreadable is not None:
+        config = replace(config, max_unreadable=max_unreadable)
     return CommandModel(word, None, config, backend, device)

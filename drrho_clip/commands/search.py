@@ -11,6 +11,8 @@ from drrho_clip.commands.common import (
     check_new_file,
     check_page,
     device_option,
+    max_unreadable_option,
+    say_unreadable,
     write_json,
 )
 from drrho_clip.commands.model import MODEL_HELP, CommandModel, backend_option, find_model
@@ -50,6 +52,7 @@ class Search:
     top: int = setting(10, rule=at_least(1), help="Number of images per query.")
     out: Path | None = setting(None, rule=PATH, help="A file .html to which a page with the pictures is written.")
     json: Path | None = setting(None, rule=PATH, help="A file to which the matches are written as well.")
+    max_unreadable: float | None = max_unreadable_option()
     backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
@@ -62,7 +65,12 @@ class Search:
         check_new_file("json", self.json, self.data, self.out)
         # The queries are checked before the images are read, because reading the images may take long.
         model = find_model(
-            self.model, self.data, backend=self.backend, device=self.device, allow_unfinished=self.allow_unfinished
+            self.model,
+            self.data,
+            backend=self.backend,
+            device=self.device,
+            allow_unfinished=self.allow_unfinished,
+            max_unreadable=self.max_unreadable,
         )
         encoder = model.encoder()
         if not encoder.reads_new_pairs:
@@ -70,6 +78,7 @@ class Search:
         check_queries(self.words, encoder.tokenizer)
         name, dataset = _opened(self.data, model)
         answers = search(encoder, encoder.tokenizer, dataset, self.words, top=self.top)
+        say_unreadable(dataset)
         # The files come first, so that a closed pipe behind the lines does not cost the results.
         write_json(self.json, [_as_json(answer) for answer in answers])
         if self.out is not None:

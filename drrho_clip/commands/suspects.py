@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drrho_clip.commands.common import allow_unfinished_option, check_new_file, device_option, write_json
+from drrho_clip.commands.common import (
+    allow_unfinished_option,
+    check_new_file,
+    device_option,
+    max_unreadable_option,
+    say_unreadable,
+    write_json,
+)
 from drrho_clip.commands.model import MODEL_HELP, backend_option, find_model
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
@@ -45,6 +52,7 @@ class Suspects:
         shown="the run's own training pairs",
         help="A table, all pairs of which are ranked, or a built-in data set, the training pairs of which are ranked.",
     )
+    max_unreadable: float | None = max_unreadable_option()
     backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
@@ -65,7 +73,12 @@ class Suspects:
         if page == self.out:
             raise BadInput(f"out must be a CSV file, got {self.out}: the page of the suspects gets this name")
         model = find_model(
-            self.model, self.data, backend=self.backend, device=self.device, allow_unfinished=self.allow_unfinished
+            self.model,
+            self.data,
+            backend=self.backend,
+            device=self.device,
+            allow_unfinished=self.allow_unfinished,
+            max_unreadable=self.max_unreadable,
         )
         run, name = model.run, self.data or model.config.data
         check_new_file("out", self.out, name)
@@ -78,6 +91,7 @@ class Suspects:
             dataset = open_table(name, model.config) if run is None else open_whole_table(run, self.data)
         with Reporter(f"ranking {len(dataset):,} pairs of {name}", math.ceil(len(dataset) / 256)) as reporter:
             ranked = rank_suspects(encoder, dataset, temperature=encoder.temperature, after_batch=reporter.advance)
+        say_unreadable(dataset)
         own = None if run is None else run.config.data
         own_data = own is not None and (name == own or is_same_file(name, own))
         verdict = judge_suspects(ranked, None if run is None else recorded_shares(run), own_data=own_data)

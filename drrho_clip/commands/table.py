@@ -15,6 +15,7 @@ _TITLES = {
     "retrieval_r10": "R@10",
     "retrieval_r1_full": "full",
     "zero_shot_accuracy": "zero-shot",
+    "linear_probe_accuracy": "probe",
 }
 
 
@@ -85,4 +86,10 @@ def sample_sizes(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"full: R@1 in a single gallery of all {metrics['num_pairs_full']:,} pairs")
     if {"num_classes", "num_zero_shot_images"} <= set(metrics):
         lines.append(f"zero-shot: {metrics['num_zero_shot_images']:,} images, {metrics['num_classes']:,} classes")
+    if "num_probe_test" in metrics:
+        lines.append(
+            f"linear probe: {metrics['num_probe_training']:,} images for training, {metrics['num_probe_test']:,} for "
+            f"the test, {metrics['num_probe_classes']:,} classes, C = {metrics['linear_probe_strength']:g} chosen on a "
+            "fifth of the training images"
+        )
     return lines

@@ -14,8 +14,10 @@ from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
+from drrho_clip.methods import METHODS, OPTIONAL
 from drrho_clip.options import FLAG, PATH, choice, setting
-from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset
+from drrho_clip.setting_rules import check_used
+from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
@@ -85,7 +87,11 @@ class Train:
             settings = {name: value for name, value in settings.items() if name not in own}
         # The command line comes first, so that a file can serve several runs that differ in a few settings.
         published = {} if self.preset is None else read_preset(self.preset)
-        return {**published, **settings, **self.settings}
+        named = {**settings, **self.settings}
+        # Another method than that of the published run need not use all settings of that run.
+        method = METHODS.get(str(named.get("method", published.get("method"))))
+        ignored = frozenset() if method is None else OPTIONAL - method.settings
+        return {**{name: value for name, value in published.items() if name not in ignored}, **named}
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
@@ -135,9 +141,10 @@ class Train:
         return replace(config, **settings), build_backend(config.backend, self.device, config.dtype), None
 
     def _started(self) -> tuple[TrainConfig, Backend, Any]:
-        """Return settings, backend and data (None if built in) of a new run; defaults depend on data and backend."""
+        """Return settings, backend and data (None: not opened) of a new run; defaults depend on data and backend."""
         from drrho_clip.data.splits import open_splits
         from drrho_clip.exchange.chosen_model import check_model
+        from drrho_clip.exchange.start_values import with_start_values
         from drrho_clip.run import refuse_existing
 
         # All other checks come before the data are read, because reading the data may take long.
@@ -145,8 +152,10 @@ class Train:
         if "data" not in self.named:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))
+        check_used(config)
         backend = build_backend(config.backend, self.device, config.dtype)
         check_model(config, backend)
+        config = with_start_values(config)
         if config.model is not None:
             # The model has sizes of its own, so another size would be ignored silently.
             for name in _sizes_of(config.model):
@@ -155,11 +164,19 @@ class Train:
         # The default architecture depends on the backend; some defaults depend on the size of the table.
         if "architecture" not in self.named:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
-        if config.data in BUILT_IN_DATA:
+        if config.data in BUILT_IN_DATA and config.super_batch == 1:
             return config, backend, None
         splits = open_splits(config)
         used_share = 1.0 - _share_left_out(config)
-        sized = defaults_for(len(splits.train), used_share=used_share, as_reference=config.as_reference)
+        if config.data in BUILT_IN_DATA:
+            sized = selection_defaults(config, round(used_share * len(splits.train)))
+        else:
+            sized = defaults_for(
+                len(splits.train),
+                used_share=used_share,
+                as_reference=config.as_reference,
+                super_batch=config.super_batch,
+            )
         config = replace(config, **{name: value for name, value in sized.items() if name not in self.named})
         return config, backend, splits
 

@@ -31,6 +31,7 @@ from drrho_clip.data.protocol import (
 from drrho_clip.data.scenes import scene_splits, scenes
 from drrho_clip.data.sources import open_data
 from drrho_clip.data.tokenizer import LONGEST_CONTEXT, WordTokenizer, same_text
+from drrho_clip.data.unreadable import readable_rows
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -60,6 +61,7 @@ __all__ = [
     "open_index",
     "pair_splits",
     "read_pairs",
+    "readable_rows",
     "resize",
     "same_text",
     "scene_splits",

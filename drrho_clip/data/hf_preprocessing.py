@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
+from drrho_clip.data.hf_vocabulary import clip_tokenizer, has_vocabulary
 from drrho_clip.data.preprocess import to_channels
 from drrho_clip.data.protocol import Int32, UInt8
-from drrho_clip.data.words import library
+from drrho_clip.data.words import encoded_in_parts, library
 from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.files.json_files import read_json
 from drrho_clip.terminal.safe_text import brief
@@ -297,7 +298,8 @@ class HuggingFaceTokenizer:
         Parameters
         ----------
         folder : path
-            A directory with tokenizer.json and config.json; tokenizer_config.json names the token for padding. L is
+            A directory with config.json and tokenizer.json (or, of a CLIP model, vocab.json and merges.txt);
+            tokenizer_config.json names the token for padding. L is
             the number of positions of the text encoder.
 
         Raises
@@ -307,12 +309,13 @@ class HuggingFaceTokenizer:
         """
         folder = Path(folder)
         file = folder / "tokenizer.json"
-        if not file.is_file():
+        config = read_model_config(folder)
+        from_vocabulary = not file.is_file() and config["model_type"] == "clip" and has_vocabulary(folder)
+        if not file.is_file() and not from_vocabulary:
             raise BadInput(
                 f"{folder} must hold tokenizer.json, got no such file; with transformers, "
                 "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes it"
             )
-        config = read_model_config(folder)
         length = config.get("text_config", {}).get("max_position_embeddings", _LENGTHS[config["model_type"]])
         beside = folder / "tokenizer_config.json"
         settings = _mapping(beside) if beside.exists() else {}
@@ -320,8 +323,9 @@ class HuggingFaceTokenizer:
             raise BadInput(f"{beside}: padding_side must be 'right', got {brief(settings['padding_side'])}")
         padding = settings.get("pad_token", "<|endoftext|>" if config["model_type"] == "clip" else "</s>")
         padding = padding.get("content") if isinstance(padding, Mapping) else padding
+        text = clip_tokenizer(folder) if from_vocabulary else None
         try:
-            return cls(file.read_text(encoding="utf-8"), length, padding=str(padding))
+            return cls(text or file.read_text(encoding="utf-8"), length, padding=str(padding))
         except BadInput as error:
             raise BadInput(f"{file}: {error}") from None
         except (UnicodeDecodeError, TypeError) as error:
@@ -346,8 +350,11 @@ class HuggingFaceTokenizer:
             With the special tokens of the model. A long caption loses tokens at the end, but not the special token
             that ends a caption; a short row is filled with the token for padding.
         """
+        return encoded_in_parts(captions, self._encoded, self.context_length)
+
+    def _encoded(self, captions: Sequence[str]) -> Int32:
         rows = [row.ids for row in self._tokenizer.encode_batch_fast([_valid(caption) for caption in captions])]
-        return np.array(rows, dtype=np.int32).reshape(len(rows), self.context_length)
+        return np.array(rows, dtype=np.int32)
 
     def words(self, caption: str) -> list[str]:
         """Return all tokens of a caption as text, without special tokens; captions with equal tokens are one text.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.constants import ORDERS
-from drrho_clip.data._checks import share, whole_number
+from drrho_clip.data._checks import whole_number
 from drrho_clip.data.order import EpochOrder
 from drrho_clip.data.preprocess import check_resize_mode
 from drrho_clip.data.protocol import (
@@ -22,11 +22,11 @@ from drrho_clip.data.protocol import (
     Int64,
     Tokenizer,
     UInt8,
-    UnreadableImage,
     captions_of,
     channels_of,
 )
 from drrho_clip.data.reading import ImageReader, Images, Readable, images_of_epoch
+from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
@@ -54,6 +54,13 @@ class HostBatch(NamedTuple):
     images: UInt8
     tokens: Int32
     pair_mask: npt.NDArray[np.bool_] | None = None
+
+    def parts(self, size: int) -> Iterator[HostBatch]:
+        """Yield the batch in parts of `size` pairs, at least 1; the last part may have fewer."""
+        for start in range(0, len(self.sample_index), size):
+            rows = slice(start, start + size)
+            mask = None if self.pair_mask is None else self.pair_mask[rows, rows]
+            yield HostBatch(self.sample_index[rows], self.images[rows], self.tokens[rows], mask)
 
 
 def batches(
@@ -191,9 +198,8 @@ class BatchSource:
         self._num_threads = whole_number(num_threads, "num_threads", at_least=0)
         self._num_workers = whole_number(num_workers, "num_workers", at_least=0)
         self._order = order
-        limit = getattr(dataset, "max_unreadable", 0.0) if max_unreadable is None else max_unreadable
-        self._most_unreadable = share(limit, "max_unreadable") * len(dataset)
-        self.unreadable: dict[int, str] = {}
+        self._flaws = UnreadableRows(dataset, max_unreadable)
+        self.unreadable = self._flaws.reasons
         self.channels = channels_of(dataset) if channels is None else channels
         if self.channels not in (1, 3):
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
@@ -354,16 +360,7 @@ class BatchSource:
     def _note(self, index: Int64, part: Images) -> None:
         """Remember the unreadable rows of a part; raise UnreadableImage if there are too many of them."""
         for position, reason in zip(part.failed.tolist(), part.reasons, strict=True):
-            self.unreadable.setdefault(int(index[position]), reason)
-            if len(self.unreadable) > self._most_unreadable:
-                raise UnreadableImage(self._too_many(reason))
-
-    def _too_many(self, reason: str) -> str:
-        if not self._most_unreadable:
-            return reason
-        others = len(self.unreadable) - 1
-        limit = f"at most {self._most_unreadable / len(self):.2%} of {len(self):,} pairs may have unreadable images"
-        return f"{reason} (and {others} more such images before); {limit}"
+            self._flaws.note(int(index[position]), reason)
 
 
 def _collected(index: Int64, parts: list[Future[UInt8]]) -> tuple[Int64, UInt8]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from drrho_clip.data._checks import row_index, whole_number
 from drrho_clip.data.columns import ColumnNames
@@ -23,6 +24,7 @@ from drrho_clip.data.pair_source import ChosenTexts, ImageStore, PairSource, Tex
 from drrho_clip.data.pair_table import read_table
 from drrho_clip.data.preprocess import resize
 from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, UnreadableImage, ZeroShot
+from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.terminal.safe_text import shown
 
@@ -32,6 +34,8 @@ DEFAULT_PROMPT: Final = "a photo of a {}"
 """The text that stands for a class in zero-shot classification; ``{}`` is the place of the label."""
 
 _ZERO_SHOT_SIZE: Final = 224
+# The number of the test part in `PairSource.parts`.
+_TEST_PART: Final = 2
 
 
 class PairsDataset:
@@ -64,6 +68,8 @@ class PairsDataset:
         A tuple, or a sequence that reads the captions from an index when they are used.
     class_names : tuple of str
         The different labels of the table; if the splits have separate tables, of all tables.
+    unreadable : dict of int to str
+        Rows whose images turned out to be unreadable when they were used, with the reason.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class PairsDataset:
         self.name = source.name if name is None else name
         self.source = source
         self.max_unreadable = max_unreadable
+        self.unreadable: dict[int, str] = {}
         self.class_names = source.class_names if class_names is None else class_names
         self._rows = rows
         self._records = source.record_of if rows is None else source.record_of[rows]
@@ -202,30 +209,65 @@ class PairsDataset:
             An image cannot be decoded.
         """
         size = _ZERO_SHOT_SIZE if image_size is None else whole_number(image_size, "image_size", at_least=1)
-        labelled = [record for record in self._records.tolist() if label_key(self.source.labels[record])]
-        if len(self.class_names) < 2 or not labelled:
+        labelled = self.labelled_images()
+        if labelled is None:
             return None
-        number = {label_key(name): position for position, name in enumerate(self.class_names)}
         # A few unreadable images are left out of the task, up to the limit of the data set.
-        images, labels, num_unreadable = [], [], 0
-        for record in labelled:
+        flaws, images, readable = UnreadableRows(self), [], []
+        for place, row in enumerate(labelled.rows.tolist()):
             try:
-                images.append(resize(self._decode(record)[None], size, resize_mode)[0])
-            except UnreadableImage:
-                num_unreadable += 1
-                if num_unreadable > self.max_unreadable * len(self):
-                    raise
-            else:
-                labels.append(number[label_key(self.source.labels[record])])
+                images.append(resize(self[row].image[None], size, resize_mode)[0])
+                readable.append(place)
+            except UnreadableImage as error:
+                flaws.note(row, str(error))
         return ZeroShot(
             self.class_names,
             tuple(DEFAULT_PROMPT.replace("{}", name) for name in self.class_names),
             np.stack(images),
-            np.array(labels, dtype=np.int64),
+            labelled.labels[readable],
         )
+
+    def labelled_images(self) -> LabelledImages | None:
+        """Return the images that have a label, or None if there are fewer than two classes; no image is decoded.
+
+        Labels that differ only in capitals and white space are one class, with the spelling that comes first. An image
+        with several captions counts once, but an image with several labels counts once with each label.
+        """
+        number = {label_key(name): place for place, name in enumerate(self.class_names)}
+        # Rows without a label get the number -1.
+        keys = (label_key(self.source.labels[record]) for record in self._records.tolist())
+        labels = np.array([number[key] if key else -1 for key in keys], dtype=np.int64)
+        rows = np.flatnonzero(labels >= 0)
+        if len(self.class_names) < 2 or not rows.size:
+            return None
+        pairs = np.stack([self.image_ids[rows], labels[rows]], axis=1)
+        rows = rows[np.sort(np.unique(pairs, axis=0, return_index=True)[1])]
+        parts = self.source.parts
+        own = None if parts is None else parts[self._records[rows]] == _TEST_PART
+        return LabelledImages(self.class_names, rows, labels[rows], own)
 
     def _decode(self, record: int) -> UInt8:
         return _decoded(self.source.store, record, self.source.digests[record].tobytes())
+
+
+class LabelledImages(NamedTuple):
+    """The images of a data set that have a label; each image counts once.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+    rows : ndarray of int64, shape (m,)
+        The first row of each image.
+    labels : ndarray of int64, shape (m,)
+        Positions in `class_names`.
+    is_test : ndarray of bool, shape (m,), or None
+        True for the images of the test part, if the source has parts of its own.
+    """
+
+    class_names: tuple[str, ...]
+    rows: Int64
+    labels: Int64
+    is_test: npt.NDArray[np.bool_] | None
 
 
 class Pictures(NamedTuple):

@@ -11,7 +11,17 @@ import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import Int32, Tokenizer
-from drrho_clip.data.words import VERSION, chains, has_clusters, join, library, normal_form, split, splitter
+from drrho_clip.data.words import (
+    VERSION,
+    chains,
+    encoded_in_parts,
+    has_clusters,
+    join,
+    library,
+    normal_form,
+    split,
+    splitter,
+)
 from drrho_clip.errors import BadInput
 
 if TYPE_CHECKING:
@@ -161,7 +171,9 @@ class WordTokenizer:
             Rows are cut off or padded with 0 at the end. An empty caption becomes one unknown word, so no row
             consists of padding only.
         """
-        captions = list(captions)
+        return encoded_in_parts(captions, self._encoded, self.context_length)
+
+    def _encoded(self, captions: Sequence[str]) -> Int32:
         forms = [normal_form(caption, self.version) for caption in captions]
         encoded = self._tokenizer.encode_batch_fast(forms)
         tokens = np.array([row.ids for row in encoded], dtype=np.int32).reshape(len(encoded), self.context_length)

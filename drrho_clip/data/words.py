@@ -25,14 +25,30 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from drrho_clip.errors import MissingExtra
 
-__all__ = ["VERSION", "chains", "has_clusters", "join", "library", "normal_form", "split", "splitter"]
+__all__ = [
+    "VERSION",
+    "chains",
+    "encoded_in_parts",
+    "has_clusters",
+    "join",
+    "library",
+    "normal_form",
+    "split",
+    "splitter",
+]
+
+# Captions that are encoded at a time.
+_AT_ONCE: Final = 4096
 
 VERSION: Final = 2
 """The version of the rules for new tokenizers."""
@@ -213,3 +229,17 @@ def library() -> Any:
     except ImportError:
         raise MissingExtra("splitting captions into words", "tokenizers") from None
     return tokenizers
+
+
+def encoded_in_parts(
+    captions: Iterable[str], encode: Callable[[Sequence[str]], npt.NDArray[np.int32]], context_length: int
+) -> npt.NDArray[np.int32]:
+    """Return the tokens (n, L) of n captions, of which a few thousand at a time pass through the library.
+
+    The library keeps strings and offsets of every token, a hundred times the memory of the numbers.
+    """
+    waiting = iter(captions)
+    parts = [np.zeros((0, context_length), dtype=np.int32)]
+    while part := list(islice(waiting, _AT_ONCE)):
+        parts.append(encode(part))
+    return np.concatenate(parts)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.data import Dataset, Tokenizer, captions_of
+from drrho_clip.data import Dataset, Tokenizer, UnreadableImage, captions_of
 from drrho_clip.data.protocol import UInt8
+from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.encoders.protocol import Floats, identity_of, joined
 
 __all__ = ["ForeignEncoder"]
@@ -120,9 +121,17 @@ class ForeignEncoder:
 
     def _image_batches(self, dataset: Dataset, rows: Sequence[int], batch_size: int) -> Iterator[Floats]:
         """Yield image features batch by batch, while threads read the images of the next batch."""
+        flaws = UnreadableRows(dataset)
+        black = np.zeros((self.image_size, self.image_size, 3), dtype=np.uint8)
 
         def read(row: int) -> np.ndarray:
-            return self.read_image(dataset[row].image)
+            try:
+                image = dataset[row].image
+            except UnreadableImage as error:
+                # The row is noted, so that its feature counts in no figure.
+                flaws.note(row, str(error))
+                image = black
+            return self.read_image(image)
 
         starts = [*range(0, len(rows), batch_size), len(rows)]
         groups: Iterable[Sequence[int]] = [rows[start:stop] for start, stop in pairwise(starts)]

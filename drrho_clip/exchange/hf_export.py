@@ -15,11 +15,10 @@ import safetensors.numpy
 from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
 from drrho_clip.errors import BadInput
 from drrho_clip.exchange.hf_directory import WEIGHTS
-from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder, write_json
-from drrho_clip.run import Run, part
-from drrho_clip.run.temperature_figures import temperature_of
+from drrho_clip.run import Run
+from drrho_clip.run.temperature_figures import learned_bias_of, temperature_of
 
 __all__ = ["check_export", "export_to_hugging_face"]
 
@@ -63,7 +62,7 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
     """
     tokenizer = check_export(run, folder)
     kind, text = run.spec.hf_sizes.kind, tokenizer.text
-    weights = run.load_parameters(state) | _constants(run, temperature_of(run, state))
+    weights = run.load_parameters(state) | _constants(run, state)
     config = {**(run.spec.hf_config or {}), "architectures": [_CLASSES[kind]], "dtype": run.config.dtype}
     processor = ImageProcessor.from_json(run.spec.image_processor or {})
     # All files are written into a folder beside the final place, which gets its name at the end.
@@ -85,14 +84,14 @@ def export_to_hugging_face(run: Run, folder: Path, *, state: str = "best") -> No
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _constants(run: Run, temperature: float) -> dict[str, np.ndarray]:
+def _constants(run: Run, state: str) -> dict[str, np.ndarray]:
     """Return the numbers that `transformers` needs for logits: a scale, and for SigLIP a bias."""
     # The logits of `transformers` are cosines multiplied by exp(logit_scale).
-    scale = np.float32(math.log(1.0 / temperature))
+    scale = np.float32(math.log(1.0 / temperature_of(run, state)))
     if run.spec.hf_sizes.kind == "clip":
         return {"logit_scale": np.asarray(scale)}
-    # Only the method siglip learns a bias. The states that are kept beside the last state do not have it.
-    bias = part(load_arrays(run.checkpoint, "checkpoint")[0], "scalars").get("bias", np.zeros(()))
+    # Only the method siglip learns a bias.
+    bias = learned_bias_of(run, state) or 0.0
     return {"logit_scale": np.asarray([scale]), "logit_bias": np.asarray(bias, np.float32).reshape(1)}
 
 

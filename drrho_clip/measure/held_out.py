@@ -35,7 +35,7 @@ def check_held_out(
     """Check the validation and test data of a run before the first step.
 
     Every image is decoded once, so that an unreadable image stops the run here and not after the last epoch. Data of
-    which a share may be unreadable have that many unreadable images at most, which count as black images. If the
+    which a share may be unreadable have that many unreadable images at most, which are left out of the figures. If the
     reference model, or the run from which this run starts, was trained on test images, the results of the run will look
     too good, and a warning says so.
 
@@ -67,7 +67,7 @@ def check_held_out(
             if unreadable and len(unreadable) > getattr(data, "max_unreadable", 0.0) * len(data):
                 raise _counted(unreadable)
             if not quiet:
-                say(*(f"warning: {flaw}; it counts as a black image" for flaw in unreadable), stream=sys.stderr)
+                say(*(f"warning: {flaw}; it is left out" for flaw in unreadable), stream=sys.stderr)
     for other, words in ((reference, "the reference model"), (init, "the run to start from")):
         known = None if other is None else known_images(other)
         count = 0 if known is None else int(shows_known_image(splits.test, known).sum())

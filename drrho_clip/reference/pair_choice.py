@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.config import TrainConfig
+from drrho_clip.epoch_length import pairs_per_step
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.reference.judgement import Judgement
@@ -82,9 +83,10 @@ def choose_pairs(config: TrainConfig, judgement: Judgement) -> PairChoice | None
     rows = np.arange(len(losses), dtype=np.int64)
     if dropped is not None:
         rows = keep_best_rows(losses, suspect_share(judgement.shares) if isinstance(dropped, str) else dropped)
-        if len(rows) < config.batch_size:
+        if len(rows) < pairs_per_step(config):
+            limit = "batch_size" if config.super_batch == 1 else "batch_size times super_batch"
             raise BadInput(
-                f"drop_suspects must leave at least batch_size ({config.batch_size}) of {len(losses)} pairs, got "
+                f"drop_suspects must leave at least {limit} ({pairs_per_step(config)}) of {len(losses)} pairs, got "
                 f"{dropped!r}, which leaves {len(rows)}"
             )
     if weights is None:

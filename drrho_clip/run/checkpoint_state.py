@@ -10,11 +10,13 @@ from drrho_clip.errors import BadInput
 from drrho_clip.options import FLAG, at_least, number
 from drrho_clip.terminal.safe_text import brief
 
-__all__ = ["TEMPERATURE", "check_state"]
+__all__ = ["BIAS", "TEMPERATURE", "check_state"]
 
 _STEP = at_least(0, most=2**63 - 1)
 TEMPERATURE = number("> 0", lambda value: value > 0)
 """Rule of the learned temperature that the file of a state has beside the parameters."""
+BIAS = number("a finite number", lambda _: True)
+"""Rule of the learned bias of the method siglip, which the file of a state has beside the parameters."""
 _RULES = {
     "step": _STEP,
     "seconds": number(">= 0", lambda value: value >= 0),
@@ -23,6 +25,7 @@ _RULES = {
     "finished": FLAG,
     "stopped": FLAG,
     "temperature": TEMPERATURE,
+    "bias": BIAS,
 }
 # Version 0.1 wrote only these two.
 _REQUIRED = ("step", "seconds")

@@ -49,6 +49,9 @@ def continued(folder: Path, config: TrainConfig) -> Run:
     progress = run.progress()
     may_differ = {"epochs"} if progress.finished and config.epochs > run.config.epochs else set()
     settings = in_numbers(run, config.to_json())
+    # A run with pretrained encoders has taken over what the user left out; see the module `exchange.start_values`.
+    if run.config.model is not None or run.config.init is not None:
+        settings |= {name: getattr(run.config, name) for name in config.left_out & {"temperature", "bias"}}
     require_same(run.config, {name: value for name, value in settings.items() if name not in may_differ})
     run = replace(run, config=replace(run.config, **{name: getattr(config, name) for name in MAY_DIFFER}))
     if not may_differ:

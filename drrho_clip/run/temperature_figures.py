@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from drrho_clip.files.checkpoint import load_state
+from drrho_clip.files.checkpoint import load_arrays, load_state
 from drrho_clip.methods import LOG_SCALE
-from drrho_clip.run import Run
-from drrho_clip.run.checkpoint_state import TEMPERATURE
+from drrho_clip.run import Run, part
+from drrho_clip.run.checkpoint_state import BIAS, TEMPERATURE
 from drrho_core.backend import Backend, Parameters
 from drrho_core.state import Temperature
 
-__all__ = ["mean_temperature", "scalar_figures", "temperature_figures", "temperature_of"]
+__all__ = ["learned_bias_of", "mean_temperature", "scalar_figures", "temperature_figures", "temperature_of"]
 
 
 def mean_temperature(temperature: Temperature, scalars: Parameters, backend: Backend) -> float | None:
@@ -70,6 +70,24 @@ def temperature_of(run: Run, state: str) -> float:
     temperature = load_state(file, "checkpoint").get("temperature", run.config.temperature)
     TEMPERATURE.check(f"{file}: temperature", temperature)
     return float(temperature)
+
+
+def learned_bias_of(run: Run, state: str) -> float | None:
+    """Return the bias that the method siglip has learned up to a state of a run; None if the run learns no bias.
+
+    Raises
+    ------
+    BadInput
+        If the file of the state, or the last checkpoint, is missing or damaged.
+    """
+    file = run.state_file(run.chosen_state(state))
+    bias = load_state(file, "checkpoint").get("bias")
+    # A run of version 0.2 or earlier did not write the bias beside the parameters of a kept state.
+    if bias is None:
+        scalar = part(load_arrays(run.checkpoint, "checkpoint")[0], "scalars").get("bias")
+        return None if scalar is None else float(scalar)
+    BIAS.check(f"{file}: bias", bias)
+    return float(bias)
 
 
 def _values(temperature: Temperature, backend: Backend) -> np.ndarray:

@@ -148,6 +148,11 @@ def test_rows_that_do_not_fit_the_features_are_refused(announced: list[int], mes
             "contrastive_loss must be a ContrastiveLoss, got Identity",
         ),
         (lambda: loss_module(reference=3), TypeError, "reference must be a pair of arrays .*, got 3"),
+        (lambda: loss_module(reference="x.npy"), TypeError, "reference must be a pair of arrays .*, got 'x.npy'"),
+        (lambda: loss_module(reference={}), TypeError, "reference must be a pair of arrays .*, got {}"),
+        (lambda: loss_module(reference=features(N - 1)), ValueError, "reference must hold one row .* num_samples = 12"),
+        (lambda: loss_module(reference=features(N + 1)), ValueError, "reference must hold one row .* num_samples = 12"),
+        (lambda: loss_module().announce(ROWS.float()), TypeError, "sample_index must have an integer dtype, got .*"),
         (lambda: loss_module(gamma_min=0.2), ValueError, "gamma_min must come with num_epochs, .*"),
         (lambda: loss_module(num_epochs=0), ValueError, "num_epochs must be .*, got 0"),
         (lambda: loss_module(num_epochs=3, gamma_min=0.0), ValueError, "gamma_min must be .*, got 0.0"),
@@ -169,3 +174,25 @@ def test_a_learned_scale_without_a_radius_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^radius of the ContrastiveLoss must be > 0 if logit_scale is learned"):
         loss(*features(), SCALE.clone().requires_grad_())
     loss(*features(), SCALE)
+
+
+@pytest.mark.parametrize("row", [N, -1])
+def test_a_row_without_reference_features_is_named(row: int) -> None:
+    loss = loss_module(reference=features(N, R))
+    loss.announce(torch.tensor([7, 0, 11, 4, 2, row]))
+    with pytest.raises(ValueError, match=f"^sample_index must hold row ids from 0 to 11 .* got {row} at position 5"):
+        loss(*features(), SCALE)
+
+
+def test_reference_features_without_unit_norm_are_named() -> None:
+    image, text = features(N, R)
+    with pytest.warns(UserWarning, match=r"^the text features of reference should have norm 1, got norms from 3 to 3:"):
+        loss_module(reference=(image, 3 * text))
+
+
+def test_a_schedule_needs_its_epoch() -> None:
+    loss = loss_module(num_epochs=3)
+    loss.announce(ROWS)
+    with pytest.raises(ValueError, match=r"^set_epoch must be called at the start of every epoch"):
+        loss(*features(), SCALE)
+    loss.eval()(*features(), SCALE)

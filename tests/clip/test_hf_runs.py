@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import read_pairs
 from drrho_clip.encode import Encoder
-from drrho_clip.files.checkpoint import load_arrays
+from drrho_clip.exchange.hf_directory import read_constant
+from drrho_clip.files.checkpoint import load_arrays, load_state
 from drrho_clip.run import open_run
 from drrho_clip.train import train
 from drrho_core.backend import get_backend
@@ -105,6 +107,40 @@ def test_exported_run_has_the_same_features_in_transformers(
     # The training has changed the weights, so equal features are no accident of the start.
     start = _transformers_features(directories[kind], kind, files, list(data.captions))
     assert np.abs(start[0] - theirs[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("by_command", [True, False])
+def test_pretrained_encoders_bring_their_temperature_and_bias(
+    by_command: bool, directories: dict[str, Path], table: Path, tmp_path: Path
+) -> None:
+    """From a directory and from another run; a value that the user names comes first, also if it is the default."""
+
+    def begun(name: str, **options: Any) -> TrainConfig:
+        out = tmp_path / name
+        settings = {**_settings(table, directories["siglip"]), "method": "siglip", "epochs": 1, **options}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        if by_command:
+            words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if value is not True]
+            words += [f"--{key.replace('_', '-')}" for key, value in settings.items() if value is True]
+            assert main(["train", *words, "--device=cpu", "--out", str(out)]) == 0
+        else:
+            train(TrainConfig(**settings), out, quiet=True)
+            # The same settings continue the run.
+            train(TrainConfig(**settings), out, quiet=True, resume=True)
+        return open_run(out).config
+
+    scale, bias = (read_constant(directories["siglip"], name) for name in ("logit_scale", "logit_bias"))
+    assert scale is not None
+    first = begun("first")
+    assert (first.temperature, first.bias) == (pytest.approx(math.exp(-scale)), bias)
+    named = begun("named", temperature=0.1, bias=-10.0)
+    assert (named.temperature, named.bias) == (0.1, -10.0)
+    scratch = begun("scratch", from_scratch=True)
+    assert (scratch.temperature, scratch.bias) == (0.1, -10.0)
+    next_run = begun("next", model=None, init=str(tmp_path / "first"))
+    learned = load_state(tmp_path / "first" / "checkpoint-best.safetensors", "checkpoint")
+    assert (next_run.temperature, next_run.bias) == (learned["temperature"], learned["bias"])
+    assert learned["bias"] not in (bias, -10.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,41 @@ def test_the_parts_grow_with_the_sizes_that_they_name() -> None:
     assert parts["parameters"] == parts["gradients"] == parts["optimiser"] / 2 == 8 * parameter_count(spec)
     assert parts["inner estimates"] == 2 * 8 * 1000
     assert parts["reference features"] == 2 * 8 * 1000 * 512
+
+
+# Peaks less the memory after the imports, in MB, of runs with settings that need memory of their own:
+# benchmarks/memory.py.
+MEASURED_SETTINGS = {
+    "jest": (526, {"method": "jest", "reference": "RUN", "batch_size": 512, "super_batch": 4}),
+    "jest-topk": (555, {"method": "jest-topk", "reference": "RUN", "batch_size": 512, "super_batch": 4}),
+    "rho": (554, {"method": "rho", "reference": "RUN", "batch_size": 256, "super_batch": 8}),
+    "moving average": (866, {"ema": 0.99, "width": 256, "batch_size": 128}),
+    "wide": (640, {"width": 256, "batch_size": 128}),
+    "micro-batches": (213, {"micro_batch": 128, "batch_size": 2048}),
+    "bf16": (349, {"precision": "bf16"}),
+    "fp16": (436, {"precision": "fp16"}),
+}
+
+
+@pytest.mark.parametrize("run", MEASURED_SETTINGS)
+def test_settings_that_need_memory_are_within_a_fifth_of_the_measured_memory(run: str) -> None:
+    measured, settings = MEASURED_SETTINGS[run]
+    config = TrainConfig(
+        **({"data": "scenes", "method": "sogclr", "batch_size": 1024, "backend": "torch", "width": 64} | settings)
+    )
+    spec = ModelSpec("conv", 32, 3, vocabulary_size=35, context_length=13, width=config.width)
+    pairs = 512 if config.width == 256 else 4096
+    parts = memory_of_run(config, spec, get_backend("torch"), num_pairs=pairs, num_images=pairs + 2000)
+    assert sum(part.num_bytes for part in parts) / 1e6 == pytest.approx(measured, rel=0.2)
+
+
+def test_micro_batches_bound_the_activations_but_not_the_inputs() -> None:
+    spec = ModelSpec("conv", 32, 3, vocabulary_size=35, context_length=13, width=64)
+    config = TrainConfig(data="scenes", method="sogclr", batch_size=2048, backend="torch", micro_batch=128)
+    backend = get_backend("torch")
+    sizes = [
+        dict(memory_of_run(replace(config, micro_batch=size), spec, backend, num_pairs=4096, num_images=0))
+        for size in (128, 256, 0, 2048)
+    ]
+    assert sizes[0]["activations"] < sizes[1]["activations"] < sizes[2]["activations"] == sizes[3]["activations"]
+    assert sizes[0]["activations"] > 4 * 2048 * 2 * 32 * 32 * 3

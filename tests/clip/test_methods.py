@@ -13,7 +13,9 @@ import pytest
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
-from drrho_clip.methods import DEFAULTS, METHODS
+from drrho_clip.methods import DEFAULTS, METHODS, OPTIONAL
+from drrho_clip.selection import gumbel_noise
+from drrho_clip.setting_rules import check_used
 from drrho_clip.step import StepBatch, build_step
 from drrho_clip.update import initial_scalars, initial_state
 from drrho_core.backend import get_backend
@@ -144,8 +146,9 @@ def test_methods_differ_in_their_defaults_and_the_user_may_change_each() -> None
     of = {method: _config(method) for method in METHODS} | {
         method: TrainConfig(data="digits", method=method, backend="numpy") for method in ("siglip", "fastclip-v2")
     }
-    assert {name: getattr(of["sogclr"], name) for name in DEFAULTS if name != "temperature"} == {
-        name: value for name, value in DEFAULTS.items() if name != "temperature"
+    named = {"temperature", "bias"}
+    assert {name: getattr(of["sogclr"], name) for name in DEFAULTS.keys() - named} == {
+        name: value for name, value in DEFAULTS.items() if name not in named
     }
     schemes = [of[f"fastclip-v{version}"].temperature_scheme for version in range(4)]
     assert schemes == ["log_scale", "fixed", "per_sample", "global"]
@@ -169,3 +172,76 @@ def test_gamma_falls_by_epoch_or_by_step(schedule: str, expected: list[float]) -
     )
     assert [round(config.gamma_at(step, 2), 3) for step in range(4)] == expected
     assert config.gamma_at(7, 2) == pytest.approx(0.2)
+
+
+CHANGED: dict[str, Any] = {
+    "anchor_weights": "reference", "gamma_min": 0.3, "gamma_schedule": "constant", "gamma_share": 0.25, "eps": 0.1,
+    "reference_weight": 0.5, "log_alpha": 2.0, "super_batch": 2, "jest_chunks": 1, "bias": -3.0,
+    "distillation_weight": 0.5, "reference_temperature": 0.5,
+}  # fmt: skip
+
+
+class _Inputs(_Features):
+    """The same encoder, also for a forward pass of a super-batch."""
+
+    def encode_images(self, _: Any, images: Any) -> Any:
+        return images
+
+    def encode_texts(self, _: Any, texts: Any) -> Any:
+        return texts
+
+
+def _numbers_of_a_step(config: TrainConfig) -> list[float]:
+    """Return the numbers that a step in the second epoch computes from 12 pairs, of which some methods choose 6 or 4.
+
+    The choice of 12 pairs stands for any super-batch, so the size of the batch follows from `super_batch`.
+    """
+    backend, method = get_backend("numpy", dtype="float64"), METHODS[config.method]
+    config = replace(config, batch_size=12 // config.super_batch)
+    rng = np.random.default_rng(5)
+    side = lambda size: unit_rows(rng, 12, size)  # noqa: E731
+    log_inner = rng.normal(size=(2, 12))
+    batch = _batch(backend, config)._replace(
+        images=side(D), texts=side(D), log_inner_image=log_inner[0], log_inner_text=log_inner[1],
+        reference_features=(side(R), side(R)), gamma=config.gamma_at(1, 1), pair_mask=None,
+        anchor_weight=np.linspace(0.1, 1.0, 12) if config.anchor_weights else None,
+        gumbel=gumbel_noise(config, 0) if method.draws_noise else None,
+    )  # fmt: skip
+    if config.temperature_scheme == "per_sample":
+        batch = batch._replace(temperature=(np.full(12, 0.4), np.full(12, 0.4)))
+    optimizer = backend.adamw(weight_decay=0.0)
+    state = initial_state(backend, optimizer, config, {"shift": np.asarray(0.0)})
+    result = build_step(backend, _Inputs(), optimizer, config)(state, batch)  # type: ignore[arg-type]
+    moments = [float(array) for _, array in sorted(result.state.optimizer.items())]
+    return [float(result.loss), *moments, *map(float, (result.log_inner_image[0], result.log_inner_text[0]))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_setting_changes_the_step_of_a_method_or_is_refused(method: str) -> None:
+    assert set(CHANGED) == OPTIONAL
+    # The table of chosen numbers is that of a run whose user has named none of these settings.
+    reference = "runs/reference"
+    needs = METHODS[method].needs_reference
+    plain = TrainConfig(data="digits", method=method, reference=reference if needs else None, backend="numpy",
+                        dtype="float64", temperature=0.4, batch_size=4)  # fmt: skip
+    check_used(plain)
+    selects = METHODS[method].select is not None
+    settled = {"reference_temperature": 0.3} | ({"super_batch": 3} if selects else {})
+    expected = _numbers_of_a_step(replace(plain, **settled))
+    for name, value in CHANGED.items():
+        if name == "super_batch" and not selects:
+            with pytest.raises(BadInput, match="super_batch must be 1"):
+                replace(plain, super_batch=value)
+            continue
+        options = {name: value} | ({"reference": reference} if name == "anchor_weights" else {})
+        used = name in METHODS[method].settings
+        changed = replace(plain, **options)
+        differs = _numbers_of_a_step(replace(changed, **(settled | options))) != expected
+        # The weights of anchors would change a part of the loss of distill:METHOD only, so they are refused there.
+        in_part = name == "anchor_weights" and method.startswith("distill:")
+        assert differs == used or in_part, name
+        if used:
+            check_used(changed)
+        else:
+            with pytest.raises(BadInput, match=f"{name} must be left out for method {method}, which does not use it"):
+                check_used(changed)

@@ -2,15 +2,19 @@
 
 A folder holds `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and the same with `t10k` for the test part; each
 file may be compressed by gzip (.gz). The Debian package dataset-fashion-mnist installs such a folder. A file
-`classes.txt` with a name per line names other classes than those of Fashion-MNIST.
+`classes.txt` with a name per line names the classes. Without this file the labels of Fashion-MNIST, which are
+recognised by their content, get the names of that data set. Other labels, such as those of MNIST, are named by their
+numbers.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import sys
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,20 +26,28 @@ from drrho_clip.data.images import Changed
 from drrho_clip.data.pair_source import PairSource, SourceBuilder
 from drrho_clip.data.protocol import Int64, UInt8
 from drrho_clip.errors import BadInput
+from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.safe_text import shown
 
-__all__ = ["FASHION_CLASSES", "TEMPLATES", "IdxStore", "is_idx_folder", "read_idx"]
+__all__ = ["FASHION_CLASSES", "FASHION_LABELS", "TEMPLATES", "IdxStore", "is_idx_folder", "read_idx"]
 
 FASHION_CLASSES: Final = (
     *("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 """The classes of Fashion-MNIST in the order of their numbers."""
 
+FASHION_LABELS: Final = (
+    "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+    "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+)
+"""SHA-256, in hex, of the labels of Fashion-MNIST behind the header of the file: training part and test part."""
+
 TEMPLATES: Final = ("a photo of a {}", "a picture of a {}", "a small grey {}", "one {} on a dark ground")
 """The templates of the captions; the content of an image chooses the template."""
 
 _PARTS: Final = (("train", 0), ("t10k", 2))
 _CLASSES: Final = "classes.txt"
+_DIGITS: Final = tuple("0123456789")
 _LARGEST: Final = 4 * 2**30
 
 
@@ -135,10 +147,22 @@ def _file(folder: Path, name: str) -> Path:
     return plain if plain.exists() else folder / f"{name}.gz"
 
 
+@lru_cache(maxsize=64)
+def _announce(sentence: str) -> None:
+    """Print a sentence to standard error, once per process."""
+    say(sentence, stream=sys.stderr)
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
     path = folder / _CLASSES
     if not path.exists():
-        return FASHION_CLASSES
+        labels = (_read(_file(folder, f"{part}-labels-idx1-ubyte"), 1) for part, _ in _present(folder))
+        # One part of Fashion-MNIST is enough, because the other part may be the user's own.
+        if any(hashlib.sha256(part.tobytes()).hexdigest() in FASHION_LABELS for part in labels):
+            _announce(f"{folder}: the labels are those of Fashion-MNIST, so the classes get the names of that data set")
+            return FASHION_CLASSES
+        _announce(f"{folder}: the classes are named by their numbers, 0 to 9; {_CLASSES} in the folder names them")
+        return _DIGITS
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -67,6 +67,44 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
     assert ours.knows(ours.words("red")[0])
 
 
+HARD = [
+    *CAPTIONS[:4],
+    "It's the dogs' bowl -- we'll eat, they've said!!",
+    "naïve café cafe\u0301 ΑΣ İstanbul ﬁne",
+    "<|startoftext|>red<|endoftext|> blue",
+    "12345 3.14 ½ ٣ 日本語 किताब \U0001f600\u200d",
+    " \t tabs\nand\u00a0spaces\u3000 ",
+    "red</w> blue",
+]
+
+
+def test_a_clip_directory_with_vocabulary_and_merges_only_has_the_tokens_of_transformers(tmp_path: Path) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    config_file(tmp_path, "clip")
+    # As in CLIP's own vocabulary, every byte is a token, inside and at the end of a word.
+    signs = sorted(ByteLevel.alphabet())
+    words = [*signs, *(f"{sign}</w>" for sign in signs), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n", encoding="utf-8")
+    theirs = CLIPTokenizer.from_pretrained(tmp_path)
+    ours = HuggingFaceTokenizer.read(tmp_path)
+    expected = theirs(HARD, padding="max_length", truncation=True, max_length=ours.context_length)["input_ids"]
+    np.testing.assert_array_equal(ours.encode(HARD), expected)
+    again = HuggingFaceTokenizer.from_json(json.loads(json.dumps(ours.to_json())))
+    np.testing.assert_array_equal(again.encode(HARD), expected)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nr e d\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"merges.txt must have two parts in each line, got 'r e d'"):
+        HuggingFaceTokenizer.read(tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nre re\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="must hold a vocabulary and merges that fit together"):
+        HuggingFaceTokenizer.read(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"vocab.json must be an object with <\|startoftext\|>"):
+        HuggingFaceTokenizer.read(tmp_path)
+
+
 def test_a_part_without_a_token_is_unknown(tmp_path: Path) -> None:
     config_file(tmp_path, "siglip")
     tokenizer_files(tmp_path, "siglip")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import pickle
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import open_data, pair_splits
 from drrho_clip.data.pair_ids import pair_ids
+from drrho_clip.data.sources import idx
 from drrho_clip.data.sources.idx import FASHION_CLASSES, TEMPLATES
 from drrho_clip.data.splits import open_splits
 from drrho_clip.errors import BadInput
@@ -148,9 +150,15 @@ def _idx_folder(folder: Path, *, compressed: bool, num_train: int = 60, num_test
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_idx_files_become_pairs_with_captions_of_the_classes(tmp_path: Path, compressed: bool) -> None:
+def test_idx_files_become_pairs_with_captions_of_the_classes(
+    tmp_path: Path, compressed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The labels of this small test part stand for those of Fashion-MNIST.
+    digest = hashlib.sha256((np.arange(20) % 10).astype(np.uint8).tobytes()).hexdigest()
+    monkeypatch.setattr(idx, "FASHION_LABELS", (digest,))
     folder = _idx_folder(tmp_path / "fashion-mnist", compressed=compressed)
     data = open_data(folder)
+    assert capsys.readouterr().err.count("the classes get the names of that data set") == 1
     assert len(data) == 80
     assert set(data.class_names) == set(FASHION_CLASSES)
     for text, name in zip(data.captions, data.labels, strict=True):
@@ -176,6 +184,14 @@ def test_idx_files_become_pairs_with_captions_of_the_classes(tmp_path: Path, com
     labels.write_bytes(content)
     (folder / "classes.txt").write_text("".join(f"number {digit}\n" for digit in range(10)))
     assert open_data(folder).labels[3] == "number 3"
+
+
+def test_labels_of_other_idx_files_are_no_clothes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = open_data(_idx_folder(tmp_path / "mnist", compressed=True))
+    assert data.class_names == tuple("0123456789")
+    assert all(text in [template.format(3) for template in TEMPLATES] for text in data.captions[3:80:10])
+    assert "the classes are named by their numbers, 0 to 9; classes.txt" in capsys.readouterr().err
+    assert len(set(idx.FASHION_LABELS)) == 2
 
 
 def test_a_share_of_the_training_captions_of_idx_files_can_be_swapped(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drrho_clip.data.tokenizer import PADDING, UNKNOWN, WordTokenizer, same_text
-from drrho_clip.data.words import normal_form
+from drrho_clip.data.words import encoded_in_parts, normal_form
 from drrho_clip.errors import BadInput, MissingExtra
 
 _CAPTIONS = ["A red circle", "a blue circle!", "the dog's red ball, 12 balls"]
@@ -336,3 +337,26 @@ def test_captions_without_words_are_refused() -> None:
     for captions in ([], ["", "  "]):
         with pytest.raises(BadInput, match="captions must hold at least one word"):
             WordTokenizer.fit(captions)
+
+
+def test_captions_pass_through_the_library_in_parts() -> None:
+    tokenizer = WordTokenizer(["red", "blue"], 3)
+    most = 0
+
+    def captions() -> Iterator[str]:
+        nonlocal most
+        for number in range(10_000):
+            most = max(most, number - sum(sizes))
+            yield "red blue" if number % 3 else "blue"
+
+    sizes: list[int] = []
+
+    def encode(part: Sequence[str]) -> np.ndarray:
+        sizes.append(len(part))
+        return tokenizer.encode(part)
+
+    tokens = encoded_in_parts(captions(), encode, 3)
+    assert (sum(sizes), max(sizes), most) == (10_000, 4096, 4095)
+    assert np.array_equal(tokens, tokenizer.encode(captions()))
+    assert tokens[:2].tolist() == [[3, 0, 0], [2, 3, 0]]
+    assert tokenizer.encode([]).shape == (0, 3)

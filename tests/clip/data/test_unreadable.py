@@ -11,12 +11,24 @@ import numpy as np
 import pytest
 
 from drrho_clip.cli import main
-from drrho_clip.data import BatchSource, DataSplits, HostBatch, UnreadableImage, WordTokenizer, open_data, pair_splits
+from drrho_clip.data import (
+    BatchSource,
+    DataSplits,
+    HostBatch,
+    UnreadableImage,
+    WordTokenizer,
+    open_data,
+    pair_splits,
+    readable_rows,
+)
 from drrho_clip.data.order import rows_at
+from drrho_clip.encoders import ForeignEncoder
 from drrho_clip.errors import BadInput
+from drrho_clip.evaluate import evaluate
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.measure.held_out import check_held_out
 from helpers.shards import image_bytes, sample, write_shard
+from helpers.small_pairs import write_two_colours
 
 _TOKENIZER = WordTokenizer(["thing"], 2)
 
@@ -120,7 +132,7 @@ def test_held_out_images_are_looked_at_before_the_first_step(
     with pytest.raises(BadInput, match=r"v.tar, sample 0004: cannot decode .* \(and 1 more such held-out images\)$"):
         check_held_out(splits(0.1))
     check_held_out(splits(0.5))
-    assert capsys.readouterr().err.count("it counts as a black image") == 2
+    assert capsys.readouterr().err.count("it is left out") == 2
 
 
 def test_a_run_names_and_replaces_unreadable_training_images(
@@ -184,3 +196,60 @@ def test_any_part_of_the_order_in_blocks_can_be_computed_alone() -> None:
         for start, stop in itertools.combinations(range(0, size + 1, 3), 2):
             part = rows_at(start, stop, size, **options)  # type: ignore[arg-type]
             assert np.array_equal(part, whole[start:stop])
+
+
+def test_every_command_names_unreadable_images_and_leaves_them_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_two_colours(tmp_path / "clean", 40, swapped_fraction=0.0)
+    run, shard = tmp_path / "run", _shard(tmp_path / "s.tar", 12, {3, 8})
+    data = str(tmp_path / "clean/pairs.csv")
+    words = ["--data", data, "--backend", "numpy", "--method", "clip", "--epochs", "1", "--width", "8"]
+    assert main(["train", *words, "--out", str(run)]) == 0
+    figures, table = tmp_path / "figures.json", tmp_path / "suspects.csv"
+    commands = {
+        "left out": [
+            ["evaluate", str(run), "--json", str(figures)],
+            ["suspects", str(run), "--out", str(table)],
+            ["search", str(run), "red", "--top", "20"],
+        ],
+        "encoded as black images": [["encode", "--model", str(run), "--out", str(tmp_path / "cache")]],
+    }
+    for outcome, several in commands.items():
+        for command in several:
+            capsys.readouterr()
+            assert main([*command, "--data", str(shard)]) == 2
+            assert "sample 0003: cannot decode" in capsys.readouterr().err
+            assert main([*command, "--data", str(shard), "--max-unreadable", "0.2"]) == 0
+            output = capsys.readouterr()
+            assert f"warning: the images of 2 of 12 pairs cannot be read; they are {outcome}" in output.err
+            assert output.err.count(": cannot decode image") == 2
+            assert command[0] != "search" or "thing 3\n" not in output.out
+    (row,) = json.loads(figures.read_text())
+    assert (row["metrics"]["num_pairs"], row["metrics"]["num_unreadable"]) == (10, 2)
+    ranked = sorted(int(line.split(",")[0]) for line in table.read_text().splitlines()[1:])
+    assert ranked == [row for row in range(12) if row not in (3, 8)]
+
+
+def test_a_model_of_another_program_reads_on_behind_an_unreadable_image(tmp_path: Path) -> None:
+    encoder = ForeignEncoder(
+        name="other",
+        encode_images=lambda images: images.reshape(len(images), -1)[:, :3].astype(np.float32) + 1,
+        encode_texts=lambda tokens: np.ones((len(tokens), 3), dtype=np.float32),
+        read_image=lambda image: image[:4, :4],
+        tokenizer=_TOKENIZER,
+        image_size=4,
+        feature_dims=(3, 3),
+        temperature=0.1,
+        weights="",
+        preprocessing={"image": {}, "text": {}},
+    )
+    data = open_data(_shard(tmp_path / "s.tar", 12, {3, 8}), max_unreadable=0.2)
+    images, _ = encoder.pairs(data, batch_size=5)
+    assert images.shape == (12, 3)
+    assert sorted(data.unreadable) == [3, 8]
+    assert readable_rows(data).tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    figures = evaluate(encoder, data)
+    assert (figures["num_pairs"], figures["num_unreadable"]) == (10, 2)
+    with pytest.raises(UnreadableImage, match=r"cannot decode .*\(and 1 more such images before\); at most 10.00%"):
+        encoder.pairs(open_data(tmp_path / "s.tar", max_unreadable=0.1))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from drrho_clip.cli import main
+from drrho_clip.data import open_data, pair_splits
 from drrho_clip.errors import BadInput
 from drrho_clip.measure.large_gallery import ranks_in_gallery
 from drrho_clip.measure.linear_probe import linear_probe
+from drrho_clip.measure.retrieval import Retrieval, retrieval
+from helpers.small_pairs import write_two_colours
 
 
 def test_ranks_equal_those_of_the_whole_matrix_and_ties_count_against_the_query() -> None:
@@ -31,3 +39,75 @@ def test_the_probe_chooses_its_strength_and_finds_separable_classes_only() -> No
     assert linear_probe(noise[:150], labels[:150], noise[150:], labels[150:]).accuracy < 0.5
     with pytest.raises(BadInput, match="at least 2 classes"):
         linear_probe(features, np.zeros(200, dtype=int), features, labels)
+
+
+def _labelled_table(folder: Path, num_images: int, seed: int = 0) -> Path:
+    """Write pictures of two colours, in two rows each, whose labels are the left colours."""
+    write_two_colours(folder, num_images, swapped_fraction=0.0, seed=seed)
+    lines = (folder / "pairs.csv").read_text().splitlines()[1:]
+    rows = [f"{line},{line.split(',')[1].split()[0]}" for line in lines]
+    again = [row.replace(" beside ", " next to ") for row in rows]
+    (folder / "labelled.csv").write_text("\n".join(["image,caption,label", *rows, *again]))
+    return folder / "labelled.csv"
+
+
+def test_the_command_measures_a_probe_on_images_that_did_not_train_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = _labelled_table(tmp_path, 240)
+    run, file = tmp_path / "run", tmp_path / "figures.json"
+    words = ["--backend", "numpy", "--method", "clip", "--epochs", "1", "--width", "8"]
+    assert main(["train", "--data", str(table), *words, "--out", str(run)]) == 0
+    splits = pair_splits(table)
+    images = [len(np.unique(part.image_ids)) for part in splits]
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--probe", "--json", str(file)]) == 0
+    (metrics,) = (row["metrics"] for row in json.loads(file.read_text()))
+    # An image with two captions counts once, in the probe and in zero-shot classification.
+    assert (metrics["num_probe_training"], metrics["num_probe_test"]) == (images[0], images[2])
+    assert metrics["num_zero_shot_images"] == images[2]
+    assert metrics["linear_probe_accuracy"] > 0.5
+    sizes = f"linear probe: {images[0]} images for training, {images[2]} for the test, 8 classes, C = "
+    assert sizes in capsys.readouterr().out
+    # Another table has no part for training, so a fifth of each class is for the test.
+    other = _labelled_table(tmp_path / "other", 120, seed=1)
+    assert main(["evaluate", str(run), "--data", str(other), "--probe", "--json", str(file)]) == 0
+    (metrics,) = (row["metrics"] for row in json.loads(file.read_text()))
+    labels = open_data(other).labelled_images()
+    assert labels is not None
+    expected = sum(count // 5 for count in np.bincount(labels.labels))
+    assert (metrics["num_probe_test"], metrics["num_probe_training"]) == (expected, 120 - expected)
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "pairs.csv"), "--probe"]) == 2
+    assert "at least two different labels" in capsys.readouterr().err
+
+
+def test_a_gallery_of_all_images_needs_no_matrix_of_all_similarities() -> None:
+    rng = np.random.default_rng(0)
+
+    def peak_of(num_images: int) -> tuple[int, Retrieval]:
+        # Every image has two captions, and every second image shares a caption with its neighbour.
+        ids = np.repeat(np.arange(num_images), 2)
+        captions = [f"{row // 4 if row % 2 else row}-{row % 2}" for row in range(2 * num_images)]
+        images = rng.normal(size=(num_images, 8))[ids]
+        texts = images + rng.normal(size=images.shape)
+        tracemalloc.start()
+        measured = retrieval(images, texts, captions, image_ids=ids, gallery_size=num_images)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        # The figures are those of the whole matrix.
+        scores = np.einsum("qd,ad->qa", images[::2], texts, optimize=False)
+        keys = np.unique(captions, return_inverse=True)[1]
+        correct = (keys[::2, None] == keys) | (keys[1::2, None] == keys)
+        for answers, table, right in (
+            (measured.image_to_text, scores, correct),
+            (measured.text_to_image, scores.T, correct.T),
+        ):
+            best = np.where(right, table, -np.inf).max(axis=1)
+            ranks = 1 + np.sum((table >= best[:, None]) & ~right, axis=1)
+            assert answers == tuple(np.mean(ranks <= k) for k in (1, 5, 10))
+        return peak, measured
+
+    (small, _), (large, measured) = peak_of(300), peak_of(1200)
+    assert (measured.num_galleries, measured.gallery_size, measured.num_queries) == (1, 1200, 3600)
+    # The matrix of all similarities would have 23 MB; it would grow by a factor of 16.
+    assert large < 2 * small + 4_000_000

@@ -144,6 +144,10 @@ def test_a_reference_near_chance_must_not_choose_pairs(
         (("--method", "clip", "--anchor-weights", "reference"), "reference must be the folder of a reference run"),
         (("--method", "clip", "--reference", "runs/reference"), "reference must be left out"),
         (("--method", "drrho", "--reference", "runs/reference", "--as-reference"), "as_reference must be off"),
+        (
+            ("--method", "siglip", "--reference", "runs/reference", "--anchor-weights", "reference"),
+            "anchor_weights must be left out for method siglip, which does not use it",
+        ),
         (("--drop-suspects", "1.5"), "must be auto or in (0, 1)"),
         (("--drop-suspects", "much"), "must be auto or in (0, 1)"),
         (("--anchor-weights", "mine"), "must be one of reference"),
@@ -194,7 +198,7 @@ def test_a_run_that_leaves_out_pairs_gets_the_epochs_of_the_pairs_that_remain(
 ) -> None:
     asked: list[float] = []
 
-    def stop(num_pairs: int, *, used_share: float, as_reference: bool) -> dict[str, object]:
+    def stop(num_pairs: int, *, used_share: float, as_reference: bool, super_batch: int) -> dict[str, object]:
         asked.append(used_share)
         raise BadInput("enough is known")
 

@@ -1,0 +1,98 @@
+"""The linear probe of a model on the labelled images of a data set: which images train it, and which test it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drrho_clip.data import PairsDataset
+from drrho_clip.errors import BadInput
+from drrho_clip.measure.linear_probe import linear_probe
+
+if TYPE_CHECKING:
+    from drrho_clip.data import Dataset
+    from drrho_clip.encoders import PairEncoder
+
+__all__ = ["probe_figures"]
+
+_NO_LABELS = "probe needs data with at least two different labels, got data without"
+# Of each class, one image in this many tests the probe.
+_FIFTH = 5
+
+
+def probe_figures(encoder: PairEncoder, dataset: Dataset, training: Dataset | None = None) -> dict[str, float]:
+    """Train a linear classifier on image features, and measure it on other images.
+
+    Parameters
+    ----------
+    encoder : PairEncoder
+        The model.
+    dataset : Dataset
+        The measured pairs, with labels.
+    training : Dataset, optional
+        Pairs whose images train the classifier; all images of `dataset` then test it. By default the images of
+        `dataset` are divided: its own test part tests, or, if it has no parts, a fifth of the images of each class,
+        chosen by the content of the images.
+
+    Returns
+    -------
+    dict
+        linear_probe_accuracy in [0, 1], num_probe_training and num_probe_test (images), num_probe_classes, and
+        linear_probe_strength, the chosen inverse strength C of the regularisation.
+
+    Raises
+    ------
+    BadInput
+        If there are no labels, or too few images of a class.
+    MissingExtra
+        If scikit-learn is not installed.
+    """
+    if training is None:
+        features, labels, is_test = _labelled(encoder, dataset)
+        parts = (features[~is_test], labels[~is_test], features[is_test], labels[is_test])
+    else:
+        parts = (*_labelled(encoder, training)[:2], *_labelled(encoder, dataset)[:2])
+    if not len(parts[3]):
+        raise BadInput("probe needs at least one labelled image for the test, got none")
+    measured = linear_probe(*parts)
+    return {
+        "linear_probe_accuracy": measured.accuracy,
+        "linear_probe_strength": measured.strength,
+        "num_probe_training": len(parts[1]),
+        "num_probe_test": len(parts[3]),
+        "num_probe_classes": len(np.unique(parts[1])),
+    }
+
+
+def _labelled(
+    encoder: PairEncoder, dataset: Dataset
+) -> tuple[NDArray[np.floating], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return features, labels, and which images are for the test."""
+    if isinstance(dataset, PairsDataset):
+        labelled = dataset.labelled_images()
+        if labelled is None:
+            raise BadInput(_NO_LABELS)
+        features = encoder.images_of(dataset, labelled.rows)
+        is_test = labelled.is_test
+        if is_test is None or is_test.all() or not is_test.any():
+            is_test = _fifth(labelled.labels, [digest.tobytes() for digest in dataset.image_digests()[labelled.rows]])
+        # An unreadable image has the feature of a black image, which says nothing about the class.
+        readable = ~np.isin(labelled.rows, list(dataset.unreadable))
+        return features[readable], labelled.labels[readable], is_test[readable]
+    task = None
+    if encoder.reads_new_pairs:
+        task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
+    if task is None:
+        raise BadInput(_NO_LABELS)
+    return encoder.images(task.images), task.labels, _fifth(task.labels, [image.tobytes() for image in task.images])
+
+
+def _fifth(labels: NDArray[np.int64], contents: list[bytes]) -> NDArray[np.bool_]:
+    """Return True for a fifth of the images of each class: those whose content comes first."""
+    order = sorted(range(len(labels)), key=lambda place: (labels[place], contents[place]))
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    for group in np.split(np.array(order, dtype=np.int64), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]):
+        chosen[group[: len(group) // _FIFTH]] = True
+    return chosen
