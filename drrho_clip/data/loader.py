@@ -37,6 +37,9 @@ __all__ = ["BatchSource", "HostBatch", "batches"]
 # to save memory.
 _AHEAD = 3
 
+# Number of captions that are encoded at a time.
+_CAPTIONS_AT_ONCE = 65_536
+
 
 class HostBatch(NamedTuple):
     """One batch of b pairs as NumPy arrays: images of side s with C channels, and L tokens per caption.
@@ -209,7 +212,7 @@ class BatchSource:
         self.channels = channels_of(dataset) if channels is None else channels
         if self.channels not in (1, 3):
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
-        self._tokens = tokenizer.encode(captions_of(dataset))
+        self._tokens = _small_tokens(tokenizer, captions_of(dataset))
         image_ids = dataset.image_ids
         self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
         self._shape = (self.image_size, self.image_size, self.channels)
@@ -349,7 +352,7 @@ class BatchSource:
         if self._image_ids is not None:
             image_ids = self._image_ids[index]
             pair_mask = image_ids[:, None] != image_ids[None, :]
-        return HostBatch(index, images, self._tokens[index], pair_mask)
+        return HostBatch(index, images, self._tokens[index].astype(np.int32), pair_mask)
 
     def _decode(self, index: Int64, epoch: int | None = None) -> UInt8:
         """Return the images of the given rows, black if unreadable; those of an epoch may be random parts."""
@@ -370,6 +373,17 @@ class BatchSource:
         """Remember the unreadable rows of a part; raise UnreadableImage if there are too many of them."""
         for position, reason in zip(part.failed.tolist(), part.reasons, strict=True):
             self._flaws.note(int(index[position]), reason)
+
+
+def _small_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> npt.NDArray[np.integer]:
+    """Return the tokens (n, L) of n captions in the smallest dtype that holds the vocabulary: two bytes for CLIP."""
+    dtype = np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.int32
+    tokens = np.zeros((len(captions), tokenizer.context_length), dtype=dtype)
+    # The tokenizer returns four bytes per token, so it gets a part of the captions at a time.
+    for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
+        part = captions[start : start + _CAPTIONS_AT_ONCE]
+        tokens[start : start + len(part)] = tokenizer.encode(part)
+    return tokens
 
 
 def _collected(index: Int64, parts: list[Future[UInt8]]) -> tuple[Int64, UInt8]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,28 @@ def test_rows_keep_their_own_image_and_caption() -> None:
     everything = list(source.in_order(6))
     assert [len(batch.sample_index) for batch in everything] == [6, 6, 6, 2]
     assert np.concatenate([batch.sample_index for batch in everything]).tolist() == list(range(20))
+
+
+@pytest.mark.parametrize(("size", "num_bytes"), [(49_408, 2), (65_536, 2), (65_537, 4)])
+def test_tokens_take_two_bytes_if_the_vocabulary_is_that_small(size: int, num_bytes: int) -> None:
+    class Tokenizer(WordTokenizer):
+        @property
+        def vocabulary_size(self) -> int:
+            return size
+
+        def encode(self, captions: Iterable[str]) -> np.ndarray:
+            return np.array([[size - 1 - int(caption)] * 77 for caption in captions], dtype=np.int32)
+
+    data = _Decoded(2000)
+    tracemalloc.start()
+    source = BatchSource(data, Tokenizer([], 77), image_size=4, cache_bytes=0)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    # Some numbers per row are kept besides the tokens.
+    assert num_bytes <= kept / (2000 * 77) < 1.5 * num_bytes
+    tokens = source.gather([0, 1999]).tokens
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens[:, 0], [size - 1, size - 2000])
 
 
 def test_captions_of_one_image_are_no_negatives_of_each_other() -> None:
