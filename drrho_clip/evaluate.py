@@ -7,7 +7,8 @@ features are equal) scores zero instead of one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from drrho_clip.data import DEFAULT_PROMPT, PairsDataset, captions_of, readable_rows, same_text
 from drrho_clip.errors import BadInput
 from drrho_clip.measure.retrieval import Recall, Retrieval, retrieval
+from drrho_clip.measure.sampled_retrieval import sampled_retrieval
 from drrho_clip.measure.similarity import nearest
 from drrho_clip.measure.zero_shot import zero_shot_accuracy
 
@@ -32,6 +34,7 @@ def evaluate(
     *,
     zero_shot: bool = True,
     gallery_size: int = 200,
+    num_queries: int | None = None,
     prompts: Prompts | None = None,
 ) -> dict[str, float]:
     """Measure retrieval in galleries and, if the data have classes, zero-shot accuracy.
@@ -46,15 +49,19 @@ def evaluate(
         If False, zero-shot accuracy is not measured.
     gallery_size : int, default 200
         Images in a gallery, as in `retrieval`.
+    num_queries : int, optional
+        If given, all images form a single gallery, and so many images and captions, drawn at random, are the queries,
+        as in `sampled_retrieval`.
     prompts : Prompts, optional
         The user's own names and templates; by default the prompts of the data set.
 
     Returns
     -------
     dict
-        The figures of `Retrieval.metrics` and, if the data have classes, zero_shot_accuracy in [0, 1] with the number
-        of classes, num_classes, and of classified images, num_zero_shot_images. If images could not be read,
-        num_unreadable is their number; their pairs count in no figure.
+        The figures of `Retrieval.metrics`, or of `sampled_retrieval` with `num_queries`. If the data have classes, also
+        zero_shot_accuracy in [0, 1] with the number of classes, num_classes, and of classified images,
+        num_zero_shot_images. If images could not be read, num_unreadable is their number; their pairs count in no
+        figure.
 
     Raises
     ------
@@ -74,15 +81,15 @@ def evaluate(
         raise BadInput(f"data must have at least 2 images that can be read, got {len(np.unique(image_ids[rows]))}")
     text_features = encoder.texts(captions)
     # Retrieval compares the pairs of the data set with each other.
-    metrics = retrieval(
-        image_features[image_ids[rows]],
-        text_features[rows],
-        captions if len(rows) == len(captions) else [captions[row] for row in rows.tolist()],
-        image_ids=image_ids[rows],
-        same_text=same_text(encoder.tokenizer),
-        gallery_size=gallery_size,
-    ).metrics()
-    if len(rows) < len(captions):
+    features = image_features[image_ids[rows]], text_features[rows]
+    captions = captions if len(rows) == len(captions) else [captions[row] for row in rows.tolist()]
+    rule: _Rule = {"image_ids": image_ids[rows], "same_text": same_text(encoder.tokenizer)}
+    metrics = (
+        retrieval(*features, captions, gallery_size=gallery_size, **rule).metrics()
+        if num_queries is None
+        else sampled_retrieval(*features, captions, num_queries=num_queries, **rule)
+    )
+    if len(rows) < len(image_ids):
         metrics["num_unreadable"] = len(np.unique(image_ids)) - len(np.unique(image_ids[rows]))
     images = _classified(encoder, dataset, image_features, rows) if zero_shot and encoder.reads_new_pairs else None
     if images is None and prompts is not None:
@@ -93,6 +100,13 @@ def evaluate(
         metrics["zero_shot_accuracy"] = zero_shot_accuracy(images.features, of_classes, images.labels)
         metrics |= {"num_classes": len(images.class_names), "num_zero_shot_images": len(images.labels)}
     return metrics
+
+
+class _Rule(TypedDict):
+    """Which answers of retrieval are correct."""
+
+    image_ids: npt.NDArray[np.int64]
+    same_text: Callable[[str], Hashable]
 
 
 class _Classified(NamedTuple):

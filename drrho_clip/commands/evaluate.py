@@ -18,7 +18,7 @@ from drrho_clip.commands.model import MODEL_HELP, CommandModel, backend_option, 
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
-from drrho_clip.options import FLAG, PATH, TEXT, Rule, choice, setting
+from drrho_clip.options import FLAG, PATH, TEXT, Rule, at_least, choice, setting
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset, Tokenizer
@@ -48,6 +48,7 @@ class Evaluate:
       drrho evaluate runs/steered
       drrho evaluate runs/steered --split validation --json figures.json
       drrho evaluate runs/steered --data other.csv --gallery all
+      drrho evaluate features:caches/clip --data large --gallery all --queries 10000
       drrho evaluate hf:clip --data other.csv --probe
       drrho evaluate runs/steered --data other.csv --classes classes.txt --templates templates.txt
     """
@@ -69,6 +70,13 @@ class Evaluate:
     )
     gallery: int | str = setting(
         200, rule=_GALLERY, help="Number of images in a gallery, or 'all' for a single gallery of all images."
+    )
+    queries: int | None = setting(
+        None,
+        rule=at_least(1),
+        shown="all",
+        help="Number of images and of captions that are queries, drawn at random, the same ones each time; for "
+        "--gallery all and large data.",
     )
     classes: Path | None = setting(
         None,
@@ -105,6 +113,8 @@ class Evaluate:
         """Evaluate, then print the table."""
         from drrho_clip.evaluate import evaluate
 
+        if self.queries is not None and self.gallery != "all":
+            raise BadInput(f"queries must be left out without --gallery all, got {self.queries}")
         model = find_model(
             self.model,
             self.data,
@@ -119,7 +129,7 @@ class Evaluate:
         dataset, about, training = self._held_out_pairs(model)
         encoder = model.encoder(state=self.state)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
-        metrics = evaluate(encoder, dataset, gallery_size=size, prompts=prompts)
+        metrics = evaluate(encoder, dataset, gallery_size=size, num_queries=self.queries, prompts=prompts)
         if self.probe:
             from drrho_clip.measure.probing import probe_figures
 

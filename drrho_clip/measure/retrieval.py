@@ -16,7 +16,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.measure.similarity import SimilarityTile, checked_features, plain_array
 from drrho_core.checks import describe
 
-__all__ = ["Recall", "Retrieval", "retrieval"]
+__all__ = ["Pairs", "Recall", "Retrieval", "grouped", "recall", "retrieval"]
 
 # Captions in a tile, the part of the matrix of similarities that is in memory at once: 256 x 256 float64 fit a cache.
 TILE = 256
@@ -77,7 +77,7 @@ class Retrieval(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """Pairs that are grouped by image.
 
     `images` holds one row per image. The captions of image i are the rows ``start[i] : start[i + 1]`` of `texts` and of
@@ -89,10 +89,10 @@ class _Pairs(NamedTuple):
     keys: NDArray[np.intp]
     start: NDArray[np.intp]
 
-    def part(self, first: int, stop: int) -> _Pairs:
+    def part(self, first: int, stop: int) -> Pairs:
         """Return the pairs of the images first, ..., stop - 1."""
         rows = slice(self.start[first], self.start[stop])
-        return _Pairs(
+        return Pairs(
             self.images[first:stop], self.texts[rows], self.keys[rows], self.start[first : stop + 1] - self.start[first]
         )
 
@@ -179,18 +179,18 @@ def retrieval(
     """
     if isinstance(gallery_size, bool) or not isinstance(gallery_size, int | np.integer) or gallery_size < 2:
         raise BadInput(f"gallery_size must be an integer of at least 2, got {describe(gallery_size)}")
-    pairs = _grouped(image_features, text_features, captions, image_ids, same_text)
+    pairs = grouped(image_features, text_features, captions, image_ids, same_text)
     num_images = len(pairs.images)
     size = min(int(gallery_size), num_images)
     num_galleries = num_images // size
     images, texts = zip(*(_answers(pairs.part(i, i + size)) for i in range(0, num_galleries * size, size)), strict=True)
     image_ranks, text_ranks = (np.concatenate([answers.ranks for answers in part]) for part in (images, texts))
-    image_to_text, text_to_image = _recall(image_ranks), _recall(text_ranks)
+    image_to_text, text_to_image = recall(image_ranks), recall(text_ranks)
     r1, r5, r10 = ((a + b) / 2 for a, b in zip(image_to_text, text_to_image, strict=True))
     # A single gallery without a remainder holds all images.
     r1_full = r1
     if num_images > size:
-        r1_full = sum(_recall(answers.ranks).r1 for answers in _answers(pairs)) / 2
+        r1_full = sum(recall(answers.ranks).r1 for answers in _answers(pairs)) / 2
     return Retrieval(
         retrieval_r1=r1,
         retrieval_r5=r5,
@@ -207,13 +207,13 @@ def retrieval(
     )
 
 
-def _grouped(
+def grouped(
     image_features: ArrayLike,
     text_features: ArrayLike,
     captions: Sequence[str],
     image_ids: ArrayLike | None,
     same_text: Callable[[str], Hashable] | None,
-) -> _Pairs:
+) -> Pairs:
     """Check the arguments of `retrieval` and group the pairs by image, in the order of the first appearance."""
     images = checked_features("image_features", image_features, minimum=2)
     texts = checked_features("text_features", text_features, minimum=2)
@@ -226,7 +226,7 @@ def _grouped(
         raise BadInput(f"captions must have one entry per pair, {len(images)}, got {len(captions)}")
     keys = _numbers(_keys(captions, same_text))
     if image_ids is None:
-        return _Pairs(images, texts, keys, np.arange(len(images) + 1))
+        return Pairs(images, texts, keys, np.arange(len(images) + 1))
     ids = plain_array("image_ids", image_ids)
     if ids.shape != (len(images),) or not np.issubdtype(ids.dtype, np.integer):
         raise BadInput(f"image_ids must be integers of shape ({len(images)},), got {describe(ids)}")
@@ -236,7 +236,7 @@ def _grouped(
     start = np.searchsorted(image_of_row[rows], np.arange(image_of_row.max() + 2))
     if len(start) < 3:
         raise BadInput(f"image_ids must name at least 2 images, got {ids[0]} for every pair")
-    return _Pairs(images[rows[start[:-1]]], texts[rows], keys[rows], start)
+    return Pairs(images[rows[start[:-1]]], texts[rows], keys[rows], start)
 
 
 def _keys(captions: Sequence[str], same_text: Callable[[str], Hashable] | None) -> Sequence[Hashable]:
@@ -270,7 +270,7 @@ class _Answers(NamedTuple):
     blockers: NDArray[np.intp]
 
 
-def _answers(gallery: _Pairs) -> tuple[_Answers, _Answers]:
+def _answers(gallery: Pairs) -> tuple[_Answers, _Answers]:
     """Answer every image by the captions, and every caption by the images."""
     num_images, num_texts = len(gallery.images), len(gallery.texts)
     image_of_text = np.repeat(np.arange(num_images), np.diff(gallery.start))
@@ -313,7 +313,7 @@ class _Wrong:
         return _Answers(1 + self.count, np.where(self.first == self.last, self.first, -1))
 
 
-def _tiles(gallery: _Pairs) -> Iterator[tuple[slice, slice, NDArray[np.bool_]]]:
+def _tiles(gallery: Pairs) -> Iterator[tuple[slice, slice, NDArray[np.bool_]]]:
     """Divide the matrix [images, captions] into tiles: both slices, and a matrix that is True for correct answers."""
     first = 0
     while first < len(gallery.images):
@@ -331,7 +331,8 @@ def _tiles(gallery: _Pairs) -> Iterator[tuple[slice, slice, NDArray[np.bool_]]]:
         first = images.stop
 
 
-def _recall(ranks: NDArray[Any]) -> Recall:
+def recall(ranks: NDArray[Any]) -> Recall:
+    """Return the shares of the ranks, which start at 1, that are at most 1, 5 and 10."""
     return Recall(*(float(np.mean(ranks <= k)) for k in (1, 5, 10)))
 
 

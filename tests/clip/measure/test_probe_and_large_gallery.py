@@ -11,10 +11,13 @@ import pytest
 
 from drrho_clip.cli import main
 from drrho_clip.data import open_data, pair_splits
+from drrho_clip.encoders import FixedFeatures
 from drrho_clip.errors import BadInput
+from drrho_clip.features import encode_pairs
 from drrho_clip.measure.large_gallery import ranks_in_gallery
 from drrho_clip.measure.linear_probe import linear_probe
 from drrho_clip.measure.retrieval import Retrieval, retrieval
+from drrho_clip.measure.sampled_retrieval import sampled_retrieval
 from helpers.small_pairs import write_two_colours
 
 
@@ -27,6 +30,49 @@ def test_ranks_equal_those_of_the_whole_matrix_and_ties_count_against_the_query(
     assert np.array_equal(ranks_in_gallery(queries, gallery, correct), expected)
     with pytest.raises(BadInput, match="correct must lie in"):
         ranks_in_gallery(queries, gallery, correct + 5000)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sample_of_all_queries_gives_the_figures_of_a_single_gallery(seed: int) -> None:
+    """With many ties, several captions per image, and equal captions of different images."""
+    rng = np.random.default_rng(seed)
+    images, texts = rng.integers(-1, 2, size=(2, 80, 3))
+    captions = [f"Caption {number}" for number in rng.integers(0, 40, size=80)]
+    ids = rng.integers(0, 50, size=80)
+    for shown in (ids, np.arange(80)):
+        whole = retrieval(images, texts, captions, image_ids=shown, same_text=str.lower, gallery_size=80)
+        found = sampled_retrieval(images, texts, captions, num_queries=80, image_ids=shown, same_text=str.lower)
+        assert 0 < whole.retrieval_r5 < 1
+        assert found == {name: whole.metrics()[name] for name in found}
+
+
+def test_a_sample_of_the_queries_estimates_the_figures_of_all() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3000, 8))
+    texts = images + 0.6 * rng.normal(size=(3000, 8))
+    captions = [str(row) for row in range(3000)]
+    whole = retrieval(images, texts, captions, gallery_size=3000)
+    found = [sampled_retrieval(images, texts, captions, num_queries=400, seed=seed) for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    assert (found[0]["num_pairs"], found[0]["num_queries"], found[0]["gallery_size"]) == (3000, 800, 3000)
+    # Four standard errors of 800 independent queries.
+    bound = 4 * np.sqrt(whole.retrieval_r1 * (1 - whole.retrieval_r1) / 800)
+    assert abs(found[0]["retrieval_r1"] - whole.retrieval_r1) < bound
+    with pytest.raises(BadInput, match="num_queries must be an integer of at least 1, got 0"):
+        sampled_retrieval(images, texts, captions, num_queries=0)
+
+
+def test_the_command_measures_a_sample_of_the_queries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_two_colours(tmp_path / "pictures", 40, swapped_fraction=0.0)
+    table = tmp_path / "pictures" / "pairs.csv"
+    rng = np.random.default_rng(0)
+    model = FixedFeatures("random", rng.normal(size=(40, 4)), rng.normal(size=(40, 4)))
+    encode_pairs(model, open_data(table), tmp_path / "cache")
+    command = ["evaluate", str(tmp_path / "cache"), "--data", str(table), "--queries", "9"]
+    assert main(command) == 2
+    assert "queries must be left out without --gallery all, got 9" in capsys.readouterr().err
+    assert main([*command, "--gallery", "all"]) == 0
+    assert "R@1, R@5, R@10: 40 pairs, 18 queries, galleries of 40 images" in capsys.readouterr().out
 
 
 def test_the_probe_chooses_its_strength_and_finds_separable_classes_only() -> None:
