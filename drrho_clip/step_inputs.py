@@ -8,7 +8,7 @@ import numpy as np
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import HostBatch
-from drrho_clip.data.augment import augmented
+from drrho_clip.data.augment import Augmentation
 from drrho_clip.encode import model_inputs
 from drrho_clip.methods import METHODS
 from drrho_clip.reference.guidance import Guidance
@@ -18,7 +18,7 @@ from drrho_clip.step import StepBatch
 from drrho_core.backend import Backend
 from drrho_core.state import RunEstimator, Temperature
 
-__all__ = ["Schedules", "StepInputs", "schedules_at"]
+__all__ = ["Schedules", "StepInputs", "augmentation_of", "schedules_at"]
 
 
 class Schedules(NamedTuple):
@@ -46,6 +46,19 @@ def schedules_at(config: TrainConfig, step: int, *, steps_per_epoch: int, first_
     return Schedules(config.learning_rate_at(step - before, total - before), gamma)
 
 
+def augmentation_of(config: TrainConfig) -> Augmentation | None:
+    """Return the way in which the training images change from epoch to epoch, or None if they stay as they are.
+
+    Examples
+    --------
+    >>> augmentation_of(TrainConfig(data="digits", method="clip", backend="numpy", augment="crop"))
+    Augmentation(seed=0, smallest_area=0.5, flip=False)
+    """
+    if config.augment is None:
+        return None
+    return Augmentation(config.seed, config.augment_area, config.augment == "crop-flip")
+
+
 class StepInputs:
     """Makes the inputs of a step from the batch that the data source has read.
 
@@ -70,18 +83,12 @@ class StepInputs:
         schedules: Schedules,
         *,
         step: int,
-        epoch: int,
         estimator: RunEstimator,
         temperature: Temperature,
     ) -> StepBatch:
         """Return all that a step (counted from 0) reads besides the state, on the device."""
         config, backend = self._run.config, self._backend
         rows = batch.sample_index
-        if config.augment is not None:
-            # The random numbers depend on seed, epoch and row only, so they are the same after an interruption.
-            area, flip = config.augment_area, config.augment == "crop-flip"
-            crops = augmented(batch.images, rows, seed=config.seed, epoch=epoch, smallest_area=area, flip=flip)
-            batch = batch._replace(images=crops)
         images, texts = model_inputs(batch, self._run.spec, self._run.tokenizer, self._run.image_reading)
         log_inner_image, log_inner_text = estimator.gather(rows)
         reference = None

@@ -39,7 +39,7 @@ from drrho_clip.run.last_checkpoints import keep_last
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
 from drrho_clip.run.watchers import Watcher, open_watchers, require_watchers
 from drrho_clip.step import StepBatch, StepResult, build_step
-from drrho_clip.step_inputs import StepInputs, schedules_at
+from drrho_clip.step_inputs import StepInputs, augmentation_of, schedules_at
 from drrho_clip.terminal.printing import say
 from drrho_clip.terminal.progress import Reporter
 from drrho_clip.update import StepState, check_overflows, initial_state
@@ -98,15 +98,16 @@ class Trainer:
             "image_size": run.spec.image_size,
             "resize_mode": run.image_reading,
             "channels": run.spec.channels,
+            "order": config.order,
         }
 
-        def source(dataset: Dataset, num_workers: int = 0) -> BatchSource | RowSource:
+        def source(dataset: Dataset, **of_training: Any) -> BatchSource | RowSource:
             inputs = run.image_reading
             if isinstance(inputs, StoredInputs):
                 return inputs.source(dataset, order=config.order)
-            return BatchSource(dataset, run.tokenizer, num_workers=num_workers, order=config.order, **reading)
+            return BatchSource(dataset, run.tokenizer, **reading, **of_training)
 
-        self.source = source(splits.train, config.workers)
+        self.source = source(splits.train, num_workers=config.workers, augmentation=augmentation_of(config))
         self.guidance = open_guidance(run, backend, splits) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
@@ -287,7 +288,7 @@ class Trainer:
         config, backend = self.run.config, self.backend
         began = time.monotonic()
         # 1. The schedules, and the batch with the inner estimates of its samples, on the device.
-        inputs = self._inputs(batch, epoch)
+        inputs = self._inputs(batch)
         # 2. Features, loss, gradient and update of the parameters; the new state replaces the old state.
         result = self._stepped(batch, inputs)
         self._losses.add(result.loss)
@@ -309,13 +310,13 @@ class Trainer:
         self.seconds += time.monotonic() - began
         return note
 
-    def _inputs(self, batch: HostBatch, epoch: int) -> StepBatch:
+    def _inputs(self, batch: HostBatch) -> StepBatch:
         """Return all that the next step reads besides the state, on the device."""
         schedules = schedules_at(
             self.run.config, self.done, steps_per_epoch=self.steps_per_epoch, first_epoch=self.first_epoch
         )
         return self._step_inputs.of(
-            batch, schedules, step=self.done, epoch=epoch, estimator=self.estimator, temperature=self.temperature
+            batch, schedules, step=self.done, estimator=self.estimator, temperature=self.temperature
         )
 
     def _accept(self, rows: np.ndarray, result: StepResult) -> None:
@@ -373,7 +374,7 @@ class Trainer:
             return None
         self._restore()
         for epoch, batch in itertools.islice(self._remaining_batches(), last + 1 - self.done):
-            inputs = self._inputs(batch, epoch)
+            inputs = self._inputs(batch)
             arrays = failure_arrays(self.backend, self.state, inputs)
             result = good_result(self._step, self.state, inputs)
             rows = batch.sample_index

@@ -21,10 +21,13 @@ from drrho_core.ambiguity import (
 )
 from drrho_core.contrastive import (
     ContrastiveStep,
+    Ranks,
+    ThreadRanks,
     UnimodalStep,
     contrastive_step,
     pair_loss,
     reference_anchor_weight,
+    sharded_contrastive_step,
     unimodal_contrastive_step,
 )
 from drrho_core.diagnostics import (
@@ -87,9 +90,11 @@ __all__ = [
     "LossGradients",
     "MovingAverageKL",
     "PerSampleTemperature",
+    "Ranks",
     "ScalingLaw",
     "SigmoidLossGradients",
     "TemperatureRows",
+    "ThreadRanks",
     "UnimodalStep",
     "WeightedSum",
     "WorstCase",
@@ -117,6 +122,7 @@ __all__ = [
     "scent_gamma",
     "select_jest",
     "select_top_excess",
+    "sharded_contrastive_step",
     "sigmoid_loss",
     "unimodal_contrastive_step",
     "update_global_temperature",

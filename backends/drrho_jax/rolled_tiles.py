@@ -158,7 +158,7 @@ class RolledTiles(Tiles):
 
         def on_diagonal(i: Any, carry: Any) -> Any:
             to_rows, to_columns, table = carry
-            rows, columns, table = visited(i, i, True, table)
+            rows, columns, table = visited(i, i, self.paired, table)
             return replaced(to_rows, i, rows), () if symmetric else replaced(to_columns, i, columns), table
 
         def off_diagonal(k: Any, carry: Any) -> Any:
@@ -172,7 +172,7 @@ class RolledTiles(Tiles):
             return to_rows, merged(1, j, to_columns, columns), table
 
         # A loop of JAX needs arrays for its results before the first step; tracing one visit gives their shapes.
-        rows, columns = jax.eval_shape(lambda i: tuple(map(tuple, visit(i, i, True))), jnp.zeros((), jnp.int32))
+        rows, columns = jax.eval_shape(lambda i: tuple(map(tuple, visit(i, i, self.paired))), jnp.zeros((), jnp.int32))
         shapes = (rows, () if symmetric else columns)
         stacks = jax.tree.map(lambda x: jnp.zeros((number, *x.shape), dtype=x.dtype), shapes)
         table = jnp.zeros((number, number, self.side, self.side), dtype=self.dtype) if keeps else None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from drrho_clip.constants import ORDERS
 from drrho_clip.data._checks import whole_number
+from drrho_clip.data.augment import Augmentation, KeptImages
 from drrho_clip.data.order import EpochOrder
 from drrho_clip.data.preprocess import check_resize_mode
 from drrho_clip.data.protocol import (
@@ -20,12 +21,13 @@ from drrho_clip.data.protocol import (
     ImageReading,
     Int32,
     Int64,
+    Readable,
     Tokenizer,
     UInt8,
     captions_of,
     channels_of,
 )
-from drrho_clip.data.reading import ImageReader, Images, Readable, images_of_epoch
+from drrho_clip.data.reading import ImageReader, Images, images_of_epoch
 from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput
 
@@ -149,6 +151,9 @@ class BatchSource:
         Processes that decode the batches of `epoch`, by the library grain; with 0 the threads decode.
     order : {"full", "blocks"}
         The order of the samples in an epoch; see `batches`.
+    augmentation : Augmentation, optional
+        `epoch` gives random parts of the original images, which stay in memory as far as `cache_bytes` allows; the
+        images of `in_order` and `gather` are whole.
     max_unreadable : float, optional
         The largest share of the pairs, in [0, 1], whose images may turn out to be unreadable. `epoch` replaces such a
         pair by the next pair of the order, `in_order` and `gather` give a black image. With 0 every unreadable image is
@@ -185,6 +190,7 @@ class BatchSource:
         num_threads: int = 2,
         num_workers: int = 0,
         order: str = "full",
+        augmentation: Augmentation | None = None,
         max_unreadable: float | None = None,
     ) -> None:
         if len(dataset) == 0:
@@ -210,17 +216,20 @@ class BatchSource:
         images_only = getattr(dataset, "images_only", None)
         # Other processes get a copy, so the reader holds no captions.
         samples: Readable = dataset if images_only is None else images_only()
-        self._reader = ImageReader(samples, self.image_size, self.channels, resize_mode)
-        # The cache holds all images, if they fit into `cache_bytes`. It is filled while batches are decoded.
         images: UInt8 | None = getattr(dataset, "images", None)
+        if augmentation is not None and images is None:
+            samples = KeptImages(samples, cache_bytes)
+        self._reader = ImageReader(samples, self.image_size, self.channels, resize_mode, augmentation)
+        # The cache holds the squares of all images, if they fit into `cache_bytes`; decoding a batch fills it.
         whole = (len(dataset), *self._shape)
-        as_they_are = isinstance(resize_mode, str)
+        # Random parts are cut out of the original images, so squares would be of no use.
+        as_they_are = isinstance(resize_mode, str) and augmentation is None
         if as_they_are and isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == whole:
             # If all images of the data set are in memory in the right size, they serve as the cache.
             self._cache: UInt8 | None = images
             self._cached = np.ones(len(dataset), dtype=np.bool_)
         else:
-            fits = math.prod(whole) <= cache_bytes
+            fits = math.prod(whole) <= cache_bytes and augmentation is None
             self._cache = np.zeros(whole, dtype=np.uint8) if fits else None
             self._cached = np.zeros(len(dataset), dtype=np.bool_)
 
@@ -270,7 +279,7 @@ class BatchSource:
         if self._num_workers and np.mean(self._cached) < 0.5:
             stream = self._from_workers(order, first_batch)
         else:
-            stream = self._images(order.batches(first_batch))
+            stream = self._images(order.batches(first_batch), order.epoch)
         for number, (index, images) in enumerate(stream, start=first_batch):
             # Threads may have met unreadable images of later batches already; only those of this batch count.
             bad = np.array([row in self.unreadable for row in index.tolist()])
@@ -295,7 +304,7 @@ class BatchSource:
                     reason = self.unreadable[int(index[position])]
                     raise BadInput(f"data must have {order.batch_size} readable pairs, got fewer: {reason}")
                 if row not in self.unreadable:
-                    image = self._decode(np.array([row], dtype=np.int64))
+                    image = self._decode(np.array([row], dtype=np.int64), order.epoch)
                     index[position], images[position] = row, image[0]
         return self._assemble(index, images)
 
@@ -314,11 +323,11 @@ class BatchSource:
         for index, images in self._images(order):
             yield self._assemble(index, images)
 
-    def _images(self, order: Iterable[Int64]) -> Iterator[tuple[Int64, UInt8]]:
+    def _images(self, order: Iterable[Int64], epoch: int | None = None) -> Iterator[tuple[Int64, UInt8]]:
         """Yield rows and images, which threads read in advance."""
         if self._num_threads == 0 or (self._cache is not None and self._cached.all()):
             for index in order:
-                yield index, self._decode(index)
+                yield index, self._decode(index, epoch)
             return
         # Each batch is divided among the threads. At most `_AHEAD` batches are decoded at the same time.
         pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="drrho-decode")
@@ -326,7 +335,7 @@ class BatchSource:
             waiting: deque[tuple[Int64, list[Future[UInt8]]]] = deque()
             for index in order:
                 parts = np.array_split(index, min(self._num_threads, index.size))
-                waiting.append((index, [pool.submit(self._decode, part) for part in parts]))
+                waiting.append((index, [pool.submit(self._decode, part, epoch) for part in parts]))
                 if len(waiting) >= _AHEAD:
                     yield _collected(*waiting.popleft())
             while waiting:
@@ -342,10 +351,10 @@ class BatchSource:
             pair_mask = image_ids[:, None] != image_ids[None, :]
         return HostBatch(index, images, self._tokens[index], pair_mask)
 
-    def _decode(self, index: Int64) -> UInt8:
-        """Return the images of the given rows, black if unreadable."""
+    def _decode(self, index: Int64, epoch: int | None = None) -> UInt8:
+        """Return the images of the given rows, black if unreadable; those of an epoch may be random parts."""
         if self._cache is None:
-            part = self._reader.read(index)
+            part = self._reader.read(index, epoch)
             self._note(index, part)
             return part.images
         # No lock is needed: if two threads decode one image, they write the same bytes.

@@ -13,7 +13,7 @@ from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import ImageReading, UInt8
 from drrho_clip.errors import BadInput, MissingExtra
 
-__all__ = ["check_resize_mode", "normalise", "resize", "to_channels"]
+__all__ = ["check_resize_mode", "normalise", "resample", "resize", "to_channels"]
 
 # The grey of the borders. `normalise` maps this value to 0.004, nearly the middle of the range of the encoders.
 _GREY: Final = 128
@@ -146,17 +146,17 @@ def _resize_one(image: UInt8, size: int, mode: ImageReading | str) -> UInt8:
         # Cutting out the central square is slicing and needs no Pillow.
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        return _resample(image[top : top + side, left : left + side], size, size)
+        return resample(image[top : top + side, left : left + side], size, size)
     # A panorama can be so flat that its shorter side would vanish.
     longer = max(height, width)
     rows, columns = (max(1, round(side * size / longer)) for side in (height, width))
     top, left = (size - rows) // 2, (size - columns) // 2
     filled = np.full((size, size, channels), _GREY, dtype=np.uint8)
-    filled[top : top + rows, left : left + columns] = _resample(image, rows, columns)
+    filled[top : top + rows, left : left + columns] = resample(image, rows, columns)
     return filled
 
 
-def _resample(image: UInt8, rows: int, columns: int) -> UInt8:
+def resample(image: UInt8, rows: int, columns: int) -> UInt8:
     """Return an image with another number of rows and columns; the image itself if it has them already."""
     channels = image.shape[2]
     if image.shape[:2] == (rows, columns):

@@ -16,6 +16,7 @@ __all__ = [
     "ImageReading",
     "Int32",
     "Int64",
+    "Readable",
     "Sample",
     "Tokenizer",
     "UInt8",
@@ -161,6 +162,14 @@ class Dataset(Protocol):
         The images are square with side `image_size`; with None the data set chooses the size. `resize_mode` says how
         images that are not square become square; see `resize`.
         """
+        ...
+
+
+class Readable(Protocol):
+    """A data set, or the part of a data set that reads images."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return the pair with this row id."""
         ...
 
 

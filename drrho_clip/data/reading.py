@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from drrho_clip.data.augment import Augmentation
 from drrho_clip.data.order import EpochOrder
 from drrho_clip.data.preprocess import resize, to_channels
-from drrho_clip.data.protocol import ImageReading, Int64, Sample, UInt8, UnreadableImage
+from drrho_clip.data.protocol import ImageReading, Int64, Readable, UInt8, UnreadableImage
 from drrho_clip.errors import MissingExtra
 
-__all__ = ["ImageReader", "Images", "Readable", "images_of_epoch"]
-
-
-class Readable(Protocol):
-    """A data set, or the part of a data set that reads images."""
-
-    def __getitem__(self, index: int, /) -> Sample:
-        """Return the pair with this row id."""
-        ...
+__all__ = ["ImageReader", "Images", "images_of_epoch"]
 
 
 class Images(NamedTuple):
@@ -51,26 +44,34 @@ class ImageReader(NamedTuple):
         Side s and number C of channels.
     resize_mode : str or ImageReading
         See `resize`.
+    augmentation : Augmentation, optional
+        How the images of an epoch change.
     """
 
     samples: Readable
     image_size: int
     channels: int
     resize_mode: ImageReading | str
+    augmentation: Augmentation | None = None
 
-    def read(self, rows: Int64) -> Images:
-        """Return the images of some rows."""
+    def read(self, rows: Int64, epoch: int | None = None) -> Images:
+        """Return the images of some rows, changed for a training epoch unless `epoch` is None."""
         images = np.zeros((len(rows), self.image_size, self.image_size, self.channels), dtype=np.uint8)
         failed, reasons = [], []
         # A damaged image must not cost the other images of the batch.
         for position, row in enumerate(rows.tolist()):
             try:
-                image = to_channels(self.samples[row].image, self.channels)
-                images[position] = resize(image[None], self.image_size, self.resize_mode)[0]
+                images[position] = self._square(self.samples[row].image, row, epoch)
             except UnreadableImage as error:
                 failed.append(position)
                 reasons.append(str(error))
         return Images(images, np.array(failed, dtype=np.int64), tuple(reasons))
+
+    def _square(self, image: UInt8, row: int, epoch: int | None) -> UInt8:
+        if self.augmentation is not None and epoch is not None:
+            return self.augmentation.square(image, self.image_size, self.channels, row=row, epoch=epoch)
+        square: UInt8 = resize(to_channels(image, self.channels)[None], self.image_size, self.resize_mode)[0]
+        return square
 
 
 class _Batches:
@@ -83,7 +84,7 @@ class _Batches:
         return self._order.num_batches - self._first_batch
 
     def __getitem__(self, index: int) -> tuple[UInt8, Int64, tuple[str, ...]]:
-        return tuple(self._reader.read(self._order.batch(self._first_batch + index)))  # type: ignore[return-value]
+        return tuple(self._reader.read(self._order.batch(self._first_batch + index), self._order.epoch))  # type: ignore[return-value]
 
 
 def images_of_epoch(reader: ImageReader, order: EpochOrder, first_batch: int, num_workers: int) -> Iterator[Images]:

@@ -17,8 +17,8 @@ from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
 from drrho_core._validate import FINITE, POSITIVE
 from drrho_core.contrastive.options import check_features, check_pair_mask, per_anchor
-from drrho_core.contrastive.passes import find_sweeps
 from drrho_core.contrastive.scaling import saturated
+from drrho_core.contrastive.sharded_passes import find_sweeps
 from drrho_core.extend import Batch
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from drrho_core._array_api import Array, Namespace, Scalar
 from drrho_core.contrastive.options import StepOptions
+from drrho_core.contrastive.ranks import Ranks, largest_on_ranks, summed_over_ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.numerics import log, log_add_constant, log_moving_average, log_share_of_new
 
@@ -66,9 +67,17 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    options: StepOptions, anchors: tuple[Anchors, Anchors], *, means: tuple[Array, Array], xp: Namespace
+    options: StepOptions,
+    anchors: tuple[Anchors, Anchors],
+    *,
+    means: tuple[Array, Array],
+    xp: Namespace,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Return the results that do not need the second pass; `means` holds sum_j w_ij D_ij / sum_j w_ij per direction."""
+    """Return the results that do not need the second pass; `means` holds sum_j w_ij D_ij / sum_j w_ij per direction.
+
+    If the anchors are those of one of several `ranks`, the scalars of the result are those of the whole batch.
+    """
     temperatures, scale = options.temperatures, 1.0 / (2.0 * options.batch_size)
     losses, ratios, slopes, weights = [], [], [], []
     for side, temperature, factor, mean in zip(anchors, temperatures, options.anchor_weights, means, strict=True):
@@ -84,26 +93,38 @@ def evaluate(
     gradient: Array | tuple[Array, Array] = (slopes[0], slopes[1])
     if not isinstance(options.temperature, tuple):
         gradient = xp.sum(slopes[0]) + xp.sum(slopes[1])
-    weight_sums, unit = normalised(weights, options.work, xp)
+    weight_sums, unit = normalised(weights, options.batch_size, options.work, xp, ranks)
+    loss = losses[0] + losses[1]
+    surrogate = loss + (ratios[0] + ratios[1])
+    if ranks is not None and isinstance(gradient, tuple):
+        loss, surrogate = summed_over_ranks(ranks, (loss, surrogate), xp)
+    elif ranks is not None:
+        loss, surrogate, gradient = summed_over_ranks(ranks, (loss, surrogate, gradient), xp)
     return Evaluation(
-        loss=losses[0] + losses[1],
-        surrogate=losses[0] + losses[1] + (ratios[0] + ratios[1]),
+        loss=loss,
+        surrogate=surrogate,
         temperature_gradient=gradient,
         weight_sums=weight_sums,
         unit=unit,
     )
 
 
-def normalised(weight_sums: Sequence[Array], dtype: Any, xp: Namespace) -> tuple[tuple[Array, Array], Array]:
+def normalised(
+    weight_sums: Sequence[Array], batch_size: int, dtype: Any, xp: Namespace, ranks: Ranks | None = None
+) -> tuple[tuple[Array, Array], Array]:
     """Divide both directions' sums of weights by 2b and by the largest sum; return the quotients and the largest sum.
+
+    If several ranks share a batch, b is the number of pairs on all ranks, and the largest sum is that of all ranks.
 
     The largest quotient is 1 / 2b. So no quotient overflows if a kernel rounds the quotients to a half type (float16 or
     bfloat16), and they do not all become 0. If all sums are 0, they are divided by 1.
     """
     image, text = weight_sums
     unit = xp.maximum(xp.max(image), xp.max(text))
+    if ranks is not None:
+        unit = largest_on_ranks(ranks, unit, xp)
     unit = xp.where(unit > 0, unit, xp.ones_like(unit))
-    scale = 1.0 / (2.0 * image.shape[0])
+    scale = 1.0 / (2.0 * batch_size)
     image = xp.astype(scale * (image / unit), dtype, copy=False)
     text = xp.astype(scale * (text / unit), dtype, copy=False)
     return (image, text), xp.astype(unit, dtype, copy=False)

@@ -17,6 +17,8 @@ from drrho_core._validate import (
     UNIT_INTERVAL,
     Call,
 )
+from drrho_core.contrastive.agreement import agreed, distinct_on_ranks
+from drrho_core.contrastive.ranks import FORMS, Ranks
 from drrho_core.contrastive.tiles import cast, work_dtype
 
 AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
@@ -48,12 +50,15 @@ class StepArguments(TypedDict, total=False):
     anchor_weight: AnchorWeight
     tile_size: int | None
     memory_budget: int | None
+    ranks: Ranks | None
+    form: str
+    sample_index: Array | None
 
 
 class StepOptions(NamedTuple):
     """The checked options of a step, in the dtype of the losses; a pair holds one entry per direction."""
 
-    batch_size: int
+    batch_size: int  # number of pairs on all ranks
     work: Any  # dtype of the matrix products
     temperature: PerAnchor  # as the user passed it, in the dtype of the matrix products
     temperatures: tuple[Array, Array]  # (b,) each
@@ -72,16 +77,22 @@ def check_step(
     arguments: StepArguments,
 ) -> tuple[Namespace, StepOptions]:
     """Check all arguments of a step and return the namespace and the options."""
+    ranks = arguments.get("ranks")
+    num_ranks = 1 if ranks is None else check_ranks(ranks, arguments.get("form", FORMS[0]))
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
     arrays = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
     arrays |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
     arrays |= reference_pair(references, sides)
     if pair_mask is not None:
         arrays["pair_mask"] = pair_mask
+    if arguments.get("sample_index") is not None:
+        arrays["sample_index"] = arguments["sample_index"]
     # These options may be numbers or arrays. Options that are arrays are checked together with the features.
     options = {name: arguments.get(name) for name in (*OPTION_RULES, "anchor_weight")}
     call = _validate.arrays(arrays, xp, options=options)
-    batch_size = check_features(call, sides)
+    batch_size = check_features(call, sides, num_ranks)
+    if "sample_index" in arrays:
+        check_sample_index(call, batch_size)
     # The batch's rows of the state: -inf is legal and means that a sample was never visited.
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
@@ -100,9 +111,9 @@ def check_step(
     )
     radius = call.option("radius", arguments.get("radius", 0.0), rules["radius"], wide)
     eps = call.option("eps", arguments.get("eps", 0.0), rules["eps"], wide)
-    check_pair_mask(call, batch_size)
+    check_pair_mask(call, batch_size, num_ranks)
     return xp, StepOptions(
-        batch_size=batch_size,
+        batch_size=num_ranks * batch_size,
         work=work,
         temperature=temperature,
         temperatures=per_anchor(temperature, features[0], wide, xp),
@@ -112,6 +123,27 @@ def check_step(
         radius=radius,
         eps=eps,
     )
+
+
+def check_step_on_ranks(
+    features: tuple[Array, Array],
+    states: tuple[Array, Array],
+    sides: tuple[str, str],
+    xp: Namespace | None,
+    arguments: StepArguments,
+) -> tuple[Namespace, StepOptions]:
+    """Return the result of `check_step` for a batch that several ranks share.
+
+    An error of one rank is raised on all ranks, and so is an error about arguments that differ between ranks although
+    they have to be the same.
+    """
+    named = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
+    named |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
+    ranks, sample_index = arguments["ranks"], arguments.get("sample_index")
+    checked = agreed(lambda: check_step(features, states, sides, xp, arguments), named | dict(arguments), ranks)
+    if sample_index is not None:
+        distinct_on_ranks(sample_index, ranks, checked[0])
+    return checked
 
 
 def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str, Array]:
@@ -124,14 +156,24 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
     return {"reference_features[0]": references[0], "reference_features[1]": references[1]}
 
 
-def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
-    """Check the features by the rules that hold for all contrastive objectives, and return the batch size."""
+def check_ranks(ranks: Ranks, form: str) -> int:
+    """Check how ranks share the batch, and return the number of ranks."""
+    if form not in FORMS:
+        raise ValueError(f"form must be {FORMS[0]!r} or {FORMS[1]!r}, got {_validate.describe(form)}")
+    return ranks.size
+
+
+def check_features(call: Call, sides: tuple[str, str] = SIDES, num_ranks: int = 1) -> int:
+    """Check the features by the rules that hold for all contrastive objectives, and return the batch size.
+
+    If several ranks share the batch, this is the number of the own pairs, which may be 1.
+    """
     first, second = f"{sides[0]}_features", f"{sides[1]}_features"
     # The second array of features has to have the shape of the first.
     meaning = "(batch_size, feature_dim)"
     features = call.array(first, axes=2, meaning=meaning)
     batch_size = int(features.shape[0])
-    if batch_size < 2:
+    if batch_size * num_ranks < 2:
         raise ValueError(f"{first} must hold at least 2 pairs, because one pair has no negatives, got {batch_size}")
     call.values(first, features, FINITE)
     call.array(second, axes=2, shape=tuple(features.shape), meaning=meaning, rule=FINITE)
@@ -145,10 +187,20 @@ def check_features(call: Call, sides: tuple[str, str] = SIDES) -> int:
     return batch_size
 
 
-def check_pair_mask(call: Call, batch_size: int) -> None:
-    """Check the mask of negatives, if there is one."""
+def check_pair_mask(call: Call, batch_size: int, num_ranks: int = 1) -> None:
+    """Check the mask of negatives, if there is one; a rank has the rows of its own images only."""
     if "pair_mask" in call.arrays:
-        call.array("pair_mask", BOOLEAN, shape=(batch_size, batch_size), meaning="(batch_size, batch_size)")
+        shape = (batch_size, num_ranks * batch_size)
+        columns = "batch_size" if num_ranks == 1 else "number of ranks * batch_size"
+        call.array("pair_mask", BOOLEAN, shape=shape, meaning=f"(batch_size, {columns})")
+
+
+def check_sample_index(call: Call, batch_size: int) -> None:
+    """Check the form of the row ids of the own pairs; a table of estimates checks their range."""
+    index = call.arrays["sample_index"]
+    if not call.xp.isdtype(index.dtype, "integral"):
+        raise TypeError(f"sample_index must have an integer dtype, got {index.dtype}")
+    _validate.shape("sample_index", index, (batch_size,), "(batch_size,)")
 
 
 def check_anchor_weight(call: Call, anchor_weight: Any, batch_size: int, dtype: Any) -> tuple[Scalar, Scalar]:

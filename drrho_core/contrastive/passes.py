@@ -25,10 +25,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
-from drrho_core._routines import find_kernels
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.tiles import Tile, Tiles, Values, along, split
-from drrho_core.extend import Batch, FirstSweep, SecondSweep, Sweeps
+from drrho_core.extend import Batch, FirstSweep, SecondSweep
 from drrho_core.numerics import log
 
 
@@ -40,14 +39,6 @@ class AnchorSums(NamedTuple):
     mean: Array  # mean of (Z - peak) r with weights proportional to those exponentials, 0 without negatives
     count: Array  # number of negatives; until the pass ends, None if all anchors have b - 1 negatives
     positive: Array | None  # Z_ii; None before the tile on the diagonal is visited, and if both sides are one view
-
-
-def find_sweeps(
-    batch: Batch, temperature: PerAnchor, tile_size: int | None, memory_budget: int | None, xp: Namespace
-) -> Sweeps:
-    """Return the library's fused kernels if `fused_kernels` allows them for this batch, else `PlainSweeps`."""
-    kernels = find_kernels(batch, xp)
-    return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
 
 
 class PlainSweeps:
@@ -161,6 +152,15 @@ def merge(a: AnchorSums, b: AnchorSums, rate: Scalar, *, xp: Namespace) -> Ancho
         count=None if a.count is None else a.count + b.count,
         positive=a.positive if b.positive is None else b.positive,
     )
+
+
+def part_of_sum(part: AnchorSums, whole: AnchorSums, rate: Scalar, *, xp: Namespace) -> Array:
+    """Return which part, from 0 to 1, of each anchor's sum in `whole` comes from `part`; (b,)."""
+    present = part.total > 0
+    ones = xp.ones_like(part.total)
+    gap = saturated(xp.where(present, part.peak - whole.peak, xp.zeros_like(part.peak)), rate, xp=xp)
+    ratio = xp.log(xp.where(present, part.total, ones)) - xp.log(xp.where(present, whole.total, ones))
+    return xp.where(present, xp.exp(xp.clip(gap + ratio, max=0.0)), xp.zeros_like(part.total))
 
 
 def peak_above_positive(sums: AnchorSums, rate: Scalar, *, xp: Namespace) -> Array:

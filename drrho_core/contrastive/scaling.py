@@ -38,26 +38,28 @@ def find_scaling(
     margin: Scalar | None,
     visible: bool,
     xp: Namespace,
+    sizes: list[Any] | None = None,
 ) -> Scaling:
     """Return the factors of the features, usually 1, and the rates and floors of all anchors.
 
     If a loss adds a `margin` to differences of Z, these sums and their products with features do not overflow either.
+    If a batch is shared by several ranks, `sizes` holds the `feature_sizes` of the whole batch, so that all ranks use
+    the same factors.
     """
     finfo = xp.finfo(images.dtype)
     largest, smallest = float(finfo.max), 4.0 * float(finfo.smallest_normal)
-    if not visible and not is_traced(xp):
+    if sizes is None:
+        sizes = feature_sizes(images, texts, references, visible, xp)
+    if sizes is None:
         return Scaling(1.0, 1.0, *_rates(temperature, USUAL_SIZE, largest, smallest, xp))
 
     # |Z| <= width * (largest entry of the left factor) * (largest entry of the right factor).
     bigger = max if visible else partial(_bigger, xp)
     width = float(images.shape[1])
-    sizes = _sizes((images, texts), visible, xp)
     if references is not None:
         width += float(references[0].shape[1])
         weight = float(reference_weight) if visible else reference_weight
-        traced = None if visible else images[:1, :1]
-        image, text = _sizes(references, visible, xp, traced)
-        sizes = [bigger(sizes[0], weight * image), bigger(sizes[1], text)]
+        sizes = [bigger(sizes[0], weight * sizes[2]), bigger(sizes[1], sizes[3])]
     reach = room = sizes[0] * sizes[1] * width
     if margin is not None:
         margin = float(margin) if visible else margin
@@ -81,20 +83,27 @@ def find_scaling(
     return Scaling(left, right, *_rates(rest, reach if visible and fits else None, largest, smallest, xp))
 
 
-def _sizes(arrays: tuple[Array, Array], visible: bool, xp: Namespace, traced: Array | None = None) -> list[Any]:
-    """Return the largest absolute value of each array, as a float if values can be read."""
+def feature_sizes(
+    images: Array, texts: Array, references: tuple[Array, Array] | None, visible: bool, xp: Namespace
+) -> list[Any] | None:
+    """Return the largest absolute value of both sides' features, then of their reference features if there are any.
+
+    The result is None if the values could be read only by waiting for the device.
+    """
+    if not visible and not is_traced(xp):
+        return None
     sizes: list[Any] = []
-    for x in arrays:
+    for place, x in enumerate((images, texts, *(references or ()))):
         if 0 in x.shape:
             sizes.append(0.0 if visible else xp.zeros((), dtype=x.dtype))
         elif visible:
             sizes.append(max(float(xp.max(x)), -float(xp.min(x))))
-        elif traced is None:
+        elif place < 2:
             sizes.append(xp.max(xp.abs(x)))
         else:
             # Reference features may be constants of the traced function, and XLA, the compiler, would take seconds to
             # reduce constants. It does not do so if the result depends on an argument of the function.
-            sizes.append(xp.max(xp.abs(x) + xp.zeros_like(x[:1, :1]) * traced))
+            sizes.append(xp.max(xp.abs(x) + xp.zeros_like(x[:1, :1]) * images[:1, :1]))
     return sizes
 
 

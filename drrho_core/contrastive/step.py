@@ -20,8 +20,16 @@ from typing import NamedTuple, Unpack
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, namespace_of
 from drrho_core.contrastive.anchors import evaluate, update
 from drrho_core.contrastive.gradient import wide_gradient
-from drrho_core.contrastive.options import SIDES, AnchorWeight, StepArguments, check_step, per_anchor
-from drrho_core.contrastive.passes import find_sweeps
+from drrho_core.contrastive.options import (
+    SIDES,
+    AnchorWeight,
+    StepArguments,
+    check_step,
+    check_step_on_ranks,
+    per_anchor,
+)
+from drrho_core.contrastive.ranks import FORMS, Ranks
+from drrho_core.contrastive.sharded_passes import find_sweeps
 from drrho_core.contrastive.tiles import cast
 from drrho_core.extend import Batch
 
@@ -143,6 +151,18 @@ def contrastive_step(
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
         "anchor_weight": anchor_weight, "tile_size": tile_size, "memory_budget": memory_budget,
     }  # fmt: skip
+    return _narrow_step(image_features, text_features, log_inner_image, log_inner_text, xp, arguments)
+
+
+def _narrow_step(
+    image_features: Array,
+    text_features: Array,
+    log_inner_image: Array,
+    log_inner_text: Array,
+    xp: Namespace | None,
+    arguments: StepArguments,
+) -> ContrastiveStep:
+    """Return the result of `wide_contrastive_step` with the features' gradients in the features' dtype."""
     step = wide_contrastive_step(image_features, text_features, log_inner_image, log_inner_text, xp=xp, **arguments)
     if step.image_gradient.dtype == image_features.dtype:
         return step
@@ -150,6 +170,110 @@ def contrastive_step(
     return step._replace(
         image_gradient=xp.astype(step.image_gradient, image_features.dtype),
         text_gradient=xp.astype(step.text_gradient, text_features.dtype),
+    )
+
+
+def sharded_contrastive_step(
+    image_features: Array,
+    text_features: Array,
+    log_inner_image: Array,
+    log_inner_text: Array,
+    /,
+    *,
+    ranks: Ranks,
+    form: str = "reduce",
+    temperature: PerAnchor,
+    gamma: PerAnchor = 1.0,
+    reference_features: tuple[Array, Array] | None = None,
+    reference_weight: Scalar = 1.0,
+    radius: Scalar = 0.0,
+    eps: Scalar = 0.0,
+    pair_mask: Array | None = None,
+    anchor_weight: AnchorWeight = None,
+    tile_size: int | None = None,
+    memory_budget: int | None = None,
+    sample_index: Array | None = None,
+    xp: Namespace | None = None,
+) -> ContrastiveStep:
+    """Take one step of a batch that several ranks share: the same numbers as `contrastive_step` on the whole batch.
+
+    Each of W ranks calls this function with its own b pairs; the batch has W b pairs. Every pair of every rank is a
+    negative of every anchor.
+
+    Parameters
+    ----------
+    image_features, text_features, log_inner_image, log_inner_text
+        As in `contrastive_step`, for the own pairs; b >= 1, the same number on each rank, and W b >= 2.
+    ranks : Ranks
+        The operations by which the ranks exchange arrays, such as a `ThreadRanks`.
+    form : {"reduce", "ring"}
+        ``"reduce"`` gathers the texts of all ranks on each rank. ``"ring"`` passes the texts from rank to rank, so that
+        no rank holds all texts; it sends more and computes all logits twice.
+    temperature, gamma, reference_features, anchor_weight
+        As in `contrastive_step`; arrays per pair or per anchor are those of the own pairs.
+    reference_weight, radius, eps
+        As in `contrastive_step`, the same on all ranks.
+    pair_mask : array of bool, shape (b, W b), optional
+        As in `contrastive_step`, the rows of the own images. The columns are the texts of all ranks in order.
+    tile_size, memory_budget : int, optional
+        As in `contrastive_step`; the budget is for all logits of the own images. With ``"ring"`` no logits are kept.
+    sample_index : array of integers, shape (b,), optional
+        The row ids of the own pairs. If it is given, an id that occurs twice in the whole batch is an error.
+    xp : namespace, optional
+        The arrays' namespace; pass it under ``torch.compile``.
+
+    Returns
+    -------
+    ContrastiveStep
+        Feature gradients, estimates and temperature gradients per anchor are those of the own pairs, and they are
+        gradients of the loss of the whole batch. ``loss``, ``surrogate`` and the gradient of a global temperature are
+        the same on all ranks. A wrapper that averages gradients over ranks divides by W, so multiply the feature
+        gradients by W for such a wrapper.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `contrastive_step`. All ranks raise an error if the arguments of one rank are wrong, or if sizes, dtypes
+        or options differ between ranks; values are compared on the host only and never under tracing.
+
+    Notes
+    -----
+    Only blocks of own images and texts of one rank are computed, b x b each. Per own pair a rank receives from every
+    other rank, in numbers: 2 d + r + p + 4 in the form ``"reduce"``, 3 d + 2 r + 2 p + 6 in the form ``"ring"``, one
+    more with `pair_mask`; p = 1 if temperatures are per anchor, else 0. The distributed form is that of FastCLIP (arXiv
+    2407.01445), with sums instead of gathered estimates; see docs/theory/contrastive.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from drrho_core import ThreadRanks
+    >>> images, texts = np.eye(4), np.eye(4)[[0, 2, 1, 3]]
+    >>> unseen = np.full(4, -np.inf)
+    >>> def step(ranks):                                           # rank 0 has pairs 0 and 1, rank 1 has pairs 2 and 3
+    ...     own = slice(2 * ranks.rank, 2 * ranks.rank + 2)
+    ...     own_arrays = (x[own] for x in (images, texts, unseen, unseen))
+    ...     return sharded_contrastive_step(*own_arrays, ranks=ranks, temperature=0.5)
+    >>> [round(float(rank.loss), 6) for rank in ThreadRanks.run(2, step)]
+    [-0.214767, -0.214767]
+    >>> round(float(contrastive_step(images, texts, unseen, unseen, temperature=0.5).loss), 6)
+    -0.214767
+    """
+    arguments: StepArguments = {
+        "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
+        "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
+        "anchor_weight": anchor_weight, "tile_size": tile_size, "memory_budget": memory_budget,
+        "ranks": ranks, "form": form, "sample_index": sample_index,
+    }  # fmt: skip
+    step = wide_contrastive_step(image_features, text_features, log_inner_image, log_inner_text, xp=xp, **arguments)
+    return step if step.image_gradient.dtype == image_features.dtype else _narrowed(step, image_features)
+
+
+def _narrowed(step: ContrastiveStep, like: Array) -> ContrastiveStep:
+    """Return a step with the features' gradients in the features' dtype, which is the dtype of `like`."""
+    xp = namespace_of({"image_features": like})
+    return step._replace(
+        image_gradient=xp.astype(step.image_gradient, like.dtype),
+        text_gradient=xp.astype(step.text_gradient, like.dtype),
     )
 
 
@@ -169,7 +293,9 @@ def wide_contrastive_step(
     loss scale, before the product is rounded to a half type.
     """
     features, states = (image_features, text_features), (log_inner_image, log_inner_text)
-    xp, options = check_step(features, states, SIDES, xp, arguments)
+    ranks, form = arguments.get("ranks"), arguments.get("form", FORMS[0])
+    check = check_step if ranks is None else check_step_on_ranks
+    xp, options = check(features, states, SIDES, xp, arguments)
     references = arguments.get("reference_features")
     if references is not None and references[0].dtype != image_features.dtype:
         # Kernels support only one dtype for all features.
@@ -178,7 +304,8 @@ def wide_contrastive_step(
     # The batch defines Z = E1 E2^T - lambda R1 R2^T. Each of the two passes reads Z once, tile by tile.
     weight, temperatures = options.reference_weight, per_anchor(options.temperature, features[0], options.work, xp)
     batch = Batch(*features, references, weight, *temperatures, arguments.get("pair_mask"))
-    sweeps = find_sweeps(batch, options.temperature, arguments.get("tile_size"), arguments.get("memory_budget"), xp)
+    tile_size, memory_budget = arguments.get("tile_size"), arguments.get("memory_budget")
+    sweeps = find_sweeps(batch, options.temperature, tile_size, memory_budget, xp, ranks, form)
 
     # Pass 1: the sum of exp(D) over each anchor's negatives, which gives g, and the weighted mean of D, which the
     # gradient of the temperature needs.
@@ -187,7 +314,7 @@ def wide_contrastive_step(
     # Update u, the moving average of each anchor's g. Now g / (eps + u), the sum of the anchor's weights w, is known.
     image = update(first.log_sum_image, first.count_image, log_inner_image, options.gammas[0], options.eps, xp)
     text = update(first.log_sum_text, first.count_text, log_inner_text, options.gammas[1], options.eps, xp)
-    step = evaluate(options, (image, text), means=(first.mean_image, first.mean_text), xp=xp)
+    step = evaluate(options, (image, text), means=(first.mean_image, first.mean_text), xp=xp, ranks=ranks)
 
     # Pass 2: V E2 and V^T E1 with V = w + w', the weighted sums of the negatives' features.
     pulls = sweeps.pull_back(batch, first, *step.weight_sums)

@@ -92,12 +92,15 @@ def split(
     share: bool = True,
     symmetric: bool = False,
     margin: Scalar | None = None,
+    paired: bool = True,
+    sizes: list[Any] | None = None,
     xp: Namespace,
 ) -> Tiles:
     """Cast half types to float32 and split Z into tiles.
 
     The memory budget is shared by all matrices of a step, whose number is `matrices`. The number of `passes` says how
-    often each tile is read. `share` allows one exponential for both directions. For `margin` see `find_scaling`.
+    often each tile is read. `share` allows one exponential for both directions. For `margin` and `sizes` see
+    `find_scaling`, for `paired` see `Tiles`.
     """
     dtype = work_dtype(image_features, reference_features, xp)
     images, texts = cast((image_features, text_features), dtype, xp)
@@ -119,12 +122,13 @@ def split(
         texts,
         references=references,
         reference_weight=reference_weight,
-        scaling=find_scaling(images, texts, references, reference_weight, temperature, margin, visible, xp),
+        scaling=find_scaling(images, texts, references, reference_weight, temperature, margin, visible, xp, sizes),
         pair_mask=pair_mask,
         side=side,
         keep=keep and passes > 1,
         share=share and visible and (pair_mask is None or all_visible((pair_mask,), xp)),
         symmetric=symmetric,
+        paired=paired,
         xp=xp,
     )
 
@@ -170,6 +174,9 @@ class Tiles:
         If True, one exponential may serve both directions. The caller passes True only if values can be read.
     symmetric : bool
         If True, both sides are the same view.
+    paired : bool
+        Whether row k and column k belong to one sample. False if Z holds the images of one rank and the texts of
+        another rank: then the entries on the diagonal are negatives, too.
     xp : namespace
         The arrays' namespace.
     """
@@ -190,9 +197,11 @@ class Tiles:
         keep: bool,
         share: bool,
         symmetric: bool,
+        paired: bool = True,
         xp: Namespace,
     ) -> None:
         self.xp, self.scaling, self.pair_mask, self.symmetric, self.keeps = xp, scaling, pair_mask, symmetric, keep
+        self.paired = paired
         self.matmul, self.exp = tile_routines(images, xp)
         self.dtype, self.device = images.dtype, device_of(images)
         finfo = xp.finfo(images.dtype)
@@ -248,11 +257,10 @@ class Tiles:
         to_rows: list[Any] = [None] * self.num_blocks
         to_columns = to_rows if self.symmetric else list(to_rows)
         for i in range(self.num_blocks):
-            # `diagonal` is an argument, and no visit compares i with j, because a loop over many devices would pass
-            # other values: each device visits the blocks of texts in the order of their distance from its own block,
-            # and only tiles at distance 0 have positives on their diagonal.
+            # `diagonal` is an argument, and no visit compares i with j, because Z may hold the images of one rank and
+            # the texts of another rank. Such a matrix has no positives on its diagonal.
             for j in range(i if self.symmetric else 0, self.num_blocks):
-                rows, columns = visit(i, j, i == j)
+                rows, columns = visit(i, j, self.paired and i == j)
                 to_rows[i] = rows if to_rows[i] is None else merge(0, i, to_rows[i], rows)
                 if not (self.symmetric and i == j):
                     to_columns[j] = columns if to_columns[j] is None else merge(1, j, to_columns[j], columns)

@@ -22,8 +22,8 @@ from drrho_core.contrastive.options import (
     check_pair_mask,
     per_anchor,
 )
-from drrho_core.contrastive.passes import find_sweeps
 from drrho_core.contrastive.scaling import saturated
+from drrho_core.contrastive.sharded_passes import find_sweeps
 from drrho_core.extend import Batch
 from drrho_core.losses.results import LossGradients
 from drrho_core.numerics import log_add_constant
@@ -121,7 +121,7 @@ def info_nce(
     # Pass 2: V E2 and V^T E1 with V = w + w'. The matrix w holds the probabilities of the negatives of image anchors,
     # and w' those of text anchors. c_i is the sum of these probabilities for image anchor i and text anchor i. The
     # gradients are (V E2 - c * E2) / (2 b tau) for images, and (V^T E1 - c * E1) / (2 b tau) for texts.
-    weight_sums, unit = normalised(weights, work, xp)
+    weight_sums, unit = normalised(weights, batch_size, work, xp)
     sums, c = sweeps.pull_back(batch, first, *weight_sums), weight_sums[0] + weight_sums[1]
     return LossGradients(
         loss=losses[0] + losses[1],

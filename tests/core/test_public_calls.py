@@ -10,6 +10,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import array_api_compat.numpy as numpy_namespace
@@ -42,6 +43,7 @@ WEIGHT = {"anchor_weight": np.asarray([0.5, 0.0, 2.0, 1.0])}
 REFERENCES = {"reference_features[0]": Y, "reference_features[1]": X}
 TABLE = np.asarray([0.5, 2.0, 3.0])
 INDEX = np.asarray([2, 0, 3])
+(ONE_RANK,) = core.ThreadRanks.run(1, lambda ranks: ranks)
 ROWS = np.asarray([0.1, 0.2, 0.3])
 
 
@@ -108,6 +110,9 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, np.ndarray]]] 
         FEATURES | STATE | REFERENCES | without(OPTIONS, "gamma")
         | {f"{name}[{side}]": np.full(4, 0.5 + side / 4) for name in ("temperature", "gamma", "anchor_weight")
            for side in (0, 1)}),
+    "sharded_contrastive_step": (
+        lambda a: step(partial(core.sharded_contrastive_step, ranks=ONE_RANK), False)(a),
+        FEATURES | STATE | REFERENCES | OPTIONS | WEIGHT | {"temperature": SCALAR}),
     "unimodal_contrastive_step": (
         step(core.unimodal_contrastive_step, False),
         {"view1_features": X, "view2_features": Y, "log_inner_view1": NEVER, "log_inner_view2": NEVER}

@@ -1,0 +1,164 @@
+"""Ranks that share a batch check together that their arguments fit, before any of them computes or changes anything.
+
+A rank whose arguments are wrong must not raise its error alone, because the other ranks would wait for its messages. So
+each rank describes its arguments, the *facts*, in a text. The ranks exchange a fixed-size digest of the texts. If all
+digests are equal, nothing else is sent. Otherwise the ranks exchange the texts, and every rank raises the same error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from drrho_core import _validate
+from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, values_visible
+from drrho_core.contrastive.ranks import Ranks
+
+T = TypeVar("T")
+
+LOCAL = frozenset({"tile_size", "memory_budget", "ranks", "xp"})
+"""Arguments that may differ between ranks, because they do not change what the ranks exchange."""
+
+LENGTH_BYTES = 4
+"""The digest is followed by the length of the text, in so many bytes."""
+
+
+def agreed(check: Callable[[], T], arguments: Mapping[str, Any], ranks: Ranks | None) -> T:
+    """Return ``check()``, or raise on all ranks the error of a rank, or an error about arguments that differ.
+
+    Parameters
+    ----------
+    check : callable
+        Checks the own arguments and raises a TypeError or ValueError.
+    arguments : mapping
+        The arguments by name; the first one is an array (b, ...) with a row per own pair.
+    ranks : Ranks, optional
+        None if nobody shares the batch.
+    """
+    if ranks is None or ranks.size == 1:
+        return check()
+    like = next(iter(arguments.values()))
+    xp = namespace_of({next(iter(arguments)): like})
+    # Under tracing, and on a device that the host would have to wait for, no values are compared: `check` alone is
+    # called. Its errors are about shapes and dtypes, which are usually the same on all ranks then.
+    if not values_visible(like, xp):
+        return check()
+    error: Exception | None = None
+    try:
+        result = check()
+    except (TypeError, ValueError) as caught:
+        error = caught
+    facts = {"error": "" if error is None else f"{type(error).__name__}: {error}"}
+    facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
+    facts |= {name: _fact(value) for name, value in arguments.items() if name not in LOCAL}
+    compare_on_ranks(facts, ranks, like, xp)
+    if error is not None:
+        raise error
+    return result
+
+
+def compare_on_ranks(facts: Mapping[str, str], ranks: Ranks, like: Array, xp: Namespace) -> None:
+    """Raise the same ValueError on all ranks if a fact is not the same on all ranks.
+
+    Parameters
+    ----------
+    facts : mapping of str to str
+        The facts by name; ``error`` is the own error, or empty.
+    ranks : Ranks
+        The ranks that share the batch.
+    like : array
+        An array on the device from which messages are sent.
+    xp : namespace
+        The namespace of `like`.
+    """
+    text = json.dumps(facts, sort_keys=False).encode()
+    # A digest of fixed size comes first: messages of different sizes would end some libraries of collectives.
+    length = len(text).to_bytes(LENGTH_BYTES, "little")
+    digests = _gathered(hashlib.sha256(text).digest() + length, ranks, like, xp)
+    if bool(xp.all(digests == digests[:1, :])):
+        return
+    longest = max(int.from_bytes(_bytes(row)[-LENGTH_BYTES:], "little") for row in _rows(digests))
+    texts = _gathered(text.ljust(longest), ranks, like, xp)
+    every = [json.loads(_bytes(row)) for row in _rows(texts)]
+    raise ValueError(_difference(every))
+
+
+def distinct_on_ranks(sample_index: Array, ranks: Ranks | None, xp: Namespace) -> None:
+    """Raise the same ValueError on all ranks if a row id of the global batch occurs twice; values have to be readable.
+
+    Parameters
+    ----------
+    sample_index : array of integers, shape (b,)
+        The row ids of the own pairs, the same number on each rank.
+    ranks : Ranks, optional
+        The ranks that share the batch; None: the own rank has the whole batch.
+    xp : namespace
+        The namespace of `sample_index`.
+    """
+    if ranks is None or not values_visible(sample_index, xp):
+        return
+    (gathered,) = ranks.all_gather((sample_index,))
+    flat = xp.reshape(gathered, (-1,))
+    order = xp.argsort(flat)
+    ordered = xp.take(flat, order, axis=0)
+    repeated = ordered[1:] == ordered[:-1]
+    if not bool(xp.any(repeated)):
+        return
+    place = int(xp.argmax(xp.astype(repeated, xp.int8)))
+    first, second = sorted(int(order[n]) // int(sample_index.shape[0]) for n in (place, place + 1))
+    where = f"twice on rank {first}" if first == second else f"on rank {first} and on rank {second}"
+    raise ValueError(f"sample_index must not repeat an index within a batch, got {int(ordered[place])} {where}")
+
+
+def _fact(value: Any) -> str:
+    """Describe an argument as far as it has to be the same on all ranks."""
+    if isinstance(value, (tuple, list)):
+        return ", ".join(_fact(member) for member in value)
+    if not is_array(value):
+        return _validate.describe(value)
+    dtype = str(value.dtype).rpartition(".")[2]
+    if value.ndim == 0:
+        xp = namespace_of({"value": value})
+        return f"{float(value)} ({dtype})" if values_visible(value, xp) else dtype
+    return f"shape {tuple(value.shape)} and dtype {dtype}"
+
+
+def _difference(every: list[dict[str, str]]) -> str:
+    """Return the message about the first fact that differs, given the facts of all ranks."""
+    # An error of a rank comes first, because it usually explains the other differences.
+    errors = [(rank, facts["error"]) for rank, facts in enumerate(every) if facts.get("error")]
+    if errors:
+        rank, error = errors[0]
+        return f"rank {rank} refuses its arguments: {error.partition(': ')[2]}"
+    names = list(dict.fromkeys(name for facts in every for name in facts))
+    name = next(name for name in names if len({facts.get(name) for facts in every}) > 1)
+    by_value: dict[str, list[int]] = {}
+    for rank, facts in enumerate(every):
+        by_value.setdefault(facts.get(name, "nothing"), []).append(rank)
+    received = " and ".join(f"{value} on {_ranks(ranks)}" for value, ranks in by_value.items())
+    return f"{name} must be the same on all ranks, got {received}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    """Return ``rank 3`` or ``ranks 0, 1, 2, ...`` for a message."""
+    shown = ", ".join(map(str, ranks[:4])) + (", ..." if len(ranks) > 4 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def _gathered(text: bytes, ranks: Ranks, like: Array, xp: Namespace) -> Array:
+    """Return the bytes of all ranks, (W, length) uint8; all ranks pass as many bytes."""
+    message = xp.asarray(list(text), dtype=xp.uint8, device=device_of(like))
+    (gathered,) = ranks.all_gather((message,))
+    return gathered
+
+
+def _rows(gathered: Array) -> list[Array]:
+    """Return the rows of an array of bytes."""
+    return [gathered[rank, :] for rank in range(gathered.shape[0])]
+
+
+def _bytes(row: Array) -> bytes:
+    """Return an array of bytes as a Python object."""
+    return bytes(int(row[place]) for place in range(row.shape[0]))

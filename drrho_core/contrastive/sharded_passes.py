@@ -1,0 +1,287 @@
+"""The two passes over all pairs of a batch that several ranks share.
+
+Each of W ranks holds b pairs. Z, the matrix of the excess similarities of all images and all texts, is cut into W x W
+blocks of size b x b. A rank computes the W blocks of its own images. Blocks are numbered relative to the own rank:
+block k holds the own images and the texts of rank (rank + k) % W. So the positives are the diagonal of block 0 on each
+rank.
+
+    reduce   All texts are gathered. The sums over text anchors are sent to the rank that holds the texts, which merges
+             them. The gradients of texts are summed over ranks and scattered.
+    ring     The texts travel from rank to rank, together with the sums, later the gradients, that the ranks visited so
+             far have accumulated for them. No rank holds all texts.
+
+A text anchor has negatives on all ranks. For the second pass a rank needs the weights that the anchors of other ranks
+give to its own images. In the form reduce the rank of an anchor knows which part of the anchor's sum came from which
+rank, so it splits the anchor's weight accordingly and sends each rank the weight of this rank's part: one number per
+anchor. `drrho_core.contrastive.passes` computes each block; a block is a matrix whose columns have other owners.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, all_visible, device_of
+from drrho_core._routines import find_kernels, refuse_kernels
+from drrho_core.contrastive.passes import (
+    AnchorSums,
+    PlainSweeps,
+    log_sums_and_means,
+    merge,
+    part_of_sum,
+    pull_back,
+    sum_negatives,
+)
+from drrho_core.contrastive.ranks import Arrays, Ranks, largest_on_ranks
+from drrho_core.contrastive.scaling import feature_sizes
+from drrho_core.contrastive.tiles import Tiles, cast, split, work_dtype
+from drrho_core.extend import Batch, FirstSweep, SecondSweep, Sweeps
+
+
+def find_sweeps(
+    batch: Batch,
+    temperature: PerAnchor,
+    tile_size: int | None,
+    memory_budget: int | None,
+    xp: Namespace,
+    ranks: Ranks | None = None,
+    form: str = "reduce",
+) -> Sweeps:
+    """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
+    if ranks is not None:
+        refuse_kernels("several ranks share the batch", xp)
+        kind = ReducedSweeps if form == "reduce" else RingSweeps
+        return kind(Blocks(batch, temperature, tile_size, memory_budget, ranks, form == "reduce", xp))
+    kernels = find_kernels(batch, xp)
+    return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
+
+
+class Blocks:
+    """The blocks of Z that one rank computes.
+
+    Parameters
+    ----------
+    batch : Batch
+        The own pairs; the mask has the own rows, (b, W b).
+    temperature : float, array of shape () or pair of arrays of shape (b,)
+        The temperature of the own anchors.
+    tile_size, memory_budget : int, optional
+        As in `contrastive_step`. The budget is shared by all blocks.
+    ranks : Ranks
+        The ranks that share the batch.
+    keep : bool
+        Whether logits may be kept between the passes.
+    xp : namespace
+        The arrays' namespace.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        temperature: PerAnchor,
+        tile_size: int | None,
+        memory_budget: int | None,
+        ranks: Ranks,
+        keep: bool,
+        xp: Namespace,
+    ) -> None:
+        self.batch, self.ranks, self.xp, self._temperature = batch, ranks, xp, temperature
+        self._tile_size, self._budget = tile_size, memory_budget if keep else 0
+        self.num_local = int(batch.image_features.shape[0])
+        references = batch.reference_features
+        # The texts that travel: features and reference features in their own dtypes, and temperatures if each anchor
+        # has its own. Half types are not widened before they are sent.
+        self.per_anchor = isinstance(temperature, tuple)
+        self.texts: Arrays = (batch.text_features,)
+        if references is not None:
+            self.texts += (references[1],)
+        if isinstance(temperature, tuple):
+            self.texts += (temperature[1],)
+        # All ranks have to scale Z by the same factors, which depend on the largest features of all ranks.
+        self._sizes = self._agreed_sizes()
+        self.mask = None
+        if batch.pair_mask is not None:
+            self.mask = xp.reshape(batch.pair_mask, (self.num_local, ranks.size, self.num_local))
+
+    def block(self, k: Any, texts: Arrays, paired: bool) -> Tiles:
+        """Return the tiles of block k, given the texts of rank (rank + k) % W."""
+        batch, temperature = self.batch, self._temperature
+        if isinstance(temperature, tuple):
+            temperature = (temperature[0], texts[-1])
+        references = batch.reference_features
+        return split(
+            batch.image_features,
+            texts[0],
+            temperature=temperature,
+            reference_features=None if references is None else (references[0], texts[1]),
+            reference_weight=batch.reference_weight,
+            pair_mask=None if self.mask is None else self.mask[:, self.owner(k), :],
+            tile_size=self._tile_size,
+            memory_budget=self._budget,
+            matrices=self.ranks.size,
+            paired=paired,
+            sizes=self._sizes,
+            xp=self.xp,
+        )
+
+    def owner(self, k: Any) -> Any:
+        """Return the rank that holds the texts of block k."""
+        return (self.ranks.rank + k) % self.ranks.size
+
+    def counted(self, sums: AnchorSums) -> AnchorSums:
+        """Return the sums of anchors of the whole batch with the number of negatives; a mask was counted already."""
+        if self.mask is not None:
+            return sums
+        number = self.ranks.size * self.num_local - 1
+        return sums._replace(count=self.xp.full_like(sums.total, float(number)))
+
+    def _agreed_sizes(self) -> list[Any] | None:
+        """Return the `feature_sizes` of all ranks together."""
+        batch, xp = self.batch, self.xp
+        dtype = work_dtype(batch.image_features, batch.reference_features, xp)
+        images, texts = cast((batch.image_features, batch.text_features), dtype, xp)
+        references = cast(batch.reference_features, dtype, xp)
+        temperatures = self._temperature if isinstance(self._temperature, tuple) else (self._temperature,)
+        inputs = (images, texts, *(references or ()), batch.reference_weight, *temperatures)
+        visible = all_visible((x for x in inputs if not isinstance(x, float)), xp)
+        sizes = feature_sizes(images, texts, references, visible, xp)
+        if sizes is None:
+            return None
+        if visible:
+            local = xp.asarray(sizes, dtype=dtype, device=device_of(images))
+        else:
+            local = xp.stack([xp.astype(size, dtype) for size in sizes])
+        largest = largest_on_ranks(self.ranks, local, xp)
+        return [float(largest[n]) if visible else largest[n] for n in range(len(sizes))]
+
+
+class ReducedSweeps:
+    """Both passes in the form reduce; see `drrho_core.extend.Sweeps`."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+
+    def declines(self, _batch: Batch, _mode: str, /) -> str | None:
+        """Return None: no batch is declined."""
+        return None
+
+    def sum_negatives(self, _batch: Batch, /) -> FirstSweep:
+        """Pass 1: return the log-sum-exp over each own anchor's negatives on all ranks."""
+        blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
+        gathered = ranks.all_gather(blocks.texts)
+        tables, to_images, to_texts = [], [], []
+        for k in range(ranks.size):
+            owner = blocks.owner(k)
+            table = blocks.block(k, tuple(x[owner, ...] for x in gathered), k == 0)
+            rows, columns = sum_negatives(table)
+            tables.append(table)
+            to_images.append(rows)
+            to_texts.append(columns)
+        # Each text anchor's sums go to the rank that holds the text, which merges the parts of all ranks.
+        names = AnchorSums._fields[: 4 if blocks.mask is not None else 3]
+        sent = tuple(by_rank([getattr(part, name) for part in to_texts], ranks, xp) for name in names)
+        received = ranks.all_to_all(sent)
+        rates = tables[0].scaling.rates
+        parts = [received_sums(tuple(x[rank, ...] for x in received)) for rank in range(ranks.size)]
+        image = blocks.counted(merged(to_images, rates[0], xp))
+        text = blocks.counted(merged(parts, rates[1], xp)._replace(positive=to_texts[0].positive))
+        log_sums, means = log_sums_and_means((image, text), rates, xp=xp)
+        return FirstSweep(*log_sums, *means, image.count, text.count, saved=(tables, image, to_texts, [text, *parts]))
+
+    def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
+        """Pass 2: return the weighted sums of features for the own images and texts."""
+        blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
+        tables, image, to_texts, (text, *parts) = first.saved
+        rate = tables[0].scaling.rates[1]
+        shares = [weight_text * part_of_sum(part, text, rate, xp=xp) for part in parts]
+        (weights,) = ranks.all_to_all((xp.stack(shares),))
+        image_pull, text_pulls = None, []
+        for k, columns in enumerate(to_texts):
+            pulls = pull_back(tables[k], (image, columns), (weight_image, weights[blocks.owner(k), ...]))
+            tables[k] = None  # the memory of the tiles is free from here on
+            if image_pull is None:
+                image_pull = pulls[0]
+            else:
+                image_pull += pulls[0]
+            text_pulls.append(pulls[1])
+        (text_pull,) = ranks.reduce_scatter((by_rank(text_pulls, ranks, xp),))
+        return SecondSweep(image_pull, text_pull)
+
+
+class RingSweeps:
+    """Both passes in the form ring; see `drrho_core.extend.Sweeps`."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+
+    def declines(self, _batch: Batch, _mode: str, /) -> str | None:
+        """Return None: no batch is declined."""
+        return None
+
+    def sum_negatives(self, _batch: Batch, /) -> FirstSweep:
+        """Pass 1: return the log-sum-exp over each own anchor's negatives on all ranks."""
+        blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
+        own = blocks.block(0, blocks.texts, True)
+        rates = own.scaling.rates
+        image, text = sum_negatives(own)
+        width, num_sums = len(blocks.texts), 4 if blocks.mask is not None else 3
+        positive = text.positive
+
+        def visit(k: Any, carry: Arrays) -> Arrays:
+            # The arrays after the own images' sums travel: after k hops they are those of the texts of block k.
+            travelling = ranks.shift(carry[num_sums:])
+            texts, accumulated = travelling[:width], received_sums(travelling[width:])
+            table = blocks.block(k, texts, False)
+            rows, columns = sum_negatives(table)
+            mine = merge(received_sums(carry[:num_sums]), rows, rates[0], xp=xp)
+            accumulated = merge(accumulated, columns, table.scaling.rates[1], xp=xp)
+            return (*mine[:num_sums], *texts, *accumulated[:num_sums])
+
+        carry = ranks.repeat(ranks.size - 1, visit, (*image[:num_sums], *blocks.texts, *text[:num_sums]))
+        at_home = carry[num_sums + width :]
+        if ranks.size > 1:
+            at_home = ranks.shift(at_home)
+        image = blocks.counted(received_sums(carry[:num_sums])._replace(positive=positive))
+        text = blocks.counted(received_sums(at_home)._replace(positive=positive))
+        log_sums, means = log_sums_and_means((image, text), rates, xp=xp)
+        return FirstSweep(*log_sums, *means, image.count, text.count, saved=(image, text))
+
+    def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
+        """Pass 2: return the weighted sums of features for the own images and texts."""
+        blocks, ranks = self._blocks, self._blocks.ranks
+        image, text = first.saved
+        # The logits of block 0 are computed again, so that no block stays in memory between the passes.
+        pulls = pull_back(blocks.block(0, blocks.texts, True), (image, text), (weight_image, weight_text))
+        width = len(blocks.texts)
+
+        def visit(k: Any, carry: Arrays) -> Arrays:
+            travelling = ranks.shift(carry[1:])
+            texts, (peak, total, weight, accumulated) = travelling[:width], travelling[width:]
+            # The second pass needs neither means nor numbers of negatives.
+            theirs = AnchorSums(peak, total, total, None, None)
+            to_images, to_texts = pull_back(blocks.block(k, texts, False), (image, theirs), (weight_image, weight))
+            to_images += carry[0]
+            to_texts += accumulated
+            return (to_images, *texts, peak, total, weight, to_texts)
+
+        start = (pulls[0], *blocks.texts, text.peak, text.total, weight_text, pulls[1])
+        carry = ranks.repeat(ranks.size - 1, visit, start)
+        at_home = carry[-1:] if ranks.size == 1 else ranks.shift(carry[-1:])
+        return SecondSweep(carry[0], at_home[0])
+
+
+def merged(parts: list[AnchorSums], rate: Scalar, xp: Namespace) -> AnchorSums:
+    """Merge the sums that the same anchors have in several blocks."""
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = merge(whole, part, rate, xp=xp)
+    return whole
+
+
+def received_sums(arrays: Arrays) -> AnchorSums:
+    """Return the sums of anchors that another rank has sent: peak, total and mean, and the count if there is a mask."""
+    return AnchorSums(arrays[0], arrays[1], arrays[2], arrays[3] if len(arrays) == 4 else None, None)
+
+
+def by_rank(of_blocks: list[Array], ranks: Ranks, xp: Namespace) -> Array:
+    """Stack one array per block, so that entry r belongs to the block with the texts of rank r."""
+    return xp.roll(xp.stack(of_blocks), ranks.rank, axis=0)

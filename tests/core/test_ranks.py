@@ -1,0 +1,92 @@
+"""W ranks are one rank: the sharded step against the step of the whole batch, and against the oracle's two phases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from drrho_reference.distributed import sharded_contrastive_step as oracle_sharded_step
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drrho_core import ContrastiveStep, contrastive_step, sharded_contrastive_step
+from helpers import problems
+from helpers.ranks import joined, on_ranks
+from helpers.spaces import build
+
+FORMS = ("reduce", "ring")
+
+
+@st.composite
+def sizes(draw: Any) -> dict[str, Any]:
+    """A number of ranks, of pairs per rank, and the forms of the arguments."""
+    num_ranks = draw(st.integers(1, 4))
+    local = draw(st.integers(1 if num_ranks > 1 else 2, 4))
+    return {
+        "num_ranks": num_ranks,
+        "b": num_ranks * local,
+        "d": draw(st.integers(1, 5)),
+        "r": draw(st.sampled_from([None, 1, 3, 6])),
+        "features": draw(st.sampled_from(["random", "aligned", "opposite", "identical", "ties"])),
+        "mask": draw(st.sampled_from([None, "random", "empty", "none"])),
+        "per_anchor_temperature": draw(st.booleans()),
+        "gamma": draw(st.sampled_from(["number", "pair", "one"])),
+        "as_arrays": draw(st.sampled_from([(), ("temperature", "eps"), ("reference_weight", "radius")])),
+        "reference_weight": draw(st.sampled_from([0.0, 0.5, 1.5])),
+        "eps": draw(st.sampled_from([0.0, 1e-4, 0.3])),
+        "radius": draw(st.sampled_from([0.0, 0.7])),
+    }
+
+
+def shared_step(p: problems.Problem, space: Any, num_ranks: int, **static: Any) -> ContrastiveStep:
+    """Take the step on ranks; results of all ranks are joined, in float64."""
+    arrays, options = p.given(space)
+    steps = on_ranks(sharded_contrastive_step, num_ranks, arrays, options, **static)
+    return problems.to_numpy(space, joined(steps, space.xp))
+
+
+@given(drawn=sizes(), seed=st.integers(0, 2**32 - 1), form=st.sampled_from(FORMS), tile=st.sampled_from([None, 1, 2]))
+@settings(max_examples=30)
+def test_ranks_together_take_the_step_of_the_whole_batch(
+    eager_space: Any, drawn: dict[str, Any], seed: int, form: str, tile: int | None
+) -> None:
+    if eager_space.name == "jax":
+        pytest.skip("eager JAX compiles each operation for each shape; see the next test")
+    num_ranks = drawn["num_ranks"]
+    p = problems.draw(seed, **{name: value for name, value in drawn.items() if name != "num_ranks"})
+    got = shared_step(p, eager_space, num_ranks, form=form, tile_size=tile)
+    exact = p.rounded(eager_space)
+    problems.check_step(got, contrastive_step(*exact.arrays, **exact.options), exact, eager_space.unit)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ranks_of_jax_together_take_the_step_of_the_whole_batch(form: str) -> None:
+    space = build("jax", "float64")
+    p = problems.draw(7, b=6, gamma="pair", mask="empty", per_anchor_temperature=True, radius=0.7, eps=1e-4)
+    problems.check_step(shared_step(p, space, 3, form=form), contrastive_step(*p.arrays, **p.options), p, space.unit)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ranks_give_the_numbers_of_the_oracles_two_phases(num_ranks: int, form: str, weighted: bool) -> None:
+    for seed, mask in enumerate([None, "random", "empty"]):
+        p = problems.draw(
+            100 * num_ranks + seed,
+            b=12,
+            r=None if seed == 1 else 3,
+            per_anchor_temperature=seed > 0,
+            gamma="pair",
+            mask=mask,
+            radius=0.4,
+            eps=0.02,
+        )
+        options = p.options
+        if weighted:
+            options["anchor_weight"] = tuple(np.random.default_rng(seed).uniform(0.0, 2.0, size=(2, 12)))
+        got = joined(on_ranks(sharded_contrastive_step, num_ranks, p.arrays, options, form=form), np)
+        expected = joined(oracle_sharded_step(*p.arrays, num_shards=num_ranks, **options), np)
+        for name in ContrastiveStep._fields:
+            actual, right = getattr(got, name), getattr(expected, name)
+            np.testing.assert_allclose(actual, right, rtol=1e-11, atol=1e-12, err_msg=name)

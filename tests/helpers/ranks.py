@@ -1,0 +1,45 @@
+"""Batches that several ranks share, on threads: slices of the arguments for each rank, and the joined results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from drrho_core import ThreadRanks
+
+
+def own_rows(value: Any, rank: int, num_ranks: int) -> Any:
+    """Return a rank's rows of an array, or of each array of a pair; scalars stay as they are."""
+    if isinstance(value, tuple):
+        return tuple(own_rows(member, rank, num_ranks) for member in value)
+    if not getattr(value, "ndim", 0):
+        return value
+    share = value.shape[0] // num_ranks
+    return value[rank * share : (rank + 1) * share, ...]
+
+
+def on_ranks(
+    function: Callable[..., Any], num_ranks: int, arrays: tuple[Any, ...], options: dict[str, Any], **static: Any
+) -> list[Any]:
+    """Call ``function(*arrays, ranks=ranks, **options)`` on each rank, with the rank's own rows of all arrays."""
+
+    def work(ranks: Any) -> Any:
+        mine = [own_rows(x, ranks.rank, num_ranks) for x in arrays]
+        chosen = {name: own_rows(value, ranks.rank, num_ranks) for name, value in options.items()}
+        return function(*mine, ranks=ranks, **chosen, **static)
+
+    return ThreadRanks.run(num_ranks, work)
+
+
+def joined(results: list[Any], xp: Any) -> Any:
+    """Join the results of all ranks: rows one after the other; scalars have to be the same on all ranks."""
+
+    def join(parts: list[Any]) -> Any:
+        if isinstance(parts[0], tuple):
+            return tuple(join(list(members)) for members in zip(*parts, strict=True))
+        if getattr(parts[0], "ndim", 0):
+            return xp.concat(parts, axis=0)
+        assert all(bool(part == parts[0]) for part in parts), parts
+        return parts[0]
+
+    return type(results[0])(*(join(list(parts)) for parts in zip(*results, strict=True)))
