@@ -71,8 +71,8 @@ class ImageReader(NamedTuple):
         if self.augmentation is not None and epoch is not None:
             return self.augmentation.square(image, self.image_size, self.channels, row=row, epoch=epoch)
         image = to_channels(image, self.channels)
-        # For a small image the checks in `resize` would take a tenth of the time of decoding. The reading of a model may
-        # change an image of the right size too.
+        # For a small image the checks in `resize` would take a tenth of the time of decoding. A reading of a model may
+        # change an image of the right size as well.
         if isinstance(self.resize_mode, str) and image.shape[:2] == (self.image_size, self.image_size):
             return image
         square: UInt8 = resize(image[None], self.image_size, self.resize_mode)[0]
