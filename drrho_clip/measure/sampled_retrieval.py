@@ -76,11 +76,11 @@ def sampled_retrieval(
     own_captions = (pairs.keys[pairs.start[image] : pairs.start[image + 1]] for image in images.tolist())
     correct_texts = map(captions_with, own_captions)
     correct_images = (np.unique(image_of_text[captions_with(pairs.keys[text : text + 1])]) for text in texts.tolist())
-    both = (
+    recalls = (
         recall(_ranks(pairs.images[images], pairs.texts, correct_texts)),
         recall(_ranks(pairs.texts[texts], pairs.images, correct_images)),
     )
-    r1, r5, r10 = (float(np.mean(shares)) for shares in zip(*both, strict=True))
+    r1, r5, r10 = (float(np.mean(shares)) for shares in zip(*recalls, strict=True))
     return {
         "retrieval_r1": r1,
         "retrieval_r5": r5,
