@@ -25,8 +25,8 @@ widest layer. The super-batch stays in memory during the step of the chosen pair
 
 The parts are added, although a checkpoint is written between two steps: the allocator of the process keeps the memory
 of a step. The copy of the state is made of blocks that fit into the memory of the activations, which are gone by then;
-the content of the file is a single block, for which the allocator asks for new memory. The properties of the libraries (u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on
-the CPU with `benchmarks/memory.py`.
+the content of the file is a single block, for which the allocator asks for new memory. The properties of the libraries
+(u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on the CPU with `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
