@@ -45,6 +45,8 @@ MAX_PIXELS: Final = 100_000_000
 
 _END_OF_JPEG: Final = b"\xff\xd9"
 _PILLOW_MODULES: Final = re.compile(r"PIL\.")
+# To look the logger up takes a lock and some microseconds, which every image would pay.
+_PILLOW_LOGGER: Final = logging.getLogger("PIL")
 
 
 class Changed(ValueError):
@@ -133,9 +135,8 @@ def _prepare_pillow() -> None:
     # threads, and a filter that is set for a while in one thread is set in all threads.
     if not any(entry[0] == "ignore" and entry[3] == _PILLOW_MODULES for entry in warnings.filters):
         warnings.filterwarnings("ignore", category=Warning, module=_PILLOW_MODULES.pattern)
-    logger = logging.getLogger("PIL")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    if not _PILLOW_LOGGER.handlers:
+        _PILLOW_LOGGER.addHandler(logging.NullHandler())
 
 
 def _inspect(file: Path) -> Inspection:
@@ -224,10 +225,12 @@ def _open(content: BinaryIO) -> Picture:
     return picture
 
 
-def _to_rgb(opened: Picture) -> UInt8:
+def _to_rgb(picture: Picture) -> UInt8:
+    """Return the pixels of an open image; the image is rotated in place."""
     from PIL import Image, ImageOps
 
-    picture = ImageOps.exif_transpose(opened)
+    # A copy of a picture that needs no rotation would take as long as a tenth of the decoding.
+    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode == "F" or picture.mode.startswith("I"):
         values = np.asarray(picture)
         grey = _grey_bytes(values, picture.mode)
@@ -239,7 +242,8 @@ def _to_rgb(opened: Picture) -> UInt8:
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return np.array(picture.convert("RGB"), dtype=np.uint8)
+    # `convert` copies a picture that has this mode already.
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"), dtype=np.uint8)
 
 
 def _grey_bytes(values: np.ndarray, mode: str) -> UInt8:

@@ -70,7 +70,12 @@ class ImageReader(NamedTuple):
     def _square(self, image: UInt8, row: int, epoch: int | None) -> UInt8:
         if self.augmentation is not None and epoch is not None:
             return self.augmentation.square(image, self.image_size, self.channels, row=row, epoch=epoch)
-        square: UInt8 = resize(to_channels(image, self.channels)[None], self.image_size, self.resize_mode)[0]
+        image = to_channels(image, self.channels)
+        # For a small image the checks in `resize` would take a tenth of the time of decoding. A reading of a model may
+        # change an image of the right size as well.
+        if isinstance(self.resize_mode, str) and image.shape[:2] == (self.image_size, self.image_size):
+            return image
+        square: UInt8 = resize(image[None], self.image_size, self.resize_mode)[0]
         return square
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.loader import HostBatch, batches
+from drrho_clip.data.order import EpochOrder
 from drrho_clip.data.protocol import Dataset, Int64
+from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput
 
 __all__ = ["PairRows", "RowSource"]
@@ -25,6 +27,10 @@ class PairRows(Protocol):
 
     def rows_of_side(self, side: str, rows: Int64, /) -> npt.NDArray[np.float32]:
         """Return the features (b, D) of one side, "image" or "text"."""
+        ...
+
+    def unreadable_rows(self, dataset: Dataset, /) -> Mapping[int, str]:
+        """Return the rows of a data set whose features are those of a black image, with the reason."""
         ...
 
 
@@ -43,12 +49,12 @@ class RowSource:
     Attributes
     ----------
     unreadable : dict of int to str
-        Empty.
+        The rows whose image could not be read when the features were computed, with the reason.
 
     Raises
     ------
     BadInput
-        The data set is empty, or a pair has no features.
+        The data set is empty, a pair has no features, or more images were unreadable than the data set permits.
     """
 
     def __init__(self, dataset: Dataset, features: PairRows, *, order: str = "full") -> None:
@@ -56,8 +62,11 @@ class RowSource:
             raise BadInput("dataset must hold at least one pair, got none")
         self.dataset = dataset
         self._features, self._order = features, order
-        # No image is decoded, so none can be unreadable.
-        self.unreadable: dict[int, str] = {}
+        # Features of a black image would be learned as if they were those of the caption's image.
+        flaws = UnreadableRows(dataset)
+        for row, reason in features.unreadable_rows(dataset).items():
+            flaws.note(row, reason)
+        self.unreadable = flaws.reasons
         self._rows = features.rows_of(dataset)
         image_ids = dataset.image_ids
         self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
@@ -69,11 +78,26 @@ class RowSource:
     def epoch(
         self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
     ) -> Iterator[HostBatch]:
-        """Yield the batches of one epoch in the order of `BatchSource.epoch`."""
+        """Yield the batches of one epoch in the order of `BatchSource.epoch`, which replaces unreadable pairs."""
         # No thread reads in advance: the rows are mapped into memory, and the system keeps those that were read.
         count = len(self) if rows is None else len(rows)
-        order = batches(count, batch_size, seed=seed, epoch=epoch, first_batch=first_batch, order=self._order)
-        return (self.gather(index if rows is None else rows[index]) for index in order)
+        stream = batches(count, batch_size, seed=seed, epoch=epoch, first_batch=first_batch, order=self._order)
+        order = EpochOrder(count, batch_size, seed, epoch, self._order, rows)
+        numbered = enumerate((index if rows is None else rows[index] for index in stream), start=first_batch)
+        return (self.gather(self._readable(order, number, index)) for number, index in numbered)
+
+    def _readable(self, order: EpochOrder, number: int, index: Int64) -> Int64:
+        """Return the rows of a batch, in which readable rows that follow in the order replace the unreadable ones."""
+        bad = [place for place, row in enumerate(index.tolist()) if row in self.unreadable]
+        following = (row for row in order.after(number) if row not in self.unreadable)
+        index = index.copy()
+        for place in bad:
+            row = next(following, None)
+            if row is None:
+                reason = self.unreadable[int(index[place])]
+                raise BadInput(f"data must have {order.batch_size} readable pairs, got fewer: {reason}")
+            index[place] = row
+        return index
 
     def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
         """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""

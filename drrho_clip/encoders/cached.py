@@ -10,6 +10,7 @@ import numpy as np
 from drrho_clip.data import Dataset, WordTokenizer
 from drrho_clip.data.content import DIGEST_SIZE
 from drrho_clip.data.pair_ids import find_ids, text_ids
+from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.encoders.protocol import Floats, joined
 from drrho_clip.errors import BadInput
 from drrho_clip.features.reading import ReferenceFeatures
@@ -62,12 +63,20 @@ class CachedEncoder:
 
     def rows_of(self, dataset: Dataset) -> CacheRows:
         """Return the features of all pairs, which stay on the disk until they are read."""
+        self._note_unreadable(dataset)
         return CacheRows(self._features, self._features.rows_of(dataset))
+
+    def _note_unreadable(self, dataset: Dataset) -> None:
+        """Note the rows of unreadable images in a data set, which no figure counts; raise if there are too many."""
+        flaws = UnreadableRows(dataset)
+        for row, reason in self._features.unreadable_rows(dataset).items():
+            flaws.note(row, reason)
 
     def batches_of(
         self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
     ) -> Iterator[tuple[Floats, Floats]]:
         """Yield image features and text features of the pairs from `first_row` on, in row order."""
+        self._note_unreadable(dataset)
         rows = self._features.rows_of(dataset)
         for start in range(first_row, len(rows), batch_size):
             yield self._features[rows[start : start + batch_size]]
@@ -87,6 +96,7 @@ class CachedEncoder:
         after_batch: Callable[[], None] | None = None,
     ) -> Floats:
         """Return image features of some rows; raise BadInput if the cache lacks an image."""
+        self._note_unreadable(dataset)
         # The captions do not matter here, so the first row with the same image serves.
         places = find_ids(dataset.image_digests()[rows], self._features.ids[:, :DIGEST_SIZE])
         if (places < 0).any():

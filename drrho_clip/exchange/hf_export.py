@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import safetensors.numpy
 from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer, ImageProcessor
 from drrho_clip.errors import BadInput
 from drrho_clip.exchange.hf_directory import WEIGHTS
+from drrho_clip.exchange.start_values import bias_of_start
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.outputs import check_folder, write_json
 from drrho_clip.run import Run
 from drrho_clip.run.temperature_figures import learned_bias_of, temperature_of
+from drrho_clip.terminal.printing import say
 
 __all__ = ["check_export", "export_to_hugging_face"]
 
@@ -90,9 +93,20 @@ def _constants(run: Run, state: str) -> dict[str, np.ndarray]:
     scale = np.float32(math.log(1.0 / temperature_of(run, state)))
     if run.spec.hf_sizes.kind == "clip":
         return {"logit_scale": np.asarray(scale)}
-    # Only the method siglip learns a bias.
-    bias = learned_bias_of(run, state) or 0.0
+    bias = learned_bias_of(run, state)
+    if bias is None:
+        bias = _bias_of_start(run)
     return {"logit_scale": np.asarray([scale]), "logit_bias": np.asarray(bias, np.float32).reshape(1)}
+
+
+def _bias_of_start(run: Run) -> float:
+    """Return the bias of the encoders with which a run started; 0 with a warning if it is no longer there."""
+    try:
+        return bias_of_start(run) or 0.0
+    # The features do not depend on the bias, so the export goes on.
+    except BadInput as error:
+        say(f"warning: logit_bias is 0, because the bias of the start cannot be read: {error}", stream=sys.stderr)
+        return 0.0
 
 
 def _processor_config(processor: ImageProcessor, kind: str) -> dict[str, Any]:

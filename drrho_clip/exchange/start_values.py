@@ -14,10 +14,11 @@ from typing import Any
 from drrho_clip.config import TrainConfig
 from drrho_clip.exchange.hf_directory import read_constant
 from drrho_clip.methods import METHODS
-from drrho_clip.run import open_run
+from drrho_clip.run import Run, open_run
+from drrho_clip.run.data import place_of
 from drrho_clip.run.temperature_figures import learned_bias_of, temperature_of
 
-__all__ = ["with_start_values"]
+__all__ = ["bias_of_start", "with_start_values"]
 
 _DIRECTORY = "hf:"
 
@@ -55,3 +56,24 @@ def with_start_values(config: TrainConfig) -> TrainConfig:
         name: value for name, value in values.items() if value is not None and name in config.left_out
     }
     return replace(config, **taken) if taken else config
+
+
+def bias_of_start(run: Run) -> float | None:
+    """Return the bias of the encoders with which a run started, or None if they have none.
+
+    Only the method siglip learns the bias. After another method the encoders still belong to the bias with which they
+    were trained before.
+
+    Raises
+    ------
+    BadInput
+        If the directory or the run with these encoders is no longer there, or cannot be read.
+    """
+    config = run.config
+    if config.init is not None:
+        source = open_run(place_of(run, "init"))
+        learned = learned_bias_of(source, "best")
+        return bias_of_start(source) if learned is None else learned
+    if config.model is None or not config.model.startswith(_DIRECTORY) or config.from_scratch:
+        return None
+    return read_constant(place_of(run, "model").removeprefix(_DIRECTORY), "logit_bias")

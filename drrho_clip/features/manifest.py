@@ -4,7 +4,7 @@ manifest.json     model, data, sizes, and the checksum of every block
 image.npy         features of the images, shape (n, d); NumPy maps the file into memory
 text.npy          features of the captions, shape (n, e)
 ids.npy           ids of the pairs by their content, shape (n, 32); see `drrho_clip.data.pair_ids`
-progress.jsonl    checksums of the finished blocks, while the cache is being written
+progress.jsonl    checksums and unreadable rows of the finished blocks, while the cache is being written
 
 A *block* is a number of neighbouring rows. The features are written block by block, and a block counts as finished as
 soon as its line is in progress.jsonl.
@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +58,8 @@ class Manifest:
         For each finished block the SHA-256 of the bytes in image.npy ("image"), text.npy ("text") and ids.npy ("ids").
     finished : bool
         All blocks are there.
+    unreadable : mapping of str to str
+        The rows whose image could not be read, with the reason. Their features are those of a black image.
     """
 
     model: Mapping[str, Any]
@@ -68,6 +70,7 @@ class Manifest:
     block_rows: int = _BLOCK
     checksums: tuple[Mapping[str, str], ...] = ()
     finished: bool = False
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return first row and end of each block."""
@@ -78,6 +81,9 @@ class Manifest:
         """Write manifest.json, whole or not at all."""
         # Tuples become lists in JSON; `read` turns them back.
         content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        # Earlier versions know no such entry, and can still read a cache without unreadable images.
+        if not self.unreadable:
+            del content["unreadable"]
         write_json(folder / "manifest.json", content | {"feature_dims": list(self.feature_dims)})
 
     @classmethod
@@ -103,7 +109,7 @@ class Manifest:
             manifest.require_sound()
         except BadInput as error:
             raise BadInput(f"{file}: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInput(f"{file} must describe a cache of features, got a damaged description ({error!r})") from None
         return manifest
 
@@ -124,6 +130,9 @@ class Manifest:
             raise BadInput(f"the temperature of the model must be a number > 0, got {brief(temperature)}")
         if not isinstance(self.finished, bool):
             raise BadInput(f"finished must be true or false, got {brief(self.finished)}")
+        for row, reason in self.unreadable.items():
+            if not row.isdecimal() or int(row) >= self.num_pairs or not isinstance(reason, str):
+                raise BadInput(f"unreadable must have rows below {self.num_pairs} with reasons, got {brief(row)}")
         for checksums in self.checksums:
             if set(checksums) != {"image", "text", "ids"}:
                 raise BadInput(f"a block must have the checksums of image, text and ids, got {brief(checksums)}")

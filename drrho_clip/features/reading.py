@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from drrho_clip.data.content import DIGEST_SIZE
 from drrho_clip.data.pair_ids import find_ids, pair_ids
 from drrho_clip.data.protocol import Dataset, Int64, UInt8, captions_of, image_names
 from drrho_clip.errors import BadInput
@@ -157,6 +158,18 @@ class ReferenceFeatures:
                 )
             )
         return rows
+
+    def unreadable_rows(self, dataset: Dataset) -> dict[int, str]:
+        """Return the rows of a data set whose image could not be read when the cache was written, with the reason.
+
+        The features of such an image are those of a black image. An image is recognised by its content.
+        """
+        reasons = self.manifest.unreadable
+        rows = np.array(sorted(map(int, reasons)), dtype=np.int64)
+        if not len(rows):
+            return {}
+        places = find_ids(dataset.image_digests(), self.ids[rows, :DIGEST_SIZE])
+        return {int(row): reasons[str(rows[places[row]])] for row in np.flatnonzero(places >= 0)}
 
     def _mapped(self, name: str, shape: tuple[int, int], dtype: str) -> npt.NDArray[Any]:
         """Map a file into memory, and check shape, dtype and length."""

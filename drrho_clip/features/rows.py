@@ -73,3 +73,8 @@ class CacheRows:
     def __getitem__(self, rows: Int64, /) -> tuple[Floats, Floats]:
         """Return the features of the given rows."""
         return self.features[self.rows[rows]]
+
+    @property
+    def num_unreadable(self) -> int:
+        """Number of pairs whose image could not be read when the cache was written."""
+        return int(np.isin(self.rows, [int(row) for row in self.features.manifest.unreadable]).sum())

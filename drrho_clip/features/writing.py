@@ -80,8 +80,24 @@ def encode_pairs(
     manifest = Manifest(encoder.identity(), data, len(dataset), encoder.feature_dims, dtype=dtype)
     manifest.require_sound()
     stored = _stored(folder, manifest)
-    if stored is not None and stored.finished:
-        return stored
+    if stored is None or not stored.finished:
+        stored = _written(manifest, encoder, dataset, folder, batch_size, after_rows)
+    # An earlier process may have met some of the unreadable images.
+    of_dataset: dict[int, str] = getattr(dataset, "unreadable", {})
+    for row, reason in stored.unreadable.items():
+        of_dataset.setdefault(int(row), reason)
+    return stored
+
+
+def _written(
+    manifest: Manifest,
+    encoder: PairEncoder,
+    dataset: Dataset,
+    folder: Path,
+    batch_size: int,
+    after_rows: Callable[[int], None] | None,
+) -> Manifest:
+    """Write or continue the cache, unless another process finishes the cache first."""
     check_folder(folder, "out")
     folder.mkdir(parents=True, exist_ok=True)
     with only_process(folder):
@@ -125,7 +141,9 @@ def _write(
     manifest.write(folder)
     ids = pair_ids(dataset)
     # After a crash only the blocks that progress.jsonl lists count as encoded.
-    done = _finished_blocks(folder, manifest)
+    done, unreadable = _finished_blocks(folder, manifest)
+    # The threads that read images add rows while the blocks are written.
+    noted: dict[int, str] = getattr(dataset, "unreadable", {})
     blocks = manifest.blocks()
     first_row = blocks[len(done)][0] if len(done) < len(blocks) else manifest.num_pairs
     if after_rows is not None:
@@ -143,24 +161,26 @@ def _write(
         for (start, stop), (image, text) in zip(blocks[len(done) :], rows, strict=True):
             columns = {"image": image, "text": text, "ids": ids[start:stop]}
             checksums = {name: _append(files[name], folder / f"{name}.npy", columns[name]) for name in files}
+            bad = {str(row): noted[row] for row in sorted(set(noted)) if start <= row < stop}
             # The line comes last, so a block with a line is on the disk.
             with naming(folder / "progress.jsonl"):
-                log.write(json.dumps(checksums).encode() + b"\n")
+                log.write(json.dumps(checksums | ({"unreadable": bad} if bad else {})).encode() + b"\n")
                 log.flush()
                 os.fsync(log.fileno())
             done.append(checksums)
+            unreadable |= bad
     # From here on the manifest alone describes the cache; a crash before the last line leaves a file that is not read.
-    finished = replace(manifest, checksums=tuple(done), finished=True)
+    finished = replace(manifest, checksums=tuple(done), finished=True, unreadable=unreadable)
     finished.write(folder)
     (folder / "progress.jsonl").unlink(missing_ok=True)
     return finished
 
 
-def _finished_blocks(folder: Path, manifest: Manifest) -> list[dict[str, str]]:
-    """Return the checksums of the blocks that are on the disk, and cut off a line that a crash left unfinished."""
+def _finished_blocks(folder: Path, manifest: Manifest) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Return checksums and unreadable rows of the blocks on the disk; cut off a line that a crash left unfinished."""
     file = folder / "progress.jsonl"
     if not file.exists():
-        return []
+        return [], {}
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
@@ -168,12 +188,13 @@ def _finished_blocks(folder: Path, manifest: Manifest) -> list[dict[str, str]]:
             log.truncate(len(whole))
     try:
         done = [dict(parse_json(line)) for line in whole.splitlines()]
-        replace(manifest, checksums=tuple(done)).require_sound()
-    except (ValueError, TypeError) as error:
+        unreadable = {row: reason for block in done for row, reason in block.pop("unreadable", {}).items()}
+        replace(manifest, checksums=tuple(done), unreadable=unreadable).require_sound()
+    except (ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"{file} must hold the checksums of finished blocks, got a damaged line: {error}") from None
     if len(done) > len(manifest.blocks()):
         raise BadInput(f"{file} must have at most {len(manifest.blocks())} lines, got {len(done)}")
-    return done
+    return done, unreadable
 
 
 @contextlib.contextmanager

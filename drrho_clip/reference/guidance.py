@@ -119,6 +119,12 @@ def print_guidance(guidance: Guidance, num_pairs: int) -> None:
     # Progress and remarks go to standard error, so that results on standard output stay clean.
     if guidance.judgement is not None:
         say(guidance.judgement.summary(), stream=sys.stderr)
+    if isinstance(guidance.features, CacheRows) and guidance.features.num_unreadable:
+        say(
+            f"warning: the images of {guidance.features.num_unreadable:,} of {num_pairs:,} training pairs could not be "
+            f"read for {guidance.features.features.folder}; training replaces pairs whose images it cannot read either",
+            stream=sys.stderr,
+        )
     if guidance.choice is not None and len(guidance.choice.rows) < num_pairs:
         dropped = num_pairs - len(guidance.choice.rows)
         say(f"left out: {dropped:,} of {num_pairs:,} training pairs", stream=sys.stderr)

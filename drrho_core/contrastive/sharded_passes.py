@@ -18,6 +18,7 @@ anchor. `drrho_core.contrastive.passes` computes each block; a block is a matrix
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, all_visible, device_of
@@ -33,7 +34,7 @@ from drrho_core.contrastive.passes import (
 )
 from drrho_core.contrastive.ranks import Arrays, Ranks, largest_on_ranks
 from drrho_core.contrastive.scaling import feature_sizes
-from drrho_core.contrastive.tiles import Tiles, cast, split, work_dtype
+from drrho_core.contrastive.tiles import Tiles, Values, cast, split, work_dtype
 from drrho_core.extend import Batch, FirstSweep, SecondSweep, Sweeps
 
 
@@ -267,6 +268,45 @@ class RingSweeps:
         carry = ranks.repeat(ranks.size - 1, visit, start)
         at_home = carry[-1:] if ranks.size == 1 else ranks.shift(carry[-1:])
         return SecondSweep(carry[0], at_home[0])
+
+
+def pull_over_ranks(
+    blocks: Blocks, form: str, pull: Callable[[Tiles], tuple[Array, Array, Values]]
+) -> tuple[Array, Array, Values]:
+    """Return the sums over all blocks of a loss that needs one pass: those of the own images and of the own texts.
+
+    `pull` returns the results of one block: for the images, for the texts, and further sums for the images. The texts'
+    results are summed over ranks.
+    """
+    ranks, xp, width = blocks.ranks, blocks.xp, len(blocks.texts)
+
+    def added(carry: Arrays, tiles: Tiles) -> tuple[Arrays, Array]:
+        image, text, sums = pull(tiles)
+        return tuple(old + new for old, new in zip(carry, (image, *sums), strict=True)), text
+
+    if form == "reduce":
+        gathered = ranks.all_gather(blocks.texts)
+        image, text, sums = pull(blocks.block(0, tuple(x[blocks.owner(0), ...] for x in gathered), True))
+        own, texts = (image, *sums), [text]
+        for k in range(1, ranks.size):
+            own, text = added(own, blocks.block(k, tuple(x[blocks.owner(k), ...] for x in gathered), False))
+            texts.append(text)
+        (text,) = ranks.reduce_scatter((by_rank(texts, ranks, xp),))
+        return own[0], text, own[1:]
+
+    image, text, sums = pull(blocks.block(0, blocks.texts, True))
+    num_own = 1 + len(sums)
+
+    def visit(k: Any, carry: Arrays) -> Arrays:
+        *texts, accumulated = ranks.shift(carry[num_own:])
+        own, text = added(carry[:num_own], blocks.block(k, tuple(texts), False))
+        return (*own, *texts, accumulated + text)
+
+    carry = ranks.repeat(ranks.size - 1, visit, (image, *sums, *blocks.texts, text))
+    at_home = carry[num_own + width :]
+    if ranks.size > 1:
+        at_home = ranks.shift(at_home)
+    return carry[0], at_home[0], carry[1:num_own]
 
 
 def merged(parts: list[AnchorSums], rate: Scalar, xp: Namespace) -> AnchorSums:

@@ -10,9 +10,12 @@ Source: CLIP (arXiv 2103.00020).
 
 from __future__ import annotations
 
+from typing import Any
+
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
 from drrho_core._validate import POSITIVE
+from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.anchors import normalised
 from drrho_core.contrastive.gradient import gradient
 from drrho_core.contrastive.options import (
@@ -20,8 +23,10 @@ from drrho_core.contrastive.options import (
     check_anchor_weight,
     check_features,
     check_pair_mask,
+    check_ranks,
     per_anchor,
 )
+from drrho_core.contrastive.ranks import FORMS, Ranks, summed_over_ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.sharded_passes import find_sweeps
 from drrho_core.extend import Batch
@@ -39,6 +44,8 @@ def info_nce(
     anchor_weight: AnchorWeight = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
+    ranks: Ranks | None = None,
+    form: str = FORMS[0],
     xp: Namespace | None = None,
 ) -> LossGradients:
     """Return CLIP's loss: cross-entropy of the scaled similarities over rows and over columns, averaged.
@@ -58,6 +65,11 @@ def info_nce(
         Factors >= 0 of the cross-entropy of each row and of each column, as in `contrastive_step`.
     tile_size, memory_budget : int, optional
         As in `contrastive_step`. They change only speed and memory, not the result.
+    ranks : Ranks, optional
+        The ranks that share the batch, as in `sharded_contrastive_step`. All arrays then belong to the own pairs, and
+        loss and temperature gradient are those of the whole batch. None: the arguments hold the whole batch.
+    form : {"reduce", "ring"}
+        As in `sharded_contrastive_step`.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -93,16 +105,22 @@ def info_nce(
     required = {"image_features": image_features, "text_features": text_features}
     if pair_mask is not None:
         required["pair_mask"] = pair_mask
-    call = _validate.arrays(required, xp, options={"temperature": temperature, "anchor_weight": anchor_weight})
-    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
-    check_pair_mask(call, batch_size)
-    temperature = call.option("temperature", temperature, POSITIVE, work)
-    factors = check_anchor_weight(call, anchor_weight, batch_size, work)
+    options = {"temperature": temperature, "anchor_weight": anchor_weight}
+
+    def check() -> tuple[Namespace, int, Any, Scalar, tuple[Scalar, Scalar]]:
+        num_ranks = 1 if ranks is None else check_ranks(ranks, form)
+        call = _validate.arrays(required, xp, options=options)
+        num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
+        check_pair_mask(call, num_local, num_ranks)
+        tau = call.option("temperature", temperature, POSITIVE, work)
+        return call.xp, num_ranks * num_local, work, tau, check_anchor_weight(call, anchor_weight, num_local, work)
+
+    xp, batch_size, work, temperature, factors = agreed(check, required | options | {"form": form}, ranks)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
     # Pass 1: log sum_{j != i} exp(D_ij) and the weighted mean of D_ij, for all anchors of both directions. An anchor
     # that the mask leaves without negatives has -inf and 0, so its loss and its weights below are 0.
-    sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp)
+    sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp, ranks, form)
     first = sweeps.sum_negatives(batch)
     # For each direction, compute the loss log(1 + sum exp(D_ij)), the sum of the probabilities of the negatives
     # (`weight`), and the slope: `weight` times the mean of D_ij, divided by tau. The slope is the derivative with
@@ -121,11 +139,14 @@ def info_nce(
     # Pass 2: V E2 and V^T E1 with V = w + w'. The matrix w holds the probabilities of the negatives of image anchors,
     # and w' those of text anchors. c_i is the sum of these probabilities for image anchor i and text anchor i. The
     # gradients are (V E2 - c * E2) / (2 b tau) for images, and (V^T E1 - c * E1) / (2 b tau) for texts.
-    weight_sums, unit = normalised(weights, batch_size, work, xp)
+    weight_sums, unit = normalised(weights, batch_size, work, xp, ranks)
     sums, c = sweeps.pull_back(batch, first, *weight_sums), weight_sums[0] + weight_sums[1]
+    loss, slope = losses[0] + losses[1], slopes[0] + slopes[1]
+    if ranks is not None:
+        loss, slope = summed_over_ranks(ranks, (loss, slope), xp)
     return LossGradients(
-        loss=losses[0] + losses[1],
+        loss=loss,
         image_gradient=gradient(sums.image_pull, c, text_features, xp, unit, 1.0 / temperature),
         text_gradient=gradient(sums.text_pull, c, image_features, xp, unit, 1.0 / temperature),
-        temperature_gradient=-(slopes[0] + slopes[1]),
+        temperature_gradient=-slope,
     )

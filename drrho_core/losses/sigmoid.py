@@ -13,9 +13,13 @@ from typing import Any
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, device_of, wide_dtype
 from drrho_core._validate import FINITE, POSITIVE
-from drrho_core.contrastive.options import check_features, check_pair_mask
+from drrho_core.contrastive.agreement import agreed
+from drrho_core.contrastive.options import check_features, check_pair_mask, check_ranks
+from drrho_core.contrastive.ranks import FORMS, Ranks, summed_over_ranks
 from drrho_core.contrastive.scaling import saturated
-from drrho_core.contrastive.tiles import Values, split
+from drrho_core.contrastive.sharded_passes import Blocks, pull_over_ranks
+from drrho_core.contrastive.tiles import Tiles, Values, Weigh, split
+from drrho_core.extend import Batch
 from drrho_core.losses.results import SigmoidLossGradients
 
 
@@ -29,6 +33,8 @@ def sigmoid_loss(
     pair_mask: Array | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
+    ranks: Ranks | None = None,
+    form: str = FORMS[0],
     xp: Namespace | None = None,
 ) -> SigmoidLossGradients:
     """Return SigLIP's loss: each pair of the batch is classified as positive or negative on its own.
@@ -47,6 +53,8 @@ def sigmoid_loss(
         diagonal is never left out, whatever the mask holds there.
     tile_size, memory_budget : int, optional
         As in `contrastive_step`, but a single pass over the tiles is enough for this loss.
+    ranks, form
+        As in `info_nce`.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -77,25 +85,60 @@ def sigmoid_loss(
     required = {"image_features": image_features, "text_features": text_features}
     if pair_mask is not None:
         required["pair_mask"] = pair_mask
-    call = _validate.arrays(required, xp, options={"scale": scale, "bias": bias})
-    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
-    check_pair_mask(call, batch_size)
-    scale = call.option("scale", scale, POSITIVE, work)
-    bias = call.option("bias", bias, FINITE, work)
-    tiles = split(
-        image_features,
-        text_features,
-        pair_mask=pair_mask,
-        tile_size=tile_size,
-        memory_budget=memory_budget,
-        passes=1,
-        xp=xp,
+    options = {"scale": scale, "bias": bias}
+
+    def check() -> tuple[Namespace, int, Scalar, Scalar]:
+        num_ranks = 1 if ranks is None else check_ranks(ranks, form)
+        call = _validate.arrays(required, xp, options=options)
+        num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
+        check_pair_mask(call, num_local, num_ranks)
+        checked_scale = call.option("scale", scale, POSITIVE, work)
+        return call.xp, num_ranks * num_local, checked_scale, call.option("bias", bias, FINITE, work)
+
+    xp, batch_size, scale, bias = agreed(check, required | options | {"form": form}, ranks)
+    # With a = slope / b the gradients are scale a E2 for images, scale a^T E1 for texts, sum a_ij S_ij for the scale
+    # and sum a_ij for the bias.
+    share = 1.0 / batch_size
+    if ranks is None:
+        tiles = split(
+            image_features,
+            text_features,
+            pair_mask=pair_mask,
+            tile_size=tile_size,
+            memory_budget=memory_budget,
+            passes=1,
+            xp=xp,
+        )
+        image_pull, text_pull, sums, _ = tiles.pull(_weigh(tiles, scale, bias, xp))
+        scaling = tiles.scaling
+    else:
+        batch = Batch(image_features, text_features, None, 1.0, scale, scale, pair_mask)
+        blocks = Blocks(batch, 1.0, tile_size, memory_budget, ranks, False, xp)
+
+        def pull(tiles: Tiles) -> tuple[Array, Array, Values]:
+            return tiles.pull(_weigh(tiles, scale, bias, xp))[:3]
+
+        image_pull, text_pull, sums = pull_over_ranks(blocks, form, pull)
+        scaling = blocks.block(0, blocks.texts, True).scaling  # all blocks of all ranks are scaled alike
+    loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
+    if ranks is not None:
+        loss, scale_gradient, bias_gradient = summed_over_ranks(ranks, (loss, scale_gradient, bias_gradient), xp)
+    return SigmoidLossGradients(
+        loss=share * loss,
+        image_gradient=xp.astype(share * scale * image_pull, image_features.dtype),
+        text_gradient=xp.astype(share * scale * text_pull, text_features.dtype),
+        scale_gradient=share * scale_gradient / scaling.left / scaling.right,
+        bias_gradient=share * bias_gradient,
     )
+
+
+def _weigh(tiles: Tiles, scale: Scalar, bias: Scalar, xp: Namespace) -> Weigh:
+    """Return the function that computes the slopes of a tile's pairs, and three sums per row of the tile."""
     # If features are so large that S would overflow, `split` scales them. The tiles then hold z = left right S, and the
     # logits are rate z + bias with rate = scale / (left right).
     left, right = tiles.scaling.left, tiles.scaling.right
     scaled = not (isinstance(left, float) and left == right == 1.0)
-    rate = _bounded(scale / left / right, xp.finfo(work), xp) if scaled else scale
+    rate = _bounded(scale / left / right, xp.finfo(tiles.dtype), xp) if scaled else scale
 
     def weigh(i: Any, j: Any, diagonal: bool) -> tuple[Array, Values, Values]:
         z = tiles.z(i, j)
@@ -118,18 +161,7 @@ def sigmoid_loss(
         sums = (xp.sum(terms, axis=1), xp.sum(slope * z, axis=1), xp.sum(slope, axis=1))
         return slope, sums, ()
 
-    # With a = slope / b the gradients are scale a E2 for images, scale a^T E1 for texts, sum a_ij S_ij for the scale
-    # and sum a_ij for the bias.
-    image_pull, text_pull, sums, _ = tiles.pull(weigh)
-    loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
-    share = 1.0 / batch_size
-    return SigmoidLossGradients(
-        loss=share * loss,
-        image_gradient=xp.astype(share * scale * image_pull, image_features.dtype),
-        text_gradient=xp.astype(share * scale * text_pull, text_features.dtype),
-        scale_gradient=share * scale_gradient / left / right,
-        bias_gradient=share * bias_gradient,
-    )
+    return weigh
 
 
 def _bounded(rate: Scalar, finfo: Any, xp: Namespace) -> Scalar:

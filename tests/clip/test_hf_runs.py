@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from drrho_clip.cli import main
@@ -141,6 +142,30 @@ def test_pretrained_encoders_bring_their_temperature_and_bias(
     learned = load_state(tmp_path / "first" / "checkpoint-best.safetensors", "checkpoint")
     assert (next_run.temperature, next_run.bias) == (learned["temperature"], learned["bias"])
     assert learned["bias"] not in (bias, -10.0)
+
+
+def test_an_export_keeps_the_bias_of_the_start_if_the_method_learns_none(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a directory, and from another run that started there; without the directory one line warns."""
+    directory = tmp_path / "siglip"
+    write_hf_directory(directory, "siglip")
+    weights = safetensors.numpy.load_file(directory / "model.safetensors")
+    weights["logit_bias"] = np.full_like(weights["logit_bias"], -6.5)
+    safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    settings: dict[str, Any] = {**_settings(table, directory), "method": "clip", "epochs": 1}
+    train(TrainConfig(**settings), tmp_path / "first", quiet=True)
+    train(TrainConfig(**settings | {"model": None, "init": str(tmp_path / "first")}), tmp_path / "next", quiet=True)
+
+    def exported_bias(run: str, out: str) -> float | None:
+        assert main(["export", str(tmp_path / run), "--out", str(tmp_path / out)]) == 0
+        return read_constant(tmp_path / out, "logit_bias")
+
+    assert [exported_bias(run, f"{run}-model") for run in ("first", "next")] == [-6.5, -6.5]
+    assert "logit_bias" not in capsys.readouterr().err
+    directory.rename(tmp_path / "elsewhere")
+    assert exported_bias("next", "later-model") == 0
+    assert "warning: logit_bias is 0, because" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)

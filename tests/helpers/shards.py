@@ -49,3 +49,18 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int = 4, *, kind: str
             files += sample(f"{row:06d}", [*colour[:2], row % 256], f"a {name} picture, number {row}", kind)
         write_shard(folder / f"shards-{number:03d}.tar", files)
     return str(folder / f"shards-{{000..{num_shards - 1:03d}}}.tar")
+
+
+def _damaged(colour: tuple[int, int, int]) -> bytes:
+    """Return a JPEG with both marks that a quick look checks, and nothing that can be decoded between them."""
+    content = image_bytes(colour, kind="JPEG")
+    return content[:4] + bytes(colour) + b"\xff" * 40 + content[-2:]
+
+
+def numbered_shard(path: Path, num_pairs: int, damaged: set[int]) -> Path:
+    """Write a shard of small JPEG images with the captions "thing 0", "thing 1", ...; some images are damaged."""
+    files: list[tuple[str, bytes]] = []
+    for row in range(num_pairs):
+        image, text = sample(f"{row:04d}", (row % 256, row // 256, 60), f"thing {row}", "JPEG")
+        files += [(image[0], _damaged((row % 256, row // 256, 60)) if row in damaged else image[1]), text]
+    return write_shard(path, files)

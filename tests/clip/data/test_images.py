@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from drrho_clip.data.images import MAX_PIXELS
 from drrho_clip.data.pairs import read_pairs
@@ -51,6 +52,21 @@ def test_exif_orientation_is_respected(tmp_path: Path) -> None:
     assert image.shape == (16, 8, 3)
     assert (image[:8] == 255).all()
     assert (image[8:] == 0).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_orientation_gives_the_pixels_of_a_turned_copy(suffix: str, mode: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), np.uint8)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        name = f"{orientation}.{suffix}"
+        Image.fromarray(pixels).convert(mode).save(tmp_path / name, exif=exif)
+        # The function of Pillow that copies the picture, while the library turns the picture in place.
+        content = io.BytesIO((tmp_path / name).read_bytes())
+        turned = ImageOps.exif_transpose(Image.open(content)).convert("RGB")
+        np.testing.assert_array_equal(_decoded(tmp_path, name), np.asarray(turned))
 
 
 def _grey(folder: Path, name: str) -> list[int]:

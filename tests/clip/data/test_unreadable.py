@@ -27,24 +27,10 @@ from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.measure.held_out import check_held_out
-from helpers.shards import image_bytes, sample, write_shard
+from helpers.shards import numbered_shard
 from helpers.small_pairs import write_two_colours
 
 _TOKENIZER = WordTokenizer(["thing"], 2)
-
-
-def _damaged(colour: tuple[int, int, int]) -> bytes:
-    """Return a JPEG with both marks that a quick look checks, and nothing that can be decoded between them."""
-    content = image_bytes(colour, kind="JPEG")
-    return content[:4] + bytes(colour) + b"\xff" * 40 + content[-2:]
-
-
-def _shard(path: Path, num_pairs: int, damaged: set[int]) -> Path:
-    files: list[tuple[str, bytes]] = []
-    for row in range(num_pairs):
-        image, text = sample(f"{row:04d}", (row % 256, row // 256, 60), f"thing {row}", "JPEG")
-        files += [(image[0], _damaged((row % 256, row // 256, 60)) if row in damaged else image[1]), text]
-    return write_shard(path, files)
 
 
 def _source(shard: Path, share: float = 0.2, **options: int) -> BatchSource:
@@ -59,7 +45,7 @@ def test_an_unreadable_pair_is_replaced_by_the_pair_that_follows_the_batch_in_th
     order = rows_at(0, 20, 20, seed=3, epoch=1).tolist()
     # The first pair after batch 0 is unreadable too, and so is a pair of the last batch.
     damaged = {order[1], order[5], order[17]}
-    source = _source(_shard(tmp_path / "s.tar", 20, damaged))
+    source = _source(numbered_shard(tmp_path / "s.tar", 20, damaged))
     batches = list(source.epoch(5, seed=3, epoch=1))
     first, second, third, last = _rows(batches)
     assert first == [order[0], order[6], *order[2:5]]
@@ -74,7 +60,7 @@ def test_an_unreadable_pair_is_replaced_by_the_pair_that_follows_the_batch_in_th
             assert np.array_equal(alone.tokens[0], tokens)
             assert image[0, 0, 2] > 40
     # A resumed run starts in the middle and knows no unreadable image yet.
-    again = _source(_shard(tmp_path / "s.tar", 20, damaged), cache_bytes=0)
+    again = _source(numbered_shard(tmp_path / "s.tar", 20, damaged), cache_bytes=0)
     assert _rows(list(again.epoch(5, seed=3, epoch=1, first_batch=2))) == [third, last]
 
 
@@ -83,7 +69,7 @@ def test_any_number_of_worker_processes_gives_the_same_batches(
     tmp_path: Path, num_workers: int, cache_bytes: int
 ) -> None:
     order = rows_at(0, 23, 23, seed=0, epoch=2).tolist()
-    shard = _shard(tmp_path / "s.tar", 23, {order[2], order[14]})
+    shard = numbered_shard(tmp_path / "s.tar", 23, {order[2], order[14]})
     expected = list(_source(shard, num_threads=0).epoch(4, seed=0, epoch=2, first_batch=1))
     assert len(expected) == 4
     source = _source(shard, num_workers=num_workers, cache_bytes=cache_bytes)
@@ -101,7 +87,7 @@ def test_any_number_of_worker_processes_gives_the_same_batches(
 
 
 def test_too_many_unreadable_images_stop_the_epoch_by_name(tmp_path: Path) -> None:
-    shard = _shard(tmp_path / "s.tar", 20, {3, 7, 11})
+    shard = numbered_shard(tmp_path / "s.tar", 20, {3, 7, 11})
     source = _source(shard, 0.1, num_threads=0)
     with pytest.raises(UnreadableImage, match=r"sample 00\d\d: cannot decode .*2 more such .*at most 10.00% of 20"):
         list(source.epoch(4, seed=0, epoch=0))
@@ -110,13 +96,13 @@ def test_too_many_unreadable_images_stop_the_epoch_by_name(tmp_path: Path) -> No
 
 
 def test_no_pair_is_left_to_take_the_place_if_too_few_are_readable(tmp_path: Path) -> None:
-    source = _source(_shard(tmp_path / "s.tar", 4, {0}), 1.0)
+    source = _source(numbered_shard(tmp_path / "s.tar", 4, {0}), 1.0)
     with pytest.raises(BadInput, match=r"must have 4 readable pairs, got fewer: .*sample 0000"):
         list(source.epoch(4, seed=0, epoch=0))
 
 
 def test_evaluation_takes_a_black_image_for_an_unreadable_one(tmp_path: Path) -> None:
-    source = _source(_shard(tmp_path / "s.tar", 10, {2}))
+    source = _source(numbered_shard(tmp_path / "s.tar", 10, {2}))
     images = np.concatenate([batch.images for batch in source.in_order(4)])
     assert [row for row in range(10) if not images[row].any()] == [2]
 
@@ -124,7 +110,10 @@ def test_evaluation_takes_a_black_image_for_an_unreadable_one(tmp_path: Path) ->
 def test_held_out_images_are_looked_at_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train, held_out = _shard(tmp_path / "t.tar", 30, set()), _shard(tmp_path / "v.tar", 12, {4, 9})
+    train, held_out = (
+        numbered_shard(tmp_path / "t.tar", 30, set()),
+        numbered_shard(tmp_path / "v.tar", 12, {4, 9}),
+    )
 
     def splits(share: float) -> DataSplits:
         return pair_splits(train)._replace(validation=open_data(held_out, max_unreadable=share))
@@ -140,7 +129,9 @@ def test_a_run_names_and_replaces_unreadable_training_images(
 ) -> None:
     shard = tmp_path / "s.tar"
     # A damaged image has another digest, so it may be held out; the first that is a training image is taken.
-    row = next(row for row in range(40) if f"thing {row}" in pair_splits(_shard(shard, 40, {row})).train.captions)
+    row = next(
+        row for row in range(40) if f"thing {row}" in pair_splits(numbered_shard(shard, 40, {row})).train.captions
+    )
     words = ["train", "--data", str(shard), "--backend", "numpy", "--method", "clip", "--epochs", "2", "--width", "8"]
     assert main([*words, "--out", str(tmp_path / "strict")]) == 2
     assert f"sample {row:04d}: cannot decode" in capsys.readouterr().err.splitlines()[-1]
@@ -159,7 +150,7 @@ def test_a_run_that_unreadable_images_have_stopped_continues_with_a_larger_limit
 ) -> None:
     shard = tmp_path / "s.tar"
     # The first shard whose damaged image is a training image stays.
-    assert any(f"thing {row}" in pair_splits(_shard(shard, 40, {row})).train.captions for row in range(40))
+    assert any(f"thing {row}" in pair_splits(numbered_shard(shard, 40, {row})).train.captions for row in range(40))
     words = ["--data", str(shard), "--backend", "numpy", "--method", "clip", "--epochs", "2", "--width", "8"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert main(["train", *words, "--out", str(run)]) == 2
@@ -202,7 +193,7 @@ def test_every_command_names_unreadable_images_and_leaves_them_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_two_colours(tmp_path / "clean", 40, swapped_fraction=0.0)
-    run, shard = tmp_path / "run", _shard(tmp_path / "s.tar", 12, {3, 8})
+    run, shard = tmp_path / "run", numbered_shard(tmp_path / "s.tar", 12, {3, 8})
     data = str(tmp_path / "clean/pairs.csv")
     words = ["--data", data, "--backend", "numpy", "--method", "clip", "--epochs", "1", "--width", "8"]
     assert main(["train", *words, "--out", str(run)]) == 0
@@ -244,7 +235,7 @@ def test_a_model_of_another_program_reads_on_behind_an_unreadable_image(tmp_path
         weights="",
         preprocessing={"image": {}, "text": {}},
     )
-    data = open_data(_shard(tmp_path / "s.tar", 12, {3, 8}), max_unreadable=0.2)
+    data = open_data(numbered_shard(tmp_path / "s.tar", 12, {3, 8}), max_unreadable=0.2)
     images, _ = encoder.pairs(data, batch_size=5)
     assert images.shape == (12, 3)
     assert sorted(data.unreadable) == [3, 8]
