@@ -101,6 +101,9 @@ def _one_device(like: Any) -> Any:
     """Return the device of a concrete array on a single device; None lets JAX choose."""
     if not isinstance(like, jax.Array) or isinstance(like, jax.core.Tracer):
         return None
+    # Inside shard_map and pmap an array belongs to the mapped devices, although `like` comes from outside.
+    if AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types:
+        return None
     devices = like.devices()
     return next(iter(devices)) if len(devices) == 1 else None
 

@@ -205,7 +205,9 @@ def contrastive_loss(
     state = _check_state(state)
     num_samples = int(state.log_inner_image.shape[0])
     # NumPy arrays are copied to the device of the features, or of the state if the features are NumPy arrays too.
-    like = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
+    # With a mesh they are not bound to a device, so that JAX can divide them among the devices.
+    like: Any = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
+    like = like if mesh is None else None
     images = as_jax_array("image_features", image_features, like)
     texts = as_jax_array("text_features", text_features, like)
     checks.namespace_of({"image_features": images, "text_features": texts}, jnp)

@@ -1,4 +1,4 @@
-"""drrho_jax on two devices: mapped axes are refused without axis_name, sharded batches have the loss of the whole batch.
+"""drrho_jax on two devices: mapped axes are refused by name, sharded batches have the loss of the whole batch.
 
 JAX counts its devices once per process, so each test is a program of its own with two CPU devices.
 """
