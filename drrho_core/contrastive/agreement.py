@@ -25,7 +25,7 @@ LENGTH_BYTES = 4
 """The digest is followed by the length of the text, in so many bytes."""
 
 
-def agreed(check: Callable[[], T], arguments: Mapping[str, Any], ranks: Ranks | None) -> T:
+def agreed(check: Callable[[], T], arguments: Mapping[str, Any], ranks: Ranks | None, like: Array | None = None) -> T:
     """Return ``check()``, or raise on all ranks the error of a rank, or an error about arguments that differ.
 
     Parameters
@@ -33,13 +33,15 @@ def agreed(check: Callable[[], T], arguments: Mapping[str, Any], ranks: Ranks | 
     check : callable
         Checks the own arguments and raises a TypeError or ValueError.
     arguments : mapping
-        The arguments by name; the first one is an array (b, ...) with a row per own pair.
+        The arguments by name; if `like` is None, the first one is an array (b, ...) with a row per own pair.
     ranks : Ranks, optional
         None if nobody shares the batch.
+    like : array, optional
+        An array on the device from which messages are sent, if the first argument may be no array.
     """
     if ranks is None or ranks.size == 1:
         return check()
-    like = next(iter(arguments.values()))
+    has_rows, like = like is None, next(iter(arguments.values())) if like is None else like
     xp = namespace_of({next(iter(arguments)): like})
     # Under tracing, and on a device that the host would have to wait for, no values are compared: `check` alone is
     # called. Its errors are about shapes and dtypes, which are usually the same on all ranks then.
@@ -51,7 +53,8 @@ def agreed(check: Callable[[], T], arguments: Mapping[str, Any], ranks: Ranks | 
     except (TypeError, ValueError) as caught:
         error = caught
     facts = {"error": "" if error is None else f"{type(error).__name__}: {error}"}
-    facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
+    if has_rows:
+        facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
     facts |= {name: _fact(value) for name, value in arguments.items() if name not in LOCAL}
     compare_on_ranks(facts, ranks, like, xp)
     if error is not None:
@@ -100,14 +103,19 @@ def distinct_on_ranks(sample_index: Array, ranks: Ranks | None, xp: Namespace) -
     if ranks is None or not values_visible(sample_index, xp):
         return
     (gathered,) = ranks.all_gather((sample_index,))
-    flat = xp.reshape(gathered, (-1,))
+    refuse_repeats(gathered, xp)
+
+
+def refuse_repeats(gathered: Array, xp: Namespace) -> None:
+    """Raise a ValueError if a row id occurs twice among those of all ranks, (W, b); values have to be readable."""
+    flat, local = xp.reshape(gathered, (-1,)), int(gathered.shape[1])
     order = xp.argsort(flat)
     ordered = xp.take(flat, order, axis=0)
     repeated = ordered[1:] == ordered[:-1]
     if not bool(xp.any(repeated)):
         return
     place = int(xp.argmax(xp.astype(repeated, xp.int8)))
-    first, second = sorted(int(order[n]) // int(sample_index.shape[0]) for n in (place, place + 1))
+    first, second = sorted(int(order[n]) // local for n in (place, place + 1))
     where = f"twice on rank {first}" if first == second else f"on rank {first} and on rank {second}"
     raise ValueError(f"sample_index must not repeat an index within a batch, got {int(ordered[place])} {where}")
 

@@ -14,7 +14,9 @@ from typing import Any
 from drrho_core import _validate
 from drrho_core._array_api import Array, Scalar, namespace_of
 from drrho_core._validate import FINITE, FINITE_POSITIVE, NOT_NEGATIVE, UNIT_INTERVAL
-from drrho_core.state.table import ArrayTable, Column, check_saved, checked_index, storage_dtype, with_version
+from drrho_core.contrastive.ranks import Ranks
+from drrho_core.state.sharded_table import make_table
+from drrho_core.state.table import Column, Table, checked_index, storage_dtype, with_version
 from drrho_core.state.temperature_updates import (
     OWNER,
     VERSION,
@@ -42,6 +44,8 @@ class PerSampleTemperature:
         Weight of the new slope in the moving average of slopes, in (0, 1]; with 1 older slopes are ignored.
     dtype : dtype, optional
         As in `GlobalTemperature`.
+    ranks : Ranks, optional
+        As in `InnerEstimator`.
 
     Attributes
     ----------
@@ -84,6 +88,7 @@ class PerSampleTemperature:
         maximum: float = 1.0,
         beta: float = 0.9,
         dtype: Any = None,
+        ranks: Ranks | None = None,
     ) -> None:
         xp = namespace_of({"like": like})
         # The bounds must fit the dtype in which the temperatures are stored, not that of `like`.
@@ -97,7 +102,7 @@ class PerSampleTemperature:
             Column("momentum_image", 0.0, FINITE),
             Column("momentum_text", 0.0, FINITE),
         )
-        self.table = ArrayTable(columns, num_samples, like=like, dtype=dtype, owner=OWNER)
+        self.table = make_table(columns, num_samples, like=like, dtype=dtype, owner=OWNER, ranks=ranks)
 
     def __repr__(self) -> str:
         """Show size, bounds and dtype."""
@@ -171,7 +176,8 @@ class PerSampleTemperature:
             `sample_index` of the batch: in [0, n), no repeats (libraries treat repeats differently).
         gradient : pair of arrays, shape (b,)
             ``temperature_gradient`` as `contrastive_step` returns it. This method removes the factor 1/2b, which comes
-            from the mean over anchors, so the change of a temperature does not depend on the batch size.
+            from the mean over anchors, so the change of a temperature does not depend on the batch size. With `ranks`
+            these are the own pairs' gradients of `sharded_contrastive_step`, and b is the batch size of all ranks.
         learning_rate : float or array of shape ()
             Number >= 0. At each visit a temperature changes by this number times the moving average of its slope.
 
@@ -186,6 +192,25 @@ class PerSampleTemperature:
             If an argument breaks these rules; nothing has been written then.
         """
         table, xp = self.table, self.table.xp
+        index, slopes, rate = table.together(
+            lambda: self._checked_update(index, gradient, learning_rate),
+            {"sample_index": index, "gradient": gradient, "learning_rate": learning_rate},
+        )
+        # The slope s_i is 2b times the gradient, because the objective is a mean over all 2b anchors of the batch,
+        # which several ranks may share.
+        factor = 2 * int(index.shape[0]) * table.num_ranks
+        bounds, rows = (self._minimum, self._maximum), table.read(index)
+        image = move(TemperatureRows(rows[0], rows[2]), slopes[0], factor, rate, bounds, self._beta, xp)
+        text = move(TemperatureRows(rows[1], rows[3]), slopes[1], factor, rate, bounds, self._beta, xp)
+        moved = (image.temperature, text.temperature, image.momentum, text.momentum)
+        names = [column.name for column in table.columns]
+        return self._around(table.write(index, dict(zip(names, moved, strict=True))))
+
+    def _checked_update(
+        self, index: Array, gradient: tuple[Array, Array], learning_rate: Scalar
+    ) -> tuple[Array, list[Array], Scalar]:
+        """Check the arguments of `update`, and return the index, both slopes and the learning rate."""
+        table, xp = self.table, self.table.xp
         if not isinstance(gradient, (tuple, list)) or len(gradient) != 2:
             table.checked(index)  # an error in the index is raised first
             raise TypeError(f"gradient must be a pair (image, text) of arrays, got {_validate.describe(gradient)}")
@@ -199,14 +224,7 @@ class PerSampleTemperature:
             xp.astype(call.array(f"gradient[{side}]", shape=(batch_size,), meaning="(batch_size,)", rule=FINITE), dtype)
             for side in (0, 1)
         ]
-        rate = call.option("learning_rate", learning_rate, NOT_NEGATIVE, dtype)
-        # The slope s_i is 2b times the gradient, because the objective is a mean over all 2b anchors.
-        bounds, rows = (self._minimum, self._maximum), table.read(index)
-        image = move(TemperatureRows(rows[0], rows[2]), slopes[0], 2 * batch_size, rate, bounds, self._beta, xp)
-        text = move(TemperatureRows(rows[1], rows[3]), slopes[1], 2 * batch_size, rate, bounds, self._beta, xp)
-        moved = (image.temperature, text.temperature, image.momentum, text.momentum)
-        names = [column.name for column in table.columns]
-        return self._around(table.write(index, dict(zip(names, moved, strict=True))))
+        return index, slopes, call.option("learning_rate", learning_rate, NOT_NEGATIVE, dtype)
 
     def grow(self, num_samples: int, /) -> PerSampleTemperature:
         """Return temperatures of `num_samples` >= n samples: the old rows, then new rows with the first temperature."""
@@ -214,7 +232,7 @@ class PerSampleTemperature:
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the state by name, each (n,), and its ``version`` of shape ()."""
-        return with_version(self.table.arrays(), VERSION, self.table.xp)
+        return with_version(self.table.state_dict(), VERSION, self.table.xp)
 
     def load_state_dict(self, state: Mapping[str, Array], /) -> None:
         """Replace the state by one that `state_dict` returned; the bounds of this object apply to the next update.
@@ -224,10 +242,9 @@ class PerSampleTemperature:
         ValueError, TypeError
             If names, version, shapes, dtypes or values do not fit this object; then nothing has been changed.
         """
-        table = self.table
-        table.replace(check_saved(state, table.arrays(), table.rules(), owner=OWNER, version=VERSION, xp=table.xp))
+        self.table.replace(self.table.checked_state(state, VERSION))
 
-    def _around(self, table: ArrayTable) -> PerSampleTemperature:
+    def _around(self, table: Table) -> PerSampleTemperature:
         """Return self if `table` is the table of this object, else a new object with `table`."""
         if table is self.table:
             return self

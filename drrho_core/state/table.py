@@ -2,16 +2,17 @@
 
 A table has n rows and a few named columns of one dtype. A *home* is the memory that stores the columns. There are three
 homes: the memory of the device, the host's memory while training runs on another device, and a file. Each home has a
-subclass of `Table`: `ArrayTable` in this file for the device, and classes in the backends for the other two. A subclass
-has five methods: `read` and `write` for rows of a batch, `resized`, `arrays` and `replace` for the whole table. `Table`
-checks all arguments before it calls these methods.
+subclass of `Table`: `ArrayTable` in this file for the device, and classes in the backends for the other two. One more
+subclass, `drrho_core.state.sharded_table.ShardedTable`, splits the rows among ranks. A subclass has five methods:
+`read` and `write` for rows of a batch, `resized`, `arrays` and `replace` for the whole table. `Table` checks all
+arguments before it calls these methods.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self, TypeVar
 
 from drrho_core import _validate
 from drrho_core._array_api import (
@@ -23,6 +24,8 @@ from drrho_core._array_api import (
     values_visible,
 )
 from drrho_core._validate import Call, Rule
+
+T = TypeVar("T")
 
 
 class Column(NamedTuple):
@@ -53,12 +56,15 @@ class Table(ABC):
         Any array on the device on which each `sample_index` has to be.
     row_like : array
         Any array with the dtype of the rows, on the device on which rows have to be.
+    num_ranks : int
+        Number of ranks that share the table and its batches; 1 if nobody shares them.
     """
 
     # These are plain attributes, which a subclass sets whenever they change, because every step reads them many times.
     num_samples: int
     index_like: Array
     row_like: Array
+    num_ranks: int = 1
 
     def __init__(self, columns: tuple[Column, ...], owner: str, xp: Namespace) -> None:
         self.columns, self.owner, self.xp = columns, owner, xp
@@ -100,6 +106,11 @@ class Table(ABC):
 
     def scatter(self, index: Array, *rows: Array) -> Self:
         """Check the rows of a batch, one array (b,) per column, write them, and return the table to use from now on."""
+        index, by_name = self.checked_rows(index, rows)
+        return self.write(index, by_name)
+
+    def checked_rows(self, index: Array, rows: tuple[Array, ...]) -> tuple[Array, dict[str, Array]]:
+        """Check and return the index and the rows of a batch, which are returned by name."""
         # Check everything before anything is written: libraries, devices, the index, then column after column.
         by_name = {column.name: array for column, array in zip(self.columns, rows, strict=True)}
         state, row_like = self.index_like, self.row_like
@@ -117,7 +128,11 @@ class Table(ABC):
             row_call.array(
                 column.name, _validate.STATE, shape=(index.shape[0],), meaning="(batch_size,)", rule=column.rule
             )
-        return self.write(index, by_name)
+        return index, by_name
+
+    def together(self, check: Callable[[], T], _arguments: Mapping[str, Any]) -> T:
+        """Return ``check()``; if ranks share the table, an error of one rank is raised on all of them."""
+        return check()
 
     def grow(self, num_samples: int) -> Self:
         """Return a table of `num_samples` >= n samples: the old rows first, then rows that were never written."""
@@ -129,7 +144,11 @@ class Table(ABC):
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Check a saved state and replace every column by it; if an error is raised, the table has not changed."""
-        self.replace(check_saved(state, self.arrays(), self.rules(), owner=self.owner, xp=self.xp))
+        self.replace(self.checked_state(state))
+
+    def checked_state(self, state: Mapping[str, Array], version: int | None = None) -> dict[str, Array]:
+        """Check a saved state and return the columns; `version` is the number that the state must hold, if any."""
+        return check_saved(state, self.arrays(), self.rules(), owner=self.owner, version=version, xp=self.xp)
 
     def rules(self) -> dict[str, Rule]:
         """Return the rule of every column by name."""
