@@ -84,11 +84,11 @@ def save_shards(
     (1, [0.5, 1.5, -inf, -inf, -inf])
     """
     table, target = state.table, Path(folder)
-    step = _validate.integer("step", step, minimum=0)
-    path = table.together(lambda: _written(table, _name(state), target, step), {"step": step})
+    step = table.together(lambda: _validate.integer("step", step, minimum=0), {"step": step})
+    path = table.together(lambda: _written(table, _name(state), target, step), {})
     # No file is deleted before all ranks have written theirs, and no rank goes on before the first has deleted them.
     table.wait_for_all()
-    table.together(lambda: _delete_stale(table, _name(state), target), {"step": step})
+    table.together(lambda: _delete_stale(table, _name(state), target), {})
     table.wait_for_all()
     return path
 
@@ -116,7 +116,7 @@ def load_shards(state: EstimatorOfRows | PerSampleTemperature, folder: str | os.
         or columns do not fit the state. All ranks raise the error, and no rank has changed its rows.
     """
     table, source = state.table, Path(folder)
-    rows, step = table.together(lambda: _read(table, _name(state), source), {"folder": ""})
+    rows, step = table.together(lambda: _read(table, _name(state), source), {})
     table.replace(rows)
     return step
 

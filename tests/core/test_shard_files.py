@@ -211,3 +211,4 @@ def test_ranks_that_save_different_steps_are_refused(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert ThreadRanks.run(2, save) == ["step must be the same on all ranks, got 0 on rank 0 and 1 on rank 1"] * 2
+    assert not list(tmp_path.iterdir())

@@ -112,6 +112,20 @@ def test_rows_that_were_returned_may_be_overwritten() -> None:
     assert ThreadRanks.run(2, visit) == [[0.5], [0.5]]
 
 
+def test_two_updates_of_the_same_samples_are_those_of_one_table() -> None:
+    def visit(own: np.ndarray, ranks: Any) -> np.ndarray:
+        learned = PerSampleTemperature(4, 0.5, like=np.zeros(1), ranks=ranks)
+        learned.gather(own)
+        for _ in range(2):
+            slope = np.full(own.shape, 0.05)
+            learned = learned.update(own, (slope, -slope), learning_rate=0.1)
+        return np.stack([learned.temperature_image, learned.temperature_text, learned.momentum_image])
+
+    right = visit(np.asarray([2, 1]), None)
+    got = ThreadRanks.run(2, lambda ranks: visit(np.asarray([2 - ranks.rank]), ranks))
+    np.testing.assert_allclose(np.concatenate(got, axis=1), right, rtol=1e-14)
+
+
 @pytest.mark.parametrize(("num_ranks", "num_samples", "more"), [(1, 3, 4), (2, 3, 9), (3, 7, 7), (4, 5, 21)])
 def test_a_table_grows_by_rows_that_were_never_written(
     num_ranks: int, num_samples: int, more: int, monkeypatch: pytest.MonkeyPatch
