@@ -14,7 +14,8 @@ features of the reference model:
     batch               2 f b b w                   similarities and weights of all pairs of a batch; with
                                                 micro-batches only what exceeds their activations
     moving average      4 P w                       the average before and after a step, and the copy in a checkpoint
-    checkpoint          6 P w                       a copy of parameters and moments, and the content of the file
+    checkpoint          6 P w - min(3 P w, t)       a copy of parameters and moments, and the content of the file;
+                                                t: activations, super-batch and batch together
     inner estimates     2 n w
     reference features  2 n r w
     library             fixed + A per_array         memory that the library takes at the first step
@@ -23,8 +24,9 @@ A method that selects first encodes a super-batch of c pairs without a gradient,
 widest layer. The super-batch stays in memory during the step of the chosen pairs.
 
 The parts are added, although a checkpoint is written between two steps: the allocator of the process keeps the memory
-of a step. The properties of the libraries (u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on
-the CPU with `benchmarks/memory.py`.
+of a step. The copy of the state is made of blocks that fit into the memory of the activations, which are gone by then;
+the content of the file is a single block, for which the allocator asks for new memory. The properties of the libraries
+(u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on the CPU with `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
@@ -102,18 +104,19 @@ def memory_of_run(
         # The super-batch passes the encoders at once, unless there are micro-batches.
         at_once = min(config.micro_batch or drawn, drawn)
         selection = max(drawn * kept + at_once * half * _widest_layer(spec), drawn * kept + 4.0 * drawn**2)
+    passed = [round(scale * count) for count in (step, max(0.0, selection - step), matrices)]
     parts = {
         "images": num_images * spec.image_size**2 * spec.channels,
         "parameters": parameters,
         "optimiser": 2 * parameters,
         "gradients": parameters,
         "update": round(library.update_factor * parameters),
-        "activations": round(scale * step),
-        "super-batch": round(scale * max(0.0, selection - step)),
-        "batch": round(scale * matrices),
+        "activations": passed[0],
+        "super-batch": passed[1],
+        "batch": passed[2],
         "moving average": 4 * parameters if config.ema > 0 else 0,
-        # A state of three numbers per parameter is copied once, and serialised once.
-        "checkpoint": 2 * 3 * parameters,
+        # Three numbers per parameter are copied once, into memory that the step has left, and serialised once.
+        "checkpoint": 2 * 3 * parameters - min(3 * parameters, sum(passed)),
         "inner estimates": 2 * item * num_pairs if METHODS[config.method].keeps_estimates else 0,
         "reference features": 2 * item * num_pairs * (reference_features or 0),
         "library": round(library.fixed + library.per_array * len(parameter_shapes(spec))),

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING
 from drrho_clip.constants import FULL
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import DEFAULTS, LOG_SCALE, METHODS, OPTIONAL
+from drrho_core.state.temperatures import SCHEMES
 
 if TYPE_CHECKING:
     from drrho_clip.config import TrainConfig
+
+_LEARNED = frozenset({*SCHEMES, LOG_SCALE}) - {"fixed"}
+# The temperature schemes that use a setting; `log_scale` learns the temperature with the optimiser of the parameters.
+_OF_SCHEMES = {
+    "temperature_learning_rate": _LEARNED - {LOG_SCALE},
+    "temperature_min": _LEARNED,
+    "temperature_max": _LEARNED,
+    "temperature_slow_below": frozenset({"global"}),
+}
 
 
 def check_together(config: TrainConfig) -> None:
@@ -21,17 +31,26 @@ def check_together(config: TrainConfig) -> None:
     _check_step(config)
 
 
+def ignored_settings(method: str | None, scheme: str | None) -> frozenset[str]:
+    """Return the settings that a method or a temperature scheme ignores; nothing is ignored for an unknown name."""
+    of_method = frozenset() if method not in METHODS else OPTIONAL - METHODS[method].settings
+    known = scheme in {*SCHEMES, LOG_SCALE}
+    return of_method | {name for name, schemes in _OF_SCHEMES.items() if known and scheme not in schemes}
+
+
 def check_used(config: TrainConfig) -> None:
-    """Raise BadInput if a setting that the method ignores has another value than its default.
+    """Raise BadInput if a setting that the method or the temperature scheme ignores has another value than its default.
 
     Only a new run is checked in this way: a run of an earlier version may have such a value, and can still be read.
     """
     method = METHODS[config.method]
     defaults = {option.name: option.default for option in fields(config)} | DEFAULTS | dict(method.defaults)
-    for name in sorted(OPTIONAL - method.settings):
+    for name in sorted(ignored_settings(config.method, config.temperature_scheme)):
         value = getattr(config, name)
         if value != defaults[name]:
-            raise BadInput(f"{name} must be left out for method {config.method}, which does not use it, got {value!r}")
+            of_method = name in ignored_settings(config.method, None)
+            owner = f"method {config.method}" if of_method else f"temperature_scheme {config.temperature_scheme}"
+            raise BadInput(f"{name} must be left out for {owner}, which does not use it, got {value!r}")
 
 
 def _check_reference(config: TrainConfig) -> None:

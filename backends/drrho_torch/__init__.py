@@ -14,6 +14,7 @@ from drrho_torch.loss import ContrastiveLoss
 from drrho_torch.micro_batching import micro_batches
 from drrho_torch.open_clip import OpenClipLoss
 from drrho_torch.products import onednn_products
+from drrho_torch.ranks import TorchRanks
 from drrho_torch.risk import drrho_risk
 from drrho_torch.token_risk import token_losses, token_risk
 
@@ -22,6 +23,7 @@ __all__ = [
     "HostEstimator",
     "OpenClipLoss",
     "TorchBackend",
+    "TorchRanks",
     "drrho_risk",
     "micro_batches",
     "onednn_products",

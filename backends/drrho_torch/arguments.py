@@ -29,7 +29,9 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_world_size(*, gathered: bool) -> None:
-    """Check that no negatives are missing: there is no other process, or the caller has gathered all batches.
+    """Check that no negatives are missing if no process group is given.
+
+    Then there must be no other process, or the caller must have gathered all batches.
 
     Raises
     ------
@@ -40,8 +42,9 @@ def check_world_size(*, gathered: bool) -> None:
         world_size = torch.distributed.get_world_size()
         if world_size > 1:
             raise RuntimeError(
-                "world size must be 1, because ContrastiveLoss does not gather the batches of other processes yet "
-                f"(gather them and pass gathered=True, or use drrho_torch.OpenClipLoss), got {world_size}"
+                "world size must be 1 if ContrastiveLoss has no process group, because negatives of other ranks would "
+                "be missing (build it with process_group=torch.distributed.group.WORLD, or gather the batches "
+                f"and pass gathered=True), got {world_size}"
             )
 
 

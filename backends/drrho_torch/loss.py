@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from drrho_core import checks
+from drrho_core.contrastive.ranks import FORMS
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.arguments import (
@@ -26,6 +27,7 @@ from drrho_torch.arguments import (
     two_arguments,
 )
 from drrho_torch.closed_form import with_gradients
+from drrho_torch.ranks import TorchRanks
 from drrho_torch.step_function import Step, StepSettings, differentiable, evaluate, evaluate_eagerly
 
 _XP = array_api_compat.torch
@@ -61,6 +63,15 @@ class ContrastiveLoss(nn.Module):
         ``drrho_numpy.MemoryMappedEstimator`` (file). The object does not move when the module moves, the object's
         state is part of ``state_dict()``, and `torch.compile` cannot trace the object. None: buffers of this module
         keep the estimates.
+    process_group : ProcessGroup or DeviceMesh, optional
+        The processes that share each batch, such as ``torch.distributed.group.WORLD``. Each process calls the loss with
+        its own pairs, the same number on each, and every pair of every process is a negative of every anchor. The loss
+        is that of the whole batch, and every process keeps the estimates of all samples. None: one process.
+    form : {"reduce", "ring"}
+        How the processes share the pairs, see `drrho_core.sharded_contrastive_step`.
+    gradient_scale : float, optional
+        Factor of the features' gradients. None: the number of processes of the group, because DDP and FSDP average
+        gradients. 1 for a wrapper that sums gradients. Gradients of temperatures have the factor 1.
 
     Attributes
     ----------
@@ -92,9 +103,9 @@ class ContrastiveLoss(nn.Module):
     validation set.
 
     `torch.func.grad`, `vjp` and `jacrev` update the state as eager calls do. Under `torch.func.vmap` the module has to
-    be in ``eval()``, or its buffers have to be mapped (`torch.func.functional_call` with one state per batch). Batches
-    of several processes are not gathered yet, so a world size above 1 is an error unless the caller has gathered the
-    batches and says `gathered=True`.
+    be in ``eval()``, or its buffers have to be mapped (`torch.func.functional_call` with one state per batch). A world
+    size above 1 is an error unless the module has a `process_group`, or the caller has gathered the batches and says
+    `gathered=True`. A `process_group` breaks the graph of `torch.compile`.
 
     Examples
     --------
@@ -124,6 +135,9 @@ class ContrastiveLoss(nn.Module):
         tile_size: int | None = None,
         memory_budget: int | None = None,
         estimator: Any = None,
+        process_group: Any = None,
+        form: str = "reduce",
+        gradient_scale: float | None = None,
     ) -> None:
         super().__init__()
         num_samples = checks.integer("num_samples", num_samples, minimum=1)
@@ -150,6 +164,16 @@ class ContrastiveLoss(nn.Module):
                 f"estimator must hold num_samples = {num_samples} samples, got one of {self._table.num_samples}"
             )
         self._repeated = RepeatedRows()
+        self._ranks = None if process_group is None else TorchRanks(process_group)
+        if form not in FORMS:
+            raise ValueError(f"form must be {FORMS[0]!r} or {FORMS[1]!r}, got {form!r}")
+        self._form = form
+        num_ranks = 1 if self._ranks is None else self._ranks.size
+        self.gradient_scale = (
+            float(num_ranks)
+            if gradient_scale is None
+            else checks.number("gradient_scale", gradient_scale, checks.POSITIVE)
+        )
         # With an estimator object the buffers are None: both kinds of module then have the same attributes.
         with torch.inference_mode(False):
             for name in EstimatorAdapter.NAMES:
@@ -234,7 +258,7 @@ class ContrastiveLoss(nn.Module):
         reference_features : pair of tensors, shape (b, r), optional
             Features of the frozen reference model, as in `drrho_core.contrastive_step`. They get no gradient.
         pair_mask : tensor of bool, shape (b, b), optional
-            As in `drrho_core.contrastive_step`.
+            As in `drrho_core.contrastive_step`. With a process group: the rows of the own images, (b, W b).
         anchor_weight : tensor of shape (b,) or pair of tensors of shape (b,), optional
             Factors >= 0, as in `drrho_core.contrastive_step`. They get no gradient.
         temperature : float, tensor of shape () or pair of tensors of shape (b,), optional
@@ -270,7 +294,10 @@ class ContrastiveLoss(nn.Module):
         UserWarning
             Once, if a training call repeats the rows of the previous training call, see the notes of the class.
         """
-        check_world_size(gathered=gathered)
+        if self._ranks is None:
+            check_world_size(gathered=gathered)
+        elif gathered:
+            raise ValueError("gathered must be False if the loss has a process_group, got True")
         check_tensor("image_features", image_features)
         check_tensor("text_features", text_features)
         check_tensor("sample_index", sample_index)
@@ -302,6 +329,9 @@ class ContrastiveLoss(nn.Module):
             # With gamma = 1 a repeated call writes the same estimates again, which does no harm.
             repeated=None if traced or self._gamma == 1.0 else self._repeated,
             pairs=tuple(is_pair(value) for value in (reference_features, anchor_weight, tau)),
+            ranks=self._ranks,
+            form=self._form,
+            gradient_scale=self.gradient_scale,
         )
         # Autocast would round the products to half precision, and 1 / tau would multiply the rounding error.
         with torch.autocast(image_features.device.type, enabled=False):
@@ -324,7 +354,7 @@ class ContrastiveLoss(nn.Module):
             # connects the loss with its gradients. torch.compile cannot trace an estimator object, wherever
             # the object keeps its arrays, so the graph breaks around its calls.
             with torch.no_grad():
-                compute = evaluate if self._table is None else evaluate_eagerly
+                compute = evaluate if self._table is None and self._ranks is None else evaluate_eagerly
                 value, *gradients = compute(settings, *arguments)
             inputs = [x for x in differentiable(arguments) if isinstance(x, Tensor)]
             return with_gradients(value, inputs, gradients)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from drrho_core.checks import values_visible
+from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.step import wide_contrastive_step
 from drrho_core.state.table import check_index
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.closed_form import detached, save_gradients, scaled_gradients
+from drrho_torch.ranks import TorchRanks
 
 _XP = array_api_compat.torch
 
@@ -36,6 +38,9 @@ class StepSettings(NamedTuple):
     table: EstimatorAdapter | None  # the estimator object; None: the two buffers among the arguments hold the estimates
     repeated: RepeatedRows | None
     pairs: tuple[bool, ...]  # whether references, anchor weights and temperatures are pairs
+    ranks: TorchRanks | None = None  # the processes that share the batch
+    form: str = "reduce"
+    gradient_scale: float = 1.0  # factor of the features' gradients
 
 
 class _Rows(NamedTuple):
@@ -59,7 +64,11 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         detached(tuple(options[first : first + 2]) if is_pair else options[first])
         for first, is_pair in zip((0, 2, 4), settings.pairs, strict=True)
     )
-    rows = _read(settings, sample_index, (log_inner_image, log_inner_text), images.device)
+    # An index that one process refuses is an error on all processes that share the batch.
+    buffers, ranks = (log_inner_image, log_inner_text), settings.ranks
+    rows = agreed(
+        lambda: _read(settings, sample_index, buffers, images.device), {"image_features": images.detach()}, ranks
+    )
     # An index out of range makes the loss nan, because no error can be raised under tracing.
     old: tuple[Tensor, ...] = rows.old
     if rows.in_range is not None:
@@ -78,6 +87,9 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         anchor_weight=anchor_weight,
         tile_size=settings.tile_size,
         memory_budget=settings.memory_budget,
+        ranks=ranks,
+        form=settings.form,
+        sample_index=sample_index if ranks is not None and settings.training else None,
         xp=_XP,
     )
     loss = step.loss
@@ -86,6 +98,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         # `_read` has replaced each index out of range by 0. If there was such an index, all rows keep their old
         # estimates, so that row 0 does not change.
         valid = rows.in_range.all()
+        if ranks is not None:
+            valid = ranks.all_gather((valid.reshape(1),))[0].all()
         loss = torch.where(valid, loss, torch.nan)
         new = tuple(torch.where(valid, after, before) for after, before in zip(new, rows.old, strict=True))
     if settings.update:
@@ -94,11 +108,16 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         # functions of nn.Module.
         if settings.repeated is not None:
             settings.repeated.warn_if_repeated(sample_index, (images, texts), stacklevel=7)
+        row_ids = rows.row_ids
+        if ranks is not None:
+            # Every process keeps the estimates of all samples, so all of them store the rows of all processes.
+            row_ids, *new_of_all = (x.flatten() for x in ranks.all_gather((row_ids, *new)))
+            new = tuple(new_of_all)
         if settings.table is not None:
-            settings.table.scatter(rows.row_ids, *new)
+            settings.table.scatter(row_ids, *new)
         else:
-            for buffer, values in zip((log_inner_image, log_inner_text), new, strict=True):
-                buffer[rows.row_ids] = values
+            for buffer, values in zip(buffers, new, strict=True):
+                buffer[row_ids] = values
     # Only tensors have a gradient: a temperature that is a number is a constant.
     temperatures = temperature if settings.pairs[2] else (temperature,)
     temperature_gradients = step.temperature_gradient if settings.pairs[2] else (step.temperature_gradient,)
@@ -107,7 +126,10 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         for gradient, value in zip(temperature_gradients, temperatures, strict=True)
         if isinstance(value, Tensor)
     ]
-    return (loss, step.image_gradient, step.text_gradient, *learned)
+    features = (step.image_gradient, step.text_gradient)
+    if settings.gradient_scale != 1.0:
+        features = tuple(settings.gradient_scale * gradient for gradient in features)
+    return (loss, *features, *learned)
 
 
 def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor], device: torch.device) -> _Rows:

@@ -14,9 +14,8 @@ from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
-from drrho_clip.methods import METHODS, OPTIONAL
 from drrho_clip.options import FLAG, PATH, choice, setting
-from drrho_clip.setting_rules import check_used
+from drrho_clip.setting_rules import check_used, ignored_settings
 from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
@@ -88,9 +87,8 @@ class Train:
         # The command line comes first, so that a file can serve several runs that differ in a few settings.
         published = {} if self.preset is None else read_preset(self.preset)
         named = {**settings, **self.settings}
-        # Another method than that of the published run need not use all settings of that run.
-        method = METHODS.get(str(named.get("method", published.get("method"))))
-        ignored = frozenset() if method is None else OPTIONAL - method.settings
+        # Another method or temperature scheme than that of the published run need not use all settings of that run.
+        ignored = ignored_settings(*({**published, **named}.get(name) for name in ("method", "temperature_scheme")))
         return {**{name: value for name, value in published.items() if name not in ignored}, **named}
 
     def run(self) -> int:

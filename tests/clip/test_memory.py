@@ -19,14 +19,14 @@ from drrho_core.backend import get_backend
 MEASURED = {
     ("torch", "conv", 256): 239,
     ("torch", "conv", 1024): 614,
-    ("torch", "mlp", 256): 108,
-    ("torch", "mlp", 1024): 120,
-    ("jax", "conv", 256): 763,
-    ("jax", "conv", 1024): 1501,
+    ("torch", "mlp", 256): 105,
+    ("torch", "mlp", 1024): 108,
+    ("jax", "conv", 256): 778,
+    ("jax", "conv", 1024): 1450,
     ("jax", "mlp", 256): 359,
     ("jax", "mlp", 1024): 466,
-    ("numpy", "mlp", 256): 100,
-    ("numpy", "mlp", 1024): 127,
+    ("numpy", "mlp", 256): 106,
+    ("numpy", "mlp", 1024): 122,
 }
 
 
@@ -109,3 +109,24 @@ def test_micro_batches_bound_the_activations_but_not_the_inputs() -> None:
     ]
     assert sizes[0]["activations"] < sizes[1]["activations"] < sizes[2]["activations"] == sizes[3]["activations"]
     assert sizes[0]["activations"] > 4 * 2048 * 2 * 32 * 32 * 3
+
+
+# Peaks of runs of NumPy with width 512, as above.
+MEASURED_NUMPY = {
+    "large batch": (927, {"batch_size": 2048}),
+    "moving average": (1225, {"ema": 0.99}),
+    "micro-batches": (997, {"batch_size": 2048, "micro_batch": 256}),
+    "jest": (870, {"method": "jest", "reference": "RUN", "batch_size": 512, "super_batch": 4}),
+    "rho": (1025, {"method": "rho", "reference": "RUN", "batch_size": 256, "super_batch": 8}),
+}
+
+
+@pytest.mark.parametrize("run", MEASURED_NUMPY)
+def test_a_checkpoint_uses_memory_that_the_step_has_left(run: str) -> None:
+    measured, settings = MEASURED_NUMPY[run]
+    config = TrainConfig(
+        **({"data": "scenes", "method": "sogclr", "batch_size": 1024, "backend": "numpy", "width": 512} | settings)
+    )
+    spec = ModelSpec("mlp", 32, 3, vocabulary_size=35, context_length=13, width=512)
+    parts = memory_of_run(config, spec, get_backend("numpy"), num_pairs=4096, num_images=6096)
+    assert sum(part.num_bytes for part in parts) / 1e6 == pytest.approx(measured, rel=0.2)

@@ -245,3 +245,24 @@ def test_a_setting_changes_the_step_of_a_method_or_is_refused(method: str) -> No
         else:
             with pytest.raises(BadInput, match=f"{name} must be left out for method {method}, which does not use it"):
                 check_used(changed)
+
+
+@pytest.mark.parametrize("scheme", ["fixed", "global", "per_sample", "log_scale"])
+def test_a_setting_of_another_temperature_scheme_is_refused_for_a_new_run(scheme: str) -> None:
+    radius = 0.0 if scheme == "fixed" else 1.0
+    plain = TrainConfig(data="digits", method="sogclr", backend="numpy", temperature_scheme=scheme, radius=radius)
+    check_used(plain)
+    used_by = {
+        "temperature_learning_rate": ("global", "per_sample"),
+        "temperature_min": ("global", "per_sample", "log_scale"),
+        "temperature_max": ("global", "per_sample", "log_scale"),
+        "temperature_slow_below": ("global",),
+    }
+    for name, schemes in used_by.items():
+        # The settings themselves are valid, so that a run of an earlier version can be read.
+        changed = replace(plain, **{name: 0.05 if name != "temperature_max" else 0.5})
+        if scheme in schemes:
+            check_used(changed)
+        else:
+            with pytest.raises(BadInput, match=f"{name} must be left out for temperature_scheme {scheme}, which does"):
+                check_used(changed)

@@ -1,0 +1,122 @@
+"""Processes of torch.distributed as ranks that share a batch; see `drrho_core.Ranks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+Arrays: TypeAlias = tuple[Tensor, ...]
+"""The tensors of one message."""
+
+
+class TorchRanks:
+    """The operations by which the processes of a group exchange tensors, each as one collective of torch.distributed.
+
+    Autograd does not see these collectives. They are called where no gradient is recorded, in the forward pass of a
+    Function with a closed-form gradient.
+
+    Parameters
+    ----------
+    process_group : ProcessGroup or DeviceMesh
+        The processes that share each batch; a mesh has one dimension. Every process of the group has to call every
+        operation.
+
+    Attributes
+    ----------
+    rank, size : int
+        Number of this process in the group, and number of processes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `process_group` is neither, or if the mesh has several dimensions.
+    """
+
+    def __init__(self, process_group: Any) -> None:
+        if isinstance(process_group, DeviceMesh):
+            if process_group.ndim != 1:
+                raise ValueError(
+                    "process_group must be a mesh of one dimension, such as mesh['dp'] or a flattened mesh, "
+                    f"got one of {process_group.ndim} dimensions"
+                )
+            process_group = process_group.get_group()
+        if not isinstance(process_group, dist.ProcessGroup):
+            raise TypeError(
+                "process_group must be a process group or a DeviceMesh, such as torch.distributed.group.WORLD after "
+                f"init_process_group, got {type(process_group).__name__}"
+            )
+        self.group = process_group
+        self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+
+    def all_gather(self, arrays: Arrays, /) -> Arrays:
+        """Return each tensor of all ranks, in a new first axis."""
+        message = _packed(arrays, 1)
+        received = message.new_empty((self.size, message.shape[1]))
+        dist.all_gather_into_tensor(received, message, group=self.group)
+        return _unpacked(received, [x.shape for x in arrays], [x.dtype for x in arrays])
+
+    def all_sum(self, arrays: Arrays, /) -> Arrays:
+        """Return the sum of each tensor over all ranks; the tensors share one dtype."""
+        message = torch.cat([x.reshape(-1) for x in arrays])
+        dist.all_reduce(message, group=self.group)
+        parts = torch.split(message, [x.numel() for x in arrays])
+        return tuple(part.reshape(x.shape) for part, x in zip(parts, arrays, strict=True))
+
+    def all_to_all(self, arrays: Arrays, /) -> Arrays:
+        """Send entry k of each tensor to rank k; entry k of the result came from rank k."""
+        message = _packed(arrays, self.size)
+        received = torch.empty_like(message)
+        dist.all_to_all_single(received, message, group=self.group)
+        return _unpacked(received, [x.shape[1:] for x in arrays], [x.dtype for x in arrays])
+
+    def reduce_scatter(self, arrays: Arrays, /) -> Arrays:
+        """Return the sum over all ranks of the entry `rank` of each tensor; the tensors share one dtype."""
+        message = torch.cat([x.reshape(self.size, -1) for x in arrays], dim=1)
+        received = message.new_empty(message.shape[1])
+        dist.reduce_scatter_tensor(received, message.reshape(-1), group=self.group)
+        parts = torch.split(received, [x[0].numel() for x in arrays])
+        return tuple(part.reshape(x.shape[1:]) for part, x in zip(parts, arrays, strict=True))
+
+    def shift(self, arrays: Arrays, /) -> Arrays:
+        """Send the tensors to rank - 1 and return those of rank + 1."""
+        message = _packed(arrays, 1)
+        received = torch.empty_like(message)
+        target, source = (dist.get_global_rank(self.group, (self.rank + step) % self.size) for step in (-1, 1))
+        operations = [
+            dist.P2POp(dist.isend, message, target, self.group),
+            dist.P2POp(dist.irecv, received, source, self.group),
+        ]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        entries = _unpacked(received, [x.shape for x in arrays], [x.dtype for x in arrays])
+        return tuple(x[0] for x in entries)
+
+    def repeat(self, count: int, body: Callable[[Any, Arrays], Arrays], carry: Arrays, /) -> Arrays:
+        """Apply ``carry = body(k, carry)`` for k = 1, ..., count and return the carry."""
+        for k in range(1, count + 1):
+            carry = body(k, carry)
+        return carry
+
+
+def _packed(arrays: Arrays, rows: int) -> Tensor:
+    """Return tensors as one message of bytes, (rows, bytes); the first axis of each tensor is cut into the rows."""
+    # Bytes, because the tensors may have several dtypes, and because gloo does not know every dtype.
+    parts = [x.detach().contiguous().reshape(rows, -1).view(torch.uint8) for x in arrays]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _unpacked(message: Tensor, shapes: list[torch.Size], dtypes: list[torch.dtype]) -> Arrays:
+    """Return the tensors of a message (rows, bytes), each (rows, ...)."""
+    arrays, start = [], 0
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        stop = start + shape.numel() * dtype.itemsize
+        # The copy is aligned in memory, as every dtype needs it.
+        part = message[:, start:stop].clone(memory_format=torch.contiguous_format)
+        arrays.append(part.view(dtype).reshape(message.shape[0], *shape))
+        start = stop
+    return tuple(arrays)
