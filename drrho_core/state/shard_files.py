@@ -176,10 +176,10 @@ def _shards(folder: Path, name: str) -> list[Shard]:
     for path in sorted(folder.glob(f"{name}-*.safetensors")):
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                found = file.metadata() or {}
-            if found.get("format") != FORMAT or found.get("version") != VERSION:
-                raise ValueError(f"format {found.get('format')!r} and version {found.get('version')!r}")
-            shards.append(Shard(path, *(int(found[key]) for key in Shard._fields[1:])))
+                metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+                raise ValueError(f"format {metadata.get('format')!r} and version {metadata.get('version')!r}")
+            shards.append(Shard(path, *(int(metadata[key]) for key in Shard._fields[1:])))
         except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} must be a file of `save_shards` in version {VERSION}, got {error}") from error
     return sorted(shards, key=lambda shard: shard.start)
