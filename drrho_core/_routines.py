@@ -20,7 +20,6 @@ from drrho_core.extend import Batch, Body, Carry, Exponential, Matmul, Sweeps
 MODES = ("never", "auto", "always")
 """The modes of `fused_kernels`."""
 
-_REFUSAL = "fused_kernels must be 'never' or 'auto' here, because {}, got 'always'"
 _MODE: ContextVar[str | None] = ContextVar("fused_kernels", default=None)
 
 
@@ -105,8 +104,10 @@ def fused_kernels(mode: str) -> Iterator[None]:
         _MODE.reset(token)
 
 
-def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
+def find_kernels(batch: Batch, xp: Namespace, refusal: str | None = None) -> Sweeps | None:
     """Return the fused kernels for a batch, or None if the core's own passes have to run.
+
+    `refusal` is the reason why no kernels can compute this batch, if there is such a reason.
 
     Raises
     ------
@@ -116,26 +117,16 @@ def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
     """
     if is_compiling(xp):  # torch.compile fuses the core's passes by itself, and cannot trace the code below
         return None
-    mode = _mode()
+    mode = _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto"
+    if mode not in MODES:
+        _check_mode("DRRHO_FUSED", mode)
     if mode == "never":
         return None
-    kernels = extend.load_sweeps(library(xp))
+    kernels = refusal or extend.load_sweeps(library(xp))
     reason = kernels if isinstance(kernels, str) else kernels.declines(batch, mode)
     if reason is not None and mode == "always":
-        raise ValueError(_REFUSAL.format(reason))
+        raise ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
     return None if reason is not None or isinstance(kernels, str) else kernels
-
-
-def refuse_kernels(reason: str, xp: Namespace) -> None:
-    """Raise the error of `find_kernels` if the mode is ``"always"`` for a batch that no kernels take."""
-    if not is_compiling(xp) and _mode() == "always":
-        raise ValueError(_REFUSAL.format(reason))
-
-
-def _mode() -> str:
-    """Return the mode of the innermost `fused_kernels`, or that of the environment."""
-    mode = _MODE.get() or os.environ.get("DRRHO_FUSED")
-    return _check_mode("DRRHO_FUSED", mode) if mode else "auto"
 
 
 def _check_mode(name: str, mode: object) -> str:

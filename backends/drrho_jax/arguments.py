@@ -1,4 +1,4 @@
-"""Arguments of the JAX functions: NumPy arrays become JAX arrays; mapped axes and meshes are checked."""
+"""Arguments of the JAX functions: NumPy arrays become JAX arrays; meshes are checked."""
 
 from __future__ import annotations
 
@@ -101,30 +101,11 @@ def _one_device(like: Any) -> Any:
     """Return the device of a concrete array on a single device; None lets JAX choose."""
     if not isinstance(like, jax.Array) or isinstance(like, jax.core.Tracer):
         return None
+    # Inside shard_map and pmap an array belongs to the mapped devices, although `like` comes from outside.
+    if AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types:
+        return None
     devices = like.devices()
     return next(iter(devices)) if len(devices) == 1 else None
-
-
-def check_unmapped() -> None:
-    """Check that the code is not inside `jax.shard_map` or `jax.pmap`, in which each device sees only one shard.
-
-    `jax.vmap` is allowed: it maps over whole problems, and the mapped axis is not an axis of the mesh.
-
-    Raises
-    ------
-    ValueError
-        If an axis of the mesh is mapped; the message names the axis.
-    """
-    # Only inside shard_map and pmap do axes of the mesh have the type Manual.
-    mesh = jax.sharding.get_abstract_mesh()
-    mapped = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Manual]
-    if mapped:
-        names = ", ".join(repr(name) for name in mapped)
-        raise ValueError(
-            "contrastive_loss must be called outside jax.shard_map and jax.pmap, because each device would see the "
-            "negatives of its own shard only (under jax.jit a sharded batch gives the loss of the whole batch), got "
-            f"the mapped axis {names}"
-        )
 
 
 def check_placement(arrays: Any) -> None:
@@ -171,7 +152,7 @@ def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: An
         If the axes are explicit and this version of JAX cannot turn them into automatic ones.
     """
     leaves, structure = jax.tree.flatten(arrays)
-    shardings = [sharding for sharding in map(_explicit_sharding, leaves) if sharding is not None]
+    shardings = [sharding for sharding in map(explicit_sharding, leaves) if sharding is not None]
     context = jax.sharding.get_abstract_mesh()
     if not shardings and AxisType.Explicit not in context.axis_types:
         return function(*arrays)
@@ -184,7 +165,7 @@ def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: An
     everywhere = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
 
     def sharding_like(array: Any) -> Any:
-        return _explicit_sharding(array) or everywhere
+        return explicit_sharding(array) or everywhere
 
     # Only arrays are traced: numbers stay numbers, so that the core can check their values.
     positions = [position for position, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
@@ -199,7 +180,7 @@ def on_auto_axes(function: Callable[..., Any], outputs_like: Any, /, *arrays: An
     return auto_axes(inside, out_sharding=outputs)(*(leaves[position] for position in positions))
 
 
-def _explicit_sharding(array: Any) -> Any:
+def explicit_sharding(array: Any) -> Any:
     """Return the sharding of an array whose mesh has explicit axes; None for every other value."""
     if not isinstance(array, jax.Array):
         return None

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from drrho_jax.loops import varying_axes
+
 Array = jax.Array
 
 
@@ -42,8 +44,25 @@ def _tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array
     for gradient, tangent in zip(_differentiable_once(gradients, inputs), input_tangents, strict=True):
         # For a scalar value the sum runs over all entries, otherwise over the axes on which the value has length 1.
         axes = tuple(range(tangent.ndim) if value.ndim == 0 else [i for i, n in enumerate(value.shape) if n == 1])
-        total = total + jnp.sum(gradient * tangent, axis=axes, keepdims=value.ndim > 0).astype(value.dtype)
+        part = jnp.sum(gradient * tangent, axis=axes, keepdims=value.ndim > 0).astype(value.dtype)
+        total = total + _over_devices(part, value, gradient)
     return value, total
+
+
+def _over_devices(part: Array, value: Array, gradient: Array) -> Array:
+    """Return the tangent of a value that the devices of a mapped axis share, given the part from the own inputs.
+
+    Inside `jax.shard_map` the value is the same on all devices of such an axis, but the inputs are not, so the tangent
+    is a sum over devices. If the gradient is the same on all devices too, each device has the same input, and the
+    input's tangent counts once.
+    """
+    mapped = varying_axes(part) - varying_axes(value)
+    if not mapped:
+        return part
+    for axis in mapped - varying_axes(gradient):
+        part = part / jax.lax.axis_size(axis)
+    total: Array = jax.lax.psum(part, tuple(sorted(mapped)))  # type: ignore[no-untyped-call]
+    return total
 
 
 @jax.custom_jvp

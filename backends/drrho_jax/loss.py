@@ -23,10 +23,11 @@ from drrho_jax.arguments import (
     as_jax_index,
     as_jax_option,
     check_placement,
-    check_unmapped,
     on_auto_axes,
 )
 from drrho_jax.gradient import with_gradient
+from drrho_jax.over_mesh import AnyMesh, check_mesh, over_mesh
+from drrho_jax.ranks import AxisName, AxisRanks, axis_names, ranks_of
 
 Array: TypeAlias = jax.Array | np.ndarray
 Scalar: TypeAlias = float | Array
@@ -107,6 +108,9 @@ def contrastive_loss(
     anchor_weight: Array | tuple[Array, Array] | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
+    axis_name: AxisName | None = None,
+    mesh: AnyMesh | None = None,
+    form: str = "reduce",
 ) -> tuple[Array, ContrastiveState]:
     """Return the global contrastive loss of a batch, differentiable, and the updated state.
 
@@ -137,6 +141,14 @@ def contrastive_loss(
         Factors >= 0, as in `drrho_core.contrastive_step`. They get no gradient.
     tile_size, memory_budget : int, optional
         As in `drrho_core.contrastive_step`; they affect speed and memory only, not the result.
+    axis_name : str or tuple of str, optional
+        Inside `jax.shard_map` or `jax.pmap`: the mapped axis along which the batch is divided. Arrays of the batch are
+        those of the own device, `pair_mask` has the shape (b, number of devices * b), and the state is the same on all
+        devices. ``()`` says that every device has the whole batch.
+    mesh : Mesh, optional
+        Outside of `jax.shard_map`: the batch is divided along the axis `axis_name` of this mesh.
+    form : {"reduce", "ring"}
+        How devices share the batch, as in `drrho_core.sharded_contrastive_step`.
 
     Returns
     -------
@@ -151,8 +163,8 @@ def contrastive_loss(
         If an argument is no array of JAX or NumPy or has a wrong dtype.
     ValueError
         If shapes or devices do not fit, or, outside of tracing and on the host, values break the rules above. Also if
-        the call is inside of `jax.shard_map` or `jax.pmap`, in which each device would see the negatives of one shard
-        only. `jax.vmap` over whole problems is allowed, and so is a batch that is sharded over a mesh under `jax.jit`.
+        the call is inside of `jax.shard_map` or `jax.pmap` without `axis_name`: each device would see the negatives of
+        one shard only. `jax.vmap` over whole problems is allowed, and so is a batch that is sharded under `jax.jit`.
     NotImplementedError
         If the loss is differentiated twice.
 
@@ -169,7 +181,9 @@ def contrastive_loss(
     also on accelerators that by default round the factors to fewer bits.
 
     If a batch is sharded over a mesh under `jax.jit`, with automatic or explicit axes, the result is the loss of the
-    whole batch, not of one shard.
+    whole batch, not of one shard. With `axis_name` loss and state are those of the whole batch, too. Inside of
+    `shard_map` JAX sums the gradients of parameters over devices. In `pmap`, and with ``check_vma=False``,
+    differentiate inside of the mapped function, and sum the gradients with `jax.lax.psum`, not with `pmean`.
 
     Examples
     --------
@@ -183,11 +197,17 @@ def contrastive_loss(
     >>> [round(x, 4) for x in state.log_inner_image.tolist()]
     [-2.0, 1.4338, 1.4338]
     """
-    check_unmapped()
+    ranks = None
+    if mesh is None:
+        ranks = ranks_of(axis_name)
+    else:
+        check_mesh(mesh, axis_name, image_features)
     state = _check_state(state)
     num_samples = int(state.log_inner_image.shape[0])
     # NumPy arrays are copied to the device of the features, or of the state if the features are NumPy arrays too.
-    like = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
+    # With a mesh they are not bound to a device, so that JAX can divide them among the devices.
+    like: Any = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
+    like = like if mesh is None else None
     images = as_jax_array("image_features", image_features, like)
     texts = as_jax_array("text_features", text_features, like)
     checks.namespace_of({"image_features": images, "text_features": texts}, jnp)
@@ -205,12 +225,18 @@ def contrastive_loss(
 
     # The step gets constants and returns constants, so JAX differentiates nothing inside of it.
     nan_if_outside = _nan_if_outside(options)
-    compute = functools.partial(_step, tile_size=tile_size, memory_budget=memory_budget)
+    if ranks is not None and nan_if_outside is not None:
+        (nan_if_outside,) = ranks.all_sum((nan_if_outside,))  # nan on all devices if it is nan on one
+    compute = functools.partial(_step, tile_size=tile_size, memory_budget=memory_budget, form=form)
     arguments = as_constants((state, images, texts, index, options, nan_if_outside))
-    check_placement(arguments)
     # Each gradient is sharded like the input that it belongs to; the loss lies on every device.
-    outputs_like = (None, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, inputs), state)
-    loss, gradients, new_state = on_auto_axes(compute, outputs_like, *arguments)
+    inputs_or_none = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, inputs)
+    if mesh is None:
+        check_placement(arguments)
+        shared = functools.partial(compute, ranks)
+        loss, gradients, new_state = on_auto_axes(shared, (None, inputs_or_none, state), *arguments)
+    else:
+        loss, gradients, new_state = over_mesh(compute, mesh, axis_names(axis_name), inputs_or_none, *arguments)
     # From here on JAX differentiates: the loss, as a function of the inputs, has these gradients.
     loss = with_gradient(loss, *_matched(inputs, gradients))
     # The factor is 1 or nan; by the chain rule it multiplies every gradient as well.
@@ -218,6 +244,7 @@ def contrastive_loss(
 
 
 def _step(
+    ranks: AxisRanks | None,
     state: Any,
     images: Any,
     texts: Any,
@@ -227,6 +254,7 @@ def _step(
     *,
     tile_size: int | None,
     memory_budget: int | None,
+    form: str,
 ) -> tuple[Any, tuple[Any, Any, Any], ContrastiveState]:
     """Return the loss, the gradients of images, texts and temperature, and the new state, all as constants."""
     num_samples = state.log_inner_image.shape[0]
@@ -237,6 +265,7 @@ def _step(
     index = sample_index.astype(jnp.promote_types(sample_index.dtype, jnp.int32))
     rows = jnp.where(index < 0, num_samples, index)
     log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in state)
+    sharing: Any = {} if ranks is None else {"ranks": ranks, "form": form}
     # Accelerators would round the factors of a product, and 1 / tau would multiply the rounding error.
     with jax.default_matmul_precision("float32"):
         step = wide_contrastive_step(
@@ -248,13 +277,22 @@ def _step(
             tile_size=tile_size,
             memory_budget=memory_budget,
             xp=jnp,
+            **sharing,
         )
     # Add 0 to the new rows of the state, or nan if an option was outside of its domain.
     rows_image, rows_text = (
         new if nan_if_outside is None else new + nan_if_outside.astype(new.dtype)
         for new in (step.log_inner_image, step.log_inner_text)
     )
-    gradients = (step.image_gradient, step.text_gradient, step.temperature_gradient)
+    temperature_gradient = step.temperature_gradient
+    if ranks is not None:
+        # Every device has the whole state, so it writes the rows of all devices.
+        everywhere = ranks.everywhere((rows, rows_image, rows_text))
+        rows, rows_image, rows_text = (jnp.reshape(x, (-1,)) for x in everywhere)
+        if not ranks.tracks_variation and not isinstance(temperature_gradient, tuple):
+            # The user sums the gradients of all devices, so each device returns an equal part.
+            temperature_gradient = temperature_gradient / ranks.size
+    gradients = (step.image_gradient, step.text_gradient, temperature_gradient)
     # With a donated state the compiler writes these rows in place; "drop" skips rows that are out of range.
     new_state = ContrastiveState(
         state.log_inner_image.at[rows].set(rows_image, mode="drop"),

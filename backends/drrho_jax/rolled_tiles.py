@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from drrho_core.checks import Array
 from drrho_core.contrastive.tiles import Merge, Tile, Tiles, Values, Visit, Weigh, add
-from drrho_jax.loops import put, traces
+from drrho_jax.loops import fori_loop, put, traces
 
 
 def choose() -> type[RolledTiles] | None:
@@ -110,7 +110,7 @@ class RolledTiles(Tiles):
             return put(stack, i, jnp.linalg.diagonal(self.z(i, i)))
 
         start = jnp.zeros((self.num_blocks, self.side), dtype=self.dtype)
-        return self._join(jax.lax.fori_loop(0, self.num_blocks, body, start))
+        return self._join(fori_loop(0, self.num_blocks, body, start))
 
     def counts(self, i: Any, j: Any, diagonal: bool) -> Array | None:
         """Return the mask of the entries of a tile that pair an anchor with a negative; None if all entries do."""
@@ -178,12 +178,12 @@ class RolledTiles(Tiles):
         table = jnp.zeros((number, number, self.side, self.side), dtype=self.dtype) if keeps else None
         # The first loop sets the results of each block from the tile on the diagonal; the second loop merges the
         # results of all other tiles into them.
-        carry = jax.lax.fori_loop(0, number, on_diagonal, (*stacks, table))
+        carry = fori_loop(0, number, on_diagonal, (*stacks, table))
         blocks = range(number)
         places = jnp.asarray(
             [(i, j) for i in blocks for j in blocks if (i < j if symmetric else i != j)], dtype=jnp.int32
         )
-        to_rows, to_columns, table = jax.lax.fori_loop(0, len(places), off_diagonal, carry)
+        to_rows, to_columns, table = fori_loop(0, len(places), off_diagonal, carry)
         if keeps:
             self.all_z = table
         return to_rows, to_columns

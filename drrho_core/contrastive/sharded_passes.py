@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, all_visible, device_of
-from drrho_core._routines import find_kernels, refuse_kernels
+from drrho_core._routines import find_kernels
 from drrho_core.contrastive.passes import (
     AnchorSums,
     PlainSweeps,
@@ -49,7 +49,7 @@ def find_sweeps(
 ) -> Sweeps:
     """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
     if ranks is not None:
-        refuse_kernels("several ranks share the batch", xp)
+        find_kernels(batch, xp, "several ranks share the batch")
         kind = ReducedSweeps if form == "reduce" else RingSweeps
         return kind(Blocks(batch, temperature, tile_size, memory_budget, ranks, form == "reduce", xp))
     kernels = find_kernels(batch, xp)

@@ -1,4 +1,4 @@
-"""drrho_jax on two devices: mapped axes are refused, sharded batches have the loss of the whole batch.
+"""drrho_jax on two devices: mapped axes are refused by name, sharded batches have the loss of the whole batch.
 
 JAX counts its devices once per process, so each test is a program of its own with two CPU devices.
 """
@@ -67,9 +67,44 @@ print(refusal(mapped(lambda *b: loss(*b)[0], one, P()), *batch))
 print(refusal(mapped(lambda *b: loss(*b)[0], both, P(("rows", "columns"))), *batch))
 print(refusal(jax.pmap(mean, axis_name="pairs"), *split))
 """).splitlines()
-    names = [line.split("got the mapped axis ")[-1] for line in output if line.startswith("contrastive_loss must be")]
+    names = [
+        line.split("got None and the mapped axis ")[-1] for line in output if line.startswith("axis_name must name")
+    ]
     assert names == ["'pairs'", "'pairs'", "'pairs'", "'single'", "'rows', 'columns'", "'pairs'"]
-    assert "under jax.jit a sharded batch gives the loss of the whole batch" in output[0]
+    assert "without it each device would see the negatives of its own shard only" in output[0]
+
+
+def test_wrong_axes_and_meshes_are_refused() -> None:
+    output = run("""
+mesh = jax.make_mesh((2,), ("pairs",), axis_types=(AxisType.Auto,))
+state = init_state(20, dtype=jnp.float64)
+
+def shared(rows=8, **options):
+    return contrastive_loss(state, images[:rows], texts[:rows], index[:rows], temperature=0.3, **options)[0]
+
+def mapped(**options):
+    return jax.shard_map(lambda x: x + shared(**options), mesh=mesh, in_specs=P(), out_specs=P())(0.0)
+
+print(refusal(lambda: shared(axis_name="pairs")))
+print(refusal(lambda: shared(axis_name="rows", mesh=mesh)))
+print(refusal(lambda: shared(mesh=mesh)))
+print(refusal(lambda: shared(rows=7, axis_name="pairs", mesh=mesh)))
+print(refusal(lambda: shared(form="star", axis_name="pairs", mesh=mesh)))
+print(refusal(lambda: mapped(axis_name="pairs", mesh=mesh)))
+print(refusal(lambda: mapped(axis_name="rows")))
+np.testing.assert_allclose(mapped(axis_name=()), shared(), rtol=1e-13)
+""").splitlines()
+    starts = (
+        "axis_name must be a mapped axis",
+        "axis_name must name axes of the mesh ('pairs'), got 'rows'",
+        "axis_name must name axes of the mesh ('pairs'), got no axis_name",
+        "image_features must have a multiple of 2 rows",
+        "form must be 'reduce' or 'ring'",
+        "mesh must be None inside jax.shard_map and jax.pmap",
+        "axis_name must be a mapped axis",
+    )
+    assert len(output) == len(starts)
+    assert [line[: len(start)] for line, start in zip(output, starts, strict=True)] == list(starts)
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])

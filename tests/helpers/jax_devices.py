@@ -1,0 +1,208 @@
+"""Trainings on one device and on several devices, in one process with four CPU devices; prints how far they differ.
+
+JAX counts its devices once per process, so tests start this file as a program. It prints one JSON object: for each case
+the largest difference from the training on one device, relative to the largest number of each array.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from typing import Any, NamedTuple
+
+NUM_DEVICES = 4
+STEPS, BATCH, SAMPLES, INPUTS, WIDTH = 20, 8, 24, 6, 4
+
+
+class Case(NamedTuple):
+    """One training on several devices."""
+
+    devices: int
+    way: str = "shard_map"
+    form: str = "reduce"
+    options: str = "all"
+    tile_size: int | None = None
+    dtype: str = "float64"
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(part) for part in self if part is not None)
+
+
+WAYS = ("shard_map", "unchecked", "pmap", "Auto", "Explicit")
+CASES = (
+    *(Case(4, way) for way in WAYS),
+    *(Case(2, way, "ring", "reference") for way in WAYS),
+    Case(1),
+    Case(1, form="ring", options="reference"),
+    Case(2, options="plain"),
+    Case(4, form="ring", options="mask"),
+    Case(4, form="ring"),
+    *(Case(2, form=form, options="reference", tile_size=2) for form in ("reduce", "ring")),
+    *(Case(devices, dtype=dtype, options="reference") for devices in (1, 4) for dtype in ("float32", "bfloat16")),
+)
+
+
+def main() -> None:
+    """Run all cases and print the differences."""
+    differences = {case.name: difference(case) for case in CASES}
+    json.dump(differences, sys.stdout)
+
+
+def data(dtype: str) -> tuple[Any, Any, Any]:
+    """Return the parameters, the batches of all steps, and a state in which some samples were visited."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from drrho_jax import ContrastiveState
+
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.permutation(SAMPLES)[:BATCH] for _ in range(STEPS)])
+    images, texts, *references = rng.normal(size=(4, SAMPLES, INPUTS))
+    pair_mask = rows[:, :, None] % 7 != rows[:, None, :] % 7  # rows with equal remainders show the same image
+    factors = rng.uniform(0.1, 1.0, (2, 2, SAMPLES))
+    batches = {
+        "rows": rows,
+        "images": images[rows],
+        "texts": texts[rows],
+        "references": tuple(0.3 * x[rows] for x in references),
+        "pair_mask": pair_mask,
+        "gamma": tuple(factors[0][:, rows]),
+        "anchor_weight": tuple(factors[1][:, rows]),
+    }
+    parameters = {
+        "image": rng.normal(size=(INPUTS, WIDTH)),
+        "text": rng.normal(size=(INPUTS, WIDTH)),
+        "log_temperature": np.log(0.3),
+        "log_temperatures": rng.normal(-1.0, 0.3, (2, SAMPLES)),
+    }
+    states = rng.normal(-1.0, 1.0, (2, SAMPLES))
+    states[:, ::3] = -np.inf
+    wide = jnp.float64 if dtype == "float64" else jnp.float32
+    parameters, batches, states = jax.tree.map(
+        lambda x: jnp.asarray(x, dtype=wide if np.asarray(x).dtype == np.float64 else None),
+        (parameters, batches, states),
+    )
+    return parameters, batches, ContrastiveState(*states)
+
+
+def loss_function(parameters: Any, state: Any, batch: Any, *, case: Case, **sharing: Any) -> Any:
+    """Return the loss of a batch, or of a device's rows of it, and the new state."""
+    import jax
+    import jax.numpy as jnp
+    from drrho_jax import contrastive_loss
+
+    def features(inputs: Any, weight: Any) -> Any:
+        products = jnp.tanh(inputs @ weight)
+        unit = products / jnp.linalg.norm(products, axis=1, keepdims=True)
+        return unit.astype(jnp.bfloat16) if case.dtype == "bfloat16" else unit
+
+    rows, options = batch["rows"], {}
+    temperature = jnp.exp(parameters["log_temperature"])
+    if case.options in ("all", "per sample"):
+        sharding = jax.sharding.PartitionSpec(None, "pairs") if case.way == "Explicit" else None
+        table = parameters["log_temperatures"]
+        temperature = tuple(jnp.exp(table.at[:, rows].get(out_sharding=sharding)))
+    if case.options in ("all", "reference"):
+        options |= {"reference_features": batch["references"], "reference_weight": 0.7}
+    if case.options in ("all", "mask"):
+        options |= {"pair_mask": batch["pair_mask"]}
+    if case.options == "all":
+        options |= {"gamma": batch["gamma"], "anchor_weight": batch["anchor_weight"], "eps": 1e-3}
+    return contrastive_loss(
+        state,
+        features(batch["images"], parameters["image"]),
+        features(batch["texts"], parameters["text"]),
+        rows,
+        temperature=temperature,
+        radius=0.4,
+        tile_size=case.tile_size,
+        **{"gamma": 0.7, **options},
+        **sharing,
+    )
+
+
+def train(parameters: Any, state: Any, batches: Any, *, case: Case, axis_to_sum: str | None, **sharing: Any) -> Any:
+    """Take all steps in one scan; return losses and gradients of all steps, the last parameters and the last state."""
+    import jax
+    import optax
+
+    optimizer = optax.adamw(0.03)
+
+    def step(carry: Any, batch: Any) -> Any:
+        parameters, memory, state = carry
+        function = functools.partial(loss_function, case=case, **sharing)
+        (loss, state), gradient = jax.value_and_grad(function, has_aux=True)(parameters, state, batch)
+        if axis_to_sum is not None:
+            gradient = jax.lax.psum(gradient, axis_to_sum)
+        updates, memory = optimizer.update(gradient, memory, parameters)
+        return (optax.apply_updates(parameters, updates), memory, state), (loss, gradient)
+
+    (parameters, _, state), history = jax.lax.scan(step, (parameters, optimizer.init(parameters), state), batches)
+    return history, parameters, state
+
+
+def on_devices(case: Case) -> Any:
+    """Return the result of `train` on several devices."""
+    import jax
+    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    parameters, batches, state = data(case.dtype)
+    devices, way = jax.devices()[: case.devices], case.way
+    if way == "pmap":
+        function = functools.partial(train, case=case, axis_to_sum="pairs", axis_name="pairs", form=case.form)
+        split = lambda x: x.reshape(STEPS, case.devices, -1, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
+        mapped = jax.pmap(function, axis_name="pairs", in_axes=(None, None, 0), devices=devices)
+        return jax.tree.map(lambda x: x[-1], mapped(parameters, state, jax.tree.map(split, batches)))
+    kind = AxisType.Explicit if way == "Explicit" else AxisType.Auto
+    mesh = jax.make_mesh((case.devices,), ("pairs",), axis_types=(kind,), devices=devices)
+    put = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))  # noqa: E731
+    arguments = put(parameters, P()), put(state, P()), put(batches, P(None, "pairs"))
+    if way in ("Auto", "Explicit"):
+        function = functools.partial(train, case=case, axis_to_sum=None, mesh=mesh, axis_name="pairs", form=case.form)
+        with jax.set_mesh(mesh):
+            return jax.jit(function, donate_argnums=(0, 1))(*arguments)
+    checked = way == "shard_map"
+    function = functools.partial(
+        train, case=case, axis_to_sum=None if checked else "pairs", axis_name="pairs", form=case.form
+    )
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=(P(), P(), P(None, "pairs")), out_specs=P(), check_vma=checked)
+    return jax.jit(mapped, donate_argnums=(0, 1))(*arguments)
+
+
+@functools.cache
+def on_one_device(options: str) -> Any:
+    """Return the result of `train` on one device, in float64."""
+    import jax
+
+    function = functools.partial(train, case=Case(1, options=options), axis_to_sum=None)
+    parameters, batches, state = data("float64")
+    return jax.jit(function)(parameters, state, batches)
+
+
+def difference(case: Case) -> float:
+    """Return the largest difference from one device in float64, relative to the largest number of each array."""
+    import jax
+    import numpy as np
+
+    worst = 0.0
+    pairs = zip(*map(jax.tree.leaves, (on_devices(case), on_one_device(case.options))), strict=True)
+    for one, other in pairs:
+        mine, theirs = np.asarray(one, dtype=np.float64), np.asarray(other)
+        finite = np.isfinite(theirs)
+        if not np.array_equal(np.isfinite(mine), finite):
+            return float("inf")
+        size = float(np.max(np.abs(theirs[finite]), initial=1e-300))
+        worst = max(worst, float(np.max(np.abs(mine - theirs)[finite], initial=0.0)) / max(size, 1e-3))
+    return worst
+
+
+if __name__ == "__main__":
+    # The time goes into compilation, so the compiler optimises nothing.
+    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    os.environ["JAX_PLATFORMS"], os.environ["JAX_ENABLE_X64"] = "cpu", "1"
+    main()
