@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import drrho_jax
 import drrho_torch
@@ -61,6 +61,9 @@ def public_functions() -> Iterator[tuple[str, Any]]:
             value = getattr(module, name)
             if inspect.isclass(value):
                 for member, method in vars(value).items():
+                    # Nobody makes an object of a protocol; typing gives each protocol an __init__ of its own.
+                    if member == "__init__" and Protocol in value.__bases__:
+                        continue
                     if inspect.isfunction(method) and (member in ("__init__", "forward") or member[0] != "_"):
                         yield f"{module.__name__}.{name}.{member}", method
             elif inspect.isfunction(value):
