@@ -6,6 +6,7 @@ from drrho_core.state.gamma import cosine_gamma, recommended_gamma_min, scent_ga
 from drrho_core.state.homes import HOMES, RunEstimator, make_estimator
 from drrho_core.state.inner import InnerEstimator
 from drrho_core.state.sample_temperatures import PerSampleTemperature
+from drrho_core.state.shard_files import load_shards, save_shards
 from drrho_core.state.temperature_updates import (
     GlobalTemperatureState,
     TemperatureRows,
@@ -30,9 +31,11 @@ __all__ = [
     "Temperature",
     "TemperatureRows",
     "cosine_gamma",
+    "load_shards",
     "make_estimator",
     "make_temperature",
     "recommended_gamma_min",
+    "save_shards",
     "scent_gamma",
     "update_global_temperature",
     "update_temperature_rows",

@@ -81,6 +81,12 @@ class ShardedTable(Table):
         """The ids of the own rows: from the first number up to the second, exclusive."""
         return part_range(self.num_samples, self.num_ranks, int(self.ranks.rank))
 
+    def wait_for_all(self) -> None:
+        """Wait until all ranks have called this method."""
+        (number,) = self.ranks.all_sum((self.xp.ones((1,), device=device_of(self.index_like)),))
+        # On a device an exchange may be complete long before the numbers are there, so a number is read.
+        float(number[0])
+
     def together(self, check: Callable[[], T], arguments: Mapping[str, Any]) -> T:
         """Return ``check()``, or raise on all ranks the error of a rank, or an error about arguments that differ."""
         facts = {"num_samples": self.num_samples, **arguments}

@@ -134,6 +134,15 @@ class Table(ABC):
         """Return ``check()``; if ranks share the table, an error of one rank is raised on all of them."""
         return check()
 
+    @property
+    def own_range(self) -> tuple[int, int]:
+        """The ids of the rows in `arrays`: from the first number up to the second, exclusive."""
+        return 0, self.num_samples
+
+    def wait_for_all(self) -> None:
+        """Wait for all ranks that share the table."""
+        return
+
     def grow(self, num_samples: int) -> Self:
         """Return a table of `num_samples` >= n samples: the old rows first, then rows that were never written."""
         return self.resized(_validate.integer("num_samples", num_samples, minimum=self.num_samples))

@@ -112,6 +112,20 @@ def test_rows_that_were_returned_may_be_overwritten() -> None:
     assert ThreadRanks.run(2, visit) == [[0.5], [0.5]]
 
 
+def test_two_updates_of_the_same_samples_are_those_of_one_table() -> None:
+    def visit(own: np.ndarray, ranks: Any) -> np.ndarray:
+        learned = PerSampleTemperature(4, 0.5, like=np.zeros(1), ranks=ranks)
+        learned.gather(own)
+        for _ in range(2):
+            slope = np.full(own.shape, 0.05)
+            learned = learned.update(own, (slope, -slope), learning_rate=0.1)
+        return np.stack([learned.temperature_image, learned.temperature_text, learned.momentum_image])
+
+    right = visit(np.asarray([2, 1]), None)
+    got = ThreadRanks.run(2, lambda ranks: visit(np.asarray([2 - ranks.rank]), ranks))
+    np.testing.assert_allclose(np.concatenate(got, axis=1), right, rtol=1e-14)
+
+
 @pytest.mark.parametrize(("num_ranks", "num_samples", "more"), [(1, 3, 4), (2, 3, 9), (3, 7, 7), (4, 5, 21)])
 def test_a_table_grows_by_rows_that_were_never_written(
     num_ranks: int, num_samples: int, more: int, monkeypatch: pytest.MonkeyPatch
@@ -199,11 +213,14 @@ def test_training_with_sharded_state_is_training_with_replicated_state_and_on_on
     space, num_samples, batch = build(name, "float64"), 29, 12
     right = train(space, None, "own", num_samples, batch)
     sharded = ThreadRanks.run(num_ranks, lambda ranks: train(space, ranks, "sharded", num_samples, batch))
-    replicated = ThreadRanks.run(num_ranks, lambda ranks: train(space, ranks, "replicated", num_samples, batch))
+    # Eager JAX takes a second per step on two ranks, so its replicated run is left out.
+    replicated = ThreadRanks.run(
+        num_ranks, lambda ranks: name != "jax" and train(space, ranks, "replicated", num_samples, batch)
+    )
     assert not np.array_equal(right[4], np.full(num_samples, 0.3))  # temperatures have moved
     for place, expected in enumerate(right):
         got = sharded[0][place] if place < 2 else np.concatenate([rank[place] for rank in sharded])
-        for rank in replicated:
+        for rank in filter(None, replicated):
             np.testing.assert_array_equal(got, rank[place])
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
