@@ -95,8 +95,8 @@ class AxisRanks:
 
     Examples
     --------
-    >>> from jax.sharding import PartitionSpec
-    >>> mesh = jax.make_mesh((1,), ("pairs",), devices=jax.devices()[:1])
+    >>> from jax.sharding import AxisType, PartitionSpec
+    >>> mesh = jax.make_mesh((1,), ("pairs",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     >>> def total(x):
     ...     return AxisRanks("pairs").all_sum((x,))[0]
     >>> mapped = jax.shard_map(total, mesh=mesh, in_specs=PartitionSpec("pairs"), out_specs=PartitionSpec())
