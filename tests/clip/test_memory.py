@@ -145,7 +145,7 @@ MEASURED_HF = {
 
 @pytest.fixture(scope="module")
 def scenes() -> DataSplits:
-    return open_splits(TrainConfig(data="scenes", train_size=4096))
+    return open_splits(TrainConfig(data="scenes", method="sogclr", train_size=4096))
 
 
 @pytest.mark.parametrize("run", MEASURED_HF)
