@@ -4,7 +4,8 @@ The parts, in bytes, with n_all pairs in all splits, n training pairs, b pairs p
 bytes per number, i + a numbers per pair (`activations_per_pair`: i for input and features, a for the layers), r
 features of the reference model:
 
-    images              n_all s s C                 all images in memory, as bytes; 0 if they stay on the disk
+    images              n_all s s C                 all images in memory, as bytes; 0 if they stay on the disk; with
+                                                `--augment` on a table the originals, at most 2 GiB
     parameters          P w
     optimiser           2 P w                       both moments of AdamW
     gradients           P w
@@ -63,6 +64,7 @@ def memory_of_run(
     *,
     num_pairs: int,
     num_images: int,
+    original_bytes: int = 0,
     reference_features: int | None = None,
 ) -> list[MemoryPart]:
     """Return the parts of the memory that a run needs at the peak, beyond the imported libraries.
@@ -78,7 +80,9 @@ def memory_of_run(
     num_pairs : int
         Number n of training pairs.
     num_images : int
-        Number of images that the run keeps in memory.
+        Number of images that the run keeps in memory, in the size of the model.
+    original_bytes : int
+        Bytes of the images that the run keeps in memory in their original size.
     reference_features : int, optional
         Number r of features of the reference model, if the method uses the features.
 
@@ -109,7 +113,7 @@ def memory_of_run(
         selection = max(drawn * kept + at_once * half * _widest_layer(spec), drawn * kept + 4.0 * drawn**2)
     passed = [round(scale * count) for count in (step, max(0.0, selection - step), matrices)]
     parts = {
-        "images": num_images * spec.image_size**2 * spec.channels,
+        "images": num_images * spec.image_size**2 * spec.channels + original_bytes,
         "parameters": parameters,
         "optimiser": 2 * parameters,
         "gradients": parameters,
