@@ -1,9 +1,8 @@
 """Augmentation: a random part of each original image, resized to the square of the model, and perhaps mirrored.
 
 The part is cut out of the image as its file holds it, before any resizing: the area and the shape of a part count in
-the original image, as in open_clip and torchvision. The random numbers of an image depend on the seed, the epoch and
-the row of the data set only. So the bits are the same whichever process or thread decodes the image, and a resumed run
-repeats them.
+the original image, as in open_clip. The random numbers of an image depend on the seed, the epoch and the row of the
+data set only. So the bits are the same whichever process or thread decodes the image, and a resumed run repeats them.
 """
 
 from __future__ import annotations

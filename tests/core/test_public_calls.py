@@ -190,7 +190,7 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, np.ndarray]]] 
         {"log_u": TABLE, "positive_similarity": ROWS}),
 }  # fmt: skip
 
-NO_ARRAYS = {"cosine_gamma", "recommended_gamma_min", "fused_kernels"}
+NO_ARRAYS = {"cosine_gamma", "recommended_gamma_min", "fused_kernels", "save_shards", "load_shards"}
 
 
 def test_every_public_function_is_called() -> None:

@@ -320,7 +320,7 @@ LOSSES = (
         "InfoNCE: masked pairs stay in the denominator", "test_loss",
     ),
     Mistake(
-        "losses.sigmoid", "sigmoid_loss",
+        "losses.sigmoid", "_weigh",
         "xp.where(positives, -logits, logits)", "xp.where(positives, logits, -logits)",
         "SigLIP: the labels are exchanged", "test_loss",
     ),

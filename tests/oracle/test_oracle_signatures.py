@@ -17,14 +17,16 @@ SHARED = sorted(
     if callable(getattr(drrho_core, name)) and name != "AmbiguitySet"  # a type alias in the oracle
 )
 # How something is computed, never what: the oracle knows one way.
-HOW = {"xp", "tile_size", "memory_budget"}
+HOW = {"xp", "tile_size", "memory_budget", "ranks", "form"}
+# The oracle takes the step of all ranks in one call. Only the core compares the samples of different ranks.
+OTHER = {"sharded_contrastive_step": {"num_shards", "sample_index"}}
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
     return [
         (parameter.name, parameter.kind, parameter.default)
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.name not in HOW
+        if parameter.name not in HOW | OTHER.get(function.__name__, set())
     ]
 
 
