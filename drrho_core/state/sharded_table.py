@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, device_of, values_visible
+from drrho_core._array_api import Array, device_of, is_array, values_visible
 from drrho_core.contrastive.agreement import agreed, refuse_repeats
 from drrho_core.contrastive.ranks import Ranks
 from drrho_core.state.table import ArrayTable, Column, Table
@@ -174,7 +174,7 @@ class ShardedTable(Table):
                 )
         else:
             # Nothing says which samples a shorter array belongs to, so only the rows of all samples are taken.
-            for name in [column.name for column in self.columns if _validate.is_array(state.get(column.name))]:
+            for name in [column.name for column in self.columns if is_array(state.get(column.name))]:
                 _validate.shape(name, state[name], (self.num_samples,), "(num_samples,) in a state without rows")
                 state[name] = state[name][start:stop]
         return self.checked_own(state, version)
