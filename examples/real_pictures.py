@@ -31,6 +31,7 @@ from pictures.page import page, table
 from pictures.readers import CLASSES, FASHION_TEST, SOURCES
 
 from drrho_clip.encoders import PairEncoder
+from drrho_clip.errors import BadInput
 
 # Sides of the pictures for the image tower, in pixels: smaller for the larger data sets, so that a CPU is enough.
 SIDES = {"openclipart": 112, "fashion-mnist": 96}
@@ -73,6 +74,8 @@ def main(
         except Missing as missing:
             print(f"{name} is left out: {missing}")
             continue
+        except BadInput as error:
+            parser.exit(2, f"{error}\n")
         rows += own.pop("rows")
         data[name] = own
     if not rows:

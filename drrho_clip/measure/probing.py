@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drrho_clip.data import PairsDataset
+from drrho_clip.data.content import digests_of_pixels
 from drrho_clip.errors import BadInput
 from drrho_clip.measure.linear_probe import linear_probe
 
@@ -86,7 +87,9 @@ def _labelled(
         task = dataset.zero_shot(image_size=encoder.image_size, resize_mode=encoder.resize_mode)
     if task is None:
         raise BadInput(_NO_LABELS)
-    return encoder.images(task.images), task.labels, _fifth(task.labels, [image.tobytes() for image in task.images])
+    # The order of raw pixels would put the darkest images first, and the test would have no others.
+    is_test = _fifth(task.labels, [digest.tobytes() for digest in digests_of_pixels(task.images)])
+    return encoder.images(task.images), task.labels, is_test
 
 
 def _fifth(labels: NDArray[np.int64], contents: list[bytes]) -> NDArray[np.bool_]:

@@ -50,21 +50,21 @@ def differences(results: Mapping[str, Any], data: str, column: str = "r1") -> li
 
 
 def sentence(compared: Difference, title: str) -> str:
-    """Say whether a difference is real.
+    """Say whether the seeds show a difference.
 
     Examples
     --------
     >>> sentence(Difference("drrho", "clip", 0.02, 0.01), "Pictures")
-    'Pictures: drrho is above clip by 0.020 ± 0.010; the interval excludes zero, so the difference is real.'
+    'Pictures: drrho is above clip by 0.0200 ± 0.0100; the interval excludes zero, so these seeds show a difference.'
     """
     side = "above" if compared.mean >= 0 else "below"
     verdict = (
-        "the interval excludes zero, so the difference is real"
+        "the interval excludes zero, so these seeds show a difference"
         if compared.is_real
         else "the interval contains zero, so these seeds do not show a difference"
     )
     return (
-        f"{title}: {compared.first} is {side} {compared.second} by {abs(compared.mean):.3f} ± {compared.half:.3f}; "
+        f"{title}: {compared.first} is {side} {compared.second} by {abs(compared.mean):.4f} ± {compared.half:.4f}; "
         f"{verdict}."
     )
 
@@ -82,6 +82,12 @@ def table(results: Mapping[str, Any]) -> str:
 
 def page(results: Mapping[str, Any]) -> str:
     """Return the page with sizes, table, differences and sentences."""
+    sentences: list[str] = []
+    for data, about in results["data"].items():
+        sentences += [f"- {sentence(compared, about['title'])}" for compared in differences(results, data)]
+        if "zero_shot" in _rows(results, data, "clip")[0]["metrics"]:
+            title = f"{about['title']}, zero-shot"
+            sentences += [f"- {sentence(compared, title)}" for compared in differences(results, data, "zero_shot")]
     versions = results["versions"]
     lines = [
         "# Real pictures: which differences are real?",
@@ -139,14 +145,10 @@ def page(results: Mapping[str, Any]) -> str:
         "A difference is taken seed by seed, in test R@1 (and in zero-shot accuracy where there are classes), with",
         f"Student's 95 % interval over {results['seeds']} seeds. The seeds share most of their pictures, so the",
         "interval is about other divisions and other starts with these pictures, not about other pictures. With few",
-        "seeds an interval is wide, and of many intervals a few exclude zero by chance.",
+        f"seeds an interval is wide, and of {len(sentences)} intervals a few may exclude zero by chance.",
         "",
+        *sentences,
     ]
-    for data, about in results["data"].items():
-        lines += [f"- {sentence(compared, about['title'])}" for compared in differences(results, data)]
-        if "zero_shot" in _rows(results, data, "clip")[0]["metrics"]:
-            title = f"{about['title']}, zero-shot"
-            lines += [f"- {sentence(compared, title)}" for compared in differences(results, data, "zero_shot")]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib
+import io
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from pictures.packages import (
     module_folder,
 )
 from PIL import Image
+
+from drrho_clip.files.disk import write_atomic
 
 SIDE: Final = 224
 # OpenClipart's drawings with more pixels are left out.
@@ -142,12 +145,14 @@ def fashion_mnist(root: Path, made: Path) -> list[Pair]:
         with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
             labels = np.frombuffer(file.read()[8:], dtype=np.uint8)[:size]
         with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
-            content = file.read(16 + size * 784)
-        pixels = np.frombuffer(content, dtype=np.uint8, offset=16).reshape(-1, 28, 28)
+            idx = file.read(16 + size * 784)
+        pixels = np.frombuffer(idx, dtype=np.uint8, offset=16).reshape(-1, 28, 28)
         for row, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             path = made / f"{part}-{row:05d}.png"
             if not path.exists():
-                Image.fromarray(image).save(path)
+                content = io.BytesIO()
+                Image.fromarray(image).save(content, format="PNG")
+                write_atomic(path, content.getvalue())
             pairs.append(Pair(path, CLASSES[label], len(pairs)))
     return pairs
 
@@ -156,7 +161,8 @@ def as_png(drawing: Path, made: Path) -> Path | None:
     """Draw an SVG file on white, and return the PNG file, or None for a damaged file; a finished file stays."""
     module_folder(RESVG)
     made.mkdir(parents=True, exist_ok=True)
-    path = made / f"{drawing.stem}.png"
+    # Drawings of two folders may share a name, so the PNG file is named by the content of the drawing.
+    path = made / f"{picture_key(drawing)[:32]}.png"
     if not path.exists():
         draw: Callable[..., bytes] = importlib.import_module("resvg_py").svg_to_bytes
         # Fonts differ between computers, so no font is used.
@@ -164,7 +170,8 @@ def as_png(drawing: Path, made: Path) -> Path | None:
             content = draw(svg_path=str(drawing), width=SIDE, background="white", skip_system_fonts=True)
         except ValueError:
             return None
-        path.write_bytes(bytes(content))
+        # A run that is stopped here must not leave half of a picture, because a finished file stays.
+        write_atomic(path, bytes(content))
     return path
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from PIL import Image
 
 from drrho_clip.data import WordTokenizer
 from drrho_clip.encoders import ForeignEncoder
+from drrho_clip.errors import BadInput
 from helpers.examples import load
 
 pytest.importorskip("torch")
@@ -154,6 +158,88 @@ def test_each_layout_gives_pairs_whose_concepts_stay_in_one_part(
     assert not validation & test
 
 
+def stand_in_for_resvg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a library of the same name draw a picture that depends on the content of the drawing."""
+
+    def svg_to_bytes(svg_path: str, **options: object) -> bytes:
+        content = io.BytesIO()
+        shade = sum(Path(svg_path).read_bytes()) % 256
+        Image.new("RGB", (8, 8), (shade, shade, shade)).save(content, format="PNG")
+        return content.getvalue()
+
+    module = ModuleType("resvg_py")
+    module.__spec__ = ModuleSpec("resvg_py", None, origin="resvg_py/__init__.py")
+    module.svg_to_bytes = svg_to_bytes  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "resvg_py", module)
+
+
+def test_drawings_of_two_folders_with_one_name_keep_their_own_pictures(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_resvg(monkeypatch)
+    for folder, title in (("food", "A fork."), ("clothes", "A hat.")):
+        place = tmp_path / "usr/share/tuxpaint/stamps" / folder
+        place.mkdir(parents=True)
+        (place / "same.svg").write_text(f"<svg><title>{title}</title></svg>", encoding="utf-8")
+        (place / "same.txt").write_text(f"{title}\n", encoding="utf-8")
+    hat, fork = example.SOURCES["stamps"].pairs(tmp_path, tmp_path / "made")
+    assert (hat.caption, fork.caption) == ("A hat.", "A fork.")
+    assert hat.path.read_bytes() != fork.path.read_bytes()
+
+
+def test_a_picture_that_was_written_in_part_has_not_the_name_of_a_finished_picture(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_for_resvg(monkeypatch)
+    readers = __import__("pictures.readers", fromlist=["readers"])
+    (tmp_path / "drawing.svg").write_text("<svg/>", encoding="utf-8")
+    write_fashion_mnist(tmp_path)
+    real_open = Path.open
+
+    class FullDisk:
+        """A file that takes three bytes."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> FullDisk:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def write(self, content: bytes) -> None:
+            self.file.write(bytes(content)[:3])
+            raise OSError(28, "No space left on device")
+
+    def open_file(path: Path, mode: str = "r", *words: Any, **names: Any) -> Any:
+        file = real_open(path, mode, *words, **names)
+        return file if "r" in mode else FullDisk(file)
+
+    monkeypatch.setattr(Path, "open", open_file)
+    monkeypatch.setattr("builtins.open", lambda path, *words: open_file(Path(path), *words))
+    with pytest.raises(OSError, match="No space left"):
+        readers.as_png(tmp_path / "drawing.svg", tmp_path / "made")
+    with pytest.raises(OSError, match="No space left"):
+        readers.fashion_mnist(tmp_path, tmp_path / "made")
+    assert not list((tmp_path / "made").iterdir())
+
+
+def test_bad_input_ends_the_example_with_one_line(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_stamps(tmp_path)
+
+    def no_towers(side: int) -> ForeignEncoder:
+        raise BadInput(f"side must be a multiple of 32, got {side}")
+
+    words = ["--data", "stamps", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        example.main(words, open_towers=no_towers)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("side must be a multiple of 32, got 160\n")
+
+
 def test_comparison_repeats_its_figures_and_the_page_says_which_differences_are_real(
     example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +253,7 @@ def test_comparison_repeats_its_figures_and_the_page_says_which_differences_are_
         figures.append([(row["method"], row["seed"], row["metrics"], row["samples_seen"]) for row in results["rows"]])
         page = (tmp_path / out / "real_pictures.md").read_text(encoding="utf-8")
         assert page.count("drrho is above") + page.count("drrho is below") == 6
+        assert "of 8 intervals a few may exclude zero by chance" in page
     assert figures[0] == figures[1]
     assert [method for method, seed, _, _ in figures[0] if seed == 0] == ["reference", "clip", "sogclr", "drrho"]
     # The methods that are compared have seen as many pairs.

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from drrho_clip.cli import main
-from drrho_clip.data import open_data, pair_splits
-from drrho_clip.encoders import FixedFeatures
+from drrho_clip.data import ArrayDataset, ZeroShot, open_data, pair_splits
+from drrho_clip.encoders import FixedFeatures, PairEncoder
 from drrho_clip.errors import BadInput
 from drrho_clip.features import encode_pairs
 from drrho_clip.measure.large_gallery import ranks_in_gallery
-from drrho_clip.measure.linear_probe import linear_probe
+from drrho_clip.measure.linear_probe import LinearProbe, linear_probe
+from drrho_clip.measure.probing import probe_figures
 from drrho_clip.measure.retrieval import Retrieval, retrieval
 from drrho_clip.measure.sampled_retrieval import sampled_retrieval
 from helpers.small_pairs import write_two_colours
@@ -125,6 +128,29 @@ def test_the_command_measures_a_probe_on_images_that_did_not_train_it(
     assert (metrics["num_probe_test"], metrics["num_probe_training"]) == (expected, 120 - expected)
     assert main(["evaluate", str(run), "--data", str(tmp_path / "pairs.csv"), "--probe"]) == 2
     assert "at least two different labels" in capsys.readouterr().err
+
+
+def test_the_images_that_test_a_probe_are_not_the_darkest(monkeypatch: pytest.MonkeyPatch) -> None:
+    shades = np.arange(200, dtype=np.uint8)
+    images = np.broadcast_to(shades[:, None, None, None], (200, 32, 32, 3)).copy()
+    task = ZeroShot(("even", "odd"), ("even", "odd"), images, np.arange(200) % 2)
+    dataset = ArrayDataset("shades", images, ["a shade"] * 200, zero_shot=lambda _: task)
+
+    def features_of(images: np.ndarray) -> np.ndarray:
+        return np.stack([images[:, 0, 0, 0].astype(np.float64), np.ones(len(images))], axis=1)
+
+    encoder = SimpleNamespace(images=features_of, reads_new_pairs=True, image_size=32, resize_mode="crop")
+    tests: list[np.ndarray] = []
+
+    def probe(features: np.ndarray, labels: np.ndarray, tested: np.ndarray, test_labels: np.ndarray) -> LinearProbe:
+        tests.append(tested[:, 0])
+        return LinearProbe(1.0, 1.0)
+
+    monkeypatch.setattr("drrho_clip.measure.probing.linear_probe", probe)
+    probe_figures(cast(PairEncoder, encoder), dataset)
+    assert len(tests[0]) == 40
+    # The mean of 40 of the shades 0 to 199 has a standard error of 9.
+    assert abs(tests[0].mean() - 99.5) < 36
 
 
 def test_a_gallery_of_all_images_needs_no_matrix_of_all_similarities() -> None:
