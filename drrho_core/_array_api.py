@@ -104,6 +104,12 @@ def all_on_host(arrays: Iterable[Array], xp: Namespace) -> bool:
     return getattr(xp.zeros(()), "device", None) is not None
 
 
+def has_values(array: Array, xp: Namespace) -> bool:
+    """Tell whether the array has values, which the host can read if it waits for the device."""
+    # As in `all_on_host`, a new array has no device under jax.jit.
+    return not is_compiling(xp) and has_memory(array) and getattr(xp.zeros(()), "device", None) is not None
+
+
 def has_memory(array: Array) -> bool:
     """Tell whether the numbers of a torch tensor lie in memory; for arrays of other libraries return True."""
     # The wrappers of torch.func have this method, but it raises an error.

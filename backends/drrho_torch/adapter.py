@@ -41,9 +41,16 @@ class EstimatorAdapter:
         side = getattr(estimator, "log_inner_image", None)
         # The device on which the estimator expects the index; None if it expects NumPy arrays.
         self._index_device = side.device if isinstance(side, Tensor) else None
-        # The rows of an empty batch have the library, the dtype and the device of all rows.
+        # The estimators of this library keep their rows in a table, which ranks may share.
+        table = getattr(estimator, "table", None)
+        self.num_ranks = int(getattr(table, "num_ranks", 1))
+        # The rows of an empty batch have the library, the dtype and the device of all rows. Ranks that share a table
+        # would have to exchange them.
         try:
-            rows, _ = estimator.gather(self._index(torch.zeros(0, dtype=torch.int64)))
+            if table is not None and self.num_ranks > 1:
+                rows = table.row_like
+            else:
+                rows, _ = estimator.gather(self._index(torch.zeros(0, dtype=torch.int64)))
         except TypeError:
             rows = None
         if not isinstance(rows, (Tensor, np.ndarray)):

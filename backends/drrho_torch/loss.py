@@ -7,6 +7,7 @@ core (`drrho_core`) computes loss and gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import array_api_compat.torch
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drrho_core import checks
+from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.ranks import FORMS
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.adapter import EstimatorAdapter
@@ -61,17 +63,21 @@ class ContrastiveLoss(nn.Module):
         The estimator object of `num_samples` samples that keeps the inner estimates: `drrho_core.InnerEstimator`
         (device), `drrho_torch.HostEstimator` (host), or one that keeps NumPy arrays, such as
         ``drrho_numpy.MemoryMappedEstimator`` (file). The object does not move when the module moves, the object's
-        state is part of ``state_dict()``, and `torch.compile` cannot trace the object. None: buffers of this module
-        keep the estimates.
+        state is part of ``state_dict()``, and `torch.compile` cannot trace the object. With a `process_group` the
+        rows may be split among the same processes, ``InnerEstimator(..., ranks=TorchRanks(process_group))``. None:
+        buffers of this module keep the estimates.
     process_group : ProcessGroup or DeviceMesh, optional
         The processes that share each batch, such as ``torch.distributed.group.WORLD``. Each process calls the loss with
         its own pairs, the same number on each, and every pair of every process is a negative of every anchor. The loss
-        is that of the whole batch, and every process keeps the estimates of all samples. None: one process.
+        is that of the whole batch, and every process keeps the estimates of all samples, unless the rows of `estimator`
+        are split. None: one process.
     form : {"reduce", "ring"}
         How the processes share the pairs, see `drrho_core.sharded_contrastive_step`.
     gradient_scale : float, optional
         Factor of the features' gradients. None: the number of processes of the group, because DDP and FSDP average
-        gradients. 1 for a wrapper that sums gradients. Gradients of temperatures have the factor 1.
+        gradients. 1 for a wrapper that sums gradients. Gradients of temperatures have the factor 1. The gradient of a
+        temperature per anchor is that of the own anchors: sum it over processes. A wrapper that averages divides it by
+        W, the number of processes, so multiply it by W.
 
     Attributes
     ----------
@@ -100,7 +106,12 @@ class ContrastiveLoss(nn.Module):
 
     In ``eval()`` the loss depends on the batch only: gamma is 1 and every sample counts as never visited. The state is
     neither read nor written, so `sample_index` may number samples that are not in the table, such as those of a
-    validation set.
+    validation set. With a `process_group` every process has to call the loss in ``eval()`` too, with equally many
+    pairs; the batch is that of all processes.
+
+    With a `process_group` the processes compare sizes and options before each step, so an error of one process is an
+    error on all of them. On a GPU and under tracing, after the first call, nothing is compared: ranks with different
+    sizes or options then hang or compute wrong numbers.
 
     `torch.func.grad`, `vjp` and `jacrev` update the state as eager calls do. Under `torch.func.vmap` the module has to
     be in ``eval()``, or its buffers have to be mapped (`torch.func.functional_call` with one state per batch). A world
@@ -165,10 +176,16 @@ class ContrastiveLoss(nn.Module):
             )
         self._repeated = RepeatedRows()
         self._ranks = None if process_group is None else TorchRanks(process_group)
+        self._compared = False  # whether the processes have compared their settings in a call
         if form not in FORMS:
             raise ValueError(f"form must be {FORMS[0]!r} or {FORMS[1]!r}, got {form!r}")
         self._form = form
         num_ranks = 1 if self._ranks is None else self._ranks.size
+        if self._table is not None and self._table.num_ranks not in (1, num_ranks):
+            raise ValueError(
+                "estimator must hold all rows (InnerEstimator without ranks), or rows that are split among the "
+                f"processes of process_group, got one whose rows are split among {self._table.num_ranks} ranks"
+            )
         self.gradient_scale = (
             float(num_ranks)
             if gradient_scale is None
@@ -189,6 +206,11 @@ class ContrastiveLoss(nn.Module):
     def estimator(self) -> Any:
         """The estimator object that keeps the estimates; None if they are in buffers."""
         return None if self._table is None else self._table.estimator
+
+    @property
+    def process_group(self) -> Any:
+        """The process group that shares each batch; None: one process."""
+        return None if self._ranks is None else self._ranks.group
 
     def grow(self, num_samples: int, /) -> Self:
         """Make room for `num_samples` samples and return this module.
@@ -211,7 +233,9 @@ class ContrastiveLoss(nn.Module):
         >>> contrastive_loss.num_samples, contrastive_loss.log_inner_text.tolist()
         (5, [-inf, -inf, -inf, -inf, -inf])
         """
-        num_samples = checks.integer("num_samples", num_samples, minimum=self.num_samples)
+        # Ranks that share a table check the number together, in the table.
+        if self._table is None or self._table.num_ranks == 1:
+            num_samples = checks.integer("num_samples", num_samples, minimum=self.num_samples)
         if self._table is not None:
             self._table.grow(num_samples)
             return self
@@ -296,22 +320,10 @@ class ContrastiveLoss(nn.Module):
         """
         if self._ranks is None:
             check_world_size(gathered=gathered)
-        elif gathered:
-            raise ValueError("gathered must be False if the loss has a process_group, got True")
-        check_tensor("image_features", image_features)
-        check_tensor("text_features", text_features)
-        check_tensor("sample_index", sample_index)
-        if sample_index.ndim != 1:
-            raise ValueError(
-                "sample_index must have shape (batch_size,), one row id per sample of the batch, "
-                f"got {tuple(sample_index.shape)}"
-            )
-        if not _XP.isdtype(sample_index.dtype, "integral"):
-            raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
-        checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
-        # If the features have different numbers of rows, the core reports this with a clearer message.
-        if text_features.shape[:1] == image_features.shape[:1]:
-            checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
+            _check_batch(image_features, text_features, sample_index)
+        else:
+            pairs = (reference_features, anchor_weight, temperature)
+            self._check_together(self._ranks, image_features, text_features, sample_index, pairs, gathered=gathered)
         tau = self.temperature if temperature is None else number_or_tensor(temperature)
         traced = torch.compiler.is_compiling()
         # A number is a constant of a compiled graph: each new gamma would compile the graph again. A tensor may change.
@@ -332,7 +344,10 @@ class ContrastiveLoss(nn.Module):
             ranks=self._ranks,
             form=self._form,
             gradient_scale=self.gradient_scale,
+            wait=self._ranks is not None and not self._compared,
         )
+        if settings.wait:
+            self._compared = True
         # Autocast would round the products to half precision, and 1 / tau would multiply the rounding error.
         with torch.autocast(image_features.device.type, enabled=False):
             arguments = (
@@ -358,6 +373,24 @@ class ContrastiveLoss(nn.Module):
                 value, *gradients = compute(settings, *arguments)
             inputs = [x for x in differentiable(arguments) if isinstance(x, Tensor)]
             return with_gradients(value, inputs, gradients)
+
+    def _check_together(
+        self, ranks: TorchRanks, images: Any, texts: Any, sample_index: Any, pairs: tuple[Any, ...], *, gathered: bool
+    ) -> None:
+        """Check the arguments of a call; an error of this process is raised on all processes."""
+        try:
+            if gathered:
+                raise ValueError("gathered must be False if the loss has a process_group, got True")
+            _check_batch(images, texts, sample_index)
+            if pairs[2] is not None:
+                number_or_tensor(pairs[2])
+            for value in pairs:
+                two_arguments(value)
+        except Exception as error:  # of any kind, because the other processes would wait for this one
+            # The other processes compare their arguments in `drrho_torch.step_function`, where they meet this error.
+            tensors = (x for x in (images, texts, self.log_inner_image) if isinstance(x, Tensor))
+            like = next(tensors, torch.zeros(0))
+            agreed(partial(_raise, error), {}, ranks, like=like.detach(), wait=not self._compared)
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -406,7 +439,9 @@ class ContrastiveLoss(nn.Module):
                 incoming = state_dict[key]
                 checks.namespace_of({key: incoming}, _XP)
                 checks.state_dtype(key, incoming, _XP)
-                checks.shape(key, incoming, (self.num_samples,), "(num_samples,)")
+                # An estimator whose rows are split among ranks takes its own rows, and checks them itself.
+                if self._table is None or self._table.num_ranks == 1:
+                    checks.shape(key, incoming, (self.num_samples,), "(num_samples,)")
         # The estimator object loads the entries that it wrote; nn.Module loads all other entries.
         keys: dict[str, str] = {}
         if self._table is not None:
@@ -417,3 +452,26 @@ class ContrastiveLoss(nn.Module):
                 missing_keys += self._table.state_dict(prefix)
         rest = {key: value for key, value in state_dict.items() if key not in keys}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+
+def _check_batch(image_features: Any, text_features: Any, sample_index: Any) -> None:
+    """Check the features and the index of a call."""
+    check_tensor("image_features", image_features)
+    check_tensor("text_features", text_features)
+    check_tensor("sample_index", sample_index)
+    if sample_index.ndim != 1:
+        raise ValueError(
+            "sample_index must have shape (batch_size,), one row id per sample of the batch, "
+            f"got {tuple(sample_index.shape)}"
+        )
+    if not _XP.isdtype(sample_index.dtype, "integral"):
+        raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
+    checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
+    # If the features have different numbers of rows, the core reports this with a clearer message.
+    if text_features.shape[:1] == image_features.shape[:1]:
+        checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
+
+
+def _raise(error: Exception) -> None:
+    """Raise an error."""
+    raise error

@@ -41,6 +41,12 @@ class StepSettings(NamedTuple):
     ranks: TorchRanks | None = None  # the processes that share the batch
     form: str = "reduce"
     gradient_scale: float = 1.0  # factor of the features' gradients
+    wait: bool = False  # True: the arguments of the ranks are compared even if the host has to wait for a device
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether each rank keeps a part of the estimates only."""
+        return self.table is not None and self.table.num_ranks > 1
 
 
 class _Rows(NamedTuple):
@@ -64,11 +70,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         detached(tuple(options[first : first + 2]) if is_pair else options[first])
         for first, is_pair in zip((0, 2, 4), settings.pairs, strict=True)
     )
-    # An index that one process refuses is an error on all processes that share the batch.
     buffers, ranks = (log_inner_image, log_inner_text), settings.ranks
-    rows = agreed(
-        lambda: _read(settings, sample_index, buffers, images.device), {"image_features": images.detach()}, ranks
-    )
+    rows = _agreed_rows(settings, sample_index, buffers, images.detach())
     # An index out of range makes the loss nan, because no error can be raised under tracing.
     old: tuple[Tensor, ...] = rows.old
     if rows.in_range is not None:
@@ -103,16 +106,17 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         loss = torch.where(valid, loss, torch.nan)
         new = tuple(torch.where(valid, after, before) for after, before in zip(new, rows.old, strict=True))
     if settings.update:
+        row_ids = rows.row_ids
+        if ranks is not None and not settings.shares_rows:
+            # Every process keeps the estimates of all samples, so all of them store the rows of all processes.
+            row_ids, *new_of_all = (x.flatten() for x in ranks.all_gather((row_ids, *new)))
+            new = tuple(new_of_all)
         # The warning comes before the first write: if a filter turns the warning into an error, no state has changed.
+        # It comes after the exchange, because an error before it would let the other processes wait.
         # Stack level 7 is the caller of the module; levels 1 to 6 are evaluate, Step.forward, apply, forward, and two
         # functions of nn.Module.
         if settings.repeated is not None:
             settings.repeated.warn_if_repeated(sample_index, (images, texts), stacklevel=7)
-        row_ids = rows.row_ids
-        if ranks is not None:
-            # Every process keeps the estimates of all samples, so all of them store the rows of all processes.
-            row_ids, *new_of_all = (x.flatten() for x in ranks.all_gather((row_ids, *new)))
-            new = tuple(new_of_all)
         if settings.table is not None:
             settings.table.scatter(row_ids, *new)
         else:
@@ -130,6 +134,26 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     if settings.gradient_scale != 1.0:
         features = tuple(settings.gradient_scale * gradient for gradient in features)
     return (loss, *features, *learned)
+
+
+def _agreed_rows(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor], images: Tensor) -> _Rows:
+    """Return the batch's rows of the state; what one process refuses is an error on all that share the batch."""
+
+    def read() -> _Rows:
+        return _read(settings, index, buffers, images.device)
+
+    facts = {
+        "image_features": images,
+        "num_samples": buffers[0].shape[0] if settings.table is None else settings.table.num_samples,
+        "training": settings.training,
+        "update": settings.update,
+        "gradient_scale": settings.gradient_scale,
+    }
+    if not settings.shares_rows:
+        return agreed(read, facts, settings.ranks, wait=settings.wait)
+    # Rows that are split among ranks are exchanged, and the table has a check of its own for the index.
+    agreed(lambda: None, facts, settings.ranks, wait=settings.wait)
+    return read()
 
 
 def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor], device: torch.device) -> _Rows:
@@ -154,7 +178,7 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
 
 
 evaluate_eagerly = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    evaluate, reason="an estimator object cannot be traced; keep the table in buffers (estimator=None)"
+    evaluate, reason="an estimator object or a process group cannot be traced"
 )
 
 

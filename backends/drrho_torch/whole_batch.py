@@ -25,11 +25,13 @@ def check_loss(contrastive_loss: Any) -> ContrastiveLoss:
 
     Raises
     ------
-    TypeError
-        If it is no `ContrastiveLoss`.
+    TypeError, ValueError
+        If it is no `ContrastiveLoss`, or if it has a process group.
     """
     if not isinstance(contrastive_loss, ContrastiveLoss):
         raise TypeError(f"contrastive_loss must be a ContrastiveLoss, got {type(contrastive_loss).__name__}")
+    if contrastive_loss.process_group is not None:
+        raise ValueError("contrastive_loss must have no process_group, because the batches are gathered here, got one")
     return contrastive_loss
 
 

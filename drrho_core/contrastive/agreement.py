@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, Namespace, device_of, is_array, namespace_of, values_visible
+from drrho_core._array_api import Array, Namespace, device_of, has_values, is_array, namespace_of, values_visible
 from drrho_core.contrastive.ranks import Ranks
 
 T = TypeVar("T")
@@ -25,32 +25,46 @@ LENGTH_BYTES = 4
 """The digest is followed by the length of the text, in so many bytes."""
 
 
-def agreed(check: Callable[[], T], arguments: Mapping[str, Any], ranks: Ranks | None, like: Array | None = None) -> T:
+def agreed(
+    check: Callable[[], T],
+    arguments: Mapping[str, Any],
+    ranks: Ranks | None,
+    like: Array | None = None,
+    *,
+    wait: bool = False,
+) -> T:
     """Return ``check()``, or raise on all ranks the error of a rank, or an error about arguments that differ.
 
     Parameters
     ----------
     check : callable
-        Checks the own arguments and raises a TypeError or ValueError.
+        Checks the own arguments and raises an error if they are wrong.
     arguments : mapping
         The arguments by name; if `like` is None, the first one is an array (b, ...) with a row per own pair.
     ranks : Ranks, optional
         None if nobody shares the batch.
     like : array, optional
         An array on the device from which messages are sent, if the first argument may be no array.
+    wait : bool, default: False
+        True: the arguments are compared on a device, too, although the host has to wait for it.
+
+    Notes
+    -----
+    Without `wait` nothing is compared on a device whose values the host cannot read at no cost; under tracing nothing
+    is ever compared. There `check` alone is called, so ranks with different sizes or options hang or compute wrong
+    numbers.
     """
     if ranks is None or ranks.size == 1:
         return check()
     has_rows, like = like is None, next(iter(arguments.values())) if like is None else like
-    xp = namespace_of({next(iter(arguments)): like})
-    # Under tracing, and on a device that the host would have to wait for, no values are compared: `check` alone is
-    # called. Its errors are about shapes and dtypes, which are usually the same on all ranks then.
-    if not values_visible(like, xp):
+    xp = namespace_of({next(iter(arguments), "like"): like})
+    # Checkpoints and first calls can afford to wait for a device; a step cannot.
+    if not (has_values(like, xp) if wait else values_visible(like, xp)):
         return check()
     error: Exception | None = None
     try:
         result = check()
-    except (TypeError, ValueError) as caught:
+    except Exception as caught:  # of any kind, because the other ranks would wait for this rank's messages
         error = caught
     facts = {"error": "" if error is None else f"{type(error).__name__}: {error}"}
     if has_rows:
@@ -117,7 +131,10 @@ def refuse_repeats(gathered: Array, xp: Namespace) -> None:
     place = int(xp.argmax(xp.astype(repeated, xp.int8)))
     first, second = sorted(int(order[n]) // local for n in (place, place + 1))
     where = f"twice on rank {first}" if first == second else f"on rank {first} and on rank {second}"
-    raise ValueError(f"sample_index must not repeat an index within a batch, got {int(ordered[place])} {where}")
+    raise ValueError(
+        f"sample_index must not repeat an index within a batch, got {int(ordered[place])} {where} (torch's "
+        "DistributedSampler repeats samples unless drop_last=True)"
+    )
 
 
 def _fact(value: Any) -> str:

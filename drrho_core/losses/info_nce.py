@@ -67,7 +67,9 @@ def info_nce(
         As in `contrastive_step`. They change only speed and memory, not the result.
     ranks : Ranks, optional
         The ranks that share the batch, as in `sharded_contrastive_step`. All arrays then belong to the own pairs, and
-        loss and temperature gradient are those of the whole batch. None: the arguments hold the whole batch.
+        loss and temperature gradient are those of the whole batch. The features' gradients are those of the whole
+        batch's loss: multiply them by W, the number of ranks, for a wrapper that averages. None: the arguments hold the
+        whole batch.
     form : {"reduce", "ring"}
         As in `sharded_contrastive_step`.
     xp : namespace, optional

@@ -89,7 +89,11 @@ class EstimatorOfRows:
         return self._around(self.table.grow(num_samples))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of the state by name: ``log_inner_image`` and ``log_inner_text``, each (n,)."""
+        """Return copies of the state by name: ``log_inner_image`` and ``log_inner_text``, each (n,).
+
+        If ranks share the estimator, each array holds the own rows, and ``rows`` holds their first id, the id after the
+        last, and n.
+        """
         return self.table.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
@@ -98,7 +102,8 @@ class EstimatorOfRows:
         Parameters
         ----------
         state : mapping
-            ``log_inner_image`` and ``log_inner_text``, arrays (n,) of this library, device and dtype.
+            ``log_inner_image`` and ``log_inner_text``, arrays (n,) of this library, device and dtype. With `ranks` the
+            own rows together with ``rows``, or all n rows.
 
         Raises
         ------

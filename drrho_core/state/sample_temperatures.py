@@ -242,7 +242,8 @@ class PerSampleTemperature:
         ValueError, TypeError
             If names, version, shapes, dtypes or values do not fit this object; then nothing has been changed.
         """
-        self.table.replace(self.table.checked_state(state, VERSION))
+        table = self.table
+        table.replace(table.together(lambda: table.checked_state(state, VERSION), {}, wait=True))
 
     def _around(self, table: Table) -> PerSampleTemperature:
         """Return self if `table` is the table of this object, else a new object with `table`."""

@@ -9,6 +9,7 @@ the name. A rank that reads opens all files, and takes from each one only the ro
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Shard(NamedTuple):
 
 
 def save_shards(
-    state: EstimatorOfRows | PerSampleTemperature, folder: str | os.PathLike[str], /, *, step: int = 0
+    state: EstimatorOfRows | PerSampleTemperature, folder: str | os.PathLike[str], /, *, step: int
 ) -> Path | None:
     """Write the rows of this rank to a file of their own; all ranks have to call this function.
 
@@ -64,8 +65,10 @@ def save_shards(
 
     Notes
     -----
-    The file is written under a temporary name, sent to the disk and renamed, so a file under the final name is whole.
-    When all ranks have written, the first rank deletes files that other numbers of ranks have left in the folder.
+    The file is written under a temporary name and sent to the disk. When all ranks have written, each renames the own
+    file, so a file under the final name is whole. When all files have their names, the first rank deletes files that
+    other numbers of ranks have left in the folder. If the machines stop between the renames, files of two steps remain,
+    which `load_shards` refuses; so give every checkpoint of a run another `step`.
 
     Examples
     --------
@@ -84,11 +87,20 @@ def save_shards(
     (1, [0.5, 1.5, -inf, -inf, -inf])
     """
     table, target = state.table, Path(folder)
-    step = table.together(lambda: _validate.integer("step", step, minimum=0), {"step": step})
-    path = table.together(lambda: _written(table, _name(state), target, step), {})
-    # No file is deleted before all ranks have written theirs, and no rank goes on before the first has deleted them.
+    step = table.together(lambda: _validate.integer("step", step, minimum=0), {"step": step}, wait=True)
+    path = _path(table, _name(state), target)
+    try:
+        # No rank renames a file before all ranks have written theirs, so a rank that cannot write leaves the old files.
+        table.together(lambda: _write(table, path, step), {}, wait=True)
+        table.together(lambda: _rename(path), {}, wait=True)
+    finally:
+        if path is not None:
+            # If nothing can be deleted here, the error that is being raised says so.
+            with suppress(OSError):
+                _partial(path).unlink()
+    # No file is deleted before all ranks have renamed theirs, and no rank goes on before the first has deleted them.
     table.wait_for_all()
-    table.together(lambda: _delete_stale(table, _name(state), target), {})
+    table.together(lambda: _delete_stale(table, _name(state), target), {}, wait=True)
     table.wait_for_all()
     return path
 
@@ -116,7 +128,7 @@ def load_shards(state: EstimatorOfRows | PerSampleTemperature, folder: str | os.
         or columns do not fit the state. All ranks raise the error, and no rank has changed its rows.
     """
     table, source = state.table, Path(folder)
-    rows, step = table.together(lambda: _read(table, _name(state), source), {})
+    rows, step = table.together(lambda: _read(table, _name(state), source), {}, wait=True)
     table.replace(rows)
     return step
 
@@ -140,32 +152,46 @@ def _delete_stale(table: Table, name: str, folder: Path) -> None:
                 raise ValueError(f"{old.path} cannot be deleted: {error}") from error
 
 
-def _written(table: Table, name: str, folder: Path, step: int) -> Path | None:
-    """Write the own rows and return the file."""
+def _path(table: Table, name: str, folder: Path) -> Path | None:
+    """Return the file of the own rows; None if there are no own rows."""
+    start, stop = table.own_range
+    return None if start == stop else folder / f"{name}-{start:012d}-{stop:012d}.safetensors"
+
+
+def _partial(path: Path) -> Path:
+    """Return the name of a file while it is being written."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def _write(table: Table, path: Path | None, step: int) -> None:
+    """Write the own rows under a temporary name."""
     import safetensors
     from safetensors.numpy import save_file
 
+    if path is None:
+        return
     start, stop = table.own_range
-    if start == stop:
-        return None
-    path = folder / f"{name}-{start:012d}-{stop:012d}.safetensors"
     rows = {column: _on_host(array) for column, array in table.arrays().items()}
     metadata = {"format": FORMAT, "version": VERSION, "num_samples": table.num_samples, "step": step}
     metadata |= {"start": start, "stop": stop}
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(rows, partial, {key: str(value) for key, value in metadata.items()})
-            with open(partial, "r+b") as file:
-                os.fsync(file.fileno())
-            # Renaming is atomic: a reader sees the old file or the complete new file.
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(rows, _partial(path), {key: str(value) for key, value in metadata.items()})
+        with open(_partial(path), "r+b") as file:
+            os.fsync(file.fileno())
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
-    return path
+
+
+def _rename(path: Path | None) -> None:
+    """Give the own file the final name."""
+    if path is None:
+        return
+    try:
+        # Renaming is atomic: a reader sees the old file or the complete new file.
+        os.replace(_partial(path), path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from error
 
 
 def _shards(folder: Path, name: str) -> list[Shard]:
@@ -213,7 +239,7 @@ def _read(table: Table, name: str, folder: Path) -> tuple[dict[str, Array], int]
     rows.check_complete(folder)
     like, xp = table.index_like, table.xp
     arrays = {column: xp.asarray(array, device=device_of(like)) for column, array in rows.columns.items()}
-    return table.checked_state(arrays), first.step
+    return table.checked_own(arrays), first.step
 
 
 class _Rows:

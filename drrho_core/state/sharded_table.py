@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
 from drrho_core import _validate
-from drrho_core._array_api import Array, device_of, values_visible
+from drrho_core._array_api import Array, device_of, is_array, values_visible
 from drrho_core.contrastive.agreement import agreed, refuse_repeats
 from drrho_core.contrastive.ranks import Ranks
 from drrho_core.state.table import ArrayTable, Column, Table
@@ -87,10 +87,10 @@ class ShardedTable(Table):
         # On a device an exchange may be complete long before the numbers are there, so a number is read.
         float(number[0])
 
-    def together(self, check: Callable[[], T], arguments: Mapping[str, Any]) -> T:
+    def together(self, check: Callable[[], T], arguments: Mapping[str, Any], *, wait: bool = False) -> T:
         """Return ``check()``, or raise on all ranks the error of a rank, or an error about arguments that differ."""
         facts = {"num_samples": self.num_samples, **arguments}
-        return agreed(check, facts, self.ranks, like=self.index_like)
+        return agreed(check, facts, self.ranks, like=self.index_like, wait=wait)
 
     def gather(self, index: Array) -> tuple[Array, ...]:
         """Return copies of the rows of the own batch; all ranks pass equally many ids, and no id occurs twice."""
@@ -162,7 +162,7 @@ class ShardedTable(Table):
     def checked_state(self, state: Mapping[str, Array], version: int | None = None) -> dict[str, Array]:
         """Return the own rows of a saved state: one that `state_dict` of this rank returned, or one of all n rows."""
         if not isinstance(state, Mapping):
-            return super().checked_state(state, version)
+            return self.checked_own(state, version)
         state, (start, stop) = dict(state), self.own_range
         if "rows" in state:
             rows = [int(number) for number in state.pop("rows")]
@@ -173,11 +173,11 @@ class ShardedTable(Table):
                     f"reads the files of any number of ranks"
                 )
         else:
-            names = [column.name for column in self.columns if column.name in state]
-            state |= {
-                name: state[name][start:stop] for name in names if tuple(state[name].shape) == (self.num_samples,)
-            }
-        return super().checked_state(state, version)
+            # Nothing says which samples a shorter array belongs to, so only the rows of all samples are taken.
+            for name in [column.name for column in self.columns if is_array(state.get(column.name))]:
+                _validate.shape(name, state[name], (self.num_samples,), "(num_samples,) in a state without rows")
+                state[name] = state[name][start:stop]
+        return self.checked_own(state, version)
 
     def _ask(self, index: Array) -> Request:
         """Exchange the ids of all ranks and the rows of the owners."""

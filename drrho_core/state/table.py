@@ -130,8 +130,11 @@ class Table(ABC):
             )
         return index, by_name
 
-    def together(self, check: Callable[[], T], _arguments: Mapping[str, Any]) -> T:
-        """Return ``check()``; if ranks share the table, an error of one rank is raised on all of them."""
+    def together(self, check: Callable[[], T], _arguments: Mapping[str, Any], *, wait: bool = False) -> T:  # noqa: ARG002
+        """Return ``check()``; if ranks share the table, an error of one rank is raised on all of them.
+
+        With `wait` this holds on a device, too, for which the host has to wait then.
+        """
         return check()
 
     @property
@@ -145,7 +148,13 @@ class Table(ABC):
 
     def grow(self, num_samples: int) -> Self:
         """Return a table of `num_samples` >= n samples: the old rows first, then rows that were never written."""
-        return self.resized(_validate.integer("num_samples", num_samples, minimum=self.num_samples))
+        return self.resized(
+            self.together(
+                lambda: _validate.integer("num_samples", num_samples, minimum=self.num_samples),
+                {"num_samples": num_samples},
+                wait=True,
+            )
+        )
 
     def state_dict(self) -> dict[str, Array]:
         """Return a copy of every column by name."""
@@ -153,10 +162,14 @@ class Table(ABC):
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Check a saved state and replace every column by it; if an error is raised, the table has not changed."""
-        self.replace(self.checked_state(state))
+        self.replace(self.together(lambda: self.checked_state(state), {}, wait=True))
 
     def checked_state(self, state: Mapping[str, Array], version: int | None = None) -> dict[str, Array]:
         """Check a saved state and return the columns; `version` is the number that the state must hold, if any."""
+        return self.checked_own(state, version)
+
+    def checked_own(self, state: Mapping[str, Array], version: int | None = None) -> dict[str, Array]:
+        """Check and return the columns of the own rows, which `arrays` returns; see `checked_state`."""
         return check_saved(state, self.arrays(), self.rules(), owner=self.owner, version=version, xp=self.xp)
 
     def rules(self) -> dict[str, Rule]:

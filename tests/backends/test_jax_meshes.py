@@ -93,6 +93,15 @@ print(refusal(lambda: shared(form="star", axis_name="pairs", mesh=mesh)))
 print(refusal(lambda: mapped(axis_name="pairs", mesh=mesh)))
 print(refusal(lambda: mapped(axis_name="rows")))
 np.testing.assert_allclose(mapped(axis_name=()), shared(), rtol=1e-13)
+
+def alone(x):
+    return contrastive_loss(state, x, jnp.asarray(texts[:8]), index[:8], temperature=0.3, axis_name=())[0]
+
+def gathered(x):
+    return jax.lax.pmean(alone(jax.lax.all_gather(x, "pairs", tiled=True)), "pairs")
+
+gradient = jax.grad(jax.shard_map(gathered, mesh=mesh, in_specs=P("pairs"), out_specs=P()))(jnp.asarray(images[:8]))
+np.testing.assert_allclose(gradient, jax.grad(alone)(jnp.asarray(images[:8])), rtol=1e-12, atol=1e-15)
 """).splitlines()
     starts = (
         "axis_name must be a mapped axis",

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from drrho_core import InnerEstimator, PerSampleTemperature, ThreadRanks, load_shards, save_shards
+from drrho_core.contrastive import agreement
 from helpers.spaces import build
 
 NUM_SAMPLES = 103
@@ -105,7 +106,7 @@ def test_a_table_without_ranks_reads_what_ranks_wrote_and_the_reverse(tmp_path: 
     assert load_shards(alone, tmp_path) == 3
     assert alone.log_inner_image.tolist() == [i + 0.5 for i in range(7)]
     alone.scatter(np.asarray([2]), np.asarray([9.0]), np.asarray([9.0]))
-    path = save_shards(alone, tmp_path / "alone")
+    path = save_shards(alone, tmp_path / "alone", step=4)
     assert path == tmp_path / "alone" / "inner-000000000000-000000000007.safetensors"
 
     def load(ranks: Any) -> np.ndarray:
@@ -198,10 +199,55 @@ def test_a_rank_that_cannot_write_leaves_the_old_files_and_stops_all_ranks(
             save_shards(InnerEstimator(7, like=np.zeros(1), ranks=ranks), tmp_path, step=4)
         return str(caught.value)
 
-    assert len(set(ThreadRanks.run(3, save))) <= 2
+    assert len(set(ThreadRanks.run(3, save))) == 1
     for path, content in before.items():
         assert path.read_bytes() == content
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_the_old_checkpoint_of_as_many_ranks_stays_whole_if_a_rank_cannot_write(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in saved(tmp_path, 3)}
+    sync, number = os.fsync, iter(range(3))
+
+    def full(file: int) -> None:
+        if next(number) == 2:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    def save(ranks: Any) -> str:
+        with pytest.raises(ValueError, match=r"cannot be written: .*No space left") as caught:
+            save_shards(InnerEstimator(7, like=np.zeros(1), ranks=ranks), tmp_path, step=step)
+        return str(caught.value)
+
+    assert len(set(ThreadRanks.run(3, save))) == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    alone = InnerEstimator(7, like=np.zeros(1))
+    assert load_shards(alone, tmp_path) == 3
+    assert alone.log_inner_image.tolist() == [i + 0.5 for i in range(7)]
+
+
+def test_ranks_agree_about_a_checkpoint_on_a_device_that_the_host_has_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, reading a number is not free here.
+    monkeypatch.setattr(agreement, "values_visible", lambda *_: False)
+
+    def save(ranks: Any) -> str:
+        estimator = InnerEstimator(7, like=np.zeros(1), ranks=ranks)
+        with pytest.raises(ValueError) as caught:
+            save_shards(estimator, tmp_path, step=ranks.rank)
+        with pytest.raises(ValueError, match="on rank 0 and"):
+            estimator.grow(8 + ranks.rank)
+        with pytest.raises(ValueError, match="must hold log_inner_image and log_inner_text and nothing else"):
+            estimator.load_state_dict({} if ranks.rank else estimator.state_dict())
+        return str(caught.value)
+
+    assert ThreadRanks.run(2, save) == ["step must be the same on all ranks, got 0 on rank 0 and 1 on rank 1"] * 2
 
 
 def test_ranks_that_save_different_steps_are_refused(tmp_path: Path) -> None:

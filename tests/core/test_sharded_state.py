@@ -252,7 +252,10 @@ def ids(ranks: Any, on_rank_1: Any, dtype: str = "int64") -> np.ndarray:
 
 
 def test_an_id_on_two_ranks_is_one_error_on_all_ranks() -> None:
-    message = "sample_index must not repeat an index within a batch, got 2 on rank 1 and on rank 2"
+    message = (
+        "sample_index must not repeat an index within a batch, got 2 on rank 1 and on rank 2 (torch's "
+        "DistributedSampler repeats samples unless drop_last=True)"
+    )
     assert errors(3, lambda made, ranks: made.gather(ids(ranks, [2]))) == [message] * 3
     one = np.ones(1)
     assert errors(3, lambda made, ranks: made.scatter(ids(ranks, [2]), one, one)) == [message] * 3
@@ -279,6 +282,14 @@ def test_an_error_of_one_rank_is_raised_on_all_ranks() -> None:
             ids(ranks, [1]), (np.zeros(1), np.zeros(1)), learning_rate=0.1 * (1 + ranks.rank)
         ),
     )
+    wrong_state = {"log_inner_image": np.zeros(6)}
+    for call in (
+        lambda made, ranks: made.load_state_dict(wrong_state if ranks.rank else made.state_dict()),
+        lambda _, ranks: PerSampleTemperature(4, 0.5, like=np.zeros(1), ranks=ranks).load_state_dict(wrong_state),
+        lambda made, ranks: made.grow(6 - ranks.rank),
+        lambda made, ranks: made.grow(6 + ranks.rank),
+    ):
+        assert len(set(errors(2, call))) == 1
     assert rate == ["learning_rate must be the same on all ranks, got 0.1 on rank 0 and 0.2 on rank 1"] * 2
 
 
@@ -295,6 +306,9 @@ def test_the_state_of_a_rank_is_taken_by_this_rank_only_and_the_whole_state_by_a
         learned.load_state_dict(learned.state_dict())
         (other,) = ranks.shift((made.state_dict()["rows"],))
         if ranks.size > 1:
+            own = {name: x for name, x in made.state_dict().items() if name != "rows"}
+            with pytest.raises(ValueError, match=r"must have shape \(num_samples,\) in a state without rows = \(5,\)"):
+                again.load_state_dict(own)
             with pytest.raises(ValueError, match=r"rows must be \[.*, got \["):
                 again.load_state_dict(made.state_dict() | {"rows": other})
         return made.log_inner_image

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from drrho_torch import ContrastiveLoss
+from drrho_torch import ContrastiveLoss, OpenClipLoss, TorchRanks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from drrho_core import InnerEstimator
 from helpers import problems
 from helpers.ranks import own_rows
 
-LOCAL, STEPS = 4, 3
+WORLD_SIZE, LOCAL, STEPS = 2, 4, 3
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"r": None},
     "everything": {"r": 3, "gamma": "number", "mask": "empty", "radius": 0.3, "eps": 0.01, "reference_weight": 0.7},
@@ -42,13 +43,24 @@ class Batch(nn.Module):
 
 
 def train(
-    name: str, rank: int, num_ranks: int, wrap: Callable[[nn.Module], nn.Module], total: int, **options: Any
+    name: str,
+    rank: int,
+    num_ranks: int,
+    wrap: Callable[[nn.Module], nn.Module],
+    total: int,
+    *,
+    split: bool = False,
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """Train for a few steps on the own rows of batches that do not depend on the number of ranks."""
     case = CASES[name]
     model = Batch()
     wrapped = wrap(model)
     temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    if split:
+        # Each process keeps a part of the estimates.
+        ranks = TorchRanks(options["process_group"])
+        options["estimator"] = InnerEstimator(3 * total, like=torch.zeros(1, dtype=torch.float64), ranks=ranks)
     loss = ContrastiveLoss(
         3 * total,
         temperature=temperature,
@@ -77,17 +89,47 @@ def train(
             for parameter in model.parameters():
                 if num_ranks > 1:
                     dist.all_reduce(parameter.grad)
-                parameter.grad /= num_ranks  # type: ignore[operator]
+                # Gradients that are summed need the scale 1.
+                parameter.grad /= loss.gradient_scale  # type: ignore[operator]
         optimizer.step()
         losses.append(value.item())
+    estimates = [loss.log_inner_image, loss.log_inner_text]
+    if split:
+        # A new loss takes the rows of this process from a checkpoint.
+        again = InnerEstimator(3 * total, like=torch.zeros(1, dtype=torch.float64), ranks=ranks)
+        ContrastiveLoss(3 * total, temperature=0.3, estimator=again, process_group=ranks.group).load_state_dict(
+            {key: value for key, value in loss.state_dict().items() if key != "temperature"}
+        )
+        estimates = [x.flatten() for x in ranks.all_gather((again.log_inner_image, again.log_inner_text))]
     return {
         "loss": np.asarray(losses),
         "image": model.image.detach().numpy(),
         "text": model.text.detach().numpy(),
         "temperature": temperature.detach().numpy(),
-        "log_inner_image": loss.log_inner_image.numpy(),
-        "log_inner_text": loss.log_inner_text.numpy(),
+        "log_inner_image": estimates[0].numpy(),
+        "log_inner_text": estimates[1].numpy(),
     }
+
+
+def calls(rank: int, num_ranks: int, process_group: Any = None) -> dict[str, np.ndarray]:
+    """Return losses and gradients of single calls with the own rows of one batch; gradients are not averaged."""
+    total = WORLD_SIZE * LOCAL
+    p = problems.draw(0, b=total, d=4)
+    rows = own_rows(torch.arange(total), rank, num_ranks)
+    results: dict[str, np.ndarray] = {}
+    for name, dtype in (("eval", torch.float64), ("no update", torch.float64), ("bfloat16", torch.bfloat16)):
+        features = [own_rows(torch.from_numpy(x).to(dtype), rank, num_ranks).requires_grad_() for x in p.arrays[:2]]
+        pair = [own_rows(torch.linspace(a, 0.7, total), rank, num_ranks).requires_grad_() for a in (0.3, 0.5)]
+        loss = ContrastiveLoss(total, temperature=0.5, gamma=0.6, process_group=process_group, gradient_scale=1.0)
+        loss.train(name != "eval")
+        options: dict[str, Any] = {} if name == "eval" else {"temperature": tuple(pair)}
+        value = loss(*features, rows, update=name != "no update", **options)
+        value.backward()
+        results[f"{name} loss"] = value.detach().numpy()
+        results[f"{name} estimates"] = loss.log_inner_image.numpy()
+        for place, x in enumerate([*features, *([] if name == "eval" else pair)]):
+            results[f"{name} gradient {place}"] = x.grad.double().numpy()  # type: ignore[union-attr]
+    return results
 
 
 def refusals(rank: int) -> dict[str, str]:
@@ -105,6 +147,23 @@ def refusals(rank: int) -> dict[str, str]:
     loss = ContrastiveLoss(8, temperature=0.5, process_group=dist.group.WORLD)
     before = loss.log_inner_image.clone()
     wrong = {
+        "estimator": message(
+            lambda: ContrastiveLoss(
+                8,
+                temperature=0.5,
+                estimator=InnerEstimator(8, like=features.detach(), ranks=TorchRanks(dist.group.WORLD)),
+            )
+        ),
+        "no tensor": message(lambda: loss(features.tolist() if rank else features, features, index)),
+        "pairs": message(lambda: loss(features, features, index, temperature=(0.5,) if rank else 0.5)),
+        "samples": message(
+            lambda: ContrastiveLoss(8 + rank, temperature=0.5, process_group=dist.group.WORLD)(
+                features, features, index
+            )
+        ),
+        "training": message(lambda: loss.train(rank == 0)(features, features, index)),
+        "update": message(lambda: loss.train()(features, features, index, update=rank == 0)),
+        "open_clip": message(lambda: OpenClipLoss(loss)),
         "no group": message(lambda: ContrastiveLoss(8, temperature=0.5)(features, features, index)),
         "gathered": message(lambda: loss(features, features, index, gathered=True)),
         "same id": message(lambda: loss(features, features, torch.arange(LOCAL) + 3 * rank)),
@@ -137,6 +196,13 @@ def work(rank: int, world_size: int, folder: str) -> None:
                 results[f"{name}/{form}/plain"] = train(name, rank, world_size, lambda m: m, total, **shared)
                 shared["process_group"] = mesh
                 results[f"{name}/{form}/ddp"] = train(name, rank, world_size, DistributedDataParallel, total, **shared)
+        shared = {"process_group": dist.group.WORLD, "gradient_scale": 1.0}
+        results["everything/scale 1/plain"] = train("everything", rank, world_size, lambda m: m, total, **shared)
+        shared = {"process_group": dist.group.WORLD, "split": True}
+        results["everything/split/ddp"] = train(
+            "everything", rank, world_size, DistributedDataParallel, total, **shared
+        )
+        results["calls"] = calls(rank, world_size, dist.group.WORLD)
         results["refusals"] = refusals(rank)
         torch.save(results, Path(folder) / f"{rank}.pt")
     finally:
