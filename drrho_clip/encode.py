@@ -268,13 +268,15 @@ class Encoder:
 
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
         """Return features (n, d) of captions."""
-        parts = (captions[start : start + batch_size] for start in range(0, len(captions), batch_size))
-        return np.concatenate([self._run(self._encode_texts, self._inputs_of(part)) for part in parts])
+        places = [slice(start, start + batch_size) for start in range(0, len(captions), batch_size)]
+        if isinstance(self.resize_mode, StoredInputs):
+            # A search sorts the whole cache, so all captions are looked up together.
+            stored = self.resize_mode.texts(captions)
+            return np.concatenate([self._run(self._encode_texts, stored[place]) for place in places])
+        return np.concatenate([self._run(self._encode_texts, self._inputs_of(captions[place])) for place in places])
 
     def _inputs_of(self, captions: Sequence[str]) -> np.ndarray:
         """Return what the text encoder reads; of many captions this takes much memory, so it is made for a batch."""
-        if isinstance(self.resize_mode, StoredInputs):
-            return self.resize_mode.texts(captions)
         return _text_inputs(self._tokenizer.encode(captions), self._spec, self._tokenizer)
 
     def _run(self, encode: Any, inputs: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ The parts, in bytes, with n_all pairs in all splits, n training pairs, b pairs p
 bytes per number, i + a numbers per pair (`activations_per_pair`: i for input and features, a for the layers), r
 features of the reference model:
 
-    images              n_all s s C                 all images in memory, as bytes; 0 if they stay on the disk
+    images              n_all s s C                 all images in memory, as bytes; 0 if they stay on the disk; with
+                                                `--augment` on a table the originals, at most 2 GiB
     parameters          P w
     optimiser           2 P w                       both moments of AdamW
     gradients           P w
@@ -18,7 +19,8 @@ features of the reference model:
                                                 t: activations, super-batch and batch together
     inner estimates     2 n w
     reference features  2 n r w
-    library             fixed + A per_array         memory that the library takes at the first step
+    library             fixed + A per_array         memory that the library takes at the first step; encoders of Hugging
+                                                    Face take hf_fixed more
 
 A method that selects first encodes a super-batch of c pairs without a gradient, which takes g numbers per pair for the
 widest layer. The super-batch stays in memory during the step of the chosen pairs.
@@ -26,7 +28,8 @@ widest layer. The super-batch stays in memory during the step of the chosen pair
 The parts are added, although a checkpoint is written between two steps: the allocator of the process keeps the memory
 of a step. The copy of the state is made of blocks that fit into the memory of the activations, which are gone by then;
 the content of the file is a single block, for which the allocator asks for new memory. The properties of the libraries
-(u, f, fixed, per_array: `drrho_core.backend.WorkingMemory`) were measured on the CPU with `benchmarks/memory.py`.
+(u, f, fixed, per_array, hf_fixed: `drrho_core.backend.WorkingMemory`) were measured on the CPU with
+`benchmarks/memory.py`.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ def memory_of_run(
     *,
     num_pairs: int,
     num_images: int,
+    original_bytes: int = 0,
     reference_features: int | None = None,
 ) -> list[MemoryPart]:
     """Return the parts of the memory that a run needs at the peak, beyond the imported libraries.
@@ -76,7 +80,9 @@ def memory_of_run(
     num_pairs : int
         Number n of training pairs.
     num_images : int
-        Number of images that the run keeps in memory.
+        Number of images that the run keeps in memory, in the size of the model.
+    original_bytes : int
+        Bytes of the images that the run keeps in memory in their original size.
     reference_features : int, optional
         Number r of features of the reference model, if the method uses the features.
 
@@ -86,6 +92,7 @@ def memory_of_run(
         Parts of at least one byte, whose sum is the peak.
     """
     library = getattr(backend, "working_memory", WorkingMemory())
+    hf_fixed = library.hf_fixed if spec.architecture == "hf" else 0.0
     item = 8 if config.dtype == "float64" else 4
     parameters = item * parameter_count(spec)
     batch_size = config.batch_size
@@ -106,7 +113,7 @@ def memory_of_run(
         selection = max(drawn * kept + at_once * half * _widest_layer(spec), drawn * kept + 4.0 * drawn**2)
     passed = [round(scale * count) for count in (step, max(0.0, selection - step), matrices)]
     parts = {
-        "images": num_images * spec.image_size**2 * spec.channels,
+        "images": num_images * spec.image_size**2 * spec.channels + original_bytes,
         "parameters": parameters,
         "optimiser": 2 * parameters,
         "gradients": parameters,
@@ -119,7 +126,7 @@ def memory_of_run(
         "checkpoint": 2 * 3 * parameters - min(3 * parameters, sum(passed)),
         "inner estimates": 2 * item * num_pairs if METHODS[config.method].keeps_estimates else 0,
         "reference features": 2 * item * num_pairs * (reference_features or 0),
-        "library": round(library.fixed + library.per_array * len(parameter_shapes(spec))),
+        "library": round(library.fixed + hf_fixed + library.per_array * len(parameter_shapes(spec))),
     }
     return [MemoryPart(name, size) for name, size in parts.items() if size > 0]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import DataSplits
+from drrho_clip.data import Dataset, DataSplits
 from drrho_clip.data.loader import CACHE_BYTES
 from drrho_clip.encoders import feature_dim_in_memory
 from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
+from drrho_clip.errors import BadInput
 from drrho_clip.memory import MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec
@@ -18,6 +20,9 @@ from drrho_clip.train import described
 from drrho_core.backend import Backend
 
 __all__ = ["Plan", "plan_run", "print_plan"]
+
+# Number of images that a plan decodes at most.
+_DECODED = 8
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,32 @@ def plan_run(config: TrainConfig, backend: Backend, splits: DataSplits, *, share
     steps = steps_per_epoch(config, num_pairs)
     # Data in memory are there whole; the images of a table are kept while they are decoded, if they fit.
     in_memory = [part for part in splits if hasattr(part, "images")]
-    num_images = sum(map(len, in_memory))
-    if not in_memory and len(splits.train) * spec.image_size**2 * spec.channels <= CACHE_BYTES:
+    num_images, original_bytes = sum(map(len, in_memory)), 0
+    if not in_memory and config.augment is not None:
+        # Random parts are cut out of the originals, which may be much larger than the squares of the model.
+        original_bytes = 0 if config.workers else min(CACHE_BYTES, _bytes_of_originals(splits.train))
+    elif not in_memory and len(splits.train) * spec.image_size**2 * spec.channels <= CACHE_BYTES:
         num_images = len(splits.train)
     memory = memory_of_run(
-        config, spec, backend, num_pairs=len(splits.train), num_images=num_images, reference_features=features
+        config,
+        spec,
+        backend,
+        num_pairs=len(splits.train),
+        num_images=num_images,
+        original_bytes=original_bytes,
+        reference_features=features,
     )
     return Plan(config, spec, num_pairs, len(splits.validation), len(splits.test), steps, tuple(memory))
+
+
+def _bytes_of_originals(dataset: Dataset) -> int:
+    """Return about how much memory the decoded images of a table need, from a few of them in equal distances."""
+    sizes = []
+    for row in range(0, len(dataset), -(-len(dataset) // _DECODED)):
+        # An unreadable image needs no memory; the run names this image.
+        with contextlib.suppress(BadInput):
+            sizes.append(dataset[row].image.nbytes)
+    return round(len(dataset) * sum(sizes) / max(1, len(sizes)))
 
 
 def print_plan(plan: Plan, *, device: str) -> None:

@@ -38,6 +38,13 @@ def ignored_settings(method: str | None, scheme: str | None) -> frozenset[str]:
     return of_method | {name for name, schemes in _OF_SCHEMES.items() if known and scheme not in schemes}
 
 
+def dropped_of_preset(method: str | None, scheme: str | None) -> frozenset[str]:
+    """Return the settings of a preset that another method or temperature scheme does not use."""
+    # A radius is no ignored setting: a user who names a radius for such a run gets the rule of `_check_temperature`.
+    no_radius = scheme == "fixed" or (method in METHODS and not METHODS[method].has_radius)
+    return ignored_settings(method, scheme) | (frozenset({"radius"}) if no_radius else frozenset())
+
+
 def check_used(config: TrainConfig) -> None:
     """Raise BadInput if a setting that the method or the temperature scheme ignores has another value than its default.
 

@@ -24,9 +24,9 @@ from drrho_core.checks import Array, Namespace
 
 _FIRST_LOSS_SCALE = 2.0**16
 _SMALLEST_LOSS_SCALE = 1.0
-# Overflows in a row, with the smallest loss scale, after which a run stops.
+# Overflows in a row after which a run stops: by then the loss scale has fallen to the smallest.
 _OVERFLOWS = 40
-# Overflows in a row, with the smallest loss scale, after which a run warns: 16 of them halve the first scale to 1.
+# Overflows in a row after which a run warns: 16 of them halve the first scale to 1.
 _WARN_AT = 20
 # Number of updates in a row without overflow after which the scale is doubled.
 _PATIENCE = 2000
@@ -119,7 +119,7 @@ def check_overflows(loss_scale: Parameters, backend: Backend) -> str | None:
     Raises
     ------
     BadInput
-        If the update was left out at many steps in a row, with the smallest loss scale at the end.
+        If the update was left out at many steps in a row, by which the loss scale has fallen to the smallest.
 
     Examples
     --------
@@ -130,10 +130,8 @@ def check_overflows(loss_scale: Parameters, backend: Backend) -> str | None:
     if not loss_scale:
         return None
     scale, updates = (float(backend.to_numpy(loss_scale[name])) for name in ("scale", "updates"))
-    if updates >= 0 or scale > _SMALLEST_LOSS_SCALE:
-        return None
     skipped = f"the gradient overflowed in fp16 at the last {-updates:.0f} steps, which changed no parameter"
-    if updates <= -_OVERFLOWS:
+    if updates <= -_OVERFLOWS and scale <= _SMALLEST_LOSS_SCALE:
         raise BadInput(
             f"precision must be bf16 or {FULL} for this run, got 'fp16': {skipped}, even with the smallest loss scale "
             f"{scale:g}; a lower learning_rate or a higher temperature may help as well"

@@ -79,12 +79,15 @@ class WorkingMemory(NamedTuple):
         Memory of activations and temporary arrays, as a multiple of the numbers that a backward pass needs.
     update_factor : float
         Memory of an update by the optimiser, as a multiple of the parameters.
+    hf_fixed : float
+        Bytes that encoders of Hugging Face take at the first step beyond `fixed`.
     """
 
     fixed: float = 22e6
     per_array: float = 0.0
     activation_factor: float = 1.0
     update_factor: float = 5.0
+    hf_fixed: float = 0.0
 
 
 class Backend(Protocol):

@@ -69,7 +69,7 @@ class TorchBackend:
     precisions: tuple[str, ...] = tuple(HALF_TYPES)
     preference = 2
     # Measured with benchmarks/memory.py.
-    working_memory = WorkingMemory(30e6, per_array=0.7e6, update_factor=0.0)
+    working_memory = WorkingMemory(30e6, per_array=0.7e6, update_factor=0.0, hf_fixed=75e6)
     read_tables = staticmethod(read_tables)
     xp: Namespace = array_api_compat.torch
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,9 @@ def check_reference(reference: Any, num_samples: int) -> Any:
                     f"reference must hold one row of {name} features per sample of the ContrastiveLoss, shape "
                     f"(num_samples, r) with num_samples = {num_samples}, got {checks.describe(side)}"
                 )
-            _warn_of_norms(name, torch.as_tensor(side[:64]))
+            # torch warns of an array that it cannot write to, such as a memory-mapped file; a copy can be written to.
+            rows = side[:64]
+            _warn_of_norms(name, torch.as_tensor(rows.copy() if isinstance(rows, np.ndarray) else rows))
         return reference
     has_rows = hasattr(reference, "__getitem__") and not checks.is_array(reference)
     # A path or a mapping has rows for Python, but not those of pairs.

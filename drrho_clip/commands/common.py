@@ -63,10 +63,13 @@ def max_unreadable_option() -> Any:
 
 
 def say_unreadable(dataset: Dataset, outcome: str = "left out") -> None:
-    """Print to standard error how many images could not be read, and name the first ten."""
+    """Print to standard error how many pairs have an image that could not be read, and name the first ten images."""
     reasons: Mapping[int, str] = getattr(dataset, "unreadable", {})
     if reasons:
-        pairs = f"{len(reasons):,} of {len(dataset):,} pairs"
+        from drrho_clip.data.unreadable import readable_rows
+
+        # An unreadable image may belong to several pairs.
+        pairs = f"{len(dataset) - len(readable_rows(dataset)):,} of {len(dataset):,} pairs"
         lines = [f"warning: {reasons[row]}" for row in sorted(reasons)[:_NAMED]]
         say(*lines, f"warning: the images of {pairs} cannot be read; they are {outcome}", stream=sys.stderr)
 

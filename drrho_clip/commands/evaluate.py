@@ -112,6 +112,7 @@ class Evaluate:
     def run(self) -> int:
         """Evaluate, then print the table."""
         from drrho_clip.evaluate import evaluate
+        from drrho_clip.measure.probing import check_probe, probe_figures
 
         if self.queries is not None and self.gallery != "all":
             raise BadInput(f"queries must be left out without --gallery all, got {self.queries}")
@@ -128,11 +129,12 @@ class Evaluate:
         prompts = self._prompts()
         dataset, about, training = self._held_out_pairs(model)
         encoder = model.encoder(state=self.state)
+        # The measurement may take hours, so a probe that cannot be measured is refused before.
+        if self.probe:
+            check_probe(encoder, dataset, training)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         metrics = evaluate(encoder, dataset, gallery_size=size, num_queries=self.queries, prompts=prompts)
         if self.probe:
-            from drrho_clip.measure.probing import probe_figures
-
             metrics |= probe_figures(encoder, dataset, training)
         say_unreadable(dataset)
         if training is not None:

@@ -15,7 +15,7 @@ from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, choice, setting
-from drrho_clip.setting_rules import check_used, ignored_settings
+from drrho_clip.setting_rules import check_used, dropped_of_preset
 from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
@@ -88,8 +88,8 @@ class Train:
         published = {} if self.preset is None else read_preset(self.preset)
         named = {**settings, **self.settings}
         # Another method or temperature scheme than that of the published run need not use all settings of that run.
-        ignored = ignored_settings(*({**published, **named}.get(name) for name in ("method", "temperature_scheme")))
-        return {**{name: value for name, value in published.items() if name not in ignored}, **named}
+        dropped = dropped_of_preset(*({**published, **named}.get(name) for name in ("method", "temperature_scheme")))
+        return {**{name: value for name, value in published.items() if name not in dropped}, **named}
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""

@@ -26,8 +26,9 @@ _DIRECTORY = "hf:"
 def with_start_values(config: TrainConfig) -> TrainConfig:
     """Return settings in which a temperature and a bias that the user left out are those of the encoders, if any.
 
-    Encoders of a Hugging Face directory have both in their weights. The encoders of the run after `init` have what that
-    run has learned. A learned temperature is moved into the bounds of the settings.
+    Encoders of a Hugging Face directory have both in their weights. The encoders of the run after `init` have the
+    temperature of that run, fixed or learned, and the bias that it has learned. If the new run learns the temperature,
+    the start is moved into the bounds of the settings.
 
     Raises
     ------
@@ -40,9 +41,10 @@ def with_start_values(config: TrainConfig) -> TrainConfig:
     bias: float | None = None
     if config.init is not None:
         source = open_run(config.init)
-        if source.config.temperature_scheme != "fixed":
-            temperature = temperature_of(source, "best")
-        bias = learned_bias_of(source, "best")
+        # A fixed temperature may come from the encoders with which that run started, and belongs to them all the same.
+        temperature = temperature_of(source, "best")
+        if METHODS[config.method].has_bias:
+            bias = learned_bias_of(source, "best")
     elif config.model is not None and config.model.startswith(_DIRECTORY) and not config.from_scratch:
         folder = Path(config.model.removeprefix(_DIRECTORY))
         logit_scale, bias = (read_constant(folder, name) for name in ("logit_scale", "logit_bias"))

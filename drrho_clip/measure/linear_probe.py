@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.measure.similarity import checked_features
 
-__all__ = ["LinearProbe", "linear_probe"]
+__all__ = ["LinearProbe", "check_classes", "check_installed", "linear_probe"]
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Values of C, the inverse strength of the L2 regularisation, from which a validation part chooses."""
@@ -21,6 +22,27 @@ class LinearProbe(NamedTuple):
 
     accuracy: float
     strength: float
+
+
+def check_installed() -> None:
+    """Raise MissingExtra if scikit-learn is not installed."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise MissingExtra("the linear probe", "scikit-learn")
+
+
+def check_classes(labels: ArrayLike) -> None:
+    """Raise BadInput unless labels (n,) have at least two classes, and each class has at least 5 of them.
+
+    Examples
+    --------
+    >>> check_classes([0, 0, 0, 0, 0, 1])
+    Traceback (most recent call last):
+        ...
+    drrho_clip.errors.BadInput: labels must have at least 2 classes of at least 5 features, got counts [5, 1]
+    """
+    _, counts = np.unique(np.asarray(labels), return_counts=True)
+    if len(counts) < 2 or counts.min() < 5:
+        raise BadInput(f"labels must have at least 2 classes of at least 5 features, got counts {counts.tolist()[:10]}")
 
 
 def linear_probe(
@@ -66,9 +88,7 @@ def linear_probe(
     y, answers = np.asarray(labels), np.asarray(test_labels)
     if y.shape != (len(x),) or answers.shape != (len(test),):
         raise BadInput(f"labels must have one entry per feature, got {y.shape} and {answers.shape}")
-    _, counts = np.unique(y, return_counts=True)
-    if len(counts) < 2 or counts.min() < 5:
-        raise BadInput(f"labels must have at least 2 classes of at least 5 features, got counts {counts.tolist()[:10]}")
+    check_classes(y)
     fit_x, held_x, fit_y, held_y = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y)
 
     def fitted(strength: float, rows: np.ndarray, classes: np.ndarray) -> LogisticRegression:

@@ -190,6 +190,13 @@ def test_reference_features_without_unit_norm_are_named() -> None:
         loss_module(reference=(image, 3 * text))
 
 
+def test_reference_features_may_be_arrays_that_cannot_be_written_to() -> None:
+    arrays = tuple(side.numpy().copy() for side in features(N, R))
+    for array in arrays:
+        array.flags.writeable = False
+    loss_module(reference=arrays)
+
+
 def test_a_schedule_needs_its_epoch() -> None:
     loss = loss_module(num_epochs=3)
     loss.announce(ROWS)

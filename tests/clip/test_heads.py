@@ -16,6 +16,7 @@ from drrho_clip.encode import Encoder
 from drrho_clip.encoders import FixedFeatures
 from drrho_clip.errors import BadInput
 from drrho_clip.features import encode_pairs
+from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.memory import activations_per_pair
 from drrho_clip.models import ModelSpec
@@ -136,6 +137,21 @@ def test_heads_encode_no_new_image_and_no_new_text(table: Path, cache: Path, tmp
         encoder.images(np.zeros((1, 8, 8, 3), np.uint8))
     with pytest.raises(BadInput, match=r"must hold the features of every text"):
         encoder.texts(["a zeppelin"])
+
+
+def test_heads_look_up_all_captions_at_once(
+    table: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(_config(table, cache), tmp_path / "run", quiet=True, stop_after=1).run
+    encoder = Encoder.load(run, get_backend("numpy", dtype="float64"))
+    captions = read_pairs(table).captions
+    expected = encoder.texts(captions)
+    looked_up: list[int] = []
+    texts = StoredInputs.texts
+    monkeypatch.setattr(StoredInputs, "texts", lambda inputs, part: looked_up.append(len(part)) or texts(inputs, part))
+    np.testing.assert_allclose(encoder.texts(captions, batch_size=50), expected, rtol=1e-12)
+    # A search sorts the whole cache, which may have millions of rows.
+    assert looked_up == [120]
 
 
 def test_depth_zero_is_for_heads_only() -> None:

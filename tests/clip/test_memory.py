@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from drrho_clip.config import TrainConfig
+from drrho_clip.data import DataSplits
+from drrho_clip.data.splits import open_splits
 from drrho_clip.memory import memory_of_run, parameter_count
 from drrho_clip.models import ModelSpec
+from drrho_clip.plan import plan_run
 from drrho_core.backend import get_backend
 
 # Peak of a run less the memory after the imports, in MB: benchmarks/memory.py, scenes of 4,096 pairs, width 64.
@@ -130,3 +133,25 @@ def test_a_checkpoint_uses_memory_that_the_step_has_left(run: str) -> None:
     spec = ModelSpec("mlp", 32, 3, vocabulary_size=35, context_length=13, width=512)
     parts = memory_of_run(config, spec, get_backend("numpy"), num_pairs=4096, num_images=6096)
     assert sum(part.num_bytes for part in parts) / 1e6 == pytest.approx(measured, rel=0.2)
+
+
+# Peaks of runs of a Hugging Face model of the size tiny, as above.
+MEASURED_HF = {
+    "batch 512": (410, {"batch_size": 512}),
+    "micro-batches": (363, {"batch_size": 2048, "micro_batch": 256}),
+    "bf16": (336, {"batch_size": 512, "precision": "bf16"}),
+}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> DataSplits:
+    return open_splits(TrainConfig(data="scenes", method="sogclr", train_size=4096))
+
+
+@pytest.mark.parametrize("run", MEASURED_HF)
+def test_hugging_face_encoders_take_memory_of_their_own(run: str, scenes: DataSplits) -> None:
+    measured, settings = MEASURED_HF[run]
+    sizes = {"data": "scenes", "train_size": 4096, "model": "tiny"}
+    config = TrainConfig(**(sizes | {"method": "sogclr", "backend": "torch"} | settings))
+    plan = plan_run(config, get_backend("torch"), scenes)
+    assert sum(part.num_bytes for part in plan.memory) / 1e6 == pytest.approx(measured, rel=0.1)

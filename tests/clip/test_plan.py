@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
@@ -91,3 +93,21 @@ def test_too_large_a_super_batch_is_refused_with_both_factors() -> None:
         steps_per_epoch(config, 319)
     with pytest.raises(BadInput, match=r"batch_size must be at most the number of samples \(7\), got 32"):
         steps_per_epoch(replace(config, method="clip", reference=None, super_batch=1), 7)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_plan_of_augmentation_counts_the_originals(workers: int, tmp_path: Path) -> None:
+    lines = ["image,caption"]
+    for row in range(45):
+        pixels = np.random.default_rng(row).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{row}.png")
+        lines.append(f"{row}.png,thing {row}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    config = TrainConfig(
+        data=str(tmp_path / "pairs.csv"), method="clip", backend="numpy", architecture="mlp", image_size=8, width=4,
+        feature_dim=8, batch_size=4, epochs=1, augment="crop", workers=workers,
+    )  # fmt: skip
+    splits = open_splits(config)
+    sizes = dict(plan_run(config, get_backend("numpy"), splits).memory)
+    # The images of 40 x 50 pixels stay in memory as they are; processes keep none.
+    assert sizes.get("images") == (None if workers else len(splits.train) * 40 * 50 * 3)

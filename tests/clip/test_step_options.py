@@ -27,7 +27,7 @@ from drrho_clip.selection import gumbel_noise, part_of, select_rho
 from drrho_clip.step import StepBatch, build_step
 from drrho_clip.train import described, train
 from drrho_clip.trainer import Trainer
-from drrho_clip.update import initial_state
+from drrho_clip.update import check_overflows, initial_state
 from drrho_core.backend import get_backend
 from helpers.features import unit_rows
 
@@ -399,6 +399,14 @@ class _OverflowingBackend(NumpyBackend):
 
         assert precision == "fp16"
         return Overflowing()
+
+
+def test_overflows_in_a_row_give_a_warning_whatever_the_loss_scale_is() -> None:
+    """A run with many good updates has doubled the scale, which is then still above 1 after 20 overflows."""
+    backend = get_backend("numpy")
+    state = {"scale": np.asarray(8.0), "updates": np.asarray(-20.0)}
+    assert "the last 20 steps" in (check_overflows(state, backend) or "")
+    assert check_overflows({**state, "updates": np.asarray(-21.0)}, backend) is None
 
 
 def test_a_run_that_always_overflows_in_fp16_warns_and_then_stops(

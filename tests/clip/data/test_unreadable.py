@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from drrho_clip.cli import main
+from drrho_clip.commands.common import say_unreadable
 from drrho_clip.data import (
     BatchSource,
     DataSplits,
@@ -19,6 +20,7 @@ from drrho_clip.data import (
     WordTokenizer,
     open_data,
     pair_splits,
+    read_pairs,
     readable_rows,
 )
 from drrho_clip.data.order import rows_at
@@ -220,6 +222,19 @@ def test_every_command_names_unreadable_images_and_leaves_them_out(
     assert (row["metrics"]["num_pairs"], row["metrics"]["num_unreadable"]) == (10, 2)
     ranked = sorted(int(line.split(",")[0]) for line in table.read_text().splitlines()[1:])
     assert ranked == [row for row in range(12) if row not in (3, 8)]
+
+
+def test_the_warning_counts_all_pairs_of_an_unreadable_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_two_colours(tmp_path, 10, swapped_fraction=0.0)
+    lines = (tmp_path / "pairs.csv").read_text().splitlines()
+    again = [f"{line} again" for line in lines[1:]]
+    (tmp_path / "twice.csv").write_text("\n".join([*lines, *again]))
+    dataset = read_pairs(tmp_path / "twice.csv")
+    dataset.unreadable[3] = "3.png: cannot decode image"
+    say_unreadable(dataset)
+    assert "the images of 2 of 20 pairs cannot be read; they are left out" in capsys.readouterr().err
 
 
 def test_a_model_of_another_program_reads_on_behind_an_unreadable_image(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,28 @@ def test_the_command_measures_a_probe_on_images_that_did_not_train_it(
     assert (metrics["num_probe_test"], metrics["num_probe_training"]) == (expected, 120 - expected)
     assert main(["evaluate", str(run), "--data", str(tmp_path / "pairs.csv"), "--probe"]) == 2
     assert "at least two different labels" in capsys.readouterr().err
+
+
+def test_a_probe_that_cannot_be_measured_is_refused_before_the_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = _labelled_table(tmp_path, 40)
+    model = FixedFeatures("random", *np.random.default_rng(0).normal(size=(2, 80, 4)))
+    encode_pairs(model, open_data(table), tmp_path / "cache")
+
+    def evaluate(*words: object, **names: object) -> None:
+        raise AssertionError("the evaluation began")
+
+    monkeypatch.setattr("drrho_clip.evaluate.evaluate", evaluate)
+    command = ["evaluate", str(tmp_path / "cache"), "--probe", "--data"]
+    assert main([*command, str(tmp_path / "pairs.csv")]) == 2
+    assert "at least two different labels" in capsys.readouterr().err
+    # Each of the eight colours labels about five pictures, of which four fifths are for training.
+    assert main([*command, str(table)]) == 2
+    assert "at least 2 classes of at least 5 features" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert main([*command, str(table)]) == 2
+    assert "scikit-learn" in capsys.readouterr().err
 
 
 def test_the_images_that_test_a_probe_are_not_the_darkest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from drrho_clip.config import TrainConfig
 from drrho_clip.encode import Encoder
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
+from drrho_clip.exchange.start_values import with_start_values
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.run import Run, open_run, read_metrics
 from drrho_clip.train import train
@@ -282,3 +283,17 @@ def test_a_python_caller_must_ask_for_an_unfinished_reference(unfinished: Path, 
         train(config, tmp_path / "new", quiet=True)
     assert not (tmp_path / "new").exists()
     assert train(config, tmp_path / "new", quiet=True, allow_unfinished=True).run.progress().finished
+
+
+def test_encoders_of_a_run_bring_a_fixed_temperature_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "data": "digits", "method": "clip", "backend": "numpy", "architecture": "mlp", "image_size": 8, "width": 4,
+        "feature_dim": 8, "batch_size": 128, "epochs": 1,
+    }  # fmt: skip
+    fixed = TrainConfig(**settings, temperature=0.02, temperature_scheme="fixed")
+    train(fixed, tmp_path / "first", quiet=True)
+    for scheme in ("fixed", "global"):
+        config = TrainConfig(**settings, temperature_scheme=scheme, init=str(tmp_path / "first"))
+        assert with_start_values(config).temperature == 0.02
+    named = TrainConfig(**settings, temperature_scheme="fixed", init=str(tmp_path / "first"), temperature=0.05)
+    assert with_start_values(named).temperature == 0.05
