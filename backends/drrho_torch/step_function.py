@@ -45,7 +45,7 @@ class StepSettings(NamedTuple):
 
     @property
     def shares_rows(self) -> bool:
-        """Whether each rank keeps a part of the estimates only."""
+        """Return True if each rank stores only a part of the estimates."""
         return self.table is not None and self.table.num_ranks > 1
 
 

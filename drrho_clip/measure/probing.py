@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check_probe", "probe_figures"]
 
 _NO_LABELS = "probe needs data with at least two different labels, got data without"
-# Of each class, one image in this many tests the probe.
+# One image in five of each class tests the probe; the other images train it.
 _FIFTH = 5
 
 

@@ -70,7 +70,7 @@ class Blocks:
     ranks : Ranks
         The ranks that share the batch.
     keep : bool
-        Whether logits may be kept between the passes.
+        If True, the logits may stay in memory between the passes.
     xp : namespace
         The arrays' namespace.
     """
@@ -155,8 +155,8 @@ class Blocks:
         return [float(largest[n]) if visible else largest[n] for n in range(len(sizes))]
 
 
-class ReducedSweeps:
-    """Both passes in the form reduce; see `drrho_core.extend.Sweeps`."""
+class _SweepsOverRanks:
+    """The part that both forms share; see `drrho_core.extend.Sweeps`."""
 
     def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
@@ -164,6 +164,10 @@ class ReducedSweeps:
     def declines(self, _batch: Batch, _mode: str, /) -> str | None:
         """Return None: no batch is declined."""
         return None
+
+
+class ReducedSweeps(_SweepsOverRanks):
+    """Both passes in the form reduce."""
 
     def sum_negatives(self, _batch: Batch, /) -> FirstSweep:
         """Pass 1: return the log-sum-exp over each own anchor's negatives on all ranks."""
@@ -208,15 +212,8 @@ class ReducedSweeps:
         return SecondSweep(image_pull, text_pull)
 
 
-class RingSweeps:
-    """Both passes in the form ring; see `drrho_core.extend.Sweeps`."""
-
-    def __init__(self, blocks: Blocks) -> None:
-        self._blocks = blocks
-
-    def declines(self, _batch: Batch, _mode: str, /) -> str | None:
-        """Return None: no batch is declined."""
-        return None
+class RingSweeps(_SweepsOverRanks):
+    """Both passes in the form ring."""
 
     def sum_negatives(self, _batch: Batch, /) -> FirstSweep:
         """Pass 1: return the log-sum-exp over each own anchor's negatives on all ranks."""

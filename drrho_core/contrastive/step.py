@@ -264,17 +264,7 @@ def sharded_contrastive_step(
         "anchor_weight": anchor_weight, "tile_size": tile_size, "memory_budget": memory_budget,
         "ranks": ranks, "form": form, "sample_index": sample_index,
     }  # fmt: skip
-    step = wide_contrastive_step(image_features, text_features, log_inner_image, log_inner_text, xp=xp, **arguments)
-    return step if step.image_gradient.dtype == image_features.dtype else _narrowed(step, image_features)
-
-
-def _narrowed(step: ContrastiveStep, like: Array) -> ContrastiveStep:
-    """Return a step with the features' gradients in the features' dtype, which is the dtype of `like`."""
-    xp = namespace_of({"image_features": like})
-    return step._replace(
-        image_gradient=xp.astype(step.image_gradient, like.dtype),
-        text_gradient=xp.astype(step.text_gradient, like.dtype),
-    )
+    return _narrow_step(image_features, text_features, log_inner_image, log_inner_text, xp, arguments)
 
 
 def wide_contrastive_step(

@@ -175,8 +175,8 @@ class Tiles:
     symmetric : bool
         If True, both sides are the same view.
     paired : bool
-        Whether row k and column k belong to one sample. False if Z holds the images of one rank and the texts of
-        another rank: then the entries on the diagonal are negatives, too.
+        If True, row k and column k belong to one sample. It is False if Z holds the images of one rank and the texts
+        of another rank: then the entries on the diagonal are negatives, too.
     xp : namespace
         The arrays' namespace.
     """

@@ -29,7 +29,7 @@ class Difference(NamedTuple):
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval excludes zero."""
+        """Return True if the interval excludes zero."""
         return abs(self.mean) > self.half
 
 

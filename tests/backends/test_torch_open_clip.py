@@ -194,7 +194,10 @@ def test_reference_features_may_be_arrays_that_cannot_be_written_to() -> None:
     arrays = tuple(side.numpy().copy() for side in features(N, R))
     for array in arrays:
         array.flags.writeable = False
-    loss_module(reference=arrays)
+    loss, same = loss_module(reference=arrays), loss_module(reference=features(N, R))
+    for module in (loss, same):
+        module.announce(ROWS)
+    assert torch.equal(loss(*features(), SCALE), same(*features(), SCALE))
 
 
 def test_a_schedule_needs_its_epoch() -> None:

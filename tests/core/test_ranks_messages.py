@@ -1,4 +1,4 @@
-"""What ranks exchange: how much, in which types, how much memory that takes; and the errors that all ranks raise."""
+"""Ranks exchange as many bytes as the formulas say, in the types of the features, and all raise the same errors."""
 
 from __future__ import annotations
 
