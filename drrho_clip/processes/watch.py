@@ -261,7 +261,7 @@ class Watch:
         self._stopped.set()
 
     def _exchange(self, post: Post) -> None:
-        told = now = time.monotonic()
+        sent = now = time.monotonic()
         while post.verdict is None and not (post.over and self._left):
             with selectors.DefaultSelector() as selector:
                 for connection in (self._bell, *post.sockets()):
@@ -273,9 +273,9 @@ class Watch:
             # If this process was stopped for a while, or the machine slept, that time does not count against others.
             earlier, now = now, time.monotonic()
             post.pass_time(min(now - earlier, 2 * self._beat))
-            if now - told >= self._beat:
+            if now - sent >= self._beat:
                 post.tell(self._standing())
-                told = now
+                sent = now
         # The other ranks learn the verdict, or that all work is done.
         post.tell(self._standing())
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -72,24 +73,22 @@ def test_no_other_machine_reaches_a_port_for_this_machine() -> None:
 
 
 def test_a_child_process_does_not_keep_connections_open() -> None:
-    # Without an array library in the child, a fork is harmless; `python -c` keeps this process out of it.
-    left, right = socket.socketpair()
-    lines = Lines(left)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    os.close(reading)
-    lines.close()
-    right.settimeout(10.0)
-    try:
-        assert right.recv(1) == b""
-    finally:
-        os.close(writing)
-        os.waitpid(child, 0)
-        right.close()
+    # In a process of its own, because array libraries that other tests have loaded forbid a fork.
+    script = """
+import os, socket
+from drrho_clip.processes.lines import Lines
+left, right = socket.socketpair()
+lines = Lines(left)
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.close(writing)
+    os.read(reading, 1)
+    os._exit(0)
+lines.close()
+right.settimeout(10.0)
+assert right.recv(1) == b""
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_a_stranger_cannot_stop_the_run() -> None:
