@@ -23,7 +23,7 @@ from drrho_core.contrastive.passes import AnchorSums, merge, part_of_sum, pull_b
 from drrho_core.contrastive.ranks import Arrays, Ranks
 from drrho_core.contrastive.sharded_passes import by_rank, merged, received_sums
 from drrho_core.contrastive.tiles import Tiles
-from drrho_core.contrastive.view_passes import Pair, ViewPasses
+from drrho_core.contrastive.view_passes import Pair, Sums, ViewPasses
 
 
 def find_view_passes(
@@ -66,7 +66,7 @@ class ReducedViews(ViewPasses):
         rates = self.across.scaling.rates
         self.rate: Scalar = xp.concat(list(rates)) if self.per_anchor else rates[0]
 
-    def over_all_ranks(self, sums: tuple[AnchorSums, AnchorSums]) -> tuple[AnchorSums, AnchorSums]:
+    def over_all_ranks(self, sums: Sums) -> Sums:
         """Return the sums over the negatives of all ranks, given those over own negatives."""
         xp = self.xp
         own = _both(sums, xp)
@@ -90,7 +90,7 @@ class ReducedViews(ViewPasses):
     def visit_all(self, own: AnchorSums) -> AnchorSums:
         """Pass 1: return the sums of the own anchors over the negatives of all ranks."""
         gathered = self.ranks.all_gather(self.rows)
-        self._tables: list[Tiles | None] = []
+        self._tables: list[Tiles] = []
         self._to_rows: list[AnchorSums] = []
         self._to_columns: list[AnchorSums] = []
         for k in range(1, self.ranks.size):
@@ -108,8 +108,8 @@ class ReducedViews(ViewPasses):
     def pull_all(self, weight: Array, received: Array, pull: Array) -> Array:
         """Pass 2: add to `pull` the pairs with other ranks, given the weights of the own and of the other anchors."""
         for k, columns in enumerate(self._to_columns, start=1):
-            pull += self.pull_of(self._tables[k - 1], columns, weight, received[self.owner(k), ...])
-            self._tables[k - 1] = None  # the memory of the tiles is free from here on
+            # A table leaves the list, so that the memory of its tiles is free as soon as it was read.
+            pull += self.pull_of(self._tables.pop(0), columns, weight, received[self.owner(k), ...])
         return pull
 
     def owner(self, k: Any) -> Any:
@@ -126,9 +126,8 @@ class ReducedViews(ViewPasses):
             paired=False,
         )
 
-    def pull_of(self, table: Tiles | None, columns: AnchorSums, weight: Array, theirs: Array) -> Array:
+    def pull_of(self, table: Tiles, columns: AnchorSums, weight: Array, theirs: Array) -> Array:
         """Return the pull of one other rank's rows at the own rows."""
-        assert table is not None, "each table is read once"
         return pull_back(table, (self.whole, columns), (weight, theirs), to_columns=False)[0]
 
 
@@ -175,12 +174,12 @@ class RingViews(ReducedViews):
         return self.ranks.repeat(self.ranks.size - 1, visit, (pull, *self.rows))[0]
 
 
-def _both(sums: tuple[AnchorSums, AnchorSums], xp: Namespace) -> AnchorSums:
+def _both(sums: Sums, xp: Namespace) -> AnchorSums:
     """Return the sums of the anchors of both views, first those of view 1."""
     return AnchorSums(*(xp.concat([first, second]) for first, second in zip(*sums, strict=True)))
 
 
-def _halves(sums: AnchorSums) -> tuple[AnchorSums, AnchorSums]:
+def _halves(sums: AnchorSums) -> Sums:
     """Return the sums of the anchors of view 1 and of view 2."""
     half = sums.total.shape[0] // 2
     fields = [x for x in sums if x is not None]

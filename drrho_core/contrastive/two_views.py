@@ -149,16 +149,16 @@ def unimodal_contrastive_step(
     passes = find_view_passes(views, reference_features, options, tile_size, memory_budget, xp, ranks, form)
 
     # Pass 1: the sum of exp(D) over each anchor's negatives, and the weighted mean of D.
-    log_sums, means, counts = passes.sum_negatives()
+    log_sums, means, sums = passes.sum_negatives()
 
     # Update u, the moving average of each anchor's g.
     anchors = [
-        update(log_sums[view], counts[view], states[view], options.gammas[view], options.eps, xp) for view in (0, 1)
+        update(log_sums[view], sums[view].count, states[view], options.gammas[view], options.eps, xp) for view in (0, 1)
     ]
     step = evaluate(options, (anchors[0], anchors[1]), means=means, xp=xp, ranks=ranks)
 
     # Pass 2: V11 Z1 + V12 Z2 and V22 Z2 + V12^T Z1, the weighted sums of the negatives' features.
-    pulls = passes.pull_back(step.weight_sums)
+    pulls = passes.pull_back(sums, step.weight_sums)
     c = step.weight_sums[0] + step.weight_sums[1]
     return UnimodalStep(
         loss=step.loss,

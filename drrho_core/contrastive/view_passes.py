@@ -23,6 +23,9 @@ from drrho_core.contrastive.tiles import Tiles, split
 Pair: TypeAlias = tuple[Array, Array]
 """One array per view."""
 
+Sums: TypeAlias = tuple[AnchorSums, AnchorSums]
+"""The sums of the anchors of each view."""
+
 
 class ViewPasses:
     """Both passes on one rank that has the whole batch, and the part of both passes that needs own samples only.
@@ -63,32 +66,28 @@ class ViewPasses:
         self._sizes = common_sizes(
             views, references, options.reference_weight, options.temperature, xp, ranks=ranks, same_sides=True
         )
-        self._sums: tuple[AnchorSums, AnchorSums] | None = None
         # The matrices with other ranks are 4 times as large as the three own ones.
         matrices = 3 if ranks is None else 4 * ranks.size - 1
         self.across, self.within = self._matrix(0, 1, matrices), [self._matrix(v, v, matrices) for v in (0, 1)]
 
-    def sum_negatives(self) -> tuple[Pair, Pair, Pair]:
-        """Pass 1: return log-sum-exp, weighted mean of D and number of negatives of the anchors of both views."""
+    def sum_negatives(self) -> tuple[Pair, Pair, Sums]:
+        """Pass 1: return log-sum-exp and weighted mean of D of the anchors of both views, and their sums for pass 2."""
         # The positive of an anchor is the other view of the same sample, an entry of A12. This also holds if the
         # negative is from the anchor's own view.
         across, rates = sum_negatives(self.across), self.across.scaling.rates
         within = [sum_negatives(tiles)[0] for tiles in self.within]
         sums = [merge(across[view], within[view], rates[view], xp=self.xp) for view in (0, 1)]
-        self._sums = self.over_all_ranks((sums[0], sums[1]))
-        log_sums, means = log_sums_and_means(self._sums, rates, xp=self.xp)
-        return log_sums, means, (self._sums[0].count, self._sums[1].count)
+        whole = self.over_all_ranks((sums[0], sums[1]))
+        return *log_sums_and_means(whole, rates, xp=self.xp), whole
 
-    def pull_back(self, weights: Pair) -> Pair:
+    def pull_back(self, sums: Sums, weights: Pair) -> Pair:
         """Pass 2: return the weighted sums of features for both views, given the sum of each anchor's weights."""
-        sums = self._sums
-        assert sums is not None, "sum_negatives is called first"
         # V12 Z2 and V12^T Z1, then V11 Z1 and V22 Z2.
         pulls = pull_back(self.across, sums, weights)
         own = [pull_back(self.within[v], (sums[v], sums[v]), (weights[v], weights[v]))[0] for v in (0, 1)]
         return self.from_all_ranks(weights, (pulls[0] + own[0], pulls[1] + own[1]))
 
-    def over_all_ranks(self, sums: tuple[AnchorSums, AnchorSums]) -> tuple[AnchorSums, AnchorSums]:
+    def over_all_ranks(self, sums: Sums) -> Sums:
         """Return the sums over the negatives of all ranks, given those over own negatives."""
         return sums
 
