@@ -13,6 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh
 Arrays: TypeAlias = tuple[Tensor, ...]
 """The tensors of one message."""
 
+# torch 2.13 has new names for these collectives and warns about the old names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class TorchRanks:
     """The operations by which the processes of a group exchange tensors, each as one collective of torch.distributed.
@@ -57,7 +61,7 @@ class TorchRanks:
         """Return each tensor of all ranks, in a new first axis."""
         message = _packed(arrays, 1)
         received = message.new_empty((self.size, message.shape[1]))
-        dist.all_gather_into_tensor(received, message, group=self.group)
+        _all_gather(received, message, group=self.group)
         return _unpacked(received, [x.shape for x in arrays], [x.dtype for x in arrays])
 
     def all_sum(self, arrays: Arrays, /) -> Arrays:
@@ -78,7 +82,7 @@ class TorchRanks:
         """Return the sum over all ranks of the entry `rank` of each tensor; the tensors share one dtype."""
         message = torch.cat([x.reshape(self.size, -1) for x in arrays], dim=1)
         received = message.new_empty(message.shape[1])
-        dist.reduce_scatter_tensor(received, message.reshape(-1), group=self.group)
+        _reduce_scatter(received, message.reshape(-1), group=self.group)
         parts = torch.split(received, [x[0].numel() for x in arrays])
         return tuple(part.reshape(x.shape[1:]) for part, x in zip(parts, arrays, strict=True))
 
@@ -115,8 +119,9 @@ def _unpacked(message: Tensor, shapes: list[torch.Size], dtypes: list[torch.dtyp
     arrays, start = [], 0
     for shape, dtype in zip(shapes, dtypes, strict=True):
         stop = start + shape.numel() * dtype.itemsize
-        # The copy is aligned in memory, as every dtype needs it.
-        part = message[:, start:stop].clone(memory_format=torch.contiguous_format)
+        # The copy is aligned in memory, as every dtype needs it. It has one axis, because torch refuses to view an
+        # empty matrix of bytes as another dtype.
+        part = message[:, start:stop].clone(memory_format=torch.contiguous_format).reshape(-1)
         arrays.append(part.view(dtype).reshape(message.shape[0], *shape))
         start = stop
     return tuple(arrays)

@@ -336,8 +336,8 @@ class BatchSource:
 
         # Images that are in memory cannot be unreadable, so their processes need not ask each other.
         asked = processes if self._in_files else None
-        (index, images), told = told_by_all(asked, read)
-        bad = {int(place): reason for of_process in told for place, reason in of_process.items()}
+        (index, images), answers = told_by_all(asked, read)
+        bad = {int(place): reason for of_process in answers for place, reason in of_process.items()}
         if not bad:
             return index, images, whole
         # The arrays may belong to the order or to the cache.

@@ -90,10 +90,10 @@ def _backends_with_processes() -> list[str]:
 
     from drrho_core.backend import GROUP
 
-    found = []
+    names = []
     for point in entry_points(group=GROUP):
         # A backend whose library is missing cannot be imported.
         with contextlib.suppress(ImportError):
             if hasattr(point.load(), "processes"):
-                found.append(point.name)
-    return sorted(found) or backend_names()
+                names.append(point.name)
+    return sorted(names) or backend_names()

@@ -59,14 +59,14 @@ def told_by_all(processes: Processes | None, work: Callable[[], tuple[T, Any]]) 
         result, value = work()
         return result, [value]
     failure: Exception | None = None
-    told: Any = None
+    own_value: Any = None
     try:
-        result, told = work()
+        result, own_value = work()
     # Any kind of error, because the other processes would wait for this one.
     except Exception as error:
         failure = error
     words = None if failure is None else _in_words(failure)
-    every = processes.gather({"failure": words, "value": told})
+    every = processes.gather({"failure": words, "value": own_value})
     failed = [rank for rank, said in enumerate(every) if said["failure"] is not None]
     if not failed:
         return result, [said["value"] for said in every]

@@ -23,6 +23,7 @@ __all__ = [
     "abandon",
     "complain",
     "console",
+    "end_bar",
     "flush",
     "is_silent",
     "prepared_streams",
@@ -113,6 +114,13 @@ def print_cells(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
     with drawing.capture() as captured:
         drawing.print(table)
     _write(captured.get(), sys.stdout)
+
+
+def end_bar() -> None:
+    """Show the cursor of the terminal again, on a new line, if a progress bar cannot be ended any more."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h\n")
 
 
 def _write(text: str, stream: TextIO | None) -> None:
