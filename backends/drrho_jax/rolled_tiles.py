@@ -62,7 +62,7 @@ class RolledTiles(Tiles):
         joined = tuple(map(self._join, rows))
         return joined, joined if self.symmetric else tuple(map(self._join, columns))
 
-    def pull(self, weigh: Weigh) -> tuple[Array, Array, Values, Values]:
+    def pull(self, weigh: Weigh, *, to_columns: bool = True) -> tuple[Array, Any, Values, Values]:
         """Return ``V E2`` and ``V^T E1`` for weights V, and the sums of further results for rows and for columns."""
         # In compiled code the product of a transposed tile takes 1.5 times as long, so the features are transposed once
         # instead: V^T E1 = (E1^T V)^T. If the matrix is symmetric, both products are added to the same rows, so neither
@@ -72,7 +72,7 @@ class RolledTiles(Tiles):
         def visit(i: Any, j: Any, diagonal: bool) -> tuple[Values, Values]:
             v, rows, columns = weigh(i, j, diagonal)
             to_rows = (self.matmul(v, self.texts[j]), *rows)
-            if self.symmetric and diagonal:
+            if not to_columns or (self.symmetric and diagonal):
                 return to_rows, ()
             text = (
                 self.matmul(v.T, self.images[i]) if transposed_images is None else self.matmul(transposed_images[i], v)
@@ -83,6 +83,8 @@ class RolledTiles(Tiles):
         image, *row_sums = map(self._join, rows)
         if self.symmetric:
             return image, image, tuple(row_sums), tuple(row_sums)
+        if not to_columns:
+            return image, None, tuple(row_sums), ()
         text = self._join(jnp.permute_dims(columns[0], (0, 2, 1)))
         return image, text, tuple(row_sums), tuple(map(self._join, columns[1:]))
 

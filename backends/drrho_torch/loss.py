@@ -63,10 +63,9 @@ class ContrastiveLoss(nn.Module):
     estimator : object, optional
         The estimator object of `num_samples` samples that keeps the inner estimates: `drrho_core.InnerEstimator`
         (device), `drrho_torch.HostEstimator` (host), or one that keeps NumPy arrays, such as
-        ``drrho_numpy.MemoryMappedEstimator`` (file). The object does not move when the module moves, the object's
-        state is part of ``state_dict()``. With a `process_group` the
-        rows may be split among the same processes, ``InnerEstimator(..., ranks=TorchRanks(process_group))``. None:
-        buffers of this module keep the estimates.
+        ``drrho_numpy.MemoryMappedEstimator`` (file). The object does not move when the module moves; the object's
+        state is part of ``state_dict()``. With a `process_group` the rows may be split among the same processes,
+        ``InnerEstimator(..., ranks=TorchRanks(process_group))``. None: buffers of this module keep the estimates.
     process_group : ProcessGroup or DeviceMesh, optional
         The processes that share each batch, such as ``torch.distributed.group.WORLD``. Each process calls the loss with
         its own pairs, the same number on each, and every pair of every process is a negative of every anchor. The loss

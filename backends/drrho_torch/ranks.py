@@ -161,8 +161,9 @@ def _unpacked(message: Tensor, shapes: list[torch.Size], dtypes: list[torch.dtyp
     arrays, start = [], 0
     for shape, dtype in zip(shapes, dtypes, strict=True):
         stop = start + shape.numel() * dtype.itemsize
-        # The copy is aligned in memory, as every dtype needs it.
-        part = message[:, start:stop].clone(memory_format=torch.contiguous_format)
+        # The copy is aligned in memory, as every dtype needs it. It has one axis, because torch refuses to view an
+        # empty matrix of bytes as another dtype.
+        part = message[:, start:stop].clone(memory_format=torch.contiguous_format).reshape(-1)
         arrays.append(part.view(dtype).reshape(message.shape[0], *shape))
         start = stop
     return tuple(arrays)

@@ -19,10 +19,13 @@ from typing import Protocol, runtime_checkable
 from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.terminal.printing import abandon, complain, flush, prepared_streams
 
-__all__ = ["Command", "Continued", "guarded", "reason"]
+__all__ = ["Command", "Continued", "ending", "guarded", "reason"]
 
 BAD_INPUT = 2
 """Exit code after bad usage, bad input or an error of the surroundings."""
+
+MISTAKE = 1
+"""Exit code after an error in our own code, which Python gives together with a traceback."""
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 """Exit codes after Ctrl-C, after the reader of a pipe has gone, and after SIGTERM: those that a shell shows."""
@@ -117,25 +120,47 @@ def guarded(prepare: Callable[[], Command], *, ends_process: bool = False) -> in
             # The last lines are written here, so that an error of the stream still gets a message.
             flush()
             return code
-    except (BadInput, MissingExtra) as error:
-        complain(error)
-        return BAD_INPUT
     except KeyboardInterrupt as error:
         # Python's threads and exit functions still run after this; a second Ctrl-C ends the process at once.
         if ends_process:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         return report(error)
-    except BrokenPipeError:
-        # `drrho ... | head -1`: the reader has seen enough, so there is nothing to say and nobody to say it to.
-        for stream in (sys.stdout, sys.stderr):
-            abandon(stream)
-        return BROKEN_PIPE
     except Exception as error:
-        explanation = reason(error)
-        if explanation is None:
+        message, code = ending(error)
+        if message is None:
             raise
-        complain(explanation)
-        return BAD_INPUT
+        if code == BROKEN_PIPE:
+            # `drrho ... | head -1`: the reader has seen enough, so there is nothing to say and nobody to say it to.
+            for stream in (sys.stdout, sys.stderr):
+                abandon(stream)
+        else:
+            complain(message)
+        return code
+
+
+def ending(error: BaseException) -> tuple[str | None, int]:
+    """Return the message with which an error ends the process, and the exit code.
+
+    The message is None for an error in our own code, of which Python prints a traceback.
+
+    Examples
+    --------
+    >>> ending(BadInput("epochs must be at least 1, got 0"))
+    ('epochs must be at least 1, got 0', 2)
+    >>> ending(KeyboardInterrupt())
+    ('interrupted', 130)
+    """
+    match error:
+        case BadInput() | MissingExtra():
+            return str(error), BAD_INPUT
+        case _Terminated():
+            return "terminated", TERMINATED
+        case KeyboardInterrupt():
+            return "interrupted", INTERRUPTED
+        case BrokenPipeError():
+            return "the reader of the output has gone", BROKEN_PIPE
+    explanation = reason(error)
+    return explanation, MISTAKE if explanation is None else BAD_INPUT
 
 
 def reason(error: BaseException) -> str | None:
@@ -167,11 +192,11 @@ def reason(error: BaseException) -> str | None:
 
 def _interrupted(command: Command | None, error: KeyboardInterrupt) -> int:
     """Print the message after Ctrl-C or SIGTERM and return the exit code."""
-    terminated = isinstance(error, _Terminated)
+    message, code = ending(error)
     hint = ""
     # Without a checkpoint --resume would only fail, and most commands have nothing to continue.
     with contextlib.suppress(OSError):
         if isinstance(command, Continued) and command.can_resume():
             hint = "; --resume continues from the last checkpoint"
-    complain(("terminated" if terminated else "interrupted") + hint)
-    return TERMINATED if terminated else INTERRUPTED
+    complain(f"{message}{hint}")
+    return code

@@ -18,7 +18,7 @@ from drrho_clip.terminal.safe_text import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Bold", "abandon", "complain", "console", "flush", "prepared_streams", "print_cells", "say"]
+__all__ = ["Bold", "abandon", "complain", "console", "end_bar", "flush", "prepared_streams", "print_cells", "say"]
 
 
 def say(*lines: str, stream: TextIO | None = None) -> None:
@@ -89,6 +89,13 @@ def print_cells(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
     with drawing.capture() as captured:
         drawing.print(table)
     _write(captured.get(), sys.stdout)
+
+
+def end_bar() -> None:
+    """Show the cursor of the terminal again, on a new line, if a progress bar cannot be ended any more."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h\n")
 
 
 def _write(text: str, stream: TextIO | None) -> None:

@@ -183,11 +183,12 @@ def log_sums_and_means(
 
 
 def pull_back(
-    tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array]
-) -> tuple[Array, Array]:
+    tiles: Tiles, sums: tuple[AnchorSums, AnchorSums], weight_sums: tuple[Array, Array], *, to_columns: bool = True
+) -> tuple[Array, Any]:
     """Pass 2: return ``V E2`` and ``V^T E1``, given the sum of each anchor's weights (b,).
 
-    If both sides are one view, both results are ``(w + w^T) E``. In this case pass the same sums twice.
+    If both sides are one view, both results are ``(w + w^T) E``. In this case pass the same sums twice. If `to_columns`
+    is False, the second result is None, and its product is not computed.
     """
     weights = _Weights(tiles, sums, weight_sums)
 
@@ -210,7 +211,7 @@ def pull_back(
                 v += weights.of_cold_tile(1, tile)
         return (v + v.T if same_anchors else v), (), ()
 
-    image, text, _, _ = tiles.pull(weigh)
+    image, text, _, _ = tiles.pull(weigh, to_columns=to_columns)
     return image, text
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, all_visible, device_of
+from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
 from drrho_core._routines import find_kernels
 from drrho_core.contrastive.passes import (
     AnchorSums,
@@ -32,9 +32,9 @@ from drrho_core.contrastive.passes import (
     pull_back,
     sum_negatives,
 )
-from drrho_core.contrastive.ranks import Arrays, Ranks, largest_on_ranks
-from drrho_core.contrastive.scaling import feature_sizes
-from drrho_core.contrastive.tiles import Tiles, Values, cast, split, work_dtype
+from drrho_core.contrastive.ranks import Arrays, Ranks
+from drrho_core.contrastive.sizes import common_sizes
+from drrho_core.contrastive.tiles import Tiles, Values, split
 from drrho_core.extend import Batch, FirstSweep, SecondSweep, Sweeps
 
 
@@ -98,7 +98,14 @@ class Blocks:
         if isinstance(temperature, tuple):
             self.texts += (temperature[1],)
         # All ranks have to scale Z by the same factors, which depend on the largest features of all ranks.
-        self._sizes = self._agreed_sizes()
+        self._sizes = common_sizes(
+            (batch.image_features, batch.text_features),
+            references,
+            batch.reference_weight,
+            temperature,
+            xp,
+            ranks=ranks,
+        )
         self.mask = None
         if batch.pair_mask is not None:
             self.mask = xp.reshape(batch.pair_mask, (self.num_local, ranks.size, self.num_local))
@@ -134,25 +141,6 @@ class Blocks:
             return sums
         number = self.ranks.size * self.num_local - 1
         return sums._replace(count=self.xp.full_like(sums.total, float(number)))
-
-    def _agreed_sizes(self) -> list[Any] | None:
-        """Return the `feature_sizes` of all ranks together."""
-        batch, xp = self.batch, self.xp
-        dtype = work_dtype(batch.image_features, batch.reference_features, xp)
-        images, texts = cast((batch.image_features, batch.text_features), dtype, xp)
-        references = cast(batch.reference_features, dtype, xp)
-        temperatures = self._temperature if isinstance(self._temperature, tuple) else (self._temperature,)
-        inputs = (images, texts, *(references or ()), batch.reference_weight, *temperatures)
-        visible = all_visible((x for x in inputs if not isinstance(x, float)), xp)
-        sizes = feature_sizes(images, texts, references, visible, xp)
-        if sizes is None:
-            return None
-        if visible:
-            local = xp.asarray(sizes, dtype=dtype, device=device_of(images))
-        else:
-            local = xp.stack([xp.astype(size, dtype) for size in sizes])
-        largest = largest_on_ranks(self.ranks, local, xp)
-        return [float(largest[n]) if visible else largest[n] for n in range(len(sizes))]
 
 
 class _SweepsOverRanks:

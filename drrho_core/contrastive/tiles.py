@@ -267,21 +267,22 @@ class Tiles:
         rows = self._joined(to_rows)
         return rows, rows if self.symmetric else self._joined(to_columns)
 
-    def pull(self, weigh: Weigh) -> tuple[Array, Array, Values, Values]:
+    def pull(self, weigh: Weigh, *, to_columns: bool = True) -> tuple[Array, Any, Values, Values]:
         """Return ``V E2`` and ``V^T E1``, and the sums of further results for rows and for columns.
 
         If Z is symmetric, both products are summed into one result; in a tile on the diagonal, V has to contain the
-        transposed weights, too.
+        transposed weights, too. If `to_columns` is False, there are no results for columns: None and ().
         """
 
         def visit(i: int, j: int, diagonal: bool) -> tuple[Values, Values]:
             v, rows, columns = weigh(i, j, diagonal)
             to_rows = (self.matmul(v, self.texts[j]), *rows)
-            if self.symmetric and diagonal:
+            if not to_columns or (self.symmetric and diagonal):
                 return to_rows, ()
             return to_rows, (self.matmul(v.T, self.images[i]), *columns)
 
-        (image, *rows), (text, *columns) = self.sweep(visit, add)
+        (image, *rows), of_columns = self.sweep(visit, add)
+        text, *columns = of_columns if to_columns else (None,)
         return image, text, tuple(rows), tuple(columns)
 
     def tile(self, i: Any, j: Any, diagonal: bool) -> Tile:

@@ -20,9 +20,12 @@ from typing import NamedTuple
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
 from drrho_core.contrastive.anchors import evaluate, update
 from drrho_core.contrastive.gradient import gradient
-from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step
-from drrho_core.contrastive.passes import log_sums_and_means, merge, pull_back, sum_negatives
-from drrho_core.contrastive.tiles import Tiles, split
+from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step, check_step_on_ranks
+from drrho_core.contrastive.ranks import FORMS, Ranks
+from drrho_core.contrastive.sharded_views import find_view_passes
+
+VIEWS = ("view1", "view2")
+"""The names of the anchors of the two views."""
 
 
 class UnimodalStep(NamedTuple):
@@ -67,6 +70,9 @@ def unimodal_contrastive_step(
     anchor_weight: AnchorWeight = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
+    ranks: Ranks | None = None,
+    form: str = FORMS[0],
+    sample_index: Array | None = None,
     xp: Namespace | None = None,
 ) -> UnimodalStep:
     """Take one SogCLR step of the contrastive loss of two views: new inner estimates, loss, closed-form gradients.
@@ -86,7 +92,17 @@ def unimodal_contrastive_step(
     anchor_weight : array of shape (b,) or pair of arrays of shape (b,), optional
         As in `contrastive_step`; a pair has one array for the anchors of view 1 and one for those of view 2.
     tile_size, memory_budget : int, optional
-        As in `contrastive_step`; the budget is the memory for three b x b matrices of logits together.
+        As in `contrastive_step`; the budget is the memory for all matrices of logits together.
+    ranks : Ranks, optional
+        The ranks that share the batch, as in `sharded_contrastive_step`. All arrays then belong to the own samples; the
+        loss and the gradient of a global temperature are those of the whole batch. The features' gradients are those of
+        the whole batch's loss: multiply them by W, the number of ranks, for a wrapper that averages. None: the
+        arguments hold the whole batch.
+    form : {"reduce", "ring"}
+        ``"reduce"`` gathers the features of all ranks on each rank. ``"ring"`` passes them from rank to rank, so that
+        no rank holds all of them; it sends them twice and computes all logits twice.
+    sample_index : array of integers, shape (b,), optional
+        The row ids of the own samples. If it is given, an id that occurs twice in the whole batch is an error.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -125,52 +141,30 @@ def unimodal_contrastive_step(
     arguments: StepArguments = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "anchor_weight": anchor_weight,
+        "tile_size": tile_size, "memory_budget": memory_budget,
+        "ranks": ranks, "form": form, "sample_index": sample_index,
     }  # fmt: skip
-    xp, options = check_step(views, states, ("view1", "view2"), xp, arguments)
-    temperature = options.temperature
+    check = check_step if ranks is None else check_step_on_ranks
+    xp, options = check(views, states, VIEWS, xp, arguments)
+    passes = find_view_passes(views, reference_features, options, tile_size, memory_budget, xp, ranks, form)
 
-    def matrix(first: int, second: int) -> Tiles:
-        return split(
-            views[first],
-            views[second],
-            temperature=(temperature[first], temperature[second]) if isinstance(temperature, tuple) else temperature,
-            reference_features=reference_features and (reference_features[first], reference_features[second]),
-            reference_weight=options.reference_weight,
-            tile_size=tile_size,
-            memory_budget=memory_budget,
-            matrices=3,
-            symmetric=first == second,
-            xp=xp,
-        )
-
-    # A12, A11 and A22; the last two are symmetric.
-    across, within = matrix(0, 1), (matrix(0, 0), matrix(1, 1))
-
-    # Pass 1, over all three matrices. The positive of an anchor is the other view of the same sample, an entry of A12.
-    # This also holds if the negative is from the anchor's own view.
-    rates = across.scaling.rates
-    across_sums, within_sums = sum_negatives(across), [sum_negatives(tiles)[0] for tiles in within]
-    sums = [merge(across_sums[view], within_sums[view], rates[view], xp=xp) for view in (0, 1)]
-    log_sums, means = log_sums_and_means((sums[0], sums[1]), rates, xp=xp)
+    # Pass 1: the sum of exp(D) over each anchor's negatives, and the weighted mean of D.
+    log_sums, means, sums = passes.sum_negatives()
 
     # Update u, the moving average of each anchor's g.
     anchors = [
         update(log_sums[view], sums[view].count, states[view], options.gammas[view], options.eps, xp) for view in (0, 1)
     ]
-    step = evaluate(options, (anchors[0], anchors[1]), means=means, xp=xp)
+    step = evaluate(options, (anchors[0], anchors[1]), means=means, xp=xp, ranks=ranks)
 
-    # Pass 2, over all three matrices: V12 Z2 and V12^T Z1, then V11 Z1 and V22 Z2.
-    pulls = pull_back(across, (sums[0], sums[1]), step.weight_sums)
-    own = [
-        pull_back(within[view], (sums[view], sums[view]), (step.weight_sums[view], step.weight_sums[view]))[0]
-        for view in (0, 1)
-    ]
+    # Pass 2: V11 Z1 + V12 Z2 and V22 Z2 + V12^T Z1, the weighted sums of the negatives' features.
+    pulls = passes.pull_back(sums, step.weight_sums)
     c = step.weight_sums[0] + step.weight_sums[1]
     return UnimodalStep(
         loss=step.loss,
         surrogate=step.surrogate,
-        view1_gradient=gradient(pulls[0] + own[0], c, view2_features, xp, step.unit),
-        view2_gradient=gradient(pulls[1] + own[1], c, view1_features, xp, step.unit),
+        view1_gradient=gradient(pulls[0], c, view2_features, xp, step.unit),
+        view2_gradient=gradient(pulls[1], c, view1_features, xp, step.unit),
         temperature_gradient=step.temperature_gradient,
         log_inner_view1=anchors[0].log_inner,
         log_inner_view2=anchors[1].log_inner,

@@ -25,6 +25,7 @@ from drrho_reference.anchor import (
 from drrho_reference.anchor_weight import pair_loss, reference_anchor_weight
 from drrho_reference.contrastive import ContrastiveStep, contrastive_objective, contrastive_step
 from drrho_reference.distributed import sharded_contrastive_step
+from drrho_reference.distributed_views import sharded_unimodal_step
 from drrho_reference.estimator import InnerEstimator, cosine_gamma, recommended_gamma_min, scent_gamma
 from drrho_reference.losses import (
     HingeLoss,
@@ -116,6 +117,7 @@ __all__ = [
     "select_jest",
     "select_top_excess",
     "sharded_contrastive_step",
+    "sharded_unimodal_step",
     "sigmoid_loss",
     "soft_cross_entropy",
     "unimodal_contrastive_step",

@@ -1,12 +1,14 @@
-"""drrho_jax on 1, 2 and 4 devices trains as on one device: inside shard_map and pmap, and over a mesh.
+"""drrho_jax on 1 to 4 devices trains as on one device: inside shard_map and pmap, over a mesh, in two processes.
 
-JAX counts its devices once per process, so one program with four CPU devices runs all trainings.
+JAX counts its devices once per process. So one program with four CPU devices runs all trainings in one process, and one
+pair of programs, with two devices each, runs all trainings in two processes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,27 +16,62 @@ from pathlib import Path
 import pytest
 
 from helpers import jax_devices
-from helpers.jax_devices import CASES, Case
+from helpers.jax_devices import CASES, NUM_PROCESSES, PROCESS_CASES, Case
 
 pytest.importorskip("jax")
 pytest.importorskip("optax")
 
 
-@pytest.fixture(scope="module")
-def differences() -> dict[str, float]:
-    """How far each training is from the training on one device in float64."""
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start the program of trainings."""
     paths = [str(Path(jax_devices.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-W", "error", "-m", "helpers.jax_devices"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500, env=environment)
-    assert done.returncode == 0, done.stderr
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-W", "error", "-m", "helpers.jax_devices", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment
+    )
+
+
+def figures_of(program: subprocess.Popen[str]) -> dict[str, float]:
+    """Return how far each training of a program is from the training on one device in float64."""
+    try:
+        output, errors = program.communicate(timeout=300)
+    finally:
+        program.kill()
+    assert program.returncode == 0, errors
+    figures: dict[str, float] = json.loads(output.splitlines()[-1])
     return figures
+
+
+@pytest.fixture(scope="module")
+def differences() -> dict[str, float]:
+    """The figures of one process with four devices."""
+    return figures_of(start())
+
+
+@pytest.fixture(scope="module")
+def differences_of_processes() -> list[dict[str, float]]:
+    """The figures of two processes with two devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    programs = [start(port, number) for number in range(NUM_PROCESSES)]
+    try:
+        return [figures_of(program) for program in programs]
+    finally:
+        for program in programs:
+            program.kill()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.dtype == "float64"], ids=lambda case: case.name)
 def test_devices_together_train_as_one_device(differences: dict[str, float], case: Case) -> None:
     assert differences[case.name] <= 1e-10
+
+
+@pytest.mark.parametrize("case", PROCESS_CASES, ids=lambda case: case.name)
+def test_processes_together_train_as_one_device(differences_of_processes: list[dict[str, float]], case: Case) -> None:
+    for differences in differences_of_processes:
+        assert differences[case.name] <= 1e-10
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

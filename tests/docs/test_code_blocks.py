@@ -17,6 +17,7 @@ from drrho_clip.cli import main
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("[a-z]*/README.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 PAGES = list(dict.fromkeys(PAGES))
+EXAMPLES = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "examples").glob("**/*.py"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LIBRARIES = ("torch", "jax", "optax")
 
@@ -29,6 +30,9 @@ def _sections() -> list[Any]:
         for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
             title = section.partition("\n")[0].lstrip("# ")
             code = [block for language, block in FENCE.findall(section) if language == "python"]
+            # A part of an example is tested with the example. It would not run alone, so a page whose copy differs
+            # from the example is noticed here.
+            code = [block for block in code if not any(block in example for example in EXAMPLES)]
             if code:
                 name = f"{page.relative_to(ROOT)}: {title}"
                 found.append(pytest.param(name, "\n\n".join(code), id=name))

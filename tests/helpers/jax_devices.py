@@ -1,7 +1,9 @@
-"""Trainings on one device and on several devices, in one process with four CPU devices; prints how far they differ.
+"""Trainings on one device and on several CPU devices, in one process or in two; prints how far they differ.
 
-JAX counts its devices once per process, so tests start this file as a program. It prints one JSON object: for each case
-the largest difference from the training on one device, relative to the largest number of each array.
+JAX counts its devices once per process, so tests start this file as a program: without arguments for one process with
+four devices, with the arguments PORT and NUMBER for one of two processes with two devices each. The program prints one
+JSON object: for each case the largest difference from the training on one device, relative to the largest number of
+each array.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-NUM_DEVICES = 4
-STEPS, BATCH, SAMPLES, INPUTS, WIDTH = 20, 8, 24, 6, 4
+NUM_DEVICES, NUM_PROCESSES = 4, 2
+STEPS, BATCH, SAMPLES, INPUTS, WIDTH = 20, 12, 24, 6, 4
 
 
 class Case(NamedTuple):
@@ -25,6 +28,7 @@ class Case(NamedTuple):
     options: str = "all"
     tile_size: int | None = None
     dtype: str = "float64"
+    micro_batches: str | None = None
 
     @property
     def name(self) -> str:
@@ -34,20 +38,34 @@ class Case(NamedTuple):
 WAYS = ("shard_map", "unchecked", "pmap", "Auto", "Explicit")
 CASES = (
     *(Case(4, way) for way in WAYS),
-    *(Case(2, way, "ring", "reference") for way in WAYS),
-    Case(1),
+    *(Case(2, way, "ring", "reference") for way in WAYS if way not in ("pmap", "Auto")),
+    *(Case(3, form=form) for form in ("reduce", "ring")),
+    Case(2, "unchecked", micro_batches="helper"),
     Case(1, form="ring", options="reference"),
-    Case(2, options="plain"),
     Case(4, form="ring", options="mask"),
-    Case(4, form="ring"),
     *(Case(2, form=form, options="reference", tile_size=2) for form in ("reduce", "ring")),
     *(Case(devices, dtype=dtype, options="reference") for devices in (1, 4) for dtype in ("float32", "bfloat16")),
 )
 
 
-def main() -> None:
+# A mesh of two devices has one device of each process.
+PROCESS_CASES = (
+    Case(2, micro_batches="checkpoint"),
+    Case(4, "unchecked", "ring"),
+    Case(2, "Auto", options="plain"),
+    Case(2, "shard_map", "ring", "plain", micro_batches="helper"),
+)
+
+
+def main(arguments: Sequence[str]) -> None:
     """Run all cases and print the differences."""
-    differences = {case.name: difference(case) for case in CASES}
+    if arguments:
+        import jax
+
+        port, number = map(int, arguments)
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{port}", NUM_PROCESSES, number, initialization_timeout=60)
+    differences = {case.name: difference(case) for case in (PROCESS_CASES if arguments else CASES)}
     json.dump(differences, sys.stdout)
 
 
@@ -88,16 +106,51 @@ def data(dtype: str) -> tuple[Any, Any, Any]:
     return parameters, batches, ContrastiveState(*states)
 
 
-def loss_function(parameters: Any, state: Any, batch: Any, *, case: Case, **sharing: Any) -> Any:
-    """Return the loss of a batch, or of a device's rows of it, and the new state."""
-    import jax
+def encode(parameters: Any, inputs: tuple[Any, Any], dtype: str) -> tuple[Any, Any]:
+    """Return the features of both sides for some rows."""
     import jax.numpy as jnp
-    from drrho_jax import contrastive_loss
 
     def features(inputs: Any, weight: Any) -> Any:
         products = jnp.tanh(inputs @ weight)
         unit = products / jnp.linalg.norm(products, axis=1, keepdims=True)
-        return unit.astype(jnp.bfloat16) if case.dtype == "bfloat16" else unit
+        return unit.astype(jnp.bfloat16) if dtype == "bfloat16" else unit
+
+    return features(inputs[0], parameters["image"]), features(inputs[1], parameters["text"])
+
+
+def in_parts(parameters: Any, inputs: tuple[Any, Any], dtype: str) -> tuple[Any, Any]:
+    """Return the features of both sides, encoded in parts of two rows that are encoded again for the gradient."""
+    import jax
+
+    stacks = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), inputs)
+    pieces = jax.lax.map(jax.checkpoint(lambda part: encode(parameters, part, dtype)), stacks)
+    image, text = (x.reshape(-1, x.shape[-1]) for x in pieces)
+    return image, text
+
+
+def loss_and_gradient(parameters: Any, state: Any, batch: Any, *, case: Case, **sharing: Any) -> Any:
+    """Return the loss of a batch, or of a device's rows of it, with the new state, and the gradient."""
+    import jax
+    from drrho_jax import micro_batches
+
+    inputs = batch["images"], batch["texts"]
+    loss = functools.partial(loss_of_features, state=state, batch=batch, case=case, **sharing)
+    if case.micro_batches == "helper":
+        encoder = functools.partial(encode, dtype=case.dtype)
+        of_features = lambda image, text, parameters: loss(image, text, parameters)  # noqa: E731
+        return micro_batches(encoder, parameters, inputs, of_features, size=4)
+    encoder = in_parts if case.micro_batches else encode
+    function = lambda parameters: loss(*encoder(parameters, inputs, case.dtype), parameters)  # noqa: E731
+    return jax.value_and_grad(function, has_aux=True)(parameters)
+
+
+def loss_of_features(
+    image_features: Any, text_features: Any, parameters: Any, *, state: Any, batch: Any, case: Case, **sharing: Any
+) -> Any:
+    """Return the loss of a batch, or of a device's rows of it, and the new state."""
+    import jax
+    import jax.numpy as jnp
+    from drrho_jax import contrastive_loss
 
     rows, options = batch["rows"], {}
     temperature = jnp.exp(parameters["log_temperature"])
@@ -113,8 +166,8 @@ def loss_function(parameters: Any, state: Any, batch: Any, *, case: Case, **shar
         options |= {"gamma": batch["gamma"], "anchor_weight": batch["anchor_weight"], "eps": 1e-3}
     return contrastive_loss(
         state,
-        features(batch["images"], parameters["image"]),
-        features(batch["texts"], parameters["text"]),
+        image_features,
+        text_features,
         rows,
         temperature=temperature,
         radius=0.4,
@@ -133,8 +186,7 @@ def train(parameters: Any, state: Any, batches: Any, *, case: Case, axis_to_sum:
 
     def step(carry: Any, batch: Any) -> Any:
         parameters, memory, state = carry
-        function = functools.partial(loss_function, case=case, **sharing)
-        (loss, state), gradient = jax.value_and_grad(function, has_aux=True)(parameters, state, batch)
+        (loss, state), gradient = loss_and_gradient(parameters, state, batch, case=case, **sharing)
         if axis_to_sum is not None:
             gradient = jax.lax.psum(gradient, axis_to_sum)
         updates, memory = optimizer.update(gradient, memory, parameters)
@@ -147,11 +199,12 @@ def train(parameters: Any, state: Any, batches: Any, *, case: Case, axis_to_sum:
 def on_devices(case: Case) -> Any:
     """Return the result of `train` on several devices."""
     import jax
+    import numpy as np
     from jax.sharding import AxisType, NamedSharding
     from jax.sharding import PartitionSpec as P
 
     parameters, batches, state = data(case.dtype)
-    devices, way = jax.devices()[: case.devices], case.way
+    devices, way = devices_of(case.devices), case.way
     if way == "pmap":
         function = functools.partial(train, case=case, axis_to_sum="pairs", axis_name="pairs", form=case.form)
         split = lambda x: x.reshape(STEPS, case.devices, -1, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
@@ -159,7 +212,12 @@ def on_devices(case: Case) -> Any:
         return jax.tree.map(lambda x: x[-1], mapped(parameters, state, jax.tree.map(split, batches)))
     kind = AxisType.Explicit if way == "Explicit" else AxisType.Auto
     mesh = jax.make_mesh((case.devices,), ("pairs",), axis_types=(kind,), devices=devices)
-    put = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))  # noqa: E731
+
+    def put(tree: Any, spec: P) -> Any:
+        # Every process has the whole array and passes the parts of its own devices.
+        sharding, hosts = NamedSharding(mesh, spec), jax.tree.map(np.asarray, tree)
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]), hosts)
+
     arguments = put(parameters, P()), put(state, P()), put(batches, P(None, "pairs"))
     if way in ("Auto", "Explicit"):
         function = functools.partial(train, case=case, axis_to_sum=None, mesh=mesh, axis_name="pairs", form=case.form)
@@ -171,6 +229,15 @@ def on_devices(case: Case) -> Any:
     )
     mapped = jax.shard_map(function, mesh=mesh, in_specs=(P(), P(), P(None, "pairs")), out_specs=P(), check_vma=checked)
     return jax.jit(mapped, donate_argnums=(0, 1))(*arguments)
+
+
+def devices_of(number: int) -> list[Any]:
+    """Return so many devices, equally many of each process."""
+    import jax
+
+    num_processes = jax.process_count()
+    by_process = {process: [d for d in jax.devices() if d.process_index == process] for process in range(num_processes)}
+    return [device for devices in by_process.values() for device in devices[: number // num_processes]]
 
 
 @functools.cache
@@ -201,8 +268,9 @@ def difference(case: Case) -> float:
 
 
 if __name__ == "__main__":
+    num_devices = NUM_DEVICES // NUM_PROCESSES if sys.argv[1:] else NUM_DEVICES
     # The time goes into compilation, so the compiler optimises nothing.
-    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_PLATFORMS"], os.environ["JAX_ENABLE_X64"] = "cpu", "1"
-    main()
+    main(sys.argv[1:])

@@ -19,7 +19,10 @@ SHARED = sorted(
 # How something is computed, never what: the oracle knows one way.
 HOW = {"xp", "tile_size", "memory_budget", "ranks", "form"}
 # The oracle takes the step of all ranks in one call. Only the core compares the samples of different ranks.
-OTHER = {"sharded_contrastive_step": {"num_shards", "sample_index"}}
+OTHER = {
+    "sharded_contrastive_step": {"num_shards", "sample_index"},
+    "unimodal_contrastive_step": {"sample_index"},
+}
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
