@@ -281,9 +281,9 @@ def _step(
     """Return the loss, the gradients of images, texts and temperature, and the new state, all as constants."""
     check_index(sample_index, num_samples, like=state.log_inner_image, xp=jnp)
     checks.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
-    if split_state:
-        assert ranks is not None
-        rows: SplitState | WholeState = SplitState(state, sample_index, ranks)
+    rows: SplitState | WholeState
+    if split_state and ranks is not None:
+        rows = SplitState(state, sample_index, ranks)
     else:
         rows = WholeState(state, sample_index, ranks)
     log_inner_image, log_inner_text = rows.read()
