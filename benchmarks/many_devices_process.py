@@ -1,7 +1,7 @@
 """One of several processes of benchmarks/many_devices.py: measures the network, then steps with and without messages.
 
-All processes measure at the same time, in rounds: the exchanges of a probe, the own work of a step without messages, and
-the whole step. So the processes compete for the cores in every measurement alike.
+All processes measure at the same time, in rounds: exchanges of a few bytes and of many, the own work of a step without
+messages, and the whole step. So the processes compete for the cores in every measurement alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import array_api_compat.torch as xp
 import torch
 import torch.distributed as dist
 from drrho_torch import TorchRanks
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.counted_ranks import CountedRanks, StandIn
 from drrho_core import Ranks, sharded_contrastive_step
