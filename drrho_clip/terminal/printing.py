@@ -18,7 +18,32 @@ from drrho_clip.terminal.safe_text import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Bold", "abandon", "complain", "console", "end_bar", "flush", "prepared_streams", "print_cells", "say"]
+__all__ = [
+    "Bold",
+    "abandon",
+    "complain",
+    "console",
+    "end_bar",
+    "flush",
+    "is_silent",
+    "prepared_streams",
+    "print_cells",
+    "say",
+    "silence",
+]
+
+_silent = False
+
+
+def silence() -> None:
+    """Print nothing from now on: this process is one of several, and the first of them prints for all."""
+    global _silent
+    _silent = True
+
+
+def is_silent() -> bool:
+    """Return whether this process leaves printing to another process."""
+    return _silent
 
 
 def say(*lines: str, stream: TextIO | None = None) -> None:
@@ -100,6 +125,8 @@ def end_bar() -> None:
 
 def _write(text: str, stream: TextIO | None) -> None:
     """Write and flush a text, with replacement signs for characters that the stream's encoding lacks."""
+    if _silent:
+        return
     stream = sys.stdout if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with _naming_stream(stream):
