@@ -6,8 +6,10 @@ from typing import Any, cast
 
 import numpy.typing as npt
 
+from drrho_clip.errors import AgreedError
 from drrho_clip.processes.protocol import Group
 from drrho_clip.processes.watch import Watch
+from drrho_clip.terminal.printing import silence
 from drrho_core.backend import Function
 from drrho_core.checks import Array
 
@@ -79,6 +81,9 @@ class WatchedProcesses:
     def failed(self, error: BaseException) -> None:
         """Tell all processes about an error of this process, and end this process."""
         self._watch.failed(error)
+        # If there is no watch, each process prints an error that the others do not have.
+        if not isinstance(error, AgreedError):
+            silence(False)
 
     def close(self) -> None:
         """Wait until all processes have done their work, and leave the group."""

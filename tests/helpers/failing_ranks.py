@@ -2,10 +2,10 @@
 
 A rank is one of the processes that train together. Run as a script, the file makes the table of docs/many-devices.md:
 
-    python tests/helpers/failing_ranks.py table --size 2 --launcher torchrun FOLDER
+    PYTHONPATH=tests python tests/helpers/failing_ranks.py table FOLDER --size 2 --launcher torchrun
 
 Each case trains with several processes, one of which fails after some steps. The script measures the seconds from the
-failure to the end of the last survivor, resumes the run, and compares the parameters with those of an uninterrupted run.
+failure to the end of the last survivor, resumes the run, and compares the parameters with an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run_child(case: str, folder: Path, arguments: list[str]) -> int:
 def prepare_failure(case: str, folder: Path, arguments: list[str]) -> list[str]:
     """Patch the program so that this process fails as the case says; return the arguments of the command."""
     from drrho_clip import trainer
-    from drrho_clip.processes import fingerprint
+    from drrho_clip.processes import fingerprint, opening
 
     def mark() -> None:
         (folder / "failed-at").write_text(repr(time.time()))
@@ -112,7 +112,8 @@ def prepare_failure(case: str, folder: Path, arguments: list[str]) -> list[str]:
         case "data":
             return [other_data() if word.endswith("pairs.csv") else word for word in arguments]
         case "program":
-            before(fingerprint, "require_equal", lambda processes, facts: (processes, {**facts, "version": "0.0.9"}))
+            other = {**fingerprint.facts_of_program(["drrho_core"]), "version": "0.0.9"}
+            opening.facts_of_program = lambda packages: other
         case "raises":
             at_step(fail)
         case "killed" | "killed-first":
@@ -172,7 +173,9 @@ def launch(size: int, launcher: str, command: Sequence[str], folder: Path, *, ti
         options: dict[str, Any] = {"stdout": output, "stderr": errors}
         if launcher == "torchrun":
             words = ["--standalone", "--nproc-per-node", str(size), *command]
-            processes = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *words], env=shared, **options)]
+            processes = [
+                subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *words], env=shared, **options)
+            ]
         else:
             port = str(free_port())
             places: list[Mapping[str, str]] = [
