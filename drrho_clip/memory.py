@@ -19,8 +19,16 @@ features of the reference model:
                                                 t: activations, super-batch and batch together
     inner estimates     2 n w
     reference features  2 n r w
+    exchange            with W ranks that share each batch; see below
     library             fixed + A per_array         memory that the library takes at the first step; encoders of Hugging
                                                     Face take hf_fixed more
+
+With W ranks (processes that train together) b is the number of the own pairs, B = W b, and everything but the batch is
+as with one rank. The logits of the own images take 2 f b B w bytes in the form reduce, 2 f b b w in the form ring. The
+exchange takes P w bytes for the gradients in one message, and
+
+    reduce    (4 d + r) B w     features of all texts; their gradients as blocks, joined, and in the order of the ranks
+    ring      (5 d + 2 r) b w   texts and gradients of two ranks, and the gradients of a block
 
 A method that selects first encodes a super-batch of c pairs without a gradient, which takes g numbers per pair for the
 widest layer. The super-batch stays in memory during the step of the chosen pairs.
@@ -44,10 +52,19 @@ from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec, parameter_shapes
 from drrho_core.backend import Backend, WorkingMemory
 
-__all__ = ["MemoryPart", "activations_per_pair", "memory_of_run", "parameter_count"]
+__all__ = ["DataSizes", "MemoryPart", "activations_per_pair", "memory_of_run", "parameter_count"]
 
 # Measured: a layer in a half type needs a little more than half of the memory, because the weights are there twice.
 _HALF = 0.55
+
+
+class DataSizes(NamedTuple):
+    """The sizes of the data of a run, by the names of the arguments of `memory_of_run`."""
+
+    num_pairs: int
+    num_images: int = 0
+    original_bytes: int = 0
+    reference_features: int | None = None
 
 
 class MemoryPart(NamedTuple):
@@ -66,6 +83,8 @@ def memory_of_run(
     num_images: int,
     original_bytes: int = 0,
     reference_features: int | None = None,
+    num_ranks: int = 1,
+    form: str = "reduce",
 ) -> list[MemoryPart]:
     """Return the parts of the memory that a run needs at the peak, beyond the imported libraries.
 
@@ -85,6 +104,10 @@ def memory_of_run(
         Bytes of the images that the run keeps in memory in their original size.
     reference_features : int, optional
         Number r of features of the reference model, if the method uses the features.
+    num_ranks : int
+        Number W of processes that train together; W divides the batch.
+    form : {"reduce", "ring"}
+        How the processes share a batch; see `drrho_core.sharded_contrastive_step`.
 
     Returns
     -------
@@ -95,18 +118,18 @@ def memory_of_run(
     hf_fixed = library.hf_fixed if spec.architecture == "hf" else 0.0
     item = 8 if config.dtype == "float64" else 4
     parameters = item * parameter_count(spec)
-    batch_size = config.batch_size
+    batch_size = config.batch_size // num_ranks
     scale = library.activation_factor * item
     kept, layers = _kept_per_pair(spec), activations_per_pair(spec) - _kept_per_pair(spec)
     half = 1.0 if config.precision == FULL else _HALF
     together = min(config.micro_batch or batch_size, batch_size)
     step, selection = batch_size * kept + together * half * layers, 0.0
     # Micro-batches keep nothing of the layers while the loss is computed.
-    matrices = 2.0 * batch_size**2
+    matrices = 2.0 * batch_size * (batch_size if form == "ring" else config.batch_size)
     if config.micro_batch:
         matrices = max(0.0, matrices - together * half * layers)
     if config.super_batch > 1:
-        drawn = pairs_per_step(config)
+        drawn = pairs_per_step(config) // num_ranks
         step += drawn * kept
         # The super-batch passes the encoders at once, unless there are micro-batches.
         at_once = min(config.micro_batch or drawn, drawn)
@@ -126,9 +149,21 @@ def memory_of_run(
         "checkpoint": 2 * 3 * parameters - min(3 * parameters, sum(passed)),
         "inner estimates": 2 * item * num_pairs if METHODS[config.method].keeps_estimates else 0,
         "reference features": 2 * item * num_pairs * (reference_features or 0),
+        "exchange": item * _exchanged(spec, batch_size, reference_features or 0, num_ranks, form),
         "library": round(library.fixed + hf_fixed + library.per_array * len(parameter_shapes(spec))),
     }
     return [MemoryPart(name, size) for name, size in parts.items() if size > 0]
+
+
+def _exchanged(spec: ModelSpec, num_local: int, reference_dim: int, num_ranks: int, form: str) -> int:
+    """Return how many numbers the messages of a step need; none without other ranks."""
+    if num_ranks == 1:
+        return 0
+    if form == "ring":
+        texts = (5 * spec.feature_dim + 2 * reference_dim) * num_local
+    else:
+        texts = (4 * spec.feature_dim + reference_dim) * num_local * num_ranks
+    return parameter_count(spec) + texts
 
 
 def parameter_count(spec: ModelSpec) -> int:

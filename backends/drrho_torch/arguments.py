@@ -26,6 +26,36 @@ def check_tensor(name: str, value: Any) -> None:
         kind = type(value)
         full = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
         raise TypeError(f"{name} must be a torch tensor (torch.as_tensor), got {full}")
+    # A DTensor holds a part of a tensor whose other parts lie on other processes. Only DTensors have this method.
+    if hasattr(value, "full_tensor"):
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor; inside the forward pass of a module that FSDP2 shards "
+            "parameters are plain, to_local() returns the own rows, and full_tensor() gathers all of them"
+        )
+
+
+def check_batch(image_features: Any, text_features: Any, sample_index: Any) -> None:
+    """Check the features and the index of a call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no tensor, or if shapes or dtypes do not fit.
+    """
+    check_tensor("image_features", image_features)
+    check_tensor("text_features", text_features)
+    check_tensor("sample_index", sample_index)
+    if sample_index.ndim != 1:
+        raise ValueError(
+            "sample_index must have shape (batch_size,), one row id per sample of the batch, "
+            f"got {tuple(sample_index.shape)}"
+        )
+    if not _XP.isdtype(sample_index.dtype, "integral"):
+        raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
+    checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
+    # If the features have different numbers of rows, the core reports this with a clearer message.
+    if text_features.shape[:1] == image_features.shape[:1]:
+        checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
 
 
 def check_world_size(*, gathered: bool) -> None:
@@ -49,12 +79,12 @@ def check_world_size(*, gathered: bool) -> None:
 
 
 def number_or_tensor(temperature: Any) -> Any:
-    """Return a temperature after checking that it is no array of another library.
+    """Return a temperature after checking that it is a number, a plain tensor or a pair; (1,) becomes a scalar.
 
     Raises
     ------
     TypeError
-        If the temperature is such an array.
+        If the temperature is an array of another library, or a tensor that is split among processes.
     """
     # The core would use attributes of the array that only tensors have, and the error would not name the argument.
     if checks.is_array(temperature) and not isinstance(temperature, Tensor):
@@ -62,6 +92,11 @@ def number_or_tensor(temperature: Any) -> Any:
             "temperature must be a number or a torch tensor (torch.as_tensor), "
             f"got {type(temperature).__module__}.{type(temperature).__name__}"
         )
+    if isinstance(temperature, Tensor):
+        check_tensor("temperature", temperature)
+        # FSDP2 shards the first axis of each parameter, so it refuses a parameter of shape ().
+        if temperature.shape == (1,):
+            return temperature.reshape(())
     return temperature
 
 

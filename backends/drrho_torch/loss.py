@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from drrho_core import checks
 from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.ranks import FORMS
+from drrho_torch import opaque_step
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.arguments import (
-    check_tensor,
+    check_batch,
     check_world_size,
     is_pair,
     module_temperature,
@@ -30,7 +31,7 @@ from drrho_torch.arguments import (
 )
 from drrho_torch.closed_form import with_gradients
 from drrho_torch.ranks import TorchRanks
-from drrho_torch.step_function import Step, StepSettings, differentiable, evaluate, evaluate_eagerly
+from drrho_torch.step_function import Step, StepSettings, differentiable, evaluate
 
 _XP = array_api_compat.torch
 
@@ -46,11 +47,11 @@ class ContrastiveLoss(nn.Module):
     ----------
     num_samples : int
         Size of the data set, at least 1. Every sample index is smaller than this number.
-    temperature : float or tensor of shape ()
+    temperature : float or tensor of shape () or (1,)
         Temperature tau > 0. A number is constant. A tensor that requires a gradient gets one. A `Parameter` is
-        registered as a parameter of this module, any other tensor as a buffer; both are in ``state_dict()``. Pass a
-        tensor that was computed from a parameter to each call instead, because the first backward pass frees the
-        graph that leads to it.
+        registered as a parameter of this module, any other tensor as a buffer; both are in ``state_dict()``. FSDP2
+        shards a parameter of shape (1,), but not of shape (). Pass a tensor that was computed from a parameter to each
+        call instead, because the first backward pass frees the graph that leads to it.
     gamma : float, default: 1.0
         Weight of the batch's own estimate, in (0, 1], as in `drrho_core.contrastive_step`. The attribute may be set
         between steps, see `drrho_core.cosine_gamma`. The schedule belongs to the caller, so ``state_dict()`` does not
@@ -62,10 +63,9 @@ class ContrastiveLoss(nn.Module):
     estimator : object, optional
         The estimator object of `num_samples` samples that keeps the inner estimates: `drrho_core.InnerEstimator`
         (device), `drrho_torch.HostEstimator` (host), or one that keeps NumPy arrays, such as
-        ``drrho_numpy.MemoryMappedEstimator`` (file). The object does not move when the module moves, the object's
-        state is part of ``state_dict()``, and `torch.compile` cannot trace the object. With a `process_group` the
-        rows may be split among the same processes, ``InnerEstimator(..., ranks=TorchRanks(process_group))``. None:
-        buffers of this module keep the estimates.
+        ``drrho_numpy.MemoryMappedEstimator`` (file). The object does not move when the module moves; the object's
+        state is part of ``state_dict()``. With a `process_group` the rows may be split among the same processes,
+        ``InnerEstimator(..., ranks=TorchRanks(process_group))``. None: buffers of this module keep the estimates.
     process_group : ProcessGroup or DeviceMesh, optional
         The processes that share each batch, such as ``torch.distributed.group.WORLD``. Each process calls the loss with
         its own pairs, the same number on each, and every pair of every process is a negative of every anchor. The loss
@@ -76,8 +76,9 @@ class ContrastiveLoss(nn.Module):
     gradient_scale : float, optional
         Factor of the features' gradients. None: the number of processes of the group, because DDP and FSDP average
         gradients. 1 for a wrapper that sums gradients. Gradients of temperatures have the factor 1. The gradient of a
-        temperature per anchor is that of the own anchors: sum it over processes. A wrapper that averages divides it by
-        W, the number of processes, so multiply it by W.
+        global temperature is the same on each process, so a wrapper that sums must not contain this temperature. The
+        gradient of a temperature per anchor is that of the own anchors: sum it over processes. A wrapper that averages
+        divides it by W, the number of processes, so multiply it by W.
 
     Attributes
     ----------
@@ -116,7 +117,7 @@ class ContrastiveLoss(nn.Module):
     `torch.func.grad`, `vjp` and `jacrev` update the state as eager calls do. Under `torch.func.vmap` the module has to
     be in ``eval()``, or its buffers have to be mapped (`torch.func.functional_call` with one state per batch). A world
     size above 1 is an error unless the module has a `process_group`, or the caller has gathered the batches and says
-    `gathered=True`. A `process_group` breaks the graph of `torch.compile`.
+    `gathered=True`.
 
     Examples
     --------
@@ -177,6 +178,11 @@ class ContrastiveLoss(nn.Module):
         self._repeated = RepeatedRows()
         self._ranks = None if process_group is None else TorchRanks(process_group)
         self._compared = False  # whether the processes have compared their settings in a call
+        # torch.compile does not look into a step with an estimator object or several processes. The step finds this
+        # module by a name, and a number that each step with an object changes keeps the order of these steps.
+        self._is_opaque, self._name = bool(self._table or self._ranks), opaque_step.register(self._settings)
+        with torch.inference_mode(False):
+            self._order = torch.zeros((), dtype=torch.float32 if self._table is None else self._table.dtype)
         if form not in FORMS:
             raise ValueError(f"form must be {FORMS[0]!r} or {FORMS[1]!r}, got {form!r}")
         self._form = form
@@ -285,7 +291,7 @@ class ContrastiveLoss(nn.Module):
             As in `drrho_core.contrastive_step`. With a process group: the rows of the own images, (b, W b).
         anchor_weight : tensor of shape (b,) or pair of tensors of shape (b,), optional
             Factors >= 0, as in `drrho_core.contrastive_step`. They get no gradient.
-        temperature : float, tensor of shape () or pair of tensors of shape (b,), optional
+        temperature : float, tensor of shape () or (1,) or pair of tensors of shape (b,), optional
             Replaces the module's temperature in this call, > 0. A pair holds one temperature per image anchor and one
             per text anchor, such as the rows of `sample_index` in learned tables. The gradient of a tensor includes
             the factor 1/(2b) of the mean over the 2b anchors.
@@ -318,79 +324,118 @@ class ContrastiveLoss(nn.Module):
         UserWarning
             Once, if a training call repeats the rows of the previous training call, see the notes of the class.
         """
+        if temperature is None:
+            temperature = self.temperature
+        pairs = tuple(is_pair(value) for value in (reference_features, anchor_weight, temperature))
+        traced, store = torch.compiler.is_compiling(), update and self.training and torch.is_grad_enabled()
+        settings = None if traced else self._settings(self.training, store, self._gamma, pairs)
         if self._ranks is None:
             check_world_size(gathered=gathered)
-            _check_batch(image_features, text_features, sample_index)
+        if settings is None or settings.ranks is None:
+            check_batch(image_features, text_features, sample_index)
         else:
-            pairs = (reference_features, anchor_weight, temperature)
-            self._check_together(self._ranks, image_features, text_features, sample_index, pairs, gathered=gathered)
-        tau = self.temperature if temperature is None else number_or_tensor(temperature)
-        traced = torch.compiler.is_compiling()
-        # A number is a constant of a compiled graph: each new gamma would compile the graph again. A tensor may change.
-        training_gamma = self._gamma_tensor if traced else self._gamma
-        settings = StepSettings(
-            training=self.training,
-            update=update and self.training and torch.is_grad_enabled(),
-            gamma=training_gamma if self.training else 1.0,
-            eps=traced_number(self.eps, image_features),
-            reference_weight=traced_number(self.reference_weight, image_features),
-            radius=traced_number(self.radius, image_features),
+            given = (reference_features, anchor_weight, temperature)
+            self._check_together(settings, image_features, text_features, sample_index, given, gathered=gathered)
+        # Autocast would round the products to half precision, and 1 / tau would multiply the rounding error.
+        with torch.autocast(image_features.device.type, enabled=False):
+            tau = traced_number(number_or_tensor(temperature), image_features)
+            options = (
+                pair_mask,
+                *two_arguments(reference_features),
+                *two_arguments(anchor_weight),
+                *two_arguments(tau),
+            )
+            inputs = (image_features, text_features, sample_index)
+            buffers = (self.log_inner_image, self.log_inner_text)
+            loss: Tensor
+            if settings is not None:
+                loss = Step.apply(settings, *inputs, *buffers, *options)[0]  # type: ignore[no-untyped-call]
+                return loss
+            # torch.compile traces the core as plain operations, which the compiler can fuse. A small Function then
+            # connects the loss with its gradients. The compiler calls a step with an estimator object or with several
+            # processes as a whole, without looking inside.
+            with torch.no_grad():
+                if not self._is_opaque:
+                    settings = self._traced_settings(store, pairs, image_features)
+                    value, *gradients = evaluate(settings, *inputs, *buffers, *options)
+                else:
+                    state = buffers if self._table is None else (self._order,)
+                    value, *gradients = opaque_step.step(
+                        state, (*inputs, *options), self._gamma_tensor, self._name, self.training, store, pairs
+                    )
+            learned = [x for x in differentiable((*inputs, *buffers, *options)) if isinstance(x, Tensor)]
+            return with_gradients(value, learned, gradients[: len(learned)])
+
+    def _settings(self, training: bool, update: bool, gamma: float, pairs: tuple[bool, ...]) -> StepSettings:
+        """Return the settings of a call that runs without tracing."""
+        if self._ranks is not None:
+            self._ranks.check_alive()
+        # The first call compares the arguments of all processes, even if it has to wait for a device.
+        wait, self._compared = not self._compared and self._ranks is not None, True
+        return StepSettings(
+            training=training,
+            update=update,
+            gamma=gamma if training else 1.0,
+            eps=self.eps,
+            reference_weight=self.reference_weight,
+            radius=self.radius,
             tile_size=self.tile_size,
             memory_budget=self.memory_budget,
             table=self._table,
             # With gamma = 1 a repeated call writes the same estimates again, which does no harm.
-            repeated=None if traced or self._gamma == 1.0 else self._repeated,
-            pairs=tuple(is_pair(value) for value in (reference_features, anchor_weight, tau)),
+            repeated=None if gamma == 1.0 else self._repeated,
+            pairs=pairs,
             ranks=self._ranks,
             form=self._form,
             gradient_scale=self.gradient_scale,
-            wait=self._ranks is not None and not self._compared,
+            wait=wait,
         )
-        if settings.wait:
-            self._compared = True
-        # Autocast would round the products to half precision, and 1 / tau would multiply the rounding error.
-        with torch.autocast(image_features.device.type, enabled=False):
-            arguments = (
-                image_features,
-                text_features,
-                sample_index,
-                self.log_inner_image,
-                self.log_inner_text,
-                pair_mask,
-                *two_arguments(reference_features),
-                *two_arguments(anchor_weight),
-                *two_arguments(traced_number(tau, image_features)),
-            )
-            loss: Tensor
-            if not traced:
-                loss = Step.apply(settings, *arguments)[0]  # type: ignore[no-untyped-call]
-                return loss
-            # torch.compile traces the core as plain operations, which the compiler can fuse. A small Function then
-            # connects the loss with its gradients. torch.compile cannot trace an estimator object, wherever
-            # the object keeps its arrays, so the graph breaks around its calls.
-            with torch.no_grad():
-                compute = evaluate if self._table is None and self._ranks is None else evaluate_eagerly
-                value, *gradients = compute(settings, *arguments)
-            inputs = [x for x in differentiable(arguments) if isinstance(x, Tensor)]
-            return with_gradients(value, inputs, gradients)
+
+    def _traced_settings(self, update: bool, pairs: tuple[bool, ...], like: Tensor) -> StepSettings:
+        """Return the settings of a call that torch.compile traces: numbers are tensors, which may change."""
+        return StepSettings(
+            training=self.training,
+            update=update,
+            # A number is a constant of a compiled graph: each new gamma would compile the graph again.
+            gamma=self._gamma_tensor if self.training else 1.0,
+            eps=traced_number(self.eps, like),
+            reference_weight=traced_number(self.reference_weight, like),
+            radius=traced_number(self.radius, like),
+            tile_size=self.tile_size,
+            memory_budget=self.memory_budget,
+            table=None,
+            repeated=None,
+            pairs=pairs,
+        )
 
     def _check_together(
-        self, ranks: TorchRanks, images: Any, texts: Any, sample_index: Any, pairs: tuple[Any, ...], *, gathered: bool
+        self,
+        settings: StepSettings,
+        images: Any,
+        texts: Any,
+        sample_index: Any,
+        pairs: tuple[Any, ...],
+        *,
+        gathered: bool,
     ) -> None:
         """Check the arguments of a call; an error of this process is raised on all processes."""
         try:
             if gathered:
                 raise ValueError("gathered must be False if the loss has a process_group, got True")
-            _check_batch(images, texts, sample_index)
-            if pairs[2] is not None:
-                number_or_tensor(pairs[2])
+            check_batch(images, texts, sample_index)
+            number_or_tensor(pairs[2])
             for value in pairs:
                 two_arguments(value)
         except Exception as error:  # of any kind, because the other processes would wait for this one
             # The other processes compare their arguments in `drrho_torch.step_function`, where they meet this error.
             tensors = (x for x in (images, texts, self.log_inner_image) if isinstance(x, Tensor))
             like = next(tensors, torch.zeros(0))
-            agreed(partial(_raise, error), {}, ranks, like=like.detach(), wait=not self._compared)
+            agreed(partial(_raise, error), {}, settings.ranks, like=like.detach(), wait=settings.wait)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a copy of this module a name of its own under torch.compile."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._name = opaque_step.register(self._settings)
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -452,24 +497,6 @@ class ContrastiveLoss(nn.Module):
                 missing_keys += self._table.state_dict(prefix)
         rest = {key: value for key, value in state_dict.items() if key not in keys}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-
-
-def _check_batch(image_features: Any, text_features: Any, sample_index: Any) -> None:
-    """Check the features and the index of a call."""
-    check_tensor("image_features", image_features)
-    check_tensor("text_features", text_features)
-    check_tensor("sample_index", sample_index)
-    if sample_index.ndim != 1:
-        raise ValueError(
-            "sample_index must have shape (batch_size,), one row id per sample of the batch, "
-            f"got {tuple(sample_index.shape)}"
-        )
-    if not _XP.isdtype(sample_index.dtype, "integral"):
-        raise TypeError(f"sample_index must have an integer dtype, got {sample_index.dtype}")
-    checks.ndim("image_features", image_features, 2, "(batch_size, feature_dim)")
-    # If the features have different numbers of rows, the core reports this with a clearer message.
-    if text_features.shape[:1] == image_features.shape[:1]:
-        checks.shape("sample_index", sample_index, (image_features.shape[0],), "(batch_size,)")
 
 
 def _raise(error: Exception) -> None:

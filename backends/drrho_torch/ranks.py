@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,8 @@ Arrays: TypeAlias = tuple[Tensor, ...]
 """The tensors of one message."""
 
 # torch 2.13 has new names for these collectives and warns about the old names.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
 
 class TorchRanks:
@@ -48,7 +48,15 @@ class TorchRanks:
                     "process_group must be a mesh of one dimension, such as mesh['dp'] or a flattened mesh, "
                     f"got one of {process_group.ndim} dimensions"
                 )
-            process_group = process_group.get_group()
+            # A mesh has no group on a process outside of the mesh.
+            is_member = process_group.get_coordinate() is not None
+            process_group = process_group.get_group() if is_member else dist.GroupMember.NON_GROUP_MEMBER
+        # `new_group` returns this object on each process outside of the new group.
+        if process_group is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(
+                f"process_group must contain this process, got a group without global rank {dist.get_rank()}; build "
+                "the loss on the processes of the group only"
+            )
         if not isinstance(process_group, dist.ProcessGroup):
             raise TypeError(
                 "process_group must be a process group or a DeviceMesh, such as torch.distributed.group.WORLD after "
@@ -56,6 +64,40 @@ class TorchRanks:
             )
         self.group = process_group
         self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return this object: a copy of a module shares the process group, which cannot be copied."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled.
+
+        Raises
+        ------
+        TypeError
+            Always, because a process group exists in a running program only.
+        """
+        raise TypeError(
+            "an object with a process_group cannot be pickled, because the group exists in this program only; save "
+            "state_dict() and load it into an object that is built with the process_group of the other program"
+        )
+
+    def check_alive(self) -> None:
+        """Check that the group still exists.
+
+        Raises
+        ------
+        RuntimeError
+            If the group was destroyed.
+        """
+        # After a destruction torch has no entry for the group, and a collective would fail or wait for other processes.
+        try:
+            dist.get_backend(self.group)
+        except ValueError as error:
+            raise RuntimeError(
+                "process_group must exist as long as the loss is called, got a group that was destroyed; call "
+                "init_process_group and build the loss again with the new group"
+            ) from error
 
     def all_gather(self, arrays: Arrays, /) -> Arrays:
         """Return each tensor of all ranks, in a new first axis."""

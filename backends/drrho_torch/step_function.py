@@ -95,7 +95,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         sample_index=sample_index if ranks is not None and settings.training else None,
         xp=_XP,
     )
-    loss = step.loss
+    # Over ranks the loss is an entry of the sums of all ranks. FSDP2 warns if a module returns a view.
+    loss = step.loss if ranks is None else step.loss.clone()
     new: tuple[Tensor, ...] = (step.log_inner_image, step.log_inner_text)
     if rows.in_range is not None:
         # `_read` has replaced each index out of range by 0. If there was such an index, all rows keep their old
@@ -175,11 +176,6 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
     in_range = (index >= 0) & (index < num_samples)
     index = torch.where(in_range, index, 0)
     return _Rows(index, (buffers[0][index], buffers[1][index]), in_range)
-
-
-evaluate_eagerly = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    evaluate, reason="an estimator object or a process group cannot be traced"
-)
 
 
 class Step(torch.autograd.Function):

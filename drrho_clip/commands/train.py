@@ -17,12 +17,14 @@ from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, choice, setting
+from drrho_clip.plan_options import PlanOptions
 from drrho_clip.setting_rules import check_used, dropped_of_preset
 from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
 from drrho_clip.terminal.printing import say
 from drrho_core.backend import Backend
 
 _SIZES_OF_IMAGES = ("architecture", "image_size", "resize")
+_NO_TABLE = "pairs.csv"
 _SIZES_OF_TOWERS = ("feature_dim", "width", "depth")
 
 
@@ -45,6 +47,7 @@ class Train:
       drrho train --resume --out runs/steered
       drrho train --resume --out runs/steered --epochs 60
       drrho train --config run.yaml --out runs/steered --dry-run
+      drrho train --config run.yaml --out runs/steered --dry-run --world-size 8 --bandwidth 25
     """
 
     out: Path = setting(rule=PATH, help="Folder of the run; a folder that holds a run is refused without --resume.")
@@ -67,7 +70,10 @@ class Train:
         help="Settings of a published run on this data set; --config and the options of the command line come first.",
     )
     dry_run: bool = setting(
-        False, rule=FLAG, help="Print pairs, steps, parameters and memory of the run; train nothing and write nothing."
+        False,
+        rule=FLAG,
+        help="Print pairs, steps, parameters and memory of the run, and with --world-size its traffic and time; train "
+        "nothing and write nothing.",
     )
     allow_unfinished: bool = allow_unfinished_option("A run after --reference or --init")
     device: str | None = device_option()
@@ -75,6 +81,7 @@ class Train:
     processes: int | None = processes_option()
     process: int | None = process_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
+    planned: Mapping[str, Any] = field(default_factory=dict, metadata={"options": PlanOptions})
     settings: Mapping[str, Any] = field(default_factory=dict, metadata={"options": TrainConfig})
 
     def can_resume(self) -> bool:
@@ -106,6 +113,8 @@ class Train:
 
         if self.dry_run:
             return self._planned()
+        for name, value in self.planned.items():
+            raise BadInput(f"{name} must be left out without dry_run, got {value}")
         place = place_among(self.coordinator, self.processes, self.process)
         config, backend = self._resumed() if self.resume else self._chosen()
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
@@ -135,19 +144,41 @@ class Train:
     def _planned(self) -> int:
         """Print what the run would do."""
         from drrho_clip.data.splits import open_splits
-        from drrho_clip.plan import plan_run, print_plan
+        from drrho_clip.plan import plan_of_size, plan_run, print_plan
         from drrho_clip.train import check_other_runs
 
         for name in ("resume", "json"):
             if getattr(self, name):
                 raise BadInput(f"{name} must be left out with dry_run, got {getattr(self, name)}")
+        options = PlanOptions.of(self.planned)
+        if options.num_pairs is not None:
+            config, backend = self._imagined(options.num_pairs)
+            check_other_runs(config, allow_unfinished=self.allow_unfinished)
+            print_plan(plan_of_size(config, backend, options), device=backend.device)
+            return 0
         config, backend = self._chosen()
         config, splits = self._opened(config, backend)
         check_other_runs(config, allow_unfinished=self.allow_unfinished)
         splits = open_splits(config) if splits is None else splits
-        plan = plan_run(config, backend, splits, share_left_out=_share_left_out(config))
+        plan = plan_run(config, backend, splits, share_left_out=_share_left_out(config), options=options)
         print_plan(plan, device=backend.device)
         return 0
+
+    def _imagined(self, num_pairs: int) -> tuple[TrainConfig, Backend]:
+        """Return settings and backend of a run whose data do not exist yet."""
+        from drrho_clip.exchange.chosen_model import check_model
+        from drrho_clip.run import refuse_existing
+
+        refuse_existing(self.out)
+        if "data" in self.named:
+            raise BadInput(f"data must be left out with num_pairs, got {self.named['data']}")
+        # The settings need the name of a table; the plan does not print the name.
+        sized = defaults_for(num_pairs, as_reference=self.named.get("as_reference", False))
+        config = TrainConfig(**(preset(_NO_TABLE) | sized | {"data": _NO_TABLE} | dict(self.named)))
+        check_used(config)
+        backend = build_backend(config.backend, self.device, config.dtype)
+        check_model(config, backend)
+        return config, backend
 
     def _resumed(self) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a run to resume, and check the user's options."""

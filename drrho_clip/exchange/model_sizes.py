@@ -18,7 +18,7 @@ from drrho_clip.models import ModelSpec
 from drrho_clip.models.hf_config import pair_sizes
 from drrho_clip.terminal.safe_text import brief
 
-__all__ = ["SIZES", "new_model", "sizes_by_name", "train_tokenizer"]
+__all__ = ["SIZES", "new_model", "sizes_by_name", "spec_of_size", "train_tokenizer"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _LARGEST_VOCABULARY: Final = 49_408
@@ -118,6 +118,27 @@ def new_model(config: Mapping[str, Any], captions: Iterable[str]) -> tuple[Model
         half = (0.5, 0.5, 0.5)
         processor = ImageProcessor(side, height=side, width=side, mean=half, std=half)
     return ModelSpec.of_hugging_face({**config, "text_config": text}, processor.to_json()), tokenizer
+
+
+def spec_of_size(model: str | None) -> ModelSpec:
+    """Return the encoders of a model of known size, for a plan without captions: the vocabulary is the largest.
+
+    Raises
+    ------
+    BadInput
+        If the setting `model` names no size, no file that ends in .json and no directory.
+
+    Examples
+    --------
+    >>> spec_of_size("tiny").vocabulary_size
+    49408
+    """
+    if model is not None and (model in SIZES or model.endswith(".json")):
+        return ModelSpec.of_hugging_face(sizes_by_name(model))
+    raise BadInput(
+        f"model must be one of {', '.join(SIZES)} or a file that ends in .json with num_pairs, because the vocabulary "
+        f"of other encoders depends on the captions, got {'none' if model is None else brief(model)}"
+    )
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int, context_length: int) -> HuggingFaceTokenizer:

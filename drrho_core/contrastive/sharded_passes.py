@@ -34,7 +34,7 @@ from drrho_core.contrastive.passes import (
 )
 from drrho_core.contrastive.ranks import Arrays, Ranks
 from drrho_core.contrastive.sizes import common_sizes
-from drrho_core.contrastive.tiles import Tiles, Values, split
+from drrho_core.contrastive.tiles import Tiles, split
 from drrho_core.extend import Batch, FirstSweep, SecondSweep, Sweeps
 
 
@@ -50,10 +50,14 @@ def find_sweeps(
     """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
     if ranks is not None:
         find_kernels(batch, xp, "several ranks share the batch")
-        kind = ReducedSweeps if form == "reduce" else RingSweeps
-        return kind(Blocks(batch, temperature, tile_size, memory_budget, ranks, form == "reduce", xp))
+        return over_ranks(Blocks(batch, temperature, tile_size, memory_budget, ranks, form == "reduce", xp), form)
     kernels = find_kernels(batch, xp)
     return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
+
+
+def over_ranks(blocks: Blocks, form: str) -> ReducedSweeps | RingSweeps:
+    """Return the passes over the blocks in one of the two forms."""
+    return ReducedSweeps(blocks) if form == "reduce" else RingSweeps(blocks)
 
 
 class Blocks:
@@ -73,6 +77,10 @@ class Blocks:
         If True, the logits may stay in memory between the passes.
     xp : namespace
         The arrays' namespace.
+    models : int
+        Number of models whose logits share the budget.
+    share : bool
+        As in `drrho_core.contrastive.tiles.split`.
     """
 
     def __init__(
@@ -84,9 +92,13 @@ class Blocks:
         ranks: Ranks,
         keep: bool,
         xp: Namespace,
+        *,
+        models: int = 1,
+        share: bool = True,
     ) -> None:
         self.batch, self.ranks, self.xp, self._temperature = batch, ranks, xp, temperature
         self._tile_size, self._budget = tile_size, memory_budget if keep else 0
+        self._models, self._share = models, share
         self.num_local = int(batch.image_features.shape[0])
         references = batch.reference_features
         # The texts that travel: features and reference features in their own dtypes, and temperatures if each anchor
@@ -125,7 +137,8 @@ class Blocks:
             pair_mask=None if self.mask is None else self.mask[:, self.owner(k), :],
             tile_size=self._tile_size,
             memory_budget=self._budget,
-            matrices=self.ranks.size,
+            matrices=self._models * self.ranks.size,
+            share=self._share,
             paired=paired,
             sizes=self._sizes,
             xp=self.xp,
@@ -180,6 +193,15 @@ class ReducedSweeps(_SweepsOverRanks):
         log_sums, means = log_sums_and_means((image, text), rates, xp=xp)
         return FirstSweep(*log_sums, *means, image.count, text.count, saved=(tables, image, to_texts, [text, *parts]))
 
+    def anchor_sums(self, first: FirstSweep) -> tuple[AnchorSums, AnchorSums]:
+        """Return the sums of the own image anchors and of the own text anchors over the negatives of all ranks."""
+        return first.saved[1], first.saved[3][0]
+
+    def table(self, first: FirstSweep, k: Any, _texts: Arrays, _paired: bool) -> Tiles:
+        """Return the tiles of block k, which pass 1 has made."""
+        tiles: Tiles = first.saved[0][k]
+        return tiles
+
     def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
         """Pass 2: return the weighted sums of features for the own images and texts."""
         blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
@@ -231,6 +253,15 @@ class RingSweeps(_SweepsOverRanks):
         log_sums, means = log_sums_and_means((image, text), rates, xp=xp)
         return FirstSweep(*log_sums, *means, image.count, text.count, saved=(image, text))
 
+    def anchor_sums(self, first: FirstSweep) -> tuple[AnchorSums, AnchorSums]:
+        """Return the sums of the own image anchors and of the own text anchors over the negatives of all ranks."""
+        image, text = first.saved
+        return image, text
+
+    def table(self, _first: FirstSweep, k: Any, texts: Arrays, paired: bool) -> Tiles:
+        """Return the tiles of block k, made of the texts that have arrived."""
+        return self._blocks.block(k, texts, paired)
+
     def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
         """Pass 2: return the weighted sums of features for the own images and texts."""
         blocks, ranks = self._blocks, self._blocks.ranks
@@ -256,42 +287,41 @@ class RingSweeps(_SweepsOverRanks):
 
 
 def pull_over_ranks(
-    blocks: Blocks, form: str, pull: Callable[[Tiles], tuple[Array, Array, Values]]
-) -> tuple[Array, Array, Values]:
-    """Return the sums over all blocks of a loss that needs one pass: those of the own images and of the own texts.
+    ranks: Ranks, texts: Arrays, form: str, pull: Callable[[Any, Arrays, bool], tuple[Arrays, Arrays]], xp: Namespace
+) -> tuple[Arrays, Arrays]:
+    """Return the sums over all blocks of the results for the own images and of the results for the own texts.
 
-    `pull` returns the results of one block: for the images, for the texts, and further sums for the images. The texts'
-    results are summed over ranks.
+    ``pull(k, texts, paired)`` returns the results of block k: those for the own images, and those for the texts of the
+    block's owner, which are summed over ranks. `texts` are the arrays of the own texts that the owners of other images
+    need.
     """
-    ranks, xp, width = blocks.ranks, blocks.xp, len(blocks.texts)
 
-    def added(carry: Arrays, tiles: Tiles) -> tuple[Arrays, Array]:
-        image, text, sums = pull(tiles)
-        return tuple(old + new for old, new in zip(carry, (image, *sums), strict=True)), text
+    def add(old: Arrays, new: Arrays) -> Arrays:
+        return tuple(a + b for a, b in zip(old, new, strict=True))
 
     if form == "reduce":
-        gathered = ranks.all_gather(blocks.texts)
-        image, text, sums = pull(blocks.block(0, tuple(x[blocks.owner(0), ...] for x in gathered), True))
-        own, texts = (image, *sums), [text]
+        gathered = ranks.all_gather(texts)
+        own, first = pull(0, texts, True)
+        of_blocks = [first]
         for k in range(1, ranks.size):
-            own, text = added(own, blocks.block(k, tuple(x[blocks.owner(k), ...] for x in gathered), False))
-            texts.append(text)
-        (text,) = ranks.reduce_scatter((by_rank(texts, ranks, xp),))
-        return own[0], text, own[1:]
+            owner = (ranks.rank + k) % ranks.size
+            more, theirs = pull(k, tuple(x[owner, ...] for x in gathered), False)
+            own = add(own, more)
+            of_blocks.append(theirs)
+        message = tuple(by_rank(list(parts), ranks, xp) for parts in zip(*of_blocks, strict=True))
+        return own, ranks.reduce_scatter(message)
 
-    image, text, sums = pull(blocks.block(0, blocks.texts, True))
-    num_own = 1 + len(sums)
+    own, accumulated = pull(0, texts, True)
+    num_own, width = len(own), len(texts)
 
     def visit(k: Any, carry: Arrays) -> Arrays:
-        *texts, accumulated = ranks.shift(carry[num_own:])
-        own, text = added(carry[:num_own], blocks.block(k, tuple(texts), False))
-        return (*own, *texts, accumulated + text)
+        travelling = ranks.shift(carry[num_own:])
+        more, theirs = pull(k, travelling[:width], False)
+        return (*add(carry[:num_own], more), *travelling[:width], *add(travelling[width:], theirs))
 
-    carry = ranks.repeat(ranks.size - 1, visit, (image, *sums, *blocks.texts, text))
+    carry = ranks.repeat(ranks.size - 1, visit, (*own, *texts, *accumulated))
     at_home = carry[num_own + width :]
-    if ranks.size > 1:
-        at_home = ranks.shift(at_home)
-    return carry[0], at_home[0], carry[1:num_own]
+    return carry[:num_own], at_home if ranks.size == 1 else ranks.shift(at_home)
 
 
 def merged(parts: list[AnchorSums], rate: Scalar, xp: Namespace) -> AnchorSums:

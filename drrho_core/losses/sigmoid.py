@@ -15,7 +15,7 @@ from drrho_core._array_api import Array, Namespace, Scalar, device_of, wide_dtyp
 from drrho_core._validate import FINITE, POSITIVE
 from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.options import check_features, check_pair_mask, check_ranks
-from drrho_core.contrastive.ranks import FORMS, Ranks, summed_over_ranks
+from drrho_core.contrastive.ranks import FORMS, Arrays, Ranks, summed_over_ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.sharded_passes import Blocks, pull_over_ranks
 from drrho_core.contrastive.tiles import Tiles, Values, Weigh, split
@@ -109,16 +109,19 @@ def sigmoid_loss(
             passes=1,
             xp=xp,
         )
-        image_pull, text_pull, sums, _ = tiles.pull(_weigh(tiles, scale, bias, xp))
+        image_pull, text_pull, of_images, _ = tiles.pull(_weigh(tiles, scale, bias, xp))
+        sums = list(of_images)
         scaling = tiles.scaling
     else:
         batch = Batch(image_features, text_features, None, 1.0, scale, scale, pair_mask)
         blocks = Blocks(batch, 1.0, tile_size, memory_budget, ranks, False, xp)
 
-        def pull(tiles: Tiles) -> tuple[Array, Array, Values]:
-            return tiles.pull(_weigh(tiles, scale, bias, xp))[:3]
+        def pull(k: Any, texts: Arrays, paired: bool) -> tuple[Arrays, Arrays]:
+            tiles = blocks.block(k, texts, paired)
+            image, text, of_images, _ = tiles.pull(_weigh(tiles, scale, bias, xp))
+            return (image, *of_images), (text,)
 
-        image_pull, text_pull, sums = pull_over_ranks(blocks, form, pull)
+        (image_pull, *sums), (text_pull,) = pull_over_ranks(ranks, blocks.texts, form, pull, xp)
         scaling = blocks.block(0, blocks.texts, True).scaling  # all blocks of all ranks are scaled alike
     loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
     if ranks is not None:

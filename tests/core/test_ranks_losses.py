@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_compat.torch as torch_namespace
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho_core import contrastive_step, info_nce, sharded_contrastive_step, sigmoid_loss
+from drrho_core import contrastive_step, distillation_loss, info_nce, sharded_contrastive_step, sigmoid_loss
 from helpers import problems
 from helpers.ranks import joined, on_ranks
 
 FORMS = ("reduce", "ring")
+LOSSES: dict[str, Any] = {"info_nce": info_nce, "sigmoid_loss": sigmoid_loss, "distillation_loss": distillation_loss}
 
 
 @given(seed=st.integers(0, 2**32 - 1), num_ranks=st.integers(1, 4), local=st.integers(1, 4))
@@ -40,19 +43,23 @@ def test_losses_over_ranks_are_those_of_the_whole_batch(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("loss", ["step", "info_nce", "sigmoid_loss"])
+@pytest.mark.parametrize("loss", ["step", *LOSSES])
 def test_features_that_are_huge_on_one_rank_are_scaled_alike_on_all_ranks(loss: str, form: str) -> None:
     p = problems.draw(4, b=6, r=None)
     # The logarithms of InfoNCE are limited, but the derivative with respect to the scale is not.
     largest = 5e18 if loss == "sigmoid_loss" else 1e22
     size = np.asarray([1.0, 1.0, 1.0, 1.0, largest, largest / 10])[:, None]
     arrays = tuple((x * size if place < 2 else x).astype("float32") for place, x in enumerate(p.arrays))
-    options = {"step": {"temperature": 1e3}, "info_nce": {"temperature": 1e3}, "sigmoid_loss": {"scale": 1e-3}}[loss]
-    function: Any = {"step": contrastive_step, "info_nce": info_nce, "sigmoid_loss": sigmoid_loss}[loss]
+    options = {"scale": 1e-3} if loss == "sigmoid_loss" else {"temperature": 1e3}
+    function: Any = contrastive_step if loss == "step" else LOSSES[loss]
     shared_function = sharded_contrastive_step if loss == "step" else function
     if loss == "sigmoid_loss":
         options["bias"] = -1.0
     arrays = arrays if loss == "step" else arrays[:2]
+    if loss == "distillation_loss":
+        # The reference model's features are huge on another rank.
+        options["reference_temperature"] = 1e3
+        arrays += tuple(np.roll(x, 2, axis=0) for x in arrays)
     whole = function(*arrays, **options)
     shared = joined(on_ranks(shared_function, 3, arrays, options, form=form), np)
     for name, mine, right in zip(whole._fields, shared, whole, strict=True):
@@ -60,10 +67,72 @@ def test_features_that_are_huge_on_one_rank_are_scaled_alike_on_all_ranks(loss: 
         np.testing.assert_allclose(mine, right, rtol=2e-5, atol=1e-6 * np.max(np.abs(right)), err_msg=name)
 
 
-@pytest.mark.parametrize("function", [info_nce, sigmoid_loss])
+@given(seed=st.integers(0, 2**32 - 1), num_ranks=st.integers(1, 4), local=st.integers(1, 4))
+@settings(max_examples=10)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("features", ["random", "ties"])
+def test_distillation_over_ranks_is_that_of_the_whole_batch(
+    features: str, form: str, seed: int, num_ranks: int, local: int
+) -> None:
+    p = problems.draw(seed, b=num_ranks * local if num_ranks > 1 else local + 1, features=features)
+    assert p.reference_features is not None
+    arrays = (*p.arrays[:2], *p.reference_features)
+    options = {"temperature": p.temperature, "reference_temperature": 0.3}
+    whole = distillation_loss(*arrays, **options)
+    shared = joined(on_ranks(distillation_loss, num_ranks, arrays, options, form=form, tile_size=2), np)
+    for name, mine, right in zip(whole._fields, shared, whole, strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_array_library_shares_a_loss_among_ranks(eager_space: Any, loss: str) -> None:
+    p = problems.draw(3, b=6)
+    assert p.reference_features is not None
+    options: dict[str, Any] = {"temperature": 0.3}
+    if loss == "sigmoid_loss":
+        options = {"scale": 3.0, "bias": -2.0}
+    elif loss == "distillation_loss":
+        options["reference_temperature"] = 0.2
+    arrays = p.arrays[:2] if loss != "distillation_loss" else (*p.arrays[:2], *p.reference_features)
+    given_arrays = tuple(map(eager_space.asarray, arrays))
+    whole = LOSSES[loss](*map(eager_space.rounded, arrays), **options)
+    # Eager JAX compiles each operation for each shape, so it takes one form only.
+    for form in FORMS[: 1 if eager_space.name == "jax" else 2]:
+        shared = joined(on_ranks(LOSSES[loss], 3, given_arrays, options, form=form), eager_space.xp)
+        for name, mine, right in zip(whole._fields, shared, whole, strict=True):
+            size = 10 * eager_space.unit
+            np.testing.assert_allclose(eager_space.to_numpy(mine), right, rtol=size, atol=size, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_types_of_a_loss_are_no_farther_from_float64_than_on_one_rank(loss: str, form: str, dtype: str) -> None:
+    p = problems.draw(5, b=12, d=8)
+    assert p.reference_features is not None
+    options: dict[str, Any] = {"temperature": 0.2}
+    if loss == "sigmoid_loss":
+        options = {"scale": 3.0, "bias": -2.0}
+    elif loss == "distillation_loss":
+        options["reference_temperature"] = 0.2
+    drawn = p.arrays[:2] if loss != "distillation_loss" else (*p.arrays[:2], *p.reference_features)
+    arrays = tuple(torch.from_numpy(x).to(getattr(torch, dtype)) for x in drawn)
+    exact = LOSSES[loss](*(x.double() for x in arrays), **options)
+
+    def errors(result: Any) -> list[float]:
+        return [float((x.double() - y).abs().max()) for x, y in zip(result, exact, strict=True)]
+
+    alone = errors(LOSSES[loss](*arrays, **options))
+    shared = joined(on_ranks(LOSSES[loss], 3, arrays, options, form=form), torch_namespace)
+    assert shared.image_gradient.dtype == arrays[0].dtype
+    for name, mine, right in zip(exact._fields, errors(shared), alone, strict=True):
+        assert mine <= 1.01 * right + 2.0**-20, (name, mine, right)
+
+
+@pytest.mark.parametrize("function", LOSSES.values(), ids=LOSSES)
 def test_all_ranks_of_a_loss_refuse_the_arguments_of_one_rank(function: Any) -> None:
     p = problems.draw(1, b=4)
-    scale = "temperature" if function is info_nce else "scale"
+    scale = "scale" if function is sigmoid_loss else "temperature"
 
     def step(*arrays: Any, ranks: Any, **options: Any) -> str:
         options[scale] = -1.0 if ranks.rank else 1.0
@@ -73,6 +142,10 @@ def test_all_ranks_of_a_loss_refuse_the_arguments_of_one_rank(function: Any) -> 
             return str(error)
         return "no error"
 
-    options = {} if function is info_nce else {"bias": 0.0}
+    options: dict[str, Any] = {"bias": 0.0} if function is sigmoid_loss else {}
+    arrays = p.arrays[:2]
+    if function is distillation_loss:
+        options["reference_temperature"] = 1.0
+        arrays += p.reference_features or ()
     message = f"rank 1 refuses its arguments: {scale} must be > 0, got -1.0"
-    assert on_ranks(step, 2, p.arrays[:2], options) == [message] * 2
+    assert on_ranks(step, 2, arrays, options) == [message] * 2

@@ -1,0 +1,82 @@
+"""Ranks that count what they receive, and a stand-in for the other ranks; for measurements of traffic and time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from drrho_clip.traffic import received_share
+from drrho_core import Ranks
+
+Arrays = tuple[Any, ...]
+
+
+class CountedRanks:
+    """Ranks that pass every operation on and count the bytes that this rank receives from other ranks.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        The ranks that exchange the arrays.
+
+    Attributes
+    ----------
+    received : Counter
+        Bytes by operation.
+    calls : Counter
+        Number of exchanges by operation.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.received: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    @property
+    def rank(self) -> Any:
+        """Number of the own rank."""
+        return self._ranks.rank
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self._ranks.size
+
+    @property
+    def total(self) -> float:
+        """All bytes received."""
+        return sum(self.received.values())
+
+    def all_gather(self, arrays: Arrays, /) -> Arrays:
+        """Count and gather."""
+        return self._counted("all_gather", arrays)
+
+    def all_sum(self, arrays: Arrays, /) -> Arrays:
+        """Count and sum."""
+        return self._counted("all_sum", arrays)
+
+    def all_to_all(self, arrays: Arrays, /) -> Arrays:
+        """Count and exchange."""
+        return self._counted("all_to_all", arrays)
+
+    def reduce_scatter(self, arrays: Arrays, /) -> Arrays:
+        """Count and sum the own entries."""
+        return self._counted("reduce_scatter", arrays)
+
+    def shift(self, arrays: Arrays, /) -> Arrays:
+        """Count and pass on."""
+        return self._counted("shift", arrays)
+
+    def repeat(self, count: int, body: Callable[[Any, Arrays], Arrays], carry: Arrays, /) -> Arrays:
+        """Apply ``carry = body(k, carry)`` for k = 1, ..., count; the body calls the counted operations."""
+        for k in range(1, count + 1):
+            carry = body(k, carry)
+        return carry
+
+    def _counted(self, operation: str, arrays: Arrays) -> Arrays:
+        num_bytes = sum(int(x.nbytes) for x in arrays)
+        self.calls[operation] += 1
+        self.received[operation] += num_bytes * received_share(operation, self.size)  # type: ignore[assignment]
+        result: Arrays = getattr(self._ranks, operation)(arrays)
+        return result

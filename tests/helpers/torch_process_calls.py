@@ -1,0 +1,82 @@
+"""Single calls of the loss on processes that share a batch, and calls that all of them refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from drrho_torch import ContrastiveLoss, OpenClipLoss, TorchRanks
+
+from drrho_core import InnerEstimator
+from helpers import problems
+from helpers.ranks import own_rows
+
+WORLD_SIZE, LOCAL = 2, 4
+
+
+def calls(rank: int, num_ranks: int, process_group: Any = None) -> dict[str, np.ndarray]:
+    """Return losses and gradients of single calls with the own rows of one batch; gradients are not averaged."""
+    total = WORLD_SIZE * LOCAL
+    p = problems.draw(0, b=total, d=4)
+    rows = own_rows(torch.arange(total), rank, num_ranks)
+    results: dict[str, np.ndarray] = {}
+    for name, dtype in (("eval", torch.float64), ("no update", torch.float64), ("bfloat16", torch.bfloat16)):
+        features = [own_rows(torch.from_numpy(x).to(dtype), rank, num_ranks).requires_grad_() for x in p.arrays[:2]]
+        pair = [own_rows(torch.linspace(a, 0.7, total), rank, num_ranks).requires_grad_() for a in (0.3, 0.5)]
+        loss = ContrastiveLoss(total, temperature=0.5, gamma=0.6, process_group=process_group, gradient_scale=1.0)
+        loss.train(name != "eval")
+        options: dict[str, Any] = {} if name == "eval" else {"temperature": tuple(pair)}
+        value = loss(*features, rows, update=name != "no update", **options)
+        value.backward()
+        results[f"{name} loss"] = value.detach().numpy()
+        results[f"{name} estimates"] = loss.log_inner_image.numpy()
+        for place, x in enumerate([*features, *([] if name == "eval" else pair)]):
+            results[f"{name} gradient {place}"] = x.grad.double().numpy()  # type: ignore[union-attr]
+    return results
+
+
+def refusals(rank: int) -> dict[str, str]:
+    """Return the message of each wrong call."""
+
+    def message(call: Callable[[], Any]) -> str:
+        try:
+            call()
+        except (TypeError, ValueError, RuntimeError) as error:
+            return str(error)
+        return "no error"
+
+    features = torch.eye(LOCAL + 2)[:LOCAL].requires_grad_()
+    index = torch.arange(LOCAL) + LOCAL * rank
+    loss = ContrastiveLoss(8, temperature=0.5, process_group=dist.group.WORLD)
+    before = loss.log_inner_image.clone()
+    wrong = {
+        "estimator": message(
+            lambda: ContrastiveLoss(
+                8,
+                temperature=0.5,
+                estimator=InnerEstimator(8, like=features.detach(), ranks=TorchRanks(dist.group.WORLD)),
+            )
+        ),
+        "no tensor": message(lambda: loss(features.tolist() if rank else features, features, index)),
+        "pairs": message(lambda: loss(features, features, index, temperature=(0.5,) if rank else 0.5)),
+        "samples": message(
+            lambda: ContrastiveLoss(8 + rank, temperature=0.5, process_group=dist.group.WORLD)(
+                features, features, index
+            )
+        ),
+        "training": message(lambda: loss.train(rank == 0)(features, features, index)),
+        "update": message(lambda: loss.train()(features, features, index, update=rank == 0)),
+        "open_clip": message(lambda: OpenClipLoss(loss)),
+        "no group": message(lambda: ContrastiveLoss(8, temperature=0.5)(features, features, index)),
+        "gathered": message(lambda: loss(features, features, index, gathered=True)),
+        "same id": message(lambda: loss(features, features, torch.arange(LOCAL) + 3 * rank)),
+        "range": message(lambda: loss(features, features, index + 2)),
+        "sizes": message(lambda: loss(*[features[: LOCAL - rank]] * 2, index[: LOCAL - rank])),
+        "form": message(lambda: ContrastiveLoss(8, temperature=0.5, form="tree")),
+        "group": message(lambda: ContrastiveLoss(8, temperature=0.5, process_group="world")),
+    }
+    assert torch.equal(loss.log_inner_image, before)
+    return wrong
