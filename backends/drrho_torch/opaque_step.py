@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import array_api_compat.torch
 import torch
@@ -67,9 +68,8 @@ def step(
     training, update, pairs : bool, bool, sequence of bool
         As in `drrho_torch.step_function.StepSettings`.
     """
-    make_settings = _MAKERS[name]()
-    assert make_settings is not None  # the caller is a method of the loss
-    settings = make_settings(training, update, float(gamma), tuple(pairs))
+    # The loss exists, because one of its methods is the caller.
+    settings = cast(Any, _MAKERS[name]())(training, update, float(gamma), tuple(pairs))
     images, texts, sample_index, *constants = arguments
     buffers = (None, None) if settings.table is not None else state
     if settings.table is not None and update:
@@ -92,9 +92,8 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return tensors of the right shapes and dtypes without values, for the compiler."""
     del gamma, name, training, update
-    images, texts, _, _, *options = arguments
-    assert images is not None
-    assert texts is not None
+    images, texts = cast(tuple[Tensor, Tensor], tuple(arguments[:2]))
+    options = arguments[4:]
     references = (options[0], options[1]) if pairs[0] else None
     work = work_dtype(images, references, _XP)
     # The loss depends on the estimates, which may be wider than the features.

@@ -56,7 +56,7 @@ def agreed(
     """
     if ranks is None or ranks.size == 1:
         return check()
-    has_rows, like = like is None, next(iter(arguments.values())) if like is None else like
+    has_rows, like = like is None, _message_like(arguments) if like is None else like
     xp = namespace_of({next(iter(arguments), "like"): like})
     # Checkpoints and first calls can afford to wait for a device; a step cannot.
     if not (has_values(like, xp) if wait else values_visible(like, xp)):
@@ -74,6 +74,15 @@ def agreed(
     if error is not None:
         raise error
     return result
+
+
+def _message_like(arguments: Mapping[str, Any]) -> Any:
+    """Return the first argument that is an array with rows; without one, the first argument.
+
+    An argument that is no array is an error, which this rank has to tell the others in a message.
+    """
+    members = (x for value in arguments.values() for x in (value if isinstance(value, (tuple, list)) else (value,)))
+    return next((x for x in members if is_array(x) and x.ndim), next(iter(arguments.values())))
 
 
 def compare_on_ranks(facts: Mapping[str, str], ranks: Ranks, like: Array, xp: Namespace) -> None:

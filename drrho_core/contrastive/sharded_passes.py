@@ -49,7 +49,6 @@ def find_sweeps(
 ) -> Sweeps:
     """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
     if ranks is not None:
-        find_kernels(batch, xp, "several ranks share the batch")
         return over_ranks(Blocks(batch, temperature, tile_size, memory_budget, ranks, form == "reduce", xp), form)
     kernels = find_kernels(batch, xp)
     return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
