@@ -49,7 +49,7 @@ class Limits:
     """
 
     hang: float = RANK_TIMEOUT
-    silence: float = 30.0
+    silence: float = 20.0
     grace: float = 0.8
 
 
