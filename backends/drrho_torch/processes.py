@@ -86,16 +86,16 @@ class TorchProcesses:
         return [json.loads(part[:length]) for part, length in zip(texts, lengths, strict=True)]
 
     def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
-        """Return the NumPy array of every process; the arrays may differ in the length of the first axis."""
+        """Return the NumPy array of every process; the arrays may differ in shape and dtype."""
         array = np.ascontiguousarray(array)
-        shapes = self.gather(list(array.shape))
-        sizes = [int(np.prod(shape)) * array.dtype.itemsize for shape in shapes]
+        forms = [(np.dtype(dtype), shape) for dtype, shape in self.gather([array.dtype.str, list(array.shape)])]
+        sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in forms]
         message = np.zeros(max(sizes), dtype=np.uint8)
         message[: array.nbytes] = array.reshape(-1).view(np.uint8)
         received = self._exchanged(message)
         return [
-            part[:size].view(array.dtype).reshape(shape)
-            for part, size, shape in zip(received, sizes, shapes, strict=True)
+            part[:size].view(dtype).reshape(shape)
+            for part, size, (dtype, shape) in zip(received, sizes, forms, strict=True)
         ]
 
     def all_rows(self, arrays: tuple[Tensor, ...], /) -> tuple[Tensor, ...]:
