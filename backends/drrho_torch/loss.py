@@ -361,7 +361,15 @@ class ContrastiveLoss(nn.Module):
                 else:
                     state = buffers if self._table is None else (self._order,)
                     value, *gradients = opaque_step.step(
-                        state, (*inputs, *options), self._gamma_tensor, self._name, self.training, store, pairs
+                        state,
+                        *inputs,
+                        options[:-2],
+                        options[-2:],
+                        self._gamma_tensor,
+                        self._name,
+                        self.training,
+                        store,
+                        pairs,
                     )
             learned = [x for x in differentiable((*inputs, *buffers, *options)) if isinstance(x, Tensor)]
             return with_gradients(value, learned, gradients[: len(learned)])
