@@ -85,7 +85,7 @@ def refusals(rank: int) -> dict[str, str]:
         "form": message(lambda: ContrastiveLoss(8, temperature=0.5, form="tree")),
         "group": message(lambda: ContrastiveLoss(8, temperature=0.5, process_group="world")),
         "pickle": message(lambda: pickle.dumps(loss)),
-        "DTensor": message(lambda: loss(dtensor, features, index)),
+        "DTensor": message(lambda: loss(dtensor if rank else features, features, index)),
         "DTensor as temperature": message(lambda: loss(features, features, index, temperature=dtensor)),
     }
     assert torch.equal(loss.log_inner_image, before)
