@@ -13,11 +13,14 @@ from typing import Any, ClassVar
 
 from drrho_clip.constants import AUGMENTATIONS, FULL, LARGEST_DEPTH, ORDERS, RESIZE_MODES
 from drrho_clip.errors import BadInput
-from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS, methods_in_words
+from drrho_clip.method_words import defaults_in_words, methods_in_words
+from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
+from drrho_clip.processes.judge import RANK_TIMEOUT
 from drrho_clip.setting_rules import check_together
 from drrho_core import cosine_gamma
 from drrho_core.backend import default_backend
+from drrho_core.contrastive.ranks import FORMS
 from drrho_core.state import HOMES
 from drrho_core.state.temperatures import SCHEMES
 
@@ -39,22 +42,6 @@ _POSITIVE = number("> 0", lambda value: value > 0)
 _NOT_NEGATIVE = number(">= 0", lambda value: value >= 0)
 _FINITE = number("a finite number", lambda _: True)
 _METHOD = choice(*METHODS)._replace(words=f"one of {', '.join(BASIC)}, or {DISTILL} and one of these", metavar="METHOD")
-
-
-def defaults_in_words(name: str) -> str:
-    """Return the default of a setting that a method may change, with the defaults of these methods.
-
-    Examples
-    --------
-    >>> defaults_in_words("gamma_min")
-    '0.5; 0.2 for fastclip-v0, fastclip-v1, fastclip-v2, fastclip-v3'
-    """
-    methods: dict[Any, list[str]] = {}
-    for method, described in METHODS.items():
-        if name in described.defaults and method in BASIC:
-            methods.setdefault(described.defaults[name], []).append(method)
-    changes = [f"{value} for {', '.join(names)}" for value, names in methods.items()]
-    return "; ".join([str(DEFAULTS[name]), *changes])
 
 
 @dataclass(frozen=True)
@@ -276,6 +263,13 @@ class TrainConfig:
         later=True,
         help="Number type in which the encoders compute; parameters, optimiser and loss stay in float32.",
     )
+    form: str = setting(
+        "reduce",
+        rule=choice(*FORMS),
+        later=True,
+        help="How several processes share a batch: reduce (every process holds all texts of the batch) or ring (texts "
+        "travel from process to process, for batches that are too large for one device).",
+    )
     # Temperature.
     temperature: float = setting(
         None,
@@ -434,6 +428,14 @@ class TrainConfig:
         rule=at_least(1),
         later=True,
         help="Number of the last checkpoints that stay: the last, and before it checkpoint-stepN.safetensors.",
+    )
+    rank_timeout: float = setting(
+        RANK_TIMEOUT,
+        rule=number("in [1, 604800]", lambda value: 1 <= value <= 604_800),
+        later=True,
+        metavar="SECONDS",
+        help="Seconds without progress after which one of several processes counts as hanging, and all of them stop; "
+        "three times as many before the end of the first step.",
     )
     log_every: int = setting(10, rule=at_least(1), help="Steps between two lines of metrics.jsonl.")
     tensorboard: bool = setting(

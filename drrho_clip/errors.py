@@ -1,8 +1,8 @@
-"""The two errors that the harness shows to the user; the command line prints them in one line and exits with code 2."""
+"""The errors that the harness shows to the user; the command line prints them in one line and exits with code 2."""
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "MissingExtra"]
+__all__ = ["AgreedError", "BadInput", "MissingExtra"]
 
 
 class BadInput(ValueError):
@@ -17,6 +17,10 @@ class BadInput(ValueError):
         ...
     drrho_clip.errors.BadInput: batch_size must be at least 2, got 1
     """
+
+
+class AgreedError(BadInput):
+    """An error that all processes that train together raise at the same time, with the same message."""
 
 
 class MissingExtra(ImportError):

@@ -17,8 +17,9 @@ from drrho_clip.encode import build_model
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.micro_batches import model_of_step
+from drrho_clip.processes.protocol import Processes
 from drrho_clip.run import Run, open_run, part
-from drrho_clip.step import Step, StepBatch, StepResult, build_step
+from drrho_clip.step import Step, StepBatch, StepResult, build_step, is_by_rows
 from drrho_clip.update import StepState, initial_state
 from drrho_core.backend import Backend
 
@@ -54,8 +55,11 @@ def failure_file(run: Run) -> Path:
     return run.folder / "failure.safetensors"
 
 
-def failure_arrays(backend: Backend, state: StepState, batch: StepBatch) -> dict[str, np.ndarray]:
-    """Return copies of all arrays that a step reads; the optimiser's state does not affect the loss."""
+def failure_arrays(backend: Backend, state: StepState, batch: StepBatch, processes: Processes) -> dict[str, np.ndarray]:
+    """Return copies of all arrays that a step reads; the optimiser's state does not affect the loss.
+
+    The batch is that of all processes, so a single process can take the step again.
+    """
     groups: dict[str, Mapping[str, Any]] = {
         "parameters": state.parameters,
         "scalars": state.scalars,
@@ -68,7 +72,10 @@ def failure_arrays(backend: Backend, state: StepState, batch: StepBatch) -> dict
     for name, value in batch._asdict().items():
         sides = value if isinstance(value, tuple) else (value,)
         if value is not None and name not in _NUMBERS:
-            arrays |= {f"batch/{name}/{side}": backend.to_numpy(array) for side, array in enumerate(sides)}
+            copies = [backend.to_numpy(array) for array in sides]
+            if is_by_rows(name, value):
+                copies = [np.concatenate(processes.gather_arrays(array)) for array in copies]
+            arrays |= {f"batch/{name}/{side}": array for side, array in enumerate(copies)}
     return arrays
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,6 +23,10 @@ from drrho_clip.data import DataSplits
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.disk import write_atomic
+from drrho_clip.processes.encoding import agreed_figures, shared_encoder
+from drrho_clip.processes.one import OneProcess
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import of_first, together
 from drrho_clip.reference.guidance import open_guidance
 from drrho_clip.run import Run
 from drrho_clip.terminal.printing import say
@@ -49,6 +54,7 @@ def try_learning_rates(
     *,
     start: Mapping[str, np.ndarray] | None = None,
     rates: Sequence[float] = LEARNING_RATES,
+    processes: Processes | None = None,
 ) -> list[Trial]:
     """Try learning rates, the lowest first; the trials run in a temporary folder.
 
@@ -64,6 +70,8 @@ def try_learning_rates(
         The parameters from which the run starts; see `Trainer`.
     rates : sequence of float
         The learning rates, each > 0.
+    processes : Processes, optional
+        The processes that train together; see `Trainer`.
 
     Returns
     -------
@@ -76,17 +84,22 @@ def try_learning_rates(
     """
     trials: list[Trial] = []
     failure: BadInput | None = None
-    with tempfile.TemporaryDirectory(prefix="drrho-trials-") as folder:
+    with contextlib.ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="drrho-trials-")
+        group: Processes = OneProcess(backend) if processes is None else processes
+        # All processes use the folder of the first one.
+        folder = of_first(group, lambda: stack.enter_context(temporary))
         guidance = None
         for number, rate in enumerate(sorted(rates)):
             settings = replace(run.config, learning_rate=rate, epochs=max(1, run.config.epochs // _PART), patience=0)
             # After the few steps of a trial, a moving average would still be close to the start.
             settings = replace(settings, as_reference=False, ema=0.0)
             trial = replace(run, folder=Path(folder) / str(number), config=settings)
-            trial.folder.mkdir()
+            together(group, partial(trial.folder.mkdir, parents=True, exist_ok=True))
             # Every trial uses the same pairs, so the reference model is asked only once.
-            guidance = open_guidance(trial, backend, splits) if guidance is None else guidance
-            with contextlib.closing(Trainer(trial, backend, splits, start=start, guidance=guidance)) as trainer:
+            guidance = open_guidance(trial, backend, splits, group) if guidance is None else guidance
+            build = partial(Trainer, trial, backend, splits, start=start, guidance=guidance, processes=group)
+            with contextlib.closing(build()) as trainer:
                 steps = max(1, trainer.steps_per_epoch * run.config.epochs // _PART)
                 try:
                     trainer.fit(quiet=True, stop_after=steps)
@@ -95,8 +108,11 @@ def try_learning_rates(
                     failure = error
                     trials.append(Trial(rate, 0.0, 0.0))
                     continue
-                figures = evaluate(trainer.encoder, splits.validation, zero_shot=False)
+                shared = shared_encoder(trainer.encoder, group)
+                figures = agreed_figures(evaluate(shared, splits.validation, zero_shot=False), group)
             trials.append(Trial(rate, figures["retrieval_r1"], figures["retrieval_r10"]))
+        # The folder stays until no process reads it any more.
+        group.barrier()
     if failure is not None and all(trial.validation_r10 == 0.0 for trial in trials):
         raise failure
     return trials

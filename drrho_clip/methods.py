@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from drrho_clip.selection import select_joint, select_rho
 from drrho_core import (
     ContrastiveStep,
+    Ranks,
     contrastive_step,
     distillation_loss,
     info_nce,
     scent_gamma,
+    sharded_contrastive_step,
     sigmoid_loss,
     weighted_sum,
 )
@@ -60,8 +62,12 @@ class ObjectiveResult(NamedTuple):
     bias_gradient: Array | None = None
 
 
-Objective: TypeAlias = "Callable[[Array, Array, StepBatch, Any, TrainConfig, Namespace], ObjectiveResult]"
-"""``objective(image_features, text_features, batch, temperature, config, xp)``."""
+Objective: TypeAlias = "Callable[..., ObjectiveResult]"
+"""``objective(image_features, text_features, batch, temperature, config, xp, ranks=None)``.
+
+With `ranks` each process passes the own rows of the batch. The loss and the gradients of numbers are then those of the
+whole batch, and the other results belong to the own rows.
+"""
 
 
 Select: TypeAlias = "Callable[[Array, Array, StepBatch, TrainConfig, Namespace], Array]"
@@ -127,7 +133,13 @@ def _without_estimates(plain: Any, batch: StepBatch, temperature_gradient: Any, 
 
 
 def _info_nce(
-    image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, _: TrainConfig, xp: Namespace
+    image_features: Array,
+    text_features: Array,
+    batch: StepBatch,
+    temperature: Any,
+    config: TrainConfig,
+    xp: Namespace,
+    ranks: Ranks | None = None,
 ) -> ObjectiveResult:
     """CLIP's loss, InfoNCE: each sample is compared with all samples of the batch, and no inner estimate is used."""
     plain = info_nce(
@@ -136,18 +148,35 @@ def _info_nce(
         temperature=temperature,
         anchor_weight=batch.anchor_weight,
         pair_mask=batch.pair_mask,
+        ranks=ranks,
+        form=config.form,
         xp=xp,
     )
     return _without_estimates(plain, batch, plain.temperature_gradient, None)
 
 
 def _sigmoid(
-    image_features: Array, text_features: Array, batch: StepBatch, temperature: Any, config: TrainConfig, xp: Namespace
+    image_features: Array,
+    text_features: Array,
+    batch: StepBatch,
+    temperature: Any,
+    config: TrainConfig,
+    xp: Namespace,
+    ranks: Ranks | None = None,
 ) -> ObjectiveResult:
     """SigLIP's loss: each pair of the batch is classified as positive or negative on its own, with a learned bias."""
     scale = 1.0 / temperature
     bias = config.bias if batch.bias is None else batch.bias
-    plain = sigmoid_loss(image_features, text_features, scale=scale, bias=bias, pair_mask=batch.pair_mask, xp=xp)
+    plain = sigmoid_loss(
+        image_features,
+        text_features,
+        scale=scale,
+        bias=bias,
+        pair_mask=batch.pair_mask,
+        ranks=ranks,
+        form=config.form,
+        xp=xp,
+    )
     # The scale is 1 / temperature, so d(scale) / d(temperature) = -scale^2.
     temperature_gradient = -scale * scale * plain.scale_gradient
     return _without_estimates(plain, batch, temperature_gradient, plain.bias_gradient)
@@ -160,6 +189,7 @@ def _global_contrastive(
     temperature: Any,
     config: TrainConfig,
     xp: Namespace,
+    ranks: Ranks | None = None,
     *,
     steered: bool = False,
     scaled: bool = True,
@@ -171,7 +201,8 @@ def _global_contrastive(
     reference model are subtracted: the loss of DRRho-CLIP. If `scaled` is False, the loss is not multiplied by the
     temperature. `gamma_of` returns gamma; by default the schedule of the run does.
     """
-    step = contrastive_step(
+    take = contrastive_step if ranks is None else partial(sharded_contrastive_step, ranks=ranks, form=config.form)
+    step = take(
         image_features,
         text_features,
         batch.log_inner_image,
@@ -216,11 +247,12 @@ def _distilled(
     temperature: Any,
     config: TrainConfig,
     xp: Namespace,
+    ranks: Ranks | None = None,
     *,
     objective: Objective,
 ) -> ObjectiveResult:
     """Return the loss of another method plus MobileCLIP's distillation loss, which has a weight."""
-    own = objective(image_features, text_features, batch, temperature, config, xp)
+    own = objective(image_features, text_features, batch, temperature, config, xp, ranks)
     # With one temperature per sample the softmax over a batch has no temperature of its own; it keeps the start value.
     shared = not isinstance(temperature, tuple)
     assert batch.reference_features is not None
@@ -230,6 +262,8 @@ def _distilled(
         *batch.reference_features,
         temperature=temperature if shared else config.temperature,
         reference_temperature=config.reference_temperature,
+        ranks=ranks,
+        form=config.form,
         xp=xp,
     )
     weight = config.distillation_weight
@@ -374,9 +408,3 @@ METHODS |= {
 
 BASIC = tuple(name for name in METHODS if not name.startswith(DISTILL))
 """The names of the methods without distillation."""
-
-
-def methods_in_words() -> str:
-    """Return the names of all methods with their summaries, for the help."""
-    lines = [f"{name}, {METHODS[name].summary}" for name in BASIC]
-    return "; ".join([*lines, f"{DISTILL}METHOD, the loss of METHOD plus distillation from a reference model"])

@@ -7,9 +7,10 @@ super-batch. Logits are similarities divided by the temperature of their model, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from drrho_core import select_jest, select_top_excess
+from drrho_clip.shared_rows import moved_rows
+from drrho_core import Ranks, select_jest, select_top_excess
 from drrho_core.checks import Array, Namespace, device_of
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from drrho_clip.config import TrainConfig
     from drrho_clip.step import StepBatch
+
+# The fields of a batch with a row per pair, except for the mask, whose columns are chosen too.
+_CHOSEN = ("images", "texts", "log_inner_image", "log_inner_text", "reference_features", "anchor_weight")
 
 # Distinguishes the noise of the selection from other random numbers of the same seed.
 _STREAM = 0x4A455354
@@ -51,23 +55,22 @@ def gumbel_noise(config: TrainConfig, step: int) -> npt.NDArray[np.float64]:
     return np.random.default_rng([config.seed, _STREAM, step]).gumbel(size=shape)
 
 
-def part_of(batch: StepBatch, index: Array, xp: Namespace) -> StepBatch:
-    """Return the batch of the chosen pairs; `index` has their positions in the super-batch."""
+def part_of(batch: StepBatch, index: Array, xp: Namespace, ranks: Ranks | None = None) -> StepBatch:
+    """Return the batch of the chosen pairs; `index` has their positions in the super-batch.
 
-    def take(array: Any) -> Any:
-        if isinstance(array, tuple):
-            return tuple(take(member) for member in array)
-        return None if array is None else xp.take(array, index, axis=0)
-
-    mask = batch.pair_mask
+    If several processes share the super-batch, each gets an equal part of the chosen pairs, in the order of `index`.
+    The pairs of other processes arrive in one message.
+    """
+    fields = {name: getattr(batch, name) for name in _CHOSEN if getattr(batch, name) is not None}
+    if batch.pair_mask is not None:
+        # The columns of the mask belong to all pairs of the super-batch, on every process.
+        fields["pair_mask"] = xp.take(batch.pair_mask, index, axis=1)
+    # A pair of arrays, such as the features of the reference model, travels as two arrays.
+    flat = {name: value if isinstance(value, tuple) else (value,) for name, value in fields.items()}
+    moved = iter(moved_rows(tuple(array for arrays in flat.values() for array in arrays), index, ranks, xp))
+    parts = {name: tuple(next(moved) for _ in arrays) for name, arrays in flat.items()}
     return batch._replace(
-        images=take(batch.images),
-        texts=take(batch.texts),
-        log_inner_image=take(batch.log_inner_image),
-        log_inner_text=take(batch.log_inner_text),
-        reference_features=take(batch.reference_features),
-        anchor_weight=take(batch.anchor_weight),
-        pair_mask=None if mask is None else xp.take(take(mask), index, axis=1),
+        **{name: part if isinstance(fields[name], tuple) else part[0] for name, part in parts.items()}
     )
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,12 @@ from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
 from drrho_clip.measure.held_out import check_held_out, save_known_images
 from drrho_clip.methods import METHODS
+from drrho_clip.processes.encoding import agreed_figures, shared_encoder
+from drrho_clip.processes.facts import facts_of_data, facts_of_settings, facts_of_state
+from drrho_clip.processes.fingerprint import require_equal
+from drrho_clip.processes.opening import opened_processes
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import of_first, together, written_by_first
 from drrho_clip.reference.guidance import keep_guidance, print_guidance
 from drrho_clip.run import (
     Run,
@@ -57,8 +64,12 @@ def train(
     quiet: bool = False,
     stop_after: int | None = None,
     allow_unfinished: bool = False,
+    processes: Processes | None = None,
 ) -> Outcome:
     """Train a model and evaluate it.
+
+    If a launcher has started several processes, all of them call this function with the same arguments. They share each
+    batch, and the first process writes the run.
 
     Parameters
     ----------
@@ -84,6 +95,8 @@ def train(
         with `resume` continues.
     allow_unfinished : bool
         Accept a reference run, or a run to start from, that is not finished.
+    processes : Processes, optional
+        The processes that train together; by default those of the launcher, or this process alone.
 
     Returns
     -------
@@ -100,8 +113,37 @@ def train(
     if backend is None:
         backend = get_backend(config.backend, device=device, dtype=config.dtype)
     folder = Path(out)
-    if resume:
-        return _resume(folder, config, backend, splits, quiet=quiet, stop_after=stop_after)
+    with contextlib.ExitStack() as stack:
+        if processes is None:
+            facts = facts_of_settings(config, resume=resume)
+            opened = opened_processes(backend, facts=facts, rank_timeout=config.rank_timeout)
+            processes = stack.enter_context(opened)
+        quiet = quiet or not processes.is_first
+        if resume:
+            return _resume(folder, config, backend, splits, processes, quiet=quiet, stop_after=stop_after)
+        begun = together(processes, partial(_begun, folder, config, backend, splits, allow_unfinished=allow_unfinished))
+        return _start(begun, backend, processes, quiet=quiet, stop_after=stop_after)
+
+
+class Begun(NamedTuple):
+    """A new run that is not written yet, with all that was read for it.
+
+    `reference` and `source` are the runs of the settings `reference` and `init`; `estimates` are those of the setting
+    `init_estimates`.
+    """
+
+    run: Run
+    splits: DataSplits
+    reference: Run | None
+    source: Run | None
+    start: Mapping[str, np.ndarray] | None
+    estimates: Mapping[str, np.ndarray] | None
+
+
+def _begun(
+    folder: Path, config: TrainConfig, backend: Backend, splits: DataSplits | None, *, allow_unfinished: bool
+) -> Begun:
+    """Check the settings, and read the data and the files that they name; nothing is written."""
     refuse_existing(folder)
     check_used(config)
     check_other_runs(config, allow_unfinished=allow_unfinished)
@@ -110,7 +152,6 @@ def train(
     splits = open_splits(config) if splits is None else splits
     run, source, start = described(folder, config, splits)
     reference = open_run(config.reference) if config.reference is not None and is_run(config.reference) else None
-    check_held_out(splits, reference=reference, init=source, quiet=quiet)
     if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
         # The settings of the run hold the number, so that a resumed run does not need the reference model.
         assert config.reference is not None
@@ -119,30 +160,64 @@ def train(
     estimates = None
     if config.init_estimates is not None:
         estimates = read_estimates(config.init_estimates, splits.train, config, backend)
+    return Begun(run, splits, reference, source, start, estimates)
+
+
+def _start(begun: Begun, backend: Backend, processes: Processes, *, quiet: bool, stop_after: int | None) -> Outcome:
+    """Write the files of a new run, and train."""
+    run, splits, reference, source, start, estimates = begun
+    folder = run.folder
+    require_equal(processes, facts_of_data(run, splits, backend))
+    written_by_first(processes, partial(check_held_out, splits, reference=reference, init=source, quiet=quiet))
     trials = []
-    if config.learning_rate == AUTO:
-        trials = try_learning_rates(run, backend, splits, start=start)
+    if run.config.learning_rate == AUTO:
+        trials = try_learning_rates(run, backend, splits, start=start, processes=processes)
         run = replace(run, config=replace(run.config, learning_rate=best_trial(trials).learning_rate))
         if not quiet:
             print_trials(trials)
+
+    def write() -> None:
+        # Another process may have started a run in the meantime.
+        refuse_existing(folder)
+        remove_torn_files(folder)
+        run.write()
+        save_known_images(run, splits, reference=reference, init=source)
+        if trials:
+            save_trials(run, trials)
+
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
-    with contextlib.closing(Trainer(run, backend, splits, start=start)) as trainer:
-        folder.mkdir(parents=True, exist_ok=True)
-        with only_writer(folder):
-            # Another process may have started a run in the meantime.
-            refuse_existing(folder)
-            remove_torn_files(folder)
-            run.write()
-            save_known_images(run, splits, reference=reference, init=source)
-            if trials:
-                save_trials(run, trials)
-            if estimates is not None:
-                trainer.estimator.load_state_dict(estimates)
-            trainer.save()
-            tokenizer = None if reference is None else reference.tokenizer
-            if not quiet:
-                print_caption_warnings(run.tokenizer, splits, tokenizer)
-            return _finish(trainer, quiet=quiet, stop_after=stop_after)
+    trainer = Trainer(run, backend, splits, start=start, processes=processes)
+    with contextlib.closing(trainer), _first_writes(processes, folder):
+        _require_same_state(trainer)
+        written_by_first(processes, write)
+        if estimates is not None:
+            together(processes, partial(trainer.estimator.load_state_dict, estimates))
+        trainer.save()
+        tokenizer = None if reference is None else reference.tokenizer
+        if not quiet:
+            print_caption_warnings(run.tokenizer, splits, tokenizer)
+        return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def _require_same_state(trainer: Trainer) -> None:
+    """Raise BadInput on all processes unless they begin with the same state."""
+    # One process need not read its parameters for this.
+    if trainer.processes.size > 1:
+        facts = facts_of_state(trainer.backend, trainer.state, step=trainer.done, num_pairs=trainer.num_pairs)
+        require_equal(trainer.processes, facts)
+
+
+@contextlib.contextmanager
+def _first_writes(processes: Processes, folder: Path) -> Iterator[None]:
+    """Let the first process hold the lock of a run's folder, which is made if it is missing."""
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(folder))
+
+        written_by_first(processes, lock)
+        yield
 
 
 def check_other_runs(config: TrainConfig, *, allow_unfinished: bool = False) -> None:
@@ -191,43 +266,56 @@ def _resume(
     config: TrainConfig,
     backend: Backend,
     splits: DataSplits | None,
+    processes: Processes,
     *,
     quiet: bool,
     stop_after: int | None,
 ) -> Outcome:
     """Continue the run in a folder, or return the results of a finished run."""
-    stored, run = open_run(folder), continued(folder, config)
+    stored, run = together(processes, lambda: (open_run(folder), continued(folder, config)))
     extended = run.earlier_ends != stored.earlier_ends
     moved = {name: value for name, value in tables_of(config).items() if value != tables_of(run.config)[name]}
-    over = run.progress().finished and not extended
+    over = together(processes, run.progress).finished and not extended
     if over and not moved:
-        _check_finished(run, splits)
-        return load_outcome(run, backend)
-    check_folder(folder, "out")
-    with only_writer(folder):
-        if splits is None:
-            splits = open_run_data(run, **moved)
-        else:
-            require_same_data(run, splits)
+        together(processes, partial(_check_finished, run, splits))
+        return together(processes, partial(load_outcome, run, backend))
+    written_by_first(processes, partial(check_folder, folder, "out"))
+    with _first_writes(processes, folder):
+        splits = together(processes, partial(_opened_again, run, splits, moved))
+        require_equal(processes, facts_of_data(run, splits, backend))
         run = with_places(run, moved)
         if over:
-            run.write()
-            return load_outcome(run, backend)
+            written_by_first(processes, run.write)
+            return together(processes, partial(load_outcome, run, backend))
         # A resumed run no longer needs the folder of the reference model.
-        check_held_out(splits, quiet=quiet)
-        with contextlib.closing(Trainer(run, backend, splits)) as trainer:
-            remove_torn_files(folder)
+        written_by_first(processes, partial(check_held_out, splits, quiet=quiet))
+        with contextlib.closing(Trainer(run, backend, splits, processes=processes)) as trainer:
+            written_by_first(processes, partial(remove_torn_files, folder))
             trainer.load()
-            if moved or run.config != stored.config:
-                run.write()
+            _require_same_state(trainer)
+
+            def write() -> None:
+                if moved or run.config != stored.config:
+                    run.write()
+                if extended:
+                    # From here on the run is unfinished again.
+                    run.results.unlink(missing_ok=True)
+                # A run of an earlier version, or a run that was killed at the start, gets the file now.
+                if not run.training_images.exists():
+                    save_known_images(run, splits)
+
+            written_by_first(processes, write)
             if extended:
-                # From here on the run is unfinished again.
-                run.results.unlink(missing_ok=True)
                 trainer.save()
-            # A run of an earlier version, or a run that was killed at the start, gets the file now.
-            if not run.training_images.exists():
-                save_known_images(run, splits)
             return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def _opened_again(run: Run, splits: DataSplits | None, moved: Mapping[str, str | None]) -> DataSplits:
+    """Return the data of a run to resume, whose content has been checked."""
+    if splits is None:
+        return open_run_data(run, **moved)
+    require_same_data(run, splits)
+    return splits
 
 
 def _check_finished(run: Run, splits: DataSplits | None) -> None:
@@ -242,19 +330,19 @@ def _check_finished(run: Run, splits: DataSplits | None) -> None:
 
 def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome:
     """Train to the end or to `stop_after`, measure the best state, and write the results of a finished run."""
-    run, config = trainer.run, trainer.run.config
-    keep_guidance(run, trainer.guidance)
+    run, config, processes = trainer.run, trainer.run.config, trainer.processes
+    written_by_first(processes, partial(keep_guidance, run, trainer.guidance))
     if not quiet:
         print_guidance(trainer.guidance, len(trainer.splits.train))
     trainer.fit(quiet=quiet, stop_after=stop_after)
     # The best state is measured, because validation may fall again before the last step.
-    state = run.chosen_state("best")
-    encoder = trainer.encoder_of(state)
+    state = of_first(processes, partial(run.chosen_state, "best"))
+    encoder = together(processes, partial(trainer.encoder_of, state))
     row = {
         "method": config.method,
         "dataset": config.data,
         "seed": config.seed,
-        "metrics": evaluate(encoder, trainer.splits.test),
+        "metrics": agreed_figures(evaluate(shared_encoder(encoder, processes), trainer.splits.test), processes),
         "state": state,
         "step": trainer.kept[state]["step"] if state in trainer.kept else trainer.done,
         "num_training_pairs": trainer.num_pairs,
@@ -262,5 +350,6 @@ def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome
         "seconds": round(trainer.seconds, 3),
     }
     if trainer.finished:
-        write_atomic(run.results, (json.dumps([row], indent=1) + "\n").encode())
+        text = json.dumps([row], indent=1) + "\n"
+        written_by_first(processes, partial(write_atomic, run.results, text.encode()))
     return Outcome(run, encoder, row)

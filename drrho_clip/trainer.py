@@ -19,18 +19,20 @@ import numpy as np
 from drrho_clip.data import BatchSource, Dataset, DataSplits, HostBatch
 from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model
+from drrho_clip.epoch_end import EpochEnd
 from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
 from drrho_clip.errors import BadInput
-from drrho_clip.evaluate import evaluate
-from drrho_clip.failure import failure_arrays, good_result, save_failure
+from drrho_clip.failure import failure_arrays, failure_file, good_result, save_failure
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.methods import LOG_SCALE, METHODS
 from drrho_clip.micro_batches import model_of_step
 from drrho_clip.models import initial_parameters
-from drrho_clip.reference import measure_shares
+from drrho_clip.processes.one import OneProcess
+from drrho_clip.processes.opening import check_batch_size
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import of_first, together, written_by_first
 from drrho_clip.reference.guidance import Guidance, open_guidance
-from drrho_clip.reference.memorisation import serves_better
 from drrho_clip.run import Run, part
 from drrho_clip.run.checkpoint_state import check_state
 from drrho_clip.run.divergence import Watch, all_finite
@@ -65,6 +67,9 @@ class Trainer:
         The parameters before the first step; by default random numbers, which the setting `seed` determines.
     guidance : Guidance, optional
         The results of a reference model that the run uses; by default the result of `open_guidance`.
+    processes : Processes, optional
+        The processes that train together: each makes a trainer, and all call the same methods at the same time. By
+        default this process is alone.
 
     Attributes
     ----------
@@ -88,8 +93,11 @@ class Trainer:
         *,
         start: Mapping[str, np.ndarray] | None = None,
         guidance: Guidance | None = None,
+        processes: Processes | None = None,
     ) -> None:
         config = run.config
+        self.processes: Processes = OneProcess(backend) if processes is None else processes
+        check_batch_size(config.batch_size, self.processes)
         if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
             raise BadInput(f"reference_temperature must be given for method {config.method}, got none")
         self.run, self.backend, self.splits = run, backend, splits
@@ -108,7 +116,7 @@ class Trainer:
             return BatchSource(dataset, run.tokenizer, **reading, **of_training)
 
         self.source = source(splits.train, num_workers=config.workers, augmentation=augmentation_of(config))
-        self.guidance = open_guidance(run, backend, splits) if guidance is None else guidance
+        self.guidance = open_guidance(run, backend, splits, self.processes) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
@@ -118,19 +126,20 @@ class Trainer:
         self.done, self.seconds, self.stopped = 0, 0.0, False
         self._num_unreadable = 0  # unreadable images that are in the log
         self._saved = 0  # the step of the last checkpoint
+        self._lines: list[dict[str, Any]] = []  # lines of metrics.jsonl that are not written yet
         self._losses = Watch(backend.xp)
-        self._kept = KeptStates(run)
+        self._kept = KeptStates(run, writes=self.processes.is_first)
         self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
         model = model_of_step(backend, build_model(backend, run.spec), config)
         start = initial_parameters(run.spec, seed=config.seed) if start is None else start
         optimizer = backend.adamw(weight_decay=config.weight_decay)
         self.state = initial_state(backend, optimizer, config, start)
-        self._step = build_step(backend, model, optimizer, config)
+        self._step = build_step(backend, model, optimizer, config, self.processes)
         self._encoder = Encoder(
             backend, model, self.state.evaluated, run.spec, run.tokenizer, resize_mode=run.image_reading
         )
-        self._held_out = source(splits.validation)
+        self._epoch_end = EpochEnd(run, splits, self.source, source(splits.validation), self._rows, self.processes)
         # A temperature that the optimiser learns is a scalar of the loss, and this object is not used.
         self.temperature: Temperature = make_temperature(
             "fixed" if config.temperature_scheme == LOG_SCALE else config.temperature_scheme,
@@ -147,7 +156,7 @@ class Trainer:
         """The inner estimates; they are made at the first use, because their file needs the folder of the run."""
         place = self.run.config.estimator
         # After a crash the file may be some steps ahead of the checkpoint; `load` replaces all estimates in the file.
-        path = self.run.estimator_file if place == "file" else None
+        path = self.run.estimator_file_of(self.processes.rank) if place == "file" else None
         return make_estimator(place, len(self.source), backend=self.backend, path=path)
 
     @functools.cached_property
@@ -202,7 +211,7 @@ class Trainer:
         stop = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
         # A run uses a GPU even if the user has named no device, so the bar names the GPU.
         title = f"{config.method} on {config.data}" + (f", {self.backend.device}" if self.backend.has_gpu else "")
-        with Reporter(title, self.total_steps, done=self.done, quiet=quiet) as reporter:
+        with Reporter(title, self.total_steps, done=self.done, quiet=quiet or not self.processes.is_first) as reporter:
             for epoch, batch in itertools.islice(self._remaining_batches(), max(0, stop - self.done)):
                 self._notes["loss"] = self.take_step(batch, epoch=epoch) or self._notes["loss"]
                 epoch_ends = self.done % self.steps_per_epoch == 0
@@ -221,40 +230,15 @@ class Trainer:
 
         All that happens once per epoch happens here. Of equally good epochs the earliest is kept.
         """
-        metrics = evaluate(self.encoder, self.splits.validation, zero_shot=False)
-        self._log(epoch, {f"validation_{name}": value for name, value in metrics.items()})
-        r1 = metrics["retrieval_r1"]
-        if "best" not in self.kept or r1 > self.kept["best"]["retrieval_r1"]:
-            self.keep_state("best", {"epoch": epoch, "retrieval_r1": r1})
-        if self.run.config.reference is None:
-            self._judge_as_reference(epoch, r1)
-        best = self.kept["best"]
-        # After a continuation with more epochs the patience begins anew.
-        waited = epoch - max(best["epoch"], self.first_epoch - 1)
-        self.stopped = self.stopped or 0 < self.run.config.patience <= waited
-        self._notes["validation"] = (
-            f"validation R@1 {r1:.3f} (best {best['retrieval_r1']:.3f}, epoch {best['epoch'] + 1})"
-        )
-
-    def _judge_as_reference(self, epoch: int, r1: float) -> None:
-        """Log the shares of hopeless pairs, keep the state if it is the best reference model so far, or stop.
-
-        Every run without a reference model may become the reference model of another run. A run with the setting
-        `as_reference` stops if more training cannot give a better reference model; see the module
-        `drrho_clip.reference.memorisation`.
-        """
         learned = mean_temperature(self.temperature, self.state.scalars, self.backend)
         temperature = self.run.config.temperature if learned is None else learned
-        shares = measure_shares(
-            self.encoder, self.source, self._held_out, temperature=temperature, used_rows=self._rows
-        )
-        figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
-        self._log(epoch, figures)
-        kept = self.kept.get("reference")
-        if serves_better(r1, shares, None if kept is None else kept["retrieval_r1"]):
-            self.keep_state("reference", {"epoch": epoch, "retrieval_r1": r1, **figures})
-        self.stopped = self.run.config.as_reference and shares.past_hope
-        self._notes["hopeless"] = f"hopeless {shares.train:.0%} of training, {shares.validation:.0%} of validation"
+        end = self._epoch_end.judge(epoch, self.encoder, temperature, self.kept, first_epoch=self.first_epoch)
+        for line in end.lines:
+            self._log(epoch, line)
+        for name, figures in end.states.items():
+            self.keep_state(name, figures)
+        self.stopped = end.stops
+        self._notes |= end.notes
 
     def _remaining_batches(self) -> Iterator[tuple[int, HostBatch]]:
         """Yield epoch and batch of every step that is not done yet; the order depends on seed and epoch only."""
@@ -262,7 +246,9 @@ class Trainer:
         first_epoch, first_batch = divmod(self.done, self.steps_per_epoch)
         for epoch in range(first_epoch, 0 if self.stopped else config.epochs):
             drawn = pairs_per_step(config)
-            stream = self.source.epoch(drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows)
+            stream = self.source.epoch(
+                drawn, seed=config.seed, epoch=epoch, first_batch=first_batch, rows=self._rows, processes=self.processes
+            )
             for batch in stream:
                 self._log_unreadable(epoch)
                 yield epoch, batch
@@ -273,9 +259,12 @@ class Trainer:
         # Threads may add entries meanwhile, so the number is read once.
         met = list(self.source.unreadable.values())
         for reason in met[self._num_unreadable :]:
-            self._log(epoch, {"unreadable": reason})
+            # Another process may not know this image yet, so this process writes the line on its own or later.
+            self._note(epoch, {"unreadable": reason})
             say(f"warning: {reason}; another pair takes the place", stream=sys.stderr)
         self._num_unreadable = len(met)
+        if self.processes.size == 1:
+            self._write_lines()
 
     def take_step(self, batch: HostBatch, *, epoch: int) -> str | None:
         """Train on one batch; return a note for the progress bar if the step wrote a line of metrics, else None.
@@ -319,17 +308,22 @@ class Trainer:
             batch, schedules, step=self.done, estimator=self.estimator, temperature=self.temperature
         )
 
-    def _accept(self, rows: np.ndarray, result: StepResult) -> None:
-        """Replace the state by that after a step on some rows of the data set."""
+    def _accept(self, batch: HostBatch, result: StepResult) -> StepResult:
+        """Replace the state by that after a step, and return the result with the rows of all processes."""
+        config, gradient = self.run.config, result.temperature_gradient
         self.state = result.state
-        self.estimator.scatter(rows, result.log_inner_image, result.log_inner_text)
+        # Every process stores the estimates and the temperatures of all rows.
+        if METHODS[config.method].keeps_estimates:
+            of_samples = gradient if isinstance(gradient, tuple) else ()
+            image, text, *slopes = self.processes.all_rows((result.log_inner_image, result.log_inner_text, *of_samples))
+            self.estimator.scatter(batch.rows, image, text)
+            gradient = tuple(slopes) if slopes else gradient
         if self.temperature.learned:
             self.temperature = self.temperature.after_batch(
-                self.backend.asarray(rows),
-                result.temperature_gradient,
-                learning_rate=self.run.config.temperature_learning_rate,
+                self.backend.asarray(batch.rows), gradient, learning_rate=config.temperature_learning_rate
             )
         self.done += 1
+        return result._replace(temperature_gradient=gradient)
 
     def _stepped(self, batch: HostBatch, inputs: StepBatch) -> StepResult:
         """Return the result of the step, or raise BadInput if the run has diverged."""
@@ -337,8 +331,7 @@ class Trainer:
             # A diverging run ends with one message, so the warnings of NumPy would only be noise.
             with np.errstate(all="ignore"):
                 result = self._step(self.state, inputs)
-            self._accept(batch.sample_index, result)
-            return result
+            return self._accept(batch, result)
         # The core refuses features that are not finite; after a compiled step it refuses the new estimates.
         except ValueError:
             if self._features_are_finite(batch):
@@ -352,7 +345,7 @@ class Trainer:
         # grown too large.
         self._encoder.use(self.state.parameters)
         with np.errstate(all="ignore"):
-            return all_finite(self._encoder.batches(batch.parts(size)))
+            return all(self.processes.gather(all_finite(self._encoder.batches(batch.parts(size)))))
 
     def _require_good_state(self, batch: HostBatch) -> None:
         """Raise BadInput unless losses and features of a batch are finite."""
@@ -370,25 +363,39 @@ class Trainer:
 
     def _record_failure(self, last: int) -> Path | None:
         """Take the steps since the last checkpoint again, and write what the first bad step reads; see `failure`."""
-        if not self.run.checkpoint.is_file():
+        if not of_first(self.processes, self.run.checkpoint.is_file):
             return None
-        self._restore()
+        together(self.processes, self._restore)
         for epoch, batch in itertools.islice(self._remaining_batches(), last + 1 - self.done):
             inputs = self._inputs(batch)
-            arrays = failure_arrays(self.backend, self.state, inputs)
+            arrays = failure_arrays(self.backend, self.state, inputs, self.processes)
             result = good_result(self._step, self.state, inputs)
-            rows = batch.sample_index
             if result is None:
-                return save_failure(self.run, arrays, inputs, rows, step=self.done + 1, epoch=epoch)
-            self._accept(rows, result)
+                write = functools.partial(
+                    save_failure, self.run, arrays, inputs, batch.rows, step=self.done + 1, epoch=epoch
+                )
+                written_by_first(self.processes, write)
+                return failure_file(self.run)
+            self._accept(batch, result)
         return None
 
     def _log(self, epoch: int, figures: Mapping[str, float | str]) -> None:
+        """Write a line to the log; all processes call this at the same time."""
+        self._note(epoch, figures)
+        written_by_first(self.processes, self._write_lines)
+
+    def _note(self, epoch: int, figures: Mapping[str, float | str]) -> None:
+        """Remember a line, which the next call of `_log` writes as well."""
         samples_seen = self.done * self.run.config.batch_size
         record = {"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures}
-        self.run.log(record)
-        for watcher in self._watchers:
-            watcher.log(record)
+        self._lines += [record] if self.processes.is_first else []
+
+    def _write_lines(self) -> None:
+        for record in self._lines:
+            self.run.log(record)
+            for watcher in self._watchers:
+                watcher.log(record)
+        self._lines.clear()
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -414,10 +421,17 @@ class Trainer:
             for group, members in self._groups().items()
             for name, array in members.items()
         }
-        # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
         if not all_finite(arrays.values()):
             raise self._diverged(self.done)
-        arrays |= {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
+        written_by_first(self.processes, functools.partial(self._write_checkpoint, arrays))
+        self._saved = self.done
+        self.processes.saved(self.done)
+        # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
+        together(self.processes, functools.partial(self._kept.write, part(arrays, "parameters")))
+
+    def _write_checkpoint(self, arrays: Mapping[str, np.ndarray]) -> None:
+        # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
+        estimates = {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
         progress = {
             "step": self.done,
             "seconds": self.seconds,
@@ -428,12 +442,10 @@ class Trainer:
             "kept": self.kept,
             **self._learned(),
         }
+        self._write_lines()
         self.run.sync_log()
-        save_arrays(self.run.checkpoint, "checkpoint", arrays, progress)
+        save_arrays(self.run.checkpoint, "checkpoint", {**arrays, **estimates}, progress)
         keep_last(self.run, self.done)
-        self._saved = self.done
-        # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
-        self._kept.write(part(arrays, "parameters"))
 
     def _learned(self) -> dict[str, float]:
         """Return the learned temperature and the learned bias, if any; `temperature_of` reads the temperature."""
@@ -462,8 +474,9 @@ class Trainer:
         BadInput
             If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
         """
-        self._restore()
-        self.run.drop_log_after(self.done)
+        together(self.processes, self._restore)
+        written_by_first(self.processes, lambda: self.run.drop_log_after(self.done))
+        self.processes.saved(self.done)
 
     def _restore(self) -> None:
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")

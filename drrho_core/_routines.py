@@ -104,10 +104,8 @@ def fused_kernels(mode: str) -> Iterator[None]:
         _MODE.reset(token)
 
 
-def find_kernels(batch: Batch, xp: Namespace, refusal: str | None = None) -> Sweeps | None:
+def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
     """Return the fused kernels for a batch, or None if the core's own passes have to run.
-
-    `refusal` is the reason why no kernels can compute this batch, if there is such a reason.
 
     Raises
     ------
@@ -117,16 +115,31 @@ def find_kernels(batch: Batch, xp: Namespace, refusal: str | None = None) -> Swe
     """
     if is_compiling(xp):  # torch.compile fuses the core's passes by itself, and cannot trace the code below
         return None
-    mode = _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto"
-    if mode not in MODES:
-        _check_mode("DRRHO_FUSED", mode)
+    mode = _mode()
     if mode == "never":
         return None
-    kernels = refusal or extend.load_sweeps(library(xp))
+    kernels = extend.load_sweeps(library(xp))
     reason = kernels if isinstance(kernels, str) else kernels.declines(batch, mode)
-    if reason is not None and mode == "always":
-        raise ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
+    if reason is not None:
+        _refuse(mode, reason)
     return None if reason is not None or isinstance(kernels, str) else kernels
+
+
+def refuse_kernels(reason: str, xp: Namespace | None) -> None:
+    """Raise a ValueError if the mode is ``"always"``, for a batch that no kernels can compute for a reason."""
+    if not is_compiling(xp):
+        _refuse(_mode(), reason)
+
+
+def _mode() -> str:
+    """Return the mode of `fused_kernels` that holds here."""
+    mode = _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto"
+    return mode if mode in MODES else _check_mode("DRRHO_FUSED", mode)
+
+
+def _refuse(mode: str, reason: str) -> None:
+    if mode == "always":
+        raise ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
 
 
 def _check_mode(name: str, mode: object) -> str:

@@ -21,6 +21,7 @@ from drrho_jax.half import Bfloat16Model
 from drrho_jax.hf_models import HuggingFaceModel
 from drrho_jax.models import ConvModel
 from drrho_jax.parts import ModelInParts
+from drrho_jax.products import in_full_precision
 
 
 class JaxBackend:
@@ -108,17 +109,8 @@ class JaxBackend:
         return Home(DonatingEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
 
     def compile(self, function: Function, /) -> Function:
-        """Compile a pure function of arrays with `jax.jit`, with products in full precision.
-
-        Accelerators would otherwise round the factors of a float32 product to 10 or 8 bits, and a temperature of 0.01
-        would multiply the rounding error by 100.
-        """
-
-        def in_full_precision(*arrays: Any, **named: Any) -> Any:
-            with jax.default_matmul_precision("float32"):
-                return function(*arrays, **named)
-
-        compiled: Any = jax.jit(in_full_precision)
+        """Compile a pure function of arrays with `jax.jit`, with products in full precision."""
+        compiled: Any = jax.jit(in_full_precision(function))
         return compiled  # type: ignore[no-any-return]
 
 

@@ -27,7 +27,8 @@ from drrho_jax.arguments import (
 )
 from drrho_jax.gradient import with_gradient
 from drrho_jax.over_mesh import AnyMesh, check_mesh, over_mesh
-from drrho_jax.ranks import AxisName, AxisRanks, axis_names, ranks_of
+from drrho_jax.ranks import AxisName, AxisRanks, axis_names, check_divided, ranks_of
+from drrho_jax.state_rows import SplitState, WholeState
 
 Array: TypeAlias = jax.Array | np.ndarray
 Scalar: TypeAlias = float | Array
@@ -111,6 +112,7 @@ def contrastive_loss(
     axis_name: AxisName | None = None,
     mesh: AnyMesh | None = None,
     form: str = "reduce",
+    split_state: bool = False,
 ) -> tuple[Array, ContrastiveState]:
     """Return the global contrastive loss of a batch, differentiable, and the updated state.
 
@@ -149,6 +151,10 @@ def contrastive_loss(
         Outside of `jax.shard_map`: the batch is divided along the axis `axis_name` of this mesh.
     form : {"reduce", "ring"}
         How devices share the batch, as in `drrho_core.sharded_contrastive_step`.
+    split_state : bool, default: False
+        True: the rows of the state are divided among the devices, along the axis `axis_name`. Inside of `shard_map` the
+        state has the spec ``PartitionSpec(axis_name)``, and W devices hold n / W consecutive rows each. The index of a
+        pair is still the row in the whole state, and a batch may hold any rows.
 
     Returns
     -------
@@ -198,12 +204,15 @@ def contrastive_loss(
     [-2.0, 1.4338, 1.4338]
     """
     ranks = None
+    state = _check_state(state)
     if mesh is None:
         ranks = ranks_of(axis_name)
     else:
-        check_mesh(mesh, axis_name, image_features)
-    state = _check_state(state)
-    num_samples = int(state.log_inner_image.shape[0])
+        divided = {"image_features": image_features} | ({"state.log_inner_image": state[0]} if split_state else {})
+        check_mesh(mesh, axis_name, divided)
+    if split_state and ranks is None and mesh is None:
+        raise ValueError("split_state must be False without axis_name, got True")
+    num_samples = int(state.log_inner_image.shape[0]) * (ranks.size if split_state and ranks is not None else 1)
     # NumPy arrays are copied to the device of the features, or of the state if the features are NumPy arrays too.
     # With a mesh they are not bound to a device, so that JAX can divide them among the devices.
     like: Any = image_features if isinstance(image_features, jax.Array) else state.log_inner_image
@@ -215,6 +224,8 @@ def contrastive_loss(
     if checks.is_array(sample_index):
         checks.ndim("sample_index", sample_index, 1, "(batch_size,)")
     index = as_jax_index(sample_index, num_samples, like)
+    if ranks is not None:
+        check_divided(axis_name, (images, texts, index))
     options = {
         "temperature": temperature, "gamma": gamma, "reference_features": reference_features,
         "reference_weight": reference_weight, "radius": radius, "eps": eps, "pair_mask": pair_mask,
@@ -227,7 +238,14 @@ def contrastive_loss(
     nan_if_outside = _nan_if_outside(options)
     if ranks is not None and nan_if_outside is not None:
         (nan_if_outside,) = ranks.all_sum((nan_if_outside,))  # nan on all devices if it is nan on one
-    compute = functools.partial(_step, tile_size=tile_size, memory_budget=memory_budget, form=form)
+    compute = functools.partial(
+        _step,
+        num_samples=num_samples,
+        split_state=split_state,
+        tile_size=tile_size,
+        memory_budget=memory_budget,
+        form=form,
+    )
     arguments = as_constants((state, images, texts, index, options, nan_if_outside))
     # Each gradient is sharded like the input that it belongs to; the loss lies on every device.
     inputs_or_none = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, inputs)
@@ -236,7 +254,9 @@ def contrastive_loss(
         shared = functools.partial(compute, ranks)
         loss, gradients, new_state = on_auto_axes(shared, (None, inputs_or_none, state), *arguments)
     else:
-        loss, gradients, new_state = over_mesh(compute, mesh, axis_names(axis_name), inputs_or_none, *arguments)
+        loss, gradients, new_state = over_mesh(
+            compute, mesh, axis_names(axis_name), inputs_or_none, *arguments, split_state=split_state
+        )
     # From here on JAX differentiates: the loss, as a function of the inputs, has these gradients.
     loss = with_gradient(loss, *_matched(inputs, gradients))
     # The factor is 1 or nan; by the chain rule it multiplies every gradient as well.
@@ -252,19 +272,21 @@ def _step(
     options: dict[str, Any],
     nan_if_outside: Any,
     *,
+    num_samples: int,
+    split_state: bool,
     tile_size: int | None,
     memory_budget: int | None,
     form: str,
 ) -> tuple[Any, tuple[Any, Any, Any], ContrastiveState]:
     """Return the loss, the gradients of images, texts and temperature, and the new state, all as constants."""
-    num_samples = state.log_inner_image.shape[0]
     check_index(sample_index, num_samples, like=state.log_inner_image, xp=jnp)
     checks.shape("sample_index", sample_index, (images.shape[0],), "(batch_size,)")
-    # Under tracing the values of the index are unknown. A row out of range is read as nan, which makes the loss nan.
-    # JAX counts a negative index from the end, so num_samples, which is out of range as well, replaces it.
-    index = sample_index.astype(jnp.promote_types(sample_index.dtype, jnp.int32))
-    rows = jnp.where(index < 0, num_samples, index)
-    log_inner_image, log_inner_text = (side.at[rows].get(mode="fill", fill_value=jnp.nan) for side in state)
+    rows: SplitState | WholeState
+    if split_state and ranks is not None:
+        rows = SplitState(state, sample_index, ranks)
+    else:
+        rows = WholeState(state, sample_index, ranks)
+    log_inner_image, log_inner_text = rows.read()
     sharing: Any = {} if ranks is None else {"ranks": ranks, "form": form}
     # Accelerators would round the factors of a product, and 1 / tau would multiply the rounding error.
     with jax.default_matmul_precision("float32"):
@@ -285,20 +307,11 @@ def _step(
         for new in (step.log_inner_image, step.log_inner_text)
     )
     temperature_gradient = step.temperature_gradient
-    if ranks is not None:
-        # Every device has the whole state, so it writes the rows of all devices.
-        everywhere = ranks.everywhere((rows, rows_image, rows_text))
-        rows, rows_image, rows_text = (jnp.reshape(x, (-1,)) for x in everywhere)
-        if not ranks.tracks_variation and not isinstance(temperature_gradient, tuple):
-            # The user sums the gradients of all devices, so each device returns an equal part.
-            temperature_gradient = temperature_gradient / ranks.size
+    if ranks is not None and not ranks.tracks_variation and not isinstance(temperature_gradient, tuple):
+        # The user sums the gradients of all devices, so each device returns an equal part.
+        temperature_gradient = temperature_gradient / ranks.size
     gradients = (step.image_gradient, step.text_gradient, temperature_gradient)
-    # With a donated state the compiler writes these rows in place; "drop" skips rows that are out of range.
-    new_state = ContrastiveState(
-        state.log_inner_image.at[rows].set(rows_image, mode="drop"),
-        state.log_inner_text.at[rows].set(rows_text, mode="drop"),
-    )
-    return step.loss, gradients, new_state
+    return step.loss, gradients, ContrastiveState(*rows.written(rows_image, rows_text))
 
 
 def _check_state(state: ContrastiveState) -> ContrastiveState:

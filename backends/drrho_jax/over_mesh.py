@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -18,8 +18,8 @@ reshard: Any = jax.sharding.reshard  # JAX gives no type hints for this function
 AnyMesh: TypeAlias = jax.sharding.Mesh | AbstractMesh
 
 
-def check_mesh(mesh: Any, axis_name: Any, image_features: Any) -> None:
-    """Check that `axis_name` names axes of `mesh`, along which the rows of `image_features` can be divided.
+def check_mesh(mesh: Any, axis_name: Any, rows: Mapping[str, Any]) -> None:
+    """Check that `axis_name` names axes of `mesh`, along which the rows of some arrays, given by name, can be divided.
 
     Raises
     ------
@@ -39,15 +39,23 @@ def check_mesh(mesh: Any, axis_name: Any, image_features: Any) -> None:
     if AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types:
         raise ValueError("mesh must be None inside jax.shard_map and jax.pmap, where axis_name is enough, got a mesh")
     num_devices = math.prod(mesh.shape[name] for name in names)
-    if checks.is_array(image_features) and image_features.ndim and image_features.shape[0] % num_devices:
-        raise ValueError(
-            f"image_features must have a multiple of {num_devices} rows, one share for each device of the axis, got "
-            f"{image_features.shape[0]}"
-        )
+    for name, array in rows.items():
+        if checks.is_array(array) and array.ndim and array.shape[0] % num_devices:
+            raise ValueError(
+                f"{name} must have a multiple of {num_devices} rows, one share for each device of the axis, got "
+                f"{array.shape[0]}"
+            )
 
 
 def over_mesh(
-    function: Callable[..., Any], mesh: AnyMesh, axis_name: AxisName, outputs_like: Any, state: Any, /, *arrays: Any
+    function: Callable[..., Any],
+    mesh: AnyMesh,
+    axis_name: AxisName,
+    outputs_like: Any,
+    state: Any,
+    /,
+    *arrays: Any,
+    split_state: bool,
 ) -> Any:
     """Call ``function(ranks, state, *arrays)`` on every device of the mesh, with the rows of the device.
 
@@ -60,7 +68,7 @@ def over_mesh(
     outputs_like : pytree
         The inputs that the gradients belong to, None in the place of numbers.
     state : pytree of arrays
-        Every device gets the whole state.
+        Every device gets the whole state; with `split_state` it gets some of the rows.
     arrays : pytrees
         An array with axes has one row per pair, and each device gets some of the rows. Other leaves are the same on all
         devices.
@@ -69,6 +77,7 @@ def over_mesh(
     # Only arrays are mapped: numbers stay numbers, so that the core can check their values.
     positions = [position for position, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
     rows, whole = PartitionSpec(axis_name), PartitionSpec()  # type: ignore[no-untyped-call]
+    state_spec = rows if split_state else whole
 
     def spec_of(x: Any) -> PartitionSpec:
         return rows if x is not None and x.ndim else whole
@@ -86,8 +95,10 @@ def over_mesh(
     given = [leaves[position] for position in positions]
     specs = [spec_of(x) for x in given]
     gradient_specs = jax.tree.map(spec_of, outputs_like, is_leaf=lambda x: x is None)
-    mapped = jax.shard_map(inside, mesh=mesh, in_specs=(whole, *specs), out_specs=(whole, gradient_specs, whole))
-    state_placed = jax.tree.map(lambda x: placed(x, whole), state)
+    mapped = jax.shard_map(
+        inside, mesh=mesh, in_specs=(state_spec, *specs), out_specs=(whole, gradient_specs, state_spec)
+    )
+    state_placed = jax.tree.map(lambda x: placed(x, state_spec), state)
     loss, gradients, new_state = mapped(state_placed, *map(placed, given, specs))
 
     def returned(x: Any, like: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The matrix product behind a float32 tile, in full float32. Tiles divide the matrix of all pairs of a batch.
+"""Matrix products in full float32: the product behind a tile, and all products of a function.
+
+Tiles divide the matrix of all pairs of a batch.
 
 By default an accelerator rounds the factors of a float32 product, on a GPU to TensorFloat-32. Similarities would then
 have errors of 1e-3. If the user has set ``jax_default_matmul_precision``, that setting applies instead.
@@ -7,10 +9,12 @@ have errors of 1e-3. If the user has set ``jax_default_matmul_precision``, that 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from drrho_core.backend import Function
 from drrho_core.checks import Array
 from drrho_core.extend import Matmul
 
@@ -22,3 +26,18 @@ def choose(like: Array) -> Matmul | None:
     if like.dtype != jnp.float32 or user_setting is not None or jax.default_backend() == "cpu":
         return None
     return partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def in_full_precision(function: Function) -> Function:
+    """Return a function that computes its float32 products in full precision.
+
+    Accelerators would otherwise round the factors to 10 or 8 bits, and a temperature of 0.01 would multiply the
+    rounding error by 100.
+    """
+
+    def call(*arrays: Any, **named: Any) -> Any:
+        with jax.default_matmul_precision("float32"):
+            return function(*arrays, **named)
+
+    exact: Any = call
+    return exact  # type: ignore[no-any-return]

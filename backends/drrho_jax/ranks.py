@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 from drrho_core.contrastive.ranks import Arrays
-from drrho_jax.loops import fori_loop, varying_axes
+from drrho_jax.loops import axes_of, fori_loop, varying_axes
 
 AxisName: TypeAlias = str | tuple[str, ...]
 """The name of a mapped axis, or the names of several axes that are treated as one."""
@@ -78,8 +78,27 @@ def ranks_of(axis_name: Any) -> AxisRanks | None:
     return AxisRanks(axis_name) if names else None
 
 
+def check_divided(axis_name: Any, arrays: Any) -> None:
+    """Check that `axis_name` names all axes along which the arrays of a batch vary, as far as JAX knows the axes.
+
+    Raises
+    ------
+    ValueError
+        If an array varies along another axis as well: the devices along that axis would have other pairs.
+    """
+    more = sorted(axes_of(arrays) - set(axis_names(axis_name)))
+    if more:
+        shown = ", ".join(map(repr, more))
+        raise ValueError(
+            "axis_name must name all axes along which the batch is divided, such as ('data', 'fsdp'), got "
+            f"{axis_name!r} for a batch that varies along {shown} as well"
+        )
+
+
 class AxisRanks:
     """The devices along a mapped axis, which exchange arrays by JAX's collectives.
+
+    The object can be made anywhere, and be used inside of functions that are mapped over the axis.
 
     Parameters
     ----------
@@ -92,6 +111,8 @@ class AxisRanks:
         Number of the own device along the axis; traced.
     size : int
         W, the number of devices along the axis.
+    tracks_variation : bool
+        Whether JAX knows which arrays vary.
 
     Examples
     --------
@@ -106,10 +127,21 @@ class AxisRanks:
 
     def __init__(self, axis_name: AxisName) -> None:
         self._axis = axis_name
-        self.size = int(lax.axis_size(axis_name))
-        self.rank: Any = lax.axis_index(axis_name)
-        self.tracks_variation = bool(varying_axes(self.rank))
+
+    @property
+    def rank(self) -> Any:
+        """Number of the own device along the axis."""
+        return lax.axis_index(self._axis)
+
+    @property
+    def size(self) -> int:
+        """Number of devices along the axis."""
+        return int(lax.axis_size(self._axis))
+
+    @property
+    def tracks_variation(self) -> bool:
         """Whether JAX knows which arrays vary."""
+        return bool(varying_axes(self.rank))
 
     def all_gather(self, arrays: Arrays, /) -> Arrays:
         """Return each array of all ranks, in a new first axis."""

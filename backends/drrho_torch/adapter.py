@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,14 @@ class EstimatorAdapter:
         """Write the rows of a batch."""
         rows = [self._rows(side.to(self._row_device)) for side in (log_inner_image, log_inner_text)]
         self.estimator = self.estimator.scatter(self._index(index), *rows)
+
+    def together(self, check: Callable[[], None], facts: Mapping[str, str]) -> None:
+        """Call `check`; if the rows are split among processes, an error of one process is raised on all of them."""
+        table = getattr(self.estimator, "table", None)
+        if table is None:
+            check()
+        else:
+            table.together(check, facts, wait=True)
 
     def grow(self, num_samples: int) -> None:
         """Make room for more samples."""

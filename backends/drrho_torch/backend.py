@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
+from drrho_clip.processes.place import Place, place_of_launcher
 from drrho_core import InnerEstimator
 from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_core.checks import Namespace
@@ -25,6 +26,7 @@ from drrho_torch.estimator import HostEstimator
 from drrho_torch.half import HALF_TYPES, AutocastModel
 from drrho_torch.hf_models import HuggingFaceModel
 from drrho_torch.models import ConvModel
+from drrho_torch.processes import TorchProcesses
 
 if TYPE_CHECKING:
     from drrho_clip.encoders import PairEncoder
@@ -38,7 +40,11 @@ def default_device() -> str:
     names it, because it has no float64.
     """
     device = torch.get_default_device()
-    return "cuda" if device.type == "cpu" and torch.cuda.is_available() else str(device)
+    if device.type != "cpu" or not torch.cuda.is_available():
+        return str(device)
+    # The processes of a launcher take a GPU each.
+    place = place_of_launcher()
+    return "cuda" if place is None else f"cuda:{place.local_rank}"
 
 
 class TorchBackend:
@@ -129,6 +135,10 @@ class TorchBackend:
         if home == "host":
             return Home(HostEstimator(num_samples, device=self._device, dtype=self._dtype), torch.asarray)
         raise ValueError(f"home must be one of {', '.join(self.homes)} for the torch backend, got {home!r}")
+
+    def processes(self, place: Place, /) -> TorchProcesses:
+        """Join the processes that train together; see `drrho_clip.processes.protocol.Processes`."""
+        return TorchProcesses(self._device, place)
 
     def compile(self, function: Function, /) -> Function:
         """Return the function unchanged.

@@ -456,19 +456,23 @@ class ContrastiveLoss(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load the state, after checking all estimates: an error leaves the module as it was."""
-        for name in EstimatorAdapter.NAMES:
-            key = f"{prefix}{name}"
-            if key in state_dict:
-                incoming = state_dict[key]
+        given = {key: state_dict[key] for name in EstimatorAdapter.NAMES if (key := f"{prefix}{name}") in state_dict}
+
+        def check() -> None:
+            for key, incoming in given.items():
                 checks.namespace_of({key: incoming}, _XP)
                 checks.state_dtype(key, incoming, _XP)
                 # An estimator whose rows are split among ranks takes its own rows, and checks them itself.
                 if self._table is None or self._table.num_ranks == 1:
                     checks.shape(key, incoming, (self.num_samples,), "(num_samples,)")
+
         # The estimator object loads the entries that it wrote; nn.Module loads all other entries.
         keys: dict[str, str] = {}
-        if self._table is not None:
+        if self._table is None:
+            check()
+        else:
             keys = self._table.keys(prefix, state_dict)
+            self._table.together(check, {"the keys of the estimator": ", ".join(sorted(keys))})
             if keys:
                 self._table.load_state_dict({name: state_dict[key] for key, name in keys.items()})
             elif strict:

@@ -113,16 +113,19 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
             row_ids, *new_of_all = (x.flatten() for x in ranks.all_gather((row_ids, *new)))
             new = tuple(new_of_all)
         # The warning comes before the first write: if a filter turns the warning into an error, no state has changed.
-        # It comes after the exchange, because an error before it would let the other processes wait.
+        # It comes after the last exchange, because an error before it would let the other processes wait. So rows that
+        # are split among processes are written first.
         # Stack level 7 is the caller of the module; levels 1 to 6 are evaluate, Step.forward, apply, forward, and two
         # functions of nn.Module.
-        if settings.repeated is not None:
+        if settings.repeated is not None and not settings.shares_rows:
             settings.repeated.warn_if_repeated(sample_index, (images, texts), stacklevel=7)
         if settings.table is not None:
             settings.table.scatter(row_ids, *new)
         else:
             for buffer, values in zip(buffers, new, strict=True):
                 buffer[row_ids] = values
+        if settings.repeated is not None and settings.shares_rows:
+            settings.repeated.warn_if_repeated(sample_index, (images, texts), stacklevel=7)
     # Only tensors have a gradient: a temperature that is a number is a constant.
     temperatures = temperature if settings.pairs[2] else (temperature,)
     temperature_gradients = step.temperature_gradient if settings.pairs[2] else (step.temperature_gradient,)

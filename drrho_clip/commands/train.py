@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
+from drrho_clip.commands.place import coordinator_option, place_among, process_option, processes_option
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA, TrainConfig
 from drrho_clip.config_file import PRESETS, read_preset, read_settings
@@ -75,6 +77,9 @@ class Train:
     )
     allow_unfinished: bool = allow_unfinished_option("A run after --reference or --init")
     device: str | None = device_option()
+    coordinator: str | None = coordinator_option()
+    processes: int | None = processes_option()
+    process: int | None = process_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
     planned: Mapping[str, Any] = field(default_factory=dict, metadata={"options": PlanOptions})
     settings: Mapping[str, Any] = field(default_factory=dict, metadata={"options": TrainConfig})
@@ -100,6 +105,9 @@ class Train:
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
+        from drrho_clip.processes.facts import facts_of_settings
+        from drrho_clip.processes.opening import check_batch_size, opened_processes
+        from drrho_clip.processes.together import together, written_by_first
         from drrho_clip.run.resume import is_over
         from drrho_clip.train import train
 
@@ -107,14 +115,28 @@ class Train:
             return self._planned()
         for name, value in self.planned.items():
             raise BadInput(f"{name} must be left out without dry_run, got {value}")
+        place = place_among(self.coordinator, self.processes, self.process)
+        config, backend = self._resumed() if self.resume else self._chosen()
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
-        check_new_file("json", self.json, *inputs, run=self.out)
-        config, backend, splits = self._resumed() if self.resume else self._started()
-        over = self.resume and is_over(self.out, config)
-        allowed = self.allow_unfinished
-        outcome = train(config, self.out, resume=self.resume, backend=backend, splits=splits, allow_unfinished=allowed)
-        # The file comes first, so that a closed pipe behind the table does not cost the results.
-        write_json(self.json, [outcome.row])
+        facts, timeout = facts_of_settings(config, resume=self.resume), config.rank_timeout
+        with opened_processes(backend, place, facts=facts, rank_timeout=timeout) as processes:
+            together(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
+            splits = None
+            if not self.resume:
+                config, splits = together(processes, partial(self._opened, config, backend))
+            check_batch_size(config.batch_size, processes)
+            over = self.resume and together(processes, partial(is_over, self.out, config))
+            outcome = train(
+                config,
+                self.out,
+                resume=self.resume,
+                backend=backend,
+                splits=splits,
+                allow_unfinished=self.allow_unfinished,
+                processes=processes,
+            )
+            # The file comes first, so that a closed pipe behind the table does not cost the results.
+            written_by_first(processes, partial(write_json, self.json, [outcome.row]))
         print_table([outcome.row])
         say(f"{self.out} is finished; --epochs with a larger number continues" if over else f"wrote {self.out}")
         return 0
@@ -134,7 +156,8 @@ class Train:
             check_other_runs(config, allow_unfinished=self.allow_unfinished)
             print_plan(plan_of_size(config, backend, options), device=backend.device)
             return 0
-        config, backend, splits = self._started()
+        config, backend = self._chosen()
+        config, splits = self._opened(config, backend)
         check_other_runs(config, allow_unfinished=self.allow_unfinished)
         splits = open_splits(config) if splits is None else splits
         plan = plan_run(config, backend, splits, share_left_out=_share_left_out(config), options=options)
@@ -157,8 +180,8 @@ class Train:
         check_model(config, backend)
         return config, backend
 
-    def _resumed(self) -> tuple[TrainConfig, Backend, Any]:
-        """Return settings, backend and None (no opened data) of a run to resume, and check the user's options."""
+    def _resumed(self) -> tuple[TrainConfig, Backend]:
+        """Return settings and backend of a run to resume, and check the user's options."""
         from drrho_clip.run import open_run
         from drrho_clip.run.resume import in_numbers, require_same
 
@@ -167,13 +190,10 @@ class Train:
         run = open_run(self.out)
         config, settings = run.config, in_numbers(run, self.named)
         require_same(config, {name: value for name, value in settings.items() if name != "epochs"})
-        return replace(config, **settings), build_backend(config.backend, self.device, config.dtype), None
+        return replace(config, **settings), build_backend(config.backend, self.device, config.dtype)
 
-    def _started(self) -> tuple[TrainConfig, Backend, Any]:
-        """Return settings, backend and data (None: not opened) of a new run; defaults depend on data and backend."""
-        from drrho_clip.data.splits import open_splits
-        from drrho_clip.exchange.chosen_model import check_model
-        from drrho_clip.exchange.start_values import with_start_values
+    def _chosen(self) -> tuple[TrainConfig, Backend]:
+        """Return settings and backend of a new run, before defaults that depend on data and backend are known."""
         from drrho_clip.run import refuse_existing
 
         # All other checks come before the data are read, because reading the data may take long.
@@ -182,7 +202,14 @@ class Train:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))
         check_used(config)
-        backend = build_backend(config.backend, self.device, config.dtype)
+        return config, build_backend(config.backend, self.device, config.dtype)
+
+    def _opened(self, config: TrainConfig, backend: Backend) -> tuple[TrainConfig, Any]:
+        """Return settings and data (None: not opened) of a new run; defaults depend on data and backend."""
+        from drrho_clip.data.splits import open_splits
+        from drrho_clip.exchange.chosen_model import check_model
+        from drrho_clip.exchange.start_values import with_start_values
+
         check_model(config, backend)
         config = with_start_values(config)
         if config.model is not None:
@@ -194,7 +221,7 @@ class Train:
         if "architecture" not in self.named:
             config = replace(config, architecture=preferred_architecture(config.architecture, backend))
         if config.data in BUILT_IN_DATA and config.super_batch == 1:
-            return config, backend, None
+            return config, None
         splits = open_splits(config)
         used_share = 1.0 - _share_left_out(config)
         if config.data in BUILT_IN_DATA:
@@ -206,8 +233,7 @@ class Train:
                 as_reference=config.as_reference,
                 super_batch=config.super_batch,
             )
-        config = replace(config, **{name: value for name, value in sized.items() if name not in self.named})
-        return config, backend, splits
+        return replace(config, **{name: value for name, value in sized.items() if name not in self.named}), splits
 
 
 def _share_left_out(config: TrainConfig) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from drrho_clip.constants import ORDERS
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.augment import Augmentation, KeptImages
-from drrho_clip.data.order import EpochOrder
+from drrho_clip.data.order import EpochOrder, PartOfOrder
 from drrho_clip.data.preprocess import check_resize_mode
 from drrho_clip.data.protocol import (
     Dataset,
@@ -30,6 +31,8 @@ from drrho_clip.data.protocol import (
 from drrho_clip.data.reading import ImageReader, Images, images_of_epoch
 from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import together, told_by_all
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
 
@@ -44,27 +47,39 @@ _CAPTIONS_AT_ONCE = 65_536
 class HostBatch(NamedTuple):
     """One batch of b pairs as NumPy arrays: images of side s with C channels, and L tokens per caption.
 
+    If several processes train together, b is the number of the own pairs, and the whole batch has B pairs.
+
     Attributes
     ----------
     sample_index : ndarray of int64, shape (b,)
         Row ids without repeats.
     images : ndarray of uint8, shape (b, s, s, C)
     tokens : ndarray of int32, shape (b, L)
-    pair_mask : ndarray of bool, shape (b, b), or None
-        False if image i and caption j belong to the same image: the pair is then no negative, because every caption of
-        an image is right. None for all batches of a data set in which no image has several rows.
+    pair_mask : ndarray of bool, shape (b, b) or (b, B), or None
+        False if own image i and caption j of the whole batch belong to the same image: the pair is then no negative,
+        because every caption of an image is right. None for all batches of a data set in which no image has several
+        rows.
+    whole_index : ndarray of int64, shape (B,), or None
+        Row ids of the whole batch, in the order of the processes; None if the own pairs are the whole batch.
     """
 
     sample_index: Int64
     images: UInt8
     tokens: Int32
     pair_mask: npt.NDArray[np.bool_] | None = None
+    whole_index: Int64 | None = None
+
+    @property
+    def rows(self) -> Int64:
+        """Row ids of the whole batch."""
+        return self.sample_index if self.whole_index is None else self.whole_index
 
     def parts(self, size: int) -> Iterator[HostBatch]:
         """Yield the batch in parts of `size` pairs, at least 1; the last part may have fewer."""
         for start in range(0, len(self.sample_index), size):
             rows = slice(start, start + size)
-            mask = None if self.pair_mask is None else self.pair_mask[rows, rows]
+            # The captions of other processes belong to no part.
+            mask = None if self.pair_mask is None or self.whole_index is not None else self.pair_mask[rows, rows]
             yield HostBatch(self.sample_index[rows], self.images[rows], self.tokens[rows], mask)
 
 
@@ -220,6 +235,7 @@ class BatchSource:
         # Other processes get a copy, so the reader holds no captions.
         samples: Readable = dataset if images_only is None else images_only()
         images: UInt8 | None = getattr(dataset, "images", None)
+        self._in_files = images is None
         if augmentation is not None and images is None:
             samples = KeptImages(samples, cache_bytes)
         self._reader = ImageReader(samples, self.image_size, self.channels, resize_mode, augmentation)
@@ -241,11 +257,20 @@ class BatchSource:
         return len(self.dataset)
 
     def epoch(
-        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        first_batch: int = 0,
+        rows: Int64 | None = None,
+        processes: Processes | None = None,
     ) -> Iterator[HostBatch]:
         """Yield the batches of one epoch in the order of `batches`, beginning with number `first_batch`.
 
-        If `rows` is given, only these rows are used, and `batches` orders their positions in `rows`.
+        If `rows` is given, only these rows are used, and `batches` orders their positions in `rows`. If `processes` is
+        given, their number divides the batch size, each process gets the own rows of each batch, and all processes
+        have to iterate at the same time. The whole batches are the same for any number of processes.
 
         Raises
         ------
@@ -255,7 +280,8 @@ class BatchSource:
         """
         num_samples = len(self) if rows is None else len(rows)
         order = _epoch_order(num_samples, batch_size, seed, epoch, self._order, rows)
-        return self._epoch(order, whole_number(first_batch, "first_batch", at_least=0))
+        part = PartOfOrder(order) if processes is None else PartOfOrder(order, processes.rank, processes.size)
+        return self._epoch(part, whole_number(first_batch, "first_batch", at_least=0), processes)
 
     def in_order(self, batch_size: int, *, rows: Int64 | None = None) -> Iterator[HostBatch]:
         """Yield every pair once in row order, or the pairs of `rows`; the last batch may be short."""
@@ -276,42 +302,73 @@ class BatchSource:
             raise BadInput(f"sample_index must hold rows in 0 .. {len(self) - 1}, got {sample_index!r}")
         return self._assemble(index, self._decode(index))
 
-    def _epoch(self, order: EpochOrder, first_batch: int) -> Iterator[HostBatch]:
+    def _epoch(self, part: PartOfOrder, first_batch: int, processes: Processes | None) -> Iterator[HostBatch]:
         """Yield the batches of an epoch, in which readable pairs take the place of unreadable ones."""
         # If most images are in memory already, starting processes would take longer than decoding the others.
         if self._num_workers and np.mean(self._cached) < 0.5:
-            stream = self._from_workers(order, first_batch)
+            stream = self._from_workers(part, first_batch)
         else:
-            stream = self._images(order.batches(first_batch), order.epoch)
-        for number, (index, images) in enumerate(stream, start=first_batch):
-            # Threads may have met unreadable images of later batches already; only those of this batch count.
-            bad = np.array([row in self.unreadable for row in index.tolist()])
-            yield self._replaced(order, number, index, images, bad) if bad.any() else self._assemble(index, images)
+            stream = self._images(part.batches(first_batch), part.epoch)
+        for number, whole in enumerate(part.order.batches(first_batch), start=first_batch):
+            index, images, every = self._filled(part, number, whole, stream, processes)
+            yield self._assemble(index, images, every if part.size > 1 else None)
 
-    def _replaced(
-        self, order: EpochOrder, number: int, index: Int64, images: UInt8, bad: npt.NDArray[np.bool_]
-    ) -> HostBatch:
-        """Return a batch whose unreadable pairs are replaced by the pairs that follow the batch in the order.
+    def _filled(
+        self,
+        part: PartOfOrder,
+        number: int,
+        whole: Int64,
+        stream: Iterator[tuple[Int64, UInt8]],
+        processes: Processes | None,
+    ) -> tuple[Int64, UInt8, Int64]:
+        """Return own rows, own images and all rows of a batch, without unreadable pairs.
 
-        The choice depends only on the order and on the files, so a resumed run and any number of processes make the
-        same choice. A pair that is taken comes a second time in the epoch, mostly in the next batch.
+        The pairs that follow the batch in the order take their places. The choice depends only on the order and on the
+        files, so a resumed run and any number of processes make the same choice. A pair that is taken comes a second
+        time in the epoch, mostly in the next batch.
         """
-        # The arrays may belong to the order or to the cache.
-        index, images = index.copy(), images.copy()
-        following = order.after(number)
-        for position in np.flatnonzero(bad).tolist():
-            while index[position] in self.unreadable:
-                # The order is used up only if hardly any pair is readable.
-                row = next(following, None)
-                if row is None:
-                    reason = self.unreadable[int(index[position])]
-                    raise BadInput(f"data must have {order.batch_size} readable pairs, got fewer: {reason}")
-                if row not in self.unreadable:
-                    image = self._decode(np.array([row], dtype=np.int64), order.epoch)
-                    index[position], images[position] = row, image[0]
-        return self._assemble(index, images)
 
-    def _from_workers(self, order: EpochOrder, first_batch: int) -> Iterator[tuple[Int64, UInt8]]:
+        def read() -> tuple[tuple[Int64, UInt8], dict[str, str]]:
+            index, images = next(stream)
+            # Threads may have met unreadable images of later batches already; only those of this batch count.
+            bad = {place: self.unreadable.get(row) for place, row in enumerate(index.tolist(), start=part.places.start)}
+            return (index, images), {str(place): reason for place, reason in bad.items() if reason is not None}
+
+        # Images that are in memory cannot be unreadable, so their processes need not ask each other.
+        asked = processes if self._in_files else None
+        (index, images), answers = told_by_all(asked, read)
+        bad = {int(place): reason for of_process in answers for place, reason in of_process.items()}
+        if not bad:
+            return index, images, whole
+        # The arrays may belong to the order or to the cache.
+        index, images, whole = index.copy(), images.copy(), whole.copy()
+        following = part.order.after(number)
+        for place in sorted(bad):
+            # One process has this place and reads the pairs that follow, until a pair is readable.
+            is_own, owner = part.places.start <= place < part.places.stop, place // len(index)
+            reason: str | None = bad[place]
+            while reason is not None:
+                # Too many such rows are an error on all processes.
+                together(asked, partial(self._flaws.note, int(whole[place]), reason))
+                row = next(following, None)
+                # The order is used up only if hardly any pair is readable.
+                if row is None:
+                    raise BadInput(f"data must have {part.order.batch_size} readable pairs, got fewer: {reason}")
+                whole[place] = row
+                reading: Callable[[], tuple[UInt8 | None, str | None]]
+                reading = partial(self._read_own, row, part.epoch) if is_own else _nothing
+                image, reasons = told_by_all(asked, reading)
+                reason = reasons[owner]
+                if image is not None:
+                    index[place - part.places.start], images[place - part.places.start] = row, image
+        return index, images, whole
+
+    def _read_own(self, row: int, epoch: int) -> tuple[UInt8, str | None]:
+        """Return the image of a row, and the reason if the image is unreadable."""
+        image = self._decode(np.array([row], dtype=np.int64), epoch)[0]
+        return image, self.unreadable.get(row)
+
+    def _from_workers(self, order: PartOfOrder, first_batch: int) -> Iterator[tuple[Int64, UInt8]]:
         """Yield rows and images of the batches, which other processes read, and fill the cache with the images."""
         parts = images_of_epoch(self._reader, order, first_batch, self._num_workers)
         for index, part in zip(order.batches(first_batch), parts, strict=True):
@@ -347,12 +404,13 @@ class BatchSource:
             # The threads also end if the caller stops early or if an image cannot be decoded.
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _assemble(self, index: Int64, images: UInt8) -> HostBatch:
+    def _assemble(self, index: Int64, images: UInt8, whole: Int64 | None = None) -> HostBatch:
+        """Return the batch of some rows; `whole` has the rows of all processes, if there are several."""
         pair_mask = None
         if self._image_ids is not None:
-            image_ids = self._image_ids[index]
-            pair_mask = image_ids[:, None] != image_ids[None, :]
-        return HostBatch(index, images, self._tokens[index].astype(np.int32), pair_mask)
+            others = index if whole is None else whole
+            pair_mask = self._image_ids[index][:, None] != self._image_ids[others][None, :]
+        return HostBatch(index, images, self._tokens[index].astype(np.int32), pair_mask, whole)
 
     def _decode(self, index: Int64, epoch: int | None = None) -> UInt8:
         """Return the images of the given rows, black if unreadable; those of an epoch may be random parts."""
@@ -384,6 +442,11 @@ def _small_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> npt.NDArray[
         part = captions[start : start + _CAPTIONS_AT_ONCE]
         tokens[start : start + len(part)] = tokenizer.encode(part)
     return tokens
+
+
+def _nothing() -> tuple[None, None]:
+    """Do nothing, because another process has the work."""
+    return None, None
 
 
 def _collected(index: Int64, parts: list[Future[UInt8]]) -> tuple[Int64, UInt8]:

@@ -48,7 +48,7 @@ from drrho_clip.data._checks import whole_number
 from drrho_clip.data.protocol import Int64
 from drrho_clip.errors import BadInput
 
-__all__ = ["BLOCK_ROWS", "LARGEST", "WINDOW_BLOCKS", "EpochOrder", "rows_at"]
+__all__ = ["BLOCK_ROWS", "LARGEST", "WINDOW_BLOCKS", "EpochOrder", "PartOfOrder", "rows_at"]
 
 BLOCK_ROWS: Final = 1024
 """Number of rows in a block of the order "blocks"."""
@@ -188,6 +188,46 @@ class EpochOrder(NamedTuple):
     def _at(self, start: int, stop: int) -> Int64:
         positions = rows_at(start, stop, self.num_samples, seed=self.seed, epoch=self.epoch, order=self.order)
         return positions if self.rows is None else self.rows[positions]
+
+
+class PartOfOrder(NamedTuple):
+    """The part of each batch of an epoch that one of several processes reads: b = B / W consecutive positions.
+
+    Attributes
+    ----------
+    order : EpochOrder
+        The whole batches, B rows each.
+    rank, size : int
+        Number of the process, and number W of processes, which divides B.
+    """
+
+    order: EpochOrder
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches, the same for all processes."""
+        return self.order.num_batches
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch."""
+        return self.order.epoch
+
+    @property
+    def places(self) -> slice:
+        """The positions of the own rows in a batch."""
+        length = self.order.batch_size // self.size
+        return slice(self.rank * length, (self.rank + 1) * length)
+
+    def batch(self, number: int) -> Int64:
+        """Return the own rows of a batch."""
+        return self.order.batch(number)[self.places]
+
+    def batches(self, first_batch: int) -> Iterator[Int64]:
+        """Yield the own rows of the batches from a number on."""
+        return (whole[self.places] for whole in self.order.batches(first_batch))
 
 
 def _in_blocks(start: int, stop: int, size: int, block_rows: int, window_blocks: int, seed: int, epoch: int) -> Int64:

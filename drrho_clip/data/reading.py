@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from drrho_clip.data.augment import Augmentation
-from drrho_clip.data.order import EpochOrder
+from drrho_clip.data.order import PartOfOrder
 from drrho_clip.data.preprocess import resize, to_channels
 from drrho_clip.data.protocol import ImageReading, Int64, Readable, UInt8, UnreadableImage
 from drrho_clip.errors import MissingExtra
@@ -82,7 +82,7 @@ class ImageReader(NamedTuple):
 class _Batches:
     """The images of the batches of an epoch, as a source with random access, which the library grain distributes."""
 
-    def __init__(self, reader: ImageReader, order: EpochOrder, first_batch: int) -> None:
+    def __init__(self, reader: ImageReader, order: PartOfOrder, first_batch: int) -> None:
         self._reader, self._order, self._first_batch = reader, order, first_batch
 
     def __len__(self) -> int:
@@ -92,11 +92,12 @@ class _Batches:
         return tuple(self._reader.read(self._order.batch(self._first_batch + index), self._order.epoch))  # type: ignore[return-value]
 
 
-def images_of_epoch(reader: ImageReader, order: EpochOrder, first_batch: int, num_workers: int) -> Iterator[Images]:
+def images_of_epoch(reader: ImageReader, order: PartOfOrder, first_batch: int, num_workers: int) -> Iterator[Images]:
     """Yield the images of the batches of an epoch, which other processes read.
 
-    Process w of k reads batches w, w + k, ...; the batches come in their order, whatever the number of processes. The
-    library grain only executes: its own shuffling and sharding are not used.
+    Reader w of k reads batches w, w + k, ...; the batches come in their order, whatever the number of readers. If
+    several processes train together, each has its own readers, which read the own part of each batch. The library grain
+    only executes: its own shuffling and sharding are not used.
 
     Raises
     ------

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.loader import HostBatch, batches
-from drrho_clip.data.order import EpochOrder
+from drrho_clip.data.order import EpochOrder, PartOfOrder
 from drrho_clip.data.protocol import Dataset, Int64
 from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput
+from drrho_clip.processes.protocol import Processes
 
 __all__ = ["PairRows", "RowSource"]
 
@@ -76,7 +77,14 @@ class RowSource:
         return len(self.dataset)
 
     def epoch(
-        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, rows: Int64 | None = None
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        first_batch: int = 0,
+        rows: Int64 | None = None,
+        processes: Processes | None = None,
     ) -> Iterator[HostBatch]:
         """Yield the batches of one epoch in the order of `BatchSource.epoch`, which replaces unreadable pairs."""
         # No thread reads in advance: the rows are mapped into memory, and the system keeps those that were read.
@@ -84,7 +92,12 @@ class RowSource:
         stream = batches(count, batch_size, seed=seed, epoch=epoch, first_batch=first_batch, order=self._order)
         order = EpochOrder(count, batch_size, seed, epoch, self._order, rows)
         numbered = enumerate((index if rows is None else rows[index] for index in stream), start=first_batch)
-        return (self.gather(self._readable(order, number, index)) for number, index in numbered)
+        # All processes know the unreadable rows from the start, so they make the same replacements.
+        readable = (self._readable(order, number, index) for number, index in numbered)
+        if processes is None or processes.size == 1:
+            return map(self.gather, readable)
+        places = PartOfOrder(order, processes.rank, processes.size).places
+        return (self._batch(whole[places], whole) for whole in readable)
 
     def _readable(self, order: EpochOrder, number: int, index: Int64) -> Int64:
         """Return the rows of a batch, in which readable rows that follow in the order replace the unreadable ones."""
@@ -107,12 +120,16 @@ class RowSource:
 
     def gather(self, sample_index: Sequence[int] | Int64) -> HostBatch:
         """Return the batch of the given rows of the data set."""
-        index = np.asarray(sample_index, dtype=np.int64)
+        return self._batch(np.asarray(sample_index, dtype=np.int64))
+
+    def _batch(self, index: Int64, whole: Int64 | None = None) -> HostBatch:
+        """Return the batch of some rows; `whole` has the rows of all processes, if there are several."""
         # The rows of the cache may stand in another order than the pairs.
         places = self._rows[index]
         pair_mask = None
         if self._image_ids is not None:
-            pair_mask = self._image_ids[index][:, None] != self._image_ids[index][None, :]
+            others = index if whole is None else whole
+            pair_mask = self._image_ids[index][:, None] != self._image_ids[others][None, :]
         images: Any = self._features.rows_of_side("image", places)
         texts: Any = self._features.rows_of_side("text", places)
-        return HostBatch(index, images, texts, pair_mask)
+        return HostBatch(index, images, texts, pair_mask, whole)

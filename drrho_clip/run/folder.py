@@ -8,6 +8,7 @@ reference_cache.json              the cache of features that stands for that fil
 pair_choice.safetensors           training pairs that are used, and their weights, if a reference model has chosen them
 learning_rates.json               the trials of learning rates, if the setting `learning_rate` was "auto"
 estimator.bin                     inner estimates, if the setting `estimator` is "file"
+estimator-RANK.bin                the same of another process, if several processes train together
 training_images.safetensors       digests of the training and validation images
 metrics.jsonl                     the log: one JSON object per line
 results.json                      the results, written when the training is finished
@@ -65,6 +66,7 @@ FILES = (
     "pair_choice.safetensors",
     "learning_rates.json",
     "estimator.bin",
+    "estimator-*.bin",
     "training_images.safetensors",
     "metrics.jsonl",
     "results.json",
@@ -167,7 +169,11 @@ class Run:
     @property
     def estimator_file(self) -> Path:
         """File of the inner estimates, if the setting `estimator` is "file"."""
-        return self.folder / "estimator.bin"
+        return self.estimator_file_of(0)
+
+    def estimator_file_of(self, rank: int) -> Path:
+        """File of the inner estimates of one of several processes that train together."""
+        return self.folder / (f"estimator-{rank}.bin" if rank else "estimator.bin")
 
     @property
     def training_images(self) -> Path:

@@ -24,6 +24,8 @@ class KeptStates:
     ----------
     run : Run
         The run.
+    writes : bool
+        Write the files of the states; of several processes that train together, only the first writes.
 
     Attributes
     ----------
@@ -31,8 +33,8 @@ class KeptStates:
         For each state, by name: the figures given to `add`, and the step.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, *, writes: bool = True) -> None:
+        self._run, self._writes = run, writes
         self.figures: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()
 
@@ -44,7 +46,7 @@ class KeptStates:
 
     def write(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Write the files of the states that were chosen since the last call; `parameters` are the current ones."""
-        for name in sorted(self._unwritten):
+        for name in sorted(self._unwritten) if self._writes else ():
             arrays = {f"parameters/{parameter}": array for parameter, array in parameters.items()}
             save_arrays(self._run.state_file(name), "checkpoint", arrays, self.figures[name])
         self._unwritten.clear()

@@ -17,7 +17,8 @@ from types import FrameType
 from typing import Protocol, runtime_checkable
 
 from drrho_clip.errors import BadInput, MissingExtra
-from drrho_clip.terminal.printing import abandon, complain, flush, prepared_streams
+from drrho_clip.processes.place import place_of_launcher
+from drrho_clip.terminal.printing import abandon, complain, flush, prepared_streams, silence
 
 __all__ = ["Command", "Continued", "ending", "guarded", "reason"]
 
@@ -115,6 +116,10 @@ def guarded(prepare: Callable[[], Command], *, ends_process: bool = False) -> in
 
     try:
         with prepared_streams(), _signals_as_exceptions(report if ends_process else None):
+            place = place_of_launcher()
+            # Before the processes have joined, the first process of each machine speaks for the machine.
+            if place is not None and place.local_rank > 0:
+                silence()
             command = prepare()
             code = command.run()
             # The last lines are written here, so that an error of the stream still gets a message.

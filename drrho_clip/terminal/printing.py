@@ -18,7 +18,35 @@ from drrho_clip.terminal.safe_text import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Bold", "abandon", "complain", "console", "end_bar", "flush", "prepared_streams", "print_cells", "say"]
+__all__ = [
+    "Bold",
+    "abandon",
+    "complain",
+    "console",
+    "end_bar",
+    "flush",
+    "is_silent",
+    "prepared_streams",
+    "print_cells",
+    "say",
+    "silence",
+]
+
+_silent = False
+
+
+def silence(silent: bool = True) -> None:
+    """Print nothing from now on: this process is one of several, and the first of them prints for all.
+
+    With False the process prints again, as it does before it ends after an error.
+    """
+    global _silent
+    _silent = silent
+
+
+def is_silent() -> bool:
+    """Return whether this process leaves printing to another process."""
+    return _silent
 
 
 def say(*lines: str, stream: TextIO | None = None) -> None:
@@ -94,12 +122,14 @@ def print_cells(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
 def end_bar() -> None:
     """Show the cursor of the terminal again, on a new line, if a progress bar cannot be ended any more."""
     with contextlib.suppress(OSError, ValueError):
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             sys.stderr.write("\x1b[?25h\n")
 
 
 def _write(text: str, stream: TextIO | None) -> None:
     """Write and flush a text, with replacement signs for characters that the stream's encoding lacks."""
+    if _silent:
+        return
     stream = sys.stdout if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with _naming_stream(stream):

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from drrho_clip.terminal.printing import console, say
+from drrho_clip.terminal.printing import console, is_silent, say
 from drrho_clip.terminal.safe_text import shown
 
 
@@ -53,7 +53,7 @@ class Reporter:
     ) -> None:
         self._title, self._total, self._done = title, total, done
         self._stream = sys.stderr if stream is None else stream
-        self._quiet, self._pause, self._brief = quiet, seconds_between_lines, brief
+        self._quiet, self._pause, self._brief = quiet or is_silent(), seconds_between_lines, brief
         self._last = time.monotonic()
         self._note = ""
         self._bar: Progress | None = None

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Required, TypeAlias, TypedDict
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, device_of, is_array
+from drrho_core._routines import refuse_kernels
 from drrho_core._validate import (
     BOOLEAN,
     FINITE,
@@ -19,13 +20,16 @@ from drrho_core._validate import (
 )
 from drrho_core.contrastive.agreement import agreed, distinct_on_ranks
 from drrho_core.contrastive.ranks import FORMS, Ranks
-from drrho_core.contrastive.tiles import cast, work_dtype
+from drrho_core.contrastive.tiles import cast, tiling, work_dtype
 
 AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
 """One array (b,) for the anchors of both directions, a pair with one array per direction, or None."""
 
 SIDES = ("image", "text")
 """The names of the anchors of the first and of the second direction."""
+
+SHARED = "several ranks share the batch"
+"""The reason why no fused kernels can compute a batch that ranks share."""
 
 OPTION_RULES = {
     "temperature": POSITIVE,
@@ -78,7 +82,14 @@ def check_step(
 ) -> tuple[Namespace, StepOptions]:
     """Check all arguments of a step and return the namespace and the options."""
     ranks = arguments.get("ranks")
-    num_ranks = 1 if ranks is None else check_ranks(ranks, arguments.get("form", FORMS[0]))
+    num_ranks = check_how(
+        ranks,
+        arguments.get("form", FORMS[0]),
+        arguments.get("tile_size"),
+        arguments.get("memory_budget"),
+        xp,
+        kernels=sides == SIDES,
+    )
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
     arrays = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
     arrays |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
@@ -93,6 +104,8 @@ def check_step(
     batch_size = check_features(call, sides, num_ranks)
     if "sample_index" in arrays:
         check_sample_index(call, batch_size)
+        if ranks is None:
+            distinct_on_ranks(call.arrays["sample_index"], None, call.xp)
     # The batch's rows of the state: -inf is legal and means that a sample was never visited.
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
@@ -156,10 +169,27 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
     return {"reference_features[0]": references[0], "reference_features[1]": references[1]}
 
 
-def check_ranks(ranks: Ranks, form: str) -> int:
-    """Check how ranks share the batch, and return the number of ranks."""
+def check_how(
+    ranks: Ranks | None,
+    form: str,
+    tile_size: int | None,
+    memory_budget: int | None,
+    xp: Namespace | None,
+    *,
+    kernels: bool = False,
+) -> int:
+    """Check the settings that say how a batch is computed and shared, and return the number of ranks.
+
+    They are checked here and not where they are used, because there a rank would raise its error alone, while other
+    ranks wait for its messages. If `kernels` is True, this is an objective for which fused kernels may be requested.
+    """
+    tiling(1, 1, tile_size, memory_budget)
+    if ranks is None:
+        return 1
     if form not in FORMS:
         raise ValueError(f"form must be {FORMS[0]!r} or {FORMS[1]!r}, got {_validate.describe(form)}")
+    if kernels:
+        refuse_kernels(SHARED, xp)
     return ranks.size
 
 

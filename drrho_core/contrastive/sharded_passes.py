@@ -49,7 +49,6 @@ def find_sweeps(
 ) -> Sweeps:
     """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
     if ranks is not None:
-        find_kernels(batch, xp, "several ranks share the batch")
         return over_ranks(Blocks(batch, temperature, tile_size, memory_budget, ranks, form == "reduce", xp), form)
     kernels = find_kernels(batch, xp)
     return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
@@ -179,6 +178,7 @@ class ReducedSweeps(_SweepsOverRanks):
             owner = blocks.owner(k)
             table = blocks.block(k, tuple(x[owner, ...] for x in gathered), k == 0)
             rows, columns = sum_negatives(table)
+            table.release()
             tables.append(table)
             to_images.append(rows)
             to_texts.append(columns)
@@ -339,4 +339,7 @@ def received_sums(arrays: Arrays) -> AnchorSums:
 
 def by_rank(of_blocks: list[Array], ranks: Ranks, xp: Namespace) -> Array:
     """Stack one array per block, so that entry r belongs to the block with the texts of rank r."""
+    if isinstance(ranks.rank, int):
+        # Only a traced rank needs a roll, which copies all blocks once more.
+        return xp.stack([of_blocks[(rank - ranks.rank) % ranks.size] for rank in range(ranks.size)])
     return xp.roll(xp.stack(of_blocks), ranks.rank, axis=0)

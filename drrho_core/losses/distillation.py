@@ -17,7 +17,7 @@ from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
 from drrho_core._validate import FINITE, POSITIVE
 from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.gradient import gradient
-from drrho_core.contrastive.options import check_features, check_ranks
+from drrho_core.contrastive.options import check_features, check_how
 from drrho_core.contrastive.passes import AnchorSums, log_sum_and_mean, peak_above_positive, sum_negatives
 from drrho_core.contrastive.ranks import FORMS, Arrays, Ranks, summed_over_ranks
 from drrho_core.contrastive.sharded_passes import Blocks, over_ranks, pull_over_ranks
@@ -98,7 +98,7 @@ def distillation_loss(
     options = {"temperature": temperature, "reference_temperature": reference_temperature}
 
     def check() -> tuple[Namespace, int, Scalar, Scalar]:
-        num_ranks = 1 if ranks is None else check_ranks(ranks, form)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp)
         call = _validate.arrays(required, xp, options=options)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         for name in ("reference_image", "reference_text"):

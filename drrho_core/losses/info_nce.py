@@ -22,8 +22,8 @@ from drrho_core.contrastive.options import (
     AnchorWeight,
     check_anchor_weight,
     check_features,
+    check_how,
     check_pair_mask,
-    check_ranks,
     per_anchor,
 )
 from drrho_core.contrastive.ranks import FORMS, Ranks, summed_over_ranks
@@ -110,7 +110,7 @@ def info_nce(
     options = {"temperature": temperature, "anchor_weight": anchor_weight}
 
     def check() -> tuple[Namespace, int, Any, Scalar, tuple[Scalar, Scalar]]:
-        num_ranks = 1 if ranks is None else check_ranks(ranks, form)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp, kernels=True)
         call = _validate.arrays(required, xp, options=options)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         check_pair_mask(call, num_local, num_ranks)

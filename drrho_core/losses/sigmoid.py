@@ -14,7 +14,7 @@ from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, device_of, wide_dtype
 from drrho_core._validate import FINITE, POSITIVE
 from drrho_core.contrastive.agreement import agreed
-from drrho_core.contrastive.options import check_features, check_pair_mask, check_ranks
+from drrho_core.contrastive.options import check_features, check_how, check_pair_mask
 from drrho_core.contrastive.ranks import FORMS, Arrays, Ranks, summed_over_ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.sharded_passes import Blocks, pull_over_ranks
@@ -88,7 +88,7 @@ def sigmoid_loss(
     options = {"scale": scale, "bias": bias}
 
     def check() -> tuple[Namespace, int, Scalar, Scalar]:
-        num_ranks = 1 if ranks is None else check_ranks(ranks, form)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp)
         call = _validate.arrays(required, xp, options=options)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         check_pair_mask(call, num_local, num_ranks)

@@ -86,8 +86,10 @@ def save_shards(
     >>> load_shards(alone, folder), alone.log_inner_image.tolist()
     (1, [0.5, 1.5, -inf, -inf, -inf])
     """
-    table, target = state.table, Path(folder)
-    step = table.together(lambda: _validate.integer("step", step, minimum=0), {"step": step}, wait=True)
+    table = state.table
+    target, step = table.together(
+        lambda: (Path(folder), _validate.integer("step", step, minimum=0)), {"step": step}, wait=True
+    )
     path = _path(table, _name(state), target)
     try:
         # No rank renames a file before all ranks have written theirs, so a rank that cannot write leaves the old files.
@@ -127,8 +129,8 @@ def load_shards(state: EstimatorOfRows | PerSampleTemperature, folder: str | os.
         If a row is missing, if two files disagree about a row, the step or the number of samples, or if numbers, dtypes
         or columns do not fit the state. All ranks raise the error, and no rank has changed its rows.
     """
-    table, source = state.table, Path(folder)
-    rows, step = table.together(lambda: _read(table, _name(state), source), {}, wait=True)
+    table = state.table
+    rows, step = table.together(lambda: _read(table, _name(state), Path(folder)), {}, wait=True)
     table.replace(rows)
     return step
 

@@ -124,7 +124,9 @@ class ShardedTable(Table):
         """Return a table of more samples; rows move between ranks in blocks, so no rank ever holds all of them."""
         other = object.__new__(type(self))
         vars(other).update(vars(self), num_samples=num_samples, _length=part_length(num_samples, self.num_ranks))
-        part, xp, like = self._make(other._length + 1), self.xp, self.index_like
+        # A rank without enough memory must not stop alone, because the others would wait for its rows.
+        part = self.together(lambda: self._make(other._length + 1), {}, wait=True)
+        xp, like = self.xp, self.index_like
         first = self.ranks.rank * other._length
         for start in range(0, other._length, BLOCK):
             places = xp.arange(start, min(start + BLOCK, other._length), device=device_of(like))

@@ -92,6 +92,23 @@ print(refusal(lambda: shared(rows=7, axis_name="pairs", mesh=mesh)))
 print(refusal(lambda: shared(form="star", axis_name="pairs", mesh=mesh)))
 print(refusal(lambda: mapped(axis_name="pairs", mesh=mesh)))
 print(refusal(lambda: mapped(axis_name="rows")))
+
+short = jax.tree.map(lambda x: x[:19], state)
+print(refusal(lambda: contrastive_loss(state, images, texts, index, temperature=0.3, split_state=True)))
+print(refusal(lambda: contrastive_loss(short, images, texts, index % 19, temperature=0.3, split_state=True,
+                                       axis_name="pairs", mesh=mesh)))
+
+both = jax.make_mesh((1, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+def divided(axis_name, divided_along):
+    def own(*batch):
+        return contrastive_loss(state, *batch, temperature=0.3, axis_name=axis_name)[0]
+
+    return jax.shard_map(own, mesh=both, in_specs=P(divided_along), out_specs=P())(images, texts, index)
+
+print(refusal(lambda: divided("data", ("data", "fsdp"))))
+np.testing.assert_allclose(divided(("data", "fsdp"), ("data", "fsdp")), shared(), rtol=1e-13)
+np.testing.assert_allclose(divided("data", "data"), shared(), rtol=1e-13)  # every device of "fsdp" has the whole batch
 np.testing.assert_allclose(mapped(axis_name=()), shared(), rtol=1e-13)
 
 def alone(x):
@@ -111,6 +128,9 @@ np.testing.assert_allclose(gradient, jax.grad(alone)(jnp.asarray(images[:8])), r
         "form must be 'reduce' or 'ring'",
         "mesh must be None inside jax.shard_map and jax.pmap",
         "axis_name must be a mapped axis",
+        "split_state must be False without axis_name, got True",
+        "state.log_inner_image must have a multiple of 2 rows",
+        "axis_name must name all axes along which the batch is divided",
     )
     assert len(output) == len(starts)
     assert [line[: len(start)] for line, start in zip(output, starts, strict=True)] == list(starts)

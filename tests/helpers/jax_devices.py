@@ -29,6 +29,13 @@ class Case(NamedTuple):
     tile_size: int | None = None
     dtype: str = "float64"
     micro_batches: str | None = None
+    state: str | None = None
+    mesh: str | None = None
+
+    @property
+    def axes(self) -> str | tuple[str, str]:
+        """The axes of the mesh along which the batch lies."""
+        return ("data", "fsdp") if self.mesh == "two axes" else "pairs"
 
     @property
     def name(self) -> str:
@@ -41,8 +48,10 @@ CASES = (
     *(Case(2, way, "ring", "reference") for way in WAYS if way not in ("pmap", "Auto")),
     *(Case(3, form=form) for form in ("reduce", "ring")),
     Case(2, "unchecked", micro_batches="helper"),
+    *(Case(2, way, options="reference", state="split") for way in ("unchecked", "pmap")),
+    *(Case(4, way, state="split", mesh="two axes") for way in ("shard_map", "Explicit")),
     Case(1, form="ring", options="reference"),
-    Case(4, form="ring", options="mask"),
+    Case(4, form="ring", options="mask", mesh="two axes"),
     *(Case(2, form=form, options="reference", tile_size=2) for form in ("reduce", "ring")),
     *(Case(devices, dtype=dtype, options="reference") for devices in (1, 4) for dtype in ("float32", "bfloat16")),
 )
@@ -155,7 +164,7 @@ def loss_of_features(
     rows, options = batch["rows"], {}
     temperature = jnp.exp(parameters["log_temperature"])
     if case.options in ("all", "per sample"):
-        sharding = jax.sharding.PartitionSpec(None, "pairs") if case.way == "Explicit" else None
+        sharding = jax.sharding.PartitionSpec(None, case.axes) if case.way == "Explicit" else None
         table = parameters["log_temperatures"]
         temperature = tuple(jnp.exp(table.at[:, rows].get(out_sharding=sharding)))
     if case.options in ("all", "reference"):
@@ -172,12 +181,13 @@ def loss_of_features(
         temperature=temperature,
         radius=0.4,
         tile_size=case.tile_size,
+        split_state=case.state == "split" and bool(sharing),
         **{"gamma": 0.7, **options},
         **sharing,
     )
 
 
-def train(parameters: Any, state: Any, batches: Any, *, case: Case, axis_to_sum: str | None, **sharing: Any) -> Any:
+def train(parameters: Any, state: Any, batches: Any, *, case: Case, axis_to_sum: Any, **sharing: Any) -> Any:
     """Take all steps in one scan; return losses and gradients of all steps, the last parameters and the last state."""
     import jax
     import optax
@@ -204,30 +214,45 @@ def on_devices(case: Case) -> Any:
     from jax.sharding import PartitionSpec as P
 
     parameters, batches, state = data(case.dtype)
-    devices, way = devices_of(case.devices), case.way
+    devices, way, axes = devices_of(case.devices), case.way, case.axes
+    of_state = P(axes) if case.state == "split" else P()
     if way == "pmap":
         function = functools.partial(train, case=case, axis_to_sum="pairs", axis_name="pairs", form=case.form)
         split = lambda x: x.reshape(STEPS, case.devices, -1, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
-        mapped = jax.pmap(function, axis_name="pairs", in_axes=(None, None, 0), devices=devices)
-        return jax.tree.map(lambda x: x[-1], mapped(parameters, state, jax.tree.map(split, batches)))
+        in_parts = case.state == "split"
+        if in_parts:
+            state = jax.tree.map(lambda x: x.reshape(case.devices, -1), state)
+        mapped = jax.pmap(
+            function, axis_name="pairs", in_axes=(None, 0 if in_parts else None, 0), out_axes=0, devices=devices
+        )
+        history, parameters, state = mapped(parameters, state, jax.tree.map(split, batches))
+        history, parameters = jax.tree.map(lambda x: x[-1], (history, parameters))
+        return history, parameters, jax.tree.map(lambda x: x.ravel() if in_parts else x[-1], state)
     kind = AxisType.Explicit if way == "Explicit" else AxisType.Auto
-    mesh = jax.make_mesh((case.devices,), ("pairs",), axis_types=(kind,), devices=devices)
+    names = (axes,) if isinstance(axes, str) else axes
+    mesh = jax.make_mesh(
+        (case.devices,) if len(names) == 1 else (case.devices // 2, 2),
+        names,
+        axis_types=(kind,) * len(names),
+        devices=devices,
+    )
 
     def put(tree: Any, spec: P) -> Any:
         # Every process has the whole array and passes the parts of its own devices.
         sharding, hosts = NamedSharding(mesh, spec), jax.tree.map(np.asarray, tree)
         return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]), hosts)
 
-    arguments = put(parameters, P()), put(state, P()), put(batches, P(None, "pairs"))
+    arguments = put(parameters, P()), put(state, of_state), put(batches, P(None, axes))
     if way in ("Auto", "Explicit"):
-        function = functools.partial(train, case=case, axis_to_sum=None, mesh=mesh, axis_name="pairs", form=case.form)
+        function = functools.partial(train, case=case, axis_to_sum=None, mesh=mesh, axis_name=axes, form=case.form)
         with jax.set_mesh(mesh):
             return jax.jit(function, donate_argnums=(0, 1))(*arguments)
     checked = way == "shard_map"
     function = functools.partial(
-        train, case=case, axis_to_sum=None if checked else "pairs", axis_name="pairs", form=case.form
+        train, case=case, axis_to_sum=None if checked else axes, axis_name=axes, form=case.form
     )
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=(P(), P(), P(None, "pairs")), out_specs=P(), check_vma=checked)
+    specs, results = (P(), of_state, P(None, axes)), (P(), P(), of_state)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, check_vma=checked)
     return jax.jit(mapped, donate_argnums=(0, 1))(*arguments)
 
 

@@ -1,0 +1,123 @@
+"""Processes of torch.distributed that train one model together; see `drrho_clip.processes.protocol.Processes`.
+
+Arrays of the step travel between the devices: by NCCL between GPUs, by gloo between CPUs. All other values travel as
+bytes between the hosts, by gloo.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from drrho_clip.errors import BadInput
+from drrho_clip.processes.place import Place
+from drrho_core.backend import Function
+from drrho_torch.ranks import TorchRanks
+
+# Bytes of the message that every exchange begins with: a length, and a short value.
+_SHORT, _LENGTH = 256, 8
+
+
+class TorchProcesses:
+    """The processes of a launcher, or of a group that the user's program has made already.
+
+    Parameters
+    ----------
+    device : torch.device
+        The device of this process.
+    place : Place
+        Where this process stands.
+
+    Raises
+    ------
+    BadInput
+        If the group cannot be joined.
+    """
+
+    def __init__(self, device: torch.device, place: Place) -> None:
+        self._joined = not dist.is_initialized()
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            # Libraries that allocate memory on "the" device must not all take the first.
+            torch.cuda.set_device(device)
+        if self._joined:
+            method = "env://" if place.address is None else f"tcp://{place.address}"
+            try:
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                    init_method=method,
+                    rank=place.rank,
+                    world_size=place.size,
+                    device_id=device if on_gpu else None,
+                )
+            except (RuntimeError, ValueError, OSError) as error:
+                reason = str(error).partition("\n")[0]
+                raise BadInput(f"processes must be able to reach each other, got: {reason}") from error
+        elif dist.get_world_size() != place.size:
+            raise BadInput(
+                f"a group of the program must have the {place.size} processes of the launcher, got "
+                f"{dist.get_world_size()}"
+            )
+        # A group that the program has made may have no backend for the memory of the host.
+        self._host = dist.group.WORLD if self._joined else dist.new_group(backend="gloo")
+        self.ranks = TorchRanks(dist.group.WORLD)
+        self.rank, self.size = self.ranks.rank, self.ranks.size
+        self.is_first = self.rank == 0
+
+    def gather(self, value: Any, /) -> list[Any]:
+        """Return the value of every process, in the order of the ranks."""
+        text = json.dumps(value).encode()
+        room = _SHORT - _LENGTH
+        head = len(text).to_bytes(_LENGTH, "little") + text[:room].ljust(room)
+        heads = self._exchanged(np.frombuffer(head, dtype=np.uint8))
+        lengths = [int.from_bytes(part[:_LENGTH].tobytes(), "little") for part in heads]
+        longest = max(lengths)
+        # Most values are short, and need no second message.
+        if longest <= room:
+            texts = [part[_LENGTH:].tobytes() for part in heads]
+        else:
+            texts = [part.tobytes() for part in self._exchanged(np.frombuffer(text.ljust(longest), dtype=np.uint8))]
+        return [json.loads(part[:length]) for part, length in zip(texts, lengths, strict=True)]
+
+    def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
+        """Return the NumPy array of every process; the arrays may differ in shape and dtype."""
+        array = np.ascontiguousarray(array)
+        forms = [(np.dtype(dtype), shape) for dtype, shape in self.gather([array.dtype.str, list(array.shape)])]
+        sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in forms]
+        message = np.zeros(max(sizes), dtype=np.uint8)
+        message[: array.nbytes] = array.reshape(-1).view(np.uint8)
+        received = self._exchanged(message)
+        return [
+            part[:size].view(dtype).reshape(shape)
+            for part, size, (dtype, shape) in zip(received, sizes, forms, strict=True)
+        ]
+
+    def all_rows(self, arrays: tuple[Tensor, ...], /) -> tuple[Tensor, ...]:
+        """Return the rows of all processes, in the order of the ranks."""
+        return tuple(x.flatten(0, 1) for x in self.ranks.all_gather(arrays))
+
+    def compile(self, step: Function, /) -> Function:
+        """Return the step unchanged, as `TorchBackend.compile` does."""
+        return step
+
+    def barrier(self) -> None:
+        """Wait until every process has called this method."""
+        self.gather(None)
+
+    def close(self) -> None:
+        """Leave the group, unless the user's program has made it."""
+        if self._joined and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _exchanged(self, message: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+        """Return the bytes of every process; all messages have the same length."""
+        own = torch.from_numpy(message.copy())
+        received = torch.empty((self.size, own.numel()), dtype=torch.uint8)
+        dist.all_gather(list(received.unbind()), own, group=self._host)
+        return list(received.numpy())

@@ -1,0 +1,118 @@
+"""Joining the processes that train together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from drrho_clip.errors import AgreedError, BadInput
+from drrho_clip.processes.fingerprint import facts_of_program, require_equal
+from drrho_clip.processes.judge import RANK_TIMEOUT, Limits
+from drrho_clip.processes.one import OneProcess
+from drrho_clip.processes.place import Place, host_of_first, place_of_launcher
+from drrho_clip.processes.protocol import Group, Processes
+from drrho_clip.processes.watch import Watch
+from drrho_clip.processes.watched import WatchedProcesses
+from drrho_clip.terminal.printing import silence
+from drrho_core.backend import Backend, backend_names
+
+__all__ = ["check_batch_size", "open_processes", "opened_processes"]
+
+
+def open_processes(
+    backend: Backend,
+    place: Place | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    rank_timeout: float = RANK_TIMEOUT,
+) -> Processes:
+    """Join the processes that train together, and begin to watch them.
+
+    Parameters
+    ----------
+    backend : Backend
+        The library that runs the training.
+    place : Place, optional
+        Where this process stands; by default `place_of_launcher` says it.
+    facts : mapping, optional
+        What must be the same on all processes, such as the settings; see `require_equal`.
+    rank_timeout : float
+        Seconds without progress after which a process counts as hanging.
+
+    Returns
+    -------
+    Processes
+        The group; `OneProcess` if this process is alone.
+
+    Raises
+    ------
+    BadInput
+        If there are several processes and the backend cannot train with them, or if the group cannot be joined.
+    """
+    place = place_of_launcher() if place is None else place
+    if place is None or place.size == 1:
+        return OneProcess(backend)
+    if place.rank > 0:
+        silence()
+    join: Any = getattr(backend, "processes", None)
+    if join is None:
+        raise BadInput(
+            f"backend must be one of {', '.join(_backends_with_processes())} for several processes, got "
+            f"{backend.name!r}, started as {place.size} processes"
+        )
+    group: Group = join(place)
+    watch = Watch(group, host=host_of_first(place), limits=Limits(hang=rank_timeout))
+    processes = WatchedProcesses(group, watch)
+    try:
+        # Processes of other versions would exchange other values, so this comes first.
+        own = facts_of_program(("drrho_core", "drrho_clip", type(backend).__module__.partition(".")[0]))
+        require_equal(processes, {**own, **(facts or {})})
+    except BaseException as error:
+        processes.failed(error)
+        raise
+    return processes
+
+
+@contextlib.contextmanager
+def opened_processes(
+    backend: Backend,
+    place: Place | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    rank_timeout: float = RANK_TIMEOUT,
+) -> Iterator[Processes]:
+    """Join the processes that train together, and leave them at the end; see `open_processes`.
+
+    If there are several processes, an error in one of them ends all of them; see `drrho_clip.processes.watch`.
+    """
+    processes = open_processes(backend, place, facts=facts, rank_timeout=rank_timeout)
+    try:
+        yield processes
+        processes.close()
+    except BaseException as error:
+        processes.failed(error)
+        raise
+
+
+def check_batch_size(batch_size: int, processes: Processes) -> None:
+    """Raise AgreedError unless every process gets equally many pairs of a batch."""
+    if batch_size % processes.size:
+        raise AgreedError(
+            f"batch_size must be a multiple of the number of processes ({processes.size}), got {batch_size}"
+        )
+
+
+def _backends_with_processes() -> list[str]:
+    """Return the names of the installed backends that can train with several processes."""
+    from importlib.metadata import entry_points
+
+    from drrho_core.backend import GROUP
+
+    names = []
+    for point in entry_points(group=GROUP):
+        # A backend whose library is missing cannot be imported.
+        with contextlib.suppress(ImportError):
+            if hasattr(point.load(), "processes"):
+                names.append(point.name)
+    return sorted(names) or backend_names()

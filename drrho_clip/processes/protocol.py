@@ -1,0 +1,85 @@
+"""The interface of the processes that train one model together; a backend implements it for an array library."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from drrho_core import Ranks
+from drrho_core.backend import Function
+from drrho_core.checks import Array
+
+__all__ = ["Group", "Processes"]
+
+
+class Group(Protocol):
+    """W processes that train one model together, as the backend of an array library connects them.
+
+    Every process calls every method at the same time, except `compile`. The arrays of the training step stay in the
+    array library; all other values pass through the memory of the host.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process.
+    size : int
+        W, the number of processes.
+    is_first : bool
+        True for process 0, the only one that writes files and prints.
+    ranks : Ranks or None
+        The operations with which the step exchanges arrays; None for one process. They may hold inside of the compiled
+        step only.
+    """
+
+    rank: int
+    size: int
+    is_first: bool
+    ranks: Ranks | None
+
+    def gather(self, value: Any, /) -> list[Any]:
+        """Return the value of every process, in the order of the ranks; a value is small, and JSON can hold it."""
+        ...
+
+    def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
+        """Return the NumPy array of every process; the arrays may differ in shape and dtype."""
+        ...
+
+    def all_rows(self, arrays: tuple[Array, ...], /) -> tuple[Array, ...]:
+        """Return the rows of all processes, (W b, ...), of arrays (b, ...) that the compiled step has returned.
+
+        The rows stand in the order of the ranks. The results are arrays of the backend, the same on all processes.
+        """
+        ...
+
+    def compile(self, step: Function, /) -> Function:
+        """Return the compiled training step.
+
+        `drrho_clip.step` says which arguments and results of the step hold the own rows, and which hold the same
+        numbers on all processes.
+        """
+        ...
+
+    def barrier(self) -> None:
+        """Wait until every process has called this method."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group of processes; no other method can be called after that."""
+        ...
+
+
+class Processes(Group, Protocol):
+    """A group of processes as the harness sees them: if one fails, all of them stop."""
+
+    def alive(self) -> None:
+        """Say that this process gets on with work of its own, such as reading data; other processes may wait."""
+        ...
+
+    def saved(self, step: int, /) -> None:
+        """Say that the checkpoint of a step is on the disk, from which a new start of the run can continue."""
+        ...
+
+    def failed(self, error: BaseException, /) -> None:
+        """Tell all processes about an error of this process; if there are several processes, all of them end."""
+        ...
