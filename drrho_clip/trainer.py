@@ -425,6 +425,7 @@ class Trainer:
             raise self._diverged(self.done)
         written_by_first(self.processes, functools.partial(self._write_checkpoint, arrays))
         self._saved = self.done
+        self.processes.saved(self.done)
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         together(self.processes, functools.partial(self._kept.write, part(arrays, "parameters")))
 
@@ -475,6 +476,7 @@ class Trainer:
         """
         together(self.processes, self._restore)
         written_by_first(self.processes, lambda: self.run.drop_log_after(self.done))
+        self.processes.saved(self.done)
 
     def _restore(self) -> None:
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")

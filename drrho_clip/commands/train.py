@@ -105,6 +105,7 @@ class Train:
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
+        from drrho_clip.processes.facts import facts_of_settings
         from drrho_clip.processes.opening import check_batch_size, opened_processes
         from drrho_clip.processes.together import together, written_by_first
         from drrho_clip.run.resume import is_over
@@ -117,7 +118,8 @@ class Train:
         place = place_among(self.coordinator, self.processes, self.process)
         config, backend = self._resumed() if self.resume else self._chosen()
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
-        with opened_processes(backend, place, ends_process=True) as processes:
+        facts, timeout = facts_of_settings(config, resume=self.resume), config.rank_timeout
+        with opened_processes(backend, place, facts=facts, rank_timeout=timeout) as processes:
             together(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
             splits = None
             if not self.resume:
