@@ -121,6 +121,8 @@ def train(
         quiet = quiet or not processes.is_first
         if resume:
             return _resume(folder, config, backend, splits, processes, quiet=quiet, stop_after=stop_after)
+        # The check tries to write, so processes that make it at the same time would disturb each other.
+        of_first(processes, partial(refuse_existing, folder))
         begun = together(processes, partial(_begun, folder, config, backend, splits, allow_unfinished=allow_unfinished))
         return _start(begun, backend, processes, quiet=quiet, stop_after=stop_after)
 
@@ -144,7 +146,6 @@ def _begun(
     folder: Path, config: TrainConfig, backend: Backend, splits: DataSplits | None, *, allow_unfinished: bool
 ) -> Begun:
     """Check the settings, and read the data and the files that they name; nothing is written."""
-    refuse_existing(folder)
     check_used(config)
     check_other_runs(config, allow_unfinished=allow_unfinished)
     check_model(config, backend)

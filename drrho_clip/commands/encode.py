@@ -94,10 +94,10 @@ class Encode:
         from drrho_clip.encoders import check_model_name, is_run
         from drrho_clip.files.outputs import check_folder
         from drrho_clip.processes.opening import opened_processes
+        from drrho_clip.processes.together import of_first
         from drrho_clip.run.resume import open_finished_run
 
         check_model_name(self.model, "model")
-        check_folder(self.out, "out")
         run = None
         if is_run(self.model):
             run = open_finished_run(self.model, "model", allow_unfinished=self.allow_unfinished)
@@ -105,6 +105,7 @@ class Encode:
         backend = build_backend(self.backend or own[0], self.device, own[1])
         place = place_among(self.coordinator, self.processes, self.process)
         with opened_processes(backend, place) as processes:
+            of_first(processes, partial(check_folder, self.out, "out"))
             self._encode(backend, run, processes)
         return 0
 

@@ -118,6 +118,7 @@ class Evaluate:
     def run(self) -> int:
         """Evaluate, then print the table."""
         from drrho_clip.processes.opening import opened_processes
+        from drrho_clip.processes.together import of_first
 
         if self.queries is not None and self.gallery != "all":
             raise BadInput(f"queries must be left out without --gallery all, got {self.queries}")
@@ -129,10 +130,10 @@ class Evaluate:
             allow_unfinished=self.allow_unfinished,
             max_unreadable=self.max_unreadable,
         )
-        check_new_file("json", self.json, self.data or model.config.data)
         prompts = self._prompts()
         place = place_among(self.coordinator, self.processes, self.process)
         with opened_processes(model.backend, place) as processes:
+            of_first(processes, partial(check_new_file, "json", self.json, self.data or model.config.data))
             self._measure(model, prompts, processes)
         return 0
 

@@ -107,7 +107,8 @@ class Train:
         """Train, then print the table; or print the plan of a dry run."""
         from drrho_clip.processes.facts import facts_of_settings
         from drrho_clip.processes.opening import check_batch_size, opened_processes
-        from drrho_clip.processes.together import together, written_by_first
+        from drrho_clip.processes.together import of_first, together, written_by_first
+        from drrho_clip.run import refuse_existing
         from drrho_clip.run.resume import is_over
         from drrho_clip.train import train
 
@@ -120,9 +121,11 @@ class Train:
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
         facts, timeout = facts_of_settings(config, resume=self.resume), config.rank_timeout
         with opened_processes(backend, place, facts=facts, rank_timeout=timeout) as processes:
-            together(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
+            of_first(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
             splits = None
             if not self.resume:
+                # All other checks come before the data are read, because reading the data may take long.
+                of_first(processes, partial(refuse_existing, self.out))
                 config, splits = together(processes, partial(self._opened, config, backend))
             check_batch_size(config.batch_size, processes)
             over = self.resume and together(processes, partial(is_over, self.out, config))
@@ -145,6 +148,7 @@ class Train:
         """Print what the run would do."""
         from drrho_clip.data.splits import open_splits
         from drrho_clip.plan import plan_of_size, plan_run, print_plan
+        from drrho_clip.run import refuse_existing
         from drrho_clip.train import check_other_runs
 
         for name in ("resume", "json"):
@@ -157,6 +161,7 @@ class Train:
             print_plan(plan_of_size(config, backend, options), device=backend.device)
             return 0
         config, backend = self._chosen()
+        refuse_existing(self.out)
         config, splits = self._opened(config, backend)
         check_other_runs(config, allow_unfinished=self.allow_unfinished)
         splits = open_splits(config) if splits is None else splits
@@ -194,10 +199,6 @@ class Train:
 
     def _chosen(self) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a new run, before defaults that depend on data and backend are known."""
-        from drrho_clip.run import refuse_existing
-
-        # All other checks come before the data are read, because reading the data may take long.
-        refuse_existing(self.out)
         if "data" not in self.named:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))
