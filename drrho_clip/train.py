@@ -121,8 +121,7 @@ def train(
         quiet = quiet or not processes.is_first
         if resume:
             return _resume(folder, config, backend, splits, processes, quiet=quiet, stop_after=stop_after)
-        # The check tries to write, so processes that make it at the same time would disturb each other.
-        of_first(processes, partial(refuse_existing, folder))
+        written_by_first(processes, partial(refuse_existing, folder))
         begun = together(processes, partial(_begun, folder, config, backend, splits, allow_unfinished=allow_unfinished))
         return _start(begun, backend, processes, quiet=quiet, stop_after=stop_after)
 

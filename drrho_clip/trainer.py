@@ -301,6 +301,8 @@ class Trainer:
 
     def _inputs(self, batch: HostBatch) -> StepBatch:
         """Return all that the next step reads besides the state, on the device."""
+        # Two processes with one sample would train without an error, but not on this batch.
+        batch.check_rows(self.processes.rank, self.processes.size)
         schedules = schedules_at(
             self.run.config, self.done, steps_per_epoch=self.steps_per_epoch, first_epoch=self.first_epoch
         )

@@ -107,7 +107,7 @@ class Train:
         """Train, then print the table; or print the plan of a dry run."""
         from drrho_clip.processes.facts import facts_of_settings
         from drrho_clip.processes.opening import check_batch_size, opened_processes
-        from drrho_clip.processes.together import of_first, together, written_by_first
+        from drrho_clip.processes.together import together, written_by_first
         from drrho_clip.run import refuse_existing
         from drrho_clip.run.resume import is_over
         from drrho_clip.train import train
@@ -121,11 +121,11 @@ class Train:
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
         facts, timeout = facts_of_settings(config, resume=self.resume), config.rank_timeout
         with opened_processes(backend, place, facts=facts, rank_timeout=timeout) as processes:
-            of_first(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
+            if not self.resume:
+                written_by_first(processes, partial(refuse_existing, self.out))
+            written_by_first(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
             splits = None
             if not self.resume:
-                # All other checks come before the data are read, because reading the data may take long.
-                of_first(processes, partial(refuse_existing, self.out))
                 config, splits = together(processes, partial(self._opened, config, backend))
             check_batch_size(config.batch_size, processes)
             over = self.resume and together(processes, partial(is_over, self.out, config))
@@ -154,6 +154,7 @@ class Train:
         for name in ("resume", "json"):
             if getattr(self, name):
                 raise BadInput(f"{name} must be left out with dry_run, got {getattr(self, name)}")
+        refuse_existing(self.out)
         options = PlanOptions.of(self.planned)
         if options.num_pairs is not None:
             config, backend = self._imagined(options.num_pairs)
@@ -161,7 +162,6 @@ class Train:
             print_plan(plan_of_size(config, backend, options), device=backend.device)
             return 0
         config, backend = self._chosen()
-        refuse_existing(self.out)
         config, splits = self._opened(config, backend)
         check_other_runs(config, allow_unfinished=self.allow_unfinished)
         splits = open_splits(config) if splits is None else splits
@@ -172,9 +172,7 @@ class Train:
     def _imagined(self, num_pairs: int) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a run whose data do not exist yet."""
         from drrho_clip.exchange.chosen_model import check_model
-        from drrho_clip.run import refuse_existing
 
-        refuse_existing(self.out)
         if "data" in self.named:
             raise BadInput(f"data must be left out with num_pairs, got {self.named['data']}")
         # The settings need the name of a table; the plan does not print the name.
@@ -199,6 +197,10 @@ class Train:
 
     def _chosen(self) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a new run, before defaults that depend on data and backend are known."""
+        from drrho_clip.run import refuse_run
+
+        # All other checks come before the data are read, because reading the data may take long.
+        refuse_run(self.out)
         if "data" not in self.named:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))

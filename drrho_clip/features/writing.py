@@ -21,7 +21,6 @@ from drrho_clip.files.disk import naming
 from drrho_clip.files.json_files import parse_json
 from drrho_clip.files.lock import LOCK, only_process
 from drrho_clip.files.outputs import check_folder
-from drrho_clip.processes.encoding import shared_encoder
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.processes.together import of_first, told_by_all
 from drrho_clip.terminal.safe_text import brief
@@ -82,6 +81,9 @@ def encode_pairs(
     """
     if dtype not in DTYPES:
         raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {brief(dtype)}")
+    # The module of shared encoding imports the package of the encoders, which imports this package.
+    from drrho_clip.processes.encoding import shared_encoder
+
     folder = Path(folder)
 
     def begun(stack: contextlib.ExitStack) -> _Begun:
