@@ -116,9 +116,7 @@ class Trainer:
             return BatchSource(dataset, run.tokenizer, **reading, **of_training)
 
         self.source = source(splits.train, num_workers=config.workers, augmentation=augmentation_of(config))
-        if guidance is None:
-            guidance = together(self.processes, lambda: open_guidance(run, backend, splits))
-        self.guidance = guidance
+        self.guidance = open_guidance(run, backend, splits, self.processes) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
@@ -303,6 +301,8 @@ class Trainer:
 
     def _inputs(self, batch: HostBatch) -> StepBatch:
         """Return all that the next step reads besides the state, on the device."""
+        # Two processes with one sample would train without an error, but not on this batch.
+        batch.check_rows(self.processes.rank, self.processes.size)
         schedules = schedules_at(
             self.run.config, self.done, steps_per_epoch=self.steps_per_epoch, first_epoch=self.first_epoch
         )
@@ -427,6 +427,7 @@ class Trainer:
             raise self._diverged(self.done)
         written_by_first(self.processes, functools.partial(self._write_checkpoint, arrays))
         self._saved = self.done
+        self.processes.saved(self.done)
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         together(self.processes, functools.partial(self._kept.write, part(arrays, "parameters")))
 
@@ -477,6 +478,7 @@ class Trainer:
         """
         together(self.processes, self._restore)
         written_by_first(self.processes, lambda: self.run.drop_log_after(self.done))
+        self.processes.saved(self.done)
 
     def _restore(self) -> None:
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")

@@ -59,3 +59,12 @@ class OneProcess:
 
     def close(self) -> None:
         """Do nothing."""
+
+    def alive(self) -> None:
+        """Do nothing, because nobody waits."""
+
+    def saved(self, step: int, /) -> None:
+        """Do nothing."""
+
+    def failed(self, error: BaseException, /) -> None:
+        """Do nothing, because the caller raises the error."""

@@ -10,11 +10,11 @@ from drrho_core import Ranks
 from drrho_core.backend import Function
 from drrho_core.checks import Array
 
-__all__ = ["Processes"]
+__all__ = ["Group", "Processes"]
 
 
-class Processes(Protocol):
-    """W processes that train one model together.
+class Group(Protocol):
+    """W processes that train one model together, as the backend of an array library connects them.
 
     Every process calls every method at the same time, except `compile`. The arrays of the training step stay in the
     array library; all other values pass through the memory of the host.
@@ -45,7 +45,7 @@ class Processes(Protocol):
         ...
 
     def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
-        """Return the NumPy array of every process; the arrays have one dtype and differ in the first axis at most."""
+        """Return the NumPy array of every process; the arrays may differ in shape and dtype."""
         ...
 
     def all_rows(self, arrays: tuple[Array, ...], /) -> tuple[Array, ...]:
@@ -69,4 +69,20 @@ class Processes(Protocol):
 
     def close(self) -> None:
         """Leave the group of processes; no other method can be called after that."""
+        ...
+
+
+class Processes(Group, Protocol):
+    """A group of processes as the harness sees them: if one fails, all of them stop."""
+
+    def alive(self) -> None:
+        """Say that this process gets on with work of its own, such as reading data; other processes may wait."""
+        ...
+
+    def saved(self, step: int, /) -> None:
+        """Say that the checkpoint of a step is on the disk, from which a new start of the run can continue."""
+        ...
+
+    def failed(self, error: BaseException, /) -> None:
+        """Tell all processes about an error of this process; if there are several processes, all of them end."""
         ...

@@ -24,7 +24,7 @@ __all__ = [
     "require_same",
 ]
 
-MAY_DIFFER: Final = ("max_unreadable", "workers", "tensorboard", "wandb", "keep_last")
+MAY_DIFFER: Final = ("max_unreadable", "workers", "tensorboard", "wandb", "keep_last", "rank_timeout")
 """Settings that may differ when a run is resumed, because they change neither the batches nor the results."""
 
 
