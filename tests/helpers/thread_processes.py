@@ -24,7 +24,7 @@ class ThreadProcesses:
     def __init__(self, ranks: Any) -> None:
         self.ranks: Ranks | None = ranks
         self.rank, self.size = int(ranks.rank), int(ranks.size)
-        self.is_first = self.rank == 0
+        self.is_first, self.num_devices = self.rank == 0, self.size
         self._gather = ranks.all_gather
 
     @classmethod
