@@ -120,7 +120,7 @@ def measure(num_ranks: int, sizes: Sizes, rounds: int) -> dict[str, Any]:
         dist.barrier()
         found[form] = {
             "received": messenger.total,
-            "calls": sum(messenger.calls.values()),
+            "exchanges": sum(messenger.calls.values()),
             "loopback": loopback() - before,
         }
     return found

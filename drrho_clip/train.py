@@ -121,6 +121,7 @@ def train(
         quiet = quiet or not processes.is_first
         if resume:
             return _resume(folder, config, backend, splits, processes, quiet=quiet, stop_after=stop_after)
+        written_by_first(processes, partial(refuse_existing, folder))
         begun = together(processes, partial(_begun, folder, config, backend, splits, allow_unfinished=allow_unfinished))
         return _start(begun, backend, processes, quiet=quiet, stop_after=stop_after)
 
@@ -144,7 +145,6 @@ def _begun(
     folder: Path, config: TrainConfig, backend: Backend, splits: DataSplits | None, *, allow_unfinished: bool
 ) -> Begun:
     """Check the settings, and read the data and the files that they name; nothing is written."""
-    refuse_existing(folder)
     check_used(config)
     check_other_runs(config, allow_unfinished=allow_unfinished)
     check_model(config, backend)
