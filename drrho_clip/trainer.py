@@ -425,7 +425,8 @@ class Trainer:
         }
         if not all_finite(arrays.values()):
             raise self._diverged(self.done)
-        written_by_first(self.processes, functools.partial(self._write_checkpoint, arrays))
+        write = functools.partial(self._write_checkpoint, arrays)
+        written_by_first(self.processes, write, "writing a checkpoint")
         self._saved = self.done
         self.processes.saved(self.done)
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.

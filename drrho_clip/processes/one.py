@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy.typing as npt
@@ -61,6 +62,10 @@ class OneProcess:
 
     def alive(self) -> None:
         """Do nothing, because nobody waits."""
+
+    def alone(self, work: str, /) -> AbstractContextManager[None]:  # noqa: ARG002 (nobody else works)
+        """Return a context that does nothing."""
+        return nullcontext()
 
     def saved(self, step: int, /) -> None:
         """Do nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -74,6 +75,10 @@ class Processes(Group, Protocol):
 
     def alive(self) -> None:
         """Say that this process gets on with work of its own, such as reading data; other processes may wait."""
+        ...
+
+    def alone(self, work: str, /) -> AbstractContextManager[None]:
+        """Return a context for work that only this process does, such as "writing a checkpoint"; the others wait."""
         ...
 
     def saved(self, step: int, /) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import numpy.typing as npt
@@ -73,6 +74,10 @@ class WatchedProcesses:
     def alive(self) -> None:
         """Say that this process gets on with work of its own."""
         self._watch.alive()
+
+    def alone(self, work: str) -> AbstractContextManager[None]:
+        """Return a context for work that only this process does."""
+        return self._watch.alone(work)
 
     def saved(self, step: int) -> None:
         """Say that the checkpoint of a step is on the disk."""

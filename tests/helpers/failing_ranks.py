@@ -125,11 +125,11 @@ def prepare_failure(case: str, folder: Path, arguments: list[str]) -> list[str]:
             at_step(lambda: os.kill(os.getpid(), signal.SIGINT))
         case "disk":
             # The first checkpoints can still be written.
-            def save(self: Any, *_: Any) -> None:
-                if self.done >= STEP:
+            def save(path: Path, kind: str, arrays: Any, progress: Mapping[str, Any]) -> None:
+                if progress["step"] >= STEP:
                     full()
 
-            before(trainer.Trainer, "save", save)
+            before(trainer, "save_arrays", save)
         case "repeated":
 
             def take(self: Any, batch: Any, **_: Any) -> tuple[Any, Any] | None:
@@ -192,7 +192,11 @@ def launch(size: int, launcher: str, command: Sequence[str], folder: Path, *, ti
         codes = [process.wait() for process in processes]
     failed_at = folder / "failed-at"
     seconds = ended - float(failed_at.read_text()) if failed_at.exists() else None
-    lines = [line for line in (folder / "errors").read_text().splitlines() if line.startswith(("drrho: ", "TypeError"))]
+    lines = [
+        line
+        for line in (folder / "errors").read_text().splitlines()
+        if line.startswith(("drrho: ", "TypeError", "ValueError"))
+    ]
     return Result(seconds, codes, lines)
 
 
@@ -243,11 +247,27 @@ def train_command(folder: Path, case: str | None, *, out: Path, resume: bool = F
     return [str(Path(__file__)), case, str(folder), *words]
 
 
+def prepare(folder: Path, size: int, launcher: str) -> None:
+    """Write the data, and train the run that nothing interrupts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_two_colours(folder / "data", 60, swapped_fraction=0.1)
+    shutil.rmtree(folder / "whole", ignore_errors=True)
+    whole = launch(size, launcher, train_command(folder, None, out=folder / "whole"), folder)
+    if any(whole.codes):
+        raise RuntimeError(f"the run without failures failed: {(folder / 'errors').read_text()}")
+
+
+def fail(folder: Path, case: str, size: int, launcher: str) -> Result:
+    """Start a run anew, in which a rank fails as the case says."""
+    out = folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    return launch(size, launcher, train_command(folder, case, out=out), folder)
+
+
 def measure(folder: Path, case: str, size: int, launcher: str) -> tuple[Result, str]:
     """Let a case fail, resume the run, and return the result with words about the resumed run."""
     out, whole = folder / "run", folder / "whole"
-    shutil.rmtree(out, ignore_errors=True)
-    result = launch(size, launcher, train_command(folder, case, out=out), folder)
+    result = fail(folder, case, size, launcher)
     if not out.exists():
         return result, "nothing was written"
     resumed = launch(size, launcher, train_command(folder, None, out=out, resume=True), folder)
@@ -258,12 +278,7 @@ def measure(folder: Path, case: str, size: int, launcher: str) -> tuple[Result, 
 
 def print_table(folder: Path, size: int, launcher: str, cases: Sequence[str]) -> None:
     """Measure the cases, and print a line of the table for each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_two_colours(folder / "data", 60, swapped_fraction=0.1)
-    shutil.rmtree(folder / "whole", ignore_errors=True)
-    whole = launch(size, launcher, train_command(folder, None, out=folder / "whole"), folder)
-    if any(whole.codes):
-        raise SystemExit(f"the run without failures failed: {(folder / 'errors').read_text()}")
+    prepare(folder, size, launcher)
     print("| case | seconds | exit codes | lines | resumed |\n|---|---|---|---|---|")
     for case in cases:
         result, resumed = measure(folder, case, size, launcher)
