@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drrho_clip.commands.common import (
     allow_unfinished_option,
@@ -52,6 +52,8 @@ class Encode:
       drrho encode --model runs/reference --data pairs.csv --out caches/reference --dtype float16
       drrho train --data pairs.csv --method drrho --reference caches/clip --out runs/steered
     """
+
+    takes_processes: ClassVar[bool] = True
 
     model: str = setting(
         rule=TEXT,

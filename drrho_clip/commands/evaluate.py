@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drrho_clip.commands.common import (
     allow_unfinished_option,
@@ -55,6 +55,8 @@ class Evaluate:
       drrho evaluate hf:clip --data other.csv --probe
       drrho evaluate runs/steered --data other.csv --classes classes.txt --templates templates.txt
     """
+
+    takes_processes: ClassVar[bool] = True
 
     model: str = setting(rule=TEXT, metavar="RUN|MODEL", positional=True, help=MODEL_HELP)
     data: str | None = setting(

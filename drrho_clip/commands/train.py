@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.commands.place import coordinator_option, place_among, process_option, processes_option
@@ -50,6 +50,8 @@ class Train:
       drrho train --config run.yaml --out runs/steered --dry-run
       drrho train --config run.yaml --out runs/steered --dry-run --world-size 8 --bandwidth 25
     """
+
+    takes_processes: ClassVar[bool] = True
 
     out: Path = setting(rule=PATH, help="Folder of the run; a folder that holds a run is refused without --resume.")
     resume: bool = setting(

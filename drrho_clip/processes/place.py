@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from drrho_clip.errors import BadInput
 
-__all__ = ["Place", "host_of_first", "place_of_launcher"]
+__all__ = ["Place", "host_of_first", "place_of_launcher", "processes_of_machine"]
 
 # The variables with which launchers of several processes describe each process.
 _NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -69,6 +69,19 @@ def place_of_launcher(variables: Mapping[str, str] | None = None) -> Place | Non
     if not (0 <= rank < size and local_rank <= rank):
         raise BadInput(f"RANK must be below WORLD_SIZE and not below LOCAL_RANK, got {numbers}")
     return Place(rank, size, local_rank)
+
+
+def processes_of_machine(variables: Mapping[str, str] | None = None) -> int:
+    """Return how many processes the launcher has started on this machine, as far as the launcher tells it.
+
+    Examples
+    --------
+    >>> processes_of_machine({"LOCAL_WORLD_SIZE": "4"}), processes_of_machine({})
+    (4, 1)
+    """
+    variables = os.environ if variables is None else variables
+    word = variables.get("LOCAL_WORLD_SIZE", "1")
+    return int(word) if word.isdecimal() else 1
 
 
 def host_of_first(place: Place, variables: Mapping[str, str] | None = None) -> str:

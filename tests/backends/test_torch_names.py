@@ -13,21 +13,16 @@ import pytest
 SINCE = {
     "torch.distributed": {
         "GroupMember": (1, 8),
-        "P2POp": (1, 8),
         "ProcessGroup": (1, 8),
         "all_gather_into_tensor": (1, 13),
         "all_reduce": (1, 8),
         "all_to_all_single": (1, 8),
-        "batch_isend_irecv": (1, 8),
         "get_backend": (1, 8),
-        "get_global_rank": (1, 13),
         "get_rank": (1, 8),
         "get_world_size": (1, 8),
-        "irecv": (1, 8),
         "is_available": (1, 8),
         "is_initialized": (1, 8),
         "is_torchelastic_launched": (1, 10),
-        "isend": (1, 8),
         "reduce_scatter_tensor": (1, 13),
     },
     "torch.distributed.device_mesh": {"DeviceMesh": (2, 2)},
@@ -68,7 +63,7 @@ def test_the_names_for_several_processes_are_older_than_the_oldest_torch() -> No
     used = set().union(*(names_of(folder / file) for file in FILES))
     known = {name: version for names in SINCE.values() for name, version in names.items()}
     assert {"all_reduce", "custom_op", "DTensor"} <= used  # the search finds all three kinds of uses
-    assert used - NEWER == set(known)
+    assert used - NEWER <= set(known), "a name without the version of torch in which it appeared"
     (extra,) = tomllib.loads((folder.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "optional-dependencies"
     ]["torch"]

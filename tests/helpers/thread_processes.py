@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,3 +72,13 @@ class ThreadProcesses:
 
     def close(self) -> None:
         """Do nothing."""
+
+    def alone(self, work: str, /) -> AbstractContextManager[None]:  # noqa: ARG002 (no watch counts the others' waiting)
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def saved(self, step: int, /) -> None:
+        """Do nothing."""
+
+    def failed(self, error: BaseException, /) -> None:
+        """Do nothing, because the thread raises the error."""
