@@ -118,13 +118,15 @@ def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
     """
     if is_compiling(xp):  # torch.compile fuses the core's passes by itself, and cannot trace the code below
         return None
-    mode = _mode()
+    mode = _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto"
+    if mode not in MODES:
+        _check_mode("DRRHO_FUSED", mode)
     if mode == "never":
         return None
     kernels = extend.load_sweeps(library(xp))
     reason = kernels if isinstance(kernels, str) else kernels.declines(batch, mode)
-    if reason is not None:
-        _refuse(mode, reason)
+    if reason is not None and mode == "always":
+        raise _refusal(reason)
     return None if reason is not None or isinstance(kernels, str) else kernels
 
 
@@ -144,8 +146,8 @@ def block_kernels(xp: Namespace) -> str:
 
 def refuse_kernels(reason: str, xp: Namespace | None) -> None:
     """Raise a ValueError if the mode is ``"always"`` and no kernels compute the blocks of a batch that ranks share."""
-    if not is_compiling(xp) and (xp is None or _block_kernels(xp) is None):
-        _refuse(_mode(), reason)
+    if not is_compiling(xp) and _mode() == "always" and (xp is None or _block_kernels(xp) is None):
+        raise _refusal(reason)
 
 
 def _block_kernels(xp: Namespace) -> BlockSweeps | None:
@@ -158,13 +160,11 @@ def _block_kernels(xp: Namespace) -> BlockSweeps | None:
 
 def _mode() -> str:
     """Return the mode of `fused_kernels` that holds here."""
-    mode = _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto"
-    return mode if mode in MODES else _check_mode("DRRHO_FUSED", mode)
+    return _check_mode("DRRHO_FUSED", _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto")
 
 
-def _refuse(mode: str, reason: str) -> None:
-    if mode == "always":
-        raise ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
+def _refusal(reason: str) -> ValueError:
+    return ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
 
 
 def _check_mode(name: str, mode: object) -> str:
