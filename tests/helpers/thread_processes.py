@@ -64,6 +64,10 @@ class ThreadProcesses:
     def alive(self) -> None:
         """Do nothing, because nobody watches."""
 
+    def alone(self, work: str, /) -> AbstractContextManager[None]:
+        """Return a context that does nothing, because nobody watches."""
+        return nullcontext()
+
     def saved(self, step: int, /) -> None:
         """Do nothing, because nobody watches."""
 
@@ -72,13 +76,3 @@ class ThreadProcesses:
 
     def close(self) -> None:
         """Do nothing."""
-
-    def alone(self, work: str, /) -> AbstractContextManager[None]:
-        """Return a context that does nothing."""
-        return nullcontext()
-
-    def saved(self, step: int, /) -> None:
-        """Do nothing."""
-
-    def failed(self, error: BaseException, /) -> None:
-        """Do nothing, because the thread raises the error."""
