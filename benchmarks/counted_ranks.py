@@ -80,3 +80,52 @@ class CountedRanks:
         self.received[operation] += num_bytes * received_share(operation, self.size)  # type: ignore[assignment]
         result: Arrays = getattr(self._ranks, operation)(arrays)
         return result
+
+
+class StandIn:
+    """One rank of W whose messages never leave the process: the other ranks seem to hold the same numbers.
+
+    A step with these ranks takes the time of a rank's own work. The rows of matrices that are gathered are permuted, so
+    that the texts of other ranks are not those of the own pairs.
+
+    Parameters
+    ----------
+    size : int
+        Number of ranks W.
+    xp : namespace
+        The namespace of the arrays.
+    """
+
+    rank = 0
+
+    def __init__(self, size: int, xp: Any) -> None:
+        self.size, self._xp = size, xp
+
+    def all_gather(self, arrays: Arrays, /) -> Arrays:
+        """Return the own arrays W times."""
+        xp = self._xp
+        return tuple(
+            xp.stack([x if x.ndim < 2 else xp.roll(x, rank, axis=0) for rank in range(self.size)]) for x in arrays
+        )
+
+    def all_sum(self, arrays: Arrays, /) -> Arrays:
+        """Return copies."""
+        return tuple(self._xp.asarray(x, copy=True) for x in arrays)
+
+    def all_to_all(self, arrays: Arrays, /) -> Arrays:
+        """Return copies."""
+        return self.all_sum(arrays)
+
+    def reduce_scatter(self, arrays: Arrays, /) -> Arrays:
+        """Return the sums of the parts."""
+        return tuple(self._xp.sum(x, axis=0, dtype=x.dtype) for x in arrays)
+
+    def shift(self, arrays: Arrays, /) -> Arrays:
+        """Return the own arrays with their rows permuted, so that the next block is another one."""
+        return tuple(self._xp.roll(x, 1, axis=0) for x in arrays)
+
+    def repeat(self, count: int, body: Callable[[Any, Arrays], Arrays], carry: Arrays, /) -> Arrays:
+        """Apply ``carry = body(k, carry)`` for k = 1, ..., count."""
+        for k in range(1, count + 1):
+            carry = body(k, carry)
+        return carry

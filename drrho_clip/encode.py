@@ -211,10 +211,10 @@ class Encoder:
         return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
 
     def batches_of(
-        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256, rows: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield image features and text features of the pairs from `first_row` on, in row order."""
-        rows = np.arange(first_row, len(dataset), dtype=np.int64)
+        """Yield image features and text features of the pairs from `first_row` on, or of `rows` in their order."""
+        rows = np.arange(first_row, len(dataset), dtype=np.int64) if rows is None else rows
         yield from map(self._features, self._source(dataset).in_order(batch_size, rows=rows))
 
     def batches(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from drrho_clip.data import BatchSource, DataSplits
 from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder
 from drrho_clip.evaluate import evaluate
+from drrho_clip.processes.encoding import agreed_figures, features_of_rows, shared_encoder
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.reference import measure_shares
 from drrho_clip.reference.memorisation import serves_better
@@ -98,7 +100,8 @@ class EpochEnd:
             Number of epochs after which the run was last finished, if it has got more epochs since; else 0.
         """
         config = self._run.config
-        metrics = evaluate(encoder, self._splits.validation, zero_shot=False)
+        shared = shared_encoder(encoder, self._processes)
+        metrics = agreed_figures(evaluate(shared, self._splits.validation, zero_shot=False), self._processes)
         findings = Findings(lines=[{f"validation_{name}": value for name, value in metrics.items()}])
         r1 = metrics["retrieval_r1"]
         best: Mapping[str, Any] | None = kept.get("best")
@@ -130,7 +133,11 @@ class EpochEnd:
         `drrho_clip.reference.memorisation`.
         """
         shares = measure_shares(
-            encoder, self._train, self._validation, temperature=temperature, used_rows=self._used_rows
+            partial(features_of_rows, encoder, processes=self._processes),
+            self._train,
+            self._validation,
+            temperature=temperature,
+            used_rows=self._used_rows,
         )
         figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
         findings.lines.append(figures)

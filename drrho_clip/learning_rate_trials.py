@@ -23,6 +23,7 @@ from drrho_clip.data import DataSplits
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.disk import write_atomic
+from drrho_clip.processes.encoding import agreed_figures, shared_encoder
 from drrho_clip.processes.one import OneProcess
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.processes.together import of_first, together
@@ -96,8 +97,7 @@ def try_learning_rates(
             trial = replace(run, folder=Path(folder) / str(number), config=settings)
             together(group, partial(trial.folder.mkdir, parents=True, exist_ok=True))
             # Every trial uses the same pairs, so the reference model is asked only once.
-            if guidance is None:
-                guidance = together(group, partial(open_guidance, trial, backend, splits))
+            guidance = open_guidance(trial, backend, splits, group) if guidance is None else guidance
             build = partial(Trainer, trial, backend, splits, start=start, guidance=guidance, processes=group)
             with contextlib.closing(build()) as trainer:
                 steps = max(1, trainer.steps_per_epoch * run.config.epochs // _PART)
@@ -108,7 +108,8 @@ def try_learning_rates(
                     failure = error
                     trials.append(Trial(rate, 0.0, 0.0))
                     continue
-                figures = evaluate(trainer.encoder, splits.validation, zero_shot=False)
+                shared = shared_encoder(trainer.encoder, group)
+                figures = agreed_figures(evaluate(shared, splits.validation, zero_shot=False), group)
             trials.append(Trial(rate, figures["retrieval_r1"], figures["retrieval_r10"]))
         # The folder stays until no process reads it any more.
         group.barrier()

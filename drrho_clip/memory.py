@@ -27,8 +27,8 @@ With W ranks (processes that train together) b is the number of the own pairs, B
 as with one rank. The logits of the own images take 2 f b B w bytes in the form reduce, 2 f b b w in the form ring. The
 exchange takes P w bytes for the gradients in one message, and
 
-    reduce    (4 d + r) B w     features of all texts; their gradients as blocks, joined, and in the order of the ranks
-    ring      (5 d + 2 r) b w   texts and gradients of two ranks, and the gradients of a block
+    reduce    (2 d + r) B w     features of all texts, then their gradients, as blocks and joined
+    ring      (9 d + 6 r) b w   texts and gradients of the own rank and of another, in messages and beside them
 
 A method that selects first encodes a super-batch of c pairs without a gradient, which takes g numbers per pair for the
 widest layer. The super-batch stays in memory during the step of the chosen pairs.
@@ -160,9 +160,9 @@ def _exchanged(spec: ModelSpec, num_local: int, reference_dim: int, num_ranks: i
     if num_ranks == 1:
         return 0
     if form == "ring":
-        texts = (5 * spec.feature_dim + 2 * reference_dim) * num_local
+        texts = (9 * spec.feature_dim + 6 * reference_dim) * num_local
     else:
-        texts = (4 * spec.feature_dim + reference_dim) * num_local * num_ranks
+        texts = (2 * spec.feature_dim + reference_dim) * num_local * num_ranks
     return parameter_count(spec) + texts
 
 

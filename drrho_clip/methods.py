@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from drrho_clip.selection import select_joint, select_rho
-from drrho_clip.shared_rows import own_rows, rows_of_all
 from drrho_core import (
     ContrastiveStep,
     Ranks,
@@ -257,17 +256,15 @@ def _distilled(
     # With one temperature per sample the softmax over a batch has no temperature of its own; it keeps the start value.
     shared = not isinstance(temperature, tuple)
     assert batch.reference_features is not None
-    # Each process computes the distillation loss of the whole batch, from the features of all processes.
-    features = rows_of_all((image_features, text_features, *batch.reference_features), ranks, xp)
     teacher = distillation_loss(
-        *features,
+        image_features,
+        text_features,
+        *batch.reference_features,
         temperature=temperature if shared else config.temperature,
         reference_temperature=config.reference_temperature,
+        ranks=ranks,
+        form=config.form,
         xp=xp,
-    )
-    teacher = teacher._replace(
-        image_gradient=own_rows(teacher.image_gradient, ranks, xp),
-        text_gradient=own_rows(teacher.text_gradient, ranks, xp),
     )
     weight = config.distillation_weight
     total = weighted_sum((1.0, ContrastiveStep(*own[:-1])), (weight, teacher), xp=xp)

@@ -1,4 +1,4 @@
-"""Rows of a batch that several processes share, inside of the training step: gathered, chosen, and cut out again.
+"""Rows of a batch that several processes share, inside of the training step: gathered and chosen.
 
 Each of W processes holds b consecutive rows of a batch of W b rows. The functions read no values, so a compiler can
 trace them.
@@ -6,12 +6,10 @@ trace them.
 
 from __future__ import annotations
 
-from typing import Any
-
 from drrho_core import Ranks
 from drrho_core.checks import Array, Namespace
 
-__all__ = ["moved_rows", "own_rows", "rows_of_all"]
+__all__ = ["moved_rows", "rows_of_all"]
 
 
 def rows_of_all(arrays: tuple[Array, ...], ranks: Ranks | None, xp: Namespace) -> tuple[Array, ...]:
@@ -27,13 +25,6 @@ def rows_of_all(arrays: tuple[Array, ...], ranks: Ranks | None, xp: Namespace) -
         return arrays
     gathered = ranks.all_gather(arrays)
     return tuple(xp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for x in gathered)
-
-
-def own_rows(array: Any, ranks: Ranks | None, xp: Namespace) -> Any:
-    """Return the own rows (b, ...) of an array that has the rows of all processes, (W b, ...)."""
-    if ranks is None:
-        return array
-    return xp.reshape(array, (ranks.size, array.shape[0] // ranks.size, *array.shape[1:]))[ranks.rank, ...]
 
 
 def moved_rows(arrays: tuple[Array, ...], index: Array, ranks: Ranks | None, xp: Namespace) -> tuple[Array, ...]:

@@ -29,6 +29,7 @@ from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
 from drrho_clip.measure.held_out import check_held_out, save_known_images
 from drrho_clip.methods import METHODS
+from drrho_clip.processes.encoding import agreed_figures, shared_encoder
 from drrho_clip.processes.opening import opened_processes
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.processes.together import of_first, together, written_by_first
@@ -325,7 +326,7 @@ def _finish(trainer: Trainer, *, quiet: bool, stop_after: int | None) -> Outcome
         "method": config.method,
         "dataset": config.data,
         "seed": config.seed,
-        "metrics": evaluate(encoder, trainer.splits.test),
+        "metrics": agreed_figures(evaluate(shared_encoder(encoder, processes), trainer.splits.test), processes),
         "state": state,
         "step": trainer.kept[state]["step"] if state in trainer.kept else trainer.done,
         "num_training_pairs": trainer.num_pairs,

@@ -116,9 +116,7 @@ class Trainer:
             return BatchSource(dataset, run.tokenizer, **reading, **of_training)
 
         self.source = source(splits.train, num_workers=config.workers, augmentation=augmentation_of(config))
-        if guidance is None:
-            guidance = together(self.processes, lambda: open_guidance(run, backend, splits))
-        self.guidance = guidance
+        self.guidance = open_guidance(run, backend, splits, self.processes) if guidance is None else guidance
         # Rows of the data set that are used; the estimator has a place for every row, used or not.
         choice = self.guidance.choice
         self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows

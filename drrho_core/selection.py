@@ -21,6 +21,8 @@ from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, is_compiling, wide_dtype
 from drrho_core._validate import FINITE, NOT_NEGATIVE
 from drrho_core.ambiguity.checks import check_losses
+from drrho_core.contrastive.agreement import agreed
+from drrho_core.contrastive.ranks import Ranks
 from drrho_core.numerics import log_sum_exp
 from drrho_core.risk import scaled_difference
 
@@ -32,6 +34,7 @@ def select_top_excess(
     *,
     k: int,
     reference_weight: float | Array = 1.0,
+    ranks: Ranks | None = None,
     xp: Namespace | None = None,
 ) -> Array:
     """Return the indices of the k samples with the largest excess loss: RHO-LOSS selection from a super-batch.
@@ -46,6 +49,10 @@ def select_top_excess(
         Number of samples to keep, 1 <= k <= n; static under jit.
     reference_weight : float or array of shape ()
         At least 0. With 0 the samples with the largest losses are kept. With 1 the selection is RHO-LOSS.
+    ranks : Ranks, optional
+        The ranks that share the super-batch. The losses then belong to the own n samples, equally many on each rank,
+        and sample i of rank r has the index r n + i. All ranks return the same k <= W n indices; W is the number of
+        ranks. Two numbers per sample are exchanged.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -73,13 +80,20 @@ def select_top_excess(
     [2, 3, 1]
     """
     arrays = {"loss": loss, "reference_loss": reference_loss}
-    call = check_losses(arrays, None, xp, options={"reference_weight": reference_weight})
-    xp = call.xp
-    weight = call.option("reference_weight", reference_weight, NOT_NEGATIVE, wide_dtype(loss.dtype, xp))
-    call.array("loss", axes=1, meaning="(num_samples,)")
-    k = _at_most(_validate.integer("k", k, minimum=1), loss.shape[0])
-    for name, array in arrays.items():
-        call.values(name, array, FINITE)
+
+    def check() -> tuple[Namespace, float | Array, int]:
+        call = check_losses(arrays, None, xp, options={"reference_weight": reference_weight})
+        weight = call.option("reference_weight", reference_weight, NOT_NEGATIVE, wide_dtype(loss.dtype, call.xp))
+        call.array("loss", axes=1, meaning="(num_samples,)")
+        num_samples = loss.shape[0] * (1 if ranks is None else ranks.size)
+        size = _at_most(_validate.integer("k", k, minimum=1), num_samples)
+        for name, array in arrays.items():
+            call.values(name, array, FINITE)
+        return call.xp, weight, size
+
+    xp, weight, k = agreed(check, arrays | {"k": k, "reference_weight": reference_weight}, ranks)
+    if ranks is not None:
+        loss, reference_loss = (xp.reshape(x, (-1,)) for x in ranks.all_gather((loss, reference_loss)))
     return _top(scaled_difference(loss, reference_loss, weight, xp)[0], k, xp)
 
 
@@ -137,6 +151,9 @@ def select_jest(
     ``own_i = -(L_ii - R_ii)``, as in JEST (arXiv 2406.17711). The score of pairs in C is ``-inf``. For the first chunk
     the score is ``own``. The pairs with the largest score plus Gumbel noise are a draw without replacement from
     softmax(score). Such a draw needs no exponential of a score, which would overflow at the scale of CLIP's logits.
+
+    The score of a pair depends on rows and on columns of both matrices. So if ranks share the super-batch, gather the
+    features of all ranks on each rank, and pass the same noise on each of them: then all ranks make the same choice.
 
     Examples
     --------

@@ -72,7 +72,7 @@ class TorchProcesses:
         return values_of_all(value, self._exchanged)
 
     def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
-        """Return the NumPy array of every process; the arrays may differ in the length of the first axis."""
+        """Return the NumPy array of every process; the arrays may differ in shape and dtype."""
         return arrays_of_all(array, self._exchanged)
 
     def all_rows(self, arrays: tuple[Tensor, ...], /) -> tuple[Tensor, ...]:

@@ -73,13 +73,14 @@ class CachedEncoder:
             flaws.note(row, reason)
 
     def batches_of(
-        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256, rows: np.ndarray | None = None
     ) -> Iterator[tuple[Floats, Floats]]:
-        """Yield image features and text features of the pairs from `first_row` on, in row order."""
+        """Yield image features and text features of the pairs from `first_row` on, or of `rows` in their order."""
         self._note_unreadable(dataset)
-        rows = self._features.rows_of(dataset)
-        for start in range(first_row, len(rows), batch_size):
-            yield self._features[rows[start : start + batch_size]]
+        places = self._features.rows_of(dataset)
+        places = places[first_row:] if rows is None else places[rows]
+        for start in range(0, len(places), batch_size):
+            yield self._features[places[start : start + batch_size]]
 
     def pairs(
         self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None

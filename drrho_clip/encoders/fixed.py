@@ -73,14 +73,16 @@ class FixedFeatures:
         return identity_of(name=self.name, temperature=self.temperature, **values)
 
     def batches_of(
-        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256, rows: np.ndarray | None = None
     ) -> Iterator[tuple[Floats, Floats]]:
-        """Yield the features from `first_row` on; the data set must have one pair per row of features."""
+        """Yield the features from `first_row` on or of `rows`; the data set must have a pair per row of features."""
         # Features that are shifted by a row would go unnoticed, so at least the numbers of rows must agree.
         if len(dataset) != len(self._image):
             raise BadInput(f"features must have one row per pair ({len(dataset)}), got {len(self._image)}")
-        for start in range(first_row, len(dataset), batch_size):
-            yield self._image[start : start + batch_size], self._text[start : start + batch_size]
+        places = np.arange(first_row, len(dataset)) if rows is None else rows
+        for start in range(0, len(places), batch_size):
+            part = places[start : start + batch_size]
+            yield self._image[part], self._text[part]
 
     def pairs(
         self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None

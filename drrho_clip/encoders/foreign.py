@@ -77,15 +77,15 @@ class ForeignEncoder:
         )
 
     def batches_of(
-        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256, rows: np.ndarray | None = None
     ) -> Iterator[tuple[Floats, Floats]]:
-        """Yield image features and text features of the pairs from `first_row` on, in row order."""
+        """Yield image features and text features of the pairs from `first_row` on, or of `rows` in their order."""
         # Captions are encoded batch by batch, because a data set on disk need not hold all of them in memory.
         captions = captions_of(dataset)
-        rows = range(first_row, len(dataset))
-        starts = range(first_row, len(dataset), batch_size)
-        for start, images in zip(starts, self._image_batches(dataset, rows, batch_size), strict=True):
-            yield images, self.texts(captions[start : start + batch_size], batch_size=batch_size)
+        every = range(first_row, len(dataset)) if rows is None else rows.tolist()
+        parts = (every[start : start + batch_size] for start in range(0, len(every), batch_size))
+        for part, images in zip(parts, self._image_batches(dataset, every, batch_size), strict=True):
+            yield images, self.texts([captions[row] for row in part], batch_size=batch_size)
 
     def pairs(
         self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None

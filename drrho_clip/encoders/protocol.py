@@ -61,9 +61,9 @@ class PairEncoder(Protocol):
         ...
 
     def batches_of(
-        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256, rows: np.ndarray | None = None
     ) -> Iterator[tuple[Floats, Floats]]:
-        """Yield image features and text features of the pairs from `first_row` on, in row order."""
+        """Yield image features and text features of the pairs from `first_row` on, or of `rows` in their order."""
         ...
 
     def pairs(

@@ -39,7 +39,7 @@ def values_of_all(value: Any, exchange: Exchange) -> list[Any]:
 
 
 def arrays_of_all(array: npt.NDArray[Any], exchange: Exchange) -> list[npt.NDArray[Any]]:
-    """Return the array of every process; the arrays have one dtype, and may differ in the length of the first axis.
+    """Return the array of every process; the arrays may differ in shape and dtype.
 
     Examples
     --------
@@ -47,11 +47,13 @@ def arrays_of_all(array: npt.NDArray[Any], exchange: Exchange) -> list[npt.NDArr
     [[[1.5, 2.5]], [[1.5, 2.5]]]
     """
     array = np.ascontiguousarray(array)
-    shapes = values_of_all(list(array.shape), exchange)
-    sizes = [int(np.prod(shape)) * array.dtype.itemsize for shape in shapes]
+    described = values_of_all([array.dtype.str, list(array.shape)], exchange)
+    forms = [(np.dtype(dtype), shape) for dtype, shape in described]
+    sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in forms]
     message = np.zeros(max(sizes), dtype=np.uint8)
     message[: array.nbytes] = array.reshape(-1).view(np.uint8)
     received = exchange(message)
     return [
-        part[:size].view(array.dtype).reshape(shape) for part, size, shape in zip(received, sizes, shapes, strict=True)
+        part[:size].view(dtype).reshape(shape)
+        for part, size, (dtype, shape) in zip(received, sizes, forms, strict=True)
     ]

@@ -45,7 +45,7 @@ class Processes(Protocol):
         ...
 
     def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
-        """Return the NumPy array of every process; the arrays have one dtype and differ in the first axis at most."""
+        """Return the NumPy array of every process; the arrays may differ in shape and dtype."""
         ...
 
     def all_rows(self, arrays: tuple[Array, ...], /) -> tuple[Array, ...]:

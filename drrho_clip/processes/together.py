@@ -77,9 +77,9 @@ def told_by_all(processes: Processes | None, work: Callable[[], tuple[T, Any]]) 
     raise AgreedError(message if failed[0] == 0 else f"process {failed[0]}: {message}") from failure
 
 
-def of_first(processes: Processes, work: Callable[[], T]) -> T:
+def of_first(processes: Processes | None, work: Callable[[], T]) -> T:
     """Let the first process do work, and return its result, which JSON can hold, on all processes."""
-    _, every = told_by_all(processes, lambda: (None, work() if processes.is_first else None))
+    _, every = told_by_all(processes, lambda: (None, work() if processes is None or processes.is_first else None))
     result: T = every[0]
     return result
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
+from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.encoders import cache_folder
 from drrho_clip.errors import BadInput
@@ -19,6 +21,8 @@ from drrho_clip.features.rows import ArrayRows, CacheRows, FeatureRows
 from drrho_clip.files.json_files import read_json
 from drrho_clip.files.outputs import write_json
 from drrho_clip.methods import METHODS
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import of_first, together
 from drrho_clip.reference.judgement import Judgement, ask_reference
 from drrho_clip.reference.pair_choice import PairChoice, choose_pairs, load_pair_choice, save_pair_choice
 from drrho_clip.run import Run, load_reference_features, save_reference_features
@@ -48,10 +52,10 @@ class Guidance(NamedTuple):
     judgement: Judgement | None = None
 
 
-def open_guidance(run: Run, backend: Backend, splits: DataSplits) -> Guidance:
+def open_guidance(run: Run, backend: Backend, splits: DataSplits, processes: Processes | None = None) -> Guidance:
     """Return what a run takes from a reference model: read from the folder of the run if it is there, else computed.
 
-    No file is written.
+    No file is written. If several processes train together, all of them call this function and get the same result.
 
     Raises
     ------
@@ -61,17 +65,42 @@ def open_guidance(run: Run, backend: Backend, splits: DataSplits) -> Guidance:
     config = run.config
     if config.reference is None:
         return Guidance()
-    needs_features = METHODS[config.method].needs_reference
-    chooses = config.drop_suspects is not None or config.anchor_weights is not None
-    features_are_there = run.reference_features.exists() or run.reference_cache.exists() or not needs_features
-    choice_is_there = run.pair_choice.exists() or not chooses
-    if features_are_there and choice_is_there:
-        return Guidance(
-            _kept_features(run, splits) if needs_features else None,
-            load_pair_choice(run.pair_choice, run.fingerprint) if chooses else None,
+    needs_features, chooses = _needs(config)
+    # The first process decides, because it alone writes files.
+    if of_first(processes, partial(_is_kept, run)):
+        return together(processes, partial(_kept_guidance, run, splits))
+    model = together(processes, partial(place_of, run, "reference"))
+    judgement = ask_reference(model, backend, splits, processes, needs_losses=chooses)
+    choice = together(processes, partial(choose_pairs, config, judgement))
+    if choice is not None and processes is not None and processes.size > 1:
+        # Rounding may differ between machines, so the choice of the first process holds for all.
+        rows, weights = choice.rows, choice.anchor_weight
+        choice = PairChoice(
+            processes.gather_arrays(rows)[0], None if weights is None else processes.gather_arrays(weights)[0]
         )
-    judgement = ask_reference(place_of(run, "reference"), backend, splits, needs_losses=chooses)
-    return Guidance(judgement.features if needs_features else None, choose_pairs(config, judgement), judgement)
+    return Guidance(judgement.features if needs_features else None, choice, judgement)
+
+
+def _needs(config: TrainConfig) -> tuple[bool, bool]:
+    """Return whether a run needs features of the reference model, and whether it needs a choice of pairs."""
+    chooses = config.drop_suspects is not None or config.anchor_weights is not None
+    return METHODS[config.method].needs_reference, chooses
+
+
+def _is_kept(run: Run) -> bool:
+    """Return whether the folder of a run has all that the run takes from the reference model."""
+    needs_features, chooses = _needs(run.config)
+    features_are_there = run.reference_features.exists() or run.reference_cache.exists() or not needs_features
+    return features_are_there and (run.pair_choice.exists() or not chooses)
+
+
+def _kept_guidance(run: Run, splits: DataSplits) -> Guidance:
+    """Read what the folder of a run has."""
+    needs_features, chooses = _needs(run.config)
+    return Guidance(
+        _kept_features(run, splits) if needs_features else None,
+        load_pair_choice(run.pair_choice, run.fingerprint) if chooses else None,
+    )
 
 
 def keep_guidance(run: Run, guidance: Guidance) -> None:

@@ -6,6 +6,8 @@ rule that tells whether a model has learnt wrong captions by heart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,12 +15,15 @@ import numpy.typing as npt
 
 from drrho_clip.data import BatchSource, DataSplits, captions_of
 from drrho_clip.data.row_source import RowSource
-from drrho_clip.encode import Encoder
 from drrho_clip.encoders import CachedEncoder, open_model
+from drrho_clip.encoders.protocol import Floats
 from drrho_clip.errors import BadInput
 from drrho_clip.features.rows import ArrayRows, FeatureRows
 from drrho_clip.files.checkpoint import load_state
 from drrho_clip.measure.retrieval import retrieval
+from drrho_clip.processes.encoding import shared_encoder
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import together
 from drrho_clip.reference.memorisation import PairFeatures, Shares, pair_losses, rows_for_shares, shares_of
 from drrho_clip.run import Run, read_metrics
 from drrho_core.backend import Backend
@@ -27,8 +32,6 @@ __all__ = ["Judgement", "ask_reference", "measure_shares", "recorded_shares"]
 
 # A model is near chance if R@1 on held-out pairs is below this multiple of the R@1 of random answers.
 _NEAR_CHANCE: Final = 3.0
-# Pairs that are encoded at a time.
-_BATCH: Final = 256
 
 
 class Judgement(NamedTuple):
@@ -90,7 +93,9 @@ class Judgement(NamedTuple):
         return None
 
 
-def ask_reference(model: str, backend: Backend, splits: DataSplits, *, needs_losses: bool = True) -> Judgement:
+def ask_reference(
+    model: str, backend: Backend, splits: DataSplits, processes: Processes | None = None, *, needs_losses: bool = True
+) -> Judgement:
     """Encode training pairs and held-out pairs with a reference model, and compute what it says about them.
 
     The model is no longer in memory afterwards. The features of a cache stay on the disk.
@@ -103,6 +108,8 @@ def ask_reference(model: str, backend: Backend, splits: DataSplits, *, needs_los
         The library that runs the model.
     splits : DataSplits
         The data of the run that the reference model is to help.
+    processes : Processes, optional
+        The processes that share the encoding; by default this process encodes alone.
     needs_losses : bool
         Compute the pair losses of all training pairs.
 
@@ -115,11 +122,13 @@ def ask_reference(model: str, backend: Backend, splits: DataSplits, *, needs_los
     BadInput
         If the model or an image cannot be used, or if a cache lacks a pair.
     """
-    encoder = open_model(model, backend=backend, name="reference", state="reference")
+    opened = together(processes, lambda: open_model(model, backend=backend, name="reference", state="reference"))
+    encoder = shared_encoder(opened, processes)
     features: FeatureRows
-    features = (
-        encoder.rows_of(splits.train) if isinstance(encoder, CachedEncoder) else ArrayRows(*encoder.pairs(splits.train))
-    )
+    if isinstance(opened, CachedEncoder):
+        features = together(processes, partial(opened.rows_of, splits.train))
+    else:
+        features = ArrayRows(*encoder.pairs(splits.train))
     validation = PairFeatures(*encoder.pairs(splits.validation), splits.validation.image_ids)
     train_rows, validation_rows = rows_for_shares(len(splits.train), len(splits.validation))
     measured = retrieval(
@@ -144,7 +153,7 @@ def ask_reference(model: str, backend: Backend, splits: DataSplits, *, needs_los
 
 
 def measure_shares(
-    encoder: Encoder,
+    features_of: Callable[[BatchSource | RowSource, npt.NDArray[np.int64]], tuple[Floats, Floats]],
     train: BatchSource | RowSource,
     validation: BatchSource | RowSource,
     *,
@@ -155,8 +164,8 @@ def measure_shares(
 
     Parameters
     ----------
-    encoder : Encoder
-        The model.
+    features_of : callable
+        ``features_of(source, rows)`` returns the features of the model for rows of a source.
     train, validation : BatchSource
         Training pairs and held-out pairs, with the model's image size and tokens; a source may keep decoded images.
     temperature : float
@@ -168,8 +177,7 @@ def measure_shares(
     positions, held_out = rows_for_shares(len(used), len(validation))
     parts = []
     for source, rows in ((train, used[positions]), (validation, held_out)):
-        starts = range(0, len(rows), _BATCH)
-        features = encoder.batches(source.gather(rows[start : start + _BATCH]) for start in starts)
+        features = features_of(source, rows)
         parts.append(PairFeatures(*features, source.dataset.image_ids[rows]))
     return shares_of(parts[0], parts[1], temperature=temperature)
 

@@ -119,13 +119,13 @@ def distinct_on_ranks(sample_index: Array, ranks: Ranks | None, xp: Namespace) -
     sample_index : array of integers, shape (b,)
         The row ids of the own pairs, the same number on each rank.
     ranks : Ranks, optional
-        The ranks that share the batch; None: the own rank has the whole batch.
+        The ranks that share the batch; None: `sample_index` holds the row ids of the whole batch.
     xp : namespace
         The namespace of `sample_index`.
     """
-    if ranks is None or not values_visible(sample_index, xp):
+    if not values_visible(sample_index, xp):
         return
-    (gathered,) = ranks.all_gather((sample_index,))
+    (gathered,) = (sample_index[None, :],) if ranks is None else ranks.all_gather((sample_index,))
     refuse_repeats(gathered, xp)
 
 
@@ -139,11 +139,11 @@ def refuse_repeats(gathered: Array, xp: Namespace) -> None:
         return
     place = int(xp.argmax(xp.astype(repeated, xp.int8)))
     first, second = sorted(int(order[n]) // local for n in (place, place + 1))
+    message = f"sample_index must not repeat an index within a batch, got {int(ordered[place])}"
+    if gathered.shape[0] == 1:
+        raise ValueError(f"{message} twice")
     where = f"twice on rank {first}" if first == second else f"on rank {first} and on rank {second}"
-    raise ValueError(
-        f"sample_index must not repeat an index within a batch, got {int(ordered[place])} {where} (torch's "
-        "DistributedSampler repeats samples unless drop_last=True)"
-    )
+    raise ValueError(f"{message} {where} (torch's DistributedSampler repeats samples unless drop_last=True)")
 
 
 def _fact(value: Any) -> str:

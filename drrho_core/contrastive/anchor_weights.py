@@ -12,11 +12,14 @@ that an anchor contributes. This module computes such factors with a reference m
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
 from drrho_core._validate import FINITE, POSITIVE
-from drrho_core.contrastive.options import check_features, check_pair_mask, per_anchor
+from drrho_core.contrastive.agreement import agreed
+from drrho_core.contrastive.options import check_features, check_how, check_pair_mask, per_anchor
+from drrho_core.contrastive.ranks import FORMS, Ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.sharded_passes import find_sweeps
 from drrho_core.extend import Batch
@@ -31,6 +34,8 @@ def pair_loss(
     pair_mask: Array | None = None,
     tile_size: int | None = None,
     memory_budget: int | None = None,
+    ranks: Ranks | None = None,
+    form: str = FORMS[0],
     xp: Namespace | None = None,
 ) -> Array:
     """Return one loss per pair of a batch; it says how badly the image and the text of the pair fit together.
@@ -48,6 +53,9 @@ def pair_loss(
         j, for example because text j is another caption of image i. The diagonal is always left out.
     tile_size, memory_budget : int, optional
         As in `contrastive_step`. They affect speed and memory only, not the result.
+    ranks, form
+        As in `info_nce`: the arguments and the result belong to the own pairs, and the means are over the texts and the
+        images of all ranks.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -85,15 +93,20 @@ def pair_loss(
     arrays = {"image_features": image_features, "text_features": text_features}
     if pair_mask is not None:
         arrays["pair_mask"] = pair_mask
-    call = _validate.arrays(arrays, xp, options={"temperature": temperature})
-    xp, batch_size, work = call.xp, check_features(call), wide_dtype(image_features.dtype, call.xp)
-    check_pair_mask(call, batch_size)
-    temperature = call.option("temperature", temperature, POSITIVE, work)
+
+    def check() -> tuple[Namespace, int, Any, Scalar]:
+        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp, kernels=True)
+        call = _validate.arrays(arrays, xp, options={"temperature": temperature})
+        num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
+        check_pair_mask(call, num_local, num_ranks)
+        return call.xp, num_ranks * num_local, work, call.option("temperature", temperature, POSITIVE, work)
+
+    xp, batch_size, work, temperature = agreed(check, arrays | {"temperature": temperature, "form": form}, ranks)
     temperatures = per_anchor(temperature, image_features, work, xp)
     batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
     # The first of the two passes over all pairs (see `passes`) is enough. The logarithm of the mean over the negatives
     # is the log-sum-exp minus the logarithm of the number of negatives, which is b - 1 without a mask.
-    first = find_sweeps(batch, temperature, tile_size, memory_budget, xp).sum_negatives(batch)
+    first = find_sweeps(batch, temperature, tile_size, memory_budget, xp, ranks, form).sum_negatives(batch)
     if pair_mask is None:
         return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
     halves = []

@@ -104,6 +104,8 @@ def check_step(
     batch_size = check_features(call, sides, num_ranks)
     if "sample_index" in arrays:
         check_sample_index(call, batch_size)
+        if ranks is None:
+            distinct_on_ranks(call.arrays["sample_index"], None, call.xp)
     # The batch's rows of the state: -inf is legal and means that a sample was never visited.
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)

@@ -178,6 +178,7 @@ class ReducedSweeps(_SweepsOverRanks):
             owner = blocks.owner(k)
             table = blocks.block(k, tuple(x[owner, ...] for x in gathered), k == 0)
             rows, columns = sum_negatives(table)
+            table.release()
             tables.append(table)
             to_images.append(rows)
             to_texts.append(columns)
@@ -338,4 +339,7 @@ def received_sums(arrays: Arrays) -> AnchorSums:
 
 def by_rank(of_blocks: list[Array], ranks: Ranks, xp: Namespace) -> Array:
     """Stack one array per block, so that entry r belongs to the block with the texts of rank r."""
+    if isinstance(ranks.rank, int):
+        # Only a traced rank needs a roll, which copies all blocks once more.
+        return xp.stack([of_blocks[(rank - ranks.rank) % ranks.size] for rank in range(ranks.size)])
     return xp.roll(xp.stack(of_blocks), ranks.rank, axis=0)

@@ -68,6 +68,10 @@ class SharedExponentials:
         self._tops[tile.i, tile.j] = top
         return shared, x
 
+    def holds(self, i: Any, j: Any) -> bool:
+        """Return whether the exponentials of a tile are kept for the second pass."""
+        return (i, j) in self._kept
+
     def again(self, tiles: Tiles, i: Any, j: Any, diagonal: bool) -> Shared | None:
         """Return a tile's exponentials for the second pass, kept or recomputed; None if the tile is cold."""
         if (i, j) in self._kept:

@@ -316,6 +316,19 @@ class Tiles:
         if self.keeps:
             self._kept[tile.i, tile.j] = tile.z
 
+    def release(self) -> None:
+        """Release the arrays that only Z needs, if the second pass finds every tile or the exponentials of every tile.
+
+        Several of these objects are kept at once if several ranks share a batch.
+        """
+        blocks = range(self.num_blocks)
+        if all(
+            (i, j) in self._kept or (self.shared is not None and self.shared.holds(i, j))
+            for i in blocks
+            for j in blocks
+        ):
+            self.right, self.reference_images, self._row = None, None, None
+
     def positives(self) -> Array:
         """Return the diagonal of Z (b,) from the products of its tiles, so that equal logits are exactly equal."""
         for i in range(self.num_blocks):  # these tiles are always kept: even together they are no b x b array

@@ -39,7 +39,8 @@ def weighted_sum(*terms: tuple[Scalar, Any], xp: Namespace | None = None) -> Wei
     -----
     The gradient of a sum is the sum of the gradients. The gradients of a `ContrastiveStep` are those of its field
     `surrogate` and not those of its field `loss`. The gradients of parameters are not added, because only the caller
-    knows whether the temperatures of two terms are the same parameter.
+    knows whether the temperatures of two terms are the same parameter. Nothing is exchanged between ranks: if all terms
+    are results of ranks that share a batch, so is the sum, with the same rules for a wrapper that averages gradients.
 
     Examples
     --------

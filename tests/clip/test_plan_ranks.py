@@ -53,19 +53,19 @@ def test_half_the_batch_of_a_rank_needs_half_of_what_belongs_to_pairs() -> None:
     for name in ("parameters", "optimiser", "gradients", "inner estimates"):
         assert one[name] == four[name]
     assert "exchange" not in one
-    assert four["exchange"] == 4 * (parameter_count(spec_of_size("tiny")) + 4 * 64 * 256)
+    assert four["exchange"] == 4 * (parameter_count(spec_of_size("tiny")) + 2 * 64 * 256)
 
 
 def test_ring_needs_less_memory_and_the_largest_batches_fit_exactly() -> None:
-    plan = planned(device_memory=1.0)
+    plan = planned(world_size=8, device_memory=1.0)
     reduce, ring = forms(plan)
     assert ring.num_bytes < reduce.num_bytes
     assert plan.ranks is not None
     largest = plan.ranks.largest_batch
     assert largest["ring"] > largest["reduce"] > 256
     for form, size in largest.items():
-        for batch_size, fits in ((size, True), (size + 4, False)):
-            again = planned(batch_size=batch_size).ranks
+        for batch_size, fits in ((size, True), (size + 8, False)):
+            again = planned(batch_size=batch_size, world_size=8).ranks
             assert again is not None
             assert (again.forms[form].num_bytes <= 1e9) is fits
 
@@ -100,7 +100,11 @@ def test_the_command_prints_both_forms_and_a_verdict(capsys: pytest.CaptureFixtu
     assert float(lines["received, MB: gradients of parameters"][0]) == pytest.approx(
         1.5 * 4e-6 * parameter_count(spec_of_size("tiny")), abs=1e-3
     )
-    assert "take ring only if a device has no room for reduce" in printed
+    # Four processes hold as much for the two texts of a ring as for the texts of all.
+    assert "and saves no memory: take reduce" in printed
+    words[words.index("--world-size") + 1] = "8"
+    assert main(words) == 0
+    assert "take ring only if a device has no room for reduce" in capsys.readouterr().out
     assert main([*words, "--device-memory", "40"]) == 0
     assert "take reduce, which fits up to a batch of" in capsys.readouterr().out
     assert main([*words, "--device-memory", "0.001"]) == 0

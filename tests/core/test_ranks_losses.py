@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho_core import contrastive_step, distillation_loss, info_nce, sharded_contrastive_step, sigmoid_loss
+from drrho_core import (
+    contrastive_step,
+    distillation_loss,
+    info_nce,
+    pair_loss,
+    select_top_excess,
+    sharded_contrastive_step,
+    sigmoid_loss,
+    weighted_sum,
+)
 from helpers import problems
 from helpers.ranks import joined, on_ranks
 
@@ -82,6 +91,57 @@ def test_distillation_over_ranks_is_that_of_the_whole_batch(
     shared = joined(on_ranks(distillation_loss, num_ranks, arrays, options, form=form, tile_size=2), np)
     for name, mine, right in zip(whole._fields, shared, whole, strict=True):
         np.testing.assert_allclose(mine, right, rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_weighted_sum_over_ranks_is_that_of_the_whole_batch(form: str) -> None:
+    p = problems.draw(11, b=6)
+    assert p.reference_features is not None
+    arrays = (*p.arrays, *p.reference_features)
+
+    def total(*arrays: Any, **how: Any) -> Any:
+        step = (sharded_contrastive_step if how else contrastive_step)(*arrays[:4], temperature=0.3, **how)
+        other = distillation_loss(*arrays[:2], *arrays[4:], temperature=0.3, reference_temperature=0.1, **how)
+        return weighted_sum((0.7, step), (2.0, other))
+
+    whole, ranks = total(*arrays), on_ranks(total, 3, arrays, {}, form=form)
+    for name in ("loss", "image_gradient", "text_gradient"):
+        parts = [np.atleast_1d(getattr(rank, name)) for rank in ranks]
+        mine = np.concatenate(parts if name != "loss" else parts[:1])
+        np.testing.assert_allclose(mine, np.atleast_1d(getattr(whole, name)), rtol=1e-12, atol=1e-12, err_msg=name)
+    for rank in ranks:
+        assert rank.loss == ranks[0].loss
+        for mine, right in zip(rank.parameter_gradients, whole.parameter_gradients, strict=True):
+            np.testing.assert_allclose(mine["temperature_gradient"], right["temperature_gradient"], rtol=1e-11)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mask", [None, "empty"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_pair_losses_over_ranks_are_those_of_the_whole_batch(num_ranks: int, mask: str | None, form: str) -> None:
+    p = problems.draw(num_ranks, b=12, mask=mask)
+    options = {"temperature": 0.3} | ({} if mask is None else {"pair_mask": p.pair_mask})
+    whole = pair_loss(*p.arrays[:2], **options)
+    shared = np.concatenate(on_ranks(pair_loss, num_ranks, p.arrays[:2], options, form=form))
+    np.testing.assert_allclose(shared, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_all_ranks_select_the_samples_of_the_whole_super_batch(num_ranks: int) -> None:
+    rng = np.random.default_rng(num_ranks)
+    losses = tuple(rng.integers(0, 4, size=(2, 12)).astype("float64"))  # many ties
+    whole = select_top_excess(*losses, k=7, reference_weight=0.5)
+    for mine in on_ranks(select_top_excess, num_ranks, losses, {}, k=7, reference_weight=0.5):
+        np.testing.assert_array_equal(mine, whole)
+
+    def wrong(*losses: Any, ranks: Any) -> str:
+        with pytest.raises(ValueError) as caught:
+            select_top_excess(*losses, k=3 + ranks.rank, ranks=ranks)
+        return str(caught.value)
+
+    if num_ranks == 2:
+        message = "k must be the same on all ranks, got 3 on rank 0 and 4 on rank 1"
+        assert on_ranks(wrong, num_ranks, losses, {}) == [message] * 2
 
 
 @pytest.mark.parametrize("loss", LOSSES)

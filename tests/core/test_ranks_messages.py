@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.counted_ranks import StandIn
 from drrho_core import InnerEstimator, ThreadRanks, contrastive_step, fused_kernels, sharded_contrastive_step
 from helpers import problems
 from helpers.features import unit_rows
@@ -105,6 +106,28 @@ def test_ring_needs_less_memory_than_reduce() -> None:
     all_texts = num_ranks**2 * local * d * 4
     assert peaks["reduce"] > all_texts
     assert peaks["ring"] < 0.7 * peaks["reduce"], peaks
+
+
+def test_reduce_holds_the_texts_of_all_ranks_twice_at_most() -> None:
+    num_ranks, local, d, r = 16, 16, 256, 256
+    rng = np.random.default_rng(0)
+    features = [unit_rows(rng, local, width).astype("float32") for width in (d, d, r, r)]
+    states = [np.full(local, -np.inf, dtype="float32")] * 2
+
+    def step() -> None:
+        options = {"temperature": 0.1, "reference_features": tuple(features[2:])}
+        sharded_contrastive_step(*features[:2], *states, ranks=StandIn(num_ranks, np), **options)
+
+    step()
+    tracemalloc.start()
+    try:
+        step()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The logits of the own images, (b, W b), are smaller than the texts.
+    logits, texts = 4 * num_ranks * local**2, 4 * num_ranks * local * (d + r)
+    assert peak < 2 * texts + logits, peak / texts
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -15,7 +15,11 @@ import torch
 import torch.multiprocessing
 
 from drrho_clip.config import TrainConfig
+from drrho_clip.data.splits import open_all_pairs
+from drrho_clip.encoders import open_model
+from drrho_clip.features import encode_pairs
 from drrho_clip.files.checkpoint import load_arrays
+from drrho_clip.methods import METHODS
 from drrho_clip.processes.opening import open_processes
 from drrho_clip.processes.place import Place
 from drrho_clip.processes.protocol import Processes
@@ -25,16 +29,41 @@ from helpers.small_pairs import write_two_colours
 
 SMALL: dict[str, Any] = {
     "backend": "torch", "architecture": "mlp", "image_size": 8, "width": 8, "feature_dim": 8, "dtype": "float64",
-    "batch_size": 12, "epochs": 2, "learning_rate": 0.01, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 4,
+    "batch_size": 24, "epochs": 2, "learning_rate": 0.01, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 4,
 }  # fmt: skip
 """Settings of a run of a second."""
 
-METHODS: dict[str, dict[str, Any]] = {
-    "clip": {"method": "clip"},
-    "sogclr": {"method": "sogclr"},
-    "drrho": {"method": "drrho"},
+_SELECTS = {"super_batch": 2, "batch_size": 24}
+_HALF = {"dtype": "float32", "architecture": "conv", "width": 4, "image_size": 16}
+
+CASES: dict[str, dict[str, Any]] = {
+    # Every method.
+    "clip": {"method": "clip", "estimator": "device"},
+    "sogclr": {"method": "sogclr", "gamma_schedule": "step", "estimator": "host"},
+    "drrho": {"method": "drrho", "gamma_schedule": "constant", "estimator": "file"},
+    "siglip": {"method": "siglip", "clip_norm": 0.1},
+    "fastclip-v0": {"method": "fastclip-v0", "ema": 0.9},
+    "fastclip-v1": {"method": "fastclip-v1", "order": "blocks"},
+    "fastclip-v2": {"method": "fastclip-v2", "micro_batch": 4},
+    "fastclip-v3": {"method": "fastclip-v3", "augment": "crop-flip"},
+    "scent": {"method": "scent", "form": "ring"},
+    "distill:clip": {"method": "distill:clip", "temperature_scheme": "log_scale"},
+    "distill:fastclip-v2": {"method": "distill:fastclip-v2", "form": "ring"},
+    "rho": {"method": "rho", **_SELECTS},
+    "jest": {"method": "jest", "jest_chunks": 4, **_SELECTS},
+    "jest-topk": {"method": "jest-topk", "data": "siblings", **_SELECTS},
+    # Data and guidance.
+    "siblings": {"method": "drrho", "data": "siblings", "temperature_scheme": "per_sample", "radius": 0.5},
+    "siblings of siglip": {"method": "siglip", "data": "siblings", "form": "ring"},
+    "chosen pairs": {"method": "drrho", "drop_suspects": 0.1, "anchor_weights": "reference", "micro_batch": 5},
+    "cache": {"method": "drrho", "reference": "cache"},
+    "built-in": {"method": "sogclr", "data": "digits", "batch_size": 96, "epochs": 1, "swapped_fraction": 0.1},
+    "conv": {"method": "sogclr", "architecture": "conv", "width": 4, "image_size": 16, "epochs": 1},
+    # Half types: rounding depends on the size of a batch, so these runs are equal up to rounding.
+    "bf16": {"method": "sogclr", "precision": "bf16", **_HALF},
+    "fp16": {"method": "clip", "precision": "fp16", **_HALF},
 }
-"""Settings of each case, by its name."""
+"""Settings of each case, by the name of the case. Every method, scheme, form and home is in one of them."""
 
 
 class Launch(NamedTuple):
@@ -46,17 +75,25 @@ class Launch(NamedTuple):
     cases: Mapping[str, Mapping[str, Any]]
 
 
-def make_table(folder: Path, size: int = 60) -> Path:
-    """Write a table of pictures with captions, and return its path."""
-    write_two_colours(folder, size, swapped_fraction=0.1)
-    return folder / "pairs.csv"
+def prepare(folder: Path) -> None:
+    """Write two tables into a folder, with one and with two captions per picture, a reference run, and a cache."""
+    write_two_colours(folder / "data", 200, swapped_fraction=0.1)
+    lines = (folder / "data" / "pairs.csv").read_text().splitlines()
+    more = [f"{line} again" for line in lines[1::2]]
+    (folder / "data" / "siblings.csv").write_text("\n".join([*lines, *more]) + "\n")
+    run_case(folder, "reference", {"method": "clip", "dtype": "float32", "seed": 7, "epochs": 12}, folder)
+    encoder = open_model(str(folder / "reference"), backend=get_backend("numpy"))
+    encode_pairs(encoder, open_all_pairs(config_of(folder, {"method": "clip"})), folder / "cache")
 
 
 def config_of(folder: Path, case: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of a case; the folder has the table and the reference run."""
-    settings = SMALL | {"data": str(folder / "data" / "pairs.csv")} | dict(case)
-    if settings["method"] in ("drrho",):
-        settings.setdefault("reference", str(folder / "reference"))
+    settings = SMALL | {"data": "pairs"} | dict(case)
+    if settings["data"] in ("pairs", "siblings"):
+        settings["data"] = str(folder / "data" / f"{settings['data']}.csv")
+    uses = METHODS[settings["method"]].needs_reference or settings.keys() & {"drop_suspects", "anchor_weights"}
+    if uses:
+        settings["reference"] = str(folder / settings.get("reference", "reference"))
     return TrainConfig(**settings)
 
 

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from helpers import clip_processes
-from helpers.clip_processes import METHODS, launch, log_of, make_table, run_case, state_of
+from helpers.clip_processes import CASES, launch, log_of, prepare, run_case, state_of
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a table, a reference run, and the runs of all cases with one process."""
+    """A folder with the data, and the runs of all cases with one process."""
     folder = tmp_path_factory.mktemp("processes")
-    make_table(folder / "data")
-    run_case(folder, "reference", {"method": "clip", "dtype": "float32", "seed": 7}, folder)
-    for name, case in METHODS.items():
+    prepare(folder)
+    for name, case in CASES.items():
         run_case(folder, name, case, folder / "runs-1")
     return folder
 
@@ -25,21 +24,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> Path:
     """The runs of all cases with two processes, which are started once."""
-    return launch(folder, 2, METHODS)
+    return launch(folder, 2, CASES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one_process(folder: Path, runs: Path, name: str) -> None:
-    assert_same_run(folder / "runs-1" / name, runs / name)
+    assert not list(runs.glob(f"{name}-*.error")), [path.read_text() for path in runs.glob(f"{name}-*.error")]
+    half = "precision" in CASES[name]
+    assert_same_run(folder / "runs-1" / name, runs / name, rtol=5e-2 if half else 1e-10, atol=5e-2 if half else 1e-10)
 
 
-def assert_same_run(alone: Path, shared: Path) -> None:
+def assert_same_run(alone: Path, shared: Path, *, rtol: float, atol: float) -> None:
     """Assert that two runs have the same arrays and the same log."""
     expected, found = state_of(alone), state_of(shared)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, rtol=1e-10, atol=1e-12, err_msg=key)
+        np.testing.assert_allclose(found[key], value, rtol=rtol, atol=atol, err_msg=key)
     lines = log_of(alone), log_of(shared)
-    assert len(lines[0]) == len(lines[1]) > clip_processes.SMALL["epochs"]
+    assert len(lines[0]) == len(lines[1]) >= clip_processes.SMALL["epochs"]
     for line, other in zip(*lines, strict=True):
-        assert other == pytest.approx(line, rel=1e-10, abs=1e-12, nan_ok=True)
+        assert other == pytest.approx(line, rel=rtol, abs=atol, nan_ok=True)
