@@ -22,11 +22,12 @@ from drrho_torch import TorchRanks
 from torch import nn
 
 from benchmarks.counted_ranks import CountedRanks, StandIn
+from drrho_clip.traffic import SharedStep, messages, received_bytes
 from drrho_core import Ranks, sharded_contrastive_step
 from drrho_core.contrastive.ranks import FORMS
 
-SMALL, PROBE = 5, 1 << 22
-"""Number of small exchanges in a probe, and bytes of the large one."""
+PROBE = 1 << 22
+"""Bytes of the sum that measures the bandwidth."""
 
 
 class Sizes(NamedTuple):
@@ -48,17 +49,16 @@ class Trainer:
 
     def __init__(self, sizes: Sizes, num_ranks: int, form: str) -> None:
         torch.manual_seed(0)
-        self.sizes, self.form = sizes, form
+        self.form = form
         self.encoders = nn.ModuleList([encoder(sizes), encoder(sizes)])
         self.parameters = list(self.encoders.parameters())
         num_local = sizes.batch // num_ranks
         self.inputs = [torch.randn(num_local, sizes.inputs) for _ in range(2)]
         self.estimates = torch.full((2, sizes.batch), -torch.inf)
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters of both encoders."""
-        return sum(parameter.numel() for parameter in self.parameters)
+        num_parameters = sum(parameter.numel() for parameter in self.parameters)
+        self.sizes_of_step = SharedStep(
+            num_ranks, num_local, sizes.features, form=form, estimates="rows", num_parameters=num_parameters
+        )
 
     def step(self, ranks: Ranks) -> None:
         """Take one step: features, loss and gradients, the sum of gradients, the update, and the estimates."""
@@ -82,6 +82,13 @@ class Trainer:
             estimates.copy_(new.flatten())
 
 
+def few_bytes(ranks: Ranks, step: SharedStep) -> None:
+    """Make all exchanges of a step, with a number for each rank instead of the arrays of the step."""
+    for message in messages(step):
+        for _ in range(message.times):
+            getattr(ranks, message.operation)((torch.zeros(step.num_ranks),))
+
+
 def timed(action: Callable[[], Any]) -> float:
     """Return the seconds of an action that all processes begin together."""
     dist.barrier()
@@ -99,19 +106,19 @@ def loopback() -> int:
 def measure(num_ranks: int, sizes: Sizes, rounds: int) -> dict[str, Any]:
     """Return the seconds of probes and steps, and the bytes of a step, as this process sees them."""
     ranks = TorchRanks(dist.group.WORLD)
-    small, large = torch.zeros(1), torch.zeros(PROBE // 4)
+    large = torch.zeros(PROBE // 4)
     stand_in = StandIn(num_ranks, xp)
     trainers = {form: Trainer(sizes, num_ranks, form) for form in FORMS}
     actions: dict[str, Callable[[], Any]] = {
-        "small": lambda: [ranks.all_gather((small,)) for _ in range(SMALL)],
         "large": lambda: ranks.all_sum((large,)),
     }
     for form, trainer in trainers.items():
+        actions[f"{form} few bytes"] = partial(few_bytes, ranks, trainer.sizes_of_step)
         actions[f"{form} alone"] = partial(trainer.step, stand_in)
         actions[f"{form} step"] = partial(trainer.step, ranks)
     # The first rounds start threads and fill caches.
     history = [{name: timed(action) for name, action in actions.items()} for _ in range(rounds + 2)][2:]
-    found: dict[str, Any] = {"rounds": history, "parameters": trainers["reduce"].num_parameters}
+    found: dict[str, Any] = {"rounds": history, "probe": PROBE}
     for form, trainer in trainers.items():
         messenger = CountedRanks(ranks)
         dist.barrier()
@@ -119,8 +126,9 @@ def measure(num_ranks: int, sizes: Sizes, rounds: int) -> dict[str, Any]:
         trainer.step(messenger)
         dist.barrier()
         found[form] = {
+            "planned": received_bytes(trainer.sizes_of_step),
             "received": messenger.total,
-            "calls": sum(messenger.calls.values()),
+            "exchanges": sum(messenger.calls.values()),
             "loopback": loopback() - before,
         }
     return found

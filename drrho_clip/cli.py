@@ -25,7 +25,9 @@ from drrho_clip.commands.suspects import Suspects
 from drrho_clip.commands.train import Train
 from drrho_clip.commands.vectors import Vectors
 from drrho_clip.commands.verify import Verify
+from drrho_clip.errors import BadInput
 from drrho_clip.options import parse
+from drrho_clip.processes.place import place_of_launcher
 from drrho_clip.terminal.guard import Command, guarded
 
 # The help lists the commands in this order.
@@ -63,6 +65,10 @@ def read_command(words: Sequence[str]) -> Command:
     command: Command = parse(
         words, COMMANDS, prog="drrho", description="Steer the training of a model with a reference model."
     )
+    place = place_of_launcher()
+    # Several processes would write the same files.
+    if place is not None and place.size > 1 and not getattr(command, "takes_processes", False):
+        raise BadInput(f"drrho {words[0]} must be started as one process, got {place.size} processes")
     return command
 
 

@@ -16,6 +16,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.method_words import defaults_in_words, methods_in_words
 from drrho_clip.methods import BASIC, DEFAULTS, DISTILL, LOG_SCALE, METHODS
 from drrho_clip.options import FLAG, TEXT, at_least, choice, nearest_name, number, setting, setting_of, word_or
+from drrho_clip.processes.judge import RANK_TIMEOUT
 from drrho_clip.setting_rules import check_together
 from drrho_core import cosine_gamma
 from drrho_core.backend import default_backend
@@ -427,6 +428,14 @@ class TrainConfig:
         rule=at_least(1),
         later=True,
         help="Number of the last checkpoints that stay: the last, and before it checkpoint-stepN.safetensors.",
+    )
+    rank_timeout: float = setting(
+        RANK_TIMEOUT,
+        rule=number("in [1, 604800]", lambda value: 1 <= value <= 604_800),
+        later=True,
+        metavar="SECONDS",
+        help="Seconds without progress after which one of several processes counts as hanging, and all of them stop; "
+        "three times as many before the end of the first step.",
     )
     log_every: int = setting(10, rule=at_least(1), help="Steps between two lines of metrics.jsonl.")
     tensorboard: bool = setting(

@@ -20,15 +20,7 @@ class BadInput(ValueError):
 
 
 class AgreedError(BadInput):
-    """An error that all processes that train together raise at the same time, with the same message.
-
-    Attributes
-    ----------
-    said : bool
-        The first process has printed the message already.
-    """
-
-    said = False
+    """An error that all processes that train together raise at the same time, with the same message."""
 
 
 class MissingExtra(ImportError):

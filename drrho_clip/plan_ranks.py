@@ -166,13 +166,7 @@ def plan_ranks(
                 return sum(part.num_bytes for part in memory_of(num_local * num_ranks, form)) <= limit
 
             largest[form] = num_ranks * _largest(fits)
-    return RanksPlan(options, config.batch_size // num_ranks, chosen_form(config), forms, steps_per_epoch, largest)
-
-
-def chosen_form(config: TrainConfig) -> str:
-    """Return the form of the settings; settings without forms share their batches in the form reduce."""
-    form: str = getattr(config, "form", FORMS[0])
-    return form
+    return RanksPlan(options, config.batch_size // num_ranks, config.form, forms, steps_per_epoch, largest)
 
 
 def shared_step(

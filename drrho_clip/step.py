@@ -138,7 +138,8 @@ def build_step(
         scale = state.loss_scale.get("scale", 1.0)
         gradients = pullback(scale * result.image_gradient, scale * result.text_gradient)
         # The gradient of a parameter is the sum over the processes; gradients of scalars are those of the whole batch.
-        gradients = _summed(gradients, ranks)
+        if ranks is not None:
+            gradients = _summed(gradients, ranks)
         # 5. Update of the parameters.
         scalar_gradients = {name: xp.asarray(_scalar_gradient(name, result, temperature)) for name in state.scalars}
         return StepResult(
@@ -154,10 +155,8 @@ def build_step(
     return processes.compile(step)
 
 
-def _summed(gradients: Parameters, ranks: Ranks | None) -> Parameters:
+def _summed(gradients: Parameters, ranks: Ranks) -> Parameters:
     """Return the sums of the gradients over all processes, which travel in one message."""
-    if ranks is None:
-        return gradients
     return dict(zip(gradients, ranks.all_sum(tuple(gradients.values())), strict=True))
 
 

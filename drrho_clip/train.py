@@ -30,6 +30,8 @@ from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trial
 from drrho_clip.measure.held_out import check_held_out, save_known_images
 from drrho_clip.methods import METHODS
 from drrho_clip.processes.encoding import agreed_figures, shared_encoder
+from drrho_clip.processes.facts import facts_of_data, facts_of_settings, facts_of_state
+from drrho_clip.processes.fingerprint import require_equal
 from drrho_clip.processes.opening import opened_processes
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.processes.together import of_first, together, written_by_first
@@ -113,10 +115,13 @@ def train(
     folder = Path(out)
     with contextlib.ExitStack() as stack:
         if processes is None:
-            processes = stack.enter_context(opened_processes(backend))
+            facts = facts_of_settings(config, resume=resume)
+            opened = opened_processes(backend, facts=facts, rank_timeout=config.rank_timeout)
+            processes = stack.enter_context(opened)
         quiet = quiet or not processes.is_first
         if resume:
             return _resume(folder, config, backend, splits, processes, quiet=quiet, stop_after=stop_after)
+        written_by_first(processes, partial(refuse_existing, folder))
         begun = together(processes, partial(_begun, folder, config, backend, splits, allow_unfinished=allow_unfinished))
         return _start(begun, backend, processes, quiet=quiet, stop_after=stop_after)
 
@@ -140,7 +145,6 @@ def _begun(
     folder: Path, config: TrainConfig, backend: Backend, splits: DataSplits | None, *, allow_unfinished: bool
 ) -> Begun:
     """Check the settings, and read the data and the files that they name; nothing is written."""
-    refuse_existing(folder)
     check_used(config)
     check_other_runs(config, allow_unfinished=allow_unfinished)
     check_model(config, backend)
@@ -163,6 +167,7 @@ def _start(begun: Begun, backend: Backend, processes: Processes, *, quiet: bool,
     """Write the files of a new run, and train."""
     run, splits, reference, source, start, estimates = begun
     folder = run.folder
+    require_equal(processes, facts_of_data(run, splits, backend))
     written_by_first(processes, partial(check_held_out, splits, reference=reference, init=source, quiet=quiet))
     trials = []
     if run.config.learning_rate == AUTO:
@@ -183,6 +188,7 @@ def _start(begun: Begun, backend: Backend, processes: Processes, *, quiet: bool,
     # Building the trainer reads all files, so every mistake in them is reported before anything is written.
     trainer = Trainer(run, backend, splits, start=start, processes=processes)
     with contextlib.closing(trainer), _first_writes(processes, folder):
+        _require_same_state(trainer)
         written_by_first(processes, write)
         if estimates is not None:
             together(processes, partial(trainer.estimator.load_state_dict, estimates))
@@ -191,6 +197,14 @@ def _start(begun: Begun, backend: Backend, processes: Processes, *, quiet: bool,
         if not quiet:
             print_caption_warnings(run.tokenizer, splits, tokenizer)
         return _finish(trainer, quiet=quiet, stop_after=stop_after)
+
+
+def _require_same_state(trainer: Trainer) -> None:
+    """Raise BadInput on all processes unless they begin with the same state."""
+    # One process need not read its parameters for this.
+    if trainer.processes.size > 1:
+        facts = facts_of_state(trainer.backend, trainer.state, step=trainer.done, num_pairs=trainer.num_pairs)
+        require_equal(trainer.processes, facts)
 
 
 @contextlib.contextmanager
@@ -268,6 +282,7 @@ def _resume(
     written_by_first(processes, partial(check_folder, folder, "out"))
     with _first_writes(processes, folder):
         splits = together(processes, partial(_opened_again, run, splits, moved))
+        require_equal(processes, facts_of_data(run, splits, backend))
         run = with_places(run, moved)
         if over:
             written_by_first(processes, run.write)
@@ -277,6 +292,7 @@ def _resume(
         with contextlib.closing(Trainer(run, backend, splits, processes=processes)) as trainer:
             written_by_first(processes, partial(remove_torn_files, folder))
             trainer.load()
+            _require_same_state(trainer)
 
             def write() -> None:
                 if moved or run.config != stored.config:

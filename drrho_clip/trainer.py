@@ -301,6 +301,8 @@ class Trainer:
 
     def _inputs(self, batch: HostBatch) -> StepBatch:
         """Return all that the next step reads besides the state, on the device."""
+        # Two processes with one sample would train without an error, but not on this batch.
+        batch.check_rows(self.processes.rank, self.processes.size)
         schedules = schedules_at(
             self.run.config, self.done, steps_per_epoch=self.steps_per_epoch, first_epoch=self.first_epoch
         )
@@ -423,8 +425,10 @@ class Trainer:
         }
         if not all_finite(arrays.values()):
             raise self._diverged(self.done)
-        written_by_first(self.processes, functools.partial(self._write_checkpoint, arrays))
+        write = functools.partial(self._write_checkpoint, arrays)
+        written_by_first(self.processes, write, "writing a checkpoint")
         self._saved = self.done
+        self.processes.saved(self.done)
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         together(self.processes, functools.partial(self._kept.write, part(arrays, "parameters")))
 
@@ -475,6 +479,7 @@ class Trainer:
         """
         together(self.processes, self._restore)
         written_by_first(self.processes, lambda: self.run.drop_log_after(self.done))
+        self.processes.saved(self.done)
 
     def _restore(self) -> None:
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")

@@ -115,31 +115,28 @@ def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
     """
     if is_compiling(xp):  # torch.compile fuses the core's passes by itself, and cannot trace the code below
         return None
-    mode = _mode()
+    mode = _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto"
+    if mode not in MODES:
+        _check_mode("DRRHO_FUSED", mode)
     if mode == "never":
         return None
     kernels = extend.load_sweeps(library(xp))
     reason = kernels if isinstance(kernels, str) else kernels.declines(batch, mode)
-    if reason is not None:
-        _refuse(mode, reason)
+    if reason is not None and mode == "always":
+        raise _refusal(reason)
     return None if reason is not None or isinstance(kernels, str) else kernels
 
 
 def refuse_kernels(reason: str, xp: Namespace | None) -> None:
     """Raise a ValueError if the mode is ``"always"``, for a batch that no kernels can compute for a reason."""
-    if not is_compiling(xp):
-        _refuse(_mode(), reason)
+    if is_compiling(xp):
+        return
+    if _check_mode("DRRHO_FUSED", _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto") == "always":
+        raise _refusal(reason)
 
 
-def _mode() -> str:
-    """Return the mode of `fused_kernels` that holds here."""
-    mode = _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto"
-    return mode if mode in MODES else _check_mode("DRRHO_FUSED", mode)
-
-
-def _refuse(mode: str, reason: str) -> None:
-    if mode == "always":
-        raise ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
+def _refusal(reason: str) -> ValueError:
+    return ValueError(f"fused_kernels must be 'never' or 'auto' here, because {reason}, got 'always'")
 
 
 def _check_mode(name: str, mode: object) -> str:

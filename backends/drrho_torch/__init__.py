@@ -16,12 +16,14 @@ from drrho_torch.open_clip import OpenClipLoss
 from drrho_torch.products import onednn_products
 from drrho_torch.ranks import TorchRanks
 from drrho_torch.risk import drrho_risk
+from drrho_torch.sharded_state import ShardedState
 from drrho_torch.token_risk import token_losses, token_risk
 
 __all__ = [
     "ContrastiveLoss",
     "HostEstimator",
     "OpenClipLoss",
+    "ShardedState",
     "TorchBackend",
     "TorchRanks",
     "drrho_risk",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import array_api_compat.torch
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from drrho_core import checks
@@ -66,16 +68,22 @@ def check_world_size(*, gathered: bool) -> None:
     Raises
     ------
     RuntimeError
-        If torch.distributed has more than one process and the batches are not gathered.
+        If there are several processes and the batches are not gathered.
     """
-    if not gathered and torch.distributed.is_available() and torch.distributed.is_initialized():
-        world_size = torch.distributed.get_world_size()
-        if world_size > 1:
-            raise RuntimeError(
-                "world size must be 1 if ContrastiveLoss has no process group, because negatives of other ranks would "
-                "be missing (build it with process_group=torch.distributed.group.WORLD, or gather the batches "
-                f"and pass gathered=True), got {world_size}"
-            )
+    if gathered or not dist.is_available():
+        return
+    world_size = 1
+    if dist.is_initialized():
+        world_size = dist.get_world_size()
+    # Before init_process_group the name group.WORLD is None, so a loss may have been built without a group by mistake.
+    elif not torch.compiler.is_compiling() and dist.is_torchelastic_launched():
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        raise RuntimeError(
+            "world size must be 1 if ContrastiveLoss has no process group, because negatives of other ranks would be "
+            "missing (build it after init_process_group with process_group=torch.distributed.group.WORLD, or gather "
+            f"the batches and pass gathered=True), got {world_size}"
+        )
 
 
 def number_or_tensor(temperature: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
-from drrho_clip.processes.place import Place, place_of_launcher
+from drrho_clip.processes.place import Place, place_of_launcher, processes_of_machine
 from drrho_core import InnerEstimator
 from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_core.checks import Namespace
@@ -37,14 +37,29 @@ def default_device() -> str:
 
     This is the device of `torch.set_default_device`, if the user has set a device other than the CPU. Otherwise it is
     the GPU if torch can use one through CUDA or ROCm, and the CPU if not. An Apple GPU (MPS) is used only if the user
-    names it, because it has no float64.
+    names it, because it has no float64. Of several processes that a launcher has started, each uses the GPU of its
+    number on the machine.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer GPUs than processes on this machine.
     """
     device = torch.get_default_device()
     if device.type != "cpu" or not torch.cuda.is_available():
         return str(device)
     # The processes of a launcher take a GPU each.
     place = place_of_launcher()
-    return "cuda" if place is None else f"cuda:{place.local_rank}"
+    if place is None:
+        return "cuda"
+    # All processes of the machine refuse this, because only the first of them prints.
+    started, available = processes_of_machine(), torch.cuda.device_count()
+    if started > available:
+        raise ValueError(
+            f"device must be named, such as 'cpu', if a machine has more processes than GPUs, got {started} processes "
+            f"and {available} GPUs"
+        )
+    return f"cuda:{place.local_rank}"
 
 
 class TorchBackend:

@@ -7,7 +7,6 @@ core (`drrho_core`) computes loss and gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Self
 
 import array_api_compat.torch
@@ -15,20 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from drrho_core import checks
-from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.ranks import FORMS
 from drrho_torch import opaque_step
 from drrho_torch.accumulation import RepeatedRows
 from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.arguments import (
-    check_batch,
-    check_world_size,
     is_pair,
     module_temperature,
     number_or_tensor,
     traced_number,
     two_arguments,
 )
+from drrho_torch.call_checks import check_call, check_call_together
 from drrho_torch.closed_form import with_gradients
 from drrho_torch.ranks import TorchRanks
 from drrho_torch.step_function import Step, StepSettings, differentiable, evaluate
@@ -329,13 +326,11 @@ class ContrastiveLoss(nn.Module):
         pairs = tuple(is_pair(value) for value in (reference_features, anchor_weight, temperature))
         traced, store = torch.compiler.is_compiling(), update and self.training and torch.is_grad_enabled()
         settings = None if traced else self._settings(self.training, store, self._gamma, pairs)
-        if self._ranks is None:
-            check_world_size(gathered=gathered)
+        batch, given = (image_features, text_features, sample_index), (reference_features, anchor_weight, temperature)
         if settings is None or settings.ranks is None:
-            check_batch(image_features, text_features, sample_index)
+            check_call(self._ranks, batch, given, gathered)
         else:
-            given = (reference_features, anchor_weight, temperature)
-            self._check_together(settings, image_features, text_features, sample_index, given, gathered=gathered)
+            check_call_together(settings.ranks, batch, given, gathered, self.log_inner_image, settings.wait)
         # Autocast would round the products to half precision, and 1 / tau would multiply the rounding error.
         with torch.autocast(image_features.device.type, enabled=False):
             tau = traced_number(number_or_tensor(temperature), image_features)
@@ -345,11 +340,10 @@ class ContrastiveLoss(nn.Module):
                 *two_arguments(anchor_weight),
                 *two_arguments(tau),
             )
-            inputs = (image_features, text_features, sample_index)
             buffers = (self.log_inner_image, self.log_inner_text)
             loss: Tensor
             if settings is not None:
-                loss = Step.apply(settings, *inputs, *buffers, *options)[0]  # type: ignore[no-untyped-call]
+                loss = Step.apply(settings, *batch, *buffers, *options)[0]  # type: ignore[no-untyped-call]
                 return loss
             # torch.compile traces the core as plain operations, which the compiler can fuse. A small Function then
             # connects the loss with its gradients. The compiler calls a step with an estimator object or with several
@@ -357,13 +351,21 @@ class ContrastiveLoss(nn.Module):
             with torch.no_grad():
                 if not self._is_opaque:
                     settings = self._traced_settings(store, pairs, image_features)
-                    value, *gradients = evaluate(settings, *inputs, *buffers, *options)
+                    value, *gradients = evaluate(settings, *batch, *buffers, *options)
                 else:
                     state = buffers if self._table is None else (self._order,)
                     value, *gradients = opaque_step.step(
-                        state, (*inputs, *options), self._gamma_tensor, self._name, self.training, store, pairs
+                        state,
+                        *batch,
+                        options[:-2],
+                        options[-2:],
+                        self._gamma_tensor,
+                        self._name,
+                        self.training,
+                        store,
+                        pairs,
                     )
-            learned = [x for x in differentiable((*inputs, *buffers, *options)) if isinstance(x, Tensor)]
+            learned = [x for x in differentiable((*batch, *buffers, *options)) if isinstance(x, Tensor)]
             return with_gradients(value, learned, gradients[: len(learned)])
 
     def _settings(self, training: bool, update: bool, gamma: float, pairs: tuple[bool, ...]) -> StepSettings:
@@ -407,30 +409,6 @@ class ContrastiveLoss(nn.Module):
             repeated=None,
             pairs=pairs,
         )
-
-    def _check_together(
-        self,
-        settings: StepSettings,
-        images: Any,
-        texts: Any,
-        sample_index: Any,
-        pairs: tuple[Any, ...],
-        *,
-        gathered: bool,
-    ) -> None:
-        """Check the arguments of a call; an error of this process is raised on all processes."""
-        try:
-            if gathered:
-                raise ValueError("gathered must be False if the loss has a process_group, got True")
-            check_batch(images, texts, sample_index)
-            number_or_tensor(pairs[2])
-            for value in pairs:
-                two_arguments(value)
-        except Exception as error:  # of any kind, because the other processes would wait for this one
-            # The other processes compare their arguments in `drrho_torch.step_function`, where they meet this error.
-            tensors = (x for x in (images, texts, self.log_inner_image) if isinstance(x, Tensor))
-            like = next(tensors, torch.zeros(0))
-            agreed(partial(_raise, error), {}, settings.ranks, like=like.detach(), wait=settings.wait)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give a copy of this module a name of its own under torch.compile."""
@@ -501,8 +479,3 @@ class ContrastiveLoss(nn.Module):
                 missing_keys += self._table.state_dict(prefix)
         rest = {key: value for key, value in state_dict.items() if key not in keys}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-
-
-def _raise(error: Exception) -> None:
-    """Raise an error."""
-    raise error

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 import array_api_compat.torch
 import torch
@@ -42,7 +41,11 @@ def register(make_settings: MakeSettings) -> str:
 @torch.library.custom_op("drrho_torch::step", mutates_args=("state",))
 def step(
     state: Sequence[Tensor],
-    arguments: Sequence[Tensor | None],
+    images: Tensor,
+    texts: Tensor,
+    sample_index: Tensor,
+    constants: Sequence[Tensor | None],
+    temperatures: Sequence[Tensor | None],
     gamma: Tensor,
     name: str,
     training: bool,
@@ -59,8 +62,11 @@ def step(
     state : sequence of tensor
         Both estimates, (n,) each, which the call changes; or one number of their dtype, which stands for the state of
         an estimator object, so that the compiler neither removes a call nor changes the order of two calls.
-    arguments : sequence of tensor or None
-        The other arguments of `drrho_torch.step_function.Step`, in the same order.
+    images, texts, sample_index : tensor
+        The batch.
+    constants, temperatures : sequence of tensor or None
+        The mask, both references and both weights; two temperatures. The order is that of
+        `drrho_torch.step_function.Step`.
     gamma : tensor, shape ()
         Weight of the batch's own estimate, on the host; in ``eval()`` it is not used.
     name : str
@@ -68,14 +74,16 @@ def step(
     training, update, pairs : bool, bool, sequence of bool
         As in `drrho_torch.step_function.StepSettings`.
     """
-    # The loss exists, because one of its methods is the caller.
-    settings = cast(Any, _MAKERS[name]())(training, update, float(gamma), tuple(pairs))
-    images, texts, sample_index, *constants = arguments
+    make_settings = _MAKERS[name]()
+    if make_settings is None:
+        raise RuntimeError("a loss must exist as long as a compiled step of it runs, got one that was deleted")
+    settings = make_settings(training, update, float(gamma), tuple(pairs))
     buffers = (None, None) if settings.table is not None else state
     if settings.table is not None and update:
         state[0].add_(1)
-    loss, image, text, *temperatures = evaluate(settings, images, texts, sample_index, *buffers, *constants)
-    first, second = (*temperatures, *[loss.new_empty(0)] * (2 - len(temperatures)))
+    arguments = images, texts, sample_index, *buffers, *constants, *temperatures
+    loss, image, text, *learned = evaluate(settings, *arguments)
+    first, second = (*learned, *[loss.new_empty(0)] * (2 - len(learned)))
     # The results of an operator may not share memory.
     return loss, image, text, first, second.clone()
 
@@ -83,7 +91,11 @@ def step(
 @step.register_fake
 def _(
     state: Sequence[Tensor],
-    arguments: Sequence[Tensor | None],
+    images: Tensor,
+    texts: Tensor,
+    sample_index: Tensor,
+    constants: Sequence[Tensor | None],
+    temperatures: Sequence[Tensor | None],
     gamma: Tensor,
     name: str,
     training: bool,
@@ -91,14 +103,12 @@ def _(
     pairs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return tensors of the right shapes and dtypes without values, for the compiler."""
-    del gamma, name, training, update
-    images, texts = cast(tuple[Tensor, Tensor], tuple(arguments[:2]))
-    options = arguments[4:]
-    references = (options[0], options[1]) if pairs[0] else None
+    del sample_index, gamma, name, training, update
+    references = (constants[1], constants[2]) if pairs[0] else None
     work = work_dtype(images, references, _XP)
     # The loss depends on the estimates, which may be wider than the features.
     wide = torch.promote_types(work, state[0].dtype)
     loss = images.new_empty((), dtype=wide)
-    first, second = (loss.new_empty((0,) if x is None else x.shape) for x in options[4:])
+    first, second = (loss.new_empty((0,) if x is None else x.shape) for x in temperatures)
     image, text = (x.new_empty(x.shape, dtype=work) for x in (images, texts))
     return loss, image, text, first, second

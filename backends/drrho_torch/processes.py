@@ -6,6 +6,7 @@ bytes between the hosts, by gloo.
 
 from __future__ import annotations
 
+import atexit
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,32 @@ from drrho_clip.processes.messages import arrays_of_all, values_of_all
 from drrho_clip.processes.place import Place
 from drrho_core.backend import Function
 from drrho_torch.ranks import TorchRanks
+
+_joined = False  # this module has made the group of the process
+
+
+def _join(device: torch.device, place: Place) -> None:
+    """Make the group of all processes, which lasts as long as the process."""
+    global _joined
+    on_gpu = device.type == "cuda"
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method="env://" if place.address is None else f"tcp://{place.address}",
+            rank=place.rank,
+            world_size=place.size,
+            device_id=device if on_gpu else None,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"processes must be able to reach each other, got: {reason}") from error
+    _joined = True
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class TorchProcesses:
@@ -38,31 +65,18 @@ class TorchProcesses:
     """
 
     def __init__(self, device: torch.device, place: Place) -> None:
-        self._joined = not dist.is_initialized()
-        on_gpu = device.type == "cuda"
-        if on_gpu:
+        if device.type == "cuda":
             # Libraries that allocate memory on "the" device must not all take the first.
             torch.cuda.set_device(device)
-        if self._joined:
-            method = "env://" if place.address is None else f"tcp://{place.address}"
-            try:
-                dist.init_process_group(
-                    "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-                    init_method=method,
-                    rank=place.rank,
-                    world_size=place.size,
-                    device_id=device if on_gpu else None,
-                )
-            except (RuntimeError, ValueError, OSError) as error:
-                reason = str(error).partition("\n")[0]
-                raise BadInput(f"processes must be able to reach each other, got: {reason}") from error
+        if not dist.is_initialized():
+            _join(device, place)
         elif dist.get_world_size() != place.size:
             raise BadInput(
                 f"a group of the program must have the {place.size} processes of the launcher, got "
                 f"{dist.get_world_size()}"
             )
         # A group that the program has made may have no backend for the memory of the host.
-        self._host = dist.group.WORLD if self._joined else dist.new_group(backend="gloo")
+        self._host = dist.group.WORLD if _joined else dist.new_group(backend="gloo")
         self.ranks = TorchRanks(dist.group.WORLD)
         self.rank, self.size = self.ranks.rank, self.ranks.size
         self.is_first, self.num_devices = self.rank == 0, self.size
@@ -88,9 +102,7 @@ class TorchProcesses:
         self.gather(None)
 
     def close(self) -> None:
-        """Leave the group, unless the user's program has made it."""
-        if self._joined and dist.is_initialized():
-            dist.destroy_process_group()
+        """Keep the group, which the process leaves when it ends: a launcher connects its processes only once."""
 
     def _exchanged(self, message: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
         """Return the bytes of every process; all messages have the same length."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drrho_clip.commands.common import (
     allow_unfinished_option,
@@ -15,11 +16,16 @@ from drrho_clip.commands.common import (
     train_setting,
 )
 from drrho_clip.commands.model import backend_option
+from drrho_clip.commands.place import coordinator_option, place_among, process_option, processes_option
 from drrho_clip.config import TrainConfig
 from drrho_clip.options import PATH, TEXT, at_least, choice, number, setting
 from drrho_clip.table_defaults import preset
 from drrho_clip.terminal.printing import say
-from drrho_core.backend import default_backend
+from drrho_core.backend import Backend, default_backend
+
+if TYPE_CHECKING:
+    from drrho_clip.processes.protocol import Processes
+    from drrho_clip.run import Run
 
 # Settings of training that decide which pairs the data are.
 _DATA = (
@@ -46,6 +52,8 @@ class Encode:
       drrho encode --model runs/reference --data pairs.csv --out caches/reference --dtype float16
       drrho train --data pairs.csv --method drrho --reference caches/clip --out runs/steered
     """
+
+    takes_processes: ClassVar[bool] = True
 
     model: str = setting(
         rule=TEXT,
@@ -79,30 +87,46 @@ class Encode:
     backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("A run after --model")
     device: str | None = device_option()
+    coordinator: str | None = coordinator_option()
+    processes: int | None = processes_option()
+    process: int | None = process_option()
 
     def run(self) -> int:
         """Encode the pairs, then print what the cache holds."""
-        from drrho_clip.data.splits import open_all_pairs
-        from drrho_clip.encoders import check_model_name, is_run, open_model
-        from drrho_clip.features import encode_pairs
+        from drrho_clip.encoders import check_model_name, is_run
         from drrho_clip.files.outputs import check_folder
+        from drrho_clip.processes.opening import opened_processes
+        from drrho_clip.processes.together import of_first
         from drrho_clip.run.resume import open_finished_run
-        from drrho_clip.terminal.progress import Reporter
 
         check_model_name(self.model, "model")
-        check_folder(self.out, "out")
         run = None
         if is_run(self.model):
             run = open_finished_run(self.model, "model", allow_unfinished=self.allow_unfinished)
         own = (default_backend(), "float32") if run is None else (run.config.backend, run.config.dtype)
         backend = build_backend(self.backend or own[0], self.device, own[1])
-        encoder = open_model(self.model, backend=backend, state=self.state, run=run)
+        place = place_among(self.coordinator, self.processes, self.process)
+        with opened_processes(backend, place) as processes:
+            of_first(processes, partial(check_folder, self.out, "out"))
+            self._encode(backend, run, processes)
+        return 0
+
+    def _encode(self, backend: Backend, run: Run | None, processes: Processes) -> None:
+        """Encode the pairs with a model, which may be a run, together with other processes."""
+        from drrho_clip.data.splits import open_all_pairs
+        from drrho_clip.encoders import open_model
+        from drrho_clip.features import encode_pairs
+        from drrho_clip.processes.together import together
+        from drrho_clip.terminal.progress import Reporter
+
+        encoder = together(processes, partial(open_model, self.model, backend=backend, state=self.state, run=run))
         of_data: dict[str, Any] = {name: getattr(self, name) for name in _DATA}
         if self.swapped_fraction is None:
             # The default depends on the kind of data, as in training.
             del of_data["swapped_fraction"]
             of_data |= {name: value for name, value in preset(self.data).items() if name == "swapped_fraction"}
-        dataset = open_all_pairs(TrainConfig(self.data, method="clip", backend=backend.name, **of_data))
+        config = TrainConfig(self.data, method="clip", backend=backend.name, **of_data)
+        dataset = together(processes, partial(open_all_pairs, config))
         title, reporters = f"encoding {len(dataset):,} pairs of {self.data}", list[Reporter]()
 
         def show(done: int) -> None:
@@ -121,6 +145,7 @@ class Encode:
                 dtype=self.dtype,
                 batch_size=self.batch_size,
                 after_rows=show,
+                processes=processes,
             )
         say_unreadable(dataset, "encoded as black images")
         width, text_width = manifest.feature_dims
@@ -128,4 +153,3 @@ class Encode:
             f"{self.out} holds features of {manifest.num_pairs:,} pairs ({width} numbers per image, {text_width} per "
             f"caption, {manifest.dtype}) by {manifest.model['name']}"
         )
-        return 0

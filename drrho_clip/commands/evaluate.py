@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drrho_clip.commands.common import (
     allow_unfinished_option,
@@ -15,6 +16,7 @@ from drrho_clip.commands.common import (
     write_json,
 )
 from drrho_clip.commands.model import MODEL_HELP, CommandModel, backend_option, find_model
+from drrho_clip.commands.place import coordinator_option, place_among, process_option, processes_option
 from drrho_clip.commands.table import print_table
 from drrho_clip.config import BUILT_IN_DATA
 from drrho_clip.errors import BadInput
@@ -23,6 +25,7 @@ from drrho_clip.options import FLAG, PATH, TEXT, Rule, at_least, choice, setting
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset, Tokenizer
     from drrho_clip.measure.prompts import Prompts
+    from drrho_clip.processes.protocol import Processes
 
 
 def _read_gallery(word: str) -> int | str:
@@ -52,6 +55,8 @@ class Evaluate:
       drrho evaluate hf:clip --data other.csv --probe
       drrho evaluate runs/steered --data other.csv --classes classes.txt --templates templates.txt
     """
+
+    takes_processes: ClassVar[bool] = True
 
     model: str = setting(rule=TEXT, metavar="RUN|MODEL", positional=True, help=MODEL_HELP)
     data: str | None = setting(
@@ -107,12 +112,15 @@ class Evaluate:
     backend: str | None = backend_option()
     allow_unfinished: bool = allow_unfinished_option("The run")
     device: str | None = device_option()
+    coordinator: str | None = coordinator_option()
+    processes: int | None = processes_option()
+    process: int | None = process_option()
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
 
     def run(self) -> int:
         """Evaluate, then print the table."""
-        from drrho_clip.evaluate import evaluate
-        from drrho_clip.measure.probing import check_probe, probe_figures
+        from drrho_clip.processes.opening import opened_processes
+        from drrho_clip.processes.together import of_first
 
         if self.queries is not None and self.gallery != "all":
             raise BadInput(f"queries must be left out without --gallery all, got {self.queries}")
@@ -124,18 +132,32 @@ class Evaluate:
             allow_unfinished=self.allow_unfinished,
             max_unreadable=self.max_unreadable,
         )
-        run = model.run
-        check_new_file("json", self.json, self.data or model.config.data)
         prompts = self._prompts()
-        dataset, about, training = self._held_out_pairs(model)
-        encoder = model.encoder(state=self.state)
+        place = place_among(self.coordinator, self.processes, self.process)
+        with opened_processes(model.backend, place) as processes:
+            of_first(processes, partial(check_new_file, "json", self.json, self.data or model.config.data))
+            self._measure(model, prompts, processes)
+        return 0
+
+    def _measure(self, model: CommandModel, prompts: Prompts | None, processes: Processes) -> None:
+        """Measure the model together with other processes, and print the table."""
+        from drrho_clip.evaluate import evaluate
+        from drrho_clip.measure.probing import check_probe, probe_figures
+        from drrho_clip.processes.encoding import agreed_figures, shared_encoder
+        from drrho_clip.processes.together import together, written_by_first
+
+        run = model.run
+        dataset, about, training = together(processes, partial(self._held_out_pairs, model))
+        encoder = together(processes, partial(model.encoder, state=self.state))
         # The measurement may take hours, so a probe that cannot be measured is refused before.
         if self.probe:
-            check_probe(encoder, dataset, training)
+            together(processes, partial(check_probe, encoder, dataset, training))
+        encoder = shared_encoder(encoder, processes)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         metrics = evaluate(encoder, dataset, gallery_size=size, num_queries=self.queries, prompts=prompts)
         if self.probe:
             metrics |= probe_figures(encoder, dataset, training)
+        metrics = agreed_figures(metrics, processes)
         say_unreadable(dataset)
         if training is not None:
             say_unreadable(training)
@@ -148,11 +170,10 @@ class Evaluate:
             **about,
         }
         # The file comes first, so that a closed pipe behind the table does not cost the results.
-        write_json(self.json, [row])
+        written_by_first(processes, partial(write_json, self.json, [row]))
         print_table([row])
         if encoder.reads_new_pairs:
             self._say_which_classes_are_equal(encoder.tokenizer, dataset, prompts)
-        return 0
 
     def _prompts(self) -> Prompts | None:
         """Read the user's own classes and templates, or return None if the user names neither."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from drrho_clip.commands.common import allow_unfinished_option, build_backend, check_new_file, device_option, write_json
 from drrho_clip.commands.place import coordinator_option, place_among, process_option, processes_option
@@ -50,6 +50,8 @@ class Train:
       drrho train --config run.yaml --out runs/steered --dry-run
       drrho train --config run.yaml --out runs/steered --dry-run --world-size 8 --bandwidth 25
     """
+
+    takes_processes: ClassVar[bool] = True
 
     out: Path = setting(rule=PATH, help="Folder of the run; a folder that holds a run is refused without --resume.")
     resume: bool = setting(
@@ -106,8 +108,10 @@ class Train:
 
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
+        from drrho_clip.processes.facts import facts_of_settings
         from drrho_clip.processes.opening import check_batch_size, opened_processes
         from drrho_clip.processes.together import together, written_by_first
+        from drrho_clip.run import refuse_existing
         from drrho_clip.run.resume import is_over
         from drrho_clip.train import train
 
@@ -118,8 +122,11 @@ class Train:
         place = place_among(self.coordinator, self.processes, self.process)
         config, backend = self._resumed(place) if self.resume else self._chosen(place)
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
-        with opened_processes(backend, place, ends_process=True) as processes:
-            together(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
+        facts, timeout = facts_of_settings(config, resume=self.resume), config.rank_timeout
+        with opened_processes(backend, place, facts=facts, rank_timeout=timeout) as processes:
+            if not self.resume:
+                written_by_first(processes, partial(refuse_existing, self.out))
+            written_by_first(processes, partial(check_new_file, "json", self.json, *inputs, run=self.out))
             splits = None
             if not self.resume:
                 config, splits = together(processes, partial(self._opened, config, backend))
@@ -144,11 +151,13 @@ class Train:
         """Print what the run would do."""
         from drrho_clip.data.splits import open_splits
         from drrho_clip.plan import plan_of_size, plan_run, print_plan
+        from drrho_clip.run import refuse_existing
         from drrho_clip.train import check_other_runs
 
         for name in ("resume", "json", "coordinator", "processes", "process"):
             if getattr(self, name):
                 raise BadInput(f"{name} must be left out with dry_run, got {getattr(self, name)}")
+        refuse_existing(self.out)
         options = PlanOptions.of(self.planned)
         if options.num_pairs is not None:
             config, backend = self._imagined(options.num_pairs)
@@ -166,9 +175,7 @@ class Train:
     def _imagined(self, num_pairs: int) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a run whose data do not exist yet."""
         from drrho_clip.exchange.chosen_model import check_model
-        from drrho_clip.run import refuse_existing
 
-        refuse_existing(self.out)
         if "data" in self.named:
             raise BadInput(f"data must be left out with num_pairs, got {self.named['data']}")
         # The settings need the name of a table; the plan does not print the name.
@@ -193,10 +200,10 @@ class Train:
 
     def _chosen(self, place: Place | None = None) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a new run, before defaults that depend on data and backend are known."""
-        from drrho_clip.run import refuse_existing
+        from drrho_clip.run import refuse_run
 
         # All other checks come before the data are read, because reading the data may take long.
-        refuse_existing(self.out)
+        refuse_run(self.out)
         if "data" not in self.named:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))

@@ -74,6 +74,16 @@ class HostBatch(NamedTuple):
         """Row ids of the whole batch."""
         return self.sample_index if self.whole_index is None else self.whole_index
 
+    def check_rows(self, rank: int, size: int) -> None:
+        """Raise ValueError unless the batch has no row twice, and the own rows are part `rank` of `size` parts."""
+        whole, length = self.rows, len(self.sample_index)
+        if len(np.unique(whole)) < len(whole):
+            raise ValueError("sample_index must hold each row once in a batch of all processes, got a row twice")
+        differ = np.flatnonzero(self.sample_index != whole[rank * length : (rank + 1) * length])
+        if len(whole) != length * size or len(differ):
+            row = self.sample_index[differ[0]] if len(differ) else length
+            raise ValueError(f"sample_index must hold the own rows of the batch, got {row} on process {rank}")
+
     def parts(self, size: int) -> Iterator[HostBatch]:
         """Yield the batch in parts of `size` pairs, at least 1; the last part may have fewer."""
         for start in range(0, len(self.sample_index), size):

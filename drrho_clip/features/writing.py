@@ -7,9 +7,9 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from drrho_clip.files.disk import naming
 from drrho_clip.files.json_files import parse_json
 from drrho_clip.files.lock import LOCK, only_process
 from drrho_clip.files.outputs import check_folder
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import of_first, told_by_all
 from drrho_clip.terminal.safe_text import brief
 
 if TYPE_CHECKING:
@@ -39,8 +41,11 @@ def encode_pairs(
     dtype: str = "float32",
     batch_size: int = 256,
     after_rows: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> Manifest:
     """Encode all pairs of a data set, and write the features into a cache.
+
+    If several processes share the encoding, all of them call this function, and the first process writes.
 
     Parameters
     ----------
@@ -59,6 +64,8 @@ def encode_pairs(
         Pairs that are encoded at a time, at least 1.
     after_rows : callable, optional
         Called at the start and after each batch with the number of rows that are encoded.
+    processes : Processes, optional
+        The processes that share the encoding; by default this process encodes alone.
 
     Returns
     -------
@@ -74,38 +81,80 @@ def encode_pairs(
     """
     if dtype not in DTYPES:
         raise BadInput(f"dtype must be one of {', '.join(DTYPES)}, got {brief(dtype)}")
+    # The module of shared encoding imports the package of the encoders, which imports this package.
+    from drrho_clip.processes.encoding import shared_encoder
+
     folder = Path(folder)
-    # The content decides about equality; the names are for the reader of a message.
-    data = {"name": data_name or dataset.name, "fingerprint": dataset.fingerprint()}
-    manifest = Manifest(encoder.identity(), data, len(dataset), encoder.feature_dims, dtype=dtype)
-    manifest.require_sound()
-    stored = _stored(folder, manifest)
-    if stored is None or not stored.finished:
-        stored = _written(manifest, encoder, dataset, folder, batch_size, after_rows)
+
+    def begun(stack: contextlib.ExitStack) -> _Begun:
+        # The content decides about equality; the names are for the reader of a message.
+        data = {"name": data_name or dataset.name, "fingerprint": dataset.fingerprint()}
+        manifest = Manifest(encoder.identity(), data, len(dataset), encoder.feature_dims, dtype=dtype)
+        manifest.require_sound()
+        return _begin(manifest, folder, stack)
+
+    is_first = processes is None or processes.is_first
+    with contextlib.ExitStack() as stack:
+        own, places = told_by_all(processes, lambda: _with_place(begun(stack) if is_first else None))
+        batches: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+        if places[0] is not None:
+            first_row, block_rows = places[0]
+            shared = shared_encoder(encoder, processes)
+            batches = shared.batches_of(dataset, first_row=first_row, batch_size=min(batch_size, block_rows))
+        if own is None:
+            # The first process writes; this one only takes part in the encoding.
+            for _ in batches:
+                pass
+        finished = None if own is None else own.finished or _write(own, batches, dataset, folder, after_rows)
+    entries = of_first(processes, lambda: None if finished is None else asdict(finished))
+    if finished is None:
+        assert entries is not None
+        finished = Manifest(**(entries | {"feature_dims": tuple(entries["feature_dims"])}))
     # An earlier process may have met some of the unreadable images.
     of_dataset: dict[int, str] = getattr(dataset, "unreadable", {})
-    for row, reason in stored.unreadable.items():
+    for row, reason in finished.unreadable.items():
         of_dataset.setdefault(int(row), reason)
-    return stored
+    return finished
 
 
-def _written(
-    manifest: Manifest,
-    encoder: PairEncoder,
-    dataset: Dataset,
-    folder: Path,
-    batch_size: int,
-    after_rows: Callable[[int], None] | None,
-) -> Manifest:
-    """Write or continue the cache, unless another process finishes the cache first."""
-    check_folder(folder, "out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_process(folder):
+class _Begun(NamedTuple):
+    """A cache that is being written: what earlier processes have written, and the first row that is missing."""
+
+    manifest: Manifest
+    done: list[dict[str, str]]
+    unreadable: dict[str, str]
+    first_row: int
+    finished: Manifest | None = None
+
+
+def _with_place(begun: _Begun | None) -> tuple[_Begun | None, tuple[int, int] | None]:
+    """Return a cache, and for the other processes the first row to encode and the length of a block."""
+    if begun is None or begun.finished is not None:
+        return begun, None
+    return begun, (begun.first_row, begun.manifest.block_rows)
+
+
+def _begin(manifest: Manifest, folder: Path, stack: contextlib.ExitStack) -> _Begun:
+    """Prepare a folder for writing or continuing a cache, and hold the lock of the folder until the stack is left."""
+    stored = _stored(folder, manifest)
+    if stored is None or not stored.finished:
+        check_folder(folder, "out")
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(only_process(folder))
         # Another process may have finished the same cache in the meantime.
         stored = _stored(folder, manifest)
-        if stored is not None and stored.finished:
-            return stored
-        return _write(stored or manifest, encoder, dataset, folder, batch_size, after_rows)
+    if stored is not None and stored.finished:
+        return _Begun(stored, [], {}, stored.num_pairs, stored)
+    manifest = stored or manifest
+    for name in FILES:
+        if (folder / name).is_symlink():
+            raise BadInput(f"{folder / name} must be a plain file, got a link to {os.readlink(folder / name)}")
+    manifest.write(folder)
+    # After a crash only the blocks that progress.jsonl lists count as encoded.
+    done, unreadable = _finished_blocks(folder, manifest)
+    blocks = manifest.blocks()
+    first_row = blocks[len(done)][0] if len(done) < len(blocks) else manifest.num_pairs
+    return _Begun(manifest, done, unreadable, first_row)
 
 
 def _stored(folder: Path, manifest: Manifest) -> Manifest | None:
@@ -127,25 +176,18 @@ def _stored(folder: Path, manifest: Manifest) -> Manifest | None:
 
 
 def _write(
-    manifest: Manifest,
-    encoder: PairEncoder,
+    begun: _Begun,
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
     dataset: Dataset,
     folder: Path,
-    batch_size: int,
     after_rows: Callable[[int], None] | None,
 ) -> Manifest:
     """Write the missing blocks, then the final manifest."""
-    for name in FILES:
-        if (folder / name).is_symlink():
-            raise BadInput(f"{folder / name} must be a plain file, got a link to {os.readlink(folder / name)}")
-    manifest.write(folder)
+    manifest, done, unreadable, first_row, _ = begun
     ids = pair_ids(dataset)
-    # After a crash only the blocks that progress.jsonl lists count as encoded.
-    done, unreadable = _finished_blocks(folder, manifest)
     # The threads that read images add rows while the blocks are written.
     noted: dict[int, str] = getattr(dataset, "unreadable", {})
     blocks = manifest.blocks()
-    first_row = blocks[len(done)][0] if len(done) < len(blocks) else manifest.num_pairs
     if after_rows is not None:
         after_rows(first_row)
     with contextlib.ExitStack() as stack:
@@ -157,7 +199,7 @@ def _write(
             for name, width in widths.items()
         }
         log = stack.enter_context((folder / "progress.jsonl").open("ab"))
-        rows = _by_block(encoder, dataset, manifest, first_row, batch_size, after_rows)
+        rows = _by_block(batches, manifest, first_row, after_rows)
         for (start, stop), (image, text) in zip(blocks[len(done) :], rows, strict=True):
             columns = {"image": image, "text": text, "ids": ids[start:stop]}
             checksums = {name: _append(files[name], folder / f"{name}.npy", columns[name]) for name in files}
@@ -233,20 +275,16 @@ def _append(file: BinaryIO, path: Path, rows: npt.NDArray[np.generic]) -> str:
 
 
 def _by_block(
-    encoder: PairEncoder,
-    dataset: Dataset,
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
     manifest: Manifest,
     first_row: int,
-    batch_size: int,
     after_rows: Callable[[int], None] | None,
 ) -> Iterator[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]:
     """Yield the features of the blocks from `first_row` on, in the dtype of the cache."""
-    if first_row == manifest.num_pairs:
-        return
     # Batches and blocks need not end at the same row, so `parts` holds the rows that belong to the next block.
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     start = stop = first_row
-    for batch in encoder.batches_of(dataset, first_row=first_row, batch_size=min(batch_size, manifest.block_rows)):
+    for batch in batches:
         parts.append(batch)
         stop += len(batch[0])
         if after_rows is not None:

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from drrho_clip.data import BatchSource, Dataset, Tokenizer
-from drrho_clip.data.protocol import ImageReading
-from drrho_clip.data.row_source import RowSource
 from drrho_clip.data.unreadable import UnreadableRows
-from drrho_clip.encode import Encoder
-from drrho_clip.encoders import PairEncoder
 from drrho_clip.encoders.protocol import Floats, joined
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.processes.together import together, told_by_all
+
+if TYPE_CHECKING:
+    from drrho_clip.data import BatchSource, Dataset, Tokenizer
+    from drrho_clip.data.protocol import ImageReading
+    from drrho_clip.data.row_source import RowSource
+    from drrho_clip.encode import Encoder
+    from drrho_clip.encoders import PairEncoder
 
 __all__ = ["SharedEncoder", "agreed_figures", "features_of_rows", "shared_encoder"]
 

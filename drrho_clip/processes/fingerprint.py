@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from drrho_clip.errors import BadInput
+from drrho_clip.errors import AgreedError
 from drrho_clip.processes.judge import ranks_in_words
 from drrho_core import __version__
 
@@ -51,7 +51,7 @@ def require_equal(processes: Gathering, facts: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    BadInput
+    AgreedError
         On all processes, with the same message, if a fact differs.
 
     Examples
@@ -61,7 +61,7 @@ def require_equal(processes: Gathering, facts: Mapping[str, Any]) -> None:
     >>> require_equal(processes, {"batch_size": 8})
     Traceback (most recent call last):
         ...
-    drrho_clip.errors.BadInput: batch_size must be the same on all processes, got 8 on rank 0, 7 on rank 1
+    drrho_clip.errors.AgreedError: batch_size must be the same on all processes, got 8 on rank 0, 7 on rank 1
     """
     flat = dict(_entries("", facts))
     text = json.dumps(flat, sort_keys=True)
@@ -80,7 +80,7 @@ def require_equal(processes: Gathering, facts: Mapping[str, Any]) -> None:
         sentences.append(f"{name} must be the same on all processes, got {values}")
     if len(differing) > _MOST_NAMED:
         sentences.append(f"{len(differing) - _MOST_NAMED} more differ")
-    raise BadInput("; ".join(sentences))
+    raise AgreedError("; ".join(sentences))
 
 
 def facts_of_program(packages: Sequence[str]) -> dict[str, Any]:

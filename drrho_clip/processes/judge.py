@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["Judge", "Limits", "Standing", "Verdict", "ranks_in_words"]
+__all__ = ["RANK_TIMEOUT", "Judge", "Limits", "Standing", "Verdict", "ranks_in_words"]
+
+RANK_TIMEOUT = 600.0
+"""Seconds without progress after which a rank counts as hanging, unless the user names another time."""
 
 PREPARING = 3.0
 """Factor by which the limit for hangs is longer before the end of the first step, which may have to be compiled."""
@@ -45,8 +48,8 @@ class Limits:
         ranks fail as well, and these failures must not be taken for the cause.
     """
 
-    hang: float = 600.0
-    silence: float = 30.0
+    hang: float = RANK_TIMEOUT
+    silence: float = 20.0
     grace: float = 0.8
 
 
@@ -122,6 +125,11 @@ class Verdict:
     shared: bool = False
     saved: int | None = None
 
+    @property
+    def hint(self) -> str:
+        """The end of a message that says how the run goes on."""
+        return "" if self.saved is None else f"; --resume continues from step {self.saved}"
+
     def line(self, size: int) -> str:
         """Return the line for the user.
 
@@ -130,8 +138,7 @@ class Verdict:
         >>> print(Verdict((2,), "ended without a word (killed?)", saved=120).line(4))
         rank 2 of 4 ended without a word (killed?); the run stops; --resume continues from step 120
         """
-        hint = "" if self.saved is None else f"; --resume continues from step {self.saved}"
-        return f"{ranks_in_words(self.ranks, size)} {self.reason}; the run stops{hint}"
+        return f"{ranks_in_words(self.ranks, size)} {self.reason}; the run stops{self.hint}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as a dictionary."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy.typing as npt
@@ -59,3 +60,16 @@ class OneProcess:
 
     def close(self) -> None:
         """Do nothing."""
+
+    def alive(self) -> None:
+        """Do nothing, because nobody waits."""
+
+    def alone(self, work: str, /) -> AbstractContextManager[None]:  # noqa: ARG002 (nobody else works)
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def saved(self, step: int, /) -> None:
+        """Do nothing."""
+
+    def failed(self, error: BaseException, /) -> None:
+        """Do nothing, because the caller raises the error."""

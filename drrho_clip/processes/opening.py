@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 from drrho_clip.errors import AgreedError, BadInput
+from drrho_clip.processes.fingerprint import facts_of_program, require_equal
+from drrho_clip.processes.judge import RANK_TIMEOUT, Limits
 from drrho_clip.processes.one import OneProcess
-from drrho_clip.processes.place import Place, place_of_launcher
-from drrho_clip.processes.protocol import Processes
-from drrho_clip.terminal.printing import complain, silence
+from drrho_clip.processes.place import Place, host_of_first, place_of_launcher
+from drrho_clip.processes.protocol import Group, Processes
+from drrho_clip.processes.watch import Watch
+from drrho_clip.processes.watched import WatchedProcesses
+from drrho_clip.terminal.printing import silence
 from drrho_core.backend import GROUP, Backend, backend_names
 
 __all__ = ["check_batch_size", "connect", "open_processes", "opened_processes"]
@@ -44,8 +47,14 @@ def connect(name: str, place: Place | None = None) -> None:
                 join(place)
 
 
-def open_processes(backend: Backend, place: Place | None = None) -> Processes:
-    """Join the processes that train together.
+def open_processes(
+    backend: Backend,
+    place: Place | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    rank_timeout: float = RANK_TIMEOUT,
+) -> Processes:
+    """Join the processes that train together, and begin to watch them.
 
     Parameters
     ----------
@@ -53,6 +62,10 @@ def open_processes(backend: Backend, place: Place | None = None) -> Processes:
         The library that runs the training.
     place : Place, optional
         Where this process stands; by default `place_of_launcher` says it.
+    facts : mapping, optional
+        What must be the same on all processes, such as the settings; see `require_equal`.
+    rank_timeout : float
+        Seconds without progress after which a process counts as hanging.
 
     Returns
     -------
@@ -76,32 +89,38 @@ def open_processes(backend: Backend, place: Place | None = None) -> Processes:
             f"backend must be one of {', '.join(_backends_with_processes())} for several processes, got "
             f"{backend.name!r}, started as {place.size} processes"
         )
-    processes: Processes = join(place)
+    group: Group = join(place)
+    watch = Watch(group, host=host_of_first(place), limits=Limits(hang=rank_timeout))
+    processes = WatchedProcesses(group, watch)
+    try:
+        # Processes of other versions would exchange other values, so this comes first.
+        own = facts_of_program(("drrho_core", "drrho_clip", type(backend).__module__.partition(".")[0]))
+        require_equal(processes, {**own, **(facts or {})})
+    except BaseException as error:
+        processes.failed(error)
+        raise
     return processes
 
 
 @contextlib.contextmanager
 def opened_processes(
-    backend: Backend, place: Place | None = None, *, ends_process: bool = False
+    backend: Backend,
+    place: Place | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    rank_timeout: float = RANK_TIMEOUT,
 ) -> Iterator[Processes]:
     """Join the processes that train together, and leave them at the end; see `open_processes`.
 
-    If `ends_process` is True, an error ends the process. An error that all processes have in common is then printed
-    here, because a launcher ends all processes as soon as one of them has ended.
+    If there are several processes, an error in one of them ends all of them; see `drrho_clip.processes.watch`.
     """
-    processes = open_processes(backend, place)
+    processes = open_processes(backend, place, facts=facts, rank_timeout=rank_timeout)
     try:
         yield processes
-    except AgreedError as error:
-        if ends_process and processes.size > 1:
-            # The launcher's signal must not replace the message and the exit code of this process.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            complain(error)
-            error.said = True
-            processes.barrier()
-        raise
-    finally:
         processes.close()
+    except BaseException as error:
+        processes.failed(error)
+        raise
 
 
 def check_batch_size(batch_size: int, processes: Processes) -> None:

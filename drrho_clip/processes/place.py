@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from drrho_clip.errors import BadInput
 
-__all__ = ["Place", "place_of_launcher"]
+__all__ = ["Place", "host_of_first", "place_of_launcher", "processes_of_machine"]
 
 # The variables with which launchers of several processes describe each process.
 _NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -69,3 +69,34 @@ def place_of_launcher(variables: Mapping[str, str] | None = None) -> Place | Non
     if not (0 <= rank < size and local_rank <= rank):
         raise BadInput(f"RANK must be below WORLD_SIZE and not below LOCAL_RANK, got {numbers}")
     return Place(rank, size, local_rank)
+
+
+def processes_of_machine(variables: Mapping[str, str] | None = None) -> int:
+    """Return how many processes the launcher has started on this machine, as far as the launcher tells it.
+
+    Examples
+    --------
+    >>> processes_of_machine({"LOCAL_WORLD_SIZE": "4"}), processes_of_machine({})
+    (4, 1)
+    """
+    variables = os.environ if variables is None else variables
+    word = variables.get("LOCAL_WORLD_SIZE", "1")
+    return int(word) if word.isdecimal() else 1
+
+
+def host_of_first(place: Place, variables: Mapping[str, str] | None = None) -> str:
+    """Return the name or the address under which all processes reach the machine of the first process.
+
+    Examples
+    --------
+    >>> host_of_first(Place(1, 2, address="[::1]:4000"))
+    '::1'
+    >>> host_of_first(Place(0, 1))
+    '127.0.0.1'
+    """
+    # A process that is alone needs no launcher, which would give the address.
+    if place.size == 1 and place.address is None:
+        return "127.0.0.1"
+    variables = os.environ if variables is None else variables
+    host = variables["MASTER_ADDR"] if place.address is None else place.address.rpartition(":")[0]
+    return host.removeprefix("[").removesuffix("]")

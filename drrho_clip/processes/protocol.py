@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -10,11 +11,11 @@ from drrho_core import Ranks
 from drrho_core.backend import Function
 from drrho_core.checks import Array
 
-__all__ = ["Processes"]
+__all__ = ["Group", "Processes"]
 
 
-class Processes(Protocol):
-    """W processes that train one model together.
+class Group(Protocol):
+    """W processes that train one model together, as the backend of an array library connects them.
 
     Every process calls every method at the same time, except `compile`. The arrays of the training step stay in the
     array library; all other values pass through the memory of the host.
@@ -69,4 +70,24 @@ class Processes(Protocol):
 
     def close(self) -> None:
         """Leave the group of processes; no other method can be called after that."""
+        ...
+
+
+class Processes(Group, Protocol):
+    """A group of processes as the harness sees them: if one fails, all of them stop."""
+
+    def alive(self) -> None:
+        """Say that this process gets on with work of its own, such as reading data; other processes may wait."""
+        ...
+
+    def alone(self, work: str, /) -> AbstractContextManager[None]:
+        """Return a context for work that only this process does, such as "writing a checkpoint"; the others wait."""
+        ...
+
+    def saved(self, step: int, /) -> None:
+        """Say that the checkpoint of a step is on the disk, from which a new start of the run can continue."""
+        ...
+
+    def failed(self, error: BaseException, /) -> None:
+        """Tell all processes about an error of this process; if there are several processes, all of them end."""
         ...

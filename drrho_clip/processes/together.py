@@ -84,9 +84,18 @@ def of_first(processes: Processes | None, work: Callable[[], T]) -> T:
     return result
 
 
-def written_by_first(processes: Processes, write: Callable[[], object]) -> None:
-    """Let the first process write, and go on when it has written; what it cannot write is an error on all processes."""
-    together(processes, lambda: write() if processes.is_first else None)
+def written_by_first(processes: Processes, write: Callable[[], object], work: str = "writing files") -> None:
+    """Let the first process write, and go on when it has written; what it cannot write is an error on all processes.
+
+    `work` names the work in a message, if it does not end.
+    """
+
+    def write_alone() -> None:
+        if processes.is_first:
+            with processes.alone(work):
+                write()
+
+    together(processes, write_alone)
 
 
 def _in_words(error: Exception) -> str:

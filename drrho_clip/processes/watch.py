@@ -25,7 +25,7 @@ from drrho_clip.processes.judge import Limits, Standing, Verdict
 from drrho_clip.processes.lines import connect, listen
 from drrho_clip.processes.posts import FirstPost, OtherPost, Post
 from drrho_clip.terminal.guard import BAD_INPUT, INTERRUPTED, TERMINATED, ending, reason
-from drrho_clip.terminal.printing import complain, end_bar, say
+from drrho_clip.terminal.printing import complain, end_bar, say, silence
 
 __all__ = ["Gathering", "Watch"]
 
@@ -53,12 +53,16 @@ class Gathering(Protocol):
 
 
 class _Failure(NamedTuple):
-    """How this process ends after an error of its own: the printing, and the exit code."""
+    """How this process ends after an error of its own.
+
+    `words` are for the other processes; `message` is for the user, or None if there is only a traceback.
+    """
 
     words: str
-    consequence: bool
-    show: Callable[[], None]
+    message: str | None
     code: int
+    consequence: bool = False
+    error: BaseException | None = None
 
 
 class Watch:
@@ -290,7 +294,7 @@ class Watch:
             self._signal = numbers[0], time.monotonic()
         if self._signal is not None and time.monotonic() - self._signal[1] >= self._beat and self._failure is None:
             words, code = _SIGNALS[signal.Signals(self._signal[0])]
-            self._report(_Failure(f"was {words}", True, lambda: complain(words), code))
+            self._report(_Failure(f"was {words}", words, code, consequence=True))
             return True
         return bool(rung)
 
@@ -315,12 +319,19 @@ class Watch:
 
     def _print(self, verdict: Verdict) -> None:
         """Print the line of this process."""
+        # Only the first process prints, except now.
+        silence(False)
         end_bar()
         if self._failure is None or self.rank not in verdict.ranks:
             complain(verdict.line(self.size))
         # An error that all processes have met is printed once.
         elif self.rank == 0 or not verdict.shared:
-            self._failure.show()
+            if self._failure.message is None:
+                traceback.print_exception(self._failure.error)
+            else:
+                # A signal is no reason to change anything before the run goes on.
+                hint = verdict.hint if self._failure.code in (INTERRUPTED, TERMINATED) else ""
+                complain(f"{self._failure.message}{hint}")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
 
@@ -328,13 +339,6 @@ class Watch:
 def _failure_of(error: BaseException) -> _Failure:
     """Return how a process ends after an error."""
     message, code = ending(error)
-
-    def show() -> None:
-        if message is None:
-            traceback.print_exception(error)
-        else:
-            complain(message)
-
     # If a rank dies, array libraries let the exchanges of the other ranks end in a RuntimeError, and launchers send
     # SIGTERM to the other ranks.
     consequence = isinstance(error, RuntimeError | ConnectionError | KeyboardInterrupt) and code != BAD_INPUT
@@ -342,7 +346,7 @@ def _failure_of(error: BaseException) -> _Failure:
         words = f"was {message}"
     else:
         words = f"failed: {message or traceback.format_exception_only(error)[-1].strip()}"
-    return _Failure(words[:_LONGEST_WORDS], consequence, show, code)
+    return _Failure(words[:_LONGEST_WORDS], message, code, consequence, error)
 
 
 def _place(thread: int) -> str:

@@ -13,6 +13,7 @@ from drrho_clip.run.folder import (
     part,
     read_metrics,
     refuse_existing,
+    refuse_run,
     remove_torn_files,
     save_reference_features,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "part",
     "read_metrics",
     "refuse_existing",
+    "refuse_run",
     "remove_torn_files",
     "save_reference_features",
 ]

@@ -326,13 +326,21 @@ def is_name_in_run(name: str) -> bool:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise BadInput if a folder holds a run, is a file or cannot be written, so that no file is ever overwritten."""
+    """Raise BadInput if a folder holds a run, is a file or cannot be written, so that no file is ever overwritten.
+
+    The check makes the folder and removes it again, so only one process may call this function at a time.
+    """
+    refuse_run(folder)
+    check_folder(folder, "out")
+
+
+def refuse_run(folder: Path) -> None:
+    """Raise BadInput if a folder holds a run or is a file."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"out must be a folder, got the file {folder}")
     present = [path.name for path in files_of_run(folder)]
     if present:
         raise BadInput(f"out must be a folder without a run (or say --resume), got {folder} with {', '.join(present)}")
-    check_folder(folder, "out")
 
 
 def remove_torn_files(folder: Path) -> None:

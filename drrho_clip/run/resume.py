@@ -24,8 +24,8 @@ __all__ = [
     "require_same",
 ]
 
-MAY_DIFFER: Final = ("max_unreadable", "workers", "tensorboard", "wandb", "keep_last")
-"""Settings that may differ when a run is resumed, because they change neither the batches nor the results."""
+MAY_DIFFER: Final = ("max_unreadable", "workers", "tensorboard", "wandb", "keep_last", "rank_timeout", "form")
+"""Settings that may differ when a run is resumed: they change neither the batches nor, up to rounding, the results."""
 
 
 def continued(folder: Path, config: TrainConfig) -> Run:

@@ -138,7 +138,7 @@ def guarded(prepare: Callable[[], Command], *, ends_process: bool = False) -> in
             # `drrho ... | head -1`: the reader has seen enough, so there is nothing to say and nobody to say it to.
             for stream in (sys.stdout, sys.stderr):
                 abandon(stream)
-        elif not getattr(error, "said", False):
+        else:
             complain(message)
         return code
 

@@ -35,10 +35,13 @@ __all__ = [
 _silent = False
 
 
-def silence() -> None:
-    """Print nothing from now on: this process is one of several, and the first of them prints for all."""
+def silence(silent: bool = True) -> None:
+    """Print nothing from now on: this process is one of several, and the first of them prints for all.
+
+    With False the process prints again, as it does before it ends after an error.
+    """
     global _silent
-    _silent = True
+    _silent = silent
 
 
 def is_silent() -> bool:
@@ -119,7 +122,7 @@ def print_cells(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
 def end_bar() -> None:
     """Show the cursor of the terminal again, on a new line, if a progress bar cannot be ended any more."""
     with contextlib.suppress(OSError, ValueError):
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             sys.stderr.write("\x1b[?25h\n")
 
 

@@ -82,14 +82,10 @@ def check_step(
 ) -> tuple[Namespace, StepOptions]:
     """Check all arguments of a step and return the namespace and the options."""
     ranks = arguments.get("ranks")
-    num_ranks = check_how(
-        ranks,
-        arguments.get("form", FORMS[0]),
-        arguments.get("tile_size"),
-        arguments.get("memory_budget"),
-        xp,
-        kernels=sides == SIDES,
-    )
+    form, tile_size = arguments.get("form", FORMS[0]), arguments.get("tile_size")
+    num_ranks, memory_budget = 1, arguments.get("memory_budget")
+    if not (ranks is None and tile_size is None and memory_budget is None):
+        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp, kernels=sides == SIDES)
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
     arrays = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
     arrays |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}

@@ -96,6 +96,7 @@ class ReducedViews(ViewPasses):
         for k in range(1, self.ranks.size):
             table = self.table(tuple(x[self.owner(k), ...] for x in gathered))
             rows, columns = sum_negatives(table)
+            table.release()
             self._tables.append(table)
             self._to_rows.append(rows._replace(count=None))
             self._to_columns.append(columns)

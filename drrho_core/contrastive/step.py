@@ -241,7 +241,7 @@ def sharded_contrastive_step(
     Only blocks of own images and texts of one rank are computed, b x b each. Per own pair a rank receives from every
     other rank, in numbers: 2 d + r + p + 4 in the form ``"reduce"``, 3 d + 2 r + 2 p + 6 in the form ``"ring"``, one
     more with `pair_mask`; p = 1 if temperatures are per anchor, else 0. The distributed form is that of FastCLIP (arXiv
-    2407.01445), with sums instead of gathered estimates; see docs/theory/contrastive.md.
+    2407.01445), with sums instead of gathered estimates; see docs/theory/ranks.md.
 
     Examples
     --------

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from drrho_torch import opaque_step  # noqa: E402
+from drrho_torch.step_function import StepSettings  # noqa: E402
 
-
-from helpers.torch_losses import (  # noqa: E402
-    N,
-    Problem,
-)
+from helpers.torch_losses import N, Problem  # noqa: E402
 
 
 def compiles(test: Any) -> Any:
@@ -98,3 +96,53 @@ def test_one_tensor_in_both_roles_compiled(fresh_compiler: None) -> None:
         call(features, features, problem.index, reference_features=(features, features)).backward()
         gradients.append(features.grad)
     torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-15)
+
+
+class Owner:
+    """An object whose settings the operator of a step uses; a loss with an estimator or a group is such an object."""
+
+    def settings(self, training: bool, update: bool, gamma: float, pairs: tuple[bool, ...]) -> StepSettings:
+        return StepSettings(
+            training=training,
+            update=update,
+            gamma=gamma,
+            eps=0.1,
+            reference_weight=0.5,
+            radius=0.2,
+            tile_size=None,
+            memory_budget=None,
+            table=None,
+            repeated=None,
+            pairs=pairs,
+        )
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("features", DTYPES, ids=str)
+@pytest.mark.parametrize("state", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("references", [None, *DTYPES], ids=str)
+@pytest.mark.parametrize("pair", [False, True], ids=["global temperature", "temperatures per anchor"])
+def test_the_compiler_knows_shapes_and_dtypes_of_a_step_that_it_cannot_trace(
+    features: Any, state: Any, references: Any, pair: bool
+) -> None:
+    problem, owner = Problem.draw(), Owner()
+    constants = [problem.pair_mask, *([None] * 4)]
+    if references is not None:
+        constants[1:3] = [x.to(references) for x in problem.references]
+    temperatures = [torch.full((5,), 0.4), torch.full((5,), 0.5)] if pair else [torch.tensor(0.4), None]
+    arguments = (
+        [x.to(state) for x in problem.log_inner],
+        problem.images.to(features),
+        problem.texts.to(features),
+        problem.index,
+        constants,
+        temperatures,
+        torch.tensor(0.6, dtype=torch.float64),
+        opaque_step.register(owner.settings),
+        True,
+        True,
+        [references is not None, False, pair],
+    )
+    torch.library.opcheck(opaque_step.step, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -265,6 +265,22 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module(**arguments)
 
 
+def test_a_group_that_was_not_initialised_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, arguments = valid()
+    module = problem.module(process_group=torch.distributed.group.WORLD)  # None before init_process_group
+    module(**arguments)
+    before = bits(module)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun sets both variables
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = (
+        r"^world size must be 1 .*after init_process_group with process_group=torch.distributed.group.WORLD, .* 2$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        module(**arguments)
+    assert bits(module) == before
+    module(**arguments, gathered=True)
+
+
 def test_a_second_derivative_is_refused() -> None:
     problem = Problem.draw()
     images = problem.images.clone().requires_grad_()

@@ -178,3 +178,15 @@ def test_the_pair_learns_to_match() -> None:
     similarity = model.encode_images(parameters, images) @ model.encode_texts(parameters, texts_there[:11]).T
     found = backend.to_numpy(torch.argmax(similarity, dim=1))
     assert np.array_equal(found, labels)
+
+
+def test_each_process_of_a_launcher_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "1"}
+    for name, value in (launched | {"LOCAL_WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert default_device() == "cuda:1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"device must be named, .* got 2 processes and 1 GPUs"):
+        default_device()

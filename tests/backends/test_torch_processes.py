@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch.distributed.fsdp")
 
-from helpers import torch_launches, torch_process_calls, torch_processes
+from helpers import torch_checkpoints, torch_launches, torch_process_calls, torch_processes
 
 Results = dict[int, list[dict[str, Any]]]
 
@@ -22,7 +22,10 @@ Results = dict[int, list[dict[str, Any]]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Start each number of processes once, and return the results of each process."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    return {world_size: torch_launches.launch(world_size, folder) for world_size in torch_processes.CASES}
+    # Most processes come first: they write a checkpoint, and the others read it.
+    sizes = sorted(torch_processes.CASES, reverse=True)
+    started: Results = {world_size: torch_launches.launch(world_size, folder) for world_size in sizes}
+    return started | {1: [{"checkpoint": torch_launches.load_alone(folder)}]}
 
 
 @functools.cache
@@ -76,6 +79,24 @@ def test_single_calls_of_processes_are_those_of_one_process(results: Results) ->
     assert np.all(expected["no update estimates"] == -np.inf)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_a_distributed_checkpoint_of_four_processes_is_read_by_any_number(results: Results, world_size: int) -> None:
+    written = results[torch_checkpoints.WRITERS][0]["checkpoint"]
+    found = [rank["checkpoint"] for rank in results[world_size]]
+    tables: dict[str, dict[str, Any]] = {"temperatures": torch_checkpoints.temperatures()}
+    for size in torch_checkpoints.SIZES:
+        tables[f"rows {size}"] = dict(
+            zip(("log_inner_image", "log_inner_text"), torch_checkpoints.rows(size), strict=True)
+        )
+        assert {rank[f"temperature {size}"].item() for rank in found} == {0.25}
+    for table, columns in tables.items():
+        for name, whole in columns.items():
+            np.testing.assert_array_equal(np.concatenate([rank[table][name] for rank in found]), whole)
+    for name in ("weight", "moments"):
+        for rank in found:
+            np.testing.assert_array_equal(rank[name], written[name])
+
+
 REFUSALS = {
     "estimator": r"estimator must hold all rows .*, got one whose rows are split among 2 ranks",
     "no tensor": r"rank 1 refuses its arguments: image_features must be a torch tensor .*, got list",
@@ -91,11 +112,31 @@ REFUSALS = {
     "sizes": r"batch_size must be the same on all ranks, got 4 on rank 0 and 3 on rank 1",
     "form": r"form must be 'reduce' or 'ring', got 'tree'",
     "group": r"process_group must be a process group or a DeviceMesh, .*, got str",
+    "pickle": r"an object with a process_group cannot be pickled, .* save state_dict\(\) .*",
+    "DTensor": r"rank 1 refuses its arguments: image_features must be a plain tensor, got a DTensor; .*",
+    "DTensor as temperature": r"temperature must be a plain tensor, got a DTensor; .*",
+    "outside of the group": r"process_group must contain this process, got a group without global rank [01]; .*",
+    "outside of the mesh": r"process_group must contain this process, got a group without global rank [01]; .*",
+    "destroyed": r"process_group must exist as long as the loss is called, got a group that was destroyed; .*",
 }
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_all_processes_refuse_a_wrong_call_with_the_same_message(results: Results, kind: str) -> None:
-    messages = {rank["refusals"][kind] for rank in results[torch_process_calls.WORLD_SIZE]}
-    assert len(messages) == 1
-    assert re.fullmatch(REFUSALS[kind], messages.pop())
+    messages = [rank["refusals"][kind] for rank in results[torch_process_calls.WORLD_SIZE]]
+    assert all(re.fullmatch(REFUSALS[kind], message) for message in messages), messages
+    # A message about the group of one process names this process, so that each process has a message of its own.
+    assert len(set(messages)) == (2 if kind.startswith("outside") else 1)
+
+
+def test_a_compiled_loss_refuses_what_an_eager_loss_refuses(results: Results) -> None:
+    for rank in results[torch_process_calls.WORLD_SIZE]:
+        for kind, message in rank["compiled refusals"].items():
+            assert message == rank["refusals"][kind]
+
+
+@pytest.mark.parametrize("kind", ["replicated", "split"])
+def test_a_copy_of_a_loss_shares_the_group_and_has_a_state_of_its_own(results: Results, kind: str) -> None:
+    copies = [rank["copies"][kind] for rank in results[torch_process_calls.WORLD_SIZE]]
+    assert all(copy["group"] and copy["moved"] and copy["unchanged"] == -np.inf for copy in copies)
+    assert copies[0]["value"] == copies[1]["value"]

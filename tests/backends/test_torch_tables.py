@@ -202,6 +202,19 @@ def test_vmap_over_an_estimator_in_training_is_refused(make: Maker) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not")
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools")
+def test_a_copy_of_a_loss_compiles_to_a_step_of_its_own() -> None:
+    torch._dynamo.reset()
+    loss = ContrastiveLoss(N, temperature=0.3, gamma=0.7, estimator=HostEstimator(N, device="cpu"))
+    twin = copy.deepcopy(loss)
+    torch.compile(twin, backend="aot_eager", fullgraph=True)(features(), features(seed=1), torch.arange(B))
+    assert rows_of(loss) == [[NEVER] * N] * 2
+    assert rows_of(twin) != rows_of(loss)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools")
 def test_a_compiled_loop_with_an_estimator_is_one_graph(make: Maker) -> None:
     torch._dynamo.reset()
     loss = ContrastiveLoss(N, temperature=0.3, gamma=0.7, estimator=make())

@@ -43,7 +43,9 @@ P = problems.draw(1, b=6)
 
 
 def own(ranks: Any, *arrays: Any) -> list[Any]:
-    return [x[2 * ranks.rank : 2 * ranks.rank + 2] for x in arrays]
+    """Return two rows of each array, or one row if the test has set ``ranks.short``."""
+    stop = 2 * ranks.rank + (1 if getattr(ranks, "short", False) else 2)
+    return [x[2 * ranks.rank : stop] for x in arrays]
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -99,6 +101,16 @@ def test_an_argument_of_one_rank_that_is_no_array_is_an_error_on_all(function: s
     every = errors(call)
     assert len(set(every)) == 1
     assert "_features must be an array, got list" in every[0]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_unequal_local_batches_are_an_error_on_all(function: str) -> None:
+    def call(ranks: Any, wrong: bool) -> None:
+        ranks.short = wrong
+        FUNCTIONS[function](ranks, P.arrays[:2])
+
+    message = "batch_size must be the same on all ranks, got 2 on ranks 0, 2 and 1 on rank 1"
+    assert errors(call) == [message] * NUM_RANKS
 
 
 @pytest.mark.parametrize("function", ["sharded_contrastive_step", "info_nce"])

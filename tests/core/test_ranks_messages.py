@@ -12,32 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+import drrho_core as core
 from benchmarks.counted_ranks import StandIn
 from drrho_core import InnerEstimator, ThreadRanks, contrastive_step, fused_kernels, sharded_contrastive_step
 from helpers import problems
 from helpers.features import unit_rows
-from helpers.ranks import joined, on_ranks, own_rows
+from helpers.ranks import Counting, joined, on_ranks, own_rows
 
 FORMS = ("reduce", "ring")
-
-
-class Counting:
-    """Ranks that note the bytes of every message that this rank receives from other ranks."""
-
-    def __init__(self, ranks: Any, notes: list[tuple[str, int]]) -> None:
-        self._ranks, self._notes = ranks, notes
-        self.rank, self.size, self.repeat = ranks.rank, ranks.size, ranks.repeat
-
-    def __getattr__(self, operation: str) -> Callable[..., Any]:
-        def counted(arrays: tuple[Any, ...]) -> Any:
-            size = sum(array.nbytes for array in arrays)
-            # An all_gather brings the whole message of each other rank, an all_to_all a W-th of it. A reduce_scatter
-            # brings the sums of W - 1 partial results of a W-th of the message.
-            parts = {"all_gather": self.size - 1, "shift": 1, "all_sum": 2 * (self.size - 1) / self.size}
-            self._notes.append((operation, int(size * parts.get(operation, (self.size - 1) / self.size))))
-            return getattr(self._ranks, operation)(arrays)
-
-        return counted
 
 
 def received(p: problems.Problem, num_ranks: int, form: str, dtype: str) -> int:
@@ -87,6 +69,57 @@ def test_a_rank_receives_the_bytes_of_the_formula(num_ranks: int, kind: str, for
         masked = item * (kind == "mask")
         per_pair = hops * (2 * texts + item * (d + 6) + masked) + item * (d + 3) + masked
     assert received(p, num_ranks, form, "float16" if kind == "half" else "float32") == per_pair
+
+
+NUMBERS: dict[str, tuple[int, int, int]] = {
+    # Of a loss with features of width 16 and reference features of width 6: numbers per own pair and other rank in the
+    # forms reduce and ring, and in the form ring those of the last hop, per own pair.
+    "info_nce": (2 * 16 + 4, 3 * 16 + 6, 16 + 3),
+    "sigmoid_loss": (2 * 16, 2 * 16, 16),
+    "distillation_loss": (2 * 16 + 6 + 12, 3 * 16 + 2 * 6 + 12, 16 + 8),
+    "pair_loss": (16 + 3, 16 + 3, 3),
+    "two views": (2 * 16 + 2 * 6 + 2, 4 * 16 + 4 * 6 + 2, 0),
+    "two views, temperatures": (2 * 16 + 2 * 6 + 4, 4 * 16 + 4 * 6 + 6, 0),
+}
+
+
+def shared_call(kind: str, ranks: Any, b: int, form: str) -> Any:
+    """Call a function in float32 with the own pairs of b pairs."""
+    p = problems.draw(8, b=b, d=16, r=6)
+    features, states, references, taus = (
+        tuple(x.astype("float32") for x in own_rows(arrays, ranks.rank, ranks.size))
+        for arrays in (p.arrays[:2], p.arrays[2:], p.reference_features, tuple(np.full((2, b), 0.5)))
+    )
+    how: dict[str, Any] = {"ranks": ranks, "form": form}
+    if kind.startswith("two views"):
+        temperature: Any = taus if kind.endswith("temperatures") else 0.5
+        return core.unimodal_contrastive_step(
+            *features, *states, temperature=temperature, reference_features=references, **how
+        )
+    if kind == "sigmoid_loss":
+        return core.sigmoid_loss(*features, scale=2.0, bias=-1.0, **how)
+    if kind == "distillation_loss":
+        return core.distillation_loss(*features, *references, temperature=0.5, reference_temperature=0.5, **how)
+    return getattr(core, kind)(*features, temperature=0.5, **how)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_a_rank_receives_the_numbers_of_the_page_about_ranks(num_ranks: int, kind: str, form: str) -> None:
+    totals = []
+    for local in (3, 5):
+        notes: list[tuple[str, int]] = []
+
+        def call(ranks: Any, local: int = local, notes: list[tuple[str, int]] = notes) -> None:
+            shared_call(kind, Counting(ranks, notes), num_ranks * local, form)
+
+        ThreadRanks.run(num_ranks, call)
+        totals.append(sum(number for _, number in notes) / num_ranks)
+    reduce, ring, last_hop = NUMBERS[kind]
+    others = num_ranks - 1
+    # Messages whose size does not depend on b cancel in the difference.
+    assert (totals[1] - totals[0]) / 2 == 4 * (others * reduce if form == "reduce" else others * ring + last_hop)
 
 
 def test_ring_needs_less_memory_than_reduce() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +60,31 @@ CASES: dict[str, dict[str, Any]] = {
     "cache": {"method": "drrho", "reference": "cache"},
     "built-in": {"method": "sogclr", "data": "digits", "batch_size": 96, "epochs": 1, "swapped_fraction": 0.1},
     "conv": {"method": "sogclr", "architecture": "conv", "width": 4, "image_size": 16, "epochs": 1},
+    "unreadable": {"method": "sogclr", "data": "damaged", "max_unreadable": 0.2},
     # Half types: rounding depends on the size of a batch, so these runs are equal up to rounding.
     "bf16": {"method": "sogclr", "precision": "bf16", **_HALF},
     "fp16": {"method": "clip", "precision": "fp16", **_HALF},
 }
 """Settings of each case, by the name of the case. Every method, scheme, form and home is in one of them."""
+
+
+CHAIN: dict[str, dict[str, Any]] = {
+    "chain drrho": {"method": "drrho", "ema": 0.9, "clip_norm": 0.5},
+    "chain fastclip-v2": {"method": "fastclip-v2", "data": "siblings", "estimator": "host", "augment": "crop"},
+}
+"""Settings of runs that other numbers of processes continue."""
+
+STOPS = ((4, 2), (2, 5), (1, 7), (3, 9), (4, None))
+"""Numbers of processes of a chain, each with the step after which the run is stopped; an epoch has 6 or 7 steps."""
+
+
+class Job(NamedTuple):
+    """A run, or a part of a run, that all processes of a launch take together."""
+
+    name: str
+    case: Mapping[str, Any]
+    resume: bool = False
+    stop_after: int | None = None
 
 
 class Launch(NamedTuple):
@@ -72,7 +93,17 @@ class Launch(NamedTuple):
     folder: str
     world_size: int
     port: int
-    cases: Mapping[str, Mapping[str, Any]]
+    jobs: Sequence[Job]
+
+
+def jobs_of(size: int, cases: Mapping[str, Mapping[str, Any]]) -> list[Job]:
+    """Return the jobs of whole runs with a number of processes, which is the name of the folder of these runs."""
+    return [Job(f"{size}/{name}", case) for name, case in cases.items()]
+
+
+def link_of_chain(number: int) -> list[Job]:
+    """Return the jobs of one part of all chains."""
+    return [Job(f"chain/{name}", case, resume=number > 0, stop_after=STOPS[number][1]) for name, case in CHAIN.items()]
 
 
 def prepare(folder: Path) -> None:
@@ -81,7 +112,15 @@ def prepare(folder: Path) -> None:
     lines = (folder / "data" / "pairs.csv").read_text().splitlines()
     more = [f"{line} again" for line in lines[1::2]]
     (folder / "data" / "siblings.csv").write_text("\n".join([*lines, *more]) + "\n")
-    run_case(folder, "reference", {"method": "clip", "dtype": "float32", "seed": 7, "epochs": 12}, folder)
+    # The same pictures, of which some files are damaged.
+    shutil.copytree(folder / "data", folder / "broken")
+    for row in range(0, 200, 17):
+        (folder / "broken" / f"{row}.png").write_bytes(b"no picture")
+    text = (folder / "data" / "pairs.csv").read_text().splitlines()
+    rows = [text[0], *(f"../broken/{line}" for line in text[1:])]
+    (folder / "data" / "damaged.csv").write_text("\n".join(rows) + "\n")
+    reference = {"method": "clip", "dtype": "float32", "seed": 7, "epochs": 12}
+    run_job(folder, Job("reference", reference))
     encoder = open_model(str(folder / "reference"), backend=get_backend("numpy"))
     encode_pairs(encoder, open_all_pairs(config_of(folder, {"method": "clip"})), folder / "cache")
 
@@ -89,7 +128,7 @@ def prepare(folder: Path) -> None:
 def config_of(folder: Path, case: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of a case; the folder has the table and the reference run."""
     settings = SMALL | {"data": "pairs"} | dict(case)
-    if settings["data"] in ("pairs", "siblings"):
+    if settings["data"] in ("pairs", "siblings", "damaged"):
         settings["data"] = str(folder / "data" / f"{settings['data']}.csv")
     uses = METHODS[settings["method"]].needs_reference or settings.keys() & {"drop_suspects", "anchor_weights"}
     if uses:
@@ -97,24 +136,25 @@ def config_of(folder: Path, case: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def run_case(folder: Path, name: str, case: Mapping[str, Any], out: Path, processes: Processes | None = None) -> None:
-    """Train one case."""
-    config = config_of(folder, case)
+def run_job(folder: Path, job: Job, processes: Processes | None = None) -> None:
+    """Train a run or a part of a run."""
+    config = config_of(folder, job.case)
     backend = get_backend("torch", device="cpu", dtype=config.dtype)
-    train(config, out / name, backend=backend, quiet=True, processes=processes)
+    train(
+        config,
+        folder / job.name,
+        backend=backend,
+        quiet=True,
+        processes=processes,
+        resume=job.resume,
+        stop_after=job.stop_after,
+    )
 
 
-def launch(folder: Path, world_size: int, cases: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Run cases with several processes, and return the folder of their runs."""
-    return spawn(_work, Launch(str(folder), world_size, free_port(), cases))
-
-
-def spawn(work: Callable[[int, Any], None], launched: Any) -> Path:
-    """Start the processes of a launch, wait for them, and return the folder of their runs."""
-    out = Path(launched.folder) / f"runs-{launched.world_size}"
-    out.mkdir(exist_ok=True)
-    torch.multiprocessing.spawn(work, args=(launched,), nprocs=launched.world_size)
-    return out
+def launch(folder: Path, world_size: int, jobs: Sequence[Job]) -> None:
+    """Run jobs with several processes."""
+    launched = Launch(str(folder), world_size, free_port(), jobs)
+    torch.multiprocessing.spawn(_work, args=(launched,), nprocs=world_size)
 
 
 def free_port() -> int:
@@ -128,18 +168,15 @@ def _work(rank: int, launched: Launch) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     folder = Path(launched.folder)
-    out = folder / f"runs-{launched.world_size}"
     place = Place(rank, launched.world_size, rank, f"localhost:{launched.port}")
     processes = open_processes(get_backend("torch", device="cpu"), place)
-    try:
-        for name, case in launched.cases.items():
-            try:
-                run_case(folder, name, case, out, processes)
-            # The other cases still run, if all processes have met the same error.
-            except ValueError:
-                (out / f"{name}-{rank}.error").write_text(traceback.format_exc())
-    finally:
-        processes.close()
+    for job in launched.jobs:
+        try:
+            run_job(folder, job, processes)
+        # The other jobs still run, if all processes have met the same error.
+        except ValueError:
+            (folder / f"{job.name}-{rank}.error").write_text(traceback.format_exc())
+    processes.close()
 
 
 def state_of(run: Path, checkpoint: str = "checkpoint") -> dict[str, np.ndarray]:

@@ -43,3 +43,22 @@ def joined(results: list[Any], xp: Any) -> Any:
         return parts[0]
 
     return type(results[0])(*(join(list(parts)) for parts in zip(*results, strict=True)))
+
+
+class Counting:
+    """Ranks that note the bytes of every message that this rank receives from other ranks."""
+
+    def __init__(self, ranks: Any, notes: list[tuple[str, int]]) -> None:
+        self._ranks, self._notes = ranks, notes
+        self.rank, self.size, self.repeat = ranks.rank, ranks.size, ranks.repeat
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        def counted(arrays: tuple[Any, ...]) -> Any:
+            size = sum(array.nbytes for array in arrays)
+            # An all_gather brings the whole message of each other rank, an all_to_all a W-th of it. A reduce_scatter
+            # brings the sums of W - 1 partial results of a W-th of the message.
+            parts = {"all_gather": self.size - 1, "shift": 1, "all_sum": 2 * (self.size - 1) / self.size}
+            self._notes.append((operation, int(size * parts.get(operation, (self.size - 1) / self.size))))
+            return getattr(self._ranks, operation)(arrays)
+
+        return counted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from drrho_torch import ContrastiveLoss, OpenClipLoss, TorchRanks
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from drrho_core import InnerEstimator
 from helpers import problems
@@ -38,20 +42,23 @@ def calls(rank: int, num_ranks: int, process_group: Any = None) -> dict[str, np.
     return results
 
 
+def message(call: Callable[[], Any]) -> str:
+    """Return the message of the error that a call raises."""
+    try:
+        call()
+    except (TypeError, ValueError, RuntimeError) as error:
+        return str(error)
+    return "no error"
+
+
 def refusals(rank: int) -> dict[str, str]:
     """Return the message of each wrong call."""
-
-    def message(call: Callable[[], Any]) -> str:
-        try:
-            call()
-        except (TypeError, ValueError, RuntimeError) as error:
-            return str(error)
-        return "no error"
 
     features = torch.eye(LOCAL + 2)[:LOCAL].requires_grad_()
     index = torch.arange(LOCAL) + LOCAL * rank
     loss = ContrastiveLoss(8, temperature=0.5, process_group=dist.group.WORLD)
     before = loss.log_inner_image.clone()
+    dtensor = DTensor.from_local(torch.ones(1), init_device_mesh("cpu", (WORLD_SIZE,)), [Shard(0)])
     wrong = {
         "estimator": message(
             lambda: ContrastiveLoss(
@@ -77,6 +84,57 @@ def refusals(rank: int) -> dict[str, str]:
         "sizes": message(lambda: loss(*[features[: LOCAL - rank]] * 2, index[: LOCAL - rank])),
         "form": message(lambda: ContrastiveLoss(8, temperature=0.5, form="tree")),
         "group": message(lambda: ContrastiveLoss(8, temperature=0.5, process_group="world")),
+        "pickle": message(lambda: pickle.dumps(loss)),
+        "DTensor": message(lambda: loss(dtensor if rank else features, features, index)),
+        "DTensor as temperature": message(lambda: loss(features, features, index, temperature=dtensor)),
     }
     assert torch.equal(loss.log_inner_image, before)
-    return wrong
+    # The group of a single process does not contain the other one.
+    others = [dist.new_group([place]) for place in range(WORLD_SIZE)]
+    outside = {"group": others[1 - rank], "mesh": DeviceMesh("cpu", [1 - rank])}
+    wrong |= {
+        f"outside of the {kind}": message(lambda group=group: ContrastiveLoss(8, temperature=0.5, process_group=group))
+        for kind, group in outside.items()
+    }
+    mine = dist.new_group(list(range(WORLD_SIZE)))
+    destroyed = ContrastiveLoss(8, temperature=0.5, process_group=mine)
+    dist.destroy_process_group(mine)
+    return wrong | {"destroyed": message(lambda: destroyed(features, features, index))}
+
+
+def compiled_refusals(rank: int) -> dict[str, str]:
+    """Return the messages of a compiled loss, which runs the whole step, checks included, as in eager mode."""
+    loss = ContrastiveLoss(8, temperature=0.5, process_group=dist.group.WORLD)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    features = torch.eye(LOCAL + 2)[:LOCAL]
+    compiled(features, features, torch.arange(LOCAL) + LOCAL * rank)
+    before = loss.log_inner_image.clone()
+    found = {
+        "same id": message(lambda: compiled(features, features, torch.arange(LOCAL) + 3 * rank)),
+        "range": message(lambda: compiled(features, features, torch.arange(LOCAL) + LOCAL * rank + 2)),
+    }
+    assert torch.equal(loss.log_inner_image, before)
+    return found
+
+
+def copies(rank: int) -> dict[str, Any]:
+    """Return what copies of a loss do: they share the group, and have a state of their own."""
+    features = torch.eye(LOCAL + 2)[:LOCAL]
+    index = torch.arange(LOCAL) + LOCAL * rank
+    results: dict[str, Any] = {}
+    for kind in ("replicated", "split"):
+        estimator = None
+        if kind == "split":
+            estimator = InnerEstimator(8, like=features, ranks=TorchRanks(dist.group.WORLD))
+        loss = ContrastiveLoss(8, temperature=0.5, gamma=0.5, estimator=estimator, process_group=dist.group.WORLD)
+        twin = copy.deepcopy(loss)
+        loss(features, features, index)
+        unchanged = (twin.log_inner_image if estimator is None else twin.estimator.log_inner_image).max()
+        value = twin.to("cpu").double()(features, features, index)
+        results[kind] = {
+            "group": twin.process_group is loss.process_group,
+            "unchanged": unchanged.item(),
+            "value": value.item(),
+            "moved": copy.deepcopy(loss).to("meta").process_group is loss.process_group,
+        }
+    return results

@@ -341,5 +341,96 @@ LOSSES = (
     ),
 )  # fmt: skip
 
-GROUPS: dict[str, tuple[Mistake, ...]] = {"risks": NUMERICS + RISKS + STATE, "engine": ENGINE + LOSSES}
+RANKS = (
+    Mistake(
+        "contrastive.sharded_passes", "Blocks.owner",
+        "self.ranks.rank + k", "self.ranks.rank - k",
+        "ranks: blocks are numbered against the direction of the ring", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.thread_ranks", "ThreadRanks.shift",
+        "self._rank + 1", "self._rank - 1",
+        "ranks: the ring turns in the wrong direction", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.sharded_passes", "by_rank",
+        "xp.roll(__blocks, ranks.rank, axis=0)", "xp.roll(__blocks, -ranks.rank, axis=0)",
+        "ranks: sums of texts go to the wrong rank", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.sharded_passes", "RingSweeps.sum_negatives",
+        "at_home = ranks.shift(at_home)", "at_home = at_home",
+        "ring: the sums of texts do not make the last hop", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.sharded_passes", "Blocks.counted",
+        "self.ranks.size * self.num_local - 1", "self.num_local - 1",
+        "ranks: a mean over own negatives", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.sharded_passes", "ReducedSweeps.pull_back",
+        "weight_text * part_of_sum(part, text, rate, xp=xp)", "weight_text",
+        "ranks: each rank gets the whole weight of an anchor", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.sharded_passes", "ReducedSweeps.sum_negatives",
+        "blocks.counted(merged(to_images, rates[0], xp))", "blocks.counted(to_images[0])",
+        "ranks: the sum over other ranks is missing", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.anchors", "evaluate",
+        "summed_over_ranks(ranks, (loss, surrogate, gradient), xp)", "(loss, surrogate, gradient)",
+        "ranks: the loss of the own pairs only", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.anchors", "normalised",
+        "largest_on_ranks(ranks, unit, xp)", "unit",
+        "ranks: weights are divided by the largest one of the own rank", "test_ranks.py",
+    ),
+    Mistake(
+        "contrastive.sizes", "common_sizes",
+        "largest_on_ranks(ranks, local, xp)", "local",
+        "ranks: huge features are scaled by the own rank alone",
+        "test_ranks_losses.py::test_features_that_are_huge",
+    ),
+    Mistake(
+        "contrastive.view_passes", "ViewPasses.__init__",
+        "common_sizes(__v, __r, __w, __t, xp, ranks=ranks, same_sides=True)",
+        "common_sizes(__v, __r, __w, __t, xp, ranks=ranks, same_sides=False)",
+        "two views: each view is scaled by the size of its own features",
+        "test_ranks_views.py::test_a_view_of_huge_features",
+    ),
+    Mistake(
+        "contrastive.sharded_views", "ReducedViews.table",
+        "self.tiles(__features, __references, __t, self.ranks.size, paired=False)",
+        "self.tiles(__features, __references, __t, self.ranks.size, paired=True)",
+        "two views: a sample of another rank is left out", "test_ranks_views.py",
+    ),
+    Mistake(
+        "contrastive.sharded_views", "ReducedViews.from_all_ranks",
+        "weight * part_of_sum(part, self.whole, self.rate, xp=xp)", "weight",
+        "two views: each rank gets the whole weight of an anchor", "test_ranks_views.py",
+    ),
+    Mistake(
+        "contrastive.sharded_views", "RingViews.pull_all",
+        "peak[k - 1, ...]", "peak[k - 2, ...]",
+        "two views: the sums of another hop of the ring", "test_ranks_views.py",
+    ),
+    Mistake(
+        "losses.distillation", "_passes_over_ranks",
+        "(*features, *_needed(p[1]), *_needed(q[1]))", "(*features, *_needed(p[0]), *_needed(q[0]))",
+        "distillation over ranks: the softmaxes of images travel with the texts", "test_ranks_losses.py",
+    ),
+    Mistake(
+        "state.sharded_table", "ShardedTable._places",
+        "self.ranks.rank * self._length", "(self.num_ranks - 1 - self.ranks.rank) * self._length",
+        "split rows: a rank answers for the rows of another rank", "test_sharded_state.py",
+    ),
+)  # fmt: skip
+
+GROUPS: dict[str, tuple[Mistake, ...]] = {
+    "risks": NUMERICS + RISKS + STATE,
+    "engine": ENGINE + LOSSES,
+    "ranks": RANKS,
+}
 MISTAKES: tuple[Mistake, ...] = sum(GROUPS.values(), ())

@@ -23,6 +23,8 @@ SUITES: dict[str, tuple[str, ...]] = {
         "test_unimodal_*.py",
         "test_contrastive_errors.py",
         "test_fused.py",
+        "test_ranks.py",
+        "test_ranks_*.py",
         "test_contrastive_*.py",
         "test_losses.py",
         "test_loss_family.py",

@@ -81,13 +81,14 @@ def test_a_failed_exchange_does_not_hide_the_killed_process(failed: int) -> None
 def test_a_signal_ends_all_processes(number: signal.Signals, word: str, code: int, stuck: bool) -> None:
     with Group(2) as group:
         group.tell_all("step")
+        group.tell(0, "saved 3")
         if stuck:
             group.tell(1, "stuck")
         group.send(1, number)
         ended = group.ends()
     assert ended == {
-        0: Ended(2, [f"drrho: rank 1 of 2 was {word}; the run stops"]),
-        1: Ended(code, [f"drrho: {word}"]),
+        0: Ended(2, [f"drrho: rank 1 of 2 was {word}; the run stops; --resume continues from step 3"]),
+        1: Ended(code, [f"drrho: {word}; --resume continues from step 3"]),
     }
 
 

@@ -1,0 +1,49 @@
+"""What the processes of a training run compare, and when: settings first, then data, then the state before a step.
+
+`drrho_clip.processes.fingerprint` compares the facts. Each group is compared before the processes exchange anything
+that depends on it, and before the first process writes a file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drrho_clip.config import TrainConfig
+from drrho_clip.data import DataSplits
+from drrho_clip.processes.fingerprint import digest_of_arrays
+from drrho_clip.run import Run
+from drrho_clip.run.resume import MAY_DIFFER
+from drrho_clip.update import StepState
+from drrho_core.backend import Backend
+
+__all__ = ["facts_of_data", "facts_of_settings", "facts_of_state"]
+
+_DIGITS = 16
+
+
+def facts_of_settings(config: TrainConfig, *, resume: bool) -> dict[str, Any]:
+    """Return the settings that must be the same on all processes.
+
+    The places of the data may differ, because each machine may have a copy; their content is compared later.
+    """
+    ignored = {*MAY_DIFFER, "data", "validation"}
+    settings = {name: value for name, value in config.to_json().items() if name not in ignored}
+    return {"resume": resume, **settings}
+
+
+def facts_of_data(run: Run, splits: DataSplits, backend: Backend) -> dict[str, Any]:
+    """Return digests of the data, and the sizes of the encoders."""
+    return {
+        "data": {part: getattr(splits, part).fingerprint()[:_DIGITS] for part in ("train", "validation", "test")},
+        "sizes": run.spec.to_json(),
+        "dtype": backend.dtype,
+        # The numbers of a CPU and of a GPU differ in the last digits, and the processes would drift apart.
+        "is_gpu": backend.has_gpu,
+    }
+
+
+def facts_of_state(backend: Backend, state: StepState, *, step: int, num_pairs: int) -> dict[str, Any]:
+    """Return a digest of all that the next step changes, the number of steps done, and the number of pairs used."""
+    groups = state._asdict().items()
+    arrays = {f"{group}/{name}": backend.to_numpy(x) for group, members in groups for name, x in members.items()}
+    return {"step": step, "num_pairs": num_pairs, "parameters": digest_of_arrays(arrays)[:_DIGITS]}
