@@ -15,22 +15,26 @@ import optax
 
 from drrho_clip.models import MLPModel, ModelSpec
 from drrho_clip.optimizer import AdamW
+from drrho_clip.processes.place import Place
 from drrho_core.backend import Function, Home, Model, Parameters, WorkingMemory
 from drrho_jax.estimator import DonatingEstimator
 from drrho_jax.half import Bfloat16Model
 from drrho_jax.hf_models import HuggingFaceModel
 from drrho_jax.models import ConvModel
 from drrho_jax.parts import ModelInParts
+from drrho_jax.processes import JaxProcesses, join
 from drrho_jax.products import in_full_precision
 
 
 class JaxBackend:
     """JAX on one device; see `drrho_core.backend.Backend`.
 
+    Only a training step can use more devices: those of all processes that train together; see `JaxProcesses`.
+
     Parameters
     ----------
     device : str, optional
-        Platform and number, such as ``"gpu:1"`` or ``"cpu"``. Default: JAX's default device.
+        Platform and number, such as ``"gpu:1"`` or ``"cpu"``. Default: the first device of this process.
     dtype : {"float32", "float64"}
         The dtype that floating arrays are converted to. ``"float64"`` switches JAX's 64-bit types on for the whole
         process, because JAX has one setting per process.
@@ -60,8 +64,10 @@ class JaxBackend:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         self._device = _find_device(device)
-        self.device = f"{self._device.platform}:{self._device.id}"
-        self.has_gpu = self._device.platform == "gpu"
+        platform = self._device.platform
+        own = jax.local_devices(backend=platform)
+        self.device, self.num_devices = f"{platform}:{own.index(self._device)}", len(own)
+        self.has_gpu = platform == "gpu"
         self.dtype = dtype
         if dtype == "float64":
             jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
@@ -107,6 +113,15 @@ class JaxBackend:
         if home not in self.homes:
             raise ValueError(f"home must be one of {', '.join(self.homes)} for the jax backend, got {home!r}")
         return Home(DonatingEstimator(num_samples, like=self.asarray(np.zeros(1))), self.asarray)
+
+    @staticmethod
+    def connect(place: Place, /) -> None:
+        """Connect this process with the others, before a backend is built; see `drrho_clip.processes.opening`."""
+        join(place)
+
+    def processes(self, place: Place, /) -> JaxProcesses:
+        """Return the processes that train together; see `drrho_clip.processes.protocol.Processes`."""
+        return JaxProcesses(self._device, place)
 
     def compile(self, function: Function, /) -> Function:
         """Compile a pure function of arrays with `jax.jit`, with products in full precision."""
@@ -160,14 +175,15 @@ def _flat(state: optax.ScaleByAdamState, names: Iterable[str]) -> dict[str, jax.
 def _find_device(name: str | None) -> jax.Device:
     """Return the device with the name ``"platform:number"``, or ``"platform"`` for number 0."""
     if name is None:
-        return jax.devices()[0]
+        return jax.local_devices()[0]
     platform, _, number = name.partition(":")
     try:
-        devices = jax.devices(platform)
+        # Devices of other processes are none of this process's.
+        devices = jax.local_devices(backend=platform)
     # JAX raises an error for a platform that is unknown or absent.
     except RuntimeError:
         devices = []
     if not (number or "0").isdecimal() or int(number or "0") >= len(devices):
-        known = ", ".join(f"{device.platform}:{device.id}" for device in jax.devices())
+        known = ", ".join(f"{device.platform}:{number}" for number, device in enumerate(jax.local_devices()))
         raise ValueError(f"device must be one of JAX's ({known}), got {name!r}")
     return devices[int(number or "0")]

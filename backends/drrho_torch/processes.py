@@ -7,7 +7,6 @@ bytes between the hosts, by gloo.
 from __future__ import annotations
 
 import atexit
-import json
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from drrho_clip.errors import BadInput
+from drrho_clip.processes.messages import arrays_of_all, values_of_all
 from drrho_clip.processes.place import Place
 from drrho_core.backend import Function
 from drrho_torch.ranks import TorchRanks
-
-# Bytes of the message that every exchange begins with: a length, and a short value.
-_SHORT, _LENGTH = 256, 8
-
 
 _joined = False  # this module has made the group of the process
 
@@ -83,35 +79,15 @@ class TorchProcesses:
         self._host = dist.group.WORLD if _joined else dist.new_group(backend="gloo")
         self.ranks = TorchRanks(dist.group.WORLD)
         self.rank, self.size = self.ranks.rank, self.ranks.size
-        self.is_first = self.rank == 0
+        self.is_first, self.num_devices = self.rank == 0, self.size
 
     def gather(self, value: Any, /) -> list[Any]:
         """Return the value of every process, in the order of the ranks."""
-        text = json.dumps(value).encode()
-        room = _SHORT - _LENGTH
-        head = len(text).to_bytes(_LENGTH, "little") + text[:room].ljust(room)
-        heads = self._exchanged(np.frombuffer(head, dtype=np.uint8))
-        lengths = [int.from_bytes(part[:_LENGTH].tobytes(), "little") for part in heads]
-        longest = max(lengths)
-        # Most values are short, and need no second message.
-        if longest <= room:
-            texts = [part[_LENGTH:].tobytes() for part in heads]
-        else:
-            texts = [part.tobytes() for part in self._exchanged(np.frombuffer(text.ljust(longest), dtype=np.uint8))]
-        return [json.loads(part[:length]) for part, length in zip(texts, lengths, strict=True)]
+        return values_of_all(value, self._exchanged)
 
     def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
         """Return the NumPy array of every process; the arrays may differ in shape and dtype."""
-        array = np.ascontiguousarray(array)
-        forms = [(np.dtype(dtype), shape) for dtype, shape in self.gather([array.dtype.str, list(array.shape)])]
-        sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in forms]
-        message = np.zeros(max(sizes), dtype=np.uint8)
-        message[: array.nbytes] = array.reshape(-1).view(np.uint8)
-        received = self._exchanged(message)
-        return [
-            part[:size].view(dtype).reshape(shape)
-            for part, size, (dtype, shape) in zip(received, sizes, forms, strict=True)
-        ]
+        return arrays_of_all(array, self._exchanged)
 
     def all_rows(self, arrays: tuple[Tensor, ...], /) -> tuple[Tensor, ...]:
         """Return the rows of all processes, in the order of the ranks."""

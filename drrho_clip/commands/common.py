@@ -18,6 +18,7 @@ from drrho_core.backend import Backend, get_backend
 
 if TYPE_CHECKING:
     from drrho_clip.data import Dataset
+    from drrho_clip.processes.place import Place
 
 __all__ = [
     "allow_unfinished_option",
@@ -80,8 +81,16 @@ def train_setting(name: str) -> Any:
     return field(default=option.default, metadata=option.metadata)
 
 
-def build_backend(name: str, device: str | None, dtype: str) -> Backend:
-    """Open a backend; raise BadInput if backend, device or dtype is unknown or not installed."""
+def build_backend(name: str, device: str | None, dtype: str, place: Place | None = None) -> Backend:
+    """Open a backend; raise BadInput if backend, device or dtype is unknown or not installed.
+
+    `place` says where this process stands, if it is one of several.
+    """
+    if place is not None:
+        # Not before, because the import takes time.
+        from drrho_clip.processes.opening import connect
+
+        connect(name, place)
     try:
         return get_backend(name, device=device, dtype=dtype)
     except (ValueError, ImportError) as error:

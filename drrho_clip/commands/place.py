@@ -6,6 +6,7 @@ from typing import Any
 
 from drrho_clip.errors import BadInput
 from drrho_clip.options import TEXT, at_least, setting
+from drrho_clip.processes.meeting import check_address
 from drrho_clip.processes.place import Place
 
 __all__ = ["coordinator_option", "place_among", "process_option", "processes_option"]
@@ -59,15 +60,16 @@ def place_among(coordinator: str | None, processes: int | None, process: int | N
     missing = [name for name, value in named.items() if value is None]
     if len(missing) == len(named):
         return None
+    # One process needs no address; it may share each batch among several devices of its own.
+    if processes == 1 and coordinator is None and not process:
+        return Place(0, 1)
     if missing:
         given = ", ".join(name for name in named if name not in missing)
         raise BadInput(f"{missing[0]} must be given with {given}, got none")
     assert coordinator is not None
     assert processes is not None
     assert process is not None
-    host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdecimal()):
-        raise BadInput(f"coordinator must be HOST:PORT, got {coordinator!r}")
+    check_address(coordinator)
     if process >= processes:
         raise BadInput(f"process must be below the number of processes ({processes}), got {process}")
     return Place(process, processes, 0, coordinator)

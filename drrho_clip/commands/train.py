@@ -18,6 +18,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, choice, setting
 from drrho_clip.plan_options import PlanOptions
+from drrho_clip.processes.place import Place
 from drrho_clip.setting_rules import check_used, dropped_of_preset
 from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
 from drrho_clip.terminal.printing import say
@@ -119,7 +120,7 @@ class Train:
         for name, value in self.planned.items():
             raise BadInput(f"{name} must be left out without dry_run, got {value}")
         place = place_among(self.coordinator, self.processes, self.process)
-        config, backend = self._resumed() if self.resume else self._chosen()
+        config, backend = self._resumed(place) if self.resume else self._chosen(place)
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
         facts, timeout = facts_of_settings(config, resume=self.resume), config.rank_timeout
         with opened_processes(backend, place, facts=facts, rank_timeout=timeout) as processes:
@@ -153,7 +154,7 @@ class Train:
         from drrho_clip.run import refuse_existing
         from drrho_clip.train import check_other_runs
 
-        for name in ("resume", "json"):
+        for name in ("resume", "json", "coordinator", "processes", "process"):
             if getattr(self, name):
                 raise BadInput(f"{name} must be left out with dry_run, got {getattr(self, name)}")
         refuse_existing(self.out)
@@ -185,7 +186,7 @@ class Train:
         check_model(config, backend)
         return config, backend
 
-    def _resumed(self) -> tuple[TrainConfig, Backend]:
+    def _resumed(self, place: Place | None) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a run to resume, and check the user's options."""
         from drrho_clip.run import open_run
         from drrho_clip.run.resume import in_numbers, require_same
@@ -195,9 +196,9 @@ class Train:
         run = open_run(self.out)
         config, settings = run.config, in_numbers(run, self.named)
         require_same(config, {name: value for name, value in settings.items() if name != "epochs"})
-        return replace(config, **settings), build_backend(config.backend, self.device, config.dtype)
+        return replace(config, **settings), build_backend(config.backend, self.device, config.dtype, place)
 
-    def _chosen(self) -> tuple[TrainConfig, Backend]:
+    def _chosen(self, place: Place | None = None) -> tuple[TrainConfig, Backend]:
         """Return settings and backend of a new run, before defaults that depend on data and backend are known."""
         from drrho_clip.run import refuse_run
 
@@ -207,7 +208,7 @@ class Train:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))
         check_used(config)
-        return config, build_backend(config.backend, self.device, config.dtype)
+        return config, build_backend(config.backend, self.device, config.dtype, place)
 
     def _opened(self, config: TrainConfig, backend: Backend) -> tuple[TrainConfig, Any]:
         """Return settings and data (None: not opened) of a new run; defaults depend on data and backend."""

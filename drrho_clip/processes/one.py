@@ -33,6 +33,7 @@ class OneProcess:
     rank: int = 0
     size: int = 1
     is_first: bool = True
+    num_devices: int = 1
     ranks: Ranks | None = None
 
     def __init__(self, backend: Backend) -> None:

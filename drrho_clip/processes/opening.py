@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 from drrho_clip.errors import AgreedError, BadInput
@@ -15,9 +16,35 @@ from drrho_clip.processes.protocol import Group, Processes
 from drrho_clip.processes.watch import Watch
 from drrho_clip.processes.watched import WatchedProcesses
 from drrho_clip.terminal.printing import silence
-from drrho_core.backend import Backend, backend_names
+from drrho_core.backend import GROUP, Backend, backend_names
 
-__all__ = ["check_batch_size", "open_processes", "opened_processes"]
+__all__ = ["check_batch_size", "connect", "open_processes", "opened_processes"]
+
+
+def connect(name: str, place: Place | None = None) -> None:
+    """Let a backend connect this process with the others, if the library needs that before it is used.
+
+    Parameters
+    ----------
+    name : str
+        Name of the backend, which is not built yet.
+    place : Place, optional
+        Where this process stands; by default `place_of_launcher` says it.
+
+    Raises
+    ------
+    BadInput
+        If the processes cannot be connected.
+    """
+    place = place_of_launcher() if place is None else place
+    if place is None:
+        return
+    for point in entry_points(group=GROUP, name=name):
+        # If the library is missing, the backend that is built next says so.
+        with contextlib.suppress(ImportError):
+            join: Any = getattr(point.load(), "connect", None)
+            if join is not None:
+                join(place)
 
 
 def open_processes(
@@ -51,7 +78,8 @@ def open_processes(
         If there are several processes and the backend cannot train with them, or if the group cannot be joined.
     """
     place = place_of_launcher() if place is None else place
-    if place is None or place.size == 1:
+    # A single process with a place may share each batch among several devices of its own.
+    if place is None or (place.size == 1 and getattr(backend, "num_devices", 1) == 1):
         return OneProcess(backend)
     if place.rank > 0:
         silence()
@@ -96,19 +124,14 @@ def opened_processes(
 
 
 def check_batch_size(batch_size: int, processes: Processes) -> None:
-    """Raise AgreedError unless every process gets equally many pairs of a batch."""
-    if batch_size % processes.size:
-        raise AgreedError(
-            f"batch_size must be a multiple of the number of processes ({processes.size}), got {batch_size}"
-        )
+    """Raise AgreedError unless every process, and every device that shares a batch, gets equally many pairs."""
+    for kind, number in (("processes", processes.size), ("devices of all processes", processes.num_devices)):
+        if batch_size % number:
+            raise AgreedError(f"batch_size must be a multiple of the number of {kind} ({number}), got {batch_size}")
 
 
 def _backends_with_processes() -> list[str]:
     """Return the names of the installed backends that can train with several processes."""
-    from importlib.metadata import entry_points
-
-    from drrho_core.backend import GROUP
-
     names = []
     for point in entry_points(group=GROUP):
         # A backend whose library is missing cannot be imported.

@@ -91,7 +91,12 @@ def host_of_first(place: Place, variables: Mapping[str, str] | None = None) -> s
     --------
     >>> host_of_first(Place(1, 2, address="[::1]:4000"))
     '::1'
+    >>> host_of_first(Place(0, 1))
+    '127.0.0.1'
     """
+    # A process that is alone needs no launcher, which would give the address.
+    if place.size == 1 and place.address is None:
+        return "127.0.0.1"
     variables = os.environ if variables is None else variables
     host = variables["MASTER_ADDR"] if place.address is None else place.address.rpartition(":")[0]
     return host.removeprefix("[").removesuffix("]")

@@ -28,6 +28,8 @@ class Group(Protocol):
         W, the number of processes.
     is_first : bool
         True for process 0, the only one that writes files and prints.
+    num_devices : int
+        Number of the devices of all processes that share a batch, a multiple of `size`.
     ranks : Ranks or None
         The operations with which the step exchanges arrays; None for one process. They may hold inside of the compiled
         step only.
@@ -36,6 +38,7 @@ class Group(Protocol):
     rank: int
     size: int
     is_first: bool
+    num_devices: int
     ranks: Ranks | None
 
     def gather(self, value: Any, /) -> list[Any]:

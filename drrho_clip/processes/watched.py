@@ -31,6 +31,7 @@ class WatchedProcesses:
     def __init__(self, group: Group, watch: Watch) -> None:
         self._group, self._watch = group, watch
         self.rank, self.size, self.is_first, self.ranks = group.rank, group.size, group.is_first, group.ranks
+        self.num_devices = group.num_devices
 
     def gather(self, value: Any, /) -> list[Any]:
         """Return the value of every process, in the order of the ranks."""

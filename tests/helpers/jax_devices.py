@@ -45,11 +45,11 @@ class Case(NamedTuple):
 WAYS = ("shard_map", "unchecked", "pmap", "Auto", "Explicit")
 CASES = (
     *(Case(4, way) for way in WAYS),
-    *(Case(2, way, "ring", "reference") for way in WAYS if way not in ("pmap", "Auto")),
-    *(Case(3, form=form) for form in ("reduce", "ring")),
+    *(Case(2, way, "ring", "reference") for way in ("shard_map", "unchecked")),
+    Case(3),
     Case(2, "unchecked", micro_batches="helper"),
-    *(Case(2, way, options="reference", state="split") for way in ("unchecked", "pmap")),
-    *(Case(4, way, state="split", mesh="two axes") for way in ("shard_map", "Explicit")),
+    Case(2, "pmap", options="reference", state="split"),
+    Case(4, "Explicit", state="split", mesh="two axes"),
     Case(1, form="ring", options="reference"),
     Case(4, form="ring", options="mask", mesh="two axes"),
     *(Case(2, form=form, options="reference", tile_size=2) for form in ("reduce", "ring")),
@@ -61,8 +61,7 @@ CASES = (
 PROCESS_CASES = (
     Case(2, micro_batches="checkpoint"),
     Case(4, "unchecked", "ring"),
-    Case(2, "Auto", options="plain"),
-    Case(2, "shard_map", "ring", "plain", micro_batches="helper"),
+    Case(2, "Auto", "ring", micro_batches="helper"),
 )
 
 

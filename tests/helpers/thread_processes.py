@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ class ThreadProcesses:
     def __init__(self, ranks: Any) -> None:
         self.ranks: Ranks | None = ranks
         self.rank, self.size = int(ranks.rank), int(ranks.size)
-        self.is_first = self.rank == 0
+        self.is_first, self.num_devices = self.rank == 0, self.size
         self._gather = ranks.all_gather
 
     @classmethod
@@ -62,6 +63,10 @@ class ThreadProcesses:
 
     def alive(self) -> None:
         """Do nothing, because nobody watches."""
+
+    def alone(self, work: str, /) -> AbstractContextManager[None]:
+        """Return a context that does nothing, because nobody watches."""
+        return nullcontext()
 
     def saved(self, step: int, /) -> None:
         """Do nothing, because nobody watches."""

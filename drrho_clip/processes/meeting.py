@@ -1,0 +1,188 @@
+"""The meeting at the start: several processes find each other over TCP before their array library connects them.
+
+The first process listens at the address that all processes were given. Every other process connects and says its
+number and how many processes there should be. When all are there, the first process says "go", and the array library
+connects the processes by itself, at the same address. A library that waits for a process that never comes may end this
+process without a message; after the meeting this cannot happen any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from typing import Any
+
+from drrho_clip.errors import BadInput
+from drrho_clip.processes.place import Place
+
+__all__ = ["MEETING_SECONDS", "check_address", "meet"]
+
+MEETING_SECONDS = 60.0
+"""Seconds after which a process gives up, if the other processes have not come."""
+
+# Seconds between two attempts to connect; the first process may be started last.
+_PAUSE = 0.1
+_GO = ""
+
+
+def check_address(address: str) -> tuple[str, int]:
+    """Return host and port of an address HOST:PORT.
+
+    Raises
+    ------
+    BadInput
+        If the address has another form.
+
+    Examples
+    --------
+    >>> check_address("10.0.0.1:4321"), check_address("[::1]:4321")
+    (('10.0.0.1', 4321), ('::1', 4321))
+    """
+    host, colon, port = address.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (host and colon and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+        raise BadInput(f"coordinator must be HOST:PORT with a port from 1 to 65535, got {address!r}")
+    return host, int(port)
+
+
+def meet(place: Place, *, seconds: float = MEETING_SECONDS) -> None:
+    """Wait until all processes have come to the address of the first process.
+
+    Parameters
+    ----------
+    place : Place
+        Where this process stands, with the address.
+    seconds : float
+        Seconds to wait.
+
+    Raises
+    ------
+    BadInput
+        On all processes that have come, if a process has not come in time, if two processes have the same number, or if
+        processes name different numbers of processes.
+    """
+    assert place.address is not None
+    deadline = time.monotonic() + seconds
+    if place.rank == 0:
+        _receive_all(place, deadline, seconds)
+    else:
+        _report(place, deadline, seconds)
+
+
+def _receive_all(place: Place, deadline: float, seconds: float) -> None:
+    """Wait as the first process for all others, and tell them to go on, or why not."""
+    assert place.address is not None
+    _, port = check_address(place.address)
+    try:
+        # Other machines may reach this one by several names, so the port is opened for all of them.
+        dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        listener = socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=place.size)
+    except OSError as error:
+        raise BadInput(
+            f"coordinator must have a port that is free on the machine of process 0, got {place.address!r}: "
+            f"{error.strerror}"
+        ) from error
+    with contextlib.ExitStack() as stack:
+        came: dict[int, socket.socket] = {}
+        with listener:
+            refusal = _refusal(place, listener, came, stack, deadline, seconds)
+        # The port is free from here on, so the library of a process that goes on finds only the library of process 0.
+        for line in came.values():
+            with contextlib.suppress(OSError):
+                line.sendall(_in_line(refusal))
+        if refusal:
+            raise BadInput(refusal)
+
+
+def _refusal(
+    place: Place,
+    listener: socket.socket,
+    came: dict[int, socket.socket],
+    stack: contextlib.ExitStack,
+    deadline: float,
+    seconds: float,
+) -> str:
+    """Fill in the connections of the processes that come; return why they cannot go on, or an empty text."""
+    while len(came) < place.size - 1:
+        try:
+            listener.settimeout(max(deadline - time.monotonic(), 0.001))
+            line = stack.enter_context(listener.accept()[0])
+            number, size = _read(line, deadline)
+        except TimeoutError:
+            missing = [str(number) for number in range(1, place.size) if number not in came]
+            kind = "process" if len(missing) == 1 else "processes"
+            return f"all {place.size} processes must start within {seconds:g} seconds, got no {kind} {_short(missing)}"
+        # Not every program that connects to a port is one of ours.
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if size != place.size:
+            came[-1] = line
+            return f"processes must be the same number on all, got {place.size} on process 0 and {size} on {number}"
+        if number in came:
+            came[-1] = line
+            return f"process must be another number on each process, got {number} twice"
+        came[number] = line
+    return _GO
+
+
+def _report(place: Place, deadline: float, seconds: float) -> None:
+    """Tell the first process that this one has come, and wait for the word to go on."""
+    assert place.address is not None
+    host, port = check_address(place.address)
+    reason = "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host, port), timeout=left) as line:
+                line.sendall(_in_line({"process": place.rank, "processes": place.size}))
+                # The first process gives up by itself, and it may have started later.
+                refusal = _received(line, deadline + seconds)
+        except OSError as error:
+            reason = error.strerror or reason
+            time.sleep(min(_PAUSE, max(left, 0.0)))
+            continue
+        except ValueError:
+            reason = "another program answers"
+            break
+        if refusal:
+            raise BadInput(str(refusal))
+        return
+    raise BadInput(
+        f"coordinator must be an address at which process 0 answers within {seconds:g} seconds, got "
+        f"{place.address!r}: {reason}"
+    )
+
+
+def _read(line: socket.socket, deadline: float) -> tuple[int, int]:
+    """Return the number of the process at the other end, and the number of processes that it expects."""
+    # A silent stranger must not hold up the processes that have come.
+    word = _received(line, min(deadline, time.monotonic() + 1.0))
+    return int(word["process"]), int(word["processes"])
+
+
+def _in_line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _received(line: socket.socket, deadline: float) -> Any:
+    """Return the value that the other end sends, a line of JSON."""
+    text = b""
+    while not text.endswith(b"\n"):
+        line.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            piece = line.recv(4096)
+        except TimeoutError as error:
+            raise ConnectionError("no answer") from error
+        if not piece:
+            raise ConnectionError("the other end has closed the connection")
+        text += piece
+        if len(text) > 4096:
+            raise ValueError("a line of a stranger")
+    return json.loads(text)
+
+
+def _short(words: list[str]) -> str:
+    """Return the words in a list that a line can hold."""
+    return ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
