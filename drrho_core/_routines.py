@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import cast
 
 from drrho_core import extend
 from drrho_core._array_api import Array, Namespace, device_of, has_memory, is_compiling, library, values_visible
-from drrho_core.extend import Batch, Body, Carry, Exponential, Matmul, Sweeps
+from drrho_core.extend import Batch, BlockSweeps, Body, Carry, Exponential, Matmul, Sweeps
 
 MODES = ("never", "auto", "always")
 """The modes of `fused_kernels`."""
@@ -107,6 +108,8 @@ def fused_kernels(mode: str) -> Iterator[None]:
 def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
     """Return the fused kernels for a batch, or None if the core's own passes have to run.
 
+    If ranks share the batch, see `find_block_kernels`.
+
     Raises
     ------
     ValueError
@@ -127,12 +130,37 @@ def find_kernels(batch: Batch, xp: Namespace) -> Sweeps | None:
     return None if reason is not None or isinstance(kernels, str) else kernels
 
 
+def find_block_kernels(batch: Batch, xp: Namespace) -> BlockSweeps | None:
+    """Return the fused kernels for the blocks of a batch that ranks share; `batch` has the rows of one rank."""
+    return None if _block_kernels(xp) is None else cast(BlockSweeps | None, find_kernels(batch, xp))
+
+
+def block_kernels(xp: Namespace) -> str:
+    """Return what has to be the same on all ranks: the kernels for blocks and the mode, or ``none``."""
+    try:
+        kernels = _block_kernels(xp)
+    except ValueError:  # about DRRHO_FUSED; the check of the step raises the same error
+        kernels = None
+    return "none" if kernels is None else f"{type(kernels).__name__} in the mode {_mode()}"
+
+
 def refuse_kernels(reason: str, xp: Namespace | None) -> None:
-    """Raise a ValueError if the mode is ``"always"``, for a batch that no kernels can compute for a reason."""
-    if is_compiling(xp):
-        return
-    if _check_mode("DRRHO_FUSED", _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto") == "always":
+    """Raise a ValueError if the mode is ``"always"`` and no kernels compute the blocks of a batch that ranks share."""
+    if not is_compiling(xp) and _mode() == "always" and (xp is None or _block_kernels(xp) is None):
         raise _refusal(reason)
+
+
+def _block_kernels(xp: Namespace) -> BlockSweeps | None:
+    """Return the kernels of a library if they compute blocks and the mode is not ``"never"``."""
+    if is_compiling(xp) or _mode() == "never":
+        return None
+    kernels = extend.load_sweeps(library(xp))
+    return cast(BlockSweeps, kernels) if hasattr(kernels, "block_sums") else None
+
+
+def _mode() -> str:
+    """Return the mode of `fused_kernels` that holds here."""
+    return _check_mode("DRRHO_FUSED", _MODE.get() or os.environ.get("DRRHO_FUSED") or "auto")
 
 
 def _refusal(reason: str) -> ValueError:

@@ -119,6 +119,35 @@ class Sweeps(Protocol):
         ...
 
 
+class BlockSweeps(Sweeps, Protocol):
+    """Kernels that also compute one block of the similarities of ranks that share a batch.
+
+    The batch of a block holds the images of one rank and the texts of a rank, b each. If both ranks are the same, the
+    block is paired: image i and text i are a positive pair. Otherwise all pairs of the block are negatives, as far as
+    `pair_mask` allows it.
+    """
+
+    def block_sums(self, batch: Batch, paired: bool, /) -> tuple[tuple[Array | None, ...], tuple[Array | None, ...]]:
+        """Return sums over the negatives in a block, for the image anchors and for the text anchors.
+
+        Each is a tuple of five arrays (b,): the peak, any number near the largest Z; the total, sum
+        exp((Z - peak) / t), which is 0 without negatives; the mean of (Z - peak) / t with weights proportional to the
+        exponentials, 0 without negatives; the number of negatives, None without `pair_mask`; and the positive Z_ii,
+        None if the block is not paired.
+        """
+        ...
+
+    def pull_block(
+        self, batch: Batch, paired: bool, sums: tuple[tuple[Array, Array], ...], weights: tuple[Array, Array], /
+    ) -> SecondSweep:
+        """Return V E2 and V^T E1 of a block with ``w_ij = weight_i exp((Z_ij - peak_i) / t_i) / total_i``.
+
+        `sums` holds the peak and the total of both directions. They may belong to several blocks, so Z may exceed the
+        peak, but no exponential exceeds the total.
+        """
+        ...
+
+
 LoadSweeps: TypeAlias = Callable[[], Sweeps | str]
 """``load()`` returns the kernels, or a few words that say why there are none. The core calls it at the first batch."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,15 +78,26 @@ class TritonSweeps:
         """Run pass 2: return V E2 and V^T E1."""
         return self._run(batch).pull_back(first, (weight_image, weight_text))
 
-    def _run(self, batch: Batch) -> _Run:
+    def block_sums(self, batch: Batch, paired: bool, /) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Run pass 1 on a block of a batch that ranks share; see `drrho_core.extend.BlockSweeps`."""
+        return self._run(batch, paired).block_sums()
+
+    def pull_block(
+        self, batch: Batch, paired: bool, sums: tuple[tuple[Tensor, Tensor], ...], weights: tuple[Tensor, Tensor], /
+    ) -> SecondSweep:
+        """Run pass 2 on a block."""
+        return self._run(batch, paired).pull_block(sums, weights)
+
+    def _run(self, batch: Batch, paired: bool = True) -> _Run:
         features = batch.image_features
-        return _Run(batch, self._plan or plan_for(features.dtype, features.device))
+        return _Run(batch, self._plan or plan_for(features.dtype, features.device), paired)
 
 
 class _Run:
-    """One batch, in the form in which the kernels take it."""
+    """One batch, or one block of a batch that ranks share, in the form in which the kernels take it."""
 
-    def __init__(self, batch: Batch, plan: Plan) -> None:
+    def __init__(self, batch: Batch, plan: Plan, paired: bool = True) -> None:
+        self.paired = paired
         if batch.pair_mask is not None:
             plan = plan._replace(sums=plan.masked, weights=plan.masked)
         self.plan = plan
@@ -118,7 +129,42 @@ class _Run:
         self.mask = self.weight if self.pair_mask is None else self.pair_mask.contiguous().view(torch.uint8)
 
     def sum_negatives(self) -> FirstSweep:
-        """Run pass 1 with one launch per panel of rows; the results of a panel are merged before the next launch."""
+        """Run pass 1."""
+        states, positive = self._sums()
+        # Totals and moments are relative to the peak m. Relative to the positive z_ii, with D_ij = (z_ij - z_ii) / t:
+        # log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij with weights exp(D_ij) is
+        # (m - z_ii + moment / total) / t. For an anchor without negatives the two numbers are -inf and 0.
+        counts = self._counts()
+        log_sums, means, saved = [], [], []
+        for (peak, total, moment), t, count in zip(states, self.temperatures, counts, strict=True):
+            has = count > 0
+            peak, total = torch.where(has, peak, positive), torch.where(has, total, 1.0)
+            start = peak - positive
+            log_sums.append(torch.where(has, start / t + torch.log(total), -torch.inf))
+            means.append(torch.where(has, (start + moment / total) / t, 0.0))
+            saved += [peak, total]
+        return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
+
+    def block_sums(self) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Run pass 1 and return the sums of each anchor relative to the peak of the block."""
+        (states, positive), counts = self._sums(), self._counts()
+        image, text = (
+            (
+                torch.where(count > 0, peak, 0.0),
+                torch.where(count > 0, total, 0.0),
+                torch.where(count > 0, moment / total / t, 0.0),
+                None if self.pair_mask is None else count,
+                positive if self.paired else None,
+            )
+            for (peak, total, moment), t, count in zip(states, self.temperatures, counts, strict=True)
+        )
+        return image, text
+
+    def _sums(self) -> tuple[list[Tensor], Tensor]:
+        """Return peak, total and moment of both directions' anchors, (3, b) each, and the positives.
+
+        There is one launch per panel of rows; the results of a panel are merged before the next launch.
+        """
         b, blocks = self.b, self.plan.sums
         panel = min(self.plan.panel, triton.cdiv(b, blocks.rows) * blocks.rows)
         row_tiles, column_tiles = triton.cdiv(panel, blocks.rows), triton.cdiv(b, blocks.columns)
@@ -137,35 +183,45 @@ class _Run:
                 )  # fmt: skip
                 self._merge(image_parts, column_tiles, states[0], self.scales[0], first, height)
                 self._merge(text_parts, rows_here, states[1], self.scales[1], 0, b)
-        # Totals and moments are relative to the peak m. Relative to the positive z_ii, with D_ij = (z_ij - z_ii) / t:
-        # log sum_j exp(D_ij) = (m - z_ii) / t + log total, and the mean of D_ij with weights exp(D_ij) is
-        # (m - z_ii + moment / total) / t. For an anchor without negatives the two numbers are -inf and 0.
-        counts = self._counts()
-        log_sums, means, saved = [], [], []
-        for (peak, total, moment), t, count in zip(states, self.temperatures, counts, strict=True):
-            has = count > 0
-            peak, total = torch.where(has, peak, positive), torch.where(has, total, 1.0)
-            start = peak - positive
-            log_sums.append(torch.where(has, start / t + torch.log(total), -torch.inf))
-            means.append(torch.where(has, (start + moment / total) / t, 0.0))
-            saved += [peak, total]
-        return FirstSweep(log_sums[0], log_sums[1], means[0], means[1], counts[0], counts[1], tuple(saved))
+        return states, positive
 
     def pull_back(self, first: FirstSweep, weights: tuple[Tensor, Tensor]) -> SecondSweep:
-        """Run pass 2: for one rectangle after the other, compute V and multiply V with the features."""
-        b, blocks, plan = self.b, self.plan.weights, self.plan
+        """Run pass 2."""
         peaks, totals = first.saved[::2], first.saved[1::2]
         weights = weights[0].detach().to(torch.float32), weights[1].detach().to(torch.float32)
         # w_ij = factor_i exp((z_ij - m_i) / t_i), in which factor_i is the given weight of anchor i divided by total_i.
         factors = [weight / total for weight, total in zip(weights, totals, strict=True)]
+        # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
+        return self._pull(peaks, factors, (first.count_image, first.count_text), factors)
+
+    def pull_block(self, sums: tuple[tuple[Tensor, Tensor], ...], weights: tuple[Tensor, Tensor]) -> SecondSweep:
+        """Run pass 2 with sums that may belong to several blocks; without negatives the total is 0."""
+        weights = weights[0].detach().to(torch.float32), weights[1].detach().to(torch.float32)
+        peaks = tuple(peak.detach().to(torch.float32) for peak, _ in sums)
+        totals = tuple(total.detach().to(torch.float32) for _, total in sums)
+        factors = [torch.where(total > 0, weight / total, 0.0) for weight, total in zip(weights, totals, strict=True)]
+        # An exponential is at most the total, so V is at most the sum of the largest weights of both sides.
+        return self._pull(peaks, factors, (totals[0], totals[1]), weights)
+
+    def _pull(
+        self,
+        peaks: tuple[Tensor, ...],
+        factors: list[Tensor],
+        counts: tuple[Tensor, Tensor],
+        largest: Sequence[Tensor],
+    ) -> SecondSweep:
+        """For one rectangle after the other, compute V and multiply V with the features.
+
+        `counts` is above 0 for anchors with negatives. `largest` holds bounds of the weights of both sides.
+        """
+        b, blocks, plan = self.b, self.plan.weights, self.plan
         back = None
         # A float16 overflows above 65504 and is imprecise below 6e-5, so V is scaled by a power of two (exactly).
         if plan.buffer == torch.float16:
-            # An exponential is at most 1, so V is at most the sum of the largest factors of both sides.
-            bound = factors[0].amax() + factors[1].amax()
+            bound = largest[0].amax() + largest[1].amax()
             power = torch.where(bound > 0, torch.floor(torch.log2(32768.0 / bound)), 0.0).clamp(-100.0, 100.0)
             factors, back = [factor * torch.exp2(power) for factor in factors], torch.exp2(-power)
-        shared_factors, shared = self._share(peaks, factors, (first.count_image, first.count_text))
+        shared_factors, shared = self._share(peaks, factors, counts)
         anchors = [torch.stack(x) for x in zip(peaks, self.scales, factors, shared_factors, strict=True)]
 
         # Triton's interpreter truncates numbers to bfloat16, but a GPU rounds them. Under the interpreter the buffer is
@@ -253,6 +309,7 @@ class _Run:
             "GROUP": GROUP,
             "HAS_REFERENCE": self.has_reference,
             "HAS_MASK": self.pair_mask is not None,
+            "PAIRED": self.paired,
             "DESCRIPTORS": self.plan.descriptors,
             "PRECISION": "ieee",
             "WIDEN": interpreted(),
@@ -262,10 +319,10 @@ class _Run:
     def _counts(self) -> tuple[Tensor, Tensor]:
         """Return the number of negatives of each image anchor and of each text anchor."""
         if self.pair_mask is None:
-            number = self._full(self.b - 1.0, self.b)
+            number = self._full(self.b - float(self.paired), self.b)
             return number, number
         # The diagonal of the mask may be True, but a positive pair is never a negative.
-        diagonal = self.pair_mask.diagonal().to(torch.float32)
+        diagonal = self.pair_mask.diagonal().to(torch.float32) if self.paired else 0.0
         image, text = (self.pair_mask.sum(axis).to(torch.float32) - diagonal for axis in (1, 0))
         return image, text
 

@@ -96,10 +96,13 @@ def _negatives(
     columns: tl.tensor,
     b: tl.tensor,
     HAS_MASK: tl.constexpr,
+    PAIRED: tl.constexpr,  # image i and text i are a positive pair; False for a block of two ranks
 ) -> tl.tensor:
     """Return a mask of the pairs of a tile that are negatives."""
     # A pair is a negative if its image and its text exist (are no padding), i != j, and the pair mask is True.
-    counts = (rows < b)[:, None] & (columns < b)[None, :] & (rows[:, None] != columns[None, :])
+    counts = (rows < b)[:, None] & (columns < b)[None, :]
+    if PAIRED:
+        counts = counts & (rows[:, None] != columns[None, :])
     # Positions in the mask have 64 bits, because b * b may exceed 2^31.
     if HAS_MASK:
         places = tl.minimum(rows, b - 1).to(tl.int64)[:, None] * b + tl.minimum(columns, b - 1)[None, :]
@@ -135,6 +138,7 @@ def sums_kernel(
     GROUP: tl.constexpr,
     HAS_REFERENCE: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    PAIRED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -156,14 +160,14 @@ def sums_kernel(
     columns = first + tl.arange(0, COLUMNS)
 
     # Only tiles on the diagonal or at the end of the batch need a mask, unless the batch has a pair mask.
-    on_diagonal = (top < first + COLUMNS) & (first < top + ROWS)
+    on_diagonal = (top < first + COLUMNS) & (first < top + ROWS) & PAIRED
     if on_diagonal:
         here = tl.sum(tl.where(rows[:, None] == columns[None, :], z, 0.0), axis=1)
         tl.store(positive + rows, here, mask=(rows >= first) & (rows < first + COLUMNS) & (rows < b))
     if HAS_MASK:  # noqa: SIM114 (Triton decides this when it compiles)
-        z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
+        z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK, PAIRED), z, NEVER)
     elif on_diagonal | (top + ROWS > b) | (first + COLUMNS > b):
-        z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), z, NEVER)
+        z = tl.where(_negatives(mask, rows, columns, b, HAS_MASK, PAIRED), z, NEVER)
 
     # For each row: peak m, total sum_j e_ij with e_ij = exp((z_ij - m) / t_i), and moment sum_j e_ij (z_ij - m). The
     # peak is subtracted before the scale multiplies z, because the difference of two close numbers is exact, but a
@@ -264,6 +268,7 @@ def weights_kernel(
     GROUP: tl.constexpr,
     HAS_REFERENCE: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    PAIRED: tl.constexpr,
     SHARED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -308,9 +313,9 @@ def weights_kernel(
     # For pairs that are no negatives an exponential may be infinite and a factor nan. The mask is applied last, so that
     # it removes these values.
     if HAS_MASK:  # noqa: SIM114
-        w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
-    elif ((top < first + COLUMNS) & (first < top + ROWS)) | (top + ROWS > b) | (first + COLUMNS > b):
-        w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK), w, 0.0)
+        w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK, PAIRED), w, 0.0)
+    elif ((top < first + COLUMNS) & (first < top + ROWS) & PAIRED) | (top + ROWS > b) | (first + COLUMNS > b):
+        w = tl.where(_negatives(mask, rows, columns, b, HAS_MASK, PAIRED), w, 0.0)
     # The buffer has the dtype in which torch multiplies V with the features.
     w = w.to(BUFFER)
     if DESCRIPTORS:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, has_values, is_array, namespace_of, values_visible
+from drrho_core._routines import block_kernels
 from drrho_core.contrastive.ranks import Ranks
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ def agreed(
     if has_rows:
         facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
     facts |= {name: _fact(value) for name, value in arguments.items() if name not in LOCAL}
+    # Kernels and the core's own passes measure peaks in other units, so all ranks have to use the same.
+    facts["fused_kernels"] = block_kernels(xp)
     compare_on_ranks(facts, ranks, like, xp)
     if error is not None:
         raise error

@@ -16,9 +16,10 @@ from typing import Any
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
+from drrho_core._routines import refuse_kernels
 from drrho_core._validate import FINITE, POSITIVE
 from drrho_core.contrastive.agreement import agreed
-from drrho_core.contrastive.options import check_features, check_how, check_pair_mask, per_anchor
+from drrho_core.contrastive.options import SHARED, check_features, check_how, check_pair_mask, per_anchor
 from drrho_core.contrastive.ranks import FORMS, Ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.sharded_passes import find_sweeps
@@ -95,8 +96,10 @@ def pair_loss(
         arrays["pair_mask"] = pair_mask
 
     def check() -> tuple[Namespace, int, Any, Scalar]:
-        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp, kernels=True)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget)
         call = _validate.arrays(arrays, xp, options={"temperature": temperature})
+        if ranks is not None:
+            refuse_kernels(SHARED, call.xp)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         check_pair_mask(call, num_local, num_ranks)
         return call.xp, num_ranks * num_local, work, call.option("temperature", temperature, POSITIVE, work)

@@ -29,7 +29,7 @@ SIDES = ("image", "text")
 """The names of the anchors of the first and of the second direction."""
 
 SHARED = "several ranks share the batch"
-"""The reason why no fused kernels can compute a batch that ranks share."""
+"""The reason why most fused kernels cannot compute a batch: they compute no blocks; see `BlockSweeps`."""
 
 OPTION_RULES = {
     "temperature": POSITIVE,
@@ -85,7 +85,7 @@ def check_step(
     form, tile_size = arguments.get("form", FORMS[0]), arguments.get("tile_size")
     num_ranks, memory_budget = 1, arguments.get("memory_budget")
     if not (ranks is None and tile_size is None and memory_budget is None):
-        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp, kernels=sides == SIDES)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget)
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
     arrays = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
     arrays |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
@@ -97,6 +97,8 @@ def check_step(
     # These options may be numbers or arrays. Options that are arrays are checked together with the features.
     options = {name: arguments.get(name) for name in (*OPTION_RULES, "anchor_weight")}
     call = _validate.arrays(arrays, xp, options=options)
+    if ranks is not None and sides == SIDES:
+        refuse_kernels(SHARED, call.xp)
     batch_size = check_features(call, sides, num_ranks)
     if "sample_index" in arrays:
         check_sample_index(call, batch_size)
@@ -165,27 +167,17 @@ def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str,
     return {"reference_features[0]": references[0], "reference_features[1]": references[1]}
 
 
-def check_how(
-    ranks: Ranks | None,
-    form: str,
-    tile_size: int | None,
-    memory_budget: int | None,
-    xp: Namespace | None,
-    *,
-    kernels: bool = False,
-) -> int:
+def check_how(ranks: Ranks | None, form: str, tile_size: int | None, memory_budget: int | None) -> int:
     """Check the settings that say how a batch is computed and shared, and return the number of ranks.
 
     They are checked here and not where they are used, because there a rank would raise its error alone, while other
-    ranks wait for its messages. If `kernels` is True, this is an objective for which fused kernels may be requested.
+    ranks wait for its messages.
     """
     tiling(1, 1, tile_size, memory_budget)
     if ranks is None:
         return 1
     if form not in FORMS:
         raise ValueError(f"form must be {FORMS[0]!r} or {FORMS[1]!r}, got {_validate.describe(form)}")
-    if kernels:
-        refuse_kernels(SHARED, xp)
     return ranks.size
 
 

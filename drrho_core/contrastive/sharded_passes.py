@@ -22,20 +22,13 @@ from collections.abc import Callable
 from typing import Any
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
-from drrho_core._routines import find_kernels
-from drrho_core.contrastive.passes import (
-    AnchorSums,
-    PlainSweeps,
-    log_sums_and_means,
-    merge,
-    part_of_sum,
-    pull_back,
-    sum_negatives,
-)
+from drrho_core._routines import find_block_kernels, find_kernels
+from drrho_core.contrastive.kernel_blocks import Block, KernelBlock, pull_of, rates_of, release, sums_of
+from drrho_core.contrastive.passes import AnchorSums, PlainSweeps, log_sums_and_means, merge, part_of_sum
 from drrho_core.contrastive.ranks import Arrays, Ranks
 from drrho_core.contrastive.sizes import common_sizes
 from drrho_core.contrastive.tiles import Tiles, split
-from drrho_core.extend import Batch, FirstSweep, SecondSweep, Sweeps
+from drrho_core.extend import Batch, BlockSweeps, FirstSweep, SecondSweep, Sweeps
 
 
 def find_sweeps(
@@ -49,7 +42,10 @@ def find_sweeps(
 ) -> Sweeps:
     """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
     if ranks is not None:
-        return over_ranks(Blocks(batch, temperature, tile_size, memory_budget, ranks, form == "reduce", xp), form)
+        block_kernels = find_block_kernels(batch, xp)
+        keep = form == "reduce"
+        blocks = Blocks(batch, temperature, tile_size, memory_budget, ranks, keep, xp, kernels=block_kernels)
+        return over_ranks(blocks, form)
     kernels = find_kernels(batch, xp)
     return PlainSweeps(temperature, tile_size, memory_budget, xp) if kernels is None else kernels
 
@@ -80,6 +76,8 @@ class Blocks:
         Number of models whose logits share the budget.
     share : bool
         As in `drrho_core.contrastive.tiles.split`.
+    kernels : BlockSweeps, optional
+        Fused kernels that compute the blocks. None: tiles.
     """
 
     def __init__(
@@ -94,7 +92,9 @@ class Blocks:
         *,
         models: int = 1,
         share: bool = True,
+        kernels: BlockSweeps | None = None,
     ) -> None:
+        self.kernels = kernels
         self.batch, self.ranks, self.xp, self._temperature = batch, ranks, xp, temperature
         self._tile_size, self._budget = tile_size, memory_budget if keep else 0
         self._models, self._share = models, share
@@ -108,32 +108,46 @@ class Blocks:
             self.texts += (references[1],)
         if isinstance(temperature, tuple):
             self.texts += (temperature[1],)
-        # All ranks have to scale Z by the same factors, which depend on the largest features of all ranks.
-        self._sizes = common_sizes(
-            (batch.image_features, batch.text_features),
-            references,
-            batch.reference_weight,
-            temperature,
-            xp,
-            ranks=ranks,
-        )
+        # All ranks have to scale Z by the same factors, which depend on the largest features of all ranks. Kernels do
+        # not scale Z.
+        self._sizes = None
+        if kernels is None:
+            self._sizes = common_sizes(
+                (batch.image_features, batch.text_features),
+                references,
+                batch.reference_weight,
+                temperature,
+                xp,
+                ranks=ranks,
+            )
         self.mask = None
         if batch.pair_mask is not None:
             self.mask = xp.reshape(batch.pair_mask, (self.num_local, ranks.size, self.num_local))
+
+    def computed(self, k: Any, texts: Arrays, paired: bool) -> Block:
+        """Return block k, given the texts of rank (rank + k) % W, as kernels or tiles compute the block."""
+        if self.kernels is None:
+            return self.block(k, texts, paired)
+        batch = self.batch
+        text_temperature = texts[-1] if self.per_anchor else batch.temperature_text
+        references, mask = self._references(texts), self._mask_of(k)
+        of_pairs = (batch.image_features, texts[0], references, batch.reference_weight)
+        return KernelBlock(
+            self.kernels, Batch(*of_pairs, batch.temperature_image, text_temperature, mask), paired, self.xp
+        )
 
     def block(self, k: Any, texts: Arrays, paired: bool) -> Tiles:
         """Return the tiles of block k, given the texts of rank (rank + k) % W."""
         batch, temperature = self.batch, self._temperature
         if isinstance(temperature, tuple):
             temperature = (temperature[0], texts[-1])
-        references = batch.reference_features
         return split(
             batch.image_features,
             texts[0],
             temperature=temperature,
-            reference_features=None if references is None else (references[0], texts[1]),
+            reference_features=self._references(texts),
             reference_weight=batch.reference_weight,
-            pair_mask=None if self.mask is None else self.mask[:, self.owner(k), :],
+            pair_mask=self._mask_of(k),
             tile_size=self._tile_size,
             memory_budget=self._budget,
             matrices=self._models * self.ranks.size,
@@ -142,6 +156,15 @@ class Blocks:
             sizes=self._sizes,
             xp=self.xp,
         )
+
+    def _references(self, texts: Arrays) -> tuple[Array, Array] | None:
+        """Return the reference features of a block: those of the own images and of the texts that arrived."""
+        references = self.batch.reference_features
+        return None if references is None else (references[0], texts[1])
+
+    def _mask_of(self, k: Any) -> Array | None:
+        """Return the mask of block k, (b, b)."""
+        return None if self.mask is None else self.mask[:, self.owner(k), :]
 
     def owner(self, k: Any) -> Any:
         """Return the rank that holds the texts of block k."""
@@ -176,9 +199,9 @@ class ReducedSweeps(_SweepsOverRanks):
         tables, to_images, to_texts = [], [], []
         for k in range(ranks.size):
             owner = blocks.owner(k)
-            table = blocks.block(k, tuple(x[owner, ...] for x in gathered), k == 0)
-            rows, columns = sum_negatives(table)
-            table.release()
+            table = blocks.computed(k, tuple(x[owner, ...] for x in gathered), k == 0)
+            rows, columns = sums_of(table)
+            release(table)
             tables.append(table)
             to_images.append(rows)
             to_texts.append(columns)
@@ -186,7 +209,7 @@ class ReducedSweeps(_SweepsOverRanks):
         names = AnchorSums._fields[: 4 if blocks.mask is not None else 3]
         sent = tuple(by_rank([getattr(part, name) for part in to_texts], ranks, xp) for name in names)
         received = ranks.all_to_all(sent)
-        rates = tables[0].scaling.rates
+        rates = rates_of(tables[0])
         parts = [received_sums(tuple(x[rank, ...] for x in received)) for rank in range(ranks.size)]
         image = blocks.counted(merged(to_images, rates[0], xp))
         text = blocks.counted(merged(parts, rates[1], xp)._replace(positive=to_texts[0].positive))
@@ -206,12 +229,12 @@ class ReducedSweeps(_SweepsOverRanks):
         """Pass 2: return the weighted sums of features for the own images and texts."""
         blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
         tables, image, to_texts, (text, *parts) = first.saved
-        rate = tables[0].scaling.rates[1]
+        rate = rates_of(tables[0])[1]
         shares = [weight_text * part_of_sum(part, text, rate, xp=xp) for part in parts]
         (weights,) = ranks.all_to_all((xp.stack(shares),))
         image_pull, text_pulls = None, []
         for k, columns in enumerate(to_texts):
-            pulls = pull_back(tables[k], (image, columns), (weight_image, weights[blocks.owner(k), ...]))
+            pulls = pull_of(tables[k], (image, columns), (weight_image, weights[blocks.owner(k), ...]))
             tables[k] = None  # the memory of the tiles is free from here on
             if image_pull is None:
                 image_pull = pulls[0]
@@ -228,9 +251,9 @@ class RingSweeps(_SweepsOverRanks):
     def sum_negatives(self, _batch: Batch, /) -> FirstSweep:
         """Pass 1: return the log-sum-exp over each own anchor's negatives on all ranks."""
         blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
-        own = blocks.block(0, blocks.texts, True)
-        rates = own.scaling.rates
-        image, text = sum_negatives(own)
+        own = blocks.computed(0, blocks.texts, True)
+        rates = rates_of(own)
+        image, text = sums_of(own)
         width, num_sums = len(blocks.texts), 4 if blocks.mask is not None else 3
         positive = text.positive
 
@@ -238,10 +261,10 @@ class RingSweeps(_SweepsOverRanks):
             # The arrays after the own images' sums travel: after k hops they are those of the texts of block k.
             travelling = ranks.shift(carry[num_sums:])
             texts, accumulated = travelling[:width], received_sums(travelling[width:])
-            table = blocks.block(k, texts, False)
-            rows, columns = sum_negatives(table)
+            table = blocks.computed(k, texts, False)
+            rows, columns = sums_of(table)
             mine = merge(received_sums(carry[:num_sums]), rows, rates[0], xp=xp)
-            accumulated = merge(accumulated, columns, table.scaling.rates[1], xp=xp)
+            accumulated = merge(accumulated, columns, rates_of(table)[1], xp=xp)
             return (*mine[:num_sums], *texts, *accumulated[:num_sums])
 
         carry = ranks.repeat(ranks.size - 1, visit, (*image[:num_sums], *blocks.texts, *text[:num_sums]))
@@ -267,7 +290,7 @@ class RingSweeps(_SweepsOverRanks):
         blocks, ranks = self._blocks, self._blocks.ranks
         image, text = first.saved
         # The logits of block 0 are computed again, so that no block stays in memory between the passes.
-        pulls = pull_back(blocks.block(0, blocks.texts, True), (image, text), (weight_image, weight_text))
+        pulls = pull_of(blocks.computed(0, blocks.texts, True), (image, text), (weight_image, weight_text))
         width = len(blocks.texts)
 
         def visit(k: Any, carry: Arrays) -> Arrays:
@@ -275,7 +298,7 @@ class RingSweeps(_SweepsOverRanks):
             texts, (peak, total, weight, accumulated) = travelling[:width], travelling[width:]
             # The second pass needs neither means nor numbers of negatives.
             theirs = AnchorSums(peak, total, total, None, None)
-            to_images, to_texts = pull_back(blocks.block(k, texts, False), (image, theirs), (weight_image, weight))
+            to_images, to_texts = pull_of(blocks.computed(k, texts, False), (image, theirs), (weight_image, weight))
             to_images += carry[0]
             to_texts += accumulated
             return (to_images, *texts, peak, total, weight, to_texts)

@@ -98,7 +98,7 @@ def distillation_loss(
     options = {"temperature": temperature, "reference_temperature": reference_temperature}
 
     def check() -> tuple[Namespace, int, Scalar, Scalar]:
-        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget)
         call = _validate.arrays(required, xp, options=options)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         for name in ("reference_image", "reference_text"):

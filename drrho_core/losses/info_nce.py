@@ -14,11 +14,13 @@ from typing import Any
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
+from drrho_core._routines import refuse_kernels
 from drrho_core._validate import POSITIVE
 from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.anchors import normalised
 from drrho_core.contrastive.gradient import gradient
 from drrho_core.contrastive.options import (
+    SHARED,
     AnchorWeight,
     check_anchor_weight,
     check_features,
@@ -110,8 +112,10 @@ def info_nce(
     options = {"temperature": temperature, "anchor_weight": anchor_weight}
 
     def check() -> tuple[Namespace, int, Any, Scalar, tuple[Scalar, Scalar]]:
-        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp, kernels=True)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget)
         call = _validate.arrays(required, xp, options=options)
+        if ranks is not None:
+            refuse_kernels(SHARED, call.xp)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         check_pair_mask(call, num_local, num_ranks)
         tau = call.option("temperature", temperature, POSITIVE, work)

@@ -88,7 +88,7 @@ def sigmoid_loss(
     options = {"scale": scale, "bias": bias}
 
     def check() -> tuple[Namespace, int, Scalar, Scalar]:
-        num_ranks = check_how(ranks, form, tile_size, memory_budget, xp)
+        num_ranks = check_how(ranks, form, tile_size, memory_budget)
         call = _validate.arrays(required, xp, options=options)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         check_pair_mask(call, num_local, num_ranks)

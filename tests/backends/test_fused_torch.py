@@ -280,8 +280,9 @@ def build(kernel, dtype, plan, blocks, constants, target):
 
 for target in (90, 80):
     for dtype, plan in fused.PLANS[target // 10].items():
-        for mask in (False, True):
+        for mask, paired in ((False, True), (True, True), (False, False)):
             constants = dict(D=128, R=64, HAS_REFERENCE=not mask, HAS_MASK=mask, DESCRIPTORS=plan.descriptors)
+            constants |= dict(PAIRED=paired)
             constants |= dict(GROUP=fused.GROUP, PRECISION="ieee", WIDEN=False, BUFFER=fused.TRITON_TYPES[plan.buffer])
             for kernel, blocks, shared in (
                 (fused.sums_kernel, plan.sums, None),

@@ -354,7 +354,7 @@ RANKS = (
     ),
     Mistake(
         "contrastive.sharded_passes", "by_rank",
-        "xp.roll(__blocks, ranks.rank, axis=0)", "xp.roll(__blocks, -ranks.rank, axis=0)",
+        "rank - ranks.rank", "rank + ranks.rank",
         "ranks: sums of texts go to the wrong rank", "test_ranks.py",
     ),
     Mistake(

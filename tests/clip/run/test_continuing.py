@@ -184,7 +184,7 @@ def validation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             measured = evaluate(encoder, dataset, zero_shot=zero_shot)
             return measured if zero_shot else measured | {"retrieval_r1": next(values)}
 
-        monkeypatch.setattr("drrho_clip.trainer.evaluate", figures)
+        monkeypatch.setattr("drrho_clip.epoch_end.evaluate", figures)
 
     return use
 
