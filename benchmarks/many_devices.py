@@ -261,7 +261,7 @@ def with_block(page: str, name: str, block: str) -> str:
 def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds of the processes")
+    parser.add_argument("--rounds", type=int, default=25, help="measured rounds of the processes")
     parser.add_argument("--write", action="store_true", help=f"write {FIGURES.name} and the tables of {PAGE.name}")
     parser.add_argument("--plans", action="store_true", help="only the table of planned runs")
     options = parser.parse_args()
