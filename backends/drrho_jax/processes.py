@@ -82,9 +82,17 @@ class JaxProcesses:
     ----------
     num_devices : int
         Number of devices that share a batch.
+
+    Raises
+    ------
+    RuntimeError
+        If `join` has not connected as many processes as the place says.
     """
 
     def __init__(self, device: jax.Device, place: Place) -> None:
+        # Without this check every process would exchange arrays with nobody, and train alone.
+        if jax.process_count() != place.size:
+            raise RuntimeError(f"join must connect {place.size} processes first, got {jax.process_count()}")
         self.rank, self.size = place.rank, place.size
         self.is_first = place.rank == 0
         # In the order of the processes, so that the rows of a process are consecutive in the batch.

@@ -104,8 +104,8 @@ class Encode:
         if is_run(self.model):
             run = open_finished_run(self.model, "model", allow_unfinished=self.allow_unfinished)
         own = (default_backend(), "float32") if run is None else (run.config.backend, run.config.dtype)
-        backend = build_backend(self.backend or own[0], self.device, own[1])
         place = place_among(self.coordinator, self.processes, self.process)
+        backend = build_backend(self.backend or own[0], self.device, own[1], place)
         with opened_processes(backend, place) as processes:
             of_first(processes, partial(check_folder, self.out, "out"))
             self._encode(backend, run, processes)

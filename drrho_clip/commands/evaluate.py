@@ -124,6 +124,7 @@ class Evaluate:
 
         if self.queries is not None and self.gallery != "all":
             raise BadInput(f"queries must be left out without --gallery all, got {self.queries}")
+        place = place_among(self.coordinator, self.processes, self.process)
         model = find_model(
             self.model,
             self.data,
@@ -131,9 +132,9 @@ class Evaluate:
             device=self.device,
             allow_unfinished=self.allow_unfinished,
             max_unreadable=self.max_unreadable,
+            place=place,
         )
         prompts = self._prompts()
-        place = place_among(self.coordinator, self.processes, self.process)
         with opened_processes(model.backend, place) as processes:
             of_first(processes, partial(check_new_file, "json", self.json, self.data or model.config.data))
             self._measure(model, prompts, processes)

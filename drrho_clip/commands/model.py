@@ -14,6 +14,7 @@ from drrho_core.backend import Backend, default_backend
 
 if TYPE_CHECKING:
     from drrho_clip.encoders import PairEncoder
+    from drrho_clip.processes.place import Place
     from drrho_clip.run import Run
 
 __all__ = ["MODEL_HELP", "CommandModel", "backend_option", "find_model"]
@@ -40,6 +41,8 @@ class CommandModel:
         The settings of the run. For another model these are default settings, which matter for the data only.
     backend_name, device : str or None
         The user's wishes.
+    place : Place or None
+        Where this process stands, if it is one of several.
     """
 
     word: str
@@ -47,11 +50,12 @@ class CommandModel:
     config: TrainConfig
     backend_name: str | None
     device: str | None
+    place: Place | None = None
 
     @cached_property
     def backend(self) -> Backend:
         """The backend, by default that of the run; every backend reads the checkpoints of all others."""
-        return build_backend(self.backend_name or self.config.backend, self.device, self.config.dtype)
+        return build_backend(self.backend_name or self.config.backend, self.device, self.config.dtype, self.place)
 
     def encoder(self, *, state: str = "best") -> PairEncoder:
         """Load the model, a run in the given state."""
@@ -68,6 +72,7 @@ def find_model(
     device: str | None,
     allow_unfinished: bool = False,
     max_unreadable: float | None = None,
+    place: Place | None = None,
 ) -> CommandModel:
     """Return the model that the user names.
 
@@ -86,10 +91,10 @@ def find_model(
         if max_unreadable is not None:
             # The limit does not change the content of the data.
             run = replace(run, config=replace(run.config, max_unreadable=max_unreadable))
-        return CommandModel(word, run, run.config, backend, device)
+        return CommandModel(word, run, run.config, backend, device, place)
     if data is None:
         raise BadInput(f"data must be named for a model that is no run, got none beside {word}")
     config = TrainConfig(data, method="clip", backend=backend or default_backend())
     if max_unreadable is not None:
         config = replace(config, max_unreadable=max_unreadable)
-    return CommandModel(word, None, config, backend, device)
+    return CommandModel(word, None, config, backend, device, place)

@@ -7,7 +7,7 @@ from typing import Any
 from drrho_clip.errors import BadInput
 from drrho_clip.options import TEXT, at_least, setting
 from drrho_clip.processes.meeting import check_address
-from drrho_clip.processes.place import Place
+from drrho_clip.processes.place import Place, place_of_launcher
 
 __all__ = ["coordinator_option", "place_among", "process_option", "processes_option"]
 
@@ -44,7 +44,7 @@ def process_option() -> Any:
 
 
 def place_among(coordinator: str | None, processes: int | None, process: int | None) -> Place | None:
-    """Return where this process stands, or None if the user names no place.
+    """Return where this process stands; if the user names no place, that of the launcher, or None without a launcher.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def place_among(coordinator: str | None, processes: int | None, process: int | N
     named = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [name for name, value in named.items() if value is None]
     if len(missing) == len(named):
-        return None
+        return place_of_launcher()
     # One process needs no address; it may share each batch among several devices of its own.
     if processes == 1 and coordinator is None and not process:
         return Place(0, 1)

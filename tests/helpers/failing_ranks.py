@@ -186,9 +186,10 @@ def launch(size: int, launcher: str, command: Sequence[str], folder: Path, *, ti
                 for place in places
             ]
         ended = _wait(processes, size, folder, timeout)
-        stopped = [process for process in processes if process.poll() is None]
-        for process in stopped:
-            process.kill()
+        # A stopped process would outlive its launcher.
+        for path in folder.glob("pid-*"):
+            if _state(int(path.read_text() or 0)) == "T":
+                os.kill(int(path.read_text()), signal.SIGKILL)
         codes = [process.wait() for process in processes]
     failed_at = folder / "failed-at"
     seconds = ended - float(failed_at.read_text()) if failed_at.exists() else None

@@ -3,7 +3,8 @@
 JAX counts its devices once per process, so tests start this file as a program: without arguments for one process with
 four devices, with the arguments PORT and NUMBER for one of two processes with two devices each. The program prints one
 JSON object: for each case the largest difference from the training on one device, relative to the largest number of
-each array.
+each array. The process with four devices adds what a compiled step sends and keeps, and how a checkpoint is restored;
+see `helpers.jax_collectives` and `helpers.jax_checkpoints`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from helpers.jax_checkpoints import restored
+from helpers.jax_collectives import traffic_of
+
 NUM_DEVICES, NUM_PROCESSES = 4, 2
+FORMS = ("reduce", "ring")
 STEPS, BATCH, SAMPLES, INPUTS, WIDTH = 20, 12, 24, 6, 4
 
 
@@ -73,8 +78,11 @@ def main(arguments: Sequence[str]) -> None:
         port, number = map(int, arguments)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", NUM_PROCESSES, number, initialization_timeout=60)
-    differences = {case.name: difference(case) for case in (PROCESS_CASES if arguments else CASES)}
-    json.dump(differences, sys.stdout)
+    figures: dict[str, Any] = {case.name: difference(case) for case in (PROCESS_CASES if arguments else CASES)}
+    if not arguments:
+        figures["restored"] = restored()
+        figures["traffic"] = {form: traffic_of(form, NUM_DEVICES)._asdict() for form in FORMS}
+    json.dump(figures, sys.stdout)
 
 
 def data(dtype: str) -> tuple[Any, Any, Any]:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from drrho_clip.cli import main
+from drrho_clip.commands import common
 from drrho_clip.errors import BadInput
+from drrho_clip.processes import opening
 from drrho_clip.processes.place import Place, place_of_launcher
 from helpers.clip_commands import start
 from helpers.clip_processes import free_port
@@ -108,7 +110,10 @@ def test_the_place_of_a_process_comes_from_the_launcher() -> None:
     ("words", "message"),
     [
         (["--processes", "2"], "coordinator must be given with processes, got none"),
-        (["--coordinator", "host", "--processes", "2", "--process", "0"], "coordinator must be HOST:PORT, got 'host'"),
+        (
+            ["--coordinator", "host", "--processes", "2", "--process", "0"],
+            "coordinator must be HOST:PORT with a port from 1 to 65535, got 'host'",
+        ),
         (
             ["--coordinator", "host:1", "--processes", "2", "--process", "2"],
             "process must be below the number of processes (2), got 2",
@@ -120,6 +125,36 @@ def test_a_place_that_is_named_wrongly_is_one_line(
 ) -> None:
     assert main([*_TRAIN, "--out", str(tmp_path / "run"), *words]) == 2
     assert capsys.readouterr().err == f"drrho: {message}\n"
+
+
+@pytest.mark.parametrize("launched_by", ["options", "launcher"])
+@pytest.mark.parametrize("command", ["train", "resume", "encode", "evaluate"])
+def test_a_library_connects_the_processes_before_its_devices_are_used(
+    command: str, launched_by: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, order = str(folder / "1" / "run"), list[Any]()
+    words = {
+        "train": [*_TRAIN, "--out", str(tmp_path / "run")],
+        "resume": ["train", "--resume", "--out", run],
+        "encode": ["encode", "--model", run, "--data", "digits", "--out", str(tmp_path / "cache")],
+        "evaluate": ["evaluate", run],
+    }[command]
+    place = Place(0, 2)
+    if launched_by == "launcher":
+        for name, value in (_LAUNCHED | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+            monkeypatch.setenv(name, value)
+    else:
+        place = Place(1, 2, 0, "localhost:1")
+        words += ["--coordinator", "localhost:1", "--processes", "2", "--process", "1"]
+
+    def build(*arguments: object, **options: object) -> None:
+        order.append("built")
+        raise ValueError("the test ends here")
+
+    monkeypatch.setattr(opening, "connect", lambda name, place: order.append((name, place)))
+    monkeypatch.setattr(common, "get_backend", build)
+    assert main(words) == 2
+    assert order == [("torch", place), "built"]
 
 
 def test_a_backend_without_processes_is_refused(
