@@ -26,7 +26,8 @@ def facts_of_settings(config: TrainConfig, *, resume: bool) -> dict[str, Any]:
 
     The places of the data may differ, because each machine may have a copy; their content is compared later.
     """
-    ignored = {*MAY_DIFFER, "data", "validation"}
+    # With another form or home a process would exchange other arrays than the rest.
+    ignored = {*MAY_DIFFER, "data", "validation"} - {"form", "estimator"}
     settings = {name: value for name, value in config.to_json().items() if name not in ignored}
     return {"resume": resume, **settings}
 
