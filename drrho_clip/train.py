@@ -43,6 +43,7 @@ from drrho_clip.run import (
     read_metrics,
     refuse_existing,
     remove_torn_files,
+    remove_unused_estimates,
 )
 from drrho_clip.run.data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
 from drrho_clip.run.outcome import Outcome, load_outcome
@@ -305,6 +306,7 @@ def _resume(
                 # A run of an earlier version, or a run that was killed at the start, gets the file now.
                 if not run.training_images.exists():
                     save_known_images(run, splits)
+                remove_unused_estimates(run, processes.size)
 
             written_by_first(processes, write)
             if extended:

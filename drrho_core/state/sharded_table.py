@@ -81,6 +81,17 @@ class ShardedTable(Table):
         """The ids of the own rows: from the first number up to the second, exclusive."""
         return part_range(self.num_samples, self.num_ranks, int(self.ranks.rank))
 
+    def own_rows_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the own rows of every column of a state of all n samples, and their ids as `state_dict` does."""
+        names = [column.name for column in self.columns]
+        # A state of another size is returned as it is, and `load_state_dict` refuses it.
+        shapes = {tuple(getattr(state.get(name), "shape", ())) for name in names}
+        if "rows" in state or shapes != {(self.num_samples,)}:
+            return dict(state)
+        start, stop = self.own_range
+        own = {name: array[start:stop] if name in names else array for name, array in state.items()}
+        return {**own, "rows": (start, stop, self.num_samples)}
+
     def wait_for_all(self) -> None:
         """Wait until all ranks have called this method."""
         (number,) = self.ranks.all_sum((self.xp.ones((1,), device=device_of(self.index_like)),))
