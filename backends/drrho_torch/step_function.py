@@ -92,6 +92,7 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         memory_budget=settings.memory_budget,
         ranks=ranks,
         form=settings.form,
+        wait=settings.wait,
         sample_index=sample_index if ranks is not None and settings.training else None,
         xp=_XP,
     )
