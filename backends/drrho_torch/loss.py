@@ -311,7 +311,8 @@ class ContrastiveLoss(nn.Module):
         ------
         TypeError, ValueError
             If an argument breaks these rules. Values are checked on the host only and not under ``torch.compile``. If
-            an index that was not checked is out of range, loss and gradients are nan and no estimate changes.
+            an index that was not checked is out of range, loss and gradients are nan and no estimate changes. With a
+            process group this holds also for an index that occurs twice.
         RuntimeError
             If the world size is above 1 and the batch is not `gathered`; under `torch.func.vmap`, if the state has to
             change and is not mapped; in ``backward()``, if the loss is differentiated twice.

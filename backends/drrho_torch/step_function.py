@@ -100,13 +100,19 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     )
     # Over ranks the loss is an entry of the sums of all ranks. FSDP2 warns if a module returns a view.
     loss = step.loss if ranks is None else step.loss.clone()
+    features: tuple[Tensor, ...] = (step.image_gradient, step.text_gradient)
     new: tuple[Tensor, ...] = (step.log_inner_image, step.log_inner_text)
     if rows.in_range is not None:
         # `_read` has replaced each index out of range by 0, or a table leaves it out. If there was such an index, all
         # rows keep their old estimates, so that row 0 does not change.
         valid = rows.in_range.all()
-        if ranks is not None:
-            valid = ranks.all_gather((valid.reshape(1),))[0].all()
+        if shared_index is not None and ranks is not None:
+            # An id that two processes have is treated as an index out of range. After sorting it equals its successor.
+            index_of_all, valid_of_all = ranks.all_gather((shared_index, valid.reshape(1)))
+            ordered = index_of_all.flatten().sort().values
+            valid = valid_of_all.all() & (ordered[1:] != ordered[:-1]).all()
+            # The estimates of an id that two processes have are numbers, so the gradients are not nan by themselves.
+            features = tuple(torch.where(valid, gradient, torch.nan) for gradient in features)
         loss = torch.where(valid, loss, torch.nan)
         new = tuple(torch.where(valid, after, before) for after, before in zip(new, rows.old, strict=True))
     if settings.update:
@@ -138,7 +144,6 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         for gradient, value in zip(temperature_gradients, temperatures, strict=True)
         if isinstance(value, Tensor)
     ]
-    features = (step.image_gradient, step.text_gradient)
     if settings.gradient_scale != 1.0:
         features = tuple(settings.gradient_scale * gradient for gradient in features)
     return (loss, *features, *learned)
@@ -174,9 +179,9 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
     if table is not None:
         old = table.gather(index, device)
         moved = index.to(device)
-        if not settings.shares_rows or values_visible(moved, _XP):
+        if settings.ranks is None or values_visible(moved, _XP):
             return _Rows(index, old, None)
-        # The table leaves out an index out of range, and returns nan for it.
+        # A table that is split leaves out an index out of range, and returns nan for it.
         return _Rows(index, old, (moved >= 0) & (moved < table.num_samples))
     num_samples = buffers[0].shape[0]
     index = check_index(index, num_samples, like=buffers[0], xp=_XP).to(torch.int64)

@@ -37,12 +37,14 @@ def settings(ranks: Any, table: Any, **options: Any) -> StepSettings:
 
 
 def loss_of(call: StepSettings, index: Any, buffers: Any = (None, None), temperature: Any = 0.5) -> float:
-    """Return the loss of one call with the own pairs of a rank."""
+    """Return the loss of one call with the own pairs of a rank, after a test that it is nan if its gradients are."""
     start = LOCAL * int(call.ranks.rank)  # type: ignore[union-attr]
     own = [x[start : start + LOCAL] for x in FEATURES]
     constants = (None, None, None, None, None, temperature, None)
     with torch.no_grad():
-        return evaluate(call, *own, torch.as_tensor(index), *buffers, *constants)[0].item()
+        loss, *gradients = evaluate(call, *own, torch.as_tensor(index), *buffers, *constants)
+    assert [bool(torch.isnan(x).all()) for x in gradients[:2]] == [bool(torch.isnan(loss))] * 2
+    return loss.item()
 
 
 @pytest.mark.parametrize("wrong", [-1, 5, 6])
@@ -100,3 +102,22 @@ def test_the_first_call_compares_the_options_of_all_ranks(argument: str) -> None
     name, kind = ("temperature", " (float32)") if argument == "tensor" else (argument, "")
     message = f"{name} must be the same on all ranks, got 0.25{kind} on rank 0 and 1.25{kind} on rank 1"
     assert ThreadRanks.run(NUM_RANKS, visit) == [message] * NUM_RANKS
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+@pytest.mark.parametrize("home", ["buffers", "split", "whole"])
+def test_an_id_on_two_ranks_makes_the_loss_nan_and_changes_nothing(home: str, gamma: float) -> None:
+    def visit(ranks: Any) -> None:
+        kept, table = (None, None), None
+        if home == "buffers":
+            kept = buffers()
+        else:
+            table = InnerEstimator(NUM_SAMPLES, like=FEATURES[0], ranks=ranks if home == "split" else None)
+        call = settings(ranks, None if table is None else EstimatorAdapter(table), gamma=gamma)
+        assert np.isfinite(loss_of(call, [ranks.rank, 2 + ranks.rank], kept))
+        state = kept[0] if table is None else table.log_inner_image
+        before = state.clone()
+        assert np.isnan(loss_of(call, [ranks.rank, 3], kept))
+        assert torch.equal(state, before)
+
+    ThreadRanks.run(NUM_RANKS, visit)
