@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedEncoder", "agreed_figures", "features_of_rows", "shared_encoder"]
 
+# Batches of images or texts in memory after which a process gives a sign of progress.
+_BATCHES_PER_SIGN = 64
+
 
 def shared_encoder(encoder: PairEncoder, processes: Processes | None) -> PairEncoder:
     """Return an encoder whose work the processes share; a model that only reads stored features is read by each."""
@@ -129,10 +132,15 @@ class SharedEncoder:
     ) -> Floats:
         """Return image features of some rows of a data set."""
 
-        def encode(own: np.ndarray) -> Floats:
-            return self._encoder.images_of(dataset, own, batch_size=batch_size, after_batch=after_batch)
+        def sign() -> None:
+            self._processes.alive()
+            if after_batch is not None:
+                after_batch()
 
-        return _shared_rows(encode, rows, batch_size, self._processes)
+        def encode(own: np.ndarray) -> Floats:
+            return self._encoder.images_of(dataset, own, batch_size=batch_size, after_batch=sign)
+
+        return _shared_rows(encode, rows, batch_size, self._processes, dataset)
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> Floats:
         """Return features of uint8 images of side `image_size`."""
@@ -140,7 +148,7 @@ class SharedEncoder:
         def encode(own: np.ndarray) -> Floats:
             return self._encoder.images(images[own], batch_size=batch_size)
 
-        return _shared_rows(encode, np.arange(len(images)), batch_size, self._processes)
+        return self._in_parts(encode, len(images), batch_size)
 
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> Floats:
         """Return features of captions."""
@@ -148,7 +156,20 @@ class SharedEncoder:
         def encode(own: np.ndarray) -> Floats:
             return self._encoder.texts([captions[row] for row in own], batch_size=batch_size)
 
-        return _shared_rows(encode, np.arange(len(captions)), batch_size, self._processes)
+        return self._in_parts(encode, len(captions), batch_size)
+
+    def _in_parts(self, encode: Callable[[np.ndarray], Floats], num_rows: int, batch_size: int) -> Floats:
+        """Return the features of images or texts; this process gives a sign of progress after each part."""
+
+        def encode_parts(own: np.ndarray) -> Floats:
+            # A model may look up all texts of a call at once, so a part has many batches.
+            size, features = batch_size * _BATCHES_PER_SIGN, []
+            for start in range(0, len(own), size):
+                features.append(encode(own[start : start + size]))
+                self._processes.alive()
+            return np.concatenate(features)
+
+        return _shared_rows(encode_parts, np.arange(num_rows), batch_size, self._processes)
 
 
 def features_of_rows(
@@ -164,7 +185,8 @@ def features_of_rows(
 
     def encode(own: np.ndarray) -> tuple[Floats, Floats]:
         starts = range(0, len(own), batch_size)
-        return encoder.batches(source.gather(own[start : start + batch_size]) for start in starts)
+        batches = (source.gather(own[start : start + batch_size]) for start in starts)
+        return encoder.batches(batches, after_batch=processes.alive)
 
     own = _own_batches(rows, batch_size, processes)
     features = together(processes, lambda: encode(own) if len(own) else None)
@@ -174,11 +196,27 @@ def features_of_rows(
 
 
 def _shared_rows(
-    encode: Callable[[np.ndarray], Floats], rows: np.ndarray, batch_size: int, processes: Processes
+    encode: Callable[[np.ndarray], Floats],
+    rows: np.ndarray,
+    batch_size: int,
+    processes: Processes,
+    dataset: Dataset | None = None,
 ) -> Floats:
-    """Return the features of all rows, of which each process encodes the own batches."""
+    """Return the features of all rows, of which each process encodes the own batches.
+
+    If the rows are those of a data set, all processes note the unreadable rows that any of them has met.
+    """
     own = _own_batches(rows, batch_size, processes)
-    return _in_order(together(processes, lambda: encode(own) if len(own) else None), len(rows), batch_size, processes)
+    of_dataset: dict[int, str] = getattr(dataset, "unreadable", {})
+
+    def work() -> tuple[Floats | None, dict[str, str]]:
+        features = encode(own) if len(own) else None
+        return features, {str(row): of_dataset[row] for row in own.tolist() if row in of_dataset}
+
+    features, unreadable = told_by_all(processes, work)
+    if dataset is not None:
+        together(processes, partial(_note, UnreadableRows(dataset), unreadable))
+    return _in_order(features, len(rows), batch_size, processes)
 
 
 def _rounds(num_rows: int, batch_size: int, processes: Processes) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.data import BatchSource, Dataset, HostBatch, WordTokenizer, open_data
+from drrho_clip.data import BatchSource, Dataset, HostBatch, WordTokenizer, open_data, readable_rows
 from drrho_clip.data.order import rows_at
 from drrho_clip.encode import Encoder
 from drrho_clip.encoders import ForeignEncoder
@@ -155,6 +155,34 @@ def test_shared_encoding_gives_the_features_and_figures_of_one_process(
         assert unreadable == sorted(damaged)
 
 
+@pytest.mark.parametrize("batch_size", [3, 5, 23])
+def test_all_processes_know_the_unreadable_images_that_one_process_has_met(tmp_path: Path, batch_size: int) -> None:
+    shard = numbered_shard(tmp_path / "s.tar", 23, {3, 17})
+
+    def rows(processes: ThreadProcesses) -> tuple[list[int], list[int]]:
+        own = open_data(shard, max_unreadable=0.2)
+        SharedEncoder(_encoder(), processes).images_of(own, np.arange(23), batch_size=batch_size)
+        return readable_rows(own).tolist(), sorted(own.unreadable)  # type: ignore[attr-defined]
+
+    expected = [row for row in range(23) if row not in (3, 17)]
+    assert ThreadProcesses.run(2, rows) == [(expected, [3, 17])] * 2
+
+
+def test_too_many_unreadable_images_of_all_processes_stop_the_encoding_of_all(tmp_path: Path) -> None:
+    # Each process meets one damaged image, and only both together are more than 5 % of 23 images.
+    shard = numbered_shard(tmp_path / "s.tar", 23, {3, 17})
+
+    def message(processes: ThreadProcesses) -> str:
+        own, encoder = open_data(shard, max_unreadable=0.05), SharedEncoder(_encoder(), processes)
+        with pytest.raises(BadInput) as caught:
+            encoder.images_of(own, np.arange(23), batch_size=5)
+        return str(caught.value)
+
+    messages = ThreadProcesses.run(2, message)
+    assert messages[0] == messages[1]
+    assert "at most 5.00% of 23 pairs may have unreadable images" in messages[0]
+
+
 def test_each_batch_is_encoded_by_one_process_only(tmp_path: Path) -> None:
     shard = numbered_shard(tmp_path / "s.tar", 23, set())
 
@@ -165,6 +193,31 @@ def test_each_batch_is_encoded_by_one_process_only(tmp_path: Path) -> None:
 
     # Batches 0, 2 and 4 have 5, 5 and 3 pairs; batches 1 and 3 have 5 pairs each.
     assert ThreadProcesses.run(2, work) == [(13, 23), (10, 23)]
+
+
+def test_each_process_gives_a_sign_after_each_of_its_own_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = numbered_shard(tmp_path / "s.tar", 23, set())
+
+    def work(processes: ThreadProcesses) -> list[int]:
+        own, signs, counts = open_data(shard), list[int](), list[int]()
+        monkeypatch.setattr(processes, "alive", lambda: signs.append(1))
+        encoder = SharedEncoder(_encoder(), processes)
+        source = BatchSource(own, _TOKENIZER, image_size=4, channels=3)
+        for encode in (
+            lambda: encoder.images_of(own, np.arange(23), batch_size=5),
+            lambda: features_of_rows(_encoder(), source, np.arange(23), processes, batch_size=5),
+            lambda: encoder.texts(["thing"] * 300, batch_size=1),
+            lambda: encoder.images(np.zeros((3, 4, 4, 3), np.uint8), batch_size=1),
+        ):
+            signs.clear()
+            encode()
+            counts.append(len(signs))
+        return counts
+
+    # Of 300 batches of texts each process has 150, and gives a sign after 64 of them.
+    assert ThreadProcesses.run(2, work) == [[3, 3, 3, 1], [2, 2, 3, 1]]
 
 
 def test_an_error_of_one_process_is_raised_by_all_with_the_message_of_the_lowest_process() -> None:
