@@ -345,7 +345,8 @@ class TrainConfig:
         rule=choice(*HOMES),
         later=True,
         help="Place of the inner estimates: device (the memory of the library's device), host (the memory of the "
-        "computer) or file (a file in the folder of the run). The results do not depend on the place.",
+        "computer), file (a file in the folder of the run) or split (several processes store a part each on their "
+        "device, of temperatures per sample, too). The results do not depend on the place.",
     )
     log_alpha: float = setting(
         10.0,

@@ -17,7 +17,7 @@ from drrho_clip.evaluate import evaluate
 from drrho_clip.processes.encoding import agreed_figures, features_of_rows, shared_encoder
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.reference import measure_shares
-from drrho_clip.reference.memorisation import serves_better
+from drrho_clip.reference.memorisation import Shares, serves_better
 from drrho_clip.run import Run
 
 __all__ = ["EpochEnd", "Findings"]
@@ -139,6 +139,8 @@ class EpochEnd:
             temperature=temperature,
             used_rows=self._used_rows,
         )
+        # The shares decide what is kept and when the run stops, so all processes take those of the first.
+        shares = Shares(**agreed_figures(shares._asdict(), self._processes))
         figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
         findings.lines.append(figures)
         if serves_better(r1, shares, None if kept is None else kept["retrieval_r1"]):

@@ -20,7 +20,19 @@ class BadInput(ValueError):
 
 
 class AgreedError(BadInput):
-    """An error that all processes that train together raise at the same time, with the same message."""
+    """An error that all processes that train together raise at the same time, with the same message.
+
+    Parameters
+    ----------
+    message : str
+        The message.
+    repeats : bool
+        The error only repeats an error in our own code, which another process raises with its traceback.
+    """
+
+    def __init__(self, message: str, *, repeats: bool = False) -> None:
+        super().__init__(message)
+        self.repeats = repeats
 
 
 class MissingExtra(ImportError):

@@ -17,7 +17,8 @@ features of the reference model:
     moving average      4 P w                       the average before and after a step, and the copy in a checkpoint
     checkpoint          6 P w - min(3 P w, t)       a copy of parameters and moments, and the content of the file;
                                                 t: activations, super-batch and batch together
-    inner estimates     2 n w
+    inner estimates     2 n w                       with `--estimator split` n / W in place of n
+    temperatures        4 n w                       the same, temperatures per sample and their momenta
     reference features  2 n r w
     exchange            with W ranks that share each batch; see below
     library             fixed + A per_array         memory that the library takes at the first step; encoders of Hugging
@@ -135,6 +136,8 @@ def memory_of_run(
         at_once = min(config.micro_batch or drawn, drawn)
         selection = max(drawn * kept + at_once * half * _widest_layer(spec), drawn * kept + 4.0 * drawn**2)
     passed = [round(scale * count) for count in (step, max(0.0, selection - step), matrices)]
+    # Each process stores the numbers of all samples, or of its part.
+    stored = -(-num_pairs // num_ranks) if config.estimator == "split" else num_pairs
     parts = {
         "images": num_images * spec.image_size**2 * spec.channels + original_bytes,
         "parameters": parameters,
@@ -147,7 +150,8 @@ def memory_of_run(
         "moving average": 4 * parameters if config.ema > 0 else 0,
         # Three numbers per parameter are copied once, into memory that the step has left, and serialised once.
         "checkpoint": 2 * 3 * parameters - min(3 * parameters, sum(passed)),
-        "inner estimates": 2 * item * num_pairs if METHODS[config.method].keeps_estimates else 0,
+        "inner estimates": 2 * item * stored if METHODS[config.method].keeps_estimates else 0,
+        "temperatures": 4 * item * stored if config.temperature_scheme == "per_sample" else 0,
         "reference features": 2 * item * num_pairs * (reference_features or 0),
         "exchange": item * _exchanged(spec, batch_size, reference_features or 0, num_ranks, form),
         "library": round(library.fixed + hf_fixed + library.per_array * len(parameter_shapes(spec))),

@@ -174,6 +174,8 @@ def shared_step(
 ) -> SharedStep:
     """Return the sizes of a step of the harness that several ranks share."""
     item = 8 if config.dtype == "float64" else 4
+    # Every process knows the rows of the whole batch, so only the estimates travel if each process stores all of them.
+    estimates = "split" if config.estimator == "split" else "rows"
     return SharedStep(
         num_ranks=num_ranks,
         num_local=config.batch_size // num_ranks,
@@ -186,8 +188,7 @@ def shared_step(
         reference_bytes=item,
         per_anchor=config.temperature_scheme == "per_sample",
         checked=on_host,
-        # Every process knows the rows of the whole batch, so only the estimates travel.
-        estimates="rows" if METHODS[config.method].keeps_estimates else "none",
+        estimates=estimates if METHODS[config.method].keeps_estimates else "none",
         num_parameters=parameter_count(spec),
         parameter_bytes=item,
     )

@@ -13,10 +13,10 @@ from drrho_clip.encode import model_inputs
 from drrho_clip.methods import METHODS
 from drrho_clip.reference.guidance import Guidance
 from drrho_clip.run import Run
+from drrho_clip.sample_numbers import SampleNumbers
 from drrho_clip.selection import gumbel_noise
 from drrho_clip.step import StepBatch
 from drrho_core.backend import Backend
-from drrho_core.state import RunEstimator, Temperature
 
 __all__ = ["Schedules", "StepInputs", "augmentation_of", "schedules_at"]
 
@@ -83,14 +83,14 @@ class StepInputs:
         schedules: Schedules,
         *,
         step: int,
-        estimator: RunEstimator,
-        temperature: Temperature,
+        numbers: SampleNumbers,
     ) -> StepBatch:
         """Return all that a step (counted from 0) reads besides the state, on the device."""
         config, backend = self._run.config, self._backend
         rows = batch.sample_index
         images, texts = model_inputs(batch, self._run.spec, self._run.tokenizer, self._run.image_reading)
-        log_inner_image, log_inner_text = estimator.gather(rows)
+        # If the temperature is fixed, the step reads it from the settings.
+        log_inner_image, log_inner_text, temperature = numbers.of_batch(batch)
         reference = None
         if self._features is not None:
             image_features, text_features = self._features[rows]
@@ -104,8 +104,7 @@ class StepInputs:
             reference_features=reference,
             learning_rate=schedules.learning_rate,
             gamma=schedules.gamma,
-            # If the temperature is fixed, the step reads it from the settings.
-            temperature=temperature.for_batch(backend.asarray(rows)) if temperature.learned else None,
+            temperature=temperature,
             anchor_weight=None if weight is None else backend.asarray(weight),
             pair_mask=None if batch.pair_mask is None else backend.asarray(batch.pair_mask),
             gumbel=backend.asarray(gumbel_noise(config, step)) if self._draws_noise else None,

@@ -34,7 +34,7 @@ from drrho_clip.processes.facts import facts_of_data, facts_of_settings, facts_o
 from drrho_clip.processes.fingerprint import require_equal
 from drrho_clip.processes.opening import opened_processes
 from drrho_clip.processes.protocol import Processes
-from drrho_clip.processes.together import of_first, together, written_by_first
+from drrho_clip.processes.together import of_first, together, told_by_all, written_by_first
 from drrho_clip.reference.guidance import keep_guidance, print_guidance
 from drrho_clip.run import (
     Run,
@@ -43,6 +43,7 @@ from drrho_clip.run import (
     read_metrics,
     refuse_existing,
     remove_torn_files,
+    remove_unused_estimates,
 )
 from drrho_clip.run.data import data_are_there, describe_data, open_run_data, require_same_data, tables_of, with_places
 from drrho_clip.run.outcome import Outcome, load_outcome
@@ -275,8 +276,10 @@ def _resume(
     stored, run = together(processes, lambda: (open_run(folder), continued(folder, config)))
     extended = run.earlier_ends != stored.earlier_ends
     moved = {name: value for name, value in tables_of(config).items() if value != tables_of(run.config)[name]}
-    over = together(processes, run.progress).finished and not extended
-    if over and not moved:
+    # Only some machines may have moved their data, and all processes have to go the same way.
+    progress, moved_anywhere = told_by_all(processes, lambda: (run.progress(), bool(moved)))
+    over = progress.finished and not extended
+    if over and not any(moved_anywhere):
         together(processes, partial(_check_finished, run, splits))
         return together(processes, partial(load_outcome, run, backend))
     written_by_first(processes, partial(check_folder, folder, "out"))
@@ -303,6 +306,7 @@ def _resume(
                 # A run of an earlier version, or a run that was killed at the start, gets the file now.
                 if not run.training_images.exists():
                     save_known_images(run, splits)
+                remove_unused_estimates(run, processes.size)
 
             written_by_first(processes, write)
             if extended:

@@ -25,7 +25,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.failure import failure_arrays, failure_file, good_result, save_failure
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
-from drrho_clip.methods import LOG_SCALE, METHODS
+from drrho_clip.methods import METHODS
 from drrho_clip.micro_batches import model_of_step
 from drrho_clip.models import initial_parameters
 from drrho_clip.processes.one import OneProcess
@@ -40,6 +40,7 @@ from drrho_clip.run.kept_states import KeptStates
 from drrho_clip.run.last_checkpoints import keep_last
 from drrho_clip.run.temperature_figures import mean_temperature, scalar_figures, temperature_figures
 from drrho_clip.run.watchers import Watcher, open_watchers, require_watchers
+from drrho_clip.sample_numbers import SampleNumbers, check_home
 from drrho_clip.step import StepBatch, StepResult, build_step
 from drrho_clip.step_inputs import StepInputs, augmentation_of, schedules_at
 from drrho_clip.terminal.printing import say
@@ -47,7 +48,7 @@ from drrho_clip.terminal.progress import Reporter
 from drrho_clip.update import StepState, check_overflows, initial_state
 from drrho_core.backend import Backend
 from drrho_core.checks import Array
-from drrho_core.state import RunEstimator, Temperature, make_estimator, make_temperature
+from drrho_core.state import RunEstimator, Temperature
 
 
 class Trainer:
@@ -81,8 +82,6 @@ class Trainer:
         The batches of the training data.
     state : StepState
         Parameters and optimiser state.
-    temperature : Temperature
-        The temperature, fixed or learned.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class Trainer:
         config = run.config
         self.processes: Processes = OneProcess(backend) if processes is None else processes
         check_batch_size(config.batch_size, self.processes)
+        check_home(config, backend, self.processes)
         if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
             raise BadInput(f"reference_temperature must be given for method {config.method}, got none")
         self.run, self.backend, self.splits = run, backend, splits
@@ -140,24 +140,17 @@ class Trainer:
             backend, model, self.state.evaluated, run.spec, run.tokenizer, resize_mode=run.image_reading
         )
         self._epoch_end = EpochEnd(run, splits, self.source, source(splits.validation), self._rows, self.processes)
-        # A temperature that the optimiser learns is a scalar of the loss, and this object is not used.
-        self.temperature: Temperature = make_temperature(
-            "fixed" if config.temperature_scheme == LOG_SCALE else config.temperature_scheme,
-            config.temperature,
-            num_samples=len(self.source),
-            like=backend.asarray(np.zeros(1)),
-            minimum=config.temperature_min,
-            maximum=config.temperature_max,
-            slow_below=config.temperature_slow_below,
-        )
+        self._numbers = SampleNumbers(run, backend, len(self.source), self.processes)
 
-    @functools.cached_property
+    @property
     def estimator(self) -> RunEstimator:
-        """The inner estimates; they are made at the first use, because their file needs the folder of the run."""
-        place = self.run.config.estimator
-        # After a crash the file may be some steps ahead of the checkpoint; `load` replaces all estimates in the file.
-        path = self.run.estimator_file_of(self.processes.rank) if place == "file" else None
-        return make_estimator(place, len(self.source), backend=self.backend, path=path)
+        """The inner estimates."""
+        return self._numbers.estimator
+
+    @property
+    def temperature(self) -> Temperature:
+        """The temperature, fixed or learned."""
+        return self._numbers.temperature
 
     @functools.cached_property
     def _watchers(self) -> list[Watcher]:
@@ -166,8 +159,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close the file of the inner estimates and the watchers, if any; the trainer can take no step after that."""
-        if "estimator" in vars(self):
-            self.estimator.close()
+        self._numbers.close()
         for watcher in self._watchers if "_watchers" in vars(self) else ():
             watcher.close()
 
@@ -230,7 +222,7 @@ class Trainer:
 
         All that happens once per epoch happens here. Of equally good epochs the earliest is kept.
         """
-        learned = mean_temperature(self.temperature, self.state.scalars, self.backend)
+        learned = mean_temperature(self.temperature, self.state.scalars, self.backend, self.processes)
         temperature = self.run.config.temperature if learned is None else learned
         end = self._epoch_end.judge(epoch, self.encoder, temperature, self.kept, first_epoch=self.first_epoch)
         for line in end.lines:
@@ -291,7 +283,7 @@ class Trainer:
                 raise self._diverged(self.done)
             figures = {"loss": loss, "surrogate": surrogate, "learning_rate": inputs.learning_rate}
             figures |= {"gamma": inputs.gamma}
-            figures |= temperature_figures(self.temperature, result.temperature_gradient, backend)
+            figures |= temperature_figures(self.temperature, result.temperature_gradient, backend, self.processes)
             if self.state.loss_scale:
                 figures["loss_scale"] = float(self.state.loss_scale["scale"])
             self._log(epoch, figures | scalar_figures(self.state.scalars, backend))
@@ -306,24 +298,12 @@ class Trainer:
         schedules = schedules_at(
             self.run.config, self.done, steps_per_epoch=self.steps_per_epoch, first_epoch=self.first_epoch
         )
-        return self._step_inputs.of(
-            batch, schedules, step=self.done, estimator=self.estimator, temperature=self.temperature
-        )
+        return self._step_inputs.of(batch, schedules, step=self.done, numbers=self._numbers)
 
     def _accept(self, batch: HostBatch, result: StepResult) -> StepResult:
-        """Replace the state by that after a step, and return the result with the rows of all processes."""
-        config, gradient = self.run.config, result.temperature_gradient
+        """Replace the state by that after a step, and return the result with the gradient to log."""
         self.state = result.state
-        # Every process stores the estimates and the temperatures of all rows.
-        if METHODS[config.method].keeps_estimates:
-            of_samples = gradient if isinstance(gradient, tuple) else ()
-            image, text, *slopes = self.processes.all_rows((result.log_inner_image, result.log_inner_text, *of_samples))
-            self.estimator.scatter(batch.rows, image, text)
-            gradient = tuple(slopes) if slopes else gradient
-        if self.temperature.learned:
-            self.temperature = self.temperature.after_batch(
-                self.backend.asarray(batch.rows), gradient, learning_rate=config.temperature_learning_rate
-            )
+        gradient = self._numbers.after_step(batch, result)
         self.done += 1
         return result._replace(temperature_gradient=gradient)
 
@@ -367,7 +347,7 @@ class Trainer:
         """Take the steps since the last checkpoint again, and write what the first bad step reads; see `failure`."""
         if not of_first(self.processes, self.run.checkpoint.is_file):
             return None
-        together(self.processes, self._restore)
+        self._restore()
         for epoch, batch in itertools.islice(self._remaining_batches(), last + 1 - self.done):
             inputs = self._inputs(batch)
             arrays = failure_arrays(self.backend, self.state, inputs, self.processes)
@@ -423,18 +403,20 @@ class Trainer:
             for group, members in self._groups().items()
             for name, array in members.items()
         }
-        if not all_finite(arrays.values()):
+        is_finite = all_finite([*arrays.values(), *self._numbers.own_temperature().values()])
+        if not all(self.processes.gather(is_finite)):
             raise self._diverged(self.done)
-        write = functools.partial(self._write_checkpoint, arrays)
+        learned = self._learned()
+        write = functools.partial(self._write_checkpoint, arrays, self._numbers.gathered(), learned)
         written_by_first(self.processes, write, "writing a checkpoint")
         self._saved = self.done
         self.processes.saved(self.done)
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
         together(self.processes, functools.partial(self._kept.write, part(arrays, "parameters")))
 
-    def _write_checkpoint(self, arrays: Mapping[str, np.ndarray]) -> None:
-        # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
-        estimates = {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
+    def _write_checkpoint(
+        self, arrays: Mapping[str, np.ndarray], gathered: Mapping[str, np.ndarray], learned: Mapping[str, float]
+    ) -> None:
         progress = {
             "step": self.done,
             "seconds": self.seconds,
@@ -443,25 +425,24 @@ class Trainer:
             "finished": self.finished,
             "stopped": self.stopped,
             "kept": self.kept,
-            **self._learned(),
+            **learned,
         }
         self._write_lines()
         self.run.sync_log()
-        save_arrays(self.run.checkpoint, "checkpoint", {**arrays, **estimates}, progress)
+        save_arrays(self.run.checkpoint, "checkpoint", {**arrays, **gathered, **self._numbers.whole()}, progress)
         keep_last(self.run, self.done)
 
     def _learned(self) -> dict[str, float]:
         """Return the learned temperature and the learned bias, if any; `temperature_of` reads the temperature."""
-        temperature = mean_temperature(self.temperature, self.state.scalars, self.backend)
+        temperature = mean_temperature(self.temperature, self.state.scalars, self.backend, self.processes)
         learned = {} if temperature is None else {"temperature": temperature}
         return scalar_figures(self.state.scalars, self.backend) | learned
 
     def _groups(self) -> dict[str, Mapping[str, Array]]:
-        """Return the arrays on the device that the next step needs, by group and name."""
+        """Return the arrays on the device that the next step needs, by group and name, but no numbers of samples."""
         return {
             "parameters": self.state.evaluated,
             "optimizer": self.state.optimizer,
-            "temperature": self.temperature.state_dict(),
             "scalars": self.state.scalars,
             "loss_scale": self.state.loss_scale,
             # Every reader of a run takes `parameters`. With a moving average these are the average, and the parameters
@@ -477,32 +458,37 @@ class Trainer:
         BadInput
             If the checkpoint is damaged or belongs to another model or data set; then the trainer does not change.
         """
-        together(self.processes, self._restore)
+        self._restore()
         written_by_first(self.processes, lambda: self.run.drop_log_after(self.done))
         self.processes.saved(self.done)
 
     def _restore(self) -> None:
+        """Take the state of the checkpoint on all processes, or raise BadInput on all of them."""
+        arrays, progress = together(self.processes, self._read_checkpoint)
+        # If the numbers of the samples are divided, the processes check them together and fail together.
+        together(self.processes, functools.partial(self._take, arrays, progress))
+
+    def _read_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return arrays and progress of the checkpoint, which fit this run."""
         arrays, progress = load_arrays(self.run.checkpoint, "checkpoint")
         check_state(progress, self.run.checkpoint)
-        groups = self._groups()
         expected = {
             f"{group}/{name}": tuple(array.shape)
-            for group, members in (groups | {"estimator": self.estimator.state_dict()}).items()
+            for group, members in self._groups().items()
             for name, array in members.items()
         }
-        if {name: array.shape for name, array in arrays.items()} != expected:
+        if {name: array.shape for name, array in arrays.items()} != expected | self._numbers.shapes():
             raise BadInput(f"{self.run.checkpoint} must hold the arrays of this run's model and data, got other arrays")
+        return arrays, progress
+
+    def _take(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        """Replace the state by that of a checkpoint."""
         loaded = {
             group: {name: self.backend.asarray(array) for name, array in part(arrays, group).items()}
-            for group in groups
+            for group in self._groups()
         }
-        # After the check of the shapes only the temperature can still be refused. It is loaded first, so that nothing
-        # has changed if that happens.
-        try:
-            self.temperature.load_state_dict(loaded["temperature"])
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"{self.run.checkpoint} must hold this version's temperature: {error}") from error
-        self.estimator.load_state_dict(part(arrays, "estimator"))
+        # After the check of the shapes only the numbers of the samples can still be refused, so they come first.
+        self._numbers.load(arrays)
         average = loaded["parameters"] if loaded["trained"] else {}
         parameters = loaded["trained"] or loaded["parameters"]
         self.state = StepState(parameters, loaded["optimizer"], loaded["scalars"], average, loaded["loss_scale"])

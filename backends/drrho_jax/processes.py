@@ -102,6 +102,7 @@ class JaxProcesses:
         self._row_spec, self._whole_spec = PartitionSpec(AXIS), PartitionSpec()  # type: ignore[no-untyped-call]
         self._rows, self._whole = NamedSharding(mesh, self._row_spec), NamedSharding(mesh, self._whole_spec)
         self.ranks = AxisRanks(AXIS)
+        self.exchanges_between_steps = False  # the axis exists inside of `jax.shard_map` only
         # The own part of each replicated result of the last step, with the global array, which the next step takes.
         self._device = device
         self._last: dict[int, tuple[jax.Array, jax.Array]] = {}

@@ -80,6 +80,7 @@ class TorchProcesses:
         self.ranks = TorchRanks(dist.group.WORLD)
         self.rank, self.size = self.ranks.rank, self.ranks.size
         self.is_first, self.num_devices = self.rank == 0, self.size
+        self.exchanges_between_steps = True  # a step is not compiled
 
     def gather(self, value: Any, /) -> list[Any]:
         """Return the value of every process, in the order of the ranks."""

@@ -92,6 +92,7 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         memory_budget=settings.memory_budget,
         ranks=ranks,
         form=settings.form,
+        wait=settings.wait,
         sample_index=sample_index if ranks is not None and settings.training else None,
         xp=_XP,
     )
@@ -99,8 +100,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     loss = step.loss if ranks is None else step.loss.clone()
     new: tuple[Tensor, ...] = (step.log_inner_image, step.log_inner_text)
     if rows.in_range is not None:
-        # `_read` has replaced each index out of range by 0. If there was such an index, all rows keep their old
-        # estimates, so that row 0 does not change.
+        # `_read` has replaced each index out of range by 0, or a table leaves it out. If there was such an index, all
+        # rows keep their old estimates, so that row 0 does not change.
         valid = rows.in_range.all()
         if ranks is not None:
             valid = ranks.all_gather((valid.reshape(1),))[0].all()
@@ -168,7 +169,11 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
         unseen = torch.full(index.shape, -torch.inf, dtype=dtype, device=device)
         return _Rows(index, (unseen, unseen), None)
     if table is not None:
-        return _Rows(index, table.gather(index, device), None)
+        old = table.gather(index, device)
+        if not settings.shares_rows or values_visible(index, _XP):
+            return _Rows(index, old, None)
+        # The table leaves out an index out of range, and returns nan for it.
+        return _Rows(index, old, (index >= 0) & (index < table.num_samples))
     num_samples = buffers[0].shape[0]
     index = check_index(index, num_samples, like=buffers[0], xp=_XP).to(torch.int64)
     if values_visible(index, _XP):

@@ -132,7 +132,7 @@ class SharedEncoder:
         def encode(own: np.ndarray) -> Floats:
             return self._encoder.images_of(dataset, own, batch_size=batch_size, after_batch=after_batch)
 
-        return _shared_rows(encode, rows, batch_size, self._processes)
+        return _shared_rows(encode, rows, batch_size, self._processes, dataset)
 
     def images(self, images: np.ndarray, *, batch_size: int = 256) -> Floats:
         """Return features of uint8 images of side `image_size`."""
@@ -174,11 +174,27 @@ def features_of_rows(
 
 
 def _shared_rows(
-    encode: Callable[[np.ndarray], Floats], rows: np.ndarray, batch_size: int, processes: Processes
+    encode: Callable[[np.ndarray], Floats],
+    rows: np.ndarray,
+    batch_size: int,
+    processes: Processes,
+    dataset: Dataset | None = None,
 ) -> Floats:
-    """Return the features of all rows, of which each process encodes the own batches."""
+    """Return the features of all rows, of which each process encodes the own batches.
+
+    If the rows are those of a data set, all processes note the unreadable rows that any of them has met.
+    """
     own = _own_batches(rows, batch_size, processes)
-    return _in_order(together(processes, lambda: encode(own) if len(own) else None), len(rows), batch_size, processes)
+    of_dataset: dict[int, str] = getattr(dataset, "unreadable", {})
+
+    def work() -> tuple[Floats | None, dict[str, str]]:
+        features = encode(own) if len(own) else None
+        return features, {str(row): of_dataset[row] for row in own.tolist() if row in of_dataset}
+
+    features, unreadable = told_by_all(processes, work)
+    if dataset is not None:
+        together(processes, partial(_note, UnreadableRows(dataset), unreadable))
+    return _in_order(features, len(rows), batch_size, processes)
 
 
 def _rounds(num_rows: int, batch_size: int, processes: Processes) -> int:

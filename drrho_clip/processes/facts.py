@@ -12,22 +12,29 @@ from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.processes.fingerprint import digest_of_arrays
 from drrho_clip.run import Run
-from drrho_clip.run.resume import MAY_DIFFER
 from drrho_clip.update import StepState
 from drrho_core.backend import Backend
 
 __all__ = ["facts_of_data", "facts_of_settings", "facts_of_state"]
 
 _DIGITS = 16
+# A machine may have an own copy of the data, whose content is compared later, and an own number of workers. Only the
+# first process writes files and limits the time without progress, and an unreadable image is an error on all processes.
+_MAY_DIFFER = (
+    "data",
+    "validation",
+    "workers",
+    "max_unreadable",
+    "tensorboard",
+    "wandb",
+    "keep_last",
+    "rank_timeout",
+)
 
 
 def facts_of_settings(config: TrainConfig, *, resume: bool) -> dict[str, Any]:
-    """Return the settings that must be the same on all processes.
-
-    The places of the data may differ, because each machine may have a copy; their content is compared later.
-    """
-    ignored = {*MAY_DIFFER, "data", "validation"}
-    settings = {name: value for name, value in config.to_json().items() if name not in ignored}
+    """Return the settings that must be the same on all processes."""
+    settings = {name: value for name, value in config.to_json().items() if name not in _MAY_DIFFER}
     return {"resume": resume, **settings}
 
 

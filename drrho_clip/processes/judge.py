@@ -81,6 +81,8 @@ class Standing:
         is no error.
     consequence : bool
         The error may be a consequence of a failure of another rank.
+    repeats : bool
+        The error only repeats that of another rank.
     """
 
     exchanges: int = 0
@@ -93,6 +95,7 @@ class Standing:
     left: bool = False
     failure: str = ""
     consequence: bool = False
+    repeats: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as a dictionary."""
@@ -240,9 +243,10 @@ class Judge:
             self._judge_progress()
 
     def _judge_reports(self) -> None:
-        """Choose among the reported errors the first that is not a consequence, or else the first."""
+        """Choose among the reported errors the first that is no consequence, or that at least repeats no other."""
         standings = {rank: self._members[rank].standing for rank in self._reported}
-        causes = [rank for rank, standing in standings.items() if not standing.consequence] or self._reported
+        own = [rank for rank, standing in standings.items() if not standing.repeats] or self._reported
+        causes = [rank for rank in own if not standings[rank].consequence] or own
         message = standings[causes[0]].failure
         ranks = sorted(rank for rank in causes if standings[rank].failure == message)
         self._decide(ranks, message, shared=len(ranks) == len(self._members))

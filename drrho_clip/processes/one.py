@@ -35,6 +35,7 @@ class OneProcess:
     is_first: bool = True
     num_devices: int = 1
     ranks: Ranks | None = None
+    exchanges_between_steps: bool = True
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -63,6 +64,10 @@ class OneProcess:
 
     def alive(self) -> None:
         """Do nothing, because nobody waits."""
+
+    def exchanging(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
 
     def alone(self, work: str, /) -> AbstractContextManager[None]:  # noqa: ARG002 (nobody else works)
         """Return a context that does nothing."""

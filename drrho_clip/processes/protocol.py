@@ -31,8 +31,9 @@ class Group(Protocol):
     num_devices : int
         Number of the devices of all processes that share a batch, a multiple of `size`.
     ranks : Ranks or None
-        The operations with which the step exchanges arrays; None for one process. They may hold inside of the compiled
-        step only.
+        The operations with which the step exchanges arrays; None for one process.
+    exchanges_between_steps : bool
+        True if `ranks` also hold outside of the compiled step.
     """
 
     rank: int
@@ -40,6 +41,7 @@ class Group(Protocol):
     is_first: bool
     num_devices: int
     ranks: Ranks | None
+    exchanges_between_steps: bool
 
     def gather(self, value: Any, /) -> list[Any]:
         """Return the value of every process, in the order of the ranks; a value is small, and JSON can hold it."""
@@ -78,6 +80,10 @@ class Processes(Group, Protocol):
 
     def alive(self) -> None:
         """Say that this process gets on with work of its own, such as reading data; other processes may wait."""
+        ...
+
+    def exchanging(self) -> AbstractContextManager[None]:
+        """Return a context in which all processes exchange arrays by `ranks`, outside of the step."""
         ...
 
     def alone(self, work: str, /) -> AbstractContextManager[None]:

@@ -32,7 +32,7 @@ def together(processes: Processes | None, work: Callable[[], T]) -> T:
     ------
     AgreedError
         On all processes. The message is that of the failed process with the lowest number; the number is named unless
-        it is 0.
+        it is 0. A process with an error in our own code raises this error instead, and the others name this process.
 
     Examples
     --------
@@ -66,15 +66,18 @@ def told_by_all(processes: Processes | None, work: Callable[[], tuple[T, Any]]) 
     except Exception as error:
         failure = error
     words = None if failure is None else _in_words(failure)
-    every = processes.gather({"failure": words, "value": own_value})
+    mistaken = failure is not None and not isinstance(failure, BadInput | MissingExtra) and reason(failure) is None
+    every = processes.gather({"failure": words, "mistaken": mistaken, "value": own_value})
     failed = [rank for rank, said in enumerate(every) if said["failure"] is not None]
     if not failed:
         return result, [said["value"] for said in every]
-    if failure is not None and not isinstance(failure, BadInput | MissingExtra) and reason(failure) is None:
+    if failure is not None and mistaken:
         # A mistake of ours needs the traceback of the process that has made it.
         raise failure
-    message = every[failed[0]]["failure"]
-    raise AgreedError(message if failed[0] == 0 else f"process {failed[0]}: {message}") from failure
+    mistakes = [rank for rank in failed if every[rank]["mistaken"]]
+    first = (mistakes or failed)[0]
+    message = every[first]["failure"]
+    raise AgreedError(message if first == 0 else f"process {first}: {message}", repeats=bool(mistakes)) from failure
 
 
 def of_first(processes: Processes | None, work: Callable[[], T]) -> T:

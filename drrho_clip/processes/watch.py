@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+from drrho_clip.errors import AgreedError
 from drrho_clip.processes.judge import Limits, Standing, Verdict
 from drrho_clip.processes.lines import connect, listen
 from drrho_clip.processes.posts import FirstPost, OtherPost, Post
@@ -62,6 +63,7 @@ class _Failure(NamedTuple):
     message: str | None
     code: int
     consequence: bool = False
+    repeats: bool = False
     error: BaseException | None = None
 
 
@@ -311,6 +313,7 @@ class Watch:
             left=self._left,
             failure="" if failure is None else failure.words,
             consequence=failure is not None and failure.consequence,
+            repeats=failure is not None and failure.repeats,
         )
 
     def _code(self, verdict: Verdict) -> int:
@@ -323,6 +326,9 @@ class Watch:
         silence(False)
         end_bar()
         if self._failure is None or self.rank not in verdict.ranks:
+            # An error in our own code cannot be found without its traceback, whichever rank was first.
+            if self._failure is not None and self._failure.message is None and not self._failure.consequence:
+                traceback.print_exception(self._failure.error)
             complain(verdict.line(self.size))
         # An error that all processes have met is printed once.
         elif self.rank == 0 or not verdict.shared:
@@ -339,14 +345,16 @@ class Watch:
 def _failure_of(error: BaseException) -> _Failure:
     """Return how a process ends after an error."""
     message, code = ending(error)
+    repeats = isinstance(error, AgreedError) and error.repeats
     # If a rank dies, array libraries let the exchanges of the other ranks end in a RuntimeError, and launchers send
-    # SIGTERM to the other ranks.
-    consequence = isinstance(error, RuntimeError | ConnectionError | KeyboardInterrupt) and code != BAD_INPUT
+    # SIGTERM to the other ranks. Connections of Python are reset; a broken pipe is that of the user's output.
+    failed_exchange = isinstance(error, ConnectionError) and not isinstance(error, BrokenPipeError)
+    stopped = isinstance(error, RuntimeError | KeyboardInterrupt) and code != BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         words = f"was {message}"
     else:
         words = f"failed: {message or traceback.format_exception_only(error)[-1].strip()}"
-    return _Failure(words[:_LONGEST_WORDS], message, code, consequence, error)
+    return _Failure(words[:_LONGEST_WORDS], message, code, failed_exchange or stopped or repeats, repeats, error)
 
 
 def _place(thread: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import numpy.typing as npt
@@ -31,7 +32,7 @@ class WatchedProcesses:
     def __init__(self, group: Group, watch: Watch) -> None:
         self._group, self._watch = group, watch
         self.rank, self.size, self.is_first, self.ranks = group.rank, group.size, group.is_first, group.ranks
-        self.num_devices = group.num_devices
+        self.num_devices, self.exchanges_between_steps = group.num_devices, group.exchanges_between_steps
 
     def gather(self, value: Any, /) -> list[Any]:
         """Return the value of every process, in the order of the ranks."""
@@ -74,6 +75,13 @@ class WatchedProcesses:
 
     def alive(self) -> None:
         """Say that this process gets on with work of its own."""
+        self._watch.alive()
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Return a context in which the processes exchange arrays by `ranks`; it counts as one exchange."""
+        self._watch.progress()
+        yield
         self._watch.alive()
 
     def alone(self, work: str) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from drrho_clip.run.folder import (
     refuse_existing,
     refuse_run,
     remove_torn_files,
+    remove_unused_estimates,
     save_reference_features,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "refuse_existing",
     "refuse_run",
     "remove_torn_files",
+    "remove_unused_estimates",
     "save_reference_features",
 ]

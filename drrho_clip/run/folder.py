@@ -351,6 +351,18 @@ def remove_torn_files(folder: Path) -> None:
             torn.unlink()
 
 
+def remove_unused_estimates(run: Run, num_processes: int) -> None:
+    """Remove the files of inner estimates that the processes of a resumed run do not use.
+
+    The run may have had more processes or another home of its estimates before. The checkpoint holds all estimates.
+    """
+    used = range(num_processes if run.config.estimator == "file" else 0)
+    keep = {run.estimator_file_of(rank) for rank in used}
+    for file in (run.estimator_file, *run.folder.glob("estimator-*.bin")):
+        if file not in keep:
+            file.unlink(missing_ok=True)
+
+
 def open_run(folder: str | Path) -> Run:
     """Read the description of a run.
 

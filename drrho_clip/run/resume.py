@@ -24,7 +24,9 @@ __all__ = [
     "require_same",
 ]
 
-MAY_DIFFER: Final = ("max_unreadable", "workers", "tensorboard", "wandb", "keep_last", "rank_timeout", "form")
+MAY_DIFFER: Final = (
+    "max_unreadable", "workers", "tensorboard", "wandb", "keep_last", "rank_timeout", "form", "estimator"
+)  # fmt: skip
 """Settings that may differ when a run is resumed: they change neither the batches nor, up to rounding, the results."""
 
 

@@ -10,28 +10,32 @@ because their losses are compared with each other, and a held-out pair has no te
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from drrho_clip.files.checkpoint import load_arrays, load_state
 from drrho_clip.methods import LOG_SCALE
+from drrho_clip.processes.protocol import Processes
 from drrho_clip.run import Run, part
 from drrho_clip.run.checkpoint_state import BIAS, TEMPERATURE
 from drrho_core.backend import Backend, Parameters
-from drrho_core.state import Temperature
+from drrho_core.state import PerSampleTemperature, Temperature
 
 __all__ = ["learned_bias_of", "mean_temperature", "scalar_figures", "temperature_figures", "temperature_of"]
 
 
-def mean_temperature(temperature: Temperature, scalars: Parameters, backend: Backend) -> float | None:
+def mean_temperature(
+    temperature: Temperature, scalars: Parameters, backend: Backend, processes: Processes
+) -> float | None:
     """Return a learned temperature, or the mean of learned temperatures per sample; None if it is fixed.
 
-    `scalars` are the scalars of the loss that the optimiser learns; one may be the logarithm of 1 / temperature.
+    `scalars` are the scalars of the loss that the optimiser learns; one may be the logarithm of 1 / temperature. All
+    `processes` call this function, because they may have divided the temperatures of the samples among themselves.
     """
     if LOG_SCALE in scalars:
         return scalar_figures(scalars, backend)["temperature"]
-    return float(np.mean(_values(temperature, backend))) if temperature.learned else None
+    return _spread(temperature, backend, processes).mean if temperature.learned else None
 
 
 def scalar_figures(scalars: Parameters, backend: Backend) -> dict[str, float]:
@@ -43,18 +47,26 @@ def scalar_figures(scalars: Parameters, backend: Backend) -> dict[str, float]:
     }
 
 
-def temperature_figures(temperature: Temperature, gradient: Any, backend: Backend) -> dict[str, float]:
-    """Return the numbers for a line of metrics: a learned temperature, and the gradient that changed its value."""
+def temperature_figures(
+    temperature: Temperature, gradient: Any, backend: Backend, processes: Processes
+) -> dict[str, float]:
+    """Return the numbers for a line of metrics: a learned temperature, and the gradient that changed its value.
+
+    All `processes` call this function. `gradient` has the own rows if the processes have divided the temperatures.
+    """
     if not temperature.learned:
         return {}
-    table = _values(temperature, backend)
-    figures = {"temperature": float(np.mean(table))}
+    spread = _spread(temperature, backend, processes)
+    figures = {"temperature": spread.mean}
     # Two tables of n temperatures are too long for a line of metrics; the line has their mean, minimum and maximum.
-    if table.size > 1:
-        figures |= {"smallest_temperature": float(np.min(table)), "largest_temperature": float(np.max(table))}
+    if spread.number > 1:
+        figures |= {"smallest_temperature": spread.smallest, "largest_temperature": spread.largest}
     # The sum over the samples of the batch is the gradient that a single temperature for all samples would get.
     sides = gradient if isinstance(gradient, tuple) else (gradient,)
-    return figures | {"temperature_gradient": float(sum(np.sum(backend.to_numpy(side)) for side in sides))}
+    total = float(sum(np.sum(backend.to_numpy(side)) for side in sides))
+    if _is_divided(temperature):
+        total = sum(processes.gather(total))
+    return figures | {"temperature_gradient": total}
 
 
 def temperature_of(run: Run, state: str) -> float:
@@ -88,6 +100,31 @@ def learned_bias_of(run: Run, state: str) -> float | None:
         return None if scalar is None else float(scalar)
     BIAS.check(f"{file}: bias", bias)
     return float(bias)
+
+
+class _Spread(NamedTuple):
+    """The mean, the smallest and the largest of the learned temperatures, and their number."""
+
+    mean: float
+    smallest: float
+    largest: float
+    number: int
+
+
+def _spread(temperature: Temperature, backend: Backend, processes: Processes) -> _Spread:
+    """Return mean, minimum and maximum of the learned temperatures of all processes."""
+    table = _values(temperature, backend)
+    if not _is_divided(temperature):
+        return _Spread(float(np.mean(table)), float(np.min(table)), float(np.max(table)), table.size)
+    # The last processes may store no sample at all.
+    own = float(np.sum(table)), float(np.min(table, initial=math.inf)), float(np.max(table, initial=0.0)), table.size
+    sums, smallest, largest, counts = zip(*processes.gather(own), strict=True)
+    return _Spread(sum(sums) / sum(counts), min(smallest), max(largest), sum(counts))
+
+
+def _is_divided(temperature: Temperature) -> bool:
+    """Return whether processes have divided the temperatures of the samples among themselves."""
+    return isinstance(temperature, PerSampleTemperature) and temperature.table.num_ranks > 1
 
 
 def _values(temperature: Temperature, backend: Backend) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""The inner estimates of a training run, stored in one of three *homes*: the device's memory, the host's, or a file.
+"""The inner estimates of a training run, stored in a *home*: the device's memory, the host's memory, or a file.
 
 A backend connects the core with one array library. Each backend builds estimators in the homes that it supports
 (`Backend.homes`). In every other home the NumPy backend builds the estimator, and `RunEstimator` copies each batch of
 rows between NumPy and the run's backend. So a run may combine any backend with any home.
+
+In the home ``"split"`` the numbers are on the devices of all ranks, processes that share each batch: each rank stores
+those of ceil(n / W) samples; see `drrho_core.state.sharded_table`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Any
 
 from drrho_core._array_api import Array
 from drrho_core.backend import Backend, Home, get_backend
-from drrho_core.state.inner import EstimatorOfRows
+from drrho_core.contrastive.ranks import Ranks
+from drrho_core.state.inner import EstimatorOfRows, InnerEstimator
 
-HOMES = ("device", "host", "file")
+HOMES = ("device", "host", "file", "split")
 """The names of the homes in the settings of a training run."""
 
 
@@ -44,6 +48,16 @@ class RunEstimator:
         """Number of samples n."""
         return self.estimator.num_samples
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arrays that `state_dict` returns."""
+        return tuple(column.name for column in self.estimator.table.columns)
+
+    @property
+    def own_range(self) -> tuple[int, int]:
+        """The ids of the samples in `state_dict`: from the first number up to the second, exclusive."""
+        return self.estimator.table.own_range
+
     def gather(self, sample_index: Any, /) -> tuple[Array, Array]:
         """Return the rows of a batch as arrays of the backend; `sample_index` is a NumPy array of integers, (b,)."""
         # The index is on the host. It is copied to the device only if the estimator is stored there.
@@ -60,19 +74,22 @@ class RunEstimator:
         self.estimator = self.estimator.scatter(self._from_numpy(sample_index), log_inner_image, log_inner_text)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``log_inner_image`` and ``log_inner_text`` as NumPy arrays (n,)."""
+        """Return ``log_inner_image`` and ``log_inner_text`` as NumPy arrays (n,); if ranks split them, the own rows."""
         # If the home is a file, the estimator's own `state_dict` describes the file and holds no numbers.
         return {name: self._to_numpy(array) for name, array in self.estimator.table.arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Replace the state by NumPy arrays that `state_dict` of an estimator in any home returned.
+        """Replace the state by NumPy arrays (n,) of all samples, which an estimator in any home may have saved.
 
         Raises
         ------
         TypeError, ValueError
             If names, shapes, dtypes or values do not fit this object; then nothing has been changed.
         """
-        self.estimator.table.load_state_dict({name: self._from_numpy(array) for name, array in state.items()})
+        table = self.estimator.table
+        # The own rows are cut out on the host, so the device never holds the rows of all samples.
+        own = table.own_rows_of(state)
+        table.load_state_dict({name: self._from_numpy(array) for name, array in own.items()})
 
     def close(self) -> None:
         """Close the file, if the home is a file."""
@@ -83,7 +100,13 @@ class RunEstimator:
 
 
 def make_estimator(
-    home: str, num_samples: int, /, *, backend: Backend, path: str | os.PathLike[str] | None = None
+    home: str,
+    num_samples: int,
+    /,
+    *,
+    backend: Backend,
+    path: str | os.PathLike[str] | None = None,
+    ranks: Ranks | None = None,
 ) -> RunEstimator:
     """Build the inner estimates of a training run in a home.
 
@@ -91,13 +114,17 @@ def make_estimator(
     ----------
     home : str
         One of `HOMES`. ``"device"``: the memory of the backend's device. ``"host"``: the host's memory, 8 n bytes in
-        float32. ``"file"``: a sparse file, for a state that is too large for the memory.
+        float32. ``"file"``: a sparse file, for a state that is too large for the memory. ``"split"``: the devices of
+        all ranks, and without `ranks` the device.
     num_samples : int
         n >= 1, the number of samples in the data set.
     backend : Backend
         The run's backend. The rows have the dtype of this backend.
     path : path, optional
         The file, needed for ``"file"`` and refused for the other homes. An existing file is opened.
+    ranks : Ranks, optional
+        The ranks that split the rows, for the home ``"split"`` only. All of them call the same methods at the same
+        time, with the rows of their own pairs.
 
     Returns
     -------
@@ -122,6 +149,12 @@ def make_estimator(
     if (home == "file") != (path is not None):
         rule = "be given for the home 'file'" if home == "file" else f"be None for the home {home!r}"
         raise ValueError(f"path must {rule}, got {path!r}")
+    if ranks is not None:
+        if home != "split":
+            raise ValueError(f"ranks must be None for the home {home!r}, got {ranks!r}")
+        estimator = InnerEstimator(num_samples, like=backend.asarray([0.0]), ranks=ranks)
+        return RunEstimator(Home(estimator, backend.asarray), to_numpy=backend.to_numpy)
+    home = "device" if home == "split" else home
     if home in backend.homes:
         return RunEstimator(backend.estimator(home, num_samples, path=path), to_numpy=backend.to_numpy)
     # The backend lacks this home: NumPy stores the rows in the host's memory or in a file, and batches are copied.

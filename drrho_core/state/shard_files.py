@@ -9,6 +9,7 @@ the name. A rank that reads opens all files, and takes from each one only the ro
 from __future__ import annotations
 
 import os
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,10 @@ class Shard(NamedTuple):
 def save_shards(
     state: EstimatorOfRows | PerSampleTemperature, folder: str | os.PathLike[str], /, *, step: int
 ) -> Path | None:
-    """Write the rows of this rank to a file of their own; all ranks have to call this function.
+    """Write the rows of this rank to a file of their own; all ranks that share the state have to call this function.
+
+    A state that is not shared has all rows. If each of several processes keeps such a state, the first one calls this
+    function alone; if all of them call it, each replaces the same file by a whole file.
 
     Parameters
     ----------
@@ -91,15 +95,17 @@ def save_shards(
         lambda: (Path(folder), _validate.integer("step", step, minimum=0)), {"step": step}, wait=True
     )
     path = _path(table, _name(state), target)
+    # Processes that keep all rows each write the same file, so the temporary name is random.
+    partial = None if path is None else path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         # No rank renames a file before all ranks have written theirs, so a rank that cannot write leaves the old files.
-        table.together(lambda: _write(table, path, step), {}, wait=True)
-        table.together(lambda: _rename(path), {}, wait=True)
+        table.together(lambda: _write(table, path, partial, step), {}, wait=True)
+        table.together(lambda: _rename(partial, path), {}, wait=True)
     finally:
-        if path is not None:
+        if partial is not None:
             # If nothing can be deleted here, the error that is being raised says so.
             with suppress(OSError):
-                _partial(path).unlink()
+                partial.unlink()
     # No file is deleted before all ranks have renamed theirs, and no rank goes on before the first has deleted them.
     table.wait_for_all()
     table.together(lambda: _delete_stale(table, _name(state), target), {}, wait=True)
@@ -160,17 +166,12 @@ def _path(table: Table, name: str, folder: Path) -> Path | None:
     return None if start == stop else folder / f"{name}-{start:012d}-{stop:012d}.safetensors"
 
 
-def _partial(path: Path) -> Path:
-    """Return the name of a file while it is being written."""
-    return path.with_name(f"{path.name}.partial")
-
-
-def _write(table: Table, path: Path | None, step: int) -> None:
+def _write(table: Table, path: Path | None, partial: Path | None, step: int) -> None:
     """Write the own rows under a temporary name."""
     import safetensors
     from safetensors.numpy import save_file
 
-    if path is None:
+    if path is None or partial is None:
         return
     start, stop = table.own_range
     rows = {column: _on_host(array) for column, array in table.arrays().items()}
@@ -178,20 +179,20 @@ def _write(table: Table, path: Path | None, step: int) -> None:
     metadata |= {"start": start, "stop": stop}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(rows, _partial(path), {key: str(value) for key, value in metadata.items()})
-        with open(_partial(path), "r+b") as file:
+        save_file(rows, partial, {key: str(value) for key, value in metadata.items()})
+        with open(partial, "r+b") as file:
             os.fsync(file.fileno())
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
 
 
-def _rename(path: Path | None) -> None:
+def _rename(partial: Path | None, path: Path | None) -> None:
     """Give the own file the final name."""
-    if path is None:
+    if path is None or partial is None:
         return
     try:
         # Renaming is atomic: a reader sees the old file or the complete new file.
-        os.replace(_partial(path), path)
+        os.replace(partial, path)
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
 

@@ -81,6 +81,17 @@ class ShardedTable(Table):
         """The ids of the own rows: from the first number up to the second, exclusive."""
         return part_range(self.num_samples, self.num_ranks, int(self.ranks.rank))
 
+    def own_rows_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the own rows of every column of a state of all n samples, and their ids as `state_dict` does."""
+        names = [column.name for column in self.columns]
+        # A state of another size is returned as it is, and `load_state_dict` refuses it.
+        shapes = {tuple(getattr(state.get(name), "shape", ())) for name in names}
+        if "rows" in state or shapes != {(self.num_samples,)}:
+            return dict(state)
+        start, stop = self.own_range
+        own = {name: array[start:stop] if name in names else array for name, array in state.items()}
+        return {**own, "rows": (start, stop, self.num_samples)}
+
     def wait_for_all(self) -> None:
         """Wait until all ranks have called this method."""
         (number,) = self.ranks.all_sum((self.xp.ones((1,), device=device_of(self.index_like)),))
@@ -183,13 +194,18 @@ class ShardedTable(Table):
 
     def _ask(self, index: Array) -> Request:
         """Exchange the ids of all ranks and the rows of the owners."""
-        everyone = self._exchanged(index)
-        request = Request(index, everyone, self._answers(everyone))
+        xp, everyone = self.xp, self._exchanged(index)
+        rows = self._answers(everyone)
+        if not values_visible(index, xp):
+            # An id out of range was no error here. A sample that no rank stores must not count as never visited.
+            inside = xp.logical_and(index >= 0, index < self.num_samples)
+            rows = tuple(xp.where(inside, x, xp.full_like(x, float("nan"))) for x in rows)
+        request = Request(index, everyone, rows)
         self._request = None
         # The request is kept for the scatter of the same batch. Its ids are compared by value, so it holds a copy. A
         # traced index has no values, and it must not outlive its trace.
-        if values_visible(index, self.xp):
-            self._request = request._replace(index=self.xp.asarray(index, copy=True))
+        if values_visible(index, xp):
+            self._request = request._replace(index=xp.asarray(index, copy=True))
         return request
 
     def _exchanged(self, index: Array) -> Array:
@@ -222,11 +238,12 @@ class ShardedTable(Table):
     def _places(self, everyone: Array) -> tuple[Array, Array]:
         """Return the row of the part for each id of all ranks, and whether the id is an own one.
 
-        An id of another rank has the place of the last row, so that shapes do not depend on values.
+        An id of another rank, or of no sample, has the place of the last row, so that shapes do not depend on values.
         """
-        xp = self.xp
-        places = xp.reshape(everyone, (-1,)) - self.ranks.rank * self._length
-        mine = xp.logical_and(places >= 0, places < self._length)
+        xp, ids = self.xp, self.xp.reshape(everyone, (-1,))
+        places = ids - self.ranks.rank * self._length
+        # The last rank may have more rows than samples.
+        mine = xp.logical_and(xp.logical_and(places >= 0, places < self._length), ids < self.num_samples)
         return xp.where(mine, places, xp.full_like(places, self._length)), mine
 
     def _copies(self, request: Request) -> tuple[Array, ...]:

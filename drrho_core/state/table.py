@@ -142,6 +142,13 @@ class Table(ABC):
         """The ids of the rows in `arrays`: from the first number up to the second, exclusive."""
         return 0, self.num_samples
 
+    def own_rows_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a saved state of all n samples that this table stores, for `load_state_dict`.
+
+        The arrays may be of any library that can slice them, so a part can be cut out before it is moved to a device.
+        """
+        return dict(state)
+
     def wait_for_all(self) -> None:
         """Wait for all ranks that share the table."""
         return

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 from drrho_core import _validate
 from drrho_core._array_api import Array, Scalar, device_of, namespace_of
 from drrho_core._validate import BELOW_ONE, FINITE, FINITE_POSITIVE, NOT_NEGATIVE, POSITIVE
+from drrho_core.contrastive.ranks import Ranks
 from drrho_core.state.sample_temperatures import PerSampleTemperature
 from drrho_core.state.table import check_saved, storage_dtype, with_version
 from drrho_core.state.temperature_updates import (
@@ -260,6 +261,7 @@ def make_temperature(
     minimum: float = 0.01,
     maximum: float = 1.0,
     slow_below: float | None = None,
+    ranks: Ranks | None = None,
 ) -> Temperature:
     """Build the temperature of a training run by the name of its scheme.
 
@@ -273,6 +275,8 @@ def make_temperature(
         As in `PerSampleTemperature`; a fixed temperature needs none of them.
     slow_below : float, optional
         As in `GlobalTemperature`; the other schemes ignore this number.
+    ranks : Ranks, optional
+        As in `PerSampleTemperature`; the other schemes have nothing to divide.
 
     Raises
     ------
@@ -291,7 +295,7 @@ def make_temperature(
     if scheme == "global":
         return GlobalTemperature(temperature, like=like, minimum=minimum, maximum=maximum, slow_below=slow_below)
     if scheme == "per_sample":
-        return PerSampleTemperature(num_samples, temperature, like=like, minimum=minimum, maximum=maximum)
+        return PerSampleTemperature(num_samples, temperature, like=like, minimum=minimum, maximum=maximum, ranks=ranks)
     raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
 
 

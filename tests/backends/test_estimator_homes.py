@@ -102,7 +102,7 @@ def test_a_bad_index_is_refused(make: Maker) -> None:
 def test_unknown_homes_and_wrong_paths_are_refused(tmp_path: Path) -> None:
     backend = get_backend("numpy")
     for home, path, message in (
-        ("attic", None, r"home must be one of device, host, file, got 'attic'"),
+        ("attic", None, r"home must be one of device, host, file, split, got 'attic'"),
         ("file", None, r"path must be given for the home 'file', got None"),
         ("host", tmp_path / "x", r"path must be None for the home 'host', got .*x"),
     ):

@@ -18,11 +18,13 @@ import pytest
 
 from drrho_clip.traffic import SharedStep, messages
 from helpers import jax_devices
+from helpers.jax_checkpoints import NUM_SAMPLES, RESTORING
 from helpers.jax_collectives import REFERENCE_WIDTH, ROWS, WIDTH
 from helpers.jax_devices import CASES, FORMS, NUM_DEVICES, NUM_PROCESSES, PROCESS_CASES, Case
 
 pytest.importorskip("jax")
 pytest.importorskip("optax")
+pytest.importorskip("orbax.checkpoint")
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -106,3 +108,8 @@ def test_the_ring_needs_less_memory(differences: dict[str, Any]) -> None:
     memory = {form: differences["traffic"][form]["memory"] for form in FORMS}
     # With four devices the ring keeps a quarter of the rows of texts at a time.
     assert 0 < 2 * memory["ring"] < memory["reduce"]
+
+
+@pytest.mark.parametrize("num_devices", RESTORING)
+def test_a_divided_state_is_restored_by_other_numbers_of_devices(differences: dict[str, Any], num_devices: int) -> None:
+    assert differences["restored"][str(num_devices)] == [True, NUM_SAMPLES // num_devices]

@@ -181,7 +181,7 @@ def test_help_loads_no_framework() -> None:
         ),
         (
             ["train", "--out", "x", "--data", "digits", "--method", "clip", "--estimator", "moon"],
-            ["--estimator must be one of device, host, file, got 'moon'"],
+            ["--estimator must be one of device, host, file, split, got 'moon'"],
         ),
         (["train", "--out", "x", "--data", "scenes:test", "--method", "clip"], ["scenes:test"]),
         (["train", "--out", "x", "--resume"], ["x", "config.json"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,22 @@ def test_ranks_that_save_different_steps_are_refused(tmp_path: Path) -> None:
 
     assert ThreadRanks.run(2, save) == ["step must be the same on all ranks, got 0 on rank 0 and 1 on rank 1"] * 2
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_each_keep_all_rows_may_save_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both have written their temporary file before either renames it.
+    replace, written = os.replace, threading.Barrier(2, timeout=20.0)
+
+    def late(source: Path, target: Path) -> None:
+        written.wait()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+
+    # The state is not shared, so nothing is sent between the ranks.
+    first, second = ThreadRanks.run(2, lambda _: save_shards(InnerEstimator(7, like=np.zeros(1)), tmp_path, step=2))
+    assert first == second
+    assert list(tmp_path.iterdir()) == [first]
+    assert load_shards(InnerEstimator(7, like=np.zeros(1)), tmp_path) == 2

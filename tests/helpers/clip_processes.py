@@ -61,6 +61,10 @@ CASES: dict[str, dict[str, Any]] = {
     "built-in": {"method": "sogclr", "data": "digits", "batch_size": 96, "epochs": 1, "swapped_fraction": 0.1},
     "conv": {"method": "sogclr", "architecture": "conv", "width": 4, "image_size": 16, "epochs": 1},
     "unreadable": {"method": "sogclr", "data": "damaged", "max_unreadable": 0.2},
+    # The numbers of the samples are divided among the processes.
+    "split": {"method": "sogclr", "estimator": "split"},
+    "split per sample": {"method": "fastclip-v2", "data": "siblings", "estimator": "split", "micro_batch": 4},
+    "split without estimates": {"method": "jest", "estimator": "split", "jest_chunks": 4, **_SELECTS},
     # Half types: rounding depends on the size of a batch, so these runs are equal up to rounding.
     "bf16": {"method": "sogclr", "precision": "bf16", **_HALF},
     "fp16": {"method": "clip", "precision": "fp16", **_HALF},
@@ -70,12 +74,16 @@ CASES: dict[str, dict[str, Any]] = {
 
 CHAIN: dict[str, dict[str, Any]] = {
     "chain drrho": {"method": "drrho", "ema": 0.9, "clip_norm": 0.5},
-    "chain fastclip-v2": {"method": "fastclip-v2", "data": "siblings", "estimator": "host", "augment": "crop"},
+    "chain fastclip-v2": {"method": "fastclip-v2", "data": "siblings", "augment": "crop"},
 }
 """Settings of runs that other numbers of processes continue."""
 
 STOPS = ((4, 2), (2, 5), (1, 7), (3, 9), (4, None))
 """Numbers of processes of a chain, each with the step after which the run is stopped; an epoch has 6 or 7 steps."""
+
+
+HOMES_OF_PARTS = ("file", "split", "host", "file", "split")
+"""The home of the estimates in each part of a chain."""
 
 
 class Job(NamedTuple):
@@ -103,7 +111,9 @@ def jobs_of(size: int, cases: Mapping[str, Mapping[str, Any]]) -> list[Job]:
 
 def link_of_chain(number: int) -> list[Job]:
     """Return the jobs of one part of all chains."""
-    return [Job(f"chain/{name}", case, resume=number > 0, stop_after=STOPS[number][1]) for name, case in CHAIN.items()]
+    home = {"estimator": HOMES_OF_PARTS[number]}
+    stop = STOPS[number][1]
+    return [Job(f"chain/{name}", {**case, **home}, resume=number > 0, stop_after=stop) for name, case in CHAIN.items()]
 
 
 def prepare(folder: Path) -> None:

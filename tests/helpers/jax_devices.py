@@ -3,7 +3,8 @@
 JAX counts its devices once per process, so tests start this file as a program: without arguments for one process with
 four devices, with the arguments PORT and NUMBER for one of two processes with two devices each. The program prints one
 JSON object: for each case the largest difference from the training on one device, relative to the largest number of
-each array. The process with four devices adds what a compiled step sends and keeps; see `helpers.jax_collectives`.
+each array. The process with four devices adds what a compiled step sends and keeps, and how a checkpoint is restored;
+see `helpers.jax_collectives` and `helpers.jax_checkpoints`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from helpers.jax_checkpoints import restored
 from helpers.jax_collectives import traffic_of
 
 NUM_DEVICES, NUM_PROCESSES = 4, 2
@@ -78,6 +80,7 @@ def main(arguments: Sequence[str]) -> None:
         jax.distributed.initialize(f"127.0.0.1:{port}", NUM_PROCESSES, number, initialization_timeout=60)
     figures: dict[str, Any] = {case.name: difference(case) for case in (PROCESS_CASES if arguments else CASES)}
     if not arguments:
+        figures["restored"] = restored()
         figures["traffic"] = {form: traffic_of(form, NUM_DEVICES)._asdict() for form in FORMS}
     json.dump(figures, sys.stdout)
 

@@ -26,6 +26,7 @@ class ThreadProcesses:
         self.ranks: Ranks | None = ranks
         self.rank, self.size = int(ranks.rank), int(ranks.size)
         self.is_first, self.num_devices = self.rank == 0, self.size
+        self.exchanges_between_steps = True
         self._gather = ranks.all_gather
 
     @classmethod
@@ -63,6 +64,10 @@ class ThreadProcesses:
 
     def alive(self) -> None:
         """Do nothing, because nobody watches."""
+
+    def exchanging(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing, because nobody watches."""
+        return nullcontext()
 
     def alone(self, work: str, /) -> AbstractContextManager[None]:
         """Return a context that does nothing, because nobody watches."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from drrho_clip.errors import BadInput
 from drrho_clip.processes.judge import Limits
+from drrho_clip.processes.together import together
 from drrho_clip.processes.watch import Watch
 from drrho_clip.terminal.guard import guarded
 
@@ -29,7 +30,7 @@ class Pipes:
     """Values travel through the test, which answers with the values of all processes."""
 
     def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.is_first = rank, size, rank == 0
 
     def gather(self, value: Any, /) -> list[Any]:
         print(json.dumps(value), flush=True)
@@ -65,6 +66,11 @@ class Work(NamedTuple):
                 raise BadInput(" ".join(message))
             case ["mistake"]:
                 raise TypeError("a mistake of ours")
+            # The exchange of `together` goes through the test, like those of the start.
+            case ["together", *mistake]:
+                together(Pipes(self.rank, self.size), lambda: self.checked(mistake))
+            case ["reset"]:
+                raise ConnectionResetError(104, "Connection reset by peer")
             # An exchange of an array library fails so when another process is gone.
             case ["lost"]:
                 raise RuntimeError("Connection closed by peer [127.0.0.1]:4532")
@@ -80,6 +86,14 @@ class Work(NamedTuple):
                 library.pthread_mutex_lock(lock)
             case _:
                 raise ValueError(words)
+
+    def checked(self, mistake: list[str]) -> None:
+        """Fail if there is an error to raise."""
+        match mistake:
+            case ["TypeError"]:
+                raise TypeError("a mistake of ours")
+            case ["RuntimeError"]:
+                raise RuntimeError("sizes must match")
 
 
 class Ended(NamedTuple):
@@ -110,9 +124,7 @@ class Group:
     def __enter__(self) -> Group:
         # The watch gathers twice: the address of rank 0, and whether all ranks have reached it.
         for _ in range(2):
-            values = [json.loads(self._answer(rank)) for rank in range(len(self._processes))]
-            for rank in range(len(values)):
-                self.tell(rank, json.dumps(values), answered=False)
+            self.exchange()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -128,6 +140,12 @@ class Group:
         stdin.flush()
         if answered:
             assert self._answer(rank) == "done"
+
+    def exchange(self) -> None:
+        """Take the value of every process, and give all of them to each."""
+        values = [json.loads(self._answer(rank)) for rank in range(len(self._processes))]
+        for rank in range(len(values)):
+            self.tell(rank, json.dumps(values), answered=False)
 
     def tell_all(self, words: str) -> None:
         """Give a line to all processes."""

@@ -21,7 +21,7 @@ from helpers.clip_processes import (
     state_of,
 )
 
-FEW = {name: CASES[name] for name in ("drrho", "jest-topk", "siblings")}
+FEW = {name: CASES[name] for name in ("drrho", "jest-topk", "siblings", "split per sample")}
 """Cases of the launches with more than two processes."""
 
 
@@ -68,6 +68,8 @@ def test_three_and_four_processes_train_as_one_process(folder: Path, name: str, 
 def test_a_run_that_other_numbers_of_processes_continue_is_the_run_of_one_process(folder: Path, name: str) -> None:
     _check_no_error(folder / "chain", name)
     assert_same_run(folder / "1" / name, folder / "chain" / name, tolerance=1e-10)
+    # The files of inner estimates that earlier parts of the chain have used are gone.
+    assert sorted((folder / "chain" / name).glob("estimator*.bin")) == []
 
 
 def assert_same_run(alone: Path, shared: Path, *, tolerance: float) -> None:

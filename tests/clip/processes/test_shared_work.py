@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drrho_clip.data import BatchSource, Dataset, HostBatch, WordTokenizer, open_data
+from drrho_clip.data import BatchSource, Dataset, HostBatch, WordTokenizer, open_data, readable_rows
 from drrho_clip.data.order import rows_at
 from drrho_clip.encode import Encoder
 from drrho_clip.encoders import ForeignEncoder
@@ -153,6 +153,34 @@ def test_shared_encoding_gives_the_features_and_figures_of_one_process(
         assert row_texts.shape == (7, 6)
         assert measured == figures
         assert unreadable == sorted(damaged)
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 23])
+def test_all_processes_know_the_unreadable_images_that_one_process_has_met(tmp_path: Path, batch_size: int) -> None:
+    shard = numbered_shard(tmp_path / "s.tar", 23, {3, 17})
+
+    def rows(processes: ThreadProcesses) -> tuple[list[int], list[int]]:
+        own = open_data(shard, max_unreadable=0.2)
+        SharedEncoder(_encoder(), processes).images_of(own, np.arange(23), batch_size=batch_size)
+        return readable_rows(own).tolist(), sorted(own.unreadable)  # type: ignore[attr-defined]
+
+    expected = [row for row in range(23) if row not in (3, 17)]
+    assert ThreadProcesses.run(2, rows) == [(expected, [3, 17])] * 2
+
+
+def test_too_many_unreadable_images_of_all_processes_stop_the_encoding_of_all(tmp_path: Path) -> None:
+    # Each process meets one damaged image, and only both together are more than 5 % of 23 images.
+    shard = numbered_shard(tmp_path / "s.tar", 23, {3, 17})
+
+    def message(processes: ThreadProcesses) -> str:
+        own, encoder = open_data(shard, max_unreadable=0.05), SharedEncoder(_encoder(), processes)
+        with pytest.raises(BadInput) as caught:
+            encoder.images_of(own, np.arange(23), batch_size=5)
+        return str(caught.value)
+
+    messages = ThreadProcesses.run(2, message)
+    assert messages[0] == messages[1]
+    assert "at most 5.00% of 23 pairs may have unreadable images" in messages[0]
 
 
 def test_each_batch_is_encoded_by_one_process_only(tmp_path: Path) -> None:

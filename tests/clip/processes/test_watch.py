@@ -53,6 +53,26 @@ def test_a_mistake_of_ours_keeps_its_traceback_on_its_own_process() -> None:
     assert ended[1] == Ended(2, [line])
 
 
+@pytest.mark.parametrize("error", ["TypeError: a mistake of ours", "RuntimeError: sizes must match"])
+def test_a_mistake_of_one_process_in_work_of_all_is_named_by_all_others(error: str) -> None:
+    with Group(3, grace=1000.0) as group:
+        for rank, words in enumerate(("together", "together", f"together {error.partition(':')[0]}")):
+            group.tell(rank, words, answered=False)
+        group.exchange()
+        ended = group.ends()
+    line = LINE.format(2, f"failed: {error}")
+    assert (ended[0], ended[1]) == (Ended(2, [line]), Ended(2, [line]))
+    assert (ended[2].code, ended[2].lines[0], ended[2].lines[-1]) == (1, "Traceback (most recent call last):", error)
+
+
+def test_a_mistake_keeps_its_traceback_if_another_process_has_failed_before() -> None:
+    with Group(2, grace=1000.0) as group:
+        group.tell(0, "fail data must be a table, got none", answered=False)
+        group.tell(1, "mistake", answered=False)
+        ended = group.ends()
+    assert "TypeError: a mistake of ours" in ended[1].lines
+
+
 def test_an_error_that_all_processes_meet_is_printed_once() -> None:
     with Group(3) as group:
         for rank in (2, 0, 1):
@@ -62,13 +82,14 @@ def test_an_error_that_all_processes_meet_is_printed_once() -> None:
     assert [line for end in ended.values() for line in end.lines] == ["drrho: data must be a table, got none"]
 
 
+@pytest.mark.parametrize("lost", ["lost", "reset"])
 @pytest.mark.parametrize("failed", [0, 1])
-def test_a_failed_exchange_does_not_hide_the_killed_process(failed: int) -> None:
+def test_a_failed_exchange_does_not_hide_the_killed_process(failed: int, lost: str) -> None:
     with Group(3, grace=1000.0) as group:
         # The exchanges of the others fail before anyone knows the reason.
         others = [rank for rank in range(3) if rank != failed]
         for rank in others:
-            group.tell(rank, "lost", answered=False)
+            group.tell(rank, lost, answered=False)
         group.send(failed, signal.SIGKILL)
         ended = group.ends()
     assert [ended[rank] for rank in others] == [Ended(2, [LINE.format(failed, KILLED)])] * 2

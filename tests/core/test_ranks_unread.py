@@ -1,0 +1,102 @@
+"""Ranks whose arrays lie on a device: the host does not read them in a step, because reading would wait for the device.
+
+The tests imitate such a device: they use arrays on the host, and let the library believe that reading is not free.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drrho_torch.adapter import EstimatorAdapter
+from drrho_torch.step_function import StepSettings, evaluate
+
+from drrho_core import InnerEstimator, ThreadRanks, _array_api, _validate
+from helpers import problems
+
+NUM_RANKS, NUM_SAMPLES, LOCAL = 2, 5, 2
+FEATURES = [torch.from_numpy(x) for x in problems.draw(2, b=NUM_RANKS * LOCAL).arrays[:2]]
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every array be one whose values the host does not read at no cost."""
+    for module in (_array_api, _validate):
+        monkeypatch.setattr(module, "all_on_host", lambda *_: False)
+
+
+def settings(ranks: Any, table: Any, **options: Any) -> StepSettings:
+    """Return the settings of a training call."""
+    defaults: dict[str, Any] = {
+        "training": True, "update": True, "gamma": 0.5, "eps": 0.0, "reference_weight": 1.0, "radius": 0.0,
+        "tile_size": None, "memory_budget": None, "repeated": None, "pairs": (False, False, False),
+    }  # fmt: skip
+    return StepSettings(**defaults | options, table=table, ranks=ranks)
+
+
+def loss_of(call: StepSettings, index: Any, buffers: Any = (None, None), temperature: Any = 0.5) -> float:
+    """Return the loss of one call with the own pairs of a rank."""
+    start = LOCAL * int(call.ranks.rank)  # type: ignore[union-attr]
+    own = [x[start : start + LOCAL] for x in FEATURES]
+    constants = (None, None, None, None, None, temperature, None)
+    with torch.no_grad():
+        return evaluate(call, *own, torch.as_tensor(index), *buffers, *constants)[0].item()
+
+
+@pytest.mark.parametrize("wrong", [-1, 5, 6])
+def test_a_split_table_has_no_numbers_for_an_index_out_of_range(wrong: int) -> None:
+    def visit(ranks: Any) -> None:
+        made = InnerEstimator(NUM_SAMPLES, like=np.zeros(1), ranks=ranks)
+        index = np.asarray([ranks.rank, wrong if ranks.rank else 3])
+        first, _ = made.gather(index)
+        assert np.isnan(first).tolist() == [False, ranks.rank == 1]
+        made = made.scatter(index, np.ones(2), np.ones(2))
+        # The rows of the other ids are written, and no other row is.
+        stored = [1.0, 1.0, -np.inf] if ranks.rank == 0 else [1.0, -np.inf]
+        assert made.log_inner_image.tolist() == stored
+
+    ThreadRanks.run(NUM_RANKS, visit)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+@pytest.mark.parametrize("wrong", [-1, 5, 6])
+def test_a_step_with_a_split_table_and_an_index_out_of_range_is_nan_and_changes_nothing(
+    wrong: int, gamma: float
+) -> None:
+    def visit(ranks: Any) -> None:
+        made = InnerEstimator(NUM_SAMPLES, like=FEATURES[0], ranks=ranks)
+        call = settings(ranks, EstimatorAdapter(made), gamma=gamma)
+        assert np.isfinite(loss_of(call, [ranks.rank, 2 + ranks.rank]))
+        before = made.log_inner_image.clone()
+        assert np.isnan(loss_of(call, [ranks.rank, wrong if ranks.rank else 2]))
+        assert torch.equal(made.log_inner_image, before)
+        assert not torch.isnan(before).any()
+
+    ThreadRanks.run(NUM_RANKS, visit)
+
+
+def buffers() -> tuple[Any, Any]:
+    """Return the estimates of a loss that keeps all rows."""
+    return torch.full((NUM_SAMPLES,), -np.inf), torch.full((NUM_SAMPLES,), -np.inf)
+
+
+@pytest.mark.parametrize("argument", ["eps", "radius", "temperature", "tensor"])
+def test_the_first_call_compares_the_options_of_all_ranks(argument: str) -> None:
+    def visit(ranks: Any) -> str:
+        options = {} if argument in ("temperature", "tensor") else {argument: 0.25 + ranks.rank}
+        temperature = 0.5 if options else 0.25 + ranks.rank
+        temperature = torch.tensor(temperature) if argument == "tensor" else temperature
+        with pytest.raises(ValueError) as caught:
+            loss_of(
+                settings(ranks, None, wait=True, **options),
+                [2 * ranks.rank, 1 + 2 * ranks.rank],
+                buffers(),
+                temperature,
+            )
+        return str(caught.value)
+
+    name, kind = ("temperature", " (float32)") if argument == "tensor" else (argument, "")
+    message = f"{name} must be the same on all ranks, got 0.25{kind} on rank 0 and 1.25{kind} on rank 1"
+    assert ThreadRanks.run(NUM_RANKS, visit) == [message] * NUM_RANKS
