@@ -122,4 +122,4 @@ def verdict(intervals: Sequence[Interval]) -> str:
     # Without the correction, 24 differences around zero would refute a true claim in every second trial.
     if any(each.side == -1 and each.p < (1 - _LEVEL) / len(intervals) for each in intervals):
         return DOES_NOT_HOLD
-    return HOLDS if sides and 0 not in sides else NOT_SHOWN
+    return HOLDS if set(sides) == {1} else NOT_SHOWN

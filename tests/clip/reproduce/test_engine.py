@@ -151,4 +151,6 @@ def test_mistakes_have_one_line(fails: Callable[..., str], tmp_path: Path) -> No
     assert "CLAIM must be one of weak-to-strong, variance" in fails("reproduce", "nothing")
     file = tmp_path / "file"
     file.write_text("text")
-    assert f"out must be a folder that can be written, got {file}" in fails("reproduce", "variance", "--quick", "--out", str(file))
+    assert f"out must be a folder that can be written, got {file}" in fails(
+        "reproduce", "variance", "--quick", "--out", str(file)
+    )
