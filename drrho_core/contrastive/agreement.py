@@ -70,7 +70,7 @@ def agreed(
     facts = {"error": "" if error is None else f"{type(error).__name__}: {error}"}
     if has_rows:
         facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
-    facts |= {name: _fact(value) for name, value in arguments.items() if name not in LOCAL}
+    facts |= {name: _fact(value, wait) for name, value in arguments.items() if name not in LOCAL}
     # Kernels and the core's own passes measure peaks in other units, so all ranks have to use the same.
     facts["fused_kernels"] = block_kernels(xp)
     compare_on_ranks(facts, ranks, like, xp)
@@ -149,16 +149,17 @@ def refuse_repeats(gathered: Array, xp: Namespace) -> None:
     raise ValueError(f"{message} {where} (torch's DistributedSampler repeats samples unless drop_last=True)")
 
 
-def _fact(value: Any) -> str:
-    """Describe an argument as far as it has to be the same on all ranks."""
+def _fact(value: Any, wait: bool) -> str:
+    """Describe an argument as far as it has to be the same on all ranks; with `wait` read a number on a device, too."""
     if isinstance(value, (tuple, list)):
-        return ", ".join(_fact(member) for member in value)
+        return ", ".join(_fact(member, wait) for member in value)
     if not is_array(value):
         return _validate.describe(value)
     dtype = str(value.dtype).rpartition(".")[2]
     if value.ndim == 0:
         xp = namespace_of({"value": value})
-        return f"{float(value)} ({dtype})" if values_visible(value, xp) else dtype
+        readable = has_values(value, xp) if wait else values_visible(value, xp)
+        return f"{float(value)} ({dtype})" if readable else dtype
     return f"shape {tuple(value.shape)} and dtype {dtype}"
 
 

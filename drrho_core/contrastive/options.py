@@ -57,6 +57,7 @@ class StepArguments(TypedDict, total=False):
     ranks: Ranks | None
     form: str
     sample_index: Array | None
+    wait: bool
 
 
 class StepOptions(NamedTuple):
@@ -146,12 +147,13 @@ def check_step_on_ranks(
     """Return the result of `check_step` for a batch that several ranks share.
 
     An error of one rank is raised on all ranks, and so is an error about arguments that differ between ranks although
-    they have to be the same.
+    they have to be the same. The argument ``wait`` is that of `agreed`.
     """
     named = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
     named |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
-    ranks, sample_index = arguments["ranks"], arguments.get("sample_index")
-    checked = agreed(lambda: check_step(features, states, sides, xp, arguments), named | dict(arguments), ranks)
+    named |= {name: value for name, value in arguments.items() if name != "wait"}
+    ranks, sample_index, wait = arguments["ranks"], arguments.get("sample_index"), arguments.get("wait", False)
+    checked = agreed(lambda: check_step(features, states, sides, xp, arguments), named, ranks, wait=wait)
     if sample_index is not None:
         distinct_on_ranks(sample_index, ranks, checked[0])
     return checked

@@ -36,11 +36,11 @@ def settings(ranks: Any, table: Any, **options: Any) -> StepSettings:
     return StepSettings(**defaults | options, table=table, ranks=ranks)
 
 
-def loss_of(call: StepSettings, index: Any, buffers: Any = (None, None)) -> float:
+def loss_of(call: StepSettings, index: Any, buffers: Any = (None, None), temperature: Any = 0.5) -> float:
     """Return the loss of one call with the own pairs of a rank."""
     start = LOCAL * int(call.ranks.rank)  # type: ignore[union-attr]
     own = [x[start : start + LOCAL] for x in FEATURES]
-    constants = (None, None, None, None, None, 0.5, None)
+    constants = (None, None, None, None, None, temperature, None)
     with torch.no_grad():
         return evaluate(call, *own, torch.as_tensor(index), *buffers, *constants)[0].item()
 
@@ -75,3 +75,28 @@ def test_a_step_with_a_split_table_and_an_index_out_of_range_is_nan_and_changes_
         assert not torch.isnan(before).any()
 
     ThreadRanks.run(NUM_RANKS, visit)
+
+
+def buffers() -> tuple[Any, Any]:
+    """Return the estimates of a loss that keeps all rows."""
+    return torch.full((NUM_SAMPLES,), -np.inf), torch.full((NUM_SAMPLES,), -np.inf)
+
+
+@pytest.mark.parametrize("argument", ["eps", "radius", "temperature", "tensor"])
+def test_the_first_call_compares_the_options_of_all_ranks(argument: str) -> None:
+    def visit(ranks: Any) -> str:
+        options = {} if argument in ("temperature", "tensor") else {argument: 0.25 + ranks.rank}
+        temperature = 0.5 if options else 0.25 + ranks.rank
+        temperature = torch.tensor(temperature) if argument == "tensor" else temperature
+        with pytest.raises(ValueError) as caught:
+            loss_of(
+                settings(ranks, None, wait=True, **options),
+                [2 * ranks.rank, 1 + 2 * ranks.rank],
+                buffers(),
+                temperature,
+            )
+        return str(caught.value)
+
+    name, kind = ("temperature", " (float32)") if argument == "tensor" else (argument, "")
+    message = f"{name} must be the same on all ranks, got 0.25{kind} on rank 0 and 1.25{kind} on rank 1"
+    assert ThreadRanks.run(NUM_RANKS, visit) == [message] * NUM_RANKS
