@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedEncoder", "agreed_figures", "features_of_rows", "shared_encoder"]
 
+# Batches of images or texts in memory after which a process gives a sign of progress.
+_BATCHES_PER_SIGN = 64
+
 
 def shared_encoder(encoder: PairEncoder, processes: Processes | None) -> PairEncoder:
     """Return an encoder whose work the processes share; a model that only reads stored features is read by each."""
@@ -129,8 +132,13 @@ class SharedEncoder:
     ) -> Floats:
         """Return image features of some rows of a data set."""
 
+        def sign() -> None:
+            self._processes.alive()
+            if after_batch is not None:
+                after_batch()
+
         def encode(own: np.ndarray) -> Floats:
-            return self._encoder.images_of(dataset, own, batch_size=batch_size, after_batch=after_batch)
+            return self._encoder.images_of(dataset, own, batch_size=batch_size, after_batch=sign)
 
         return _shared_rows(encode, rows, batch_size, self._processes, dataset)
 
@@ -140,7 +148,7 @@ class SharedEncoder:
         def encode(own: np.ndarray) -> Floats:
             return self._encoder.images(images[own], batch_size=batch_size)
 
-        return _shared_rows(encode, np.arange(len(images)), batch_size, self._processes)
+        return self._in_parts(encode, len(images), batch_size)
 
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> Floats:
         """Return features of captions."""
@@ -148,7 +156,20 @@ class SharedEncoder:
         def encode(own: np.ndarray) -> Floats:
             return self._encoder.texts([captions[row] for row in own], batch_size=batch_size)
 
-        return _shared_rows(encode, np.arange(len(captions)), batch_size, self._processes)
+        return self._in_parts(encode, len(captions), batch_size)
+
+    def _in_parts(self, encode: Callable[[np.ndarray], Floats], num_rows: int, batch_size: int) -> Floats:
+        """Return the features of images or texts; this process gives a sign of progress after each part."""
+
+        def encode_parts(own: np.ndarray) -> Floats:
+            # A model may look up all texts of a call at once, so a part has many batches.
+            size, features = batch_size * _BATCHES_PER_SIGN, []
+            for start in range(0, len(own), size):
+                features.append(encode(own[start : start + size]))
+                self._processes.alive()
+            return np.concatenate(features)
+
+        return _shared_rows(encode_parts, np.arange(num_rows), batch_size, self._processes)
 
 
 def features_of_rows(
@@ -164,7 +185,8 @@ def features_of_rows(
 
     def encode(own: np.ndarray) -> tuple[Floats, Floats]:
         starts = range(0, len(own), batch_size)
-        return encoder.batches(source.gather(own[start : start + batch_size]) for start in starts)
+        batches = (source.gather(own[start : start + batch_size]) for start in starts)
+        return encoder.batches(batches, after_batch=processes.alive)
 
     own = _own_batches(rows, batch_size, processes)
     features = together(processes, lambda: encode(own) if len(own) else None)

@@ -40,7 +40,7 @@ class Limits:
     Attributes
     ----------
     hang : float
-        Time without progress; before the end of the first step, `PREPARING` times as long.
+        Time without progress while another rank waits; before the end of the first step, `PREPARING` times as long.
     silence : float
         Time without any message. A rank that is stopped, or whose machine is gone, sends none.
     grace : float
@@ -62,6 +62,8 @@ class Standing:
     exchanges : int
         Number of exchanges between all ranks that the rank has begun. All ranks take part in the same exchanges in the
         same order, so the rank with the smallest number is the rank for which the others wait.
+    exchanging : bool
+        The rank may wait for other ranks: the last exchange that it has begun need not be over.
     signs : int
         Number of all signs of progress.
     prepared : bool
@@ -86,6 +88,7 @@ class Standing:
     """
 
     exchanges: int = 0
+    exchanging: bool = False
     signs: int = 0
     prepared: bool = False
     work: str = ""
@@ -265,6 +268,11 @@ class Judge:
 
     def _judge_progress(self) -> None:
         """Find the ranks that hang: of those with the smallest number of exchanges, the ranks without progress."""
+        # All ranks may encode, measure or read for hours, as a single process does. Time counts when a rank waits.
+        if not any(member.standing.exchanging or member.standing.left for member in self._members):
+            for member in self._members:
+                member.idle = 0.0
+            return
         fewest = min(member.standing.exchanges for member in self._members if not member.standing.left)
         prepared = all(member.standing.prepared for member in self._members)
         limit = self._limits.hang * (1.0 if prepared else PREPARING)

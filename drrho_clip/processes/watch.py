@@ -108,6 +108,7 @@ class Watch:
         self._beat, self._end = beat, end
         self._owner = threading.get_ident()
         self._exchanges = self._signs = 0
+        self._exchanging = False
         self._prepared = self._left = False
         self._work: list[str] = []
         self._saved: int | None = None
@@ -122,7 +123,17 @@ class Watch:
 
     def progress(self) -> None:
         """Say that this process begins an exchange with all others; all processes do so equally often."""
+        self._exchanging = True
         self._exchanges += 1
+        self._signs += 1
+
+    def received(self) -> None:
+        """Say that an exchange is over and this process has the values of all others.
+
+        An exchange between devices, such as that of a step, may go on when the array library returns. It does not end
+        with this call, so it counts as an exchange until the next exchange of values on the host.
+        """
+        self._exchanging = False
         self._signs += 1
 
     def alive(self) -> None:
@@ -304,6 +315,7 @@ class Watch:
         failure = self._failure
         return Standing(
             exchanges=self._exchanges,
+            exchanging=self._exchanging,
             signs=self._signs,
             prepared=self._prepared,
             work=self._work[-1] if self._work else "",

@@ -38,14 +38,14 @@ class WatchedProcesses:
         """Return the value of every process, in the order of the ranks."""
         self._watch.progress()
         values = self._group.gather(value)
-        self._watch.alive()
+        self._watch.received()
         return values
 
     def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
         """Return the NumPy array of every process."""
         self._watch.progress()
         arrays = self._group.gather_arrays(array)
-        self._watch.alive()
+        self._watch.received()
         return arrays
 
     def all_rows(self, arrays: tuple[Array, ...], /) -> tuple[Array, ...]:
@@ -71,7 +71,7 @@ class WatchedProcesses:
         """Wait until every process has called this method."""
         self._watch.progress()
         self._group.barrier()
-        self._watch.alive()
+        self._watch.received()
 
     def alive(self) -> None:
         """Say that this process gets on with work of its own."""

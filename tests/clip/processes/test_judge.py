@@ -29,7 +29,8 @@ def pass_time_with_messages(judge: Judge, seconds: float, *standings: Standing) 
 
 
 def test_the_rank_that_has_not_begun_the_exchange_hangs() -> None:
-    standings = [replace(READY, exchanges=6, signs=6), replace(READY, place="a.py:1 (f)"), replace(READY, exchanges=7)]
+    waiting = replace(READY, exchanges=6, exchanging=True)
+    standings = [replace(waiting, signs=6), replace(READY, place="a.py:1 (f)"), waiting]
     judge = judge_of(*standings)
     pass_time_with_messages(judge, 59, *standings)
     assert judge.verdict is None
@@ -38,7 +39,7 @@ def test_the_rank_that_has_not_begun_the_exchange_hangs() -> None:
 
 
 def test_a_rank_that_gets_on_with_its_own_work_does_not_hang() -> None:
-    waiting, working = replace(READY, exchanges=6), READY
+    waiting, working = replace(READY, exchanges=6, exchanging=True), READY
     judge = judge_of(waiting, working)
     for signs in range(5, 10):
         pass_time_with_messages(judge, 50, waiting, replace(working, signs=signs))
@@ -46,7 +47,7 @@ def test_a_rank_that_gets_on_with_its_own_work_does_not_hang() -> None:
 
 
 def test_the_first_step_may_take_three_times_as_long() -> None:
-    standings = [replace(READY, prepared=False), replace(READY, exchanges=6)]
+    standings = [replace(READY, prepared=False), replace(READY, exchanges=6, exchanging=True)]
     judge = judge_of(*standings)
     pass_time_with_messages(judge, 179, *standings)
     assert judge.verdict is None
@@ -56,9 +57,23 @@ def test_the_first_step_may_take_three_times_as_long() -> None:
 
 
 def test_if_all_ranks_wait_in_one_exchange_all_are_named() -> None:
-    judge = judge_of(READY, READY)
-    pass_time_with_messages(judge, 60, READY, READY)
+    waiting = replace(READY, exchanging=True)
+    judge = judge_of(waiting, waiting)
+    pass_time_with_messages(judge, 60, waiting, waiting)
     assert judge.verdict == Verdict((0, 1), "hang: no progress for 60 s (--rank-timeout)")
+
+
+def test_all_ranks_may_work_without_an_exchange_as_long_as_they_need() -> None:
+    judge = judge_of(READY, READY)
+    pass_time_with_messages(judge, 500, READY, READY)
+    assert judge.verdict is None
+    # The time of the slower rank begins when the other rank waits.
+    waiting = replace(READY, exchanges=6, exchanging=True)
+    pass_time_with_messages(judge, 59, waiting, READY)
+    assert judge.verdict is None
+    pass_time_with_messages(judge, 1, waiting, READY)
+    assert judge.verdict is not None
+    assert judge.verdict.ranks == (1,)
 
 
 def test_a_rank_that_has_done_its_work_waits_as_long_as_the_others_need() -> None:

@@ -195,6 +195,31 @@ def test_each_batch_is_encoded_by_one_process_only(tmp_path: Path) -> None:
     assert ThreadProcesses.run(2, work) == [(13, 23), (10, 23)]
 
 
+def test_each_process_gives_a_sign_after_each_of_its_own_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = numbered_shard(tmp_path / "s.tar", 23, set())
+
+    def work(processes: ThreadProcesses) -> list[int]:
+        own, signs, counts = open_data(shard), list[int](), list[int]()
+        monkeypatch.setattr(processes, "alive", lambda: signs.append(1))
+        encoder = SharedEncoder(_encoder(), processes)
+        source = BatchSource(own, _TOKENIZER, image_size=4, channels=3)
+        for encode in (
+            lambda: encoder.images_of(own, np.arange(23), batch_size=5),
+            lambda: features_of_rows(_encoder(), source, np.arange(23), processes, batch_size=5),
+            lambda: encoder.texts(["thing"] * 300, batch_size=1),
+            lambda: encoder.images(np.zeros((3, 4, 4, 3), np.uint8), batch_size=1),
+        ):
+            signs.clear()
+            encode()
+            counts.append(len(signs))
+        return counts
+
+    # Of 300 batches of texts each process has 150, and gives a sign after 64 of them.
+    assert ThreadProcesses.run(2, work) == [[3, 3, 3, 1], [2, 2, 3, 1]]
+
+
 def test_an_error_of_one_process_is_raised_by_all_with_the_message_of_the_lowest_process() -> None:
     def fail(processes: ThreadProcesses) -> str:
         def work() -> int:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+from drrho_clip.processes.one import OneProcess
+from drrho_clip.processes.watched import WatchedProcesses
+from drrho_core.backend import get_backend
 from helpers.watched_process import Ended, Group
 
 LINE = "drrho: rank {} of 3 {}; the run stops"
@@ -175,3 +182,22 @@ def test_an_error_at_the_end_still_stops_the_waiting_processes() -> None:
         0: Ended(2, ["drrho: rank 1 of 2 failed: no space left; the run stops"]),
         1: Ended(2, ["drrho: no space left"]),
     }
+
+
+def test_an_exchange_of_values_is_over_when_they_are_received_and_a_step_may_go_on() -> None:
+    counted: list[str] = []
+    watch: Any = SimpleNamespace(
+        **{name: partial(counted.append, name) for name in ("progress", "received", "alive", "stepped")}
+    )
+    processes = WatchedProcesses(OneProcess(get_backend("numpy")), watch)
+    processes.gather(1)
+    processes.gather_arrays(np.zeros(1))
+    processes.barrier()
+    assert counted == ["progress", "received"] * 3
+    counted.clear()
+    # The array library may return before its devices have exchanged anything.
+    processes.all_rows(())
+    with processes.exchanging():
+        pass
+    processes.compile(lambda: ())()
+    assert counted == ["progress", "alive", "progress", "alive", "progress", "stepped"]
