@@ -7,6 +7,7 @@ bytes between the hosts, by gloo.
 from __future__ import annotations
 
 import atexit
+import datetime
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from drrho_clip.errors import BadInput
+from drrho_clip.processes.meeting import MEETING_SECONDS, check_address, meet
 from drrho_clip.processes.messages import arrays_of_all, values_of_all
 from drrho_clip.processes.place import Place
 from drrho_core.backend import Function
 from drrho_torch.ranks import TorchRanks
 
+# How long torch waits in an exchange, unless the user names another time.
+_PATIENCE = datetime.timedelta(minutes=30)
 _joined = False  # this module has made the group of the process
 
 
@@ -31,16 +35,31 @@ def _join(device: torch.device, place: Place) -> None:
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            init_method="env://" if place.address is None else f"tcp://{place.address}",
+            store=None if place.address is None else _store(place, place.address),
             rank=place.rank,
             world_size=place.size,
             device_id=device if on_gpu else None,
         )
+    except BadInput:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise BadInput(f"processes must be able to reach each other, got: {reason}") from error
     _joined = True
     atexit.register(_leave)
+
+
+def _store(place: Place, address: str) -> Any:
+    """Return the store at the address of process 0, through which torch connects the processes."""
+    # torch would wait for half an hour for a process that does not come, and would not name it.
+    meet(place)
+    host, port = check_address(address)
+    wait = datetime.timedelta(seconds=MEETING_SECONDS)
+    open_store: Any = dist.TCPStore  # type: ignore[attr-defined]  # torch does not mark this name as public
+    store = open_store(host, port, place.size, is_master=place.rank == 0, timeout=wait)
+    # Messages between the processes may wait longer: for a process that writes a checkpoint.
+    store.set_timeout(_PATIENCE)
+    return store
 
 
 def _leave() -> None:

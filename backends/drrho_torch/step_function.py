@@ -72,6 +72,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     )
     buffers, ranks = (log_inner_image, log_inner_text), settings.ranks
     rows = _agreed_rows(settings, sample_index, buffers, images.detach())
+    # An estimator in the host's memory takes an index on the host, but messages are sent from the features' device.
+    shared_index = None if ranks is None else sample_index.to(images.device)
     # An index out of range makes the loss nan, because no error can be raised under tracing.
     old: tuple[Tensor, ...] = rows.old
     if rows.in_range is not None:
@@ -93,7 +95,7 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         ranks=ranks,
         form=settings.form,
         wait=settings.wait,
-        sample_index=sample_index if ranks is not None and settings.training else None,
+        sample_index=shared_index if settings.training else None,
         xp=_XP,
     )
     # Over ranks the loss is an entry of the sums of all ranks. FSDP2 warns if a module returns a view.
@@ -111,7 +113,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         row_ids = rows.row_ids
         if ranks is not None and not settings.shares_rows:
             # Every process keeps the estimates of all samples, so all of them store the rows of all processes.
-            row_ids, *new_of_all = (x.flatten() for x in ranks.all_gather((row_ids, *new)))
+            message = (row_ids.to(images.device), *new)
+            row_ids, *new_of_all = (x.flatten() for x in ranks.all_gather(message))
             new = tuple(new_of_all)
         # The warning comes before the first write: if a filter turns the warning into an error, no state has changed.
         # It comes after the last exchange, because an error before it would let the other processes wait. So rows that
@@ -170,10 +173,11 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
         return _Rows(index, (unseen, unseen), None)
     if table is not None:
         old = table.gather(index, device)
-        if not settings.shares_rows or values_visible(index, _XP):
+        moved = index.to(device)
+        if not settings.shares_rows or values_visible(moved, _XP):
             return _Rows(index, old, None)
         # The table leaves out an index out of range, and returns nan for it.
-        return _Rows(index, old, (index >= 0) & (index < table.num_samples))
+        return _Rows(index, old, (moved >= 0) & (moved < table.num_samples))
     num_samples = buffers[0].shape[0]
     index = check_index(index, num_samples, like=buffers[0], xp=_XP).to(torch.int64)
     if values_visible(index, _XP):

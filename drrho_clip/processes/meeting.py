@@ -47,15 +47,15 @@ def check_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def meet(place: Place, *, seconds: float = MEETING_SECONDS) -> None:
+def meet(place: Place, *, seconds: float | None = None) -> None:
     """Wait until all processes have come to the address of the first process.
 
     Parameters
     ----------
     place : Place
         Where this process stands, with the address.
-    seconds : float
-        Seconds to wait.
+    seconds : float, optional
+        Seconds to wait; by default `MEETING_SECONDS`.
 
     Raises
     ------
@@ -64,6 +64,7 @@ def meet(place: Place, *, seconds: float = MEETING_SECONDS) -> None:
         processes name different numbers of processes.
     """
     assert place.address is not None
+    seconds = MEETING_SECONDS if seconds is None else seconds
     deadline = time.monotonic() + seconds
     if place.rank == 0:
         _receive_all(place, deadline, seconds)

@@ -81,15 +81,21 @@ def open_processes(
     # A single process with a place may share each batch among several devices of its own.
     if place is None or (place.size == 1 and getattr(backend, "num_devices", 1) == 1):
         return OneProcess(backend)
-    if place.rank > 0:
-        silence()
     join: Any = getattr(backend, "processes", None)
     if join is None:
         raise BadInput(
             f"backend must be one of {', '.join(_backends_with_processes())} for several processes, got "
             f"{backend.name!r}, started as {place.size} processes"
         )
-    group: Group = join(place)
+    try:
+        group: Group = join(place)
+    except BaseException:
+        # No other process can say why this process has not joined.
+        silence(False)
+        raise
+    # From here on the first process prints what concerns all.
+    if place.rank > 0:
+        silence()
     watch = Watch(group, host=host_of_first(place), limits=Limits(hang=rank_timeout))
     processes = WatchedProcesses(group, watch)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from drrho_torch import ContrastiveLoss, TorchRanks
+from drrho_torch import ContrastiveLoss, HostEstimator, TorchRanks
 
 from drrho_core import InnerEstimator, fused_kernels
 
@@ -33,7 +33,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     dist.destroy_process_group()
 
 
-def results(dtype: Any, kernels: str, options: dict[str, Any], split: bool = False) -> list[torch.Tensor]:
+def results(dtype: Any, kernels: str, options: dict[str, Any], home: str = "replicated") -> list[torch.Tensor]:
     """Return losses, gradients and estimates of two steps; the second one reads the estimates of the first one."""
     generator = torch.Generator().manual_seed(0)
 
@@ -42,7 +42,9 @@ def results(dtype: Any, kernels: str, options: dict[str, Any], split: bool = Fal
         return torch.nn.functional.normalize(rows, dim=1).to("cuda", dtype)
 
     temperature = torch.nn.Parameter(torch.tensor(0.1))
-    if split:
+    if home == "host":
+        options = options | {"estimator": HostEstimator(N, device="cuda")}
+    if home == "split":
         options = options | {
             "estimator": InnerEstimator(
                 N, like=torch.zeros(1, device="cuda"), ranks=TorchRanks(options["process_group"])
@@ -54,21 +56,21 @@ def results(dtype: Any, kernels: str, options: dict[str, Any], split: bool = Fal
     for _ in range(2):
         images, texts = unit(D).requires_grad_(), unit(D).requires_grad_()
         references = unit(R), unit(R)
-        index = torch.randperm(N, generator=generator)[:B].to("cuda")
+        index = torch.randperm(N, generator=generator)[:B].to("cpu" if home == "host" else "cuda")
         with fused_kernels(kernels):
             value = loss(images, texts, index, reference_features=references, pair_mask=mask)
         value.backward()
         kept += [value.detach(), images.grad, texts.grad]
     estimates = loss.log_inner_image if loss.estimator is None else loss.estimator.log_inner_image
-    return [*kept, loss.temperature.grad, estimates]  # type: ignore[list-item, union-attr]
+    return [*kept, loss.temperature.grad, estimates.to("cuda")]  # type: ignore[list-item, union-attr]
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["replicated", "split"])
+@pytest.mark.parametrize("home", ["replicated", "split", "host"])
 @pytest.mark.parametrize("form", ["reduce", "ring"])
 @pytest.mark.parametrize("dtype", UNITS, ids=str)
-def test_a_group_of_one_process_gives_the_local_loss(group: Any, dtype: Any, form: str, split: bool) -> None:
+def test_a_group_of_one_process_gives_the_local_loss(group: Any, dtype: Any, form: str, home: str) -> None:
     expected = results(dtype, "never", {})
-    shared = results(dtype, "never", {"process_group": group, "form": form}, split)
+    shared = results(dtype, "never", {"process_group": group, "form": form}, home)
     for one, other in zip(shared, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=UNITS[dtype], atol=1e-6)
 
