@@ -20,6 +20,7 @@ from drrho_clip.commands.export import Export
 from drrho_clip.commands.index import Index
 from drrho_clip.commands.replay import Replay
 from drrho_clip.commands.report import Report
+from drrho_clip.commands.reproduce import Reproduce
 from drrho_clip.commands.search import Search
 from drrho_clip.commands.suspects import Suspects
 from drrho_clip.commands.train import Train
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type] = {
     "suspects": Suspects,
     "search": Search,
     "report": Report,
+    "reproduce": Reproduce,
     "export": Export,
     "replay": Replay,
     "verify": Verify,

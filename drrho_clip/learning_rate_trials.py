@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from drrho_clip.data import DataSplits
 from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.disk import write_atomic
+from drrho_clip.files.temporary import removed_at_end
 from drrho_clip.processes.encoding import agreed_figures, shared_encoder
 from drrho_clip.processes.one import OneProcess
 from drrho_clip.processes.protocol import Processes
@@ -85,17 +86,20 @@ def try_learning_rates(
     trials: list[Trial] = []
     failure: BadInput | None = None
     with contextlib.ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory(prefix="drrho-trials-")
-        group: Processes = OneProcess(backend) if processes is None else processes
-        # All processes use the folder of the first one.
-        folder = of_first(group, lambda: stack.enter_context(temporary))
+        alone: Processes = OneProcess(backend)
+        group = cast(Processes, _ProcessesOfTrials(alone if processes is None else processes))
+        # All processes use the folder of the first one; on another machine it is another folder of the same name.
+        folder = of_first(group, lambda: tempfile.mkdtemp(prefix="drrho-trials-"))
+        stack.enter_context(removed_at_end(Path(folder)))
+        writes = group.is_first or run.config.estimator == "file"
         guidance = None
         for number, rate in enumerate(sorted(rates)):
             settings = replace(run.config, learning_rate=rate, epochs=max(1, run.config.epochs // _PART), patience=0)
             # After the few steps of a trial, a moving average would still be close to the start.
             settings = replace(settings, as_reference=False, ema=0.0)
             trial = replace(run, folder=Path(folder) / str(number), config=settings)
-            together(group, partial(trial.folder.mkdir, parents=True, exist_ok=True))
+            make = partial(trial.folder.mkdir, parents=True, exist_ok=True)
+            together(group, make if writes else lambda: None)
             # Every trial uses the same pairs, so the reference model is asked only once.
             guidance = open_guidance(trial, backend, splits, group) if guidance is None else guidance
             build = partial(Trainer, trial, backend, splits, start=start, guidance=guidance, processes=group)
@@ -116,6 +120,19 @@ def try_learning_rates(
     if failure is not None and all(trial.validation_r10 == 0.0 for trial in trials):
         raise failure
     return trials
+
+
+class _ProcessesOfTrials:
+    """The processes of a run, without its watch being told of checkpoints: no run goes on from those of a trial."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processes, name)
+
+    def saved(self, step: int, /) -> None:
+        """Say nothing, because `--resume` could not use the checkpoint."""
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:

@@ -70,7 +70,8 @@ def train(
     """Train a model and evaluate it.
 
     If a launcher has started several processes, all of them call this function with the same arguments. They share each
-    batch, and the first process writes the run.
+    batch, and the first process writes the run. After an error of any of them this function raises nothing: it prints a
+    line and ends the process, because the other processes cannot go on; see `drrho_clip.processes.watch`.
 
     Parameters
     ----------

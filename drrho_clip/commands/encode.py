@@ -90,6 +90,7 @@ class Encode:
     coordinator: str | None = coordinator_option()
     processes: int | None = processes_option()
     process: int | None = process_option()
+    rank_timeout: float = train_setting("rank_timeout")
 
     def run(self) -> int:
         """Encode the pairs, then print what the cache holds."""
@@ -106,7 +107,9 @@ class Encode:
         own = (default_backend(), "float32") if run is None else (run.config.backend, run.config.dtype)
         place = place_among(self.coordinator, self.processes, self.process)
         backend = build_backend(self.backend or own[0], self.device, own[1], place)
-        with opened_processes(backend, place) as processes:
+        # Processes with other batches would wait for batches that never come.
+        facts = {"dtype": self.dtype, "batch_size": self.batch_size}
+        with opened_processes(backend, place, facts=facts, rank_timeout=self.rank_timeout) as processes:
             of_first(processes, partial(check_folder, self.out, "out"))
             self._encode(backend, run, processes)
         return 0
@@ -116,6 +119,8 @@ class Encode:
         from drrho_clip.data.splits import open_all_pairs
         from drrho_clip.encoders import open_model
         from drrho_clip.features import encode_pairs
+        from drrho_clip.processes.facts import facts_of_model
+        from drrho_clip.processes.fingerprint import require_equal
         from drrho_clip.processes.together import together
         from drrho_clip.terminal.progress import Reporter
 
@@ -127,6 +132,9 @@ class Encode:
             of_data |= {name: value for name, value in preset(self.data).items() if name == "swapped_fraction"}
         config = TrainConfig(self.data, method="clip", backend=backend.name, **of_data)
         dataset = together(processes, partial(open_all_pairs, config))
+        if processes.size > 1:
+            facts = together(processes, partial(facts_of_model, encoder, {"data": dataset}, backend))
+            require_equal(processes, facts)
         title, reporters = f"encoding {len(dataset):,} pairs of {self.data}", list[Reporter]()
 
         def show(done: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +13,7 @@ from drrho_clip.commands.common import (
     device_option,
     max_unreadable_option,
     say_unreadable,
+    train_setting,
     write_json,
 )
 from drrho_clip.commands.model import MODEL_HELP, CommandModel, backend_option, find_model
@@ -115,6 +116,7 @@ class Evaluate:
     coordinator: str | None = coordinator_option()
     processes: int | None = processes_option()
     process: int | None = process_option()
+    rank_timeout: float = train_setting("rank_timeout")
     json: Path | None = setting(None, rule=PATH, help="A file to which the results are written as well.")
 
     def run(self) -> int:
@@ -135,7 +137,16 @@ class Evaluate:
             place=place,
         )
         prompts = self._prompts()
-        with opened_processes(model.backend, place) as processes:
+        facts = {
+            "gallery": self.gallery,
+            "queries": self.queries,
+            "split": self.split,
+            "probe": self.probe,
+            # Each machine may have own copies of the files of the classes and of the templates.
+            "classes": None if prompts is None or prompts.classes is None else list(map(astuple, prompts.classes)),
+            "templates": None if prompts is None else prompts.templates,
+        }
+        with opened_processes(model.backend, place, facts=facts, rank_timeout=self.rank_timeout) as processes:
             of_first(processes, partial(check_new_file, "json", self.json, self.data or model.config.data))
             self._measure(model, prompts, processes)
         return 0
@@ -145,6 +156,8 @@ class Evaluate:
         from drrho_clip.evaluate import evaluate
         from drrho_clip.measure.probing import check_probe, probe_figures
         from drrho_clip.processes.encoding import agreed_figures, shared_encoder
+        from drrho_clip.processes.facts import facts_of_model
+        from drrho_clip.processes.fingerprint import require_equal
         from drrho_clip.processes.together import together, written_by_first
 
         run = model.run
@@ -153,6 +166,9 @@ class Evaluate:
         # The measurement may take hours, so a probe that cannot be measured is refused before.
         if self.probe:
             together(processes, partial(check_probe, encoder, dataset, training))
+        if processes.size > 1:
+            parts = {"data": dataset} if training is None else {"data": dataset, "training_data": training}
+            require_equal(processes, together(processes, partial(facts_of_model, encoder, parts, model.backend)))
         encoder = shared_encoder(encoder, processes)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         metrics = evaluate(encoder, dataset, gallery_size=size, num_queries=self.queries, prompts=prompts)

@@ -1,4 +1,4 @@
-"""What the processes of a training run compare, and when: settings first, then data, then the state before a step.
+"""What processes compare, and when: settings first, then data and models, then the state before a training step.
 
 `drrho_clip.processes.fingerprint` compares the facts. Each group is compared before the processes exchange anything
 that depends on it, and before the first process writes a file.
@@ -6,16 +6,20 @@ that depends on it, and before the first process writes a file.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.data import DataSplits
+from drrho_clip.data import Dataset, DataSplits
 from drrho_clip.processes.fingerprint import digest_of_arrays
 from drrho_clip.run import Run
 from drrho_clip.update import StepState
 from drrho_core.backend import Backend
 
-__all__ = ["facts_of_data", "facts_of_settings", "facts_of_state"]
+if TYPE_CHECKING:
+    from drrho_clip.encoders import PairEncoder
+
+__all__ = ["facts_of_data", "facts_of_model", "facts_of_settings", "facts_of_state"]
 
 _DIGITS = 16
 # A machine may have an own copy of the data, whose content is compared later, and an own number of workers. Only the
@@ -47,6 +51,14 @@ def facts_of_data(run: Run, splits: DataSplits, backend: Backend) -> dict[str, A
         # The numbers of a CPU and of a GPU differ in the last digits, and the processes would drift apart.
         "is_gpu": backend.has_gpu,
     }
+
+
+def facts_of_model(encoder: PairEncoder, datasets: Mapping[str, Dataset], backend: Backend) -> dict[str, Any]:
+    """Return digests of a model and of the data that it encodes, and the dtype in which it computes."""
+    # The name of a model may be a folder, which each machine may have in another place.
+    identity = {name: value for name, value in encoder.identity().items() if name != "name"}
+    data = {name: dataset.fingerprint()[:_DIGITS] for name, dataset in datasets.items()}
+    return {"model": identity, **data, "backend_dtype": backend.dtype}
 
 
 def facts_of_state(backend: Backend, state: StepState, *, step: int, num_pairs: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from drrho_clip.errors import AgreedError
+from drrho_clip.files.temporary import remove_all
 from drrho_clip.processes.judge import Limits, Standing, Verdict
 from drrho_clip.processes.lines import connect, listen
 from drrho_clip.processes.posts import FirstPost, OtherPost, Post
@@ -273,6 +274,8 @@ class Watch:
         code = self._code(verdict)
         # A stream whose reader has stopped must not keep the process alive.
         _within(1.0, lambda: self._print(verdict))
+        # The process does not leave its contexts, so nothing else would remove its temporary folders.
+        _within(1.0, remove_all)
         post.end()
         self._end(code)
         self._stopped.set()

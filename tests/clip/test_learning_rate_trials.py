@@ -12,6 +12,7 @@ from drrho_clip.cli import main
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays
 from drrho_clip.learning_rate_trials import LEARNING_RATES, Trial, best_trial
+from drrho_clip.processes.one import OneProcess
 from drrho_clip.run import open_run
 from drrho_clip.trainer import Trainer
 from helpers.small_pairs import write_two_colours
@@ -65,6 +66,25 @@ def test_the_trials_take_at_most_a_fifth_of_the_steps(
     assert train(table, tmp_path / "out", "--epochs", "8", "--learning-rate", "auto") == 0
     in_run = steps.count("out")
     assert 0 < len(steps) - in_run <= 0.2 * in_run
+
+
+def test_the_watch_hears_of_checkpoints_of_the_run_only(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    folders: list[Path] = []
+    monkeypatch.setattr(OneProcess, "saved", lambda _, step: saved.append(step))
+    take_step = Trainer.take_step
+
+    def noted(self: Trainer, *arguments: object, **options: object) -> object:
+        folders.append(self.run.folder)
+        return take_step(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "take_step", noted)
+    assert train(table, tmp_path / "out", "--epochs", "15", "--learning-rate", "auto") == 0
+    # The three trials save after their only epoch, before the run has a folder with a checkpoint.
+    assert saved == list(range(0, 151, 10))
+    assert not folders[0].parent.exists()
 
 
 def test_a_moving_average_does_not_change_the_trials(table: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drrho_clip.errors import BadInput
+from drrho_clip.files.temporary import removed_at_end
 from drrho_clip.processes.judge import Limits
 from drrho_clip.processes.together import together
 from drrho_clip.processes.watch import Watch
@@ -69,6 +70,11 @@ class Work(NamedTuple):
             # The exchange of `together` goes through the test, like those of the start.
             case ["together", *mistake]:
                 together(Pipes(self.rank, self.size), lambda: self.checked(mistake))
+            case ["folder", name]:
+                Path(name).mkdir()
+                with removed_at_end(Path(name)):
+                    print("done", flush=True)
+                    sys.stdin.readline()
             case ["reset"]:
                 raise ConnectionResetError(104, "Connection reset by peer")
             # An exchange of an array library fails so when another process is gone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,6 +160,15 @@ def test_a_stopped_process_is_named(stopped: int) -> None:
         (line,) = ended[rank].lines
         assert line.startswith(f"drrho: rank {stopped} of 3 gave no sign of life for 1 s (stopped, or the machine is")
     assert ended[stopped].code == 2
+
+
+def test_temporary_folders_are_removed_by_a_process_that_another_has_ended(tmp_path: Path) -> None:
+    with Group(2) as group:
+        group.tell(0, f"folder {tmp_path}/trials")
+        assert (tmp_path / "trials").is_dir()
+        group.send(1, signal.SIGKILL)
+        group.ends()
+    assert not (tmp_path / "trials").exists()
 
 
 def test_processes_wait_for_each_other_at_the_end() -> None:

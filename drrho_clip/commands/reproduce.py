@@ -1,0 +1,116 @@
+"""The command ``drrho reproduce``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drrho_clip.errors import BadInput
+from drrho_clip.options import FLAG, PATH, at_least, choice, setting
+from drrho_clip.terminal.printing import print_cells, say
+
+if TYPE_CHECKING:
+    from drrho_clip.reproduce.claim import Claim
+    from drrho_clip.reproduce.results import Results
+
+# The names stand here, because the modules of the claims take time to import.
+NAMES = ("weak-to-strong", "variance")
+"""The claims that can be reproduced, in the order of their numbers."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Measure the claims of the Model Steering paper again, in small, and print figures, intervals and verdicts.
+
+    Without a claim the command lists the claims with the verdicts of the results that are there. Results are kept, one
+    line per experiment, and an interrupted command goes on with the experiments that are missing.
+
+    For example:
+      drrho reproduce
+      drrho reproduce variance
+      drrho reproduce --all --quick
+      drrho reproduce --report
+    """
+
+    claims: tuple[str, ...] = setting(
+        (),
+        rule=choice(*NAMES),
+        metavar="CLAIM",
+        several="*",
+        positional=True,
+        shown="none; the claims are listed",
+        help=f"Claims to measure: {', '.join(NAMES)}.",
+    )
+    all: bool = setting(False, rule=FLAG, help="Measure all claims.")
+    quick: bool = setting(
+        False,
+        rule=FLAG,
+        help="Use few drawn scenes and tiny models. This shows that every part works, but not whether a claim holds.",
+    )
+    report: bool = setting(
+        False, rule=FLAG, help="Write a page with pictures for each claim that has results, and the table of claims."
+    )
+    out: Path | None = setting(
+        None,
+        rule=PATH,
+        shown="docs/claims; with --quick build/claims-quick",
+        help="Folder of the results, CLAIM.jsonl, and of the pages.",
+    )
+    runs: Path = setting(
+        Path("build/claims"), rule=PATH, help="Folder of reference models and runs; it may be deleted afterwards."
+    )
+    jobs: int = setting(
+        2, rule=at_least(1, most=1024), help="Experiments at a time, each in a process with one thread."
+    )
+    seeds: int | None = setting(
+        None, rule=at_least(2, most=100), shown="5; with --quick 2", help="Number of seeds: 0, 1, 2 and so on."
+    )
+
+    def run(self) -> int:
+        """Measure, print the verdicts and write the pages."""
+        from drrho_clip.reproduce.claims import CLAIMS
+        from drrho_clip.reproduce.engine import reproduce
+        from drrho_clip.reproduce.pages import write_pages
+        from drrho_clip.reproduce.results import Results
+        from drrho_clip.reproduce.worlds import WORLDS
+
+        if self.all and self.claims:
+            raise BadInput(f"claims must be left out with --all, got {' '.join(self.claims)}")
+        out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
+        chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
+        if chosen:
+            say(*(line for world in WORLDS.values() if (line := world.missing()) is not None))
+            seeds = range(self.seeds or (2 if self.quick else 5))
+            results = reproduce(chosen, out, self.runs, seeds=seeds, jobs=self.jobs, quick=self.quick)
+            for claim in chosen:
+                _print_judgement(claim, results)
+        else:
+            results = Results(out, quick=self.quick)
+            _print_claims(list(CLAIMS.values()), results)
+        if self.report:
+            files = write_pages(CLAIMS.values(), results)
+            say(f"wrote {', '.join(map(str, files))}" if files else f"no pages: {out} has no results of two seeds")
+        return 0
+
+
+def _print_claims(claims: list[Claim], results: Results) -> None:
+    """Print the table of the claims with their verdicts."""
+    cells = []
+    for claim in claims:
+        judgement = claim.judge(results.of(claim.name))
+        cells.append((str(claim.number), claim.name, "not measured" if judgement is None else judgement.verdict))
+    print_cells(("", "claim", "verdict"), cells, left=3)
+
+
+def _print_judgement(claim: Claim, results: Results) -> None:
+    """Print figures, intervals and the verdict of a claim."""
+    from drrho_clip.reproduce.pages import in_words
+
+    judgement = claim.judge(results.of(claim.name))
+    assert judgement is not None
+    say(f"claim {claim.number}, {claim.name}")
+    say(*(f"  {figure.label}: {in_words(figure.interval)}" for figure in judgement.figures))
+    say(f"{judgement.verdict}: {judgement.sentence}")
+    if results.rows and next(iter(results.rows.values())).quick:
+        say("These are figures of --quick: they show that every part works, but not whether the claim holds.")

@@ -1,0 +1,74 @@
+"""A claim of the paper: the experiments that it needs, and the verdict and the pictures that the rows give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from drrho_clip.reproduce.plan import Plan
+from drrho_clip.reproduce.results import Row
+from drrho_clip.reproduce.statistics import Interval
+
+__all__ = ["Claim", "Figure", "Judgement", "by_seed", "groups"]
+
+
+class Figure(NamedTuple):
+    """A measured figure of a claim with intervals; `label` says what is subtracted from what, and in which unit."""
+
+    label: str
+    interval: Interval
+
+
+class Judgement(NamedTuple):
+    """The outcome of a claim: figures with intervals, a verdict of `statistics`, and the verdict in a sentence."""
+
+    figures: Sequence[Figure]
+    verdict: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim.
+
+    Parameters
+    ----------
+    name : str
+        The word of the command line.
+    number : int
+        The place in the table of claims.
+    title : str
+    statement : str
+        What the paper says, with the place in the paper.
+    setup : str
+        How this library measures the claim, and which differences make the verdict.
+    experiments : callable
+        ``experiments(plan)`` adds the experiments to a `Plan`, as far as the rows determine them.
+    judge : callable
+        ``judge(rows)`` returns the judgement of the rows of this claim, or None if two seeds are not there yet.
+    draw : callable
+        ``draw(rows)`` returns the pictures as SVG, by the name of the file without ``.svg``.
+    """
+
+    name: str
+    number: int
+    title: str
+    statement: str
+    setup: str
+    experiments: Callable[[Plan], None]
+    judge: Callable[[Sequence[Row]], Judgement | None]
+    draw: Callable[[Sequence[Row]], Mapping[str, bytes]]
+
+
+def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str | None], list[Row]]:
+    """Return the rows of each world, method and reference model, in the order of the rows."""
+    found_rows: dict[tuple[str, str, str | None], list[Row]] = {}
+    for row in rows:
+        found_rows.setdefault((row.dataset, row.method, row.reference), []).append(row)
+    return found_rows
+
+
+def by_seed(rows: Sequence[Row], figure: str) -> dict[int, float]:
+    """Return a figure of the rows of one group, by seed."""
+    return {row.seed: row.figure(figure) for row in rows}

@@ -1,0 +1,10 @@
+"""The claims, one module each, in the order of their numbers."""
+
+from drrho_clip.reproduce.claim import Claim
+from drrho_clip.reproduce.claims.variance import VARIANCE
+from drrho_clip.reproduce.claims.weak_to_strong import WEAK_TO_STRONG
+
+__all__ = ["CLAIMS"]
+
+CLAIMS: dict[str, Claim] = {claim.name: claim for claim in (WEAK_TO_STRONG, VARIANCE)}
+"""All claims by name."""

@@ -1,0 +1,84 @@
+"""An experiment, and the hash of all that determines the result of an experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeAlias
+
+__all__ = ["CHOICE_SEED", "LEARNING_RATES", "Experiment", "Settings"]
+
+Settings: TypeAlias = "Mapping[str, Any]"
+"""Settings that JSON can hold; groups of settings are nested."""
+
+CHOICE_SEED: Final = 100
+"""The seed on which learning rates are chosen; the seeds of the claims are 0, 1, 2 and so on."""
+
+LEARNING_RATES: Final = "learning-rates"
+"""Stands in place of a claim's name in the experiments that try learning rates, because all claims share these rows."""
+
+# A change of the code that changes results gets another number, so that old rows are measured again.
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training or one measurement with one seed.
+
+    Parameters
+    ----------
+    claim : str
+        Name of the claim, or `LEARNING_RATES`.
+    task : str
+        The task that is done: a key of `drrho_clip.reproduce.tasks.TASKS`.
+    dataset : str
+        Name of the world.
+    method : str
+        A method of `drrho train`, or "reference" for a reference model, or any name that the task knows.
+    reference : str or None
+        Name of the reference model in the world.
+    seed : int
+        Seed of data, initial parameters and order of the batches.
+    settings : mapping
+        All other values that determine the result, defaults of the world included, and no path.
+    quick : bool
+        The experiment is a small form of the real experiment, without a meaning for the claim.
+
+    Examples
+    --------
+    >>> first = Experiment("variance", "variance", "scenes-30", "drrho", "weak", 0, {"a": 1, "b": 2}, quick=True)
+    >>> again = Experiment("variance", "variance", "scenes-30", "drrho", "weak", 0, {"b": 2, "a": 1}, quick=True)
+    >>> first.config_hash() == again.config_hash(), len(first.config_hash())
+    (True, 64)
+    """
+
+    claim: str
+    task: str
+    dataset: str
+    method: str
+    reference: str | None
+    seed: int
+    settings: Settings
+    quick: bool
+
+    def config_hash(self) -> str:
+        """Return the SHA-256 of the canonical JSON of this experiment, in hex."""
+        return _hash({"format": _FORMAT, **asdict(self)})
+
+    def reference_hash(self) -> str | None:
+        """Return the hash of the reference model that the experiment needs, or None if none is needed.
+
+        Experiments of several claims that need the same reference model have the same hash here.
+        """
+        if self.settings.get("reference") is None:
+            return None
+        parts = {"data": self.settings["data"], "reference": self.settings["reference"]}
+        return _hash({"format": _FORMAT, "dataset": self.dataset, "seed": self.seed, "quick": self.quick, **parts})
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    # Sorted names and fixed separators give one text for equal content, whatever the order in which it was built.
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

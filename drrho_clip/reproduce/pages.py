@@ -1,0 +1,159 @@
+"""One page per claim and the table of all claims, as Markdown, from the rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from drrho_clip.files.disk import write_atomic
+from drrho_clip.reproduce.claim import Claim, Judgement, groups
+from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES
+from drrho_clip.reproduce.plan import best_rate
+from drrho_clip.reproduce.results import Results, Row
+from drrho_clip.reproduce.statistics import Interval, mean_and_deviation
+from drrho_clip.reproduce.training import FIGURES
+
+__all__ = ["claim_page", "in_words", "table_of_claims", "write_pages"]
+
+_NAMES = {"retrieval_r1": "R@1", "retrieval_r5": "R@5", "retrieval_r10": "R@10", "zero_shot_accuracy": "zero-shot"}
+
+
+def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
+    """Write the page and the pictures of each claim that has a judgement, and the table of claims; return the files."""
+    contents: dict[str, bytes] = {}
+    judged: dict[str, tuple[Claim, Judgement]] = {}
+    for claim in claims:
+        rows = results.of(claim.name)
+        judgement = claim.judge(rows)
+        # A claim without rows of two seeds has no page.
+        if judgement is None:
+            continue
+        judged[claim.name] = claim, judgement
+        pictures = claim.draw(rows)
+        page = claim_page(claim, rows, results.of(LEARNING_RATES), judgement, list(pictures))
+        contents[f"{claim.name}.md"] = page.encode()
+        contents |= {f"{name}.svg": picture for name, picture in pictures.items()}
+    if judged:
+        contents["README.md"] = table_of_claims(list(judged.values())).encode()
+    for name, content in contents.items():
+        write_atomic(results.folder / name, content)
+    return [results.folder / name for name in contents]
+
+
+def table_of_claims(judged: Sequence[tuple[Claim, Judgement]]) -> str:
+    """Return the page with the table of claims."""
+    lines = [
+        "# The claims of the paper, measured again",
+        "",
+        "`drrho reproduce --report` writes these pages from the rows in the files `.jsonl` of this folder.",
+        "",
+        *_table(
+            ("", "claim", "verdict", ""),
+            [
+                (str(claim.number), f"[{claim.title}]({claim.name}.md)", f"**{judgement.verdict}**", judgement.sentence)
+                for claim, judgement in judged
+            ],
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def claim_page(
+    claim: Claim, rows: Sequence[Row], trials: Sequence[Row], judgement: Judgement, pictures: Sequence[str]
+) -> str:
+    """Return the page of a claim.
+
+    Parameters
+    ----------
+    claim : Claim
+    rows : sequence of Row
+        The rows of the claim.
+    trials : sequence of Row
+        The rows of the trials of learning rates.
+    judgement : Judgement
+    pictures : sequence of str
+        Names of the pictures without ``.svg``.
+    """
+    seeds = sorted({row.seed for row in rows})
+    lines = [f"# Claim {claim.number}: {claim.title}", "", claim.statement, ""]
+    lines += [f"**Verdict: {judgement.verdict}.** {judgement.sentence}", ""]
+    lines += [f"    drrho reproduce {claim.name}", "", "## Measurement", "", claim.setup, ""]
+    lines += [
+        f"The seeds are {', '.join(map(str, seeds))}. A difference is taken seed by seed. The bootstrap interval and "
+        "Student's interval have level 95 %. A claim holds if both intervals of every difference lie above zero. "
+        "It does not hold if a difference lies below zero, also after Bonferroni's correction.",
+        "",
+        "## Figures",
+        "",
+        *_table(
+            ("", "mean", "bootstrap", "Student", "seeds"),
+            [(figure.label, *_cells(figure.interval)) for figure in judgement.figures],
+        ),
+        "",
+    ]
+    lines += [line for name in pictures for line in (f"![The figures of this page as a picture]({name}.svg)", "")]
+    names = [name for name in FIGURES if all(name in row.metrics for row in rows)]
+    if names:
+        lines += ["## Means and standard deviations over the seeds", ""]
+        heading = ("world", "method", "reference", "seeds", *(_NAMES[name] for name in names))
+        lines += [*_table(heading, [_means(group, names) for group in groups(rows).values()]), ""]
+    lines += ["## Learning rates", ""]
+    lines += [f"They were chosen by R@1 on the validation pairs of seed {CHOICE_SEED}, from the same grid.", ""]
+    used = {(row.dataset, row.method, row.reference) for row in rows}
+    used |= {(row.dataset, "reference", row.reference) for row in rows if row.reference is not None}
+    chosen = [_choice(group) for key, group in groups(trials).items() if key in used]
+    lines += [*_table(("world", "method", "reference", "validation R@1 by rate", "chosen"), chosen), ""]
+    lines += ["## Origin", "", _origin(rows), ""]
+    return "\n".join(lines)
+
+
+def in_words(interval: Interval) -> str:
+    """Return mean and bootstrap interval for a line of a terminal.
+
+    Examples
+    --------
+    >>> in_words(Interval(0.1234, 0.1, 0.15, 0.04, 5, 0.001))
+    '+0.123 [+0.100, +0.150], 5 seeds'
+    """
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], {interval.num} seeds"
+
+
+def _cells(interval: Interval) -> tuple[str, ...]:
+    student = f"{interval.mean - interval.half:+.3f} to {interval.mean + interval.half:+.3f}"
+    return f"{interval.mean:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}", student, str(interval.num)
+
+
+def _means(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
+    cells = []
+    for name in names:
+        mean, deviation = mean_and_deviation([row.figure(name) for row in rows])
+        cells.append(f"{mean:.3f} ± {deviation:.3f}")
+    return (rows[0].dataset, rows[0].method, rows[0].reference or "none", str(len(rows)), *cells)
+
+
+def _choice(rows: Sequence[Row]) -> tuple[str, ...]:
+    trials = {_rate_of(row): row for row in rows}
+    tried = ", ".join(f"{rate:g}: {trials[rate].figure('validation_r1'):.3f}" for rate in sorted(trials))
+    return rows[0].dataset, rows[0].method, rows[0].reference or "none", tried, f"{best_rate(trials):g}"
+
+
+def _rate_of(row: Row) -> float:
+    """Return the learning rate that a trial tries."""
+    group = "reference" if row.method == "reference" else "target"
+    return float(row.settings[group]["learning_rate"])
+
+
+def _origin(rows: Sequence[Row]) -> str:
+    machines = "; ".join(dict.fromkeys(row.machine for row in rows))
+    versions = dict.fromkeys(", ".join(f"{name} {number}" for name, number in row.versions.items()) for row in rows)
+    commits = ", ".join(dict.fromkeys(f"`{row.commit[:12]}`" for row in rows))
+    minutes = sum(row.seconds for row in rows) / 60
+    return (
+        f"The {len(rows)} rows took {minutes:.1f} minutes of training in all, on: {machines}. Versions: "
+        f"{'; '.join(versions)}. Commits: {commits}."
+    )
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]

@@ -1,0 +1,78 @@
+"""Pictures of the claims as SVG. The same rows give the same bytes with the same version of Matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Page
+
+from drrho_clip.reproduce.claim import Figure
+
+__all__ = ["draw_curves", "draw_intervals"]
+
+_STYLE: dict[Any, Any] = {"svg.hashsalt": "claims", "svg.fonttype": "none", "font.size": 9.0}
+_COLOURS = ("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf")
+
+
+def draw_intervals(figures: Sequence[Figure], *, axis: str) -> bytes:
+    """Draw one line per figure: the mean, the bootstrap interval (thick) and Student's interval (thin).
+
+    Parameters
+    ----------
+    figures : sequence of Figure
+    axis : str
+        The words below the horizontal axis, with the unit.
+
+    Returns
+    -------
+    bytes
+        The SVG.
+    """
+    with _page(7.2, 0.8 + 0.32 * len(figures)) as (page, content):
+        axes = page.subplots()
+        for place, (_, interval) in enumerate(figures):
+            axes.plot([interval.mean - interval.half, interval.mean + interval.half], [place] * 2, color=_COLOURS[1])
+            axes.plot([interval.low, interval.high], [place] * 2, color=_COLOURS[1], linewidth=4, alpha=0.5)
+            axes.plot([interval.mean], [place], "o", color=_COLOURS[0])
+        axes.axvline(0.0, color="#5b626b", linewidth=0.8)
+        axes.set_yticks(range(len(figures)), [figure.label for figure in figures])
+        axes.invert_yaxis()
+        axes.set_xlabel(axis)
+        _clean(axes)
+    return content.getvalue()
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[float]]], *, x_name: str, y_name: str) -> bytes:
+    """Draw panels side by side, each with curves by name over 1, 2, 3 and so on; the vertical axis is logarithmic."""
+    with _page(3.2 * len(panels), 3.0) as (page, content):
+        for axes, (title, curves) in zip(page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for colour, (name, values) in zip(_COLOURS, curves.items(), strict=False):
+                axes.plot(range(1, len(values) + 1), values, "o-", color=colour, label=name, markersize=3)
+            axes.set_yscale("log")
+            axes.set(title=title, xlabel=x_name, ylabel=y_name)
+            axes.legend(frameon=False)
+            _clean(axes)
+    return content.getvalue()
+
+
+@contextmanager
+def _page(width: float, height: float) -> Iterator[tuple[Page, io.BytesIO]]:
+    """Give an empty page of this size in inches, and the file that holds the page after the block."""
+    content = io.BytesIO()
+    # The settings of the user's Matplotlib must not change the pictures.
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        page = Page(figsize=(width, height), layout="constrained")
+        yield page, content
+        # Without a date the same rows give the same file.
+        page.savefig(content, format="svg", metadata={"Date": None})
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

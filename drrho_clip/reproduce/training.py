@@ -1,0 +1,116 @@
+"""Training in an experiment: the settings of the run, the reference model, and the figures of the trained model."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from drrho_clip.config import TrainConfig
+from drrho_clip.data import DataSplits
+from drrho_clip.data.splits import open_splits
+from drrho_clip.evaluate import evaluate
+from drrho_clip.files.outputs import has_checkpoint
+from drrho_clip.reproduce.experiment import Experiment, Settings
+from drrho_clip.reproduce.results import Metrics
+from drrho_clip.reproduce.worlds import WORLDS
+from drrho_clip.run.outcome import Outcome
+from drrho_clip.table_defaults import preferred_architecture
+from drrho_clip.train import train
+from drrho_core.backend import Backend, default_backend, get_backend
+
+__all__ = [
+    "FIGURES",
+    "Measured",
+    "figures_of",
+    "measure_reference",
+    "measure_training",
+    "reference_run",
+    "target_config",
+]
+
+FIGURES = ("retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_shot_accuracy")
+"""The figures of test pairs that a row has, if the data have them."""
+
+
+class Measured(NamedTuple):
+    """The figures of an experiment, and the seconds that they took."""
+
+    metrics: Metrics
+    seconds: float
+
+
+def measure_training(experiment: Experiment, folder: Path) -> Measured:
+    """Train a target and measure the best state."""
+    config, backend = target_config(experiment, folder)
+    splits = open_splits(config)
+    run = clean_folder(experiment, folder)
+    outcome = train(config, run, backend=backend, splits=splits, quiet=True)
+    measured = Measured(figures_of(outcome, splits), outcome.row["seconds"])
+    # Many runs of checkpoints would fill the disk, and nobody reads them again.
+    shutil.rmtree(run, ignore_errors=True)
+    return measured
+
+
+def measure_reference(experiment: Experiment, folder: Path) -> Measured:
+    """Measure a reference model on the test pairs of the world; it is trained if it is not there."""
+    outcome, _ = _reference_outcome(experiment, folder)
+    backend = get_backend(default_backend())
+    # The reference model has training pairs of its own, and the same held-out pairs as the target.
+    splits = open_splits(_config(experiment, experiment.settings["data"], "clip", backend))
+    return Measured(figures_of(outcome, splits), outcome.row["seconds"])
+
+
+def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
+    """Return the test figures of a trained model, and R@1 and R@10 on the validation pairs."""
+    test = outcome.row["metrics"]
+    validation = evaluate(outcome.encoder, splits.validation, zero_shot=False)
+    figures = {name: float(test[name]) for name in FIGURES if name in test}
+    return figures | {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
+
+
+def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Backend]:
+    """Return the settings of the target's run and the backend; the reference model is trained if it is not there."""
+    settings = {**experiment.settings["data"], **experiment.settings["target"]}
+    backend = get_backend(default_backend())
+    reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
+    return _config(experiment, settings, experiment.method, backend, reference), backend
+
+
+def reference_run(experiment: Experiment, folder: Path) -> Path:
+    """Return the folder of the reference model's run, which is trained first if it is not there."""
+    return _reference_outcome(experiment, folder)[1]
+
+
+def clean_folder(experiment: Experiment, folder: Path) -> Path:
+    """Return the folder of the target's run; files that a killed process has left there are removed."""
+    path = folder / "targets" / experiment.config_hash()[:16]
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
+def _reference_outcome(experiment: Experiment, folder: Path) -> tuple[Outcome, Path]:
+    key = experiment.reference_hash()
+    assert key is not None
+    path = folder / "references" / key[:16]
+    backend = get_backend(default_backend())
+    config = _config(experiment, experiment.settings["reference"], "clip", backend)
+    # A run that was killed is continued, and a finished run is only read.
+    return train(config, path, resume=has_checkpoint(path), backend=backend, quiet=True), path
+
+
+def _config(
+    experiment: Experiment, settings: Settings, method: str, backend: Backend, reference: str | None = None
+) -> TrainConfig:
+    values = {
+        "method": method,
+        "reference": reference,
+        **settings,
+        "seed": experiment.seed,
+        "data_seed": experiment.seed,
+        "backend": backend.name,
+        **WORLDS[experiment.dataset].places(),
+    }
+    config = TrainConfig(**values)
+    return replace(config, architecture=preferred_architecture(config.architecture, backend))

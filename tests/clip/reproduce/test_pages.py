@@ -1,0 +1,110 @@
+"""Every figure on a page comes from the rows: the committed pages are those of the committed rows, number by number."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drrho_clip.reproduce.claims import CLAIMS
+from drrho_clip.reproduce.experiment import LEARNING_RATES, Experiment
+from drrho_clip.reproduce.pages import write_pages
+from drrho_clip.reproduce.plan import Plan
+from drrho_clip.reproduce.results import Metrics, Results, Row
+from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
+from drrho_clip.reproduce.variances import ANCHORS, SPREADS, variances
+from drrho_clip.reproduce.worlds import WORLDS
+
+COMMITTED = Path(__file__).parents[3] / "docs" / "claims"
+
+
+def invented(name: str, folder: Path, lead: float) -> Results:
+    """Fill a folder with invented rows of a claim: everything that is steered is better by `lead`."""
+    rng = np.random.default_rng(0)
+    results = Results(folder, quick=False)
+
+    def metrics(experiment: Experiment) -> Metrics:
+        if experiment.task == "variances":
+            names = [(kind, f"{kind}_{a}_{s}") for kind in ("loss", "excess") for a in ANCHORS for s in SPREADS]
+            return {
+                name: (np.exp(rng.normal(0, 0.01, 3)) * (1 + lead * (kind == "loss"))).tolist() for kind, name in names
+            }
+        level = {"reference": 0.2 if experiment.reference == "weak" else 0.4, "drrho": 0.3 + lead}
+        r1 = level.get(experiment.method, 0.3) + rng.normal(0, 0.005)
+        return {"retrieval_r1": r1, "zero_shot_accuracy": r1 / 2, "validation_r1": r1, "validation_r10": r1}
+
+    while True:
+        plan = Plan(results.rows, list(WORLDS.values()), seeds=range(5), quick=False)
+        CLAIMS[name].experiments(plan)
+        if not plan.missing():
+            return results
+        for experiment in plan.missing():
+            results.append(
+                Row(
+                    **asdict(experiment),
+                    config_hash=experiment.config_hash(),
+                    metrics=metrics(experiment),
+                    seconds=60.0,
+                    machine="invented",
+                    versions={"numpy": "2"},
+                    commit="c0ffee",
+                )
+            )
+
+
+@pytest.mark.parametrize("lead", [0.2, 0.0])
+@pytest.mark.parametrize("name", list(CLAIMS))
+def test_a_page_has_the_figures_of_the_rows_and_the_verdict_follows_the_lead(
+    name: str, lead: float, tmp_path: Path
+) -> None:
+    results = invented(name, tmp_path, lead)
+    written = write_pages(CLAIMS.values(), results)
+    page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    assert f"**Verdict: {HOLDS if lead else NOT_SHOWN}.**" in page
+    judgement = CLAIMS[name].judge(results.of(name))
+    assert judgement is not None
+    for figure in judgement.figures:
+        assert f"| {figure.label} | {figure.interval.mean:+.3f} |" in page
+    # The means, without the code of the page.
+    for world in WORLDS if name == "weak-to-strong" else ():
+        values = [
+            row.metrics["retrieval_r1"] for row in results.of(name) if (row.dataset, row.method) == (world, "clip")
+        ]
+        assert f"| {world} | clip | none | 5 | {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} |" in page
+    # Each picture of the page is there, and the same rows give the same files.
+    pictures = re.findall(r"\]\((.*\.svg)\)", page)
+    assert {path.name for path in written} == {"README.md", f"{name}.md", *pictures}
+    before = {path: path.read_bytes() for path in written}
+    assert write_pages(CLAIMS.values(), Results(tmp_path, quick=False)) == written
+    assert {path: path.read_bytes() for path in written} == before
+    assert results.of(LEARNING_RATES)
+
+
+def test_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None:
+    committed = Results(COMMITTED, quick=False)
+    copy = Results(tmp_path, quick=False)
+    for row in committed.rows.values():
+        copy.append(row)
+    pages = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in write_pages(CLAIMS.values(), copy)
+        if path.suffix == ".md"
+    }
+    assert {path.name: path.read_text(encoding="utf-8") for path in COMMITTED.glob("*.md")} == pages
+    # A picture may differ in bytes between versions of Matplotlib, so only the names are compared.
+    assert {path.name for path in COMMITTED.glob("*.svg")} == {path.name for path in tmp_path.glob("*.svg")}
+
+
+def test_variances_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(3)
+    target, reference = rng.normal(size=(2, 6, 6))
+    figures = variances(target, reference)
+    for anchor, turned in (("image", (target, reference)), ("text", (target.T, reference.T))):
+        losses = [np.asarray([[S[i, j] - S[i, i] for j in range(6) if j != i] for i in range(6)]) for S in turned]
+        for kind, values in (("loss", losses[0]), ("excess", losses[0] - losses[1])):
+            assert figures[f"{kind}_{anchor}_over_pairs"] == pytest.approx(values.var())
+            assert figures[f"{kind}_{anchor}_within_anchors"] == pytest.approx(values.var(axis=1).mean())
+            assert figures[f"{kind}_{anchor}_between_anchors"] == pytest.approx(values.mean(axis=1).var())
