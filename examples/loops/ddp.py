@@ -59,7 +59,7 @@ def save(folder, step, model, optimizer, estimator):
 
 def load(folder, model, optimizer, estimator):
     """Load the last checkpoint, which any number of processes has written; return the number of steps taken."""
-    last = max(Path(folder).glob("*/model.pt"), default=None)
+    last = max(Path(folder).glob("*/model.pt"), key=lambda path: int(path.parent.name), default=None)
     if last is None:
         return 0
     state = torch.load(last, map_location=estimator.log_inner_image.device)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drrho_core import InnerEstimator
 from helpers.examples import EXAMPLES, load
 
 PAIRS, STOP, STEPS = 256, 6, 10
@@ -75,3 +76,17 @@ def test_four_devices_of_the_jax_loop_train_as_one_and_one_continues(
     expected = names["main"](pairs, alone, STEPS)
     assert (len(shared), len(continued)) == (STOP, STEPS - STOP)
     np.testing.assert_allclose([*shared, *continued], expected, rtol=1e-4)
+
+
+def test_the_torch_loop_continues_the_checkpoint_of_the_largest_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    names = load("loops/ddp.py", monkeypatch)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    model, estimator = torch.nn.Linear(1, 1), InnerEstimator(2, like=torch.zeros(1))
+    optimizer = torch.optim.AdamW(model.parameters())
+    # In the order of words the name with seven digits comes first.
+    for step in (999_999, 1_000_000):
+        names["save"](tmp_path, step, model, optimizer, estimator)
+    assert names["load"](tmp_path, model, optimizer, estimator) == 1_000_000
