@@ -40,7 +40,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def figures_of(program: subprocess.Popen[str]) -> dict[str, Any]:
     """Return what a program has printed: how far each training is from that on one device in float64."""
     try:
-        output, errors = program.communicate(timeout=300)
+        output, errors = program.communicate(timeout=600)
     finally:
         program.kill()
     assert program.returncode == 0, errors

@@ -33,7 +33,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def finish(*programs: subprocess.Popen[str]) -> list[str]:
     """Wait for programs, and return what they have printed."""
     try:
-        printed = [program.communicate(timeout=300)[0] for program in programs]
+        printed = [program.communicate(timeout=600)[0] for program in programs]
     finally:
         for program in programs:
             program.kill()
