@@ -278,7 +278,7 @@ class ContrastiveLoss(nn.Module):
         Parameters
         ----------
         image_features, text_features : tensor, shape (b, d)
-            Features of the batch, as in `drrho_core.contrastive_step`; b >= 2.
+            Features of the batch, as in `drrho_core.contrastive_step`; b >= 2, or with a process group W b >= 2.
         sample_index : tensor of integers, shape (b,)
             Stable row of every pair in the data set, in [0, num_samples), without repeats. In ``eval()`` the values
             are not used.
@@ -294,9 +294,10 @@ class ContrastiveLoss(nn.Module):
             the factor 1/(2b) of the mean over the 2b anchors.
         gathered : bool, default: False
             True says that all arguments already hold the batches of all processes, in the same order on every process.
-            Then every process computes the same loss and keeps the same estimates. Needed if the world size is above
-            1. The gradient of a process's rows is the gradient of the loss of the whole batch; a wrapper that averages
-            gradients over W processes divides the gradient by W.
+            Then every process computes the same loss and keeps the same estimates. Needed if the world size is above 1
+            and the module has no `process_group`; refused if it has one. The gradient of a process's rows is the
+            gradient of the loss of the whole batch; a wrapper that averages gradients over W processes divides the
+            gradient by W.
         update : bool, default: True
             False: the call computes loss and gradients from the updated estimates but does not store the estimates. A
             loop that calls the loss several times for the same batch stores them in one of the calls only.
@@ -314,8 +315,9 @@ class ContrastiveLoss(nn.Module):
             an index that was not checked is out of range, loss and gradients are nan and no estimate changes. With a
             process group this holds also for an index that occurs twice.
         RuntimeError
-            If the world size is above 1 and the batch is not `gathered`; under `torch.func.vmap`, if the state has to
-            change and is not mapped; in ``backward()``, if the loss is differentiated twice.
+            If the world size is above 1, the module has no `process_group` and the batch is not `gathered`; under
+            `torch.func.vmap`, if the state has to change and is not mapped; in ``backward()``, if the loss is
+            differentiated twice.
 
         Warns
         -----
