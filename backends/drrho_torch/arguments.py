@@ -95,6 +95,9 @@ def number_or_tensor(temperature: Any) -> Any:
         If the temperature is an array of another library, or a tensor that is split among processes.
     """
     # The core would use attributes of the array that only tensors have, and the error would not name the argument.
+    # A number comes first, because the compiler cannot ask a traced number for the attributes of an array.
+    if isinstance(temperature, int | float):
+        return temperature
     if checks.is_array(temperature) and not isinstance(temperature, Tensor):
         raise TypeError(
             "temperature must be a number or a torch tensor (torch.as_tensor), "

@@ -63,12 +63,14 @@ def test_two_processes_of_the_torch_loop_train_as_one_and_one_continues(
 def test_four_devices_of_the_jax_loop_train_as_one_and_one_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("jax")
+    jax = pytest.importorskip("jax")
     pytest.importorskip("optax")
     names = load("loops/shard_map.py", monkeypatch)
     pairs, four, alone = (str(tmp_path / name) for name in ("pairs.npz", "four.npz", "alone.npz"))
     sys.modules["pairs"].write_pairs(pairs, PAIRS)
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    # Another test of this process may have switched 64-bit types on, which changes the random start.
+    devices["JAX_ENABLE_X64"] = str(int(jax.config.jax_enable_x64))
     shared = start([LOOPS / "shard_map.py", pairs, four, STOP], **devices)
     # The processes of other tests see one device.
     assert names["mesh"].size == 1
