@@ -16,7 +16,7 @@ from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, choice, setting
-from drrho_clip.plan_options import PlanOptions
+from drrho_clip.plan.options import PlanOptions
 from drrho_clip.processes.place import Place
 from drrho_clip.setting_rules import check_used, dropped_of_preset
 from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
@@ -149,7 +149,7 @@ class Train:
     def _planned(self) -> int:
         """Print what the run would do."""
         from drrho_clip.data.splits import open_splits
-        from drrho_clip.plan import plan_of_size, plan_run, print_plan
+        from drrho_clip.plan.run import plan_of_size, plan_run, print_plan
         from drrho_clip.run import refuse_existing
         from drrho_clip.train import check_other_runs
 
