@@ -139,13 +139,14 @@ class SampleNumbers:
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def own_temperature(self) -> dict[str, np.ndarray]:
-        """Return the state of the temperature that this process stores."""
+        """Return a copy of the state of the temperature that this process stores, in the memory of the host."""
         return {name: self._backend.to_numpy(array) for name, array in self.temperature.state_dict().items()}
 
-    def gathered(self) -> dict[str, np.ndarray]:
+    def gathered(self, own_temperature: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the divided numbers of all samples on the first process, by their names in a checkpoint.
 
-        All processes call this. The other processes get no numbers, and nothing is returned if nothing is divided.
+        All processes call this with the result of `own_temperature`. The other processes get no numbers, and nothing is
+        returned if nothing is divided.
         """
         if not self.is_split:
             return {}
@@ -153,22 +154,21 @@ class SampleNumbers:
         own = {f"estimator/{name}": array for name, array in self.estimator.state_dict().items()}
         if isinstance(self.temperature, PerSampleTemperature):
             columns = {column.name for column in self.temperature.table.columns}
-            own |= {f"temperature/{name}": x for name, x in self.own_temperature().items() if name in columns}
+            own |= {f"temperature/{name}": x for name, x in own_temperature.items() if name in columns}
         return {
             name: rows
             for name, array in own.items()
             if (rows := rows_of_all_processes(array, self._num_samples, start, self._processes)) is not None
         }
 
-    def whole(self) -> dict[str, np.ndarray]:
-        """Return all arrays that this process need not gather, by their names in a checkpoint."""
+    def whole(self, own_temperature: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return all arrays that this process need not gather, by their names in a checkpoint; see `gathered`."""
         # The estimator returns NumPy arrays, also if the estimates are on the device or in a file.
         estimates = {} if self.is_split else self.estimator.state_dict()
-        of_temperature = self.own_temperature()
         if self.is_split and isinstance(self.temperature, PerSampleTemperature):
-            of_temperature = {"version": of_temperature["version"]}
+            own_temperature = {"version": own_temperature["version"]}
         return {f"estimator/{name}": x for name, x in estimates.items()} | {
-            f"temperature/{name}": x for name, x in of_temperature.items()
+            f"temperature/{name}": x for name, x in own_temperature.items()
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

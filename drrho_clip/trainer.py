@@ -401,11 +401,12 @@ class Trainer:
             for group, members in self._groups().items()
             for name, array in members.items()
         }
-        is_finite = all_finite([*arrays.values(), *self._numbers.own_temperature().values()])
-        if not all(self.processes.gather(is_finite)):
+        # There may be a temperature per sample, so it is copied from the device only once.
+        own_temperature = self._numbers.own_temperature()
+        if not all(self.processes.gather(all_finite([*arrays.values(), *own_temperature.values()]))):
             raise self._diverged(self.done)
-        learned = self._learned()
-        write = partial(self._write_checkpoint, arrays, self._numbers.gathered(), learned)
+        gathered, learned = self._numbers.gathered(own_temperature), self._learned()
+        write = partial(self._write_checkpoint, arrays | gathered, own_temperature, learned)
         written_by_first(self.processes, write, "writing a checkpoint")
         self._saved = self.done
         self.processes.saved(self.done)
@@ -413,7 +414,7 @@ class Trainer:
         together(self.processes, partial(self._kept.write, part(arrays, "parameters")))
 
     def _write_checkpoint(
-        self, arrays: Mapping[str, np.ndarray], gathered: Mapping[str, np.ndarray], learned: Mapping[str, float]
+        self, arrays: Mapping[str, np.ndarray], own_temperature: Mapping[str, np.ndarray], learned: Mapping[str, float]
     ) -> None:
         progress = {
             "step": self.done,
@@ -427,7 +428,7 @@ class Trainer:
         }
         self._write_lines()
         self.run.sync_log()
-        save_arrays(self.run.checkpoint, "checkpoint", {**arrays, **gathered, **self._numbers.whole()}, progress)
+        save_arrays(self.run.checkpoint, "checkpoint", {**arrays, **self._numbers.whole(own_temperature)}, progress)
         keep_last(self.run, self.done)
 
     def _learned(self) -> dict[str, float]:

@@ -100,7 +100,7 @@ class FirstEndpoint:
             self._introduce(connection)
         for rank, connection in self._ranks.items():
             if connection.is_open:
-                self._hear(rank, connection)
+                self._take(rank, connection, _received(connection))
 
     def tell(self, standing: Standing) -> None:
         """Take in how rank 0 stands, and tell the other ranks the saved step, the verdict or the end."""
@@ -158,9 +158,6 @@ class FirstEndpoint:
         self._take(rank, connection, messages)
         if len(self._ranks) == self._size - 1:
             self._listener.close()
-
-    def _hear(self, rank: int, connection: Connection) -> None:
-        self._take(rank, connection, _received(connection))
 
     def _take(self, rank: int, connection: Connection, messages: list[dict[str, Any]]) -> None:
         """Give the messages of a rank to the judge."""

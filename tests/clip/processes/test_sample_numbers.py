@@ -54,28 +54,30 @@ def _trained(run: Run, processes: Any) -> tuple[SampleNumbers, list[float]]:
 @pytest.mark.parametrize("size", [2, 3, 6])
 def test_divided_numbers_are_those_of_one_process_and_each_process_stores_a_part(run: Run, size: int) -> None:
     alone, expected = _trained(run, OneProcess(BACKEND))
+    whole_alone = alone.whole(alone.own_temperature())
 
     def work(processes: ThreadProcesses) -> Any:
         numbers, read = _trained(run, processes)
         again = SampleNumbers(run, BACKEND, N, processes)
-        again.load(alone.whole())
-        saved = numbers.gathered(), again.gathered()
-        arrays = *numbers.estimator.state_dict().values(), numbers.own_temperature()["momentum_text"]
+        again.load(whole_alone)
+        own_temperature = numbers.own_temperature()
+        saved = numbers.gathered(own_temperature), again.gathered(again.own_temperature())
+        arrays = *numbers.estimator.state_dict().values(), own_temperature["momentum_text"]
         stored = [len(array) for array in arrays]
-        return read, saved, numbers.whole(), stored, numbers.shapes()
+        return read, saved, numbers.whole(own_temperature), stored, numbers.shapes()
 
     results = ThreadProcesses.run(size, work)
     assert [row for read, *_ in results for row in read] == expected
     most = -(-N // size)
     for rank, (_, saved, whole, stored, shapes) in enumerate(results):
         assert stored == [min(most, max(0, N - rank * most))] * 3
-        assert shapes == {name: array.shape for name, array in alone.whole().items()}
+        assert shapes == {name: array.shape for name, array in whole_alone.items()}
         for gathered in saved:
             # The first process alone holds the numbers of all samples.
             found = gathered | whole
-            assert found.keys() == (alone.whole().keys() if rank == 0 else whole.keys())
+            assert found.keys() == (whole_alone.keys() if rank == 0 else whole.keys())
             for name, array in found.items():
-                np.testing.assert_allclose(array, alone.whole()[name], rtol=1e-13)
+                np.testing.assert_allclose(array, whole_alone[name], rtol=1e-13)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
