@@ -82,7 +82,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     """Train in this process, and return resident memory after the imports, the peak, and the announced memory."""
     from drrho_clip.config import TrainConfig
     from drrho_clip.data.splits import open_splits
-    from drrho_clip.plan import plan_run
+    from drrho_clip.plan.run import plan_run
     from drrho_clip.train import train
     from drrho_core.backend import get_backend
 

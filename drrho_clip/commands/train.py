@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from drrho_clip.config_file import PRESETS, read_preset, read_settings
 from drrho_clip.errors import BadInput
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.options import FLAG, PATH, choice, setting
-from drrho_clip.plan_options import PlanOptions
+from drrho_clip.plan.options import PlanOptions
 from drrho_clip.processes.place import Place
 from drrho_clip.setting_rules import check_used, dropped_of_preset
 from drrho_clip.table_defaults import defaults_for, preferred_architecture, preset, selection_defaults
@@ -91,7 +90,7 @@ class Train:
         """Return whether the folder holds a checkpoint."""
         return has_checkpoint(self.out)
 
-    @functools.cached_property
+    @cached_property
     def named(self) -> Mapping[str, Any]:
         """The settings that the user has named, in the file or on the command line."""
         settings = {} if self.config is None else read_settings(self.config)
@@ -150,7 +149,7 @@ class Train:
     def _planned(self) -> int:
         """Print what the run would do."""
         from drrho_clip.data.splits import open_splits
-        from drrho_clip.plan import plan_of_size, plan_run, print_plan
+        from drrho_clip.plan.run import plan_of_size, plan_run, print_plan
         from drrho_clip.run import refuse_existing
         from drrho_clip.train import check_other_runs
 

@@ -40,9 +40,9 @@ class Claim:
         The place in the table of claims.
     title : str
     statement : str
-        What the paper says, with the place in the paper.
+        The statement of the paper, with the place in the paper.
     setup : str
-        How this library measures the claim, and which differences make the verdict.
+        The measurement of the claim by this library, and the differences that make the verdict.
     experiments : callable
         ``experiments(plan)`` adds the experiments to a `Plan`, as far as the rows determine them.
     judge : callable

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from drrho_clip.traffic import SharedStep, messages
+from drrho_clip.plan.traffic import SharedStep, messages
 from helpers import jax_devices
 from helpers.jax_checkpoints import NUM_SAMPLES, RESTORING
 from helpers.jax_collectives import REFERENCE_WIDTH, ROWS, WIDTH

@@ -6,22 +6,22 @@ import json
 
 import pytest
 
-from benchmarks import many_devices
+from benchmarks.many_devices import measure, page
 
 pytest.importorskip("torch")
 
 
 def test_the_page_shows_what_the_command_plans() -> None:
-    assert f"\n\n{many_devices.planned_table()}\n\n" in many_devices.PAGE.read_text(encoding="utf-8")
+    assert f"\n\n{page.planned_table()}\n\n" in page.PAGE.read_text(encoding="utf-8")
 
 
 def test_the_page_shows_the_measured_figures() -> None:
-    figures = json.loads(many_devices.FIGURES.read_text(encoding="utf-8"))
-    assert f"\n\n{many_devices.measured_tables(figures)}\n\n" in many_devices.PAGE.read_text(encoding="utf-8")
+    figures = json.loads(page.FIGURES.read_text(encoding="utf-8"))
+    assert f"\n\n{page.measured_tables(figures)}\n\n" in page.PAGE.read_text(encoding="utf-8")
 
 
 def test_the_bytes_of_all_forms_and_options_are_those_of_the_model() -> None:
-    assert many_devices.largest_error_of_bytes() < 1e-12
+    assert measure.largest_error_of_bytes() < 1e-12
 
 
 def test_a_planned_step_is_work_plus_bytes_over_bandwidth_plus_latencies() -> None:
@@ -31,7 +31,7 @@ def test_a_planned_step_is_work_plus_bytes_over_bandwidth_plus_latencies() -> No
     form = {"received": 300.0, "planned": 300.0, "exchanges": 4, "loopback": 700}
     slow = {"rounds": [rounds], "probe": 100, "reduce": form, "ring": form}
     fast = slow | {"rounds": [{name: value / 2 for name, value in rounds.items()}]}
-    row = many_devices.summarised([fast, slow])["reduce"]
+    row = measure.summarised([fast, slow])["reduce"]
     # With two processes a sum of 100 bytes brings 100 bytes, so 300 bytes take 3 s.
     assert row["predicted_ms"] == pytest.approx(5000 + 3000 + 200)
     assert row["interface_mb"] == pytest.approx(350e-6)

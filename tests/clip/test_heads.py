@@ -18,8 +18,8 @@ from drrho_clip.errors import BadInput
 from drrho_clip.features import encode_pairs
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays
-from drrho_clip.memory import activations_per_pair
 from drrho_clip.models import ModelSpec
+from drrho_clip.plan.memory import activations_per_pair
 from drrho_clip.run import open_run
 from drrho_clip.train import train
 from drrho_core.backend import get_backend

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import drrho_core as core
-from benchmarks.counted_ranks import StandIn
+from benchmarks.many_devices.counted_ranks import StandIn
 from drrho_core import InnerEstimator, ThreadRanks, contrastive_step, fused_kernels, sharded_contrastive_step
 from helpers import problems
 from helpers.features import unit_rows

@@ -14,8 +14,8 @@ from drrho_clip.config import TrainConfig
 from drrho_clip.data import HostBatch
 from drrho_clip.data.splits import open_splits
 from drrho_clip.errors import AgreedError
-from drrho_clip.memory import memory_of_run
 from drrho_clip.models import ModelSpec
+from drrho_clip.plan.memory import memory_of_run
 from drrho_clip.processes.one import OneProcess
 from drrho_clip.run import Run, describe_run, remove_unused_estimates
 from drrho_clip.sample_numbers import SampleNumbers, check_home, rows_of_all_processes

@@ -16,7 +16,7 @@ from drrho_clip.data.splits import open_splits
 from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
 from drrho_clip.errors import BadInput
 from drrho_clip.methods import METHODS
-from drrho_clip.plan import plan_run
+from drrho_clip.plan.run import plan_run
 from drrho_clip.run import open_run
 from drrho_clip.table_defaults import defaults_for
 from drrho_clip.train import described

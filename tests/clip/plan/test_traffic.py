@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.counted_ranks import CountedRanks
-from drrho_clip.traffic import Message, SharedStep, messages, received_by_purpose, received_bytes
+from benchmarks.many_devices.counted_ranks import CountedRanks
+from drrho_clip.plan.traffic import Message, SharedStep, messages, received_by_purpose, received_bytes
 from drrho_core import InnerEstimator, ThreadRanks, sharded_contrastive_step
 from helpers import problems
 from helpers.ranks import own_rows

@@ -15,11 +15,11 @@ from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
 from drrho_clip.errors import BadInput
 from drrho_clip.exchange.model_sizes import spec_of_size
 from drrho_clip.features.reading import ReferenceFeatures
-from drrho_clip.memory import DataSizes, MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec
-from drrho_clip.plan_options import PlanOptions
-from drrho_clip.plan_ranks import RanksPlan, plan_ranks, print_ranks
+from drrho_clip.plan.memory import DataSizes, MemoryPart, memory_of_run, parameter_count
+from drrho_clip.plan.options import PlanOptions
+from drrho_clip.plan.ranks import RanksPlan, plan_ranks, print_ranks
 from drrho_clip.terminal.printing import print_cells, say
 from drrho_clip.train import described
 from drrho_core.backend import Backend

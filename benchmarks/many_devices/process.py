@@ -1,4 +1,4 @@
-"""One of several processes of benchmarks/many_devices.py: measures the network, then steps with and without messages.
+"""One of the processes of `measure.in_processes`: measures the network, then steps with and without messages.
 
 All processes measure at the same time, in rounds: exchanges of a few bytes and of many, the own work of a step without
 messages, and the whole step. So the processes compete for the cores in every measurement alike.
@@ -21,8 +21,8 @@ import torch.distributed as dist
 from drrho_torch import TorchRanks
 from torch import nn
 
-from benchmarks.counted_ranks import CountedRanks, StandIn
-from drrho_clip.traffic import SharedStep, messages, received_bytes
+from benchmarks.many_devices.counted_ranks import CountedRanks, StandIn
+from drrho_clip.plan.traffic import SharedStep, messages, received_bytes
 from drrho_core import Ranks, sharded_contrastive_step
 from drrho_core.contrastive.ranks import FORMS
 

@@ -6,7 +6,7 @@ W ranks share each batch of B pairs, b = B / W each. The time of a step is
     + received bytes / c         c: bandwidth, the bytes per second that a rank receives
     + exchanges * l              l: latency, the time of an exchange of a few bytes among all ranks
 
-`drrho_clip.traffic` lists the exchanges. The form ring computes the logits of the loss twice; `RING_WORK` is the
+`drrho_clip.plan.traffic` lists the exchanges. The form ring computes the logits of the loss twice; `RING_WORK` is the
 measured factor. The share of the loss in the work of a step follows from the numbers of multiplications: 6 per weight,
 token (or position of an image) and pair in the encoders, 6 d + 2 r per pair of own image and text in the loss.
 """
@@ -20,24 +20,24 @@ from typing import Final
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
-from drrho_clip.memory import DataSizes, MemoryPart, memory_of_run, parameter_count
 from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec, parameter_shapes
-from drrho_clip.plan_options import PlanOptions
+from drrho_clip.plan.memory import DataSizes, MemoryPart, memory_of_run, parameter_count
+from drrho_clip.plan.options import PlanOptions
+from drrho_clip.plan.traffic import Message, SharedStep, messages, received_by_purpose, received_bytes
 from drrho_clip.terminal.printing import print_cells, say
-from drrho_clip.traffic import Message, SharedStep, messages, received_by_purpose, received_bytes
 from drrho_core.backend import Backend
 from drrho_core.contrastive.ranks import FORMS
 
 __all__ = ["RING_WORK", "FormPlan", "RanksPlan", "plan_ranks", "print_ranks", "shared_step"]
 
 RING_WORK: Final = 1.4
-"""Time of a rank's loss in the form ring, divided by the time in the form reduce; see benchmarks/many_devices.py."""
+"""Time of a rank's loss in the form ring, divided by the time in the form reduce; see benchmarks/many_devices."""
 
 
 @dataclass(frozen=True)
 class FormPlan:
-    """What a rank needs if the ranks share their batches in one form.
+    """The plan of a rank if the ranks share their batches in one form.
 
     Attributes
     ----------

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from drrho_clip.traffic import received_share
+from drrho_clip.plan.traffic import received_share
 from drrho_core import Ranks
 
 Arrays = tuple[Any, ...]

@@ -9,12 +9,12 @@ import pytest
 from drrho_clip.cli import main
 from drrho_clip.config import TrainConfig
 from drrho_clip.exchange.model_sizes import spec_of_size
-from drrho_clip.memory import parameter_count
 from drrho_clip.models import ModelSpec, parameter_shapes
-from drrho_clip.plan import Plan, plan_of_size
-from drrho_clip.plan_options import PlanOptions
-from drrho_clip.plan_ranks import FormPlan, products_per_pair, shared_step
-from drrho_clip.traffic import received_bytes
+from drrho_clip.plan.memory import parameter_count
+from drrho_clip.plan.options import PlanOptions
+from drrho_clip.plan.ranks import FormPlan, products_per_pair, shared_step
+from drrho_clip.plan.run import Plan, plan_of_size
+from drrho_clip.plan.traffic import received_bytes
 from drrho_core.backend import get_backend
 
 SIZED = ["train", "--method", "sogclr", "--backend", "torch", "--dry-run", "--model", "tiny", "--num-pairs", "100000"]

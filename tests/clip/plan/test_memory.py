@@ -13,9 +13,9 @@ import pytest
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
 from drrho_clip.data.splits import open_splits
-from drrho_clip.memory import memory_of_run, parameter_count
 from drrho_clip.models import ModelSpec
-from drrho_clip.plan import plan_run
+from drrho_clip.plan.memory import memory_of_run, parameter_count
+from drrho_clip.plan.run import plan_run
 from drrho_core.backend import get_backend
 
 # Peak of a run less the memory after the imports, in MB: benchmarks/memory.py, scenes of 4,096 pairs, width 64.
@@ -47,7 +47,7 @@ def test_the_announced_memory_is_within_a_fifth_of_the_measured_memory(run: tupl
 
 
 def test_a_run_of_this_machine_takes_the_announced_memory() -> None:
-    benchmark = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+    benchmark = Path(__file__).parents[3] / "benchmarks" / "memory.py"
     settings = {
         "data": "scenes",
         "method": "sogclr",
