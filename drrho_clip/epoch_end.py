@@ -1,4 +1,4 @@
-"""The end of an epoch: validation, the states that a run keeps, and whether the training is over."""
+"""The end of an epoch: validation, the states that a run keeps, and the decision to stop the training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from drrho_clip.data import BatchSource, DataSplits
 from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder
 from drrho_clip.evaluate import evaluate
-from drrho_clip.processes.encoding import agreed_figures, features_of_rows, shared_encoder
+from drrho_clip.processes.encoding import features_of_rows, shared_encoder
 from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import agreed_figures
 from drrho_clip.reference import measure_shares
 from drrho_clip.reference.memorisation import Shares, serves_better
 from drrho_clip.run import Run
@@ -25,7 +26,7 @@ __all__ = ["EpochEnd", "Findings"]
 
 @dataclass
 class Findings:
-    """What the end of an epoch has shown.
+    """The results of the end of an epoch, on which the trainer acts.
 
     Attributes
     ----------
@@ -139,7 +140,7 @@ class EpochEnd:
             temperature=temperature,
             used_rows=self._used_rows,
         )
-        # The shares decide what is kept and when the run stops, so all processes take those of the first.
+        # The shares decide about the state to keep and the end of the run, so all processes take those of the first.
         shares = Shares(**agreed_figures(shares._asdict(), self._processes))
         figures = {"hopeless_train": shares.train, "hopeless_validation": shares.validation}
         findings.lines.append(figures)

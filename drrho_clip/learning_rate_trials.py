@@ -24,10 +24,10 @@ from drrho_clip.errors import BadInput
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.files.temporary import removed_at_end
-from drrho_clip.processes.encoding import agreed_figures, shared_encoder
+from drrho_clip.processes.encoding import shared_encoder
 from drrho_clip.processes.one import OneProcess
 from drrho_clip.processes.protocol import Processes
-from drrho_clip.processes.together import of_first, together
+from drrho_clip.processes.together import agreed_figures, of_first, together
 from drrho_clip.reference.guidance import open_guidance
 from drrho_clip.run import Run
 from drrho_clip.terminal.printing import say
@@ -86,8 +86,8 @@ def try_learning_rates(
     trials: list[Trial] = []
     failure: BadInput | None = None
     with contextlib.ExitStack() as stack:
-        alone: Processes = OneProcess(backend)
-        group = cast(Processes, _ProcessesOfTrials(alone if processes is None else processes))
+        processes = OneProcess(backend) if processes is None else processes
+        group = cast(Processes, _ProcessesOfTrials(processes))
         # All processes use the folder of the first one; on another machine it is another folder of the same name.
         folder = of_first(group, lambda: tempfile.mkdtemp(prefix="drrho-trials-"))
         stack.enter_context(removed_at_end(Path(folder)))
@@ -102,8 +102,8 @@ def try_learning_rates(
             together(group, make if writes else lambda: None)
             # Every trial uses the same pairs, so the reference model is asked only once.
             guidance = open_guidance(trial, backend, splits, group) if guidance is None else guidance
-            build = partial(Trainer, trial, backend, splits, start=start, guidance=guidance, processes=group)
-            with contextlib.closing(build()) as trainer:
+            trainer = Trainer(trial, backend, splits, start=start, guidance=guidance, processes=group)
+            with contextlib.closing(trainer):
                 steps = max(1, trainer.steps_per_epoch * run.config.epochs // _PART)
                 try:
                     trainer.fit(quiet=True, stop_after=steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from drrho_clip.shared_rows import moved_rows
+from drrho_clip.processes.shared_rows import moved_rows
 from drrho_core import Ranks, select_jest, select_top_excess
 from drrho_core.checks import Array, Namespace, device_of
 

@@ -23,8 +23,8 @@ from drrho_clip.config import TrainConfig
 from drrho_clip.methods import LOG_SCALE, METHODS, ObjectiveInputs, ObjectiveResult
 from drrho_clip.processes.one import OneProcess
 from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.shared_rows import rows_of_all
 from drrho_clip.selection import part_of
-from drrho_clip.shared_rows import rows_of_all
 from drrho_clip.update import StepState, build_update
 from drrho_core import Ranks
 from drrho_core.backend import Backend, Model, Optimizer, Parameters

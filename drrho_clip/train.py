@@ -29,12 +29,12 @@ from drrho_clip.files.outputs import check_folder
 from drrho_clip.learning_rate_trials import best_trial, print_trials, save_trials, try_learning_rates
 from drrho_clip.measure.held_out import check_held_out, save_known_images
 from drrho_clip.methods import METHODS
-from drrho_clip.processes.encoding import agreed_figures, shared_encoder
+from drrho_clip.processes.encoding import shared_encoder
 from drrho_clip.processes.facts import facts_of_data, facts_of_settings, facts_of_state
 from drrho_clip.processes.fingerprint import require_equal
 from drrho_clip.processes.opening import opened_processes
 from drrho_clip.processes.protocol import Processes
-from drrho_clip.processes.together import of_first, together, told_by_all, written_by_first
+from drrho_clip.processes.together import agreed_figures, of_first, together, together_with_values, written_by_first
 from drrho_clip.reference.guidance import keep_guidance, print_guidance
 from drrho_clip.run import (
     Run,
@@ -278,7 +278,7 @@ def _resume(
     extended = run.earlier_ends != stored.earlier_ends
     moved = {name: value for name, value in tables_of(config).items() if value != tables_of(run.config)[name]}
     # Only some machines may have moved their data, and all processes have to go the same way.
-    progress, moved_anywhere = told_by_all(processes, lambda: (run.progress(), bool(moved)))
+    progress, moved_anywhere = together_with_values(processes, lambda: (run.progress(), bool(moved)))
     over = progress.finished and not extended
     if over and not any(moved_anywhere):
         together(processes, partial(_check_finished, run, splits))

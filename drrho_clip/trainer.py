@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class Trainer:
         """The temperature, fixed or learned."""
         return self._numbers.temperature
 
-    @functools.cached_property
+    @cached_property
     def _watchers(self) -> list[Watcher]:
         # They write files, so they are opened at the first line, when the folder of the run is there.
         return open_watchers(self.run, step=self.done)
@@ -252,7 +252,7 @@ class Trainer:
         met = list(self.source.unreadable.values())
         for reason in met[self._num_unreadable :]:
             # Another process may not know this image yet, so this process writes the line on its own or later.
-            self._note(epoch, {"unreadable": reason})
+            self._remember_line(epoch, {"unreadable": reason})
             say(f"warning: {reason}; another pair takes the place", stream=sys.stderr)
         self._num_unreadable = len(met)
         if self.processes.size == 1:
@@ -353,9 +353,7 @@ class Trainer:
             arrays = failure_arrays(self.backend, self.state, inputs, self.processes)
             result = good_result(self._step, self.state, inputs)
             if result is None:
-                write = functools.partial(
-                    save_failure, self.run, arrays, inputs, batch.rows, step=self.done + 1, epoch=epoch
-                )
+                write = partial(save_failure, self.run, arrays, inputs, batch.rows, step=self.done + 1, epoch=epoch)
                 written_by_first(self.processes, write)
                 return failure_file(self.run)
             self._accept(batch, result)
@@ -363,10 +361,10 @@ class Trainer:
 
     def _log(self, epoch: int, figures: Mapping[str, float | str]) -> None:
         """Write a line to the log; all processes call this at the same time."""
-        self._note(epoch, figures)
+        self._remember_line(epoch, figures)
         written_by_first(self.processes, self._write_lines)
 
-    def _note(self, epoch: int, figures: Mapping[str, float | str]) -> None:
+    def _remember_line(self, epoch: int, figures: Mapping[str, float | str]) -> None:
         """Remember a line, which the next call of `_log` writes as well."""
         samples_seen = self.done * self.run.config.batch_size
         record = {"step": self.done, "epoch": epoch, "samples_seen": samples_seen, **figures}
@@ -407,12 +405,12 @@ class Trainer:
         if not all(self.processes.gather(is_finite)):
             raise self._diverged(self.done)
         learned = self._learned()
-        write = functools.partial(self._write_checkpoint, arrays, self._numbers.gathered(), learned)
+        write = partial(self._write_checkpoint, arrays, self._numbers.gathered(), learned)
         written_by_first(self.processes, write, "writing a checkpoint")
         self._saved = self.done
         self.processes.saved(self.done)
         # If the process dies here, the checkpoint has the parameters of the states that are not written yet.
-        together(self.processes, functools.partial(self._kept.write, part(arrays, "parameters")))
+        together(self.processes, partial(self._kept.write, part(arrays, "parameters")))
 
     def _write_checkpoint(
         self, arrays: Mapping[str, np.ndarray], gathered: Mapping[str, np.ndarray], learned: Mapping[str, float]
@@ -466,7 +464,7 @@ class Trainer:
         """Take the state of the checkpoint on all processes, or raise BadInput on all of them."""
         arrays, progress = together(self.processes, self._read_checkpoint)
         # If the numbers of the samples are divided, the processes check them together and fail together.
-        together(self.processes, functools.partial(self._take, arrays, progress))
+        together(self.processes, partial(self._take, arrays, progress))
 
     def _read_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return arrays and progress of the checkpoint, which fit this run."""

@@ -136,7 +136,7 @@ def find_block_kernels(batch: Batch, xp: Namespace) -> BlockSweeps | None:
 
 
 def block_kernels(xp: Namespace) -> str:
-    """Return what has to be the same on all ranks: the kernels for blocks and the mode, or ``none``."""
+    """Describe the kernels for blocks and the mode, which must be the same on all ranks; ``none`` without kernels."""
     try:
         kernels = _block_kernels(xp)
     except ValueError:  # about DRRHO_FUSED; the check of the step raises the same error

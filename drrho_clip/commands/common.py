@@ -84,7 +84,7 @@ def train_setting(name: str) -> Any:
 def build_backend(name: str, device: str | None, dtype: str, place: Place | None = None) -> Backend:
     """Open a backend; raise BadInput if backend, device or dtype is unknown or not installed.
 
-    `place` says where this process stands, if it is one of several.
+    `place` is the place of this process among all processes, if there are several.
     """
     if place is not None:
         # Not before, because the import takes time.

@@ -119,8 +119,7 @@ class Encode:
         from drrho_clip.data.splits import open_all_pairs
         from drrho_clip.encoders import open_model
         from drrho_clip.features import encode_pairs
-        from drrho_clip.processes.facts import facts_of_model
-        from drrho_clip.processes.fingerprint import require_equal
+        from drrho_clip.processes.facts import require_same_model
         from drrho_clip.processes.together import together
         from drrho_clip.terminal.progress import Reporter
 
@@ -132,9 +131,7 @@ class Encode:
             of_data |= {name: value for name, value in preset(self.data).items() if name == "swapped_fraction"}
         config = TrainConfig(self.data, method="clip", backend=backend.name, **of_data)
         dataset = together(processes, partial(open_all_pairs, config))
-        if processes.size > 1:
-            facts = together(processes, partial(facts_of_model, encoder, {"data": dataset}, backend))
-            require_equal(processes, facts)
+        require_same_model(processes, encoder, {"data": dataset}, backend)
         title, reporters = f"encoding {len(dataset):,} pairs of {self.data}", list[Reporter]()
 
         def show(done: int) -> None:

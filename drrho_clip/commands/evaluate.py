@@ -155,10 +155,9 @@ class Evaluate:
         """Measure the model together with other processes, and print the table."""
         from drrho_clip.evaluate import evaluate
         from drrho_clip.measure.probing import check_probe, probe_figures
-        from drrho_clip.processes.encoding import agreed_figures, shared_encoder
-        from drrho_clip.processes.facts import facts_of_model
-        from drrho_clip.processes.fingerprint import require_equal
-        from drrho_clip.processes.together import together, written_by_first
+        from drrho_clip.processes.encoding import shared_encoder
+        from drrho_clip.processes.facts import require_same_model
+        from drrho_clip.processes.together import agreed_figures, together, written_by_first
 
         run = model.run
         dataset, about, training = together(processes, partial(self._held_out_pairs, model))
@@ -166,9 +165,8 @@ class Evaluate:
         # The measurement may take hours, so a probe that cannot be measured is refused before.
         if self.probe:
             together(processes, partial(check_probe, encoder, dataset, training))
-        if processes.size > 1:
-            parts = {"data": dataset} if training is None else {"data": dataset, "training_data": training}
-            require_equal(processes, together(processes, partial(facts_of_model, encoder, parts, model.backend)))
+        parts = {"data": dataset} if training is None else {"data": dataset, "training_data": training}
+        require_same_model(processes, encoder, parts, model.backend)
         encoder = shared_encoder(encoder, processes)
         size = max(2, len(dataset)) if isinstance(self.gallery, str) else self.gallery
         metrics = evaluate(encoder, dataset, gallery_size=size, num_queries=self.queries, prompts=prompts)

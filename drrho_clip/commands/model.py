@@ -42,7 +42,7 @@ class CommandModel:
     backend_name, device : str or None
         The user's wishes.
     place : Place or None
-        Where this process stands, if it is one of several.
+        The place of this process among all processes, if there are several.
     """
 
     word: str

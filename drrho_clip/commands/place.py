@@ -1,4 +1,4 @@
-"""The options with which each of several processes says where it stands, if no launcher has started them."""
+"""The options with which each of several processes names its place, if no launcher has started them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def process_option() -> Any:
 
 
 def place_among(coordinator: str | None, processes: int | None, process: int | None) -> Place | None:
-    """Return where this process stands; if the user names no place, that of the launcher, or None without a launcher.
+    """Return the place that the user names, else that of the launcher, or None without a launcher.
 
     Raises
     ------

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,7 +90,7 @@ class Train:
         """Return whether the folder holds a checkpoint."""
         return has_checkpoint(self.out)
 
-    @functools.cached_property
+    @cached_property
     def named(self) -> Mapping[str, Any]:
         """The settings that the user has named, in the file or on the command line."""
         settings = {} if self.config is None else read_settings(self.config)

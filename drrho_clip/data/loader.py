@@ -16,6 +16,7 @@ from drrho_clip.constants import ORDERS
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.augment import Augmentation, KeptImages
 from drrho_clip.data.order import EpochOrder, PartOfOrder
+from drrho_clip.data.pair_masks import PairMasks
 from drrho_clip.data.preprocess import check_resize_mode
 from drrho_clip.data.protocol import (
     Dataset,
@@ -32,7 +33,7 @@ from drrho_clip.data.reading import ImageReader, Images, images_of_epoch
 from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput
 from drrho_clip.processes.protocol import Processes
-from drrho_clip.processes.together import together, told_by_all
+from drrho_clip.processes.together import together, together_with_values
 
 __all__ = ["BatchSource", "HostBatch", "batches"]
 
@@ -238,8 +239,7 @@ class BatchSource:
         if self.channels not in (1, 3):
             raise BadInput(f"channels must be 1 or 3, got {channels!r}")
         self._tokens = _small_tokens(tokenizer, captions_of(dataset))
-        image_ids = dataset.image_ids
-        self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
+        self._pair_masks = PairMasks(dataset.image_ids)
         self._shape = (self.image_size, self.image_size, self.channels)
         images_only = getattr(dataset, "images_only", None)
         # Other processes get a copy, so the reader holds no captions.
@@ -346,7 +346,7 @@ class BatchSource:
 
         # Images that are in memory cannot be unreadable, so their processes need not ask each other.
         asked = processes if self._in_files else None
-        (index, images), answers = told_by_all(asked, read)
+        (index, images), answers = together_with_values(asked, read)
         bad = {int(place): reason for of_process in answers for place, reason in of_process.items()}
         if not bad:
             return index, images, whole
@@ -367,7 +367,7 @@ class BatchSource:
                 whole[place] = row
                 reading: Callable[[], tuple[UInt8 | None, str | None]]
                 reading = partial(self._read_own, row, part.epoch) if is_own else _nothing
-                image, reasons = told_by_all(asked, reading)
+                image, reasons = together_with_values(asked, reading)
                 reason = reasons[owner]
                 if image is not None:
                     index[place - part.places.start], images[place - part.places.start] = row, image
@@ -416,11 +416,8 @@ class BatchSource:
 
     def _assemble(self, index: Int64, images: UInt8, whole: Int64 | None = None) -> HostBatch:
         """Return the batch of some rows; `whole` has the rows of all processes, if there are several."""
-        pair_mask = None
-        if self._image_ids is not None:
-            others = index if whole is None else whole
-            pair_mask = self._image_ids[index][:, None] != self._image_ids[others][None, :]
-        return HostBatch(index, images, self._tokens[index].astype(np.int32), pair_mask, whole)
+        tokens = self._tokens[index].astype(np.int32)
+        return HostBatch(index, images, tokens, self._pair_masks.of(index, whole), whole)
 
     def _decode(self, index: Int64, epoch: int | None = None) -> UInt8:
         """Return the images of the given rows, black if unreadable; those of an epoch may be random parts."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from drrho_clip.data._checks import whole_number
 from drrho_clip.data.loader import HostBatch, batches
 from drrho_clip.data.order import EpochOrder, PartOfOrder
+from drrho_clip.data.pair_masks import PairMasks
 from drrho_clip.data.protocol import Dataset, Int64
 from drrho_clip.data.unreadable import UnreadableRows
 from drrho_clip.errors import BadInput
@@ -69,8 +70,7 @@ class RowSource:
             flaws.note(row, reason)
         self.unreadable = flaws.reasons
         self._rows = features.rows_of(dataset)
-        image_ids = dataset.image_ids
-        self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
+        self._pair_masks = PairMasks(dataset.image_ids)
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -126,10 +126,6 @@ class RowSource:
         """Return the batch of some rows; `whole` has the rows of all processes, if there are several."""
         # The rows of the cache may stand in another order than the pairs.
         places = self._rows[index]
-        pair_mask = None
-        if self._image_ids is not None:
-            others = index if whole is None else whole
-            pair_mask = self._image_ids[index][:, None] != self._image_ids[others][None, :]
         images: Any = self._features.rows_of_side("image", places)
         texts: Any = self._features.rows_of_side("text", places)
-        return HostBatch(index, images, texts, pair_mask, whole)
+        return HostBatch(index, images, texts, self._pair_masks.of(index, whole), whole)

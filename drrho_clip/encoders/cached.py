@@ -11,7 +11,7 @@ from drrho_clip.data import Dataset, WordTokenizer
 from drrho_clip.data.content import DIGEST_SIZE
 from drrho_clip.data.pair_ids import find_ids, text_ids
 from drrho_clip.data.unreadable import UnreadableRows
-from drrho_clip.encoders.protocol import Floats, joined
+from drrho_clip.encoders.protocol import EncoderInBatches, Floats
 from drrho_clip.errors import BadInput
 from drrho_clip.features.reading import ReferenceFeatures
 from drrho_clip.features.rows import CacheRows
@@ -20,7 +20,7 @@ from drrho_clip.terminal.safe_text import brief
 __all__ = ["CachedEncoder"]
 
 
-class CachedEncoder:
+class CachedEncoder(EncoderInBatches):
     """The features of a cache; images and captions are found by their content.
 
     Parameters
@@ -81,12 +81,6 @@ class CachedEncoder:
         places = places[first_row:] if rows is None else places[rows]
         for start in range(0, len(places), batch_size):
             yield self._features[places[start : start + batch_size]]
-
-    def pairs(
-        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
-    ) -> tuple[Floats, Floats]:
-        """Return the features of all pairs, in row order; raise BadInput if the cache lacks a pair."""
-        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
 
     def images_of(
         self,

@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from drrho_clip.data import Dataset, WordTokenizer
-from drrho_clip.encoders.protocol import Floats, identity_of, joined
+from drrho_clip.encoders.protocol import EncoderInBatches, Floats, identity_of
 from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import digest
 
 __all__ = ["FixedFeatures"]
 
 
-class FixedFeatures:
+class FixedFeatures(EncoderInBatches):
     """A model that returns given features, in the order of the rows of one data set.
 
     `drrho_clip.features.encode_pairs` writes them into a cache, which ``drrho train --reference CACHE`` reads.
@@ -83,12 +83,6 @@ class FixedFeatures:
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
             yield self._image[part], self._text[part]
-
-    def pairs(
-        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
-    ) -> tuple[Floats, Floats]:
-        """Return the features of all pairs."""
-        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
 
     def images_of(
         self,

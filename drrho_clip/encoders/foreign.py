@@ -13,7 +13,7 @@ import numpy as np
 from drrho_clip.data import Dataset, Tokenizer, UnreadableImage, captions_of
 from drrho_clip.data.protocol import UInt8
 from drrho_clip.data.unreadable import UnreadableRows
-from drrho_clip.encoders.protocol import Floats, identity_of, joined
+from drrho_clip.encoders.protocol import EncoderInBatches, Floats, identity_of
 
 __all__ = ["ForeignEncoder"]
 
@@ -21,7 +21,7 @@ _THREADS = 2
 
 
 @dataclass(frozen=True)
-class ForeignEncoder:
+class ForeignEncoder(EncoderInBatches):
     """A model of another program on a backend.
 
     Parameters
@@ -86,12 +86,6 @@ class ForeignEncoder:
         parts = (every[start : start + batch_size] for start in range(0, len(every), batch_size))
         for part, images in zip(parts, self._image_batches(dataset, every, batch_size), strict=True):
             yield images, self.texts([captions[row] for row in part], batch_size=batch_size)
-
-    def pairs(
-        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
-    ) -> tuple[Floats, Floats]:
-        """Return the features of all pairs, (n, d) and (n, e); `after_batch` is called after each batch."""
-        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
 
     def images_of(
         self,

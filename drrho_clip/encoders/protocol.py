@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from drrho_clip.data import Dataset, Tokenizer
 from drrho_clip.data.protocol import ImageReading
 
-__all__ = ["PairEncoder", "identity_of", "joined"]
+__all__ = ["EncoderInBatches", "PairEncoder", "identity_of", "joined"]
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -33,7 +34,7 @@ class PairEncoder(Protocol):
 
     @property
     def resize_mode(self) -> ImageReading | str:
-        """How images become square, and perhaps numbers; see `drrho_clip.data.resize`."""
+        """The way in which images become square, and perhaps numbers; see `drrho_clip.data.resize`."""
         ...
 
     @property
@@ -90,6 +91,22 @@ class PairEncoder(Protocol):
     def texts(self, captions: Sequence[str], *, batch_size: int = 256) -> Floats:
         """Return features (n, e) of captions."""
         ...
+
+
+class EncoderInBatches(ABC):
+    """A base class of encoders: the features of all pairs are those of the batches."""
+
+    @abstractmethod
+    def batches_of(
+        self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[Floats, Floats]]:
+        """Yield the features of the pairs batch by batch; see `PairEncoder.batches_of`."""
+
+    def pairs(
+        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Return the features of all pairs, (n, d) and (n, e), in row order; see `PairEncoder.pairs`."""
+        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
 
 
 def identity_of(

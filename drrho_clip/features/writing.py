@@ -22,7 +22,7 @@ from drrho_clip.files.json_files import parse_json
 from drrho_clip.files.lock import LOCK, only_process
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.processes.protocol import Processes
-from drrho_clip.processes.together import of_first, told_by_all
+from drrho_clip.processes.together import of_first, together_with_values
 from drrho_clip.terminal.safe_text import brief
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def encode_pairs(
 
     is_first = processes is None or processes.is_first
     with contextlib.ExitStack() as stack:
-        own, places = told_by_all(processes, lambda: _with_place(begun(stack) if is_first else None))
+        own, places = together_with_values(processes, lambda: _with_place(begun(stack) if is_first else None))
         batches: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
         if places[0] is not None:
             first_row, block_rows = places[0]

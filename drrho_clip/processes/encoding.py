@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data.unreadable import UnreadableRows
-from drrho_clip.encoders.protocol import Floats, joined
+from drrho_clip.encoders.protocol import EncoderInBatches, Floats
 from drrho_clip.processes.protocol import Processes
-from drrho_clip.processes.together import together, told_by_all
+from drrho_clip.processes.together import together, together_with_values
 
 if TYPE_CHECKING:
     from drrho_clip.data import BatchSource, Dataset, Tokenizer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from drrho_clip.encode import Encoder
     from drrho_clip.encoders import PairEncoder
 
-__all__ = ["SharedEncoder", "agreed_figures", "features_of_rows", "shared_encoder"]
+__all__ = ["SharedEncoder", "features_of_rows", "shared_encoder"]
 
 # Batches of images or texts in memory after which a process gives a sign of progress.
 _BATCHES_PER_SIGN = 64
@@ -37,13 +37,7 @@ def shared_encoder(encoder: PairEncoder, processes: Processes | None) -> PairEnc
     return SharedEncoder(encoder, processes)
 
 
-def agreed_figures(figures: dict[str, float], processes: Processes) -> dict[str, float]:
-    """Return the figures of the first process, because rounding may differ between machines."""
-    first: dict[str, float] = processes.gather(figures)[0]
-    return first
-
-
-class SharedEncoder:
+class SharedEncoder(EncoderInBatches):
     """An encoder whose methods all processes call at the same time; see `drrho_clip.encoders.PairEncoder`.
 
     Parameters
@@ -71,7 +65,7 @@ class SharedEncoder:
 
     @property
     def resize_mode(self) -> ImageReading | str:
-        """How images become square."""
+        """The way in which images become square."""
         return self._encoder.resize_mode
 
     @property
@@ -111,16 +105,10 @@ class SharedEncoder:
             return batch, {str(row): reason for row, reason in unknown.items()}
 
         for _ in range(_rounds(len(rows), batch_size, self._processes)):
-            batch, unreadable = told_by_all(self._processes, work)
+            batch, unreadable = together_with_values(self._processes, work)
             together(self._processes, partial(_note, flaws, unreadable))
             images, texts = (_every(None if batch is None else batch[side], self._processes) for side in (0, 1))
             yield from zip(images, texts, strict=True)
-
-    def pairs(
-        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
-    ) -> tuple[Floats, Floats]:
-        """Return the features of all pairs."""
-        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
 
     def images_of(
         self,
@@ -181,7 +169,6 @@ def features_of_rows(
     batch_size: int = 256,
 ) -> tuple[Floats, Floats]:
     """Return the features of rows of a source, which may keep decoded images; the processes share the work."""
-    sides = []
 
     def encode(own: np.ndarray) -> tuple[Floats, Floats]:
         starts = range(0, len(own), batch_size)
@@ -190,9 +177,9 @@ def features_of_rows(
 
     own = _own_batches(rows, batch_size, processes)
     features = together(processes, lambda: encode(own) if len(own) else None)
-    for side in (0, 1):
-        sides.append(_in_order(None if features is None else features[side], len(rows), batch_size, processes))
-    return sides[0], sides[1]
+    image, text = (None, None) if features is None else features
+    images = _in_order(image, len(rows), batch_size, processes)
+    return images, _in_order(text, len(rows), batch_size, processes)
 
 
 def _shared_rows(
@@ -213,7 +200,7 @@ def _shared_rows(
         features = encode(own) if len(own) else None
         return features, {str(row): of_dataset[row] for row in own.tolist() if row in of_dataset}
 
-    features, unreadable = told_by_all(processes, work)
+    features, unreadable = together_with_values(processes, work)
     if dataset is not None:
         together(processes, partial(_note, UnreadableRows(dataset), unreadable))
     return _in_order(features, len(rows), batch_size, processes)
@@ -224,17 +211,22 @@ def _rounds(num_rows: int, batch_size: int, processes: Processes) -> int:
     return -(-num_rows // (batch_size * processes.size))
 
 
+def _owners(num_rows: int, batch_size: int, processes: Processes) -> np.ndarray:
+    """Return the number of the process that encodes each row: batch k belongs to process k modulo W."""
+    owners: np.ndarray = np.arange(num_rows) // batch_size % processes.size
+    return owners
+
+
 def _own_batches(rows: np.ndarray, batch_size: int, processes: Processes) -> np.ndarray:
-    """Return the rows of the own batches: batch k belongs to process k modulo W."""
-    owners = np.arange(len(rows)) // batch_size % processes.size
-    own: np.ndarray = rows[owners == processes.rank]
+    """Return the rows of the own batches."""
+    own: np.ndarray = rows[_owners(len(rows), batch_size, processes) == processes.rank]
     return own
 
 
 def _in_order(features: Floats | None, num_rows: int, batch_size: int, processes: Processes) -> Floats:
     """Return the features of the rows of all processes, in the order of the rows."""
     every = _every(features, processes)
-    owners = np.arange(num_rows) // batch_size % processes.size
+    owners = _owners(num_rows, batch_size, processes)
     result = np.empty((num_rows, every[0].shape[1]), dtype=every[0].dtype)
     for rank, part in enumerate(every):
         result[owners == rank] = part

@@ -1,4 +1,4 @@
-"""What processes compare, and when: settings first, then data and models, then the state before a training step.
+"""Facts that processes compare: settings first, then data and models, then the state before a training step.
 
 `drrho_clip.processes.fingerprint` compares the facts. Each group is compared before the processes exchange anything
 that depends on it, and before the first process writes a file.
@@ -7,11 +7,14 @@ that depends on it, and before the first process writes a file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, DataSplits
-from drrho_clip.processes.fingerprint import digest_of_arrays
+from drrho_clip.processes.fingerprint import digest_of_arrays, require_equal
+from drrho_clip.processes.protocol import Processes
+from drrho_clip.processes.together import together
 from drrho_clip.run import Run
 from drrho_clip.update import StepState
 from drrho_core.backend import Backend
@@ -19,7 +22,7 @@ from drrho_core.backend import Backend
 if TYPE_CHECKING:
     from drrho_clip.encoders import PairEncoder
 
-__all__ = ["facts_of_data", "facts_of_model", "facts_of_settings", "facts_of_state"]
+__all__ = ["facts_of_data", "facts_of_settings", "facts_of_state", "require_same_model"]
 
 _DIGITS = 16
 # A machine may have an own copy of the data, whose content is compared later, and an own number of workers. Only the
@@ -53,7 +56,16 @@ def facts_of_data(run: Run, splits: DataSplits, backend: Backend) -> dict[str, A
     }
 
 
-def facts_of_model(encoder: PairEncoder, datasets: Mapping[str, Dataset], backend: Backend) -> dict[str, Any]:
+def require_same_model(
+    processes: Processes, encoder: PairEncoder, datasets: Mapping[str, Dataset], backend: Backend
+) -> None:
+    """Raise AgreedError unless all processes have the same model, the same data to encode, and the same dtype."""
+    # A single process need not read the data for this.
+    if processes.size > 1:
+        require_equal(processes, together(processes, partial(_facts_of_model, encoder, datasets, backend)))
+
+
+def _facts_of_model(encoder: PairEncoder, datasets: Mapping[str, Dataset], backend: Backend) -> dict[str, Any]:
     """Return digests of a model and of the data that it encodes, and the dtype in which it computes."""
     # The name of a model may be a folder, which each machine may have in another place.
     identity = {name: value for name, value in encoder.identity().items() if name != "name"}

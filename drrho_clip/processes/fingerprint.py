@@ -15,28 +15,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from drrho_clip.errors import AgreedError
 from drrho_clip.processes.judge import ranks_in_words
+from drrho_clip.processes.protocol import Gathering
 from drrho_core import __version__
 
-__all__ = ["Gathering", "digest_of_arrays", "facts_of_program", "require_equal"]
+__all__ = ["digest_of_arrays", "facts_of_program", "require_equal"]
 
 _PROJECT = "drrho-core"
 # Extras of the project whose libraries take no part in training.
 _TOOLS = ("test", "dev", "docs")
 _MOST_NAMED = 3
-
-
-class Gathering(Protocol):
-    """The part of the processes of a run that the comparison needs; `drrho_clip.processes.protocol` has all parts."""
-
-    def gather(self, value: Any, /) -> list[Any]:
-        """Return the values of all processes, in the order of the ranks."""
-        ...
 
 
 def require_equal(processes: Gathering, facts: Mapping[str, Any]) -> None:
@@ -84,7 +77,7 @@ def require_equal(processes: Gathering, facts: Mapping[str, Any]) -> None:
 
 
 def facts_of_program(packages: Sequence[str]) -> dict[str, Any]:
-    """Return what identifies the program: its version and source, Python, and the libraries that it uses.
+    """Return the identity of the program: version and source, Python, and the libraries that it uses.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which rank has failed: the rules, without sockets, threads and clocks.
+"""The rules by which rank 0 finds the failed rank, without sockets, threads and clocks.
 
 A *rank* is one of the processes that train together. Every rank says about once a second how it stands (`Standing`).
 The `Judge`, in the process of rank 0, compares the standings of all ranks and finds the rank that keeps the others from
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a rank stands, in its own words.
+    """The state of the work of a rank, as the rank reports it.
 
     Attributes
     ----------
@@ -288,7 +288,7 @@ class Judge:
             )
 
     def _where(self, ranks: Sequence[int], *, places: bool = False) -> str:
-        """Return where the processes of some ranks are; they may still be there after the end of the others."""
+        """Return the places of the processes of these ranks, which may still be there after the end of the others."""
         described = []
         for rank in ranks:
             standing = self._members[rank].standing

@@ -53,7 +53,7 @@ def meet(place: Place, *, seconds: float | None = None) -> None:
     Parameters
     ----------
     place : Place
-        Where this process stands, with the address.
+        The place of this process among all processes, with the address.
     seconds : float, optional
         Seconds to wait; by default `MEETING_SECONDS`.
 
@@ -73,7 +73,7 @@ def meet(place: Place, *, seconds: float | None = None) -> None:
 
 
 def _receive_all(place: Place, deadline: float, seconds: float) -> None:
-    """Wait as the first process for all others, and tell them to go on, or why not."""
+    """Wait as the first process for all others, and tell them to go on, or the reason why they cannot."""
     assert place.address is not None
     _, port = check_address(place.address)
     try:
@@ -91,9 +91,9 @@ def _receive_all(place: Place, deadline: float, seconds: float) -> None:
         with listener:
             refusal = _refusal(place, listener, came, stack, deadline, seconds)
         # The port is free from here on, so the library of a process that goes on finds only the library of process 0.
-        for line in came.values():
+        for connection in came.values():
             with contextlib.suppress(OSError):
-                line.sendall(_in_line(refusal))
+                connection.sendall(_in_line(refusal))
         if refusal:
             raise BadInput(refusal)
 
@@ -110,8 +110,8 @@ def _refusal(
     while len(came) < place.size - 1:
         try:
             listener.settimeout(max(deadline - time.monotonic(), 0.001))
-            line = stack.enter_context(listener.accept()[0])
-            number, size = _read(line, deadline)
+            connection = stack.enter_context(listener.accept()[0])
+            number, size = _read(connection, deadline)
         except TimeoutError:
             missing = [str(number) for number in range(1, place.size) if number not in came]
             kind = "process" if len(missing) == 1 else "processes"
@@ -120,12 +120,12 @@ def _refusal(
         except (OSError, ValueError, TypeError, KeyError):
             continue
         if size != place.size:
-            came[-1] = line
+            came[-1] = connection
             return f"processes must be the same number on all, got {place.size} on process 0 and {size} on {number}"
         if number in came:
-            came[-1] = line
+            came[-1] = connection
             return f"process must be another number on each process, got {number} twice"
-        came[number] = line
+        came[number] = connection
     return _GO
 
 
@@ -136,10 +136,10 @@ def _report(place: Place, deadline: float, seconds: float) -> None:
     reason = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host, port), timeout=left) as line:
-                line.sendall(_in_line({"process": place.rank, "processes": place.size}))
+            with socket.create_connection((host, port), timeout=left) as connection:
+                connection.sendall(_in_line({"process": place.rank, "processes": place.size}))
                 # The first process gives up by itself, and it may have started later.
-                refusal = _received(line, deadline + seconds)
+                refusal = _received(connection, deadline + seconds)
         except OSError as error:
             reason = error.strerror or reason
             time.sleep(min(_PAUSE, max(left, 0.0)))
@@ -156,10 +156,10 @@ def _report(place: Place, deadline: float, seconds: float) -> None:
     )
 
 
-def _read(line: socket.socket, deadline: float) -> tuple[int, int]:
+def _read(connection: socket.socket, deadline: float) -> tuple[int, int]:
     """Return the number of the process at the other end, and the number of processes that it expects."""
     # A silent stranger must not hold up the processes that have come.
-    word = _received(line, min(deadline, time.monotonic() + 1.0))
+    word = _received(connection, min(deadline, time.monotonic() + 1.0))
     return int(word["process"]), int(word["processes"])
 
 
@@ -167,13 +167,13 @@ def _in_line(value: Any) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _received(line: socket.socket, deadline: float) -> Any:
+def _received(connection: socket.socket, deadline: float) -> Any:
     """Return the value that the other end sends, a line of JSON."""
     text = b""
     while not text.endswith(b"\n"):
-        line.settimeout(max(deadline - time.monotonic(), 0.001))
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
-            piece = line.recv(4096)
+            piece = connection.recv(4096)
         except TimeoutError as error:
             raise ConnectionError("no answer") from error
         if not piece:

@@ -29,7 +29,7 @@ def connect(name: str, place: Place | None = None) -> None:
     name : str
         Name of the backend, which is not built yet.
     place : Place, optional
-        Where this process stands; by default `place_of_launcher` says it.
+        The place of this process among all processes; by default that of `place_of_launcher`.
 
     Raises
     ------
@@ -61,9 +61,9 @@ def open_processes(
     backend : Backend
         The library that runs the training.
     place : Place, optional
-        Where this process stands; by default `place_of_launcher` says it.
+        The place of this process among all processes; by default that of `place_of_launcher`.
     facts : mapping, optional
-        What must be the same on all processes, such as the settings; see `require_equal`.
+        Facts that must be the same on all processes, such as the settings; see `require_equal`.
     rank_timeout : float
         Seconds without progress after which a process counts as hanging.
 

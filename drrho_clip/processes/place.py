@@ -1,4 +1,4 @@
-"""Where this process stands among the processes that train one model, as the variables of a launcher tell it."""
+"""The place of a process among all processes that train one model, as the variables of a launcher tell it."""
 
 # The command line reads this at once, so the file imports no library.
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ADDRESS: Final = ("MASTER_ADDR", "MASTER_PORT")
 
 
 class Place(NamedTuple):
-    """Where a process stands among the processes that train one model.
+    """The place of a process among all processes that train one model.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 def place_of_launcher(variables: Mapping[str, str] | None = None) -> Place | None:
-    """Return where the launcher has placed this process, or None if this process was started alone.
+    """Return the place that a launcher has given this process, or None if this process was started alone.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def place_of_launcher(variables: Mapping[str, str] | None = None) -> Place | Non
     True
     """
     variables = os.environ if variables is None else variables
-    # Some programs set one of these names for a purpose of their own, so all of them have to be there.
+    # Other programs set one of these names for a purpose of their own, so all of them have to be there.
     if not all(name in variables for name in (*_NUMBERS, *_ADDRESS)):
         return None
     numbers = {name: variables[name] for name in _NUMBERS}

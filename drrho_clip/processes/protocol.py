@@ -11,10 +11,28 @@ from drrho_core import Ranks
 from drrho_core.backend import Function
 from drrho_core.checks import Array
 
-__all__ = ["Group", "Processes"]
+__all__ = ["Gathering", "Group", "Processes"]
 
 
-class Group(Protocol):
+class Gathering(Protocol):
+    """The part of a group of processes with which they find each other and compare facts."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """W, the number of processes."""
+        ...
+
+    def gather(self, value: Any, /) -> list[Any]:
+        """Return the value of every process, in the order of the ranks; a value is small, and JSON can hold it."""
+        ...
+
+
+class Group(Gathering, Protocol):
     """W processes that train one model together, as the backend of an array library connects them.
 
     Every process calls every method at the same time, except `compile`. The arrays of the training step stay in the
@@ -42,10 +60,6 @@ class Group(Protocol):
     num_devices: int
     ranks: Ranks | None
     exchanges_between_steps: bool
-
-    def gather(self, value: Any, /) -> list[Any]:
-        """Return the value of every process, in the order of the ranks; a value is small, and JSON can hold it."""
-        ...
 
     def gather_arrays(self, array: npt.NDArray[Any], /) -> list[npt.NDArray[Any]]:
         """Return the NumPy array of every process; the arrays may differ in shape and dtype."""

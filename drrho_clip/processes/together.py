@@ -13,7 +13,7 @@ from drrho_clip.errors import AgreedError, BadInput, MissingExtra
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.terminal.guard import reason
 
-__all__ = ["of_first", "together", "told_by_all", "written_by_first"]
+__all__ = ["agreed_figures", "of_first", "together", "together_with_values", "written_by_first"]
 
 T = TypeVar("T")
 
@@ -41,10 +41,10 @@ def together(processes: Processes | None, work: Callable[[], T]) -> T:
     >>> together(OneProcess(get_backend("numpy")), lambda: 2 + 3)
     5
     """
-    return told_by_all(processes, lambda: (work(), None))[0]
+    return together_with_values(processes, lambda: (work(), None))[0]
 
 
-def told_by_all(processes: Processes | None, work: Callable[[], tuple[T, Any]]) -> tuple[T, list[Any]]:
+def together_with_values(processes: Processes | None, work: Callable[[], tuple[T, Any]]) -> tuple[T, list[Any]]:
     """Do work as in `together`, and exchange a small value with the same message.
 
     `work` returns the own result and the value for the other processes, which JSON can hold. Without `processes` this
@@ -82,13 +82,20 @@ def told_by_all(processes: Processes | None, work: Callable[[], tuple[T, Any]]) 
 
 def of_first(processes: Processes | None, work: Callable[[], T]) -> T:
     """Let the first process do work, and return its result, which JSON can hold, on all processes."""
-    _, every = told_by_all(processes, lambda: (None, work() if processes is None or processes.is_first else None))
+    is_first = processes is None or processes.is_first
+    _, every = together_with_values(processes, lambda: (None, work() if is_first else None))
     result: T = every[0]
     return result
 
 
+def agreed_figures(figures: dict[str, float], processes: Processes) -> dict[str, float]:
+    """Return the figures of the first process, because rounding may differ between machines."""
+    first: dict[str, float] = processes.gather(figures)[0]
+    return first
+
+
 def written_by_first(processes: Processes, write: Callable[[], object], work: str = "writing files") -> None:
-    """Let the first process write, and go on when it has written; what it cannot write is an error on all processes.
+    """Let the first process write, and go on when it has written; if it cannot write, all processes raise an error.
 
     `work` names the work in a message, if it does not end.
     """

@@ -1,8 +1,8 @@
 """The watch over the processes of a run: if one fails, all others stop, and each prints one line that says why.
 
 Array libraries notice a failed process late or not at all, and then they do not name it. The watch uses connections of
-its own, one from each rank to rank 0 (see `drrho_clip.processes.posts`), and a thread in each process. The thread can
-end the process even if the main thread waits inside an array library. `drrho_clip.processes.judge` has the rules.
+its own, one from each rank to rank 0 (see `drrho_clip.processes.endpoints`), and a thread in each process. The thread
+can end the process even if the main thread waits inside an array library. `drrho_clip.processes.judge` has the rules.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from drrho_clip.errors import AgreedError
 from drrho_clip.files.temporary import remove_all
+from drrho_clip.processes.connection import connect, listen
+from drrho_clip.processes.endpoints import Endpoint, FirstEndpoint, OtherEndpoint
 from drrho_clip.processes.judge import Limits, Standing, Verdict
-from drrho_clip.processes.lines import connect, listen
-from drrho_clip.processes.posts import FirstPost, OtherPost, Post
+from drrho_clip.processes.protocol import Gathering
 from drrho_clip.terminal.guard import BAD_INPUT, INTERRUPTED, TERMINATED, ending, reason
 from drrho_clip.terminal.printing import complain, end_bar, say, silence
 
-__all__ = ["Gathering", "Watch"]
+__all__ = ["Watch"]
 
 BEAT = 1.0
 """Seconds between two messages of a rank."""
@@ -39,23 +40,8 @@ _LONGEST_WORDS = 2000
 _SIGNALS = {signal.SIGINT: ("interrupted", INTERRUPTED), signal.SIGTERM: ("terminated", TERMINATED)}
 
 
-class Gathering(Protocol):
-    """The part of the processes of a run that the watch needs; see `drrho_clip.processes.protocol.Processes`."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process."""
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, in the order of the ranks."""
-
-
 class _Failure(NamedTuple):
-    """How this process ends after an error of its own.
+    """The end of this process after an error of its own.
 
     `words` are for the other processes; `message` is for the user, or None if there is only a traceback.
     """
@@ -216,20 +202,20 @@ class Watch:
         own = None if listener is None else [listener.getsockname()[1], secrets.token_hex(16)]
         port, key = processes.gather(own)[0]
         problem = None
-        post: Post
+        endpoint: Endpoint
         if listener is not None:
-            post = FirstPost(listener, self.size, key, self._limits)
+            endpoint = FirstEndpoint(listener, self.size, key, self._limits)
         else:
             try:
                 # The first message is on the way before the second exchange, so rank 0 misses no rank that dies.
-                post = OtherPost(connect(host, port, seconds=_SECONDS_TO_CONNECT), self.rank, key, self._limits)
+                endpoint = OtherEndpoint(connect(host, port, seconds=_SECONDS_TO_CONNECT), self.rank, key, self._limits)
             except OSError as error:
                 problem = f"rank {self.rank} cannot connect to rank 0 at {host}:{port}: {reason(error)}"
         # All processes have to know whether the watch begins.
         problems = [words for words in processes.gather(problem) if words]
         if problems:
             if problem is None:
-                post.end()
+                endpoint.end()
             if self.rank == 0:
                 say(f"warning: {problems[0]}; so nothing names a process that fails", stream=sys.stderr)
             return
@@ -237,7 +223,7 @@ class Watch:
         for end in (self._bell, self._waker):
             end.setblocking(False)
         self._hear_signals()
-        self._thread = threading.Thread(target=self._run, args=(post,), name="drrho-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(endpoint,), name="drrho-watch", daemon=True)
         self._thread.start()
 
     def _hear_signals(self) -> None:
@@ -258,17 +244,17 @@ class Watch:
             self._failure = failure
             self._wake()
 
-    def _run(self, post: Post) -> None:
+    def _run(self, endpoint: Endpoint) -> None:
         """Exchange messages until all processes have done their work, or until one has failed."""
         try:
-            self._exchange(post)
-            verdict = post.verdict
+            self._exchange(endpoint)
+            verdict = endpoint.verdict
         except BaseException as error:
             # Without the watch the run would go on unguarded.
             traceback.print_exception(error)
             verdict = Verdict((self.rank,), "failed: the watch has ended")
         if verdict is None:
-            post.end()
+            endpoint.end()
             self._stopped.set()
             return
         code = self._code(verdict)
@@ -276,28 +262,28 @@ class Watch:
         _within(1.0, lambda: self._print(verdict))
         # The process does not leave its contexts, so nothing else would remove its temporary folders.
         _within(1.0, remove_all)
-        post.end()
+        endpoint.end()
         self._end(code)
         self._stopped.set()
 
-    def _exchange(self, post: Post) -> None:
+    def _exchange(self, endpoint: Endpoint) -> None:
         sent = now = time.monotonic()
-        while post.verdict is None and not (post.over and self._left):
+        while endpoint.verdict is None and not (endpoint.over and self._left):
             with selectors.DefaultSelector() as selector:
-                for connection in (self._bell, *post.sockets()):
+                for connection in (self._bell, *endpoint.sockets()):
                     selector.register(connection, selectors.EVENT_READ)
-                selector.select(self._beat / 10 if post.waits or self._signal else self._beat / 2)
+                selector.select(self._beat / 10 if endpoint.waits or self._signal else self._beat / 2)
             if self._answer_bell():
-                post.tell(self._standing())
-            post.read()
+                endpoint.tell(self._standing())
+            endpoint.read()
             # If this process was stopped for a while, or the machine slept, that time does not count against others.
             earlier, now = now, time.monotonic()
-            post.pass_time(min(now - earlier, 2 * self._beat))
+            endpoint.pass_time(min(now - earlier, 2 * self._beat))
             if now - sent >= self._beat:
-                post.tell(self._standing())
+                endpoint.tell(self._standing())
                 sent = now
         # The other ranks learn the verdict, or that all work is done.
-        post.tell(self._standing())
+        endpoint.tell(self._standing())
 
     def _answer_bell(self) -> bool:
         """Return whether the main thread has something to tell; notice signals that it does not notice itself."""
@@ -358,7 +344,7 @@ class Watch:
 
 
 def _failure_of(error: BaseException) -> _Failure:
-    """Return how a process ends after an error."""
+    """Return the end of a process after an error."""
     message, code = ending(error)
     repeats = isinstance(error, AgreedError) and error.repeats
     # If a rank dies, array libraries let the exchanges of the other ranks end in a RuntimeError, and launchers send

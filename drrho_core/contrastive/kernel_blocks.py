@@ -1,7 +1,8 @@
 """A block of the similarities of ranks that share a batch, computed by tiles or by fused kernels.
 
-Both offer the same three things to `drrho_core.contrastive.sharded_passes`: the rates of the anchors, the sums over the
-negatives of the block, and the weighted sums of the features.
+Each function here takes a block of either kind, so `drrho_core.contrastive.sharded_passes` need not know which kind it
+has. From a block this module gets the rates of the anchors, the sums over the negatives in the block, and the weighted
+sums of the features.
 """
 
 from __future__ import annotations

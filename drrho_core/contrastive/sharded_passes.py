@@ -124,10 +124,10 @@ class Blocks:
         if batch.pair_mask is not None:
             self.mask = xp.reshape(batch.pair_mask, (self.num_local, ranks.size, self.num_local))
 
-    def computed(self, k: Any, texts: Arrays, paired: bool) -> Block:
-        """Return block k, given the texts of rank (rank + k) % W, as kernels or tiles compute the block."""
+    def block(self, k: Any, texts: Arrays, paired: bool) -> Block:
+        """Return block k, given the texts of rank (rank + k) % W, for kernels if there are any, else in tiles."""
         if self.kernels is None:
-            return self.block(k, texts, paired)
+            return self.tiles(k, texts, paired)
         batch = self.batch
         text_temperature = texts[-1] if self.per_anchor else batch.temperature_text
         references, mask = self._references(texts), self._mask_of(k)
@@ -136,8 +136,8 @@ class Blocks:
             self.kernels, Batch(*of_pairs, batch.temperature_image, text_temperature, mask), paired, self.xp
         )
 
-    def block(self, k: Any, texts: Arrays, paired: bool) -> Tiles:
-        """Return the tiles of block k, given the texts of rank (rank + k) % W."""
+    def tiles(self, k: Any, texts: Arrays, paired: bool) -> Tiles:
+        """Return block k in tiles, given the texts of rank (rank + k) % W."""
         batch, temperature = self.batch, self._temperature
         if isinstance(temperature, tuple):
             temperature = (temperature[0], texts[-1])
@@ -199,7 +199,7 @@ class ReducedSweeps(_SweepsOverRanks):
         tables, to_images, to_texts = [], [], []
         for k in range(ranks.size):
             owner = blocks.owner(k)
-            table = blocks.computed(k, tuple(x[owner, ...] for x in gathered), k == 0)
+            table = blocks.block(k, tuple(x[owner, ...] for x in gathered), k == 0)
             rows, columns = sums_of(table)
             release(table)
             tables.append(table)
@@ -251,7 +251,7 @@ class RingSweeps(_SweepsOverRanks):
     def sum_negatives(self, _batch: Batch, /) -> FirstSweep:
         """Pass 1: return the log-sum-exp over each own anchor's negatives on all ranks."""
         blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
-        own = blocks.computed(0, blocks.texts, True)
+        own = blocks.block(0, blocks.texts, True)
         rates = rates_of(own)
         image, text = sums_of(own)
         width, num_sums = len(blocks.texts), 4 if blocks.mask is not None else 3
@@ -261,7 +261,7 @@ class RingSweeps(_SweepsOverRanks):
             # The arrays after the own images' sums travel: after k hops they are those of the texts of block k.
             travelling = ranks.shift(carry[num_sums:])
             texts, accumulated = travelling[:width], received_sums(travelling[width:])
-            table = blocks.computed(k, texts, False)
+            table = blocks.block(k, texts, False)
             rows, columns = sums_of(table)
             mine = merge(received_sums(carry[:num_sums]), rows, rates[0], xp=xp)
             accumulated = merge(accumulated, columns, rates_of(table)[1], xp=xp)
@@ -283,14 +283,14 @@ class RingSweeps(_SweepsOverRanks):
 
     def table(self, _first: FirstSweep, k: Any, texts: Arrays, paired: bool) -> Tiles:
         """Return the tiles of block k, made of the texts that have arrived."""
-        return self._blocks.block(k, texts, paired)
+        return self._blocks.tiles(k, texts, paired)
 
     def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
         """Pass 2: return the weighted sums of features for the own images and texts."""
         blocks, ranks = self._blocks, self._blocks.ranks
         image, text = first.saved
         # The logits of block 0 are computed again, so that no block stays in memory between the passes.
-        pulls = pull_of(blocks.computed(0, blocks.texts, True), (image, text), (weight_image, weight_text))
+        pulls = pull_of(blocks.block(0, blocks.texts, True), (image, text), (weight_image, weight_text))
         width = len(blocks.texts)
 
         def visit(k: Any, carry: Arrays) -> Arrays:
@@ -298,7 +298,7 @@ class RingSweeps(_SweepsOverRanks):
             texts, (peak, total, weight, accumulated) = travelling[:width], travelling[width:]
             # The second pass needs neither means nor numbers of negatives.
             theirs = AnchorSums(peak, total, total, None, None)
-            to_images, to_texts = pull_of(blocks.computed(k, texts, False), (image, theirs), (weight_image, weight))
+            to_images, to_texts = pull_of(blocks.block(k, texts, False), (image, theirs), (weight_image, weight))
             to_images += carry[0]
             to_texts += accumulated
             return (to_images, *texts, peak, total, weight, to_texts)

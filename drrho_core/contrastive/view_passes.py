@@ -11,9 +11,9 @@ On several ranks `drrho_core.contrastive.sharded_views` adds the pairs of own sa
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from drrho_core._array_api import Array, Namespace
+from drrho_core._array_api import Array, Namespace, PerAnchor
 from drrho_core.contrastive.options import StepOptions
 from drrho_core.contrastive.passes import AnchorSums, log_sums_and_means, merge, pull_back, sum_negatives
 from drrho_core.contrastive.ranks import Ranks
@@ -108,8 +108,17 @@ class ViewPasses:
             symmetric=first == second,
         )
 
-    def tiles(self, features: Pair, references: Pair | None, temperature: Any, matrices: int, **kind: bool) -> Tiles:
-        """Return a matrix of similarities in tiles; the memory budget is shared by so many matrices of its size."""
+    def tiles(
+        self,
+        features: Pair,
+        references: Pair | None,
+        temperature: PerAnchor,
+        matrices: int,
+        *,
+        symmetric: bool = False,
+        paired: bool = True,
+    ) -> Tiles:
+        """Return a matrix of similarities in tiles; so many `matrices` of this size share the memory budget."""
         return split(
             *features,
             temperature=temperature,
@@ -118,7 +127,8 @@ class ViewPasses:
             tile_size=self._tile_size,
             memory_budget=self._memory_budget,
             matrices=matrices,
+            symmetric=symmetric,
+            paired=paired,
             sizes=self._sizes,
             xp=self.xp,
-            **kind,
         )

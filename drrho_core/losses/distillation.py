@@ -207,7 +207,7 @@ def _passes_over_ranks(
     firsts = [each.sum_negatives(model) for each, model in zip(sweeps, models, strict=True)]
     softmaxes = []
     for model, sweep, first in zip(blocks, sweeps, firsts, strict=True):
-        rates = model.block(0, model.texts, True).scaling.rates
+        rates = model.tiles(0, model.texts, True).scaling.rates
         softmaxes.append(_softmaxes(sweep.anchor_sums(first), rates, xp))
     p, q = softmaxes
     of_images = (*_needed(p[0]), *_needed(q[0]))

@@ -117,12 +117,12 @@ def sigmoid_loss(
         blocks = Blocks(batch, 1.0, tile_size, memory_budget, ranks, False, xp)
 
         def pull(k: Any, texts: Arrays, paired: bool) -> tuple[Arrays, Arrays]:
-            tiles = blocks.block(k, texts, paired)
+            tiles = blocks.tiles(k, texts, paired)
             image, text, of_images, _ = tiles.pull(_weigh(tiles, scale, bias, xp))
             return (image, *of_images), (text,)
 
         (image_pull, *sums), (text_pull,) = pull_over_ranks(ranks, blocks.texts, form, pull, xp)
-        scaling = blocks.block(0, blocks.texts, True).scaling  # all blocks of all ranks are scaled alike
+        scaling = blocks.tiles(0, blocks.texts, True).scaling  # all blocks of all ranks are scaled alike
     loss, scale_gradient, bias_gradient = (xp.sum(each) for each in sums)
     if ranks is not None:
         loss, scale_gradient, bias_gradient = summed_over_ranks(ranks, (loss, scale_gradient, bias_gradient), xp)

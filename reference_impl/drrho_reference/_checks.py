@@ -156,6 +156,22 @@ def feature_pair(
     return left, real_array(second_name, second, left.shape)
 
 
+def batch_size(argument: str, rows: FloatArray) -> int:
+    """Return the number of rows, after checking that it is at least 2: a single row has no negatives."""
+    b = len(rows)
+    if b < 2:
+        raise ValueError(f"{argument} must have at least 2 rows, got {b}")
+    return b
+
+
+def rows_per_rank(n: int, num_shards: object) -> int:
+    """Return the number of rows that each of W = ``num_shards`` ranks holds, after checking that W divides n."""
+    W = whole_number("num_shards", num_shards, 1, n)
+    if n % W != 0:
+        raise ValueError(f"num_shards must divide the {n} rows, got {W}")
+    return n // W
+
+
 def reference_pair(reference_features: Pair | None, b: int) -> tuple[FloatArray, FloatArray] | None:
     """Check the reference model's features: None, or two matrices of b rows and of the same number of columns."""
     if reference_features is None:

@@ -18,9 +18,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from drrho_reference._checks import FloatArray, number, positive, real_array
+from drrho_reference._checks import FloatArray, batch_size, number, positive, real_array
 from drrho_reference.anchor import inner_estimate, pair_similarities
-from drrho_reference.contrastive import batch_size, negative_pairs
+from drrho_reference.contrastive import negative_pairs
 
 __all__ = ["pair_loss", "reference_anchor_weight"]
 
@@ -72,7 +72,7 @@ def pair_loss(
     [-1.0, 1.0]
     """
     S = pair_similarities(image_features, text_features)
-    b, t = batch_size(S), positive("temperature", temperature)
+    b, t = batch_size("image_features", S), positive("temperature", temperature)
     is_negative = negative_pairs(pair_mask, b)
     losses = np.zeros(b)
     for i in range(b):

@@ -32,6 +32,7 @@ from drrho_reference._checks import (
     Number,
     Pair,
     anchor_weights,
+    batch_size,
     gammas,
     log_estimates,
     mask,
@@ -40,7 +41,7 @@ from drrho_reference._checks import (
 )
 from drrho_reference.anchor import anchor_step, feature_gradients, inner_estimate, pair_similarities
 
-__all__ = ["ContrastiveStep", "batch_size", "contrastive_objective", "contrastive_step", "negative_pairs"]
+__all__ = ["ContrastiveStep", "contrastive_objective", "contrastive_step", "negative_pairs"]
 
 
 class ContrastiveStep(NamedTuple):
@@ -139,7 +140,7 @@ def contrastive_step(
     similarities = pair_similarities(
         image_features, text_features, reference_features=reference_features, reference_weight=reference_weight
     )
-    b = batch_size(similarities)
+    b = batch_size("image_features", similarities)
     old_image = log_estimates("log_inner_image", log_inner_image, b)
     old_text = log_estimates("log_inner_text", log_inner_text, b)
     temperature_image, temperature_text, per_anchor = temperatures(temperature, b)
@@ -250,7 +251,7 @@ def contrastive_objective(
     Z = pair_similarities(
         image_features, text_features, reference_features=reference_features, reference_weight=reference_weight
     )
-    n = batch_size(Z)
+    n = batch_size("image_features", Z)
     temperature_image, temperature_text, _ = temperatures(temperature, n)
     radius, eps = non_negative("radius", radius), non_negative("eps", eps)
     is_negative = negative_pairs(pair_mask, n)
@@ -274,14 +275,6 @@ def contrastive_objective(
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def batch_size(similarities: FloatArray) -> int:
-    """Return the batch size b, after checking that it is at least 2: a single pair has no negatives."""
-    b = len(similarities)
-    if b < 2:
-        raise ValueError(f"image_features must have at least 2 rows, got {b}")
-    return b
 
 
 def negative_pairs(pair_mask: npt.ArrayLike | None, b: int) -> BoolArray:

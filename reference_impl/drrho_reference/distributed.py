@@ -30,13 +30,14 @@ from drrho_reference._checks import (
     Number,
     Pair,
     anchor_weights,
+    batch_size,
     feature_pair,
     gammas,
     log_estimates,
     non_negative,
     reference_pair,
+    rows_per_rank,
     temperatures,
-    whole_number,
 )
 from drrho_reference.anchor import Anchor, anchor_step, dot, estimate_of_state
 from drrho_reference.contrastive import ContrastiveStep, negative_pairs
@@ -151,12 +152,8 @@ def sharded_contrastive_step(
     [[-2.0], [2.0]]
     """
     image, text = feature_pair("image_features", image_features, "text_features", text_features)
-    n = len(image)
-    if n < 2:
-        raise ValueError(f"image_features must have at least 2 rows, got {n}")
-    num_shards = whole_number("num_shards", num_shards, 1, n)
-    if n % num_shards != 0:
-        raise ValueError(f"num_shards must divide the {n} rows, got {num_shards}")
+    n = batch_size("image_features", image)
+    share = rows_per_rank(n, num_shards)
     old_image = log_estimates("log_inner_image", log_inner_image, n)
     old_text = log_estimates("log_inner_text", log_inner_text, n)
     temperature_image, temperature_text, per_anchor = temperatures(temperature, n)
@@ -176,7 +173,7 @@ def sharded_contrastive_step(
     )
 
     # Phase 1 runs on every rank, then the ranks exchange the estimates, then phase 2 runs on every rank.
-    rows = [range(start, start + n // num_shards) for start in range(0, n, n // num_shards)]
+    rows = [range(start, start + share) for start in range(0, n, share)]
     phase1 = [
         _phase_1(
             own, features, old_image[own], old_text[own], gamma_image[own], gamma_text[own], is_negative, radius, eps

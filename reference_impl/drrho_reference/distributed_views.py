@@ -25,13 +25,14 @@ from drrho_reference._checks import (
     Number,
     Pair,
     anchor_weights,
+    batch_size,
     feature_pair,
     gammas,
     log_estimates,
     non_negative,
     reference_pair,
+    rows_per_rank,
     temperatures,
-    whole_number,
 )
 from drrho_reference.anchor import Anchor, anchor_step, dot, estimate_of_state
 from drrho_reference.unimodal import UnimodalStep, view_positions
@@ -122,12 +123,8 @@ def sharded_unimodal_step(
     [[0.0], [-0.3799]]
     """
     views = feature_pair("view1_features", view1_features, "view2_features", view2_features)
-    n = len(views[0])
-    if n < 2:
-        raise ValueError(f"view1_features must have at least 2 rows, got {n}")
-    num_shards = whole_number("num_shards", num_shards, 1, n)
-    if n % num_shards != 0:
-        raise ValueError(f"num_shards must divide the {n} rows, got {num_shards}")
+    n = batch_size("view1_features", views[0])
+    share = rows_per_rank(n, num_shards)
     old = [*log_estimates("log_inner_view1", log_inner_view1, n), *log_estimates("log_inner_view2", log_inner_view2, n)]
     temperature1, temperature2, per_anchor = temperatures(temperature, n)
     gamma_of = np.concatenate(gammas(gamma, n))
@@ -142,7 +139,6 @@ def sharded_unimodal_step(
     )
 
     # Phase 1 runs on every rank, then the ranks exchange the estimates, then phase 2 runs on every rank.
-    share = n // num_shards
     own = [[*range(start, start + share), *range(n + start, n + start + share)] for start in range(0, n, share)]
     tables = [{a: rows.similarities(a) for a in mine} for mine in own]
     phase1 = [_phase_1(table, rows, old, gamma_of, radius, eps) for table in tables]

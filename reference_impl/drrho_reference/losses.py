@@ -21,6 +21,7 @@ from drrho_reference._checks import (
     FloatArray,
     Pair,
     anchor_weights,
+    batch_size,
     feature_pair,
     non_negative,
     number,
@@ -450,9 +451,7 @@ def hinge_margin_loss(
     0.0225
     """
     S = pair_similarities(image_features, text_features)
-    m, b = non_negative("margin", margin), S.shape[0]
-    if b < 2:
-        raise ValueError(f"image_features must have at least 2 rows, got {b}")
+    m, b = non_negative("margin", margin), batch_size("image_features", S)
     is_negative = negative_pairs(pair_mask, b)
     losses = []
     dS = np.zeros((b, b))

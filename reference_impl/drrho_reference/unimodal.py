@@ -23,6 +23,7 @@ from drrho_reference._checks import (
     Number,
     Pair,
     anchor_weights,
+    batch_size,
     feature_pair,
     gammas,
     log_estimates,
@@ -281,9 +282,7 @@ def _view_similarities(
 ) -> FloatArray:
     """Compute A = Z Z^T - lambda R R^T, the similarities of all rows; view 1 of all samples comes first."""
     views = feature_pair("view1_features", view1_features, "view2_features", view2_features)
-    b, weight = len(views[0]), non_negative("reference_weight", reference_weight)
-    if b < 2:
-        raise ValueError(f"view1_features must have at least 2 rows, got {b}")
+    weight, b = non_negative("reference_weight", reference_weight), batch_size("view1_features", views[0])
     reference = reference_pair(reference_features, b)
     features = np.vstack(views)
     reference_rows = None if reference is None else np.vstack(reference)

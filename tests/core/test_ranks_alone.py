@@ -1,4 +1,4 @@
-"""What is wrong on one rank only is an error on all ranks: no rank waits for the messages of a rank that has stopped.
+"""An argument that is wrong on one rank only is an error on all ranks, so no rank waits for a rank that has stopped.
 
 A test here lets every rank catch the own error and compares the messages. If a rank stops while another rank waits for
 it, `ThreadRanks` reports another message: that the rank has already returned.

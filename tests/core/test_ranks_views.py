@@ -15,34 +15,19 @@ from hypothesis import strategies as st
 
 from drrho_core import UnimodalStep, unimodal_contrastive_step
 from helpers import problems
-from helpers.ranks import joined, on_ranks
+from helpers.ranks import joined, on_ranks, shared_sizes
 from helpers.spaces import build
 from helpers.unimodal import FULL, check, to_numpy
 
 FORMS = ("reduce", "ring")
 
 
-@st.composite
-def sizes(draw: Any) -> dict[str, Any]:
-    """A number of ranks, of samples per rank, and the forms of the arguments."""
-    num_ranks = draw(st.integers(1, 4))
-    local = draw(st.integers(1 if num_ranks > 1 else 2, 3))
-    return {
-        "num_ranks": num_ranks,
-        "b": num_ranks * local,
-        "d": draw(st.integers(1, 5)),
-        "r": draw(st.sampled_from([None, 1, 3, 6])),
-        "features": draw(st.sampled_from(["random", "aligned", "opposite", "identical", "ties"])),
-        "per_anchor_temperature": draw(st.booleans()),
-        "gamma": draw(st.sampled_from(["number", "pair", "one"])),
-        "as_arrays": draw(st.sampled_from([(), ("temperature", "eps"), ("reference_weight", "radius")])),
-        "reference_weight": draw(st.sampled_from([0.0, 0.5, 1.5])),
-        "eps": draw(st.sampled_from([0.0, 1e-4, 0.3])),
-        "radius": draw(st.sampled_from([0.0, 0.7])),
-    }
-
-
-@given(drawn=sizes(), seed=st.integers(0, 2**32 - 1), form=st.sampled_from(FORMS), tile=st.sampled_from([None, 1, 3]))
+@given(
+    drawn=shared_sizes(most=3),
+    seed=st.integers(0, 2**32 - 1),
+    form=st.sampled_from(FORMS),
+    tile=st.sampled_from([None, 1, 3]),
+)
 @settings(max_examples=25)
 def test_ranks_together_take_the_step_of_the_whole_batch(
     eager_space: Any, drawn: dict[str, Any], seed: int, form: str, tile: int | None

@@ -5,7 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hypothesis import strategies as st
+
 from drrho_core import ThreadRanks
+
+
+@st.composite
+def shared_sizes(draw: Any, *, most: int, **more: st.SearchStrategy[Any]) -> dict[str, Any]:
+    """A number of ranks, and the arguments of `problems.draw` for a batch of at most `most` samples per rank.
+
+    `more` are strategies for further arguments.
+    """
+    num_ranks = draw(st.integers(1, 4))
+    local = draw(st.integers(1 if num_ranks > 1 else 2, most))
+    arguments = {
+        "num_ranks": num_ranks,
+        "b": num_ranks * local,
+        "d": draw(st.integers(1, 5)),
+        "r": draw(st.sampled_from([None, 1, 3, 6])),
+        "features": draw(st.sampled_from(["random", "aligned", "opposite", "identical", "ties"])),
+        "per_anchor_temperature": draw(st.booleans()),
+        "gamma": draw(st.sampled_from(["number", "pair", "one"])),
+        "as_arrays": draw(st.sampled_from([(), ("temperature", "eps"), ("reference_weight", "radius")])),
+        "reference_weight": draw(st.sampled_from([0.0, 0.5, 1.5])),
+        "eps": draw(st.sampled_from([0.0, 1e-4, 0.3])),
+        "radius": draw(st.sampled_from([0.0, 0.7])),
+    }
+    return arguments | {name: draw(strategy) for name, strategy in more.items()}
 
 
 def own_rows(value: Any, rank: int, num_ranks: int) -> Any:

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drrho_reference import ContrastiveStep, contrastive_step, sharded_contrastive_step
+from drrho_reference import (
+    ContrastiveStep,
+    contrastive_step,
+    sharded_contrastive_step,
+    sharded_unimodal_step,
+    unimodal_contrastive_step,
+)
 
 NEVER = -math.inf
 
@@ -92,13 +98,22 @@ def test_phase_2_uses_the_updated_estimates_of_other_ranks() -> None:
     np.testing.assert_array_equal(after.image_gradient, before.image_gradient)  # an image anchor moves texts and itself
 
 
-def test_it_takes_what_the_step_of_one_rank_takes() -> None:
-    one, many = (inspect.signature(function).parameters for function in (contrastive_step, sharded_contrastive_step))
+# The steps of one rank, each with the step of many ranks and the name of the first argument.
+STEPS: dict[str, tuple[Any, Any, str]] = {
+    "image and text": (contrastive_step, sharded_contrastive_step, "image_features"),
+    "two views": (unimodal_contrastive_step, sharded_unimodal_step, "view1_features"),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_many_ranks_take_the_arguments_of_one_rank(kind: str) -> None:
+    one, many = (inspect.signature(function).parameters for function in STEPS[kind][:2])
     assert {name: (p.kind, p.default) for name, p in many.items() if name != "num_shards"} == {
         name: (p.kind, p.default) for name, p in one.items()
     }
 
 
+@pytest.mark.parametrize("kind", STEPS)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -107,15 +122,22 @@ def test_it_takes_what_the_step_of_one_rank_takes() -> None:
         ({"num_shards": 2.0}, TypeError, "num_shards must be an integer, got 2.0"),
         ({"temperature": -1.0}, ValueError, "temperature must be positive, got -1.0"),
         ({"reference_weight": -1.0}, ValueError, "reference_weight must be at least 0, got -1.0"),
-        ({"pair_mask": np.ones((3, 6), dtype=bool)}, ValueError, r"pair_mask must have the shape \(6, 6\)"),
+        ({"eps": -1.0}, ValueError, "eps must be at least 0, got -1.0"),
     ],
 )
-def test_bad_input_is_refused(changes: dict[str, Any], error: Any, message: str) -> None:
+def test_bad_input_is_refused(kind: str, changes: dict[str, Any], error: Any, message: str) -> None:
     batch, options = problem(50, 6)
     with pytest.raises(error, match=message):
-        sharded_contrastive_step(*batch, **{"num_shards": 2, **options, **changes})
+        STEPS[kind][1](*batch, **{"num_shards": 2, **options, **changes})
 
 
-def test_one_row_has_no_negatives() -> None:
-    with pytest.raises(ValueError, match="image_features must have at least 2 rows, got 1"):
-        sharded_contrastive_step([[1.0]], [[1.0]], [0.0], [0.0], num_shards=1, temperature=0.5)
+def test_a_mask_of_another_shape_is_refused() -> None:
+    batch, options = problem(50, 6)
+    with pytest.raises(ValueError, match=r"pair_mask must have the shape \(6, 6\)"):
+        sharded_contrastive_step(*batch, num_shards=2, pair_mask=np.ones((3, 6), dtype=bool), **options)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_one_row_has_no_negatives(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"{STEPS[kind][2]} must have at least 2 rows, got 1"):
+        STEPS[kind][1]([[1.0]], [[1.0]], [0.0], [0.0], num_shards=1, temperature=0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
@@ -69,31 +68,3 @@ def test_phase_2_uses_the_updated_estimates_of_other_ranks() -> None:
     np.testing.assert_array_equal(after.log_inner_view1, before.log_inner_view1)
     for name in ("view1_gradient", "view2_gradient"):
         assert np.all(np.abs(getattr(after, name) - getattr(before, name)).max(axis=1) > 1e-5)
-
-
-def test_it_takes_what_the_step_of_one_rank_takes() -> None:
-    one, many = (inspect.signature(f).parameters for f in (unimodal_contrastive_step, sharded_unimodal_step))
-    assert {name: (p.kind, p.default) for name, p in many.items() if name != "num_shards"} == {
-        name: (p.kind, p.default) for name, p in one.items()
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"num_shards": 4}, ValueError, "num_shards must divide the 6 rows, got 4"),
-        ({"num_shards": 0}, ValueError, r"num_shards must lie in \[1, 6\], got 0"),
-        ({"num_shards": 2.0}, TypeError, "num_shards must be an integer, got 2.0"),
-        ({"temperature": -1.0}, ValueError, "temperature must be positive, got -1.0"),
-        ({"eps": -1.0}, ValueError, "eps must be at least 0, got -1.0"),
-    ],
-)
-def test_bad_input_is_refused(changes: dict[str, Any], error: Any, message: str) -> None:
-    batch, options = problem(50, 6)
-    with pytest.raises(error, match=message):
-        sharded_unimodal_step(*batch, **{"num_shards": 2, **options, **changes})
-
-
-def test_one_sample_has_no_negatives() -> None:
-    with pytest.raises(ValueError, match="view1_features must have at least 2 rows, got 1"):
-        sharded_unimodal_step([[1.0]], [[1.0]], [0.0], [0.0], num_shards=1, temperature=0.5)

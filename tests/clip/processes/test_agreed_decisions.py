@@ -1,4 +1,4 @@
-"""What processes must have in common, and decisions that they make alike although places and rounding differ."""
+"""Facts that processes must share, and decisions that they make alike although places and rounding differ."""
 
 from __future__ import annotations
 

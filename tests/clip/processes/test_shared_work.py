@@ -17,7 +17,7 @@ from drrho_clip.evaluate import evaluate
 from drrho_clip.models import MLPModel, ModelSpec, initial_parameters
 from drrho_clip.processes.encoding import SharedEncoder, features_of_rows
 from drrho_clip.processes.opening import check_batch_size
-from drrho_clip.processes.together import of_first, together, told_by_all, written_by_first
+from drrho_clip.processes.together import of_first, together, together_with_values, written_by_first
 from drrho_core.backend import get_backend
 from helpers.shards import numbered_shard
 from helpers.thread_processes import ThreadProcesses
@@ -248,7 +248,7 @@ def test_a_full_disk_of_the_first_process_is_the_same_error_on_all(tmp_path: Pat
 
 def test_values_are_exchanged_with_the_check_and_the_first_process_decides() -> None:
     def work(processes: ThreadProcesses) -> tuple[Any, ...]:
-        own, every = told_by_all(processes, lambda: (processes.rank, f"value {processes.rank}"))
+        own, every = together_with_values(processes, lambda: (processes.rank, f"value {processes.rank}"))
         return own, every, of_first(processes, lambda: f"chosen by {processes.rank}")
 
     assert ThreadProcesses.run(2, work) == [(rank, ["value 0", "value 1"], "chosen by 0") for rank in range(2)]

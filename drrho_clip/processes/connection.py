@@ -1,4 +1,4 @@
-"""Sockets that carry JSON objects, one object a line; no call waits for the other side."""
+"""Connections that carry JSON objects, one object a line; no call waits for the other side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Lines", "connect", "listen"]
+__all__ = ["Connection", "connect", "listen"]
 
 # A message holds a few numbers and one line of text.
 _LONGEST = 1 << 16
@@ -21,20 +21,20 @@ _open_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    for connection in _open_sockets:
-        connection.close()
+    for opened in _open_sockets:
+        opened.close()
 
 
 os.register_at_fork(after_in_child=_close_all)
 
 
-class Lines:
+class Connection:
     """A connection that carries JSON objects.
 
     Parameters
     ----------
-    connection : socket
-        The socket, which belongs to this object from now on.
+    opened : socket
+        The open socket, which belongs to this object from now on.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Lines:
 
     Examples
     --------
-    >>> left, right = map(Lines, socket.socketpair())
+    >>> left, right = map(Connection, socket.socketpair())
     >>> left.send({"rank": 1})
     >>> right.receive()
     [{'rank': 1}]
@@ -53,13 +53,13 @@ class Lines:
     >>> right.close()
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
+    def __init__(self, opened: socket.socket) -> None:
+        opened.setblocking(False)
         # Small messages are sent at once, and not collected.
         with contextlib.suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _open_sockets.add(connection)
-        self._socket = connection
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _open_sockets.add(opened)
+        self._socket = opened
         self._incoming, self._outgoing = b"", b""
         self.is_open = True
 
@@ -78,7 +78,7 @@ class Lines:
         except BlockingIOError:
             pass
         except OSError:
-            # What the other side sent before it went can still be read, so `receive` finds the end.
+            # Messages that the other side sent before it went can still be read, so `receive` finds the end.
             self._outgoing = b""
 
     def receive(self) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def listen(host: str, *, backlog: int) -> socket.socket:
     return socket.create_server(("", 0), backlog=backlog)
 
 
-def connect(host: str, port: int, *, seconds: float) -> Lines:
+def connect(host: str, port: int, *, seconds: float) -> Connection:
     """Connect to the listening process.
 
     Raises
@@ -140,4 +140,4 @@ def connect(host: str, port: int, *, seconds: float) -> Lines:
     OSError
         If nothing answers there in time.
     """
-    return Lines(socket.create_connection((host, port), timeout=seconds))
+    return Connection(socket.create_connection((host, port), timeout=seconds))

@@ -11,15 +11,15 @@ import socket
 import time
 from typing import Any, Protocol
 
+from drrho_clip.processes.connection import Connection
 from drrho_clip.processes.judge import Judge, Limits, Standing, Verdict
-from drrho_clip.processes.lines import Lines
 
-__all__ = ["FirstPost", "OtherPost", "Post"]
+__all__ = ["Endpoint", "FirstEndpoint", "OtherEndpoint"]
 
 _SECONDS_TO_END = 1.0
 
 
-class Post(Protocol):
+class Endpoint(Protocol):
     """One end of the watch: messages are exchanged only inside these calls."""
 
     @property
@@ -50,7 +50,7 @@ class Post(Protocol):
         """End the connections; rank 0 waits for the other ranks for a short time."""
 
 
-class FirstPost:
+class FirstEndpoint:
     """The end of the watch in the process of rank 0, which judges.
 
     Parameters
@@ -70,8 +70,8 @@ class FirstPost:
         self._listener = listener
         self._key, self._size = key, size
         self._judge = Judge(size, limits)
-        self._strangers: list[Lines] = []
-        self._ranks: dict[int, Lines] = {}
+        self._strangers: list[Connection] = []
+        self._ranks: dict[int, Connection] = {}
 
     @property
     def verdict(self) -> Verdict | None:
@@ -91,23 +91,23 @@ class FirstPost:
     def sockets(self) -> list[Any]:
         """Return the sockets whose messages `read` takes."""
         listeners = [] if self._listener.fileno() < 0 else [self._listener]
-        return listeners + self._strangers + [lines for lines in self._ranks.values() if lines.is_open]
+        return listeners + self._strangers + [connection for connection in self._ranks.values() if connection.is_open]
 
     def read(self) -> None:
         """Take in new connections and the messages that have arrived."""
         self._accept()
-        for lines in list(self._strangers):
-            self._introduce(lines)
-        for rank, lines in self._ranks.items():
-            if lines.is_open:
-                self._hear(rank, lines)
+        for connection in list(self._strangers):
+            self._introduce(connection)
+        for rank, connection in self._ranks.items():
+            if connection.is_open:
+                self._hear(rank, connection)
 
     def tell(self, standing: Standing) -> None:
         """Take in how rank 0 stands, and tell the other ranks the saved step, the verdict or the end."""
         self._judge.hear(0, standing)
         verdict = None if self.verdict is None else self.verdict.to_json()
-        for lines in self._ranks.values():
-            lines.send({"saved": standing.saved, "over": self.over, "verdict": verdict})
+        for connection in self._ranks.values():
+            connection.send({"saved": standing.saved, "over": self.over, "verdict": verdict})
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass."""
@@ -119,17 +119,17 @@ class FirstPost:
         # connections, and the other ranks might lose the verdict.
         end = time.monotonic() + _SECONDS_TO_END
         with selectors.DefaultSelector() as selector:
-            for lines in self._ranks.values():
-                lines.end()
-                if lines.is_open:
-                    selector.register(lines, selectors.EVENT_READ, lines)
+            for connection in self._ranks.values():
+                connection.end()
+                if connection.is_open:
+                    selector.register(connection, selectors.EVENT_READ, connection)
             while selector.get_map() and (left := end - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
                     _received(key.data)
                     if not key.data.is_open:
                         selector.unregister(key.fileobj)
-        for lines in (*self._strangers, *self._ranks.values()):
-            lines.close()
+        for connection in (*self._strangers, *self._ranks.values()):
+            connection.close()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -138,45 +138,45 @@ class FirstPost:
             return
         try:
             while True:
-                self._strangers.append(Lines(self._listener.accept()[0]))
+                self._strangers.append(Connection(self._listener.accept()[0]))
         except OSError:
             pass
 
-    def _introduce(self, lines: Lines) -> None:
+    def _introduce(self, connection: Connection) -> None:
         """Read the first message of a connection, which must hold the secret and the rank."""
-        messages = _received(lines)
-        if not messages and lines.is_open:
+        messages = _received(connection)
+        if not messages and connection.is_open:
             return
-        self._strangers.remove(lines)
+        self._strangers.remove(connection)
         first = messages[0] if messages else {}
         rank = first.get("rank", 0)
         known = isinstance(rank, int) and 0 < rank < self._size and first.get("key") == self._key
         if not known or rank in self._ranks:
-            lines.close()
+            connection.close()
             return
-        self._ranks[rank] = lines
-        self._take(rank, lines, messages)
+        self._ranks[rank] = connection
+        self._take(rank, connection, messages)
         if len(self._ranks) == self._size - 1:
             self._listener.close()
 
-    def _hear(self, rank: int, lines: Lines) -> None:
-        self._take(rank, lines, _received(lines))
+    def _hear(self, rank: int, connection: Connection) -> None:
+        self._take(rank, connection, _received(connection))
 
-    def _take(self, rank: int, lines: Lines, messages: list[dict[str, Any]]) -> None:
+    def _take(self, rank: int, connection: Connection, messages: list[dict[str, Any]]) -> None:
         """Give the messages of a rank to the judge."""
         for message in messages:
             if "standing" in message:
                 self._judge.hear(rank, Standing.from_json(message["standing"]))
-        if not lines.is_open:
+        if not connection.is_open:
             self._judge.lose(rank)
 
 
-class OtherPost:
+class OtherEndpoint:
     """The end of the watch in the process of any other rank.
 
     Parameters
     ----------
-    lines : Lines
+    connection : Connection
         The connection to rank 0.
     rank : int
         The own rank.
@@ -186,14 +186,14 @@ class OtherPost:
         The times after which rank 0 counts as failed.
     """
 
-    def __init__(self, lines: Lines, rank: int, key: str, limits: Limits) -> None:
+    def __init__(self, connection: Connection, rank: int, key: str, limits: Limits) -> None:
         self.verdict: Verdict | None = None
         self.over = False
-        self._lines, self._limits = lines, limits
+        self._connection, self._limits = connection, limits
         self._silent = 0.0
         self._saved: int | None = None
         self._failed = False
-        lines.send({"key": key, "rank": rank})
+        connection.send({"key": key, "rank": rank})
 
     @property
     def waits(self) -> bool:
@@ -202,23 +202,23 @@ class OtherPost:
 
     def sockets(self) -> list[Any]:
         """Return the sockets whose messages `read` takes."""
-        return [self._lines] if self._lines.is_open else []
+        return [self._connection] if self._connection.is_open else []
 
     def read(self) -> None:
         """Take in the messages of rank 0."""
-        for message in _received(self._lines):
+        for message in _received(self._connection):
             self._silent = 0.0
             self._saved = message.get("saved")
             self.over = bool(message.get("over"))
             if self.verdict is None and message.get("verdict"):
                 self.verdict = Verdict.from_json(message["verdict"])
-        if not (self._lines.is_open or self.over):
+        if not (self._connection.is_open or self.over):
             self._judge_first("ended without a word (killed?)")
 
     def tell(self, standing: Standing) -> None:
         """Tell rank 0 how this rank stands."""
         self._failed = bool(standing.failure)
-        self._lines.send({"standing": standing.to_json()})
+        self._connection.send({"standing": standing.to_json()})
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass."""
@@ -229,7 +229,7 @@ class OtherPost:
 
     def end(self) -> None:
         """End the connection."""
-        self._lines.close()
+        self._connection.close()
 
     def _judge_first(self, reason: str) -> None:
         # Every other rank finds out by itself that rank 0 is gone.
@@ -237,10 +237,10 @@ class OtherPost:
             self.verdict = Verdict((0,), reason, saved=self._saved)
 
 
-def _received(lines: Lines) -> list[dict[str, Any]]:
+def _received(connection: Connection) -> list[dict[str, Any]]:
     """Return the messages of a connection; a connection with foreign messages is closed."""
     try:
-        return lines.receive()
+        return connection.receive()
     except (ValueError, RecursionError):
-        lines.close()
+        connection.close()
         return []
