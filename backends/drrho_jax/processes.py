@@ -76,7 +76,7 @@ class JaxProcesses:
     device : jax.Device
         The device on which this process has its arrays between the steps.
     place : Place
-        Where this process stands.
+        The place of this process among all processes.
 
     Attributes
     ----------

@@ -112,7 +112,7 @@ class AxisRanks:
     size : int
         W, the number of devices along the axis.
     tracks_variation : bool
-        Whether JAX knows which arrays vary.
+        True if JAX knows which arrays vary.
 
     Examples
     --------
@@ -140,7 +140,7 @@ class AxisRanks:
 
     @property
     def tracks_variation(self) -> bool:
-        """Whether JAX knows which arrays vary."""
+        """Tell whether JAX knows which arrays vary."""
         return bool(varying_axes(self.rank))
 
     def all_gather(self, arrays: Arrays, /) -> Arrays:

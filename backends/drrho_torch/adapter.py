@@ -43,7 +43,7 @@ class EstimatorAdapter:
         self._index_device = side.device if isinstance(side, Tensor) else None
         # The estimators of this library keep their rows in a table, which ranks may share.
         table = getattr(estimator, "table", None)
-        self.num_ranks = int(getattr(table, "num_ranks", 1))
+        self.num_ranks, self.ranks = int(getattr(table, "num_ranks", 1)), getattr(table, "ranks", None)
         # The rows of an empty batch have the library, the dtype and the device of all rows. Ranks that share a table
         # would have to exchange them.
         try:

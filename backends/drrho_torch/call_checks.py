@@ -27,7 +27,7 @@ def check_call(
     pairs : tuple
         Reference features, anchor weights and temperature, each of which may be a pair.
     gathered : bool
-        Whether the caller has gathered the batches of all processes.
+        True if the caller has gathered the batches of all processes.
     """
     if ranks is None:
         check_world_size(gathered=gathered)

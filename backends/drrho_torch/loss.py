@@ -184,11 +184,8 @@ class ContrastiveLoss(nn.Module):
             raise ValueError(f"form must be {FORMS[0]!r} or {FORMS[1]!r}, got {form!r}")
         self._form = form
         num_ranks = 1 if self._ranks is None else self._ranks.size
-        if self._table is not None and self._table.num_ranks not in (1, num_ranks):
-            raise ValueError(
-                "estimator must hold all rows (InnerEstimator without ranks), or rows that are split among the "
-                f"processes of process_group, got one whose rows are split among {self._table.num_ranks} ranks"
-            )
+        if self._table is not None and self._table.num_ranks > 1:
+            self._check_owners(self._table)
         self.gradient_scale = (
             float(num_ranks)
             if gradient_scale is None
@@ -370,6 +367,20 @@ class ContrastiveLoss(nn.Module):
                     )
             learned = [x for x in differentiable((*batch, *buffers, *options)) if isinstance(x, Tensor)]
             return with_gradients(value, learned, gradients[: len(learned)])
+
+    def _check_owners(self, table: EstimatorAdapter) -> None:
+        """Check that the ranks among which rows are split are the processes that share each batch."""
+        rule = (
+            "estimator must hold all rows (InnerEstimator without ranks), or rows that are split among the processes "
+            "of process_group, got one whose rows are split among"
+        )
+        if self._ranks is None or table.num_ranks != self._ranks.size:
+            raise ValueError(f"{rule} {table.num_ranks} ranks")
+        # A process may belong to several groups of the same size, such as those of the two axes of a mesh.
+        if isinstance(table.ranks, TorchRanks) and table.ranks.processes != self._ranks.processes:
+            raise ValueError(
+                f"{rule} processes {list(table.ranks.processes)} for a group of processes {list(self._ranks.processes)}"
+            )
 
     def _settings(self, training: bool, update: bool, gamma: float, pairs: tuple[bool, ...]) -> StepSettings:
         """Return the settings of a call that runs without tracing."""

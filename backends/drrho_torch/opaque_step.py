@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import array_api_compat.torch
 import torch
@@ -96,14 +97,11 @@ def _(
     sample_index: Tensor,
     constants: Sequence[Tensor | None],
     temperatures: Sequence[Tensor | None],
-    gamma: Tensor,
-    name: str,
-    training: bool,
-    update: bool,
-    pairs: Sequence[bool],
+    *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return tensors of the right shapes and dtypes without values, for the compiler."""
-    del sample_index, gamma, name, training, update
+    del sample_index
+    pairs = settings[-1]
     references = (constants[1], constants[2]) if pairs[0] else None
     work = work_dtype(images, references, _XP)
     # The loss depends on the estimates, which may be wider than the features.

@@ -75,7 +75,7 @@ class TorchProcesses:
     device : torch.device
         The device of this process.
     place : Place
-        Where this process stands.
+        The place of this process among all processes.
 
     Raises
     ------

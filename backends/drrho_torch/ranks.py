@@ -34,6 +34,8 @@ class TorchRanks:
     ----------
     rank, size : int
         Number of this process in the group, and number of processes.
+    processes : tuple of int
+        The numbers of the group's processes among all processes, in the order of the group.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class TorchRanks:
             )
         self.group = process_group
         self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        self.processes = tuple(dist.get_process_group_ranks(process_group))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return this object: a copy of a module shares the process group, which cannot be copied."""

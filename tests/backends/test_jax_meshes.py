@@ -106,19 +106,34 @@ def divided(axis_name, divided_along):
 
     return jax.shard_map(own, mesh=both, in_specs=P(divided_along), out_specs=P())(images, texts, index)
 
-print(refusal(lambda: divided("data", ("data", "fsdp"))))
-np.testing.assert_allclose(divided(("data", "fsdp"), ("data", "fsdp")), shared(), rtol=1e-13)
-np.testing.assert_allclose(divided("data", "data"), shared(), rtol=1e-13)  # every device of "fsdp" has the whole batch
-np.testing.assert_allclose(mapped(axis_name=()), shared(), rtol=1e-13)
-
 def alone(x):
     return contrastive_loss(state, x, jnp.asarray(texts[:8]), index[:8], temperature=0.3, axis_name=())[0]
 
 def gathered(x):
     return jax.lax.pmean(alone(jax.lax.all_gather(x, "pairs", tiled=True)), "pairs")
 
-gradient = jax.grad(jax.shard_map(gathered, mesh=mesh, in_specs=P("pairs"), out_specs=P()))(jnp.asarray(images[:8]))
-np.testing.assert_allclose(gradient, jax.grad(alone)(jnp.asarray(images[:8])), rtol=1e-12, atol=1e-15)
+print(refusal(lambda: divided("data", ("data", "fsdp"))))
+
+# Without jit JAX would compile each operation for itself.
+@jax.jit
+def on_one_device(x):
+    return shared(), jax.grad(alone)(x)
+
+@jax.jit
+def on_two_devices(x):
+    losses = {
+        "both axes": divided(("data", "fsdp"), ("data", "fsdp")),
+        "every device of fsdp has the whole batch": divided("data", "data"),
+        "every device has the whole batch": mapped(axis_name=()),
+    }
+    return losses, jax.grad(jax.shard_map(gathered, mesh=mesh, in_specs=P("pairs"), out_specs=P()))(x)
+
+features = jnp.asarray(images[:8])
+expected, expected_gradient = on_one_device(features)
+losses, gradient = on_two_devices(features)
+for case, loss in losses.items():
+    np.testing.assert_allclose(loss, expected, rtol=1e-13, err_msg=case)
+np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-12, atol=1e-15)
 """).splitlines()
     starts = (
         "axis_name must be a mapped axis",

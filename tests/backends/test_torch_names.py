@@ -18,6 +18,7 @@ SINCE = {
         "all_reduce": (1, 8),
         "all_to_all_single": (1, 8),
         "get_backend": (1, 8),
+        "get_process_group_ranks": (2, 0),
         "get_rank": (1, 8),
         "get_world_size": (1, 8),
         "is_available": (1, 8),

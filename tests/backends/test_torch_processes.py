@@ -129,6 +129,14 @@ def test_all_processes_refuse_a_wrong_call_with_the_same_message(results: Result
     assert len(set(messages)) == (2 if kind.startswith("outside") else 1)
 
 
+def test_rows_that_other_processes_share_are_refused_with_both_groups(results: Results) -> None:
+    for rank, found in enumerate(results[torch_checkpoints.WRITERS]):
+        row, column = divmod(rank, 2)
+        rows, batch = [2 * row, 2 * row + 1], [column, column + 2]
+        expected = f"got one whose rows are split among processes {rows} for a group of processes {batch}"
+        assert found["other groups"].endswith(expected)
+
+
 def test_a_compiled_loss_refuses_what_an_eager_loss_refuses(results: Results) -> None:
     for rank in results[torch_process_calls.WORLD_SIZE]:
         for kind, message in rank["compiled refusals"].items():

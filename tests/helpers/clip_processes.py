@@ -96,7 +96,7 @@ class Job(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """What the processes of a launch need to know; every field can be pickled."""
+    """The arguments of the processes of a launch; every field can be pickled."""
 
     folder: str
     world_size: int

@@ -1,4 +1,4 @@
-"""What a compiled step of several devices sends and keeps, read from the compiler's text and its plan of the memory."""
+"""The traffic and the memory of a compiled step of several devices, read from the compiler's text and its plan."""
 
 from __future__ import annotations
 

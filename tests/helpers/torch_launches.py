@@ -50,6 +50,7 @@ def work(rank: int, world_size: int, folder: str) -> None:
         checkpoint = Path(folder) / CHECKPOINT
         if world_size == torch_checkpoints.WRITERS:
             results["checkpoint"] = torch_checkpoints.save(checkpoint)
+            results["other groups"] = torch_process_calls.other_groups()
         elif checkpoint.exists():
             results["checkpoint"] = torch_checkpoints.load(checkpoint, dist.group.WORLD)
         if world_size == torch_process_calls.WORLD_SIZE:

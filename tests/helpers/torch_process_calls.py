@@ -102,6 +102,16 @@ def refusals(rank: int) -> dict[str, str]:
     return wrong | {"destroyed": message(lambda: destroyed(features, features, index))}
 
 
+def other_groups() -> str:
+    """Return the message about rows that are split along one axis of a mesh, for batches shared along the other."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    rows, batch = mesh["shard"], mesh["replicate"]
+    estimator = InnerEstimator(8, like=torch.zeros(1), ranks=TorchRanks(rows))
+    # A loss whose processes share the rows is built without an error.
+    ContrastiveLoss(8, temperature=0.5, estimator=estimator, process_group=rows)
+    return message(lambda: ContrastiveLoss(8, temperature=0.5, estimator=estimator, process_group=batch))
+
+
 def compiled_refusals(rank: int) -> dict[str, str]:
     """Return the messages of a compiled loss, which runs the whole step, checks included, as in eager mode."""
     loss = ContrastiveLoss(8, temperature=0.5, process_group=dist.group.WORLD)
