@@ -23,7 +23,7 @@ from typing import Any
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
 from drrho_core._routines import find_block_kernels, find_kernels
-from drrho_core.contrastive.kernel_blocks import Block, KernelBlock, pull_of, rates_of, release, sums_of
+from drrho_core.contrastive.blocks import Block, KernelBlock, TileBlock
 from drrho_core.contrastive.passes import AnchorSums, PlainSweeps, log_sums_and_means, merge, part_of_sum
 from drrho_core.contrastive.ranks import Arrays, Ranks
 from drrho_core.contrastive.sizes import common_sizes
@@ -127,7 +127,7 @@ class Blocks:
     def block(self, k: Any, texts: Arrays, paired: bool) -> Block:
         """Return block k, given the texts of rank (rank + k) % W, for kernels if there are any, else in tiles."""
         if self.kernels is None:
-            return self.tiles(k, texts, paired)
+            return TileBlock(self.tiles(k, texts, paired))
         batch = self.batch
         text_temperature = texts[-1] if self.per_anchor else batch.temperature_text
         references, mask = self._references(texts), self._mask_of(k)
@@ -200,8 +200,8 @@ class ReducedSweeps(_SweepsOverRanks):
         for k in range(ranks.size):
             owner = blocks.owner(k)
             table = blocks.block(k, tuple(x[owner, ...] for x in gathered), k == 0)
-            rows, columns = sums_of(table)
-            release(table)
+            rows, columns = table.sums()
+            table.release()
             tables.append(table)
             to_images.append(rows)
             to_texts.append(columns)
@@ -209,7 +209,7 @@ class ReducedSweeps(_SweepsOverRanks):
         names = AnchorSums._fields[: 4 if blocks.mask is not None else 3]
         sent = tuple(by_rank([getattr(part, name) for part in to_texts], ranks, xp) for name in names)
         received = ranks.all_to_all(sent)
-        rates = rates_of(tables[0])
+        rates = tables[0].rates
         parts = [received_sums(tuple(x[rank, ...] for x in received)) for rank in range(ranks.size)]
         image = blocks.counted(merged(to_images, rates[0], xp))
         text = blocks.counted(merged(parts, rates[1], xp)._replace(positive=to_texts[0].positive))
@@ -222,19 +222,19 @@ class ReducedSweeps(_SweepsOverRanks):
 
     def table(self, first: FirstSweep, k: Any, _texts: Arrays, _paired: bool) -> Tiles:
         """Return the tiles of block k, which pass 1 has made."""
-        tiles: Tiles = first.saved[0][k]
-        return tiles
+        made: TileBlock = first.saved[0][k]
+        return made.tiles
 
     def pull_back(self, _batch: Batch, first: FirstSweep, weight_image: Array, weight_text: Array, /) -> SecondSweep:
         """Pass 2: return the weighted sums of features for the own images and texts."""
         blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
         tables, image, to_texts, (text, *parts) = first.saved
-        rate = rates_of(tables[0])[1]
+        rate = tables[0].rates[1]
         shares = [weight_text * part_of_sum(part, text, rate, xp=xp) for part in parts]
         (weights,) = ranks.all_to_all((xp.stack(shares),))
         image_pull, text_pulls = None, []
         for k, columns in enumerate(to_texts):
-            pulls = pull_of(tables[k], (image, columns), (weight_image, weights[blocks.owner(k), ...]))
+            pulls = tables[k].pull((image, columns), (weight_image, weights[blocks.owner(k), ...]))
             tables[k] = None  # the memory of the tiles is free from here on
             if image_pull is None:
                 image_pull = pulls[0]
@@ -252,8 +252,8 @@ class RingSweeps(_SweepsOverRanks):
         """Pass 1: return the log-sum-exp over each own anchor's negatives on all ranks."""
         blocks, ranks, xp = self._blocks, self._blocks.ranks, self._blocks.xp
         own = blocks.block(0, blocks.texts, True)
-        rates = rates_of(own)
-        image, text = sums_of(own)
+        rates = own.rates
+        image, text = own.sums()
         width, num_sums = len(blocks.texts), 4 if blocks.mask is not None else 3
         positive = text.positive
 
@@ -262,9 +262,9 @@ class RingSweeps(_SweepsOverRanks):
             travelling = ranks.shift(carry[num_sums:])
             texts, accumulated = travelling[:width], received_sums(travelling[width:])
             table = blocks.block(k, texts, False)
-            rows, columns = sums_of(table)
+            rows, columns = table.sums()
             mine = merge(received_sums(carry[:num_sums]), rows, rates[0], xp=xp)
-            accumulated = merge(accumulated, columns, rates_of(table)[1], xp=xp)
+            accumulated = merge(accumulated, columns, table.rates[1], xp=xp)
             return (*mine[:num_sums], *texts, *accumulated[:num_sums])
 
         carry = ranks.repeat(ranks.size - 1, visit, (*image[:num_sums], *blocks.texts, *text[:num_sums]))
@@ -290,7 +290,7 @@ class RingSweeps(_SweepsOverRanks):
         blocks, ranks = self._blocks, self._blocks.ranks
         image, text = first.saved
         # The logits of block 0 are computed again, so that no block stays in memory between the passes.
-        pulls = pull_of(blocks.block(0, blocks.texts, True), (image, text), (weight_image, weight_text))
+        pulls = blocks.block(0, blocks.texts, True).pull((image, text), (weight_image, weight_text))
         width = len(blocks.texts)
 
         def visit(k: Any, carry: Arrays) -> Arrays:
@@ -298,7 +298,7 @@ class RingSweeps(_SweepsOverRanks):
             texts, (peak, total, weight, accumulated) = travelling[:width], travelling[width:]
             # The second pass needs neither means nor numbers of negatives.
             theirs = AnchorSums(peak, total, total, None, None)
-            to_images, to_texts = pull_of(blocks.block(k, texts, False), (image, theirs), (weight_image, weight))
+            to_images, to_texts = blocks.block(k, texts, False).pull((image, theirs), (weight_image, weight))
             to_images += carry[0]
             to_texts += accumulated
             return (to_images, *texts, peak, total, weight, to_texts)

@@ -142,6 +142,7 @@ class RingViews(ReducedViews):
         xp, others = self.xp, self.ranks.size - 1
         hops = xp.arange(1, others + 1, device=self.across.device)
 
+        # The carry holds three sums of the own anchors, four arrays for the second pass, and the rows that travel.
         def visit(k: Any, carry: Arrays) -> Arrays:
             travelling = self.ranks.shift(carry[7:])
             rows, columns = sum_negatives(self.table(travelling))

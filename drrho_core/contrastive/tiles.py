@@ -26,7 +26,7 @@ from drrho_core import _validate, extend
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, all_visible, device_of, library, wide_dtype
 from drrho_core._routines import tile_routines
 from drrho_core.contrastive.scaling import Scaling, find_scaling, times_rate
-from drrho_core.contrastive.shared import FLOOR, SharedExponentials
+from drrho_core.contrastive.shared_exponentials import FLOOR, SharedExponentials
 
 DEFAULT_TILE = 1024
 """Side of a tile: large enough for a fast matrix product, small enough for the tile to stay in the cache."""

@@ -215,10 +215,11 @@ def _passes_over_ranks(
     features = () if keep else (*blocks[0].texts, *blocks[1].texts)
 
     def pull(k: Any, texts: Arrays, paired: bool) -> tuple[Arrays, Arrays]:
-        *others, a, b, c, d = texts
-        learner = sweeps[0].table(firsts[0], k, tuple(others[:1]), paired)
-        reference = sweeps[1].table(firsts[1], k, tuple(others[1:]), paired)
-        weigh = _slopes(learner, reference, (of_images, (a, b, c, d)), xp)
+        # The last four arrays are the peaks and the factors of both models.
+        arrived, of_texts = texts[:-4], texts[-4:]
+        learner = sweeps[0].table(firsts[0], k, arrived[:1], paired)
+        reference = sweeps[1].table(firsts[1], k, arrived[1:], paired)
+        weigh = _slopes(learner, reference, (of_images, of_texts), xp)
         image, text, to_images, to_texts = learner.pull(weigh)
         return (image, *to_images), (text, *to_texts)
 
