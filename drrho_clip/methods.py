@@ -62,12 +62,37 @@ class ObjectiveResult(NamedTuple):
     bias_gradient: Array | None = None
 
 
-Objective: TypeAlias = "Callable[..., ObjectiveResult]"
-"""``objective(image_features, text_features, batch, temperature, config, xp, ranks=None)``.
+class ObjectiveInputs(NamedTuple):
+    """The arguments of an objective.
 
-With `ranks` each process passes the own rows of the batch. The loss and the gradients of numbers are then those of the
-whole batch, and the other results belong to the own rows.
-"""
+    Attributes
+    ----------
+    image_features, text_features : array, shape (b, d)
+        Features of unit norm.
+    batch : StepBatch
+        The other arrays of the step.
+    temperature : array, shape (), or pair of arrays, shape (b,)
+        The temperature of all anchors, or one per image and one per text.
+    config : TrainConfig
+        The settings of the run.
+    xp : namespace
+        The namespace of the arrays.
+    ranks : Ranks, optional
+        The processes that share the batch, each of which passes the own rows. The loss and the gradients of numbers are
+        then those of the whole batch, and the other results belong to the own rows.
+    """
+
+    image_features: Array
+    text_features: Array
+    batch: StepBatch
+    temperature: Any
+    config: TrainConfig
+    xp: Namespace
+    ranks: Ranks | None = None
+
+
+Objective: TypeAlias = "Callable[[ObjectiveInputs], ObjectiveResult]"
+"""The loss of a batch with gradients; see the head of this file."""
 
 
 Select: TypeAlias = "Callable[[Array, Array, StepBatch, TrainConfig, Namespace], Array]"
@@ -132,50 +157,35 @@ def _without_estimates(plain: Any, batch: StepBatch, temperature_gradient: Any, 
     )
 
 
-def _info_nce(
-    image_features: Array,
-    text_features: Array,
-    batch: StepBatch,
-    temperature: Any,
-    config: TrainConfig,
-    xp: Namespace,
-    ranks: Ranks | None = None,
-) -> ObjectiveResult:
+def _info_nce(inputs: ObjectiveInputs) -> ObjectiveResult:
     """CLIP's loss, InfoNCE: each sample is compared with all samples of the batch, and no inner estimate is used."""
     plain = info_nce(
-        image_features,
-        text_features,
-        temperature=temperature,
-        anchor_weight=batch.anchor_weight,
-        pair_mask=batch.pair_mask,
-        ranks=ranks,
-        form=config.form,
-        xp=xp,
+        inputs.image_features,
+        inputs.text_features,
+        temperature=inputs.temperature,
+        anchor_weight=inputs.batch.anchor_weight,
+        pair_mask=inputs.batch.pair_mask,
+        ranks=inputs.ranks,
+        form=inputs.config.form,
+        xp=inputs.xp,
     )
-    return _without_estimates(plain, batch, plain.temperature_gradient, None)
+    return _without_estimates(plain, inputs.batch, plain.temperature_gradient, None)
 
 
-def _sigmoid(
-    image_features: Array,
-    text_features: Array,
-    batch: StepBatch,
-    temperature: Any,
-    config: TrainConfig,
-    xp: Namespace,
-    ranks: Ranks | None = None,
-) -> ObjectiveResult:
+def _sigmoid(inputs: ObjectiveInputs) -> ObjectiveResult:
     """SigLIP's loss: each pair of the batch is classified as positive or negative on its own, with a learned bias."""
-    scale = 1.0 / temperature
+    batch, config = inputs.batch, inputs.config
+    scale = 1.0 / inputs.temperature
     bias = config.bias if batch.bias is None else batch.bias
     plain = sigmoid_loss(
-        image_features,
-        text_features,
+        inputs.image_features,
+        inputs.text_features,
         scale=scale,
         bias=bias,
         pair_mask=batch.pair_mask,
-        ranks=ranks,
+        ranks=inputs.ranks,
         form=config.form,
-        xp=xp,
+        xp=inputs.xp,
     )
     # The scale is 1 / temperature, so d(scale) / d(temperature) = -scale^2.
     temperature_gradient = -scale * scale * plain.scale_gradient
@@ -183,17 +193,11 @@ def _sigmoid(
 
 
 def _global_contrastive(
-    image_features: Array,
-    text_features: Array,
-    batch: StepBatch,
-    temperature: Any,
-    config: TrainConfig,
-    xp: Namespace,
-    ranks: Ranks | None = None,
+    inputs: ObjectiveInputs,
     *,
     steered: bool = False,
     scaled: bool = True,
-    gamma_of: Callable[[StepBatch, TrainConfig, Namespace], Any] | None = None,
+    gamma_of: Callable[[ObjectiveInputs], Any] | None = None,
 ) -> ObjectiveResult:
     """Return the global contrastive loss, which compares each sample with all samples of the data set.
 
@@ -201,21 +205,22 @@ def _global_contrastive(
     reference model are subtracted: the loss of DRRho-CLIP. If `scaled` is False, the loss is not multiplied by the
     temperature. `gamma_of` returns gamma; by default the schedule of the run does.
     """
+    batch, temperature, config, ranks = inputs.batch, inputs.temperature, inputs.config, inputs.ranks
     take = contrastive_step if ranks is None else partial(sharded_contrastive_step, ranks=ranks, form=config.form)
     step = take(
-        image_features,
-        text_features,
+        inputs.image_features,
+        inputs.text_features,
         batch.log_inner_image,
         batch.log_inner_text,
         temperature=temperature,
-        gamma=batch.gamma if gamma_of is None else gamma_of(batch, config, xp),
+        gamma=batch.gamma if gamma_of is None else gamma_of(inputs),
         reference_features=batch.reference_features if steered else None,
         reference_weight=config.reference_weight,
         radius=config.radius if scaled else 0.0,
         eps=config.eps,
         anchor_weight=batch.anchor_weight,
         pair_mask=batch.pair_mask,
-        xp=xp,
+        xp=inputs.xp,
     )
     result = ObjectiveResult(*step)
     if scaled:
@@ -232,42 +237,33 @@ def _global_contrastive(
     )
 
 
-def _gamma_per_sample(batch: StepBatch, config: TrainConfig, xp: Namespace) -> Any:
+def _gamma_per_sample(inputs: ObjectiveInputs) -> Any:
     """SCENT's gamma, one per sample and direction: it is small if the old estimate is small."""
     return tuple(
-        scent_gamma(log_inner, log_alpha=config.log_alpha, xp=xp)
-        for log_inner in (batch.log_inner_image, batch.log_inner_text)
+        scent_gamma(log_inner, log_alpha=inputs.config.log_alpha, xp=inputs.xp)
+        for log_inner in (inputs.batch.log_inner_image, inputs.batch.log_inner_text)
     )
 
 
-def _distilled(
-    image_features: Array,
-    text_features: Array,
-    batch: StepBatch,
-    temperature: Any,
-    config: TrainConfig,
-    xp: Namespace,
-    ranks: Ranks | None = None,
-    *,
-    objective: Objective,
-) -> ObjectiveResult:
+def _distilled(inputs: ObjectiveInputs, *, objective: Objective) -> ObjectiveResult:
     """Return the loss of another method plus MobileCLIP's distillation loss, which has a weight."""
-    own = objective(image_features, text_features, batch, temperature, config, xp, ranks)
+    batch, temperature, config = inputs.batch, inputs.temperature, inputs.config
+    own = objective(inputs)
     # With one temperature per sample the softmax over a batch has no temperature of its own; it keeps the start value.
     shared = not isinstance(temperature, tuple)
     assert batch.reference_features is not None
     teacher = distillation_loss(
-        image_features,
-        text_features,
+        inputs.image_features,
+        inputs.text_features,
         *batch.reference_features,
         temperature=temperature if shared else config.temperature,
         reference_temperature=config.reference_temperature,
-        ranks=ranks,
+        ranks=inputs.ranks,
         form=config.form,
-        xp=xp,
+        xp=inputs.xp,
     )
     weight = config.distillation_weight
-    total = weighted_sum((1.0, ContrastiveStep(*own[:-1])), (weight, teacher), xp=xp)
+    total = weighted_sum((1.0, ContrastiveStep(*own[:-1])), (weight, teacher), xp=inputs.xp)
     temperature_gradient = own.temperature_gradient
     if shared:
         temperature_gradient = temperature_gradient + weight * teacher.temperature_gradient

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from drrho_clip.config import TrainConfig
-from drrho_clip.methods import LOG_SCALE, METHODS, ObjectiveResult
+from drrho_clip.methods import LOG_SCALE, METHODS, ObjectiveInputs, ObjectiveResult
 from drrho_clip.processes.one import OneProcess
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.processes.shared_rows import rows_of_all
@@ -133,7 +133,8 @@ def build_step(
         # 2. Forward: unit-norm features of both encoders, and the pullback.
         image_features, text_features, pullback = model.encode(state.parameters, batch.images, batch.texts)
         # 3. Loss of the batch, and its gradient with respect to the features.
-        result = method.objective(image_features, text_features, batch, temperature, config, xp, ranks)
+        inputs = ObjectiveInputs(image_features, text_features, batch, temperature, config, xp, ranks)
+        result = method.objective(inputs)
         # 4. Backward: from the features to the parameters.
         scale = state.loss_scale.get("scale", 1.0)
         gradients = pullback(scale * result.image_gradient, scale * result.text_gradient)

@@ -1,4 +1,4 @@
-"""Ranks that count what they receive, and a stand-in for the other ranks; for measurements of traffic and time."""
+"""Ranks that count the received bytes, and a stand-in for the other ranks; for measurements of traffic and time."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def figures_of(printed: str) -> dict[str, list[float]]:
 
 
 def planned_table() -> str:
-    """Return the table of planned runs on 10^9 pairs, from what the command prints."""
+    """Return the table of planned runs on 10^9 pairs, as the command prints them."""
     from drrho_clip.cli import main as drrho
 
     lines = [

@@ -13,7 +13,7 @@ features of the reference model:
     activations         f w (b i + m h a)           m pairs per micro-batch, m = b without; h = 0.55 for half types
     super-batch         f w (c i + m h g), as far as it is above the activations; see below
     batch               2 f b b w                   similarities and weights of all pairs of a batch; with
-                                                micro-batches only what exceeds their activations
+                                                micro-batches only the excess over their activations
     moving average      4 P w                       the average before and after a step, and the copy in a checkpoint
     checkpoint          6 P w - min(3 P w, t)       a copy of parameters and moments, and the content of the file;
                                                 t: activations, super-batch and batch together

@@ -111,7 +111,7 @@ def plan_ranks(
     reference_dim: int,
     steps_per_epoch: int,
 ) -> RanksPlan:
-    """Return what each rank needs in both forms.
+    """Return the plan of each rank in both forms.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ def plan_run(
     share_left_out: float = 0.0,
     options: PlanOptions | None = None,
 ) -> Plan:
-    """Return what a run with these settings and data would do.
+    """Return the plan of a run with these settings and data.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def plan_run(
 
 
 def plan_of_size(config: TrainConfig, backend: Backend, options: PlanOptions) -> Plan:
-    """Return what a run would do with `num_pairs` training pairs that do not exist yet.
+    """Return the plan of a run with `num_pairs` training pairs that do not exist yet.
 
     The images stay in files, no pair is held out, and the vocabulary is the largest of the model.
 

@@ -8,15 +8,15 @@ inner estimate. A rank receives from every other rank, per own pair:
               (3 + m) w                            sums over negatives; m = 1 if there is a mask
               w + d w                              weights of the text anchors, and gradients of texts
     ring      2 (d s + r s_r + p w)                the features of the texts travel in both passes
-              (3 + m) w + 3 w + d w                what was accumulated for the texts, and what the second pass needs
+              (3 + m) w + 3 w + d w                sums over negatives; two sums, a weight and the gradients of texts
     estimates 8 + 2 e                              every rank has all estimates: ids and new estimates
               2 e                                  the same, if every rank knows the ids of the whole batch
               8 + 4 e                              the estimates are split: ids, old and new estimates
 
-With the form ring, what was accumulated for the texts makes one more hop in each pass, back to the owner: (3 + m) w +
-d w per own pair. The gradients of P parameters are summed once per step, which brings 2 (W - 1) / W P w bytes to each
+With the form ring, the sums and the gradients of the texts make one more hop in each pass, back to the owner: (3 + m) w
++ d w per own pair. The gradients of P parameters are summed once per step, which brings 2 (W - 1) / W P w bytes to each
 rank. `messages` lists every exchange of a step, also the small ones: the checks of arguments and the sums of scalars.
-A test compares the list with what the step really sends.
+A test compares the list with the messages of a step.
 """
 
 from __future__ import annotations
@@ -115,11 +115,11 @@ class SharedStep:
     reference_dim, reference_bytes : int
         r, and the bytes of a number of the reference features; 0 without a reference model.
     per_anchor, masked : bool
-        Whether each anchor has a temperature, and whether some pairs are no negatives.
+        Each anchor has a temperature; a mask says which pairs are no negatives.
     with_ids : bool
-        Whether the step gets the row ids, which the ranks compare.
+        The step gets the row ids, which the ranks compare.
     checked : bool
-        Whether the ranks compare arguments before the step: True on the CPU, False on a GPU and in a compiled step.
+        The ranks compare arguments before the step: True on the CPU, False on a GPU and in a compiled step.
     estimates : {"none", "all", "rows", "split"}
         none: no estimates are exchanged. all: every rank stores all estimates, and gets ids and new estimates of all
         pairs. rows: the same without the ids. split: each rank stores a part of the estimates.
@@ -231,7 +231,7 @@ def _estimates(step: SharedStep) -> list[Message]:
         return [Message("estimates", ALL_GATHER, ids * (step.estimates == "all") + rows)]
     # Reading and writing check their arguments; before writing, the ranks also agree that the ids are those just read.
     checks = [Message(_SMALL, ALL_GATHER, _DIGEST, 2), Message(_SMALL, ALL_GATHER, 1)] if step.checked else []
-    # Where ids cannot be compared they are sent again.
+    # If ids cannot be compared, they are sent again.
     times = 1 if step.checked else 2
     return [
         *checks,

@@ -14,7 +14,7 @@ __all__ = ["Claim", "Figure", "Judgement", "by_seed", "groups"]
 
 
 class Figure(NamedTuple):
-    """A measured figure of a claim with intervals; `label` says what is subtracted from what, and in which unit."""
+    """A measured figure of a claim with intervals; `label` names the difference and the unit."""
 
     label: str
     interval: Interval

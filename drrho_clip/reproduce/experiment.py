@@ -17,7 +17,7 @@ CHOICE_SEED: Final = 100
 """The seed on which learning rates are chosen; the seeds of the claims are 0, 1, 2 and so on."""
 
 LEARNING_RATES: Final = "learning-rates"
-"""Stands in place of a claim's name in the experiments that try learning rates, because all claims share these rows."""
+"""The word in place of a claim's name in the trials of learning rates, because all claims share these rows."""
 
 # A change of the code that changes results gets another number, so that old rows are measured again.
 _FORMAT: Final = 1

@@ -86,7 +86,7 @@ class Results:
     folder : Path
         The folder; it is made at the first row.
     quick : bool
-        Whether the rows are those of quick experiments, which never share a folder with others.
+        The rows are those of quick experiments, which never share a folder with others.
 
     Attributes
     ----------

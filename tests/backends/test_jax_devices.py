@@ -7,34 +7,23 @@ pair of programs, with two devices each, runs all trainings in two processes.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drrho_clip.plan.traffic import SharedStep, messages
-from helpers import jax_devices
+from helpers.failing_ranks import free_port
 from helpers.jax_checkpoints import NUM_SAMPLES, RESTORING
 from helpers.jax_collectives import REFERENCE_WIDTH, ROWS, WIDTH
 from helpers.jax_devices import CASES, FORMS, NUM_DEVICES, NUM_PROCESSES, PROCESS_CASES, Case
+from helpers.jax_programs import start
 
 pytest.importorskip("jax")
 pytest.importorskip("optax")
 pytest.importorskip("orbax.checkpoint")
 
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the program of trainings."""
-    paths = [str(Path(jax_devices.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-W", "error", "-m", "helpers.jax_devices", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment
-    )
+PROGRAM = "helpers.jax_devices"
 
 
 def figures_of(program: subprocess.Popen[str]) -> dict[str, Any]:
@@ -51,16 +40,14 @@ def figures_of(program: subprocess.Popen[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def differences() -> dict[str, Any]:
     """The figures of one process with four devices."""
-    return figures_of(start())
+    return figures_of(start(PROGRAM))
 
 
 @pytest.fixture(scope="module")
 def differences_of_processes() -> list[dict[str, Any]]:
     """The figures of two processes with two devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    programs = [start(port, number) for number in range(NUM_PROCESSES)]
+    port = free_port()
+    programs = [start(PROGRAM, port, number) for number in range(NUM_PROCESSES)]
     try:
         return [figures_of(program) for program in programs]
     finally:

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from helpers import jax_harness
+from helpers.failing_ranks import free_port
 from helpers.jax_harness import NUM_PROCESSES, SMALL
+from helpers.jax_programs import start
 from helpers.small_pairs import write_two_colours
 
 pytest.importorskip("jax")
 
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the program of runs."""
-    paths = [str(Path(jax_harness.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-W", "error", "-m", "helpers.jax_harness", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, env=environment
-    )
+PROGRAM = "helpers.jax_harness"
 
 
 def finish(*programs: subprocess.Popen[str]) -> list[str]:
     """Wait for programs, and return what they have printed."""
     try:
-        printed = [program.communicate(timeout=600)[0] for program in programs]
+        printed = ["".join(program.communicate(timeout=600)) for program in programs]
     finally:
         for program in programs:
             program.kill()
@@ -46,12 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: two processes train, then one process with four devices."""
     folder = tmp_path_factory.mktemp("runs")
     write_two_colours(folder / "data", 60, swapped_fraction=0.1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    printed = finish(*(start(folder, port, number) for number in range(NUM_PROCESSES)))
+    port = free_port()
+    printed = finish(*(start(PROGRAM, folder, port, number) for number in range(NUM_PROCESSES)))
     (folder / "printed.json").write_text(json.dumps(printed))
-    finish(start(folder))
+    finish(start(PROGRAM, folder))
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
-from drrho_clip.methods import DEFAULTS, METHODS, OPTIONAL
+from drrho_clip.methods import DEFAULTS, METHODS, OPTIONAL, ObjectiveInputs
 from drrho_clip.selection import gumbel_noise
 from drrho_clip.setting_rules import check_used
 from drrho_clip.step import StepBatch, build_step
@@ -68,10 +68,9 @@ def _expected(method: str, config: TrainConfig) -> tuple[float, np.ndarray, np.n
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_has_the_loss_and_the_gradients_of_the_oracle(method: str, name: str) -> None:
     config, backend = _config(method), get_backend(name, dtype="float64")
-    found = METHODS[method].objective(
-        backend.asarray(IMAGES), backend.asarray(TEXTS), _batch(backend, config), _temperature(backend, config), config,
-        backend.xp,
-    )  # fmt: skip
+    features = backend.asarray(IMAGES), backend.asarray(TEXTS)
+    batch, temperature = _batch(backend, config), _temperature(backend, config)
+    found = METHODS[method].objective(ObjectiveInputs(*features, batch, temperature, config, backend.xp))
     loss, *gradients = _expected(method, config)
     np.testing.assert_allclose(backend.to_numpy(found.loss), loss, rtol=1e-12)
     for gradient, expected in zip((found.image_gradient, found.text_gradient), gradients, strict=True):
@@ -118,7 +117,7 @@ def test_the_optimiser_learns_the_scale_and_the_bias_by_the_slope_of_the_loss(me
         values = {name: value + moved.get(name, 0.0) for name, value in scalars.items()}
         batch = _batch(backend, config)._replace(bias=values.get("bias"))
         temperature = np.exp(-values["log_scale"])
-        return METHODS[method].objective(IMAGES, TEXTS, batch, temperature, config, np)
+        return METHODS[method].objective(ObjectiveInputs(IMAGES, TEXTS, batch, temperature, config, np))
 
     for name in scalars:
         up, down = (float(result_at(**{name: step}).loss) for step in (1e-6, -1e-6))
@@ -137,7 +136,8 @@ def test_the_gradient_of_the_unscaled_loss_holds_the_estimates() -> None:
     config = _config("fastclip-v0")
     batch = _batch(get_backend("numpy", dtype="float64"), config)._replace(gamma=1.0)
     up, here, down = (
-        METHODS["fastclip-v0"].objective(IMAGES, TEXTS, batch, 0.4 + step, config, np) for step in (1e-6, 0.0, -1e-6)
+        METHODS["fastclip-v0"].objective(ObjectiveInputs(IMAGES, TEXTS, batch, 0.4 + step, config, np))
+        for step in (1e-6, 0.0, -1e-6)
     )
     assert float(here.temperature_gradient) == pytest.approx(float(up.loss - down.loss) / 2e-6, rel=1e-6)
 

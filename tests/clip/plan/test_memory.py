@@ -1,4 +1,4 @@
-"""The memory that a dry run announces is close to what runs take."""
+"""The memory that a dry run announces is close to the memory that runs take."""
 
 from __future__ import annotations
 

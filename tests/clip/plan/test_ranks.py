@@ -45,7 +45,7 @@ def test_the_time_of_a_step_is_computing_plus_bytes_over_bandwidth_plus_latencie
     assert ring.compute_seconds > reduce.compute_seconds == 64 / 1000
 
 
-def test_half_the_batch_of_a_rank_needs_half_of_what_belongs_to_pairs() -> None:
+def test_a_quarter_of_the_batch_needs_a_quarter_of_the_memory_of_pairs() -> None:
     one, four = ({part.name: part.num_bytes for part in planned(world_size=size).memory} for size in (1, 4))
     assert one["activations"] == 4 * four["activations"]
     # The own images meet the texts of all ranks.

@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def counted(world_size: int, form: str, options: dict[str, Any], dtype: str, estimates: str) -> list[CountedRanks]:
-    """Take the own part of a step on each rank, and return what each rank has received."""
+    """Take the own part of a step on each rank, and return the ranks with their counts."""
     total = world_size * LOCAL
     p = problems.draw(0, b=total, d=WIDTH, **options)
 
