@@ -13,7 +13,7 @@ from drrho_clip.data import BatchSource, Dataset, HostBatch, Tokenizer, WordToke
 from drrho_clip.data.hf_preprocessing import ImageProcessor
 from drrho_clip.data.protocol import ImageReading
 from drrho_clip.data.row_source import RowSource
-from drrho_clip.encoders.protocol import identity_of, joined
+from drrho_clip.encoders.protocol import EncoderInBatches, identity_of, joined
 from drrho_clip.errors import BadInput
 from drrho_clip.exchange.hf_directory import open_hf_directory, read_constant, read_weights
 from drrho_clip.features.stored import StoredInputs
@@ -57,7 +57,7 @@ def _text_inputs(tokens: np.ndarray, spec: ModelSpec, tokenizer: Tokenizer) -> n
     return tokens
 
 
-class Encoder:
+class Encoder(EncoderInBatches):
     """A trained pair of encoders on a backend, for evaluation and for reference features.
 
     Parameters
@@ -200,15 +200,6 @@ class Encoder:
                 "text": sizes.text._replace(spread=1.0)._asdict(),
             }
         return about
-
-    def pairs(
-        self, dataset: Dataset, *, batch_size: int = 256, after_batch: Callable[[], None] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return image features and text features, both (n, d), of the pairs of a data set, in row order.
-
-        `after_batch` is called after each batch, for a progress bar of ceil(n / batch_size) steps.
-        """
-        return joined(self.batches_of(dataset, batch_size=batch_size), after_batch=after_batch)
 
     def batches_of(
         self, dataset: Dataset, *, first_row: int = 0, batch_size: int = 256, rows: np.ndarray | None = None

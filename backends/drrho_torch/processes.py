@@ -23,7 +23,7 @@ from drrho_clip.processes.place import Place
 from drrho_core.backend import Function
 from drrho_torch.ranks import TorchRanks
 
-# How long torch waits in an exchange, unless the user names another time.
+# The time that torch waits in an exchange, unless the user names another.
 _PATIENCE = datetime.timedelta(minutes=30)
 _joined = False  # this module has made the group of the process
 

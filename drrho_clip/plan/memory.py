@@ -108,7 +108,7 @@ def memory_of_run(
     num_ranks : int
         Number W of processes that train together; W divides the batch.
     form : {"reduce", "ring"}
-        How the processes share a batch; see `drrho_core.sharded_contrastive_step`.
+        The way in which the processes share a batch; see `drrho_core.sharded_contrastive_step`.
 
     Returns
     -------

@@ -111,7 +111,7 @@ class SharedStep:
     state_bytes : int
         The bytes of an inner estimate.
     form : {"reduce", "ring"}
-        How the ranks share the pairs, see `drrho_core.sharded_contrastive_step`.
+        The way in which the ranks share the pairs; see `drrho_core.sharded_contrastive_step`.
     reference_dim, reference_bytes : int
         r, and the bytes of a number of the reference features; 0 without a reference model.
     per_anchor, masked : bool

@@ -147,7 +147,7 @@ def prepare_failure(case: str, folder: Path, arguments: list[str]) -> list[str]:
 
 
 class Result(NamedTuple):
-    """How a group of processes has ended."""
+    """The end of a group of processes: seconds, exit codes and printed lines."""
 
     seconds: float | None
     codes: list[int]
