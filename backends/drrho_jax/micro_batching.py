@@ -174,7 +174,8 @@ def _summed_over_devices(gradient: Tree, parameters: Tree) -> Tree:
     # All arrays that are summed along the same axes are one message. Several processes must send in the same order.
     for names in sorted(set(axes) - {()}):
         places = [place for place, own in enumerate(axes) if own == names]
-        for place, x in zip(places, jax.lax.psum([leaves[place] for place in places], names), strict=True):
+        sums = jax.lax.psum([leaves[place] for place in places], names)  # type: ignore[no-untyped-call]
+        for place, x in zip(places, sums, strict=True):
             leaves[place] = x
     return jax.tree.unflatten(structure, leaves)
 
