@@ -78,9 +78,9 @@ def micro_batches(
     of the first row, ``keys[0]``, for the micro-batch. A key from outside of `inputs` draws the same noise for every
     micro-batch.
 
-    Inside `jax.shard_map` with ``check_vma=True``, `inputs` holds the device's own rows, and the gradient is summed over
-    the devices once, after the last micro-batch. For this `encode` gets parameters that vary along the mapped axes of
-    the batch, although all devices hold the same numbers.
+    Inside `jax.shard_map` with ``check_vma=True``, `inputs` holds the rows of the device, and the gradient is summed
+    over the devices once, after the last micro-batch. For this `encode` gets parameters that vary along the mapped axes
+    of the batch, although all devices hold the same numbers.
 
     The function works eagerly and inside `jax.jit`. The gradient is the closed form of `contrastive_loss`, so results
     cannot be differentiated again.

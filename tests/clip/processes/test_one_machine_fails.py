@@ -1,22 +1,31 @@
-"""Between the start of the processes and the first step, an error on one machine is one line on all processes."""
+"""From the start of the processes to the first step, an error on one machine is one line on all processes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from drrho_clip.cli import read_command
+from drrho_clip.commands import evaluate
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import AgreedError, BadInput, MissingExtra
+from drrho_clip.processes import opening
 from drrho_clip.run import watchers
 from drrho_clip.train import train
 from drrho_core.backend import get_backend
+from helpers.clip_processes import free_port
 from helpers.shards import numbered_shard
 from helpers.thread_processes import ThreadProcesses
 
+SIZES: dict[str, Any] = {"architecture": "mlp", "image_size": 4, "width": 4}
 OF_ONE_PROCESS = threading.local()
 """The number of the process that a thread stands for."""
 
@@ -28,8 +37,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _messages(shard: Path, out: Path, **options: Any) -> list[str]:
     """Return the errors of two processes that start a run."""
-    sizes = {"architecture": "mlp", "image_size": 4, "width": 4, "epochs": 1, "batch_size": 8}
-    config = TrainConfig(str(shard), method="sogclr", backend="numpy", **sizes, **options)
+    config = TrainConfig(str(shard), method="sogclr", backend="numpy", epochs=1, batch_size=8, **SIZES, **options)
 
     def message(processes: ThreadProcesses) -> str:
         OF_ONE_PROCESS.rank = processes.rank
@@ -93,3 +101,64 @@ def test_only_the_first_process_needs_the_libraries_that_show_figures(
     missing[:] = [0]
     words = str(MissingExtra("the setting tensorboard", "TensorBoard", "tensorboard"))
     assert _messages(shard, tmp_path / "run", tensorboard=True) == [words] * 2
+
+
+COMMANDS = {
+    "train": ["train", "--data", "digits", "--method", "clip", "--backend", "torch", "--config", "FILE", "--out", "o"],
+    "resume": ["train", "--resume", "--out", "FILE"],
+    "encode": ["encode", "--model", "FILE", "--data", "digits", "--out", "o"],
+    "evaluate": ["evaluate", "FILE"],
+    "a device": ["evaluate", "run", "--device", "FILE"],
+}
+"""Commands with a name that means nothing on one machine; the command needs it to connect the processes."""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_one_machine_lacks_before_the_processes_are_connected_is_told_to_the_others(
+    name: str, failing: int, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(str(shard), method="clip", backend="torch", epochs=1, batch_size=8, **SIZES)
+    train(config, "run", backend=get_backend("torch", device="cpu"), quiet=True)
+    (tmp_path / "settings.yaml").write_text("epochs: 1\n")
+    right = {"train": "settings.yaml", "a device": "cpu"}.get(name, "run")
+    address = f"localhost:{free_port()}"
+
+    def message(rank: int) -> str:
+        words = [("missing" if rank == failing else right) if word == "FILE" else word for word in COMMANDS[name]]
+        words += ["--coordinator", address, "--processes", "2", "--process", str(rank)]
+        with pytest.raises(BadInput) as caught:
+            read_command(words).run()
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as threads:
+        messages = list(threads.map(message, range(2)))
+    assert "missing" in messages[failing]
+    prefix = "process 1: " if failing else ""
+    assert messages[1 - failing] == f"{prefix}{messages[failing]}"
+
+
+def test_classes_that_one_machine_lacks_are_one_line_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "classes.txt").write_text("red\nblue\n")
+    opened = threading.local()
+
+    @contextlib.contextmanager
+    def open_processes(*_: object, **__: object) -> Iterator[ThreadProcesses]:
+        yield opened.processes
+
+    monkeypatch.setattr(opening, "opened_processes", open_processes)
+    model = SimpleNamespace(backend=get_backend("numpy"), config=SimpleNamespace(data="digits"))
+    monkeypatch.setattr(evaluate, "find_model", lambda *_, **__: model)
+
+    def message(processes: ThreadProcesses) -> str:
+        opened.processes = processes
+        classes = tmp_path / ("classes.txt" if processes.is_first else "missing.txt")
+        with pytest.raises(AgreedError) as caught:
+            evaluate.Evaluate("run", classes=classes).run()
+        return str(caught.value)
+
+    messages = ThreadProcesses.run(2, message)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("process 1: ")
+    assert "missing.txt" in messages[0]
