@@ -137,6 +137,24 @@ def test_kernels_over_ranks_give_the_step_of_the_whole_batch(
 
 @runs
 @pytest.mark.parametrize("form", ["reduce", "ring"])
+def test_kernels_over_ranks_take_reference_features_of_another_dtype(kernels: OneAtATime, form: str) -> None:
+    p = problems.draw(6, b=48, d=20, r=3, per_anchor_temperature=True)
+    arrays = tuple(torch.as_tensor(x, device=DEVICE).float() for x in p.arrays)
+    arrays = (arrays[0].half(), arrays[1].half(), *arrays[2:])
+    pairs = {name: tuple(torch.as_tensor(x, device=DEVICE).float() for x in value) for name, value in p.options.items()
+             if isinstance(value, tuple)}  # fmt: skip
+    options = p.options | pairs
+    with fused_kernels("always"):
+        shared = joined(on_ranks(sharded_contrastive_step, 2, arrays, options, form=form), torch)
+    assert kernels.blocks == 4
+    with fused_kernels("never"):
+        whole = contrastive_step(*arrays, **options)
+    for field, expected in whole._asdict().items():
+        torch.testing.assert_close(getattr(shared, field), expected, rtol=2e-3, atol=1e-6, msg=field)
+
+
+@runs
+@pytest.mark.parametrize("form", ["reduce", "ring"])
 def test_kernels_over_ranks_give_info_nce_of_the_whole_batch(kernels: OneAtATime, form: str) -> None:
     p = problems.draw(4, b=48, d=20)
     images, texts = (torch.as_tensor(x, device=DEVICE).float() for x in p.arrays[:2])
