@@ -40,6 +40,10 @@ class OneAtATime:
         return self._kernels.declines(*arguments)
 
     def block_sums(self, *arguments: Any) -> Any:
+        batch = arguments[0]
+        # The compiler refuses products of two dtypes, which the interpreter computes.
+        features = (batch.image_features, batch.text_features, *(batch.reference_features or ()))
+        assert len({x.dtype for x in features}) == 1
         with self._lock:
             self.blocks += 1
             return self._kernels.block_sums(*arguments)
