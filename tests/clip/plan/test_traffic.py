@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.many_devices.counted_ranks import CountedRanks
-from drrho_clip.plan.traffic import Message, SharedStep, messages, received_by_purpose, received_bytes
+from drrho_clip.plan.exchanges import Message, received_by_purpose
+from drrho_clip.plan.traffic import SharedStep, messages, received_bytes
 from drrho_core import InnerEstimator, ThreadRanks, sharded_contrastive_step
 from helpers import problems
 from helpers.ranks import own_rows
