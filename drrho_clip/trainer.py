@@ -21,7 +21,7 @@ from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model
 from drrho_clip.epoch_end import EpochEnd
 from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
-from drrho_clip.errors import BadInput
+from drrho_clip.errors import BadInput, Diverged
 from drrho_clip.failure import failure_arrays, failure_file, good_result, save_failure
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
@@ -349,11 +349,11 @@ class Trainer:
         if not (self._losses.all_finite() and self._features_are_finite(batch)):
             raise self._diverged(self.done)
 
-    def _diverged(self, step: int) -> BadInput:
+    def _diverged(self, step: int) -> Diverged:
         saved = self._saved
         file = self._record_failure(step)
         dump = "" if file is None else f"; {file} has what the first bad step read: drrho replay {self.run.folder}"
-        return BadInput(
+        return Diverged(
             f"the loss must stay finite, got a number that is not, at step {step} or shortly before: lower the "
             f"learning_rate; {self.run.checkpoint} has the last good state, that of step {saved}{dump}"
         )
