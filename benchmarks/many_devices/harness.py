@@ -1,9 +1,10 @@
 """Runs of the harness with several processes, and the plan of each run: bytes and time of a step.
 
 Each process of torchrun takes all cases, one after another, and measures in rounds: a sum of 4 MB, the exchanges of a
-step with a few bytes each, a step that the process takes alone on the whole batch, and a step that all processes share.
-All processes measure at the same time, so they compete for the cores in every measurement alike. `drrho train
---dry-run` gets the bandwidth, the latency and the speed of the steps alone, and says how long a shared step takes.
+step with a few bytes each, steps that the process takes alone on the whole batch and on as many pairs as its share, and
+a step that all processes share. All processes measure at the same time, so they compete for the cores in every
+measurement alike. `drrho train --dry-run` gets the bandwidth, the latency, and speed and overhead of the steps alone,
+and says how long a shared step takes.
 """
 
 from __future__ import annotations
@@ -85,11 +86,15 @@ def compared(case: str, of_processes: Sequence[dict[str, Any]], folder: Path) ->
         for number, entry in enumerate(first["rounds"])
     ]
     typical = {name: statistics.median(entry[name] for entry in rounds) for name in rounds[0]}
+    # A step alone takes the overhead and the time of its pairs, so two sizes of a batch give both.
+    batch, whole, share = first["batch"], typical["alone"], typical["alone, share"]
+    per_pair = min((whole - share) / (batch - batch / num_ranks), whole / batch)
     rates = {
         "world-size": num_ranks,
         "bandwidth": 2 * (num_ranks - 1) / num_ranks * first["probe"] / typical["large"] / 1e9,
         "latency": 1e6 * typical["few bytes"] / first["exchanges"],
-        "pairs-per-second": first["batch"] / typical["alone"],
+        "pairs-per-second": 1.0 / per_pair,
+        "step-overhead": 1e3 * max(0.0, whole - per_pair * batch),
     }
     planned = planned_step([*words_of(case, folder), "--out", str(folder / "planned")], rates)
     column = ["reduce", "ring"].index(first["form"])
@@ -99,7 +104,8 @@ def compared(case: str, of_processes: Sequence[dict[str, Any]], folder: Path) ->
         "loopback_mb": typical["loopback"] / num_ranks / 1e6,
         "planned_ms": planned["a step, ms"][column],
         "measured_ms": 1e3 * typical["step"],
-        "alone_ms": 1e3 * typical["alone"],
+        "alone_ms": 1e3 * whole,
+        "overhead_ms": rates["step-overhead"],
         "exchanges_ms": planned["exchanges, ms"][column],
     }
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ from drrho_clip.trainer import Trainer
 
 
 class Stopwatch:
-    """Measures every step of a run, and a step that this process takes alone on the whole batch beside it.
+    """Measures every step of a run, and steps that this process takes alone beside it.
 
     Parameters
     ----------
@@ -52,11 +53,12 @@ class Stopwatch:
         # The last step writes a line of metrics, so it is not measured, and no process takes it alone.
         if trainer.done == trainer.total_steps - 1:
             return self._take_step(trainer, batch, epoch=epoch)
-        whole = next(self._batches)
+        whole, share = next(self._batches), next(self._shares)
         seconds = {
             "large": timed(lambda: self._ranks.all_sum((self._large,))),
             "few bytes": timed(lambda: few_bytes(self._ranks, self._exchanges)),
             "alone": timed(lambda: self._take_step(self._alone, whole, epoch=0)),
+            "alone, share": timed(lambda: self._take_step(self._small, share, epoch=0)),
         }
         ranks, before = self._counted[-1], loopback()
         ranks.clear()
@@ -68,23 +70,33 @@ class Stopwatch:
         return kept[0]
 
     def _begin(self, trainer: Trainer) -> None:
-        """Build the trainer of the steps alone, and plan the exchanges."""
+        """Build the trainers of the steps alone, and plan the exchanges."""
         config, backend = trainer.run.config, trainer.backend
         options = PlanOptions(world_size=trainer.processes.size, bandwidth=1.0)
         planned = plan_run(config, backend, trainer.splits, options=options).ranks
         assert planned is not None
         self._exchanges: tuple[Message, ...] = planned.forms[config.form].exchanges
         self._ranks = TorchRanks(dist.group.WORLD)
-        self._alone = Trainer(
-            trainer.run, backend, trainer.splits, guidance=trainer.guidance, processes=OneProcess(backend)
+        small = replace(config, batch_size=config.batch_size // trainer.processes.size)
+        self._alone, self._small = (
+            Trainer(
+                replace(trainer.run, config=settings),
+                backend,
+                trainer.splits,
+                guidance=trainer.guidance,
+                processes=OneProcess(backend),
+            )
+            for settings in (config, small)
         )
-        self._batches = self._drawn(config)
+        self._batches, self._shares = drawn(self._alone), drawn(self._small)
         self.figures = {"batch": config.batch_size, "form": config.form, "probe": PROBE}
 
-    def _drawn(self, config: Any) -> Iterator[HostBatch]:
-        """Yield batches of the trainer that is alone, epoch by epoch."""
-        for epoch in range(config.epochs):
-            yield from self._alone.source.epoch(pairs_per_step(config), seed=config.seed, epoch=epoch)
+
+def drawn(trainer: Trainer) -> Iterator[HostBatch]:
+    """Yield the batches of a trainer, epoch by epoch."""
+    config = trainer.run.config
+    for epoch in range(config.epochs):
+        yield from trainer.source.epoch(pairs_per_step(config), seed=config.seed, epoch=epoch)
 
 
 def measure(case: str, folder: Path, counted: list[CountedRanks]) -> dict[str, Any]:
