@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.reproduce.claim import Claim
+from drrho_clip.reproduce.packaged.packages import Missing
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.pool import measure
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.worlds import WORLDS, World
+from drrho_clip.terminal.printing import say
 
 __all__ = ["reproduce"]
+
+
+def _absent(names: Iterable[str], runs: Path, roots: Sequence[Path], *, quiet: bool) -> set[str]:
+    """Prepare worlds, and return the names of those whose packages are not installed, after a line for each."""
+    absent = set()
+    for name in sorted(names):
+        try:
+            WORLDS[name].prepare(runs, roots, quiet=quiet)
+        except Missing as line:
+            say(f"{name} is left out: {line}")
+            absent.add(name)
+    return absent
 
 
 def reproduce(
@@ -23,6 +37,7 @@ def reproduce(
     seeds: Sequence[int],
     jobs: int,
     worlds: Sequence[World] | None = None,
+    roots: Sequence[Path] = (Path("/"),),
     quick: bool = False,
     quiet: bool = False,
 ) -> Results:
@@ -40,7 +55,9 @@ def reproduce(
     jobs : int
         Number of processes at a time.
     worlds : sequence of World, optional
-        By default all worlds whose data are there.
+        By default all worlds; a world whose packages are not installed is left out, and a line says so.
+    roots : sequence of Path
+        Folders below which packages of pictures are installed.
     quick : bool
         Run the small forms of the experiments.
     quiet : bool
@@ -59,7 +76,7 @@ def reproduce(
     check_folder(out, "out")
     check_folder(runs, "runs")
     results = Results(out, quick=quick)
-    worlds = [world for world in WORLDS.values() if world.missing() is None] if worlds is None else worlds
+    worlds = list(WORLDS.values() if worlds is None else worlds)
     while True:
         # The choice of a learning rate makes new experiments known.
         plan = Plan(results.rows, worlds, seeds=seeds, quick=quick)
@@ -68,4 +85,8 @@ def reproduce(
         missing = plan.missing()
         if not missing:
             return results
+        absent = _absent({experiment.dataset for experiment in missing}, runs, roots, quiet=quiet)
+        if absent:
+            worlds = [world for world in worlds if world.name not in absent]
+            continue
         measure(missing, runs, jobs=jobs, keep=results.append, quiet=quiet)
