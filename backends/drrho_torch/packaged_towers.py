@@ -7,6 +7,7 @@ sentences. So a task that looks unlabelled here rests on labels that other peopl
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,12 +48,14 @@ class _SamePadding(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         side, stride = self.kernel_size[0], self.stride[0]
         if stride == 1:
-            return self._conv_forward(x, self.weight, None)
+            same: torch.Tensor = self._conv_forward(x, self.weight, None)
+            return same
         pads: list[int] = []
         for length in (x.shape[3], x.shape[2]):
             total = max((-(-length // stride) - 1) * stride + side - length, 0)
             pads += [total // 2, total - total // 2]
-        return self._conv_forward(nn.functional.pad(x, pads), self.weight, None)
+        padded: torch.Tensor = self._conv_forward(nn.functional.pad(x, pads), self.weight, None)
+        return padded
 
 
 def _convolution(inputs: int, outputs: int, side: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -81,7 +84,8 @@ class _Block(nn.Module):
         y = nn.functional.relu6(self._bn0(self._expand_conv(x))) if self.widens else x
         y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
-        return x + y if self.adds else y
+        total: torch.Tensor = x + y if self.adds else y
+        return total
 
 
 class EfficientNetLite0(nn.Module):
@@ -107,7 +111,8 @@ class EfficientNetLite0(nn.Module):
         x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
-        return nn.functional.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
+        means: torch.Tensor = nn.functional.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
+        return means
 
     def classes(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of the classes of ImageNet."""
@@ -161,13 +166,11 @@ def open_packaged_towers(place: str) -> ForeignEncoder:
     # transformers imports slowly, so a missing package is reported first.
     if importlib.util.find_spec("transformers") is None:
         raise Missing("transformers is not installed; install it with: pip install 'drrho-core[hf]'")
-    from transformers import BertModel
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers = importlib.import_module("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     network = load_image_model()
-    words = BertModel.from_pretrained(sentences, local_files_only=True, add_pooling_layer=False).eval()
+    words = transformers.BertModel.from_pretrained(sentences, local_files_only=True, add_pooling_layer=False).eval()
     tokenizer = HuggingFaceTokenizer((sentences / "tokenizer.json").read_text(encoding="utf-8"), WORDS, padding="[PAD]")
 
     @torch.inference_mode()

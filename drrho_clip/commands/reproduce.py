@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "variance")
+NAMES = ("weak-to-strong", "table", "data-efficiency", "variance")
 """The claims that can be reproduced, in the order of their numbers."""
 
 
@@ -86,8 +86,7 @@ class Reproduce:
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
             seeds = range(self.seeds or (2 if self.quick else 5))
-            places = {"out": out, "runs": self.runs, "roots": self.root}
-            results = reproduce(chosen, **places, seeds=seeds, jobs=self.jobs, quick=self.quick)
+            results = reproduce(chosen, out, self.runs, roots=self.root, seeds=seeds, jobs=self.jobs, quick=self.quick)
             for claim in chosen:
                 _print_judgement(claim, results)
         else:
@@ -118,6 +117,7 @@ def _print_judgement(claim: Claim, results: Results) -> None:
         say("not measured: the data of the claim are not installed")
         return
     say(*(f"  {figure.label}: {in_words(figure.interval)}" for figure in judgement.figures))
+    say(*(f"  {note}" for note in judgement.notes))
     say(f"{judgement.verdict}: {judgement.sentence}")
     if results.rows and next(iter(results.rows.values())).quick:
         say("These are figures of --quick: they show that every part works, but not whether the claim holds.")

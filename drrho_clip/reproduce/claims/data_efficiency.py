@@ -32,14 +32,10 @@ def _experiments(plan: Plan) -> None:
     for world in plan.worlds_of(HEADS):
         for share in _SHARES:
             # With a quarter of the data a model sees each pair four times as often.
-            changes = {
-                "label": _label(share),
-                "data": {"train_size": round(share * world.data["train_size"])},
-                "settings": {"epochs": round(world.target["epochs"] / share)},
-            }
-            plan.add_target(_NAME, world, _PLAIN, **changes)
-            for reference in world.references:
-                plan.add_target(_NAME, world, "drrho", reference, **changes)
+            data = {"train_size": round(share * world.data["train_size"])}
+            settings = {"epochs": round(world.target["epochs"] / share)}
+            for method, reference in ((_PLAIN, None), *(("drrho", name) for name in world.references)):
+                plan.add_target(_NAME, world, method, reference, label=_label(share), settings=settings, data=data)
 
 
 def _figures(rows: Sequence[Row], steered_share: float, plain_share: float) -> list[Figure]:
@@ -138,7 +134,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
     panels: dict[str, dict[str, Curve]] = {}
     for world in dict.fromkeys(row.dataset for row in rows):
-        lines = {_PLAIN: (_PLAIN, None)}
+        lines: dict[str, tuple[str, str | None]] = {_PLAIN: (_PLAIN, None)}
         lines |= {f"drrho, {reference} reference": ("drrho", reference) for reference in _REFERENCES}
         panels[world] = {}
         for name, (method, reference) in lines.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ class World:
     kind : str
         `PICTURES` if encoders of pictures are trained, which takes minutes, and `HEADS` if small heads are trained over
         the features of frozen towers, which takes seconds.
+    largest : mapping
+        Largest values of numbers in the quick form, by the name of the setting.
     """
 
     name: str
@@ -58,6 +60,7 @@ class World:
     by_method: Mapping[str, Settings] = field(default_factory=dict)
     reference_data: Settings = field(default_factory=dict)
     kind: str = PICTURES
+    largest: Settings = field(default_factory=dict)
 
     def prepare(self, runs: Path, roots: Sequence[Path], *, quiet: bool = False) -> None:
         """Make the files that all runs share, in the folder of the runs.
@@ -95,5 +98,25 @@ class World:
         return {}
 
     def quick(self) -> World:
-        """Return a small form of this world, in which every part works and no figure has a meaning."""
-        raise NotImplementedError
+        """Return a small form of this world with one learning rate: every part works, and no figure has a meaning."""
+        return replace(
+            self,
+            data=self.small(self.data),
+            target=self.small(self.target),
+            references={name: self.small(settings) for name, settings in self.references.items()},
+            by_method={name: self.small(settings) for name, settings in self.by_method.items()},
+            rates=self.rates[:1],
+        )
+
+    def small(self, settings: Settings) -> Settings:
+        """Return settings in which no number is larger than in the quick form.
+
+        Examples
+        --------
+        >>> world = World("tiny", "a world", {}, {}, {}, (0.1,), largest={"epochs": 1})
+        >>> world.small({"epochs": 8, "temperature": 0.07})
+        {'epochs': 1, 'temperature': 0.07}
+        """
+        return {
+            name: min(value, self.largest[name]) if name in self.largest else value for name, value in settings.items()
+        }
