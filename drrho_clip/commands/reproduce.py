@@ -87,25 +87,28 @@ class Reproduce:
         from drrho_clip.reproduce.engine import reproduce
         from drrho_clip.reproduce.pages import write_pages
         from drrho_clip.reproduce.results import Results
+        from drrho_clip.reproduce.worlds import WORLDS
 
         if self.all and self.claims:
             raise BadInput(f"claims must be left out with --all, got {' '.join(self.claims)}")
         out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
-<<<<<<< HEAD
-            seeds = range(self.seeds or (2 if self.quick else 5))
-            results = reproduce(chosen, out, self.runs, roots=self.root, seeds=seeds, jobs=self.jobs, quick=self.quick)
-=======
             wrong = [name for name in self.worlds if name not in WORLDS]
             if wrong:
                 raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
             worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
-            say(*(line for world in worlds if (line := world.missing()) is not None))
             seeds = range(self.seeds or (2 if self.quick else 5))
-            worlds = [world for world in worlds if world.missing() is None]
-            results = reproduce(chosen, out, self.runs, worlds=worlds, seeds=seeds, jobs=self.jobs, quick=self.quick)
->>>>>>> main
+            results = reproduce(
+                chosen,
+                out,
+                self.runs,
+                worlds=worlds,
+                roots=self.root,
+                seeds=seeds,
+                jobs=self.jobs,
+                quick=self.quick,
+            )
             for claim in chosen:
                 _print_judgement(claim, results)
         else:
