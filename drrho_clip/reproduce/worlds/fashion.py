@@ -77,12 +77,13 @@ def _plain(pairs: PairsDataset) -> PairsDataset:
 
 
 _BATCH: Final = 128
+# A target sees few photographs often, so that it learns swapped captions by heart without a reference model.
 _TARGET: Final[Settings] = {
     "image_size": 28,
-    "width": 12,
+    "width": 16,
     "depth": 1,
     "feature_dim": 32,
-    "epochs": 8,
+    "epochs": 12,
     "batch_size": _BATCH,
     "warmup_steps": 20,
     "temperature": 0.07,
@@ -93,13 +94,13 @@ _RADIUS: Final = round(6.5 / math.log(1023) * math.log(_BATCH - 1), 2)
 FASHION: Final = Fashion(
     name="fashion-50",
     title="Fashion-MNIST, 50 % of the training captions swapped",
-    data={"data": _DATA, "train_size": 4_000, "swapped_fraction": 0.5},
+    data={"data": _DATA, "train_size": 2_000, "swapped_fraction": 0.5},
     target=_TARGET,
     references={
-        "weak": {"as_reference": True, "width": 6, "epochs": 3, "train_size": 4_000},
-        "strong": {"as_reference": True, "width": 12, "epochs": 5, "train_size": 10_000},
+        "weak": {"as_reference": True, "width": 10, "epochs": 3, "train_size": 4_000},
+        "strong": {"as_reference": True, "width": 16, "epochs": 5, "train_size": 10_000},
     },
-    rates=(2e-3, 4e-3, 8e-3, 16e-3),
+    rates=(4e-3, 8e-3, 16e-3),
     by_method={"fastclip-v3": {"radius": _RADIUS}},
     reference_data={"data": _REFERENCE},
 )
