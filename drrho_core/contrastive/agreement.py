@@ -16,6 +16,7 @@ from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, has_values, is_array, namespace_of, values_visible
 from drrho_core._routines import block_kernels
 from drrho_core.contrastive.ranks import Ranks
+from drrho_core.extend import BlockSweeps
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ def agreed(
     like: Array | None = None,
     *,
     wait: bool = False,
+    kernels: Callable[[T], BlockSweeps | None] | None = None,
 ) -> T:
     """Return ``check()``, or raise on all ranks the error of a rank, or an error about arguments that differ.
 
@@ -48,6 +50,8 @@ def agreed(
         An array on the device from which messages are sent, if the first argument may be no array.
     wait : bool, default: False
         True: the arguments are compared on a device, too, although the host has to wait for it.
+    kernels : callable, optional
+        ``kernels(result)`` returns the fused kernels that take the batch, given the result of `check`; None: none do.
 
     Notes
     -----
@@ -71,8 +75,13 @@ def agreed(
     if has_rows:
         facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
     facts |= {name: _fact(value, wait) for name, value in arguments.items() if name not in LOCAL}
-    # Kernels and the core's own passes measure peaks in other units, so all ranks have to use the same.
     facts["fused_kernels"] = block_kernels(xp)
+    # Kernels may decline a batch on some devices only. If values are read, the core's own passes exchange the sizes of
+    # the features and scale Z accordingly, which kernels do not. If no values are read, Z is not scaled, and a rank
+    # with kernels and a rank without kernels exchange the same messages. So GPUs of several generations can work
+    # together.
+    if kernels is not None and error is None and values_visible(like, xp) and kernels(result) is None:
+        facts["fused_kernels"] = "none"
     compare_on_ranks(facts, ranks, like, xp)
     if error is not None:
         raise error

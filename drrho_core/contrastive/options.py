@@ -19,8 +19,10 @@ from drrho_core._validate import (
     Call,
 )
 from drrho_core.contrastive.agreement import agreed, distinct_on_ranks
+from drrho_core.contrastive.blocks import choose_kernels
 from drrho_core.contrastive.ranks import FORMS, Ranks
 from drrho_core.contrastive.tiles import cast, tiling, work_dtype
+from drrho_core.extend import Batch, BlockSweeps
 
 AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
 """One array (b,) for the anchors of both directions, a pair with one array per direction, or None."""
@@ -72,6 +74,7 @@ class StepOptions(NamedTuple):
     reference_weight: Scalar
     radius: Scalar
     eps: Scalar
+    kernels: BlockSweeps | None  # fused kernels for the blocks of a batch that ranks share
 
 
 def check_step(
@@ -124,6 +127,10 @@ def check_step(
     radius = call.option("radius", arguments.get("radius", 0.0), rules["radius"], wide)
     eps = call.option("eps", arguments.get("eps", 0.0), rules["eps"], wide)
     check_pair_mask(call, batch_size, num_ranks)
+    kernels = None
+    if ranks is not None and sides == SIDES:
+        temperatures = per_anchor(temperature, features[0], work, xp)
+        kernels = choose_kernels(Batch(*features, references, reference_weight, *temperatures, pair_mask), ranks, xp)
     return xp, StepOptions(
         batch_size=num_ranks * batch_size,
         work=work,
@@ -134,6 +141,7 @@ def check_step(
         reference_weight=reference_weight,
         radius=radius,
         eps=eps,
+        kernels=kernels,
     )
 
 
@@ -153,7 +161,13 @@ def check_step_on_ranks(
     named |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
     named |= {name: value for name, value in arguments.items() if name != "wait"}
     ranks, sample_index, wait = arguments["ranks"], arguments.get("sample_index"), arguments.get("wait", False)
-    checked = agreed(lambda: check_step(features, states, sides, xp, arguments), named, ranks, wait=wait)
+    checked = agreed(
+        lambda: check_step(features, states, sides, xp, arguments),
+        named,
+        ranks,
+        wait=wait,
+        kernels=(lambda result: result[1].kernels) if sides == SIDES else None,
+    )
     if sample_index is not None:
         distinct_on_ranks(sample_index, ranks, checked[0])
     return checked

@@ -294,7 +294,7 @@ def wide_contrastive_step(
     if ranks is None:  # over ranks the features are cast after they were sent
         batch = in_one_dtype(batch, xp)
     tile_size, memory_budget = arguments.get("tile_size"), arguments.get("memory_budget")
-    sweeps = find_sweeps(batch, options.temperature, tile_size, memory_budget, xp, ranks, form)
+    sweeps = find_sweeps(batch, options.temperature, tile_size, memory_budget, xp, ranks, form, options.kernels)
 
     # Pass 1: the sum of exp(D) over each anchor's negatives, which gives g, and the weighted mean of D, which the
     # gradient of the temperature needs.
