@@ -123,8 +123,13 @@ def compare_on_ranks(facts: Mapping[str, str], ranks: Ranks, like: Array, xp: Na
     raise ValueError(_difference(every))
 
 
-def distinct_on_ranks(sample_index: Array, ranks: Ranks | None, xp: Namespace) -> None:
-    """Raise the same ValueError on all ranks if a row id of the global batch occurs twice; values have to be readable.
+def distinct_on_ranks(
+    sample_index: Array, ranks: Ranks | None, xp: Namespace, in_range: Array | None = None
+) -> Array | None:
+    """Raise the same ValueError on all ranks if a row id of the global batch occurs twice, if values can be read.
+
+    Otherwise return an array of shape (), the same on all ranks: True if no id occurs twice and all ids are in range.
+    The result is None if the values were read.
 
     Parameters
     ----------
@@ -134,11 +139,19 @@ def distinct_on_ranks(sample_index: Array, ranks: Ranks | None, xp: Namespace) -
         The ranks that share the batch; None: `sample_index` holds the row ids of the whole batch.
     xp : namespace
         The namespace of `sample_index`.
+    in_range : array of bool, shape (b,), optional
+        Which of the own ids are in range, if their values cannot be read. None: all of them.
     """
-    if not values_visible(sample_index, xp):
-        return
-    (gathered,) = (sample_index[None, :],) if ranks is None else ranks.all_gather((sample_index,))
-    refuse_repeats(gathered, xp)
+    # One flag for all own ids is enough.
+    message = (sample_index,) if in_range is None else (sample_index, xp.reshape(xp.all(in_range), (1,)))
+    gathered, *flags = tuple(x[None, :] for x in message) if ranks is None else ranks.all_gather(message)
+    if in_range is None and values_visible(sample_index, xp):
+        refuse_repeats(gathered, xp)
+        return None
+    # After sorting, an id that occurs twice is equal to its successor.
+    ordered = xp.sort(xp.reshape(gathered, (-1,)))
+    valid = xp.all(ordered[1:] != ordered[:-1])
+    return valid & xp.all(flags[0]) if flags else valid
 
 
 def refuse_repeats(gathered: Array, xp: Namespace) -> None:
