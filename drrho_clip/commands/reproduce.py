@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "variance")
+NAMES = ("weak-to-strong", "variance", "generic")
 """The claims that can be reproduced, in the order of their numbers."""
 
 
@@ -81,6 +81,7 @@ class Reproduce:
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
             say(*(line for world in WORLDS.values() if (line := world.missing()) is not None))
+            say(*(line for claim in chosen for line in claim.missing()))
             seeds = range(self.seeds or (2 if self.quick else 5))
             results = reproduce(chosen, out, self.runs, seeds=seeds, jobs=self.jobs, quick=self.quick)
             for claim in chosen:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.training import Measured, measure_reference, measure_training
 from drrho_clip.reproduce.variances import measure_variances
@@ -23,6 +24,7 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
     "reference": measure_reference,
     "variances": measure_variances,
+    "generic": measure_generic,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
 
