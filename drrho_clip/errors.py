@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AgreedError", "BadInput", "MissingExtra"]
+__all__ = ["AgreedError", "BadInput", "Diverged", "MissingExtra"]
 
 
 class BadInput(ValueError):
@@ -17,6 +17,10 @@ class BadInput(ValueError):
         ...
     drrho_clip.errors.BadInput: batch_size must be at least 2, got 1
     """
+
+
+class Diverged(BadInput):
+    """The loss of a training did not stay finite."""
 
 
 class AgreedError(BadInput):

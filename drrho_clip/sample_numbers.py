@@ -103,6 +103,10 @@ class SampleNumbers:
     def of_batch(self, batch: HostBatch) -> tuple[Array, Array, Any]:
         """Return the inner estimates of the own pairs, image and text, and the temperature; None if it is fixed."""
         rows, learned = batch.sample_index, self.temperature.learned
+        if self.is_split and not METHODS[self._run.config.method].keeps_estimates:
+            # No sample has an estimate, so the processes need not ask each other.
+            image, text = (self._backend.asarray(np.full(len(rows), -np.inf)) for _ in range(2))
+            return image, text, self.temperature.for_batch(self._backend.asarray(rows)) if learned else None
         with self._exchanging():
             image, text = self.estimator.gather(rows)
             return image, text, self.temperature.for_batch(self._backend.asarray(rows)) if learned else None

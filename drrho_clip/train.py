@@ -169,7 +169,7 @@ def _start(begun: Begun, backend: Backend, processes: Processes, *, quiet: bool,
     """Write the files of a new run, and train."""
     run, splits, reference, source, start, estimates = begun
     folder = run.folder
-    require_equal(processes, facts_of_data(run, splits, backend))
+    require_equal(processes, together(processes, partial(facts_of_data, run, splits, backend)))
     written_by_first(processes, partial(check_held_out, splits, reference=reference, init=source, quiet=quiet))
     trials = []
     if run.config.learning_rate == AUTO:
@@ -205,8 +205,8 @@ def _require_same_state(trainer: Trainer) -> None:
     """Raise BadInput on all processes unless they begin with the same state."""
     # One process need not read its parameters for this.
     if trainer.processes.size > 1:
-        facts = facts_of_state(trainer.backend, trainer.state, step=trainer.done, num_pairs=trainer.num_pairs)
-        require_equal(trainer.processes, facts)
+        read = partial(facts_of_state, trainer.backend, trainer.state, step=trainer.done, num_pairs=trainer.num_pairs)
+        require_equal(trainer.processes, together(trainer.processes, read))
 
 
 @contextlib.contextmanager
@@ -286,7 +286,7 @@ def _resume(
     written_by_first(processes, partial(check_folder, folder, "out"))
     with _first_writes(processes, folder):
         splits = together(processes, partial(_opened_again, run, splits, moved))
-        require_equal(processes, facts_of_data(run, splits, backend))
+        require_equal(processes, together(processes, partial(facts_of_data, run, splits, backend)))
         run = with_places(run, moved)
         if over:
             written_by_first(processes, run.write)

@@ -21,7 +21,7 @@ from drrho_clip.data.row_source import RowSource
 from drrho_clip.encode import Encoder, build_model
 from drrho_clip.epoch_end import EpochEnd
 from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
-from drrho_clip.errors import BadInput
+from drrho_clip.errors import BadInput, Diverged
 from drrho_clip.failure import failure_arrays, failure_file, good_result, save_failure
 from drrho_clip.features.stored import StoredInputs
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
@@ -101,7 +101,26 @@ class Trainer:
         if METHODS[config.method].needs_reference_temperature and config.reference_temperature is None:
             raise BadInput(f"reference_temperature must be given for method {config.method}, got none")
         self.run, self.backend, self.splits = run, backend, splits
-        require_watchers(run)
+        # Only the first process writes the figures, so the other machines need no library for that.
+        of_first(self.processes, partial(require_watchers, run))
+        self.source, held_out = together(self.processes, self._sources)
+        self.guidance = open_guidance(run, backend, splits, self.processes) if guidance is None else guidance
+        # Rows of the data set that are used; the estimator has a place for every row, used or not.
+        choice = self.guidance.choice
+        self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
+        self.done, self.seconds, self.stopped = 0, 0.0, False
+        self._num_unreadable = 0  # unreadable images that are in the log
+        self._saved = 0  # the step of the last checkpoint
+        self._lines: list[dict[str, Any]] = []  # lines of metrics.jsonl that are not written yet
+        self._losses = Watch(backend.xp)
+        self._kept = KeptStates(run, writes=self.processes.is_first)
+        self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
+        # The memory of one machine may be too small.
+        together(self.processes, partial(self._build, start, held_out))
+
+    def _sources(self) -> tuple[BatchSource | RowSource, BatchSource | RowSource]:
+        """Open the batches of the training pairs and of the validation pairs."""
+        run, config = self.run, self.run.config
         reading: dict[str, Any] = {
             "image_size": run.spec.image_size,
             "resize_mode": run.image_reading,
@@ -115,21 +134,15 @@ class Trainer:
                 return inputs.source(dataset, order=config.order)
             return BatchSource(dataset, run.tokenizer, **reading, **of_training)
 
-        self.source = source(splits.train, num_workers=config.workers, augmentation=augmentation_of(config))
-        self.guidance = open_guidance(run, backend, splits, self.processes) if guidance is None else guidance
-        # Rows of the data set that are used; the estimator has a place for every row, used or not.
-        choice = self.guidance.choice
-        self._rows = np.arange(len(self.source), dtype=np.int64) if choice is None else choice.rows
+        train = source(self.splits.train, num_workers=config.workers, augmentation=augmentation_of(config))
+        return train, source(self.splits.validation)
+
+    def _build(self, start: Mapping[str, np.ndarray] | None, held_out: BatchSource | RowSource) -> None:
+        """Build model, optimiser, step and the numbers of the samples; nothing is exchanged."""
+        run, backend, config = self.run, self.backend, self.run.config
         self._step_inputs = StepInputs(run, backend, self.guidance)
         self.steps_per_epoch = steps_per_epoch(config, len(self._rows))
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.done, self.seconds, self.stopped = 0, 0.0, False
-        self._num_unreadable = 0  # unreadable images that are in the log
-        self._saved = 0  # the step of the last checkpoint
-        self._lines: list[dict[str, Any]] = []  # lines of metrics.jsonl that are not written yet
-        self._losses = Watch(backend.xp)
-        self._kept = KeptStates(run, writes=self.processes.is_first)
-        self._notes = {"loss": "", "hopeless": "", "validation": ""}  # the text at the end of the progress bar
         # Every backend starts from the same parameters, which NumPy draws.
         model = model_of_step(backend, build_model(backend, run.spec), config)
         start = initial_parameters(run.spec, seed=config.seed) if start is None else start
@@ -139,7 +152,7 @@ class Trainer:
         self._encoder = Encoder(
             backend, model, self.state.evaluated, run.spec, run.tokenizer, resize_mode=run.image_reading
         )
-        self._epoch_end = EpochEnd(run, splits, self.source, source(splits.validation), self._rows, self.processes)
+        self._epoch_end = EpochEnd(run, self.splits, self.source, held_out, self._rows, self.processes)
         self._numbers = SampleNumbers(run, backend, len(self.source), self.processes)
 
     @property
@@ -201,6 +214,8 @@ class Trainer:
         """Train to the end, or until `stop_after` steps of the run are done; log, validate and save on the way."""
         config = self.run.config
         stop = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
+        # The estimates may need a file on each machine.
+        together(self.processes, lambda: self.estimator)
         # A run uses a GPU even if the user has named no device, so the bar names the GPU.
         title = f"{config.method} on {config.data}" + (f", {self.backend.device}" if self.backend.has_gpu else "")
         with Reporter(title, self.total_steps, done=self.done, quiet=quiet or not self.processes.is_first) as reporter:
@@ -334,11 +349,11 @@ class Trainer:
         if not (self._losses.all_finite() and self._features_are_finite(batch)):
             raise self._diverged(self.done)
 
-    def _diverged(self, step: int) -> BadInput:
+    def _diverged(self, step: int) -> Diverged:
         saved = self._saved
         file = self._record_failure(step)
         dump = "" if file is None else f"; {file} has what the first bad step read: drrho replay {self.run.folder}"
-        return BadInput(
+        return Diverged(
             f"the loss must stay finite, got a number that is not, at step {step} or shortly before: lower the "
             f"learning_rate; {self.run.checkpoint} has the last good state, that of step {saved}{dump}"
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from drrho_core import checks
 from drrho_jax.arguments import as_jax_array
+from drrho_jax.loops import varied, varying_axes
 
 Tree: TypeAlias = Any
 """A pytree of arrays, that is nested tuples, lists and dictionaries of arrays."""
@@ -77,6 +78,10 @@ def micro_batches(
     of the first row, ``keys[0]``, for the micro-batch. A key from outside of `inputs` draws the same noise for every
     micro-batch.
 
+    Inside `jax.shard_map` with ``check_vma=True``, `inputs` holds the rows of the device, and the gradient is summed
+    over the devices once, after the last micro-batch. For this `encode` gets parameters that vary along the mapped axes
+    of the batch, although all devices hold the same numbers.
+
     The function works eagerly and inside `jax.jit`. The gradient is the closed form of `contrastive_loss`, so results
     cannot be differentiated again.
 
@@ -127,23 +132,52 @@ def micro_batches(
     value, pullback, state = jax.vjp(lambda *arguments: _checked_loss(loss(*arguments)), *arguments, has_aux=True)
     image_gradient, text_gradient, *direct = pullback(jnp.ones_like(value))
 
+    # Inside `jax.shard_map` JAX sums the gradient of a parameter that is the same on all devices, once for each use of
+    # the parameter. If the parameter counts as varying, the sum can wait until all micro-batches are done.
+    of_devices = varied(parameters, varying_axes(features[0]) & varying_axes(features[1]))
+
     # Pass 2: encode each micro-batch again and apply the chain rule, dL/dE times dE/dparameters.
     def add(total: Tree, part: tuple[Tree, Features]) -> Tree:
         micro_batch, cotangents = part
-        _, pullback = jax.vjp(lambda parameters: checked_encode(parameters, micro_batch), parameters)
+        _, pullback = jax.vjp(lambda parameters: checked_encode(parameters, micro_batch), of_devices)
         (gradient,) = pullback(cotangents)
         return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, gradient)
 
-    # Sums over many micro-batches are kept in float32, because half types would lose the small terms.
-    start = direct[0] if direct else jax.tree.map(jnp.zeros_like, parameters)
-    total = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), start)
+    total = jax.tree.map(_zeros_for_sum, of_devices)
     stacked_gradients, left_gradients = parts((image_gradient, text_gradient))
     if whole:
         total, _ = jax.lax.scan(lambda sums, part: (add(sums, part), None), total, (stacked_inputs, stacked_gradients))
     if rest:
         total = add(total, (left_inputs, left_gradients))
+    total = _summed_over_devices(total, parameters)
+    if direct:
+        total = jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, direct[0])
     gradient = jax.tree.map(lambda x, parameter: x.astype(jnp.result_type(parameter)), total, parameters)
     return (value, state), gradient
+
+
+def _zeros_for_sum(parameter: Any) -> jax.Array:
+    """Return the start of a sum of gradients of a parameter; the zeros vary along the same axes as the parameter."""
+    # Sums over many micro-batches are kept in float32, because half types would lose the small terms.
+    dtype = jnp.promote_types(jnp.result_type(parameter), jnp.float32)
+    zeros: jax.Array = varied(jnp.zeros_like(parameter, dtype=dtype), varying_axes(parameter))
+    return zeros
+
+
+def _summed_over_devices(gradient: Tree, parameters: Tree) -> Tree:
+    """Return the gradient, summed along the axes along which the gradient varies and the parameter does not."""
+    leaves, structure = jax.tree.flatten(gradient)
+    axes = [
+        tuple(sorted(varying_axes(x) - varying_axes(parameter)))
+        for x, parameter in zip(leaves, jax.tree.leaves(parameters), strict=True)
+    ]
+    # All arrays that are summed along the same axes are one message. Several processes must send in the same order.
+    for names in sorted(set(axes) - {()}):
+        places = [place for place, own in enumerate(axes) if own == names]
+        sums = jax.lax.psum([leaves[place] for place in places], names)  # type: ignore[no-untyped-call]
+        for place, x in zip(places, sums, strict=True):
+            leaves[place] = x
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _check_parameters(parameters: Tree) -> None:

@@ -107,9 +107,9 @@ class ContrastiveLoss(nn.Module):
     validation set. With a `process_group` every process has to call the loss in ``eval()`` too, with equally many
     pairs; the batch is that of all processes.
 
-    With a `process_group` the processes compare sizes and options before each step, so an error of one process is an
-    error on all of them. On a GPU and under tracing, after the first call, nothing is compared: ranks with different
-    sizes or options then hang or compute wrong numbers.
+    With a `process_group` the processes compare their arguments, so an error of one process is an error on all of them:
+    on the CPU before each step, on a GPU in the first call only, and under ``torch.compile`` as in eager mode. See
+    docs/many-devices.md, "A rank that fails".
 
     `torch.func.grad`, `vjp` and `jacrev` update the state as eager calls do. Under `torch.func.vmap` the module has to
     be in ``eval()``, or its buffers have to be mapped (`torch.func.functional_call` with one state per batch). A world

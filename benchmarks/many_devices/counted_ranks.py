@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from drrho_clip.plan.traffic import received_share
+from drrho_clip.plan.exchanges import received_share
 from drrho_core import Ranks
 
 Arrays = tuple[Any, ...]
@@ -48,6 +48,11 @@ class CountedRanks:
         """All bytes received."""
         return sum(self.received.values())
 
+    def clear(self) -> None:
+        """Begin to count again."""
+        self.received.clear()
+        self.calls.clear()
+
     def all_gather(self, arrays: Arrays, /) -> Arrays:
         """Count and gather."""
         return self._counted("all_gather", arrays)
@@ -80,6 +85,26 @@ class CountedRanks:
         self.received[operation] += num_bytes * received_share(operation, self.size)  # type: ignore[assignment]
         result: Arrays = getattr(self._ranks, operation)(arrays)
         return result
+
+
+def count_messages(backend: Any) -> list[CountedRanks]:
+    """Count the messages of all groups of processes that a backend joins from now on; return the list of their ranks.
+
+    Parameters
+    ----------
+    backend : Backend
+        A backend with the method `processes`, whose groups have the attribute `ranks`.
+    """
+    join, joined = backend.processes, list[CountedRanks]()
+
+    def counted(place: Any) -> Any:
+        group = join(place)
+        group.ranks = CountedRanks(group.ranks)
+        joined.append(group.ranks)
+        return group
+
+    backend.processes = counted
+    return joined
 
 
 class StandIn:

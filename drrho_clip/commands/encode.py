@@ -96,17 +96,18 @@ class Encode:
         """Encode the pairs, then print what the cache holds."""
         from drrho_clip.encoders import check_model_name, is_run
         from drrho_clip.files.outputs import check_folder
-        from drrho_clip.processes.opening import opened_processes
+        from drrho_clip.processes.opening import opened_processes, telling_others
         from drrho_clip.processes.together import of_first
         from drrho_clip.run.resume import open_finished_run
 
-        check_model_name(self.model, "model")
-        run = None
-        if is_run(self.model):
-            run = open_finished_run(self.model, "model", allow_unfinished=self.allow_unfinished)
-        own = (default_backend(), "float32") if run is None else (run.config.backend, run.config.dtype)
         place = place_among(self.coordinator, self.processes, self.process)
-        backend = build_backend(self.backend or own[0], self.device, own[1], place)
+        with telling_others(place):
+            check_model_name(self.model, "model")
+            run = None
+            if is_run(self.model):
+                run = open_finished_run(self.model, "model", allow_unfinished=self.allow_unfinished)
+            own = (default_backend(), "float32") if run is None else (run.config.backend, run.config.dtype)
+            backend = build_backend(self.backend or own[0], self.device, own[1], place)
         # Processes with other batches would wait for batches that never come.
         facts = {"dtype": self.dtype, "batch_size": self.batch_size}
         with opened_processes(backend, place, facts=facts, rank_timeout=self.rank_timeout) as processes:

@@ -121,33 +121,32 @@ class Evaluate:
 
     def run(self) -> int:
         """Evaluate, then print the table."""
-        from drrho_clip.processes.opening import opened_processes
-        from drrho_clip.processes.together import of_first
+        from drrho_clip.processes.fingerprint import require_equal
+        from drrho_clip.processes.opening import opened_processes, telling_others
+        from drrho_clip.processes.together import of_first, together
 
         if self.queries is not None and self.gallery != "all":
             raise BadInput(f"queries must be left out without --gallery all, got {self.queries}")
         place = place_among(self.coordinator, self.processes, self.process)
-        model = find_model(
-            self.model,
-            self.data,
-            backend=self.backend,
-            device=self.device,
-            allow_unfinished=self.allow_unfinished,
-            max_unreadable=self.max_unreadable,
-            place=place,
-        )
-        prompts = self._prompts()
-        facts = {
-            "gallery": self.gallery,
-            "queries": self.queries,
-            "split": self.split,
-            "probe": self.probe,
-            # Each machine may have own copies of the files of the classes and of the templates.
-            "classes": None if prompts is None or prompts.classes is None else list(map(astuple, prompts.classes)),
-            "templates": None if prompts is None else prompts.templates,
-        }
-        with opened_processes(model.backend, place, facts=facts, rank_timeout=self.rank_timeout) as processes:
+        with telling_others(place):
+            model = find_model(
+                self.model,
+                self.data,
+                backend=self.backend,
+                device=self.device,
+                allow_unfinished=self.allow_unfinished,
+                max_unreadable=self.max_unreadable,
+                place=place,
+            )
+            backend = model.backend
+        facts = {"gallery": self.gallery, "queries": self.queries, "split": self.split, "probe": self.probe}
+        with opened_processes(backend, place, facts=facts, rank_timeout=self.rank_timeout) as processes:
             of_first(processes, partial(check_new_file, "json", self.json, self.data or model.config.data))
+            # Each machine may have own copies of the files of the classes and of the templates.
+            prompts = together(processes, self._prompts)
+            classes = None if prompts is None or prompts.classes is None else list(map(astuple, prompts.classes))
+            templates = None if prompts is None else prompts.templates
+            require_equal(processes, {"classes": classes, "templates": templates})
             self._measure(model, prompts, processes)
         return 0
 

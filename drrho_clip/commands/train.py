@@ -108,7 +108,7 @@ class Train:
     def run(self) -> int:
         """Train, then print the table; or print the plan of a dry run."""
         from drrho_clip.processes.facts import facts_of_settings
-        from drrho_clip.processes.opening import check_batch_size, opened_processes
+        from drrho_clip.processes.opening import check_batch_size, opened_processes, telling_others
         from drrho_clip.processes.together import together, written_by_first
         from drrho_clip.run import refuse_existing
         from drrho_clip.run.resume import is_over
@@ -119,7 +119,8 @@ class Train:
         for name, value in self.planned.items():
             raise BadInput(f"{name} must be left out without dry_run, got {value}")
         place = place_among(self.coordinator, self.processes, self.process)
-        config, backend = self._resumed(place) if self.resume else self._chosen(place)
+        with telling_others(place):
+            config, backend = self._resumed(place) if self.resume else self._chosen(place)
         inputs = [self.config, *map(self.named.get, ("data", "validation"))]
         facts, timeout = facts_of_settings(config, resume=self.resume), config.rank_timeout
         with opened_processes(backend, place, facts=facts, rank_timeout=timeout) as processes:
@@ -201,8 +202,10 @@ class Train:
         """Return settings and backend of a new run, before defaults that depend on data and backend are known."""
         from drrho_clip.run import refuse_run
 
-        # All other checks come before the data are read, because reading the data may take long.
-        refuse_run(self.out)
+        # All other checks come before the data are read, because reading the data may take long. Only the first process
+        # writes, so the folders of other machines may hold anything.
+        if place is None or place.rank == 0:
+            refuse_run(self.out)
         if "data" not in self.named:
             raise BadInput(f"data must be a table, a folder or one of {', '.join(BUILT_IN_DATA)}, got none")
         config = TrainConfig(**(preset(self.named["data"]) | dict(self.named)))

@@ -7,7 +7,18 @@ import numpy.typing as npt
 
 from drrho_clip.data.protocol import Int64
 
-__all__ = ["PairMasks"]
+__all__ = ["PairMasks", "has_siblings"]
+
+
+def has_siblings(image_ids: Int64) -> bool:
+    """Return whether an image has several rows, by the numbers of the images of all rows.
+
+    Examples
+    --------
+    >>> has_siblings(np.asarray([0, 1, 1])), has_siblings(np.arange(3))
+    (True, False)
+    """
+    return bool(np.unique(image_ids).size < image_ids.size)
 
 
 class PairMasks:
@@ -29,7 +40,7 @@ class PairMasks:
 
     def __init__(self, image_ids: Int64) -> None:
         # If no image has several rows, no batch needs a mask.
-        self._image_ids = image_ids if np.unique(image_ids).size < image_ids.size else None
+        self._image_ids = image_ids if has_siblings(image_ids) else None
 
     def of(self, own: Int64, whole: Int64 | None = None) -> npt.NDArray[np.bool_] | None:
         """Return the mask of a batch, (b, B), or None if no image of the data set has several rows.

@@ -25,11 +25,18 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def only_process(folder: Path) -> Iterator[None]:
+def only_process(folder: Path, name: str = "out") -> Iterator[None]:
     """Hold the lock of a folder.
 
     On a file system without locks (NFS servers may have none) and on Windows, a line on standard error says that
     nothing keeps a second process out.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that exists.
+    name : str
+        The option that names the folder, for the message.
 
     Raises
     ------
@@ -44,7 +51,7 @@ def only_process(folder: Path) -> Iterator[None]:
         raise BadInput(f"{path} must be a plain file, got a link")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _lock(descriptor, folder)
+        _lock(descriptor, folder, name)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -52,7 +59,7 @@ def only_process(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path, name: str) -> None:
     unprotected = f"nothing keeps a second process out of {folder}, because the file system has no locks"
     if sys.platform == "win32":
         complain(unprotected)
@@ -61,7 +68,8 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         process = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise BadInput(f"out must be a folder that no other process writes, got {folder}: process {process}") from None
+        line = f"{name} must be a folder that no other process writes, got {folder}: process {process}"
+        raise BadInput(line) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

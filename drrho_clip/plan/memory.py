@@ -134,7 +134,9 @@ def memory_of_run(
         step += drawn * kept
         # The super-batch passes the encoders at once, unless there are micro-batches.
         at_once = min(config.micro_batch or drawn, drawn)
-        selection = max(drawn * kept + at_once * half * _widest_layer(spec), drawn * kept + 4.0 * drawn**2)
+        # Every rank compares all pairs of the super-batch.
+        similarities = 4.0 * pairs_per_step(config) ** 2
+        selection = drawn * kept + max(at_once * half * _widest_layer(spec), similarities)
     passed = [round(scale * count) for count in (step, max(0.0, selection - step), matrices)]
     # Each process stores the numbers of all samples, or of its part.
     stored = -(-num_pairs // num_ranks) if config.estimator == "split" else num_pairs

@@ -20,16 +20,17 @@ from typing import Final
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.errors import BadInput
-from drrho_clip.methods import METHODS
 from drrho_clip.models import ModelSpec, parameter_shapes
-from drrho_clip.plan.memory import DataSizes, MemoryPart, memory_of_run, parameter_count
+from drrho_clip.plan.exchanges import Message, received_by_purpose
+from drrho_clip.plan.memory import DataSizes, MemoryPart, memory_of_run
 from drrho_clip.plan.options import PlanOptions
-from drrho_clip.plan.traffic import Message, SharedStep, messages, received_by_purpose, received_bytes
+from drrho_clip.plan.shared_step import StepSizes, shared_step
+from drrho_clip.plan.traffic import SharedStep, messages, received_bytes
 from drrho_clip.terminal.printing import print_cells, say
 from drrho_core.backend import Backend
 from drrho_core.contrastive.ranks import FORMS
 
-__all__ = ["RING_WORK", "FormPlan", "RanksPlan", "plan_ranks", "print_ranks", "shared_step"]
+__all__ = ["RING_WORK", "FormPlan", "RanksPlan", "plan_ranks", "print_ranks"]
 
 RING_WORK: Final = 1.4
 """Time of a rank's loss in the form ring, divided by the time in the form reduce; see benchmarks/many_devices."""
@@ -108,7 +109,7 @@ def plan_ranks(
     options: PlanOptions,
     *,
     sizes: DataSizes,
-    reference_dim: int,
+    step_sizes: StepSizes,
     steps_per_epoch: int,
 ) -> RanksPlan:
     """Return the plan of each rank in both forms.
@@ -123,8 +124,8 @@ def plan_ranks(
         The ranks and the network.
     sizes : DataSizes
         The sizes of the data.
-    reference_dim : int
-        Number r of features of the reference model that the step uses; 0 without.
+    step_sizes : StepSizes
+        The sizes of a step that depend on the data and on the reference model.
     steps_per_epoch : int
         Number of steps of an epoch.
 
@@ -146,7 +147,7 @@ def plan_ranks(
 
     forms = {}
     for form in FORMS:
-        step = shared_step(config, spec, num_ranks, form, reference_dim=reference_dim, on_host="cpu" in backend.device)
+        step = shared_step(config, spec, num_ranks, form, step_sizes, on_host="cpu" in backend.device)
         exchanges = tuple(messages(step)) if num_ranks > 1 else ()
         received = received_bytes(step)
         seconds = received / (1e9 * (options.bandwidth or math.inf)) + 1e-6 * options.latency * sum(
@@ -167,31 +168,6 @@ def plan_ranks(
 
             largest[form] = num_ranks * _largest(fits)
     return RanksPlan(options, config.batch_size // num_ranks, config.form, forms, steps_per_epoch, largest)
-
-
-def shared_step(
-    config: TrainConfig, spec: ModelSpec, num_ranks: int, form: str, *, reference_dim: int = 0, on_host: bool = True
-) -> SharedStep:
-    """Return the sizes of a step of the harness that several ranks share."""
-    item = 8 if config.dtype == "float64" else 4
-    # Every process knows the rows of the whole batch, so only the estimates travel if each process stores all of them.
-    estimates = "split" if config.estimator == "split" else "rows"
-    return SharedStep(
-        num_ranks=num_ranks,
-        num_local=config.batch_size // num_ranks,
-        feature_dim=spec.feature_dim,
-        feature_bytes=item,
-        work_bytes=item,
-        state_bytes=item,
-        form=form,
-        reference_dim=reference_dim,
-        reference_bytes=item,
-        per_anchor=config.temperature_scheme == "per_sample",
-        checked=on_host,
-        estimates=estimates if METHODS[config.method].keeps_estimates else "none",
-        num_parameters=parameter_count(spec),
-        parameter_bytes=item,
-    )
 
 
 def loss_share(step: SharedStep, spec: ModelSpec) -> float:

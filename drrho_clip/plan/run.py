@@ -9,6 +9,7 @@ from pathlib import Path
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import Dataset, DataSplits
 from drrho_clip.data.loader import CACHE_BYTES
+from drrho_clip.data.pair_masks import has_siblings
 from drrho_clip.encoders import feature_dim_in_memory
 from drrho_clip.encoders.naming import cache_folder
 from drrho_clip.epoch_length import pairs_per_step, steps_per_epoch
@@ -20,6 +21,7 @@ from drrho_clip.models import ModelSpec
 from drrho_clip.plan.memory import DataSizes, MemoryPart, memory_of_run, parameter_count
 from drrho_clip.plan.options import PlanOptions
 from drrho_clip.plan.ranks import RanksPlan, plan_ranks, print_ranks
+from drrho_clip.plan.shared_step import StepSizes
 from drrho_clip.terminal.printing import print_cells, say
 from drrho_clip.train import described
 from drrho_core.backend import Backend
@@ -107,7 +109,9 @@ def plan_run(
         num_images = len(splits.train)
     held_out = len(splits.validation), len(splits.test)
     sizes = DataSizes(len(splits.train), num_images, original_bytes, _reference_in_memory(config))
-    return _plan(config, spec, backend, sizes, num_pairs, held_out, options)
+    # Only ranks send masks; without ranks the plan need not compare images.
+    masked = options is not None and options.world_size is not None and has_siblings(splits.train.image_ids)
+    return _plan(config, spec, backend, sizes, num_pairs, held_out, options, masked=masked)
 
 
 def plan_of_size(config: TrainConfig, backend: Backend, options: PlanOptions) -> Plan:
@@ -135,15 +139,16 @@ def _plan(
     num_pairs: int,
     held_out: tuple[int, int],
     options: PlanOptions | None,
+    *,
+    masked: bool = False,
 ) -> Plan:
     """Return the plan of a run whose sizes are known."""
     steps = steps_per_epoch(config, num_pairs)
     if options is None or options.world_size is None:
         memory = memory_of_run(config, spec, backend, **sizes._asdict())
         return Plan(config, spec, num_pairs, *held_out, steps, tuple(memory))
-    ranks = plan_ranks(
-        config, spec, backend, options, sizes=sizes, reference_dim=_reference_dim(config), steps_per_epoch=steps
-    )
+    step_sizes = StepSizes(_reference_dims(config), masked)
+    ranks = plan_ranks(config, spec, backend, options, sizes=sizes, step_sizes=step_sizes, steps_per_epoch=steps)
     return Plan(config, spec, num_pairs, *held_out, steps, ranks.forms[ranks.form].memory, ranks)
 
 
@@ -154,14 +159,16 @@ def _reference_in_memory(config: TrainConfig) -> int | None:
     return feature_dim_in_memory(config.reference)
 
 
-def _reference_dim(config: TrainConfig) -> int:
-    """Return how many features of the reference model travel with each text; 0 if the step uses none."""
+def _reference_dims(config: TrainConfig) -> tuple[int, int]:
+    """Return the sizes of the reference model's features of an image and of a text; 0 and 0 if the step uses none."""
     if not METHODS[config.method].needs_reference or config.reference is None:
-        return 0
+        return 0, 0
     folder = cache_folder(config.reference)
     if folder is not None:
-        return ReferenceFeatures(folder, verify=False).manifest.feature_dims[1]
-    return feature_dim_in_memory(config.reference) or 0
+        image, text = ReferenceFeatures(folder, verify=False).manifest.feature_dims
+        return image, text
+    size = feature_dim_in_memory(config.reference) or 0
+    return size, size
 
 
 def _bytes_of_originals(dataset: Dataset) -> int:

@@ -4,6 +4,9 @@ The first process listens at the address that all processes were given. Every ot
 number and how many processes there should be. When all are there, the first process says "go", and the array library
 connects the processes by itself, at the same address. A library that waits for a process that never comes may end this
 process without a message; after the meeting this cannot happen any more.
+
+A process that fails before the meeting, such as one whose machine lacks a file, comes to say why, so that the others do
+not wait for it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 from drrho_clip.errors import BadInput
 from drrho_clip.processes.place import Place
 
-__all__ = ["MEETING_SECONDS", "check_address", "meet"]
+__all__ = ["MEETING_SECONDS", "check_address", "meet", "tell_failure"]
 
 MEETING_SECONDS = 60.0
 """Seconds after which a process gives up, if the other processes have not come."""
@@ -25,6 +28,12 @@ MEETING_SECONDS = 60.0
 # Seconds between two attempts to connect; the first process may be started last.
 _PAUSE = 0.1
 _GO = ""
+# A line has a few numbers, and perhaps an error, whose characters may take six bytes each.
+_LONGEST, _MOST_CHARACTERS = 1 << 15, 4000
+# Seconds for which a process that has failed waits for the others, to tell them why; its user sees the error then.
+_SECONDS_TO_TELL = 10.0
+# The places of this process that have been at a meeting, and cannot tell anything there any more.
+_begun: set[Place] = set()
 
 
 def check_address(address: str) -> tuple[str, int]:
@@ -61,19 +70,50 @@ def meet(place: Place, *, seconds: float | None = None) -> None:
     ------
     BadInput
         On all processes that have come, if a process has not come in time, if two processes have the same number, or if
-        processes name different numbers of processes.
+        processes name different numbers of processes, or if a process has failed before the meeting.
     """
     assert place.address is not None
+    _begun.add(place)
     seconds = MEETING_SECONDS if seconds is None else seconds
     deadline = time.monotonic() + seconds
     if place.rank == 0:
-        _receive_all(place, deadline, seconds)
+        refusal = _receive_all(place, deadline, seconds)
+        if refusal:
+            raise BadInput(refusal)
     else:
         _report(place, deadline, seconds)
 
 
-def _receive_all(place: Place, deadline: float, seconds: float) -> None:
-    """Wait as the first process for all others, and tell them to go on, or the reason why they cannot."""
+def tell_failure(place: Place | None, message: str) -> None:
+    """Tell the other processes, which wait at the meeting, that this process has failed before.
+
+    Nothing happens if this process is alone, has no address at which the others wait, or has been at the meeting.
+
+    Parameters
+    ----------
+    place : Place or None
+        The place of this process among all processes.
+    message : str
+        The error, in one line.
+    """
+    if place is None or place.address is None or place.size == 1 or place in _begun:
+        return
+    _begun.add(place)
+    message = message[:_MOST_CHARACTERS]
+    deadline = time.monotonic() + _SECONDS_TO_TELL
+    # This process ends with its own error, whether the others have heard it or not.
+    with contextlib.suppress(BadInput):
+        if place.rank == 0:
+            _receive_all(place, deadline, _SECONDS_TO_TELL, failure=message)
+        else:
+            _report(place, deadline, _SECONDS_TO_TELL, failure=message)
+
+
+def _receive_all(place: Place, deadline: float, seconds: float, *, failure: str = "") -> str:
+    """Wait as the first process for all others, and tell them to go on, or the reason why they cannot.
+
+    Return what they were told. The reason is `failure`, the error of this process, if there is one.
+    """
     assert place.address is not None
     _, port = check_address(place.address)
     try:
@@ -89,13 +129,14 @@ def _receive_all(place: Place, deadline: float, seconds: float) -> None:
     with contextlib.ExitStack() as stack:
         came: dict[int, socket.socket] = {}
         with listener:
-            refusal = _refusal(place, listener, came, stack, deadline, seconds)
+            # The error of the process with the lowest number is told, as in all later checks.
+            problem = _refusal(place, listener, came, stack, deadline, seconds)
+            refusal = failure or problem
         # The port is free from here on, so the library of a process that goes on finds only the library of process 0.
         for connection in came.values():
             with contextlib.suppress(OSError):
                 connection.sendall(_in_line(refusal))
-        if refusal:
-            raise BadInput(refusal)
+    return refusal
 
 
 def _refusal(
@@ -107,12 +148,15 @@ def _refusal(
     seconds: float,
 ) -> str:
     """Fill in the connections of the processes that come; return why they cannot go on, or an empty text."""
+    failures: dict[int, str] = {}
     while len(came) < place.size - 1:
         try:
             listener.settimeout(max(deadline - time.monotonic(), 0.001))
             connection = stack.enter_context(listener.accept()[0])
-            number, size = _read(connection, deadline)
+            number, size, failure = _read(connection, deadline)
         except TimeoutError:
+            if failures:
+                break
             missing = [str(number) for number in range(1, place.size) if number not in came]
             kind = "process" if len(missing) == 1 else "processes"
             return f"all {place.size} processes must start within {seconds:g} seconds, got no {kind} {_short(missing)}"
@@ -126,18 +170,22 @@ def _refusal(
             came[-1] = connection
             return f"process must be another number on each process, got {number} twice"
         came[number] = connection
-    return _GO
+        failures |= {number: failure} if failure else {}
+    # All processes that come are waited for, because each of them needs to hear the reason.
+    return next((f"process {number}: {failures[number]}" for number in sorted(failures)), _GO)
 
 
-def _report(place: Place, deadline: float, seconds: float) -> None:
-    """Tell the first process that this one has come, and wait for the word to go on."""
+def _report(place: Place, deadline: float, seconds: float, *, failure: str = "") -> None:
+    """Tell the first process that this one has come, and wait for the word to go on; after a failure, do not wait."""
     assert place.address is not None
     host, port = check_address(place.address)
     reason = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
-                connection.sendall(_in_line({"process": place.rank, "processes": place.size}))
+                connection.sendall(_in_line({"process": place.rank, "processes": place.size, "failure": failure}))
+                if failure:
+                    return
                 # The first process gives up by itself, and it may have started later.
                 refusal = _received(connection, deadline + seconds)
         except OSError as error:
@@ -156,11 +204,11 @@ def _report(place: Place, deadline: float, seconds: float) -> None:
     )
 
 
-def _read(connection: socket.socket, deadline: float) -> tuple[int, int]:
-    """Return the number of the process at the other end, and the number of processes that it expects."""
+def _read(connection: socket.socket, deadline: float) -> tuple[int, int, str]:
+    """Return the number of the process at the other end, the number of processes that it expects, and its failure."""
     # A silent stranger must not hold up the processes that have come.
     word = _received(connection, min(deadline, time.monotonic() + 1.0))
-    return int(word["process"]), int(word["processes"])
+    return int(word["process"]), int(word["processes"]), str(word.get("failure", ""))
 
 
 def _in_line(value: Any) -> bytes:
@@ -179,7 +227,7 @@ def _received(connection: socket.socket, deadline: float) -> Any:
         if not piece:
             raise ConnectionError("the other end has closed the connection")
         text += piece
-        if len(text) > 4096:
+        if len(text) > _LONGEST:
             raise ValueError("a line of a stranger")
     return json.loads(text)
 

@@ -10,15 +10,30 @@ from typing import Any
 from drrho_clip.errors import AgreedError, BadInput
 from drrho_clip.processes.fingerprint import facts_of_program, require_equal
 from drrho_clip.processes.judge import RANK_TIMEOUT, Limits
+from drrho_clip.processes.meeting import tell_failure
 from drrho_clip.processes.one import OneProcess
 from drrho_clip.processes.place import Place, host_of_first, place_of_launcher
 from drrho_clip.processes.protocol import Group, Processes
+from drrho_clip.processes.together import in_words
 from drrho_clip.processes.watch import Watch
 from drrho_clip.processes.watched import WatchedProcesses
 from drrho_clip.terminal.printing import silence
 from drrho_core.backend import GROUP, Backend, backend_names
 
-__all__ = ["check_batch_size", "connect", "open_processes", "opened_processes"]
+__all__ = ["check_batch_size", "connect", "open_processes", "opened_processes", "telling_others"]
+
+
+@contextlib.contextmanager
+def telling_others(place: Place | None) -> Iterator[None]:
+    """Return a context for work before the processes are connected: the others hear of an error of this process.
+
+    The others wait at the meeting, if the processes were given an address. A launcher ends the others by itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        tell_failure(place, in_words(error))
+        raise
 
 
 def connect(name: str, place: Place | None = None) -> None:

@@ -13,7 +13,7 @@ from drrho_clip.errors import AgreedError, BadInput, MissingExtra
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.terminal.guard import reason
 
-__all__ = ["agreed_figures", "of_first", "together", "together_with_values", "written_by_first"]
+__all__ = ["agreed_figures", "in_words", "of_first", "together", "together_with_values", "written_by_first"]
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def together_with_values(processes: Processes | None, work: Callable[[], tuple[T
     # Any kind of error, because the other processes would wait for this one.
     except Exception as error:
         failure = error
-    words = None if failure is None else _in_words(failure)
+    words = None if failure is None else in_words(failure)
     mistaken = failure is not None and not isinstance(failure, BadInput | MissingExtra) and reason(failure) is None
     every = processes.gather({"failure": words, "mistaken": mistaken, "value": own_value})
     failed = [rank for rank, said in enumerate(every) if said["failure"] is not None]
@@ -108,7 +108,7 @@ def written_by_first(processes: Processes, write: Callable[[], object], work: st
     together(processes, write_alone)
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Return the message of an error for the other processes."""
     if isinstance(error, BadInput | MissingExtra):
         return str(error)

@@ -10,7 +10,16 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import Interval
 
-__all__ = ["Claim", "Figure", "Judgement", "Table", "by_seed", "groups"]
+__all__ = ["Claim", "Figure", "Group", "Judgement", "Table", "by_seed", "groups"]
+
+
+class Group(NamedTuple):
+    """The world, method, reference model and label that rows of several seeds have in common."""
+
+    dataset: str
+    method: str
+    reference: str | None = None
+    label: str = ""
 
 
 class Figure(NamedTuple):
@@ -85,12 +94,12 @@ class Claim:
     missing: Callable[[], Sequence[str]] = _nothing
 
 
-def groups(rows: Sequence[Row]) -> dict[tuple[str, str, str | None], list[Row]]:
-    """Return the rows of each world, method and reference model, in the order of the rows."""
-    found_rows: dict[tuple[str, str, str | None], list[Row]] = {}
+def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
+    """Return the rows of each world, method, reference model and label, in the order of the rows."""
+    members: dict[Group, list[Row]] = {}
     for row in rows:
-        found_rows.setdefault((row.dataset, row.method, row.reference), []).append(row)
-    return found_rows
+        members.setdefault(Group(row.dataset, row.method, row.reference, row.label), []).append(row)
+    return members
 
 
 def by_seed(rows: Sequence[Row], figure: str) -> dict[int, float]:

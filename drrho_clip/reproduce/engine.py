@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from drrho_clip.errors import BadInput
+from drrho_clip.files.lock import only_process
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.reproduce.claim import Claim
 from drrho_clip.reproduce.plan import Plan
-from drrho_clip.reproduce.pool import measure
+from drrho_clip.reproduce.pool import Failure, described, measure
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.worlds import WORLDS, World
+from drrho_clip.terminal.guard import ending
 
 __all__ = ["reproduce"]
 
@@ -54,18 +59,47 @@ def reproduce(
     Raises
     ------
     BadInput
-        If a folder cannot be written or holds other results, or if an experiment fails.
+        If a folder cannot be written, holds other results or is used by another command, or if an experiment failed
+        after all others were run.
     """
     check_folder(out, "out")
     check_folder(runs, "runs")
-    results = Results(out, quick=quick)
     worlds = [world for world in WORLDS.values() if world.missing() is None] if worlds is None else worlds
-    while True:
-        # The choice of a learning rate makes new experiments known.
-        plan = Plan(results.rows, worlds, seeds=seeds, quick=quick)
-        for claim in claims:
-            claim.experiments(plan)
-        missing = plan.missing()
-        if not missing:
-            return results
-        measure(missing, runs, jobs=jobs, keep=results.append, quiet=quiet)
+    failures: dict[str, Failure] = {}
+    with _only_command(out, runs):
+        results = Results(out, quick=quick)
+        while True:
+            # The choice of a learning rate makes new experiments known.
+            plan = Plan(results.rows, worlds, seeds=seeds, quick=quick)
+            for claim in claims:
+                claim.experiments(plan)
+            missing = [experiment for experiment in plan.missing() if experiment.config_hash() not in failures]
+            if not missing:
+                break
+            failed = measure(missing, runs, jobs=jobs, keep=results.append, quiet=quiet)
+            failures |= {failure.experiment.config_hash(): failure for failure in failed}
+    if failures:
+        raise BadInput(_report(list(failures.values()), runs))
+    return results
+
+
+@contextlib.contextmanager
+def _only_command(out: Path, runs: Path) -> Iterator[None]:
+    """Keep other commands out of the two folders, which may be the same folder."""
+    with contextlib.ExitStack() as stack:
+        for folder, name in {runs.resolve(): (runs, "runs"), out.resolve(): (out, "out")}.values():
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_process(folder, name))
+        yield
+
+
+def _report(failures: Sequence[Failure], runs: Path) -> str:
+    """Return a line about the first failure; the traceback of a mistake of our code goes to a file."""
+    experiment, error = failures[0]
+    message, _ = ending(error)
+    if message is None:
+        file = runs / "traceback.txt"
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        message = f"{type(error).__name__}, see {file}"
+    count = f" ({len(failures)} experiments failed)" if len(failures) > 1 else ""
+    return f"every experiment must succeed, got an error in {described(experiment)}: {message}{count}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeAlias
+
+from drrho_core.backend import default_backend
 
 __all__ = ["CHOICE_SEED", "LEARNING_RATES", "Experiment", "Settings"]
 
@@ -45,6 +47,11 @@ class Experiment:
         All other values that determine the result, defaults of the world included, and no path.
     quick : bool
         The experiment is a small form of the real experiment, without a meaning for the claim.
+    label : str
+        The name of the settings with which a claim differs from the world, such as "share 0.5"; empty without any.
+    backend : str
+        The array library, by default the preferred library of those installed. Two libraries round differently, so
+        a row of a library does not stand for another library.
 
     Examples
     --------
@@ -62,6 +69,8 @@ class Experiment:
     seed: int
     settings: Settings
     quick: bool
+    label: str = ""
+    backend: str = field(default_factory=default_backend)
 
     def config_hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of this experiment, in hex."""
@@ -74,8 +83,8 @@ class Experiment:
         """
         if self.settings.get("reference") is None:
             return None
-        parts = {"data": self.settings["data"], "reference": self.settings["reference"]}
-        return _hash({"format": _FORMAT, "dataset": self.dataset, "seed": self.seed, "quick": self.quick, **parts})
+        parts = {name: getattr(self, name) for name in ("dataset", "seed", "quick", "backend")}
+        return _hash({"format": _FORMAT, "reference": self.settings["reference"], **parts})
 
 
 def _hash(content: Mapping[str, Any]) -> str:

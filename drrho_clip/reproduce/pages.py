@@ -11,11 +11,13 @@ from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES
 from drrho_clip.reproduce.plan import best_rate
 from drrho_clip.reproduce.results import Results, Row
 from drrho_clip.reproduce.statistics import Interval, mean_and_deviation
-from drrho_clip.reproduce.training import FIGURES
+from drrho_clip.reproduce.training import TEST_FIGURES
 
 __all__ = ["claim_page", "in_words", "table_of_claims", "write_pages"]
 
 _NAMES = {"retrieval_r1": "R@1", "retrieval_r5": "R@5", "retrieval_r10": "R@10", "zero_shot_accuracy": "zero-shot"}
+
+_GROUP = ("world", "method", "reference", "changes")
 
 
 def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
@@ -93,10 +95,10 @@ def claim_page(
         "",
     ]
     lines += [line for name in pictures for line in (f"![The figures of this page as a picture]({name}.svg)", "")]
-    names = [name for name in FIGURES if all(name in row.metrics for row in rows)]
+    names = [name for name in TEST_FIGURES if all(name in row.metrics for row in rows)]
     if names:
         lines += ["## Means and standard deviations over the seeds", ""]
-        heading = ("world", "method", "reference", "seeds", *(_NAMES[name] for name in names))
+        heading = (*_GROUP, "seeds", *(_NAMES[name] for name in names))
         lines += [*_table(heading, [_means(group, names) for group in groups(rows).values()]), ""]
     for table in claim.tables(rows):
         lines += [f"## {table.title}", "", table.sentence, "", *_table(table.heading, table.lines), ""]
@@ -109,10 +111,11 @@ def _learning_rates(rows: Sequence[Row], trials: Sequence[Row]) -> list[str]:
     """Return the section on the trials of learning rates, or nothing if the claim needs none of them."""
     lines = ["## Learning rates", ""]
     lines += [f"They were chosen by R@1 on the validation pairs of seed {CHOICE_SEED}, from the same grid.", ""]
-    used = {(row.dataset, row.method, row.reference) for row in rows}
-    used |= {(row.dataset, "reference", row.reference) for row in rows if row.reference is not None}
-    chosen = [_choice(group) for key, group in groups(trials).items() if key in used]
-    lines += [*_table(("world", "method", "reference", "validation R@1 by rate", "chosen"), chosen), ""]
+    # A choice without a label holds for all rows of a method and world, and that of a reference model for all targets.
+    used = {(row.dataset, row.method, label) for row in rows for label in ("", row.label)}
+    used |= {(row.dataset, "reference", "") for row in rows if row.reference is not None}
+    chosen = [_choice(group) for key, group in groups(trials).items() if (key.dataset, key.method, key.label) in used]
+    lines += [*_table((*_GROUP, "validation R@1 by rate", "chosen"), chosen), ""]
     return lines if chosen else []
 
 
@@ -127,6 +130,10 @@ def in_words(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], {interval.num} seeds"
 
 
+def _group(row: Row) -> tuple[str, ...]:
+    return row.dataset, row.method, row.reference or "none", row.label
+
+
 def _cells(interval: Interval) -> tuple[str, ...]:
     student = f"{interval.mean - interval.half:+.3f} to {interval.mean + interval.half:+.3f}"
     return f"{interval.mean:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}", student, str(interval.num)
@@ -137,13 +144,13 @@ def _means(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         mean, deviation = mean_and_deviation([row.figure(name) for row in rows])
         cells.append(f"{mean:.3f} ± {deviation:.3f}")
-    return (rows[0].dataset, rows[0].method, rows[0].reference or "none", str(len(rows)), *cells)
+    return (*_group(rows[0]), str(len(rows)), *cells)
 
 
 def _choice(rows: Sequence[Row]) -> tuple[str, ...]:
     trials = {_rate_of(row): row for row in rows}
     tried = ", ".join(f"{rate:g}: {trials[rate].figure('validation_r1'):.3f}" for rate in sorted(trials))
-    return rows[0].dataset, rows[0].method, rows[0].reference or "none", tried, f"{best_rate(trials):g}"
+    return *_group(rows[0]), tried, f"{best_rate(trials):g}"
 
 
 def _rate_of(row: Row) -> float:
@@ -164,5 +171,7 @@ def _origin(rows: Sequence[Row]) -> str:
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
+    """Return the lines of a table; a column without any text is left out."""
+    used = [place for place in range(len(heading)) if any(row[place] for row in rows)]
+    lines = [[line[place] for place in used] for line in (heading, ["---"] * len(heading), *rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -6,14 +6,38 @@ engine therefore makes the plan again after each round of experiments, until no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from drrho_clip.methods import METHODS
 from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment, Settings
 from drrho_clip.reproduce.results import Row, Rows
 from drrho_clip.reproduce.worlds import World
 
-__all__ = ["Plan", "best_rate"]
+__all__ = ["Plan", "Reference", "best_rate"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference model of a claim: a reference model of the world with some other settings.
+
+    Parameters
+    ----------
+    name : str
+        The name in the rows.
+    base : str
+        The reference model of the world.
+    settings : mapping
+        The settings that differ, those of the training data included.
+    choose : bool
+        The model gets a learning rate of its own; otherwise it has that of the base, unless `settings` has a rate.
+    """
+
+    name: str
+    base: str
+    settings: Settings = field(default_factory=dict)
+    choose: bool = False
 
 
 class Plan:
@@ -44,43 +68,89 @@ class Plan:
         """Return the experiments that have no row."""
         return [experiment for key, experiment in self.experiments.items() if key not in self.rows]
 
-    def add_reference(self, claim: str, world: World, name: str) -> None:
+    def add_reference(self, claim: str, world: World, reference: str | Reference) -> None:
         """Add the measurement of a reference model itself, with every seed."""
-        recipe = self._reference(world, name)
+        model = _model(reference)
+        recipe = self._recipe(world, model)
         if recipe is not None:
             for seed in self.seeds:
-                self.add(self._of_reference(claim, world, name, recipe, seed))
+                self.add(self._of_reference(claim, world, model.name, recipe, seed))
 
     def add_target(
-        self, claim: str, world: World, method: str, reference: str | None = None, *, task: str = "training"
+        self,
+        claim: str,
+        world: World,
+        method: str,
+        reference: str | Reference | None = None,
+        *,
+        task: str = "training",
+        label: str = "",
+        settings: Settings | None = None,
+        data: Settings | None = None,
+        choose: bool = False,
     ) -> None:
         """Add the training of the target with a method, and with the learning rate that was chosen, for every seed.
 
-        As long as the choice is not made, the trials of the choice are added instead.
+        The rate is chosen once per method and world, with the settings of the world and, if the method needs a
+        reference model, with the first reference model of the world. As long as the choice is not made, the trials of
+        the choice are added instead.
+
+        Parameters
+        ----------
+        claim : str
+            Name of the claim.
+        world : World
+        method : str
+            A method of `drrho train`.
+        reference : str or Reference, optional
+            A reference model of the world, by its name, or a reference model of the claim.
+        task : str
+            A key of `drrho_clip.reproduce.tasks.TASKS`.
+        label : str
+            The name of `settings` and `data` in the rows; different settings need different labels.
+        settings, data : mapping, optional
+            Settings of the target and of the data that differ from those of the world.
+        choose : bool
+            The rate is chosen with this reference model, these settings and these data.
         """
-        recipe = None if reference is None else self._reference(world, reference)
-        if reference is not None and recipe is None:
+        model = None if reference is None else _model(reference)
+        target = _Target(task, method, model, label, settings or {}, data or {})
+        if model is not None and self._recipe(world, model) is None:
             return
-        target = {**world.target, **world.by_method.get(method, {})}
-
-        def make(rate: float, seed: int, *, claim: str, task: str) -> Experiment:
-            settings: dict[str, Any] = {"data": dict(world.data), "target": target | {"learning_rate": rate}}
-            settings["reference"] = recipe
-            return Experiment(claim, task, world.name, method, reference, seed, settings, self.is_quick)
-
-        rate = self._chosen(world, lambda rate: make(rate, CHOICE_SEED, claim=LEARNING_RATES, task="training"))
+        # The settings of a claim do not change the choice, unless the claim asks for a choice of its own.
+        rate = self._rate_of_target(world, target if choose else _Target("training", method, _first(world, method)))
         if rate is not None:
             for seed in self.seeds:
-                self.add(make(rate, seed, claim=claim, task=task))
+                self.add(self._of_target(claim, world, target, seed, rate))
 
-    def _reference(self, world: World, name: str) -> Settings | None:
+    def _rate_of_target(self, world: World, target: _Target) -> float | None:
+        """Return the learning rate of a target, or None as long as it is not chosen."""
+        if target.reference is not None and self._recipe(world, target.reference) is None:
+            return None
+        trained = replace(target, task="training")
+        return self._chosen(world, lambda rate: self._of_target(LEARNING_RATES, world, trained, CHOICE_SEED, rate))
+
+    def _of_target(self, claim: str, world: World, target: _Target, seed: int, rate: float) -> Experiment:
+        method, reference = target.method, target.reference
+        own = {**world.target, **world.by_method.get(method, {}), **self._sized(world, target.settings)}
+        settings: dict[str, Any] = {
+            "data": {**world.data, **self._sized(world, target.data)},
+            "target": own | {"learning_rate": rate},
+            "reference": None if reference is None else self._recipe(world, reference),
+        }
+        name = None if reference is None else reference.name
+        return Experiment(claim, target.task, world.name, method, name, seed, settings, self.is_quick, target.label)
+
+    def _recipe(self, world: World, reference: Reference) -> Settings | None:
         """Return all settings of a reference model, or None as long as the learning rate is not chosen."""
-        recipe = {**world.data, **world.reference_data, **world.target, **world.references[name]}
+        common = {**world.data, **world.reference_data, **world.target, **world.references[reference.base]}
+        recipe = {**common, **self._sized(world, reference.settings)}
+        if "learning_rate" in recipe:
+            return recipe
+        name, tried = (reference.name, recipe) if reference.choose else (reference.base, common)
         rate = self._chosen(
             world,
-            lambda rate: self._of_reference(
-                LEARNING_RATES, world, name, {**recipe, "learning_rate": rate}, CHOICE_SEED
-            ),
+            lambda rate: self._of_reference(LEARNING_RATES, world, name, {**tried, "learning_rate": rate}, CHOICE_SEED),
         )
         return None if rate is None else {**recipe, "learning_rate": rate}
 
@@ -97,7 +167,36 @@ class Plan:
         there = {rate: row for rate, row in rows.items() if row is not None}
         return best_rate(there) if len(there) == len(trials) else None
 
+    def _sized(self, world: World, settings: Settings) -> Settings:
+        """Return settings of a claim, in the quick form with no larger sizes than those of the world."""
+        return world.small(settings) if self.is_quick else settings
 
-def best_rate(trials: dict[float, Row]) -> float:
-    """Return the rate with the best validation R@1; of equal rates the lower rate is taken."""
-    return max(sorted(trials), key=lambda rate: trials[rate].figure("validation_r1"))
+
+@dataclass(frozen=True)
+class _Target:
+    """A target: the task that trains it, and the parts of the settings that the world does not determine."""
+
+    task: str
+    method: str
+    reference: Reference | None
+    label: str = ""
+    settings: Settings = field(default_factory=dict)
+    data: Settings = field(default_factory=dict)
+
+
+def _model(reference: str | Reference) -> Reference:
+    return Reference(reference, reference) if isinstance(reference, str) else reference
+
+
+def _first(world: World, method: str) -> Reference | None:
+    """Return the reference model of the shared choice of a rate: the first of the world, if the method needs one."""
+    return _model(next(iter(world.references))) if METHODS[method].needs_reference else None
+
+
+def best_rate(trials: Mapping[float, Row]) -> float:
+    """Return the rate with the best validation R@1; of equal rates the lower rate is taken.
+
+    A rate with which the training diverged is taken only if it diverged with every rate.
+    """
+    sound = {rate: row for rate, row in trials.items() if not row.diverged}
+    return max(sorted(sound), key=lambda rate: sound[rate].figure("validation_r1")) if sound else min(trials)

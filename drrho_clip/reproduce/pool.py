@@ -1,7 +1,7 @@
 """Experiments in several processes at a time, each with one thread, so that two cores work on two experiments.
 
 The parent process writes a row as soon as an experiment is over. A killed command loses the experiments that were
-running, and the same command goes on with these.
+running, and the same command goes on with these. An experiment that fails does not keep the others from running.
 """
 
 from __future__ import annotations
@@ -9,23 +9,35 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
+from drrho_clip.errors import BadInput, Diverged
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.tasks import run
 from drrho_clip.reproduce.training import reference_run
 from drrho_clip.terminal.progress import Reporter
 
-__all__ = ["measure"]
+__all__ = ["Failure", "described", "measure"]
 
 _Result = TypeVar("_Result")
 
 # Libraries read these variables when they are imported.
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Failure(NamedTuple):
+    """An experiment that failed, and the error."""
+
+    experiment: Experiment
+    error: Exception
 
 
 def measure(
@@ -35,7 +47,7 @@ def measure(
     jobs: int,
     keep: Callable[[Row], None],
     quiet: bool = False,
-) -> None:
+) -> list[Failure]:
     """Run experiments; reference models that they need are trained first.
 
     Parameters
@@ -49,20 +61,55 @@ def measure(
         Called with each row as soon as it is there.
     quiet : bool
         Show no progress.
+
+    Returns
+    -------
+    list of Failure
+        The experiments without a row, because they failed.
+
+    Raises
+    ------
+    BadInput
+        If a process was ended from outside.
     """
     # Two experiments that need the same reference model must not train it at the same time.
     needed = {key: each for each in experiments if (key := each.reference_hash()) is not None}
-    with _workers(jobs) as workers, Reporter("experiments", len(needed) + len(experiments), quiet=quiet) as reporter:
+    failures: list[Failure] = []
+    total = len(needed) + len(experiments)
+    # Without a terminal each experiment has a line.
+    reporter = Reporter("experiments", total, quiet=quiet, seconds_between_lines=0.0)
+    with _workers(jobs) as workers, reporter:
+        for experiment, trained in _each(workers, reference_run, list(needed.values()), folder):
+            # An error does not count yet: the experiments that need the model meet the error again.
+            words = f"reference model {experiment.reference} of {experiment.dataset}, seed {experiment.seed}"
+            reporter.advance(words + _end(trained))
+        for experiment, row in _each(workers, run, experiments, folder):
+            if isinstance(row, Row):
+                keep(row)
+            else:
+                failures.append(Failure(experiment, row))
+            reporter.advance(described(experiment) + _end(row))
+    return failures
 
-        def report(_: object) -> None:
-            reporter.advance()
 
-        def keep_and_report(row: Row) -> None:
-            keep(row)
-            reporter.advance(f"{row.claim}: {row.method} on {row.dataset}, seed {row.seed}")
+def _end(result: Path | Row | Exception) -> str:
+    """Return how an experiment ended, for the line about it; nothing if it ended well."""
+    if isinstance(result, Diverged) or (isinstance(result, Row) and result.diverged):
+        return ": diverged"
+    return ": failed" if isinstance(result, Exception) else ""
 
-        _each(workers, reference_run, list(needed.values()), folder, report)
-        _each(workers, run, experiments, folder, keep_and_report)
+
+def described(experiment: Experiment) -> str:
+    """Return an experiment in a few words.
+
+    Examples
+    --------
+    >>> described(Experiment("variance", "variances", "scenes-30", "drrho", "weak", 0, {}, False, "epochs 4"))
+    'variance: drrho with the reference model weak, epochs 4, on scenes-30, seed 0'
+    """
+    reference = "" if experiment.reference is None else f" with the reference model {experiment.reference}"
+    label = f", {experiment.label}," if experiment.label else ""
+    return f"{experiment.claim}: {experiment.method}{reference}{label} on {experiment.dataset}, seed {experiment.seed}"
 
 
 def _each(
@@ -70,22 +117,33 @@ def _each(
     task: Callable[[Experiment, Path], _Result],
     experiments: Sequence[Experiment],
     folder: Path,
-    keep: Callable[[_Result], None],
-) -> None:
+) -> Iterator[tuple[Experiment, _Result | Exception]]:
+    """Yield each experiment with the result of the task, or with the error, in the order in which they end."""
     if workers is None:
         for experiment in experiments:
-            keep(task(experiment, folder))
+            try:
+                result: _Result | Exception = task(experiment, folder)
+            except Exception as error:
+                result = error
+            yield experiment, result
         return
-    waiting = {workers.submit(task, experiment, folder) for experiment in experiments}
+    waiting: dict[Future[_Result], Experiment] = {}
+    for experiment in experiments:
+        waiting[workers.submit(task, experiment, folder)] = experiment
+    while waiting:
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            # The type of the variable keeps the checker from choosing a wider type for the future.
+            result_of: _Result | Exception = _result_of(future)
+            yield waiting.pop(future), result_of
+
+
+def _result_of(future: Future[_Result]) -> _Result | Exception:
     try:
-        while waiting:
-            over, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in over:
-                keep(future.result())
-    finally:
-        # After an error, experiments that have not begun are not begun.
-        for future in waiting:
-            future.cancel()
+        return future.result()
+    except BrokenProcessPool:
+        raise BadInput("the processes of the experiments must not be ended from outside, got an end") from None
+    except Exception as error:
+        return error
 
 
 @contextlib.contextmanager
@@ -94,8 +152,31 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
     if jobs == 1:
         yield None
         return
-    with _one_thread(), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as workers:
-        yield workers
+    context = multiprocessing.get_context("spawn")
+    # The workers end when our end of the pipe is closed, which the system does if this process is killed.
+    ours, theirs = context.Pipe()
+    with _one_thread(), ours, theirs, ProcessPoolExecutor(jobs, context, _end_with_parent, (theirs,)) as workers:
+        try:
+            yield workers
+        except BaseException:
+            # Nobody waits for the experiments that are running.
+            workers.shutdown(wait=False, cancel_futures=True)
+            ours.close()
+            raise
+
+
+def _end_with_parent(pipe: Connection) -> None:
+    """Let this worker end as soon as the other end of a pipe is closed."""
+    # Ctrl-C in a terminal reaches the workers too, and the parent process reports it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_end, args=(pipe,), daemon=True).start()
+
+
+def _wait_for_end(pipe: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv_bytes()
+    # An exception in this thread would not end the process.
+    os._exit(1)
 
 
 @contextlib.contextmanager

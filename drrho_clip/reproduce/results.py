@@ -47,6 +47,8 @@ class Row:
     dataset: str
     seed: int
     quick: bool
+    label: str
+    backend: str
     settings: Settings
     config_hash: str
     metrics: Metrics
@@ -60,6 +62,11 @@ class Row:
         """The experiment whose result this row is."""
         names = [option.name for option in fields(Experiment)]
         return Experiment(**{name: getattr(self, name) for name in names})
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss of the training did not stay finite; then the figures are those of a model without use."""
+        return "diverged" in self.metrics
 
     def figure(self, name: str) -> float:
         """Return a figure that is a single number."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
+import functools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from drrho_clip.errors import Diverged
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.measuring import measure_generic
+from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.training import Measured, measure_reference, measure_training
+from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
 from drrho_clip.reproduce.variances import measure_variances
-from drrho_core.backend import default_backend
 
 __all__ = ["TASKS", "run"]
 
@@ -32,6 +31,8 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
 def run(experiment: Experiment, folder: Path) -> Row:
     """Run an experiment and return the row of the result.
 
+    A training whose loss does not stay finite has a row with the figure ``diverged`` and with zeros for `FIGURES`.
+
     Parameters
     ----------
     experiment : Experiment
@@ -41,41 +42,26 @@ def run(experiment: Experiment, folder: Path) -> Row:
     Raises
     ------
     BadInput
-        If a setting or a file cannot be used, or if the training diverges.
+        If a setting or a file cannot be used.
     """
-    measured = TASKS[experiment.task](experiment, folder)
+    commit = _commit()
+    began = time.monotonic()
+    try:
+        measured = TASKS[experiment.task](experiment, folder)
+    except Diverged:
+        measured = Measured(dict.fromkeys(FIGURES, 0.0) | {"diverged": 1.0}, time.monotonic() - began)
     return Row(
         **asdict(experiment),
         config_hash=experiment.config_hash(),
         metrics=measured.metrics,
         seconds=round(measured.seconds, 2),
-        machine=f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
-        versions=_versions(),
-        commit=_commit(),
+        machine=machine(),
+        versions=versions(experiment.backend),
+        commit=commit,
     )
 
 
-def _versions() -> dict[str, str]:
-    backend = default_backend()
-    versions = {"python": platform.python_version()}
-    for package in ("drrho-core", "numpy", backend):
-        try:
-            versions[package] = version(package)
-        # The distribution of a backend's library need not have the name of the backend.
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions
-
-
+@functools.cache
 def _commit() -> str:
-    """Return the commit of the clone that holds this file, with "+" if files of the clone have changed."""
-    top = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(top), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    """Return the commit at the start of this process: a later commit is not the code that the process has loaded."""
+    return commit_of(Path(__file__).parent)

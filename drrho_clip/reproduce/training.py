@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
@@ -18,10 +18,11 @@ from drrho_clip.reproduce.worlds import WORLDS
 from drrho_clip.run.outcome import Outcome
 from drrho_clip.table_defaults import preferred_architecture
 from drrho_clip.train import train
-from drrho_core.backend import Backend, default_backend, get_backend
+from drrho_core.backend import Backend, get_backend
 
 __all__ = [
     "FIGURES",
+    "TEST_FIGURES",
     "Measured",
     "figures_of",
     "measure_reference",
@@ -30,8 +31,11 @@ __all__ = [
     "target_config",
 ]
 
-FIGURES = ("retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_shot_accuracy")
+TEST_FIGURES: Final = ("retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_shot_accuracy")
 """The figures of test pairs that a row has, if the data have them."""
+
+FIGURES: Final = (*TEST_FIGURES, "validation_r1", "validation_r10")
+"""All figures of a trained model."""
 
 
 class Measured(NamedTuple):
@@ -56,7 +60,7 @@ def measure_training(experiment: Experiment, folder: Path) -> Measured:
 def measure_reference(experiment: Experiment, folder: Path) -> Measured:
     """Measure a reference model on the test pairs of the world; it is trained if it is not there."""
     outcome, _ = _reference_outcome(experiment, folder)
-    backend = get_backend(default_backend())
+    backend = get_backend(experiment.backend)
     # The reference model has training pairs of its own, and the same held-out pairs as the target.
     splits = open_splits(_config(experiment, experiment.settings["data"], "clip", backend))
     return Measured(figures_of(outcome, splits), outcome.row["seconds"])
@@ -66,14 +70,14 @@ def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
     """Return the test figures of a trained model, and R@1 and R@10 on the validation pairs."""
     test = outcome.row["metrics"]
     validation = evaluate(outcome.encoder, splits.validation, zero_shot=False)
-    figures = {name: float(test[name]) for name in FIGURES if name in test}
+    figures = {name: float(test[name]) for name in TEST_FIGURES if name in test}
     return figures | {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
 
 
 def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Backend]:
     """Return the settings of the target's run and the backend; the reference model is trained if it is not there."""
     settings = {**experiment.settings["data"], **experiment.settings["target"]}
-    backend = get_backend(default_backend())
+    backend = get_backend(experiment.backend)
     reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
     return _config(experiment, settings, experiment.method, backend, reference), backend
 
@@ -94,7 +98,7 @@ def _reference_outcome(experiment: Experiment, folder: Path) -> tuple[Outcome, P
     key = experiment.reference_hash()
     assert key is not None
     path = folder / "references" / key[:16]
-    backend = get_backend(default_backend())
+    backend = get_backend(experiment.backend)
     config = _config(experiment, experiment.settings["reference"], "clip", backend)
     # A run that was killed is continued, and a finished run is only read.
     return train(config, path, resume=has_checkpoint(path), backend=backend, quiet=True), path

@@ -10,8 +10,18 @@ from typing import TypeAlias
 
 from drrho_core._array_api import Array, Namespace, Scalar
 from drrho_core.contrastive.passes import AnchorSums, pull_back, sum_negatives
-from drrho_core.contrastive.tiles import Tiles
+from drrho_core.contrastive.tiles import Tiles, cast, work_dtype
 from drrho_core.extend import Batch, BlockSweeps
+
+
+def in_one_dtype(batch: Batch, xp: Namespace) -> Batch:
+    """Return a batch whose features and reference features share one dtype, which fused kernels need."""
+    references = batch.reference_features
+    if references is None or references[0].dtype == batch.image_features.dtype:
+        return batch
+    dtype = work_dtype(batch.image_features, references, xp)
+    images, texts = cast((batch.image_features, batch.text_features), dtype, xp)
+    return batch._replace(image_features=images, text_features=texts, reference_features=cast(references, dtype, xp))
 
 
 class TileBlock:

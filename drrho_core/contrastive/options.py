@@ -193,6 +193,8 @@ def check_features(call: Call, sides: tuple[str, str] = SIDES, num_ranks: int = 
     meaning = "(batch_size, feature_dim)"
     features = call.array(first, axes=2, meaning=meaning)
     batch_size = int(features.shape[0])
+    if num_ranks > 1 and batch_size == 0:
+        raise ValueError(f"{first} must hold at least 1 pair on each rank, got 0")
     if batch_size * num_ranks < 2:
         raise ValueError(f"{first} must hold at least 2 pairs, because one pair has no negatives, got {batch_size}")
     call.values(first, features, FINITE)

@@ -23,11 +23,11 @@ from typing import Any
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
 from drrho_core._routines import find_block_kernels, find_kernels
-from drrho_core.contrastive.blocks import Block, KernelBlock, TileBlock
+from drrho_core.contrastive.blocks import Block, KernelBlock, TileBlock, in_one_dtype
 from drrho_core.contrastive.passes import AnchorSums, PlainSweeps, log_sums_and_means, merge, part_of_sum
 from drrho_core.contrastive.ranks import Arrays, Ranks
 from drrho_core.contrastive.sizes import common_sizes
-from drrho_core.contrastive.tiles import Tiles, split
+from drrho_core.contrastive.tiles import Tiles, cast, split, work_dtype
 from drrho_core.extend import Batch, BlockSweeps, FirstSweep, SecondSweep, Sweeps
 
 
@@ -42,7 +42,7 @@ def find_sweeps(
 ) -> Sweeps:
     """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
     if ranks is not None:
-        block_kernels = find_block_kernels(batch, xp)
+        block_kernels = find_block_kernels(in_one_dtype(batch, xp), xp)
         keep = form == "reduce"
         blocks = Blocks(batch, temperature, tile_size, memory_budget, ranks, keep, xp, kernels=block_kernels)
         return over_ranks(blocks, form)
@@ -94,20 +94,29 @@ class Blocks:
         share: bool = True,
         kernels: BlockSweeps | None = None,
     ) -> None:
-        self.kernels = kernels
-        self.batch, self.ranks, self.xp, self._temperature = batch, ranks, xp, temperature
+        self.kernels, self.ranks, self.xp, self._temperature = kernels, ranks, xp, temperature
         self._tile_size, self._budget = tile_size, memory_budget if keep else 0
         self._models, self._share = models, share
         self.num_local = int(batch.image_features.shape[0])
         references = batch.reference_features
         # The texts that travel: features and reference features in their own dtypes, and temperatures if each anchor
-        # has its own. Half types are not widened before they are sent.
+        # has its own. A text is cast to the dtype of the products after it has arrived.
         self.per_anchor = isinstance(temperature, tuple)
         self.texts: Arrays = (batch.text_features,)
         if references is not None:
             self.texts += (references[1],)
         if isinstance(temperature, tuple):
             self.texts += (temperature[1],)
+        # Kernels multiply half types. The own images are cast once for all blocks.
+        mixed = references is not None and references[0].dtype != batch.image_features.dtype
+        keep_half = kernels is not None and not mixed
+        dtype = batch.image_features.dtype
+        self._dtype = dtype if keep_half else work_dtype(batch.image_features, references, xp)
+        if references is not None:
+            references = cast(references[0], self._dtype, xp), references[1]
+        self.batch = batch = batch._replace(
+            image_features=cast(batch.image_features, self._dtype, xp), reference_features=references
+        )
         # All ranks have to scale Z by the same factors, which depend on the largest features of all ranks. Kernels do
         # not scale Z.
         self._sizes = None
@@ -128,8 +137,10 @@ class Blocks:
         """Return block k, given the texts of rank (rank + k) % W, for kernels if there are any, else in tiles."""
         if self.kernels is None:
             return TileBlock(self.tiles(k, texts, paired))
-        batch = self.batch
-        text_temperature = texts[-1] if self.per_anchor else batch.temperature_text
+        batch, text_temperature = self.batch, self.batch.temperature_text
+        if self.per_anchor:
+            texts, text_temperature = texts[:-1], texts[-1]
+        texts = cast(texts, self._dtype, self.xp)
         references, mask = self._references(texts), self._mask_of(k)
         of_pairs = (batch.image_features, texts[0], references, batch.reference_weight)
         return KernelBlock(

@@ -19,6 +19,7 @@ from typing import NamedTuple, Unpack
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, namespace_of
 from drrho_core.contrastive.anchors import evaluate, update
+from drrho_core.contrastive.blocks import in_one_dtype
 from drrho_core.contrastive.gradient import wide_gradient
 from drrho_core.contrastive.options import (
     SIDES,
@@ -30,7 +31,6 @@ from drrho_core.contrastive.options import (
 )
 from drrho_core.contrastive.ranks import FORMS, Ranks
 from drrho_core.contrastive.sharded_passes import find_sweeps
-from drrho_core.contrastive.tiles import cast
 from drrho_core.extend import Batch
 
 
@@ -286,14 +286,13 @@ def wide_contrastive_step(
     ranks, form = arguments.get("ranks"), arguments.get("form", FORMS[0])
     check = check_step if ranks is None else check_step_on_ranks
     xp, options = check(features, states, SIDES, xp, arguments)
-    references = arguments.get("reference_features")
-    if references is not None and references[0].dtype != image_features.dtype:
-        # Kernels support only one dtype for all features.
-        features, references = cast(features, options.work, xp), cast(references, options.work, xp)
 
     # The batch defines Z = E1 E2^T - lambda R1 R2^T. Each of the two passes reads Z once, tile by tile.
     weight, temperatures = options.reference_weight, per_anchor(options.temperature, features[0], options.work, xp)
-    batch = Batch(*features, references, weight, *temperatures, arguments.get("pair_mask"))
+    references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
+    batch = Batch(*features, references, weight, *temperatures, pair_mask)
+    if ranks is None:  # over ranks the features are cast after they were sent
+        batch = in_one_dtype(batch, xp)
     tile_size, memory_budget = arguments.get("tile_size"), arguments.get("memory_budget")
     sweeps = find_sweeps(batch, options.temperature, tile_size, memory_budget, xp, ranks, form)
 

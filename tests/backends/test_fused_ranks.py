@@ -40,6 +40,10 @@ class OneAtATime:
         return self._kernels.declines(*arguments)
 
     def block_sums(self, *arguments: Any) -> Any:
+        batch = arguments[0]
+        # The compiler refuses products of two dtypes, which the interpreter computes.
+        features = (batch.image_features, batch.text_features, *(batch.reference_features or ()))
+        assert len({x.dtype for x in features}) == 1
         with self._lock:
             self.blocks += 1
             return self._kernels.block_sums(*arguments)
@@ -133,6 +137,24 @@ def test_kernels_over_ranks_give_the_step_of_the_whole_batch(
         never = there == -np.inf
         np.testing.assert_array_equal(here == -np.inf, never)
         assert np.all(np.abs(here - there)[~never] <= np.broadcast_to(bound, here.shape)[~never]), field
+
+
+@runs
+@pytest.mark.parametrize("form", ["reduce", "ring"])
+def test_kernels_over_ranks_take_reference_features_of_another_dtype(kernels: OneAtATime, form: str) -> None:
+    p = problems.draw(6, b=48, d=20, r=3, per_anchor_temperature=True)
+    arrays = tuple(torch.as_tensor(x, device=DEVICE).float() for x in p.arrays)
+    arrays = (arrays[0].half(), arrays[1].half(), *arrays[2:])
+    pairs = {name: tuple(torch.as_tensor(x, device=DEVICE).float() for x in value) for name, value in p.options.items()
+             if isinstance(value, tuple)}  # fmt: skip
+    options = p.options | pairs
+    with fused_kernels("always"):
+        shared = joined(on_ranks(sharded_contrastive_step, 2, arrays, options, form=form), torch)
+    assert kernels.blocks == 4
+    with fused_kernels("never"):
+        whole = contrastive_step(*arrays, **options)
+    for field, expected in whole._asdict().items():
+        torch.testing.assert_close(getattr(shared, field), expected, rtol=2e-3, atol=1e-6, msg=field)
 
 
 @runs

@@ -91,6 +91,12 @@ def test_a_compiled_step_sends_the_bytes_of_the_formula(differences: dict[str, A
     assert 0 < differences["traffic"][form]["of_others"] < 100
 
 
+def test_micro_batches_sum_the_gradient_over_devices_once(differences: dict[str, Any]) -> None:
+    figures = differences["micro-batches"]
+    assert figures["difference"] <= 1e-12
+    assert figures["of_gradient"] == figures["of_whole_gradient"] == figures["expected"]
+
+
 def test_the_ring_needs_less_memory(differences: dict[str, Any]) -> None:
     memory = {form: differences["traffic"][form]["memory"] for form in FORMS}
     # With four devices the ring keeps a quarter of the rows of texts at a time.

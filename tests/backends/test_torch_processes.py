@@ -110,6 +110,7 @@ REFUSALS = {
     "same id": r"sample_index must not repeat an index within a batch, got 3 on rank 0 and on rank 1 .*drop_last.*",
     "range": r"rank 1 refuses its arguments: sample_index must hold row ids from 0 to 7 .*, got 8 at position 2",
     "sizes": r"batch_size must be the same on all ranks, got 4 on rank 0 and 3 on rank 1",
+    "no pairs": r"batch_size must be the same on all ranks, got 4 on rank 0 and 0 on rank 1",
     "form": r"form must be 'reduce' or 'ring', got 'tree'",
     "group": r"process_group must be a process group or a DeviceMesh, .*, got str",
     "pickle": r"an object with a process_group cannot be pickled, .* save state_dict\(\) .*",

@@ -22,7 +22,7 @@ from helpers.ranks import Counting, joined, on_ranks, own_rows
 FORMS = ("reduce", "ring")
 
 
-def received(p: problems.Problem, num_ranks: int, form: str, dtype: str) -> int:
+def received(p: problems.Problem, num_ranks: int, form: str, dtype: str, reference_dtype: str) -> int:
     """Return the bytes that one rank receives in a step, without the messages whose size does not depend on b."""
     totals = []
     for b in (num_ranks * 3, num_ranks * 5):
@@ -40,7 +40,7 @@ def received(p: problems.Problem, num_ranks: int, form: str, dtype: str) -> int:
             options["pair_mask"] = p.pair_mask[:b, :b]
         cast = [x.astype(dtype) for x in arrays[:2]]
         if "reference_features" in options:
-            options["reference_features"] = tuple(x.astype(dtype) for x in options["reference_features"])
+            options["reference_features"] = tuple(x.astype(reference_dtype) for x in options["reference_features"])
         on_ranks(step, num_ranks, (*cast, *(x.astype("float32") for x in arrays[2:])), options)
         totals.append(sum(number for _, number in notes) / num_ranks)
     # The digest of the arguments has a fixed size, and so have the sums over all ranks.
@@ -48,7 +48,9 @@ def received(p: problems.Problem, num_ranks: int, form: str, dtype: str) -> int:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", ["plain", "reference", "temperatures", "mask", "half"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "reference", "temperatures", "mask", "half", "half features", "half references"]
+)
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_a_rank_receives_the_bytes_of_the_formula(num_ranks: int, kind: str, form: str) -> None:
     d, r = 16, 0 if kind in ("plain", "mask") else 6
@@ -58,17 +60,21 @@ def test_a_rank_receives_the_bytes_of_the_formula(num_ranks: int, kind: str, for
     )
     if per_anchor:
         p = p.mapped(lambda x: x.astype("float32"), float)
-    item, half = 4, 2 if kind == "half" else 4
+    # Features and reference features travel in their own dtypes.
+    item, half = 4, {True: 2, False: 4}
+    of_features, of_references = kind in ("half", "half features"), kind in ("half", "half references")
+    texts = half[of_features] * d + half[of_references] * r
     extra = per_anchor + (kind == "mask")
     if form == "reduce":
-        # Features travel in their own dtype; their gradients are sums and so float32.
-        per_pair = (num_ranks - 1) * (half * (d + r) + item * (d + 4 + extra))
+        # The gradients of features are sums and so float32.
+        per_pair = (num_ranks - 1) * (texts + item * (d + 4 + extra))
     else:
-        texts = half * (d + r) + item * per_anchor
+        texts += item * per_anchor
         hops = num_ranks - 1
         masked = item * (kind == "mask")
         per_pair = hops * (2 * texts + item * (d + 6) + masked) + item * (d + 3) + masked
-    assert received(p, num_ranks, form, "float16" if kind == "half" else "float32") == per_pair
+    dtypes = ("float16" if is_half else "float32" for is_half in (of_features, of_references))
+    assert received(p, num_ranks, form, *dtypes) == per_pair
 
 
 NUMBERS: dict[str, tuple[int, int, int]] = {
@@ -83,11 +89,11 @@ NUMBERS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def shared_call(kind: str, ranks: Any, b: int, form: str) -> Any:
-    """Call a function in float32 with the own pairs of b pairs."""
+def shared_call(kind: str, ranks: Any, b: int, form: str, *, own: slice = slice(None)) -> Any:
+    """Call a function in float32 with the own pairs of b pairs, or with some of them."""
     p = problems.draw(8, b=b, d=16, r=6)
     features, states, references, taus = (
-        tuple(x.astype("float32") for x in own_rows(arrays, ranks.rank, ranks.size))
+        tuple(x.astype("float32")[own] for x in own_rows(arrays, ranks.rank, ranks.size))
         for arrays in (p.arrays[:2], p.arrays[2:], p.reference_features, tuple(np.full((2, b), 0.5)))
     )
     how: dict[str, Any] = {"ranks": ranks, "form": form}
@@ -163,12 +169,14 @@ def test_reduce_holds_the_texts_of_all_ranks_twice_at_most() -> None:
     assert peak < 2 * texts + logits, peak / texts
 
 
+@pytest.mark.parametrize("reference", ["the same", "float32", "float64"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS)
-def test_half_types_are_no_farther_from_float64_than_on_one_rank(dtype: str, form: str) -> None:
+def test_half_types_are_no_farther_from_float64_than_on_one_rank(dtype: str, reference: str, form: str) -> None:
     kind = getattr(torch, dtype)
     p = problems.draw(5, b=12, d=8, gamma="pair")
-    references = tuple(torch.from_numpy(x).to(kind) for x in p.reference_features or ())
+    of_reference = kind if reference == "the same" else getattr(torch, reference)
+    references = tuple(torch.from_numpy(x).to(of_reference) for x in p.reference_features or ())
     features = tuple(torch.from_numpy(x).to(kind) for x in p.arrays[:2])
     states = tuple(torch.from_numpy(x).float() for x in p.arrays[2:])
     gammas = tuple(torch.from_numpy(x).float() for x in p.gamma)
@@ -273,6 +281,18 @@ def test_all_ranks_raise_the_same_error_before_any_state_changes(kind: str) -> N
     every = messages(3, change)
     assert len(set(every)) == 1
     assert re.search(message, every[0]), every[0]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_a_rank_without_pairs_is_named_on_all_ranks(kind: str) -> None:
+    def call(ranks: Any) -> str:
+        with pytest.raises(ValueError) as caught:
+            shared_call(kind, ranks, 6, "reduce", own=slice(0 if ranks.rank == 1 else None))
+        return str(caught.value)
+
+    (message,) = set(ThreadRanks.run(3, call))
+    name = "view1_features" if kind.startswith("two views") else "image_features"
+    assert message == f"rank 1 refuses its arguments: {name} must hold at least 1 pair on each rank, got 0"
 
 
 def test_a_form_that_does_not_exist_is_refused_on_all_ranks() -> None:

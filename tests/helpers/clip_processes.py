@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
+from benchmarks.many_devices.counted_ranks import count_messages
 from drrho_clip.config import TrainConfig
 from drrho_clip.data.splits import open_all_pairs
 from drrho_clip.encoders import open_model
@@ -179,14 +180,24 @@ def _work(rank: int, launched: Launch) -> None:
     torch.set_num_threads(1)
     folder = Path(launched.folder)
     place = Place(rank, launched.world_size, rank, f"localhost:{launched.port}")
-    processes = open_processes(get_backend("torch", device="cpu"), place)
+    backend = get_backend("torch", device="cpu")
+    counted = count_messages(backend)
+    processes = open_processes(backend, place)
     for job in launched.jobs:
+        counted[0].clear()
         try:
             run_job(folder, job, processes)
+            (folder / f"{job.name}-{rank}.messages").write_text(json.dumps([counted[0].calls, counted[0].received]))
         # The other jobs still run, if all processes have met the same error.
         except ValueError:
             (folder / f"{job.name}-{rank}.error").write_text(traceback.format_exc())
     processes.close()
+
+
+def messages_of(folder: Path, job: str, rank: int) -> dict[str, list[float]]:
+    """Return number and bytes of the messages that a process of a launch has received in a job, by operation."""
+    calls, received = json.loads((folder / f"{job}-{rank}.messages").read_text())
+    return {operation: [calls[operation], received[operation]] for operation in calls}
 
 
 def state_of(run: Path, checkpoint: str = "checkpoint") -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from helpers.jax_checkpoints import restored
-from helpers.jax_collectives import traffic_of
+from helpers.jax_collectives import micro_batches_of, traffic_of
 
 NUM_DEVICES, NUM_PROCESSES = 4, 2
 FORMS = ("reduce", "ring")
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     figures: dict[str, Any] = {case.name: difference(case) for case in (PROCESS_CASES if arguments else CASES)}
     if not arguments:
         figures["restored"] = restored()
+        figures["micro-batches"] = micro_batches_of(NUM_DEVICES)._asdict()
         figures["traffic"] = {form: traffic_of(form, NUM_DEVICES)._asdict() for form in FORMS}
     json.dump(figures, sys.stdout)
 

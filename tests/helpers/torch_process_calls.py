@@ -82,6 +82,7 @@ def refusals(rank: int) -> dict[str, str]:
         "same id": message(lambda: loss(features, features, torch.arange(LOCAL) + 3 * rank)),
         "range": message(lambda: loss(features, features, index + 2)),
         "sizes": message(lambda: loss(*[features[: LOCAL - rank]] * 2, index[: LOCAL - rank])),
+        "no pairs": message(lambda: loss(*[features[: LOCAL * (1 - rank)]] * 2, index[: LOCAL * (1 - rank)])),
         "form": message(lambda: ContrastiveLoss(8, temperature=0.5, form="tree")),
         "group": message(lambda: ContrastiveLoss(8, temperature=0.5, process_group="world")),
         "pickle": message(lambda: pickle.dumps(loss)),
@@ -122,6 +123,7 @@ def compiled_refusals(rank: int) -> dict[str, str]:
     found = {
         "same id": message(lambda: compiled(features, features, torch.arange(LOCAL) + 3 * rank)),
         "range": message(lambda: compiled(features, features, torch.arange(LOCAL) + LOCAL * rank + 2)),
+        "sizes": message(lambda: compiled(*[features[: LOCAL - rank]] * 2, torch.arange(LOCAL - rank) + LOCAL * rank)),
     }
     assert torch.equal(loss.log_inner_image, before)
     return found

@@ -51,7 +51,9 @@ def _add(plan: Plan, dataset: str, data: Mapping[str, Any], classes: int) -> Non
     def chosen(method: str, reference: str | None, model: Mapping[str, Any], steering: Any) -> Any | None:
         """Add the choice of a method, then the seeds with the chosen trial, and return this trial."""
         settings = {"data": data, "repeats": 1 if plan.is_quick else _REPEATS, "model": model, "steering": steering}
-        experiment = Experiment(_NAME, _NAME, dataset, method, reference, CHOICE_SEED, settings, plan.is_quick)
+        experiment = Experiment(
+            _NAME, _NAME, dataset, method, reference, CHOICE_SEED, settings, plan.is_quick, backend="numpy"
+        )
         options = OBJECTIVES.get(method, OBJECTIVES[ERM]).options
         trials = [[rate, option] for option, rate in product(options, _RATES)]
         trial = chosen_trial(plan, experiment, trials[:2] if plan.is_quick else trials)

@@ -27,13 +27,18 @@ def _experiments(plan: Plan) -> None:
             plan.add_target(_NAME, world, "drrho", reference, task="variances")
 
 
+def _trained(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows whose training did not diverge, because a diverged training has no variances."""
+    return [row for row in rows if not row.diverged]
+
+
 def _figures(rows: Sequence[Row]) -> list[Figure]:
     """Return, for each kind of variance, the logarithm (base 10) of the variance of the loss over that of the excess.
 
     The variances of a row are averaged over the epochs first.
     """
     figures = []
-    for (world, _, reference), group in groups(rows).items():
+    for (world, _, reference, _), group in groups(_trained(rows)).items():
         for anchor, (spread, words) in product(ANCHORS, SPREADS.items()):
             ratios = [
                 math.log10(
@@ -65,7 +70,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
     panels: dict[str, dict[str, list[float]]] = {}
-    for (world, _, reference), group in groups(rows).items():
+    for (world, _, reference, _), group in groups(_trained(rows)).items():
         panels[f"{world}, {reference} reference"] = {
             words: np.mean([row.curve(f"{kind}_image_over_pairs") for row in group], axis=0).tolist()
             for kind, words in (("loss", "loss"), ("excess", "excess loss"))

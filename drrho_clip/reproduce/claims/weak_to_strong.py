@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from drrho_clip.reproduce.claim import Claim, Figure, Judgement, by_seed, groups
+from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, by_seed, groups
 from drrho_clip.reproduce.pictures import draw_intervals
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
@@ -32,9 +32,9 @@ def _figures(rows: Sequence[Row], reference: str) -> list[Figure]:
     by_group = groups(rows)
     figures = []
     for world in dict.fromkeys(row.dataset for row in rows):
-        steered = by_seed(by_group.get((world, "drrho", reference), []), _FIGURE)
-        others = {f"the {reference} reference": by_group.get((world, "reference", reference), [])}
-        others |= {f"{method} without a reference": by_group.get((world, method, None), []) for method in _WITHOUT}
+        steered = by_seed(by_group.get(Group(world, "drrho", reference), []), _FIGURE)
+        others = {f"the {reference} reference": by_group.get(Group(world, "reference", reference), [])}
+        others |= {f"{method} without a reference": by_group.get(Group(world, method), []) for method in _WITHOUT}
         for name, other in others.items():
             values = by_seed(other, _FIGURE)
             if len(steered.keys() & values.keys()) > 1:
@@ -48,9 +48,9 @@ def _premises(rows: Sequence[Row]) -> list[Figure]:
     by_group = groups(rows)
     figures = []
     for world in dict.fromkeys(row.dataset for row in rows):
-        weak = by_seed(by_group.get((world, "reference", "weak"), []), _FIGURE)
+        weak = by_seed(by_group.get(Group(world, "reference", "weak"), []), _FIGURE)
         for method in _WITHOUT:
-            values = by_seed(by_group.get((world, method, None), []), _FIGURE)
+            values = by_seed(by_group.get(Group(world, method), []), _FIGURE)
             if len(weak.keys() & values.keys()) > 1:
                 figures.append(
                     Figure(f"{world}: {method} without a reference - the weak reference", paired(values, weak))

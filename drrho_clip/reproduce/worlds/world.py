@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from drrho_clip.reproduce.experiment import Settings
 
@@ -33,6 +33,8 @@ class World:
         Settings that one method needs besides, by the name of the method.
     reference_data : mapping
         Settings of the data on which the reference models are trained; they are added to `data`.
+    largest : mapping
+        Largest values of numbers in the quick form, by the name of the setting.
     """
 
     name: str
@@ -43,6 +45,7 @@ class World:
     rates: tuple[float, ...]
     by_method: Mapping[str, Settings] = field(default_factory=dict)
     reference_data: Settings = field(default_factory=dict)
+    largest: Settings = field(default_factory=dict)
 
     def places(self) -> Settings:
         """Return the settings that name files of this machine, which are no part of the hash."""
@@ -53,5 +56,25 @@ class World:
         return None
 
     def quick(self) -> World:
-        """Return a small form of this world, in which every part works and no figure has a meaning."""
-        raise NotImplementedError
+        """Return a small form of this world with one learning rate: every part works, and no figure has a meaning."""
+        return replace(
+            self,
+            data=self.small(self.data),
+            target=self.small(self.target),
+            references={name: self.small(settings) for name, settings in self.references.items()},
+            by_method={name: self.small(settings) for name, settings in self.by_method.items()},
+            rates=self.rates[:1],
+        )
+
+    def small(self, settings: Settings) -> Settings:
+        """Return settings in which no number is larger than in the quick form.
+
+        Examples
+        --------
+        >>> world = World("tiny", "a world", {}, {}, {}, (0.1,), largest={"epochs": 1})
+        >>> world.small({"epochs": 8, "temperature": 0.07})
+        {'epochs': 1, 'temperature': 0.07}
+        """
+        return {
+            name: min(value, self.largest[name]) if name in self.largest else value for name, value in settings.items()
+        }

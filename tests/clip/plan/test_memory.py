@@ -155,3 +155,17 @@ def test_hugging_face_encoders_take_memory_of_their_own(run: str, scenes: DataSp
     config = TrainConfig(**(sizes | {"method": "sogclr", "backend": "torch"} | settings))
     plan = plan_run(config, get_backend("torch"), scenes)
     assert sum(part.num_bytes for part in plan.memory) / 1e6 == pytest.approx(measured, rel=0.1)
+
+
+def test_each_rank_compares_all_pairs_of_a_super_batch() -> None:
+    spec = ModelSpec("mlp", 8, 1, vocabulary_size=35, context_length=13, width=8, feature_dim=8)
+    config = TrainConfig(
+        data="scenes", method="jest", reference="runs/r", batch_size=1024, backend="torch", super_batch=4
+    )
+    backend = get_backend("torch")
+    four, eight = (
+        dict(memory_of_run(config, spec, backend, num_pairs=8192, num_images=0, num_ranks=size))["super-batch"]
+        for size in (4, 8)
+    )
+    # Twice as many ranks do not halve the similarities of the 4,096 pairs, which are most of this part.
+    assert 0.9 * four < eight

@@ -12,8 +12,9 @@ from drrho_clip.exchange.model_sizes import spec_of_size
 from drrho_clip.models import ModelSpec, parameter_shapes
 from drrho_clip.plan.memory import parameter_count
 from drrho_clip.plan.options import PlanOptions
-from drrho_clip.plan.ranks import FormPlan, products_per_pair, shared_step
+from drrho_clip.plan.ranks import FormPlan, products_per_pair
 from drrho_clip.plan.run import Plan, plan_of_size
+from drrho_clip.plan.shared_step import StepSizes, shared_step
 from drrho_clip.plan.traffic import received_bytes
 from drrho_core.backend import get_backend
 
@@ -35,7 +36,7 @@ def forms(plan: Plan) -> tuple[FormPlan, FormPlan]:
 def test_the_time_of_a_step_is_computing_plus_bytes_over_bandwidth_plus_latencies() -> None:
     plan = planned(latency=20.0, pairs_per_second=1000.0)
     reduce, ring = forms(plan)
-    step = shared_step(plan.config, plan.spec, 4, "reduce")
+    step = shared_step(plan.config, plan.spec, 4, "reduce", StepSizes())
     assert reduce.received == received_bytes(step)
     # Estimates, a digest, sizes, texts, sums, two of scalars, weights, gradients of texts and of parameters.
     assert reduce.num_exchanges == 10

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.many_devices.counted_ranks import CountedRanks
-from drrho_clip.plan.traffic import Message, SharedStep, messages, received_by_purpose, received_bytes
+from drrho_clip.plan.exchanges import Message, received_by_purpose
+from drrho_clip.plan.traffic import SharedStep, messages, received_bytes
 from drrho_core import InnerEstimator, ThreadRanks, sharded_contrastive_step
 from helpers import problems
 from helpers.ranks import own_rows
@@ -30,14 +31,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def counted(world_size: int, form: str, options: dict[str, Any], dtype: str, estimates: str) -> list[CountedRanks]:
-    """Take the own part of a step on each rank, and return the ranks with their counts."""
+    """Take the own part of a step on each rank, and return the ranks with their counts.
+
+    If `dtype` is float16, it is that of the learner's features, and all other arrays are float32.
+    """
+    wide = "float32" if dtype == "float16" else dtype
     total = world_size * LOCAL
     p = problems.draw(0, b=total, d=WIDTH, **options)
 
     def cast(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(cast, value))
-        return value.astype(dtype) if getattr(value, "dtype", None) == np.float64 else value
+        return value.astype(wide) if getattr(value, "dtype", None) == np.float64 else value
 
     ids = np.random.default_rng(1).permutation(2 * total)[:total]
 
@@ -51,29 +56,31 @@ def counted(world_size: int, form: str, options: dict[str, Any], dtype: str, est
             state = list(table.gather(index))
         else:
             chosen["sample_index"] = index
+        images, texts = (x.astype(dtype, copy=False) for x in (images, texts))
         result = sharded_contrastive_step(images, texts, *state, ranks=messenger, form=form, **chosen)
         new = result.log_inner_image, result.log_inner_text
         if table is not None:
             table.scatter(index, *new)
         elif estimates == "all":
             messenger.all_gather((index, *new))
-        messenger.all_sum((np.zeros(7, dtype),))
+        messenger.all_sum((np.zeros(7, wide),))
         return messenger
 
     return ThreadRanks.run(world_size, step)
 
 
 @pytest.mark.parametrize("estimates", ["none", "all", "split"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("form", ["reduce", "ring"])
 def test_a_step_receives_exactly_the_bytes_of_the_model(form: str, name: str, dtype: str, estimates: str) -> None:
     options, sizes = CASES[name]
-    size = np.dtype(dtype).itemsize
+    feature_size = np.dtype(dtype).itemsize
+    size = max(feature_size, 4)
     for world_size in (1, 2, 3, 4):
         step = SharedStep(
-            world_size, LOCAL, WIDTH, size, size, size, form, reference_bytes=size, with_ids=estimates != "split",
-            estimates=estimates, num_parameters=7, parameter_bytes=size, **sizes,
+            world_size, LOCAL, WIDTH, feature_size, size, size, form, reference_bytes=size,
+            with_ids=estimates != "split", estimates=estimates, num_parameters=7, parameter_bytes=size, **sizes,
         )  # fmt: skip
         if world_size == 1:
             # A single rank compares nothing and receives nothing.

@@ -11,7 +11,7 @@ from drrho_torch.processes import TorchProcesses
 
 from drrho_clip.errors import BadInput
 from drrho_clip.processes import meeting
-from drrho_clip.processes.meeting import meet
+from drrho_clip.processes.meeting import meet, tell_failure
 from drrho_clip.processes.place import Place
 from helpers.clip_processes import free_port
 
@@ -60,6 +60,38 @@ def test_processes_that_name_different_sizes_are_refused() -> None:
     assert message == "processes must be the same number on all, got 3 on process 0 and 2 on 1"
 
 
+@pytest.mark.parametrize("failing", [(0,), (1,), (2, 3), (0, 3)])
+def test_a_failure_before_the_meeting_is_told_to_all_that_wait(failing: tuple[int, ...]) -> None:
+    address = f"localhost:{free_port()}"
+
+    def message(rank: int) -> str:
+        place = Place(rank, 4, address=address)
+        if rank in failing:
+            tell_failure(place, f"process {rank} has no pairs.csv")
+            return "failed"
+        with pytest.raises(BadInput) as caught:
+            meet(place, seconds=LONG)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(4) as threads:
+        heard = list(threads.map(message, range(4)))
+    name = "" if failing[0] == 0 else f"process {failing[0]}: "
+    words = f"{name}process {failing[0]} has no pairs.csv"
+    assert heard == ["failed" if rank in failing else words for rank in range(4)]
+
+
+def test_a_failure_after_the_meeting_is_not_told_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"localhost:{free_port()}"
+    places = [Place(rank, 2, address=address) for rank in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda place: meet(place, seconds=LONG), places))
+    # Nobody listens any more, or a library does, which would not understand the message.
+    monkeypatch.delattr(socket, "create_connection")
+    monkeypatch.delattr(socket, "create_server")
+    for place in places:
+        tell_failure(place, "too late")
+
+
 def test_a_port_of_another_program_is_refused() -> None:
     with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as other:
         address = f"localhost:{other.getsockname()[1]}"
@@ -73,7 +105,7 @@ def test_strangers_do_not_disturb_the_meeting() -> None:
     address = f"localhost:{port}"
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(meet, Place(0, 2, address=address), seconds=LONG)
-        for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b'{"process": null}\n', b"[" * 5000):
+        for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b'{"process": null}\n', b"[" * 50_000):
             while True:
                 try:
                     with socket.create_connection(("localhost", port), timeout=LONG) as stranger:

@@ -7,15 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drrho_clip.data.splits import open_splits
+from drrho_clip.plan.options import PlanOptions
+from drrho_clip.plan.run import plan_run
+from drrho_core.backend import get_backend
 from helpers import clip_processes
 from helpers.clip_processes import (
     CASES,
     CHAIN,
     STOPS,
+    config_of,
     jobs_of,
     launch,
     link_of_chain,
     log_of,
+    messages_of,
     prepare,
     run_job,
     state_of,
@@ -70,6 +76,22 @@ def test_a_run_that_other_numbers_of_processes_continue_is_the_run_of_one_proces
     assert_same_run(folder / "1" / name, folder / "chain" / name, tolerance=1e-10)
     # The files of inner estimates that earlier parts of the chain have used are gone.
     assert sorted((folder / "chain" / name).glob("estimator*.bin")) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_process_receives_exactly_the_planned_bytes(folder: Path, name: str) -> None:
+    config = config_of(folder, CASES[name])
+    options = PlanOptions(world_size=2, bandwidth=1.0)
+    plan = plan_run(config, get_backend("torch", dtype=config.dtype), open_splits(config), options=options)
+    assert plan.ranks is not None
+    num_steps = log_of(folder / "2" / name)[-1]["step"]
+    expected: dict[str, list[float]] = {}
+    for message in plan.ranks.forms[config.form].exchanges:
+        entry = expected.setdefault(message.operation, [0, 0.0])
+        entry[0] += message.times * num_steps
+        entry[1] += message.received(2) * num_steps
+    for rank in range(2):
+        assert messages_of(folder / "2", name, rank) == expected
 
 
 def assert_same_run(alone: Path, shared: Path, *, tolerance: float) -> None:

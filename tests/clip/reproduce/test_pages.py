@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.experiment import LEARNING_RATES, Experiment
 from drrho_clip.reproduce.pages import write_pages
 from drrho_clip.reproduce.plan import Plan
-from drrho_clip.reproduce.results import Metrics, Results, Row
+from drrho_clip.reproduce.results import Metrics, Results
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
 from drrho_clip.reproduce.variances import ANCHORS, SPREADS, variances
 from drrho_clip.reproduce.worlds import WORLDS
+from helpers.claims import row_with
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "claims"
 
@@ -47,17 +47,7 @@ def invented(name: str, folder: Path, lead: float) -> Results:
         if not plan.missing():
             return results
         for experiment in plan.missing():
-            results.append(
-                Row(
-                    **asdict(experiment),
-                    config_hash=experiment.config_hash(),
-                    metrics=metrics(experiment),
-                    seconds=60.0,
-                    machine="invented",
-                    versions={"numpy": "2"},
-                    commit="c0ffee",
-                )
-            )
+            results.append(row_with(experiment, metrics(experiment)))
 
 
 @pytest.mark.parametrize("lead", [0.2, 0.0])

@@ -1,0 +1,49 @@
+"""The origin of a row: the machine, the versions of the libraries, and the commit of this library."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+__all__ = ["commit_of", "machine", "versions"]
+
+# Results, pages and pictures in this folder of a clone are not code, and they change while the experiments run.
+_RESULTS: Final = "docs/claims"
+
+
+def machine() -> str:
+    """Return kind of machine, system and number of cores; no name of a host."""
+    return f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores"
+
+
+def versions(backend: str) -> dict[str, str]:
+    """Return the versions of Python, of this library and of the libraries that compute, by name."""
+    numbers = {"python": platform.python_version()}
+    for package in ("drrho-core", "numpy", "scipy", backend):
+        try:
+            numbers[package] = version(package)
+        # The distribution of a backend's library need not have the name of the backend.
+        except PackageNotFoundError:
+            numbers[package] = "unknown"
+    return numbers
+
+
+def commit_of(folder: Path) -> str:
+    """Return the commit of the clone that holds a folder, with "+" if code of the clone has changed since.
+
+    Outside a clone the result is "unknown".
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", f":(top,exclude){_RESULTS}")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
