@@ -97,7 +97,7 @@ FASHION: Final = Fashion(
     data={"data": _DATA, "train_size": 2_000, "swapped_fraction": 0.5},
     target=_TARGET,
     references={
-        "weak": {"as_reference": True, "width": 10, "epochs": 3, "train_size": 4_000},
+        "weak": {"as_reference": True, "width": 12, "epochs": 3, "train_size": 6_000},
         "strong": {"as_reference": True, "width": 16, "epochs": 5, "train_size": 10_000},
     },
     rates=(4e-3, 8e-3, 16e-3),
