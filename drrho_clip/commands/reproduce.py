@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drrho_clip.errors import BadInput
-from drrho_clip.options import FLAG, PATH, at_least, choice, setting
+from drrho_clip.options import FLAG, PATH, TEXT, at_least, choice, setting
 from drrho_clip.terminal.printing import print_cells, say
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "variance")
+NAMES = ("weak-to-strong", "table", "data-efficiency", "variance", "generic")
 """The claims that can be reproduced, in the order of their numbers."""
 
 
@@ -60,8 +60,22 @@ class Reproduce:
     runs: Path = setting(
         Path("build/claims"), rule=PATH, help="Folder of reference models and runs; it may be deleted afterwards."
     )
+    root: tuple[Path, ...] = setting(
+        (Path("/"),),
+        rule=PATH,
+        several="+",
+        help="Folders below which packages of pictures are installed, such as a folder of dpkg -x.",
+    )
     jobs: int = setting(
         2, rule=at_least(1, most=1024), help="Experiments at a time, each in a process with one thread."
+    )
+    worlds: tuple[str, ...] = setting(
+        (),
+        rule=TEXT,
+        metavar="WORLD",
+        several="+",
+        shown="all whose data are there",
+        help="Worlds (data sets with the settings of their models) to measure on, such as scenes-30.",
     )
     seeds: int | None = setting(
         None, rule=at_least(2, most=100), shown="5; with --quick 2", help="Number of seeds: 0, 1, 2 and so on."
@@ -80,9 +94,22 @@ class Reproduce:
         out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
-            say(*(line for world in WORLDS.values() if (line := world.missing()) is not None))
+            say(*(line for claim in chosen for line in claim.missing()))
+            wrong = [name for name in self.worlds if name not in WORLDS]
+            if wrong:
+                raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
+            worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
             seeds = range(self.seeds or (2 if self.quick else 5))
-            results = reproduce(chosen, out, self.runs, seeds=seeds, jobs=self.jobs, quick=self.quick)
+            results = reproduce(
+                chosen,
+                out,
+                self.runs,
+                worlds=worlds,
+                roots=self.root,
+                seeds=seeds,
+                jobs=self.jobs,
+                quick=self.quick,
+            )
             for claim in chosen:
                 _print_judgement(claim, results)
         else:
@@ -108,9 +135,12 @@ def _print_judgement(claim: Claim, results: Results) -> None:
     from drrho_clip.reproduce.pages import in_words
 
     judgement = claim.judge(results.of(claim.name))
-    assert judgement is not None
     say(f"claim {claim.number}, {claim.name}")
+    if judgement is None:
+        say("not measured: the data of the claim are not installed")
+        return
     say(*(f"  {figure.label}: {in_words(figure.interval)}" for figure in judgement.figures))
+    say(*(f"  {note}" for note in judgement.notes))
     say(f"{judgement.verdict}: {judgement.sentence}")
     if results.rows and next(iter(results.rows.values())).quick:
         say("These are figures of --quick: they show that every part works, but not whether the claim holds.")

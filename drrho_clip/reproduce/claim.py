@@ -10,7 +10,7 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import Interval
 
-__all__ = ["Claim", "Figure", "Group", "Judgement", "by_seed", "groups"]
+__all__ = ["Claim", "Figure", "Group", "Judgement", "Table", "by_seed", "groups", "score_by_seed"]
 
 
 class Group(NamedTuple):
@@ -30,11 +30,41 @@ class Figure(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The outcome of a claim: figures with intervals, a verdict of `statistics`, and the verdict in a sentence."""
+    """The outcome of a claim.
+
+    Attributes
+    ----------
+    figures : sequence of Figure
+    verdict : str
+        A verdict of `statistics`.
+    sentence : str
+        The verdict in a sentence.
+    notes : sequence of str
+        Further sentences about figures that are no differences.
+    """
 
     figures: Sequence[Figure]
     verdict: str
     sentence: str
+    notes: Sequence[str] = ()
+
+
+class Table(NamedTuple):
+    """A table of a claim's page: title, a sentence, the heading and the lines."""
+
+    title: str
+    sentence: str
+    heading: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+def _nothing() -> Sequence[str]:
+    return ()
+
+
+def _no_tables(rows: Sequence[Row]) -> Sequence[Table]:
+    del rows
+    return ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,10 @@ class Claim:
         ``judge(rows)`` returns the judgement of the rows of this claim, or None if two seeds are not there yet.
     draw : callable
         ``draw(rows)`` returns the pictures as SVG, by the name of the file without ``.svg``.
+    tables : callable
+        ``tables(rows)`` returns more tables for the page.
+    missing : callable
+        ``missing()`` returns a line for each part of the claim whose data are not installed.
     """
 
     name: str
@@ -68,6 +102,8 @@ class Claim:
     experiments: Callable[[Plan], None]
     judge: Callable[[Sequence[Row]], Judgement | None]
     draw: Callable[[Sequence[Row]], Mapping[str, bytes]]
+    tables: Callable[[Sequence[Row]], Sequence[Table]] = _no_tables
+    missing: Callable[[], Sequence[str]] = _nothing
 
 
 def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
@@ -81,3 +117,11 @@ def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
 def by_seed(rows: Sequence[Row], figure: str) -> dict[int, float]:
     """Return a figure of the rows of one group, by seed."""
     return {row.seed: row.figure(figure) for row in rows}
+
+
+def score_by_seed(rows: Sequence[Row]) -> dict[int, float]:
+    """Return, by seed, the zero-shot accuracy of rows of one world if the world has classes, and R@1 otherwise."""
+    return {
+        row.seed: row.figure("zero_shot_accuracy" if "zero_shot_accuracy" in row.metrics else "retrieval_r1")
+        for row in rows
+    }

@@ -11,6 +11,7 @@ from typing import Final
 
 from drrho_clip.errors import Diverged
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
@@ -22,6 +23,7 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
     "reference": measure_reference,
     "variances": measure_variances,
+    "generic": measure_generic,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
 
