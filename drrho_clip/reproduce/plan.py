@@ -62,8 +62,13 @@ class Plan:
         self.experiments: dict[str, Experiment] = {}
 
     def worlds_of(self, kind: str) -> list[World]:
-        """Return the worlds of a kind, `PICTURES` or `HEADS`; quick plans have no heads, so scenes take their place."""
-        return [world for world in self.worlds if self.is_quick or world.kind == kind]
+        """Return the worlds of a kind, `PICTURES` or `HEADS`.
+
+        Quick plans have no heads, which need features that take minutes; the first world takes their place.
+        """
+        if self.is_quick and kind == HEADS:
+            return self.worlds[:1]
+        return [world for world in self.worlds if world.kind == kind]
 
     def add(self, experiment: Experiment) -> None:
         """Add an experiment; the same experiment counts once."""
