@@ -71,7 +71,13 @@ def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
     test = outcome.row["metrics"]
     validation = evaluate(outcome.encoder, splits.validation, zero_shot=False)
     figures = {name: float(test[name]) for name in TEST_FIGURES if name in test}
-    return figures | {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
+    figures |= {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
+    return figures | {"parameters": float(count_parameters(outcome)), "samples_seen": float(outcome.row["samples_seen"])}
+
+
+def count_parameters(outcome: Outcome) -> int:
+    """Return the number of trained parameters of a model."""
+    return sum(array.size for array in outcome.run.load_parameters("best").values())
 
 
 def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Backend]:
