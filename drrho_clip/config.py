@@ -140,9 +140,11 @@ class TrainConfig:
     )
     anchor_weights: str | None = setting(
         None,
-        rule=choice("reference"),
+        rule=choice("reference", "posterior"),
         later=True,
-        help="reference: training pairs that fit badly by the reference model get a small weight in the loss.",
+        help="Training pairs that fit badly by the reference model get a small weight in the loss. reference: a fixed "
+        "function of the fit. posterior: the probability that the caption belongs to the image; it is estimated from "
+        "all training pairs.",
     )
     init: str | None = setting(
         None,

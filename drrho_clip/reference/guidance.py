@@ -70,13 +70,16 @@ def open_guidance(run: Run, backend: Backend, splits: DataSplits, processes: Pro
     if of_first(processes, partial(_is_kept, run)):
         return together(processes, partial(_kept_guidance, run, splits))
     model = together(processes, partial(place_of, run, "reference"))
-    judgement = ask_reference(model, backend, splits, processes, needs_losses=chooses)
+    needs_swapped = config.anchor_weights == "posterior"
+    judgement = ask_reference(model, backend, splits, processes, needs_losses=chooses, needs_swapped=needs_swapped)
     choice = together(processes, partial(choose_pairs, config, judgement))
     if choice is not None and processes is not None and processes.size > 1:
         # Rounding may differ between machines, so the choice of the first process holds for all.
         rows, weights = choice.rows, choice.anchor_weight
         choice = PairChoice(
-            processes.gather_arrays(rows)[0], None if weights is None else processes.gather_arrays(weights)[0]
+            processes.gather_arrays(rows)[0],
+            None if weights is None else processes.gather_arrays(weights)[0],
+            choice.swapped_share,
         )
     return Guidance(judgement.features if needs_features else None, choice, judgement)
 
@@ -144,7 +147,7 @@ def _kept_features(run: Run, splits: DataSplits) -> FeatureRows:
 
 
 def print_guidance(guidance: Guidance, num_pairs: int) -> None:
-    """Print what the reference model says about `num_pairs` training pairs, and how many of them are left out."""
+    """Print what the reference model says about `num_pairs` training pairs, and how many are left out or wrong."""
     # Progress and remarks go to standard error, so that results on standard output stay clean.
     if guidance.judgement is not None:
         say(guidance.judgement.summary(), stream=sys.stderr)
@@ -157,3 +160,5 @@ def print_guidance(guidance: Guidance, num_pairs: int) -> None:
     if guidance.choice is not None and len(guidance.choice.rows) < num_pairs:
         dropped = num_pairs - len(guidance.choice.rows)
         say(f"left out: {dropped:,} of {num_pairs:,} training pairs", stream=sys.stderr)
+    if guidance.choice is not None and guidance.choice.swapped_share is not None:
+        say(f"estimate: {guidance.choice.swapped_share:.0%} of the training captions are wrong", stream=sys.stderr)

@@ -24,7 +24,14 @@ from drrho_clip.measure.retrieval import retrieval
 from drrho_clip.processes.encoding import shared_encoder
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.processes.together import together
-from drrho_clip.reference.memorisation import PairFeatures, Shares, pair_losses, rows_for_shares, shares_of
+from drrho_clip.reference.memorisation import (
+    PairFeatures,
+    Shares,
+    pair_losses,
+    rows_for_shares,
+    shares_of,
+    swapped_pair_losses,
+)
 from drrho_clip.run import Run, read_metrics
 from drrho_core.backend import Backend
 
@@ -45,6 +52,8 @@ class Judgement(NamedTuple):
         Image features and text features of the training pairs.
     losses : ndarray, shape (n,), or None
         Pair losses of the training pairs; None if they were not asked for.
+    swapped_losses : ndarray, shape (m,), or None
+        Pair losses of training images with captions of random other images; None if they were not asked for.
     shares : Shares
         The shares of hopeless pairs among training pairs and held-out pairs.
     validation_r1 : float
@@ -56,6 +65,7 @@ class Judgement(NamedTuple):
     model: str
     features: FeatureRows
     losses: npt.NDArray[np.floating] | None
+    swapped_losses: npt.NDArray[np.floating] | None
     shares: Shares
     validation_r1: float
     chance: float
@@ -94,7 +104,13 @@ class Judgement(NamedTuple):
 
 
 def ask_reference(
-    model: str, backend: Backend, splits: DataSplits, processes: Processes | None = None, *, needs_losses: bool = True
+    model: str,
+    backend: Backend,
+    splits: DataSplits,
+    processes: Processes | None = None,
+    *,
+    needs_losses: bool = True,
+    needs_swapped: bool = False,
 ) -> Judgement:
     """Encode training pairs and held-out pairs with a reference model, and compute what it says about them.
 
@@ -112,6 +128,8 @@ def ask_reference(
         The processes that share the encoding; by default this process encodes alone.
     needs_losses : bool
         Compute the pair losses of all training pairs.
+    needs_swapped : bool
+        Compute the pair losses of images with captions of other images.
 
     Returns
     -------
@@ -138,14 +156,16 @@ def ask_reference(
     def training_pairs(rows: npt.NDArray[np.int64]) -> PairFeatures:
         return PairFeatures(*features[rows], splits.train.image_ids[rows])
 
-    losses = None
-    if needs_losses:
-        every_row = np.arange(len(splits.train), dtype=np.int64)
-        losses = pair_losses(training_pairs(every_row), temperature=encoder.temperature)
+    losses = swapped_losses = None
+    if needs_losses or needs_swapped:
+        every_pair = training_pairs(np.arange(len(splits.train), dtype=np.int64))
+        losses = pair_losses(every_pair, temperature=encoder.temperature) if needs_losses else None
+        swapped_losses = swapped_pair_losses(every_pair, temperature=encoder.temperature) if needs_swapped else None
     return Judgement(
         model=model,
         features=features,
         losses=losses,
+        swapped_losses=swapped_losses,
         shares=shares_of(training_pairs(train_rows), validation.part(validation_rows), temperature=encoder.temperature),
         validation_r1=measured.retrieval_r1,
         chance=1.0 / measured.gallery_size,

@@ -29,6 +29,7 @@ __all__ = [
     "serves_better",
     "shares_of",
     "suspect_share",
+    "swapped_pair_losses",
 ]
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -45,6 +46,9 @@ _SUSPECTS_PER_HOPELESS: Final = 1.25
 _MOST_PAIRS: Final = 2000
 # Pairs that are compared with each other; 16,384 keep the time per pair constant and the similarities within memory.
 _GROUP: Final = 16_384
+# Each image is given other captions at least this often, and together at least that many pairs are made.
+_SWAPS: Final = 4
+_LEAST_SWAPPED: Final = 4096
 
 
 class PairFeatures(NamedTuple):
@@ -190,6 +194,49 @@ def pair_losses(pairs: PairFeatures, *, temperature: float) -> Floats:
             mask = ids[:, None] != ids[None, :]
         losses[rows] = pair_loss(group.image, group.text, temperature=temperature, pair_mask=mask)
     return losses
+
+
+def swapped_pair_losses(pairs: PairFeatures, *, temperature: float) -> Floats:
+    """Return the losses of pairs that are wrong for certain: images with captions of random other images.
+
+    Parameters
+    ----------
+    pairs : PairFeatures
+        Features of n >= 2 pairs.
+    temperature : float
+        Temperature > 0, as in `pair_losses`.
+
+    Returns
+    -------
+    ndarray, shape (m,)
+        At least four losses per image; fewer if captions of the image itself are met by chance, and none if all images
+        are the same image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> losses = swapped_pair_losses(PairFeatures(np.eye(3), np.eye(3)), temperature=0.5)
+    >>> len(losses) >= 12, bool(np.all(losses > 0))
+    (True, True)
+    """
+    rng = np.random.default_rng(len(pairs.image))
+    ids = np.arange(len(pairs.image)) if pairs.image_ids is None else pairs.image_ids
+    parts = [np.empty(0, dtype=pairs.image.dtype)]
+    for _ in range(max(_SWAPS, math.ceil(_LEAST_SWAPPED / len(ids)))):
+        for rows in groups(len(ids)):
+            # Neighbours in a table often resemble each other, so each image gets the next caption in a random order.
+            order = rng.permutation(rows)
+            partners = np.roll(order, 1)
+            group = pairs.image[order], pairs.text[partners]
+            mask = None
+            # As in `pair_losses`, other captions of the image are left out. The own caption stays: the caption that
+            # belongs to the image of a wrong pair is in the data set as well.
+            if len(np.unique(ids[order])) < len(order):
+                mask = ids[order][:, None] != ids[partners][None, :]
+                mask |= order[:, None] == partners[None, :]
+            losses = pair_loss(*group, temperature=temperature, pair_mask=mask)
+            parts.append(losses[ids[order] != ids[partners]])
+    return np.concatenate(parts)
 
 
 def groups(size: int) -> list[npt.NDArray[np.int64]]:

@@ -19,7 +19,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.files.checkpoint import load_arrays, save_arrays
 from drrho_clip.reference.judgement import Judgement
 from drrho_clip.reference.memorisation import suspect_share
-from drrho_core import reference_anchor_weight
+from drrho_core import posterior_anchor_weight, reference_anchor_weight
 
 __all__ = ["PairChoice", "choose_pairs", "keep_best_rows", "load_pair_choice", "save_pair_choice"]
 
@@ -35,10 +35,13 @@ class PairChoice(NamedTuple):
         The rows that are used, in rising order.
     anchor_weight : ndarray, shape (n,), or None
         Factor of each pair in the loss, with mean 1 over `rows` and 0 elsewhere; None: all factors are 1.
+    swapped_share : float or None
+        The estimated share of wrong captions among all n pairs; None if no estimate was made in this process.
     """
 
     rows: npt.NDArray[np.int64]
     anchor_weight: npt.NDArray[np.floating] | None
+    swapped_share: float | None = None
 
 
 def keep_best_rows(losses: npt.NDArray[np.floating], share: float) -> npt.NDArray[np.int64]:
@@ -93,8 +96,19 @@ def choose_pairs(config: TrainConfig, judgement: Judgement) -> PairChoice | None
         return PairChoice(rows, None)
     # The weights of the pairs that are used must have mean 1, so that the learning rate keeps its meaning.
     factors = np.zeros_like(losses)
-    factors[rows] = reference_anchor_weight(losses[rows])
-    return PairChoice(rows, factors)
+    if weights == "reference":
+        factors[rows] = reference_anchor_weight(losses[rows])
+        return PairChoice(rows, factors)
+    # The share of swapped captions is that of all pairs, so the estimate needs the pairs that are left out as well.
+    swapped_losses = judgement.swapped_losses
+    if swapped_losses is None or len(swapped_losses) == 0:
+        raise BadInput("anchor_weights posterior must have pairs with different images, got one image for all pairs")
+    estimate = posterior_anchor_weight(losses, swapped_losses)
+    chosen = estimate.anchor_weight[rows]
+    if not np.any(chosen):
+        raise BadInput("drop_suspects must leave pairs with a weight above 0 for anchor_weights posterior, got none")
+    factors[rows] = chosen / np.mean(chosen)
+    return PairChoice(rows, factors, float(estimate.swapped_share))
 
 
 def save_pair_choice(path: Path, choice: PairChoice, fingerprint: str) -> None:

@@ -36,9 +36,9 @@ _OTHER_STATES: Final = ("checkpoint-best*", "checkpoint-reference*")
 def measure_steering(experiment: Experiment, folder: Path) -> Measured:
     """Measure a reference model on the data of the target, then train the target and measure it.
 
-    The figures of the reference model are ``reference_r1`` (R@1 on the test pairs), ``reference_validation_r1``,
-    ``hopeless_train`` and ``hopeless_validation`` (see `drrho_clip.reference.memorisation.Shares`), and
-    ``reference_auc``, see `separation`, if the data know which captions are wrong.
+    The figures of the reference model are ``reference_retrieval_r1`` and others of the test pairs,
+    ``reference_validation_r1``, ``hopeless_train`` and ``hopeless_validation``, and ``reference_auc`` if the data know
+    which captions are wrong. See `drrho_clip.reference.memorisation.Shares` and `separation`.
     """
     config, backend = target_config(experiment, folder)
     return _measure(experiment, config, backend, folder)
@@ -63,7 +63,7 @@ def _measure(experiment: Experiment, config: TrainConfig, backend: Backend, fold
     splits = WORLDS[experiment.dataset].open(config, folder)
     assert config.reference is not None
     judgement = ask_reference(config.reference, backend, splits)
-    figures = _quality(config, backend, splits, judgement)
+    figures = _quality(experiment, config, backend, splits, judgement, folder)
     try:
         choose_pairs(config, judgement)
     except BadInput:
@@ -73,13 +73,22 @@ def _measure(experiment: Experiment, config: TrainConfig, backend: Backend, fold
     return Measured({**measured.metrics, **figures}, measured.seconds)
 
 
-def _quality(config: TrainConfig, backend: Backend, splits: DataSplits, judgement: Judgement) -> dict[str, float]:
+def _quality(
+    experiment: Experiment,
+    config: TrainConfig,
+    backend: Backend,
+    splits: DataSplits,
+    judgement: Judgement,
+    folder: Path,
+) -> dict[str, float]:
+    """Return the figures of the reference model."""
     assert config.reference is not None
     assert judgement.losses is not None
     encoder = open_model(config.reference, backend=backend, name="reference", state="reference")
-    test = evaluate(encoder, splits.test, zero_shot=False)
+    more = WORLDS[experiment.dataset].more_figures(encoder, splits, folder)
+    test = {"retrieval_r1": float(evaluate(encoder, splits.test, zero_shot=False)["retrieval_r1"]), **more}
     figures = {
-        "reference_r1": float(test["retrieval_r1"]),
+        **{f"reference_{name}": value for name, value in test.items()},
         "reference_validation_r1": judgement.validation_r1,
         "hopeless_train": judgement.shares.train,
         "hopeless_validation": judgement.shares.validation,

@@ -13,6 +13,7 @@ from drrho_clip.errors import Diverged
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
+from drrho_clip.reproduce.steering import measure_steering, measure_steering_by_last_state
 from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
 from drrho_clip.reproduce.variances import measure_variances
 
@@ -22,6 +23,8 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
     "reference": measure_reference,
     "variances": measure_variances,
+    "steering": measure_steering,
+    "steering-by-last-state": measure_steering_by_last_state,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
 

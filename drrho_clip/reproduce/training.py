@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
-from drrho_clip.data.splits import open_splits
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.reproduce.experiment import Experiment, Settings
@@ -24,8 +23,10 @@ __all__ = [
     "FIGURES",
     "TEST_FIGURES",
     "Measured",
+    "clean_folder",
     "figures_of",
     "measure_reference",
+    "measure_target",
     "measure_training",
     "reference_run",
     "target_config",
@@ -47,11 +48,17 @@ class Measured(NamedTuple):
 
 def measure_training(experiment: Experiment, folder: Path) -> Measured:
     """Train a target and measure the best state."""
-    config, backend = target_config(experiment, folder)
-    splits = open_splits(config)
+    return measure_target(experiment, *target_config(experiment, folder), folder)
+
+
+def measure_target(experiment: Experiment, config: TrainConfig, backend: Backend, folder: Path) -> Measured:
+    """Train a target with these settings and measure the best state."""
+    world = WORLDS[experiment.dataset]
+    splits = world.open(config, folder)
     run = clean_folder(experiment, folder)
     outcome = train(config, run, backend=backend, splits=splits, quiet=True)
-    measured = Measured(figures_of(outcome, splits), outcome.row["seconds"])
+    figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
+    measured = Measured(figures, outcome.row["seconds"])
     # Many runs of checkpoints would fill the disk, and nobody reads them again.
     shutil.rmtree(run, ignore_errors=True)
     return measured
@@ -62,8 +69,10 @@ def measure_reference(experiment: Experiment, folder: Path) -> Measured:
     outcome, _ = _reference_outcome(experiment, folder)
     backend = get_backend(experiment.backend)
     # The reference model has training pairs of its own, and the same held-out pairs as the target.
-    splits = open_splits(_config(experiment, experiment.settings["data"], "clip", backend))
-    return Measured(figures_of(outcome, splits), outcome.row["seconds"])
+    world = WORLDS[experiment.dataset]
+    splits = world.open(_config(experiment, folder, experiment.settings["data"], "clip", backend), folder)
+    figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
+    return Measured(figures, outcome.row["seconds"])
 
 
 def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
@@ -72,7 +81,10 @@ def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
     validation = evaluate(outcome.encoder, splits.validation, zero_shot=False)
     figures = {name: float(test[name]) for name in TEST_FIGURES if name in test}
     figures |= {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
-    return figures | {"parameters": float(count_parameters(outcome)), "samples_seen": float(outcome.row["samples_seen"])}
+    return figures | {
+        "parameters": float(count_parameters(outcome)),
+        "samples_seen": float(outcome.row["samples_seen"]),
+    }
 
 
 def count_parameters(outcome: Outcome) -> int:
@@ -85,7 +97,7 @@ def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Ba
     settings = {**experiment.settings["data"], **experiment.settings["target"]}
     backend = get_backend(experiment.backend)
     reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
-    return _config(experiment, settings, experiment.method, backend, reference), backend
+    return _config(experiment, folder, settings, experiment.method, backend, reference), backend
 
 
 def reference_run(experiment: Experiment, folder: Path) -> Path:
@@ -105,13 +117,19 @@ def _reference_outcome(experiment: Experiment, folder: Path) -> tuple[Outcome, P
     assert key is not None
     path = folder / "references" / key[:16]
     backend = get_backend(experiment.backend)
-    config = _config(experiment, experiment.settings["reference"], "clip", backend)
+    config = _config(experiment, folder, experiment.settings["reference"], "clip", backend)
+    splits = WORLDS[experiment.dataset].open(config, folder)
     # A run that was killed is continued, and a finished run is only read.
-    return train(config, path, resume=has_checkpoint(path), backend=backend, quiet=True), path
+    return train(config, path, resume=has_checkpoint(path), backend=backend, splits=splits, quiet=True), path
 
 
 def _config(
-    experiment: Experiment, settings: Settings, method: str, backend: Backend, reference: str | None = None
+    experiment: Experiment,
+    folder: Path,
+    settings: Settings,
+    method: str,
+    backend: Backend,
+    reference: str | None = None,
 ) -> TrainConfig:
     values = {
         "method": method,
@@ -120,7 +138,7 @@ def _config(
         "seed": experiment.seed,
         "data_seed": experiment.seed,
         "backend": backend.name,
-        **WORLDS[experiment.dataset].places(),
+        **WORLDS[experiment.dataset].places(folder),
     }
     config = TrainConfig(**values)
     return replace(config, architecture=preferred_architecture(config.architecture, backend))

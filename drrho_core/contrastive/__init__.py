@@ -1,5 +1,6 @@
 """The global contrastive loss with a reference model, for images with texts and for two views; weights per anchor."""
 
+from drrho_core.contrastive.anchor_posterior import PosteriorWeights, posterior_anchor_weight
 from drrho_core.contrastive.anchor_weights import pair_loss, reference_anchor_weight
 from drrho_core.contrastive.ranks import Ranks
 from drrho_core.contrastive.step import ContrastiveStep, contrastive_step, sharded_contrastive_step
@@ -8,11 +9,13 @@ from drrho_core.contrastive.two_views import UnimodalStep, unimodal_contrastive_
 
 __all__ = [
     "ContrastiveStep",
+    "PosteriorWeights",
     "Ranks",
     "ThreadRanks",
     "UnimodalStep",
     "contrastive_step",
     "pair_loss",
+    "posterior_anchor_weight",
     "reference_anchor_weight",
     "sharded_contrastive_step",
     "unimodal_contrastive_step",

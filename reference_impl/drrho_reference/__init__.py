@@ -22,6 +22,7 @@ from drrho_reference.anchor import (
     pair_similarities,
     pair_weights,
 )
+from drrho_reference.anchor_posterior import PosteriorWeights, posterior_anchor_weight
 from drrho_reference.anchor_weight import pair_loss, reference_anchor_weight
 from drrho_reference.contrastive import ContrastiveStep, contrastive_objective, contrastive_step
 from drrho_reference.distributed import sharded_contrastive_step
@@ -79,6 +80,7 @@ __all__ = [
     "LogMeanExpBias",
     "MovingAverageKL",
     "PairLoss",
+    "PosteriorWeights",
     "ScalingLaw",
     "SigmoidLoss",
     "UnimodalStep",
@@ -111,6 +113,7 @@ __all__ = [
     "pair_loss",
     "pair_similarities",
     "pair_weights",
+    "posterior_anchor_weight",
     "recommended_gamma_min",
     "reference_anchor_weight",
     "scent_gamma",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import drrho_reference.ambiguity
+import drrho_reference.anchor_posterior
 import drrho_reference.anchor_weight
 import drrho_reference.contrastive
 import drrho_reference.estimator
@@ -36,6 +37,7 @@ _MODULES = (
     drrho_reference.unimodal,
     drrho_reference.estimator,
     drrho_reference.losses,
+    drrho_reference.anchor_posterior,
     drrho_reference.anchor_weight,
     drrho_reference.selection,
     drrho_reference.theory,

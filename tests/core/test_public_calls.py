@@ -126,6 +126,9 @@ CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, np.ndarray]]] 
     "reference_anchor_weight": (
         lambda a: core.reference_anchor_weight(a["pair_loss"], temperature=a["temperature"], threshold=a["threshold"]),
         {"pair_loss": LOSS, "temperature": SCALAR, "threshold": SCALAR}),
+    "posterior_anchor_weight": (
+        lambda a: core.posterior_anchor_weight(a["pair_loss"], a["swapped_pair_loss"]),
+        {"pair_loss": LOSS, "swapped_pair_loss": np.asarray([0.5, 1.0, 2.0])}),
     "sigmoid_loss": (
         lambda a: core.sigmoid_loss(*list(a.values())[:2], scale=a["scale"], bias=a["bias"], pair_mask=a["pair_mask"]),
         FEATURES | {"scale": SCALAR, "bias": SCALAR, "pair_mask": PAIRS}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -58,8 +59,14 @@ class _Curve(NamedTuple):
 
 
 def _fit(compute: np.ndarray, errors: np.ndarray, with_floor: bool) -> ScalingLaw:
+    return _fit_once(tuple(compute.tolist()), tuple(errors.tolist()), with_floor)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fit_once(compute: tuple[float, ...], errors: tuple[float, ...], with_floor: bool) -> ScalingLaw:
+    """Fit each law once, because figures, notes and pictures need the same laws."""
     # The intervals of this claim come from the seeds, so the resamples of the fit itself are of no use.
-    return fit_scaling_law(compute, errors, with_floor=with_floor, num_resamples=2)
+    return fit_scaling_law(np.asarray(compute), np.asarray(errors), with_floor=with_floor, num_resamples=2)
 
 
 def _experiments(plan: Plan) -> None:

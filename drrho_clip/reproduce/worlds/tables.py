@@ -1,4 +1,4 @@
-"""Drawn scenes as a user's table has them: the held-out validation captions are as noisy as the training captions.
+"""Worlds as a user's table has them: the held-out validation captions are as noisy as the training captions.
 
 A user does not know which captions are wrong, so the pairs that are held out for validation have wrong captions too.
 The rule that finds memorisation and the setting `drop_suspects` rely on that. Test captions are right.
@@ -6,12 +6,13 @@ The rule that finds memorisation and the setting `drop_suspects` rely on that. T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits, scenes
+from drrho_clip.reproduce.worlds.heads import HEAD_WORLDS
 from drrho_clip.reproduce.worlds.world import TABLES, World
 
 __all__ = ["TABLE_WORLDS", "SceneTable"]
@@ -19,7 +20,7 @@ __all__ = ["TABLE_WORLDS", "SceneTable"]
 _TARGET: Final = {
     "width": 16,
     "feature_dim": 64,
-    "epochs": 16,
+    "epochs": 10,
     "batch_size": 64,
     "warmup_steps": 40,
     "temperature": 0.07,
@@ -60,5 +61,9 @@ def _table(percent: int) -> World:
     )
 
 
-TABLE_WORLDS: Final = tuple(_table(percent) for percent in (10, 30, 60))
-"""The drawn scenes with 10, 30 and 60 % of all captions but those of the test pairs swapped."""
+_HEADS: Final = tuple(
+    replace(world, name=f"{world.name}-table", kind=TABLES, noisy_validation=True) for world in HEAD_WORLDS
+)
+
+TABLE_WORLDS: Final[tuple[World, ...]] = (*(_table(percent) for percent in (10, 30, 60)), *_HEADS)
+"""The drawn scenes with 10, 30 and 60 % wrong captions, and the worlds of heads."""

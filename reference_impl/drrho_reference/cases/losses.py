@@ -104,6 +104,24 @@ def hopeless_pairs(rng: np.random.Generator) -> tuple[Any, ...]:
     return (4096.0 + rng.normal(size=SAMPLES),), {}
 
 
+def _mixture(rng: np.random.Generator, right: int, wrong: int, spread: float) -> tuple[Any, ...]:
+    """Return pair losses of right and wrong pairs, and those of 60 swapped pairs."""
+    losses = [rng.normal(-2.0, spread, size=right), rng.normal(1.0, spread, size=wrong)]
+    return (np.concatenate(losses), rng.normal(1.0, spread, size=60)), {}
+
+
+@problem("posterior_anchor_weight")
+def third_swapped(rng: np.random.Generator) -> tuple[Any, ...]:
+    """24 right pairs and 12 wrong pairs."""
+    return _mixture(rng, 24, 12, 1.0)
+
+
+@problem("posterior_anchor_weight")
+def most_swapped(rng: np.random.Generator) -> tuple[Any, ...]:
+    """12 right pairs and 24 wrong pairs."""
+    return _mixture(rng, 12, 24, 0.75)
+
+
 # SigLIP: each pair is classified separately.
 @problem("sigmoid_loss")
 def scale_and_bias(rng: np.random.Generator) -> tuple[Any, ...]:

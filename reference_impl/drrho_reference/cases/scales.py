@@ -203,6 +203,13 @@ def value_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str,
     return {"value": max(1.0, float(np.max(np.abs(expected["value"]))))}
 
 
+def posterior_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare weights with the largest weight, the share with 1 and the slope with itself."""
+    del arguments
+    largest = float(np.max(expected["anchor_weight"]))
+    return {"anchor_weight": largest, "swapped_share": 1.0, "slope": float(expected["slope"])}
+
+
 def estimator_scales(arguments: Arguments, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Compare each state log u with max(1, |log u|)."""
     del arguments
@@ -269,6 +276,7 @@ SCALES: dict[str, Callable[[Arguments, Mapping[str, Any]], dict[str, Any]]] = {
     "InnerEstimator": estimator_scales,
     "pair_loss": value_scales,
     "reference_anchor_weight": value_scales,
+    "posterior_anchor_weight": posterior_scales,
     "scent_gamma": value_scales,
     "cosine_gamma": value_scales,
     "recommended_gamma_min": value_scales,

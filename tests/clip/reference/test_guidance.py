@@ -226,6 +226,34 @@ def test_too_large_a_share_is_refused(
     assert "drop_suspects must leave at least batch_size (32)" in line
 
 
+def test_posterior_weights_estimate_the_share_of_wrong_captions(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The reference model has not seen the pairs, so no wrong caption is known to it.
+    out, half, reference = tmp_path / "weighted", tmp_path / "half", tmp_path / "reference"
+    write_two_colours(tmp_path / "others", 400, swapped_fraction=0.3, seed=1)
+    train(tmp_path / "others" / "pairs.csv", reference, "--method", "clip", "--as-reference", "--epochs", "40")
+    options = ["--method", "drrho", "--reference", str(reference), "--epochs", "1", "--anchor-weights", "posterior"]
+    train(table, out, *options)
+    wrong = swapped_rows(table, out)
+    estimates = [line for line in capsys.readouterr().err.splitlines() if line.startswith("estimate: ")]
+    percent = round(100 * float(np.mean(wrong)))
+    # The table has few captions, and captions of another image that are right as well do not count as wrong.
+    assert len(estimates) == 1
+    assert abs(int(estimates[0].split()[1].rstrip("%")) - percent) <= 15
+    run = open_run(out)
+    weights = load_pair_choice(run.pair_choice, run.fingerprint).anchor_weight
+    assert weights is not None
+    assert float(np.mean(weights)) == pytest.approx(1.0, abs=1e-6)
+    assert np.mean(weights[wrong]) < 0.5 * np.mean(weights[~wrong])
+    # If pairs are left out, the weights of the others keep their ratios.
+    train(table, half, *options, "--drop-suspects", "0.5")
+    choice = load_pair_choice(open_run(half).pair_choice, open_run(half).fingerprint)
+    kept = weights[choice.rows]
+    assert choice.anchor_weight is not None
+    assert np.allclose(choice.anchor_weight[choice.rows], kept / np.mean(kept), rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["clip", "sogclr", "drrho"])
 def test_anchor_weights_are_small_for_wrong_pairs_and_change_the_training(
     method: str, table: Path, reference: Path, tmp_path: Path

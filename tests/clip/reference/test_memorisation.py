@@ -15,6 +15,7 @@ from drrho_clip.reference.memorisation import (
     serves_better,
     shares_of,
     suspect_share,
+    swapped_pair_losses,
 )
 
 # R@1 on held-out pairs, and the shares of hopeless training and held-out pairs, epoch by epoch: R@1 still rises while
@@ -131,3 +132,26 @@ def test_the_losses_of_groups_are_about_those_of_all_pairs() -> None:
     losses = pair_losses(PairFeatures(images, texts), temperature=0.2)
     assert losses[~wrong].max() < 0.0
     assert np.mean(losses[wrong] > 0) > 0.5
+
+
+def test_swapped_pairs_have_a_caption_of_another_image() -> None:
+    # Rows 0 and 1 show the same image, and so do rows 2 and 3; all captions of an image fit perfectly.
+    features = np.eye(2)[[0, 0, 1, 1]]
+    pairs = PairFeatures(features, features, np.asarray([0, 0, 1, 1]))
+    losses = swapped_pair_losses(pairs, temperature=0.5)
+    assert len(losses) > 1000
+    # Each image is compared with the own caption, which fits, and with a caption that does not fit.
+    assert np.unique(losses) == pytest.approx([np.log((np.exp(1.0 / 0.5) + 1.0) / 2.0)])
+    one_image = PairFeatures(features, features, np.zeros(4, dtype=np.int64))
+    assert len(swapped_pair_losses(one_image, temperature=0.5)) == 0
+
+
+def test_swapped_pairs_are_random_pairs() -> None:
+    # Neighbours resemble each other: the features of the rows run once around the circle.
+    angle = np.linspace(0.0, 2.0 * np.pi, 1000, endpoint=False)
+    features = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    losses = swapped_pair_losses(PairFeatures(features, features), temperature=0.5)
+    assert losses.shape == (5000,)
+    # The mean similarity of random pairs is 0 and that of a pair is 1.
+    own = pair_losses(PairFeatures(features, features), temperature=0.5)
+    assert np.mean(losses) - np.mean(own) == pytest.approx(1 / 0.5, abs=0.05)

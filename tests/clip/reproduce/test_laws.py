@@ -90,7 +90,12 @@ def test_a_reference_is_measured_beside_the_target_and_a_refusal_is_a_row(tmp_pa
     experiments = quick_experiments()
     recipe = "same pairs, README's recipe"
     steered = run(experiments["drrho", recipe, ""], tmp_path)
-    assert {"retrieval_r1", "reference_r1", "reference_auc", "reference_validation_r1"} <= steered.metrics.keys()
+    assert {
+        "retrieval_r1",
+        "reference_retrieval_r1",
+        "reference_auc",
+        "reference_validation_r1",
+    } <= steered.metrics.keys()
     assert 0 < steered.figure("hopeless_validation") < 1
     # A model of one epoch is near chance, so the library refuses it as a judge of pairs.
     refused = run(experiments["sogclr", recipe, "worst pairs left out"], tmp_path)
