@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drrho_clip.errors import BadInput
-from drrho_clip.options import FLAG, PATH, at_least, choice, setting
+from drrho_clip.options import FLAG, PATH, TEXT, at_least, choice, setting
 from drrho_clip.terminal.printing import print_cells, say
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "table", "data-efficiency", "scaling-law", "variance", "good-reference")
+NAMES = ("weak-to-strong", "table", "data-efficiency", "scaling-law", "variance", "generic", "good-reference")
 """The claims that can be reproduced, in the order of their numbers."""
 
 
@@ -69,6 +69,14 @@ class Reproduce:
     jobs: int = setting(
         2, rule=at_least(1, most=1024), help="Experiments at a time, each in a process with one thread."
     )
+    worlds: tuple[str, ...] = setting(
+        (),
+        rule=TEXT,
+        metavar="WORLD",
+        several="+",
+        shown="all whose data are there",
+        help="Worlds (data sets with the settings of their models) to measure on, such as scenes-30.",
+    )
     seeds: int | None = setting(
         None, rule=at_least(2, most=100), shown="5; with --quick 2", help="Number of seeds: 0, 1, 2 and so on."
     )
@@ -79,14 +87,29 @@ class Reproduce:
         from drrho_clip.reproduce.engine import reproduce
         from drrho_clip.reproduce.pages import write_pages
         from drrho_clip.reproduce.results import Results
+        from drrho_clip.reproduce.worlds import WORLDS
 
         if self.all and self.claims:
             raise BadInput(f"claims must be left out with --all, got {' '.join(self.claims)}")
         out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
+            say(*(line for claim in chosen for line in claim.missing()))
+            wrong = [name for name in self.worlds if name not in WORLDS]
+            if wrong:
+                raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
+            worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
             seeds = range(self.seeds or (2 if self.quick else 5))
-            results = reproduce(chosen, out, self.runs, roots=self.root, seeds=seeds, jobs=self.jobs, quick=self.quick)
+            results = reproduce(
+                chosen,
+                out,
+                self.runs,
+                worlds=worlds,
+                roots=self.root,
+                seeds=seeds,
+                jobs=self.jobs,
+                quick=self.quick,
+            )
             for claim in chosen:
                 _print_judgement(claim, results)
         else:

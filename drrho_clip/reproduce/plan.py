@@ -57,7 +57,8 @@ class Plan:
 
     def __init__(self, rows: Rows, worlds: Sequence[World], *, seeds: Sequence[int], quick: bool) -> None:
         self.rows, self.seeds, self.is_quick = rows, tuple(seeds), quick
-        self.worlds = [world.quick() for world in worlds if world.has_quick_form] if quick else list(worlds)
+        # Only worlds for which nothing has to be installed have a quick form.
+        self.worlds = [world.quick() for world in worlds if world.largest] if quick else list(worlds)
         self.experiments: dict[str, Experiment] = {}
 
     def worlds_of(self, kind: str) -> list[World]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from drrho_clip.errors import Diverged
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.steering import measure_steering, measure_steering_by_last_state
@@ -23,6 +24,7 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
     "reference": measure_reference,
     "variances": measure_variances,
+    "generic": measure_generic,
     "steering": measure_steering,
     "steering-by-last-state": measure_steering_by_last_state,
 }

@@ -144,17 +144,17 @@ def _worlds(rows: Sequence[Row]) -> list[str]:
 def _correlations(rows: Sequence[Row], world: str) -> dict[str, dict[int, float]]:
     """Return the rank correlations of the steered targets with each predictor over the reference models, by seed."""
     by_model = {name: {row.seed: row for row in group} for name, group in _steered(rows, world).items()}
-    found: dict[str, dict[int, float]] = {}
+    correlations: dict[str, dict[int, float]] = {}
     if len(by_model) < 3:
-        return found
+        return correlations
     for seed in sorted(set.intersection(*(set(by_seed_of) for by_seed_of in by_model.values()))):
         of_seed = [of_model[seed] for of_model in by_model.values()]
         steered = [_score(row) for row in of_seed]
         for name, predictor in _PREDICTORS.items():
             if name != _AUC or all("reference_auc" in row.metrics for row in of_seed):
                 correlation = rank_correlation([predictor(row) for row in of_seed], steered)
-                found.setdefault(name, {})[seed] = correlation
-    return {name: values for name, values in found.items() if len(values) > 1}
+                correlations.setdefault(name, {})[seed] = correlation
+    return {name: values for name, values in correlations.items() if len(values) > 1}
 
 
 def _correlation_figures(rows: Sequence[Row]) -> dict[str, list[Figure]]:
@@ -189,11 +189,11 @@ def _choices(rows: Sequence[Row]) -> list[Figure]:
             _in_words(method, label): by_seed(by_group.get(Group(world, method, _RECIPE, label), []), _figure(world))
             for method, label, _ in _WAYS
         }
-        left_out, weighted, steered, both = values
+        left_out, weighted, steered, weighted_too = values
         values[_PLAIN] = by_seed(by_group.get(Group(world, _PLAIN), []), _figure(world))
         # The differences between each way and no way come first.
-        pairs = [(left_out, _PLAIN), (weighted, _PLAIN), (both, _PLAIN)]
-        pairs += [(left_out, weighted), (left_out, steered), (both, steered)]
+        pairs = [(left_out, _PLAIN), (weighted, _PLAIN), (weighted_too, _PLAIN)]
+        pairs += [(left_out, weighted), (left_out, steered), (weighted_too, steered)]
         for first, second in pairs:
             if len(values[first].keys() & values[second].keys()) > 1:
                 figures.append(Figure(f"{world}: {first} - {second}", paired(values[first], values[second])))

@@ -120,11 +120,6 @@ class Heads(World):
             figures[f"{name}_r1"] = float(evaluate(encoder, pairs, zero_shot=False)["retrieval_r1"])
         return figures
 
-    @property
-    def has_quick_form(self) -> bool:
-        """False: the towers are no drawn scenes."""
-        return False
-
     def quick(self) -> World:
         """Raise NotImplementedError: the quick forms need drawn scenes only."""
         raise NotImplementedError

@@ -19,6 +19,7 @@ __all__ = ["TABLE_WORLDS", "SceneTable"]
 
 _TARGET: Final = {
     "width": 16,
+    "depth": 1,
     "feature_dim": 64,
     "epochs": 10,
     "batch_size": 64,
@@ -54,7 +55,7 @@ def _table(percent: int) -> World:
         data={"data": "scenes", "train_size": 2_000, "swapped_fraction": percent / 100},
         target=_TARGET,
         references=_REFERENCES,
-        rates=(2e-3, 4e-3, 8e-3),
+        rates=(4e-3, 8e-3, 16e-3),
         reference_data={"data": "scenes:reference"},
         kind=TABLES,
         largest=_LARGEST,

@@ -49,7 +49,7 @@ class World:
         the features of frozen towers, which takes seconds. `TABLES` are worlds of both kinds whose held-out validation
         captions are as noisy as the training captions, as in the table of a user.
     largest : mapping
-        Largest values of numbers in the quick form, by the name of the setting.
+        Largest values of numbers in the quick form, by the name of the setting; a world without them has no quick form.
     """
 
     name: str
@@ -97,11 +97,6 @@ class World:
     ) -> Mapping[str, float]:
         """Return figures of the test pairs that `drrho_clip.evaluate.evaluate` does not know."""
         return {}
-
-    @property
-    def has_quick_form(self) -> bool:
-        """Whether `quick` works: the quick forms need drawn scenes only."""
-        return True
 
     def quick(self) -> World:
         """Return a small form of this world with one learning rate: every part works, and no figure has a meaning."""
