@@ -1,14 +1,16 @@
 """The errors of inner estimates and gradients against the full data, along a training.
 
 One training runs with FastCLIP's cosine rule. On the same batches every rule keeps inner estimates of its own, so all
-rules are compared at the same parameters. At the end of each epoch the pairs are divided into batches once more, and
-each rule estimates, without a change of its state:
+rules are compared at the same parameters. At the end of some epochs the pairs are divided into batches several times,
+and each rule estimates, without a change of its state:
 
     u_error          root mean square, over anchors of both kinds, of log u_i - log g_i, with g_i from all pairs
-    gradient_bias    norm of the mean gradient of the batches - the gradient of all pairs, over the norm of the latter
+    gradient_bias    norm of the expected gradient of a batch - the gradient of all pairs, over the norm of the latter
     gradient_error   root mean square over the batches of the same for the gradient of a single batch
 
-The gradients are those of the heads. The full data are the truth: `contrastive_step` on all pairs with gamma = 1.
+The gradients are those of the heads. The full data are the truth: `contrastive_step` on all pairs with gamma = 1. The
+mean gradient of a division is the expected gradient plus noise, and the noise of two divisions is independent, so the
+mean product of the errors of two divisions estimates the square of the bias. A negative estimate counts as 0.
 """
 
 from __future__ import annotations
@@ -31,13 +33,18 @@ from drrho_core import ContrastiveStep, InnerEstimator
 __all__ = ["ERRORS", "errors_of", "measure_errors"]
 
 ERRORS: Final = ("u_error", "gradient_bias", "gradient_error")
-"""The errors; a row has one number per epoch for each error and rule, with the name ``ERROR RULE``."""
+"""The errors; a row has one number per measured epoch for each error and rule, with the name ``ERROR RULE``."""
 
+# Streams of random numbers: that of the target in `training.py`, and that of the divisions.
 _TARGET, _MEASURE = 1, 3
+_DIVISIONS: Final = 4
 
 
 def measure_errors(experiment: Experiment, folder: Path) -> Measured:
-    """Train heads, and measure the errors of every rule after each epoch; settings as in `measure_heads`."""
+    """Train heads, and measure the errors of every rule after the epochs ``measured``.
+
+    The other settings are those of `measure_heads`.
+    """
     del folder
     begin = time.perf_counter()
     settings = experiment.settings
@@ -50,16 +57,18 @@ def measure_errors(experiment: Experiment, folder: Path) -> Measured:
         rule: InnerEstimator(training.estimator.num_samples, like=np.zeros(1), dtype=np.float64) for rule in RULES
     }
     curves: dict[str, list[float]] = {}
-    epoch = 0
+    measured = settings["measured"]
     for moment, rows in training.batches():
-        if moment.epoch >= epoch + 1:
-            epoch += 1
-            _append(curves, training, estimators, Moment(epoch, moment.epochs), rng)
+        # A whole number: the epochs before are over. The end of the last epoch follows after the loop.
+        if moment.epoch in measured:
+            _append(curves, training, estimators, moment, rng)
         for rule, estimator in estimators.items():
             step = training.estimate(rule, estimator, moment, rows)
             estimators[rule] = estimator.scatter(rows, step.log_inner_image, step.log_inner_text)
         training.advance(moment, rows)
-    _append(curves, training, estimators, Moment(epoch + 1, settings["model"]["epochs"]), rng)
+    epochs = settings["model"]["epochs"]
+    if epochs in measured:
+        _append(curves, training, estimators, Moment(epochs, epochs), rng)
     metrics: Metrics = curves
     return Measured(metrics, time.perf_counter() - begin)
 
@@ -74,21 +83,27 @@ def errors_of(training: Training, rule: str, estimator: InnerEstimator, moment: 
     estimator : InnerEstimator
         The inner estimates of the rule; they are not changed.
     moment : Moment
-    batches : array of int, shape (number of batches, b)
-        The pairs of each batch, without repeats.
+    batches : array of int, shape (number of divisions, number of batches, b)
+        The pairs of each batch; a division has each pair once. At least two divisions.
     """
-    everything = batches.ravel()
+    everything = np.arange(estimator.num_samples)
     unseen = InnerEstimator(estimator.num_samples, like=np.zeros(1), dtype=np.float64)
     truth = training.estimate(NO_MEMORY, unseen, moment, everything)
     exact = _gradient(training, truth, everything)
-    steps = [training.estimate(rule, estimator, moment, rows) for rows in batches]
-    logs = [np.concatenate([getattr(step, side) for step in steps]) for side in ("log_inner_image", "log_inner_text")]
-    differences = np.concatenate(logs) - np.concatenate([truth.log_inner_image, truth.log_inner_text])
-    gradients = np.stack([_gradient(training, step, rows) for step, rows in zip(steps, batches, strict=True)])
+    exact_logs = np.stack([truth.log_inner_image, truth.log_inner_text])
+    squares, gradients = [], []
+    for rows in batches.reshape(-1, batches.shape[-1]):
+        step = training.estimate(rule, estimator, moment, rows)
+        logs = np.stack([step.log_inner_image, step.log_inner_text])
+        squares.append(np.mean((logs - exact_logs[:, rows]) ** 2))
+        gradients.append(_gradient(training, step, rows) - exact)
     size = float(np.linalg.norm(exact))
-    bias = float(np.linalg.norm(gradients.mean(axis=0) - exact)) / size
-    error = float(np.sqrt(np.mean(np.sum((gradients - exact) ** 2, axis=1)))) / size
-    return [float(np.sqrt(np.mean(differences**2))), bias, error]
+    differences = np.stack(gradients).reshape(*batches.shape[:2], -1)
+    products = differences.mean(axis=1) @ differences.mean(axis=1).T
+    others = ~np.eye(len(products), dtype=np.bool_)
+    bias = np.sqrt(max(float(np.mean(products[others])), 0.0)) / size
+    error = np.sqrt(np.mean(np.sum(differences**2, axis=2))) / size
+    return [float(np.sqrt(np.mean(squares))), float(bias), float(error)]
 
 
 def _append(
@@ -99,9 +114,9 @@ def _append(
     rng: np.random.Generator,
 ) -> None:
     num, batch = training.estimator.num_samples, training.model["batch"]
-    batches = rng.permutation(num)[: num // batch * batch].reshape(-1, batch)
+    divisions = [rng.permutation(num)[: num // batch * batch].reshape(-1, batch) for _ in range(_DIVISIONS)]
     for rule, estimator in estimators.items():
-        for name, error in zip(ERRORS, errors_of(training, rule, estimator, moment, batches), strict=True):
+        for name, error in zip(ERRORS, errors_of(training, rule, estimator, moment, np.stack(divisions)), strict=True):
             # Five digits are enough for a page, and keep the files small.
             curves.setdefault(f"{name} {rule}", []).append(float(f"{error:.5g}"))
 
