@@ -26,11 +26,11 @@ _REFERENCES: Final = ("weak", "strong")
 # The worlds were chosen on seed 101: there the errors of all methods fall with width and number of pairs.
 _WORLDS: Final = ("scenes-heads", "fashion-heads")
 # Width and number of training pairs of the points, as shares of those of the world.
-_WIDTHS: Final = (0.125, 0.25, 0.5, 1.0)
-_SIZES: Final = (0.25, 0.5, 1.0)
+_WIDTHS: Final[tuple[float, ...]] = (0.125, 0.25, 0.5, 1.0)
+_SIZES: Final[tuple[float, ...]] = (0.25, 0.5, 1.0)
 # The sizes of the quick form.
-_QUICK_WIDTHS: Final = (0.25, 0.5, 0.75, 1.0)
-_QUICK_SIZES: Final = (1.0,)
+_QUICK_WIDTHS: Final[tuple[float, ...]] = (0.25, 0.5, 0.75, 1.0)
+_QUICK_SIZES: Final[tuple[float, ...]] = (1.0,)
 # An error of 0 has no logarithm; a thousand test pairs cannot show a smaller error.
 _LEAST_ERROR: Final = 5e-4
 
