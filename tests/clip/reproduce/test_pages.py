@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from drrho_clip.reproduce.claims import CLAIMS
+from drrho_clip.reproduce.estimator.errors import ERRORS
+from drrho_clip.reproduce.estimator.rules import COSINE, NO_MEMORY, RULES
 from drrho_clip.reproduce.experiment import LEARNING_RATES, Experiment
 from drrho_clip.reproduce.pages import write_pages
 from drrho_clip.reproduce.plan import Plan
@@ -44,7 +46,15 @@ def invented(name: str, folder: Path, lead: float) -> Results:
             return {
                 name: (np.exp(rng.normal(0, 0.01, 3)) * (1 + lead * (kind == "loss"))).tolist() for kind, name in names
             }
-        if experiment.task == "generic":
+        if experiment.task == "estimator":
+            return {
+                f"{error} {rule}": (np.exp(rng.normal(0, 0.01, 5)) * (1 + lead * (rule == NO_MEMORY))).tolist()
+                for error in ERRORS
+                for rule in RULES
+            }
+        if experiment.task == "linear-heads" and len(experiment.settings["trials"]) == 1:
+            return {"retrieval_r1": 0.5 + lead * (experiment.settings["rule"] == COSINE) + rng.normal(0, 0.01)}
+        if experiment.task in ("generic", "linear-heads"):
             if len(experiment.settings["trials"]) > 1:
                 return {"validation": rng.normal(0, 0.01, len(experiment.settings["trials"])).tolist()}
             accuracy = 0.5 + lead * experiment.method.startswith("drrho") + rng.normal(0, 0.01)
@@ -52,7 +62,26 @@ def invented(name: str, folder: Path, lead: float) -> Results:
         level = dict.fromkeys(("drrho", "distill:drrho"), 0.3 + lead)
         level["reference"] = 0.2 if experiment.reference == "weak" else 0.4
         r1 = level.get(experiment.method, 0.3) + rng.normal(0, 0.005)
-        return {"retrieval_r1": r1, "zero_shot_accuracy": r1 / 2, "validation_r1": r1, "validation_r10": r1}
+        figures = {"retrieval_r1": r1, "zero_shot_accuracy": r1 / 2, "validation_r1": r1, "validation_r10": r1}
+        if experiment.claim == "scaling-law":
+            size, length = experiment.settings["target"]["width"], experiment.settings["data"]["train_size"] // 100
+            # The error falls with the exponent 0.05 + lead for everything that is steered, and with 0.05 otherwise.
+            exponent = 0.05 + lead * (experiment.method == "drrho")
+            error = float((1e4 * size * length) ** -exponent * np.exp(rng.normal(0, 0.005)))
+            return figures | {
+                "retrieval_r1": 1 - error,
+                "zero_shot_accuracy": 1 - error,
+                "parameters": 100.0 * size,
+                "samples_seen": 100.0 * length,
+            }
+        if experiment.task.startswith("steering"):
+            # A better judge steers better, if there is a lead; otherwise all judges are equal.
+            auc = float(rng.random()) if lead else 0.7
+            steered = {name: figures[name] + lead * auc for name in ("retrieval_r1", "zero_shot_accuracy")}
+            own = {f"reference_{name}": float(rng.random()) for name in (*steered, "validation_r1")}
+            shares = {"hopeless_train": 0.2, "hopeless_validation": 0.3}
+            return figures | steered | own | shares | {"reference_auc": auc}
+        return figures
 
     while True:
         plan = Plan(rows, list(WORLDS.values()), seeds=range(5), quick=False)
