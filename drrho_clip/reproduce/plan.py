@@ -13,7 +13,7 @@ from typing import Any
 from drrho_clip.methods import METHODS
 from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment, Settings
 from drrho_clip.reproduce.results import Row, Rows
-from drrho_clip.reproduce.worlds import HEADS, PICTURES, World
+from drrho_clip.reproduce.worlds import HEADS, World
 
 __all__ = ["Plan", "Reference", "best_rate"]
 
