@@ -1,7 +1,8 @@
 """Processes of torch.distributed that train one model together; see `drrho_clip.processes.protocol.Processes`.
 
 Arrays of the step travel between the devices: by NCCL between GPUs, by gloo between CPUs. All other values travel as
-bytes between the hosts, by gloo.
+bytes between the hosts, by gloo. NCCL connects the GPUs at the first exchange of arrays, after the processes have made
+sure that no two of them use one GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from drrho_clip.errors import BadInput
 from drrho_clip.processes.meeting import MEETING_SECONDS, check_address, meet
 from drrho_clip.processes.messages import arrays_of_all, values_of_all
+from drrho_clip.processes.own_devices import require_own_devices
 from drrho_clip.processes.place import Place
 from drrho_core.backend import Function
 from drrho_torch.ranks import TorchRanks
@@ -31,14 +33,13 @@ _joined = False  # this module has made the group of the process
 def _join(device: torch.device, place: Place) -> None:
     """Make the group of all processes, which lasts as long as the process."""
     global _joined
-    on_gpu = device.type == "cuda"
     try:
+        # With the argument device_id NCCL would connect the GPUs at once.
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=None if place.address is None else _store(place, place.address),
             rank=place.rank,
             world_size=place.size,
-            device_id=device if on_gpu else None,
         )
     except BadInput:
         raise
@@ -67,6 +68,15 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+def _identity(device: torch.device) -> str | None:
+    """Return the identity of a GPU, whatever number it has in this process; None for any other device."""
+    if device.type != "cuda":
+        return None
+    identity = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    # A driver without identities may give zeros for each GPU.
+    return identity if identity.strip("0-") else None
+
+
 class TorchProcesses:
     """The processes of a launcher, or of a group that the user's program has made already.
 
@@ -80,7 +90,7 @@ class TorchProcesses:
     Raises
     ------
     BadInput
-        If the group cannot be joined.
+        If the group cannot be joined, or if two processes use one GPU.
     """
 
     def __init__(self, device: torch.device, place: Place) -> None:
@@ -100,6 +110,7 @@ class TorchProcesses:
         self.rank, self.size = self.ranks.rank, self.ranks.size
         self.is_first, self.num_devices = self.rank == 0, self.size
         self.exchanges_between_steps = True  # a step is not compiled
+        require_own_devices(self, str(device), _identity(device))
 
     def gather(self, value: Any, /) -> list[Any]:
         """Return the value of every process, in the order of the ranks."""

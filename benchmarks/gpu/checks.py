@@ -20,7 +20,8 @@ class Tests:
 
     CHOICE: ClassVar = {
         "tests of the kernels": ["tests/backends/test_fused_torch.py", "tests/backends/test_fused_jax.py",
-                                 "tests/backends/test_fused_cupy.py", "tests/core/test_fused.py",
+                                 "tests/backends/test_fused_cupy.py", "tests/backends/test_fused_ranks.py",
+                                 "tests/core/test_fused.py",
                                  "-m", "not slow", "-k", "not stand-in and not tuner and not compiles"],
         "tests marked gpu": ["-m", "gpu", "tests/core", "tests/backends"],
     }  # fmt: skip

@@ -35,6 +35,11 @@ def summary(row: Row) -> str:
             f"({row['share_unavoidable']:.0%}), {row['tflops_made']:g} of {row['products_made']} "
             f"({row['share_made']:.0%}){memory}"
         )
+    if "rank_ms" in row:
+        memory = f", {row['extra_mb']:,.0f} MB" if "extra_mb" in row else ""
+        best = f"{row['ratio']:.2f} times the best possible {row['best_ms']:g} ms"
+        off = f"; off by: gradient {row['gradient_off']:.1e}, loss {row['loss_off']:.1e}" if "loss_off" in row else ""
+        return f"{row['rank_ms']:g} ms, {best}{memory}{off}"
     if "product_tflops" in row:
         return f"{row['product_tflops']:g} TFLOP/s at {row['square']}^3, {plain(row['device'])}"
     if "gradient_error" in row:
@@ -55,6 +60,8 @@ def summary(row: Row) -> str:
 def case_name(row: Row) -> str:
     """Return the name of a row's case."""
     parts = [str(row[key]) for key in ("engine", "check") if key in row]
+    if "ranks" in row:
+        parts.append(f"{row['ranks']} {'rank' if row['ranks'] == 1 else 'ranks'}, {row['form']}")
     if "b" in row:
         parts.append(f"b = {row['b']:,}")
         parts.append("with a reference" if row.get("reference") else "no reference")
@@ -92,6 +99,7 @@ def page(setting: dict[str, Any], rows: Sequence[Row]) -> str:
     ]
     lines += _section("Correctness", _of(rows, "kit"), ("library", "case", "result"), _simple)
     lines += _speeds(_of(rows, "sweeps"), _of(rows, "peers"))
+    lines += _of_ranks(_of(rows, "ranks"))
     lines += _section(
         "Tests", _of(rows, "tests"), ("tests", "result"), lambda row: (case_name(row) or "all", summary(row))
     )
@@ -127,6 +135,32 @@ def _speeds(sweeps: list[Row], peers: list[Row]) -> list[str]:
         else:
             where = [_library(row), str(row.get("engine", "")), _yes(row), f"{row['b']:,}" if "b" in row else ""]
             cells = where + (_speed(row) if row["status"] == OK else [summary(row), "", "", "", "", ""])
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _of_ranks(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    intended = (
+        "Each row is one call of `sharded_contrastive_step` on the own pairs of a rank, a process with a share of a",
+        "batch of b pairs, in bfloat16 with a reference model. With 1 rank the call is made in a group of one process",
+        "on NCCL (in a dry run on gloo), and *off by* compares the call with `contrastive_step`. With 4 ranks the",
+        "other ranks are stand-ins, whose messages never leave the process. *Best* is the time of `contrastive_step`",
+        "on all pairs, divided by the number of ranks.",
+    )
+    head = ("engine", "ranks", "form", "b", "ms", "best, ms", "ratio", "MB", "gradient off by", "loss off by")
+    lines = ["## A rank of several", "", *intended, "", *_head(head)]
+    for row in rows:
+        cells = [str(row.get(name, "")) for name in ("engine", "ranks", "form")] + [
+            f"{row['b']:,}" if "b" in row else ""
+        ]
+        if row["status"] == OK:
+            cells += [f"{row['rank_ms']:g}", f"{row['best_ms']:g}", f"{row['ratio']:.2f}"]
+            cells += ["" if row.get("extra_mb") is None else f"{row['extra_mb']:,.0f}"]
+            cells += [f"{row[name]:.1e}" if name in row else "" for name in ("gradient_off", "loss_off")]
+        else:
+            cells += [summary(row), *[""] * 5]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 

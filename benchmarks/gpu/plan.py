@@ -13,13 +13,16 @@ SIZES = (4096, 8192, 16384, 32768, 65536)
 WIDTH = 768
 LIBRARIES = ("torch", "jax", "cupy")
 HALF = {"torch": "bfloat16", "jax": "bfloat16", "cupy": "float16"}
-PARTS = ("kit", "sweeps", "peers", "tests", "demo")
+PARTS = ("kit", "sweeps", "ranks", "peers", "tests", "demo")
 PEERS = ("siglip-kernel", "memeff")
 
 MINUTES = 8.0
 """Time limit in minutes of all sections together, including the time to start and to end."""
 
 DRY_SIZES, DRY_WIDTH = (48, 96), 32
+
+RANKS_SIZE, DRY_RANKS_SIZE = 16384, 64
+"""Pairs of a batch that ranks share."""
 
 DRY_MINUTES = 10.0
 """Time limit of a dry run. A dry run takes about a hundred seconds, so only a run that hangs reaches this limit."""
@@ -85,6 +88,18 @@ def peer_cases(sizes: Sequence[int], width: int) -> dict[str, tuple[Case, ...]]:
     }
 
 
+def rank_cases(*, dry_run: bool) -> tuple[Case, ...]:
+    """Return the steps of a rank: of a group of one process, and of a rank of four with stand-ins for the others."""
+    b, width = (DRY_RANKS_SIZE, DRY_WIDTH) if dry_run else (RANKS_SIZE, WIDTH)
+    sizes: Case = {"b": b, "d": width, "dtype": "bfloat16", "reference": True}
+    return tuple(
+        {"library": "torch", "engine": engine, "ranks": ranks, "form": form, **sizes}
+        for engine in ("fused", "plain")
+        for ranks in (1, 4)
+        for form in ("reduce", "ring")
+    )
+
+
 def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> list[list[Section]]:
     """Return groups of sections, the most important group first; the sections of a group run at the same time.
 
@@ -97,6 +112,7 @@ def schedule(*, sizes: Sequence[int], only: Sequence[str], dry_run: bool) -> lis
         [Section(f"sweeps, {name}", "sweeps", sweep_cases(name, sizes, width), seconds, 45, name)]
         for name, seconds in (("torch", 75.0), ("jax", 75.0), ("cupy", 40.0))
     ]
+    groups.append([Section("ranks, torch", "ranks", rank_cases(dry_run=dry_run), 35, 45, "torch")])
     for peer, cases in peer_cases(sizes, width).items():
         groups.append([Section(f"peers, {peer}", "peers", cases, 20, 45)])
     # The last group holds the least important sections, because this group is cut off if the time is short.

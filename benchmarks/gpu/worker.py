@@ -15,6 +15,7 @@ from benchmarks.gpu.kit import Kit
 from benchmarks.gpu.libraries import Absent, Library
 from benchmarks.gpu.plan import Case
 from benchmarks.gpu.processes import FAILED, LEFT_OUT, NO_MEMORY, OK, Row
+from benchmarks.gpu.ranks import RankSteps
 from benchmarks.gpu.sweeps import Peers, Sweeps
 
 
@@ -69,7 +70,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-PARTS: dict[str, Any] = {"kit": Kit, "sweeps": Sweeps, "peers": Peers, "tests": Tests, "demo": Demo}
+PARTS: dict[str, Any] = {
+    "kit": Kit,
+    "sweeps": Sweeps,
+    "ranks": RankSteps,
+    "peers": Peers,
+    "tests": Tests,
+    "demo": Demo,
+}
 """For each part the class that measures it.
 
 An object of the class is made from the first case, a `Report` and `dry_run`, and is then called with each case.

@@ -92,13 +92,13 @@ def count_messages(backend: Any) -> list[CountedRanks]:
 
     Parameters
     ----------
-    backend : Backend
+    backend : Backend or class of backends
         A backend with the method `processes`, whose groups have the attribute `ranks`.
     """
     join, joined = backend.processes, list[CountedRanks]()
 
-    def counted(place: Any) -> Any:
-        group = join(place)
+    def counted(*arguments: Any) -> Any:
+        group = join(*arguments)
         group.ranks = CountedRanks(group.ranks)
         joined.append(group.ranks)
         return group

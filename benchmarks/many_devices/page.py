@@ -46,6 +46,22 @@ def measured_tables(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def harness_table(figures: dict[str, Any]) -> str:
+    """Return the table of the runs of the harness, in Markdown."""
+    lines = [
+        "| processes | run | planned, MB | counted, MB | loopback, MB | planned, ms | measured, ms | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for size, runs in figures["harness"].items():
+        for run, row in runs.items():
+            error = row["planned_ms"] / row["measured_ms"] - 1
+            lines.append(
+                f"| {size} | {run} | {row['planned_mb']:.3f} | {row['counted_mb']:.3f} | {row['loopback_mb']:.3f} | "
+                f"{row['planned_ms']:.0f} | {row['measured_ms']:.0f} | {error:+.0%} |"
+            )
+    return "\n".join(lines)
+
+
 def plan_command(model: str, num_ranks: int) -> list[str]:
     """Return the words of the command that plans a published run on 10^9 pairs."""
     batch_size, hours = RUNS[model]

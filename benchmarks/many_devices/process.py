@@ -10,7 +10,7 @@ import argparse
 import datetime
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from drrho_torch import TorchRanks
 from torch import nn
 
 from benchmarks.many_devices.counted_ranks import CountedRanks, StandIn
+from drrho_clip.plan.exchanges import Message
 from drrho_clip.plan.traffic import SharedStep, messages, received_bytes
 from drrho_core import Ranks, sharded_contrastive_step
 from drrho_core.contrastive.ranks import FORMS
@@ -82,11 +83,11 @@ class Trainer:
             estimates.copy_(new.flatten())
 
 
-def few_bytes(ranks: Ranks, step: SharedStep) -> None:
+def few_bytes(ranks: Ranks, exchanges: Iterable[Message]) -> None:
     """Make all exchanges of a step, with a number for each rank instead of the arrays of the step."""
-    for message in messages(step):
+    for message in exchanges:
         for _ in range(message.times):
-            getattr(ranks, message.operation)((torch.zeros(step.num_ranks),))
+            getattr(ranks, message.operation)((torch.zeros(ranks.size),))
 
 
 def timed(action: Callable[[], Any]) -> float:
@@ -113,7 +114,7 @@ def measure(num_ranks: int, sizes: Sizes, rounds: int) -> dict[str, Any]:
         "large": lambda: ranks.all_sum((large,)),
     }
     for form, trainer in trainers.items():
-        actions[f"{form} few bytes"] = partial(few_bytes, ranks, trainer.sizes_of_step)
+        actions[f"{form} few bytes"] = partial(few_bytes, ranks, messages(trainer.sizes_of_step))
         actions[f"{form} alone"] = partial(trainer.step, stand_in)
         actions[f"{form} step"] = partial(trainer.step, ranks)
     # The first rounds start threads and fill caches.

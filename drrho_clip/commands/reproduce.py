@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drrho_clip.errors import BadInput
-from drrho_clip.options import FLAG, PATH, at_least, choice, setting
+from drrho_clip.options import FLAG, PATH, TEXT, at_least, choice, setting
 from drrho_clip.terminal.printing import print_cells, say
 
 if TYPE_CHECKING:
@@ -63,6 +63,14 @@ class Reproduce:
     jobs: int = setting(
         2, rule=at_least(1, most=1024), help="Experiments at a time, each in a process with one thread."
     )
+    worlds: tuple[str, ...] = setting(
+        (),
+        rule=TEXT,
+        metavar="WORLD",
+        several="+",
+        shown="all whose data are there",
+        help="Worlds (data sets with the settings of their models) to measure on, such as scenes-30.",
+    )
     seeds: int | None = setting(
         None, rule=at_least(2, most=100), shown="5; with --quick 2", help="Number of seeds: 0, 1, 2 and so on."
     )
@@ -80,9 +88,14 @@ class Reproduce:
         out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
-            say(*(line for world in WORLDS.values() if (line := world.missing()) is not None))
+            wrong = [name for name in self.worlds if name not in WORLDS]
+            if wrong:
+                raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
+            worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
+            say(*(line for world in worlds if (line := world.missing()) is not None))
             seeds = range(self.seeds or (2 if self.quick else 5))
-            results = reproduce(chosen, out, self.runs, seeds=seeds, jobs=self.jobs, quick=self.quick)
+            worlds = [world for world in worlds if world.missing() is None]
+            results = reproduce(chosen, out, self.runs, worlds=worlds, seeds=seeds, jobs=self.jobs, quick=self.quick)
             for claim in chosen:
                 _print_judgement(claim, results)
         else:

@@ -52,6 +52,13 @@ class PlanOptions:
         metavar="NUMBER",
         help="With --world-size: pairs per second that one process trains alone; the plan then has the time of a step.",
     )
+    step_overhead: float = setting(
+        0.0,
+        rule=number(">= 0", lambda value: value >= 0),
+        metavar="MILLISECONDS",
+        help="With --pairs-per-second: milliseconds of a step beside that speed, whatever the number of pairs, such as "
+        "those of the update.",
+    )
     device_memory: float | None = setting(
         None,
         rule=_POSITIVE,
@@ -76,7 +83,9 @@ class PlanOptions:
         if options.world_size is not None and options.bandwidth is None:
             raise BadInput("bandwidth must be given with world_size, in gigabytes per second, got none")
         if options.world_size is None:
-            for name in ("bandwidth", "latency", "pairs_per_second", "device_memory"):
+            for name in ("bandwidth", "latency", "pairs_per_second", "step_overhead", "device_memory"):
                 if name in named:
                     raise BadInput(f"{name} must be left out without world_size, got {named[name]}")
+        if options.pairs_per_second is None and "step_overhead" in named:
+            raise BadInput(f"step_overhead must be left out without pairs_per_second, got {named['step_overhead']}")
         return options

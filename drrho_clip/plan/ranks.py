@@ -2,7 +2,8 @@
 
 W ranks share each batch of B pairs, b = B / W each. The time of a step is
 
-    b / v                        v: pairs per second that one rank trains alone, with batches of B pairs
+    b / v + t                    v: pairs per second that one rank trains alone, with batches of B pairs; t: time of a
+                                 step beside this speed, whatever the number of pairs, such as that of the update
     + received bytes / c         c: bandwidth, the bytes per second that a rank receives
     + exchanges * l              l: latency, the time of an exchange of a few bytes among all ranks
 
@@ -156,6 +157,7 @@ def plan_ranks(
         compute = 0.0 if options.pairs_per_second is None else step.num_local / options.pairs_per_second
         if form == "ring" and num_ranks > 1:
             compute *= 1.0 + (RING_WORK - 1.0) * loss_share(step, spec)
+        compute += 1e-3 * options.step_overhead
         memory = tuple(memory_of(config.batch_size, form))
         forms[form] = FormPlan(memory, exchanges, received, seconds, compute)
     largest = {}

@@ -12,8 +12,10 @@ import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from packaging.tags import sys_tags
 
@@ -170,6 +172,11 @@ OTHERS: list[Row] = [
      "device": "NVIDIA H200", "versions": "cupy 14.2.0"},
     {"section": "sweeps, torch", "part": "sweeps", "library": "torch", "engine": "product", "status": "ok",
      "square": 8192, "product_tflops": 789.5, "device": "NVIDIA H200", "versions": "torch 2.11.0", "memory_gb": 150.1},
+    {"section": "ranks, torch", "part": "ranks", "library": "torch", "engine": "fused", "ranks": 1, "form": "ring",
+     "b": 16384, "reference": True, "status": "ok", "rank_ms": 12.5, "best_ms": 10.0, "ratio": 1.25, "extra_mb": 80.2,
+     "gradient_off": 0.0015, "loss_off": 1e-7},
+    {"section": "ranks, torch", "part": "ranks", "library": "torch", "engine": "fused", "ranks": 4, "form": "reduce",
+     "b": 16384, "reference": True, "status": "out of time", "reason": "it took longer than 45 s"},
     {"section": "tests", "part": "tests", "check": "tests marked gpu", "status": "failed", "passed": 3, "failed": 1,
      "skipped": 0, "reason": "1 failed, the first: tests/core/test_risk.py::test_one"},
     {"section": "demo, jax", "part": "demo", "library": "jax", "status": "ok", "data": "scenes", "seconds": 41.2,
@@ -190,6 +197,8 @@ def test_page_has_every_row_with_figures() -> None:
     assert "failed: 1 failed, the first: tests/core/test_risk.py::test_one (3 passed until then) |\n" in written
     assert "| jax | scenes, R@1: clip 0.300, drrho 0.412; 41.2 s |\n" in written
     assert "- torch: torch 2.11.0; NVIDIA H200, 150.1 GB\n" in written
+    assert "| fused | 1 | ring | 16,384 | 12.5 | 10 | 1.25 | 80 | 1.5e-03 | 1.0e-07 |\n" in written
+    assert "| fused | 4 | reduce | 16,384 | out of time: it took longer than 45 s |  |  |  |  |  |\n" in written
     widths = {block.count("|") // len(block.splitlines()) for block in written.split("\n\n") if block.startswith("|")}
     assert widths == {11, 4, 3}
     for block in written.split("\n\n"):
@@ -199,18 +208,21 @@ def test_page_has_every_row_with_figures() -> None:
 
 def test_table_has_a_line_for_every_row() -> None:
     lines = page.table([SPEED, LOST, *OTHERS]).splitlines()
-    assert len(lines) == 7
-    assert lines[0] == (
-        "sweeps, torch  fused, b = 65,536, with a reference  70.5 ms; 374.2 TFLOP/s of 4 products (47%), "
-        "561.3 of 6 (71%), 615 MB"
-    )
+    assert len(lines) == 9
+    assert lines[4].endswith("; off by: gradient 1.5e-03, loss 1.0e-07")
+    assert "fused, 4 ranks, reduce, b = 16,384" in lines[5]
+    width = len("fused, 4 ranks, reduce, b = 16,384, with a reference")
+    case = "fused, b = 65,536, with a reference".ljust(width)
+    assert lines[0] == (f"sweeps, torch  {case}  70.5 ms; 374.2 TFLOP/s of 4 products (47%), 561.3 of 6 (71%), 615 MB")
     assert all(line.startswith(row["section"]) for line, row in zip(lines, [SPEED, LOST, *OTHERS], strict=True))
 
 
 def test_largest_batch_comes_early_and_all_sections_fit_into_the_time() -> None:
     groups = plan.schedule(sizes=plan.SIZES, only=plan.PARTS, dry_run=False)
     assert list(dict.fromkeys(section.part for group in groups for section in group)) == list(plan.PARTS)
-    assert all(len(group) == 1 for group in groups if group[0].part in ("sweeps", "peers"))  # what is timed runs alone
+    assert all(
+        len(group) == 1 for group in groups if group[0].part in ("sweeps", "ranks", "peers")
+    )  # what is timed runs alone
     assert sum(max(section.seconds for section in group) for group in groups) <= 60 * plan.MINUTES
     for section in (one for group in groups for one in group if one.part == "sweeps"):
         engines = [(case["engine"], case.get("b")) for case in section.cases]
@@ -223,6 +235,37 @@ def test_largest_batch_comes_early_and_all_sections_fit_into_the_time() -> None:
     assert [section.name for section in only] == ["demo, torch", "demo, jax"]
     kit = plan.schedule(sizes=(64,), only=["kit"], dry_run=True)  # what is timed comes first, the rest last
     assert [len(group) for group in kit] == [3, 3]
+
+
+def test_ranks_share_every_batch_of_the_section_evenly_with_kernels_and_without() -> None:
+    for dry_run in (True, False):
+        cases = plan.rank_cases(dry_run=dry_run)
+        assert len(cases) == 8
+        assert {(case["engine"], case["ranks"], case["form"]) for case in cases} == {
+            (engine, ranks, form) for engine in ("fused", "plain") for ranks in (1, 4) for form in ("reduce", "ring")
+        }
+        assert all(case["b"] % case["ranks"] == 0 for case in cases)
+
+
+def test_a_group_that_differs_from_no_group_fails() -> None:
+    pytest.importorskip("torch")
+    from benchmarks.gpu.ranks import RankSteps
+
+    steps = RankSteps({"library": "torch"}, lambda *_: None, dry_run=True)
+    (case,) = (case for case in plan.rank_cases(dry_run=True) if tuple(case.values())[1:4] == ("plain", 4, "ring"))
+    row = steps(case)
+    assert row["ratio"] == pytest.approx(row["rank_ms"] / row["best_ms"], rel=1e-2)
+
+    def result(gradient: float, loss: float) -> Any:
+        arrays = {
+            f"{side}_gradient": steps.library.given(np.asarray([gradient, 4.0]), "float32")
+            for side in ("image", "text")
+        }
+        return SimpleNamespace(**arrays, loss=loss)
+
+    assert steps.compared(result(1.0, 0.5), result(1.03, 0.5)).keys() == {"gradient_off", "loss_off"}
+    for wrong in (result(1.1, 0.5), result(1.0, 0.51), result(float("nan"), 0.5), result(1.0, float("nan"))):
+        assert steps.compared(result(1.0, 0.5), wrong)["status"] == "failed"
 
 
 def wheel(folder: Path, name: str, module: str, tag: str = "py3-none-any") -> None:

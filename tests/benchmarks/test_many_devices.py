@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks.many_devices import measure, page
+from benchmarks.many_devices import harness, measure, page
 
 pytest.importorskip("torch")
 
@@ -17,7 +18,32 @@ def test_the_page_shows_what_the_command_plans() -> None:
 
 def test_the_page_shows_the_measured_figures() -> None:
     figures = json.loads(page.FIGURES.read_text(encoding="utf-8"))
-    assert f"\n\n{page.measured_tables(figures)}\n\n" in page.PAGE.read_text(encoding="utf-8")
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert f"\n\n{page.measured_tables(figures)}\n\n" in text
+    assert f"\n\n{page.harness_table(figures)}\n\n" in text
+
+
+def test_the_runs_of_the_page_receive_the_planned_bytes() -> None:
+    for runs in json.loads(page.FIGURES.read_text(encoding="utf-8"))["harness"].values():
+        assert runs.keys() == harness.CASES.keys()
+        for row in runs.values():
+            # The dry run prints bytes in units of 1,000.
+            assert row["planned_mb"] == pytest.approx(row["counted_mb"], abs=5.1e-4)
+            assert 0.95 < row["planned_mb"] / row["loopback_mb"] < 1.0
+
+
+def test_the_dry_run_gets_the_rates_that_the_processes_have_measured(tmp_path: Path) -> None:
+    # A step alone takes 0.1 s and 1 ms per pair: 1.124 s for the batch of 1,024 pairs, 0.612 s for a half.
+    seconds = {"large": 0.5, "few bytes": 0.02, "alone": 1.124, "alone, share": 0.612, "step": 0.8, "loopback": 2e6}
+    slow = {"batch": 1024, "form": "ring", "probe": 1 << 22, "received": 8e5, "exchanges": 10, "rounds": [seconds] * 3}
+    fast = slow | {"rounds": [{name: value / 2 for name, value in seconds.items()}] * 3, "received": 9e5}
+    row = harness.compared("sogclr, ring", [fast, slow], tmp_path)
+    assert row["overhead_ms"] == pytest.approx(100)
+    assert (row["measured_ms"], row["counted_mb"], row["loopback_mb"]) == pytest.approx((800, 0.9, 1.0))
+    # 512 pairs take 0.512 s, and a little more in the form ring. An exchange takes 2 ms, and 8 MiB take a second.
+    exchanges = row["planned_mb"] * 1e6 / (1 << 23) * 1e3 + 10 * 2
+    assert row["exchanges_ms"] == pytest.approx(exchanges, abs=0.1)
+    assert row["planned_ms"] == pytest.approx(100 + 512 + row["exchanges_ms"], rel=0.02)
 
 
 def test_the_bytes_of_all_forms_and_options_are_those_of_the_model() -> None:

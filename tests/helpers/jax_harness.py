@@ -1,7 +1,8 @@
 """Runs of the harness on JAX, in one process with several devices and in two processes; a program, as JAX requires.
 
     python -m helpers.jax_harness FOLDER              one process with four devices: runs on one device and on all
-    python -m helpers.jax_harness FOLDER PORT NUMBER  one of two processes
+    python -m helpers.jax_harness FOLDER PORT NUMBER  one of two processes; the second is killed in the last run
+    python -m helpers.jax_harness command WORDS       the command `drrho`, as one of two processes
 
 FOLDER has the table ``data/pairs.csv``. Every run is a folder ``FOLDER/KIND/CASE``.
 """
@@ -9,6 +10,7 @@ FOLDER has the table ``data/pairs.csv``. Every run is a folder ``FOLDER/KIND/CAS
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,10 @@ CASES: dict[str, dict[str, Any]] = {
     "resumed": {"method": "sogclr"},
 }
 """Settings of each case; ``reference`` is the reference run of the next, and ``resumed`` stops after five steps."""
+
+
+KILLED, STEP = "killed", 6
+"""The run of the settings of `steered` in which the second process is killed, and the steps that are done then."""
 
 
 def settings_of(folder: Path, name: str, kind: str) -> dict[str, Any]:
@@ -49,7 +55,9 @@ def main(arguments: Sequence[str]) -> None:
         processes = open_processes(get_backend("jax", dtype="float64"), place)
         for name in CASES:
             train_case(folder, "processes", name, processes, stop_after=5 if name == "resumed" else None)
-        processes.close()
+        if number == 1:
+            kill_at(STEP)
+        train_case(folder, "processes", "steered", processes, out=KILLED)
         return
     devices = open_processes(get_backend("jax", dtype="float64"), Place(0, 1))
     for name in CASES:
@@ -59,13 +67,29 @@ def main(arguments: Sequence[str]) -> None:
     train_case(folder, "processes", "resumed", devices, resume=True)
 
 
-def train_case(folder: Path, kind: str, name: str, processes: Any = None, **how: Any) -> None:
-    """Train one case."""
+def kill_at(step: int) -> None:
+    """Let this process be killed when it has done so many steps of a run."""
+    from drrho_clip.trainer import Trainer
+
+    take_step = Trainer.take_step
+
+    def fatal(self: Trainer, *arguments: Any, **options: Any) -> Any:
+        if self.done == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take_step(self, *arguments, **options)
+
+    Trainer.take_step = fatal  # type: ignore[method-assign]
+
+
+def train_case(
+    folder: Path, kind: str, name: str, processes: Any = None, *, out: str | None = None, **how: Any
+) -> None:
+    """Train one case; the folder of the run has the name of the case, or the name `out`."""
     from drrho_clip.config import TrainConfig
     from drrho_clip.train import train
 
     config = TrainConfig(**settings_of(folder, name, "processes" if kind == "processes" else "alone"))
-    train(config, folder / kind / name, quiet=True, processes=processes, **how)
+    train(config, folder / kind / (out or name), quiet=True, processes=processes, **how)
 
 
 if __name__ == "__main__":
@@ -73,4 +97,9 @@ if __name__ == "__main__":
     flags = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if sys.argv[1] == "command":
+        from drrho_clip.cli import main as command
+
+        sys.argv[1:] = sys.argv[2:]
+        sys.exit(command())
     main(sys.argv[1:])

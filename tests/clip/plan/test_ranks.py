@@ -44,6 +44,11 @@ def test_the_time_of_a_step_is_computing_plus_bytes_over_bandwidth_plus_latencie
     # Ring: two hops of the sums and gradients, and two per other rank.
     assert ring.num_exchanges == 6 + 2 * 3 + 2
     assert ring.compute_seconds > reduce.compute_seconds == 64 / 1000
+    # The overhead comes once per step, also in the form ring, which computes logits twice.
+    for form, slow in zip(
+        (reduce, ring), forms(planned(latency=20.0, pairs_per_second=1000.0, step_overhead=30.0)), strict=True
+    ):
+        assert slow.seconds == pytest.approx(form.seconds + 0.03)
 
 
 def test_a_quarter_of_the_batch_needs_a_quarter_of_the_memory_of_pairs() -> None:
@@ -124,6 +129,8 @@ def test_the_command_prints_both_forms_and_a_verdict(capsys: pytest.CaptureFixtu
         (["--bandwidth", "2"], "bandwidth must be left out without world_size, got 2.0"),
         (["--latency", "2"], "latency must be left out without world_size, got 2.0"),
         ([*RANKS, "--latency", "-1"], "--latency must be >= 0, got -1.0"),
+        ([*RANKS, "--step-overhead", "3"], "step_overhead must be left out without pairs_per_second, got 3.0"),
+        ([*RANKS, "--step-overhead", "nan"], "--step-overhead must be >= 0, got nan"),
         ([*RANKS, "--pairs-per-second", "0"], "--pairs-per-second must be > 0, got 0.0"),
         (
             [*RANKS, "--batch-size", "254"],
