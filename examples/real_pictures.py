@@ -1,6 +1,6 @@
 """Compare drrho, sogclr, clip and the reference model on real pictures that install as packages.
 
-    python examples/real_pictures.py [--data openclipart|openmoji|stamps|fashion-mnist ...] [--root DIR] [--seeds 3]
+    python examples/real_pictures.py [--data openclipart|openmoji|stamps|fashion-mnist ...] [--root DIR ...] [--seeds 3]
                                      [--out DIR]
 
 The pictures are OpenClipart's drawings with their own titles (natural noise), OpenMoji's emoji, the stamps of Tux
@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from pictures.experiment import SETTINGS, prepare, run_seed
-from pictures.packages import EFFICIENTNET, MINILM, RESVG, Missing
 from pictures.page import page, table
-from pictures.readers import CLASSES, FASHION_TEST, SOURCES
 
 from drrho_clip.encoders import PairEncoder
 from drrho_clip.errors import BadInput
+from drrho_clip.reproduce.packaged.packages import RESVG, Missing
+from drrho_clip.reproduce.packaged.readers import CLASSES, FASHION_TEST, SOURCES
 
 # Sides of the pictures for the image tower, in pixels: smaller for the larger data sets, so that a CPU is enough.
 SIDES = {"openclipart": 112, "fashion-mnist": 96}
@@ -46,9 +46,9 @@ def say(text: str) -> None:
 def packaged_towers(side: int) -> PairEncoder:
     """Open the towers of the Python packages; raise Missing if a package is not installed."""
     # The module of the towers imports torch, which takes seconds.
-    from pictures.towers import towers
+    from drrho_torch.packaged_towers import open_packaged_towers
 
-    return towers(side)
+    return open_packaged_towers(str(side))
 
 
 def main(
@@ -60,7 +60,7 @@ def main(
     """Run the comparison; missing packages are no error. `open_towers` takes the side of the images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=[*SOURCES], default=[*SOURCES], help="data sets; default: all")
-    parser.add_argument("--root", type=Path, default=Path("/"), help="folder below which the packages are installed")
+    parser.add_argument("--root", type=Path, nargs="+", default=[Path("/")], help="folders with installed packages")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, at least 2")
     parser.add_argument("--out", type=Path, default=Path("build/real_pictures"), help="folder of features and results")
     options = parser.parse_args(words)
@@ -99,7 +99,7 @@ def main(
 
 def _run(
     name: str,
-    root: Path,
+    roots: Sequence[Path],
     seeds: int,
     out: Path,
     open_towers: Callable[[int], PairEncoder],
@@ -109,11 +109,11 @@ def _run(
     source = SOURCES[name]
     # A missing package is reported before the first picture is drawn.
     for package in source.packages:
-        package.folder(root)
+        package.folder(roots)
     towers = open_towers(SIDES.get(name, SIDE))
     folder = out / name
     say(f"{name}: reading the pictures")
-    pairs = source.pairs(root, folder / "pictures")
+    pairs = source.pairs(roots, folder / "pictures")
     say(f"{name}: encoding {len(pairs):,} pairs")
     data = prepare(name, pairs, towers, folder, after_rows=_progress(name, len(pairs)))
     photographs = name == "fashion-mnist"
@@ -160,6 +160,8 @@ def _command(options: argparse.Namespace) -> str:
 
 def _versions() -> dict[str, str]:
     """Return the versions of the Python packages that the figures depend on."""
+    from drrho_torch.packaged_towers import EFFICIENTNET, MINILM
+
     versions = {}
     for name in ("torch", "transformers", "numpy", EFFICIENTNET, MINILM, RESVG):
         try:

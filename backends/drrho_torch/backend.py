@@ -115,8 +115,12 @@ class TorchBackend:
         """Openers of models of other programs, by kind; see `drrho_clip.encoders.open_model`."""
         # Losses need no models of other programs, so the module is imported only here.
         from drrho_torch.open_clip_encoder import open_open_clip
+        from drrho_torch.packaged_towers import open_packaged_towers
 
-        return {"open_clip": functools.partial(open_open_clip, device=self._device)}
+        return {
+            "open_clip": functools.partial(open_open_clip, device=self._device),
+            "packaged": open_packaged_towers,
+        }
 
     def asarray(self, array: Any, /) -> Tensor:
         """Copy a host array to the device: floating arrays get the backend's dtype, all others keep their dtype."""

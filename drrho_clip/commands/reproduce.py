@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "variance")
+NAMES = ("weak-to-strong", "table", "data-efficiency", "variance", "beyond")
 """The claims that can be reproduced, in the order of their numbers."""
 
 
@@ -60,6 +60,12 @@ class Reproduce:
     runs: Path = setting(
         Path("build/claims"), rule=PATH, help="Folder of reference models and runs; it may be deleted afterwards."
     )
+    root: tuple[Path, ...] = setting(
+        (Path("/"),),
+        rule=PATH,
+        several="+",
+        help="Folders below which packages of pictures are installed, such as a folder of dpkg -x.",
+    )
     jobs: int = setting(
         2, rule=at_least(1, most=1024), help="Experiments at a time, each in a process with one thread."
     )
@@ -92,10 +98,10 @@ class Reproduce:
             if wrong:
                 raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
             worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
-            say(*(line for world in worlds if (line := world.missing()) is not None))
             seeds = range(self.seeds or (2 if self.quick else 5))
-            worlds = [world for world in worlds if world.missing() is None]
-            results = reproduce(chosen, out, self.runs, worlds=worlds, seeds=seeds, jobs=self.jobs, quick=self.quick)
+            results = reproduce(
+                chosen, out, self.runs, worlds=worlds, roots=self.root, seeds=seeds, jobs=self.jobs, quick=self.quick
+            )
             for claim in chosen:
                 _print_judgement(claim, results)
         else:
@@ -121,9 +127,12 @@ def _print_judgement(claim: Claim, results: Results) -> None:
     from drrho_clip.reproduce.pages import in_words
 
     judgement = claim.judge(results.of(claim.name))
-    assert judgement is not None
     say(f"claim {claim.number}, {claim.name}")
+    if judgement is None:
+        say("not measured: the data of the claim are not installed")
+        return
     say(*(f"  {figure.label}: {in_words(figure.interval)}" for figure in judgement.figures))
+    say(*(f"  {note}" for note in judgement.notes))
     say(f"{judgement.verdict}: {judgement.sentence}")
     if results.rows and next(iter(results.rows.values())).quick:
         say("These are figures of --quick: they show that every part works, but not whether the claim holds.")

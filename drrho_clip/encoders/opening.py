@@ -16,7 +16,7 @@ from drrho_core.backend import Backend, backend_names, get_backend
 if TYPE_CHECKING:
     from drrho_clip.run import Run
 
-__all__ = ["feature_dim_in_memory", "open_model"]
+__all__ = ["feature_dim_in_memory", "open_foreign", "open_model"]
 
 
 def open_model(
@@ -64,13 +64,33 @@ def open_model(
         return Encoder.load(open_run(model) if run is None else run, backend, state=state)
     place = model.partition(":")[2]
     # Reference features are NumPy arrays, so the run may use another backend than its reference model.
+    if kind == "hf":
+        for candidate in _backends(backend):
+            if "hf" in candidate.architectures:
+                return Encoder.load_hf(place, candidate)
+    opened = open_foreign(kind, place, backend)
+    if opened is not None:
+        return opened
+    raise BadInput(f"{name} must be a model that an installed backend can open, got {model!r}, which none can")
+
+
+def open_foreign(kind: str, place: str, backend: Backend) -> PairEncoder | None:
+    """Open a model of another program with the first backend that offers models of this kind; None if none does.
+
+    Parameters
+    ----------
+    kind : str
+        A key of the attribute `foreign_models` of a backend, such as "open_clip".
+    place : str
+        The name of the model within the kind.
+    backend : Backend
+        The backend that is asked first; the other installed backends follow.
+    """
     for candidate in _backends(backend):
-        if kind == "hf" and "hf" in candidate.architectures:
-            return Encoder.load_hf(place, candidate)
         opener = _openers(candidate).get(kind)
         if opener is not None:
             return opener(place)
-    raise BadInput(f"{name} must be a model that an installed backend can open, got {model!r}, which none can")
+    return None
 
 
 def feature_dim_in_memory(model: str) -> int | None:

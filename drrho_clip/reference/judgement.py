@@ -87,7 +87,7 @@ class Judgement(NamedTuple):
         return line if trouble is None else f"{line}; warning: {trouble}"
 
     def refuse_unless_useful(self, setting: str) -> None:
-        """Raise UselessReference if this model is of little use as a judge of pairs; `setting` is what needs a judge."""
+        """Raise UselessReference if this model is of little use as a judge of pairs, which `setting` needs."""
         trouble = self._trouble()
         if trouble is not None:
             raise UselessReference(

@@ -10,7 +10,7 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import Interval
 
-__all__ = ["Claim", "Figure", "Group", "Judgement", "by_seed", "groups"]
+__all__ = ["Claim", "Figure", "Group", "Judgement", "by_seed", "groups", "score_by_seed"]
 
 
 class Group(NamedTuple):
@@ -30,11 +30,23 @@ class Figure(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The outcome of a claim: figures with intervals, a verdict of `statistics`, and the verdict in a sentence."""
+    """The outcome of a claim.
+
+    Attributes
+    ----------
+    figures : sequence of Figure
+    verdict : str
+        A verdict of `statistics`.
+    sentence : str
+        The verdict in a sentence.
+    notes : sequence of str
+        Further sentences about figures that are no differences.
+    """
 
     figures: Sequence[Figure]
     verdict: str
     sentence: str
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -81,3 +93,11 @@ def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
 def by_seed(rows: Sequence[Row], figure: str) -> dict[int, float]:
     """Return a figure of the rows of one group, by seed."""
     return {row.seed: row.figure(figure) for row in rows}
+
+
+def score_by_seed(rows: Sequence[Row]) -> dict[int, float]:
+    """Return, by seed, the zero-shot accuracy of rows of one world if the world has classes, and R@1 otherwise."""
+    return {
+        row.seed: row.figure("zero_shot_accuracy" if "zero_shot_accuracy" in row.metrics else "retrieval_r1")
+        for row in rows
+    }

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from drrho_clip.errors import BadInput
 from drrho_clip.files.lock import only_process
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.reproduce.claim import Claim
+from drrho_clip.reproduce.packaged.packages import Missing
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.pool import Failure, described, measure
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.worlds import WORLDS, World
 from drrho_clip.terminal.guard import ending
+from drrho_clip.terminal.printing import say
 
 __all__ = ["reproduce"]
+
+
+def _absent(names: Iterable[str], runs: Path, roots: Sequence[Path], *, quiet: bool) -> set[str]:
+    """Prepare worlds, and return the names of those whose packages are not installed, after a line for each."""
+    absent = set()
+    for name in sorted(names):
+        try:
+            WORLDS[name].prepare(runs, roots, quiet=quiet)
+        except Missing as line:
+            say(f"{name} is left out: {line}")
+            absent.add(name)
+    return absent
 
 
 def reproduce(
@@ -28,6 +42,7 @@ def reproduce(
     seeds: Sequence[int],
     jobs: int,
     worlds: Sequence[World] | None = None,
+    roots: Sequence[Path] = (Path("/"),),
     quick: bool = False,
     quiet: bool = False,
 ) -> Results:
@@ -45,7 +60,9 @@ def reproduce(
     jobs : int
         Number of processes at a time.
     worlds : sequence of World, optional
-        By default all worlds whose data are there.
+        By default all worlds; a world whose packages are not installed is left out, and a line says so.
+    roots : sequence of Path
+        Folders below which packages of pictures are installed.
     quick : bool
         Run the small forms of the experiments.
     quiet : bool
@@ -64,7 +81,7 @@ def reproduce(
     """
     check_folder(out, "out")
     check_folder(runs, "runs")
-    worlds = [world for world in WORLDS.values() if world.missing() is None] if worlds is None else worlds
+    worlds = list(WORLDS.values() if worlds is None else worlds)
     failures: dict[str, Failure] = {}
     with _only_command(out, runs):
         results = Results(out, quick=quick)
@@ -76,6 +93,10 @@ def reproduce(
             missing = [experiment for experiment in plan.missing() if experiment.config_hash() not in failures]
             if not missing:
                 break
+            absent = _absent({experiment.dataset for experiment in missing}, runs, roots, quiet=quiet)
+            if absent:
+                worlds = [world for world in worlds if world.name not in absent]
+                continue
             failed = measure(missing, runs, jobs=jobs, keep=results.append, quiet=quiet)
             failures |= {failure.experiment.config_hash(): failure for failure in failed}
     if failures:

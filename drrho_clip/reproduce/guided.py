@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,20 +42,23 @@ _FOLDS: Final = 9
 def measure_guided(experiment: Experiment, folder: Path) -> Measured:
     """Train a target and measure the best state; a reference model that `drrho train` refuses gives figures of 0.
 
-    The entry `references` of the settings, if there is one, says which features steer: ``{"share": w, "second": recipe}``
-    blends the reference model of the experiment with a second model, which has the share w of the similarity.
-    ``{"folds": k}`` trains k models with the recipe of the reference model on the target's own training pairs. Each
-    leaves out one of k parts and judges the images of this part; with k = 1 the model has seen all pairs.
+    The entry `references` of the settings, if there is one, says which features steer. The entry
+    ``{"share": w, "second": recipe}`` blends the reference model of the experiment with a second model, which has the
+    share w of the similarity. ``{"folds": k}`` trains k models with the recipe of the reference model on the target's
+    own training pairs. Each leaves out one of k parts and judges the images of this part; with k = 1 the model has seen
+    all pairs.
     """
     config, backend = target_config(experiment, folder)
-    splits = WORLDS[experiment.dataset].open(config, folder)
     kind = experiment.settings.get("references")
+    features = clean_folder(experiment, folder, "-features")
     if kind is not None:
-        config = _steered(experiment, folder, config, backend, splits, kind)
+        config = _steered(experiment, folder, config, backend, kind, features)
     try:
-        return measure_target(experiment, folder, config, backend, splits)
+        return measure_target(experiment, folder, config, backend)
     except UselessReference:
         return Measured(dict.fromkeys(FIGURES, 0.0) | {"refused": 1.0}, 0.0)
+    finally:
+        shutil.rmtree(features, ignore_errors=True)
 
 
 def _steered(
@@ -62,11 +66,11 @@ def _steered(
     folder: Path,
     config: TrainConfig,
     backend: Backend,
-    splits: DataSplits,
     kind: Mapping[str, Any],
+    place: Path,
 ) -> TrainConfig:
-    """Write the features that steer, and return the settings that use them."""
-    place = clean_folder(experiment, folder, "features")
+    """Write the features that steer into a folder, and return the settings that use them."""
+    splits = WORLDS[experiment.dataset].open(config, folder)
     if "share" in kind:
         assert config.reference is not None
         second = replace(experiment, settings={**experiment.settings, "reference": kind["second"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -13,10 +13,19 @@ from matplotlib.figure import Figure as Page
 
 from drrho_clip.reproduce.claim import Figure
 
-__all__ = ["draw_curves", "draw_intervals"]
+__all__ = ["Curve", "draw_bands", "draw_curves", "draw_intervals"]
 
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "claims", "svg.fonttype": "none", "font.size": 9.0}
 _COLOURS = ("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf")
+
+
+class Curve(NamedTuple):
+    """Points of a curve, and the ends of the interval of each point."""
+
+    x: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 def draw_intervals(figures: Sequence[Figure], *, axis: str) -> bytes:
@@ -54,6 +63,19 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[float]]], *, x_name: 
             for colour, (name, values) in zip(_COLOURS, curves.items(), strict=False):
                 axes.plot(range(1, len(values) + 1), values, "o-", color=colour, label=name, markersize=3)
             axes.set_yscale("log")
+            axes.set(title=title, xlabel=x_name, ylabel=y_name)
+            axes.legend(frameon=False)
+            _clean(axes)
+    return content.getvalue()
+
+
+def draw_bands(panels: Mapping[str, Mapping[str, Curve]], *, x_name: str, y_name: str) -> bytes:
+    """Draw panels side by side, each with curves by name and with a band for the intervals of each curve."""
+    with _page(3.2 * len(panels), 3.0) as (page, content):
+        for axes, (title, curves) in zip(page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
+                axes.plot(curve.x, curve.mean, "o-", color=colour, label=name, markersize=3)
+                axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
             axes.set(title=title, xlabel=x_name, ylabel=y_name)
             axes.legend(frameon=False)
             _clean(axes)

@@ -13,7 +13,7 @@ from typing import Any
 from drrho_clip.methods import METHODS
 from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment, Settings
 from drrho_clip.reproduce.results import Row, Rows
-from drrho_clip.reproduce.worlds import World
+from drrho_clip.reproduce.worlds import PICTURES, World
 
 __all__ = ["Plan", "Reference", "best_rate"]
 
@@ -57,8 +57,13 @@ class Plan:
 
     def __init__(self, rows: Rows, worlds: Sequence[World], *, seeds: Sequence[int], quick: bool) -> None:
         self.rows, self.seeds, self.is_quick = rows, tuple(seeds), quick
-        self.worlds = [world.quick() if quick else world for world in worlds]
+        # The quick forms need drawn scenes only.
+        self.worlds = [world.quick() for world in worlds if world.kind == PICTURES] if quick else list(worlds)
         self.experiments: dict[str, Experiment] = {}
+
+    def worlds_of(self, kind: str) -> list[World]:
+        """Return the worlds of a kind, `PICTURES` or `HEADS`; quick plans have no heads, so scenes take their place."""
+        return [world for world in self.worlds if self.is_quick or world.kind == kind]
 
     def add(self, experiment: Experiment) -> None:
         """Add an experiment; the same experiment counts once."""

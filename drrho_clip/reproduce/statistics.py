@@ -8,8 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["DOES_NOT_HOLD", "HOLDS", "NOT_SHOWN", "Interval", "interval", "mean_and_deviation", "paired", "verdict"]
+__all__ = [
+    "DOES_NOT_HOLD",
+    "HOLDS",
+    "NOT_SHOWN",
+    "Interval",
+    "interval",
+    "mean_and_deviation",
+    "paired",
+    "resampled",
+    "verdict",
+]
 
 HOLDS: Final = "holds"
 DOES_NOT_HOLD: Final = "does not hold"
@@ -77,16 +88,21 @@ def interval(values: Sequence[float]) -> Interval:
 
     if len(values) < 2:
         raise ValueError(f"values must hold at least two values, got {len(values)}")
-    array = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(_SEED).integers(0, len(array), size=(_DRAWS, len(array)))
     tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(array[drawn].mean(axis=1), [tail, 1 - tail])
+    low, high = np.quantile(resampled(np.asarray(values, dtype=np.float64)), [tail, 1 - tail])
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(student.ppf(1 - tail, len(values) - 1)) * error
     mean = statistics.fmean(values)
     # Without any spread the mean is known, and the quotient of the test does not exist.
     p = 2 * float(student.sf(abs(mean) / error, len(values) - 1)) if error > 0 else float(mean == 0.0)
     return Interval(mean, float(low), float(high), half, len(values), p)
+
+
+def resampled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the means over the seeds of 10,000 bootstrap samples, shape (10000, ...); values have shape (n, ...)."""
+    drawn = np.random.default_rng(_SEED).integers(0, len(values), size=(_DRAWS, len(values)))
+    means: npt.NDArray[np.float64] = values[drawn].mean(axis=1)
+    return means
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:

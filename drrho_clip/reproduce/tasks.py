@@ -11,6 +11,7 @@ from typing import Final
 
 from drrho_clip.errors import Diverged
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.guided import measure_guided
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
@@ -20,6 +21,7 @@ __all__ = ["TASKS", "run"]
 
 TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
+    "guided": measure_guided,
     "reference": measure_reference,
     "variances": measure_variances,
 }

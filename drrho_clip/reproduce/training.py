@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
-from drrho_clip.data.splits import open_splits
 from drrho_clip.evaluate import evaluate
 from drrho_clip.files.outputs import has_checkpoint
 from drrho_clip.reproduce.experiment import Experiment, Settings
@@ -26,6 +25,7 @@ __all__ = [
     "Measured",
     "figures_of",
     "measure_reference",
+    "measure_target",
     "measure_training",
     "reference_run",
     "target_config",
@@ -48,10 +48,17 @@ class Measured(NamedTuple):
 def measure_training(experiment: Experiment, folder: Path) -> Measured:
     """Train a target and measure the best state."""
     config, backend = target_config(experiment, folder)
-    splits = open_splits(config)
+    return measure_target(experiment, folder, config, backend)
+
+
+def measure_target(experiment: Experiment, folder: Path, config: TrainConfig, backend: Backend) -> Measured:
+    """Train a target with given settings and measure the best state."""
+    world = WORLDS[experiment.dataset]
+    splits = world.open(config, folder)
     run = clean_folder(experiment, folder)
     outcome = train(config, run, backend=backend, splits=splits, quiet=True)
-    measured = Measured(figures_of(outcome, splits), outcome.row["seconds"])
+    figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
+    measured = Measured(figures, outcome.row["seconds"])
     # Many runs of checkpoints would fill the disk, and nobody reads them again.
     shutil.rmtree(run, ignore_errors=True)
     return measured
@@ -62,8 +69,10 @@ def measure_reference(experiment: Experiment, folder: Path) -> Measured:
     outcome, _ = _reference_outcome(experiment, folder)
     backend = get_backend(experiment.backend)
     # The reference model has training pairs of its own, and the same held-out pairs as the target.
-    splits = open_splits(_config(experiment, experiment.settings["data"], "clip", backend))
-    return Measured(figures_of(outcome, splits), outcome.row["seconds"])
+    world = WORLDS[experiment.dataset]
+    splits = world.open(config_of(experiment, folder, experiment.settings["data"], "clip", backend), folder)
+    figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
+    return Measured(figures, outcome.row["seconds"])
 
 
 def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
@@ -79,7 +88,7 @@ def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Ba
     settings = {**experiment.settings["data"], **experiment.settings["target"]}
     backend = get_backend(experiment.backend)
     reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
-    return _config(experiment, settings, experiment.method, backend, reference), backend
+    return config_of(experiment, folder, settings, experiment.method, backend, reference), backend
 
 
 def reference_run(experiment: Experiment, folder: Path) -> Path:
@@ -87,9 +96,9 @@ def reference_run(experiment: Experiment, folder: Path) -> Path:
     return _reference_outcome(experiment, folder)[1]
 
 
-def clean_folder(experiment: Experiment, folder: Path) -> Path:
-    """Return the folder of the target's run; files that a killed process has left there are removed."""
-    path = folder / "targets" / experiment.config_hash()[:16]
+def clean_folder(experiment: Experiment, folder: Path, part: str = "") -> Path:
+    """Return the folder of the target's run, or a folder beside it; files of a killed process there are removed."""
+    path = folder / "targets" / f"{experiment.config_hash()[:16]}{part}"
     shutil.rmtree(path, ignore_errors=True)
     return path
 
@@ -99,14 +108,21 @@ def _reference_outcome(experiment: Experiment, folder: Path) -> tuple[Outcome, P
     assert key is not None
     path = folder / "references" / key[:16]
     backend = get_backend(experiment.backend)
-    config = _config(experiment, experiment.settings["reference"], "clip", backend)
+    config = config_of(experiment, folder, experiment.settings["reference"], "clip", backend)
+    splits = WORLDS[experiment.dataset].open(config, folder)
     # A run that was killed is continued, and a finished run is only read.
-    return train(config, path, resume=has_checkpoint(path), backend=backend, quiet=True), path
+    return train(config, path, resume=has_checkpoint(path), backend=backend, splits=splits, quiet=True), path
 
 
-def _config(
-    experiment: Experiment, settings: Settings, method: str, backend: Backend, reference: str | None = None
+def config_of(
+    experiment: Experiment,
+    folder: Path,
+    settings: Settings,
+    method: str,
+    backend: Backend,
+    reference: str | None = None,
 ) -> TrainConfig:
+    """Return the settings of a run with the seed and the world of an experiment."""
     values = {
         "method": method,
         "reference": reference,
@@ -114,7 +130,7 @@ def _config(
         "seed": experiment.seed,
         "data_seed": experiment.seed,
         "backend": backend.name,
-        **WORLDS[experiment.dataset].places(),
+        **WORLDS[experiment.dataset].places(folder),
     }
     config = TrainConfig(**values)
     return replace(config, architecture=preferred_architecture(config.architecture, backend))

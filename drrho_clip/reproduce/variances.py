@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from drrho_clip.data import Dataset, captions_of
-from drrho_clip.data.splits import open_splits
 from drrho_clip.encode import Encoder
 from drrho_clip.encoders import PairEncoder
 from drrho_clip.epoch_length import steps_per_epoch
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.results import Metrics
 from drrho_clip.reproduce.training import Measured, clean_folder, target_config
+from drrho_clip.reproduce.worlds import WORLDS
 from drrho_clip.run import open_run
 from drrho_clip.train import train
 from drrho_core import excess_variance
@@ -48,7 +48,7 @@ def measure_variances(experiment: Experiment, folder: Path) -> Measured:
     """
     config, backend = target_config(experiment, folder)
     assert config.reference is not None
-    splits = open_splits(config)
+    splits = WORLDS[experiment.dataset].open(config, folder)
     path = clean_folder(experiment, folder)
     rng = np.random.default_rng([experiment.seed, _STREAM])
     rows = np.sort(rng.permutation(len(splits.train))[:_NUM_PAIRS])

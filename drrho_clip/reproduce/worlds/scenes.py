@@ -36,7 +36,7 @@ _REFERENCES: Final[dict[str, dict[str, Any]]] = {
 _RADIUS: Final = round(6.5 / math.log(1023) * math.log(_BATCH - 1), 2)
 
 # The sizes of --quick.
-_LARGEST: Final = {"width": 4, "feature_dim": 8, "epochs": 1, "batch_size": 64, "warmup_steps": 1, "train_size": 128}
+_LARGEST: Final = {"width": 4, "feature_dim": 8, "epochs": 1, "batch_size": 64, "warmup_steps": 1, "train_size": 320}
 
 
 def _scenes(percent: int) -> World:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from drrho_clip.config import TrainConfig
+from drrho_clip.data import DataSplits
+from drrho_clip.data.splits import open_splits
 from drrho_clip.reproduce.experiment import Settings
 
-__all__ = ["World"]
+if TYPE_CHECKING:
+    from drrho_clip.encoders import PairEncoder
+
+__all__ = ["HEADS", "PICTURES", "World"]
+
+PICTURES, HEADS = "pictures", "heads"
+"""The kinds of worlds."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,9 @@ class World:
         Settings that one method needs besides, by the name of the method.
     reference_data : mapping
         Settings of the data on which the reference models are trained; they are added to `data`.
+    kind : str
+        `PICTURES` if encoders of pictures are trained, which takes minutes, and `HEADS` if small heads are trained over
+        the features of frozen towers, which takes seconds.
     largest : mapping
         Largest values of numbers in the quick form, by the name of the setting.
     """
@@ -45,15 +59,43 @@ class World:
     rates: tuple[float, ...]
     by_method: Mapping[str, Settings] = field(default_factory=dict)
     reference_data: Settings = field(default_factory=dict)
+    kind: str = PICTURES
     largest: Settings = field(default_factory=dict)
 
-    def places(self) -> Settings:
+    def prepare(self, runs: Path, roots: Sequence[Path], *, quiet: bool = False) -> None:
+        """Make the files that all runs share, in the folder of the runs.
+
+        Parameters
+        ----------
+        runs : Path
+            The folder of the runs.
+        roots : sequence of Path
+            Folders below which packages of pictures are installed.
+        quiet : bool
+            Show no progress.
+
+        Raises
+        ------
+        Missing
+            If a package is not installed; the message says how to install it.
+        """
+
+    def places(self, runs: Path) -> Settings:  # noqa: ARG002 (worlds with files of their own need the folder)
         """Return the settings that name files of this machine, which are no part of the hash."""
         return {}
 
-    def missing(self) -> str | None:
-        """Return a line that says how to install the data, or None if the data are there."""
-        return None
+    def open(self, config: TrainConfig, runs: Path) -> DataSplits:  # noqa: ARG002 (as `places`)
+        """Return the training, validation and test pairs of a run."""
+        return open_splits(config)
+
+    def more_figures(
+        self,
+        encoder: PairEncoder,  # noqa: ARG002 (as `places`)
+        splits: DataSplits,  # noqa: ARG002
+        runs: Path,  # noqa: ARG002
+    ) -> Mapping[str, float]:
+        """Return figures of the test pairs that `drrho_clip.evaluate.evaluate` does not know."""
+        return {}
 
     def quick(self) -> World:
         """Return a small form of this world with one learning rate: every part works, and no figure has a meaning."""

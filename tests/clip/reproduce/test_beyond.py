@@ -93,7 +93,7 @@ def test_the_best_setting_of_one_world_is_confirmed_on_the_others(confirmed: boo
     assert "gamma_min 0.8" in judgement.sentence
     first, *others = [world.name for world in HEAD_WORLDS]
     # The first world is for the choice only.
-    assert {row.seed for row in rows if row.dataset == first} == set(range(100, 105))
+    assert {row.seed for row in rows if row.dataset == first} == {100, 101, 102}
     for other in others:
         assert {row.seed for row in rows if row.dataset == other} == set(range(5))
     tried = [figure for figure in judgement.figures if figure.label.startswith(f"{first}, validation")]

@@ -1,7 +1,7 @@
 """Readers of the packages of pictures: each returns pairs of a picture file and a caption, with their concepts.
 
-A reader takes the root of the installed files ("/" after apt-get install) and a folder for the PNG files that it has to
-make, because some packages hold drawings in SVG, or all pictures in one file.
+A reader takes the roots of the installed files ("/" after apt-get install) and a folder for the PNG files that it has
+to make, because some packages hold drawings in SVG, or all pictures in one file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from pictures.concepts import Pair, grouped, picture_key, title_key
-from pictures.packages import (
+from PIL import Image
+
+from drrho_clip.files.disk import write_atomic
+from drrho_clip.reproduce.packaged.concepts import Pair, grouped, picture_key, title_key
+from drrho_clip.reproduce.packaged.packages import (
     FASHION_MNIST,
     OPENCLIPART_PNG,
     OPENCLIPART_SVG,
@@ -29,9 +32,6 @@ from pictures.packages import (
     Package,
     module_folder,
 )
-from PIL import Image
-
-from drrho_clip.files.disk import write_atomic
 
 SIDE: Final = 224
 # OpenClipart's drawings with more pixels are left out.
@@ -48,9 +48,9 @@ _WORK: Final = "{http://web.resource.org/cc/}Work"
 _DC: Final = "{http://purl.org/dc/elements/1.1/}"
 
 
-def openclipart(root: Path, made: Path) -> list[Pair]:  # noqa: ARG001 (the same signature for all readers)
+def openclipart(roots: Sequence[Path], made: Path) -> list[Pair]:  # noqa: ARG001 (the same signature for all readers)
     """Return OpenClipart's drawings with their titles as they are; untitled and huge drawings are left out."""
-    pictures, drawings = OPENCLIPART_PNG.folder(root), OPENCLIPART_SVG.folder(root)
+    pictures, drawings = OPENCLIPART_PNG.folder(roots), OPENCLIPART_SVG.folder(roots)
     rows: list[tuple[Path, str]] = []
     keys: list[list[str]] = []
     for picture in sorted(pictures.rglob("*.png")):
@@ -93,9 +93,9 @@ def _of_keywords(keywords: Sequence[str]) -> list[str]:
     return [f"keywords {'|'.join(words)}"] if len(words) > 2 else []
 
 
-def openmoji(root: Path, made: Path) -> list[Pair]:
+def openmoji(roots: Sequence[Path], made: Path) -> list[Pair]:
     """Return the emoji of OpenMoji with their annotations; variants of a skin colour are left out."""
-    folder = OPENMOJI.folder(root)
+    folder = OPENMOJI.folder(roots)
     with (folder / "data" / "openmoji.csv").open(encoding="utf-8", newline="") as file:
         table = [row for row in csv.DictReader(file) if not row["skintone"]]
     rows: list[tuple[Path, str]] = []
@@ -115,9 +115,9 @@ def openmoji(root: Path, made: Path) -> list[Pair]:
     return _pairs(rows, keys)
 
 
-def stamps(root: Path, made: Path) -> list[Pair]:
+def stamps(roots: Sequence[Path], made: Path) -> list[Pair]:
     """Return the stamps of Tux Paint with their English captions, the first lines of the text files."""
-    folder = STAMPS.folder(root)
+    folder = STAMPS.folder(roots)
     rows: list[tuple[Path, str]] = []
     keys: list[list[str]] = []
     for text in sorted(folder.rglob("*.txt")):
@@ -133,12 +133,12 @@ def stamps(root: Path, made: Path) -> list[Pair]:
     return _pairs(rows, keys)
 
 
-def fashion_mnist(root: Path, made: Path) -> list[Pair]:
+def fashion_mnist(roots: Sequence[Path], made: Path) -> list[Pair]:
     """Return photographs of clothes; the caption names the class, and every image is a concept of its own.
 
     The names of the files of test images begin with "t10k"; these images come last.
     """
-    folder = FASHION_MNIST.folder(root)
+    folder = FASHION_MNIST.folder(roots)
     made.mkdir(parents=True, exist_ok=True)
     pairs: list[Pair] = []
     for part, size in (("train", FASHION_TRAIN), ("t10k", FASHION_TEST)):
@@ -188,7 +188,7 @@ class Source(NamedTuple):
     """A data set: title, reader, packages, and the share of training captions that the example swaps."""
 
     title: str
-    pairs: Callable[[Path, Path], list[Pair]]
+    pairs: Callable[[Sequence[Path], Path], list[Pair]]
     packages: Sequence[Package]
     swapped: float
 

