@@ -100,7 +100,14 @@ class Reproduce:
             worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
             seeds = range(self.seeds or (2 if self.quick else 5))
             results = reproduce(
-                chosen, out, self.runs, worlds=worlds, roots=self.root, seeds=seeds, jobs=self.jobs, quick=self.quick
+                chosen,
+                out,
+                self.runs,
+                worlds=worlds,
+                roots=self.root,
+                seeds=seeds,
+                jobs=self.jobs,
+                quick=self.quick,
             )
             for claim in chosen:
                 _print_judgement(claim, results)

@@ -142,7 +142,8 @@ def test_a_claim_is_measured_once_continues_and_has_a_page(tmp_path: Path, capsy
 def test_mistakes_have_one_line(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "claims must be left out with --all, got variance" in fails("reproduce", "variance", "--all")
     assert f"CLAIM must be one of {', '.join(NAMES)}" in fails("reproduce", "nothing")
-    assert f"worlds must be among {', '.join(WORLDS)}, got moon" in fails("reproduce", "variance", "--worlds", "moon")
+    worlds = ", ".join(WORLDS)
+    assert f"worlds must be among {worlds}, got moon" in fails("reproduce", "variance", "--worlds", "moon")
     file = tmp_path / "file"
     file.write_text("text")
     assert f"out must be a folder that can be written, got {file}" in fails(

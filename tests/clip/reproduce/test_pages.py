@@ -32,11 +32,8 @@ def invented(name: str, folder: Path, lead: float) -> Results:
             return {
                 name: (np.exp(rng.normal(0, 0.01, 3)) * (1 + lead * (kind == "loss"))).tolist() for kind, name in names
             }
-        level = {
-            "reference": 0.2 if experiment.reference == "weak" else 0.4,
-            "drrho": 0.3 + lead,
-            "distill:drrho": 0.3 + lead,
-        }
+        level = dict.fromkeys(("drrho", "distill:drrho"), 0.3 + lead)
+        level["reference"] = 0.2 if experiment.reference == "weak" else 0.4
         r1 = level.get(experiment.method, 0.3) + rng.normal(0, 0.005)
         # In claim 9 a setting has the lead, and drrho without this setting has none.
         r1 += lead * ("posterior" in experiment.label)
