@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -23,6 +24,10 @@ LEARNING_RATES: Final = "learning-rates"
 
 # A change of the code that changes results gets another number, so that old rows are measured again.
 _FORMAT: Final = 1
+
+
+# A plan makes hundreds of experiments, and looking up the installed backends takes milliseconds.
+_backend: Final = functools.cache(default_backend)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Experiment:
     settings: Settings
     quick: bool
     label: str = ""
-    backend: str = field(default_factory=default_backend)
+    backend: str = field(default_factory=_backend)
 
     def config_hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of this experiment, in hex."""
