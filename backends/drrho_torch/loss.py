@@ -309,8 +309,8 @@ class ContrastiveLoss(nn.Module):
         ------
         TypeError, ValueError
             If an argument breaks these rules. Values are checked on the host only and not under ``torch.compile``. If
-            an index that was not checked is out of range, loss and gradients are nan and no estimate changes. With a
-            process group this holds also for an index that occurs twice.
+            an index that was not checked is out of range or occurs twice, loss and gradients are nan, and no estimate
+            changes, with and without a process group.
         RuntimeError
             If the world size is above 1, the module has no `process_group` and the batch is not `gathered`; under
             `torch.func.vmap`, if the state has to change and is not mapped; in ``backward()``, if the loss is

@@ -45,7 +45,8 @@ def micro_batches(
     model : Module, optional
         The module that `encode` calls. Needed if the module synchronises gradients with other processes, or has buffers
         that training changes. All micro-batches but the last run under ``model.no_sync()`` (DistributedDataParallel)
-        or after ``model.set_requires_gradient_sync(False)`` (FSDP2).
+        or after ``model.set_requires_gradient_sync(False)`` (FSDP2). The loss may use parameters of a model in
+        DistributedDataParallel, such as a temperature, if the loss computes their whole gradient on every process.
 
     Returns
     -------
@@ -124,14 +125,17 @@ def micro_batches(
     # leaves of autograd's graph, so this backward pass stops at them.
     images, texts = (torch.cat(side).requires_grad_() for side in zip(*parts, strict=True))
     del parts
+    before = _versions(model)
     value = _scalar(loss(images, texts))
     _backward([value if scaler is None else scaler.scale(value)], None)
+    of_loss = [parameter for parameter, version in _versions(model).items() if before[parameter] != version]
     final_state = _random_states()
 
     # Pass 2: encode each micro-batch again, with activations, and apply the chain rule: dL/dE times dE/dparameters.
     for micro_batch, state in zip(micro_batches, states, strict=True):
         _set_random_states(state)
-        with _synchronised(model, micro_batch is micro_batches[-1]):
+        is_last = micro_batch is micro_batches[-1]
+        with _synchronised(model, is_last):
             features = _encoded(encode, inputs, micro_batch)
             # The features of a frozen encoder require no gradient, and a loss may ignore the features of one side.
             pairs = [
@@ -139,6 +143,10 @@ def micro_batches(
                 for feature, whole in zip(features, (images, texts), strict=True)
                 if feature.requires_grad and whole.grad is not None
             ]
+            if is_last:
+                # DistributedDataParallel waits for a gradient of every parameter. A parameter that only the loss uses,
+                # such as a temperature, has its gradient already, so a gradient of 0 is added.
+                pairs += [(parameter, torch.zeros_like(parameter)) for parameter in of_loss]
             if pairs:
                 _backward([feature for feature, _ in pairs], [gradient for _, gradient in pairs])
     # The generators end where one pass over the batch and the loss would have left them.
@@ -239,6 +247,17 @@ def _accelerator() -> str | None:
         return None
     device = torch.accelerator.current_accelerator()
     return None if device is None else device.type
+
+
+def _versions(model: Any) -> dict[nn.Parameter, tuple[int, int]]:
+    """Return what changes if a backward pass adds to the gradient of a parameter: the tensor, and its version.
+
+    The result is empty if `model` does not wait for gradients of parameters that a micro-batch does not use.
+    """
+    # With `find_unused_parameters` the wrapper itself finds out which parameters a micro-batch does not use.
+    if not hasattr(model, "no_sync") or getattr(model, "find_unused_parameters", False):
+        return {}
+    return {x: (id(x.grad), 0 if x.grad is None else x.grad._version) for x in model.parameters() if x.requires_grad}
 
 
 def _random_states() -> tuple[Tensor, Any]:

@@ -72,16 +72,13 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
     )
     buffers, ranks = (log_inner_image, log_inner_text), settings.ranks
     rows = _agreed_rows(settings, sample_index, buffers, images.detach())
-    # An estimator in the host's memory takes an index on the host, but messages are sent from the features' device.
-    shared_index = None if ranks is None else sample_index.to(images.device)
-    # An index out of range makes the loss nan, because no error can be raised under tracing.
-    old: tuple[Tensor, ...] = rows.old
-    if rows.in_range is not None:
-        old = tuple(torch.where(rows.in_range, side, torch.nan) for side in rows.old)
+    # If the host does not read the index, an id that occurs twice or is out of range makes the loss and the gradients
+    # nan, because no error can be raised, and no estimate changes.
+    checks_index = settings.training and (ranks is not None or rows.in_range is not None)
     step = wide_contrastive_step(
         images.detach(),
         texts.detach(),
-        *old,
+        *rows.old,
         temperature=temperature,
         gamma=settings.gamma,
         reference_features=references,
@@ -95,26 +92,15 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         ranks=ranks,
         form=settings.form,
         wait=settings.wait,
-        sample_index=shared_index if settings.training else None,
+        # An estimator in the host's memory takes an index on the host, but messages are sent from the features' device.
+        sample_index=sample_index.to(images.device) if checks_index else None,
+        in_range=rows.in_range,
         xp=_XP,
     )
     # Over ranks the loss is an entry of the sums of all ranks. FSDP2 warns if a module returns a view.
     loss = step.loss if ranks is None else step.loss.clone()
     features: tuple[Tensor, ...] = (step.image_gradient, step.text_gradient)
     new: tuple[Tensor, ...] = (step.log_inner_image, step.log_inner_text)
-    if rows.in_range is not None:
-        # `_read` has replaced each index out of range by 0, or a table leaves it out. If there was such an index, all
-        # rows keep their old estimates, so that row 0 does not change.
-        valid = rows.in_range.all()
-        if shared_index is not None and ranks is not None:
-            # An id that two processes have is treated as an index out of range. After sorting it equals its successor.
-            index_of_all, valid_of_all = ranks.all_gather((shared_index, valid.reshape(1)))
-            ordered = index_of_all.flatten().sort().values
-            valid = valid_of_all.all() & (ordered[1:] != ordered[:-1]).all()
-            # The estimates of an id that two processes have are numbers, so the gradients are not nan by themselves.
-            features = tuple(torch.where(valid, gradient, torch.nan) for gradient in features)
-        loss = torch.where(valid, loss, torch.nan)
-        new = tuple(torch.where(valid, after, before) for after, before in zip(new, rows.old, strict=True))
     if settings.update:
         row_ids = rows.row_ids
         if ranks is not None and not settings.shares_rows:
@@ -179,7 +165,7 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
     if table is not None:
         old = table.gather(index, device)
         moved = index.to(device)
-        if settings.ranks is None or values_visible(moved, _XP):
+        if values_visible(moved, _XP):
             return _Rows(index, old, None)
         # A table that is split leaves out an index out of range, and returns nan for it.
         return _Rows(index, old, (moved >= 0) & (moved < table.num_samples))

@@ -2,9 +2,9 @@
 
 Each process of torchrun takes all cases, one after another, and measures in rounds: a sum of 4 MB, the exchanges of a
 step with a few bytes each, steps that the process takes alone on the whole batch and on as many pairs as its share, and
-a step that all processes share. All processes measure at the same time, so they compete for the cores in every
-measurement alike. `drrho train --dry-run` gets the bandwidth, the latency, and speed and overhead of the steps alone,
-and says how long a shared step takes.
+a step that all processes share. The selection from a super-batch is measured apart. All processes measure at the same
+time, so they compete for the cores in every measurement alike. `drrho train --dry-run` gets the bandwidth, the latency,
+and speed and overhead of the steps alone, and says how long a shared step takes.
 """
 
 from __future__ import annotations
@@ -86,15 +86,17 @@ def compared(case: str, of_processes: Sequence[dict[str, Any]], folder: Path) ->
         for number, entry in enumerate(first["rounds"])
     ]
     typical = {name: statistics.median(entry[name] for entry in rounds) for name in rounds[0]}
-    # A step alone takes the overhead and the time of its pairs, so two sizes of a batch give both.
-    batch, whole, share = first["batch"], typical["alone"], typical["alone, share"]
+    # A step alone takes the overhead and the time of its pairs, so two sizes of a batch give both. Every process
+    # selects from the whole super-batch, so no number of processes divides this time: it is overhead.
+    batch, selection = first["batch"], typical["selection"]
+    whole, share = typical["alone"] - selection, typical["alone, share"] - typical["selection, share"]
     per_pair = min((whole - share) / (batch - batch / num_ranks), whole / batch)
     rates = {
         "world-size": num_ranks,
         "bandwidth": 2 * (num_ranks - 1) / num_ranks * first["probe"] / typical["large"] / 1e9,
         "latency": 1e6 * typical["few bytes"] / first["exchanges"],
         "pairs-per-second": 1.0 / per_pair,
-        "step-overhead": 1e3 * max(0.0, whole - per_pair * batch),
+        "step-overhead": 1e3 * (selection + max(0.0, whole - per_pair * batch)),
     }
     planned = planned_step([*words_of(case, folder), "--out", str(folder / "planned")], rates)
     column = ["reduce", "ring"].index(first["form"])
@@ -104,7 +106,7 @@ def compared(case: str, of_processes: Sequence[dict[str, Any]], folder: Path) ->
         "loopback_mb": typical["loopback"] / num_ranks / 1e6,
         "planned_ms": planned["a step, ms"][column],
         "measured_ms": 1e3 * typical["step"],
-        "alone_ms": 1e3 * whole,
+        "alone_ms": 1e3 * typical["alone"],
         "overhead_ms": rates["step-overhead"],
         "exchanges_ms": planned["exchanges, ms"][column],
     }

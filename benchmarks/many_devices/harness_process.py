@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,10 @@ from benchmarks.many_devices.counted_ranks import CountedRanks, count_messages
 from benchmarks.many_devices.harness import CASES, LEFT_OUT, words_of
 from benchmarks.many_devices.process import PROBE, few_bytes, loopback, timed
 from drrho_clip.cli import main as drrho
+from drrho_clip.config import TrainConfig
 from drrho_clip.data import HostBatch
 from drrho_clip.epoch_length import pairs_per_step
+from drrho_clip.methods import METHODS
 from drrho_clip.plan.exchanges import Message
 from drrho_clip.plan.options import PlanOptions
 from drrho_clip.plan.run import plan_run
@@ -38,11 +41,17 @@ class Stopwatch:
         `Trainer.take_step`, which the watch replaces.
     counted : list of CountedRanks
         The ranks of all groups that this process has joined; the last ones are those of the run.
+    select : callable, optional
+        The selection of the method, which runs on the whole super-batch in every process.
     """
 
-    def __init__(self, take_step: Callable[..., Any], counted: list[CountedRanks]) -> None:
-        self._take_step, self._counted = take_step, counted
+    def __init__(
+        self, take_step: Callable[..., Any], counted: list[CountedRanks], select: Callable[..., Any] | None
+    ) -> None:
+        self._take_step, self._counted, self._select = take_step, counted, select
         self._large = torch.zeros(PROBE // 4)
+        # The time that the last selection of a step took, by the size of the batch.
+        self._selecting: dict[int, float] = defaultdict(float)
         self.rounds: list[dict[str, float]] = []
         self.figures: dict[str, Any] = {}
 
@@ -60,6 +69,8 @@ class Stopwatch:
             "alone": timed(lambda: self._take_step(self._alone, whole, epoch=0)),
             "alone, share": timed(lambda: self._take_step(self._small, share, epoch=0)),
         }
+        for name, trainer_alone in (("selection", self._alone), ("selection, share", self._small)):
+            seconds[name] = self._selecting[trainer_alone.run.config.batch_size]
         ranks, before = self._counted[-1], loopback()
         ranks.clear()
         kept: list[Any] = []
@@ -67,6 +78,13 @@ class Stopwatch:
         dist.barrier()
         self.rounds.append({**seconds, "loopback": loopback() - before})
         self.figures = {"received": ranks.total, "exchanges": sum(ranks.calls.values())} | self.figures
+        return kept[0]
+
+    def select(self, learner: Any, reference: Any, batch: Any, config: TrainConfig, xp: Any) -> Any:
+        """Select with the method of the run, and remember how long it took."""
+        select, kept = self._select, list[Any]()
+        assert select is not None
+        self._selecting[config.batch_size] = timed(lambda: kept.append(select(learner, reference, batch, config, xp)))
         return kept[0]
 
     def _begin(self, trainer: Trainer) -> None:
@@ -101,14 +119,17 @@ def drawn(trainer: Trainer) -> Iterator[HostBatch]:
 
 def measure(case: str, folder: Path, counted: list[CountedRanks]) -> dict[str, Any]:
     """Train the run of a case, and return the figures of this process."""
-    watch = Stopwatch(Trainer.take_step, counted)
+    words = words_of(case, folder)
+    name = words[len(words) - words[::-1].index("--method")]
+    watch = Stopwatch(Trainer.take_step, counted, METHODS[name].select)
+    selects = {} if METHODS[name].select is None else {name: METHODS[name]._replace(select=watch.select)}
 
     def take_step(trainer: Trainer, batch: HostBatch, *, epoch: int) -> Any:
         return watch.step(trainer, batch, epoch)
 
     out = folder / os.environ["WORLD_SIZE"] / case
-    with mock.patch.object(Trainer, "take_step", take_step):
-        code = drrho(["train", *words_of(case, folder), "--out", str(out)])
+    with mock.patch.object(Trainer, "take_step", take_step), mock.patch.dict(METHODS, selects):
+        code = drrho(["train", *words, "--out", str(out)])
     if code:
         raise SystemExit(code)
     return {**watch.figures, "rounds": watch.rounds[LEFT_OUT:]}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "table", "data-efficiency", "variance", "beyond")
+NAMES = ("weak-to-strong", "table", "data-efficiency", "variance", "generic", "beyond")
 """The claims that can be reproduced, in the order of their numbers."""
 
 
@@ -94,6 +94,7 @@ class Reproduce:
         out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
+            say(*(line for claim in chosen for line in claim.missing()))
             wrong = [name for name in self.worlds if name not in WORLDS]
             if wrong:
                 raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")

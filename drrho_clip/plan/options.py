@@ -56,8 +56,8 @@ class PlanOptions:
         0.0,
         rule=number(">= 0", lambda value: value >= 0),
         metavar="MILLISECONDS",
-        help="With --pairs-per-second: milliseconds of a step beside that speed, whatever the number of pairs, such as "
-        "those of the update.",
+        help="With --pairs-per-second: milliseconds of a step beside that speed, which no number of processes divides, "
+        "such as those of the update and of the selection in rho, jest and jest-topk.",
     )
     device_memory: float | None = setting(
         None,

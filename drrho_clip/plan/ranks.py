@@ -3,7 +3,8 @@
 W ranks share each batch of B pairs, b = B / W each. The time of a step is
 
     b / v + t                    v: pairs per second that one rank trains alone, with batches of B pairs; t: time of a
-                                 step beside this speed, whatever the number of pairs, such as that of the update
+                                 step beside this speed, which W does not divide, such as that of the update and of the
+                                 selection from a super-batch
     + received bytes / c         c: bandwidth, the bytes per second that a rank receives
     + exchanges * l              l: latency, the time of an exchange of a few bytes among all ranks
 

@@ -176,9 +176,10 @@ def _distillation(step: SharedStep) -> list[Message]:
 
 def _checks(step: SharedStep, *num_sizes: int) -> list[Message]:
     """Return the exchanges by which ranks compare arguments, and agree about the sizes of the features."""
-    if not step.checked:
-        return []
     ids = [Message(SMALL, ALL_GATHER, _ID * step.num_local)] if step.with_ids else []
+    # Without the comparison the ranks find out on the device whether an id occurs twice.
+    if not step.checked:
+        return ids
     sizes = [Message(SMALL, ALL_GATHER, number * step.work_bytes) for number in num_sizes]
     return [Message(SMALL, ALL_GATHER, _DIGEST), *ids, *sizes]
 

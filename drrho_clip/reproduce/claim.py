@@ -10,7 +10,7 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import Interval
 
-__all__ = ["Claim", "Figure", "Group", "Judgement", "by_seed", "groups", "score_by_seed"]
+__all__ = ["Claim", "Figure", "Group", "Judgement", "Table", "by_seed", "groups", "score_by_seed"]
 
 
 class Group(NamedTuple):
@@ -49,6 +49,24 @@ class Judgement(NamedTuple):
     notes: Sequence[str] = ()
 
 
+class Table(NamedTuple):
+    """A table of a claim's page: title, a sentence, the heading and the lines."""
+
+    title: str
+    sentence: str
+    heading: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+def _nothing() -> Sequence[str]:
+    return ()
+
+
+def _no_tables(rows: Sequence[Row]) -> Sequence[Table]:
+    del rows
+    return ()
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim.
@@ -70,6 +88,10 @@ class Claim:
         ``judge(rows)`` returns the judgement of the rows of this claim, or None if two seeds are not there yet.
     draw : callable
         ``draw(rows)`` returns the pictures as SVG, by the name of the file without ``.svg``.
+    tables : callable
+        ``tables(rows)`` returns more tables for the page.
+    missing : callable
+        ``missing()`` returns a line for each part of the claim whose data are not installed.
     """
 
     name: str
@@ -80,6 +102,8 @@ class Claim:
     experiments: Callable[[Plan], None]
     judge: Callable[[Sequence[Row]], Judgement | None]
     draw: Callable[[Sequence[Row]], Mapping[str, bytes]]
+    tables: Callable[[Sequence[Row]], Sequence[Table]] = _no_tables
+    missing: Callable[[], Sequence[str]] = _nothing
 
 
 def groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:

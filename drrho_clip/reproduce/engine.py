@@ -93,7 +93,8 @@ def reproduce(
             missing = [experiment for experiment in plan.missing() if experiment.config_hash() not in failures]
             if not missing:
                 break
-            absent = _absent({experiment.dataset for experiment in missing}, runs, roots, quiet=quiet)
+            # Claims with data of their own need no world.
+            absent = _absent(WORLDS.keys() & {experiment.dataset for experiment in missing}, runs, roots, quiet=quiet)
             if absent:
                 worlds = [world for world in worlds if world.name not in absent]
                 continue

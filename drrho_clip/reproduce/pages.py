@@ -76,7 +76,8 @@ def claim_page(
     pictures : sequence of str
         Names of the pictures without ``.svg``.
     """
-    seeds = sorted({row.seed for row in rows})
+    # A claim may keep choices of settings among its own rows.
+    seeds = sorted({row.seed for row in rows} - {CHOICE_SEED})
     lines = [f"# Claim {claim.number}: {claim.title}", "", claim.statement, ""]
     lines += [f"**Verdict: {judgement.verdict}.** {judgement.sentence}", ""]
     lines += [f"    drrho reproduce {claim.name}", "", "## Measurement", "", claim.setup, ""]
@@ -100,15 +101,23 @@ def claim_page(
         lines += ["## Means and standard deviations over the seeds", ""]
         heading = (*_GROUP, "seeds", *(_NAMES[name] for name in names))
         lines += [*_table(heading, [_means(group, names) for group in groups(rows).values()]), ""]
-    lines += ["## Learning rates", ""]
+    for table in claim.tables(rows):
+        lines += [f"## {table.title}", "", table.sentence, "", *_table(table.heading, table.lines), ""]
+    lines += _learning_rates(rows, trials)
+    lines += ["## Origin", "", _origin(rows), ""]
+    return "\n".join(lines)
+
+
+def _learning_rates(rows: Sequence[Row], trials: Sequence[Row]) -> list[str]:
+    """Return the section on the trials of learning rates, or nothing if the claim needs none of them."""
+    lines = ["## Learning rates", ""]
     lines += [f"They were chosen by R@1 on the validation pairs of seed {CHOICE_SEED}, from the same grid.", ""]
     # A choice without a label holds for all rows of a method and world, and that of a reference model for all targets.
     used = {(row.dataset, row.method, label) for row in rows for label in ("", row.label)}
     used |= {(row.dataset, "reference", "") for row in rows if row.reference is not None}
     chosen = [_choice(group) for key, group in groups(trials).items() if (key.dataset, key.method, key.label) in used]
     lines += [*_table((*_GROUP, "validation R@1 by rate", "chosen"), chosen), ""]
-    lines += ["## Origin", "", _origin(rows), ""]
-    return "\n".join(lines)
+    return lines if chosen else []
 
 
 def in_words(interval: Interval) -> str:

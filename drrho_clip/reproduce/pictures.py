@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Page
 
 from drrho_clip.reproduce.claim import Figure
 
-__all__ = ["Curve", "draw_bands", "draw_curves", "draw_intervals"]
+__all__ = ["Curve", "draw_bands", "draw_curves", "draw_interval_panels", "draw_intervals"]
 
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "claims", "svg.fonttype": "none", "font.size": 9.0}
 _COLOURS = ("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf")
@@ -53,6 +53,30 @@ def draw_intervals(figures: Sequence[Figure], *, axis: str) -> bytes:
         axes.invert_yaxis()
         axes.set_xlabel(axis)
         _clean(axes)
+    return content.getvalue()
+
+
+def draw_interval_panels(panels: Mapping[str, Sequence[Figure]], *, axis: str) -> bytes:
+    """Draw panels side by side, each with one line per figure: the mean and the bootstrap interval.
+
+    The figures of all panels have the same labels, which stand at the left.
+    """
+    labels = list(dict.fromkeys(figure.label for panel in panels.values() for figure in panel))
+    with _page(2.2 + 2.4 * len(panels), 0.9 + 0.22 * len(labels)) as (page, content):
+        for axes, (title, panel) in zip(
+            page.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+        ):
+            for label, interval in panel:
+                # A line whose interval contains zero is grey.
+                colour = {1: _COLOURS[2], -1: _COLOURS[0], 0: "#8a9099"}[interval.side]
+                place = labels.index(label)
+                axes.plot([interval.low, interval.high], [place] * 2, color=colour, linewidth=3, alpha=0.5)
+                axes.plot([interval.mean], [place], "o", color=colour, markersize=4)
+            axes.axvline(0.0, color="#5b626b", linewidth=0.8)
+            axes.set_yticks(range(len(labels)), labels)
+            axes.set(title=title, ylim=(len(labels) - 0.5, -0.5))
+            _clean(axes)
+        page.supxlabel(axis, fontsize=9.0)
     return content.getvalue()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from drrho_clip.methods import METHODS
 from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment, Settings
 from drrho_clip.reproduce.results import Row, Rows
-from drrho_clip.reproduce.worlds import PICTURES, World
+from drrho_clip.reproduce.worlds import World
 
 __all__ = ["Plan", "Reference", "best_rate"]
 
@@ -57,8 +57,8 @@ class Plan:
 
     def __init__(self, rows: Rows, worlds: Sequence[World], *, seeds: Sequence[int], quick: bool) -> None:
         self.rows, self.seeds, self.is_quick = rows, tuple(seeds), quick
-        # The quick forms need drawn scenes only.
-        self.worlds = [world.quick() for world in worlds if world.kind == PICTURES] if quick else list(worlds)
+        # Only worlds for which nothing has to be installed have a quick form.
+        self.worlds = [world.quick() for world in worlds if world.largest] if quick else list(worlds)
         self.experiments: dict[str, Experiment] = {}
 
     def worlds_of(self, kind: str) -> list[World]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from drrho_clip.errors import Diverged
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.guided import measure_guided
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
@@ -24,6 +25,7 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "guided": measure_guided,
     "reference": measure_reference,
     "variances": measure_variances,
+    "generic": measure_generic,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
 

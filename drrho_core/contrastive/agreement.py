@@ -16,6 +16,7 @@ from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, device_of, has_values, is_array, namespace_of, values_visible
 from drrho_core._routines import block_kernels
 from drrho_core.contrastive.ranks import Ranks
+from drrho_core.extend import BlockSweeps
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ def agreed(
     like: Array | None = None,
     *,
     wait: bool = False,
+    kernels: Callable[[T], BlockSweeps | None] | None = None,
 ) -> T:
     """Return ``check()``, or raise on all ranks the error of a rank, or an error about arguments that differ.
 
@@ -48,6 +50,8 @@ def agreed(
         An array on the device from which messages are sent, if the first argument may be no array.
     wait : bool, default: False
         True: the arguments are compared on a device, too, although the host has to wait for it.
+    kernels : callable, optional
+        ``kernels(result)`` returns the fused kernels that take the batch, given the result of `check`; None: none do.
 
     Notes
     -----
@@ -71,8 +75,13 @@ def agreed(
     if has_rows:
         facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
     facts |= {name: _fact(value, wait) for name, value in arguments.items() if name not in LOCAL}
-    # Kernels and the core's own passes measure peaks in other units, so all ranks have to use the same.
     facts["fused_kernels"] = block_kernels(xp)
+    # Kernels may decline a batch on some devices only. If values are read, the core's own passes exchange the sizes of
+    # the features and scale Z accordingly, which kernels do not. If no values are read, Z is not scaled, and a rank
+    # with kernels and a rank without kernels exchange the same messages. So GPUs of several generations can work
+    # together.
+    if kernels is not None and error is None and values_visible(like, xp) and kernels(result) is None:
+        facts["fused_kernels"] = "none"
     compare_on_ranks(facts, ranks, like, xp)
     if error is not None:
         raise error
@@ -114,8 +123,13 @@ def compare_on_ranks(facts: Mapping[str, str], ranks: Ranks, like: Array, xp: Na
     raise ValueError(_difference(every))
 
 
-def distinct_on_ranks(sample_index: Array, ranks: Ranks | None, xp: Namespace) -> None:
-    """Raise the same ValueError on all ranks if a row id of the global batch occurs twice; values have to be readable.
+def distinct_on_ranks(
+    sample_index: Array, ranks: Ranks | None, xp: Namespace, in_range: Array | None = None
+) -> Array | None:
+    """Raise the same ValueError on all ranks if a row id of the global batch occurs twice, if values can be read.
+
+    Otherwise return an array of shape (), the same on all ranks: True if no id occurs twice and all ids are in range.
+    The result is None if the values were read.
 
     Parameters
     ----------
@@ -125,11 +139,19 @@ def distinct_on_ranks(sample_index: Array, ranks: Ranks | None, xp: Namespace) -
         The ranks that share the batch; None: `sample_index` holds the row ids of the whole batch.
     xp : namespace
         The namespace of `sample_index`.
+    in_range : array of bool, shape (b,), optional
+        Which of the own ids are in range, if their values cannot be read. None: all of them.
     """
-    if not values_visible(sample_index, xp):
-        return
-    (gathered,) = (sample_index[None, :],) if ranks is None else ranks.all_gather((sample_index,))
-    refuse_repeats(gathered, xp)
+    # One flag for all own ids is enough.
+    message = (sample_index,) if in_range is None else (sample_index, xp.reshape(xp.all(in_range), (1,)))
+    gathered, *flags = tuple(x[None, :] for x in message) if ranks is None else ranks.all_gather(message)
+    if in_range is None and values_visible(sample_index, xp):
+        refuse_repeats(gathered, xp)
+        return None
+    # After sorting, an id that occurs twice is equal to its successor.
+    ordered = xp.sort(xp.reshape(gathered, (-1,)))
+    valid = xp.all(ordered[1:] != ordered[:-1])
+    return valid & xp.all(flags[0]) if flags else valid
 
 
 def refuse_repeats(gathered: Array, xp: Namespace) -> None:

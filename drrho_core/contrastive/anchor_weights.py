@@ -12,18 +12,18 @@ that an anchor contributes. This module computes such factors with a reference m
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from drrho_core import _validate
 from drrho_core._array_api import Array, Namespace, Scalar, wide_dtype
 from drrho_core._routines import refuse_kernels
 from drrho_core._validate import FINITE, POSITIVE
 from drrho_core.contrastive.agreement import agreed
+from drrho_core.contrastive.blocks import choose_kernels
 from drrho_core.contrastive.options import SHARED, check_features, check_how, check_pair_mask, per_anchor
 from drrho_core.contrastive.ranks import FORMS, Ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.sharded_passes import find_sweeps
-from drrho_core.extend import Batch
+from drrho_core.extend import Batch, BlockSweeps
 
 
 def pair_loss(
@@ -95,21 +95,25 @@ def pair_loss(
     if pair_mask is not None:
         arrays["pair_mask"] = pair_mask
 
-    def check() -> tuple[Namespace, int, Any, Scalar]:
+    def check() -> tuple[Namespace, int, Scalar, Batch, BlockSweeps | None]:
         num_ranks = check_how(ranks, form, tile_size, memory_budget)
         call = _validate.arrays(arrays, xp, options={"temperature": temperature})
         if ranks is not None:
             refuse_kernels(SHARED, call.xp)
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         check_pair_mask(call, num_local, num_ranks)
-        return call.xp, num_ranks * num_local, work, call.option("temperature", temperature, POSITIVE, work)
+        tau = call.option("temperature", temperature, POSITIVE, work)
+        temperatures = per_anchor(tau, image_features, work, call.xp)
+        batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
+        return call.xp, num_ranks * num_local, tau, batch, choose_kernels(batch, ranks, call.xp)
 
-    xp, batch_size, work, temperature = agreed(check, arrays | {"temperature": temperature, "form": form}, ranks)
-    temperatures = per_anchor(temperature, image_features, work, xp)
-    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
+    xp, batch_size, temperature, batch, kernels = agreed(
+        check, arrays | {"temperature": temperature, "form": form}, ranks, kernels=lambda result: result[-1]
+    )
     # The first of the two passes over all pairs (see `passes`) is enough. The logarithm of the mean over the negatives
     # is the log-sum-exp minus the logarithm of the number of negatives, which is b - 1 without a mask.
-    first = find_sweeps(batch, temperature, tile_size, memory_budget, xp, ranks, form).sum_negatives(batch)
+    sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp, ranks, form, kernels)
+    first = sweeps.sum_negatives(batch)
     if pair_mask is None:
         return 0.5 * first.log_sum_image + 0.5 * first.log_sum_text - math.log(batch_size - 1)
     halves = []

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from drrho_core._array_api import Array, Namespace, Scalar
 from drrho_core.contrastive.options import StepOptions
 from drrho_core.contrastive.ranks import Ranks, largest_on_ranks, summed_over_ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.numerics import log, log_add_constant, log_moving_average, log_share_of_new
+
+Step = TypeVar("Step", bound=tuple[Any, ...])
 
 
 class Anchors(NamedTuple):
@@ -128,3 +130,19 @@ def normalised(
     image = xp.astype(scale * (image / unit), dtype, copy=False)
     text = xp.astype(scale * (text / unit), dtype, copy=False)
     return (image, text), xp.astype(unit, dtype, copy=False)
+
+
+def nan_unless(valid: Array, step: Step, states: tuple[Array, Array], xp: Namespace) -> Step:
+    """Return a step with nan for all results but the estimates, which keep the old `states`, unless `valid` is True.
+
+    The estimates are the last two fields of the step, and `valid` has the shape ().
+    """
+    *numbers, first, second = step
+
+    def marked(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(marked, value))
+        return xp.where(valid, value, float("nan"))
+
+    kept = (xp.where(valid, new, old) for new, old in zip((first, second), states, strict=True))
+    return type(step)(*map(marked, numbers), *kept)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from drrho_core._array_api import Array, Namespace, Scalar
+from drrho_core._routines import block_kernels, find_block_kernels
 from drrho_core.contrastive.passes import AnchorSums, pull_back, sum_negatives
+from drrho_core.contrastive.ranks import Ranks
 from drrho_core.contrastive.tiles import Tiles, cast, work_dtype
 from drrho_core.extend import Batch, BlockSweeps
 
@@ -22,6 +24,17 @@ def in_one_dtype(batch: Batch, xp: Namespace) -> Batch:
     dtype = work_dtype(batch.image_features, references, xp)
     images, texts = cast((batch.image_features, batch.text_features), dtype, xp)
     return batch._replace(image_features=images, text_features=texts, reference_features=cast(references, dtype, xp))
+
+
+def choose_kernels(batch: Batch, ranks: Ranks | None, xp: Namespace) -> BlockSweeps | None:
+    """Return the fused kernels for the blocks of a batch that ranks share; None for tiles, and without ranks.
+
+    Call this function in the check that the ranks make together, because it raises an error if kernels are demanded
+    and the kernels of this rank do not take the batch.
+    """
+    if ranks is None or block_kernels(xp) == "none":
+        return None
+    return find_block_kernels(in_one_dtype(batch, xp), xp)
 
 
 class TileBlock:

@@ -19,8 +19,10 @@ from drrho_core._validate import (
     Call,
 )
 from drrho_core.contrastive.agreement import agreed, distinct_on_ranks
+from drrho_core.contrastive.blocks import choose_kernels
 from drrho_core.contrastive.ranks import FORMS, Ranks
 from drrho_core.contrastive.tiles import cast, tiling, work_dtype
+from drrho_core.extend import Batch, BlockSweeps
 
 AnchorWeight: TypeAlias = Array | tuple[Array, Array] | None
 """One array (b,) for the anchors of both directions, a pair with one array per direction, or None."""
@@ -57,6 +59,7 @@ class StepArguments(TypedDict, total=False):
     ranks: Ranks | None
     form: str
     sample_index: Array | None
+    in_range: Array | None
     wait: bool
 
 
@@ -72,6 +75,8 @@ class StepOptions(NamedTuple):
     reference_weight: Scalar
     radius: Scalar
     eps: Scalar
+    kernels: BlockSweeps | None  # fused kernels for the blocks of a batch that ranks share
+    valid: Array | None = None  # shape (): whether the row ids are; None: they were read, or are not used
 
 
 def check_step(
@@ -100,11 +105,11 @@ def check_step(
     call = _validate.arrays(arrays, xp, options=options)
     if ranks is not None and sides == SIDES:
         refuse_kernels(SHARED, call.xp)
-    batch_size = check_features(call, sides, num_ranks)
+    batch_size, valid = check_features(call, sides, num_ranks), None
     if "sample_index" in arrays:
         check_sample_index(call, batch_size)
         if ranks is None:
-            distinct_on_ranks(call.arrays["sample_index"], None, call.xp)
+            valid = distinct_on_ranks(call.arrays["sample_index"], None, call.xp, arguments.get("in_range"))
     # The batch's rows of the state: -inf is legal and means that a sample was never visited.
     for side in sides:
         call.array(f"log_inner_{side}", STATE, shape=(batch_size,), meaning="(batch_size,)", rule=LOG_STATE)
@@ -124,6 +129,10 @@ def check_step(
     radius = call.option("radius", arguments.get("radius", 0.0), rules["radius"], wide)
     eps = call.option("eps", arguments.get("eps", 0.0), rules["eps"], wide)
     check_pair_mask(call, batch_size, num_ranks)
+    kernels = None
+    if ranks is not None and sides == SIDES:
+        temperatures = per_anchor(temperature, features[0], work, xp)
+        kernels = choose_kernels(Batch(*features, references, reference_weight, *temperatures, pair_mask), ranks, xp)
     return xp, StepOptions(
         batch_size=num_ranks * batch_size,
         work=work,
@@ -134,6 +143,8 @@ def check_step(
         reference_weight=reference_weight,
         radius=radius,
         eps=eps,
+        kernels=kernels,
+        valid=valid,
     )
 
 
@@ -147,16 +158,23 @@ def check_step_on_ranks(
     """Return the result of `check_step` for a batch that several ranks share.
 
     An error of one rank is raised on all ranks, and so is an error about arguments that differ between ranks although
-    they have to be the same. The argument ``wait`` is that of `agreed`.
+    they have to be the same. The arguments ``wait`` and ``in_range`` are those of `agreed` and `distinct_on_ranks`.
     """
     named = {f"{side}_features": x for side, x in zip(sides, features, strict=True)}
     named |= {f"log_inner_{side}": x for side, x in zip(sides, states, strict=True)}
-    named |= {name: value for name, value in arguments.items() if name != "wait"}
+    named |= {name: value for name, value in arguments.items() if name not in ("wait", "in_range")}
     ranks, sample_index, wait = arguments["ranks"], arguments.get("sample_index"), arguments.get("wait", False)
-    checked = agreed(lambda: check_step(features, states, sides, xp, arguments), named, ranks, wait=wait)
-    if sample_index is not None:
-        distinct_on_ranks(sample_index, ranks, checked[0])
-    return checked
+    checked = agreed(
+        lambda: check_step(features, states, sides, xp, arguments),
+        named,
+        ranks,
+        wait=wait,
+        kernels=(lambda result: result[1].kernels) if sides == SIDES else None,
+    )
+    if sample_index is None:
+        return checked
+    xp, options = checked
+    return xp, options._replace(valid=distinct_on_ranks(sample_index, ranks, xp, arguments.get("in_range")))
 
 
 def reference_pair(references: Any, sides: tuple[str, str] = SIDES) -> dict[str, Array]:

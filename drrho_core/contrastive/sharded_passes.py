@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Any
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
-from drrho_core._routines import find_block_kernels, find_kernels
-from drrho_core.contrastive.blocks import Block, KernelBlock, TileBlock, in_one_dtype
+from drrho_core._routines import find_kernels
+from drrho_core.contrastive.blocks import Block, KernelBlock, TileBlock
 from drrho_core.contrastive.passes import AnchorSums, PlainSweeps, log_sums_and_means, merge, part_of_sum
 from drrho_core.contrastive.ranks import Arrays, Ranks
 from drrho_core.contrastive.sizes import common_sizes
@@ -39,10 +39,13 @@ def find_sweeps(
     xp: Namespace,
     ranks: Ranks | None = None,
     form: str = "reduce",
+    block_kernels: BlockSweeps | None = None,
 ) -> Sweeps:
-    """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`."""
+    """Return the passes for a batch: over ranks, or fused kernels if `fused_kernels` allows them, or `PlainSweeps`.
+
+    `block_kernels` are those that `choose_kernels` returned for the batch.
+    """
     if ranks is not None:
-        block_kernels = find_block_kernels(in_one_dtype(batch, xp), xp)
         keep = form == "reduce"
         blocks = Blocks(batch, temperature, tile_size, memory_budget, ranks, keep, xp, kernels=block_kernels)
         return over_ranks(blocks, form)

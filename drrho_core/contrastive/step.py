@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple, Unpack
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, namespace_of
-from drrho_core.contrastive.anchors import evaluate, update
+from drrho_core.contrastive.anchors import evaluate, nan_unless, update
 from drrho_core.contrastive.blocks import in_one_dtype
 from drrho_core.contrastive.gradient import wide_gradient
 from drrho_core.contrastive.options import (
@@ -218,7 +218,9 @@ def sharded_contrastive_step(
     tile_size, memory_budget : int, optional
         As in `contrastive_step`; the budget is for all logits of the own images. With ``"ring"`` no logits are kept.
     sample_index : array of integers, shape (b,), optional
-        The row ids of the own pairs. If it is given, an id that occurs twice in the whole batch is an error.
+        The row ids of the own pairs. If it is given, an id that occurs twice in the whole batch is an error. If the
+        host does not read the ids, on a GPU and under tracing, no error is raised: loss and gradients are nan on every
+        rank, and the estimates keep the old values.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -291,10 +293,11 @@ def wide_contrastive_step(
     weight, temperatures = options.reference_weight, per_anchor(options.temperature, features[0], options.work, xp)
     references, pair_mask = arguments.get("reference_features"), arguments.get("pair_mask")
     batch = Batch(*features, references, weight, *temperatures, pair_mask)
-    if ranks is None:  # over ranks the features are cast after they were sent
+    if ranks is None and references is not None and references[0].dtype != image_features.dtype:
+        # Kernels support only one dtype for all features. Over ranks the features are cast after they were sent.
         batch = in_one_dtype(batch, xp)
     tile_size, memory_budget = arguments.get("tile_size"), arguments.get("memory_budget")
-    sweeps = find_sweeps(batch, options.temperature, tile_size, memory_budget, xp, ranks, form)
+    sweeps = find_sweeps(batch, options.temperature, tile_size, memory_budget, xp, ranks, form, options.kernels)
 
     # Pass 1: the sum of exp(D) over each anchor's negatives, which gives g, and the weighted mean of D, which the
     # gradient of the temperature needs.
@@ -310,7 +313,7 @@ def wide_contrastive_step(
 
     # c: the factor of a positive, which is the sum of the weights of both anchors of its pair.
     c = step.weight_sums[0] + step.weight_sums[1]
-    return ContrastiveStep(
+    result = ContrastiveStep(
         loss=step.loss,
         surrogate=step.surrogate,
         image_gradient=wide_gradient(pulls.image_pull, c, features[1], xp, step.unit),
@@ -319,3 +322,4 @@ def wide_contrastive_step(
         log_inner_image=image.log_inner,
         log_inner_text=text.log_inner,
     )
+    return result if options.valid is None else nan_unless(options.valid, result, states, xp)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
-from drrho_core.contrastive.anchors import evaluate, update
+from drrho_core.contrastive.anchors import evaluate, nan_unless, update
 from drrho_core.contrastive.gradient import gradient
 from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step, check_step_on_ranks
 from drrho_core.contrastive.ranks import FORMS, Ranks
@@ -102,7 +102,8 @@ def unimodal_contrastive_step(
         ``"reduce"`` gathers the features of all ranks on each rank. ``"ring"`` passes them from rank to rank, so that
         no rank holds all of them; it sends them twice and computes all logits twice.
     sample_index : array of integers, shape (b,), optional
-        The row ids of the own samples. If it is given, an id that occurs twice in the whole batch is an error.
+        The row ids of the own samples. If it is given, an id that occurs twice in the whole batch is an error, as in
+        `sharded_contrastive_step`, with and without `ranks`.
     xp : namespace, optional
         The arrays' namespace; pass it under ``torch.compile``.
 
@@ -160,7 +161,7 @@ def unimodal_contrastive_step(
     # Pass 2: V11 Z1 + V12 Z2 and V22 Z2 + V12^T Z1, the weighted sums of the negatives' features.
     pulls = passes.pull_back(sums, step.weight_sums)
     c = step.weight_sums[0] + step.weight_sums[1]
-    return UnimodalStep(
+    result = UnimodalStep(
         loss=step.loss,
         surrogate=step.surrogate,
         view1_gradient=gradient(pulls[0], c, view2_features, xp, step.unit),
@@ -169,3 +170,4 @@ def unimodal_contrastive_step(
         log_inner_view1=anchors[0].log_inner,
         log_inner_view2=anchors[1].log_inner,
     )
+    return result if options.valid is None else nan_unless(options.valid, result, states, xp)

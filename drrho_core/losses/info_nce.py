@@ -18,6 +18,7 @@ from drrho_core._routines import refuse_kernels
 from drrho_core._validate import POSITIVE
 from drrho_core.contrastive.agreement import agreed
 from drrho_core.contrastive.anchors import normalised
+from drrho_core.contrastive.blocks import choose_kernels
 from drrho_core.contrastive.gradient import gradient
 from drrho_core.contrastive.options import (
     SHARED,
@@ -31,7 +32,7 @@ from drrho_core.contrastive.options import (
 from drrho_core.contrastive.ranks import FORMS, Ranks, summed_over_ranks
 from drrho_core.contrastive.scaling import saturated
 from drrho_core.contrastive.sharded_passes import find_sweeps
-from drrho_core.extend import Batch
+from drrho_core.extend import Batch, BlockSweeps
 from drrho_core.losses.results import LossGradients
 from drrho_core.numerics import log_add_constant
 
@@ -111,7 +112,7 @@ def info_nce(
         required["pair_mask"] = pair_mask
     options = {"temperature": temperature, "anchor_weight": anchor_weight}
 
-    def check() -> tuple[Namespace, int, Any, Scalar, tuple[Scalar, Scalar]]:
+    def check() -> tuple[Namespace, int, Any, Scalar, tuple[Scalar, Scalar], Batch, BlockSweeps | None]:
         num_ranks = check_how(ranks, form, tile_size, memory_budget)
         call = _validate.arrays(required, xp, options=options)
         if ranks is not None:
@@ -119,14 +120,18 @@ def info_nce(
         num_local, work = check_features(call, num_ranks=num_ranks), wide_dtype(image_features.dtype, call.xp)
         check_pair_mask(call, num_local, num_ranks)
         tau = call.option("temperature", temperature, POSITIVE, work)
-        return call.xp, num_ranks * num_local, work, tau, check_anchor_weight(call, anchor_weight, num_local, work)
+        factors = check_anchor_weight(call, anchor_weight, num_local, work)
+        temperatures = per_anchor(tau, image_features, work, call.xp)
+        batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
+        kernels = choose_kernels(batch, ranks, call.xp)
+        return call.xp, num_ranks * num_local, work, tau, factors, batch, kernels
 
-    xp, batch_size, work, temperature, factors = agreed(check, required | options | {"form": form}, ranks)
-    temperatures = per_anchor(temperature, image_features, work, xp)
-    batch = Batch(image_features, text_features, None, 1.0, temperatures[0], temperatures[1], pair_mask)
+    xp, batch_size, work, temperature, factors, batch, kernels = agreed(
+        check, required | options | {"form": form}, ranks, kernels=lambda result: result[-1]
+    )
     # Pass 1: log sum_{j != i} exp(D_ij) and the weighted mean of D_ij, for all anchors of both directions. An anchor
     # that the mask leaves without negatives has -inf and 0, so its loss and its weights below are 0.
-    sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp, ranks, form)
+    sweeps = find_sweeps(batch, temperature, tile_size, memory_budget, xp, ranks, form, kernels)
     first = sweeps.sum_negatives(batch)
     # For each direction, compute the loss log(1 + sum exp(D_ij)), the sum of the probabilities of the negatives
     # (`weight`), and the slope: `weight` times the mean of D_ij, divided by tau. The slope is the derivative with

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from drrho_clip.plan.traffic import SharedStep, messages
-from helpers.failing_ranks import free_port
 from helpers.jax_checkpoints import NUM_SAMPLES, RESTORING
 from helpers.jax_collectives import REFERENCE_WIDTH, ROWS, WIDTH
 from helpers.jax_devices import CASES, FORMS, NUM_DEVICES, NUM_PROCESSES, PROCESS_CASES, Case
 from helpers.jax_programs import start
+from helpers.ports import free_port
 
 pytest.importorskip("jax")
 pytest.importorskip("optax")

@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from drrho_clip.cli import main
-from helpers.failing_ranks import free_port
 from helpers.jax_harness import KILLED, NUM_PROCESSES, SMALL
 from helpers.jax_programs import start
+from helpers.ports import free_port
 from helpers.small_pairs import write_two_colours
 
 pytest.importorskip("jax")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,8 @@ transformers = pytest.importorskip("transformers")
 from drrho_torch import ContrastiveLoss  # noqa: E402
 from drrho_torch.hugging_face import TrainerSteering  # noqa: E402
 from transformers import Trainer, TrainingArguments  # noqa: E402
+
+from helpers.ports import free_port  # noqa: E402
 
 PAIRS = 9
 
@@ -187,9 +188,3 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, expected in trained(one).items():
         torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(start["image.weight"], two["image.weight"], atol=1e-3)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -5,6 +5,7 @@ The tests imitate such a device: they use arrays on the host, and let the librar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,14 @@ import torch
 from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.step_function import StepSettings, evaluate
 
-from drrho_core import InnerEstimator, ThreadRanks, _array_api, _validate
+from drrho_core import (
+    InnerEstimator,
+    ThreadRanks,
+    _array_api,
+    _validate,
+    sharded_contrastive_step,
+    unimodal_contrastive_step,
+)
 from helpers import problems
 
 NUM_RANKS, NUM_SAMPLES, LOCAL = 2, 5, 2
@@ -38,8 +46,10 @@ def settings(ranks: Any, table: Any, **options: Any) -> StepSettings:
 
 def loss_of(call: StepSettings, index: Any, buffers: Any = (None, None), temperature: Any = 0.5) -> float:
     """Return the loss of one call with the own pairs of a rank, after a test that it is nan if its gradients are."""
-    start = LOCAL * int(call.ranks.rank)  # type: ignore[union-attr]
-    own = [x[start : start + LOCAL] for x in FEATURES]
+    own = FEATURES
+    if call.ranks is not None:
+        start = LOCAL * call.ranks.rank
+        own = [x[start : start + LOCAL] for x in FEATURES]
     constants = (None, None, None, None, None, temperature, None)
     with torch.no_grad():
         loss, *gradients = evaluate(call, *own, torch.as_tensor(index), *buffers, *constants)
@@ -121,3 +131,44 @@ def test_an_id_on_two_ranks_makes_the_loss_nan_and_changes_nothing(home: str, ga
         assert torch.equal(state, before)
 
     ThreadRanks.run(NUM_RANKS, visit)
+
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "two sides": sharded_contrastive_step, "two views": unimodal_contrastive_step,
+}  # fmt: skip
+
+
+def check_step(kind: str, ranks: Any, index: Any, *, valid: bool) -> None:
+    """Take a step of the own pairs with these row ids; all results are numbers, or nan beside the old estimates."""
+    own = slice(None) if ranks is None else slice(LOCAL * ranks.rank, LOCAL * ranks.rank + LOCAL)
+    arrays, old = [x.numpy()[own] for x in FEATURES], np.linspace(0.1, 0.9, 4)[own]
+    how = {} if ranks is None else {"ranks": ranks}
+    *numbers, first, second = STEPS[kind](*arrays, old, old, temperature=0.5, sample_index=np.asarray(index), **how)
+    assert [bool(np.all(np.isnan(x))) for x in numbers] == [not valid] * 5
+    assert [np.array_equal(x, old) for x in (first, second)] == [not valid] * 2
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_step_of_ranks_is_nan_and_keeps_the_estimates_if_an_id_occurs_twice(kind: str) -> None:
+    def visit(ranks: Any) -> None:
+        check_step(kind, ranks, [ranks.rank, 2 + ranks.rank], valid=True)
+        check_step(kind, ranks, [ranks.rank, 3], valid=False)
+
+    ThreadRanks.run(NUM_RANKS, visit)
+
+
+def test_a_step_of_one_rank_is_nan_and_keeps_the_estimates_if_an_id_occurs_twice() -> None:
+    check_step("two views", None, [4, 0, 3, 1], valid=True)
+    check_step("two views", None, [4, 0, 3, 4], valid=False)
+
+
+@pytest.mark.parametrize("home", ["buffers", "object"])
+def test_one_process_treats_an_id_that_occurs_twice_as_many_do(home: str) -> None:
+    kept = buffers() if home == "buffers" else (None, None)
+    table = None if home == "buffers" else InnerEstimator(NUM_SAMPLES, like=FEATURES[0])
+    call = settings(None, None if table is None else EstimatorAdapter(table))
+    state = kept[0] if table is None else table.log_inner_image
+    assert np.isfinite(loss_of(call, [4, 0, 3, 1], kept))
+    before = state.clone()
+    assert np.isnan(loss_of(call, [4, 0, 3, 4], kept))
+    assert torch.equal(state, before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from drrho_clip.processes.place import Place
 from drrho_clip.processes.protocol import Processes
 from drrho_clip.train import train
 from drrho_core.backend import get_backend
+from helpers.ports import free_port
 from helpers.small_pairs import write_two_colours
 
 SMALL: dict[str, Any] = {
@@ -166,13 +166,6 @@ def launch(folder: Path, world_size: int, jobs: Sequence[Job]) -> None:
     """Run jobs with several processes."""
     launched = Launch(str(folder), world_size, free_port(), jobs)
     torch.multiprocessing.spawn(_work, args=(launched,), nprocs=world_size)
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return int(server.getsockname()[1])
 
 
 def _work(rank: int, launched: Launch) -> None:

@@ -15,7 +15,6 @@ import errno
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from helpers.ports import free_port
 from helpers.small_pairs import write_two_colours
 
 STEP = 7
@@ -152,13 +152,6 @@ class Result(NamedTuple):
     seconds: float | None
     codes: list[int]
     lines: list[str]
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return int(server.getsockname()[1])
 
 
 def launch(size: int, launcher: str, command: Sequence[str], folder: Path, *, timeout: float = 120.0) -> Result:

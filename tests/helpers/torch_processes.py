@@ -43,6 +43,7 @@ class Case:
     extras: bool = False  # reference features, a mask, anchor weights, radius, eps, reference weight
     temperature: str = "learned"  # learned, float, buffer, frozen, per sample
     micro: str = ""  # "", helper, by hand
+    inside: bool = False  # the loss is a part of the wrapped module, although it is called outside of the wrapper
     split: bool = False  # the estimates are split among the processes
     autocast: bool = False
     compiled: bool = False
@@ -57,7 +58,15 @@ class Case:
     def alone(self) -> Case:
         """The same training on one process."""
         return replace(
-            self, wrapper="plain", sums=False, group="world", form="reduce", micro="", split=False, compiled=False
+            self,
+            wrapper="plain",
+            sums=False,
+            group="world",
+            form="reduce",
+            micro="",
+            inside=False,
+            split=False,
+            compiled=False,
         )
 
 
@@ -78,6 +87,12 @@ CASES: dict[int, dict[str, Case]] = {
         **{
             f"{wrapper}, micro-batches {micro}": Case(wrapper, micro=micro, extras=True, steps=5)
             for wrapper in ("ddp", "fsdp")
+            for micro in ("helper", "by hand")
+        },
+        **{
+            f"ddp, micro-batches {micro}, temperature inside": Case(
+                "ddp", micro=micro, inside=True, extras=True, steps=5
+            )
             for micro in ("helper", "by hand")
         },
         "plain, gradient_scale 1": Case(sums=True, extras=True, steps=5),
@@ -127,7 +142,7 @@ class Model(nn.Module):
         )
         if case.temperature == "per sample":
             self.tables = nn.ParameterList(torch.linspace(low, 0.6, SAMPLES, dtype=torch.float64) for low in (0.2, 0.4))
-        if not case.outside:
+        if case.inside or not case.outside:
             self.loss = loss
         self._case, self._num_ranks = case, num_ranks
 
@@ -209,7 +224,9 @@ def make_loss(case: Case, group: Any, num_ranks: int) -> ContrastiveLoss:
 def wrap(model: nn.Module, case: Case, mesh: Any) -> Any:
     """Wrap a model as the case says."""
     if case.wrapper == "ddp":
-        wrapped = DistributedDataParallel(model, process_group=mesh.get_group())
+        # Without the option a loop of one's own would not average the gradients: DDP waits for that of the temperature.
+        unused = case.inside and case.micro == "by hand"
+        wrapped = DistributedDataParallel(model, process_group=mesh.get_group(), find_unused_parameters=unused)
         if case.sums:
             # DDP compares annotations with its own types, and here they are texts.
             wrapped.register_comm_hook(mesh.get_group(), lambda group, bucket: summed_bucket(group, bucket))

@@ -48,7 +48,7 @@ class World:
         `PICTURES` if encoders of pictures are trained, which takes minutes, and `HEADS` if small heads are trained over
         the features of frozen towers, which takes seconds.
     largest : mapping
-        Largest values of numbers in the quick form, by the name of the setting.
+        Largest values of numbers in the quick form, by the name of the setting; a world without them has no quick form.
     """
 
     name: str

@@ -15,7 +15,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.processes import opening
 from drrho_clip.processes.place import Place, place_of_launcher
 from helpers.clip_commands import start
-from helpers.clip_processes import free_port
+from helpers.ports import free_port
 
 _TRAIN = [
     "train",

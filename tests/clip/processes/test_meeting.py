@@ -13,7 +13,7 @@ from drrho_clip.errors import BadInput
 from drrho_clip.processes import meeting
 from drrho_clip.processes.meeting import meet, tell_failure
 from drrho_clip.processes.place import Place
-from helpers.clip_processes import free_port
+from helpers.ports import free_port
 
 BRIEF, LONG = 0.4, 30.0
 """Seconds to wait for a process that never comes, and for processes that all come."""
@@ -98,6 +98,15 @@ def test_a_port_of_another_program_is_refused() -> None:
         with pytest.raises(BadInput, match="must have a port that is free on the machine of process 0") as caught:
             meet(Place(0, 2, address=address), seconds=BRIEF)
     assert address in str(caught.value)
+
+
+def test_a_port_for_processes_that_start_later_is_given_to_nobody_else() -> None:
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("localhost", port))
+    # A process of the test can listen there, as a server does.
+    with socket.create_server(("localhost", port)):
+        pass
 
 
 def test_strangers_do_not_disturb_the_meeting() -> None:

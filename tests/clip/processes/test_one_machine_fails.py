@@ -21,7 +21,7 @@ from drrho_clip.processes import opening
 from drrho_clip.run import watchers
 from drrho_clip.train import train
 from drrho_core.backend import get_backend
-from helpers.clip_processes import free_port
+from helpers.ports import free_port
 from helpers.shards import numbered_shard
 from helpers.thread_processes import ThreadProcesses
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.experiment import LEARNING_RATES, Experiment
 from drrho_clip.reproduce.pages import write_pages
 from drrho_clip.reproduce.plan import Plan
-from drrho_clip.reproduce.results import Metrics, Results
+from drrho_clip.reproduce.results import Metrics, Results, Row
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
 from drrho_clip.reproduce.variances import ANCHORS, SPREADS, variances
 from drrho_clip.reproduce.worlds import SCENES, WORLDS
@@ -21,10 +25,18 @@ from helpers.claims import row_with
 COMMITTED = Path(__file__).parents[3] / "docs" / "claims"
 
 
+def saved(folder: Path, rows: Iterable[Row]) -> Results:
+    """Write rows without waiting for the disk after each row, as `Results.append` does."""
+    for row in rows:
+        with (folder / f"{row.claim}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+    return Results(folder, quick=False)
+
+
 def invented(name: str, folder: Path, lead: float) -> Results:
     """Fill a folder with invented rows of a claim: everything that is steered is better by `lead`."""
     rng = np.random.default_rng(0)
-    results = Results(folder, quick=False)
+    rows: dict[str, Row] = {}
 
     def metrics(experiment: Experiment) -> Metrics:
         if experiment.task == "variances":
@@ -32,6 +44,11 @@ def invented(name: str, folder: Path, lead: float) -> Results:
             return {
                 name: (np.exp(rng.normal(0, 0.01, 3)) * (1 + lead * (kind == "loss"))).tolist() for kind, name in names
             }
+        if experiment.task == "generic":
+            if len(experiment.settings["trials"]) > 1:
+                return {"validation": rng.normal(0, 0.01, len(experiment.settings["trials"])).tolist()}
+            accuracy = 0.5 + lead * experiment.method.startswith("drrho") + rng.normal(0, 0.01)
+            return {"accuracy": accuracy, "loss": 1 - accuracy}
         level = dict.fromkeys(("drrho", "distill:drrho"), 0.3 + lead)
         level["reference"] = 0.2 if experiment.reference == "weak" else 0.4
         r1 = level.get(experiment.method, 0.3) + rng.normal(0, 0.005)
@@ -40,12 +57,11 @@ def invented(name: str, folder: Path, lead: float) -> Results:
         return {"retrieval_r1": r1, "zero_shot_accuracy": r1 / 2, "validation_r1": r1, "validation_r10": r1}
 
     while True:
-        plan = Plan(results.rows, list(WORLDS.values()), seeds=range(5), quick=False)
+        plan = Plan(rows, list(WORLDS.values()), seeds=range(5), quick=False)
         CLAIMS[name].experiments(plan)
         if not plan.missing():
-            return results
-        for experiment in plan.missing():
-            results.append(row_with(experiment, metrics(experiment)))
+            return saved(folder, rows.values())
+        rows |= {each.config_hash(): row_with(each, metrics(each)) for each in plan.missing()}
 
 
 @pytest.mark.parametrize("lead", [0.2, 0.0])
@@ -73,14 +89,13 @@ def test_a_page_has_the_figures_of_the_rows_and_the_verdict_follows_the_lead(
     before = {path: path.read_bytes() for path in written}
     assert write_pages(CLAIMS.values(), Results(tmp_path, quick=False)) == written
     assert {path: path.read_bytes() for path in written} == before
-    assert results.of(LEARNING_RATES)
+    assert results.of(LEARNING_RATES) or name not in ("weak-to-strong", "variance")
 
 
 def test_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None:
-    committed = Results(COMMITTED, quick=False)
+    for path in COMMITTED.glob("*.jsonl"):
+        shutil.copy(path, tmp_path)
     copy = Results(tmp_path, quick=False)
-    for row in committed.rows.values():
-        copy.append(row)
     pages = {
         path.name: path.read_text(encoding="utf-8")
         for path in write_pages(CLAIMS.values(), copy)

@@ -1,0 +1,47 @@
+"""The choice of a setting from a grid, in a single experiment on the seed of the choices.
+
+Claims whose trainings take less than a second need no row per trial: an experiment tries the whole grid, and the row
+has the list ``validation``, one figure per trial, larger = better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
+from drrho_clip.reproduce.plan import Plan
+from drrho_clip.reproduce.results import Row
+
+__all__ = ["add_seeds", "best_place", "chosen_trial"]
+
+
+def chosen_trial(plan: Plan, experiment: Experiment, trials: Sequence[Any]) -> Any | None:
+    """Add the experiment that tries a grid; return the best trial as soon as the experiment has a row.
+
+    Parameters
+    ----------
+    plan : Plan
+    experiment : Experiment
+        Seed and ``trials`` are replaced.
+    trials : sequence
+        At least two trials, as JSON can hold them.
+    """
+    choice = replace(experiment, seed=CHOICE_SEED, settings={**experiment.settings, "trials": list(trials)})
+    plan.add(choice)
+    row = plan.rows.get(choice.config_hash())
+    return None if row is None else trials[best_place(row)]
+
+
+def add_seeds(plan: Plan, experiment: Experiment, trial: Any) -> None:
+    """Add an experiment with a single trial for every seed of the plan."""
+    for seed in plan.seeds:
+        plan.add(replace(experiment, seed=seed, settings={**experiment.settings, "trials": [trial]}))
+
+
+def best_place(row: Row) -> int:
+    """Return the place of the best trial of a choice; of equal trials the first counts."""
+    return int(np.argmax(row.curve("validation")))
