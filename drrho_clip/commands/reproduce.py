@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "table", "data-efficiency", "variance", "generic", "beyond")
+NAMES = ("weak-to-strong", "table", "data-efficiency", "variance", "generic", "estimator", "beyond")
 """The claims that can be reproduced, in the order of their numbers."""
 
 

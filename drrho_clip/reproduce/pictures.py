@@ -16,7 +16,7 @@ from drrho_clip.reproduce.claim import Figure
 __all__ = ["Curve", "draw_bands", "draw_curves", "draw_interval_panels", "draw_intervals"]
 
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "claims", "svg.fonttype": "none", "font.size": 9.0}
-_COLOURS = ("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf")
+_COLOURS = ("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf", "#b8860b", "#5b626b", "#c2185b")
 
 
 class Curve(NamedTuple):
@@ -93,16 +93,31 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[float]]], *, x_name: 
     return content.getvalue()
 
 
-def draw_bands(panels: Mapping[str, Mapping[str, Curve]], *, x_name: str, y_name: str) -> bytes:
-    """Draw panels side by side, each with curves by name and with a band for the intervals of each curve."""
-    with _page(3.2 * len(panels), 3.0) as (page, content):
+def draw_bands(panels: Mapping[str, Mapping[str, Curve]], *, x_name: str, y_name: str, log: str = "") -> bytes:
+    """Draw panels side by side, each with curves by name and with a band for the intervals of each curve.
+
+    `log` names the logarithmic axes: "", "x", "y" or "xy". The ticks of a logarithmic horizontal axis are the points.
+    """
+    # Many curves with the same names have one legend below the panels.
+    shared = len(panels) > 1 and all(len(curves) > 4 for curves in panels.values())
+    with _page(3.2 * len(panels), 3.0 + 0.5 * shared) as (page, content):
         for axes, (title, curves) in zip(page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for colour, (name, curve) in zip(_COLOURS, curves.items(), strict=False):
                 axes.plot(curve.x, curve.mean, "o-", color=colour, label=name, markersize=3)
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+            if "x" in log:
+                points = sorted({x for curve in curves.values() for x in curve.x})
+                axes.set_xscale("log")
+                axes.set_xticks(points, [f"{x:g}" for x in points])
+                axes.minorticks_off()
+            if "y" in log:
+                axes.set_yscale("log")
             axes.set(title=title, xlabel=x_name, ylabel=y_name)
-            axes.legend(frameon=False)
+            if not shared:
+                axes.legend(frameon=False)
             _clean(axes)
+        if shared:
+            page.legend(*page.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return content.getvalue()
 
 

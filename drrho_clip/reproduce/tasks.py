@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from drrho_clip.errors import Diverged
+from drrho_clip.reproduce.estimator.errors import measure_errors
+from drrho_clip.reproduce.estimator.training import measure_heads
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.guided import measure_guided
@@ -26,6 +28,8 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "reference": measure_reference,
     "variances": measure_variances,
     "generic": measure_generic,
+    "estimator": measure_errors,
+    "linear-heads": measure_heads,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
 

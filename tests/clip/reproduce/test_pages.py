@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from drrho_clip.reproduce.claims import CLAIMS
+from drrho_clip.reproduce.estimator.errors import ERRORS
+from drrho_clip.reproduce.estimator.rules import COSINE, NO_MEMORY, RULES
 from drrho_clip.reproduce.experiment import LEARNING_RATES, Experiment
 from drrho_clip.reproduce.pages import write_pages
 from drrho_clip.reproduce.plan import Plan
@@ -44,7 +46,15 @@ def invented(name: str, folder: Path, lead: float) -> Results:
             return {
                 name: (np.exp(rng.normal(0, 0.01, 3)) * (1 + lead * (kind == "loss"))).tolist() for kind, name in names
             }
-        if experiment.task == "generic":
+        if experiment.task == "estimator":
+            return {
+                f"{error} {rule}": (np.exp(rng.normal(0, 0.01, 5)) * (1 + lead * (rule == NO_MEMORY))).tolist()
+                for error in ERRORS
+                for rule in RULES
+            }
+        if experiment.task == "linear-heads" and len(experiment.settings["trials"]) == 1:
+            return {"retrieval_r1": 0.5 + lead * (experiment.settings["rule"] == COSINE) + rng.normal(0, 0.01)}
+        if experiment.task in ("generic", "linear-heads"):
             if len(experiment.settings["trials"]) > 1:
                 return {"validation": rng.normal(0, 0.01, len(experiment.settings["trials"])).tolist()}
             accuracy = 0.5 + lead * experiment.method.startswith("drrho") + rng.normal(0, 0.01)
