@@ -21,6 +21,7 @@ __all__ = ["BEYOND"]
 _NAME: Final = "beyond"
 _TRIED: Final = "validation_r1"
 _CONFIRMED: Final = "retrieval_r1"
+_ON_VALIDATION: Final = ", validation: "
 # The choice needs fewer seeds than the confirmation, which gives the intervals that count.
 _TRIAL_SEEDS: Final = 3
 # Both forms of weights per anchor are confirmed too, whatever is chosen; these figures do not count.
@@ -154,7 +155,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
             figures += [
                 figure._replace(label=f"{figure.label} (does not count)") for figure in _confirmations(others, key)
             ]
-    figures += [Figure(f"{first}, validation: {_words(key)} - plain drrho", intervals[key]) for key in order]
+    figures += [Figure(f"{first}{_ON_VALIDATION}{_words(key)} - plain drrho", intervals[key]) for key in order]
     return Judgement(figures, result, f"The setting that was chosen on {first}, {_words(chosen)}, {sentence}")
 
 
@@ -171,11 +172,15 @@ def _confirmations(rows: Sequence[Row], key: tuple[str, str]) -> list[Figure]:
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
     judgement = _judge(rows)
     assert judgement is not None
-    tried = [figure for figure in judgement.figures if ", validation: " in figure.label]
-    confirmed = [figure for figure in judgement.figures if figure not in tried]
-    pictures = {"beyond-tried": draw_intervals(tried, axis="difference of R@1 on validation pairs")}
+    # The axis says that drrho is subtracted.
+    short = [figure._replace(label=figure.label.replace(" - plain drrho", "")) for figure in judgement.figures]
+    confirmed = [figure for figure in short if _ON_VALIDATION not in figure.label]
+    tried = [
+        figure._replace(label=figure.label.split(_ON_VALIDATION)[1]) for figure in short if figure not in confirmed
+    ]
+    pictures = {"beyond-tried": draw_intervals(tried, axis="difference of R@1 on validation pairs to plain drrho")}
     if confirmed:
-        pictures["beyond-confirmed"] = draw_intervals(confirmed, axis="difference of R@1 on test pairs")
+        pictures["beyond-confirmed"] = draw_intervals(confirmed, axis="difference of R@1 on test pairs to plain drrho")
     return pictures
 
 
@@ -191,10 +196,11 @@ BEYOND: Final = Claim(
     "trained in the other worlds with the seeds from 0 on. The claim holds if R@1 on test pairs is above that of plain "
     "drrho in each of at least two other worlds. A method has the same learning rate with all settings: that of the "
     "method without changes. A temperature t_ref of its own for the reference model is the weight t / t_ref, because "
-    "s_ref / t_ref = (t / t_ref) s_ref / t. A *blend* has the similarities (1 - w) S_weak + w S_strong. *Halves*: two "
+    "s_ref / t_ref = (t / t_ref) s_ref / t. A *blend* has the similarities (1 - w) S_weak + w S_strong. *Own pairs*: a "
+    "reference model is trained on the training pairs of the target itself. *Own halves*: two "
     "reference models are trained on a half of the target's own training pairs each, and the scores of image i with "
-    "all captions come from the model that has not seen image i; it has seen captions of its own half with their "
-    "images. *Posterior*: see [Weights per anchor](../theory/contrastive.md#weights-per-anchor). A run that `drrho "
+    "all captions come from the model that has not seen image i; it has seen the captions of the other half, with "
+    "their images. *Posterior*: see [Weights per anchor](../theory/contrastive.md#weights-per-anchor). A run that `drrho "
     "train` refuses, because the reference model is near chance or has memorised, has figures of 0.",
     experiments=_experiments,
     judge=_judge,

@@ -81,10 +81,10 @@ CANDIDATES: Final[Sequence[Candidate]] = (
         Candidate(f"{_BLEND}: {share:.0%} strong", family="references", references={"share": share})
         for share in (0.25, 0.5, 0.75)
     ),
-    Candidate("reference trained on these pairs", family="references", references={"folds": 1}),
-    Candidate("references trained on halves", family="references", references={"folds": 2}),
+    Candidate("own pairs", family="references", references={"folds": 1}),
+    Candidate("own halves", family="references", references={"folds": 2}),
     Candidate(
-        "references trained on halves + anchor_weights posterior",
+        "own halves + anchor_weights posterior",
         {"anchor_weights": "posterior"},
         family="references",
         references={"folds": 2},
@@ -95,8 +95,7 @@ CANDIDATES: Final[Sequence[Candidate]] = (
 QUICK: Final = tuple(
     candidate
     for candidate in CANDIDATES
-    if candidate.label
-    in ("reference_weight 0.5", "anchor_weights posterior", f"{_BLEND}: 50% strong", "references trained on halves")
+    if candidate.label in ("reference_weight 0.5", "anchor_weights posterior", f"{_BLEND}: 50% strong", "own halves")
     and candidate.method == "drrho"
 )
 """The candidates of the quick form: one of each kind."""
