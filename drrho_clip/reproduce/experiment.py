@@ -26,10 +26,6 @@ LEARNING_RATES: Final = "learning-rates"
 _FORMAT: Final = 1
 
 
-# A plan makes hundreds of experiments, and looking up the installed backends takes milliseconds.
-_backend: Final = functools.cache(default_backend)
-
-
 @dataclass(frozen=True)
 class Experiment:
     """One training or one measurement with one seed.
@@ -75,7 +71,8 @@ class Experiment:
     settings: Settings
     quick: bool
     label: str = ""
-    backend: str = field(default_factory=_backend)
+    # The search for installed libraries takes ten milliseconds, and a plan has hundreds of experiments.
+    backend: str = field(default_factory=functools.cache(default_backend))
 
     def config_hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of this experiment, in hex."""

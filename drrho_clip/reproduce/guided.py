@@ -54,7 +54,7 @@ def measure_guided(experiment: Experiment, folder: Path) -> Measured:
     if kind is not None:
         config = _steered(experiment, folder, config, backend, kind, features)
     try:
-        return measure_target(experiment, folder, config, backend)
+        return measure_target(experiment, config, backend, folder)
     except UselessReference:
         return Measured(dict.fromkeys(FIGURES, 0.0) | {"refused": 1.0}, 0.0)
     finally:

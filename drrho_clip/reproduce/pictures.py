@@ -8,12 +8,21 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
 
 from drrho_clip.reproduce.claim import Figure
 
-__all__ = ["Curve", "draw_bands", "draw_curves", "draw_interval_panels", "draw_intervals"]
+__all__ = [
+    "Curve",
+    "Points",
+    "draw_bands",
+    "draw_curves",
+    "draw_interval_panels",
+    "draw_intervals",
+    "draw_points",
+]
 
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "claims", "svg.fonttype": "none", "font.size": 9.0}
 _COLOURS = ("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf", "#b8860b", "#5b626b", "#c2185b")
@@ -26,6 +35,15 @@ class Curve(NamedTuple):
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+
+
+class Points(NamedTuple):
+    """Points of a series, and the corners of a line through them, if there is a line."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    line_x: Sequence[float] = ()
+    line_y: Sequence[float] = ()
 
 
 def draw_intervals(figures: Sequence[Figure], *, axis: str) -> bytes:
@@ -118,6 +136,30 @@ def draw_bands(panels: Mapping[str, Mapping[str, Curve]], *, x_name: str, y_name
             _clean(axes)
         if shared:
             page.legend(*page.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return content.getvalue()
+
+
+def draw_points(
+    panels: Mapping[str, Mapping[str, Points]], *, x_name: str, y_name: str, logarithmic: bool = False
+) -> bytes:
+    """Draw panels side by side, each with series of points by name; both axes may be logarithmic."""
+    colours = mpl.color_sequences["tab10"]
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    with _page(3.6 * max(1, len(panels)), 3.4 + 0.08 * len(names)) as (page, content):
+        handles: dict[str, Artist] = {}
+        for axes, (title, series) in zip(page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for name, points in series.items():
+                colour = colours[names.index(name) % len(colours)]
+                (handles[name],) = axes.plot(points.x, points.y, "o", color=colour, markersize=4, label=name)
+                axes.plot(points.line_x, points.line_y, color=colour, linewidth=1.2)
+            if logarithmic:
+                axes.set(xscale="log", yscale="log")
+            axes.set(title=title, xlabel=x_name, ylabel=y_name)
+            _clean(axes)
+        # The panels share a legend below them, because a series has the same colour in every panel.
+        if handles:
+            columns = min(len(handles), 2 * max(1, len(panels)))
+            page.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns, frameon=False)
     return content.getvalue()
 
 

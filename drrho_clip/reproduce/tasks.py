@@ -17,6 +17,7 @@ from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.guided import measure_guided
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
+from drrho_clip.reproduce.steering import measure_steering, measure_steering_by_last_state
 from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
 from drrho_clip.reproduce.variances import measure_variances
 
@@ -30,6 +31,8 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "generic": measure_generic,
     "estimator": measure_errors,
     "linear-heads": measure_heads,
+    "steering": measure_steering,
+    "steering-by-last-state": measure_steering_by_last_state,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
 

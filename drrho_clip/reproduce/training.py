@@ -23,6 +23,8 @@ __all__ = [
     "FIGURES",
     "TEST_FIGURES",
     "Measured",
+    "clean_folder",
+    "config_of",
     "figures_of",
     "measure_reference",
     "measure_target",
@@ -47,12 +49,11 @@ class Measured(NamedTuple):
 
 def measure_training(experiment: Experiment, folder: Path) -> Measured:
     """Train a target and measure the best state."""
-    config, backend = target_config(experiment, folder)
-    return measure_target(experiment, folder, config, backend)
+    return measure_target(experiment, *target_config(experiment, folder), folder)
 
 
-def measure_target(experiment: Experiment, folder: Path, config: TrainConfig, backend: Backend) -> Measured:
-    """Train a target with given settings and measure the best state."""
+def measure_target(experiment: Experiment, config: TrainConfig, backend: Backend, folder: Path) -> Measured:
+    """Train a target with these settings and measure the best state."""
     world = WORLDS[experiment.dataset]
     splits = world.open(config, folder)
     run = clean_folder(experiment, folder)
@@ -80,7 +81,16 @@ def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
     test = outcome.row["metrics"]
     validation = evaluate(outcome.encoder, splits.validation, zero_shot=False)
     figures = {name: float(test[name]) for name in TEST_FIGURES if name in test}
-    return figures | {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
+    figures |= {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
+    return figures | {
+        "parameters": float(count_parameters(outcome)),
+        "samples_seen": float(outcome.row["samples_seen"]),
+    }
+
+
+def count_parameters(outcome: Outcome) -> int:
+    """Return the number of trained parameters of a model."""
+    return sum(array.size for array in outcome.run.load_parameters("best").values())
 
 
 def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Backend]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from drrho_clip.data import Dataset, captions_of, exchange_captions
 from drrho_clip.data.content import fingerprint_of, image_numbers
@@ -153,7 +154,8 @@ class Pool:
         captions = self.wrong_captions if in_training else self.captions
         chosen = rows.tolist()
         labels = np.asarray([self.labels[row] for row in chosen], dtype=np.int64)
-        return StoredPairs(name, [captions[row] for row in chosen], self.image_digests[rows], labels)
+        is_swapped = np.asarray([captions[row] != self.captions[row] for row in chosen], dtype=np.bool_)
+        return StoredPairs(name, [captions[row] for row in chosen], self.image_digests[rows], labels, is_swapped)
 
 
 class StoredPairs:
@@ -166,6 +168,8 @@ class StoredPairs:
     digests : ndarray of uint8, shape (n, 16)
     labels : ndarray of int64, shape (n,)
         The class of each pair; -1 for a pair without a class.
+    is_swapped : ndarray of bool, shape (n,), optional
+        True for each pair with a wrong caption; by default all False.
 
     Examples
     --------
@@ -174,8 +178,16 @@ class StoredPairs:
     (2, 'b', [0, 1])
     """
 
-    def __init__(self, name: str, captions: Sequence[str], digests: UInt8, labels: Int64) -> None:
+    def __init__(
+        self,
+        name: str,
+        captions: Sequence[str],
+        digests: UInt8,
+        labels: Int64,
+        is_swapped: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         self.name, self.captions, self.labels = name, tuple(captions), labels
+        self.is_swapped = np.zeros(len(self.captions), dtype=np.bool_) if is_swapped is None else is_swapped
         self._digests = digests
 
     def __len__(self) -> int:

@@ -51,9 +51,12 @@ class Heads(World):
     ----------
     recipe : Recipe
         The pool: its pairs, and the way in which they are encoded.
+    noisy_validation : bool
+        Validation pairs have the captions of training pairs, wrong captions included.
     """
 
     recipe: Recipe = _SCENES
+    noisy_validation: bool = False
 
     def prepare(self, runs: Path, roots: Sequence[Path], *, quiet: bool = False) -> None:
         """Encode the pairs, unless finished features are there; raise Missing if a package is not installed."""
@@ -94,7 +97,11 @@ class Heads(World):
         train = rows[own[: config.train_size]]
         return DataSplits(
             pool.pairs(f"{name}-train", train, in_training=True),
-            pool.pairs(f"{name}-validation", rows[_some(parts.validation, _VALIDATION)]),
+            pool.pairs(
+                f"{name}-validation",
+                rows[_some(parts.validation, _VALIDATION)],
+                in_training=self.noisy_validation,
+            ),
             pool.pairs(f"{name}-test", rows[_some(parts.test, _TEST)]),
         )
 
@@ -142,7 +149,7 @@ def _world(
     references: Mapping[str, Mapping[str, Any]],
     *,
     batch_size: int = 96,
-) -> World:
+) -> Heads:
     # jest reads five batches per step, so it needs five times the epochs to train on as many pairs.
     # As in the drawn scenes: 94 % of the largest divergence.
     radius = round(6.5 / math.log(1023) * math.log(batch_size - 1), 2)
@@ -170,7 +177,7 @@ def _world(
 _ON_SCENES: Final = {"feature_dim": 64, "width": 128, "depth": 1, "epochs": 12}
 _ON_PACKAGES: Final = {"feature_dim": 64, "width": 32, "depth": 1, "epochs": 12}
 
-HEAD_WORLDS: Final[tuple[World, ...]] = (
+HEAD_WORLDS: Final[tuple[Heads, ...]] = (
     _world(
         "scenes-heads",
         "drawn scenes, 30 % of the training captions swapped",
