@@ -200,8 +200,8 @@ BEYOND: Final = Claim(
     "reference model is trained on the training pairs of the target itself. *Own halves*: two "
     "reference models are trained on a half of the target's own training pairs each, and the scores of image i with "
     "all captions come from the model that has not seen image i; it has seen the captions of the other half, with "
-    "their images. *Posterior*: see [Weights per anchor](../theory/contrastive.md#weights-per-anchor). A run that `drrho "
-    "train` refuses, because the reference model is near chance or has memorised, has figures of 0.",
+    "their images. *Posterior*: see [Weights per anchor](../theory/contrastive.md#weights-per-anchor). A run that "
+    "`drrho train` refuses, because the reference model is near chance or has memorised, has figures of 0.",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,
