@@ -50,9 +50,11 @@ def measure_guided(experiment: Experiment, folder: Path) -> Measured:
     """
     config, backend = target_config(experiment, folder)
     kind = experiment.settings.get("references")
+    # Features and models that only this target needs are removed with it.
     features = clean_folder(experiment, folder, "-features")
     if kind is not None:
         config = _steered(experiment, folder, config, backend, kind, features)
+    # A refusal is a result: a user of this setting would get no model.
     try:
         return measure_target(experiment, config, backend, folder)
     except UselessReference:
@@ -78,6 +80,7 @@ def _steered(
         (images, texts), (others, other_texts) = (_features(model, splits) for model in models)
         sides = blended(images, others, kind["share"]), blended(texts, other_texts, kind["share"])
         return replace(config, reference=_write(*sides, models[0].temperature, splits, place))
+    # The target's own pairs train the models, instead of the pairs that the world has for reference models.
     folds = kind["folds"]
     part_of = folds_of(splits.train.image_ids, folds, experiment.seed)
     settings = {**experiment.settings["reference"], **experiment.settings["data"]}
@@ -114,6 +117,7 @@ def folds_of(image_ids: npt.NDArray[np.int64], folds: int, seed: int) -> npt.NDA
     >>> bool(parts[0] == parts[1]), np.bincount(parts).sum()
     (True, np.int64(5))
     """
+    # The model of a part must not have seen the image in another row.
     numbers, place = np.unique(image_ids, return_inverse=True)
     order = np.random.default_rng([seed, _FOLDS]).permutation(len(numbers))
     return (order % folds)[place].astype(np.int64)
@@ -153,6 +157,7 @@ def _write(image: Floats, text: Floats, temperature: float, splits: DataSplits, 
     parts = splits.train, splits.validation
     captions = [caption for part in parts for caption in captions_of(part)]
     digests = np.concatenate([part.image_digests() for part in parts])
+    # A cache finds features by the content of image and caption, so no pixels are needed.
     pairs = StoredPairs("pairs", captions, digests, np.full(len(captions), -1, dtype=np.int64))
     cache = place / "cache"
     encode_pairs(FixedFeatures("blend", image, text, temperature=temperature), pairs, cache)

@@ -37,19 +37,21 @@ def _experiments(plan: Plan) -> None:
     trials = _trials(plan, first)
     for experiment in trials.experiments.values():
         plan.add(experiment)
+    # The next steps depend on the rows of this step, so they wait until all are there.
     if trials.missing():
         return
     rows = [row for row in plan.rows.values() if row.claim == _NAME and _is_trial(row)]
     candidates = QUICK if plan.is_quick else CANDIDATES
-    both = _combination(rows, candidates)
-    with_both = _part(plan, first, trials.seeds)
-    _add(with_both, first, both)
-    for experiment in with_both.experiments.values():
+    combination = _combination(rows, candidates)
+    with_combination = _part(plan, first, trials.seeds)
+    _add(with_combination, first, combination)
+    for experiment in with_combination.experiments.values():
         plan.add(experiment)
-    if with_both.missing():
+    if with_combination.missing():
         return
     rows = [row for row in plan.rows.values() if row.claim == _NAME and _is_trial(row)]
-    chosen = _best(rows, (*candidates, both))
+    # Nothing but validation pairs of the first world decides, so the other worlds can confirm.
+    chosen = _best(rows, (*candidates, combination))
     confirmed = {candidate.key: candidate for candidate in (PLAIN, chosen, *_also(candidates))}
     for world in others:
         for candidate in confirmed.values():
@@ -68,6 +70,7 @@ def _trials(plan: Plan, world: World) -> Plan:
 
 def _part(plan: Plan, world: World, seeds: Sequence[int]) -> Plan:
     """Return an empty plan with other seeds."""
+    # An empty plan tells which experiments belong to a step and whether all of them have rows.
     return Plan(plan.rows, [world], seeds=seeds, quick=plan.is_quick)
 
 
@@ -114,6 +117,7 @@ def _mean_gain(rows: Sequence[Row], candidate: Candidate) -> float:
 
 def _combination(rows: Sequence[Row], candidates: Sequence[Candidate]) -> Candidate:
     """Return the combination of the best candidates of the two best families of drrho."""
+    # Candidates of one family change the same setting, so they exclude each other.
     families: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         if candidate.method == PLAIN.method:
@@ -136,6 +140,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     if not intervals:
         return None
     # A setting without a reference model is shown and cannot be chosen.
+    # The table of all that was tried has the best setting at the top.
     order = sorted(intervals, key=lambda key: -intervals[key].mean)
     chosen = next(key for key in order if key != WITHOUT.key)
     others = [row for row in rows if not _is_trial(row)]
@@ -148,6 +153,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         DOES_NOT_HOLD: "is worse than plain drrho in another world.",
         NOT_SHOWN: "is not confirmed in every other world.",
     }[result]
+    # The weights per anchor have figures of their own, because the theory page refers to them.
     further = dict.fromkeys((row.method, row.label) for row in others)
     figures = [*confirmations]
     for key in further:
@@ -178,6 +184,7 @@ def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
     tried = [
         figure._replace(label=figure.label.split(_ON_VALIDATION)[1]) for figure in short if figure not in confirmed
     ]
+    # Before the other worlds are measured there is nothing to confirm.
     pictures = {"beyond-tried": draw_intervals(tried, axis="difference of R@1 on validation pairs to plain drrho")}
     if confirmed:
         pictures["beyond-confirmed"] = draw_intervals(confirmed, axis="difference of R@1 on test pairs to plain drrho")

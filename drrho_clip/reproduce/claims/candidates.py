@@ -59,6 +59,7 @@ def _gamma(label: str, **settings: Any) -> Candidate:
 
 def _guided(method: str) -> list[Candidate]:
     """Return the ways in which the reference model can judge the pairs of a method."""
+    # Only candidates of drrho are combined, so another method is a family of its own.
     family = "pairs" if method == "drrho" else method
     return [
         Candidate("anchor_weights reference", {"anchor_weights": "reference"}, method, family),
@@ -68,6 +69,7 @@ def _guided(method: str) -> list[Candidate]:
     ]
 
 
+# The share of the strong reference model stands in the label.
 _BLEND: Final = "blend"
 CANDIDATES: Final[Sequence[Candidate]] = (
     *(_weight(weight) for weight in (0.0, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0)),
