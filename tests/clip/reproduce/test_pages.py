@@ -110,6 +110,22 @@ def test_a_page_has_the_figures_of_the_rows_and_the_verdict_follows_the_lead(
             row.metrics["retrieval_r1"] for row in results.of(name) if (row.dataset, row.method) == (world.name, "clip")
         ]
         assert f"| {world.name} | clip | none | 5 | {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} |" in page
+    if name == "generic":
+        accuracies = [
+            row.metrics["accuracy"]
+            for row in results.of(name)
+            if (row.dataset, row.method) == ("clusters-noise", "dro-kl") and row.seed < 5
+        ]
+        spread = f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
+        assert f"| clusters | noise | dro-kl | none | {spread} |" in page
+    if name == "estimator":
+        recalls = [
+            row.metrics["retrieval_r1"]
+            for row in results.of(name)
+            if (row.dataset, row.method, row.label, row.seed < 5) == ("pairs-512", "sogclr", "B = 64, gamma 0.5", True)
+        ]
+        spread = f"{np.mean(recalls):.3f} ± {np.std(recalls, ddof=1):.3f}"
+        assert f"| pairs-512 | sogclr | 0.5 | 64 | 8 | {spread} |" in page
     # Each picture of the page is there, and the same rows give the same files.
     pictures = re.findall(r"\]\((.*\.svg)\)", page)
     assert {path.name for path in written} == {"README.md", f"{name}.md", *pictures}
