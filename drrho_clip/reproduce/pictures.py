@@ -179,6 +179,7 @@ def _placed(
     """Yield the axes of each panel with title and content; places without a panel stay empty."""
     rows, columns = _grid(len(panels))
     places = page.subplots(rows, columns, sharey=sharey, squeeze=False).ravel().tolist()
+    # The last row may be shorter than the others.
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     yield from zip(places, panels.items(), strict=False)

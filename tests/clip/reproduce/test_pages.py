@@ -64,7 +64,7 @@ def invented(name: str, folder: Path, lead: float) -> Results:
         r1 = level.get(experiment.method, 0.3) + rng.normal(0, 0.005)
         figures = {"retrieval_r1": r1, "zero_shot_accuracy": r1 / 2, "validation_r1": r1, "validation_r10": r1}
         if experiment.claim == "scaling-law":
-            size, length = (experiment.settings["target"][key] for key in ("width", "epochs"))
+            size, length = experiment.settings["target"]["width"], experiment.settings["data"]["train_size"] // 100
             # The error falls with the exponent 0.05 + lead for everything that is steered, and with 0.05 otherwise.
             exponent = 0.05 + lead * (experiment.method == "drrho")
             error = float((1e4 * size * length) ** -exponent * np.exp(rng.normal(0, 0.005)))
