@@ -56,8 +56,10 @@ def run(experiment: Experiment, folder: Path) -> Row:
     commit = _commit()
     began = time.monotonic()
     try:
+        # The tasks know nothing about rows, hashes and files of results.
         measured = TASKS[experiment.task](experiment, folder)
     except Diverged:
+        # Without a row the command would stop at this learning rate each time.
         measured = Measured(dict.fromkeys(FIGURES, 0.0) | {"diverged": 1.0}, time.monotonic() - began)
     return Row(
         **asdict(experiment),

@@ -59,6 +59,7 @@ def measure_target(experiment: Experiment, config: TrainConfig, backend: Backend
     run = clean_folder(experiment, folder)
     outcome = train(config, run, backend=backend, splits=splits, quiet=True)
     figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
+    # The time of the reference model is not part of the row, because several targets share that model.
     measured = Measured(figures, outcome.row["seconds"])
     # Many runs of checkpoints would fill the disk, and nobody reads them again.
     shutil.rmtree(run, ignore_errors=True)

@@ -27,7 +27,7 @@ _RATES: Final = (1e-3, 3e-3, 1e-2, 3e-2)
 _HIDDEN: Final = {"target": 64, _WEAK: 16, _STRONG: 128}
 _STEPS: Final = 200
 _BATCH: Final = 64
-_REPEATS: Final = 4
+_REPEATS: Final = 2
 
 
 def _experiments(plan: Plan) -> None:
@@ -212,7 +212,7 @@ GENERIC: Final = Claim(
     "the share of the samples that is kept) and DRRho. DRO and DRRho are measured with the sets CVaR, KL "
     "penalty, chi-square ball and capped KL penalty (option: the size of the set). The control `erm-all` is ERM "
     "on the samples of the target and of the weak reference model together. Every method and set tries the same "
-    "four learning rates times three options. A row is the mean of four trainings on four draws. The figure is "
+    "four learning rates times three options. A row is the mean of two trainings on two draws. The figure is "
     "the accuracy on clean test samples; in the language it is the loss. The claim holds if DRRho with the weak "
     "reference model is better than ERM and than DRO on every problem in every condition; their sets, too, are "
     "chosen on validation samples. Differences with the strong reference model are shown and do not count for "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -103,13 +105,20 @@ def some(pairs: Pairs, rows: Rows) -> Pairs:
 
 def open_problem(experiment: Experiment) -> Problem:
     """Draw the pairs of an experiment, and train the reference model if there is one."""
-    data, model = experiment.settings["data"], experiment.settings["steering"]
-    rng = np.random.default_rng((experiment.seed, _DATA))
+    settings = experiment.settings
+    # Experiments with other methods and batches have the same problem, and lists cannot be keys of the cache.
+    return _open(experiment.seed, json.dumps({name: settings[name] for name in ("data", "steering")}))
+
+
+@lru_cache(maxsize=16)
+def _open(seed: int, settings: str) -> Problem:
+    data, model = json.loads(settings).values()
+    rng = np.random.default_rng((seed, _DATA))
     sets = draw_pairs(data["num"], num_reference=data["num_reference"], swapped=data["swapped"], rng=rng)
     if model is None:
         return Problem(sets, None)
     other = Problem(sets._replace(train=sets.reference), None)
-    heads = _trained(Training(other, model, CLIP, seed=(experiment.seed, _REFERENCE)))
+    heads = _trained(Training(other, model, CLIP, seed=(seed, _REFERENCE)))
     return Problem(sets, embed(heads, sets.train))
 
 
