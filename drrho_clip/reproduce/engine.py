@@ -98,6 +98,7 @@ def reproduce(
             if absent:
                 worlds = [world for world in worlds if world.name not in absent]
                 continue
+            # Rows are written one by one, so an interruption loses running experiments only.
             failed = measure(missing, runs, jobs=jobs, keep=results.append, quiet=quiet)
             failures |= {failure.experiment.config_hash(): failure for failure in failed}
     if failures:
@@ -110,6 +111,7 @@ def _only_command(out: Path, runs: Path) -> Iterator[None]:
     """Keep other commands out of the two folders, which may be the same folder."""
     with contextlib.ExitStack() as stack:
         for folder, name in {runs.resolve(): (runs, "runs"), out.resolve(): (out, "out")}.values():
+            # The lock is a file in the folder.
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_process(folder, name))
         yield
@@ -117,6 +119,7 @@ def _only_command(out: Path, runs: Path) -> Iterator[None]:
 
 def _report(failures: Sequence[Failure], runs: Path) -> str:
     """Return a line about the first failure; the traceback of a mistake of our code goes to a file."""
+    # One line is enough for the user: failures after the first often have the same cause.
     experiment, error = failures[0]
     message, _ = ending(error)
     if message is None:

@@ -32,6 +32,7 @@ def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
         if judgement is None:
             continue
         judged[claim.name] = claim, judgement
+        # The names of the pictures are known only when they are drawn.
         pictures = claim.draw(rows)
         page = claim_page(claim, rows, results.of(LEARNING_RATES), judgement, list(pictures))
         contents[f"{claim.name}.md"] = page.encode()
@@ -105,6 +106,7 @@ def claim_page(
     if names:
         lines += ["## Means and standard deviations over the seeds", ""]
         heading = (*_GROUP, "seeds", *(_NAMES[name] for name in names))
+        # Rows stand in the order in which the experiments ended, which differs from machine to machine.
         by_world = sorted(groups(rows).values(), key=lambda group: worlds.index(group[0].dataset))
         lines += [*_table(heading, [_means(group, names) for group in by_world]), ""]
     for table in claim.tables(rows):
@@ -120,6 +122,7 @@ def _worlds(rows: Sequence[Row]) -> list[str]:
     lines: list[tuple[str, ...]] = []
     for name in dict.fromkeys(row.dataset for row in rows if row.dataset in WORLDS):
         world = WORLDS[name]
+        # A reference model has the settings of the target, apart from those named here.
         references = "; ".join(f"{model}: {_settings(own)}" for model, own in world.references.items())
         lines.append((name, world.title, _settings({**world.data, **world.target}), references))
     heading = ("world", "data", "settings of `drrho train`", "other settings of the reference models")
@@ -190,6 +193,7 @@ def _rate_of(row: Row) -> float:
 
 
 def _origin(rows: Sequence[Row]) -> str:
+    # Rows of several commands may come from different machines, versions and commits.
     machines = "; ".join(dict.fromkeys(row.machine for row in rows))
     versions = dict.fromkeys(", ".join(f"{name} {number}" for name, number in row.versions.items()) for row in rows)
     commits = ", ".join(dict.fromkeys(f"`{row.commit[:12]}`" for row in rows))
@@ -202,6 +206,7 @@ def _origin(rows: Sequence[Row]) -> str:
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table; a column without any text is left out."""
+    # Most claims have no changes of settings, and many worlds have no classes.
     used = [place for place in range(len(heading)) if any(row[place] for row in rows)]
     lines = [[line[place] for place in used] for line in (heading, ["---"] * len(heading), *rows)]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -180,11 +180,11 @@ def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
         words = method if method == CLIP else f"{method}, gamma {rule}"
         recalls.setdefault(f"{world.removeprefix('pairs-')} training pairs", {})[words] = _curve(sizes, values)
     return {
-        f"{_NAME}-batch": draw_bands(by_batch, x_name="batch size", y_name="error after 16 visits", log="xy"),
+        f"{_NAME}-batch": draw_bands(by_batch, x_name="batch size", y_name="error after 16 visits", log_x=True),
         f"{_NAME}-visits": draw_bands(
-            by_visit, x_name="visits of each pair", y_name=f"error, batch size {batches[0]}", log="xy"
+            by_visit, x_name="visits of each pair", y_name=f"error, batch size {batches[0]}", log_x=True
         ),
-        f"{_NAME}-recall": draw_bands(recalls, x_name="batch size", y_name="R@1 on test pairs", log="x"),
+        f"{_NAME}-recall": draw_bands(recalls, x_name="batch size", y_name="R@1 on test pairs", log_x=True),
     }
 
 

@@ -41,12 +41,14 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Figure]]:
     panels: dict[str, list[Figure]] = {}
     for (world, _, reference, _), group in groups(_trained(rows)).items():
         for anchor, (spread, words) in product(ANCHORS, SPREADS.items()):
+            # A ratio of variances has no unit, and on the scale of the logarithm twice and half are equally far from 1.
             ratios = [
                 math.log10(
                     np.mean(row.curve(f"loss_{anchor}_{spread}")) / np.mean(row.curve(f"excess_{anchor}_{spread}"))
                 )
                 for row in group
             ]
+            # One seed gives no interval.
             if len(ratios) > 1:
                 figure = Figure(f"{anchor} anchors, variance over {words}", interval(ratios))
                 panels.setdefault(f"{world}, {reference} reference", []).append(figure)

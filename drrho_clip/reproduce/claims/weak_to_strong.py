@@ -58,6 +58,7 @@ def _differences(rows: Sequence[Row], pairs: Mapping[str, tuple[Group, Group]]) 
     for world in dict.fromkeys(row.dataset for row in rows):
         for label, pair in pairs.items():
             first, second = (by_seed(by_group.get(group._replace(dataset=world), []), _FIGURE) for group in pair)
+            # One seed gives no interval, and a command that was interrupted may have left one.
             if len(first.keys() & second.keys()) > 1:
                 figures.setdefault(world, []).append(Figure(label, paired(first, second)))
     return figures
@@ -96,6 +97,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
     parts = (_figures(rows, "weak"), _premises(rows), *(_figures(rows, reference) for reference in _MORE))
+    # All panels have the same labels, so that a reader can compare the worlds line by line.
     panels = {world: [figure for part in parts for figure in part.get(world, [])] for world in parts[0]}
     return {_NAME: draw_interval_panels(panels, axis="difference of R@1 on test pairs")}
 

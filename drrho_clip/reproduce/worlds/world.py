@@ -100,6 +100,7 @@ class World:
 
     def quick(self) -> World:
         """Return a small form of this world with one learning rate: every part works, and no figure has a meaning."""
+        # One rate is enough to show that the choice of a rate works.
         return replace(
             self,
             data=self.small(self.data),
