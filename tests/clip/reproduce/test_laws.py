@@ -113,10 +113,9 @@ def test_a_memorised_reference_is_used_in_the_last_state(tmp_path: Path) -> None
     # A model that learns so few pairs by heart is best before the last epoch.
     recipe = {**last.settings["reference"], "epochs": 12, "train_size": 64, "learning_rate": 0.02}
     last = replace(last, settings={**last.settings, "reference": recipe})
-    of_last = run(last, tmp_path).metrics
-    of_best = run(replace(last, task="steering"), tmp_path).metrics
-    assert of_last["reference_auc"] != of_best["reference_auc"]
-    assert of_last["hopeless_train"] < of_best["hopeless_train"]
+    of_last, of_best = (run(replace(last, task=task), tmp_path) for task in (last.task, "steering"))
+    assert of_last.figure("reference_auc") != of_best.figure("reference_auc")
+    assert of_last.figure("hopeless_train") < of_best.figure("hopeless_train")
     # The copy of the reference model is gone.
     assert not list((tmp_path / "last" / "targets").iterdir())
 
