@@ -24,6 +24,7 @@ NAMES = (
     "generic",
     "estimator",
     "good-reference",
+    "beyond",
 )
 """The claims that can be reproduced, in the order of their numbers."""
 

@@ -14,6 +14,7 @@ from drrho_clip.reproduce.estimator.errors import measure_errors
 from drrho_clip.reproduce.estimator.training import measure_heads
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.measuring import measure_generic
+from drrho_clip.reproduce.guided import measure_guided
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.steering import measure_steering, measure_steering_by_last_state
@@ -24,6 +25,7 @@ __all__ = ["TASKS", "run"]
 
 TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
+    "guided": measure_guided,
     "reference": measure_reference,
     "variances": measure_variances,
     "generic": measure_generic,

@@ -24,6 +24,7 @@ __all__ = [
     "TEST_FIGURES",
     "Measured",
     "clean_folder",
+    "config_of",
     "figures_of",
     "measure_reference",
     "measure_target",
@@ -71,7 +72,7 @@ def measure_reference(experiment: Experiment, folder: Path) -> Measured:
     backend = get_backend(experiment.backend)
     # The reference model has training pairs of its own, and the same held-out pairs as the target.
     world = WORLDS[experiment.dataset]
-    splits = world.open(_config(experiment, folder, experiment.settings["data"], "clip", backend), folder)
+    splits = world.open(config_of(experiment, folder, experiment.settings["data"], "clip", backend), folder)
     figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
     return Measured(figures, outcome.row["seconds"])
 
@@ -98,7 +99,7 @@ def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Ba
     settings = {**experiment.settings["data"], **experiment.settings["target"]}
     backend = get_backend(experiment.backend)
     reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
-    return _config(experiment, folder, settings, experiment.method, backend, reference), backend
+    return config_of(experiment, folder, settings, experiment.method, backend, reference), backend
 
 
 def reference_run(experiment: Experiment, folder: Path) -> Path:
@@ -106,9 +107,9 @@ def reference_run(experiment: Experiment, folder: Path) -> Path:
     return _reference_outcome(experiment, folder)[1]
 
 
-def clean_folder(experiment: Experiment, folder: Path) -> Path:
-    """Return the folder of the target's run; files that a killed process has left there are removed."""
-    path = folder / "targets" / experiment.config_hash()[:16]
+def clean_folder(experiment: Experiment, folder: Path, part: str = "") -> Path:
+    """Return the folder of the target's run, or a folder beside it; files of a killed process there are removed."""
+    path = folder / "targets" / f"{experiment.config_hash()[:16]}{part}"
     shutil.rmtree(path, ignore_errors=True)
     return path
 
@@ -118,13 +119,13 @@ def _reference_outcome(experiment: Experiment, folder: Path) -> tuple[Outcome, P
     assert key is not None
     path = folder / "references" / key[:16]
     backend = get_backend(experiment.backend)
-    config = _config(experiment, folder, experiment.settings["reference"], "clip", backend)
+    config = config_of(experiment, folder, experiment.settings["reference"], "clip", backend)
     splits = WORLDS[experiment.dataset].open(config, folder)
     # A run that was killed is continued, and a finished run is only read.
     return train(config, path, resume=has_checkpoint(path), backend=backend, splits=splits, quiet=True), path
 
 
-def _config(
+def config_of(
     experiment: Experiment,
     folder: Path,
     settings: Settings,
@@ -132,6 +133,7 @@ def _config(
     backend: Backend,
     reference: str | None = None,
 ) -> TrainConfig:
+    """Return the settings of a run with the seed and the world of an experiment."""
     values = {
         "method": method,
         "reference": reference,

@@ -1,6 +1,7 @@
 """The claims, one module each, in the order of their numbers."""
 
 from drrho_clip.reproduce.claim import Claim
+from drrho_clip.reproduce.claims.beyond import BEYOND
 from drrho_clip.reproduce.claims.data_efficiency import DATA_EFFICIENCY
 from drrho_clip.reproduce.claims.estimator import ESTIMATOR
 from drrho_clip.reproduce.claims.generic import GENERIC
@@ -23,6 +24,7 @@ CLAIMS: dict[str, Claim] = {
         GENERIC,
         ESTIMATOR,
         GOOD_REFERENCE,
+        BEYOND,
     )
 }
 """All claims by name."""

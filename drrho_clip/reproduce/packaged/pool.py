@@ -200,6 +200,12 @@ class StoredPairs:
             raise IndexError(f"index must lie in 0 .. {len(self) - 1}, got {index}")
         return Sample(index, _PIXEL, self.captions[index])
 
+    def subset(self, rows: Int64) -> StoredPairs:
+        """Return the pairs of some rows."""
+        return StoredPairs(
+            self.name, [self.captions[row] for row in rows.tolist()], self._digests[rows], self.labels[rows]
+        )
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of digests and captions in row order, in hex."""
         return fingerprint_of([b"drrho stored pairs 1", self._digests.tobytes()], self.captions)
