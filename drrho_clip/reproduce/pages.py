@@ -128,7 +128,8 @@ def _worlds(rows: Sequence[Row]) -> list[str]:
         references = "; ".join(f"{model}: {_settings(own)}" for model, own in world.references.items())
         lines.append((name, world.title, _settings({**world.data, **world.target}), references))
     heading = ("world", "data", "settings of `drrho train`", "other settings of the reference models")
-    return ["## Worlds", "", *_table(heading, lines), ""] if lines else []
+    sentence = "A world is a data set with noise, a target, and reference models that are trained on other pairs."
+    return ["## Worlds", "", sentence, "", *_table(heading, lines), ""] if lines else []
 
 
 def _settings(settings: Settings) -> str:
