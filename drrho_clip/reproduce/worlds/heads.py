@@ -160,7 +160,7 @@ def _world(
         data={"data": recipe.name, "train_size": _NUM_BATCHES * batch_size},
         target={"batch_size": batch_size, "temperature": 0.07, **target},
         references={key: {"as_reference": True, **settings} for key, settings in references.items()},
-        rates=(1e-3, 4e-3, 1.6e-2),
+        rates=(2.5e-4, 1e-3, 4e-3, 1.6e-2),
         by_method={
             "fastclip-v3": {"radius": radius},
             "distill:fastclip-v3": {"radius": radius},
@@ -194,7 +194,7 @@ HEAD_WORLDS: Final[tuple[Heads, ...]] = (
         Recipe("fashion", num_pairs=8_000, side=64, swapped_fraction=0.3),
         _ON_PACKAGES,
         {
-            "weak": {"width": 8, "epochs": 4, "train_size": 960},
+            "weak": {"width": 8, "epochs": 4, "train_size": 480},
             "strong": {"width": 64, "epochs": 20, "train_size": 2_880},
         },
     ),
