@@ -13,7 +13,7 @@ from typing import Any
 from drrho_clip.methods import METHODS
 from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment, Settings
 from drrho_clip.reproduce.results import Row, Rows
-from drrho_clip.reproduce.worlds import HEADS, PICTURES, World
+from drrho_clip.reproduce.worlds import HEADS, World
 
 __all__ = ["Plan", "Reference", "best_rate"]
 
@@ -62,8 +62,12 @@ class Plan:
         self.experiments: dict[str, Experiment] = {}
 
     def worlds_of(self, kind: str) -> list[World]:
-        """Return the worlds of a kind; quick plans have no `HEADS`, so `PICTURES` take their place."""
-        kind = PICTURES if self.is_quick and kind == HEADS else kind
+        """Return the worlds of a kind, `PICTURES` or `HEADS`.
+
+        Quick plans have no heads, which need features that take minutes; the first world takes their place.
+        """
+        if self.is_quick and kind == HEADS:
+            return self.worlds[:1]
         return [world for world in self.worlds if world.kind == kind]
 
     def add(self, experiment: Experiment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def quick_experiments(seed: int = 0) -> dict[tuple[str, str | None, str], Experi
 
 def test_a_reference_is_measured_beside_the_target_and_a_refusal_is_a_row(tmp_path: Path) -> None:
     experiments = quick_experiments()
-    recipe = "same pairs, README's recipe"
-    steered = run(experiments["drrho", recipe, ""], tmp_path)
+    judge = "short"
+    steered = run(experiments["drrho", judge, ""], tmp_path)
     assert {
         "retrieval_r1",
         "reference_retrieval_r1",
@@ -98,19 +99,24 @@ def test_a_reference_is_measured_beside_the_target_and_a_refusal_is_a_row(tmp_pa
     } <= steered.metrics.keys()
     assert 0 < steered.figure("hopeless_validation") < 1
     # A model of one epoch is near chance, so the library refuses it as a judge of pairs.
-    refused = run(experiments["sogclr", recipe, "worst pairs left out"], tmp_path)
+    refused = run(experiments["sogclr", judge, "worst pairs left out"], tmp_path)
     assert refused.figure("refused") == 1.0
     assert refused.figure("reference_auc") == steered.figure("reference_auc")
     assert not list((tmp_path / "targets").iterdir())
 
 
-def test_the_last_state_of_a_memorised_reference_differs_from_the_best(tmp_path: Path) -> None:
+def test_a_memorised_reference_is_used_in_the_last_state(tmp_path: Path) -> None:
     experiments = quick_experiments()
     last = next(each for (_, name, _), each in experiments.items() if name and "last state" in name)
     assert last.task == "steering-by-last-state"
     assert {each.task for key, each in experiments.items() if each is not last} == {"training", "steering"}
-    row = run(last, tmp_path)
-    assert "reference_auc" in row.metrics
+    # A model that learns so few pairs by heart is best before the last epoch.
+    recipe = {**last.settings["reference"], "epochs": 12, "train_size": 64, "learning_rate": 0.02}
+    last = replace(last, settings={**last.settings, "reference": recipe})
+    of_last, of_best = (run(replace(last, task=task), tmp_path) for task in (last.task, "steering"))
+    assert of_last.figure("reference_auc") != of_best.figure("reference_auc")
+    assert of_last.figure("hopeless_train") < of_best.figure("hopeless_train")
+    # The copy of the reference model is gone.
     assert not list((tmp_path / "last" / "targets").iterdir())
 
 
