@@ -102,7 +102,7 @@ def _references(world: World) -> list[Reference]:
         model("very short", 0.2),
         model(_JUDGE, 0.6),
         model("long", 2.0),
-        model("narrow", 0.6, width=max(1, width // 4)),
+        model("narrow", 0.6, width=max(2, width // 4)),
         model("same pairs, as_reference", 0.6, **own, as_reference=True),
         model(_MEMORISED, 2.0, **own),
     ]
