@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.pool import Failure, described, measure
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.worlds import WORLDS, World
-from drrho_clip.terminal.guard import ending
 from drrho_clip.terminal.printing import say
 
 __all__ = ["reproduce"]
@@ -120,11 +118,11 @@ def _only_command(out: Path, runs: Path) -> Iterator[None]:
 def _report(failures: Sequence[Failure], runs: Path) -> str:
     """Return a line about the first failure; the traceback of a mistake of our code goes to a file."""
     # One line is enough for the user: failures after the first often have the same cause.
-    experiment, error = failures[0]
-    message, _ = ending(error)
+    experiment, message, trace, _ = failures[0]
     if message is None:
         file = runs / "traceback.txt"
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        message = f"{type(error).__name__}, see {file}"
+        file.write_text(trace, encoding="utf-8")
+        # The last line of a traceback names the error.
+        message = f"{trace.splitlines()[-1]}, see {file}"
     count = f" ({len(failures)} experiments failed)" if len(failures) > 1 else ""
     return f"every experiment must succeed, got an error in {described(experiment)}: {message}{count}"

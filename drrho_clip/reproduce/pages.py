@@ -103,13 +103,15 @@ def claim_page(
     lines += [*(f"- {note}" for note in judgement.notes), *([""] if judgement.notes else [])]
     lines += [line for name in pictures for line in (f"![The figures of this page as a picture]({name}.svg)", "")]
     names = [name for name in TEST_FIGURES if any(name in row.metrics for row in rows)]
-    if names:
+    tables = claim.tables(rows)
+    # A claim with tables of its own has the means there.
+    if names and not tables:
         lines += ["## Means and standard deviations over the seeds", ""]
         heading = (*_GROUP, "seeds", *(_NAMES[name] for name in names))
         # Rows stand in the order in which the experiments ended, which differs from machine to machine.
         by_world = sorted(groups(rows).values(), key=lambda group: worlds.index(group[0].dataset))
         lines += [*_table(heading, [_means(group, names) for group in by_world]), ""]
-    for table in claim.tables(rows):
+    for table in tables:
         lines += [f"## {table.title}", "", table.sentence, "", *_table(table.heading, table.lines), ""]
     lines += _worlds(rows)
     lines += _learning_rates(rows, trials)
@@ -126,7 +128,8 @@ def _worlds(rows: Sequence[Row]) -> list[str]:
         references = "; ".join(f"{model}: {_settings(own)}" for model, own in world.references.items())
         lines.append((name, world.title, _settings({**world.data, **world.target}), references))
     heading = ("world", "data", "settings of `drrho train`", "other settings of the reference models")
-    return ["## Worlds", "", *_table(heading, lines), ""] if lines else []
+    sentence = "A world is a data set with noise, a target, and reference models that are trained on other pairs."
+    return ["## Worlds", "", sentence, "", *_table(heading, lines), ""] if lines else []
 
 
 def _settings(settings: Settings) -> str:

@@ -78,13 +78,20 @@ def _experiment(
 
 
 def _runs(rows: Sequence[Row], task: str) -> dict[tuple[str, str, str, int], list[Row]]:
-    """Return the rows of the seeds by world, method, rule and batch size."""
+    """Return the rows of the seeds by world, method, rule and batch size, in the order of these."""
     runs: dict[tuple[str, str, str, int], list[Row]] = {}
     for row in rows:
         if row.task == task and row.seed != CHOICE_SEED:
             key = row.dataset, row.method, row.settings["rule"], row.settings["model"]["batch"]
             runs.setdefault(key, []).append(row)
-    return runs
+    methods, rules = [CLIP, *_METHODS], [CLIP, *RULES]
+
+    def place(key: tuple[str, str, str, int]) -> tuple[int, int, int, int]:
+        world, method, rule, batch = key
+        return int(world.removeprefix("pairs-")), methods.index(method), rules.index(rule), batch
+
+    # Rows stand in the order in which the experiments ended, which differs from machine to machine.
+    return {key: sorted(runs[key], key=lambda row: row.seed) for key in sorted(runs, key=place)}
 
 
 def _last(row: Row, error: str, rule: str) -> float:

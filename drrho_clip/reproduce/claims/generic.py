@@ -109,7 +109,10 @@ class _Cell:
 
 
 def _cells(rows: Sequence[Row]) -> list[_Cell]:
-    return [_Cell(dataset, rows) for dataset in dict.fromkeys(row.dataset for row in rows)]
+    # Rows stand in the order in which the experiments ended, which differs from machine to machine.
+    there = {row.dataset for row in rows}
+    names = [f"{problem}-{condition}" for problem, condition in product(PROBLEMS, _CONDITIONS)]
+    return [_Cell(name, rows) for name in names if name in there]
 
 
 def _figures(rows: Sequence[Row], reference: str) -> list[Figure]:

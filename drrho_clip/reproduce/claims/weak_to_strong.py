@@ -83,9 +83,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     }[result]
     # A reference that is stronger than the target would test another claim.
     if premise != HOLDS:
-        sentence += (
-            " The weak reference is not below every target without a reference, so it is not weak in that sense."
-        )
+        sentence += " The intervals do not show that the weak reference is below every target without a reference."
     notes = [
         f"{world}: {sum(value.side == 1 for _, value in differences)} of {len(differences)} differences of the target "
         "steered by the weak reference lie above zero."
@@ -109,8 +107,10 @@ WEAK_TO_STRONG: Final = Claim(
     statement="A target that is steered by a weaker reference model becomes better than that model, and better than "
     "the same target without a reference model (Model Steering, arXiv 2505.06699, main results: ImageNet accuracy "
     "68.84 with a reference model of 63.32, and 67.37 for FastCLIP without a reference model).",
-    setup="The figure is R@1 on clean test pairs in galleries of 200 images. The claim holds if the target steered by "
-    "the weak reference beats the reference and the methods clip, sogclr and fastclip-v3 in every world. The "
+    setup="The figure is R@1 on clean test pairs in galleries of 200 images: the share of images and captions whose "
+    "right partner is the first answer. `drrho` is DRRho-CLIP; `clip`, `sogclr` and `fastclip-v3` train the same model "
+    "on the same pairs without a reference model. The claim holds if the target steered by "
+    "the weak reference beats the reference and these three methods in every world. The "
     "differences for two more reference models are shown too and do not count for the verdict: the strong reference, "
     "and the middle reference, which was added after the first results, when the weak reference had turned out much "
     "weaker than a target without a reference. The middle reference sees 9/7 of the pairs of the weak reference, and "
