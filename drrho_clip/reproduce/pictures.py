@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from drrho_clip.reproduce.claim import Figure
 
@@ -149,21 +149,27 @@ def draw_points(
     """Draw panels side by side, each with series of points by name; both axes may be logarithmic."""
     colours = mpl.color_sequences["tab10"]
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
-    with _page(3.6 * max(1, len(panels)), 3.4 + 0.08 * len(names)) as (page, content):
+    rows, columns = _grid(len(panels))
+    with _page(3.4 * columns, 3.0 * rows + 0.2 * len(names) / columns) as (page, content):
         handles: dict[str, Artist] = {}
-        for axes, (title, series) in zip(page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for axes, (title, series) in _placed(page, panels):
             for name, points in series.items():
                 colour = colours[names.index(name) % len(colours)]
                 (handles[name],) = axes.plot(points.x, points.y, "o", color=colour, markersize=4, label=name)
                 axes.plot(points.line_x, points.line_y, color=colour, linewidth=1.2)
             if logarithmic:
                 axes.set(xscale="log", yscale="log")
-            axes.set(title=title, xlabel=x_name, ylabel=y_name)
+                axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.yaxis.set_major_formatter("{x:g}")
+                low, high = axes.get_ylim()
+                # The numbers of a short axis lie between powers of ten; on a long axis they would overlap.
+                axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+            axes.set(title=title, xlabel=x_name)
             _clean(axes)
+        page.supylabel(y_name, fontsize=9.0)
         # The panels share a legend below them, because a series has the same colour in every panel.
-        if handles:
-            columns = min(len(handles), 2 * max(1, len(panels)))
-            page.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns, frameon=False)
+        columns = min(len(handles), 2 * columns)
+        page.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns, frameon=False)
     return content.getvalue()
 
 

@@ -161,7 +161,10 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
             figures += [
                 figure._replace(label=f"{figure.label} (does not count)") for figure in _confirmations(others, key)
             ]
-    figures += [Figure(f"{first}{_ON_VALIDATION}{_words(key)} - plain drrho", intervals[key]) for key in order]
+    figures += [
+        Figure(f"{first}{_ON_VALIDATION}{_words(key)} - plain drrho{_refusals(trials, key)}", intervals[key])
+        for key in order
+    ]
     return Judgement(figures, result, f"The setting that was chosen on {first}, {_words(chosen)}, {sentence}")
 
 
@@ -169,10 +172,18 @@ def _confirmations(rows: Sequence[Row], key: tuple[str, str]) -> list[Figure]:
     """Return the differences of R@1 on the test pairs of each other world."""
     figures = []
     for world in dict.fromkeys(row.dataset for row in rows):
-        values = list(_gains([row for row in rows if row.dataset == world], key, _CONFIRMED).values())
+        here = [row for row in rows if row.dataset == world]
+        values = list(_gains(here, key, _CONFIRMED).values())
         if len(values) > 1:
-            figures.append(Figure(f"{world}: {_words(key)} - plain drrho", interval(values)))
+            figures.append(Figure(f"{world}: {_words(key)} - plain drrho{_refusals(here, key)}", interval(values)))
     return figures
+
+
+def _refusals(rows: Sequence[Row], key: tuple[str, str]) -> str:
+    """Return how many runs of a candidate were refused; nothing if none was."""
+    # The zeros of refused runs would otherwise look like measured figures.
+    count = sum("refused" in row.metrics for row in rows if (row.method, row.label) == key)
+    return f", {count} refused" if count else ""
 
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:

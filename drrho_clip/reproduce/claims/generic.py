@@ -144,7 +144,14 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         f"in {sides.count(-1)}; with the strong one it is better in {sum(each.interval.side == 1 for each in strong)} "
         f"and worse in {sum(each.interval.side == -1 for each in strong)} of {len(strong)}."
     )
-    return Judgement([*figures, *strong], result, sentence + counts)
+    notes = [
+        f"{words.capitalize()}: DRRho with the {reference} reference model is better in {sides.count(1)} and worse in "
+        f"{sides.count(-1)} of {len(sides)} differences."
+        for words in _CONDITIONS.values()
+        for reference, group in ((_WEAK, figures), (_STRONG, strong))
+        if (sides := [each.interval.side for each in group if f", {words}: " in each.label])
+    ]
+    return Judgement([*figures, *strong], result, sentence + counts, notes)
 
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:

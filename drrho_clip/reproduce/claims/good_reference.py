@@ -9,7 +9,7 @@ from typing import Final
 from drrho_clip.reference.memorisation import Shares
 from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, by_seed, groups
 from drrho_clip.reproduce.experiment import Settings
-from drrho_clip.reproduce.pictures import Points, draw_intervals, draw_points
+from drrho_clip.reproduce.pictures import Points, draw_interval_panels, draw_points
 from drrho_clip.reproduce.plan import Plan, Reference
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import (
@@ -102,7 +102,7 @@ def _references(world: World) -> list[Reference]:
         model("very short", 0.2),
         model(_JUDGE, 0.6),
         model("long", 2.0),
-        model("narrow", 0.6, width=max(1, width // 4)),
+        model("narrow", 0.6, width=max(2, width // 4)),
         model("same pairs, as_reference", 0.6, **own, as_reference=True),
         model(_MEMORISED, 2.0, **own),
     ]
@@ -169,7 +169,7 @@ def _correlation_figures(rows: Sequence[Row]) -> dict[str, list[Figure]]:
     figures: dict[str, list[Figure]] = {name: [] for name in _PREDICTORS}
     for world in _worlds(rows):
         for name, values in _correlations(rows, world).items():
-            label = f"{world}: rank correlation of the steered target with {name}"
+            label = f"{world}: rank correlation with {name}"
             figures[name].append(Figure(label, interval(list(values.values()))))
     return figures
 
@@ -191,7 +191,7 @@ def _choices(rows: Sequence[Row]) -> list[Figure]:
     """Return the differences between leaving out, weighting, steering, and none of them."""
     by_group = groups(_sound(rows))
     figures = []
-    for world in _worlds(rows):
+    for world in (name for name in _worlds(rows) if name in _CHOSEN):
         values = {
             _in_words(method, label): by_seed(by_group.get(Group(world, method, _JUDGE, label), []), _figure(world))
             for method, label, _ in _WAYS
@@ -199,7 +199,7 @@ def _choices(rows: Sequence[Row]) -> list[Figure]:
         left_out, weighted, steered, weighted_too = values
         values[_PLAIN] = by_seed(by_group.get(Group(world, _PLAIN), []), _figure(world))
         # The differences between each way and no way come first.
-        pairs = [(left_out, _PLAIN), (weighted, _PLAIN), (weighted_too, _PLAIN)]
+        pairs = [(way, _PLAIN) for way in (left_out, weighted, steered, weighted_too)]
         pairs += [(left_out, weighted), (left_out, steered), (weighted_too, steered)]
         for first, second in pairs:
             if len(values[first].keys() & values[second].keys()) > 1:
@@ -254,6 +254,15 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     return Judgement([*counted, *others, *_gains(rows), *_choices(rows)], result, sentence, _notes(rows))
 
 
+def _panels(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    """Return the figures by world, with labels that do not name the world."""
+    panels: dict[str, list[Figure]] = {}
+    for figure in figures:
+        world, _, label = figure.label.partition(": ")
+        panels.setdefault(world, []).append(figure._replace(label=label))
+    return panels
+
+
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
     panels: dict[str, dict[str, Points]] = {}
     for world in _worlds(rows):
@@ -268,11 +277,15 @@ def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
     figures = [figure for each in _correlation_figures(rows).values() for figure in each]
     pictures = {
         _NAME: draw_points(panels, x_name=_AUC, y_name="figure of the steered target"),
-        f"{_NAME}-correlations": draw_intervals(figures, axis="rank correlation over the reference models"),
+        f"{_NAME}-correlations": draw_interval_panels(
+            _panels(figures), axis="rank correlation with the steered target"
+        ),
     }
     for name, differences in (("gains", _gains(rows)), ("choices", _choices(rows))):
         if differences:
-            pictures[f"{_NAME}-{name}"] = draw_intervals(differences, axis="difference of the figure on test pairs")
+            pictures[f"{_NAME}-{name}"] = draw_interval_panels(
+                _panels(differences), axis="difference of the figure on test pairs"
+            )
     return pictures
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -106,3 +108,16 @@ def test_the_best_setting_of_one_world_is_confirmed_on_the_others(confirmed: boo
 def test_candidates_have_different_names() -> None:
     keys = [candidate.key for candidate in (PLAIN, WITHOUT, *CANDIDATES)]
     assert len(set(keys)) == len(keys)
+
+
+def test_refused_runs_are_named() -> None:
+    rows = [
+        replace(row, metrics={**row.metrics, "refused": 1.0}) if row.label == "drop_suspects auto" else row
+        for row in measured("gamma_min 0.8", confirmed=True)
+        if row.claim == "beyond"
+    ]
+    judgement = BEYOND.judge(rows)
+    assert judgement is not None
+    refused = [figure.label for figure in judgement.figures if "refused" in figure.label]
+    assert refused
+    assert all("drop_suspects auto - plain drrho, 3 refused" in label for label in refused)

@@ -99,6 +99,12 @@ def test_wrong_captions_are_in_training_parts_only(world: Heads, tmp_path: Path)
     assert np.mean(whole[:224]) == pytest.approx(0.3, abs=0.01)
     assert not any(whole[224:])
     assert 0.1 < share(splits.train) < 0.5
+    # In a table the held-out pairs are noisy too, and the pairs know which captions are wrong.
+    table = replace(world, noisy_validation=True).open(config_of(world, tmp_path), tmp_path)
+    assert 0.1 < share(table.validation) < 0.5
+    assert share(table.test) == 0.0
+    for part in table:
+        assert np.mean(part.is_swapped) == share(part)  # type: ignore[attr-defined]
 
 
 def test_claims_run_on_heads_and_a_world_without_packages_is_left_out(
