@@ -104,7 +104,8 @@ class _Cell:
     def lead(self, words: str, first: tuple[str, str | None], second: tuple[str, str | None]) -> list[Figure]:
         """Return the difference of two methods as a list of one figure, or no figure without two seeds."""
         scores = self.scores(*first), self.scores(*second)
-        label = f"{self.problem}, {_CONDITIONS[self.condition]}: {words}"
+        unit = "negative loss in nats" if self.figure == "loss" else "accuracy"
+        label = f"{self.problem}, {_CONDITIONS[self.condition]}: {words} ({unit})"
         return [Figure(label, paired(*scores))] if len(scores[0].keys() & scores[1].keys()) > 1 else []
 
 
@@ -124,6 +125,16 @@ def _figures(rows: Sequence[Row], reference: str) -> list[Figure]:
             for other, method in (("ERM", ERM), ("DRO", robust)):
                 words = f"DRRho, {reference} reference - {other}"
                 figures += cell.lead(words, (steered, reference), (method, None))
+    return figures
+
+
+def _control(rows: Sequence[Row]) -> list[Figure]:
+    """Return the leads of DRRho with the weak reference model over ERM that also has that model's samples."""
+    figures = []
+    for cell in _cells(rows):
+        steered = cell.best("drrho", _WEAK)
+        if steered is not None:
+            figures += cell.lead("DRRho, weak reference - erm-all", (steered, _WEAK), (ALL, None))
     return figures
 
 
@@ -151,7 +162,13 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         for reference, group in ((_WEAK, figures), (_STRONG, strong))
         if (sides := [each.interval.side for each in group if f", {words}: " in each.label])
     ]
-    return Judgement([*figures, *strong], result, sentence + counts, notes)
+    control = _control(rows)
+    sides = [each.interval.side for each in control]
+    notes.append(
+        "`erm-all` has the samples of the weak reference model besides: DRRho with this reference model is better than "
+        f"`erm-all` in {sides.count(1)} and worse in {sides.count(-1)} of {len(sides)} cases."
+    )
+    return Judgement([*figures, *strong, *control], result, sentence + counts, notes)
 
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
@@ -225,8 +242,8 @@ GENERIC: Final = Claim(
     "four learning rates times three options. A row is the mean of two trainings on two draws. The figure is "
     "the accuracy on clean test samples; in the language it is the loss. The claim holds if DRRho with the weak "
     "reference model is better than ERM and than DRO on every problem in every condition; their sets, too, are "
-    "chosen on validation samples. Differences with the strong reference model are shown and do not count for "
-    "the verdict.",
+    "chosen on validation samples. Differences with the strong reference model and with the control are shown "
+    "and do not count for the verdict.",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,
