@@ -48,13 +48,13 @@ class _SamePadding(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         side, stride = self.kernel_size[0], self.stride[0]
         if stride == 1:
-            same: torch.Tensor = self._conv_forward(x, self.weight, None)
+            same: torch.Tensor = self._conv_forward(x, self.weight, self.bias)
             return same
         pads: list[int] = []
         for length in (x.shape[3], x.shape[2]):
             total = max((-(-length // stride) - 1) * stride + side - length, 0)
             pads += [total // 2, total - total // 2]
-        padded: torch.Tensor = self._conv_forward(nn.functional.pad(x, pads), self.weight, None)
+        padded: torch.Tensor = self._conv_forward(nn.functional.pad(x, pads), self.weight, self.bias)
         return padded
 
 
@@ -134,8 +134,12 @@ def load_image_model() -> EfficientNetLite0:
     """Return EfficientNet-Lite0 with the weights of the package."""
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(_image_weights(), weights_only=True))
+    return fused(network)
+
+
+def fused(network: EfficientNetLite0) -> EfficientNetLite0:
+    """Join each frozen normalisation with the convolution before it, which gives the same features in less time."""
     network.eval()
-    # A frozen normalisation is a factor and a bias of the convolution before it; without it the network is faster.
     for module in network.modules():
         for convolution, norm in _FUSED:
             if isinstance(getattr(module, norm, None), nn.BatchNorm2d) and hasattr(module, convolution):

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from drrho_clip.reproduce.results import Results
 
 # The names stand here, because the modules of the claims take time to import.
-NAMES = ("weak-to-strong", "table", "data-efficiency", "variance", "generic")
+NAMES = (
+    "weak-to-strong",
+    "table",
+    "data-efficiency",
+    "scaling-law",
+    "variance",
+    "generic",
+    "estimator",
+    "good-reference",
+    "beyond",
+)
 """The claims that can be reproduced, in the order of their numbers."""
 
 

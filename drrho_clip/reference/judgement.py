@@ -35,10 +35,14 @@ from drrho_clip.reference.memorisation import (
 from drrho_clip.run import Run, read_metrics
 from drrho_core.backend import Backend
 
-__all__ = ["Judgement", "ask_reference", "measure_shares", "recorded_shares"]
+__all__ = ["Judgement", "UselessReference", "ask_reference", "measure_shares", "recorded_shares"]
 
 # A model is near chance if R@1 on held-out pairs is below this multiple of the R@1 of random answers.
 _NEAR_CHANCE: Final = 3.0
+
+
+class UselessReference(BadInput):
+    """A reference model that has memorised its pairs or has learnt too little to judge pairs."""
 
 
 class Judgement(NamedTuple):
@@ -83,10 +87,10 @@ class Judgement(NamedTuple):
         return line if trouble is None else f"{line}; warning: {trouble}"
 
     def refuse_unless_useful(self, setting: str) -> None:
-        """Raise BadInput if this model is of little use as a judge of pairs; `setting` is what needs a judge."""
+        """Raise UselessReference if this model is of little use as a judge of pairs, which `setting` needs."""
         trouble = self._trouble()
         if trouble is not None:
-            raise BadInput(
+            raise UselessReference(
                 f"{setting} must be used with a reference model that has neither memorised its pairs nor learnt too "
                 f"little, got {self.model}: {self.shares.in_words()}, so {trouble}"
             )

@@ -219,6 +219,7 @@ def swapped_pair_losses(pairs: PairFeatures, *, temperature: float) -> Floats:
     >>> len(losses) >= 12, bool(np.all(losses > 0))
     (True, True)
     """
+    # The same table always gives the same pairs, so that a repeated run has the same weights.
     rng = np.random.default_rng(len(pairs.image))
     ids = np.arange(len(pairs.image)) if pairs.image_ids is None else pairs.image_ids
     parts = [np.empty(0, dtype=pairs.image.dtype)]

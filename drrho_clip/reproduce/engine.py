@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.pool import Failure, described, measure
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.worlds import WORLDS, World
-from drrho_clip.terminal.guard import ending
 from drrho_clip.terminal.printing import say
 
 __all__ = ["reproduce"]
@@ -98,6 +96,7 @@ def reproduce(
             if absent:
                 worlds = [world for world in worlds if world.name not in absent]
                 continue
+            # Rows are written one by one, so an interruption loses running experiments only.
             failed = measure(missing, runs, jobs=jobs, keep=results.append, quiet=quiet)
             failures |= {failure.experiment.config_hash(): failure for failure in failed}
     if failures:
@@ -110,6 +109,7 @@ def _only_command(out: Path, runs: Path) -> Iterator[None]:
     """Keep other commands out of the two folders, which may be the same folder."""
     with contextlib.ExitStack() as stack:
         for folder, name in {runs.resolve(): (runs, "runs"), out.resolve(): (out, "out")}.values():
+            # The lock is a file in the folder.
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_process(folder, name))
         yield
@@ -117,11 +117,12 @@ def _only_command(out: Path, runs: Path) -> Iterator[None]:
 
 def _report(failures: Sequence[Failure], runs: Path) -> str:
     """Return a line about the first failure; the traceback of a mistake of our code goes to a file."""
-    experiment, error = failures[0]
-    message, _ = ending(error)
+    # One line is enough for the user: failures after the first often have the same cause.
+    experiment, message, trace, _ = failures[0]
     if message is None:
         file = runs / "traceback.txt"
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        message = f"{type(error).__name__}, see {file}"
+        file.write_text(trace, encoding="utf-8")
+        # The last line of a traceback names the error.
+        message = f"{trace.splitlines()[-1]}, see {file}"
     count = f" ({len(failures)} experiments failed)" if len(failures) > 1 else ""
     return f"every experiment must succeed, got an error in {described(experiment)}: {message}{count}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -70,7 +71,8 @@ class Experiment:
     settings: Settings
     quick: bool
     label: str = ""
-    backend: str = field(default_factory=default_backend)
+    # The search for installed libraries takes ten milliseconds, and a plan has hundreds of experiments.
+    backend: str = field(default_factory=functools.cache(default_backend))
 
     def config_hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of this experiment, in hex."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.reproduce.claim import Claim, Judgement, groups
-from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES
+from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Settings
 from drrho_clip.reproduce.plan import best_rate
 from drrho_clip.reproduce.results import Results, Row
 from drrho_clip.reproduce.statistics import Interval, mean_and_deviation
 from drrho_clip.reproduce.training import TEST_FIGURES
+from drrho_clip.reproduce.worlds import WORLDS
 
 __all__ = ["claim_page", "in_words", "table_of_claims", "write_pages"]
 
@@ -31,6 +32,7 @@ def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
         if judgement is None:
             continue
         judged[claim.name] = claim, judgement
+        # The names of the pictures are known only when they are drawn.
         pictures = claim.draw(rows)
         page = claim_page(claim, rows, results.of(LEARNING_RATES), judgement, list(pictures))
         contents[f"{claim.name}.md"] = page.encode()
@@ -47,10 +49,13 @@ def table_of_claims(judged: Sequence[tuple[Claim, Judgement]]) -> str:
     lines = [
         "# The claims of the paper, measured again",
         "",
-        "`drrho reproduce --report` writes these pages from the rows in the files `.jsonl` of this folder.",
+        "Each claim of the Model Steering paper (arXiv 2505.06699) is measured on small models. A claim *holds* if all "
+        "differences that it promises have intervals above zero over the seeds; it *does not hold* if a difference is "
+        "below zero; otherwise it is *not shown*. `drrho reproduce --report` writes these pages and pictures from the "
+        "rows in the files `.jsonl` of this folder, so no figure was typed in.",
         "",
         *_table(
-            ("", "claim", "verdict", ""),
+            ("number", "claim", "verdict", "reason"),
             [
                 (str(claim.number), f"[{claim.title}]({claim.name}.md)", f"**{judgement.verdict}**", judgement.sentence)
                 for claim, judgement in judged
@@ -78,6 +83,7 @@ def claim_page(
     """
     # A claim may keep choices of settings among its own rows.
     seeds = sorted({row.seed for row in rows} - {CHOICE_SEED})
+    worlds = list(dict.fromkeys(row.dataset for row in rows))
     lines = [f"# Claim {claim.number}: {claim.title}", "", claim.statement, ""]
     lines += [f"**Verdict: {judgement.verdict}.** {judgement.sentence}", ""]
     lines += [f"    drrho reproduce {claim.name}", "", "## Measurement", "", claim.setup, ""]
@@ -97,15 +103,40 @@ def claim_page(
     lines += [*(f"- {note}" for note in judgement.notes), *([""] if judgement.notes else [])]
     lines += [line for name in pictures for line in (f"![The figures of this page as a picture]({name}.svg)", "")]
     names = [name for name in TEST_FIGURES if any(name in row.metrics for row in rows)]
-    if names:
+    tables = claim.tables(rows)
+    # A claim with tables of its own has the means there.
+    if names and not tables:
         lines += ["## Means and standard deviations over the seeds", ""]
         heading = (*_GROUP, "seeds", *(_NAMES[name] for name in names))
-        lines += [*_table(heading, [_means(group, names) for group in groups(rows).values()]), ""]
-    for table in claim.tables(rows):
+        # Rows stand in the order in which the experiments ended, which differs from machine to machine.
+        by_world = sorted(groups(rows).values(), key=lambda group: worlds.index(group[0].dataset))
+        lines += [*_table(heading, [_means(group, names) for group in by_world]), ""]
+    for table in tables:
         lines += [f"## {table.title}", "", table.sentence, "", *_table(table.heading, table.lines), ""]
+    lines += _worlds(rows)
     lines += _learning_rates(rows, trials)
     lines += ["## Origin", "", _origin(rows), ""]
     return "\n".join(lines)
+
+
+def _worlds(rows: Sequence[Row]) -> list[str]:
+    """Return the section on the data and the models, or nothing if the claim has worlds of its own."""
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(row.dataset for row in rows if row.dataset in WORLDS):
+        world = WORLDS[name]
+        # A reference model has the settings of the target, apart from those named here.
+        references = "; ".join(f"{model}: {_settings(own)}" for model, own in world.references.items())
+        lines.append((name, world.title, _settings({**world.data, **world.target}), references))
+    heading = ("world", "data", "settings of `drrho train`", "other settings of the reference models")
+    sentence = "A world is a data set with noise, a target, and reference models that are trained on other pairs."
+    return ["## Worlds", "", sentence, "", *_table(heading, lines), ""] if lines else []
+
+
+def _settings(settings: Settings) -> str:
+    """Return settings in a line."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items()
+    )
 
 
 def _learning_rates(rows: Sequence[Row], trials: Sequence[Row]) -> list[str]:
@@ -165,6 +196,7 @@ def _rate_of(row: Row) -> float:
 
 
 def _origin(rows: Sequence[Row]) -> str:
+    # Rows of several commands may come from different machines, versions and commits.
     machines = "; ".join(dict.fromkeys(row.machine for row in rows))
     versions = dict.fromkeys(", ".join(f"{name} {number}" for name, number in row.versions.items()) for row in rows)
     commits = ", ".join(dict.fromkeys(f"`{row.commit[:12]}`" for row in rows))
@@ -177,6 +209,7 @@ def _origin(rows: Sequence[Row]) -> str:
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table; a column without any text is left out."""
+    # Most claims have no changes of settings, and many worlds have no classes.
     used = [place for place in range(len(heading)) if any(row[place] for row in rows)]
     lines = [[line[place] for place in used] for line in (heading, ["---"] * len(heading), *rows)]
     return [f"| {' | '.join(line)} |" for line in lines]

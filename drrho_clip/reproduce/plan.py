@@ -13,7 +13,7 @@ from typing import Any
 from drrho_clip.methods import METHODS
 from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment, Settings
 from drrho_clip.reproduce.results import Row, Rows
-from drrho_clip.reproduce.worlds import World
+from drrho_clip.reproduce.worlds import HEADS, World
 
 __all__ = ["Plan", "Reference", "best_rate"]
 
@@ -62,11 +62,17 @@ class Plan:
         self.experiments: dict[str, Experiment] = {}
 
     def worlds_of(self, kind: str) -> list[World]:
-        """Return the worlds of a kind, `PICTURES` or `HEADS`; quick plans have no heads, so scenes take their place."""
-        return [world for world in self.worlds if self.is_quick or world.kind == kind]
+        """Return the worlds of a kind, `PICTURES` or `HEADS`.
+
+        Quick plans have no heads, which need features that take minutes; the first world takes their place.
+        """
+        if self.is_quick and kind == HEADS:
+            return self.worlds[:1]
+        return [world for world in self.worlds if world.kind == kind]
 
     def add(self, experiment: Experiment) -> None:
         """Add an experiment; the same experiment counts once."""
+        # Several claims may need the same trial of a learning rate.
         self.experiments[experiment.config_hash()] = experiment
 
     def missing(self) -> list[Experiment]:
@@ -132,11 +138,13 @@ class Plan:
         """Return the learning rate of a target, or None as long as it is not chosen."""
         if target.reference is not None and self._recipe(world, target.reference) is None:
             return None
+        # Other tasks measure more than a training, which the choice of a rate does not need.
         trained = replace(target, task="training")
         return self._chosen(world, lambda rate: self._of_target(LEARNING_RATES, world, trained, CHOICE_SEED, rate))
 
     def _of_target(self, claim: str, world: World, target: _Target, seed: int, rate: float) -> Experiment:
         method, reference = target.method, target.reference
+        # Settings of the method come before those of the world, and settings of the claim before both.
         own = {**world.target, **world.by_method.get(method, {}), **self._sized(world, target.settings)}
         settings: dict[str, Any] = {
             "data": {**world.data, **self._sized(world, target.data)},
@@ -152,6 +160,7 @@ class Plan:
         recipe = {**common, **self._sized(world, reference.settings)}
         if "learning_rate" in recipe:
             return recipe
+        # Without a choice of its own, the model has the rate of the base, whose trials all claims share.
         name, tried = (reference.name, recipe) if reference.choose else (reference.base, common)
         rate = self._chosen(
             world,
@@ -165,6 +174,7 @@ class Plan:
 
     def _chosen(self, world: World, trial: Callable[[float], Experiment]) -> float | None:
         """Add the trials of all rates; return the best rate as soon as all trials have rows."""
+        # The trials have rows of their own, so that a reader can check the choice.
         trials = {rate: trial(rate) for rate in world.rates}
         for experiment in trials.values():
             self.add(experiment)
@@ -203,5 +213,6 @@ def best_rate(trials: Mapping[float, Row]) -> float:
 
     A rate with which the training diverged is taken only if it diverged with every rate.
     """
+    # A diverged trial has zeros, which an untrained model could have as well.
     sound = {rate: row for rate, row in trials.items() if not row.diverged}
     return max(sorted(sound), key=lambda rate: sound[rate].figure("validation_r1")) if sound else min(trials)

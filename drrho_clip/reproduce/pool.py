@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +24,7 @@ from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.tasks import run
 from drrho_clip.reproduce.training import reference_run
+from drrho_clip.terminal.guard import ending
 from drrho_clip.terminal.progress import Reporter
 
 __all__ = ["Failure", "described", "measure"]
@@ -34,10 +36,23 @@ _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Failure(NamedTuple):
-    """An experiment that failed, and the error."""
+    """An experiment that failed.
+
+    Attributes
+    ----------
+    experiment : Experiment
+    message : str or None
+        The line about the error; None for a mistake of our code.
+    trace : str
+        The traceback.
+    diverged : bool
+        The loss of a reference model did not stay finite.
+    """
 
     experiment: Experiment
-    error: Exception
+    message: str | None
+    trace: str
+    diverged: bool
 
 
 def measure(
@@ -87,16 +102,16 @@ def measure(
             if isinstance(row, Row):
                 keep(row)
             else:
-                failures.append(Failure(experiment, row))
+                failures.append(row)
             reporter.advance(described(experiment) + _end(row))
     return failures
 
 
-def _end(result: Path | Row | Exception) -> str:
+def _end(result: Path | Row | Failure) -> str:
     """Return how an experiment ended, for the line about it; nothing if it ended well."""
-    if isinstance(result, Diverged) or (isinstance(result, Row) and result.diverged):
+    if not isinstance(result, Path) and result.diverged:
         return ": diverged"
-    return ": failed" if isinstance(result, Exception) else ""
+    return ": failed" if isinstance(result, Failure) else ""
 
 
 def described(experiment: Experiment) -> str:
@@ -117,33 +132,35 @@ def _each(
     task: Callable[[Experiment, Path], _Result],
     experiments: Sequence[Experiment],
     folder: Path,
-) -> Iterator[tuple[Experiment, _Result | Exception]]:
-    """Yield each experiment with the result of the task, or with the error, in the order in which they end."""
+) -> Iterator[tuple[Experiment, _Result | Failure]]:
+    """Yield each experiment with the result of the task, or with the failure, in the order in which they end."""
     if workers is None:
         for experiment in experiments:
-            try:
-                result: _Result | Exception = task(experiment, folder)
-            except Exception as error:
-                result = error
-            yield experiment, result
+            yield experiment, _tried(task, experiment, folder)
         return
-    waiting: dict[Future[_Result], Experiment] = {}
+    waiting: dict[Future[_Result | Failure], Experiment] = {}
     for experiment in experiments:
-        waiting[workers.submit(task, experiment, folder)] = experiment
+        waiting[workers.submit(_tried, task, experiment, folder)] = experiment
     while waiting:
+        # No finished experiment waits for a slow one.
         for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-            # The type of the variable keeps the checker from choosing a wider type for the future.
-            result_of: _Result | Exception = _result_of(future)
-            yield waiting.pop(future), result_of
+            try:
+                yield waiting.pop(future), future.result()
+            except BrokenProcessPool:
+                raise BadInput(
+                    "a worker process must run to the end, got one that was killed, perhaps for lack of memory; the "
+                    "same command goes on"
+                ) from None
 
 
-def _result_of(future: Future[_Result]) -> _Result | Exception:
+def _tried(task: Callable[[Experiment, Path], _Result], experiment: Experiment, folder: Path) -> _Result | Failure:
     try:
-        return future.result()
-    except BrokenProcessPool:
-        raise BadInput("the processes of the experiments must not be ended from outside, got an end") from None
+        return task(experiment, folder)
+    # Not every exception can be sent to another process, but texts can.
     except Exception as error:
-        return error
+        message, _ = ending(error)
+        trace = "".join(traceback.format_exception(error))
+        return Failure(experiment, message, trace, isinstance(error, Diverged))
 
 
 @contextlib.contextmanager

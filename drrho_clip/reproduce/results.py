@@ -60,6 +60,7 @@ class Row:
     @property
     def experiment(self) -> Experiment:
         """The experiment whose result this row is."""
+        # A row has all fields of the experiment under the same names.
         names = [option.name for option in fields(Experiment)]
         return Experiment(**{name: getattr(self, name) for name in names})
 
@@ -127,6 +128,7 @@ class Results:
             _drop_torn_line(file)
             file.write((json.dumps(asdict(row), allow_nan=False) + "\n").encode())
             file.flush()
+            # After a power failure the experiment would have to run again.
             os.fsync(file.fileno())
         self.rows[row.config_hash] = row
 
@@ -144,6 +146,7 @@ def read_rows(path: Path) -> list[Row]:
         If a line is no row, if a hash does not belong to its row, or if a hash comes twice.
     """
     with naming(path):
+        # Behind the last line break there is nothing, or a line that a killed process did not finish.
         *lines, _ = path.read_bytes().split(b"\n")
     rows: dict[str, Row] = {}
     for number, line in enumerate(lines, start=1):

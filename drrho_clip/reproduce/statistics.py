@@ -122,6 +122,24 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's rank correlation, in [-1, 1]; it is 0 if all values of a sequence are equal.
+
+    Examples
+    --------
+    >>> round(rank_correlation([1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 40.0, 30.0]), 6)
+    0.8
+    >>> rank_correlation([1.0, 2.0], [3.0, 3.0])
+    0.0
+    """
+    from scipy.stats import spearmanr
+
+    # Equal values have no order that the other values could agree with.
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        return 0.0
+    return float(spearmanr(first, second).statistic)
+
+
 def verdict(intervals: Sequence[Interval]) -> str:
     """Return the verdict on the claim that all differences are positive.
 

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from drrho_clip.errors import Diverged
+from drrho_clip.reproduce.estimator.errors import measure_errors
+from drrho_clip.reproduce.estimator.training import measure_heads
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.measuring import measure_generic
+from drrho_clip.reproduce.guided import measure_guided
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Row
+from drrho_clip.reproduce.steering import measure_steering, measure_steering_by_last_state
 from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
 from drrho_clip.reproduce.variances import measure_variances
 
@@ -21,9 +25,14 @@ __all__ = ["TASKS", "run"]
 
 TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
+    "guided": measure_guided,
     "reference": measure_reference,
     "variances": measure_variances,
     "generic": measure_generic,
+    "estimator": measure_errors,
+    "linear-heads": measure_heads,
+    "steering": measure_steering,
+    "steering-by-last-state": measure_steering_by_last_state,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
 
@@ -47,8 +56,10 @@ def run(experiment: Experiment, folder: Path) -> Row:
     commit = _commit()
     began = time.monotonic()
     try:
+        # The tasks know nothing about rows, hashes and files of results.
         measured = TASKS[experiment.task](experiment, folder)
     except Diverged:
+        # Without a row the command would stop at this learning rate each time.
         measured = Measured(dict.fromkeys(FIGURES, 0.0) | {"diverged": 1.0}, time.monotonic() - began)
     return Row(
         **asdict(experiment),

@@ -23,8 +23,11 @@ __all__ = [
     "FIGURES",
     "TEST_FIGURES",
     "Measured",
+    "clean_folder",
+    "config_of",
     "figures_of",
     "measure_reference",
+    "measure_target",
     "measure_training",
     "reference_run",
     "target_config",
@@ -46,12 +49,17 @@ class Measured(NamedTuple):
 
 def measure_training(experiment: Experiment, folder: Path) -> Measured:
     """Train a target and measure the best state."""
-    config, backend = target_config(experiment, folder)
+    return measure_target(experiment, *target_config(experiment, folder), folder)
+
+
+def measure_target(experiment: Experiment, config: TrainConfig, backend: Backend, folder: Path) -> Measured:
+    """Train a target with these settings and measure the best state."""
     world = WORLDS[experiment.dataset]
     splits = world.open(config, folder)
     run = clean_folder(experiment, folder)
     outcome = train(config, run, backend=backend, splits=splits, quiet=True)
     figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
+    # The time of the reference model is not part of the row, because several targets share that model.
     measured = Measured(figures, outcome.row["seconds"])
     # Many runs of checkpoints would fill the disk, and nobody reads them again.
     shutil.rmtree(run, ignore_errors=True)
@@ -64,7 +72,7 @@ def measure_reference(experiment: Experiment, folder: Path) -> Measured:
     backend = get_backend(experiment.backend)
     # The reference model has training pairs of its own, and the same held-out pairs as the target.
     world = WORLDS[experiment.dataset]
-    splits = world.open(_config(experiment, folder, experiment.settings["data"], "clip", backend), folder)
+    splits = world.open(config_of(experiment, folder, experiment.settings["data"], "clip", backend), folder)
     figures = {**figures_of(outcome, splits), **world.more_figures(outcome.encoder, splits, folder)}
     return Measured(figures, outcome.row["seconds"])
 
@@ -74,7 +82,16 @@ def figures_of(outcome: Outcome, splits: DataSplits) -> Metrics:
     test = outcome.row["metrics"]
     validation = evaluate(outcome.encoder, splits.validation, zero_shot=False)
     figures = {name: float(test[name]) for name in TEST_FIGURES if name in test}
-    return figures | {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
+    figures |= {f"validation_r{k}": float(validation[f"retrieval_r{k}"]) for k in (1, 10)}
+    return figures | {
+        "parameters": float(count_parameters(outcome)),
+        "samples_seen": float(outcome.row["samples_seen"]),
+    }
+
+
+def count_parameters(outcome: Outcome) -> int:
+    """Return the number of trained parameters of a model."""
+    return sum(array.size for array in outcome.run.load_parameters("best").values())
 
 
 def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Backend]:
@@ -82,7 +99,7 @@ def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Ba
     settings = {**experiment.settings["data"], **experiment.settings["target"]}
     backend = get_backend(experiment.backend)
     reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
-    return _config(experiment, folder, settings, experiment.method, backend, reference), backend
+    return config_of(experiment, folder, settings, experiment.method, backend, reference), backend
 
 
 def reference_run(experiment: Experiment, folder: Path) -> Path:
@@ -90,9 +107,9 @@ def reference_run(experiment: Experiment, folder: Path) -> Path:
     return _reference_outcome(experiment, folder)[1]
 
 
-def clean_folder(experiment: Experiment, folder: Path) -> Path:
-    """Return the folder of the target's run; files that a killed process has left there are removed."""
-    path = folder / "targets" / experiment.config_hash()[:16]
+def clean_folder(experiment: Experiment, folder: Path, part: str = "") -> Path:
+    """Return the folder of the target's run, or a folder beside it; files of a killed process there are removed."""
+    path = folder / "targets" / f"{experiment.config_hash()[:16]}{part}"
     shutil.rmtree(path, ignore_errors=True)
     return path
 
@@ -102,13 +119,13 @@ def _reference_outcome(experiment: Experiment, folder: Path) -> tuple[Outcome, P
     assert key is not None
     path = folder / "references" / key[:16]
     backend = get_backend(experiment.backend)
-    config = _config(experiment, folder, experiment.settings["reference"], "clip", backend)
+    config = config_of(experiment, folder, experiment.settings["reference"], "clip", backend)
     splits = WORLDS[experiment.dataset].open(config, folder)
     # A run that was killed is continued, and a finished run is only read.
     return train(config, path, resume=has_checkpoint(path), backend=backend, splits=splits, quiet=True), path
 
 
-def _config(
+def config_of(
     experiment: Experiment,
     folder: Path,
     settings: Settings,
@@ -116,6 +133,7 @@ def _config(
     backend: Backend,
     reference: str | None = None,
 ) -> TrainConfig:
+    """Return the settings of a run with the seed and the world of an experiment."""
     values = {
         "method": method,
         "reference": reference,

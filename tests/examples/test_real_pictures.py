@@ -300,3 +300,22 @@ def test_network_has_the_names_and_sizes_of_the_packaged_weights(example: Any) -
     assert shapes["_blocks.15._project_conv.weight"] == (320, 1152, 1, 1)
     assert shapes["_conv_head.weight"] == (1280, 320, 1, 1)
     assert towers.read_image(np.zeros((5, 9, 3), np.uint8), 16).shape == (3, 16, 16)
+
+
+def test_fused_network_gives_the_features_of_the_network_with_normalisations() -> None:
+    torch = pytest.importorskip("torch")
+    towers = __import__("drrho_torch.packaged_towers", fromlist=["towers"])
+    torch.manual_seed(0)
+    network = towers.EfficientNetLite0().eval()
+    # Each normalisation adds another number to each channel, which the joined convolution must keep.
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.running_mean, module.bias):
+                torch.nn.init.normal_(values, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    images = torch.randn(2, 3, 33, 33)
+    with torch.no_grad():
+        expected = network(images).numpy()
+        features = towers.fused(network)(images).numpy()
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from drrho_clip.reproduce.claim import Claim, Figure, Judgement, groups
-from drrho_clip.reproduce.pictures import draw_curves, draw_intervals
+from drrho_clip.reproduce.pictures import draw_curves, draw_interval_panels
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, verdict
@@ -33,24 +33,31 @@ def _trained(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if not row.diverged]
 
 
-def _figures(rows: Sequence[Row]) -> list[Figure]:
-    """Return, for each kind of variance, the logarithm (base 10) of the variance of the loss over that of the excess.
+def _panels(rows: Sequence[Row]) -> dict[str, list[Figure]]:
+    """Return the logarithm (base 10) of the variance of the loss over that of the excess, by world and reference model.
 
     The variances of a row are averaged over the epochs first.
     """
-    figures = []
+    panels: dict[str, list[Figure]] = {}
     for (world, _, reference, _), group in groups(_trained(rows)).items():
         for anchor, (spread, words) in product(ANCHORS, SPREADS.items()):
+            # A ratio of variances has no unit, and on the scale of the logarithm twice and half are equally far from 1.
             ratios = [
                 math.log10(
                     np.mean(row.curve(f"loss_{anchor}_{spread}")) / np.mean(row.curve(f"excess_{anchor}_{spread}"))
                 )
                 for row in group
             ]
+            # One seed gives no interval.
             if len(ratios) > 1:
-                label = f"{world}, {reference} reference: {anchor} anchors, variance over {words}"
-                figures.append(Figure(label, interval(ratios)))
-    return figures
+                figure = Figure(f"{anchor} anchors, variance over {words}", interval(ratios))
+                panels.setdefault(f"{world}, {reference} reference", []).append(figure)
+    return panels
+
+
+def _figures(rows: Sequence[Row]) -> list[Figure]:
+    """Return the figures of all worlds and reference models, with these names in the label."""
+    return [Figure(f"{name}: {label}", value) for name, panel in _panels(rows).items() for label, value in panel]
 
 
 def _judge(rows: Sequence[Row]) -> Judgement | None:
@@ -77,7 +84,7 @@ def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
             for kind, words in (("loss", "loss"), ("excess", "excess loss"))
         }
     return {
-        _NAME: draw_intervals(_figures(rows), axis="log10 of variance of the loss / variance of the excess loss"),
+        _NAME: draw_interval_panels(_panels(rows), axis="log10 of variance of the loss / variance of the excess loss"),
         f"{_NAME}-epochs": draw_curves(panels, x_name="epoch", y_name="variance over all pairs"),
     }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from drrho_clip.data import Dataset, captions_of, exchange_captions
 from drrho_clip.data.content import fingerprint_of, image_numbers
@@ -37,7 +38,7 @@ _PAIRS, _FEATURES = "pairs.json", "features"
 # Images or captions that the towers encode at a time.
 _AT_ONCE: Final = 32
 # A change of the code that changes pools gets another number.
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 # The stream of random numbers that draws the wrong captions.
 _WRONG: Final = 31
 # Heads never see this pixel, which stands in the place of a picture.
@@ -62,7 +63,7 @@ class Recipe:
     Examples
     --------
     >>> Recipe("scenes", swapped_fraction=0.3).name
-    'scenes-6f5d6f0e'
+    'scenes-7ec24013'
     """
 
     source: str
@@ -153,7 +154,8 @@ class Pool:
         captions = self.wrong_captions if in_training else self.captions
         chosen = rows.tolist()
         labels = np.asarray([self.labels[row] for row in chosen], dtype=np.int64)
-        return StoredPairs(name, [captions[row] for row in chosen], self.image_digests[rows], labels)
+        is_swapped = np.asarray([captions[row] != self.captions[row] for row in chosen], dtype=np.bool_)
+        return StoredPairs(name, [captions[row] for row in chosen], self.image_digests[rows], labels, is_swapped)
 
 
 class StoredPairs:
@@ -166,6 +168,8 @@ class StoredPairs:
     digests : ndarray of uint8, shape (n, 16)
     labels : ndarray of int64, shape (n,)
         The class of each pair; -1 for a pair without a class.
+    is_swapped : ndarray of bool, shape (n,), optional
+        True for each pair with a wrong caption; by default all False.
 
     Examples
     --------
@@ -174,8 +178,16 @@ class StoredPairs:
     (2, 'b', [0, 1])
     """
 
-    def __init__(self, name: str, captions: Sequence[str], digests: UInt8, labels: Int64) -> None:
+    def __init__(
+        self,
+        name: str,
+        captions: Sequence[str],
+        digests: UInt8,
+        labels: Int64,
+        is_swapped: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         self.name, self.captions, self.labels = name, tuple(captions), labels
+        self.is_swapped = np.zeros(len(self.captions), dtype=np.bool_) if is_swapped is None else is_swapped
         self._digests = digests
 
     def __len__(self) -> int:
@@ -187,6 +199,12 @@ class StoredPairs:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0 .. {len(self) - 1}, got {index}")
         return Sample(index, _PIXEL, self.captions[index])
+
+    def subset(self, rows: Int64) -> StoredPairs:
+        """Return the pairs of some rows."""
+        return StoredPairs(
+            self.name, [self.captions[row] for row in rows.tolist()], self._digests[rows], self.labels[rows]
+        )
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of digests and captions in row order, in hex."""

@@ -1,11 +1,23 @@
 """The worlds: data sets with their noise, their division by seed, and their reference models."""
 
 from drrho_clip.reproduce.worlds.fashion import FASHION
-from drrho_clip.reproduce.worlds.heads import HEAD_WORLDS
+from drrho_clip.reproduce.worlds.heads import FURTHER_TESTS, HEAD_WORLDS
 from drrho_clip.reproduce.worlds.scenes import SCENES
-from drrho_clip.reproduce.worlds.world import HEADS, PICTURES, World
+from drrho_clip.reproduce.worlds.tables import TABLE_WORLDS
+from drrho_clip.reproduce.worlds.world import HEADS, PICTURES, TABLES, World
 
-__all__ = ["FASHION", "HEADS", "HEAD_WORLDS", "PICTURES", "SCENES", "WORLDS", "World"]
+__all__ = [
+    "FASHION",
+    "FURTHER_TESTS",
+    "HEADS",
+    "HEAD_WORLDS",
+    "PICTURES",
+    "SCENES",
+    "TABLES",
+    "TABLE_WORLDS",
+    "WORLDS",
+    "World",
+]
 
-WORLDS: dict[str, World] = {world.name: world for world in (*SCENES, FASHION, *HEAD_WORLDS)}
+WORLDS: dict[str, World] = {world.name: world for world in (*SCENES, FASHION, *HEAD_WORLDS, *TABLE_WORLDS)}
 """All worlds by name."""

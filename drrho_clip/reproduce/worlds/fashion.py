@@ -53,6 +53,7 @@ class Fashion(World):
         of_references, validation, test, of_target = np.split(order, ends)
         own = of_references if config.data == _REFERENCE else of_target
         train = photographs.subset(own[: config.train_size])
+        # The random numbers go on behind those of the division, so each seed swaps other captions.
         captions, _ = exchange_captions(train.captions, config.swapped_fraction, rng)
         held_out = [_plain(photographs.subset(rows)) for rows in (validation, test)]
         return DataSplits(train.with_captions(captions), *held_out)

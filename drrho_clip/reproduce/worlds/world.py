@@ -15,9 +15,9 @@ from drrho_clip.reproduce.experiment import Settings
 if TYPE_CHECKING:
     from drrho_clip.encoders import PairEncoder
 
-__all__ = ["HEADS", "PICTURES", "World"]
+__all__ = ["HEADS", "PICTURES", "TABLES", "World"]
 
-PICTURES, HEADS = "pictures", "heads"
+PICTURES, HEADS, TABLES = "pictures", "heads", "tables"
 """The kinds of worlds."""
 
 
@@ -46,7 +46,8 @@ class World:
         Settings of the data on which the reference models are trained; they are added to `data`.
     kind : str
         `PICTURES` if encoders of pictures are trained, which takes minutes, and `HEADS` if small heads are trained over
-        the features of frozen towers, which takes seconds.
+        the features of frozen towers, which takes seconds. `TABLES` are worlds of both kinds whose held-out validation
+        captions are as noisy as the training captions, as in the table of a user.
     largest : mapping
         Largest values of numbers in the quick form, by the name of the setting; a world without them has no quick form.
     """
@@ -99,6 +100,7 @@ class World:
 
     def quick(self) -> World:
         """Return a small form of this world with one learning rate: every part works, and no figure has a meaning."""
+        # One rate is enough to show that the choice of a rate works.
         return replace(
             self,
             data=self.small(self.data),

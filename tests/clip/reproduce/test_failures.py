@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from drrho_clip.errors import BadInput
+from drrho_clip.errors import BadInput, MissingExtra
 from drrho_clip.files.lock import only_process
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.engine import reproduce
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.origin import commit_of
 from drrho_clip.reproduce.plan import Plan
+from drrho_clip.reproduce.pool import measure
 from drrho_clip.reproduce.worlds import WORLDS, World
 
 QUICK = replace(WORLDS["scenes-30"].quick(), references={})
@@ -71,9 +73,24 @@ def test_the_traceback_of_a_mistake_of_our_code_goes_to_a_file(tmp_path: Path, m
         raise ZeroDivisionError("a mistake")
 
     monkeypatch.setattr("drrho_clip.reproduce.training.train", fail)
-    with pytest.raises(BadInput, match=r"seed 0: ZeroDivisionError, see .*traceback\.txt$"):
+    with pytest.raises(BadInput, match=r"seed 0: ZeroDivisionError: a mistake, see .*traceback\.txt$"):
         measured(tmp_path, {"width": 2})
     assert "ZeroDivisionError: a mistake" in (tmp_path / "runs" / "traceback.txt").read_text(encoding="utf-8")
+
+
+def test_a_failure_can_be_sent_to_the_parent_process_whatever_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        # This exception cannot be built again from the message alone.
+        raise MissingExtra("reading images", "Pillow")
+
+    monkeypatch.setattr("drrho_clip.reproduce.training.train", fail)
+    plan = Plan({}, [QUICK], seeds=(0, 1), quick=True)
+    claim_of({"width": 2})(plan)
+    failures = measure(plan.missing(), tmp_path, jobs=1, keep=lambda row: None, quiet=True)
+    assert pickle.loads(pickle.dumps(failures)) == failures
+    assert [failure.message for failure in failures] == ["reading images needs Pillow: pip install 'drrho-core[train]'"]
 
 
 @pytest.mark.parametrize("option", ["out", "runs"])

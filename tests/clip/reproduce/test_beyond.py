@@ -1,0 +1,123 @@
+"""Claim 9: the features that steer, the choice of the setting, and a temperature of its own for the reference model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from drrho_clip.reproduce.claims.beyond import BEYOND
+from drrho_clip.reproduce.claims.candidates import CANDIDATES, PLAIN, WITHOUT
+from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.guided import blended, folds_of, in_own_columns
+from drrho_clip.reproduce.plan import Plan
+from drrho_clip.reproduce.results import Row
+from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
+from drrho_clip.reproduce.worlds import HEAD_WORLDS
+from drrho_core import contrastive_step
+from helpers.claims import row_of
+
+RNG = np.random.default_rng(1)
+
+
+def unit(*shape: int) -> np.ndarray:
+    rows = RNG.normal(size=shape)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_a_temperature_of_the_reference_is_a_weight() -> None:
+    images, texts, reference_images, reference_texts = unit(4, 6, 5)
+    unseen = np.full(6, -np.inf)
+    t, t_reference = 0.1, 0.25
+    weighted = contrastive_step(
+        images,
+        texts,
+        unseen,
+        unseen,
+        temperature=t,
+        reference_features=(reference_images, reference_texts),
+        reference_weight=t / t_reference,
+    )
+    # By the definition: the mean of exp(s_ij / t - s_ii / t - (r_ij / t_reference - r_ii / t_reference)), j != i.
+    excess = images @ texts.T / t - reference_images @ reference_texts.T / t_reference
+    difference = np.exp(excess - np.diag(excess)[:, None])
+    np.fill_diagonal(difference, 0.0)
+    assert np.allclose(weighted.log_inner_image, np.log(difference.sum(axis=1) / 5))
+
+
+def test_products_of_blended_features_are_blended_similarities() -> None:
+    images, texts, others, other_texts = unit(2, 7, 3)[0], unit(7, 3), unit(7, 4), unit(7, 4)
+    both = blended(images, others, 0.3) @ blended(texts, other_texts, 0.3).T
+    assert np.allclose(both, 0.7 * images @ texts.T + 0.3 * others @ other_texts.T)
+
+
+def test_an_image_is_judged_by_the_model_of_its_part() -> None:
+    part_of = np.asarray([0, 1, 1, 0, 1])
+    images, texts = unit(2, 5, 3), unit(2, 5, 3)
+    similarities = in_own_columns(images, part_of) @ np.concatenate(list(texts), axis=1).T
+    expected = np.where(part_of[:, None] == 0, images[0] @ texts[0].T, images[1] @ texts[1].T)
+    assert np.allclose(similarities, expected)
+
+
+def test_rows_of_an_image_are_in_one_part_and_the_parts_are_equally_large() -> None:
+    ids = np.repeat(np.arange(50), 3)
+    parts = folds_of(ids, 2, seed=4)
+    assert all(len(set(parts[ids == image])) == 1 for image in range(50))
+    assert np.bincount(parts).tolist() == [75, 75]
+
+
+def measured(best: str, confirmed: bool) -> list[Row]:
+    """Return all rows of the claim; the candidate `best` leads on validation, and on the other worlds if confirmed."""
+    rows: dict[str, Row] = {}
+    rng = np.random.default_rng(2)
+
+    def value(experiment: Experiment) -> float:
+        return 0.5 + 0.1 * (best in experiment.label) + rng.normal(0, 0.002)
+
+    while True:
+        plan = Plan(rows, HEAD_WORLDS, seeds=range(5), quick=False)
+        BEYOND.experiments(plan)
+        if not plan.missing():
+            return list(rows.values())
+        for experiment in plan.missing():
+            leads = confirmed or experiment.seed >= 100
+            test = value(experiment) if leads else 0.5 + rng.normal(0, 0.002)
+            rows[experiment.config_hash()] = row_of(experiment, value(experiment), retrieval_r1=test)
+
+
+@pytest.mark.parametrize(("confirmed", "verdict"), [(True, HOLDS), (False, NOT_SHOWN)])
+def test_the_best_setting_of_one_world_is_confirmed_on_the_others(confirmed: bool, verdict: str) -> None:
+    rows = [row for row in measured("gamma_min 0.8", confirmed) if row.claim == "beyond"]
+    judgement = BEYOND.judge(rows)
+    assert judgement is not None
+    assert judgement.verdict == verdict
+    assert "gamma_min 0.8" in judgement.sentence
+    first, *others = [world.name for world in HEAD_WORLDS]
+    # The first world is for the choice only.
+    assert {row.seed for row in rows if row.dataset == first} == {100, 101, 102}
+    for other in others:
+        assert {row.seed for row in rows if row.dataset == other} == set(range(5))
+    tried = [figure for figure in judgement.figures if figure.label.startswith(f"{first}, validation")]
+    # Every candidate, sogclr without a reference and the combination are on the page; the combination has the label of
+    # both parts, one of which is the best candidate.
+    assert len(tried) == len(CANDIDATES) + 2
+    assert sum("gamma_min 0.8" in figure.label for figure in tried) == 2
+
+
+def test_candidates_have_different_names() -> None:
+    keys = [candidate.key for candidate in (PLAIN, WITHOUT, *CANDIDATES)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_refused_runs_are_named() -> None:
+    rows = [
+        replace(row, metrics={**row.metrics, "refused": 1.0}) if row.label == "drop_suspects auto" else row
+        for row in measured("gamma_min 0.8", confirmed=True)
+        if row.claim == "beyond"
+    ]
+    judgement = BEYOND.judge(rows)
+    assert judgement is not None
+    refused = [figure.label for figure in judgement.figures if "refused" in figure.label]
+    assert refused
+    assert all("drop_suspects auto - plain drrho, 3 refused" in label for label in refused)
