@@ -162,6 +162,15 @@ def test_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None
     assert {path.name for path in COMMITTED.glob("*.svg")} == {path.name for path in tmp_path.glob("*.svg")}
 
 
+def test_readme_shows_the_table_of_the_committed_claims() -> None:
+    def table(path: Path) -> list[str]:
+        return re.findall(r"^\| \d+ \| \[.*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+    of_claims = table(COMMITTED / "README.md")
+    assert of_claims
+    assert table(COMMITTED.parents[1] / "README.md") == [line.replace("](", "](docs/claims/") for line in of_claims]
+
+
 def test_variances_are_those_of_numpy() -> None:
     rng = np.random.default_rng(3)
     target, reference = rng.normal(size=(2, 6, 6))
