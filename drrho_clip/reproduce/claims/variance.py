@@ -99,7 +99,8 @@ VARIANCE: Final = Claim(
     setup="After each epoch of a target that drrho steers, the losses of all pairs of 512 training images and captions "
     "are measured; the variances are averaged over the epochs. A figure is the logarithm to base 10 of the variance of "
     "the loss divided by that of the excess loss: above 0 the excess loss varies less, and at 0.3 half as much. The "
-    "claim holds if all figures lie above 0.",
+    "claim holds if all figures lie above 0. In the picture a figure is green if "
+    "both intervals lie above zero, orange if they lie below, and grey otherwise.",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,

@@ -114,7 +114,8 @@ WEAK_TO_STRONG: Final = Claim(
     "differences for two more reference models are shown too and do not count for the verdict: the strong reference, "
     "and the middle reference, which was added after the first results, when the weak reference had turned out much "
     "weaker than a target without a reference. The middle reference sees 9/7 of the pairs of the weak reference, and "
-    "the rest of the recipe is the same.",
+    "the rest of the recipe is the same. In the picture a figure is green if "
+    "both intervals lie above zero, orange if they lie below, and grey otherwise.",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,
