@@ -122,7 +122,9 @@ def draw_bands(panels: Mapping[str, Mapping[str, Curve]], *, x_name: str, y_name
     """
     # Many curves with the same names have one legend below the panels.
     shared = len(panels) > 1 and all(len(curves) > 4 for curves in panels.values())
-    with _page(3.2 * len(panels), 3.0 + 0.5 * shared) as (page, content):
+    # A panel is as wide as a long name with the line beside it, so the legend has a column per panel.
+    rows = -(-max(map(len, panels.values())) // len(panels)) if shared else 0
+    with _page(3.2 * len(panels), 3.0 + 0.25 * rows) as (page, content):
         for axes, (title, curves) in zip(page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for place, (colour, (name, curve)) in enumerate(zip(_COLOURS, curves.items(), strict=False)):
                 # Later curves are thinner, so that equal curves are seen.
@@ -139,7 +141,8 @@ def draw_bands(panels: Mapping[str, Mapping[str, Curve]], *, x_name: str, y_name
                 axes.legend(frameon=False)
             _clean(axes)
         if shared:
-            page.legend(*page.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+            handles, names = page.axes[0].get_legend_handles_labels()
+            page.legend(handles, names, loc="outside lower center", ncols=len(panels), frameon=False)
     return content.getvalue()
 
 

@@ -184,7 +184,7 @@ def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
                 words = method if reference is None else f"{method}, {reference}"
                 lead = cell.lead(words, (method, reference), (ERM, None))
                 panel += [Figure(words, figure.interval) for figure in lead]
-        unit = "test accuracy" if PROBLEMS[problem].figure == "accuracy" else "test loss (nats, lower = better)"
+        unit = "test accuracy" if PROBLEMS[problem].figure == "accuracy" else "the test loss in nats"
         pictures[f"{_NAME}-{problem}"] = draw_interval_panels(panels, axis=f"lead over ERM in {unit}")
     return pictures
 
