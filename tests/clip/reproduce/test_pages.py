@@ -171,6 +171,19 @@ def test_readme_shows_the_table_of_the_committed_claims() -> None:
     assert table(COMMITTED.parents[1] / "README.md") == [line.replace("](", "](docs/claims/") for line in of_claims]
 
 
+def test_figures_of_how_to_choose_stand_on_the_pages_of_the_claims_that_a_paragraph_names() -> None:
+    text = (COMMITTED.parent / "how-to-choose.md").read_text(encoding="utf-8")
+    checked = 0
+    for paragraph in re.split(r"\n\s*\n", text):
+        pages = re.findall(r"\(claims/([\w-]+\.md)\)", paragraph)
+        figures = re.findall(r"[+-]?\d\.\d{3}\b", paragraph) if pages else []
+        written = "".join((COMMITTED / page).read_text(encoding="utf-8") for page in pages)
+        missing = [figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", written)]
+        assert not missing, paragraph
+        checked += len(figures)
+    assert checked > 0
+
+
 def test_variances_are_those_of_numpy() -> None:
     rng = np.random.default_rng(3)
     target, reference = rng.normal(size=(2, 6, 6))
