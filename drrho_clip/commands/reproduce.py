@@ -101,13 +101,13 @@ class Reproduce:
 
         if self.all and self.claims:
             raise BadInput(f"claims must be left out with --all, got {' '.join(self.claims)}")
+        wrong = [name for name in self.worlds if name not in WORLDS]
+        if wrong:
+            raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
         out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
         chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
         if chosen:
             say(*(line for claim in chosen for line in claim.missing()))
-            wrong = [name for name in self.worlds if name not in WORLDS]
-            if wrong:
-                raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
             worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
             seeds = range(self.seeds or (2 if self.quick else 5))
             results = reproduce(
@@ -133,21 +133,27 @@ class Reproduce:
 
 def _print_claims(claims: list[Claim], results: Results) -> None:
     """Print the table of the claims with their verdicts."""
+    from drrho_clip.reproduce.standing import standing_of
+
     cells = []
     for claim in claims:
-        judgement = claim.judge(results.of(claim.name))
-        cells.append((str(claim.number), claim.name, "not measured" if judgement is None else judgement.verdict))
+        standing = standing_of(claim, results)
+        words = "not measured" if standing.judgement is None else standing.judgement.verdict
+        # A world that is not complete has no part in the verdict.
+        words += f"; missing: {', '.join(standing.missing)}" if standing.missing and standing.rows else ""
+        cells.append((str(claim.number), claim.name, words))
     print_cells(("", "claim", "verdict"), cells, left=3)
 
 
 def _print_judgement(claim: Claim, results: Results) -> None:
     """Print figures, intervals and the verdict of a claim."""
     from drrho_clip.reproduce.pages import in_words
+    from drrho_clip.reproduce.standing import standing_of
 
-    judgement = claim.judge(results.of(claim.name))
+    judgement, missing = standing_of(claim, results)[2:4]
     say(f"claim {claim.number}, {claim.name}")
     if judgement is None:
-        say("not measured: the data of the claim are not installed")
+        say(f"not measured: no world is complete; experiments are missing on {', '.join(missing)}")
         return
     say(*(f"  {figure.label}: {in_words(figure.interval)}" for figure in judgement.figures))
     say(*(f"  {note}" for note in judgement.notes))

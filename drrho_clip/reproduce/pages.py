@@ -7,9 +7,10 @@ from pathlib import Path
 
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.reproduce.claim import Claim, Judgement, groups
-from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Settings
+from drrho_clip.reproduce.experiment import CHOICE_SEED, Settings
 from drrho_clip.reproduce.plan import best_rate
 from drrho_clip.reproduce.results import Results, Row
+from drrho_clip.reproduce.standing import standing_of
 from drrho_clip.reproduce.statistics import Interval, mean_and_deviation
 from drrho_clip.reproduce.training import TEST_FIGURES
 from drrho_clip.reproduce.worlds import WORLDS
@@ -26,15 +27,14 @@ def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
     contents: dict[str, bytes] = {}
     judged: dict[str, tuple[Claim, Judgement]] = {}
     for claim in claims:
-        rows = results.of(claim.name)
-        judgement = claim.judge(rows)
-        # A claim without rows of two seeds has no page.
-        if judgement is None:
+        standing = standing_of(claim, results)
+        # A claim without a complete world has no page.
+        if standing.judgement is None:
             continue
-        judged[claim.name] = claim, judgement
+        judged[claim.name] = claim, standing.judgement
         # The names of the pictures are known only when they are drawn.
-        pictures = claim.draw(rows)
-        page = claim_page(claim, rows, results.of(LEARNING_RATES), judgement, list(pictures))
+        pictures = claim.draw(standing.rows)
+        page = claim_page(claim, standing.rows, standing.trials, standing.judgement, list(pictures))
         contents[f"{claim.name}.md"] = page.encode()
         contents |= {f"{name}.svg": picture for name, picture in pictures.items()}
     if judged:
@@ -74,15 +74,15 @@ def claim_page(
     ----------
     claim : Claim
     rows : sequence of Row
-        The rows of the claim.
+        The rows of the claim that count.
     trials : sequence of Row
         The rows of the trials of learning rates.
     judgement : Judgement
     pictures : sequence of str
         Names of the pictures without ``.svg``.
     """
-    # A claim may keep choices of settings among its own rows.
-    seeds = sorted({row.seed for row in rows} - {CHOICE_SEED})
+    # A claim may keep choices of settings among its own rows; their seeds begin at CHOICE_SEED.
+    seeds = sorted({row.seed for row in rows if row.seed < CHOICE_SEED})
     worlds = list(dict.fromkeys(row.dataset for row in rows))
     lines = [f"# Claim {claim.number}: {claim.title}", "", claim.statement, ""]
     lines += [f"**Verdict: {judgement.verdict}.** {judgement.sentence}", ""]

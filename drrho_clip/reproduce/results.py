@@ -98,6 +98,8 @@ class Results:
 
     Attributes
     ----------
+    is_quick : bool
+        The rows are those of quick experiments.
     rows : dict
         The rows of all files by hash, in the order of the files.
 
@@ -108,7 +110,7 @@ class Results:
     """
 
     def __init__(self, folder: Path, *, quick: bool) -> None:
-        self.folder = folder
+        self.folder, self.is_quick = folder, quick
         self.rows: dict[str, Row] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for row in read_rows(path):
@@ -133,7 +135,7 @@ class Results:
         self.rows[row.config_hash] = row
 
     def of(self, claim: str) -> list[Row]:
-        """Return the rows of a claim."""
+        """Return all rows of a claim, those of former plans included."""
         return [row for row in self.rows.values() if row.claim == claim]
 
 
