@@ -11,7 +11,8 @@ W ranks share each batch of B pairs, b = B / W each. The time of a step is
 `drrho_clip.plan.traffic` lists the exchanges. In the form ring the contrastive loss, InfoNCE and the distillation loss
 compute their logits twice; `RING_WORK` is the measured factor. The sigmoid loss has one pass in both forms, so the
 factor does not hold for it. The share of a loss in the work of a step follows from the numbers of multiplications. The
-encoders have 6 per weight, token (or position of an image) and pair; a loss has 6 d + 2 r per own image and text.
+encoders have 6 per weight, token (or position of an image) and pair. A loss has 6 d + 2 r for each own image with each
+text of the batch.
 """
 
 from __future__ import annotations
