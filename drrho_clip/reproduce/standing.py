@@ -70,8 +70,11 @@ def standing_of(claim: Claim, results: Results) -> Standing:
     rows = [row for row in complete if row.claim == claim.name]
     judgement = claim.judge(rows) if rows else None
     if judgement is not None and missing:
-        sentence = f"{judgement.sentence} Not measured yet: {', '.join(missing)}."
-        verdict = NOT_SHOWN if judgement.verdict == HOLDS else judgement.verdict
+        verdict, names = judgement.verdict, ", ".join(missing)
+        sentence = f"{judgement.sentence} Not measured yet: {names}."
+        if verdict == HOLDS:
+            verdict = NOT_SHOWN
+            sentence = f"{judgement.sentence} This is about the measured worlds only; not measured yet: {names}."
         judgement = judgement._replace(verdict=verdict, sentence=sentence)
     trials = [row for row in complete if row.claim == LEARNING_RATES]
     num_outdated = len(own) - sum(row.claim == claim.name for row in planned)
