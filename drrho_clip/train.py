@@ -193,7 +193,8 @@ def _start(begun: Begun, backend: Backend, processes: Processes, *, quiet: bool,
         _require_same_state(trainer)
         written_by_first(processes, write)
         if estimates is not None:
-            together(processes, partial(trainer.estimator.load_state_dict, estimates))
+            # The first use of the estimator makes a file or takes memory, and each of these may fail on one machine.
+            together(processes, lambda: trainer.estimator.load_state_dict(estimates))
         trainer.save()
         tokenizer = None if reference is None else reference.tokenizer
         if not quiet:

@@ -80,6 +80,8 @@ class JaxProcesses:
 
     Attributes
     ----------
+    device : tuple of (str, None)
+        The name of the own device; JAX tells no identity of a GPU.
     num_devices : int
         Number of devices that share a batch.
 
@@ -95,6 +97,7 @@ class JaxProcesses:
             raise RuntimeError(f"join must connect {place.size} processes first, got {jax.process_count()}")
         self.rank, self.size = place.rank, place.size
         self.is_first = place.rank == 0
+        self.device = str(device), None
         # In the order of the processes, so that the rows of a process are consecutive in the batch.
         devices = sorted(jax.devices(device.platform), key=lambda each: (each.process_index, each.id))
         mesh = Mesh(np.asarray(devices), (AXIS,))

@@ -1,8 +1,8 @@
 """Processes of torch.distributed that train one model together; see `drrho_clip.processes.protocol.Processes`.
 
 Arrays of the step travel between the devices: by NCCL between GPUs, by gloo between CPUs. All other values travel as
-bytes between the hosts, by gloo. NCCL connects the GPUs at the first exchange of arrays, after the processes have made
-sure that no two of them use one GPU.
+bytes between the hosts, by gloo. NCCL connects the GPUs at the first exchange of arrays, after
+`drrho_clip.processes.opening` has made sure that no two processes use one GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor
 from drrho_clip.errors import BadInput
 from drrho_clip.processes.meeting import MEETING_SECONDS, check_address, meet
 from drrho_clip.processes.messages import arrays_of_all, values_of_all
-from drrho_clip.processes.own_devices import require_own_devices
 from drrho_clip.processes.place import Place
 from drrho_core.backend import Function
 from drrho_torch.ranks import TorchRanks
@@ -87,10 +86,15 @@ class TorchProcesses:
     place : Place
         The place of this process among all processes.
 
+    Attributes
+    ----------
+    device : tuple of (str, str or None)
+        The name of the own device, and the identity of this GPU.
+
     Raises
     ------
     BadInput
-        If the group cannot be joined, or if two processes use one GPU.
+        If the group cannot be joined.
     """
 
     def __init__(self, device: torch.device, place: Place) -> None:
@@ -110,7 +114,7 @@ class TorchProcesses:
         self.rank, self.size = self.ranks.rank, self.ranks.size
         self.is_first, self.num_devices = self.rank == 0, self.size
         self.exchanges_between_steps = True  # a step is not compiled
-        require_own_devices(self, str(device), _identity(device))
+        self.device = str(device), _identity(device)
 
     def gather(self, value: Any, /) -> list[Any]:
         """Return the value of every process, in the order of the ranks."""

@@ -12,8 +12,9 @@ from drrho_clip.processes.fingerprint import facts_of_program, require_equal
 from drrho_clip.processes.judge import RANK_TIMEOUT, Limits
 from drrho_clip.processes.meeting import tell_failure
 from drrho_clip.processes.one import OneProcess
+from drrho_clip.processes.own_devices import require_own_devices
 from drrho_clip.processes.place import Place, host_of_first, place_of_launcher
-from drrho_clip.processes.protocol import Group, Processes
+from drrho_clip.processes.protocol import ConnectedGroup, Processes
 from drrho_clip.processes.together import in_words
 from drrho_clip.processes.watch import Watch
 from drrho_clip.processes.watched import WatchedProcesses
@@ -90,7 +91,8 @@ def open_processes(
     Raises
     ------
     BadInput
-        If there are several processes and the backend cannot train with them, or if the group cannot be joined.
+        If there are several processes and the backend cannot train with them, or if the group cannot be joined, or
+        if the processes differ in the facts, or if two of them use one GPU.
     """
     place = place_of_launcher() if place is None else place
     # A single process with a place may share each batch among several devices of its own.
@@ -103,7 +105,7 @@ def open_processes(
             f"{backend.name!r}, started as {place.size} processes"
         )
     try:
-        group: Group = join(place)
+        group: ConnectedGroup = join(place)
     except BaseException:
         # No other process can say why this process has not joined.
         silence(False)
@@ -117,6 +119,8 @@ def open_processes(
         # Processes of other versions would exchange other values, so this comes first.
         own = facts_of_program(("drrho_core", "drrho_clip", type(backend).__module__.partition(".")[0]))
         require_equal(processes, {**own, **(facts or {})})
+        # The first exchange of arrays connects the GPUs, so the devices are compared before it.
+        require_own_devices(processes, *group.device)
     except BaseException as error:
         processes.failed(error)
         raise

@@ -11,7 +11,7 @@ from drrho_core import Ranks
 from drrho_core.backend import Function
 from drrho_core.checks import Array
 
-__all__ = ["Gathering", "Group", "Processes"]
+__all__ = ["ConnectedGroup", "Gathering", "Group", "Processes"]
 
 
 class Gathering(Protocol):
@@ -87,6 +87,19 @@ class Group(Gathering, Protocol):
     def close(self) -> None:
         """Leave the group of processes; no other method can be called after that."""
         ...
+
+
+class ConnectedGroup(Group, Protocol):
+    """The group that a backend has connected, with the own device, which the processes compare.
+
+    Attributes
+    ----------
+    device : tuple of (str, str or None)
+        The name of the own device, such as "cuda:0", and the identity that no other GPU of this machine has; None if
+        processes may share the device, or if the array library does not tell the identity.
+    """
+
+    device: tuple[str, str | None]
 
 
 class Processes(Group, Protocol):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from drrho_clip.cli import read_command
@@ -63,10 +64,18 @@ PLACES = (
 """Calls of the harness before the first step; each of them reads files or takes memory."""
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "estimates"),
+    [*((place, None) for place in PLACES), ("sample_numbers.make_estimator", np.zeros(40))],
+    ids=[*PLACES, "the estimator for the estimates of a file"],
+)
 def test_an_error_of_one_process_before_the_first_step_is_the_error_of_all(
-    place: str, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, estimates: np.ndarray | None, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    options = {}
+    if estimates is not None:
+        options["init_estimates"] = str(tmp_path / "estimates.npz")
+        np.savez(options["init_estimates"], log_inner_image=estimates, log_inner_text=estimates)
     name, function = place.split(".")
     module = importlib.import_module(f"drrho_clip.{name}")
     call = getattr(module, function)
@@ -77,7 +86,8 @@ def test_an_error_of_one_process_before_the_first_step_is_the_error_of_all(
         return call(*arguments, **options)
 
     monkeypatch.setattr(module, function, failing)
-    assert _messages(shard, tmp_path / "run") == ["process 1: cannot use pairs.csv: Input/output error"] * 2
+    messages = _messages(shard, tmp_path / "run", **options)
+    assert messages == ["process 1: cannot use pairs.csv: Input/output error"] * 2
 
 
 def _refuse(*_: object) -> None:
