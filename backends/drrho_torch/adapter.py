@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import array_api_compat.torch
 import numpy as np
 import torch
 from torch import Tensor
+
+from drrho_core.checks import values_visible
+
+_XP = array_api_compat.torch
 
 
 class EstimatorAdapter:
@@ -25,6 +30,11 @@ class EstimatorAdapter:
     ------
     TypeError
         If the object lacks one of these members, or keeps arrays of another library.
+
+    Attributes
+    ----------
+    reads_ids : bool
+        True if the estimator takes the index on the host and so checks each id, even if the features lie on a device.
     """
 
     METHODS = ("gather", "scatter", "grow", "state_dict", "load_state_dict")
@@ -41,6 +51,7 @@ class EstimatorAdapter:
         side = getattr(estimator, "log_inner_image", None)
         # The device on which the estimator expects the index; None if it expects NumPy arrays.
         self._index_device = side.device if isinstance(side, Tensor) else None
+        self.reads_ids = not isinstance(side, Tensor) or values_visible(side, _XP)
         # The estimators of this library keep their rows in a table, which ranks may share.
         table = getattr(estimator, "table", None)
         self.num_ranks, self.ranks = int(getattr(table, "num_ranks", 1)), getattr(table, "ranks", None)

@@ -330,7 +330,7 @@ class ContrastiveLoss(nn.Module):
         if settings is None or settings.ranks is None:
             check_call(self._ranks, batch, given, gathered)
         else:
-            check_call_together(settings.ranks, batch, given, gathered, self.log_inner_image, settings.wait)
+            check_call_together(settings.ranks, batch, given, gathered, self.log_inner_image, settings.waits)
         # Autocast would round the products to half precision, and 1 / tau would multiply the rounding error.
         with torch.autocast(image_features.device.type, enabled=False):
             tau = traced_number(number_or_tensor(temperature), image_features)

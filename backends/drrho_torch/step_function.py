@@ -48,13 +48,27 @@ class StepSettings(NamedTuple):
         """Return True if each rank stores only a part of the estimates."""
         return self.table is not None and self.table.num_ranks > 1
 
+    @property
+    def waits(self) -> bool:
+        """Return True if the ranks compare the rows that they read, even if the host has to wait for a device.
+
+        An estimator on the host raises an error about a wrong id of its own rank, and the other ranks have to learn
+        about the error. When such an estimator writes rows, the host waits for the device anyway.
+        """
+        return self.wait or self.reads_ids
+
+    @property
+    def reads_ids(self) -> bool:
+        """Return True if the call reads the ids on the host."""
+        return self.training and self.table is not None and self.table.reads_ids
+
 
 class _Rows(NamedTuple):
     """The batch's rows of the state before the step."""
 
     row_ids: Tensor  # (b,)  the rows to write to
     old: tuple[Tensor, Tensor]  # (b,) each: logarithms of the inner estimates
-    in_range: Tensor | None  # (b,) bool: the index is in range; None: the indices were checked, or are not used
+    in_range: Tensor | None  # (b,) bool: the id is in range; None: all ids were checked, or are not used
 
 
 def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
@@ -141,17 +155,20 @@ def _agreed_rows(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, T
     def read() -> _Rows:
         return _read(settings, index, buffers, images.device)
 
+    # Processes exchange other messages if the estimator is on the host and the features are not.
+    is_apart = settings.reads_ids and not values_visible(images, _XP)
     facts = {
         "image_features": images,
+        "estimator_on_host": is_apart,
         "num_samples": buffers[0].shape[0] if settings.table is None else settings.table.num_samples,
         "training": settings.training,
         "update": settings.update,
         "gradient_scale": settings.gradient_scale,
     }
     if not settings.shares_rows:
-        return agreed(read, facts, settings.ranks, wait=settings.wait)
+        return agreed(read, facts, settings.ranks, wait=settings.waits)
     # Rows that are split among ranks are exchanged, and the table has a check of its own for the index.
-    agreed(lambda: None, facts, settings.ranks, wait=settings.wait)
+    agreed(lambda: None, facts, settings.ranks, wait=settings.waits)
     return read()
 
 
@@ -162,23 +179,22 @@ def _read(settings: StepSettings, index: Tensor, buffers: tuple[Tensor, Tensor],
         dtype = buffers[0].dtype if table is None else table.dtype
         unseen = torch.full(index.shape, -torch.inf, dtype=dtype, device=device)
         return _Rows(index, (unseen, unseen), None)
-    if table is not None:
-        old = table.gather(index, device)
-        moved = index.to(device)
-        if values_visible(moved, _XP):
-            return _Rows(index, old, None)
-        # A table that is split leaves out an index out of range, and returns nan for it.
-        return _Rows(index, old, (moved >= 0) & (moved < table.num_samples))
-    num_samples = buffers[0].shape[0]
-    index = check_index(index, num_samples, like=buffers[0], xp=_XP).to(torch.int64)
-    if values_visible(index, _XP):
-        return _Rows(index, (buffers[0][index], buffers[1][index]), None)
-    # The values of the index are not read here: on a GPU reading would wait for the device, and under tracing there are
-    # no values yet. An index out of range is replaced by 0. Otherwise it would fail an assertion on a GPU, and after a
-    # failed assertion the process cannot use the device any more.
-    in_range = (index >= 0) & (index < num_samples)
-    index = torch.where(in_range, index, 0)
-    return _Rows(index, (buffers[0][index], buffers[1][index]), in_range)
+    if table is None:
+        num_samples = buffers[0].shape[0]
+        index = check_index(index, num_samples, like=buffers[0], xp=_XP).to(torch.int64)
+        is_checked = values_visible(index, _XP)
+    else:
+        num_samples, is_checked = table.num_samples, table.reads_ids
+    in_range = None
+    if not is_checked:
+        # The values of the index are not read here: on a GPU reading would wait for the device, and under tracing there
+        # are no values yet. An id out of range is replaced by 0. Otherwise it would fail an assertion on a GPU, and
+        # after a failed assertion the process cannot use the device any more.
+        index = index.to(device, torch.int64)
+        in_range = (index >= 0) & (index < num_samples)
+        index = torch.where(in_range, index, 0)
+    old = (buffers[0][index], buffers[1][index]) if table is None else table.gather(index, device)
+    return _Rows(index, old, in_range)
 
 
 class Step(torch.autograd.Function):

@@ -51,7 +51,8 @@ def agreed(
     wait : bool, default: False
         True: the arguments are compared on a device, too, although the host has to wait for it.
     kernels : callable, optional
-        ``kernels(result)`` returns the fused kernels that take the batch, given the result of `check`; None: none do.
+        ``kernels(result)`` returns the fused kernels that take the batch, given the result of `check`. If
+        omitted, the call uses no kernels, and the kernels of the ranks are not compared.
 
     Notes
     -----
@@ -75,7 +76,8 @@ def agreed(
     if has_rows:
         facts |= {"batch_size": str(like.shape[0]) if like.ndim else "none"}
     facts |= {name: _fact(value, wait) for name, value in arguments.items() if name not in LOCAL}
-    facts["fused_kernels"] = block_kernels(xp)
+    if kernels is not None:
+        facts["fused_kernels"] = block_kernels(xp)
     # Kernels may decline a batch on some devices only. If values are read, the core's own passes exchange the sizes of
     # the features and scale Z accordingly, which kernels do not. If no values are read, Z is not scaled, and a rank
     # with kernels and a rank without kernels exchange the same messages. So GPUs of several generations can work

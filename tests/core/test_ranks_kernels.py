@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from drrho_core import (
+    InnerEstimator,
     ThreadRanks,
     _array_api,
     _validate,
@@ -18,6 +19,8 @@ from drrho_core import (
     info_nce,
     pair_loss,
     sharded_contrastive_step,
+    sigmoid_loss,
+    unimodal_contrastive_step,
 )
 from helpers import problems
 from helpers.block_kernels import DenseBlocks
@@ -66,6 +69,30 @@ def test_kernels_that_decline_the_batch_of_one_rank_are_an_error_on_all_where_va
     assert not kernels.ranks_with_blocks
 
 
+WITHOUT_KERNELS: dict[str, Callable[[Any], Any]] = {
+    "sigmoid_loss": lambda ranks: sigmoid_loss(
+        *own_rows(P.arrays[:2], ranks.rank, 3), scale=2.0, bias=-1.0, ranks=ranks
+    ),
+    "unimodal_contrastive_step": lambda ranks: unimodal_contrastive_step(
+        *own_rows(P.arrays, ranks.rank, 3), temperature=0.5, ranks=ranks
+    ),
+    "InnerEstimator": lambda ranks: InnerEstimator(9, like=np.zeros(1), ranks=ranks).gather(
+        np.arange(3 * ranks.rank, 3 * ranks.rank + 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("function", WITHOUT_KERNELS)
+def test_ranks_of_which_one_lacks_kernels_agree_on_a_call_that_uses_none(kernels: DenseBlocks, function: str) -> None:
+    def call(ranks: Any, mode: str) -> list[Any]:
+        kernels.on_rank(ranks.rank, None)
+        with fused_kernels(mode):
+            return [np.asarray(x).tolist() for x in WITHOUT_KERNELS[function](ranks) if not isinstance(x, tuple)]
+
+    mixed = ThreadRanks.run(3, lambda ranks: call(ranks, "never" if ranks.rank == 1 else "auto"))
+    assert mixed == ThreadRanks.run(3, lambda ranks: call(ranks, "never"))
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"r": None},
     "everything": {"r": 3, "gamma": "pair", "mask": "empty", "radius": 0.3, "eps": 0.01, "reference_weight": 0.7},
@@ -88,7 +115,7 @@ def test_ranks_with_and_without_kernels_give_the_step_of_one_rank_where_values_a
         kernels.on_rank(ranks.rank, REASON if ranks.rank == 1 else None)
         return sharded_contrastive_step(*arrays, ranks=ranks, form=form, **options)
 
-    found = joined(on_ranks(step, 3, narrow.arrays, narrow.options), np)
+    result = joined(on_ranks(step, 3, narrow.arrays, narrow.options), np)
     assert kernels.ranks_with_blocks == {0, 2}
     for field, value in expected._asdict().items():
-        np.testing.assert_allclose(getattr(found, field), value, rtol=1e-5, atol=1e-6, err_msg=field)
+        np.testing.assert_allclose(getattr(result, field), value, rtol=1e-5, atol=1e-6, err_msg=field)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drrho_torch import HostEstimator, step_function
 from drrho_torch.adapter import EstimatorAdapter
 from drrho_torch.step_function import StepSettings, evaluate
 
@@ -22,6 +23,7 @@ from drrho_core import (
     sharded_contrastive_step,
     unimodal_contrastive_step,
 )
+from drrho_core.contrastive.step import wide_contrastive_step
 from helpers import problems
 
 NUM_RANKS, NUM_SAMPLES, LOCAL = 2, 5, 2
@@ -74,11 +76,12 @@ def test_a_split_table_has_no_numbers_for_an_index_out_of_range(wrong: int) -> N
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0])
 @pytest.mark.parametrize("wrong", [-1, 5, 6])
-def test_a_step_with_a_split_table_and_an_index_out_of_range_is_nan_and_changes_nothing(
-    wrong: int, gamma: float
+@pytest.mark.parametrize("home", ["split", "whole"])
+def test_a_step_with_a_table_and_an_index_out_of_range_is_nan_and_changes_nothing(
+    home: str, wrong: int, gamma: float
 ) -> None:
     def visit(ranks: Any) -> None:
-        made = InnerEstimator(NUM_SAMPLES, like=FEATURES[0], ranks=ranks)
+        made = InnerEstimator(NUM_SAMPLES, like=FEATURES[0], ranks=ranks if home == "split" else None)
         call = settings(ranks, EstimatorAdapter(made), gamma=gamma)
         assert np.isfinite(loss_of(call, [ranks.rank, 2 + ranks.rank]))
         before = made.log_inner_image.clone()
@@ -92,6 +95,95 @@ def test_a_step_with_a_split_table_and_an_index_out_of_range_is_nan_and_changes_
 def buffers() -> tuple[Any, Any]:
     """Return the estimates of a loss that keeps all rows."""
     return torch.full((NUM_SAMPLES,), -np.inf), torch.full((NUM_SAMPLES,), -np.inf)
+
+
+ON_HOST: dict[str, Callable[[], Any]] = {
+    "torch": lambda: HostEstimator(NUM_SAMPLES, device="cpu"),
+    "numpy": lambda: InnerEstimator(NUM_SAMPLES, like=np.zeros(1, dtype="float32")),
+}
+
+
+@pytest.fixture
+def estimators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return an estimator per rank whose memory the host reads at no cost, although it does not read the features."""
+    made = [ON_HOST[request.param]() for _ in range(NUM_RANKS)]
+    memory = {x.log_inner_image.untyped_storage().data_ptr() for x in made if isinstance(x, HostEstimator)}
+
+    def is_readable(array: Any) -> bool:
+        return isinstance(array, np.ndarray) or array.untyped_storage().data_ptr() in memory
+
+    for module in (_array_api, _validate):
+        monkeypatch.setattr(module, "all_on_host", lambda arrays, _: any(map(is_readable, arrays)))
+    return made
+
+
+REPEATED = "sample_index must not repeat an index within a batch, got"
+OUT_OF_RANGE = "sample_index must hold row ids from 0 to 4 "
+
+
+@pytest.mark.parametrize("estimators", ON_HOST, indirect=True)
+@pytest.mark.parametrize("update", [True, False])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [([2, 2], f"{REPEATED} 2 twice"), ([-1, 2], OUT_OF_RANGE), ([5, 2], OUT_OF_RANGE)]
+)
+def test_a_wrong_id_of_one_rank_is_an_error_on_all_ranks_if_the_estimates_are_on_the_host(
+    estimators: list[Any], wrong: list[int], message: str, update: bool
+) -> None:
+    def visit(ranks: Any) -> str:
+        made = estimators[ranks.rank]
+        call = settings(ranks, EstimatorAdapter(made), update=update)
+        assert np.isfinite(loss_of(call, [ranks.rank, 2 + ranks.rank]))
+        before = made.log_inner_image + 0.0
+        with pytest.raises(ValueError) as caught:
+            loss_of(call, wrong if ranks.rank else [0, 1])
+        assert np.array_equal(made.log_inner_image, before)
+        return str(caught.value)
+
+    (received,) = set(ThreadRanks.run(NUM_RANKS, visit))
+    assert received.startswith(f"rank 1 refuses its arguments: {message}")
+
+
+@pytest.mark.parametrize("estimators", ON_HOST, indirect=True)
+def test_an_id_on_two_ranks_is_an_error_on_both_if_the_estimates_are_on_the_host(estimators: list[Any]) -> None:
+    def visit(ranks: Any) -> None:
+        made = estimators[ranks.rank]
+        with pytest.raises(ValueError, match=f"{REPEATED} 3 twice"):
+            loss_of(settings(ranks, EstimatorAdapter(made)), [ranks.rank, 3])
+        assert np.array_equal(made.log_inner_image, np.full(NUM_SAMPLES, -np.inf))
+
+    ThreadRanks.run(NUM_RANKS, visit)
+
+
+@pytest.mark.parametrize("estimators", ON_HOST, indirect=True)
+def test_one_process_with_estimates_on_the_host_refuses_wrong_ids_and_sends_no_ids_to_the_device(
+    estimators: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = settings(None, EstimatorAdapter(estimators[0]))
+    for wrong, message in (([4, 0, 3, 4], f"{REPEATED} 4 twice"), ([4, 0, 3, 5], OUT_OF_RANGE)):
+        with pytest.raises(ValueError, match=message):
+            loss_of(call, wrong)
+
+    def step(*arrays: Any, **options: Any) -> Any:
+        assert options["sample_index"] is None
+        assert options["in_range"] is None
+        return wide_contrastive_step(*arrays, **options)
+
+    monkeypatch.setattr(step_function, "wide_contrastive_step", step)
+    assert np.isfinite(loss_of(call, [4, 0, 3, 1]))
+
+
+@pytest.mark.parametrize("estimators", ["torch"], indirect=True)
+def test_the_first_call_refuses_estimates_on_the_host_of_one_rank_only(estimators: list[Any]) -> None:
+    def visit(ranks: Any) -> str:
+        table = EstimatorAdapter(estimators[0]) if ranks.rank else None
+        with pytest.raises(ValueError) as caught:
+            loss_of(
+                settings(ranks, table, wait=True), [ranks.rank, 2 + ranks.rank], (None, None) if table else buffers()
+            )
+        return str(caught.value)
+
+    message = "estimator_on_host must be the same on all ranks, got False on rank 0 and True on rank 1"
+    assert ThreadRanks.run(NUM_RANKS, visit) == [message] * NUM_RANKS
 
 
 @pytest.mark.parametrize("argument", ["eps", "radius", "temperature", "tensor"])

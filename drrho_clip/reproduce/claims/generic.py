@@ -15,7 +15,15 @@ from drrho_clip.reproduce.grid import add_seeds, best_place, chosen_trial, tried
 from drrho_clip.reproduce.pictures import draw_interval_panels
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, mean_and_deviation, paired, verdict
+from drrho_clip.reproduce.statistics import (
+    DOES_NOT_HOLD,
+    HOLDS,
+    NOT_SHOWN,
+    mean_and_deviation,
+    not_all_above,
+    paired,
+    verdict,
+)
 
 __all__ = ["GENERIC"]
 
@@ -148,7 +156,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     sentence = {
         HOLDS: "DRRho with a weak reference model is better than ERM and DRO on every problem, in every condition.",
         DOES_NOT_HOLD: "On at least one problem DRRho with a weak reference model is worse than ERM or DRO.",
-        NOT_SHOWN: "At least one of the differences has an interval that contains zero.",
+        NOT_SHOWN: not_all_above(),
     }[result]
     strong = _figures(rows, _STRONG)
     counts = (

@@ -1,7 +1,10 @@
 """Photographs of clothes, Fashion-MNIST, with captions made from the classes, half of which are swapped in training.
 
 The class and one of four templates make the caption of a training pair. Nothing in a photograph tells the template, so
-all held-out captions have the first template.
+all held-out captions have the first template. A swapped caption has another text, and not always another class: of the
+39 other texts, three name the same class with another template. So about 7.7 % of the swapped captions still name the
+right class. A seed divides the photographs anew, so a validation photograph of a seed may be a test photograph of
+another seed.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ _TARGET: Final[Settings] = {
 }
 FASHION: Final = Fashion(
     name="fashion-50",
-    title="Fashion-MNIST, 50 % of the training captions swapped",
+    title="Fashion-MNIST, 50 % of the training captions swapped, of which about 7.7 % still name the right class",
     data={"data": _DATA, "train_size": 2_000, "swapped_fraction": 0.5},
     target=_TARGET,
     references={

@@ -24,9 +24,10 @@ _TARGET: Final = {
     "warmup_steps": 40,
     "temperature": 0.07,
 }
-# A reference model has the recipe of the README: plain CLIP on pairs that the target does not see, fewer epochs, and an
-# end before it learns wrong captions by heart. The weak reference is narrower than the target and sees half as many
-# samples; the strong reference is as wide as the target and sees more.
+# A reference model has the recipe of the README: plain CLIP on pairs that the target does not see, and fewer epochs.
+# `as_reference` does little here, because the rule needs validation captions as noisy as the training captions.
+# The weak reference is narrower than the target and sees half as many samples; the strong reference is as wide as the
+# target and sees more.
 _REFERENCES: Final[dict[str, dict[str, Any]]] = {
     "weak": {"as_reference": True, "width": 12, "epochs": 3, "train_size": 7_000},
     "strong": {"as_reference": True, "width": 16, "epochs": 5, "train_size": 12_000},

@@ -51,7 +51,9 @@ class World:
     """A data set with the settings of the models that are trained on it.
 
     All settings are names and values of `drrho_clip.config.TrainConfig`. The seed of an experiment is the seed of the
-    data too, so each seed has other training, validation and test pairs.
+    data too. Where the models see drawn scenes, each seed draws other pairs. Every other world has one pool of pairs,
+    which each seed divides anew: a validation pair of seed 100, with which learning rates are chosen, may be a training
+    or test pair of another seed. In worlds of heads all seeds share the towers and the draw of the wrong captions, too.
 
     Parameters
     ----------
