@@ -90,7 +90,8 @@ def _runs(rows: Sequence[Row], task: str) -> dict[tuple[str, str, str, int], lis
     """Return the rows of the seeds by world, method, rule and batch size, in the order of these."""
     runs: dict[tuple[str, str, str, int], list[Row]] = {}
     for row in rows:
-        if row.task == task and row.seed != CHOICE_SEED:
+        # A training that diverged has no errors; in place of R@1 it has 0.
+        if row.task == task and row.seed != CHOICE_SEED and not (row.diverged and task == _NAME):
             key = row.dataset, row.method, row.settings["rule"], row.settings["model"]["batch"]
             runs.setdefault(key, []).append(row)
     methods, rules = [CLIP, *_METHODS], [CLIP, *RULES]
@@ -187,28 +188,38 @@ def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
         visits = small[0].settings["measured"]
         for rule in RULES:
             late = [[_last(row, error, rule) for row in groups[batch]] for batch in batches]
-            by_batch.setdefault(title, {})[f"gamma {rule}"] = _curve(batches, late)
+            _add_curve(by_batch, title, f"gamma {rule}", batches, late)
             values = [[row.curve(f"{error} {rule}")[place] for row in small] for place in range(len(visits))]
-            by_visit.setdefault(title, {})[f"gamma {rule}"] = _curve(visits, values)
+            _add_curve(by_visit, title, f"gamma {rule}", visits, values)
     recalls: dict[str, dict[str, Curve]] = {}
     trained = _runs(rows, "linear-heads")
     for world, method, rule in dict.fromkeys(key[:3] for key in trained):
         sizes = sorted(batch for *key, batch in trained if key == [world, method, rule])
         values = [[row.figure("retrieval_r1") for row in trained[world, method, rule, batch]] for batch in sizes]
         words = method if method == CLIP else f"{method}, gamma {rule}"
-        recalls.setdefault(f"{world.removeprefix('pairs-')} training pairs", {})[words] = _curve(sizes, values)
+        _add_curve(recalls, f"{world.removeprefix('pairs-')} training pairs", words, sizes, values)
+    # A claim that is half finished may have no curve for a picture.
+    pictures = {
+        "batch": (by_batch, "batch size", "error after 16 visits"),
+        "visits": (by_visit, "visits of each pair", f"error, batch size {batches[0]}"),
+        "recall": (recalls, "batch size", "R@1 on test pairs"),
+    }
     return {
-        f"{_NAME}-batch": draw_bands(by_batch, x_name="batch size", y_name="error after 16 visits", log_x=True),
-        f"{_NAME}-visits": draw_bands(
-            by_visit, x_name="visits of each pair", y_name=f"error, batch size {batches[0]}", log_x=True
-        ),
-        f"{_NAME}-recall": draw_bands(recalls, x_name="batch size", y_name="R@1 on test pairs", log_x=True),
+        f"{_NAME}-{name}": draw_bands(panels, x_name=x_name, y_name=y_name, log_x=True)
+        for name, (panels, x_name, y_name) in pictures.items()
+        if panels
     }
 
 
-def _curve(x: Sequence[float], values: Sequence[Sequence[float]]) -> Curve:
+def _add_curve(
+    panels: dict[str, dict[str, Curve]], title: str, name: str, x: Sequence[float], values: Sequence[Sequence[float]]
+) -> None:
+    """Add a curve to the panel with a title, unless a point has fewer than two seeds yet."""
+    if any(len(group) < 2 for group in values):
+        return
     points = [interval(group) for group in values]
-    return Curve(list(x), [each.mean for each in points], [each.low for each in points], [each.high for each in points])
+    low, high = [each.low for each in points], [each.high for each in points]
+    panels.setdefault(title, {})[name] = Curve(list(x), [each.mean for each in points], low, high)
 
 
 def _tables(rows: Sequence[Row]) -> Sequence[Table]:

@@ -10,7 +10,6 @@ another seed.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ from drrho_clip.data import DataSplits, PairsDataset, exchange_captions, open_da
 from drrho_clip.data.sources.idx import TEMPLATES
 from drrho_clip.reproduce.experiment import Settings
 from drrho_clip.reproduce.packaged.packages import FASHION_MNIST
-from drrho_clip.reproduce.worlds.world import World
+from drrho_clip.reproduce.worlds.world import World, fastclip_radius
 
 __all__ = ["FASHION", "Fashion"]
 
@@ -92,9 +91,6 @@ _TARGET: Final[Settings] = {
     "warmup_steps": 20,
     "temperature": 0.07,
 }
-# As in the drawn scenes.
-_RADIUS: Final = round(6.5 / math.log(1023) * math.log(_BATCH - 1), 2)
-
 FASHION: Final = Fashion(
     name="fashion-50",
     title="Fashion-MNIST, 50 % of the training captions swapped, of which about 7.7 % still name the right class",
@@ -105,7 +101,7 @@ FASHION: Final = Fashion(
         "strong": {"as_reference": True, "width": 16, "epochs": 5, "train_size": 10_000},
     },
     rates=(4e-3, 8e-3, 16e-3),
-    by_method={"fastclip-v3": {"radius": _RADIUS}},
+    by_method={"fastclip-v3": {"radius": fastclip_radius(_BATCH)}},
     reference_data={"data": _REFERENCE},
 )
 """Fashion-MNIST with 50 % of the training captions swapped."""

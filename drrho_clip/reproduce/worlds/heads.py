@@ -7,7 +7,6 @@ draw of the wrong captions, so a validation pair of a seed may be a training or 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from drrho_clip.reproduce.packaged.concepts import divide
 from drrho_clip.reproduce.packaged.packages import Missing
 from drrho_clip.reproduce.packaged.pool import Recipe, Towers, features_of, is_ready, make_pool, open_pool
 from drrho_clip.reproduce.packaged.scene_towers import scene_towers
-from drrho_clip.reproduce.worlds.world import HEADS, World
+from drrho_clip.reproduce.worlds.world import HEADS, World, fastclip_radius
 from drrho_core.backend import default_backend, get_backend
 
 __all__ = ["FURTHER_TESTS", "HEAD_WORLDS", "Heads"]
@@ -151,9 +150,8 @@ def _world(
     *,
     batch_size: int = 96,
 ) -> Heads:
+    radius = fastclip_radius(batch_size)
     # jest reads five batches per step, so it needs five times the epochs to train on as many pairs.
-    # As in the drawn scenes: 94 % of the largest divergence.
-    radius = round(6.5 / math.log(1023) * math.log(batch_size - 1), 2)
     selects = {"epochs": 5 * target["epochs"]}
     return Heads(
         name=name,
