@@ -102,14 +102,18 @@ class SampleNumbers:
 
     def of_batch(self, batch: HostBatch) -> tuple[Array, Array, Any]:
         """Return the inner estimates of the own pairs, image and text, and the temperature; None if it is fixed."""
-        rows, learned = batch.sample_index, self.temperature.learned
+        rows = batch.sample_index
         if self.is_split and not METHODS[self._run.config.method].keeps_estimates:
             # No sample has an estimate, so the processes need not ask each other.
             image, text = (self._backend.asarray(np.full(len(rows), -np.inf)) for _ in range(2))
-            return image, text, self.temperature.for_batch(self._backend.asarray(rows)) if learned else None
+            return image, text, self._temperature_of(rows)
         with self._exchanging():
             image, text = self.estimator.gather(rows)
-            return image, text, self.temperature.for_batch(self._backend.asarray(rows)) if learned else None
+            return image, text, self._temperature_of(rows)
+
+    def _temperature_of(self, rows: np.ndarray) -> Any:
+        """Return the temperature of the own pairs, or None if it is fixed."""
+        return self.temperature.for_batch(self._backend.asarray(rows)) if self.temperature.learned else None
 
     def after_step(self, batch: HostBatch, result: StepResult) -> Any:
         """Store the numbers after a step, and return the gradient of the temperature.

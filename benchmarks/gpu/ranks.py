@@ -67,14 +67,14 @@ class RankSteps:
             row["extra_mb"] = rounded(memory)
         return row if ranks.size > 1 else row | self.compared(alone(*whole), shared(*own))
 
-    def compared(self, expected: Any, found: Any) -> Row:
+    def compared(self, expected: Any, result: Any) -> Row:
         """Return the differences between two results, and a reason if they are too large."""
         gradients = [
-            [self.library.numpy(getattr(result, f"{side}_gradient")) for side in ("image", "text")]
-            for result in (expected, found)
+            [self.library.numpy(getattr(step, f"{side}_gradient")) for side in ("image", "text")]
+            for step in (expected, result)
         ]
         off = max(float(abs(b - a).max() / abs(a).max()) for a, b in zip(*gradients, strict=True))
-        loss = abs(float(found.loss) - float(expected.loss))
+        loss = abs(float(result.loss) - float(expected.loss))
         row: Row = {"gradient_off": rounded(off), "loss_off": rounded(loss)}
         # A nan is in no bound.
         if off <= GRADIENT and loss <= LOSS:

@@ -70,11 +70,11 @@ def measured_runs(num_ranks: int, folder: Path) -> dict[str, Any]:
             launched.wait()
     if code:
         raise SystemExit(f"{num_ranks} processes ended with {code}:\n{printed.read_text(errors='replace')[-3000:]}")
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for case in CASES:
         files = [folder / str(num_ranks) / f"{case}-{rank}.json" for rank in range(num_ranks)]
-        found[case] = compared(case, [json.loads(file.read_text(encoding="utf-8")) for file in files], folder)
-    return found
+        figures[case] = compared(case, [json.loads(file.read_text(encoding="utf-8")) for file in files], folder)
+    return figures
 
 
 def compared(case: str, of_processes: Sequence[dict[str, Any]], folder: Path) -> dict[str, float]:

@@ -8,9 +8,11 @@ W ranks share each batch of B pairs, b = B / W each. The time of a step is
     + received bytes / c         c: bandwidth, the bytes per second that a rank receives
     + exchanges * l              l: latency, the time of an exchange of a few bytes among all ranks
 
-`drrho_clip.plan.traffic` lists the exchanges. The form ring computes the logits of the loss twice; `RING_WORK` is the
-measured factor. The share of the loss in the work of a step follows from the numbers of multiplications: 6 per weight,
-token (or position of an image) and pair in the encoders, 6 d + 2 r per pair of own image and text in the loss.
+`drrho_clip.plan.traffic` lists the exchanges. In the form ring the contrastive loss, InfoNCE and the distillation loss
+compute their logits twice; `RING_WORK` is the measured factor. The sigmoid loss has one pass in both forms, so the
+factor does not hold for it. The share of a loss in the work of a step follows from the numbers of multiplications. The
+encoders have 6 per weight, token (or position of an image) and pair. A loss has 6 d + 2 r for each own image with each
+text of the batch.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from drrho_core.contrastive.ranks import FORMS
 __all__ = ["RING_WORK", "FormPlan", "RanksPlan", "plan_ranks", "print_ranks"]
 
 RING_WORK: Final = 1.4
-"""Time of a rank's loss in the form ring, divided by the time in the form reduce; see benchmarks/many_devices."""
+"""Time of a loss with two passes in the form ring, divided by the time in the form reduce; see benchmarks/many_devices.
+
+It is the time of the contrastive loss of a rank.
+"""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def plan_ranks(
         )
         compute = 0.0 if options.pairs_per_second is None else step.num_local / options.pairs_per_second
         if form == "ring" and num_ranks > 1:
-            compute *= 1.0 + (RING_WORK - 1.0) * loss_share(step, spec)
+            compute *= 1.0 + (RING_WORK - 1.0) * repeated_share(step, spec)
         compute += 1e-3 * options.step_overhead
         memory = tuple(memory_of(config.batch_size, form))
         forms[form] = FormPlan(memory, exchanges, received, seconds, compute)
@@ -173,17 +178,23 @@ def plan_ranks(
     return RanksPlan(options, config.batch_size // num_ranks, config.form, forms, steps_per_epoch, largest)
 
 
-def loss_share(step: SharedStep, spec: ModelSpec) -> float:
-    """Return the share of the loss in the multiplications of a rank's step.
+def repeated_share(step: SharedStep, spec: ModelSpec) -> float:
+    """Return the share of the losses with two passes in the multiplications of a rank's step.
+
+    The form ring computes the logits of these losses twice. A step with distillation has a second loss.
 
     Examples
     --------
     >>> spec = ModelSpec("mlp", image_size=8, channels=1, vocabulary_size=20, context_length=6, width=16, depth=1)
-    >>> round(loss_share(SharedStep(num_ranks=2, num_local=64, feature_dim=64), spec), 3)
+    >>> round(repeated_share(SharedStep(num_ranks=2, num_local=64, feature_dim=64), spec), 3)
     0.376
     """
-    loss = (6 * step.feature_dim + 2 * step.reference_dim) * step.num_local * step.num_ranks
-    return loss / (loss + 6 * products_per_pair(spec))
+    own = 6 * step.feature_dim + 2 * step.reference_dim
+    distillation = 6 * step.feature_dim + 2 * step.teacher_dim if step.teacher_dim else 0
+    repeated = distillation + (0 if step.loss == "sigmoid" else own)
+    # Each own image meets the texts of all ranks.
+    num_texts = step.num_local * step.num_ranks
+    return repeated * num_texts / ((own + distillation) * num_texts + 6 * products_per_pair(spec))
 
 
 def products_per_pair(spec: ModelSpec) -> int:

@@ -1,14 +1,15 @@
 """The choice of a setting from a grid, in a single experiment on the seed of the choices.
 
 Claims whose trainings take less than a second need no row per trial: an experiment tries the whole grid, and the row
-has the list ``validation``, one figure per trial, larger = better.
+has the list ``validation``, one figure per trial, larger = better. A trial that diverged has null in place of a figure.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +17,10 @@ from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 
-__all__ = ["add_seeds", "best_place", "chosen_trial"]
+__all__ = ["TRIED", "add_seeds", "best_place", "chosen_trial", "tried"]
+
+TRIED: Final = "validation"
+"""The figure of a choice that has one number per trial."""
 
 
 def chosen_trial(plan: Plan, experiment: Experiment, trials: Sequence[Any]) -> Any | None:
@@ -43,5 +47,18 @@ def add_seeds(plan: Plan, experiment: Experiment, trial: Any) -> None:
 
 
 def best_place(row: Row) -> int:
-    """Return the place of the best trial of a choice; of equal trials the first counts."""
-    return int(np.argmax(row.curve("validation")))
+    """Return the place of the best trial of a choice; of equal trials the first counts.
+
+    A trial that diverged is taken only if all trials diverged.
+    """
+    return int(np.argmax(tried(row)))
+
+
+def tried(row: Row) -> list[float]:
+    """Return the figures of the trials of a choice; a trial that diverged has minus infinity."""
+    # If every trial diverged, the row has no list.
+    if row.diverged:
+        return [-math.inf] * len(row.settings["trials"])
+    # The file has null for a number that is not finite, because JSON has no such numbers.
+    figures: list[float | None] = [*row.curve(TRIED)]
+    return [-math.inf if figure is None or math.isnan(figure) else figure for figure in figures]

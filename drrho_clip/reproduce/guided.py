@@ -20,6 +20,7 @@ from drrho_clip.features import encode_pairs
 from drrho_clip.reference.judgement import UselessReference
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.packaged.pool import StoredPairs
+from drrho_clip.reproduce.steering import REFUSED
 from drrho_clip.reproduce.training import (
     FIGURES,
     Measured,
@@ -58,7 +59,7 @@ def measure_guided(experiment: Experiment, folder: Path) -> Measured:
     try:
         return measure_target(experiment, config, backend, folder)
     except UselessReference:
-        return Measured(dict.fromkeys(FIGURES, 0.0) | {"refused": 1.0}, 0.0)
+        return Measured(dict.fromkeys(FIGURES, 0.0) | {REFUSED: 1.0}, 0.0)
     finally:
         shutil.rmtree(features, ignore_errors=True)
 

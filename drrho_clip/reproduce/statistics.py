@@ -17,6 +17,7 @@ __all__ = [
     "Interval",
     "interval",
     "mean_and_deviation",
+    "not_all_above",
     "paired",
     "resampled",
     "verdict",
@@ -138,6 +139,18 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     if len(set(first)) == 1 or len(set(second)) == 1:
         return 0.0
     return float(spearmanr(first, second).statistic)
+
+
+def not_all_above(noun: str = "difference") -> str:
+    """Return the sentence of the verdict `NOT_SHOWN`, which is true whether or not an interval contains zero.
+
+    Examples
+    --------
+    >>> not_all_above()
+    'At least one difference is not shown to be above zero.'
+    """
+    # An interval may lie below zero without the correction; then the claim is still not shown to be false.
+    return f"At least one {noun} is not shown to be above zero."
 
 
 def verdict(intervals: Sequence[Interval]) -> str:

@@ -28,7 +28,7 @@ from drrho_core.backend import Backend
 __all__ = ["REFUSED", "measure_steering", "measure_steering_by_last_state", "separation"]
 
 REFUSED: Final = "refused"
-"""The figure of a row whose reference model the library refuses as a judge of pairs; the target was not trained."""
+"""The figure of a row whose reference model `drrho train` refuses; the target was not trained."""
 
 _OTHER_STATES: Final = ("checkpoint-best*", "checkpoint-reference*")
 

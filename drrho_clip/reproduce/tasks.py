@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from drrho_clip.errors import Diverged
 from drrho_clip.reproduce.estimator.errors import measure_errors
 from drrho_clip.reproduce.estimator.training import measure_heads
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.measuring import measure_generic
+from drrho_clip.reproduce.grid import TRIED
 from drrho_clip.reproduce.guided import measure_guided
 from drrho_clip.reproduce.origin import commit_of, machine, versions
-from drrho_clip.reproduce.results import Row
+from drrho_clip.reproduce.results import Metrics, Row
 from drrho_clip.reproduce.steering import measure_steering, measure_steering_by_last_state
 from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
 from drrho_clip.reproduce.variances import measure_variances
@@ -40,7 +42,8 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
 def run(experiment: Experiment, folder: Path) -> Row:
     """Run an experiment and return the row of the result.
 
-    A training whose loss does not stay finite has a row with the figure ``diverged`` and with zeros for `FIGURES`.
+    A training whose loss or whose figures do not stay finite has a row with the figure ``diverged`` and with zeros for
+    `FIGURES`. If only some trials of a grid have figures that are not finite, null stands in their place.
 
     Parameters
     ----------
@@ -58,6 +61,7 @@ def run(experiment: Experiment, folder: Path) -> Row:
     try:
         # The tasks know nothing about rows, hashes and files of results.
         measured = TASKS[experiment.task](experiment, folder)
+        measured = measured._replace(metrics=_finite(measured.metrics))
     except Diverged:
         # Without a row the command would stop at this learning rate each time.
         measured = Measured(dict.fromkeys(FIGURES, 0.0) | {"diverged": 1.0}, time.monotonic() - began)
@@ -70,6 +74,25 @@ def run(experiment: Experiment, folder: Path) -> Row:
         versions=versions(experiment.backend),
         commit=commit,
     )
+
+
+def _finite(metrics: Metrics) -> Metrics:
+    """Return the figures with None for each trial of a grid whose figure is not finite.
+
+    Raises
+    ------
+    Diverged
+        If another figure is not finite, or if no trial has a finite figure.
+    """
+    checked: dict[str, Any] = {}
+    for name, figure in metrics.items():
+        values = figure if isinstance(figure, list) else [figure]
+        finite = [math.isfinite(value) for value in values]
+        # A grid is still good for a choice if one trial diverged.
+        if not (any(finite) if name == TRIED else all(finite)):
+            raise Diverged(f"{name} must be finite, got {figure}")
+        checked[name] = [value if math.isfinite(value) else None for value in values] if name == TRIED else figure
+    return checked
 
 
 @functools.cache

@@ -12,8 +12,17 @@ from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, groups, 
 from drrho_clip.reproduce.pictures import Curve, draw_bands
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, paired, resampled, verdict
-from drrho_clip.reproduce.worlds import HEADS
+from drrho_clip.reproduce.statistics import (
+    DOES_NOT_HOLD,
+    HOLDS,
+    NOT_SHOWN,
+    interval,
+    not_all_above,
+    paired,
+    resampled,
+    verdict,
+)
+from drrho_clip.reproduce.worlds import HEADS, POOL_OF_HEADS, RIGHT_VALIDATION_OF_HEADS
 
 __all__ = ["DATA_EFFICIENCY", "share_needed"]
 
@@ -125,7 +134,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     sentence = {
         HOLDS: f"drrho with half of the data beats {_PLAIN} with all data, in every world.",
         DOES_NOT_HOLD: f"In at least one world drrho with half of the data is below {_PLAIN} with all data.",
-        NOT_SHOWN: "At least one of the differences has an interval that contains zero.",
+        NOT_SHOWN: not_all_above(),
     }[result]
     same = [figure for share in _SHARES for figure in _figures(rows, share, share)]
     return Judgement([*figures, *same], result, sentence, _notes(rows))
@@ -158,7 +167,8 @@ DATA_EFFICIENCY: Final = Claim(
     "samples seen (Model Steering, arXiv 2505.06699, data efficiency).",
     setup="The models are heads over the features of two frozen towers. The target is trained on 25, 50, 75 and 100 % "
     "of its training pairs, with so many epochs that it sees as many samples each time; the reference models always "
-    "have all of their pairs. The learning rate is the one chosen with all data. The figure is zero-shot accuracy if "
+    "have all of their pairs. The learning rate is the one chosen with all data. "
+    f"{RIGHT_VALIDATION_OF_HEADS} {POOL_OF_HEADS} The figure is zero-shot accuracy if "
     "the pairs have classes, and R@1 in galleries of 200 images otherwise. The claim holds if drrho with half of the "
     "data is above fastclip-v3 with all data, with both reference models and in every world. The differences at equal "
     "shares are shown too and do not count. The share that drrho needs is read from the mean curve, with straight "

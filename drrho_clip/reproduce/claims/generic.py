@@ -11,11 +11,19 @@ from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
 from drrho_clip.reproduce.generic.measuring import ALL, REFERENCE
 from drrho_clip.reproduce.generic.objectives import ERM, OBJECTIVES, RHO, SETS
 from drrho_clip.reproduce.generic.problems import PROBLEMS, missing
-from drrho_clip.reproduce.grid import add_seeds, best_place, chosen_trial
+from drrho_clip.reproduce.grid import add_seeds, best_place, chosen_trial, tried
 from drrho_clip.reproduce.pictures import draw_interval_panels
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, mean_and_deviation, paired, verdict
+from drrho_clip.reproduce.statistics import (
+    DOES_NOT_HOLD,
+    HOLDS,
+    NOT_SHOWN,
+    mean_and_deviation,
+    not_all_above,
+    paired,
+    verdict,
+)
 
 __all__ = ["GENERIC"]
 
@@ -88,7 +96,8 @@ class _Cell:
         for row in rows:
             if row.dataset == dataset and row.seed == CHOICE_SEED:
                 self.choices[row.method, row.reference] = row
-            elif row.dataset == dataset:
+            # A training that diverged has no figures.
+            elif row.dataset == dataset and not row.diverged:
                 self.rows.setdefault((row.method, row.reference), []).append(row)
 
     def scores(self, method: str, reference: str | None) -> dict[int, float]:
@@ -99,7 +108,7 @@ class _Cell:
     def best(self, family: str, reference: str | None) -> str | None:
         """Return the method of a family, "dro" or "drrho", whose set was best on validation samples."""
         names = [f"{family}-{name}" for name in SETS if (f"{family}-{name}", reference) in self.choices]
-        return max(names, key=lambda name: max(self.choices[name, reference].curve("validation")), default=None)
+        return max(names, key=lambda name: max(tried(self.choices[name, reference])), default=None)
 
     def lead(self, words: str, first: tuple[str, str | None], second: tuple[str, str | None]) -> list[Figure]:
         """Return the difference of two methods as a list of one figure, or no figure without two seeds."""
@@ -147,7 +156,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     sentence = {
         HOLDS: "DRRho with a weak reference model is better than ERM and DRO on every problem, in every condition.",
         DOES_NOT_HOLD: "On at least one problem DRRho with a weak reference model is worse than ERM or DRO.",
-        NOT_SHOWN: "At least one of the differences has an interval that contains zero.",
+        NOT_SHOWN: not_all_above(),
     }[result]
     strong = _figures(rows, _STRONG)
     counts = (
@@ -210,8 +219,9 @@ def _tables(rows: Sequence[Row]) -> Sequence[Table]:
             means.append((*place, *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in figures)))
             choice = cell.choices[key]
             rate, option = choice.settings["trials"][best_place(choice)]
-            tried = choice.curve("validation")
-            choices.append((*place, f"{rate:g}", f"{option:g}", f"{max(tried):.3f}", f"{min(tried):.3f}"))
+            figures_of_trials = tried(choice)
+            ends = (f"{end(figures_of_trials):.3f}" for end in (max, min))
+            choices.append((*place, f"{rate:g}", f"{option:g}", *ends))
     names = ("problem", "condition", "method", "reference")
     return [
         Table("All methods", "Means and standard deviations over the seeds, on test samples.",

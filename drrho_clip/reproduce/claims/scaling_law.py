@@ -10,12 +10,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from drrho_clip.reproduce.claim import Claim, Figure, Judgement, groups, score_by_seed
+from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, groups, score_by_seed
 from drrho_clip.reproduce.pictures import Points, draw_points
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, paired, verdict
-from drrho_clip.reproduce.worlds import HEADS
+from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, not_all_above, paired, verdict
+from drrho_clip.reproduce.worlds import HEADS, POOL_OF_HEADS, RIGHT_VALIDATION
 from drrho_core.scaling_law import ScalingLaw, fit_scaling_law
 
 __all__ = ["SCALING_LAW"]
@@ -32,6 +32,8 @@ _SIZES: Final[tuple[float, ...]] = (0.25, 0.5, 1.0)
 _QUICK_SHARES: Final[tuple[float, ...]] = (0.5, 1.0)
 # An error of 0 has no logarithm; a thousand test pairs cannot show a smaller error.
 _LEAST_ERROR: Final = 5e-4
+# The end of the label of a difference between fits with a floor.
+_FLOOR: Final = ", with a floor"
 
 
 class _Series(NamedTuple):
@@ -119,7 +121,7 @@ def _figures(curves: Mapping[_Series, _Curve], other: str, *, with_floor: bool) 
             for each in (curve, plain)
         ]
         if len(exponents[0].keys() & exponents[1].keys()) > 1:
-            floor = ", with a floor" if with_floor else ""
+            floor = _FLOOR if with_floor else ""
             label = f"{series.dataset}: exponent of drrho, {series.reference} reference - exponent of {other}{floor}"
             figures.append(Figure(label, paired(*exponents)))
     return figures
@@ -141,6 +143,38 @@ def _notes(curves: Mapping[_Series, _Curve]) -> list[str]:
     return notes
 
 
+def _level(rows: Sequence[Row]) -> str:
+    """Return a sentence about the points at which the mean error of drrho is below that of clip."""
+    # An exponent says how fast an error falls, and not which error is smaller.
+    by_group = groups([row for row in rows if not row.diverged])
+    leads = []
+    for key, group in by_group.items():
+        plain = score_by_seed(by_group.get(Group(key.dataset, "clip", None, key.label), []))
+        steered = score_by_seed(group)
+        seeds = steered.keys() & plain.keys()
+        if key.method == "drrho" and seeds:
+            leads.append(math.fsum(steered[seed] - plain[seed] for seed in seeds) > 0)
+    share = f"all {len(leads)}" if all(leads) else f"{sum(leads)} of {len(leads)}"
+    return f" At equal width and number of pairs the mean error of drrho is below that of clip in {share} cases."
+
+
+def _with_floor(curves: Mapping[_Series, _Curve], figures: Sequence[Figure], floored: Sequence[Figure]) -> str:
+    """Return a sentence about the differences whose sign a floor in the law changes, or nothing if there are none."""
+    means = {figure.label.removesuffix(_FLOOR): figure.interval.mean for figure in floored}
+    turned = sum(figure.interval.mean * means.get(figure.label, 0.0) < 0 for figure in figures)
+    if not turned:
+        return ""
+    steered = [curve for series, curve in curves.items() if series.method == "drrho"]
+    plain, better = (
+        [float(curve.law(with_floor=with_floor).residual) for curve in steered] for with_floor in (False, True)
+    )
+    return (
+        f" But with a floor in the law the sign is the other one in {turned} of {len(figures)} differences, and the "
+        f"laws of drrho have residuals of {min(better):.1%} to {max(better):.1%} instead of {min(plain):.1%} to "
+        f"{max(plain):.1%}."
+    )
+
+
 def _judge(rows: Sequence[Row]) -> Judgement | None:
     curves = _curves(rows)
     figures = _figures(curves, "clip", with_floor=False)
@@ -151,10 +185,11 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         HOLDS: "The error of drrho falls with a larger exponent than that of clip, with both reference models and in "
         "every world.",
         DOES_NOT_HOLD: "In at least one case the exponent of drrho is smaller than that of clip.",
-        NOT_SHOWN: "At least one difference of exponents has an interval that contains zero.",
+        NOT_SHOWN: not_all_above("difference of exponents"),
     }[result]
     more = _figures(curves, "fastclip-v3", with_floor=False)
     floored = [figure for other in _WITHOUT for figure in _figures(curves, other, with_floor=True)]
+    sentence += _level(rows) + _with_floor(curves, figures, floored)
     return Judgement([*figures, *more, *floored], result, sentence, _notes(curves))
 
 
@@ -186,7 +221,10 @@ SCALING_LAW: Final = Claim(
     f"{len(_WIDTHS) * len(_SIZES)} points per method. Compute C is the number of parameters of the heads times the "
     "number of samples seen; the reference model is not counted, as in the paper. The error is 1 less zero-shot "
     "accuracy if the pairs have classes, and 1 less R@1 in galleries of 200 images otherwise. The learning rate was "
-    "chosen once per method and world, with the world's own width and number of pairs. The law a C^-b is fitted to the "
+    "chosen once per method and world, with the world's own width and number of pairs. "
+    f"{RIGHT_VALIDATION} {POOL_OF_HEADS} The worlds are {' and '.join(_WORLDS)}. They were chosen on seed 101, because "
+    "there the errors of all methods fall with width and number of pairs; openclipart-heads is left out, so the claim "
+    "is not tested where the error does not fall in this way. The law a C^-b is fitted to the "
     "points of each seed by least squares in logarithms, and the exponents b are compared seed by seed. The claim "
     "holds if the exponent of drrho is larger than that of clip, with both reference models and in every world. The "
     "comparison with fastclip-v3 and the fits with a floor, e0 + a C^-b, are shown too and do not count for the "

@@ -13,7 +13,7 @@ from drrho_clip.reproduce.claim import Claim, Figure, Judgement, groups
 from drrho_clip.reproduce.pictures import draw_curves, draw_interval_panels
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, verdict
+from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, not_all_above, verdict
 from drrho_clip.reproduce.variances import ANCHORS, SPREADS
 from drrho_clip.reproduce.worlds import PICTURES
 
@@ -70,7 +70,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     sentence = {
         HOLDS: "Every variance of the excess loss is smaller than the same variance of the loss.",
         DOES_NOT_HOLD: "The excess loss has a larger variance than the loss in at least one case.",
-        NOT_SHOWN: "At least one difference has an interval that contains zero.",
+        NOT_SHOWN: not_all_above("logarithm of a ratio"),
     }[result]
     counts = f" Of {len(figures)} variances, that of the excess loss is smaller in {smaller} and larger in {larger}."
     return Judgement(figures, result, sentence + counts)

@@ -9,8 +9,8 @@ from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, by_seed,
 from drrho_clip.reproduce.pictures import draw_interval_panels
 from drrho_clip.reproduce.plan import Plan, Reference
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, paired, verdict
-from drrho_clip.reproduce.worlds import PICTURES
+from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, not_all_above, paired, verdict
+from drrho_clip.reproduce.worlds import PICTURES, RIGHT_VALIDATION
 
 __all__ = ["WEAK_TO_STRONG"]
 
@@ -79,7 +79,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     sentence = {
         HOLDS: "The steered target beats its weak reference and every target without a reference, in every world.",
         DOES_NOT_HOLD: "In at least one world the steered target is below its weak reference or a target without one.",
-        NOT_SHOWN: "At least one of the differences has an interval that contains zero.",
+        NOT_SHOWN: not_all_above(),
     }[result]
     # A reference that is stronger than the target would test another claim.
     if premise != HOLDS:
@@ -112,9 +112,10 @@ WEAK_TO_STRONG: Final = Claim(
     "on the same pairs without a reference model. The claim holds if the target steered by "
     "the weak reference beats the reference and these three methods in every world. The "
     "differences for two more reference models are shown too and do not count for the verdict: the strong reference, "
-    "and the middle reference, which was added after the first results, when the weak reference had turned out much "
-    "weaker than a target without a reference. The middle reference sees 9/7 of the pairs of the weak reference, and "
-    "the rest of the recipe is the same. In the picture a figure is green if "
+    "and the middle reference, which was added after the first results, when in scenes-30 the weak reference had "
+    "turned out much weaker than a target without a reference. The middle reference sees 9/7 of the pairs of the weak "
+    "reference, and the rest of the recipe is the same, the learning rate included. "
+    f"{RIGHT_VALIDATION} In the picture a figure is green if "
     "both intervals lie above zero, orange if they lie below, and grey otherwise.",
     experiments=_experiments,
     judge=_judge,

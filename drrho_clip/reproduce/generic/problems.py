@@ -41,7 +41,6 @@ class Problem(NamedTuple):
 
     Attributes
     ----------
-    title : str
     few, many : int
         Samples of the target with few samples, and without this restriction.
     noise : float
@@ -53,7 +52,6 @@ class Problem(NamedTuple):
         The figure that counts: "accuracy", or "loss" in nats.
     """
 
-    title: str
     few: int
     many: int
     noise: float
@@ -71,9 +69,9 @@ class Problem(NamedTuple):
 
 
 PROBLEMS: Final[Mapping[str, Problem]] = {
-    "digits": Problem("scikit-learn's digits", 100, 500, 0.4, 597, 10, "accuracy"),
-    "clusters": Problem("drawn clusters", 200, 1_000, 0.4, 2_000, 6, "accuracy"),
-    "language": Problem("next token of a drawn language", 400, 2_000, 0.3, 4_000, 20, "loss"),
+    "digits": Problem(100, 500, 0.4, 597, 10, "accuracy"),
+    "clusters": Problem(200, 1_000, 0.4, 2_000, 6, "accuracy"),
+    "language": Problem(400, 2_000, 0.3, 4_000, 20, "loss"),
 }
 """The problems by name."""
 

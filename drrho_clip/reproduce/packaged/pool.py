@@ -202,9 +202,8 @@ class StoredPairs:
 
     def subset(self, rows: Int64) -> StoredPairs:
         """Return the pairs of some rows."""
-        return StoredPairs(
-            self.name, [self.captions[row] for row in rows.tolist()], self._digests[rows], self.labels[rows]
-        )
+        captions = [self.captions[row] for row in rows.tolist()]
+        return StoredPairs(self.name, captions, self._digests[rows], self.labels[rows], self.is_swapped[rows])
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of digests and captions in row order, in hex."""

@@ -32,12 +32,6 @@ def _fashion(roots: Sequence[Path], folder: Path, num_pairs: int) -> Source:  # 
     return Source(pairs, range(len(pairs)), [names.index(label) for label in pairs.labels], prompts)
 
 
-def _openmoji(roots: Sequence[Path], folder: Path, num_pairs: int) -> Source:
-    """Return the emoji of OpenMoji."""
-    pairs = openmoji(roots, folder / "pictures")[:num_pairs]
-    return _of_files(pairs, folder)
-
-
 def _openclipart(roots: Sequence[Path], folder: Path, num_pairs: int) -> Source:
     """Return OpenClipart's drawings; all emoji and all stamps are further test sets."""
     parts = {
@@ -70,6 +64,5 @@ SOURCES: Final[Mapping[str, Callable[[Sequence[Path], Path, int], Source]]] = {
     "scenes": _scenes,
     "fashion": _fashion,
     "openclipart": _openclipart,
-    "openmoji": _openmoji,
 }
 """``source(roots, folder, num_pairs)`` returns pairs of installed packages; files that it makes stay in the folder."""

@@ -4,6 +4,7 @@ from drrho_clip.reproduce.worlds.fashion import FASHION
 from drrho_clip.reproduce.worlds.heads import FURTHER_TESTS, HEAD_WORLDS
 from drrho_clip.reproduce.worlds.scenes import SCENES
 from drrho_clip.reproduce.worlds.tables import TABLE_WORLDS
+from drrho_clip.reproduce.worlds.words import POOL_OF_HEADS, RIGHT_VALIDATION, RIGHT_VALIDATION_OF_HEADS
 from drrho_clip.reproduce.worlds.world import HEADS, PICTURES, TABLES, World
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "HEADS",
     "HEAD_WORLDS",
     "PICTURES",
+    "POOL_OF_HEADS",
+    "RIGHT_VALIDATION",
+    "RIGHT_VALIDATION_OF_HEADS",
     "SCENES",
     "TABLES",
     "TABLE_WORLDS",

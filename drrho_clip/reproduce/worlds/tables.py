@@ -13,7 +13,7 @@ from typing import Any, Final
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits, scenes
 from drrho_clip.reproduce.worlds.heads import HEAD_WORLDS
-from drrho_clip.reproduce.worlds.world import TABLES, World
+from drrho_clip.reproduce.worlds.world import SCENES_LARGEST, TABLES, World
 
 __all__ = ["TABLE_WORLDS", "SceneTable"]
 
@@ -28,8 +28,6 @@ _TARGET: Final = {
 }
 # The base of the reference models of a claim, and the model with which learning rates are chosen.
 _REFERENCES: Final[dict[str, dict[str, Any]]] = {"weak": {"epochs": 6}}
-# The sizes of --quick.
-_LARGEST: Final = {"width": 4, "feature_dim": 8, "epochs": 1, "batch_size": 64, "warmup_steps": 1, "train_size": 320}
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def _table(percent: int) -> World:
         rates=(4e-3, 8e-3, 16e-3),
         reference_data={"data": "scenes:reference"},
         kind=TABLES,
-        largest=_LARGEST,
+        largest=SCENES_LARGEST,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from drrho_clip.config import TrainConfig
 from drrho_clip.data import DataSplits
@@ -15,10 +16,34 @@ from drrho_clip.reproduce.experiment import Settings
 if TYPE_CHECKING:
     from drrho_clip.encoders import PairEncoder
 
-__all__ = ["HEADS", "PICTURES", "TABLES", "World"]
+__all__ = ["HEADS", "PICTURES", "SCENES_LARGEST", "TABLES", "World", "fastclip_radius"]
 
 PICTURES, HEADS, TABLES = "pictures", "heads", "tables"
 """The kinds of worlds."""
+
+SCENES_LARGEST: Final[Settings] = {
+    "width": 4,
+    "feature_dim": 8,
+    "epochs": 1,
+    "batch_size": 64,
+    "warmup_steps": 1,
+    "train_size": 320,
+}
+"""The largest sizes of drawn scenes in the quick form, see `World`."""
+
+
+def fastclip_radius(batch_size: int) -> float:
+    """Return the radius of FastCLIP (v3) for a batch size.
+
+    The paper has a radius of 6.5 for batches of 1,024, which is 94 % of the largest divergence log(1,023). The radius
+    is the same share of the largest divergence.
+
+    Examples
+    --------
+    >>> fastclip_radius(1024), fastclip_radius(128)
+    (6.5, 4.54)
+    """
+    return round(6.5 / math.log(1023) * math.log(batch_size - 1), 2)
 
 
 @dataclass(frozen=True)
@@ -26,7 +51,9 @@ class World:
     """A data set with the settings of the models that are trained on it.
 
     All settings are names and values of `drrho_clip.config.TrainConfig`. The seed of an experiment is the seed of the
-    data too, so each seed has other training, validation and test pairs.
+    data too. Where the models see drawn scenes, each seed draws other pairs. Every other world has one pool of pairs,
+    which each seed divides anew: a validation pair of seed 100, with which learning rates are chosen, may be a training
+    or test pair of another seed. In worlds of heads all seeds share the towers and the draw of the wrong captions, too.
 
     Parameters
     ----------

@@ -12,10 +12,10 @@ from drrho_clip.exchange.model_sizes import spec_of_size
 from drrho_clip.models import ModelSpec, parameter_shapes
 from drrho_clip.plan.memory import parameter_count
 from drrho_clip.plan.options import PlanOptions
-from drrho_clip.plan.ranks import FormPlan, products_per_pair
+from drrho_clip.plan.ranks import RING_WORK, FormPlan, products_per_pair, repeated_share
 from drrho_clip.plan.run import Plan, plan_of_size
 from drrho_clip.plan.shared_step import StepSizes, shared_step
-from drrho_clip.plan.traffic import received_bytes
+from drrho_clip.plan.traffic import SharedStep, received_bytes
 from drrho_core.backend import get_backend
 
 SIZED = ["train", "--method", "sogclr", "--backend", "torch", "--dry-run", "--model", "tiny", "--num-pairs", "100000"]
@@ -49,6 +49,24 @@ def test_the_time_of_a_step_is_computing_plus_bytes_over_bandwidth_plus_latencie
         (reduce, ring), forms(planned(latency=20.0, pairs_per_second=1000.0, step_overhead=30.0)), strict=True
     ):
         assert slow.seconds == pytest.approx(form.seconds + 0.03)
+
+
+def test_ring_repeats_no_work_of_the_sigmoid_loss_which_has_one_pass() -> None:
+    reduce, ring = forms(planned(method="siglip", pairs_per_second=1000.0))
+    assert ring.compute_seconds == reduce.compute_seconds == 64 / 1000
+    plan = planned(method="clip", pairs_per_second=1000.0)
+    reduce, ring = forms(plan)
+    share = repeated_share(shared_step(plan.config, plan.spec, 4, "ring", StepSizes()), plan.spec)
+    assert ring.compute_seconds == pytest.approx(reduce.compute_seconds * (1 + (RING_WORK - 1) * share))
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_the_share_of_a_step_with_distillation_has_the_products_of_both_losses(loss: str) -> None:
+    spec = spec_of_size("tiny")
+    step = SharedStep(num_ranks=2, num_local=8, feature_dim=32, teacher_dim=24, loss=loss)
+    own, distillation, encoders = 16 * 6 * 32, 16 * (6 * 32 + 2 * 24), 6 * products_per_pair(spec)
+    repeated = distillation + (own if loss == "info_nce" else 0)
+    assert repeated_share(step, spec) == pytest.approx(repeated / (own + distillation + encoders))
 
 
 def test_a_quarter_of_the_batch_needs_a_quarter_of_the_memory_of_pairs() -> None:

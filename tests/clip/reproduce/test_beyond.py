@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 
 from drrho_clip.reproduce.claims.beyond import BEYOND
 from drrho_clip.reproduce.claims.candidates import CANDIDATES, PLAIN, WITHOUT
-from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
 from drrho_clip.reproduce.guided import blended, folds_of, in_own_columns
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
-from drrho_clip.reproduce.worlds import HEAD_WORLDS
+from drrho_clip.reproduce.worlds import HEAD_WORLDS, SCENES, World
 from drrho_core import contrastive_step
 from helpers.claims import row_of
 
@@ -67,23 +68,30 @@ def test_rows_of_an_image_are_in_one_part_and_the_parts_are_equally_large() -> N
     assert np.bincount(parts).tolist() == [75, 75]
 
 
-def measured(best: str, confirmed: bool) -> list[Row]:
-    """Return all rows of the claim; the candidate `best` leads on validation, and on the other worlds if confirmed."""
+def finished(row: Callable[[Experiment], Row]) -> list[Row]:
+    """Return all rows of the claim, one for each experiment that a plan misses."""
     rows: dict[str, Row] = {}
-    rng = np.random.default_rng(2)
-
-    def value(experiment: Experiment) -> float:
-        return 0.5 + 0.1 * (best in experiment.label) + rng.normal(0, 0.002)
-
     while True:
         plan = Plan(rows, HEAD_WORLDS, seeds=range(5), quick=False)
         BEYOND.experiments(plan)
         if not plan.missing():
             return list(rows.values())
-        for experiment in plan.missing():
-            leads = confirmed or experiment.seed >= 100
-            test = value(experiment) if leads else 0.5 + rng.normal(0, 0.002)
-            rows[experiment.config_hash()] = row_of(experiment, value(experiment), retrieval_r1=test)
+        rows |= {experiment.config_hash(): row(experiment) for experiment in plan.missing()}
+
+
+def measured(best: str, confirmed: bool) -> list[Row]:
+    """Return all rows of the claim; the candidate `best` leads on validation, and on the other worlds if confirmed."""
+    rng = np.random.default_rng(2)
+
+    def value(experiment: Experiment) -> float:
+        return 0.5 + 0.1 * (best in experiment.label) + rng.normal(0, 0.002)
+
+    def row(experiment: Experiment) -> Row:
+        leads = confirmed or experiment.seed >= CHOICE_SEED
+        test = value(experiment) if leads else 0.5 + rng.normal(0, 0.002)
+        return row_of(experiment, value(experiment), retrieval_r1=test)
+
+    return finished(row)
 
 
 @pytest.mark.parametrize(("confirmed", "verdict"), [(True, HOLDS), (False, NOT_SHOWN)])
@@ -103,6 +111,56 @@ def test_the_best_setting_of_one_world_is_confirmed_on_the_others(confirmed: boo
     # both parts, one of which is the best candidate.
     assert len(tried) == len(CANDIDATES) + 2
     assert sum("gamma_min 0.8" in figure.label for figure in tried) == 2
+
+
+@pytest.mark.parametrize("worlds", [(), SCENES, HEAD_WORLDS[1:]])
+def test_without_the_world_of_the_choice_nothing_is_measured(worlds: Sequence[World]) -> None:
+    plan = Plan({}, worlds, seeds=range(5), quick=False)
+    BEYOND.experiments(plan)
+    assert not plan.experiments
+
+
+def test_rows_of_another_world_with_the_same_seeds_do_not_count_in_the_choice() -> None:
+    rows = measured("gamma_min 0.8", confirmed=True)
+    of_claim = [row for row in rows if row.claim == "beyond"]
+    judgement = BEYOND.judge(of_claim)
+    # In another world the trials would choose another setting.
+    others = [
+        row_of(replace(row.experiment, dataset=HEAD_WORLDS[1].name), 0.5 + 0.4 * (row.label == "gamma_min 0.2"))
+        for row in of_claim
+        if row.seed >= CHOICE_SEED
+    ]
+    assert len(others) > len(CANDIDATES)
+    plan = Plan({row.config_hash: row for row in (*rows, *others)}, HEAD_WORLDS, seeds=range(5), quick=False)
+    BEYOND.experiments(plan)
+    assert not plan.missing()
+    assert BEYOND.judge([*of_claim, *others]) == judgement
+
+
+def test_of_settings_with_equal_gains_the_plan_and_the_page_choose_the_same_setting() -> None:
+    equal = ("gamma_min 0.8", "gamma_min 0.2")
+    rows = finished(lambda each: row_of(each, 0.5 + 0.1 * (each.label in equal), retrieval_r1=0.5))
+    confirmed = {row.label for row in rows if row.claim == "beyond" and row.seed < CHOICE_SEED}
+    assert equal[0] in confirmed
+    assert equal[1] not in confirmed
+    # The rows stand in the order in which the experiments ended.
+    for order in (1, -1):
+        judgement = BEYOND.judge([row for row in rows if row.claim == "beyond"][::order])
+        assert judgement is not None
+        assert equal[0] in judgement.sentence
+        tried = [figure.label for figure in judgement.figures if ", validation: " in figure.label]
+        assert equal[0] in tried[0]
+
+
+def test_without_trials_of_a_candidate_there_is_no_judgement_yet() -> None:
+    rows = measured("gamma_min 0.8", confirmed=True)
+    keys = (PLAIN.key, WITHOUT.key)
+    assert BEYOND.judge([row for row in rows if row.claim == "beyond" and (row.method, row.label) in keys]) is None
+
+
+def test_the_setup_says_which_validation_captions_are_right() -> None:
+    worlds = [world.name for world in HEAD_WORLDS if world.recipe.swapped_fraction and not world.noisy_validation]
+    assert f"The validation captions of {' and '.join(f'`{name}`' for name in worlds)} are right." in BEYOND.setup
 
 
 def test_candidates_have_different_names() -> None:

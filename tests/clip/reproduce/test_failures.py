@@ -17,10 +17,15 @@ from drrho_clip.files.lock import only_process
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.engine import reproduce
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.grid import best_place
 from drrho_clip.reproduce.origin import commit_of
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.pool import measure
+from drrho_clip.reproduce.results import Metrics, Results
+from drrho_clip.reproduce.tasks import run
+from drrho_clip.reproduce.training import Measured
 from drrho_clip.reproduce.worlds import WORLDS, World
+from helpers.claims import row_with
 
 QUICK = replace(WORLDS["scenes-30"].quick(), references={})
 
@@ -55,6 +60,38 @@ def test_a_training_that_diverges_has_a_row_and_the_command_goes_on(tmp_path: Pa
     assert '"retrieval_r1": 0.0' in diverged
     assert '"validation_r1": 0.0' in diverged
     assert "diverged" not in good
+
+
+@pytest.mark.parametrize(
+    ("metrics", "kept"),
+    [
+        ({"loss": float("nan"), "accuracy": 0.1}, None),
+        ({"curve": [1.0, float("inf")]}, None),
+        ({"validation": [float("nan"), float("-inf")]}, None),
+        # The other trials of a grid still allow a choice.
+        ({"validation": [float("nan"), 0.2, 0.5, float("inf")]}, {"validation": [None, 0.2, 0.5, None]}),
+        ({"loss": -1.0, "curve": [1.0, 2.0]}, {"loss": -1.0, "curve": [1.0, 2.0]}),
+    ],
+)
+def test_figures_that_are_not_finite_are_those_of_a_diverged_experiment(
+    metrics: Metrics, kept: Metrics | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drrho_clip.reproduce.tasks.TASKS", {"generic": lambda *_: Measured(metrics, 1.0)})
+    settings = {"trials": [1, 2, 3, 4]}
+    row = run(Experiment("generic", "generic", "digits-few", "erm", None, 0, settings, False), tmp_path)
+    assert row.diverged == (kept is None)
+    assert kept is None or row.metrics == kept
+    # The row can be written and read.
+    Results(tmp_path, quick=False).append(row)
+    assert Results(tmp_path, quick=False).of("generic") == [row]
+
+
+def test_a_trial_that_diverged_is_chosen_only_if_all_trials_diverged() -> None:
+    choice = Experiment("generic", "generic", "digits-few", "erm", None, 100, {"trials": [1, 2, 3]}, False)
+    nan = float("nan")
+    for figures, place in (([nan, -3.0, -2.0], 2), ([0.1, nan, 0.0], 0), ([None, -3.0, nan], 1)):
+        assert best_place(row_with(choice, {"validation": figures})) == place  # type: ignore[dict-item]
+    assert best_place(row_with(choice, {"diverged": 1.0})) == 0
 
 
 def test_an_experiment_that_fails_is_named_after_all_others_have_run(tmp_path: Path) -> None:

@@ -15,11 +15,18 @@ from drrho_clip.errors import BadInput
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.claims.data_efficiency import share_needed
 from drrho_clip.reproduce.engine import reproduce
-from drrho_clip.reproduce.packaged.pool import Recipe, Source, is_ready, make_pool, open_pool
+from drrho_clip.reproduce.packaged.pool import Recipe, Source, StoredPairs, is_ready, make_pool, open_pool
 from drrho_clip.reproduce.worlds import HEAD_WORLDS, WORLDS
 from drrho_clip.reproduce.worlds.heads import Heads
 
 RECIPE = Recipe("scenes", num_pairs=240, side=None, swapped_fraction=0.3)
+
+
+def test_rows_of_stored_pairs_keep_captions_labels_and_swaps() -> None:
+    digests = np.arange(48, dtype=np.uint8).reshape(3, 16)
+    pairs = StoredPairs("three", ["a", "b", "c"], digests, np.arange(3), np.asarray([True, False, True]))
+    some = pairs.subset(np.asarray([2, 1]))
+    assert (some.captions, some.labels.tolist(), some.is_swapped.tolist()) == (("c", "b"), [2, 1], [True, False])
 
 
 class RandomTowers:

@@ -55,6 +55,19 @@ def test_the_exponents_of_exact_laws_are_found(floor: float) -> None:
         assert any("clip: the error is" in note and "C^-0.1100" in note for note in judgement.notes)
 
 
+def test_the_sentence_names_the_smaller_error_and_the_sign_that_a_floor_turns() -> None:
+    judgement = CLAIMS["scaling-law"].judge(rows_of_laws({"clip": (0.0, 3.0, 0.11), "drrho": (0.2, 20.0, 0.3)}))
+    assert judgement is not None
+    # Near the floor the error of drrho is smaller and falls more slowly, although the true exponent is larger.
+    assert judgement.figures[0].interval.mean < 0
+    assert "drrho is below that of clip in all 9 cases" in judgement.sentence
+    assert "the other one in 1 of 1 differences" in judgement.sentence
+    judgement = CLAIMS["scaling-law"].judge(rows_of_laws({"clip": (0.0, 3.0, 0.11), "drrho": (0.0, 3.0, 0.10)}))
+    assert judgement is not None
+    assert "drrho is below that of clip in 0 of 9 cases" in judgement.sentence
+    assert "floor" not in judgement.sentence
+
+
 def test_a_seed_without_all_points_does_not_count() -> None:
     rows = rows_of_laws({"clip": (0.0, 3.0, 0.11), "drrho": (0.0, 4.0, 0.14)})
     judgement = CLAIMS["scaling-law"].judge(rows[:-1])

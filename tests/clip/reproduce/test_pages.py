@@ -16,7 +16,7 @@ import pytest
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.estimator.errors import ERRORS
 from drrho_clip.reproduce.estimator.rules import COSINE, NO_MEMORY, RULES
-from drrho_clip.reproduce.experiment import LEARNING_RATES, Experiment
+from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment
 from drrho_clip.reproduce.pages import write_pages
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Metrics, Results, Row
@@ -146,6 +146,21 @@ def test_a_page_has_the_figures_of_the_rows_and_the_verdict_follows_the_lead(
         write_pages(CLAIMS.values(), Results(tmp_path, quick=False))
         assert (tmp_path / f"{name}.md").read_text(encoding="utf-8") == page
     assert results.of(LEARNING_RATES) or name not in ("weak-to-strong", "variance")
+
+
+def test_a_claim_about_the_estimator_that_is_half_finished_has_a_page(tmp_path: Path) -> None:
+    rows = list(invented("estimator", tmp_path, 0.2).rows.values())
+    small = [row.seed in (0, CHOICE_SEED) or row.settings["model"]["batch"] == 16 for row in rows]
+    errors = [row.task == "estimator" for row in rows]
+    # The other batch sizes have one seed or none; so have the errors, the figures of R@1, or both.
+    for kept in (
+        small,
+        [is_small or is_error for is_small, is_error in zip(small, errors, strict=True)],
+        [is_small or not is_error for is_small, is_error in zip(small, errors, strict=True)],
+    ):
+        (tmp_path / "estimator.jsonl").unlink()
+        results = saved(tmp_path, (row for row, is_kept in zip(rows, kept, strict=True) if is_kept))
+        assert tmp_path / "estimator.md" in write_pages(CLAIMS.values(), results)
 
 
 def test_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None:
