@@ -107,7 +107,8 @@ def evaluate(settings: StepSettings, *arguments: Any) -> tuple[Tensor, ...]:
         form=settings.form,
         wait=settings.wait,
         # An estimator in the host's memory takes an index on the host, but messages are sent from the features' device.
-        sample_index=sample_index.to(images.device) if checks_index else None,
+        # On a GPU torch cannot sort unsigned integers.
+        sample_index=sample_index.to(images.device, torch.int64) if checks_index else None,
         in_range=rows.in_range,
         xp=_XP,
     )

@@ -65,7 +65,7 @@ class Evaluation(NamedTuple):
     surrogate: Array
     temperature_gradient: Array | tuple[Array, Array]
     weight_sums: tuple[Array, Array]  # sum of each anchor's weights, (b,) per direction, divided by 2b and by `unit`
-    unit: Array  # shape (), the largest sum of weights
+    unit: Array  # shape (), the largest sum of weights; nan unless all row ids are valid
 
 
 def evaluate(
@@ -102,6 +102,13 @@ def evaluate(
         loss, surrogate = summed_over_ranks(ranks, (loss, surrogate), xp)
     elif ranks is not None:
         loss, surrogate, gradient = summed_over_ranks(ranks, (loss, surrogate, gradient), xp)
+    if options.valid is not None:
+        # The gradients of the features are multiplied by `unit`, so they become nan without another array (b, d).
+        loss, surrogate, unit = (nan_unless(options.valid, x, xp) for x in (loss, surrogate, unit))
+        if isinstance(gradient, tuple):
+            gradient = nan_unless(options.valid, gradient[0], xp), nan_unless(options.valid, gradient[1], xp)
+        else:
+            gradient = nan_unless(options.valid, gradient, xp)
     return Evaluation(
         loss=loss,
         surrogate=surrogate,
@@ -132,17 +139,12 @@ def normalised(
     return (image, text), xp.astype(unit, dtype, copy=False)
 
 
-def nan_unless(valid: Array, step: Step, states: tuple[Array, Array], xp: Namespace) -> Step:
-    """Return a step with nan for all results but the estimates, which keep the old `states`, unless `valid` is True.
+def nan_unless(valid: Array, numbers: Array, xp: Namespace) -> Array:
+    """Return the numbers if `valid`, of shape (), is True, else nan."""
+    return xp.where(valid, numbers, float("nan"))
 
-    The estimates are the last two fields of the step, and `valid` has the shape ().
-    """
+
+def with_old_unless(valid: Array, step: Step, states: tuple[Array, Array], xp: Namespace) -> Step:
+    """Return a step whose estimates, the last two fields, are the old `states` unless `valid`, of shape (), is True."""
     *numbers, first, second = step
-
-    def marked(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(marked, value))
-        return xp.where(valid, value, float("nan"))
-
-    kept = (xp.where(valid, new, old) for new, old in zip((first, second), states, strict=True))
-    return type(step)(*map(marked, numbers), *kept)
+    return type(step)(*numbers, *(xp.where(valid, new, old) for new, old in zip((first, second), states, strict=True)))

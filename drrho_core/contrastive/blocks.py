@@ -6,9 +6,9 @@ over the negatives in the block, the weighted sums of the features, and the rele
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from drrho_core._array_api import Array, Namespace, Scalar
+from drrho_core._array_api import Array, Namespace, Scalar, device_of
 from drrho_core._routines import block_kernels, find_block_kernels
 from drrho_core.contrastive.passes import AnchorSums, pull_back, sum_negatives
 from drrho_core.contrastive.ranks import Ranks
@@ -16,14 +16,21 @@ from drrho_core.contrastive.tiles import Tiles, cast, work_dtype
 from drrho_core.extend import Batch, BlockSweeps
 
 
+def kernel_dtype(batch: Batch, xp: Namespace) -> Any:
+    """Return the one dtype of features and reference features in which fused kernels get a batch."""
+    references, dtype = batch.reference_features, batch.image_features.dtype
+    # Kernels multiply half types, so features of one dtype are not cast.
+    if references is None or references[0].dtype == dtype:
+        return dtype
+    return work_dtype(batch.image_features, references, xp)
+
+
 def in_one_dtype(batch: Batch, xp: Namespace) -> Batch:
     """Return a batch whose features and reference features share one dtype, which fused kernels need."""
-    references = batch.reference_features
-    if references is None or references[0].dtype == batch.image_features.dtype:
-        return batch
-    dtype = work_dtype(batch.image_features, references, xp)
+    dtype = kernel_dtype(batch, xp)
     images, texts = cast((batch.image_features, batch.text_features), dtype, xp)
-    return batch._replace(image_features=images, text_features=texts, reference_features=cast(references, dtype, xp))
+    references = cast(batch.reference_features, dtype, xp)
+    return batch._replace(image_features=images, text_features=texts, reference_features=references)
 
 
 def choose_kernels(batch: Batch, ranks: Ranks | None, xp: Namespace) -> BlockSweeps | None:
@@ -34,7 +41,19 @@ def choose_kernels(batch: Batch, ranks: Ranks | None, xp: Namespace) -> BlockSwe
     """
     if ranks is None or block_kernels(xp) == "none":
         return None
-    return find_block_kernels(in_one_dtype(batch, xp), xp)
+    dtype, references = kernel_dtype(batch, xp), batch.reference_features
+    if references is not None and (dtype != batch.image_features.dtype or dtype != references[0].dtype):
+        # Kernels decide by shapes, dtypes and devices. So they get arrays that repeat one number, and no features are
+        # cast here.
+        def repeated(array: Array) -> Array:
+            return xp.broadcast_to(xp.zeros((1, 1), dtype=dtype, device=device_of(array)), array.shape)
+
+        batch = batch._replace(
+            image_features=repeated(batch.image_features),
+            text_features=repeated(batch.text_features),
+            reference_features=(repeated(references[0]), repeated(references[1])),
+        )
+    return find_block_kernels(batch, xp)
 
 
 class TileBlock:

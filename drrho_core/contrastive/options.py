@@ -44,7 +44,7 @@ OPTION_RULES = {
 
 
 class StepArguments(TypedDict, total=False):
-    """The options of a step, as the user passed them; see `contrastive_step`."""
+    """The options of a step, not checked yet; see `contrastive_step`, and for the last two `check_step_on_ranks`."""
 
     temperature: Required[PerAnchor]
     gamma: PerAnchor
@@ -76,7 +76,7 @@ class StepOptions(NamedTuple):
     radius: Scalar
     eps: Scalar
     kernels: BlockSweeps | None  # fused kernels for the blocks of a batch that ranks share
-    valid: Array | None = None  # shape (): whether the row ids are; None: they were read, or are not used
+    valid: Array | None = None  # shape (): whether all row ids are valid; None: they were read, or are not used
 
 
 def check_step(

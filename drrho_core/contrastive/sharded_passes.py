@@ -23,7 +23,7 @@ from typing import Any
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
 from drrho_core._routines import find_kernels
-from drrho_core.contrastive.blocks import Block, KernelBlock, TileBlock
+from drrho_core.contrastive.blocks import Block, KernelBlock, TileBlock, kernel_dtype
 from drrho_core.contrastive.passes import AnchorSums, PlainSweeps, log_sums_and_means, merge, part_of_sum
 from drrho_core.contrastive.ranks import Arrays, Ranks
 from drrho_core.contrastive.sizes import common_sizes
@@ -110,11 +110,9 @@ class Blocks:
             self.texts += (references[1],)
         if isinstance(temperature, tuple):
             self.texts += (temperature[1],)
-        # Kernels multiply half types. The own images are cast once for all blocks.
-        mixed = references is not None and references[0].dtype != batch.image_features.dtype
-        keep_half = kernels is not None and not mixed
-        dtype = batch.image_features.dtype
-        self._dtype = dtype if keep_half else work_dtype(batch.image_features, references, xp)
+        # The own images are cast once for all blocks.
+        with_kernels = kernels is not None
+        self._dtype = kernel_dtype(batch, xp) if with_kernels else work_dtype(batch.image_features, references, xp)
         if references is not None:
             references = cast(references[0], self._dtype, xp), references[1]
         self.batch = batch = batch._replace(

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple, Unpack
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar, namespace_of
-from drrho_core.contrastive.anchors import evaluate, nan_unless, update
+from drrho_core.contrastive.anchors import evaluate, update, with_old_unless
 from drrho_core.contrastive.blocks import in_one_dtype
 from drrho_core.contrastive.gradient import wide_gradient
 from drrho_core.contrastive.options import (
@@ -322,4 +322,4 @@ def wide_contrastive_step(
         log_inner_image=image.log_inner,
         log_inner_text=text.log_inner,
     )
-    return result if options.valid is None else nan_unless(options.valid, result, states, xp)
+    return result if options.valid is None else with_old_unless(options.valid, result, states, xp)

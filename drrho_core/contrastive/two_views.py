@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from drrho_core._array_api import Array, Namespace, PerAnchor, Scalar
-from drrho_core.contrastive.anchors import evaluate, nan_unless, update
+from drrho_core.contrastive.anchors import evaluate, update, with_old_unless
 from drrho_core.contrastive.gradient import gradient
 from drrho_core.contrastive.options import AnchorWeight, StepArguments, check_step, check_step_on_ranks
 from drrho_core.contrastive.ranks import FORMS, Ranks
@@ -170,4 +170,4 @@ def unimodal_contrastive_step(
         log_inner_view1=anchors[0].log_inner,
         log_inner_view2=anchors[1].log_inner,
     )
-    return result if options.valid is None else nan_unless(options.valid, result, states, xp)
+    return result if options.valid is None else with_old_unless(options.valid, result, states, xp)

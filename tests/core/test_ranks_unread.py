@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
 import torch
@@ -26,8 +27,8 @@ from drrho_core import (
 from drrho_core.contrastive.step import wide_contrastive_step
 from helpers import problems
 
-NUM_RANKS, NUM_SAMPLES, LOCAL = 2, 5, 2
-FEATURES = [torch.from_numpy(x) for x in problems.draw(2, b=NUM_RANKS * LOCAL).arrays[:2]]
+NUM_RANKS, NUM_SAMPLES, LOCAL, WIDTH = 2, 5, 2, 7
+FEATURES = [torch.from_numpy(x) for x in problems.draw(2, b=NUM_RANKS * LOCAL, d=WIDTH).arrays[:2]]
 
 
 @pytest.fixture(autouse=True)
@@ -252,6 +253,23 @@ def test_a_step_of_ranks_is_nan_and_keeps_the_estimates_if_an_id_occurs_twice(ki
 def test_a_step_of_one_rank_is_nan_and_keeps_the_estimates_if_an_id_occurs_twice() -> None:
     check_step("two views", None, [4, 0, 3, 1], valid=True)
     check_step("two views", None, [4, 0, 3, 4], valid=False)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_mark_of_a_valid_batch_takes_no_array_as_large_as_the_features(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: set[tuple[int, ...]] = set()
+
+    def where(condition: Any, first: Any, second: Any) -> Any:
+        made = np.where(condition, first, second)
+        shapes.add(made.shape)
+        return made
+
+    monkeypatch.setattr(array_api_compat.numpy, "where", where)
+    ThreadRanks.run(NUM_RANKS, lambda ranks: check_step(kind, ranks, [ranks.rank, 3], valid=False))
+    assert (LOCAL,) in shapes
+    assert (LOCAL, WIDTH) not in shapes
 
 
 @pytest.mark.parametrize("home", ["buffers", "object"])
