@@ -358,6 +358,9 @@ def _kl_ball(x: list[float], radius: float) -> _Solution:
     first, second = _levels(x)[:2]
 
     def s_of(log_ratio: float) -> float:
+        # If the gap is tiny beside the other differences, the ratio alone may be too large for a float.
+        if log_ratio > 700.0:
+            return math.exp(math.log(first - second) + log_ratio)
         return (first - second) * math.exp(log_ratio)
 
     # Increase the upper end of log s until the divergence is at most the radius. Then bisect.

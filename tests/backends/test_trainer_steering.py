@@ -150,7 +150,7 @@ def test_labels_that_are_no_integers_are_refused_before_the_reference_is_read() 
 # Both processes average their gradients; the first writes what it has learnt.
 RANK = """
 import sys, torch
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1], sys.argv[1] + "/.."
 from test_trainer_steering import make, trained
 trainer = make(sys.argv[2], num_train_epochs=3, optim="sgd", learning_rate=1.0, ddp_backend="gloo")
 trainer.train()

@@ -70,6 +70,16 @@ def test_risk_is_convex_and_non_decreasing(ambiguity_set: Any, pair: tuple[np.nd
     assert above >= max(at_x, at_y) - 1e-13
 
 
+@pytest.mark.parametrize("radius", [1e-9, 0.1])
+def test_the_gap_between_the_two_largest_losses_may_be_the_smallest_normal_number(radius: float) -> None:
+    tiny = float(np.finfo(np.float64).tiny)
+    risk, weights, _, _ = solve(np.asarray([0.0, -0.125, tiny]), KLBall(radius))
+    # Beside the third loss the two largest are equal.
+    expected, same_weights, _, _ = solve(np.asarray([0.0, -0.125, 0.0]), KLBall(radius))
+    assert risk == pytest.approx(expected, rel=1e-9)
+    assert weights == pytest.approx(same_weights, abs=1e-9)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @few
 @given(losses=some_losses)

@@ -106,9 +106,14 @@ def test_rows_that_were_changed_and_rows_of_the_quick_form_are_refused(tmp_path:
         read_rows(path)
 
 
-def test_a_claim_is_measured_once_continues_and_has_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_claim_is_measured_once_continues_and_has_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, runs = tmp_path / "out", tmp_path / "runs"
     world = replace(WORLDS["scenes-30"], references={"weak": {}})
+    # The verdict needs all worlds of the plan; here this is the only world, and other claims need other worlds.
+    monkeypatch.setattr("drrho_clip.reproduce.standing.WORLDS", {world.name: world})
+    monkeypatch.setattr("drrho_clip.reproduce.claims.CLAIMS", {claim.name: claim})
     claim = CLAIMS["variance"]
 
     def rows(**changes: int) -> Results:
