@@ -113,8 +113,8 @@ def test_a_claim_is_measured_once_continues_and_has_a_page(
     world = replace(WORLDS["scenes-30"], references={"weak": {}})
     # The verdict needs all worlds of the plan; here this is the only world, and other claims need other worlds.
     monkeypatch.setattr("drrho_clip.reproduce.standing.WORLDS", {world.name: world})
-    monkeypatch.setattr("drrho_clip.reproduce.claims.CLAIMS", {claim.name: claim})
     claim = CLAIMS["variance"]
+    monkeypatch.setattr("drrho_clip.reproduce.claims.CLAIMS", {claim.name: claim})
 
     def rows(**changes: int) -> Results:
         given = {"seeds": range(2), "jobs": 1, "worlds": [world], "quick": True, "quiet": True} | changes
