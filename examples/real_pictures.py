@@ -27,11 +27,11 @@ from typing import Any
 
 from pictures.experiment import SETTINGS, prepare, run_seed
 from pictures.page import page, table
+from pictures.sources import CLASSES, FASHION_TEST, SOURCES
 
 from drrho_clip.encoders import PairEncoder
 from drrho_clip.errors import BadInput
 from drrho_clip.reproduce.packaged.packages import RESVG, Missing
-from drrho_clip.reproduce.packaged.readers import CLASSES, FASHION_TEST, SOURCES
 
 # Sides of the pictures for the image tower, in pixels: smaller for the larger data sets, so that a CPU is enough.
 SIDES = {"openclipart": 112, "fashion-mnist": 96}

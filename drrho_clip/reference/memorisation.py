@@ -209,8 +209,8 @@ def swapped_pair_losses(pairs: PairFeatures, *, temperature: float) -> Floats:
     Returns
     -------
     ndarray, shape (m,)
-        At least four losses per image; fewer if captions of the image itself are met by chance, and none if all images
-        are the same image.
+        The result has at least four losses per image. It has fewer if a caption of the image itself is drawn by chance,
+        and none if all pairs show the same image.
 
     Examples
     --------

@@ -8,11 +8,11 @@ from pathlib import Path
 from drrho_clip.files.disk import write_atomic
 from drrho_clip.reproduce.claim import Claim, Judgement, groups
 from drrho_clip.reproduce.experiment import CHOICE_SEED, Settings
+from drrho_clip.reproduce.measuring.training import TEST_FIGURES
 from drrho_clip.reproduce.plan import best_rate
 from drrho_clip.reproduce.results import Results, Row
 from drrho_clip.reproduce.standing import standing_of
 from drrho_clip.reproduce.statistics import Interval, mean_and_deviation
-from drrho_clip.reproduce.training import TEST_FIGURES
 from drrho_clip.reproduce.worlds import WORLDS
 
 __all__ = ["claim_page", "in_words", "table_of_claims", "write_pages"]

@@ -21,9 +21,9 @@ from typing import Final, NamedTuple, TypeVar
 
 from drrho_clip.errors import BadInput, Diverged
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.measuring.training import reference_run
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.tasks import run
-from drrho_clip.reproduce.training import reference_run
 from drrho_clip.terminal.guard import ending
 from drrho_clip.terminal.progress import Reporter
 

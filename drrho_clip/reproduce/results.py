@@ -66,7 +66,7 @@ class Row:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss of the training did not stay finite; then the figures are those of a model without use."""
+        """Whether the training diverged; the figures are then those of a model without use."""
         return "diverged" in self.metrics
 
     def figure(self, name: str) -> float:

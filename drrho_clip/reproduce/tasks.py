@@ -16,12 +16,12 @@ from drrho_clip.reproduce.estimator.training import measure_heads
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.grid import TRIED
-from drrho_clip.reproduce.guided import measure_guided
+from drrho_clip.reproduce.measuring.guided import measure_guided
+from drrho_clip.reproduce.measuring.steering import measure_steering, measure_steering_by_last_state
+from drrho_clip.reproduce.measuring.training import FIGURES, Measured, measure_reference, measure_training
+from drrho_clip.reproduce.measuring.variances import measure_variances
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Metrics, Row
-from drrho_clip.reproduce.steering import measure_steering, measure_steering_by_last_state
-from drrho_clip.reproduce.training import FIGURES, Measured, measure_reference, measure_training
-from drrho_clip.reproduce.variances import measure_variances
 
 __all__ = ["TASKS", "run"]
 

@@ -38,7 +38,7 @@ def test_share_and_slope_of_a_known_mixture_are_found(share: float, slope: float
     posterior = posterior_anchor_weight(losses, (1.0 + rng.normal(size=50_000)) / slope)
     assert float(posterior.swapped_share) == pytest.approx(share, abs=0.03)
     assert float(posterior.slope) == pytest.approx(2.0 * slope, rel=0.1)
-    # Of the pairs that are right with an estimated probability q, about a share q is right.
+    # If the estimated probability of pairs is about q, then about a share q of these pairs is right.
     right = posterior.anchor_weight * (1.0 - posterior.swapped_share)
     for low, high in ((0.1, 0.5), (0.5, 0.9), (0.9, 1.0)):
         chosen = (right >= low) & (right < high)

@@ -221,7 +221,7 @@ def test_a_picture_that_was_written_in_part_has_not_the_name_of_a_finished_pictu
     with pytest.raises(OSError, match="No space left"):
         readers.as_png(tmp_path / "drawing.svg", tmp_path / "made")
     with pytest.raises(OSError, match="No space left"):
-        readers.fashion_mnist([tmp_path], tmp_path / "made")
+        example.SOURCES["fashion-mnist"].pairs([tmp_path], tmp_path / "made")
     assert not list((tmp_path / "made").iterdir())
 
 

@@ -14,9 +14,9 @@ from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.estimator.errors import ERRORS
 from drrho_clip.reproduce.estimator.rules import COSINE, NO_MEMORY, RULES
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.measuring.variances import ANCHORS, SPREADS
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Metrics, Results, Row
-from drrho_clip.reproduce.variances import ANCHORS, SPREADS
 from drrho_clip.reproduce.worlds import WORLDS
 
 # Without a lead about one draw in twenty shows a difference by chance; this draw shows none in any claim.

@@ -27,7 +27,7 @@ class Candidate:
     family : str
         Candidates of one family change the same thing; candidates of different families can be combined.
     references : mapping
-        The reference model that steers, if it is none of the world's: see `drrho_clip.reproduce.guided`.
+        The reference model that steers, if it is none of the world's: see `drrho_clip.reproduce.measuring.guided`.
     """
 
     label: str

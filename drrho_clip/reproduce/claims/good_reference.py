@@ -9,6 +9,7 @@ from typing import Final
 from drrho_clip.reference.memorisation import Shares
 from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, by_seed, groups
 from drrho_clip.reproduce.experiment import Settings
+from drrho_clip.reproduce.measuring.steering import REFUSED
 from drrho_clip.reproduce.pictures import Points, draw_interval_panels, draw_points
 from drrho_clip.reproduce.plan import Plan, Reference
 from drrho_clip.reproduce.results import Row
@@ -22,7 +23,6 @@ from drrho_clip.reproduce.statistics import (
     rank_correlation,
     verdict,
 )
-from drrho_clip.reproduce.steering import REFUSED
 from drrho_clip.reproduce.worlds import POOL_OF_HEADS, TABLES, World
 
 __all__ = ["GOOD_REFERENCE"]

@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 
 from drrho_clip.reproduce.claim import Claim, Figure, Judgement, groups
+from drrho_clip.reproduce.measuring.variances import ANCHORS, SPREADS
 from drrho_clip.reproduce.pictures import draw_curves, draw_interval_panels
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, not_all_above, verdict
-from drrho_clip.reproduce.variances import ANCHORS, SPREADS
 from drrho_clip.reproduce.worlds import PICTURES
 
 __all__ = ["VARIANCE"]

@@ -26,8 +26,8 @@ from drrho_clip.reproduce.estimator.pairs import Floats
 from drrho_clip.reproduce.estimator.rules import COSINE, NO_MEMORY, RULES, Moment
 from drrho_clip.reproduce.estimator.training import Rows, Training, open_problem, some
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.measuring.training import Measured
 from drrho_clip.reproduce.results import Metrics
-from drrho_clip.reproduce.training import Measured
 from drrho_core import ContrastiveStep, InnerEstimator
 
 __all__ = ["ERRORS", "errors_of", "measure_errors"]

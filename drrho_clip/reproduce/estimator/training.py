@@ -18,7 +18,7 @@ from drrho_clip.reproduce.estimator.heads import Heads, embed, pull_back, start_
 from drrho_clip.reproduce.estimator.pairs import Floats, Pairs, PairSets, draw_pairs
 from drrho_clip.reproduce.estimator.rules import RULES, Moment
 from drrho_clip.reproduce.experiment import Experiment, Settings
-from drrho_clip.reproduce.training import Measured
+from drrho_clip.reproduce.measuring.training import Measured
 from drrho_core import ContrastiveStep, InnerEstimator, contrastive_step, info_nce
 
 __all__ = ["CLIP", "Problem", "Training", "measure_heads", "open_problem"]

@@ -14,7 +14,7 @@ from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.network import Floats, Integers, Network, gradients, losses, predictions, start
 from drrho_clip.reproduce.generic.objectives import ERM, OBJECTIVES
 from drrho_clip.reproduce.generic.problems import PROBLEMS, Parts, Samples, draw
-from drrho_clip.reproduce.training import Measured
+from drrho_clip.reproduce.measuring.training import Measured
 
 __all__ = ["ALL", "REFERENCE", "measure_generic"]
 

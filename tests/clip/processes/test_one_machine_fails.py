@@ -120,7 +120,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "FILE"],
     "a device": ["evaluate", "run", "--device", "FILE"],
 }
-"""Commands with a name that means nothing on one machine; the command needs it to connect the processes."""
+"""Commands in which the name FILE is right on all machines but one, and is read before the processes connect."""
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -11,7 +11,7 @@ import pytest
 from drrho_clip.reproduce.claims.beyond import BEYOND
 from drrho_clip.reproduce.claims.candidates import CANDIDATES, PLAIN, WITHOUT
 from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
-from drrho_clip.reproduce.guided import blended, folds_of, in_own_columns
+from drrho_clip.reproduce.measuring.guided import blended, folds_of, in_own_columns
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN

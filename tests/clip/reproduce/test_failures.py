@@ -18,12 +18,12 @@ from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.engine import reproduce
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.grid import best_place
+from drrho_clip.reproduce.measuring.training import Measured
 from drrho_clip.reproduce.origin import commit_of
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.pool import measure
 from drrho_clip.reproduce.results import Metrics, Results
 from drrho_clip.reproduce.tasks import run
-from drrho_clip.reproduce.training import Measured
 from drrho_clip.reproduce.worlds import WORLDS, World
 from helpers.claims import row_with
 
@@ -109,7 +109,7 @@ def test_the_traceback_of_a_mistake_of_our_code_goes_to_a_file(tmp_path: Path, m
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("a mistake")
 
-    monkeypatch.setattr("drrho_clip.reproduce.training.train", fail)
+    monkeypatch.setattr("drrho_clip.reproduce.measuring.training.train", fail)
     with pytest.raises(BadInput, match=r"seed 0: ZeroDivisionError: a mistake, see .*traceback\.txt$"):
         measured(tmp_path, {"width": 2})
     assert "ZeroDivisionError: a mistake" in (tmp_path / "runs" / "traceback.txt").read_text(encoding="utf-8")
@@ -122,7 +122,7 @@ def test_a_failure_can_be_sent_to_the_parent_process_whatever_the_error(
         # This exception cannot be built again from the message alone.
         raise MissingExtra("reading images", "Pillow")
 
-    monkeypatch.setattr("drrho_clip.reproduce.training.train", fail)
+    monkeypatch.setattr("drrho_clip.reproduce.measuring.training.train", fail)
     plan = Plan({}, [QUICK], seeds=(0, 1), quick=True)
     claim_of({"width": 2})(plan)
     failures = measure(plan.missing(), tmp_path, jobs=1, keep=lambda row: None, quiet=True)

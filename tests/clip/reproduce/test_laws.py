@@ -11,10 +11,10 @@ import pytest
 
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.measuring.steering import separation
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import HOLDS, rank_correlation
-from drrho_clip.reproduce.steering import separation
 from drrho_clip.reproduce.tasks import run
 from drrho_clip.reproduce.worlds import WORLDS
 from helpers.claims import row_with

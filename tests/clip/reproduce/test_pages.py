@@ -11,10 +11,10 @@ import pytest
 
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.experiment import LEARNING_RATES
+from drrho_clip.reproduce.measuring.variances import variances
 from drrho_clip.reproduce.pages import write_pages
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
-from drrho_clip.reproduce.variances import variances
 from drrho_clip.reproduce.worlds import SCENES
 from helpers.claims import invented
 

@@ -21,7 +21,7 @@ from drrho_clip.evaluate import evaluate
 from drrho_clip.reference.judgement import Judgement, ask_reference
 from drrho_clip.reference.pair_choice import choose_pairs
 from drrho_clip.reproduce.experiment import Experiment
-from drrho_clip.reproduce.training import Measured, clean_folder, measure_target, target_config
+from drrho_clip.reproduce.measuring.training import Measured, clean_folder, measure_target, target_config
 from drrho_clip.reproduce.worlds import WORLDS
 from drrho_core.backend import Backend
 

@@ -19,8 +19,8 @@ from drrho_clip.encode import Encoder
 from drrho_clip.encoders import PairEncoder
 from drrho_clip.epoch_length import steps_per_epoch
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.measuring.training import Measured, clean_folder, target_config
 from drrho_clip.reproduce.results import Metrics
-from drrho_clip.reproduce.training import Measured, clean_folder, target_config
 from drrho_clip.reproduce.worlds import WORLDS
 from drrho_clip.run import open_run
 from drrho_clip.train import train

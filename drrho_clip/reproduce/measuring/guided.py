@@ -19,9 +19,8 @@ from drrho_clip.encoders.protocol import Floats
 from drrho_clip.features import encode_pairs
 from drrho_clip.reference.judgement import UselessReference
 from drrho_clip.reproduce.experiment import Experiment
-from drrho_clip.reproduce.packaged.pool import StoredPairs
-from drrho_clip.reproduce.steering import REFUSED
-from drrho_clip.reproduce.training import (
+from drrho_clip.reproduce.measuring.steering import REFUSED
+from drrho_clip.reproduce.measuring.training import (
     FIGURES,
     Measured,
     clean_folder,
@@ -30,6 +29,7 @@ from drrho_clip.reproduce.training import (
     reference_run,
     target_config,
 )
+from drrho_clip.reproduce.packaged.pool import StoredPairs
 from drrho_clip.reproduce.worlds import WORLDS
 from drrho_clip.train import train
 from drrho_core.backend import Backend
