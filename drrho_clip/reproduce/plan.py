@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from drrho_clip.methods import METHODS
 from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experiment, Settings
 from drrho_clip.reproduce.results import Row, Rows
 from drrho_clip.reproduce.worlds import HEADS, World
 
-__all__ = ["Plan", "Reference", "best_rate"]
+__all__ = ["Plan", "Reference", "best_rate", "next_rate"]
+
+# A grid of learning rates grows by at most this many rates at each end.
+_MOST_STEPS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -173,14 +176,25 @@ class Plan:
         return Experiment(claim, "reference", world.name, "reference", name, seed, settings, self.is_quick)
 
     def _chosen(self, world: World, trial: Callable[[float], Experiment]) -> float | None:
-        """Add the trials of all rates; return the best rate as soon as all trials have rows."""
-        # The trials have rows of their own, so that a reader can check the choice.
-        trials = {rate: trial(rate) for rate in world.rates}
-        for experiment in trials.values():
-            self.add(experiment)
-        rows = {rate: self.rows.get(experiment.config_hash()) for rate, experiment in trials.items()}
-        there = {rate: row for rate, row in rows.items() if row is not None}
-        return best_rate(there) if len(there) == len(trials) else None
+        """Add the trials of a learning rate; return the best rate as soon as all trials have rows.
+
+        While the best rate is at an end of the grid, the grid grows there; see `next_rate`.
+        """
+        rates = list(world.rates)
+        while True:
+            # The trials have rows of their own, so that a reader can check the choice.
+            trials = {rate: trial(rate) for rate in rates}
+            for experiment in trials.values():
+                self.add(experiment)
+            rows = {rate: self.rows.get(experiment.config_hash()) for rate, experiment in trials.items()}
+            there = {rate: row for rate, row in rows.items() if row is not None}
+            if len(there) < len(trials):
+                return None
+            best = best_rate(there)
+            further = next_rate(best, rates, world.rates)
+            if further is None:
+                return best
+            rates.append(further)
 
     def _sized(self, world: World, settings: Settings) -> Settings:
         """Return settings of a claim, in the quick form with no larger sizes than those of the world."""
@@ -216,3 +230,39 @@ def best_rate(trials: Mapping[float, Row]) -> float:
     # A diverged trial has zeros, which an untrained model could have as well.
     sound = {rate: row for rate, row in trials.items() if not row.diverged}
     return max(sorted(sound), key=lambda rate: sound[rate].figure("validation_r1")) if sound else min(trials)
+
+
+def next_rate(best: float, rates: Sequence[float], grid: Sequence[float]) -> float | None:
+    """Return the rate that is tried next, or None if the choice is made.
+
+    A best rate at an end of the grid may have a better rate beyond it. So the grid grows there by its own factor, for
+    every method in the same way, until the best rate has a neighbour on each side or two rates were added at this end.
+
+    Parameters
+    ----------
+    best : float
+        The best of the rates that were tried.
+    rates : sequence of float
+        The rates that were tried.
+    grid : sequence of float
+        The grid from which the choice began, in ascending order with the same factor between neighbours.
+
+    Examples
+    --------
+    >>> next_rate(0.001, [0.001, 0.002, 0.004], [0.001, 0.002, 0.004])
+    0.0005
+    >>> next_rate(0.002, [0.001, 0.002, 0.004], [0.001, 0.002, 0.004])
+    >>> next_rate(0.016, [0.001, 0.002, 0.004, 0.008, 0.016], [0.001, 0.002, 0.004])
+    """
+    # The quick form has a single rate, which shows that the choice works.
+    if len(grid) < 2:
+        return None
+    factor = grid[1] / grid[0]
+    if best == min(rates) and sum(rate < grid[0] for rate in rates) < _MOST_STEPS:
+        further = best / factor
+    elif best == max(rates) and sum(rate > grid[-1] for rate in rates) < _MOST_STEPS:
+        further = best * factor
+    else:
+        return None
+    # Rates stand in hashes, so rounding errors must not make two rates of one.
+    return float(f"{further:.3g}")

@@ -51,7 +51,8 @@ def test_a_hash_is_the_same_on_every_machine_and_changes_with_every_field() -> N
 
 
 def test_seeds_follow_after_the_trials_and_use_the_rate_with_the_best_validation() -> None:
-    world = WORLDS["scenes-30"]
+    # Both best rates are inside this grid, so it does not grow.
+    world = replace(WORLDS["scenes-30"], rates=(4e-3, 8e-3, 16e-3, 32e-3))
     results: dict[str, Row] = {}
 
     def planned() -> list[Experiment]:

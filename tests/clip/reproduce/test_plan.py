@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -15,15 +16,24 @@ from helpers.claims import row_of
 WORLD = WORLDS["scenes-30"]
 
 
-def finished(add: Callable[[Plan, World], None], *, quick: bool = False) -> list[Experiment]:
-    """Return all experiments of a plan, after rounds in which every experiment has the same figure."""
+def finished(
+    add: Callable[[Plan, World], None], *, quick: bool = False, best: float = WORLD.rates[1]
+) -> list[Experiment]:
+    """Return all experiments of a plan, after rounds in which a figure is larger the nearer the rate is to the best."""
     rows: dict[str, Row] = {}
     while True:
         plan = Plan(rows, [WORLD], seeds=(0, 1), quick=quick)
         add(plan, plan.worlds[0])
         if not plan.missing():
             return list(plan.experiments.values())
-        rows |= {experiment.config_hash(): row_of(experiment) for experiment in plan.missing()}
+        for experiment in plan.missing():
+            figure = math.exp(-abs(math.log(rate_of(experiment) / best)))
+            rows[experiment.config_hash()] = row_of(experiment, figure)
+
+
+def rate_of(experiment: Experiment) -> float:
+    group = "reference" if experiment.method == "reference" else "target"
+    return float(experiment.settings[group]["learning_rate"])
 
 
 def trials_and_others(experiments: list[Experiment]) -> tuple[list[Experiment], list[Experiment]]:
@@ -100,3 +110,37 @@ def test_a_rate_that_diverges_is_taken_only_if_all_rates_diverge() -> None:
     diverged = {rate: row_of(trial, 0.9, diverged=1.0) for rate in (0.2, 0.4)}
     assert best_rate(rows | diverged) == 0.1
     assert best_rate(diverged) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("best", "further"),
+    [
+        (WORLD.rates[1], []),
+        # The best rate is one factor of 2 beyond the grid, and a neighbour shows that it is the best.
+        (WORLD.rates[0] / 2, [0.002, 0.001]),
+        (WORLD.rates[-1] * 2, [0.032, 0.064]),
+        # The grid does not grow forever.
+        (1e-9, [0.002, 0.001]),
+        (1e9, [0.032, 0.064]),
+    ],
+)
+@pytest.mark.parametrize("reference", [None, "weak"])
+def test_a_grid_grows_while_its_best_rate_is_at_an_end(
+    best: float, further: list[float], reference: str | None
+) -> None:
+    def add(plan: Plan, world: World) -> None:
+        if reference is None:
+            plan.add_target("table", world, "clip")
+        else:
+            plan.add_reference("table", world, reference)
+
+    trials, others = trials_and_others(finished(add, best=best))
+    tried = [rate_of(trial) for trial in trials]
+    assert tried == [*WORLD.rates, *further]
+    chosen = min(tried, key=lambda rate: abs(math.log(rate / best)))
+    assert {rate_of(other) for other in others} == {chosen}
+
+
+def test_a_grid_of_one_rate_does_not_grow() -> None:
+    trials, _ = trials_and_others(finished(lambda plan, world: plan.add_target("table", world, "clip"), quick=True))
+    assert [rate_of(trial) for trial in trials] == [WORLD.rates[0]]
