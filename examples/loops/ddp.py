@@ -85,6 +85,4 @@ if __name__ == "__main__":
     losses = main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     if dist.get_rank() == 0:
         print(losses)
-    # A thread of gloo may still hold a tensor of the last message; Python would abort if it ended before the thread.
-    dist.barrier()
     dist.destroy_process_group()

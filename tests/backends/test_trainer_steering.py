@@ -157,7 +157,6 @@ trainer.train()
 trainer.evaluate()
 if trainer.is_world_process_zero():
     torch.save(trained(trainer), sys.argv[2] + "/two.pt")
-torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 

@@ -59,7 +59,5 @@ def work(rank: int, world_size: int, folder: str) -> None:
             results["compiled refusals"] = torch_process_calls.compiled_refusals(rank)
             results["copies"] = torch_process_calls.copies(rank)
         torch.save(results, Path(folder) / f"{world_size}-{rank}.pt")
-        # Meanwhile the threads of gloo let go of the tensors of the last message; see docs/many-devices.md.
-        dist.barrier()
     finally:
         dist.destroy_process_group()
