@@ -1,4 +1,4 @@
-"""The choice of a setting from a grid, in a single experiment on the seed of the choices.
+"""The choice of a setting from a grid, in one or two experiments on the seed of the choices.
 
 Claims whose trainings take less than a second need no row per trial: an experiment tries the whole grid, and the row
 has the list ``validation``, one figure per trial, larger = better. A trial that diverged has null in place of a figure.
@@ -17,7 +17,7 @@ from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 
-__all__ = ["TRIED", "add_seeds", "best_place", "chosen_trial", "tried"]
+__all__ = ["TRIED", "add_seeds", "best_place", "chosen_rate", "chosen_trial", "tried"]
 
 TRIED: Final = "validation"
 """The figure of a choice that has one number per trial."""
@@ -34,10 +34,46 @@ def chosen_trial(plan: Plan, experiment: Experiment, trials: Sequence[Any]) -> A
     trials : sequence
         At least two trials, as JSON can hold them.
     """
+    row = _row_of_choice(plan, experiment, trials)
+    return None if row is None else trials[best_place(row)]
+
+
+def chosen_rate(
+    plan: Plan, experiment: Experiment, rates: Sequence[float], lower: Sequence[float], higher: Sequence[float]
+) -> float | None:
+    """Add the experiment that tries learning rates; return the best rate as soon as it is known.
+
+    If the best rate is the lowest or the highest, a second experiment tries the rates beyond it.
+
+    Parameters
+    ----------
+    plan : Plan
+    experiment : Experiment
+        As in `chosen_trial`.
+    rates : sequence of float
+        At least two rates, in ascending order.
+    lower, higher : sequence of float
+        At least two rates below and above `rates`; or none, and there is no second experiment.
+    """
+    row = _row_of_choice(plan, experiment, rates)
+    if row is None:
+        return None
+    place = best_place(row)
+    further = lower if place == 0 else higher if place == len(rates) - 1 else ()
+    if not further:
+        return rates[place]
+    second = _row_of_choice(plan, experiment, further)
+    if second is None:
+        return None
+    # Of equal rates that of the first experiment is taken.
+    return further[best_place(second)] if max(tried(second)) > max(tried(row)) else rates[place]
+
+
+def _row_of_choice(plan: Plan, experiment: Experiment, trials: Sequence[Any]) -> Row | None:
+    """Add the experiment that tries a grid; return its row, or None if there is none yet."""
     choice = replace(experiment, seed=CHOICE_SEED, settings={**experiment.settings, "trials": list(trials)})
     plan.add(choice)
-    row = plan.rows.get(choice.config_hash())
-    return None if row is None else trials[best_place(row)]
+    return plan.rows.get(choice.config_hash())
 
 
 def add_seeds(plan: Plan, experiment: Experiment, trial: Any) -> None:

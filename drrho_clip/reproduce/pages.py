@@ -51,8 +51,9 @@ def table_of_claims(judged: Sequence[tuple[Claim, Judgement]]) -> str:
         "",
         "Each claim of the Model Steering paper (arXiv 2505.06699) is measured on small models. A claim *holds* if all "
         "differences that it promises have intervals above zero over the seeds; it *does not hold* if a difference is "
-        "below zero; otherwise it is *not shown*. `drrho reproduce --report` writes these pages and pictures from the "
-        "rows in the files `.jsonl` of this folder, so no figure was typed in.",
+        "below zero, also after Bonferroni's correction for the number of differences; otherwise it is *not shown*. "
+        "`drrho reproduce --report` writes these pages and pictures from the rows in the files `.jsonl` of this folder, "
+        "so no figure was typed in.",
         "",
         *_table(
             ("number", "claim", "verdict", "reason"),
@@ -126,8 +127,18 @@ def _worlds(rows: Sequence[Row]) -> list[str]:
         world = WORLDS[name]
         # A reference model has the settings of the target, apart from those named here.
         references = "; ".join(f"{model}: {_settings(own)}" for model, own in world.references.items())
-        lines.append((name, world.title, _settings({**world.data, **world.target}), references))
-    heading = ("world", "data", "settings of `drrho train`", "other settings of the reference models")
+        methods = dict.fromkeys(row.method for row in rows if row.dataset == name)
+        single = "; ".join(
+            f"{method}: {_settings(world.by_method[method])}" for method in methods if method in world.by_method
+        )
+        lines.append((name, world.title, _settings({**world.data, **world.target}), single, references))
+    heading = (
+        "world",
+        "data",
+        "settings of `drrho train`",
+        "other settings of single methods",
+        "other settings of the reference models",
+    )
     sentence = "A world is a data set with noise, a target, and reference models that are trained on other pairs."
     return ["## Worlds", "", sentence, "", *_table(heading, lines), ""] if lines else []
 
@@ -142,7 +153,12 @@ def _settings(settings: Settings) -> str:
 def _learning_rates(rows: Sequence[Row], trials: Sequence[Row]) -> list[str]:
     """Return the section on the trials of learning rates, or nothing if the claim needs none of them."""
     lines = ["## Learning rates", ""]
-    lines += [f"They were chosen by R@1 on the validation pairs of seed {CHOICE_SEED}, from the same grid.", ""]
+    lines += [
+        f"They were chosen by R@1 on the validation pairs of seed {CHOICE_SEED}, from the same grid for all methods of "
+        "a world. While the best rate is at an end of the grid, the grid grows there, by at most two rates. A best rate "
+        "that is still at an end is marked: a better rate may lie beyond it.",
+        "",
+    ]
     # A choice without a label holds for all rows of a method and world, and that of a reference model for all targets.
     used = {(row.dataset, row.method, label) for row in rows for label in ("", row.label)}
     used |= {(row.dataset, "reference", "") for row in rows if row.reference is not None}
@@ -186,7 +202,9 @@ def _means(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
 def _choice(rows: Sequence[Row]) -> tuple[str, ...]:
     trials = {_rate_of(row): row for row in rows}
     tried = ", ".join(f"{rate:g}: {trials[rate].figure('validation_r1'):.3f}" for rate in sorted(trials))
-    return *_group(rows[0]), tried, f"{best_rate(trials):g}"
+    best = best_rate(trials)
+    end = " (end)" if len(trials) > 1 and best in (min(trials), max(trials)) else ""
+    return *_group(rows[0]), tried, f"{best:g}{end}"
 
 
 def _rate_of(row: Row) -> float:

@@ -15,7 +15,7 @@ from drrho_clip.reproduce.pictures import draw_intervals
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, interval, verdict
-from drrho_clip.reproduce.worlds import HEADS, World
+from drrho_clip.reproduce.worlds import HEADS, POOL_OF_HEADS, World
 
 __all__ = ["BEYOND"]
 
@@ -251,7 +251,7 @@ BEYOND: Final = Claim(
     "The validation captions of `scenes-heads` and `fashion-heads` are right. So the share that `drop_suspects auto` "
     "leaves out there, 1.25 times the share of hopeless validation pairs, rests on clean pairs that the reference "
     "model finds hard, and it is no estimate of the share of wrong training captions. A run that `drrho train` "
-    "refuses, because the reference model is near chance or has memorised, has figures of 0.",
+    f"refuses, because the reference model is near chance or has memorised, has figures of 0. {POOL_OF_HEADS}",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,

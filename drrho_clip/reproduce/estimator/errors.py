@@ -1,6 +1,6 @@
 """The errors of inner estimates and gradients against the full data, along a training.
 
-One training runs with FastCLIP's cosine rule. On the same batches every rule keeps inner estimates of its own, so all
+One training runs with the cosine rule `COSINE`. On the same batches every rule keeps inner estimates of its own, so all
 rules are compared at the same parameters. At the end of some epochs the pairs are divided into batches several times,
 and each rule estimates, without a change of its state:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import pytest
 from drrho_clip.reproduce.estimator.errors import ERRORS, errors_of, measure_errors
 from drrho_clip.reproduce.estimator.heads import embed, pull_back, start_heads
 from drrho_clip.reproduce.estimator.pairs import draw_pairs
-from drrho_clip.reproduce.estimator.rules import COSINE, NO_MEMORY, RULES, SCENT, Moment
+from drrho_clip.reproduce.estimator.rules import COSINE, HALF, NO_MEMORY, RELEASED, RULES, SCENT, Moment
 from drrho_clip.reproduce.estimator.training import CLIP, Problem, Training, measure_heads, recall_of
 from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
+from drrho_clip.reproduce.grid import TRIED, chosen_rate
+from drrho_clip.reproduce.plan import Plan
+from drrho_clip.reproduce.results import Row
 from drrho_core import InnerEstimator
+from helpers.claims import row_of
 
 MODEL = {"width": 4, "temperature": 0.2, "batch": 8, "epochs": 2, "rate": 0.01}
 
@@ -97,6 +102,11 @@ def test_rules_for_gamma() -> None:
     assert RULES["cosine by step"](middle, log_inner) < 0.6
     for rule in (COSINE, "cosine by step"):
         assert RULES[rule](Moment(8.0, 8), log_inner) == pytest.approx(0.2)
+    # FastCLIP's code reaches 0.2 after half of the epochs; the last value of DRRho's code depends on their number.
+    assert RULES[HALF](Moment(2.9, 8), log_inner) == pytest.approx(0.6)
+    assert [RULES[HALF](Moment(epoch, 8), log_inner) for epoch in (4.0, 7.0)] == pytest.approx([0.2, 0.2])
+    assert RULES[RELEASED](Moment(16.0, 16), log_inner) == pytest.approx(4.177 * 16**-0.7265)
+    assert RULES[RELEASED](Moment(3.5, 7), log_inner) == 1.0
     image, text = RULES[SCENT](middle, log_inner)
     np.testing.assert_allclose(image, [1.0, 0.5])
     np.testing.assert_allclose(text, [1e-3, 1.0], rtol=1e-4)
@@ -134,3 +144,27 @@ def test_a_tiny_experiment(tmp_path: Path) -> None:
     # Without a reference model the training is another one, and so are the errors.
     plain = replace(errors, method="sogclr", reference=None, settings={**errors.settings, "steering": None})
     assert measure_errors(plain, tmp_path).metrics != first
+
+
+def test_rates_beyond_the_end_are_tried_if_the_best_rate_is_at_the_end() -> None:
+    experiment = Experiment("estimator", "linear-heads", "pairs-512", "clip", None, 0, {}, quick=False)
+    rates, lower, higher = (0.1, 0.2, 0.4), (0.025, 0.05), (0.8, 1.6)
+
+    def chosen(*figures: float, further: Sequence[float]) -> tuple[float | None, list[list[float]]]:
+        """Return the choice, and the lists of rates that were tried."""
+        rows: dict[str, Row] = {}
+        for values in (figures, further):
+            plan = Plan(rows, [], seeds=(0,), quick=False)
+            assert chosen_rate(plan, experiment, rates, lower, higher) is None or not plan.missing()
+            for each in plan.missing():
+                rows[each.config_hash()] = replace(row_of(each), metrics={TRIED: [*values]})
+        plan = Plan(rows, [], seeds=(0,), quick=False)
+        best = chosen_rate(plan, experiment, rates, lower, higher)
+        assert not plan.missing()
+        return best, [each.settings["trials"] for each in plan.experiments.values()]
+
+    assert chosen(0.1, 0.3, 0.2, further=()) == (0.2, [[*rates]])
+    assert chosen(0.3, 0.2, 0.1, further=(0.4, 0.35)) == (0.025, [[*rates], [*lower]])
+    assert chosen(0.1, 0.2, 0.3, further=(0.4, 0.35)) == (0.8, [[*rates], [*higher]])
+    # The end of the grid stays the choice if nothing beyond it is better.
+    assert chosen(0.1, 0.2, 0.3, further=(0.3, 0.0)) == (0.4, [[*rates], [*higher]])
