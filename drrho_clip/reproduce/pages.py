@@ -52,8 +52,8 @@ def table_of_claims(judged: Sequence[tuple[Claim, Judgement]]) -> str:
         "Each claim of the Model Steering paper (arXiv 2505.06699) is measured on small models. A claim *holds* if all "
         "differences that it promises have intervals above zero over the seeds; it *does not hold* if a difference is "
         "below zero, also after Bonferroni's correction for the number of differences; otherwise it is *not shown*. "
-        "`drrho reproduce --report` writes these pages and pictures from the rows in the files `.jsonl` of this folder, "
-        "so no figure was typed in.",
+        "`drrho reproduce --report` writes these pages and pictures from the rows in the files `.jsonl` of this "
+        "folder, so no figure was typed in.",
         "",
         *_table(
             ("number", "claim", "verdict", "reason"),
@@ -155,8 +155,8 @@ def _learning_rates(rows: Sequence[Row], trials: Sequence[Row]) -> list[str]:
     lines = ["## Learning rates", ""]
     lines += [
         f"They were chosen by R@1 on the validation pairs of seed {CHOICE_SEED}, from the same grid for all methods of "
-        "a world. While the best rate is at an end of the grid, the grid grows there, by at most two rates. A best rate "
-        "that is still at an end is marked: a better rate may lie beyond it.",
+        "a world. While the best rate is at an end of the grid, the grid grows there, by at most two rates. A best "
+        "rate that is still at an end is marked: a better rate may lie beyond it.",
         "",
     ]
     # A choice without a label holds for all rows of a method and world, and that of a reference model for all targets.
