@@ -17,7 +17,11 @@ from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.generic.measuring import measure_generic
 from drrho_clip.reproduce.grid import TRIED
 from drrho_clip.reproduce.measuring.guided import measure_guided
-from drrho_clip.reproduce.measuring.steering import measure_steering, measure_steering_by_last_state
+from drrho_clip.reproduce.measuring.steering import (
+    measure_steering,
+    measure_steering_by_halves,
+    measure_steering_by_last_state,
+)
 from drrho_clip.reproduce.measuring.training import FIGURES, Measured, measure_reference, measure_training
 from drrho_clip.reproduce.measuring.variances import measure_variances
 from drrho_clip.reproduce.origin import commit_of, machine, versions
@@ -34,6 +38,7 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "estimator": measure_errors,
     "linear-heads": measure_heads,
     "steering": measure_steering,
+    "steering-by-halves": measure_steering_by_halves,
     "steering-by-last-state": measure_steering_by_last_state,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""

@@ -10,7 +10,7 @@ from typing import Final
 from drrho_clip.reproduce.claim import Claim, Figure, Judgement, by_seed
 from drrho_clip.reproduce.claims.candidates import CANDIDATES, PLAIN, QUICK, WITHOUT, Candidate, combined
 from drrho_clip.reproduce.experiment import CHOICE_SEED
-from drrho_clip.reproduce.measuring.steering import REFUSED
+from drrho_clip.reproduce.measuring.training import REFUSED
 from drrho_clip.reproduce.pictures import draw_intervals
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row

@@ -9,7 +9,7 @@ from typing import Final
 from drrho_clip.reference.memorisation import Shares
 from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, by_seed, groups
 from drrho_clip.reproduce.experiment import Settings
-from drrho_clip.reproduce.measuring.steering import REFUSED
+from drrho_clip.reproduce.measuring.training import REFUSED
 from drrho_clip.reproduce.pictures import Points, draw_interval_panels, draw_points
 from drrho_clip.reproduce.plan import Plan, Reference
 from drrho_clip.reproduce.results import Row
@@ -31,12 +31,14 @@ _NAME: Final = "good-reference"
 # R@1 means little where ten classes give ten kinds of captions.
 _OF_CLASSES: Final = ("fashion-heads-table",)
 _TASK: Final = "steering"
-_TASK_OF_LAST_STATE: Final = "steering-by-last-state"
 # drrho without a reference model is sogclr.
 _PLAIN: Final = "sogclr"
 # The reference model with which pairs are left out and weighted.
 _JUDGE: Final = "short"
 _MEMORISED: Final = "same pairs, long, last state"
+_HALVES: Final = "same pairs, two halves"
+# The tasks of the reference models that are no model in its best state.
+_TASKS: Final[Mapping[str, str]] = {_MEMORISED: "steering-by-last-state", _HALVES: "steering-by-halves"}
 # The worlds in which all reference models are compared, and those in which pairs are left out and weighted.
 _COMPARED: Final = ("scenes-table-30", "scenes-heads-table", "fashion-heads-table", "openclipart-heads-table")
 _CHOSEN: Final = (
@@ -106,6 +108,7 @@ def _references(world: World) -> list[Reference]:
         model("narrow", 0.6, width=max(2, width // 4)),
         model("same pairs, as_reference", 0.6, **own, as_reference=True),
         model(_MEMORISED, 2.0, **own),
+        model(_HALVES, 0.6, **own),
     ]
     # The noise of a table is part of the stored features of a world of heads.
     if noise is not None:
@@ -123,8 +126,7 @@ def _experiments(plan: Plan) -> None:
         if world.name in _COMPARED and (is_first or not plan.is_quick):
             plan.add_target(_NAME, world, _PLAIN)
             for model in models.values():
-                task = _TASK if model.name != _MEMORISED else _TASK_OF_LAST_STATE
-                plan.add_target(_NAME, world, "drrho", model, task=task)
+                plan.add_target(_NAME, world, "drrho", model, task=_TASKS.get(model.name, _TASK))
         if world.name in _CHOSEN and (is_first or not plan.is_quick):
             plan.add_target(_NAME, world, _PLAIN)
             for method, label, settings in _WAYS:
@@ -303,6 +305,9 @@ GOOD_REFERENCE: Final = Claim(
     "the target. The lengths are 0.2 (very short), 0.6 (short, narrow and as_reference) and 2 (long) times the epochs "
     "of the target; a narrow model has a quarter of the target's width. With as_reference the training stops when the "
     "model learns wrong captions by heart. A model is used in its best state, unless the name mentions the last state. "
+    '"Two halves" are two short models that were trained on a half of the target\'s own pairs each; the scores of an '
+    "image with all captions come from the model that has not seen the image, and the figure alone is that of the "
+    "first of them. "
     "A reference model takes the learning rate that was chosen for the base `weak` of the world, unless the section on "
     f"learning rates shows a choice of its own. {POOL_OF_HEADS} "
     "A training pair is hopeless for a model if its pair loss is above 0; h_train and h_val are the shares of hopeless "

@@ -19,9 +19,9 @@ from drrho_clip.encoders.protocol import Floats
 from drrho_clip.features import encode_pairs
 from drrho_clip.reference.judgement import UselessReference
 from drrho_clip.reproduce.experiment import Experiment
-from drrho_clip.reproduce.measuring.steering import REFUSED
 from drrho_clip.reproduce.measuring.training import (
     FIGURES,
+    REFUSED,
     Measured,
     clean_folder,
     config_of,
@@ -34,7 +34,7 @@ from drrho_clip.reproduce.worlds import WORLDS
 from drrho_clip.train import train
 from drrho_core.backend import Backend
 
-__all__ = ["blended", "folds_of", "in_own_columns", "measure_guided"]
+__all__ = ["blended", "folds_of", "in_own_columns", "measure_guided", "part_of_fold", "steered_by_folds"]
 
 # The stream of random numbers that divides the training pairs.
 _FOLDS: Final = 9
@@ -81,8 +81,30 @@ def _steered(
         (images, texts), (others, other_texts) = (_features(model, splits) for model in models)
         sides = blended(images, others, kind["share"]), blended(texts, other_texts, kind["share"])
         return replace(config, reference=_write(*sides, models[0].temperature, splits, place))
-    # The target's own pairs train the models, instead of the pairs that the world has for reference models.
-    folds = kind["folds"]
+    return steered_by_folds(experiment, folder, config, backend, kind["folds"], place)
+
+
+def steered_by_folds(
+    experiment: Experiment, folder: Path, config: TrainConfig, backend: Backend, folds: int, place: Path
+) -> TrainConfig:
+    """Train models on the target's own pairs, each without a part, and return the settings of a target they steer.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The recipe of the models is that of the reference model, and their data are those of the target.
+    folder : Path
+        The folder of the runs.
+    config : TrainConfig
+        The settings of the target.
+    backend : Backend
+    folds : int
+        Number of models; the images of a part are judged by the model that has not seen them. A single model has seen
+        all pairs.
+    place : Path
+        The folder of the models (see `part_of_fold`) and of the features that steer.
+    """
+    splits = WORLDS[experiment.dataset].open(config, folder)
     part_of = folds_of(splits.train.image_ids, folds, experiment.seed)
     settings = {**experiment.settings["reference"], **experiment.settings["data"]}
     recipe = config_of(experiment, folder, settings, "clip", backend)
@@ -91,8 +113,8 @@ def _steered(
         # A single model is trained on all pairs.
         rows = np.flatnonzero((part_of != part) | (folds == 1))
         own = splits._replace(train=splits.train.subset(rows))  # type: ignore[attr-defined]  # all worlds have it
-        train(recipe, place / f"part-{part}", backend=backend, splits=own, quiet=True)
-        models.append(_open(str(place / f"part-{part}"), backend))
+        train(recipe, part_of_fold(place, part), backend=backend, splits=own, quiet=True)
+        models.append(_open(str(part_of_fold(place, part)), backend))
     # No model has seen the validation pairs, so the first model judges them.
     part_of = np.concatenate([part_of, np.zeros(len(splits.validation), dtype=np.int64)])
     features = [_features(model, splits) for model in models]
@@ -103,6 +125,11 @@ def _steered(
     scale = math.sqrt(folds)
     config = replace(config, reference=_write(images, texts, models[0].temperature / scale, splits, place))
     return replace(config, reference_weight=config.reference_weight * scale) if config.method == "drrho" else config
+
+
+def part_of_fold(place: Path, part: int) -> Path:
+    """Return the folder of the model that judges a part."""
+    return place / f"part-{part}"
 
 
 def _open(model: str, backend: Backend) -> PairEncoder:

@@ -21,14 +21,12 @@ from drrho_clip.evaluate import evaluate
 from drrho_clip.reference.judgement import Judgement, ask_reference
 from drrho_clip.reference.pair_choice import choose_pairs
 from drrho_clip.reproduce.experiment import Experiment
-from drrho_clip.reproduce.measuring.training import Measured, clean_folder, measure_target, target_config
+from drrho_clip.reproduce.measuring.guided import part_of_fold, steered_by_folds
+from drrho_clip.reproduce.measuring.training import REFUSED, Measured, clean_folder, measure_target, target_config
 from drrho_clip.reproduce.worlds import WORLDS
 from drrho_core.backend import Backend
 
-__all__ = ["REFUSED", "measure_steering", "measure_steering_by_last_state", "separation"]
-
-REFUSED: Final = "refused"
-"""The figure of a row whose reference model `drrho train` refuses; the target was not trained."""
+__all__ = ["measure_steering", "measure_steering_by_halves", "measure_steering_by_last_state", "separation"]
 
 _OTHER_STATES: Final = ("checkpoint-best*", "checkpoint-reference*")
 
@@ -59,11 +57,28 @@ def measure_steering_by_last_state(experiment: Experiment, folder: Path) -> Meas
     return measured
 
 
-def _measure(experiment: Experiment, config: TrainConfig, backend: Backend, folder: Path) -> Measured:
+def measure_steering_by_halves(experiment: Experiment, folder: Path) -> Measured:
+    """Measure as `measure_steering`, with two models that were trained on a half of the target's own pairs each.
+
+    The model that has not seen an image judges it. The figures of the test pairs are those of the first model.
+    """
+    config, backend = target_config(experiment, folder)
+    place = clean_folder(experiment, folder, "-features")
+    try:
+        steered = steered_by_folds(experiment, folder, config, backend, 2, place)
+        return _measure(experiment, steered, backend, folder, model=str(part_of_fold(place, 0)))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _measure(
+    experiment: Experiment, config: TrainConfig, backend: Backend, folder: Path, model: str | None = None
+) -> Measured:
+    """Measure with the reference model of the settings; a model apart is measured on the test pairs in its place."""
     splits = WORLDS[experiment.dataset].open(config, folder)
     assert config.reference is not None
     judgement = ask_reference(config.reference, backend, splits)
-    figures = _quality(experiment, config, backend, splits, judgement, folder)
+    figures = _quality(experiment, model or config.reference, backend, splits, judgement, folder)
     try:
         choose_pairs(config, judgement)
     except BadInput:
@@ -74,17 +89,11 @@ def _measure(experiment: Experiment, config: TrainConfig, backend: Backend, fold
 
 
 def _quality(
-    experiment: Experiment,
-    config: TrainConfig,
-    backend: Backend,
-    splits: DataSplits,
-    judgement: Judgement,
-    folder: Path,
+    experiment: Experiment, model: str, backend: Backend, splits: DataSplits, judgement: Judgement, folder: Path
 ) -> dict[str, float]:
     """Return the figures of the reference model."""
-    assert config.reference is not None
     assert judgement.losses is not None
-    encoder = open_model(config.reference, backend=backend, name="reference", state="reference")
+    encoder = open_model(model, backend=backend, name="reference", state="reference")
     more = WORLDS[experiment.dataset].more_figures(encoder, splits, folder)
     test = {"retrieval_r1": float(evaluate(encoder, splits.test, zero_shot=False)["retrieval_r1"]), **more}
     figures = {

@@ -21,6 +21,7 @@ from drrho_core.backend import Backend, get_backend
 
 __all__ = [
     "FIGURES",
+    "REFUSED",
     "TEST_FIGURES",
     "Measured",
     "clean_folder",
@@ -38,6 +39,9 @@ TEST_FIGURES: Final = ("retrieval_r1", "retrieval_r5", "retrieval_r10", "zero_sh
 
 FIGURES: Final = (*TEST_FIGURES, "validation_r1", "validation_r10")
 """All figures of a trained model."""
+
+REFUSED: Final = "refused"
+"""The figure of a row whose reference model `drrho train` refuses; the target was not trained."""
 
 
 class Measured(NamedTuple):

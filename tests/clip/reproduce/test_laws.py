@@ -5,18 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from drrho_clip.config import TrainConfig
+from drrho_clip.data import DataSplits
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.experiment import Experiment
+from drrho_clip.reproduce.measuring import guided
 from drrho_clip.reproduce.measuring.steering import separation
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import HOLDS, rank_correlation
 from drrho_clip.reproduce.tasks import run
 from drrho_clip.reproduce.worlds import WORLDS
+from drrho_clip.run.outcome import Outcome
+from drrho_clip.train import train
 from helpers.claims import row_with
 
 
@@ -122,7 +128,8 @@ def test_a_memorised_reference_is_used_in_the_last_state(tmp_path: Path) -> None
     experiments = quick_experiments()
     last = next(each for (_, name, _), each in experiments.items() if name and "last state" in name)
     assert last.task == "steering-by-last-state"
-    assert {each.task for key, each in experiments.items() if each is not last} == {"training", "steering"}
+    others = {each.task for each in experiments.values() if each is not last}
+    assert others == {"training", "steering", "steering-by-halves"}
     # A model that learns so few pairs by heart is best before the last epoch.
     recipe = {**last.settings["reference"], "epochs": 12, "train_size": 64, "learning_rate": 0.02}
     last = replace(last, settings={**last.settings, "reference": recipe})
@@ -133,9 +140,27 @@ def test_a_memorised_reference_is_used_in_the_last_state(tmp_path: Path) -> None
     assert not list((tmp_path / "last" / "targets").iterdir())
 
 
-def test_validation_captions_of_a_table_are_as_noisy_as_training_captions(tmp_path: Path) -> None:
-    from drrho_clip.config import TrainConfig
+def test_halves_of_the_own_pairs_judge_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiments = quick_experiments()
+    halves = next(each for each in experiments.values() if each.task == "steering-by-halves")
+    trained: list[set[bytes]] = []
 
+    def recording(config: TrainConfig, out: Path, *, splits: DataSplits, **options: Any) -> Outcome:
+        trained.append({digest.tobytes() for digest in splits.train.image_digests()})
+        return train(config, out, splits=splits, **options)
+
+    monkeypatch.setattr(guided, "train", recording)
+    row = run(halves, tmp_path)
+    first, second = trained
+    assert len(first) == len(second) == halves.settings["data"]["train_size"] // 2
+    assert not first & second
+    assert 0 < row.figure("reference_retrieval_r1") < 1
+    # A model that has seen all pairs judges them otherwise.
+    assert row.figure("reference_auc") != run(replace(halves, task="steering"), tmp_path).figure("reference_auc")
+    assert not list((tmp_path / "targets").iterdir())
+
+
+def test_validation_captions_of_a_table_are_as_noisy_as_training_captions(tmp_path: Path) -> None:
     world = WORLDS["scenes-table-60"]
     splits = world.open(TrainConfig(**{**world.data, **world.target, "train_size": 50}, method="clip"), tmp_path)
     shares = [float(np.mean(part.is_swapped)) for part in splits]  # type: ignore[attr-defined]
