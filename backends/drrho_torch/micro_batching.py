@@ -74,7 +74,8 @@ def micro_batches(
     same activations in both passes, and generators and buffers end in the state that one pass leaves. Autocast around
     the call applies to `encode` and `loss`, not to the backward passes.
 
-    A batch that fits into one micro-batch is encoded once.
+    A batch that fits into one micro-batch is encoded once, unless `model` is a DistributedDataParallel with
+    `find_unused_parameters`.
 
     Examples
     --------
@@ -102,7 +103,9 @@ def micro_batches(
     if not torch.is_grad_enabled():
         raise RuntimeError("micro_batches must be called with gradients enabled, because it runs the backward pass")
     micro_batches = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-    if len(micro_batches) == 1:
+    # With `find_unused_parameters` DistributedDataParallel raises an error about a parameter that the loss uses and the
+    # forward pass does not, such as a temperature. In two passes the loss is no part of the graph of the forward pass.
+    if len(micro_batches) == 1 and not getattr(model, "find_unused_parameters", False):
         features = _encoded(encode, inputs, micro_batches[0])
         value = _scalar(loss(*features))
         _backward([value if scaler is None else scaler.scale(value)], None)

@@ -42,7 +42,8 @@ class Case:
     form: str = "reduce"
     extras: bool = False  # reference features, a mask, anchor weights, radius, eps, reference weight
     temperature: str = "learned"  # learned, float, buffer, frozen, per sample
-    micro: str = ""  # "", helper, by hand
+    micro: str = ""  # "", helper, helper with one micro-batch, by hand
+    unused: bool = False  # DDP looks for parameters that the forward pass does not use
     inside: bool = False  # the loss is a part of the wrapped module, although it is called outside of the wrapper
     split: bool = False  # the estimates are split among the processes
     autocast: bool = False
@@ -64,6 +65,7 @@ class Case:
             group="world",
             form="reduce",
             micro="",
+            unused=False,
             inside=False,
             split=False,
             compiled=False,
@@ -91,9 +93,16 @@ CASES: dict[int, dict[str, Case]] = {
         },
         **{
             f"ddp, micro-batches {micro}, temperature inside": Case(
-                "ddp", micro=micro, inside=True, extras=True, steps=5
+                "ddp", micro=micro, unused=unused, inside=True, extras=True, steps=5
             )
-            for micro in ("helper", "by hand")
+            # Without the option a loop of one's own would not average the gradients: DDP waits for the temperature's.
+            for micro, unused in (("helper", False), ("by hand", True))
+        },
+        **{
+            f"ddp that finds unused parameters, {micro}, temperature inside": Case(
+                "ddp", micro=micro, unused=True, inside=True, extras=True, steps=5
+            )
+            for micro in ("helper", "helper with one micro-batch")
         },
         "plain, gradient_scale 1": Case(sums=True, extras=True, steps=5),
         "ddp that sums": Case("ddp", sums=True, extras=True, steps=5),
@@ -224,9 +233,7 @@ def make_loss(case: Case, group: Any, num_ranks: int) -> ContrastiveLoss:
 def wrap(model: nn.Module, case: Case, mesh: Any) -> Any:
     """Wrap a model as the case says."""
     if case.wrapper == "ddp":
-        # Without the option a loop of one's own would not average the gradients: DDP waits for that of the temperature.
-        unused = case.inside and case.micro == "by hand"
-        wrapped = DistributedDataParallel(model, process_group=mesh.get_group(), find_unused_parameters=unused)
+        wrapped = DistributedDataParallel(model, process_group=mesh.get_group(), find_unused_parameters=case.unused)
         if case.sums:
             # DDP compares annotations with its own types, and here they are texts.
             wrapped.register_comm_hook(mesh.get_group(), lambda group, bucket: summed_bucket(group, bucket))
@@ -275,9 +282,10 @@ def tensors(value: Any) -> Any:
 def in_micro_batches(
     case: Case, wrapped: Any, inputs: list[Tensor], loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Compute loss and gradients with two rows at a time in the encoders."""
-    if case.micro == "helper":
-        return micro_batches(wrapped, tuple(inputs), loss, size=2, model=wrapped)
+    """Compute loss and gradients with two rows at a time in the encoders, or with all rows at once."""
+    if case.micro != "by hand":
+        size = 2 if case.micro == "helper" else len(inputs[0])
+        return micro_batches(wrapped, tuple(inputs), loss, size=size, model=wrapped)
     parts = [slice(start, start + 2) for start in range(0, len(inputs[0]), 2)]
     with torch.no_grad():
         sides = zip(*(wrapped(*(x[part] for x in inputs)) for part in parts), strict=True)
