@@ -7,13 +7,14 @@ from typing import Any, Self, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 # This module must be imported before a group is made: its functions have the group of the moment as a default argument,
 # and the first optimiser imports it. Such a group would outlive `destroy_process_group`, and so would the threads of
 # gloo; and Python aborts if it ends while one of them is at work.
-import torch.distributed.nn
-from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+if dist.is_available():
+    import torch.distributed.nn
 
 Arrays: TypeAlias = tuple[Tensor, ...]
 """The tensors of one message."""

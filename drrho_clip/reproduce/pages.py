@@ -23,13 +23,17 @@ _GROUP = ("world", "method", "reference", "changes")
 
 
 def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
-    """Write the page and the pictures of each claim that has a judgement, and the table of claims; return the files."""
+    """Write the page and the pictures of each claim that has a judgement, and the table of claims; return the files.
+
+    The page and the pictures of a claim without a judgement are removed, because their figures do not count any more.
+    """
     contents: dict[str, bytes] = {}
     judged: dict[str, tuple[Claim, Judgement]] = {}
     for claim in claims:
         standing = standing_of(claim, results)
         # A claim without a complete world has no page.
         if standing.judgement is None:
+            _remove(results.folder, claim.name)
             continue
         judged[claim.name] = claim, standing.judgement
         # The names of the pictures are known only when they are drawn.
@@ -42,6 +46,12 @@ def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
     for name, content in contents.items():
         write_atomic(results.folder / name, content)
     return [results.folder / name for name in contents]
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Remove the page and the pictures of a claim; a picture has the name of the claim, or begins with it and a "-"."""
+    for path in (folder / f"{name}.md", folder / f"{name}.svg", *folder.glob(f"{name}-*.svg")):
+        path.unlink(missing_ok=True)
 
 
 def table_of_claims(judged: Sequence[tuple[Claim, Judgement]]) -> str:

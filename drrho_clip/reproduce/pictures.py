@@ -26,9 +26,13 @@ __all__ = [
 ]
 
 _Panel = TypeVar("_Panel")
+_Content = TypeVar("_Content")
 
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "claims", "svg.fonttype": "none", "font.size": 9.0}
-_COLOURS = ("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf", "#b8860b", "#5b626b", "#c2185b")
+_COLOURS = (
+    *("#d4580a", "#0b4f8a", "#2f8f5b", "#8a5fbf", "#b8860b", "#5b626b", "#c2185b"),
+    *("#17a2b8", "#7a4419", "#9acd32", "#000000"),
+)
 
 
 class Curve(NamedTuple):
@@ -105,7 +109,7 @@ def draw_curves(panels: Mapping[str, Mapping[str, Sequence[float]]], *, x_name: 
     rows, columns = _grid(len(panels))
     with _page(3.2 * columns, 3.0 * rows) as (page, content):
         for axes, (title, curves) in _placed(page, panels):
-            for colour, (name, values) in zip(_COLOURS, curves.items(), strict=False):
+            for colour, name, values in _coloured(curves):
                 axes.plot(range(1, len(values) + 1), values, "o-", color=colour, label=name, markersize=3)
             axes.set_yscale("log")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -126,9 +130,9 @@ def draw_bands(panels: Mapping[str, Mapping[str, Curve]], *, x_name: str, y_name
     rows = -(-max(map(len, panels.values())) // len(panels)) if shared else 0
     with _page(3.2 * len(panels), 3.0 + 0.25 * rows) as (page, content):
         for axes, (title, curves) in zip(page.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            for place, (colour, (name, curve)) in enumerate(zip(_COLOURS, curves.items(), strict=False)):
+            for place, (colour, name, curve) in enumerate(_coloured(curves)):
                 # Later curves are thinner, so that equal curves are seen.
-                width = 1.5 if not shared else 3.2 - 0.35 * place
+                width = 1.5 if not shared else 3.2 * 0.88**place
                 axes.plot(curve.x, curve.mean, "o-", color=colour, label=name, markersize=3, linewidth=width)
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
             if log_x:
@@ -174,6 +178,13 @@ def draw_points(
         columns = min(len(handles), 2 * columns)
         page.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns, frameon=False)
     return content.getvalue()
+
+
+def _coloured(curves: Mapping[str, _Content]) -> Iterator[tuple[str, str, _Content]]:
+    """Yield a colour, the name and the content of each curve; every curve needs a colour of its own."""
+    assert len(curves) <= len(_COLOURS), list(curves)
+    for colour, (name, content) in zip(_COLOURS, curves.items(), strict=False):
+        yield colour, name, content
 
 
 def _grid(num_panels: int) -> tuple[int, int]:

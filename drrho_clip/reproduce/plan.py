@@ -82,6 +82,10 @@ class Plan:
         """Return the experiments that have no row."""
         return [experiment for key, experiment in self.experiments.items() if key not in self.rows]
 
+    def finished(self) -> list[Row]:
+        """Return the rows of the experiments; rows of other plans, such as a former one, are left out."""
+        return [self.rows[key] for key in self.experiments if key in self.rows]
+
     def add_reference(self, claim: str, world: World, reference: str | Reference) -> None:
         """Add the measurement of a reference model itself, with every seed."""
         model = _model(reference)

@@ -65,12 +65,12 @@ def _experiments(plan: Plan) -> None:
         return
     candidates = _candidates(quick=plan.is_quick)
     with_combination = _part(plan, first, trials.seeds)
-    _add(with_combination, first, _combination(_rows_of_choice(plan.rows.values()), candidates))
+    _add(with_combination, first, _combination(_rows_of_choice(trials.finished()), candidates))
     for experiment in with_combination.experiments.values():
         plan.add(experiment)
     if with_combination.missing():
         return
-    chosen = _choice(_rows_of_choice(plan.rows.values()), candidates)
+    chosen = _choice(_rows_of_choice([*trials.finished(), *with_combination.finished()]), candidates)
     confirmed = {candidate.key: candidate for candidate in (PLAIN, chosen, *_also(candidates))}
     for world in worlds.values():
         for candidate in confirmed.values():

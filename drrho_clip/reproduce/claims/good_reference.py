@@ -306,8 +306,8 @@ GOOD_REFERENCE: Final = Claim(
     "of the target; a narrow model has a quarter of the target's width. With as_reference the training stops when the "
     "model learns wrong captions by heart. A model is used in its best state, unless the name mentions the last state. "
     '"Two halves" are two short models that were trained on a half of the target\'s own pairs each; the scores of an '
-    "image with all captions come from the model that has not seen the image, and the figure alone is that of the "
-    "first of them. "
+    "image with all captions come from the model that has not seen the image; it has seen the captions of the other "
+    "half, with their images. The first model judges the held-out pairs, and the figure alone is that of this model. "
     "A reference model takes the learning rate that was chosen for the base `weak` of the world, unless the section on "
     f"learning rates shows a choice of its own. {POOL_OF_HEADS} "
     "A training pair is hopeless for a model if its pair loss is above 0; h_train and h_val are the shares of hopeless "

@@ -66,7 +66,7 @@ class World:
     references : mapping
         Settings of the reference models, by the name of the reference model. They are added to those of `target`.
     rates : sequence of float
-        The grid of learning rates, the same for every method and reference model.
+        The grid of learning rates, in ascending order. The choice of every method and reference model begins with it.
     by_method : mapping
         Settings that one method needs besides, by the name of the method.
     reference_data : mapping

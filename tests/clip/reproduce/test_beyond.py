@@ -137,6 +137,21 @@ def test_rows_of_another_world_with_the_same_seeds_do_not_count_in_the_choice() 
     assert BEYOND.judge([*of_claim, *others]) == judgement
 
 
+def test_rows_of_a_former_plan_do_not_count_in_the_choice() -> None:
+    rows = measured("gamma_min 0.8", confirmed=True)
+    # A former plan had another batch size, and its trials would choose another setting.
+    former = []
+    for row in rows:
+        if row.claim == "beyond" and row.seed >= CHOICE_SEED:
+            settings = {**row.settings, "target": {**row.settings["target"], "batch_size": 7}}
+            value = 0.5 + 0.4 * (row.label == "gamma_min 0.2")
+            former.append(row_of(replace(row.experiment, settings=settings), value))
+    plan = Plan({row.config_hash: row for row in (*rows, *former)}, HEAD_WORLDS, seeds=range(5), quick=False)
+    BEYOND.experiments(plan)
+    assert not plan.missing()
+    assert {row.config_hash for row in rows} == plan.experiments.keys()
+
+
 def test_of_settings_with_equal_gains_the_plan_and_the_page_choose_the_same_setting() -> None:
     equal = ("gamma_min 0.8", "gamma_min 0.2")
     rows = finished(lambda each: row_of(each, 0.5 + 0.1 * (each.label in equal), retrieval_r1=0.5))

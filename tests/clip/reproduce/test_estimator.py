@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drrho_clip.reproduce.claims.estimator import ESTIMATOR
 from drrho_clip.reproduce.estimator.errors import ERRORS, errors_of, measure_errors
 from drrho_clip.reproduce.estimator.heads import embed, pull_back, start_heads
 from drrho_clip.reproduce.estimator.pairs import draw_pairs
@@ -17,9 +18,9 @@ from drrho_clip.reproduce.estimator.training import CLIP, Problem, Training, mea
 from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
 from drrho_clip.reproduce.grid import TRIED, chosen_rate
 from drrho_clip.reproduce.plan import Plan
-from drrho_clip.reproduce.results import Row
+from drrho_clip.reproduce.results import Metrics, Row
 from drrho_core import InnerEstimator
-from helpers.claims import row_of
+from helpers.claims import row_of, row_with
 
 MODEL = {"width": 4, "temperature": 0.2, "batch": 8, "epochs": 2, "rate": 0.01}
 
@@ -168,3 +169,28 @@ def test_rates_beyond_the_end_are_tried_if_the_best_rate_is_at_the_end() -> None
     assert chosen(0.1, 0.2, 0.3, further=(0.4, 0.35)) == (0.8, [[*rates], [*higher]])
     # The end of the grid stays the choice if nothing beyond it is better.
     assert chosen(0.1, 0.2, 0.3, further=(0.3, 0.0)) == (0.4, [[*rates], [*higher]])
+
+
+def test_a_rate_at_the_end_of_both_experiments_is_marked_in_the_table() -> None:
+    model = {**MODEL, "batch": 16}
+    experiment = Experiment(
+        "estimator", "linear-heads", "pairs-512", "clip", None, 0, {"rule": CLIP, "model": model, "data": {"num": 512}},
+        quick=False, label="B = 16",
+    )  # fmt: skip
+
+    def row(seed: int, trials: Sequence[float], metrics: Metrics) -> Row:
+        settings = {**experiment.settings, "trials": [*trials]}
+        return row_with(replace(experiment, seed=seed, settings=settings), metrics)
+
+    def cell(rate: float, *choices: Row) -> str:
+        seeds = [row(seed, [rate], {"retrieval_r1": 0.5}) for seed in range(2)]
+        *_, recalls = ESTIMATOR.tables([*choices, *seeds])
+        ((*_, chosen),) = recalls.lines
+        return chosen
+
+    first = row(CHOICE_SEED, [0.001, 0.003, 0.01], {TRIED: [0.1, 0.2, 0.3]})
+    second = row(CHOICE_SEED, [0.03, 0.1], {TRIED: [0.2, 0.4]})
+    assert cell(0.01, first) == "0.01 (end)"
+    assert cell(0.003, first) == "0.003"
+    assert cell(0.01, first, second) == "0.01"
+    assert cell(0.1, first, second) == "0.1 (end)"

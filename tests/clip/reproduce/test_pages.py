@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from drrho_clip.reproduce.claim import Judgement
 from drrho_clip.reproduce.claims import CLAIMS
+from drrho_clip.reproduce.estimator.rules import RULES
+from drrho_clip.reproduce.estimator.training import CLIP
 from drrho_clip.reproduce.experiment import LEARNING_RATES
 from drrho_clip.reproduce.measuring.variances import variances
-from drrho_clip.reproduce.pages import write_pages
+from drrho_clip.reproduce.pages import claim_page, write_pages
+from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
-from drrho_clip.reproduce.worlds import SCENES
-from helpers.claims import invented
+from drrho_clip.reproduce.worlds import SCENES, WORLDS
+from helpers.claims import invented, row_of
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "claims"
 
@@ -56,6 +61,15 @@ def test_a_page_has_the_figures_of_the_rows_and_the_verdict_follows_the_lead(
         ]
         spread = f"{np.mean(recalls):.3f} ± {np.std(recalls, ddof=1):.3f}"
         assert f"| pairs-512 | sogclr | 0.5 | 64 | 8 | {spread} |" in page
+        # Every rule has a curve.
+        for picture in ("batch", "visits"):
+            drawn = (tmp_path / f"estimator-{picture}.svg").read_text(encoding="utf-8")
+            assert all(f">gamma {rule}<" in drawn for rule in RULES)
+        recall = (tmp_path / "estimator-recall.svg").read_text(encoding="utf-8")
+        rules = {row.settings["rule"] for row in results.of(name) if row.task == "linear-heads"} - {CLIP}
+        assert all(f">gamma {rule}<" in recall for rule in rules)
+    if name == "table":
+        assert f"| fastclip-v3: radius {WORLDS['scenes-heads'].by_method['fastclip-v3']['radius']:g}; " in page
     # Each picture of the page is there, and the same rows give the same files.
     pictures = re.findall(r"\]\((.*\.svg)\)", page)
     assert {path.name for path in written} == {"README.md", f"{name}.md", *pictures}
@@ -69,6 +83,35 @@ def test_a_page_has_the_figures_of_the_rows_and_the_verdict_follows_the_lead(
         write_pages(CLAIMS.values(), Results(tmp_path, quick=False))
         assert (tmp_path / f"{name}.md").read_text(encoding="utf-8") == page
     assert results.of(LEARNING_RATES) or name not in ("weak-to-strong", "variance")
+
+
+def test_a_claim_without_a_complete_world_loses_the_page_and_keeps_the_rows(tmp_path: Path) -> None:
+    results = invented("variance", tmp_path, 0.2)
+    pages = [path.name for path in write_pages(CLAIMS.values(), results)]
+    pictures = [name for name in pages if name.endswith(".svg")]
+    kept = ["generic.md", "notes-variance.svg", "variance.jsonl"]
+    for name in kept[:2]:
+        (tmp_path / name).write_text("", encoding="utf-8")
+    # The trials of the learning rates are gone, so nobody knows which rows count.
+    (tmp_path / f"{LEARNING_RATES}.jsonl").unlink()
+    assert write_pages([CLAIMS["variance"]], Results(tmp_path, quick=False)) == []
+    assert pictures
+    assert not any((tmp_path / name).exists() for name in ("variance.md", *pictures))
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+@pytest.mark.parametrize(("best", "cell"), [(1, "0.008"), (0, "0.004 (end)"), (2, "0.016 (end)")])
+def test_a_best_rate_at_an_end_of_all_that_was_tried_is_marked(best: int, cell: str) -> None:
+    world = WORLDS["scenes-30"]
+    plan = Plan({}, [world], seeds=(0, 1), quick=False)
+    plan.add_target("weak-to-strong", world, "clip")
+    rates = [each.settings["target"]["learning_rate"] for each in plan.missing()]
+    trials = [
+        row_of(each, 0.5 + 0.1 * (rates.index(rate) == best)) for each, rate in zip(plan.missing(), rates, strict=True)
+    ]
+    rows = [row_of(replace(row.experiment, claim="weak-to-strong", seed=0), retrieval_r1=0.5) for row in trials[:1]]
+    page = claim_page(CLAIMS["weak-to-strong"], rows, trials, Judgement([], HOLDS, ""), [])
+    assert f"0.016: 0.{6 if best == 2 else 5}00 | {cell} |" in page
 
 
 def test_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None:
