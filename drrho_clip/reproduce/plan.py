@@ -63,6 +63,8 @@ class Plan:
         # Only worlds for which nothing has to be installed have a quick form.
         self.worlds = [world.quick() for world in worlds if world.largest] if quick else list(worlds)
         self.experiments: dict[str, Experiment] = {}
+        # The rate of each choice by the hash of its first trial; None as long as trials are missing.
+        self._choices: dict[str, float | None] = {}
 
     def worlds_of(self, kind: str) -> list[World]:
         """Return the worlds of a kind, `PICTURES` or `HEADS`.
@@ -184,15 +186,24 @@ class Plan:
 
         While the best rate is at an end of the grid, the grid grows there; see `next_rate`.
         """
-        rates = list(world.rates)
+        # Many experiments share a choice.
+        key = trial(world.rates[0]).config_hash()
+        if key not in self._choices:
+            self._choices[key] = self._new_choice(world, trial)
+        return self._choices[key]
+
+    def _new_choice(self, world: World, trial: Callable[[float], Experiment]) -> float | None:
+        rates, there = list(world.rates), dict[float, Row]()
         while True:
             # The trials have rows of their own, so that a reader can check the choice.
-            trials = {rate: trial(rate) for rate in rates}
-            for experiment in trials.values():
-                self.add(experiment)
-            rows = {rate: self.rows.get(experiment.config_hash()) for rate, experiment in trials.items()}
-            there = {rate: row for rate, row in rows.items() if row is not None}
-            if len(there) < len(trials):
+            for rate in rates:
+                if rate not in there:
+                    experiment = trial(rate)
+                    self.add(experiment)
+                    row = self.rows.get(experiment.config_hash())
+                    if row is not None:
+                        there[rate] = row
+            if len(there) < len(rates):
                 return None
             best = best_rate(there)
             further = next_rate(best, rates, world.rates)
