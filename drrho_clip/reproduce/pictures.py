@@ -76,6 +76,8 @@ def draw_intervals(figures: Sequence[Figure], *, axis: str) -> bytes:
         axes.axvline(0.0, color="#5b626b", linewidth=0.8)
         axes.set_yticks(range(len(figures)), [figure.label for figure in figures])
         axes.set_ylim(len(figures) - 0.5, -0.5)
+        # Long labels leave little width, in which more numbers would overlap.
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_xlabel(axis)
         _clean(axes)
     return content.getvalue()

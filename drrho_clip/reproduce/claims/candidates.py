@@ -41,6 +41,10 @@ class Candidate:
         """Method and label, which name the candidate in the rows."""
         return self.method, self.label
 
+    def same_as(self, other: Candidate) -> bool:
+        """Tell whether two candidates are the same run under two names."""
+        return (self.method, self.settings, self.references) == (other.method, other.settings, other.references)
+
 
 PLAIN: Final = Candidate("")
 """drrho as the paper has it."""

@@ -15,7 +15,7 @@ from drrho_clip.reproduce.measuring.guided import blended, folds_of, in_own_colu
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
-from drrho_clip.reproduce.worlds import HEAD_WORLDS, SCENES, World
+from drrho_clip.reproduce.worlds import HEAD_WORLDS, SCENES, WORLDS, World
 from drrho_core import contrastive_step
 from helpers.claims import row_of
 
@@ -68,11 +68,11 @@ def test_rows_of_an_image_are_in_one_part_and_the_parts_are_equally_large() -> N
     assert np.bincount(parts).tolist() == [75, 75]
 
 
-def finished(row: Callable[[Experiment], Row]) -> list[Row]:
+def finished(row: Callable[[Experiment], Row], worlds: Sequence[World] = HEAD_WORLDS) -> list[Row]:
     """Return all rows of the claim, one for each experiment that a plan misses."""
     rows: dict[str, Row] = {}
     while True:
-        plan = Plan(rows, HEAD_WORLDS, seeds=range(5), quick=False)
+        plan = Plan(rows, worlds, seeds=range(5), quick=False)
         BEYOND.experiments(plan)
         if not plan.missing():
             return list(rows.values())
@@ -118,6 +118,19 @@ def test_without_the_world_of_the_choice_nothing_is_measured(worlds: Sequence[Wo
     plan = Plan({}, worlds, seeds=range(5), quick=False)
     BEYOND.experiments(plan)
     assert not plan.experiments
+
+
+def test_pictures_with_more_wrong_captions_confirm_too() -> None:
+    rows = finished(lambda each: row_of(each, 0.5, retrieval_r1=0.5), tuple(WORLDS.values()))
+    worlds = {row.dataset for row in rows if row.claim == "beyond" and row.seed < CHOICE_SEED}
+    assert worlds == {"fashion-heads", "openclipart-heads", "fashion-50", "scenes-60"}
+
+
+def test_a_combination_changes_what_each_of_both_candidates_does_not_change() -> None:
+    best = "own halves + anchor_weights posterior"
+    gains = {best: 0.3, "anchor_weights posterior": 0.2, "gamma 1": 0.1}
+    rows = finished(lambda each: row_of(each, 0.5 + gains.get(each.label, 0.0), retrieval_r1=0.5))
+    assert f"{best} + gamma 1" in {row.label for row in rows}
 
 
 def test_rows_of_another_world_with_the_same_seeds_do_not_count_in_the_choice() -> None:
