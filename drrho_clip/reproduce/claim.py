@@ -34,19 +34,28 @@ class Judgement(NamedTuple):
 
     Attributes
     ----------
-    figures : sequence of Figure
+    counted : sequence of Figure
+        The differences of the verdict.
     verdict : str
         A verdict of `statistics`.
     sentence : str
         The verdict in a sentence.
     notes : sequence of str
         Further sentences about figures that are no differences.
+    others : sequence of Figure
+        Differences that are shown and do not count for the verdict.
     """
 
-    figures: Sequence[Figure]
+    counted: Sequence[Figure]
     verdict: str
     sentence: str
     notes: Sequence[str] = ()
+    others: Sequence[Figure] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All differences, those of the verdict first."""
+        return [*self.counted, *self.others]
 
 
 class Table(NamedTuple):

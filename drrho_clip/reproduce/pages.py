@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from drrho_clip.files.disk import write_atomic
-from drrho_clip.reproduce.claim import Claim, Judgement, groups
+from drrho_clip.reproduce.claim import Claim, Figure, Judgement, groups
 from drrho_clip.reproduce.experiment import CHOICE_SEED, Settings
 from drrho_clip.reproduce.measuring.training import TEST_FIGURES
 from drrho_clip.reproduce.plan import best_rate
@@ -19,7 +19,7 @@ __all__ = ["claim_page", "in_words", "table_of_claims", "write_pages"]
 
 _NAMES = {"retrieval_r1": "R@1", "retrieval_r5": "R@5", "retrieval_r10": "R@10", "zero_shot_accuracy": "zero-shot"}
 
-_GROUP = ("world", "method", "reference", "changes")
+_GROUP = ("world", "method", "reference", "setting")
 
 
 def write_pages(claims: Iterable[Claim], results: Results) -> list[Path]:
@@ -59,9 +59,10 @@ def table_of_claims(judged: Sequence[tuple[Claim, Judgement]]) -> str:
     lines = [
         "# The claims of the paper, measured again",
         "",
-        "Each claim of the Model Steering paper (arXiv 2505.06699) is measured on small models. A claim *holds* if all "
-        "differences that it promises have intervals above zero over the seeds; it *does not hold* if a difference is "
-        "below zero, also after Bonferroni's correction for the number of differences; otherwise it is *not shown*. "
+        "Each claim of the Model Steering paper (arXiv 2505.06699) is measured on small models. A claim *holds* if "
+        "all differences that it promises have intervals above zero over the seeds; it *does not hold* if a "
+        "difference is below zero, also after Bonferroni's correction for the number of differences; otherwise it is "
+        "*not shown*. A claim with a world that is not measured yet does not hold before all worlds are measured. "
         "`drrho reproduce --report` writes these pages and pictures from the rows in the files `.jsonl` of this "
         "folder, so no figure was typed in.",
         "",
@@ -100,17 +101,17 @@ def claim_page(
     lines += [f"    drrho reproduce {claim.name}", "", "## Measurement", "", claim.setup, ""]
     lines += [
         f"The seeds are {', '.join(map(str, seeds))}. A difference is taken seed by seed. The bootstrap interval and "
-        "Student's interval have level 95 %. A claim holds if both intervals of every difference lie above zero. "
-        "It does not hold if a difference lies below zero, also after Bonferroni's correction.",
+        "Student's interval have level 95 %; with five values the bootstrap interval covers the mean in about 85 % of "
+        "all cases only. A claim holds if both intervals of every difference of the verdict lie above zero. It does "
+        "not hold if both intervals of such a difference lie below zero, also after Bonferroni's correction. Counts "
+        "of other differences above or below zero are not corrected for their number.",
         "",
-        "## Figures",
+        "## Figures of the verdict",
         "",
-        *_table(
-            ("", "mean", "bootstrap", "Student", "seeds"),
-            [(figure.label, *_cells(figure.interval)) for figure in judgement.figures],
-        ),
-        "",
+        *_figures(judgement.counted),
     ]
+    if judgement.others:
+        lines += ["## Other figures, which do not count for the verdict", "", *_figures(judgement.others)]
     lines += [*(f"- {note}" for note in judgement.notes), *([""] if judgement.notes else [])]
     lines += [line for name in pictures for line in (f"![The figures of this page as a picture]({name}.svg)", "")]
     names = [name for name in TEST_FIGURES if any(name in row.metrics for row in rows)]
@@ -128,6 +129,11 @@ def claim_page(
     lines += _learning_rates(rows, trials)
     lines += ["## Origin", "", _origin(rows), ""]
     return "\n".join(lines)
+
+
+def _figures(figures: Sequence[Figure]) -> list[str]:
+    heading = ("difference", "mean", "bootstrap interval", "Student's interval", "seeds")
+    return [*_table(heading, [(figure.label, *_cells(figure.interval)) for figure in figures]), ""]
 
 
 def _worlds(rows: Sequence[Row]) -> list[str]:
@@ -166,7 +172,8 @@ def _learning_rates(rows: Sequence[Row], trials: Sequence[Row]) -> list[str]:
     lines += [
         f"They were chosen by R@1 on the validation pairs of seed {CHOICE_SEED}, from the same grid for all methods of "
         "a world. While the best rate is at an end of the grid, the grid grows there, by at most two rates. A best "
-        "rate that is still at an end is marked: a better rate may lie beyond it.",
+        "rate that is still at an end is marked: a better rate may lie beyond it. The rate of a method with a "
+        "reference model was chosen with the reference model in this table and serves the other reference models, too.",
         "",
     ]
     # A choice without a label holds for all rows of a method and world, and that of a reference model for all targets.

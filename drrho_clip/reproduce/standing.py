@@ -74,7 +74,7 @@ def standing_of(claim: Claim, results: Results) -> Standing:
         sentence = f"{judgement.sentence} Not measured yet: {names}."
         if verdict == HOLDS:
             verdict = NOT_SHOWN
-            sentence = f"{judgement.sentence} This is about the measured worlds only; not measured yet: {names}."
+            sentence = f"Not measured yet: {names}. In the measured worlds: {judgement.sentence}"
         judgement = judgement._replace(verdict=verdict, sentence=sentence)
     trials = [row for row in complete if row.claim == LEARNING_RATES]
     num_outdated = len(own) - sum(row.claim == claim.name for row in planned)

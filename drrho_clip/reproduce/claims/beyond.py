@@ -161,7 +161,7 @@ def _combination(rows: Sequence[Row], candidates: Sequence[Candidate]) -> Candid
             families.setdefault(candidate.family, []).append(candidate)
     bests = [_best(rows, family) for family in families.values()]
     first, *others = sorted(bests, key=lambda candidate: -_mean_gain(rows, candidate))
-    return next(both for both in (combined(first, second) for second in others) if not both.same_as(first))
+    return next(pair for pair in (combined(first, second) for second in others) if not pair.same_as(first))
 
 
 def _words(key: tuple[str, str]) -> str:
@@ -192,7 +192,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     }[result]
     # The weights per anchor have figures of their own, because the theory page refers to them.
     further = dict.fromkeys((row.method, row.label) for row in others)
-    figures = [*confirmations]
+    figures = []
     for key in further:
         if key not in (chosen, PLAIN.key):
             figures += [
@@ -202,7 +202,8 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         Figure(f"{first}{_ON_VALIDATION}{_words(key)} - plain drrho{_refusals(trials, key)}", intervals[key])
         for key in order
     ]
-    return Judgement(figures, result, f"The setting that was chosen on {first}, {_words(chosen)}, {sentence}")
+    sentence = f"The setting that was chosen on {first}, {_words(chosen)}, {sentence}"
+    return Judgement(confirmations, result, sentence, others=figures)
 
 
 def _confirmations(rows: Sequence[Row], key: tuple[str, str]) -> list[Figure]:

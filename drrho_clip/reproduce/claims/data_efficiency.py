@@ -115,14 +115,14 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             low, high = np.quantile(needed[1:], [0.025, 0.975], method="nearest").tolist()
             notes.append(
                 f"{world}, {reference} reference: drrho reaches the figure of {_PLAIN} on all data with "
-                f"{_in_words(needed[0])} of the data (bootstrap interval: {_in_words(low)} to {_in_words(high)})."
+                f"{_in_words(needed[0])} of the data (bootstrap interval: from {_in_words(low)} to {_in_words(high)})."
             )
     return notes
 
 
 def _in_words(share: float) -> str:
     if share == _SHARES[0]:
-        return f"at most {share:.0%}"
+        return f"{share:.0%} or less"
     return "more than 100%" if share == float("inf") else f"{share:.0%}"
 
 
@@ -137,7 +137,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         NOT_SHOWN: not_all_above(),
     }[result]
     same = [figure for share in _SHARES for figure in _figures(rows, share, share)]
-    return Judgement([*figures, *same], result, sentence, _notes(rows))
+    return Judgement(figures, result, sentence, _notes(rows), same)
 
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
@@ -167,12 +167,12 @@ DATA_EFFICIENCY: Final = Claim(
     "samples seen (Model Steering, arXiv 2505.06699, data efficiency).",
     setup="The models are heads over the features of two frozen towers. The target is trained on 25, 50, 75 and 100 % "
     "of its training pairs, with so many epochs that it sees as many samples each time; the reference models always "
-    "have all of their pairs. The learning rate is the one chosen with all data. "
-    f"{RIGHT_VALIDATION_OF_HEADS} {POOL_OF_HEADS} The figure is zero-shot accuracy if "
-    "the pairs have classes, and R@1 in galleries of 200 images otherwise. The claim holds if drrho with half of the "
-    "data is above fastclip-v3 with all data, with both reference models and in every world. The differences at equal "
-    "shares are shown too and do not count. The share that drrho needs is read from the mean curve, with straight "
-    "lines between the shares, and the interval comes from resampled seeds.",
+    "have all of their pairs, which are other pairs and are not counted (see Worlds). The learning rate is the one "
+    f"chosen with all data. {RIGHT_VALIDATION_OF_HEADS} {POOL_OF_HEADS} The figure is zero-shot accuracy if the pairs "
+    "have classes, and R@1 in galleries of 200 images otherwise. The claim holds if drrho with half of the data is "
+    "above fastclip-v3 with all data, with both reference models and in every world. The differences at equal shares "
+    "are shown too and do not count. The share that drrho needs is read from the mean curve, with straight lines "
+    "between the shares, and the interval comes from resampled seeds.",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,

@@ -150,7 +150,9 @@ def _batch_figures(rows: Sequence[Row]) -> list[Figure]:
         if batch == batches[-1]:
             words = method if method == CLIP else f"{method}, gamma {rule}"
             small = runs.get((world, method, rule, batches[0]), [])
-            figures += _difference(f"{world}, {words}: R@1, B = {batch} - B = {batches[0]}", group, small)
+            figures += _difference(
+                f"{world}, {words}: R@1 with B = {batch}, less that with B = {batches[0]}", group, small
+            )
     return figures
 
 
@@ -179,7 +181,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         sentence += f' With the rule "{rule}", which does not count, {_counts(errors[rule], recalls[rule])}.'
     shown = [figure for rule in further for figure in (*errors[rule], *recalls[rule])]
     others = [figure for rule in _COMPARED for figure in _recall_figures(rows, rule, smallest=False)]
-    return Judgement([*figures, *shown, *others, *_batch_figures(rows)], result, sentence)
+    return Judgement(figures, result, sentence, others=[*shown, *others, *_batch_figures(rows)])
 
 
 def _counts(errors: Sequence[Figure], recalls: Sequence[Figure]) -> str:

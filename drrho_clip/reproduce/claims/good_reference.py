@@ -254,7 +254,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         NOT_SHOWN: not_all_above("rank correlation"),
     }[result]
     others = [figure for figures in correlations.values() for figure in figures]
-    return Judgement([*counted, *others, *_gains(rows), *_choices(rows)], result, sentence, _notes(rows))
+    return Judgement(counted, result, sentence, _notes(rows), [*others, *_gains(rows), *_choices(rows)])
 
 
 def _panels(figures: Sequence[Figure]) -> dict[str, list[Figure]]:

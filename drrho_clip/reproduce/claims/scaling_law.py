@@ -169,9 +169,9 @@ def _with_floor(curves: Mapping[_Series, _Curve], figures: Sequence[Figure], flo
         [float(curve.law(with_floor=with_floor).residual) for curve in steered] for with_floor in (False, True)
     )
     return (
-        f" But with a floor in the law the sign is the other one in {turned} of {len(figures)} differences, and the "
-        f"laws of drrho have residuals of {min(better):.1%} to {max(better):.1%} instead of {min(plain):.1%} to "
-        f"{max(plain):.1%}."
+        f" But the result depends on the law: with a floor, {turned} of {len(figures)} differences change their sign, "
+        f"and the laws of drrho have residuals of {min(better):.1%} to {max(better):.1%} instead of {min(plain):.1%} "
+        f"to {max(plain):.1%}."
     )
 
 
@@ -190,7 +190,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     more = _figures(curves, "fastclip-v3", with_floor=False)
     floored = [figure for other in _WITHOUT for figure in _figures(curves, other, with_floor=True)]
     sentence += _level(rows) + _with_floor(curves, figures, floored)
-    return Judgement([*figures, *more, *floored], result, sentence, _notes(curves))
+    return Judgement(figures, result, sentence, _notes(curves), [*more, *floored])
 
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:

@@ -10,7 +10,13 @@ from drrho_clip.reproduce.pictures import draw_intervals
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, not_all_above, paired, verdict
-from drrho_clip.reproduce.worlds import FURTHER_TESTS, HEADS, POOL_OF_HEADS, RIGHT_VALIDATION_OF_HEADS
+from drrho_clip.reproduce.worlds import (
+    FURTHER_TESTS,
+    HEADS,
+    POOL_OF_HEADS,
+    RIGHT_VALIDATION_OF_HEADS,
+    RULE_OF_REFERENCES,
+)
 
 __all__ = ["TABLE"]
 
@@ -78,7 +84,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
     above = sum(figure.interval.side == 1 for figure in figures)
     below = sum(figure.interval.side == -1 for figure in figures)
     counts = f" Of the {len(figures)} differences of the verdict, {above} lie above zero and {below} below."
-    return Judgement([*figures, *_figures(rows, _SHOWN)], result, sentence + counts, _notes(rows))
+    return Judgement(figures, result, sentence + counts, _notes(rows), _figures(rows, _SHOWN))
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
@@ -108,20 +114,20 @@ TABLE: Final = Claim(
     "2505.06699, table of reference models: ImageNet accuracy 68.84, 69.19 and 68.69 for DRRho-CLIP with reference "
     "models of 63.32, 76.23 and 81.41; 67.37 for FastCLIP; 56.40, 56.56 and 55.96 for JEST; 69.50 against 69.15 with "
     "distillation and the second reference model).",
-    setup="The models are heads over the features of two frozen towers. A target and a reference model are trained on "
-    "different pairs; the weak reference is narrower and sees fewer samples than a target, and the strong reference "
-    "sees more samples of more pairs. Reference models are trained with as_reference, except in openclipart-heads, "
-    "where both would stop near chance. But the rule behind as_reference compares training pairs with validation pairs "
-    "that are as noisy, and in the other two worlds the validation captions are right. So nothing shows that these "
-    f"reference models have not learnt wrong captions by heart. {RIGHT_VALIDATION_OF_HEADS} {POOL_OF_HEADS} "
-    "The figure is zero-shot accuracy if the pairs have "
-    "classes, and R@1 in galleries of 200 images otherwise. All methods train on equally many samples; jest and "
-    "jest-topk read five times as many and choose a fifth. The claim holds if drrho is above fastclip-v3 and above "
-    "jest with both reference models, and distill:drrho above distill:fastclip-v3 with the strong reference, in every "
-    "world. The other differences are shown and do not count. NeuCLIP is left out: the description that we have names "
-    "a small network that predicts the logarithms of the normalisers from 4,096 prototypes, with inner steps of "
-    "AdaGrad, but neither the inputs and layers of this network nor the loss of the inner steps, so we cannot say "
-    "what exactly it computes.",
+    setup="The models are heads over the features of two frozen towers. `fastclip-v3` is clip with moving averages "
+    "and a learned temperature. `jest` draws the pairs to learn from by their excess loss, and `jest-topk` takes "
+    "those with the largest. `distill:METHOD` adds a term to the loss of METHOD that imitates the reference model. A "
+    "target and a reference model are trained on different pairs; the weak reference is narrower and sees fewer "
+    "samples than a target, and the strong reference sees more samples of more pairs. The training of a reference "
+    "model stops when the model begins to learn wrong captions by heart (as_reference), except in openclipart-heads, "
+    f"where both models would stop near chance. {RULE_OF_REFERENCES} {RIGHT_VALIDATION_OF_HEADS} {POOL_OF_HEADS} The "
+    "figure is zero-shot accuracy if the pairs have classes, and R@1 in galleries of 200 images otherwise. All "
+    "methods train on equally many samples; jest and jest-topk read five times as many and choose a fifth. The claim "
+    "holds if drrho is above fastclip-v3 and above jest with both reference models, and distill:drrho above "
+    "distill:fastclip-v3 with the strong reference, in every world. The other differences are shown and do not count. "
+    "NeuCLIP is left out: the description that we have names a small network that predicts the logarithms of the "
+    "normalisers from 4,096 prototypes, with inner steps of AdaGrad, but neither the inputs and layers of this "
+    "network nor the loss of the inner steps, so we cannot say what exactly it computes.",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,

@@ -96,11 +96,15 @@ VARIANCE: Final = Claim(
     statement="The excess loss has a smaller variance than the loss, and a smaller variance tightens the bound of the "
     "generalisation error (Model Steering, arXiv 2505.06699: over image anchors 4.49e-3 for the excess loss against "
     "7.26e-3 for the loss).",
-    setup="After each epoch of a target that drrho steers, the losses of all pairs of 512 training images and captions "
-    "are measured; the variances are averaged over the epochs. A figure is the logarithm to base 10 of the variance of "
-    "the loss divided by that of the excess loss: above 0 the excess loss varies less, and at 0.3 half as much. The "
-    "claim holds if all figures lie above 0. In the picture a figure is green if "
-    "both intervals lie above zero, orange if they lie below, and grey otherwise.",
+    setup="The loss of a pair is the similarity of an image with another caption less that with its own caption, or "
+    "the same with the roles of images and captions exchanged; the image, or the caption, is the *anchor*. The excess "
+    "loss is this loss less the same loss of the reference model. Three variances are measured: that over all pairs, "
+    "the mean variance over the pairs of an anchor, and the variance of the anchors' means. After each epoch of a "
+    "target that drrho steers, the losses of all pairs of 512 training images and captions are measured; the "
+    "variances are averaged over the epochs. A figure is the logarithm to base 10 of the variance of the loss divided "
+    "by that of the excess loss: above 0 the excess loss varies less, and at 0.3 half as much. The claim holds if all "
+    "figures lie above 0. The bound itself is not measured, nor is a target without a reference model. In the picture "
+    "a figure is green if both intervals lie above zero, orange if they lie below, and grey otherwise.",
     experiments=_experiments,
     judge=_judge,
     draw=_draw,

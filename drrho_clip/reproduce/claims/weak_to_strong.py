@@ -10,7 +10,7 @@ from drrho_clip.reproduce.pictures import draw_interval_panels
 from drrho_clip.reproduce.plan import Plan, Reference
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, not_all_above, paired, verdict
-from drrho_clip.reproduce.worlds import PICTURES, RIGHT_VALIDATION
+from drrho_clip.reproduce.worlds import PICTURES, POOL_OF_PICTURES, RIGHT_VALIDATION, RULE_OF_REFERENCES
 
 __all__ = ["WEAK_TO_STRONG"]
 
@@ -90,7 +90,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         for world, differences in by_world.items()
     ]
     more = [figure for reference in _MORE for figure in _all(_figures(rows, reference))]
-    return Judgement([*figures, *premises, *more], result, sentence, notes)
+    return Judgement(figures, result, sentence, notes, [*premises, *more])
 
 
 def _draw(rows: Sequence[Row]) -> Mapping[str, bytes]:
@@ -109,13 +109,15 @@ WEAK_TO_STRONG: Final = Claim(
     "68.84 with a reference model of 63.32, and 67.37 for FastCLIP without a reference model).",
     setup="The figure is R@1 on clean test pairs in galleries of 200 images: the share of images and captions whose "
     "right partner is the first answer. `drrho` is DRRho-CLIP; `clip`, `sogclr` and `fastclip-v3` train the same model "
-    "on the same pairs without a reference model. The claim holds if the target steered by "
+    "on the same pairs without a reference model. A reference model is trained on more pairs than the target (see "
+    "Worlds); no method without a reference model gets these pairs. The target sees few pairs often, so that it learns "
+    "wrong captions by heart, which favours steering. The claim holds if the target steered by "
     "the weak reference beats the reference and these three methods in every world. The "
     "differences for two more reference models are shown too and do not count for the verdict: the strong reference, "
     "and the middle reference, which was added after the first results, when in scenes-30 the weak reference had "
     "turned out much weaker than a target without a reference. The middle reference sees 9/7 of the pairs of the weak "
     "reference, and the rest of the recipe is the same, the learning rate included. "
-    f"{RIGHT_VALIDATION} In the picture a figure is green if "
+    f"{RIGHT_VALIDATION} {RULE_OF_REFERENCES} {POOL_OF_PICTURES} In the picture a figure is green if "
     "both intervals lie above zero, orange if they lie below, and grey otherwise.",
     experiments=_experiments,
     judge=_judge,

@@ -4,7 +4,13 @@ from drrho_clip.reproduce.worlds.fashion import FASHION
 from drrho_clip.reproduce.worlds.heads import FURTHER_TESTS, HEAD_WORLDS
 from drrho_clip.reproduce.worlds.scenes import SCENES
 from drrho_clip.reproduce.worlds.tables import TABLE_WORLDS
-from drrho_clip.reproduce.worlds.words import POOL_OF_HEADS, RIGHT_VALIDATION, RIGHT_VALIDATION_OF_HEADS
+from drrho_clip.reproduce.worlds.words import (
+    POOL_OF_HEADS,
+    POOL_OF_PICTURES,
+    RIGHT_VALIDATION,
+    RIGHT_VALIDATION_OF_HEADS,
+    RULE_OF_REFERENCES,
+)
 from drrho_clip.reproduce.worlds.world import HEADS, PICTURES, TABLES, World
 
 __all__ = [
@@ -14,8 +20,10 @@ __all__ = [
     "HEAD_WORLDS",
     "PICTURES",
     "POOL_OF_HEADS",
+    "POOL_OF_PICTURES",
     "RIGHT_VALIDATION",
     "RIGHT_VALIDATION_OF_HEADS",
+    "RULE_OF_REFERENCES",
     "SCENES",
     "TABLES",
     "TABLE_WORLDS",

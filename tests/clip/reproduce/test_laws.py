@@ -67,7 +67,7 @@ def test_the_sentence_names_the_smaller_error_and_the_sign_that_a_floor_turns() 
     # Near the floor the error of drrho is smaller and falls more slowly, although the true exponent is larger.
     assert judgement.figures[0].interval.mean < 0
     assert "drrho is below that of clip in all 9 cases" in judgement.sentence
-    assert "the other one in 1 of 1 differences" in judgement.sentence
+    assert "with a floor, 1 of 1 differences change their sign" in judgement.sentence
     judgement = CLAIMS["scaling-law"].judge(rows_of_laws({"clip": (0.0, 3.0, 0.11), "drrho": (0.0, 3.0, 0.10)}))
     assert judgement is not None
     assert "drrho is below that of clip in 0 of 9 cases" in judgement.sentence

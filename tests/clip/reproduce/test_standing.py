@@ -61,9 +61,7 @@ def test_a_claim_does_not_hold_before_every_world_is_complete(results: Results) 
     assert standing.judgement is not None
     assert standing.judgement.figures[0].label == "first"
     assert standing.judgement.verdict == NOT_SHOWN
-    assert standing.judgement.sentence == (
-        "It holds. This is about the measured worlds only; not measured yet: second."
-    )
+    assert standing.judgement.sentence == ("Not measured yet: second. In the measured worlds: It holds.")
     assert standing.missing == {"second": 1}
     _add(results, _experiment("second", 1))
     complete = standing_of(INVENTED, results)
