@@ -177,7 +177,9 @@ def draw_points(
             _clean(axes)
         page.supylabel(y_name, fontsize=9.0)
         # The panels share a legend below them, because a series has the same colour in every panel.
-        columns = min(len(handles), 2 * columns)
+        # The longest name, at about 0.08 inches a character, must fit into a column of the legend.
+        fitting = int(page.get_figwidth() / (0.5 + 0.08 * max(map(len, names))))
+        columns = max(1, min(len(handles), fitting))
         page.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns, frameon=False)
     return content.getvalue()
 

@@ -73,6 +73,9 @@ CASES: dict[str, dict[str, Any]] = {
 """Settings of each case, by the name of the case. Every method, scheme, form and home is in one of them."""
 
 
+IN_FULL = {"bf16 in full": {**CASES["bf16"], "precision": "float32"}}
+"""The case in bfloat16 in the full precision."""
+
 CHAIN: dict[str, dict[str, Any]] = {
     "chain drrho": {"method": "drrho", "ema": 0.9, "clip_norm": 0.5},
     "chain fastclip-v2": {"method": "fastclip-v2", "data": "siblings", "augment": "crop"},

@@ -50,7 +50,8 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> DataSplits:
 
 
 def _all_equal(features: np.ndarray) -> bool:
-    return bool(np.all(features == features[0]))
+    # The rows of a matrix product may differ in the last bits, which depends on the processor.
+    return bool(np.allclose(features, features[0], atol=1e-5))
 
 
 @pytest.mark.parametrize("resize", ["crop", "fit"])
