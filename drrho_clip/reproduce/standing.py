@@ -61,7 +61,9 @@ def standing_of(claim: Claim, results: Results) -> Standing:
     by_hash = elsewhere | dict(results.rows)
     own = results.of(claim.name)
     # Choices have seeds from CHOICE_SEED on.
-    seeds = sorted({row.seed for row in own if row.seed < CHOICE_SEED}) or _SEEDS
+    seeds = sorted({row.seed for row in own if row.seed < CHOICE_SEED})
+    # A claim that has only its choices so far had at least as many seeds as the choices have.
+    seeds = seeds or list(range(len({row.seed for row in own}))) or list(_SEEDS)
     plan = Plan(by_hash, list(WORLDS.values()), seeds=seeds, quick=results.is_quick)
     claim.experiments(plan)
     missing = Counter(experiment.dataset for experiment in plan.missing())
